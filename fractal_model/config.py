@@ -1,0 +1,125 @@
+"""Configuration objects of the model: frozen, strict, one object per level of the fractal.
+
+`presets.py` builds them from the tables of `params.yaml`; a checkpoint stores them as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Generator = Literal["ar", "mar"]
+
+
+class StrictModel(BaseModel):
+    """Frozen, and an unknown key is an error: a misspelt option must never be ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PixelConfig(StrictModel):
+    """The pixel network: predicts three 8-bit channels one after the other (paper, section 4)."""
+
+    width: PositiveInt
+    blocks: PositiveInt
+    heads: PositiveInt
+    condition_width: PositiveInt
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> PixelConfig:
+        _require_heads(self.width, self.heads, "the pixel network")
+        return self
+
+
+class LevelConfig(StrictModel):
+    """One transformer of the recursion: a patch in, one condition per sub-patch out."""
+
+    generator: Generator
+    patch_size: PositiveInt
+    """Side of the patch that the level models, in pixels."""
+    sub_patch_size: PositiveInt
+    """Side of the sub-patches that it hands on, in pixels."""
+    width: PositiveInt
+    blocks: PositiveInt
+    heads: PositiveInt
+    condition_width: PositiveInt
+    """Width of the conditions that it receives."""
+    conditions: Annotated[int, Field(ge=1, le=5)] = 1
+    """How many of the received conditions a MAR level reads; an AR level reads the first."""
+    guiding_pixel: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+    @property
+    def grid(self) -> int:
+        """Sub-patches along one side."""
+        return self.patch_size // self.sub_patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Sub-patches of a patch."""
+        return self.grid**2
+
+    @model_validator(mode="after")
+    def _check(self) -> LevelConfig:
+        where = f"the level of patch size {self.patch_size}"
+        if self.sub_patch_size >= self.patch_size or self.patch_size % self.sub_patch_size:
+            raise ValueError(
+                f"patch size {self.patch_size} is not a multiple of the next level's "
+                f"{self.sub_patch_size}: choose sizes that divide, for example 64, 4, 1"
+            )
+        _require_heads(self.width, self.heads, where)
+        if self.generator == "ar" and (self.width // self.heads) % 4:
+            raise ValueError(
+                f"{where} is AR and has {self.width // self.heads} elements a head (width "
+                f"{self.width}, heads {self.heads}): the 2-D rotary embedding needs a multiple of 4"
+            )
+        if self.generator == "ar" and (self.guiding_pixel or self.conditions != 1):
+            raise ValueError(
+                f"{where} is AR: it reads one condition and has no guiding pixel, "
+                f"found conditions {self.conditions}, guiding_pixel {self.guiding_pixel}"
+            )
+        return self
+
+
+class ModelConfig(StrictModel):
+    """A fractal generative model: levels from the whole image down, then the pixel network."""
+
+    num_classes: PositiveInt
+    levels: Annotated[tuple[LevelConfig, ...], Field(min_length=1)]
+    pixel: PixelConfig
+    red_weight: Annotated[float, Field(gt=0)] = 5.0
+    """Weight of the red channel in the training loss; green and blue weigh 1."""
+
+    @property
+    def image_size(self) -> int:
+        return self.levels[0].patch_size
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> ModelConfig:
+        for upper, lower in zip(self.levels, (*self.levels[1:], self.pixel), strict=True):
+            size = getattr(lower, "patch_size", 1)
+            if upper.sub_patch_size != size or lower.condition_width != upper.width:
+                raise ValueError(
+                    f"levels do not fit together: {upper.sub_patch_size} px and width "
+                    f"{upper.width} are handed to a level of {size} px that expects width "
+                    f"{lower.condition_width}"
+                )
+            handed_on = 1 if upper.generator == "ar" else 5
+            if getattr(lower, "conditions", 1) > handed_on:
+                raise ValueError(
+                    f"the MAR level of patch size {size} reads {lower.conditions} conditions but "
+                    f"the AR level above hands on one: set conditions to 1"
+                )
+        if self.levels[0].guiding_pixel:
+            raise ValueError("the first level has no guiding pixel: only levels below it do")
+        return self
+
+
+def _require_heads(width: int, heads: int, where: str) -> None:
+    if width % heads:
+        allowed = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0 and n <= 32)
+        raise ValueError(
+            f"heads {heads} does not divide the width {width} of {where}: choose one of {allowed}"
+        )

@@ -1,0 +1,163 @@
+"""Batches of a prepared split for training and for evaluation.
+
+Decided here: which images a batch holds is settled before the work is given to any worker, so
+the stream does not depend on the number of ranks or of loader processes. A rank gets its
+contiguous slice of each global batch. Training resumes by giving the position in images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fractal_model.data.order import stream_flips, stream_indices
+from fractal_model.data.prepared import Example, PreparedSplit
+from fractal_model.errors import FractalError
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor
+    """uint8 (B, 3, H, W)"""
+    labels: torch.Tensor
+    """int64 (B,)"""
+    indices: torch.Tensor
+    """int64 (B,): positions in the split."""
+
+
+class _Pick(NamedTuple):
+    """What a loader process is asked for."""
+
+    index: int
+    flip: bool
+
+
+def train_loader(
+    split: PreparedSplit,
+    *,
+    seed: int,
+    position: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    flip: bool = False,
+    end_position: int,
+) -> DataLoader[Batch]:
+    """This rank's part of the training stream from `position` to `end_position`, in batches.
+
+    `batch_size` is the global batch: a `Batch` holds batch_size / world_size images. Positions
+    count images over all ranks. Every batch is full: the last one may go past `end_position`, and
+    there is none when `position` has reached it. With `flip`, an image is mirrored or not by
+    (seed, epoch, index). Torch's global random state is left alone.
+
+    Raises FractalError when `batch_size` is not a multiple of `world_size`, and for a rank,
+    position, seed or batch size out of range.
+    """
+    _require_rank(rank, world_size)
+    if batch_size < 1 or batch_size % world_size:
+        raise FractalError(
+            f"batch_size {batch_size} is not a multiple of the {world_size} workers: choose for "
+            f"example {max(1, round(batch_size / world_size)) * world_size}"
+        )
+    if seed < 0 or position < 0:
+        raise FractalError(f"seed is {seed} and position {position}, expected 0 or more")
+    sampler = _StreamBatches(
+        size=len(split),
+        seed=seed,
+        starts=range(position, end_position, batch_size),
+        flip=flip,
+        part=slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size),
+    )
+    return _loader(_Flipped(split), sampler, num_workers)
+
+
+def evaluation_batches(
+    split: PreparedSplit,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+) -> DataLoader[Batch]:
+    """Each image once and unmirrored: rank after rank they give the split in its order.
+
+    `batch_size` is what this rank takes at a time; its last batch may be smaller, and a rank has
+    none when there are more ranks than images.
+    Raises FractalError for a batch size below 1 and a rank out of range.
+    """
+    _require_rank(rank, world_size)
+    if batch_size < 1:
+        raise FractalError(f"batch_size is {batch_size}, expected 1 or more")
+    start, end = (len(split) * r // world_size for r in (rank, rank + 1))
+    batches = [
+        [_Pick(index, False) for index in range(first, min(first + batch_size, end))]
+        for first in range(start, end, batch_size)
+    ]
+    return _loader(_Flipped(split), batches, num_workers)
+
+
+class _StreamBatches(Sampler[list[_Pick]]):
+    """The batch sampler: one stretch of the stream a batch, of which `part` is this rank's."""
+
+    def __init__(self, *, size: int, seed: int, starts: range, flip: bool, part: slice) -> None:
+        self._size = size
+        self._seed = seed
+        self._starts = starts
+        self._flip = flip
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[list[_Pick]]:
+        count = self._part.stop - self._part.start
+        for start in self._starts:
+            where = {"seed": self._seed, "start": start + self._part.start, "count": count}
+            indices = stream_indices(**where, size=self._size).tolist()
+            flips = stream_flips(**where, size=self._size).tolist()
+            yield [_Pick(i, self._flip and f) for i, f in zip(indices, flips, strict=True)]
+
+
+class _Flipped(Dataset[Example]):
+    """The split, mirrored where the pick says so."""
+
+    def __init__(self, split: PreparedSplit) -> None:
+        self._split = split
+
+    def __getitems__(self, picks: Sequence[_Pick]) -> list[Example]:
+        examples = self._split.__getitems__([pick.index for pick in picks])
+        return [
+            example._replace(image=example.image.flip(-1)) if pick.flip else example
+            for example, pick in zip(examples, picks, strict=True)
+        ]
+
+
+def _loader(
+    examples: _Flipped, batches: Sampler[list[_Pick]] | list[list[_Pick]], num_workers: int
+) -> DataLoader[Batch]:
+    return DataLoader(
+        examples,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        # Its own generator: without one every new iterator takes from the global random state.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _collate(examples: list[Example]) -> Batch:
+    return Batch(
+        images=torch.stack([example.image for example in examples]),
+        labels=torch.tensor([example.label for example in examples]),
+        indices=torch.tensor([example.index for example in examples]),
+    )
+
+
+def _require_rank(rank: int, world_size: int) -> None:
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise FractalError(
+            f"rank is {rank} of world_size {world_size}, expected 0 to world_size - 1"
+        )

@@ -1,0 +1,99 @@
+"""The order of the images: a pure function of (seed, epoch, position).
+
+Decided here: the stream of images is the epochs' permutations one after the other, counted in
+images from 0, so that a single number (the global position) says where training is, whatever the
+number of workers and the batch size.
+
+Only a bit generator's raw output and `SeedSequence` are used: NumPy promises to keep these the
+same in every version and on every platform, which it does not for `Generator.permutation`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from fractal_model.errors import FractalError
+
+_ORDER, _FLIP = 0, 1  # what the random numbers are for: two uses share none
+
+
+def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of one epoch: int64 (size,), each index once. Read-only, it is kept for reuse.
+
+    Raises FractalError for a negative seed or epoch and for a size below 1.
+    """
+    _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
+    return _permutation(seed, epoch, size)
+
+
+def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Which images are mirrored in one epoch, by index of the image: bool (size,), half of them.
+
+    Read-only. Raises FractalError as `epoch_permutation` does.
+    """
+    _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
+    return _flips(seed, epoch, size)
+
+
+def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
+    """Indices of the `count` images from global position `start` on: int64 (count,).
+
+    Raises FractalError for a negative seed, start or count and for a size below 1.
+    """
+    _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
+    pieces = [
+        _permutation(seed, epoch, size)[part] for epoch, part in _epochs(start, count, size)
+    ]
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+
+
+def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
+    """Which of the images of `stream_indices` are mirrored: bool (count,).
+
+    Decided by (seed, epoch, index of the image). Raises FractalError as `stream_indices` does.
+    """
+    _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
+    pieces = [
+        _flips(seed, epoch, size)[_permutation(seed, epoch, size)[part]]
+        for epoch, part in _epochs(start, count, size)
+    ]
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=bool)
+
+
+def _epochs(start: int, count: int, size: int) -> list[tuple[int, slice]]:
+    """The stretch of the stream as (epoch, part of that epoch) pairs."""
+    end = start + count
+    return [
+        (epoch, slice(max(start - epoch * size, 0), min(end - epoch * size, size)))
+        for epoch in range(start // size, -(-end // size))
+        if count
+    ]
+
+
+# Two epochs are enough: a batch may cross from one into the next.
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    order = np.argsort(_random_bits(seed, _ORDER, epoch, size), kind="stable").astype(np.int64)
+    order.setflags(write=False)
+    return order
+
+
+@lru_cache(maxsize=4)
+def _flips(seed: int, epoch: int, size: int) -> np.ndarray:
+    flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
+    flips.setflags(write=False)
+    return flips
+
+
+def _random_bits(seed: int, use: int, epoch: int, size: int) -> np.ndarray:
+    """uint64 (size,)"""
+    sequence = np.random.SeedSequence(seed, spawn_key=(use, epoch))
+    return np.random.Philox(sequence).random_raw(size)
+
+
+def _require(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if value < least:
+            raise FractalError(f"{name} is {value}, expected {least} or more")

@@ -1,0 +1,14 @@
+"""The one exception for mistakes that a person can mend.
+
+Its text is a single line: what, what was found, what was expected, the way out. The command line
+prints it without a traceback and exits with 1; `assert` is kept for our own bugs.
+"""
+
+
+class FractalError(ValueError):
+    """A user's mistake, or a condition of the machine that the user can change."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line, nothing left out."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,109 @@
+"""All metrics of a generated set at once.
+
+Decided here: a metric that could not be computed is absent with its reason, never 0 or NaN.
+Broken features are an error, as every number from them would be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fractal_model.errors import FractalError
+from fractal_model.metrics.distances import (
+    FeatureStatistics,
+    checked_features,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+
+@dataclass(frozen=True)
+class MetricResults:
+    """Every metric is in exactly one of the two."""
+
+    values: dict[str, float]
+    """fid, kid, kid_stderr, inception_score, precision, recall."""
+    absent: dict[str, str]
+    """Metric to the reason, on one line, why it has no value."""
+
+
+def image_metrics(
+    generated_features: Tensor,
+    real_features: Tensor,
+    *,
+    kid_subsets: int = 100,
+    kid_subset_size: int = 1000,
+    neighbours: int = 3,
+    splits: int = 10,
+    seed: int = 0,
+    logits: Tensor | None = None,
+    reason_no_logits: str = "no logits of the Inception classifier were given",
+) -> MetricResults:
+    """Metrics of features (N, 2048) of generated and (M, 2048) of real images.
+
+    logits (N, 1008) are the generated images'; without them the Inception Score is absent for
+    reason_no_logits. Sources: see `distances`.
+    Raises FractalError for non-finite features or logits and for unequal widths.
+    """
+    generated = checked_features(generated_features, "generated features")
+    real = checked_features(real_features, "real features")
+    if generated.shape[1] != real.shape[1]:
+        raise FractalError(
+            f"features: found widths {generated.shape[1]} and {real.shape[1]}, expected equal "
+            "ones; use one network for both"
+        )
+    if logits is not None:
+        logits = checked_features(logits, "logits")
+
+    def fid() -> dict[str, float | str]:
+        statistics = map(FeatureStatistics.from_features, (generated, real))
+        return {"fid": frechet_distance(*statistics)}
+
+    def kid() -> dict[str, float | str]:
+        found = kernel_distance(
+            generated, real, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed
+        )
+        no_error = (
+            f"{found.subsets} subsets of {found.subset_size} out of {len(generated)} generated "
+            f"and {len(real)} real images leave nothing to estimate an error from"
+        )
+        error = found.standard_error
+        return {"kid": found.mean, "kid_stderr": no_error if error is None else error}
+
+    def manifold() -> dict[str, float | str]:
+        found = precision_recall(generated, real, neighbours=neighbours)
+        return dict(zip(("precision", "recall"), found, strict=True))
+
+    def score() -> dict[str, float | str]:
+        if logits is None:
+            return {"inception_score": reason_no_logits}
+        return {"inception_score": inception_score(logits, splits=splits, seed=seed)}
+
+    return _collect({
+        ("fid",): fid,
+        ("kid", "kid_stderr"): kid,
+        ("inception_score",): score,
+        ("precision", "recall"): manifold,
+    })
+
+
+def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]]) -> MetricResults:
+    """A float is a value, a text the reason for none; a FractalError is a reason for all names."""
+    values: dict[str, float] = {}
+    absent: dict[str, str] = {}
+    for names, compute in parts.items():
+        try:
+            found = compute()
+        except FractalError as error:
+            found = dict.fromkeys(names, str(error))
+        for name, value in found.items():
+            if isinstance(value, str):
+                absent[name] = value
+            else:
+                values[name] = value
+    return MetricResults(values=values, absent=absent)

@@ -1,0 +1,22 @@
+"""What an evaluation computes, from how many samples."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fractal_model.config import PositiveInt, StrictModel
+
+
+class EvaluationConfig(StrictModel):
+    """Protocol of one size."""
+
+    likelihood_passes: PositiveInt
+    """Forward passes an image; an AR model's likelihood is exact and takes one."""
+    samples_per_class: PositiveInt
+    batch_size: PositiveInt
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    kid_subsets: PositiveInt
+    seed: Annotated[int, Field(ge=0)]
+    """Seed of the first sampled image; the next ones count up."""

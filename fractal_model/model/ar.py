@@ -1,0 +1,67 @@
+"""The autoregressive level: sub-patches one after the other in raster order.
+
+Output position t is the condition of sub-patch t and has read the conditions from above and the
+sub-patches 0 … t−1. The last sub-patch is therefore never fed in.
+
+Shapes: R rows, T sub-patches of 3 × p × p, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fractal_model.config import LevelConfig
+from fractal_model.model.attention import KeyValueCache, rotary_factors
+from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
+from fractal_model.model.conditions import Conditions
+from fractal_model.model.pixels import normalise
+
+
+class ARLevel(nn.Module):
+    """A causal transformer over the sub-patches of a patch."""
+
+    def __init__(self, config: LevelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch = nn.Linear(3 * config.sub_patch_size**2, width)
+        self.condition = nn.Linear(config.condition_width, width)
+        self.positions = nn.Parameter(torch.zeros(1, config.tokens + 1, width))
+        self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.blocks = nn.ModuleList(
+            ar_block(width, config.heads, dropout=config.dropout) for _ in range(config.blocks)
+        )
+        self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
+        rotary = rotary_factors(config.grid, width // config.heads)
+        self.register_buffer("rotary", rotary, persistent=False)
+
+    def forward(self, tokens: Tensor, conditions: Conditions) -> Conditions:
+        """(R, T, 3, p, p) uint8 sub-patches to one condition each, (R · T, 1, D)."""
+        first = self.condition(conditions.middle)[:, None]
+        x = torch.cat([first, self.patch(normalise(tokens[:, :-1]).flatten(2))], dim=1)
+        x = self.norm_in(x + self.positions[:, :-1])
+        x = self.norm_out(run_blocks(self.blocks, x, rotary=self.rotary[:-1]))
+        return Conditions(x.flatten(0, 1)[:, None])
+
+    def first_token(self, conditions: Conditions) -> Tensor:
+        """(R, D): what `step` takes for sub-patch 0."""
+        return self.condition(conditions.middle)
+
+    def next_token(self, sub_patches: Tensor) -> Tensor:
+        """(R, 3, p, p) uint8, the sub-patch just made, to (R, D): what the next `step` takes."""
+        return self.patch(normalise(sub_patches).flatten(1))
+
+    def new_caches(self, token_RD: Tensor) -> list[KeyValueCache]:
+        rows = token_RD.shape[0]
+        return [
+            KeyValueCache.empty(block.attention, rows, self.config.tokens, token_RD)
+            for block in self.blocks
+        ]
+
+    def step(self, token_RD: Tensor, caches: list[KeyValueCache]) -> Conditions:
+        """The condition of the next sub-patch, (R, 1, D), from the newest token alone."""
+        t = caches[0].length
+        x = self.norm_in(token_RD[:, None] + self.positions[:, t : t + 1])
+        x = run_blocks(self.blocks, x, rotary=self.rotary[t : t + 1], caches=caches)
+        return Conditions(self.norm_out(x))

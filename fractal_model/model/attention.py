@@ -1,0 +1,112 @@
+"""The one attention of every transformer here, with its cache and its 2-D rotary embedding.
+
+Decided here: the fused `scaled_dot_product_attention` everywhere; the key-value cache is an
+argument that a sampler owns, never a state of the module.
+
+Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for one attention; grows in place."""
+
+    keys: Tensor
+    """(B, H, capacity, d)"""
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, attention: Attention, rows: int, capacity: int, like: Tensor) -> KeyValueCache:
+        shape = (rows, attention.heads, capacity, attention.width // attention.heads)
+        return cls(keys=like.new_empty(shape), values=like.new_empty(shape))
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, S, d) new keys and values; return all that are valid."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused qkv projection."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        bias: bool,
+        causal: bool,
+        weight_dropout: float = 0.0,
+        output_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.width = width
+        self.heads = heads
+        self.causal = causal
+        self.weight_dropout = weight_dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.projection = nn.Linear(width, width, bias=bias)
+        self.output_dropout = nn.Dropout(output_dropout)
+
+    def forward(
+        self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """(B, S, D) to (B, S, D).
+
+        With a cache, the S positions come after those already in it; more than one new position
+        is only legal when it is empty. `rotary` holds the factors of the S positions.
+        """
+        rows, length, width = x_BSD.shape
+        qkv = self.qkv(x_BSD).view(rows, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if cache is not None:
+            assert length == 1 or cache.length == 0
+            key, value = cache.append(key, value)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=self.weight_dropout if self.training else 0.0,
+            is_causal=self.causal and length > 1,
+        )
+        mixed = mixed.transpose(1, 2).reshape(rows, length, width)
+        return self.output_dropout(self.projection(mixed))
+
+
+def rotary_factors(grid: int, head_width: int) -> Tensor:
+    """Cosines and sines of the AR level's positions, (T + 1, d/2, 2), T = grid².
+
+    The first d/4 pairs of neighbouring elements turn with the row of the sub-patch, the next d/4
+    with its column. Position 0 is the condition token; its factors are zero, so its query and key
+    vanish: this is how the published weights were trained.
+    """
+    frequency = 10000.0 ** (-2 * torch.arange(head_width // 4) / (head_width / 2))
+    position = torch.arange(grid, dtype=torch.float32)
+    angle = position[:, None] * frequency
+    rows = angle[:, None, :].expand(grid, grid, -1)
+    columns = angle[None, :, :].expand(grid, grid, -1)
+    angles = torch.cat([rows, columns], dim=-1).reshape(grid * grid, head_width // 2)
+    factors = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros_like(factors[:1]), factors])
+
+
+def rotate(x: Tensor, factors: Tensor) -> Tensor:
+    """Turn the pairs of (B, H, S, d) by (S, d/2, 2) factors, in float32, result in x's dtype."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = factors.unbind(-1)
+    turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -1,0 +1,77 @@
+"""The two pre-norm transformer blocks: the vision transformer's and the AR levels'.
+
+Shapes: B rows, S positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from timm.layers import Mlp, SwiGLU
+from torch import Tensor, nn
+
+from fractal_model.model.attention import Attention, KeyValueCache
+
+NORM_EPSILON = 1e-6
+SWIGLU_MULTIPLE = 256
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(
+        self, norm1: nn.Module, attention: Attention, norm2: nn.Module, feed_forward: nn.Module
+    ) -> None:
+        super().__init__()
+        self.norm1 = norm1
+        self.attention = attention
+        self.norm2 = norm2
+        self.feed_forward = feed_forward
+
+    def forward(
+        self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
+        return x_BSD + self.feed_forward(self.norm2(x_BSD))
+
+
+def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
+    """Pre-norm ViT block: biases, MLP ratio 4, exact GELU; dropout also on attention weights."""
+    return Block(
+        nn.LayerNorm(width, eps=NORM_EPSILON),
+        Attention(
+            width=width,
+            heads=heads,
+            bias=True,
+            causal=causal,
+            weight_dropout=dropout,
+            output_dropout=dropout,
+        ),
+        nn.LayerNorm(width, eps=NORM_EPSILON),
+        Mlp(width, 4 * width, drop=dropout),
+    )
+
+
+def ar_block(width: int, heads: int, *, dropout: float) -> Block:
+    """The AR level's block: RMSNorm, causal attention without biases, SwiGLU."""
+    return Block(
+        nn.RMSNorm(width, eps=1e-5),
+        Attention(width=width, heads=heads, bias=False, causal=True, output_dropout=dropout),
+        nn.RMSNorm(width, eps=1e-5),
+        SwiGLU(
+            width, 8 * width // 3, bias=False, drop=(0.0, dropout), align_to=SWIGLU_MULTIPLE
+        ),
+    )
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    x_BSD: Tensor,
+    *,
+    rotary: Tensor | None = None,
+    caches: Sequence[KeyValueCache] | None = None,
+) -> Tensor:
+    """Apply the blocks in turn, each with its own cache where caches are given."""
+    for i, block in enumerate(blocks):
+        x_BSD = block(x_BSD, rotary=rotary, cache=caches[i] if caches is not None else None)
+    return x_BSD

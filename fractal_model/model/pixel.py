@@ -1,0 +1,74 @@
+"""The pixel network: the last level of the fractal (paper, section 4, "pixel-by-pixel").
+
+It predicts red, then green given red, then blue given both, as categories of 8 bits. The same
+network predicts guiding pixels. The blue value is never fed in: nothing comes after it.
+
+Shapes: N pixels, C width of the condition, W width, V = 256 values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fractal_model.config import PixelConfig
+from fractal_model.model.attention import KeyValueCache
+from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
+from fractal_model.model.pixels import CHANNEL_VALUES
+
+CHANNELS = 3
+
+
+class PixelNetwork(nn.Module):
+    """Logits of a pixel's three channels, each given the condition and the channels before it."""
+
+    def __init__(self, config: PixelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.condition = nn.Linear(config.condition_width, width)
+        self.codebooks = nn.ModuleList(
+            nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS)
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.zeros(1, CHANNEL_VALUES)) for _ in range(CHANNELS)
+        )
+        self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
+        self.blocks = nn.ModuleList(
+            vit_block(width, config.heads, causal=True, dropout=0.0) for _ in range(config.blocks)
+        )
+        self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
+
+    def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
+        """Logits (N, 3, V) in float32 for 8-bit `values_N3` (int64)."""
+        tokens = [
+            self.condition(conditions_NC),
+            self.codebooks[0](values_N3[:, 0]),
+            self.codebooks[1](values_N3[:, 1]),
+        ]
+        hidden = run_blocks(self.blocks, self.norm_in(torch.stack(tokens, dim=1)))
+        hidden = self.norm_out(hidden)
+        return torch.stack([self._logits(hidden[:, c], c) for c in range(CHANNELS)], dim=1)
+
+    def first_token(self, conditions_NC: Tensor) -> Tensor:
+        """(N, W): what `step` takes for the red channel."""
+        return self.condition(conditions_NC)
+
+    def next_token(self, channel: int, values_N: Tensor) -> Tensor:
+        """(N, W): what `step` takes for the channel after `channel`, whose values are given."""
+        return self.codebooks[channel](values_N)
+
+    def new_caches(self, token_NW: Tensor) -> list[KeyValueCache]:
+        rows = token_NW.shape[0]
+        return [
+            KeyValueCache.empty(block.attention, rows, CHANNELS, token_NW) for block in self.blocks
+        ]
+
+    def step(self, token_NW: Tensor, channel: int, caches: list[KeyValueCache]) -> Tensor:
+        """Logits (N, V) of one channel from the newest token alone."""
+        hidden = run_blocks(self.blocks, self.norm_in(token_NW[:, None]), caches=caches)
+        return self._logits(self.norm_out(hidden[:, 0]), channel)
+
+    def _logits(self, hidden_NW: Tensor, channel: int) -> Tensor:
+        with torch.autocast(hidden_NW.device.type, enabled=False):
+            codebook = self.codebooks[channel].weight
+            return hidden_NW.float() @ codebook.t() + self.biases[channel]

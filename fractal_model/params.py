@@ -1,0 +1,150 @@
+"""`params.yaml`: read once, into frozen models; DVC stages, flows and commands use the same."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from fractal_model.config import ModelConfig, StrictModel
+from fractal_model.errors import FractalError
+from fractal_model.metrics.settings import EvaluationConfig
+from fractal_model.presets import Architecture
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.training.settings import TrainingConfig
+
+DEFAULT_FILE = Path("params.yaml")
+
+
+class PathsConfig(StrictModel):
+    """Folders; absolute once read."""
+
+    data: Path
+    outputs: Path
+
+
+class DigitsConfig(StrictModel):
+    """The embedded data set."""
+
+    validation_images: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class DatasetsConfig(StrictModel):
+    digits: DigitsConfig
+
+
+class Size(StrictModel):
+    """All settings of one model size."""
+
+    name: str
+    model: ModelConfig
+    training: TrainingConfig
+    sampling: SamplingConfig
+    evaluation: EvaluationConfig
+
+
+class Params(StrictModel):
+    """The whole file."""
+
+    paths: PathsConfig
+    datasets: DatasetsConfig
+    models: dict[str, Architecture]
+    training: dict[str, TrainingConfig]
+    sampling: dict[str, SamplingConfig]
+    evaluation: dict[str, EvaluationConfig]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        for section in ("training", "sampling", "evaluation"):
+            found = set(getattr(self, section))
+            if found != set(self.models):
+                raise ValueError(
+                    f"{section} has the sizes {sorted(found)}, models has {sorted(self.models)}: "
+                    f"every size needs an entry in each"
+                )
+        for name, training in self.training.items():
+            if training.dataset not in DatasetsConfig.model_fields:
+                raise ValueError(
+                    f"training.{name}.dataset is {training.dataset!r}: known are "
+                    f"{', '.join(DatasetsConfig.model_fields)}"
+                )
+            self.sampling[name].level_iterations(self.models[name].to_model())
+        return self
+
+    def size(self, name: str) -> Size:
+        """Everything about one size. FractalError names the sizes there are."""
+        if name not in self.models:
+            raise FractalError(f"size {name!r} is unknown: choose {' or '.join(self.models)}")
+        return Size(
+            name=name,
+            model=self.models[name].to_model(),
+            training=self.training[name],
+            sampling=self.sampling[name],
+            evaluation=self.evaluation[name],
+        )
+
+    def dataset_folder(self, name: str) -> Path:
+        return self.paths.data / name
+
+
+def load_params(file: Path = DEFAULT_FILE) -> Params:
+    """Read and check the file. FractalError: one line with the key, what was found, what is
+    allowed."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except FileNotFoundError as error:
+        raise FractalError(
+            f"{file} is missing in {Path.cwd()}: run from the project's folder or give --params"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FractalError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise FractalError(f"{file}: {describe(error, Params)}") from error
+    base = file.resolve().parent
+    paths = PathsConfig(data=base / params.paths.data, outputs=base / params.paths.outputs)
+    return params.model_copy(update={"paths": paths})
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """All problems of a pydantic error on one line, with the nearest known key for a typo."""
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key!r}{_suggestion(model, item['loc'])}")
+        elif item["type"] == "missing":
+            problems.append(f"key {key!r} is missing")
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            found = item["input"]
+            shown = f", found {found!r}" if isinstance(found, str | int | float) else ""
+            problems.append(f"{key}: {text}{shown}" if key else text)
+    return "; ".join(problems)
+
+
+def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """`: did you mean …` for the last part of a key, among its siblings."""
+    known = _fields_at(model, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if near:
+        return f", did you mean {near[0]!r}?"
+    return f", known are {', '.join(known)}" if known else ""
+
+
+def _fields_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        arguments = getattr(annotation, "__args__", ())
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        elif len(arguments) == 2:  # dict[str, …]
+            annotation = arguments[1]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.model_fields)
+    return []

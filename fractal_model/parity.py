@@ -1,0 +1,192 @@
+"""`fractal parity`: hold our model against numbers measured on the published implementation.
+
+A case is a folder with `config.json`, `weights.safetensors` (published names),
+`inputs.safetensors` and `expected.safetensors`; sizes and the mix of levels are free.
+
+Tolerances, float32: losses and conditions 1e-5 relative, gradient norms 1e-4 relative, greedy
+samples equal in 99.9 % of the values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fractal_model.errors import FractalError, one_line
+from fractal_model.model.ar import ARLevel
+from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass, Rows
+from fractal_model.model.losses import published_evaluation_loss, training_loss
+from fractal_model.model.pixels import patchify
+from fractal_model.model.published import from_published, model_config, our_name
+from fractal_model.randomness import ImageNoise
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sampling.values import most_likely
+
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3
+SAMPLE_LOGIT_SCALE, SAMPLE_FILTER_THRESHOLD = 1.05, 1e-4
+CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One quantity: its error beside what is allowed."""
+
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # false for NaN
+
+
+@dataclass(frozen=True)
+class Case:
+    """One folder, read."""
+
+    model: FractalModel
+    inputs: dict[str, Tensor]
+    expected: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path) -> Case:
+        """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
+        try:
+            settings = json.loads((folder / "config.json").read_text())
+            model = FractalModel(model_config(settings))
+            weights, inputs, expected = (
+                load_file(folder / f"{name}.safetensors")
+                for name in ("weights", "inputs", "expected")
+            )
+            model.load_state_dict(from_published(weights))
+        except FileNotFoundError as error:
+            raise FractalError(
+                f"{folder} is no parity case, {Path(error.filename or '').name} is missing: it "
+                f"needs config.json and weights, inputs and expected.safetensors"
+            ) from error
+        except (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+            raise FractalError(f"the parity case {folder} is unusable: {one_line(error)}") from error
+        return cls(model, inputs, expected)
+
+    def run(self, labels: Tensor) -> Pass:
+        return self.model(
+            self.inputs["images_uint8"],
+            labels,
+            masks=self._mask,
+            guides=lambda means: (means.round().long(), means),
+        )
+
+    def _mask(self, level: int, rows: Rows) -> Tensor:
+        return self.inputs[f"mask_level{level}"].bool()
+
+
+def compare(folder: Path) -> Iterator[Comparison]:
+    """Every expected quantity of a case with its error; runs on the CPU in float32."""
+    case = Case.read(folder)
+    known = 0
+    for group in (_losses, _gradients, _conditions, _samples):
+        for comparison in group(case):
+            known += 1
+            yield comparison
+    if known != len(case.expected):
+        raise FractalError(
+            f"{folder} expects {len(case.expected)} quantities, {known} of them known here: "
+            f"see {sorted(case.expected)[:3]} …"
+        )
+
+
+def _losses(case: Case) -> Iterator[Comparison]:
+    labels = case.inputs["labels"]
+    case.model.eval()
+    with torch.no_grad():
+        unconditional = case.run(torch.full_like(labels, NO_CLASS))
+    found = {"eval_loss_unconditional_nats": published_evaluation_loss(unconditional)}
+    case.model.train().zero_grad()
+    loss = training_loss(case.run(labels), red_weight=case.model.config.red_weight)
+    loss.backward()
+    found["train_loss_conditional"] = loss.detach()
+    for name, value in found.items():
+        if name in case.expected:
+            yield Comparison(name, _relative(value, case.expected[name]), LOSS_TOLERANCE)
+
+
+def _gradients(case: Case) -> Iterator[Comparison]:
+    ours = {
+        name: p.grad.norm() if p.grad is not None else torch.zeros(())
+        for name, p in case.model.named_parameters()
+    }
+    for name, expected in case.expected.items():
+        if name == "grad_norm_total":
+            found = torch.stack(list(ours.values())).norm()
+        elif name.startswith("grad_norm."):
+            found = ours[our_name(name.removeprefix("grad_norm."))]
+        else:
+            continue
+        yield Comparison(name, _relative(found, expected), GRADIENT_TOLERANCE)
+
+
+def _conditions(case: Case) -> Iterator[Comparison]:
+    """All positions are wanted here, also those that the mask keeps from the next level."""
+    case.model.eval()
+    level, images = case.model.levels[0], case.inputs["images_uint8"]
+    with torch.no_grad():
+        handed_on = level0_conditions(case.model, images, case.inputs)
+    for name, expected in case.expected.items():
+        if name.startswith("level0_conditions_"):
+            position = CONDITION_NAMES.index(name.removeprefix("level0_conditions_"))
+            found = handed_on[:, position].view(len(images), level.config.tokens, -1)
+            yield Comparison(name, _relative(found, expected), LOSS_TOLERANCE)
+
+
+def level0_conditions(model: FractalModel, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """(B · T, n, D): what level 0 hands on for `sample_labels`."""
+    level = model.levels[0]
+    tokens = patchify(images, level.config.sub_patch_size)
+    root = model.root(inputs["sample_labels"])
+    if isinstance(level, ARLevel):
+        return level(tokens, root).values_NCD
+    mask = inputs["mask_level0"].bool()
+    return level(tokens, mask, root, wanted=torch.ones_like(mask)).values_NCD
+
+
+def _samples(case: Case) -> Iterator[Comparison]:
+    labels = case.inputs["sample_labels"]
+    iterations = tuple(case.inputs["sample_num_iters"].tolist())
+    for name, expected in case.expected.items():
+        if not name.startswith("greedy_sample_cfg"):
+            continue
+        guidance = name.removeprefix("greedy_sample_cfg").removesuffix("_uint8")
+        settings = SamplingConfig(
+            guidance=float(guidance),
+            logit_scale=SAMPLE_LOGIT_SCALE,
+            iterations=iterations,
+            filter_threshold=SAMPLE_FILTER_THRESHOLD,
+        )
+        sampler = Sampler(case.model, settings, draw=most_likely)
+        images = sampler.from_noise(labels, _in_order(len(labels), case.model))
+        differing = (images != expected).double().mean().item()
+        yield Comparison(name, differing, SAMPLE_TOLERANCE)
+
+
+def _in_order(images: int, model: FractalModel) -> ImageNoise:
+    """Orders 0, 1, 2, … in place of random ones, as the cases were measured."""
+    noise = ImageNoise.draw([0] * images, model.config, torch.device("cpu"))
+    orders = tuple(
+        None if scores is None else torch.arange(scores.shape[-1]).expand_as(scores)
+        for scores in noise.orders
+    )
+    return ImageNoise(noise.pixels, orders, noise.guides)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value: for a vector its scale counts."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()

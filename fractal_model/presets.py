@@ -1,0 +1,82 @@
+"""From the table rows that people write to the model configuration that the code uses.
+
+A row gives one list entry per level, the last for the pixel network, as in Table 2 of the paper;
+the same conversion serves `params.yaml` and the configuration of published checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from fractal_model.config import (
+    Generator,
+    LevelConfig,
+    ModelConfig,
+    PixelConfig,
+    PositiveInt,
+    StrictModel,
+)
+
+
+class Architecture(StrictModel):
+    """One row of the table `models` in params.yaml."""
+
+    patch_sizes: tuple[PositiveInt, ...]
+    widths: tuple[PositiveInt, ...]
+    blocks: tuple[PositiveInt, ...]
+    heads: tuple[PositiveInt, ...]
+    generators: tuple[Generator, ...]
+    conditions: Annotated[int, Field(ge=1, le=5)] = 1
+    guiding_pixel: bool = False
+    num_classes: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    red_weight: Annotated[float, Field(gt=0)] = 5.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Architecture:
+        levels = len(self.patch_sizes)
+        if levels < 2 or self.patch_sizes[-1] != 1:
+            raise ValueError(
+                f"patch_sizes {list(self.patch_sizes)} must go down to the pixel: end it in 1"
+            )
+        for name in ("widths", "blocks", "heads"):
+            found = len(getattr(self, name))
+            if found != levels:
+                raise ValueError(f"{name} has {found} entries, patch_sizes has {levels}: match them")
+        if len(self.generators) != levels - 1:
+            raise ValueError(
+                f"generators has {len(self.generators)} entries for {levels} patch sizes: give "
+                f"{levels - 1}, the pixel network has none"
+            )
+        self.to_model()
+        return self
+
+    def to_model(self) -> ModelConfig:
+        """The same architecture, one object per level. ValueError where levels do not fit."""
+        condition_widths = (self.widths[0], *self.widths)
+        levels = tuple(
+            LevelConfig(
+                generator=generator,
+                patch_size=self.patch_sizes[i],
+                sub_patch_size=self.patch_sizes[i + 1],
+                width=self.widths[i],
+                blocks=self.blocks[i],
+                heads=self.heads[i],
+                condition_width=condition_widths[i],
+                conditions=self.conditions if generator == "mar" else 1,
+                guiding_pixel=self.guiding_pixel and i > 0 and generator == "mar",
+                dropout=self.dropout,
+            )
+            for i, generator in enumerate(self.generators)
+        )
+        pixel = PixelConfig(
+            width=self.widths[-1],
+            blocks=self.blocks[-1],
+            heads=self.heads[-1],
+            condition_width=self.widths[-2],
+        )
+        return ModelConfig(
+            num_classes=self.num_classes, levels=levels, pixel=pixel, red_weight=self.red_weight
+        )

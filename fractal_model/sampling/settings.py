@@ -1,0 +1,65 @@
+"""How images are sampled: settings, the masking schedule, the guidance schedule.
+
+All schedules are pure functions of progress.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from fractal_model.config import ModelConfig, PositiveInt, StrictModel
+from fractal_model.errors import FractalError
+
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SamplingConfig(StrictModel):
+    """Settings of a sampler (paper, section 5 and appendix)."""
+
+    guidance: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    """Classifier-free guidance w; 1 is none."""
+    logit_scale: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    """Multiplies the logits; the paper calls it temperature, above 1 it sharpens."""
+    iterations: tuple[PositiveInt, ...] = ()
+    """Steps of each level, from the top; an AR level always takes one a sub-patch. Empty: one
+    sub-patch at a time at every level."""
+    filter_threshold: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 1e-4
+    """Below this conditional probability, guidance may not raise a value."""
+
+    def level_iterations(self, model: ModelConfig) -> tuple[int, ...]:
+        """Steps for each level of a model. FractalError where they do not fit it."""
+        tokens = tuple(level.tokens for level in model.levels)
+        if not self.iterations:
+            return tokens
+        if len(self.iterations) != len(tokens):
+            raise FractalError(
+                f"iterations {list(self.iterations)} has {len(self.iterations)} entries: this "
+                f"model has {len(tokens)} levels, give one for each"
+            )
+        for level, steps in zip(model.levels, self.iterations, strict=True):
+            if level.generator == "mar" and steps > level.tokens:
+                raise FractalError(
+                    f"iterations {steps} asked of the level of {level.patch_size} px, which has "
+                    f"{level.tokens} sub-patches: give 1 … {level.tokens}"
+                )
+        return tuple(
+            steps if level.generator == "mar" else level.tokens
+            for level, steps in zip(model.levels, self.iterations, strict=True)
+        )
+
+
+def still_masked(step: int, *, before: int, steps: int, tokens: int) -> int:
+    """Sub-patches of a MAR level still masked after step `step` of `steps` (cosine schedule).
+
+    At least 1 and at most one fewer than before; the caller lets the last step predict all.
+    """
+    scheduled = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
+    return max(1, min(before - 1, scheduled))
+
+
+def guidance_at(progress: float, guidance: float) -> float:
+    """Linear schedule at level 0: from 1 to `guidance` as `progress` goes from 0 to 1."""
+    return 1 + (guidance - 1) * progress

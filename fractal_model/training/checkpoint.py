@@ -1,0 +1,155 @@
+"""The checkpoint: a folder that is complete or does not exist, and that no pickle can enter.
+
+    model.safetensors   weights
+    config.json         the model's configuration
+    optimizer.pt        optimiser state, a torch file that loads with weights_only=True
+    progress.json       position in images, size, fingerprint of the run
+    checksums.json      SHA-256 of each of these
+    COMPLETE            written last; holds the SHA-256 of checksums.json
+
+Written beside and renamed. The random state of training is a pure function of (seed, position,
+rank), so the position restores it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fractal_model.config import ModelConfig, StrictModel
+from fractal_model.errors import FractalError, one_line
+from fractal_model.model.fractal import FractalModel
+
+WEIGHTS, CONFIG, OPTIMIZER, PROGRESS = (
+    "model.safetensors",
+    "config.json",
+    "optimizer.pt",
+    "progress.json",
+)
+CHECKSUMS, MARKER = "checksums.json", "COMPLETE"
+
+
+class Progress(StrictModel):
+    """How far a run has come."""
+
+    size: str
+    fingerprint: str
+    """Of everything that decides the run: model, recipe, data, version."""
+    position: int
+    """Images seen, over all workers and epochs."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read and checked."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    progress: Progress
+    optimizer: dict[str, Any]
+
+    def build_model(self, device: torch.device | str = "cpu") -> FractalModel:
+        model = FractalModel(self.config).to(device)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    model: FractalModel,
+    optimizer: dict[str, Any],
+    progress: Progress,
+) -> None:
+    """Write beside `folder`, then rename. FractalError when the disk is full; nothing that was
+    complete before is touched."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(model.state_dict(), partial / WEIGHTS)
+        _write_text(partial / CONFIG, model.config.model_dump_json(indent=1))
+        torch.save(optimizer, partial / OPTIMIZER)
+        _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
+        sums = {name: _sha256(partial / name) for name in (WEIGHTS, CONFIG, OPTIMIZER, PROGRESS)}
+        _write_text(partial / CHECKSUMS, json.dumps(sums, indent=1))
+        _write_text(partial / MARKER, _sha256(partial / CHECKSUMS))
+        partial.rename(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path("/")).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or "o space left" in str(error)
+        reason = "the disk is full" if full else one_line(error)
+        raise FractalError(
+            f"cannot save the checkpoint {folder}: {reason} ({free / 1e9:.1f} GB free); free some "
+            f"space and run again, earlier checkpoints are unharmed"
+        ) from error
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint after checking marker and checksums. FractalError names what is damaged."""
+    verify_checkpoint(folder)
+    try:
+        return Checkpoint(
+            config=ModelConfig.model_validate_json((folder / CONFIG).read_text()),
+            weights=load_file(folder / WEIGHTS),
+            progress=Progress.model_validate_json((folder / PROGRESS).read_text()),
+            optimizer=torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"),
+        )
+    except (ValidationError, SafetensorError, RuntimeError) as error:
+        raise FractalError(
+            f"the checkpoint {folder} was written by another version: {one_line(error)}"
+        ) from error
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Marker, then every checksum. FractalError: missing, incomplete, truncated or changed."""
+    way_out = "use an earlier checkpoint or train again"
+    if not folder.is_dir():
+        raise FractalError(f"there is no checkpoint folder {folder}: train first, or check the path")
+    marker, checksums = folder / MARKER, folder / CHECKSUMS
+    if not marker.is_file() or not checksums.is_file():
+        raise FractalError(
+            f"the checkpoint {folder} is incomplete, it has no {MARKER} marker: writing it was "
+            f"interrupted; {way_out}"
+        )
+    if marker.read_text() != _sha256(checksums):
+        raise FractalError(f"the checkpoint {folder} is damaged: {CHECKSUMS} changed; {way_out}")
+    for name, expected in json.loads(checksums.read_text()).items():
+        if not (folder / name).is_file():
+            raise FractalError(f"the checkpoint {folder} is damaged: {name} is missing; {way_out}")
+        if _sha256(folder / name) != expected:
+            raise FractalError(
+                f"the checkpoint {folder} is damaged: {name} ({(folder / name).stat().st_size} "
+                f"bytes) does not have its checksum, truncated or changed; {way_out}"
+            )
+
+
+def checkpoint_checksum(folder: Path) -> str:
+    """One checksum for the whole checkpoint."""
+    return _sha256(folder / CHECKSUMS)
+
+
+def _write_text(file: Path, text: str) -> None:
+    with file.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

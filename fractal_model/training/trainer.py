@@ -1,0 +1,156 @@
+"""One worker's training: forward, backward, clip, step. Knows nothing of how it was launched.
+
+Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
+function of (seed, step, rank), so a resumed run repeats an uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fractal_model.config import ModelConfig
+from fractal_model.data.loader import Batch
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
+from fractal_model.model.losses import training_loss
+from fractal_model.training.schedule import learning_rate, training_guides, training_masks
+from fractal_model.training.settings import TrainingConfig
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did; `loss` and `gradient_norm` stay on the device until they are read."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    learning_rate: float
+
+
+class Trainer:
+    """Model, optimiser and position of one rank of a run."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        recipe: TrainingConfig,
+        *,
+        images: int,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.recipe = recipe
+        self.position = 0
+        self._images = images
+        self._rank = rank
+        self._device = torch.device(device)
+        self.model = FractalModel(model)
+        initialise(self.model, torch.Generator().manual_seed(recipe.seed))
+        self.model.to(self._device).train()
+        self.optimizer = _adamw(self.model, recipe)
+        loss: nn.Module = _TrainingLoss(self.model, recipe)
+        self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
+
+    @property
+    def end_position(self) -> int:
+        return self.recipe.epochs * self._images
+
+    @property
+    def steps(self) -> int:
+        return self.position // self.recipe.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return math.ceil(self.end_position / self.recipe.batch_size)
+
+    def restore(self, weights: dict[str, Tensor], optimizer: dict[str, Any], position: int) -> None:
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(optimizer)
+        self.position = position
+
+    def step(self, batch: Batch) -> StepReport:
+        """One optimiser step on this rank's part of a global batch. FractalError: not finite."""
+        rate = self._set_learning_rate()
+        seed = step_seed(self.recipe.seed, self.steps, self._rank)
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        generator = torch.Generator().manual_seed(seed)
+        labels = _drop_labels(batch.labels, self.recipe.label_drop, generator)
+        self.optimizer.zero_grad()
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
+        ):
+            loss = self._loss(batch.images.to(self._device), labels.to(self._device), generator)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if not bool(norm.isfinite()):  # the norm of the averaged gradient: the same on all ranks
+            raise FractalError(
+                f"the gradient is not finite at step {self.steps} (images "
+                f"{batch.indices.tolist()}): lower base_learning_rate, or resume from the last "
+                f"checkpoint with another seed"
+            )
+        self.optimizer.step()
+        self.position += self.recipe.batch_size
+        return StepReport(loss.detach(), norm.detach(), rate)
+
+    def _set_learning_rate(self) -> float:
+        steps_per_epoch = self._images / self.recipe.batch_size
+        rate = learning_rate(
+            self.steps,
+            peak=self.recipe.peak_learning_rate,
+            warmup_steps=round(self.recipe.warmup_epochs * steps_per_epoch),
+            total_steps=self.total_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+
+class _TrainingLoss(nn.Module):
+    """The whole forward pass as one module, so that DDP sees one output."""
+
+    def __init__(self, model: FractalModel, recipe: TrainingConfig) -> None:
+        super().__init__()
+        self.model = model
+        self._tokens = [level.tokens for level in model.config.levels]
+
+    def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        outcome = self.model(
+            images,
+            labels,
+            masks=training_masks(self._tokens, generator),
+            guides=partial(training_guides, generator=generator),
+        )
+        return training_loss(outcome, red_weight=self.model.config.red_weight)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for one step of one rank."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    return int(state) >> 1
+
+
+def _drop_labels(labels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    dropped = torch.rand(labels.shape, generator=generator) < probability
+    return torch.where(dropped, NO_CLASS, labels)
+
+
+def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [], "weight_decay": recipe.weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
+    for name, parameter in model.named_parameters():
+        is_bias = parameter.ndim <= 1 or ".biases." in name  # the pixel logits' biases are (1, V)
+        groups[is_bias]["params"].append(parameter)
+    return torch.optim.AdamW(
+        groups, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True
+    )

@@ -1,0 +1,379 @@
+"""The prepared format: lossless, the same bytes each run, never half there."""
+
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
+from fractal_model.data.prepare import prepare_digits
+from fractal_model.data.prepared import (
+    QuarantinedFile,
+    open_prepared,
+    verify_prepared,
+    write_prepared,
+)
+from fractal_model.errors import FractalError
+
+SIDE = 6
+CLASSES = ("cat", "dog")
+
+
+def noise(count: int, seed: int) -> list[tuple[np.ndarray, int]]:
+    images = np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    return [(image, i % 2) for i, image in enumerate(images)]
+
+
+def write(folder: Path, splits=None, **options):
+    return write_prepared(
+        folder,
+        dataset="noise",
+        source="random numbers",
+        preprocessing="noise version 1",
+        resolution=SIDE,
+        class_names=CLASSES,
+        splits=splits or {"train": noise(300, 0), "validation": noise(21, 1)},
+        **options,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def edit_manifest(folder: Path, change) -> None:
+    path = folder / MANIFEST_NAME
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pristine") / "noise"
+    write(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(pristine, tmp_path / "data" / "noise"))
+
+
+def test_round_trip_is_lossless(pristine):
+    split = open_prepared(pristine, "train")
+    expected = noise(300, 0)
+    assert len(split) == 300 and split.name == "train" and split.class_names == CLASSES
+    for index, (image, label) in enumerate(expected):
+        example = split[index]
+        assert example.image.dtype == torch.uint8 and example.image.shape == (3, SIDE, SIDE)
+        assert (example.image.permute(1, 2, 0).numpy() == image).all()
+        assert (example.label, example.index) == (label, index)
+    images, labels = split.load_all()
+    assert (images.permute(0, 2, 3, 1).numpy() == np.stack([i for i, _ in expected])).all()
+    assert labels.dtype == torch.int64 and labels.tolist() == [label for _, label in expected]
+    verify_prepared(pristine)
+
+
+def test_indices_work_as_in_a_sequence(pristine):
+    split = open_prepared(pristine, "validation")
+    assert split[-1].index == 20 and split[np.int64(3)].index == 3
+    assert len(list(split)) == 21
+    for index in (21, -22):
+        with pytest.raises(IndexError, match=f"image {index} of split validation, which has 21"):
+            split[index]
+
+
+def test_split_can_be_pickled(pristine):
+    split = open_prepared(pristine, "train")
+    data = pickle.dumps(split)
+    assert len(data) < 20_000, "the images stay in their file"
+    copy = pickle.loads(data)
+    assert torch.equal(copy[7].image, split[7].image) and copy.manifest == split.manifest
+
+
+def test_manifest_says_what_is_there(pristine):
+    manifest = read_manifest(pristine)
+    assert manifest.splits["train"].images_per_class == (150, 150)
+    assert manifest.splits["validation"].images_per_class == (11, 10)
+    assert (manifest.resolution, manifest.channels, manifest.dataset) == (SIDE, 3, "noise")
+    record = open_prepared(pristine, "validation").record
+    assert record == manifest.splits["validation"]
+
+
+def test_checksums_follow_pixels_labels_and_order(tmp_path):
+    base = noise(4, 0)
+    brighter = [(base[0][0] ^ 1, base[0][1]), *base[1:]]
+    relabelled = [(base[0][0], 1), (base[1][0], 0), *base[2:]]
+    variants = [base, brighter, relabelled, base[::-1]]
+    manifests = [
+        write(tmp_path / str(i), {"train": images}) for i, images in enumerate(variants)
+    ]
+    assert len({manifest.splits["train"].checksum for manifest in manifests}) == 4
+    assert len({manifest.checksum for manifest in manifests}) == 4
+
+
+def test_two_runs_give_the_same_bytes(pristine, tmp_path):
+    write(tmp_path / "again", encoder_threads=3)
+    assert contents(tmp_path / "again") == contents(pristine)
+
+
+ANOTHER_PROCESS = """
+import os, pathlib, sys
+import numpy as np
+from fractal_model.data.prepare import prepare_digits
+from fractal_model.data.prepared import write_prepared
+def killed():
+    for i in range(250):
+        yield np.full((6, 6, 3), i, dtype=np.uint8), 0
+    os.kill(os.getpid(), 9)
+digits, *interrupted = map(pathlib.Path, sys.argv[1:])
+for folder in interrupted:
+    child = os.fork()
+    if not child:
+        write_prepared(folder, dataset="noise", source="", preprocessing="", resolution=6,
+                       class_names=["a"], splits={"train": killed()})
+    assert os.waitpid(child, 0)[1] == 9
+prepare_digits(digits, validation_images=297, seed=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def another_process(pristine, tmp_path_factory) -> Path:
+    """What another process wrote: `digits`, and runs killed while they wrote `old` and `new`.
+
+    `old` held the pristine data set before. One process for both tests: it takes seconds to start.
+    """
+    folder = tmp_path_factory.mktemp("another")
+    shutil.copytree(pristine, folder / "old")
+    targets = [folder / name for name in ("digits", "old", "new")]
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", ANOTHER_PROCESS, *targets], check=True, cwd=root)
+    return folder
+
+
+def test_digits_in_another_process_have_the_same_bytes(another_process, tmp_path):
+    manifest = prepare_digits(tmp_path / "digits", validation_images=297, seed=2)
+    assert contents(tmp_path / "digits") == contents(another_process / "digits")
+    assert {name: record.images for name, record in manifest.splits.items()} == {
+        "train": 1500,
+        "validation": 297,
+    }
+    verify_prepared(tmp_path / "digits")
+
+
+def test_shards_are_limited_and_read_in_order(pristine, tmp_path):
+    manifest = write(tmp_path / "sharded", max_shard_size=20_000)
+    shards = sorted((tmp_path / "sharded" / "train").glob("*.arrow"))
+    assert len(shards) >= 3 and max(shard.stat().st_size for shard in shards) < 25_000
+    assert manifest.splits == read_manifest(pristine).splits
+    verify_prepared(tmp_path / "sharded")
+
+
+def test_quarantine_is_read_after_the_splits(tmp_path):
+    found = []
+
+    def images():
+        found.append(QuarantinedFile(file="n01/bad.jpeg", reason="truncated"))
+        yield from noise(3, 0)
+
+    write(tmp_path / "noise", {"train": images()}, quarantined=found)
+    assert read_manifest(tmp_path / "noise").quarantined == tuple(found)
+
+
+def interrupted(error: BaseException):
+    yield from noise(250, 5)
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error", [FractalError("a source's own words"), OSError("disk"), KeyboardInterrupt("stop")]
+)
+def test_interrupted_run_leaves_nothing(tmp_path, error):
+    folder = tmp_path / "data" / "noise"
+    with pytest.raises(type(error), match=str(error)):
+        write(folder, {"train": noise(3, 0), "validation": interrupted(error)})
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_interrupted_run_leaves_the_old_data_set(folder):
+    before = contents(folder)
+    with pytest.raises(OSError, match="disk"):
+        write(folder, {"train": interrupted(OSError("disk"))})
+    assert contents(folder) == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_killed_run_leaves_nothing_that_looks_complete(another_process, pristine):
+    """Killed for good, so that no clean-up ran; the next run clears what it left."""
+    old, new = another_process / "old", another_process / "new"
+    assert all(path.with_name(f".{path.name}.partial").is_dir() for path in (old, new))
+    assert contents(old) == contents(pristine)
+    with pytest.raises(FractalError, match="no prepared data set"):
+        open_prepared(new, "train")
+    write(old)
+    write(new)
+    assert {path.name for path in another_process.iterdir()} == {"digits", "old", "new"}
+    assert contents(new) == contents(old) == contents(pristine)
+
+
+def test_run_killed_between_the_renames_is_mended(folder):
+    before = contents(folder)
+    folder.rename(folder.with_name(".noise.old"))
+    with pytest.raises(OSError, match="disk"):
+        write(folder, {"train": interrupted(OSError("disk"))})
+    assert contents(folder) == before
+
+
+def test_rewriting_replaces_the_old_data_set(folder):
+    write(folder, {"test": noise(5, 3)})
+    assert list(read_manifest(folder).splits) == ["test"]
+    assert {path.name for path in folder.iterdir()} == {"test", MANIFEST_NAME}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def refuse_version(manifest):
+    manifest.update(format_version=2, something_new=1)
+
+
+def refuse_key(manifest):
+    manifest["resolutoin"] = 6
+
+
+def refuse_count(manifest):
+    manifest["splits"]["train"].update(images=301, images_per_class=[151, 150])
+
+
+def refuse_sum(manifest):
+    manifest["splits"]["train"].update(images=299)
+
+
+def refuse_classes(manifest):
+    manifest["class_names"] = ["cat", "dog", "cow"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (refuse_version, r"has format version 2, .* reads 1: .*dvc repro"),
+        (refuse_key, r"not a readable manifest \(resolutoin: Extra inputs.*dvc repro"),
+        (refuse_count, r"split 'train' of .* has 300 images, the manifest says 301; .*dvc repro"),
+        (refuse_sum, r"splits\.train: .*images_per_class adds up to 300, images is 299"),
+        (refuse_classes, r"split train counts 2 classes, class_names has 3"),
+    ],
+)
+def test_wrong_manifest_is_refused(folder, change, message):
+    edit_manifest(folder, change)
+    refused(lambda: open_prepared(folder, "train"), message)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\xff"])
+def test_unreadable_manifest_is_refused(folder, text):
+    (folder / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
+    refused(lambda: open_prepared(folder, "train"), "not a readable manifest .*dvc repro")
+
+
+def test_missing_things_are_named(folder, tmp_path):
+    refused(lambda: open_prepared(tmp_path / "no", "train"), "no prepared data set at .*dvc repro")
+    refused(lambda: open_prepared(folder, "test"), "no split 'test': choose one of train, valid")
+    shutil.rmtree(folder / "train")
+    refused(lambda: open_prepared(folder, "train"), "split 'train' of .* cannot be opened")
+    (folder / MANIFEST_NAME).unlink()
+    refused(lambda: open_prepared(folder, "train"), f"has no {MANIFEST_NAME}.*dvc repro")
+
+
+def test_truncated_shard_is_refused(folder):
+    shard = folder / "train" / "data-00000-of-00001.arrow"
+    shard.write_bytes(shard.read_bytes()[:5000])
+    refused(lambda: verify_prepared(folder), "split 'train' of .* is damaged")
+
+
+def refused(call, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def replace_in_shard(folder: Path, old: bytes, new: bytes) -> None:
+    shard = folder / "validation" / "data-00000-of-00001.arrow"
+    data = shard.read_bytes()
+    assert data.count(old) == 1 and len(old) == len(new)
+    shard.write_bytes(data.replace(old, new))
+
+
+def test_flipped_byte_is_named(folder):
+    """A byte of the compressed pixels: the PNG of image 4 no longer decodes to the same image."""
+    old = png(noise(21, 1)[4][0])
+    place = old.index(b"IDAT") + 40
+    replace_in_shard(folder, old, old[:place] + bytes([old[place] ^ 255]) + old[place + 1 :])
+    open_prepared(folder, "train").load_all()
+    refused(lambda: verify_prepared(folder), "split 'validation' of .* is damaged: ")
+
+
+def test_changed_pixel_is_named(folder):
+    """A valid PNG with one other pixel value: only the checksum can tell."""
+    image = noise(21, 1)[4][0]
+    old = png(image)
+    for value in range(256):
+        other = image.copy()
+        other[0, 0, 0] = value
+        if len(png(other)) == len(old) and value != image[0, 0, 0]:
+            break
+    replace_in_shard(folder, old, png(other))
+    refused(lambda: verify_prepared(folder), "'validation' of .* checksum is .*, expected ")
+
+
+def test_undecodable_image_is_named(folder):
+    old = png(noise(21, 1)[4][0])
+    replace_in_shard(folder, old, b"\0" * 8 + old[8:])
+    split = open_prepared(folder, "validation")
+    split[3]
+    refused(lambda: split[4], "split 'validation' of .* image 4 cannot be decoded")
+    refused(lambda: verify_prepared(folder), "split 'validation' of .* image 4 cannot be decoded")
+
+
+def test_image_of_another_size_is_named(folder):
+    edit_manifest(folder, lambda manifest: manifest.update(resolution=8))
+    refused(lambda: open_prepared(folder, "train")[2], r"image 2 has shape \(6, 6, 3\), expected")
+
+
+def test_label_without_class_is_named(folder):
+    def drop_a_class(manifest):
+        manifest["class_names"] = ["cat"]
+        for record in manifest["splits"].values():
+            record["images_per_class"] = [record["images"]]
+
+    edit_manifest(folder, drop_a_class)
+    refused(lambda: verify_prepared(folder), "split 'train' of .* image 1 has label 1")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([(np.zeros((SIDE, SIDE), np.uint8), 0)], r"image 0 of noise/train is uint8 \(6, 6\)"),
+        ([(np.zeros((SIDE, SIDE, 3), np.float32), 0)], "image 0 of noise/train is float32"),
+        ([*noise(3, 0), (np.zeros((5, 6, 3), np.uint8), 0)], r"image 3 .* is uint8 \(5, 6, 3\)"),
+        ([(np.zeros((SIDE, SIDE, 3), np.uint8), 2)], "has label 2, expected 0 to 1"),
+        ([(np.zeros((SIDE, SIDE, 3), np.uint8), -1)], "has label -1, expected 0 to 1"),
+        ([], "noise/train has no images"),
+    ],
+)
+def test_unfit_images_are_refused(tmp_path, images, message):
+    refused(lambda: write(tmp_path / "noise", {"train": iter(images)}), message)
+    assert list(tmp_path.iterdir()) == []

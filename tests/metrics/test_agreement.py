@@ -1,0 +1,58 @@
+"""Class agreement on real digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from fractal_model.errors import FractalError
+from fractal_model.metrics.agreement import nearest_neighbour_agreement
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Shuffled real digits: 300 held out, the rest as the reference."""
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(data.images)[order].mul(255 / 16).round().to(torch.uint8)
+    images = images[:, None].repeat(1, 3, 1, 1)
+    labels = torch.from_numpy(data.target)[order]
+    return images[:300], labels[:300], images[300:], labels[300:]
+
+
+def test_real_digits_agree(digits):
+    assert nearest_neighbour_agreement(*digits) > 0.97
+
+
+def test_shuffled_labels_do_not(digits):
+    held, labels, reference, reference_labels = digits
+    shuffled = labels[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
+    assert nearest_neighbour_agreement(held, shuffled, reference, reference_labels) < 0.25
+
+
+def test_dark_and_bright_do_not_wrap_around():
+    """As uint8, 255 would lie next to 0."""
+    reference = torch.tensor([0, 100, 180], dtype=torch.uint8).reshape(3, 1, 1, 1)
+    reference = reference.repeat(1, 3, 1, 1)
+    sample = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    found = nearest_neighbour_agreement(
+        sample, torch.tensor([2]), reference, torch.arange(3), neighbours=1
+    )
+    assert found == 1.0
+
+
+def test_wrong_input(digits):
+    held, labels, reference, reference_labels = digits
+    with pytest.raises(FractalError, match=r"images of \(3, 8, 7\), expected the reference's"):
+        nearest_neighbour_agreement(held[..., :7], labels, reference, reference_labels)
+    with pytest.raises(FractalError, match="samples: found 300 images and labels of shape"):
+        nearest_neighbour_agreement(held, labels[:9], reference, reference_labels)
+    with pytest.raises(FractalError, match="reference: found 1497 images and labels of shape"):
+        nearest_neighbour_agreement(held, labels, reference, reference_labels[:9])
+    with pytest.raises(FractalError, match="samples: found 0 images"):
+        nearest_neighbour_agreement(held[:0], labels[:0], reference, reference_labels)
+    with pytest.raises(FractalError, match="reference: found 2 images, expected at least 3"):
+        nearest_neighbour_agreement(held, labels, reference[:2], reference_labels[:2])
+    with pytest.raises(FractalError, match="neighbours: found 0"):
+        nearest_neighbour_agreement(held, labels, reference, reference_labels, neighbours=0)

@@ -1,0 +1,221 @@
+"""Distances against independent computations on small dimensions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from fractal_model.errors import FractalError
+from fractal_model.metrics.distances import (
+    FeatureStatistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+
+def normal(count, width=8, *, seed, shift=0.0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, generator=generator) * scale + shift
+
+
+def with_bad(value):
+    features = normal(20, seed=0)
+    features[3, 2] = value
+    return features
+
+
+def test_statistics():
+    features = normal(50, seed=1, shift=2.0)
+    found = FeatureStatistics.from_features(features)
+    centred = features.double() - features.double().mean(dim=0)
+    np.testing.assert_allclose(found.mean, features.double().mean(dim=0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, centred.T @ centred / 49, rtol=1e-10)
+    assert found.count == 50
+    assert found.mean.dtype == found.covariance.dtype == np.float64
+
+
+def test_frechet_against_scipy():
+    mixing = normal(8, seed=2)
+    a = FeatureStatistics.from_features(normal(300, seed=3) @ mixing)
+    b = FeatureStatistics.from_features(normal(200, seed=4, shift=0.3, scale=1.5))
+    root = sqrtm(a.covariance @ b.covariance).real
+    expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_of_a_set_with_itself_is_zero():
+    few = FeatureStatistics.from_features(normal(40, 64, seed=5))  # a singular covariance
+    assert frechet_distance(few, few) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_frechet_takes_float32_statistics():
+    a = FeatureStatistics.from_features(normal(50, seed=6))
+    b = FeatureStatistics.from_features(normal(50, seed=7, shift=1.0))
+    single = FeatureStatistics(b.mean.astype(np.float32), b.covariance.astype(np.float32), 50)
+    assert frechet_distance(a, single) == pytest.approx(frechet_distance(a, b), rel=1e-5)
+
+
+def squared_mmd(x, y):
+    """The unbiased estimator, written as sums over pairs (Binkowski et al. 2018, equation 4)."""
+    x, y = x.double().numpy(), y.double().numpy()
+
+    def kernel(p, q):
+        return (p @ q / len(p) + 1) ** 3
+
+    def within(z):
+        pairs = [kernel(p, q) for i, p in enumerate(z) for j, q in enumerate(z) if i != j]
+        return np.mean(pairs)
+
+    return within(x) + within(y) - 2 * np.mean([kernel(p, q) for p in x for q in y])
+
+
+def test_kernel_distance_of_whole_sets():
+    x, y = normal(30, seed=8), normal(30, seed=9, shift=0.5)
+    found = kernel_distance(x, y)
+    assert found.mean == pytest.approx(squared_mmd(x, y), rel=1e-9)
+    assert (found.subset_size, found.subsets, found.standard_error) == (30, 1, None)
+
+
+def test_kernel_distance_caps_the_subset_at_the_smaller_set():
+    x, y = normal(30, seed=10), normal(60, seed=11, shift=0.5)
+    found = kernel_distance(x, y, subsets=7, subset_size=40)
+    assert (found.subset_size, found.subsets, found.standard_error) == (30, 7, None)
+
+
+def test_kernel_distance_is_repeatable_and_follows_the_seed():
+    x, y = normal(60, seed=12), normal(60, seed=13, shift=0.5)
+    first, again = (kernel_distance(x, y, subset_size=20, seed=1) for _ in range(2))
+    assert first == again
+    assert first.mean != kernel_distance(x, y, subset_size=20, seed=2).mean
+
+
+def test_standard_error_is_the_deviation_among_independent_sets():
+    found = [
+        kernel_distance(
+            normal(200, seed=1000 + i),
+            normal(200, seed=2000 + i, shift=0.7),
+            subsets=50,
+            subset_size=50,
+        )
+        for i in range(60)
+    ]
+    deviation = np.std([one.mean for one in found], ddof=1)
+    assert np.mean([one.standard_error for one in found]) == pytest.approx(deviation, rel=0.3)
+
+
+def inside_a_ball(points, centres, k):
+    """Share of points inside the ball of any centre that reaches its k-th other centre."""
+    points, centres = points.double().numpy(), centres.double().numpy()
+    hits = 0
+    for point in points:
+        for i, centre in enumerate(centres):
+            others = [c for j, c in enumerate(centres) if j != i]
+            radius = sorted(np.linalg.norm(other - centre) for other in others)[k - 1]
+            if np.linalg.norm(point - centre) <= radius:
+                hits += 1
+                break
+    return hits / len(points)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_precision_recall_by_brute_force(neighbours):
+    generated, real = normal(40, seed=14, scale=0.8, shift=0.4), normal(50, seed=15)
+    precision, recall = precision_recall(generated, real, neighbours=neighbours)
+    pairs = (generated, real), (real, generated)
+    expected = tuple(inside_a_ball(*pair, neighbours) for pair in pairs)
+    assert 0 < expected[1] < expected[0] < 1  # the two cannot be swapped unseen
+    assert (precision, recall) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_collapsed_set_is_precise_and_recalls_little():
+    real = normal(200, seed=16)
+    collapsed = real[:1] + normal(200, seed=17, scale=0.01)
+    precision, recall = precision_recall(collapsed, real)
+    assert precision > 0.99 and recall < 0.05
+
+
+def test_a_set_and_itself_agree():
+    real = normal(100, seed=18)
+    assert precision_recall(real, real) == (1.0, 1.0)
+
+
+def test_inception_score():
+    confident = torch.eye(10).repeat(10, 1) * 50
+    assert inception_score(confident, splits=1) == pytest.approx(10.0, rel=1e-6)
+    assert inception_score(torch.zeros(100, 10)) == pytest.approx(1.0, rel=1e-9)
+
+
+GOOD = normal(20, seed=19)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        FeatureStatistics.from_features,
+        inception_score,
+        lambda bad: kernel_distance(bad, GOOD),
+        lambda bad: kernel_distance(GOOD, bad),
+        lambda bad: precision_recall(bad, GOOD),
+        lambda bad: precision_recall(GOOD, bad),
+    ],
+)
+def test_non_finite_features(call, value):
+    with pytest.raises(FractalError, match="found NaN or infinity in 1 of 20 images"):
+        call(with_bad(value))
+
+
+def test_non_finite_statistics():
+    good = FeatureStatistics.from_features(GOOD)
+    bad = FeatureStatistics(good.mean * np.nan, good.covariance, 20)
+    with pytest.raises(FractalError, match="feature statistics: found NaN"):
+        frechet_distance(good, bad)
+
+
+@pytest.mark.parametrize(
+    ("call", "found", "least"),
+    [
+        (lambda: FeatureStatistics.from_features(GOOD[:1]), 1, 2),
+        (lambda: kernel_distance(GOOD[:1], GOOD), 1, 2),
+        (lambda: kernel_distance(GOOD, GOOD[:1]), 1, 2),
+        (lambda: precision_recall(GOOD[:3], GOOD), 3, 4),
+        (lambda: precision_recall(GOOD, GOOD[:5], neighbours=5), 5, 6),
+        (lambda: inception_score(GOOD[:9]), 9, 10),
+    ],
+)
+def test_too_few_images(call, found, least):
+    with pytest.raises(FractalError, match=f"found {found} images, expected at least {least}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, b: kernel_distance(a, b),
+        lambda a, b: precision_recall(a, b),
+        lambda a, b: frechet_distance(*map(FeatureStatistics.from_features, (a, b))),
+    ],
+)
+def test_unequal_widths(call):
+    with pytest.raises(FractalError, match="found widths 8 and 6"):
+        call(GOOD, normal(20, 6, seed=20))
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: kernel_distance(GOOD, GOOD, subsets=0), "0 subsets of 1000"),
+        (lambda: kernel_distance(GOOD, GOOD, subset_size=1), "100 subsets of 1 "),
+        (lambda: precision_recall(GOOD, GOOD, neighbours=0), "neighbours: found 0"),
+        (lambda: inception_score(GOOD, splits=0), "splits: found 0"),
+        (lambda: FeatureStatistics.from_features(GOOD[0]), r"found shape \(8,\)"),
+    ],
+)
+def test_wrong_options(call, text):
+    with pytest.raises(FractalError, match=text):
+        call()
