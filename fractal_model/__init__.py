@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "HF_DATASETS_DISABLE_TELEMETRY": "1",
     "DVC_NO_ANALYTICS": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
+    # Without a server Prefect starts one for the run; a busy laptop needs more than its 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)

@@ -30,6 +30,8 @@ class DigitsConfig(StrictModel):
     """The embedded data set."""
 
     validation_images: Annotated[int, Field(ge=1)]
+    reference_images: Annotated[int, Field(ge=4)]
+    """Training images whose Inception features samples are compared with."""
     seed: Annotated[int, Field(ge=0)]
 
 
@@ -89,6 +91,10 @@ class Params(StrictModel):
 
     def dataset_folder(self, name: str) -> Path:
         return self.paths.data / name
+
+    def reference_file(self, dataset: str) -> Path:
+        """The Inception features of the data set's training images."""
+        return self.paths.data / f"{dataset}-reference.npz"
 
 
 def load_params(file: Path = DEFAULT_FILE) -> Params:

@@ -74,7 +74,9 @@ class Case:
                 f"needs config.json and weights, inputs and expected.safetensors"
             ) from error
         except (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
-            raise FractalError(f"the parity case {folder} is unusable: {one_line(error)}") from error
+            raise FractalError(
+                f"the parity case {folder} is unusable: {one_line(error)}"
+            ) from error
         return cls(model, inputs, expected)
 
     def run(self, labels: Tensor) -> Pass:

@@ -44,7 +44,9 @@ class Architecture(StrictModel):
         for name in ("widths", "blocks", "heads"):
             found = len(getattr(self, name))
             if found != levels:
-                raise ValueError(f"{name} has {found} entries, patch_sizes has {levels}: match them")
+                raise ValueError(
+                    f"{name} has {found} entries, patch_sizes has {levels}: match them"
+                )
         if len(self.generators) != levels - 1:
             raise ValueError(
                 f"generators has {len(self.generators)} entries for {levels} patch sizes: give "

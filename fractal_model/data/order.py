@@ -43,9 +43,7 @@ def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarra
     Raises FractalError for a negative seed, start or count and for a size below 1.
     """
     _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
-    pieces = [
-        _permutation(seed, epoch, size)[part] for epoch, part in _epochs(start, count, size)
-    ]
+    pieces = [_permutation(seed, epoch, size)[part] for epoch, part in _epochs(start, count, size)]
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
 
 

@@ -241,7 +241,7 @@ def _write_split(
         )
     except datasets.exceptions.DatasetGenerationError as error:
         # `datasets` wraps what the source raised; the source's own words say what to do.
-        raise error.__cause__ or error
+        raise (error.__cause__ or error) from None
     record = content.record()
     # The builder's information holds the cache's paths and sizes; this one is the same each run.
     same_each_run = datasets.Dataset(

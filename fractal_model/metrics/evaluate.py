@@ -84,12 +84,14 @@ def image_metrics(
             return {"inception_score": reason_no_logits}
         return {"inception_score": inception_score(logits, splits=splits, seed=seed)}
 
-    return _collect({
-        ("fid",): fid,
-        ("kid", "kid_stderr"): kid,
-        ("inception_score",): score,
-        ("precision", "recall"): manifold,
-    })
+    return _collect(
+        {
+            ("fid",): fid,
+            ("kid", "kid_stderr"): kid,
+            ("inception_score",): score,
+            ("precision", "recall"): manifold,
+        }
+    )
 
 
 def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]]) -> MetricResults:

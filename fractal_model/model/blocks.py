@@ -58,9 +58,7 @@ def ar_block(width: int, heads: int, *, dropout: float) -> Block:
         nn.RMSNorm(width, eps=1e-5),
         Attention(width=width, heads=heads, bias=False, causal=True, output_dropout=dropout),
         nn.RMSNorm(width, eps=1e-5),
-        SwiGLU(
-            width, 8 * width // 3, bias=False, drop=(0.0, dropout), align_to=SWIGLU_MULTIPLE
-        ),
+        SwiGLU(width, 8 * width // 3, bias=False, drop=(0.0, dropout), align_to=SWIGLU_MULTIPLE),
     )
 
 

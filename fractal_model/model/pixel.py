@@ -26,9 +26,7 @@ class PixelNetwork(nn.Module):
         super().__init__()
         width = config.width
         self.condition = nn.Linear(config.condition_width, width)
-        self.codebooks = nn.ModuleList(
-            nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS)
-        )
+        self.codebooks = nn.ModuleList(nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS))
         self.biases = nn.ParameterList(
             nn.Parameter(torch.zeros(1, CHANNEL_VALUES)) for _ in range(CHANNELS)
         )

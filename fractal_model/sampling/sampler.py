@@ -88,9 +88,7 @@ class _Run:
         self._branches = 2 if sampler.guided(labels) else 1
         self._image_size = sampler._model.config.image_size
 
-    def patches(
-        self, i: int, conditions: Conditions, rows: Rows, guidance: float | None
-    ) -> Tensor:
+    def patches(self, i: int, conditions: Conditions, rows: Rows, guidance: float | None) -> Tensor:
         """(R, 3, P, P) uint8 for the rows of level i; past the last level these are pixels."""
         levels = self._s._model.levels
         if i == len(levels):

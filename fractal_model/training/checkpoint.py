@@ -119,7 +119,9 @@ def verify_checkpoint(folder: Path) -> None:
     """Marker, then every checksum. FractalError: missing, incomplete, truncated or changed."""
     way_out = "use an earlier checkpoint or train again"
     if not folder.is_dir():
-        raise FractalError(f"there is no checkpoint folder {folder}: train first, or check the path")
+        raise FractalError(
+            f"there is no checkpoint folder {folder}: train first, or check the path"
+        )
     marker, checksums = folder / MARKER, folder / CHECKSUMS
     if not marker.is_file() or not checksums.is_file():
         raise FractalError(

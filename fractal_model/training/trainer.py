@@ -151,6 +151,4 @@ def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         is_bias = parameter.ndim <= 1 or ".biases." in name  # the pixel logits' biases are (1, V)
         groups[is_bias]["params"].append(parameter)
-    return torch.optim.AdamW(
-        groups, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)

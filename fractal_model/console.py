@@ -1,0 +1,74 @@
+"""What a person sees on the terminal: progress bars, result tables, errors on one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fractal_model.errors import FractalError, one_line
+
+console = Console()
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """Yields `update(done, note="")`; shows counts, time left and the note."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def update(done: int, note: str = "") -> None:
+            progress.update(task, completed=min(done, total), note=note)
+
+        yield update
+
+
+def print_results(title: str, results: pd.DataFrame) -> None:
+    """The table of `tracking.runs.results_table`: a value a metric, or why there is none."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for row in results.itertuples():
+        absent = pd.isna(row.value)
+        table.add_row(row.metric, f"absent: {row.reason}" if absent else f"{row.value:.4f}")
+    console.print(table)
+
+
+@contextmanager
+def errors_on_one_line() -> Iterator[None]:
+    """Turn a person's mistake into one line on standard error and exit code 1."""
+    try:
+        yield
+    except FractalError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+class HideUserErrors(logging.Filter):
+    """Keeps Prefect from printing the traceback of an error that has its own line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], FractalError):
+            return False
+        return "FractalError" not in record.getMessage()
+
+
+def say(text: str) -> None:
+    console.print(escape(text), soft_wrap=True)

@@ -1,0 +1,17 @@
+"""What decides a result, as one checksum: equal fingerprints need not be computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import BaseModel
+
+import fractal_model
+
+
+def fingerprint(*parts: BaseModel | str) -> str:
+    """SHA-256 of configurations, checksums and this package's version."""
+    content = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    text = json.dumps([fractal_model.__version__, content], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""The model registry: versions of `fractal-<size>`, their checkpoints and their aliases.
+
+A registered version is a real MLflow model, code and checkpoint together (`served_model.py`).
+Its tags say what it came from, so that a run that is unchanged finds it again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+import fractal_model
+from fractal_model.errors import FractalError
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+FINGERPRINT_TAG = "fractal.fingerprint"
+EVALUATION_TAG = "fractal.evaluation"
+"""Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
+_SERVED_PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pydantic", "numpy", "pandas")
+_SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec("long", "class"),
+            ColSpec("long", "seed"),
+            ColSpec("double", "guidance", required=False),
+            ColSpec("double", "logit_scale", required=False),
+        ]
+    ),
+    outputs=Schema([ColSpec("binary", "png")]),
+)
+
+
+@dataclass(frozen=True)
+class RegisteredCheckpoint:
+    """One version of a registered model, with its checkpoint on this machine."""
+
+    name: str
+    version: str
+    checkpoint: Path
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def model_name(size: str) -> str:
+    return f"fractal-{size}"
+
+
+def register(size: str, checkpoint: Path, *, tags: dict[str, str]) -> str:
+    """Log the checkpoint as a model of the active run, register it, point `candidate` to it."""
+    with warnings.catch_warnings():
+        # MLflow advises type hints, which cannot say what the signature says.
+        warnings.filterwarnings("ignore", message=".*Add type hints.*")
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(Path(fractal_model.__file__).parent)],
+            pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_PACKAGES],
+            signature=_SIGNATURE,
+            input_example=pd.DataFrame({"class": [3], "seed": [0], "guidance": [2.0]}),
+            registered_model_name=model_name(size),
+        )
+    client = mlflow.MlflowClient()
+    number = str(logged.registered_model_version)
+    for key, value in tags.items():
+        client.set_model_version_tag(model_name(size), number, key, value)
+    client.set_registered_model_alias(model_name(size), CANDIDATE, number)
+    return number
+
+
+def find_version(size: str, fingerprint: str) -> str | None:
+    """The newest version that an equal run has registered."""
+    client = mlflow.MlflowClient()
+    found = client.search_model_versions(f"name = '{model_name(size)}'")
+    numbers = [int(v.version) for v in found if v.tags.get(FINGERPRINT_TAG) == fingerprint]
+    return str(max(numbers)) if numbers else None
+
+
+def aliased_version(size: str, alias: str) -> str | None:
+    """The version that an alias points to; None where there is none."""
+    try:
+        return str(
+            mlflow.MlflowClient().get_model_version_by_alias(model_name(size), alias).version
+        )
+    except MlflowException:
+        return None
+
+
+def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
+    """Fetch a version's checkpoint. FractalError: nothing is registered under the alias."""
+    number = aliased_version(size, alias)
+    if number is None:
+        raise FractalError(
+            f"no model models:/{model_name(size)}@{alias} is registered: train one with "
+            f"`python -m flows.train --size {size}`"
+        )
+    uri = f"models:/{model_name(size)}/{number}"
+    folder = Path(mlflow.artifacts.download_artifacts(uri))
+    tags = version_tags(size, number)
+    checkpoints = [path for path in (folder / "artifacts").glob("*") if path.is_dir()]
+    if len(checkpoints) != 1:
+        raise FractalError(f"{uri} holds {len(checkpoints)} checkpoints, expected 1: train again")
+    return RegisteredCheckpoint(model_name(size), number, checkpoints[0], tags)
+
+
+def promote(size: str, version: str) -> None:
+    mlflow.MlflowClient().set_registered_model_alias(model_name(size), CHAMPION, version)
+
+
+def tag_version(size: str, version: str, key: str, value: str) -> None:
+    mlflow.MlflowClient().set_model_version_tag(model_name(size), version, key, value)
+
+
+def version_tags(size: str, version: str) -> dict[str, str]:
+    return mlflow.MlflowClient().get_model_version(model_name(size), version).tags

@@ -1,0 +1,123 @@
+"""MLflow runs of training and evaluation: what is written down, under which names."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import mlflow
+import pandas as pd
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+
+import fractal_model
+from fractal_model.data.manifest import Manifest
+from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.params import Size
+from fractal_model.tracking.store import experiment
+
+matplotlib.use("Agg")
+
+SIZE_TAG, KIND_TAG, PROTOCOL_TAG = "fractal.size", "fractal.kind", "fractal.protocol"
+FINGERPRINT_TAG = "fractal.fingerprint"
+
+
+@contextmanager
+def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
+    """The run of this fingerprint: the interrupted one if there is one, else a new one.
+
+    Logs parameters, data set, git revision and system metrics; yields the run's id.
+    """
+    experiment_id = experiment(size.training.dataset, outputs)
+    known = mlflow.search_runs(
+        [experiment_id],
+        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and tags.`{KIND_TAG}` = 'train'",
+        max_results=1,
+        output_format="list",
+    )
+    run_id = known[0].info.run_id if known else None
+    name = f"train-{size.name}-{fingerprint[:8]}"
+    with mlflow.start_run(run_id, experiment_id, run_name=name, log_system_metrics=True) as run:
+        _tag(size, "train", {FINGERPRINT_TAG: fingerprint})
+        if not known:
+            mlflow.log_params(_flat({"model": size.model.model_dump()}))
+            mlflow.log_params(_flat({"training": size.training.model_dump()}))
+            _log_dataset(manifest, "training")
+        yield run.info.run_id
+
+
+@contextmanager
+def evaluation_run(
+    size: Size, manifest: Manifest, version: str, protocol: dict[str, object], outputs: Path
+) -> Iterator[str]:
+    """A new run that evaluates a registered version; yields its id."""
+    experiment_id = experiment(size.training.dataset, outputs)
+    name = f"evaluate-{size.name}-v{version}"
+    with mlflow.start_run(None, experiment_id, run_name=name) as run:
+        _tag(size, "evaluate", {"fractal.model_version": version})
+        mlflow.log_params(_flat(protocol))
+        _log_dataset(manifest, "evaluation")
+        yield run.info.run_id
+
+
+def log_report(report: dict[str, float]) -> None:
+    """Curves of a training run; the step is the position in images, so runs compare."""
+    position = int(report["position"])
+    values = {key: value for key, value in report.items() if key not in ("position", "step")}
+    mlflow.log_metrics(values, step=position)
+
+
+def log_results(results: MetricResults) -> None:
+    """Metrics, a table of them with the reasons of the absent ones, as artifact `results.json`."""
+    mlflow.log_metrics(results.values)
+    mlflow.log_table(results_table(results), "results.json")
+
+
+def results_table(results: MetricResults) -> pd.DataFrame:
+    """Columns metric, value, reason: one row a metric; a value or why there is none."""
+    rows = [(name, value, "") for name, value in results.values.items()]
+    rows += [(name, None, reason) for name, reason in results.absent.items()]
+    return pd.DataFrame(rows, columns=["metric", "value", "reason"])
+
+
+def git_revision() -> str:
+    """Of the working folder, with `-dirty` where it has changes; `unknown` outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _tag(size: Size, kind: str, more: dict[str, str]) -> None:
+    tags = {
+        SIZE_TAG: size.name,
+        KIND_TAG: kind,
+        "fractal.version": fractal_model.__version__,
+        "fractal.git_revision": git_revision(),
+    }
+    mlflow.set_tags({**tags, **more})
+
+
+def _log_dataset(manifest: Manifest, context: str) -> None:
+    source = CodeDatasetSource(tags={"mlflow.source.name": manifest.source})
+    digest = manifest.checksum[:36]  # MLflow's limit
+    dataset = MetaDataset(source=source, name=manifest.dataset, digest=digest)
+    mlflow.log_input(dataset, context=context)
+    mlflow.set_tag("fractal.dataset_checksum", manifest.checksum)
+
+
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} to {"a.b": 1}; lists by index."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, list | tuple) and any(isinstance(v, dict) for v in value):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,39 @@
+"""The registered model as MLflow runs it: rows of (class, seed, guidance …) in, PNG bytes out.
+
+MLflow stores this file as the model's code; the weights are the checkpoint beside it, so nothing
+is pickled.
+"""
+
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import torch
+
+from fractal_model.images import png_bytes
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.training.checkpoint import load_checkpoint
+
+
+class ServedFractalModel(mlflow.pyfunc.PythonModel):
+    """One image a row; rows of equal settings are sampled together."""
+
+    def load_context(self, context):
+        self._model = load_checkpoint(Path(context.artifacts["checkpoint"])).build_model()
+
+    def predict(self, context, model_input: pd.DataFrame, params=None):
+        rows = model_input.reset_index(drop=True)
+        images: list[bytes | None] = [None] * len(rows)
+        settings = rows[[c for c in ("guidance", "logit_scale") if c in rows]].fillna(1.0)
+        for index, row in settings.drop_duplicates().iterrows():
+            same = rows.index[(settings == settings.loc[index]).all(axis=1)]
+            labels = torch.tensor(rows.loc[same, "class"].to_numpy(dtype="int64"))
+            sampler = Sampler(self._model, SamplingConfig(**row.to_dict()))
+            sampled = sampler(labels, rows.loc[same, "seed"].astype(int).tolist())
+            for place, image in zip(same, sampled, strict=True):
+                images[place] = png_bytes(image)
+        return images
+
+
+mlflow.models.set_model(ServedFractalModel())

@@ -1,0 +1,48 @@
+"""Which MLflow store: the server in MLFLOW_TRACKING_URI, else a SQLite file in the outputs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from fractal_model.errors import FractalError, one_line
+
+
+def connect(outputs: Path) -> str:
+    """Point MLflow to its store, made if need be; return its address.
+
+    FractalError: a server that does not answer.
+    """
+    # MLflow announces every table that it creates; what matters is said by the commands.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        folder = outputs / "mlflow"
+        folder.mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{folder / 'mlflow.db'}"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    mlflow.set_tracking_uri(uri)
+    try:
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    except MlflowException as error:
+        raise FractalError(
+            f"the MLflow store {uri} does not answer ({one_line(error)}): start the server, or "
+            f"unset MLFLOW_TRACKING_URI to use a local file"
+        ) from error
+    return uri
+
+
+def experiment(dataset: str, outputs: Path) -> str:
+    """The id of the data set's experiment `fractal-<dataset>`, created if need be."""
+    name = f"fractal-{dataset}"
+    found = mlflow.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    local = mlflow.get_tracking_uri().startswith("sqlite:")
+    artifacts = (outputs / "mlflow" / "artifacts").as_uri() if local else None
+    return mlflow.create_experiment(name, artifact_location=artifacts)
