@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +11,20 @@ import typer
 from prefect import Flow
 
 from fractal_model.console import HideUserErrors, errors_on_one_line
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.params import DEFAULT_FILE, Params, load_params
 
 
-def run_flow(flow: Flow) -> None:
-    """Run a flow with `size` and `params_file` from the command line's --size and --params."""
+def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
+    """Run a flow with `size` and `params_file` from the command line's --size and --params.
+
+    `check` tells a mistake at once, before Prefect and Ray are started.
+    """
 
     def command(
         size: Annotated[str, typer.Option(help="A size of params.yaml.")] = "digits",
         params: Annotated[Path, typer.Option(help="The settings file.")] = DEFAULT_FILE,
     ) -> None:
-        load_params(params).size(size)  # a mistake is told before anything starts
+        check(load_params(params), size)
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).addFilter(HideUserErrors())
         flow(size=size, params_file=params.resolve())

@@ -103,7 +103,12 @@ def measure_samples(
     reference = load_reference(params.reference_file(size.training.dataset))
     with progress_bar("Inception features, images", len(samples.images)) as update:
         return evaluation.sample_metrics(
-            samples, train, reference, load_inception(), size.evaluation, update
+            samples,
+            train,
+            reference,
+            load_inception(params.metrics.inception_weights),
+            size.evaluation,
+            update,
         )
 
 
@@ -134,7 +139,10 @@ def _show(params: Params, size: str, version: str, run_id: str, decision: Decisi
         mlflow.artifacts.download_artifacts(
             run_id=run_id, artifact_path=picture.name, dst_path=str(picture.parent)
         )
-    create_table_artifact(key=f"evaluation-{size}", table=results.fillna("").to_dict("records"))
+    create_table_artifact(
+        key=f"evaluation-{size}",
+        table=results.astype(object).where(results.notna(), "").to_dict("records"),
+    )
     print_results(f"fractal-{size} version {version}", results)
     outcome = "promoted to champion" if decision.promote else "no promotion"
     say(f"{outcome}: {decision.reason}")
@@ -146,8 +154,17 @@ def _picture(params: Params, size: str) -> Path:
     return params.paths.outputs / size / "samples.png"
 
 
+def check(params: Params, size: str) -> None:
+    """Before anything starts. FractalError: no data set, no reference, or no candidate."""
+    dataset = params.size(size).training.dataset
+    open_prepared(params.dataset_folder(dataset), "validation")
+    load_reference(params.reference_file(dataset))
+    store.connect(params.paths.outputs)
+    load_checkpoint(registry.resolve(size).checkpoint)
+
+
 def main() -> None:
-    run_flow(evaluate_fractal)
+    run_flow(evaluate_fractal, check=check)
 
 
 if __name__ == "__main__":

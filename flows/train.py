@@ -37,7 +37,7 @@ def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str
 
 def _train_and_register(params: Params, size: Size, manifest: Manifest, mark: str) -> str:
     with runs.training_run(size, manifest, mark, params.paths.outputs) as run_id:
-        checkpoint = train(params, size, manifest, mark)
+        checkpoint = train(params, size, manifest, mark, run_id)
         tags = {
             registry.FINGERPRINT_TAG: mark,
             runs.SIZE_TAG: size.name,
@@ -49,7 +49,7 @@ def _train_and_register(params: Params, size: Size, manifest: Manifest, mark: st
 
 
 @task(name="train")
-def train(params: Params, size: Size, manifest: Manifest, mark: str) -> Path:
+def train(params: Params, size: Size, manifest: Manifest, mark: str, run_id: str) -> Path:
     """Run the workers to the end of the recipe; returns the last checkpoint."""
     recipe = size.training
     with ray_cluster(cpus=recipe.workers * recipe.cpus_per_worker):
@@ -69,7 +69,7 @@ def train(params: Params, size: Size, manifest: Manifest, mark: str) -> Path:
             def on_report(report: dict[str, float]) -> None:
                 note = f"{report['images_per_second']:.0f} images/s, loss {report['loss']:.3f}"
                 update(int(report["position"]), note)
-                runs.log_report(report)
+                runs.log_report(run_id, report)
 
             return run_training(job, on_report=on_report)
 
@@ -80,8 +80,13 @@ def register(size: str, checkpoint: Path, tags: dict[str, str]) -> str:
     return registry.register(size, checkpoint, tags=tags)
 
 
+def check(params: Params, size: str) -> None:
+    """Before anything starts. FractalError: the data set is missing or damaged."""
+    open_prepared(params.dataset_folder(params.size(size).training.dataset), "train")
+
+
 def main() -> None:
-    run_flow(train_fractal)
+    run_flow(train_fractal, check=check)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_
     with progress_bar(f"{dataset}: Inception features of real images", images) as update:
         build_reference(
             split,
-            load_inception(),
+            load_inception(settings.metrics.inception_weights),
             settings.reference_file(dataset),
             images=images,
             progress=update,

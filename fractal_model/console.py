@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -42,10 +43,12 @@ def print_results(title: str, results: pd.DataFrame) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for row in results.itertuples():
-        absent = pd.isna(row.value)
-        table.add_row(row.metric, f"absent: {row.reason}" if absent else f"{row.value:.4f}")
+    absent = results["value"].isna()
+    for row in results[~absent].itertuples():
+        table.add_row(row.metric, f"{row.value:.4f}")
     console.print(table)
+    for row in results[absent].itertuples():
+        say(f"{row.metric} is absent: {row.reason}")
 
 
 @contextmanager
@@ -55,6 +58,16 @@ def errors_on_one_line() -> Iterator[None]:
         yield
     except FractalError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"error: the disk is full{where}: free some space and run the same command again, "
+            f"what was complete is kept",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 TILE_PIXELS = 64
@@ -14,7 +15,9 @@ TILE_PIXELS = 64
 
 def png_bytes(image: Tensor) -> bytes:
     """(3, H, W) uint8 to a PNG file's bytes."""
-    return encode_png(image.cpu()).numpy().tobytes()
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
+    return file.getvalue()
 
 
 def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:

@@ -35,6 +35,14 @@ class DigitsConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)]
 
 
+class MetricsConfig(StrictModel):
+    """Networks that metrics are computed with."""
+
+    inception_weights: str
+    """`auto` (what is installed), `download`, or the path of torch-fidelity's weights; only
+    torch-fidelity's own have the classifier that the Inception Score needs."""
+
+
 class DatasetsConfig(StrictModel):
     digits: DigitsConfig
 
@@ -54,6 +62,7 @@ class Params(StrictModel):
 
     paths: PathsConfig
     datasets: DatasetsConfig
+    metrics: MetricsConfig
     models: dict[str, Architecture]
     training: dict[str, TrainingConfig]
     sampling: dict[str, SamplingConfig]

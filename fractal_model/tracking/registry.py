@@ -24,7 +24,16 @@ CANDIDATE, CHAMPION = "candidate", "champion"
 FINGERPRINT_TAG = "fractal.fingerprint"
 EVALUATION_TAG = "fractal.evaluation"
 """Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
-_SERVED_PACKAGES = ("torch", "torchvision", "timm", "safetensors", "pydantic", "numpy", "pandas")
+_SERVED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "pydantic",
+    "numpy",
+    "pandas",
+    "pillow",
+)
 _SIGNATURE = ModelSignature(
     inputs=Schema(
         [

@@ -63,11 +63,14 @@ def evaluation_run(
         yield run.info.run_id
 
 
-def log_report(report: dict[str, float]) -> None:
-    """Curves of a training run; the step is the position in images, so runs compare."""
+def log_report(run_id: str, report: dict[str, float]) -> None:
+    """Curves of a training run; the step is the position in images, so runs compare.
+
+    The run is named, as MLflow's active run belongs to one thread and reports come in another.
+    """
     position = int(report["position"])
     values = {key: value for key, value in report.items() if key not in ("position", "step")}
-    mlflow.log_metrics(values, step=position)
+    mlflow.log_metrics(values, step=position, run_id=run_id)
 
 
 def log_results(results: MetricResults) -> None:

@@ -26,7 +26,11 @@ def connect(outputs: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         uri = f"sqlite:///{folder / 'mlflow.db'}"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    chosen_by_user = "MLFLOW_TRACKING_URI" in os.environ
     mlflow.set_tracking_uri(uri)
+    if not chosen_by_user:
+        # MLflow has just set it; left there, it would pass for the user's choice ever after.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         mlflow.MlflowClient().search_experiments(max_results=1)
     except MlflowException as error:

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
     """Connected to Ray within the block; a local instance offers `cpus` logical CPUs."""
     if not os.environ.get("RAY_ADDRESS"):
-        # Ray reads these when it is imported. The first makes the node's address 127.0.0.1; its
-        # name speaks of systems where that is the default.
+        # Ray reads these when it is imported. The first makes the node's address 127.0.0.1 (its
+        # name speaks of systems where that is the default); the last keeps Ray from warning that
+        # workers without a GPU see all of them.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -116,9 +116,7 @@ def test_checksums_follow_pixels_labels_and_order(tmp_path):
     brighter = [(base[0][0] ^ 1, base[0][1]), *base[1:]]
     relabelled = [(base[0][0], 1), (base[1][0], 0), *base[2:]]
     variants = [base, brighter, relabelled, base[::-1]]
-    manifests = [
-        write(tmp_path / str(i), {"train": images}) for i, images in enumerate(variants)
-    ]
+    manifests = [write(tmp_path / str(i), {"train": images}) for i, images in enumerate(variants)]
     assert len({manifest.splits["train"].checksum for manifest in manifests}) == 4
     assert len({manifest.checksum for manifest in manifests}) == 4
 

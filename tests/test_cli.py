@@ -1,0 +1,109 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from fractal_model.cli import app, main
+from fractal_model.errors import FractalError
+
+REPOSITORY = Path(__file__).parents[1]
+CASES = Path(__file__).parent / "parity"
+
+
+def test_parity_prints_each_error_and_passes():
+    done = CliRunner().invoke(app, ["parity", str(CASES / "ar3")])
+    assert done.exit_code == 0, done.output
+    assert "greedy_sample_cfg3_uint8" in done.output
+    assert "within tolerance" in done.output
+
+
+def test_parity_exits_non_zero_when_one_is_missed(tmp_path):
+    case = tmp_path / "case"
+    shutil.copytree(CASES / "ar3", case)
+    weights = load_file(case / "weights.safetensors")
+    weights["fake_latent"] += 0.1
+    save_file(weights, case / "weights.safetensors")
+    done = CliRunner().invoke(app, ["parity", str(case)])
+    assert isinstance(done.exception, FractalError)
+    assert "eval_loss_unconditional_nats" in str(done.exception)
+
+
+def test_module_and_error_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "fractal_model", "parity", "no such folder"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no such folder is no parity case")
+    assert done.stderr.count("\n") == 1
+
+
+def test_port_in_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", params)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(
+            "sys.argv", ["fractal", "ui", "--port", str(port), "--params", str(params)]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert stopped.value.code == 1
+    assert f"port {port}" in capsys.readouterr().err
+
+
+def test_unknown_data_set(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("sys.argv", ["fractal", "prepare", "imagenet65"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "imagenet65" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data"))
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("fractal_model.data.prepare.prepare_digits", full)
+    monkeypatch.setattr("sys.argv", ["fractal", "prepare", "digits"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert "the disk is full" in error
+    assert error.count("\n") == 1
+
+
+def test_make_refuses_an_old_python(tmp_path):
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    for name in ("constraints.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode != 0
+    assert len(errors) == 1
+    assert "3.11" in errors[0]
+    assert "3.9.2" in errors[0]

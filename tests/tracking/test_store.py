@@ -1,0 +1,48 @@
+"""Which MLflow store is used."""
+
+import mlflow
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.tracking import registry, runs, store
+
+
+def test_default_is_a_file_in_the_outputs(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = store.connect(tmp_path / "with space")
+    experiment = mlflow.get_experiment(store.experiment("digits", tmp_path / "with space"))
+    assert uri.startswith("sqlite:///")
+    assert (tmp_path / "with space/mlflow/mlflow.db").is_file()
+    assert experiment.name == "fractal-digits"
+    assert store.experiment("digits", tmp_path) == experiment.experiment_id
+
+
+def test_a_server_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(FractalError, match="http://127.0.0.1:9") as caught:
+        store.connect(tmp_path)
+    assert "MLFLOW_TRACKING_URI" in str(caught.value)
+
+
+def test_nothing_registered_says_how_to_train(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store.connect(tmp_path)
+    with pytest.raises(FractalError, match=r"models:/fractal-digits@candidate"):
+        registry.resolve("digits")
+    assert registry.find_version("digits", "0" * 64) is None
+
+
+def test_nested_settings_become_flat_parameters():
+    flat = runs._flat({"model": {"levels": [{"width": 8}, {"width": 4}], "betas": (0.9, 0.95)}})
+    assert flat == {
+        "model.levels.0.width": 8,
+        "model.levels.1.width": 4,
+        "model.betas": (0.9, 0.95),
+    }
+
+
+def test_git_revision_outside_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert runs.git_revision() == "unknown"
