@@ -1,0 +1,216 @@
+"""What one pass through all levels must satisfy, whatever the weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from fractal_model.config import ModelConfig
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import NO_CLASS, FractalModel, exact_guides, initialise
+from fractal_model.model.likelihood import image_bits
+from fractal_model.model.losses import training_loss
+from fractal_model.presets import Architecture
+from fractal_model.training.schedule import training_masks
+from tests.conftest import images_for, random_images, tiny_model
+
+NULL = torch.full((2,), NO_CLASS)
+
+
+def all_masked(level, rows_of):
+    raise AssertionError("an AR model asks for no mask")
+
+
+def run(model, images, masks=all_masked, labels=None):
+    labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
+    with torch.no_grad():
+        return model(images, labels, masks=masks, guides=exact_guides)
+
+
+def test_uniform_logits_are_eight_bits(kind):
+    model = tiny_model(kind)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "codebooks" in name or "biases" in name:
+                parameter.zero_()
+    bits = image_bits(model, images_for(model, 2), [0, 1], passes=3, labels=NULL)
+    guides = sum(1 / level.patch_size**2 for level in model.config.levels if level.guiding_pixel)
+    assert bits.tolist() == pytest.approx([8 * (1 + guides)] * 2, rel=1e-6)
+
+
+def two_valued(model: FractalModel) -> FractalModel:
+    """Only the values 0 and 255 have any probability: few enough images to count them all."""
+    with torch.no_grad():
+        for bias in model.pixel.biases:
+            bias.fill_(-1e9)
+            bias[:, [0, 255]] = 0
+    return model
+
+
+def every_two_valued_image() -> torch.Tensor:
+    bits = torch.tensor(list(itertools.product((0, 255), repeat=12)), dtype=torch.uint8)
+    return bits.view(-1, 3, 2, 2)
+
+
+def test_ar_probabilities_sum_to_one():
+    model = two_valued(tiny_model("ar", patch_sizes=(2, 1), generators=("ar",), sharpen=30.0))
+    images = every_two_valued_image()
+    outcome = run(model, images)
+    nats = outcome.pixels.nats.double().view(len(images), 4, 3).sum((1, 2))
+    assert nats.std() > 0.01  # not trivially uniform
+    assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_mar_probabilities_sum_to_one_along_an_order():
+    """p(x) as the product over steps that each reveal one sub-patch in a fixed order."""
+    model = two_valued(tiny_model("mar", patch_sizes=(2, 1), generators=("mar",), sharpen=30.0))
+    images, order = every_two_valued_image(), [2, 0, 3, 1]
+    total = torch.zeros(len(images), dtype=torch.float64)
+    for step, token in enumerate(order):
+        mask = torch.zeros(len(images), 4, dtype=torch.bool)
+        mask[:, order[step:]] = True
+        outcome = run(model, images, masks=lambda level, rows, mask=mask: mask)
+        nats = outcome.pixels.nats.double().sum(1).view(len(images), -1)
+        total += nats[:, sorted(order[step:]).index(token)]
+    assert torch.exp(-total).sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_ar_a_later_value_never_moves_an_earlier_one():
+    model = tiny_model("ar", patch_sizes=(8, 4, 1))
+    image = random_images(1)
+    before = run(model, image).pixels.nats
+    # Rows of the outcome are in the order of generation: patches, then their pixels.
+    places = [
+        (py + y, px + x) for py in (0, 4) for px in (0, 4) for y in range(4) for x in range(4)
+    ]
+    for index in (0, 5, 15, 16, 31, 40, 63):
+        for channel in range(3):
+            changed = image.clone()
+            y, x = places[index]
+            changed[0, channel, y, x] = (int(changed[0, channel, y, x]) + 100) % 256
+            after = run(model, changed).pixels.nats
+            flat_before, flat_after = before.flatten(), after.flatten()
+            place = 3 * index + channel
+            assert flat_before[:place].equal(flat_after[:place])
+            assert not flat_before[place].equal(flat_after[place])
+            if place < 191:
+                assert not flat_before[place + 1 :].equal(flat_after[place + 1 :])
+
+
+def test_mar_what_is_masked_is_not_read():
+    model = tiny_model("mar", patch_sizes=(8, 4, 1))
+    image, mask = random_images(1), torch.tensor([[True, False, True, False]])
+
+    def masks(level, rows):
+        return mask if level == 0 else torch.ones(len(rows.image), 16, dtype=torch.bool)
+
+    before = run(model, image, masks).level0.values_NCD
+    hidden, visible = image.clone(), image.clone()
+    hidden[:, :, :4, :4] = 255 - hidden[:, :, :4, :4]
+    visible[:, :, :4, 4:] = 255 - visible[:, :, :4, 4:]
+    assert run(model, hidden, masks).level0.values_NCD.equal(before)
+    assert not run(model, visible, masks).level0.values_NCD.equal(before)
+
+
+def test_weights_of_an_image_sum_to_one(kind):
+    model = tiny_model(kind)
+    masks = training_masks([level.tokens for level in model.config.levels], _generator())
+    outcome = run(model, images_for(model, 3), masks)
+    for values in (outcome.pixels, *outcome.guides):
+        total = torch.zeros(3).index_add_(0, values.image, values.weight)
+        assert total.tolist() == pytest.approx([1, 1, 1], rel=1e-5)
+
+
+def test_every_parameter_learns(kind):
+    """Null embedding included; no weight is left out of the loss."""
+    model = tiny_model(kind)
+    masks = training_masks([level.tokens for level in model.config.levels], _generator())
+    labels = torch.tensor([0, NO_CLASS, 2])
+    outcome = model(images_for(model, 3), labels, masks=masks, guides=exact_guides)
+    training_loss(outcome, red_weight=5.0).backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+
+
+def test_training_loss_weighs_the_red_channel():
+    outcome = run(tiny_model("ar"), random_images(2, size=4))
+    red, green, blue = outcome.pixels.nats.mean(0)
+    expected = (5 * red + green + blue) / 7
+    assert training_loss(outcome, red_weight=5.0).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("label", [-2, 4])
+def test_unknown_class(label):
+    with pytest.raises(FractalError, match=r"0 … 3"):
+        run(tiny_model("ar"), random_images(1, size=4), labels=torch.tensor([label]))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [random_images(1), random_images(1, size=4).float(), random_images(1, size=4)[:, :1]],
+)
+def test_wrong_images(images):
+    with pytest.raises(FractalError, match=r"\(batch, 3, 4, 4\) uint8"):
+        run(tiny_model("ar"), images)
+
+
+_64 = ((64, 4, 1), (1024, 512, 128), (32, 8, 3), (16, 8, 4))
+PUBLISHED = {
+    "ar-64": (442_068_224, *_64),
+    "mar-64": (431_995_648, *_64),
+    "mar-b": (186_300_224, (256, 16, 4, 1), (768, 384, 192, 64), (24, 6, 3, 1), (12, 6, 3, 4)),
+    "mar-l": (437_000_064, (256, 16, 4, 1), (1024, 512, 256, 64), (32, 8, 4, 1), (16, 8, 4, 4)),
+    "mar-h": (849_586_240, (256, 16, 4, 1), (1280, 640, 320, 64), (40, 10, 5, 1), (16, 8, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name):
+    expected, sizes, widths, blocks, heads = PUBLISHED[name]
+    generator = name.split("-")[0]
+    row = Architecture(
+        patch_sizes=sizes,
+        widths=widths,
+        blocks=blocks,
+        heads=heads,
+        generators=(generator,) * (len(sizes) - 1),
+        conditions=5 if generator == "mar" else 1,
+        guiding_pixel=len(sizes) == 4,
+        num_classes=1000,
+    )
+    with torch.device("meta"):
+        model = FractalModel(row.to_model())
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_initialisation_is_the_published_one():
+    model = tiny_model("guided", widths=(64, 64, 64, 32), sharpen=1.0)
+    assert model.class_embedding.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    for level in model.levels:
+        assert level.positions.std().item() == pytest.approx(0.02, rel=0.2)
+        bound = math.sqrt(6 / sum(level.blocks[0].attention.qkv.weight.shape))
+        assert 0.95 * bound < level.blocks[0].attention.qkv.weight.abs().max() <= bound
+        assert not level.blocks[0].attention.qkv.bias.any()
+        assert (level.norm_in.weight == 1).all()
+
+
+def test_initialisation_depends_on_the_generator_alone():
+    torch.manual_seed(5)
+    one = tiny_model("mar")
+    torch.manual_seed(6)
+    other = tiny_model("mar")
+    assert all(a.equal(b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    initialise(other, torch.Generator().manual_seed(2))
+    assert not one.null_embedding.equal(other.null_embedding)
+
+
+def test_configuration_survives_json():
+    config = tiny_model("guided").config
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(3)

@@ -1,0 +1,102 @@
+"""The sampler: cached equals uncached, and an image is its seed's alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import NO_CLASS
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from tests.conftest import tiny_model
+
+LABELS = torch.tensor([0, 1, 2, 3, 1])
+SEEDS = [11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_cached_equals_the_uncached_reference_path(kind, guidance):
+    model, settings = tiny_model(kind), SamplingConfig(guidance=guidance, logit_scale=1.1)
+    fast = Sampler(model, settings)(LABELS, SEEDS)
+    slow = Sampler(model, settings, cached=False)(LABELS, SEEDS)
+    assert fast.dtype == torch.uint8
+    assert fast.float().std() > 1
+    assert fast.equal(slow)
+
+
+def test_a_seed_gives_the_same_image_in_any_batch(kind):
+    sampler = Sampler(tiny_model(kind), SamplingConfig(guidance=2.0))
+    together = sampler(LABELS, SEEDS)
+    alone = torch.cat([sampler(LABELS[i : i + 1], SEEDS[i : i + 1]) for i in range(5)])
+    backwards = sampler(LABELS.flip(0), SEEDS[::-1]).flip(0)
+    assert together.equal(alone)
+    assert together.equal(backwards)
+
+
+def test_a_seed_gives_the_same_image_with_any_number_of_threads():
+    sampler = Sampler(tiny_model("mar"), SamplingConfig(guidance=2.0))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(sampler(LABELS, SEEDS))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].equal(found[1])
+
+
+def test_seed_class_and_guidance_matter():
+    model = tiny_model("mar")
+    one = Sampler(model, SamplingConfig(guidance=2.0))
+    base = one(LABELS[:1], [5])
+    assert not base.equal(one(LABELS[:1], [6]))
+    assert not base.equal(one(LABELS[1:2], [5]))
+    assert not base.equal(Sampler(model, SamplingConfig(guidance=4.0))(LABELS[:1], [5]))
+
+
+def test_unconditional_images_do_not_depend_on_guidance():
+    model, null = tiny_model("mar"), torch.full((2,), NO_CLASS)
+    plain = Sampler(model, SamplingConfig(guidance=1.0))(null, [1, 2])
+    assert plain.equal(Sampler(model, SamplingConfig(guidance=5.0))(null, [1, 2]))
+
+
+def test_fewer_iterations_make_other_images_of_the_same_size():
+    model = tiny_model("mar")
+    quick = Sampler(model, SamplingConfig(iterations=(1, 3)))(LABELS, SEEDS)
+    assert quick.shape == (5, 3, 4, 4)
+    assert not quick.equal(Sampler(model, SamplingConfig())(LABELS, SEEDS))
+
+
+def test_samples_follow_the_model_distribution():
+    """A one-pixel-wide model whose logits are its biases: frequencies match the softmax."""
+    model = tiny_model("ar", patch_sizes=(2, 1), generators=("ar",))
+    with torch.no_grad():
+        for codebook, bias in zip(model.pixel.codebooks, model.pixel.biases, strict=True):
+            codebook.weight.zero_()
+            bias.fill_(-1e9)
+            bias[0, [10, 20, 30]] = torch.tensor([0.5, 0.3, 0.2]).log()
+    images = Sampler(model, SamplingConfig())(torch.zeros(500).long(), range(500))
+    for value, share in ((10, 0.5), (20, 0.3), (30, 0.2)):
+        found = (images == value).float().mean().item()
+        assert found == pytest.approx(share, abs=4 * (share * (1 - share) / 6000) ** 0.5)
+
+
+def test_the_model_is_left_in_its_mode():
+    model = tiny_model("ar").train()
+    Sampler(model, SamplingConfig())(LABELS[:1], [0])
+    assert model.training
+
+
+def test_bad_requests():
+    model = tiny_model("mar")
+    sampler = Sampler(model, SamplingConfig())
+    with pytest.raises(FractalError, match="5 classes and 2 seeds"):
+        sampler(LABELS, [1, 2])
+    with pytest.raises(FractalError, match=r"0 … 3"):
+        sampler(torch.tensor([4]), [1])
+    with pytest.raises(FractalError, match=r"give 1 … 4"):
+        Sampler(model, SamplingConfig(iterations=(5, 1)))
+    with pytest.raises(FractalError, match="2 levels"):
+        Sampler(model, SamplingConfig(iterations=(4,)))

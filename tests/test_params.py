@@ -1,0 +1,101 @@
+"""params.yaml: the shipped file loads, and every mistake is named on one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fractal_model.errors import FractalError
+from fractal_model.params import load_params
+
+SHIPPED = Path(__file__).parents[1] / "params.yaml"
+
+
+def test_the_shipped_file():
+    params = load_params(SHIPPED)
+    digits = params.size("digits")
+    assert digits.model.image_size == 8
+    assert [level.generator for level in digits.model.levels] == ["mar", "mar"]
+    assert digits.training.peak_learning_rate == pytest.approx(2e-3)
+    assert params.paths.data == SHIPPED.parent / "data"
+
+
+def _change(*path, value):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+def _rename(*path, to):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[to] = content.pop(path[-1])
+
+    return change
+
+
+MISTAKES = [
+    (_rename("training", to="trainning"), ["'trainning'", "did you mean 'training'"]),
+    (
+        _rename("training", "digits", "batch_size", to="batchsize"),
+        ["training.digits.batchsize", "did you mean 'batch_size'", "is missing"],
+    ),
+    (_change("sampling", "digits", "temperature", value=1.1), ["sampling.digits.temperature"]),
+    (_change("models", "digits", "patch_sizes", value=[8, 3, 1]), ["8", "multiple", "3"]),
+    (_change("models", "digits", "patch_sizes", value=[8, 2]), ["down to the pixel"]),
+    (_change("models", "digits", "heads", value=[5, 2, 1]), ["heads 5", "width 128"]),
+    (_change("models", "digits", "heads", value=[4, 2]), ["heads has 2 entries"]),
+    (_change("models", "digits", "generators", value=["mar", "gan"]), ["models.digits.generators"]),
+    (_change("models", "digits", "generators", value=["ar", "mar"]), ["conditions to 1"]),
+    (_change("models", "digits", "generators", value=["mar"]), ["generators has 1"]),
+    (_change("training", "digits", "batch_size", value=63), ["63", "2 workers"]),
+    (_change("training", "digits", "epochs", value=0), ["training.digits.epochs", "0"]),
+    (_change("training", "digits", "warmup_epochs", value=99), ["warmup_epochs 99"]),
+    (_change("training", "digits", "dataset", value="imagenet65"), ["imagenet65", "digits"]),
+    (_change("training", "digits", "precision", value="float16"), ["precision", "float16"]),
+    (_change("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
+    (_change("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),
+    (_change("sampling", "digits", "iterations", value=[17, 4]), ["17", "1 … 16"]),
+    (_change("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
+    (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), MISTAKES)
+def test_a_mistake_is_named_on_one_line(tmp_path, change, named):
+    content = yaml.safe_load(SHIPPED.read_text())
+    change(content)
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(FractalError) as caught:
+        load_params(file)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(str(file))
+    for part in named:
+        assert part in text
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FractalError, match="--params"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("content", ["training: [", "just text", ""])
+def test_not_settings_at_all(tmp_path, content):
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    with pytest.raises(FractalError, match=r"params\.yaml") as caught:
+        load_params(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_size():
+    with pytest.raises(FractalError, match="digits"):
+        load_params(SHIPPED).size("mar-xl")

@@ -1,0 +1,123 @@
+"""A checkpoint is complete or refused; nothing in it is ever unpickled as code."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import pickle
+
+import pytest
+import torch
+
+from fractal_model.errors import FractalError
+from fractal_model.training import checkpoint as module
+from fractal_model.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from tests.conftest import tiny_model
+
+PROGRESS = Progress(size="tiny", fingerprint="f" * 64, position=640, steps=10)
+FILES = ("model.safetensors", "config.json", "optimizer.pt", "progress.json", "checksums.json")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = tiny_model("guided")
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.null_embedding.sum().backward()
+    optimizer.step()
+    folder = tmp_path / "runs" / "checkpoint"
+    save_checkpoint(folder, model=model, optimizer=optimizer.state_dict(), progress=PROGRESS)
+    return folder, model, optimizer
+
+
+def test_round_trip(saved):
+    folder, model, optimizer = saved
+    found = load_checkpoint(folder)
+    rebuilt = found.build_model()
+    assert found.progress == PROGRESS
+    assert rebuilt.config == model.config
+    assert all(a.equal(b) for a, b in zip(rebuilt.parameters(), model.parameters(), strict=True))
+    assert found.optimizer["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert not rebuilt.training
+    assert {path.name for path in folder.iterdir()} == {*FILES, "COMPLETE"}
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(saved, name):
+    file = saved[0] / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(FractalError, match=name) as caught:
+        load_checkpoint(saved[0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES[:4])
+def test_a_truncated_or_missing_file_is_found(saved, name):
+    file = saved[0] / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(FractalError, match=name):
+        verify_checkpoint(saved[0])
+    file.unlink()
+    with pytest.raises(FractalError, match=f"{name} is missing"):
+        verify_checkpoint(saved[0])
+
+
+def test_without_its_marker_it_is_incomplete(saved):
+    (saved[0] / "COMPLETE").unlink()
+    with pytest.raises(FractalError, match="COMPLETE"):
+        load_checkpoint(saved[0])
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FractalError, match="no checkpoint folder"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("step", ["save_file", "_write_text"])
+def test_full_disk_leaves_earlier_checkpoints_alone(saved, monkeypatch, step):
+    folder, model, optimizer = saved
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, step, full)
+    with pytest.raises(FractalError, match="disk is full"):
+        save_checkpoint(
+            folder.with_name("next"),
+            model=model,
+            optimizer=optimizer.state_dict(),
+            progress=PROGRESS,
+        )
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+    verify_checkpoint(folder)
+
+
+class _Payload:
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return (open, (self.file, "w"))
+
+
+def test_pickled_code_is_refused_and_does_not_run(saved, tmp_path):
+    """Even with checksums that fit."""
+    folder, trap = saved[0], tmp_path / "executed"
+    with (folder / "optimizer.pt").open("wb") as file:
+        pickle.dump(_Payload(trap), file)
+    sums = json.loads((folder / "checksums.json").read_text())
+    sums["optimizer.pt"] = hashlib.sha256((folder / "optimizer.pt").read_bytes()).hexdigest()
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    marker = hashlib.sha256((folder / "checksums.json").read_bytes()).hexdigest()
+    (folder / "COMPLETE").write_text(marker)
+    with pytest.raises(FractalError, match="optimizer"):
+        load_checkpoint(folder)
+    assert not trap.exists()

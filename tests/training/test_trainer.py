@@ -1,0 +1,112 @@
+"""One worker's training, without Ray."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.data.loader import Batch
+from fractal_model.errors import FractalError
+from fractal_model.params import load_params
+from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fractal_model.training.trainer import Trainer, step_seed
+from tests.conftest import random_images, tiny_config
+from tests.test_params import SHIPPED
+
+RECIPE = (
+    load_params(SHIPPED)
+    .size("digits")
+    .training.model_copy(
+        update={"batch_size": 8, "epochs": 10, "warmup_epochs": 1, "base_learning_rate": 0.1}
+    )
+)
+BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, torch.arange(8))
+
+
+def trainer(kind="mar", **recipe):
+    config = tiny_config(kind, dropout=0.1)
+    return Trainer(config, RECIPE.model_copy(update=recipe), images=16)
+
+
+def weights(found: Trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in found.model.parameters()]
+
+
+def test_loss_falls():
+    found = trainer(base_learning_rate=0.3)
+    losses = [found.step(BATCH).loss.item() for _ in range(19)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
+    straight = trainer()
+    for _ in range(3):
+        straight.step(BATCH)
+    save_checkpoint(
+        tmp_path / "c",
+        model=straight.model,
+        optimizer=straight.optimizer.state_dict(),
+        progress=Progress(size="t", fingerprint="", position=straight.position, steps=3),
+    )
+    for _ in range(3):
+        straight.step(BATCH)
+    torch.manual_seed(99)  # the global random state of another process
+    resumed, saved = trainer(), load_checkpoint(tmp_path / "c")
+    resumed.restore(saved.weights, saved.optimizer, saved.progress.position)
+    for _ in range(3):
+        resumed.step(BATCH)
+    assert resumed.position == straight.position == 48
+    assert all(a.equal(b) for a, b in zip(weights(resumed), weights(straight), strict=True))
+
+
+def test_bfloat16_trains_too():
+    found = trainer(precision="bfloat16")
+    before = weights(found)
+    found.step(BATCH)
+    report = found.step(BATCH)
+    assert report.loss.isfinite()
+    assert any(not a.equal(b) for a, b in zip(before, weights(found), strict=True))
+    assert all(p.dtype == torch.float32 for p in found.model.parameters())
+
+
+def test_gradient_is_clipped():
+    found = trainer(clip_norm=1e-3)
+    report = found.step(BATCH)
+    norms = torch.stack([p.grad.norm() for p in found.model.parameters()])
+    assert report.gradient_norm > 1e-2
+    assert norms.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_not_finite_stops_before_the_step():
+    found = trainer()
+    with torch.no_grad():
+        found.model.null_embedding.fill_(float("nan"))
+        found.model.class_embedding.weight.fill_(float("nan"))
+    before = found.model.pixel.codebooks[0].weight.detach().clone()
+    with pytest.raises(FractalError, match=r"step 0 .*\[0, 1, 2, 3, 4, 5, 6, 7\]"):
+        found.step(BATCH)
+    assert found.model.pixel.codebooks[0].weight.equal(before)
+
+
+def test_biases_and_norms_do_not_decay():
+    found = trainer("guided")
+    decaying = {id(p) for p in found.optimizer.param_groups[0]["params"]}
+    for name, parameter in found.model.named_parameters():
+        is_matrix = parameter.ndim > 1 and ".biases." not in name
+        assert (id(parameter) in decaying) == is_matrix, name
+    assert found.optimizer.param_groups[1]["weight_decay"] == 0
+
+
+def test_all_labels_can_be_dropped():
+    """With every label dropped the classes get no gradient; with none, the null embedding."""
+    found = trainer(label_drop=0.999999)
+    found.step(BATCH)
+    assert not found.model.class_embedding.weight.grad.any()
+    found = trainer(label_drop=0.0)
+    found.step(BATCH)
+    assert not found.model.null_embedding.grad.any()
+
+
+def test_step_seeds_differ():
+    seeds = {step_seed(0, step, rank) for step in range(20) for rank in range(20)}
+    assert len(seeds) == 400
