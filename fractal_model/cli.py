@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
-DatasetArgument = Annotated[str, typer.Argument(help="A data set of params.yaml.")]
+DatasetArgument = Annotated[str, typer.Argument(help="Name of the data set.")]
 DIGITS = "digits"
 
 
@@ -59,7 +59,8 @@ def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FI
     from fractal_model.data.prepare import prepare_digits
 
     settings = load_params(params)
-    _require_dataset(dataset)
+    if dataset != DIGITS:
+        raise FractalError(f"there is no stage for the data set {dataset!r}: choose {DIGITS}")
     manifest = prepare_digits(
         settings.dataset_folder(dataset),
         validation_images=settings.datasets.digits.validation_images,
@@ -77,8 +78,7 @@ def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_
     from fractal_model.metrics.reference import build_reference
 
     settings = load_params(params)
-    _require_dataset(dataset)
-    images = settings.datasets.digits.reference_images
+    images = settings.metrics.reference_images
     split = open_prepared(settings.dataset_folder(dataset), "train")
     with progress_bar(f"{dataset}: Inception features of real images", images) as update:
         build_reference(
@@ -106,11 +106,6 @@ def ui(
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", uri]
     raise SystemExit(subprocess.run([sys.executable, "-m", *command], check=False).returncode)
-
-
-def _require_dataset(name: str) -> None:
-    if name != DIGITS:
-        raise FractalError(f"data set {name!r} is unknown: choose {DIGITS}")
 
 
 def _require_free_port(port: int) -> None:

@@ -30,14 +30,14 @@ class DigitsConfig(StrictModel):
     """The embedded data set."""
 
     validation_images: Annotated[int, Field(ge=1)]
-    reference_images: Annotated[int, Field(ge=4)]
-    """Training images whose Inception features samples are compared with."""
     seed: Annotated[int, Field(ge=0)]
 
 
 class MetricsConfig(StrictModel):
     """Networks that metrics are computed with."""
 
+    reference_images: Annotated[int, Field(ge=4)]
+    """Training images whose Inception features samples are compared with."""
     inception_weights: str
     """`auto` (what is installed), `download`, or the path of torch-fidelity's weights; only
     torch-fidelity's own have the classifier that the Inception Score needs."""
@@ -77,12 +77,7 @@ class Params(StrictModel):
                     f"{section} has the sizes {sorted(found)}, models has {sorted(self.models)}: "
                     f"every size needs an entry in each"
                 )
-        for name, training in self.training.items():
-            if training.dataset not in DatasetsConfig.model_fields:
-                raise ValueError(
-                    f"training.{name}.dataset is {training.dataset!r}: known are "
-                    f"{', '.join(DatasetsConfig.model_fields)}"
-                )
+        for name in self.models:
             self.sampling[name].level_iterations(self.models[name].to_model())
         return self
 

@@ -33,6 +33,12 @@ from fractal_model.sampling.values import most_likely
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3
 SAMPLE_LOGIT_SCALE, SAMPLE_FILTER_THRESHOLD = 1.05, 1e-4
+CASE_FILES = (
+    "config.json",
+    "weights.safetensors",
+    "inputs.safetensors",
+    "expected.safetensors",
+)
 CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
 
 
@@ -60,6 +66,12 @@ class Case:
     @classmethod
     def read(cls, folder: Path) -> Case:
         """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
+        missing = [name for name in CASE_FILES if not (folder / name).is_file()]
+        if missing:
+            raise FractalError(
+                f"{folder} is no parity case: it lacks {', '.join(missing)} of "
+                f"{', '.join(CASE_FILES)}"
+            )
         try:
             settings = json.loads((folder / "config.json").read_text())
             model = FractalModel(model_config(settings))
@@ -68,15 +80,19 @@ class Case:
                 for name in ("weights", "inputs", "expected")
             )
             model.load_state_dict(from_published(weights))
-        except FileNotFoundError as error:
-            raise FractalError(
-                f"{folder} is no parity case, {Path(error.filename or '').name} is missing: it "
-                f"needs config.json and weights, inputs and expected.safetensors"
-            ) from error
         except (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
             raise FractalError(
                 f"the parity case {folder} is unusable: {one_line(error)}"
             ) from error
+        needed = ["images_uint8", "labels", "sample_labels", "sample_num_iters"]
+        for i, level in enumerate(model.config.levels):
+            needed += [f"mask_level{i}"] if level.generator == "mar" else []
+        lacking = [name for name in needed if name not in inputs]
+        if lacking:
+            raise FractalError(
+                f"the parity case {folder} is unusable: inputs.safetensors lacks "
+                f"{', '.join(lacking)}"
+            )
         return cls(model, inputs, expected)
 
     def run(self, labels: Tensor) -> Pass:

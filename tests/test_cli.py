@@ -46,7 +46,7 @@ def test_module_and_error_line():
         cwd=REPOSITORY,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no such folder is no parity case")
+    assert done.stderr.startswith("error: no such folder is no parity case: it lacks")
     assert done.stderr.count("\n") == 1
 
 

@@ -57,7 +57,6 @@ MISTAKES = [
     (_change("training", "digits", "batch_size", value=63), ["63", "2 workers"]),
     (_change("training", "digits", "epochs", value=0), ["training.digits.epochs", "0"]),
     (_change("training", "digits", "warmup_epochs", value=99), ["warmup_epochs 99"]),
-    (_change("training", "digits", "dataset", value="imagenet65"), ["imagenet65", "digits"]),
     (_change("training", "digits", "precision", value="float16"), ["precision", "float16"]),
     (_change("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
     (_change("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),

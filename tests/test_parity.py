@@ -67,8 +67,14 @@ def _wrong_shape(case):
 
 def _unknown_quantity(case):
     expected = load_file(case / "expected.safetensors")
-    expected["fid"] = expected["grad_norm_total"]
+    expected["fid"] = expected["grad_norm_total"].clone()
     save_file(expected, case / "expected.safetensors")
+
+
+def _no_masks(case):
+    inputs = load_file(case / "inputs.safetensors")
+    del inputs["mask_level1"]
+    save_file(inputs, case / "inputs.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +86,7 @@ def _unknown_quantity(case):
         (_truncate, "unusable"),
         (_wrong_shape, "class_embedding"),
         (_unknown_quantity, "fid"),
+        (_no_masks, "mask_level1"),
     ],
 )
 def test_an_unusable_case_is_named_on_one_line(case, spoil, named):

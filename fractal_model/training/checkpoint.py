@@ -17,6 +17,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             progress=Progress.model_validate_json((folder / PROGRESS).read_text()),
             optimizer=torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"),
         )
+    except pickle.UnpicklingError as error:
+        raise FractalError(
+            f"the checkpoint {folder} is refused: {OPTIMIZER} holds something other than plain "
+            f"tensors and numbers; do not use a checkpoint from this source"
+        ) from error
     except (ValidationError, SafetensorError, RuntimeError) as error:
         raise FractalError(
             f"the checkpoint {folder} was written by another version: {one_line(error)}"

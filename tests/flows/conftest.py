@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).parents[2]
 def small_params() -> dict:
     """The shipped settings, made small: seconds instead of minutes."""
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    content["datasets"]["digits"].update(validation_images=40, reference_images=30)
+    content["datasets"]["digits"].update(validation_images=40)
+    content["metrics"]["reference_images"] = 30
     content["models"]["digits"].update(
         widths=[16, 16, 8], blocks=[1, 1, 1], heads=[2, 2, 2], dropout=0.1
     )
