@@ -18,6 +18,7 @@ from fractal_model.fingerprint import fingerprint
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.tracking import registry, runs, store
 from fractal_model.training.ray_cluster import ray_cluster
+from fractal_model.training.ray_training import TrainingJob, run_training
 
 
 @flow(name="train-fractal")
@@ -53,8 +54,6 @@ def train(params: Params, size: Size, manifest: Manifest, mark: str, run_id: str
     """Run the workers to the end of the recipe; returns the last checkpoint."""
     recipe = size.training
     with ray_cluster(cpus=recipe.workers * recipe.cpus_per_worker):
-        from fractal_model.training.ray_training import TrainingJob, run_training
-
         job = TrainingJob(
             size=size.name,
             model=size.model,

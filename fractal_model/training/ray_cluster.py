@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import ray
 
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
     """Connected to Ray within the block; a local instance offers `cpus` logical CPUs."""
-    if not os.environ.get("RAY_ADDRESS"):
-        # Ray reads these when it is imported. The first makes the node's address 127.0.0.1 (its
-        # name speaks of systems where that is the default); the last keeps Ray from warning that
-        # workers without a GPU see all of them.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
     if ray.is_initialized():
         yield
         return
@@ -31,8 +26,15 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=_quoted_interpreter(), **quiet)
     try:
         yield
     finally:
         ray.shutdown()  # of a cluster that was there before, this only disconnects
+
+
+def _quoted_interpreter() -> dict[str, str]:
+    """Ray starts some workers through a shell without quoting the interpreter's path, so that a
+    space in it would keep them from starting."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}

@@ -1,0 +1,1 @@
+"""Tests mirror the package; run them with `make test`."""
