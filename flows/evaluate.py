@@ -40,7 +40,10 @@ def evaluate_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> 
     store.connect(params.paths.outputs)
     candidate = registry.resolve(size)
     train = open_prepared(params.dataset_folder(chosen.training.dataset), "train")
-    protocol = fingerprint(chosen.sampling, chosen.evaluation, train.manifest.checksum)
+    reference = load_reference(params.reference_file(chosen.training.dataset))
+    protocol = fingerprint(
+        chosen.sampling, chosen.evaluation, train.manifest.checksum, reference.checksum
+    )
     tag = f"{registry.EVALUATION_TAG}.{protocol[:12]}"
     if tag in candidate.tags:
         say(f"fractal-{size} version {candidate.version} is evaluated under this protocol: kept")

@@ -31,6 +31,7 @@ def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str
     mark = fingerprint(chosen.model, chosen.training, manifest.checksum)
     version = registry.find_version(size, mark)
     if version is not None:
+        registry.nominate(size, version)
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
         return version
     return _train_and_register(params, chosen, manifest, mark)

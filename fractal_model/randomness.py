@@ -11,10 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fractal_model.config import LevelConfig, ModelConfig
+from fractal_model.errors import FractalError
+
+LARGEST_SEED = 2**32 - 1
+"""Torch's CPU generator uses 32 bits of its seed; a larger one would alias a smaller."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,10 @@ class ImageNoise:
 
     @classmethod
     def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> ImageNoise:
-        """The numbers of the images with these seeds (0 … 2⁶³ − 1)."""
+        """The numbers of the images with these seeds. FractalError: not in 0 … 2³² − 1."""
+        wrong = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
+        if wrong:
+            raise FractalError(f"seed {wrong[0]} of an image is out of range: 0 … {LARGEST_SEED}")
         drawn = [_draw_one(torch.Generator().manual_seed(seed), config) for seed in seeds]
         pixels, orders, guides = zip(*drawn, strict=True)
         return cls(
@@ -63,3 +71,8 @@ def ranks(scores: Tensor) -> Tensor:
     """(R, T) scores to each entry's place, 0 … T − 1, in its row's ascending order; ties by
     position."""
     return scores.argsort(dim=1, stable=True).argsort(dim=1)
+
+
+def stream_seed(*key: int) -> int:
+    """A 32-bit seed for the stream named by `key`; keys that differ give unrelated streams."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+# Before the package is imported, which reads them: tests never reach a server of the person's.
+for _name in [n for n in os.environ if n.startswith("MLFLOW_")]:
+    del os.environ[_name]
+for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(_name, None)
 
 from fractal_model.config import ModelConfig
 from fractal_model.model.fractal import FractalModel, initialise

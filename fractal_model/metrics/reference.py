@@ -6,6 +6,7 @@ so that a comparison with the wrong one is refused.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ class Reference:
     dataset: str
     dataset_checksum: str
     weights_checksum: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the features and of what they were made from and with."""
+        content = hashlib.sha256(self.features.numpy().tobytes())
+        content.update(f"{self.dataset_checksum} {self.weights_checksum}".encode())
+        return content.hexdigest()
 
     def require(self, *, dataset_checksum: str, weights_checksum: str) -> None:
         """FractalError when this reference is of other images or of another network."""

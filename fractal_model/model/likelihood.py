@@ -22,7 +22,9 @@ from torch import Tensor
 from fractal_model.config import ModelConfig
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows, exact_guides
 from fractal_model.model.losses import nats_per_value
-from fractal_model.randomness import ImageNoise, patches_per_image, ranks
+from fractal_model.randomness import ImageNoise, patches_per_image, ranks, stream_seed
+
+_STRATA_STREAM, _ORDER_STREAM = 1, 2
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ class StratifiedMasks:
     ) -> None:
         self._config = config
         # One generator fixes the strata of all passes, another the orders of this one.
-        strata = [torch.Generator().manual_seed(seed) for seed in seeds]
+        strata = [
+            torch.Generator().manual_seed(stream_seed(_STRATA_STREAM, seed)) for seed in seeds
+        ]
         self._counts = [
             torch.stack([_counts(g, config, i, number, passes) for g in strata]).to(device)
             for i in range(len(config.levels))
         ]
-        order_seeds = [(seed * passes + number) ^ (1 << 62) for seed in seeds]
+        order_seeds = [stream_seed(_ORDER_STREAM, seed, number) for seed in seeds]
         self._orders = ImageNoise.draw(order_seeds, config, device).orders
 
     def __call__(self, level: int, rows: Rows) -> Tensor:

@@ -18,12 +18,13 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 import fractal_model
-from fractal_model.errors import FractalError
+from fractal_model.errors import FractalError, one_line
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 FINGERPRINT_TAG = "fractal.fingerprint"
 EVALUATION_TAG = "fractal.evaluation"
 """Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
+_NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _SERVED_PACKAGES = (
     "torch",
     "torchvision",
@@ -82,10 +83,16 @@ def register(size: str, checkpoint: Path, *, tags: dict[str, str]) -> str:
         )
     client = mlflow.MlflowClient()
     number = str(logged.registered_model_version)
+    # The alias first: once the tags let a later run find this version, it is the candidate.
+    nominate(size, number)
     for key, value in tags.items():
         client.set_model_version_tag(model_name(size), number, key, value)
-    client.set_registered_model_alias(model_name(size), CANDIDATE, number)
     return number
+
+
+def nominate(size: str, version: str) -> None:
+    """Point `candidate` to a version."""
+    mlflow.MlflowClient().set_registered_model_alias(model_name(size), CANDIDATE, version)
 
 
 def find_version(size: str, fingerprint: str) -> str | None:
@@ -99,11 +106,16 @@ def find_version(size: str, fingerprint: str) -> str | None:
 def aliased_version(size: str, alias: str) -> str | None:
     """The version that an alias points to; None where there is none."""
     try:
-        return str(
-            mlflow.MlflowClient().get_model_version_by_alias(model_name(size), alias).version
-        )
-    except MlflowException:
-        return None
+        found = mlflow.MlflowClient().get_model_version_by_alias(model_name(size), alias)
+    except MlflowException as error:
+        # An unknown alias is reported as an invalid parameter, an unknown model as not existing.
+        if error.error_code in _NOTHING_THERE:
+            return None
+        raise FractalError(
+            f"MLflow could not say what {model_name(size)}@{alias} is ({one_line(error)}): "
+            f"nothing was changed, run again"
+        ) from error
+    return str(found.version)
 
 
 def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:

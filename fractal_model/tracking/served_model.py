@@ -25,11 +25,13 @@ class ServedFractalModel(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input: pd.DataFrame, params=None):
         rows = model_input.reset_index(drop=True)
         images: list[bytes | None] = [None] * len(rows)
-        settings = rows[[c for c in ("guidance", "logit_scale") if c in rows]].fillna(1.0)
-        for index, row in settings.drop_duplicates().iterrows():
-            same = rows.index[(settings == settings.loc[index]).all(axis=1)]
+        keys = ["guidance", "logit_scale"]
+        for name in keys:
+            rows[name] = rows[name].fillna(1.0) if name in rows else 1.0
+        for (guidance, logit_scale), same in rows.groupby(keys).groups.items():
             labels = torch.tensor(rows.loc[same, "class"].to_numpy(dtype="int64"))
-            sampler = Sampler(self._model, SamplingConfig(**row.to_dict()))
+            settings = SamplingConfig(guidance=guidance, logit_scale=logit_scale)
+            sampler = Sampler(self._model, settings)
             sampled = sampler(labels, rows.loc[same, "seed"].astype(int).tolist())
             for place, image in zip(same, sampled, strict=True):
                 images[place] = png_bytes(image)

@@ -134,8 +134,10 @@ def verify_checkpoint(folder: Path) -> None:
             f"the checkpoint {folder} is incomplete, it has no {MARKER} marker: writing it was "
             f"interrupted; {way_out}"
         )
-    if marker.read_text() != _sha256(checksums):
-        raise FractalError(f"the checkpoint {folder} is damaged: {CHECKSUMS} changed; {way_out}")
+    if marker.read_bytes() != _sha256(checksums).encode():
+        raise FractalError(
+            f"the checkpoint {folder} is damaged: {CHECKSUMS} changed or {MARKER} did; {way_out}"
+        )
     for name, expected in json.loads(checksums.read_text()).items():
         if not (folder / name).is_file():
             raise FractalError(f"the checkpoint {folder} is damaged: {name} is missing; {way_out}")

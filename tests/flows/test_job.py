@@ -108,6 +108,16 @@ def test_the_first_candidate_becomes_champion(project, client):
     assert tags["fractal.decision"] == "there is no champion yet"
 
 
+def test_a_kept_version_is_the_candidate_again(project, client):
+    """Another version was trained in between; the settings are as before."""
+    source = client.get_model_version("fractal-digits", "1").source
+    other = client.create_model_version("fractal-digits", source)
+    client.set_registered_model_alias("fractal-digits", "candidate", other.version)
+    project.run(train.main)
+    assert registry.aliased_version("digits", "candidate") == "1"
+    client.delete_model_version("fractal-digits", other.version)
+
+
 def test_running_again_reuses_what_is_unchanged(project, client, capsys):
     project.run(train.main)
     assert "1 is trained from the same settings and data: kept" in capsys.readouterr().out

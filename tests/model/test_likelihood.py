@@ -11,6 +11,7 @@ import torch
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import StratifiedMasks, image_bits, likelihood
 from fractal_model.model.losses import nats_per_value
+from fractal_model.randomness import stream_seed
 from tests.conftest import images_for, random_images, tiny_config, tiny_model
 
 
@@ -56,6 +57,15 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
     for patch in counts.T:
         bands = ((patch - 1) * passes // 16).sort().values
         assert bands.tolist() == list(range(passes))
+
+
+def test_counts_and_orders_have_streams_of_their_own():
+    keys = [(role, seed, number) for role in (1, 2) for seed in range(100) for number in range(4)]
+    first = {
+        tuple(torch.rand(2, generator=torch.Generator().manual_seed(stream_seed(*key))).tolist())
+        for key in keys
+    }
+    assert len(first) == len(keys)
 
 
 def test_marginal_count_is_uniform():

@@ -96,6 +96,8 @@ def test_bad_requests():
         sampler(LABELS, [1, 2])
     with pytest.raises(FractalError, match=r"0 … 3"):
         sampler(torch.tensor([4]), [1])
+    with pytest.raises(FractalError, match="seed 4294967296"):
+        sampler(LABELS[:1], [2**32])
     with pytest.raises(FractalError, match=r"give 1 … 4"):
         Sampler(model, SamplingConfig(iterations=(5, 1)))
     with pytest.raises(FractalError, match="2 levels"):

@@ -2,6 +2,8 @@
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from fractal_model.errors import FractalError
 from fractal_model.tracking import registry, runs, store
@@ -31,6 +33,18 @@ def test_nothing_registered_says_how_to_train(tmp_path, monkeypatch):
     with pytest.raises(FractalError, match=r"models:/fractal-digits@candidate"):
         registry.resolve("digits")
     assert registry.find_version("digits", "0" * 64) is None
+
+
+def test_a_failing_server_is_not_taken_for_no_champion(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store.connect(tmp_path)
+
+    def fail(*args):
+        raise MlflowException("internal error", error_code=INTERNAL_ERROR)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", fail)
+    with pytest.raises(FractalError, match="nothing was changed"):
+        registry.aliased_version("digits", registry.CHAMPION)
 
 
 def test_nested_settings_become_flat_parameters():

@@ -59,6 +59,15 @@ def test_a_flipped_bit_is_found(saved, name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_marker_is_found(saved):
+    marker = saved[0] / "COMPLETE"
+    content = bytearray(marker.read_bytes())
+    content[3] |= 0x80  # no longer text
+    marker.write_bytes(content)
+    with pytest.raises(FractalError, match="COMPLETE did"):
+        load_checkpoint(saved[0])
+
+
 @pytest.mark.parametrize("name", FILES[:4])
 def test_a_truncated_or_missing_file_is_found(saved, name):
     file = saved[0] / name

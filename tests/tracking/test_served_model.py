@@ -1,0 +1,52 @@
+"""The registered model's code, without MLflow's server."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from fractal_model.tracking import served_model
+from fractal_model.training.checkpoint import Progress, save_checkpoint
+from tests.conftest import tiny_model
+
+
+@pytest.fixture
+def served(tmp_path):
+    model = tiny_model("mar")
+    progress = Progress(size="t", fingerprint="", position=0, steps=0)
+    save_checkpoint(tmp_path / "c", model=model, optimizer={}, progress=progress)
+    found = served_model.ServedFractalModel()
+    found.load_context(SimpleNamespace(artifacts={"checkpoint": str(tmp_path / "c")}))
+    return found
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The sizes of the batches that are sampled."""
+    sizes = []
+
+    class Counting(served_model.Sampler):
+        def __call__(self, labels: torch.Tensor, seeds):
+            sizes.append(len(labels))
+            return super().__call__(labels, seeds)
+
+    monkeypatch.setattr(served_model, "Sampler", Counting)
+    return sizes
+
+
+def test_rows_without_settings_are_sampled_once_together(served, batches):
+    images = served.predict(None, pd.DataFrame({"class": [0, 1, 2], "seed": [5, 6, 7]}))
+    assert batches == [3]
+    assert all(image.startswith(b"\x89PNG") for image in images)
+
+
+def test_rows_of_equal_settings_go_together_and_keep_their_order(served, batches):
+    rows = pd.DataFrame(
+        {"class": [0, 1, 0], "seed": [5, 6, 5], "guidance": [2.0, None, 2.0]}, index=[9, 9, 3]
+    )
+    images = served.predict(None, rows)
+    assert sorted(batches) == [1, 2]
+    assert images[0] == images[2] != images[1]
