@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from timm.layers import Mlp, SwiGLU
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fractal_model.model.attention import Attention, KeyValueCache
 
@@ -23,6 +25,7 @@ class Block(nn.Module):
         self, norm1: nn.Module, attention: Attention, norm2: nn.Module, feed_forward: nn.Module
     ) -> None:
         super().__init__()
+        self.recompute = False
         self.norm1 = norm1
         self.attention = attention
         self.norm2 = norm2
@@ -71,5 +74,15 @@ def run_blocks(
 ) -> Tensor:
     """Apply the blocks in turn, each with its own cache where caches are given."""
     for i, block in enumerate(blocks):
-        x_BSD = block(x_BSD, rotary=rotary, cache=caches[i] if caches is not None else None)
+        if block.recompute and torch.is_grad_enabled():
+            x_BSD = checkpoint(block, x_BSD, rotary=rotary, use_reentrant=False)
+        else:
+            x_BSD = block(x_BSD, rotary=rotary, cache=caches[i] if caches is not None else None)
     return x_BSD
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Training keeps the input of each block alone and computes the rest again on the way back."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recompute = True

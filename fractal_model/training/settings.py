@@ -31,6 +31,8 @@ class TrainingConfig(StrictModel):
     """Probability that an image trains the null embedding instead of its class."""
     flip: bool
     precision: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool
+    """Keep a block's input alone and compute the rest again on the way back."""
     workers: PositiveInt
     cpus_per_worker: PositiveInt
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)]

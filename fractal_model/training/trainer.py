@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
+from fractal_model.model.blocks import checkpoint_activations
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
 from fractal_model.training.schedule import learning_rate, training_guides, training_masks
@@ -56,6 +57,8 @@ class Trainer:
         self.model = FractalModel(model)
         initialise(self.model, torch.Generator().manual_seed(recipe.seed))
         self.model.to(self._device).train()
+        if recipe.activation_checkpointing:
+            checkpoint_activations(self.model)
         self.optimizer = _adamw(self.model, recipe)
         loss: nn.Module = _TrainingLoss(self.model, recipe)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss

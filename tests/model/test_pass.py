@@ -13,9 +13,10 @@ from fractal_model.errors import FractalError
 from fractal_model.model.fractal import NO_CLASS, FractalModel, exact_guides, initialise
 from fractal_model.model.likelihood import image_bits
 from fractal_model.model.losses import training_loss
-from fractal_model.presets import Architecture
+from fractal_model.params import load_params
 from fractal_model.training.schedule import training_masks
 from tests.conftest import images_for, random_images, tiny_model
+from tests.test_params import SHIPPED
 
 NULL = torch.full((2,), NO_CLASS)
 
@@ -157,33 +158,26 @@ def test_wrong_images(images):
         run(tiny_model("ar"), images)
 
 
-_64 = ((64, 4, 1), (1024, 512, 128), (32, 8, 3), (16, 8, 4))
 PUBLISHED = {
-    "ar-64": (442_068_224, *_64),
-    "mar-64": (431_995_648, *_64),
-    "mar-b": (186_300_224, (256, 16, 4, 1), (768, 384, 192, 64), (24, 6, 3, 1), (12, 6, 3, 4)),
-    "mar-l": (437_000_064, (256, 16, 4, 1), (1024, 512, 256, 64), (32, 8, 4, 1), (16, 8, 4, 4)),
-    "mar-h": (849_586_240, (256, 16, 4, 1), (1280, 640, 320, 64), (40, 10, 5, 1), (16, 8, 4, 4)),
+    "ar-64": 442_068_224,
+    "mar-64": 431_995_648,
+    "mar-b": 186_300_224,
+    "mar-l": 437_000_064,
+    "mar-h": 849_586_240,
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_parameter_counts(name):
-    expected, sizes, widths, blocks, heads = PUBLISHED[name]
-    generator = name.split("-")[0]
-    row = Architecture(
-        patch_sizes=sizes,
-        widths=widths,
-        blocks=blocks,
-        heads=heads,
-        generators=(generator,) * (len(sizes) - 1),
-        conditions=5 if generator == "mar" else 1,
-        guiding_pixel=len(sizes) == 4,
-        num_classes=1000,
-    )
     with torch.device("meta"):
-        model = FractalModel(row.to_model())
-    assert sum(p.numel() for p in model.parameters()) == expected
+        model = FractalModel(load_params(SHIPPED).size(name).model)
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["ar-64-two-level", "mar-64-two-level"])
+def test_two_level_ablations_go_from_the_image_to_the_pixel(name):
+    config = load_params(SHIPPED).size(name).model
+    assert [level.tokens for level in config.levels] == [4096]
 
 
 def test_initialisation_is_the_published_one():

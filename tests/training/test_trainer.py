@@ -38,6 +38,23 @@ def test_loss_falls():
     assert losses[-1] < losses[0] - 0.5
 
 
+def test_activation_checkpointing_changes_no_gradient(kind):
+    """Dropout is on: what is computed again must draw the same numbers."""
+    plain, checkpointed = (
+        Trainer(
+            tiny_config(kind, dropout=0.1),
+            RECIPE.model_copy(update={"activation_checkpointing": on}),
+            images=16,
+        )
+        for on in (False, True)
+    )
+    side = plain.model.config.image_size
+    batch = BATCH._replace(images=random_images(8, size=side))
+    for _ in range(2):
+        assert plain.step(batch).gradient_norm == checkpointed.step(batch).gradient_norm
+    assert all(a.equal(b) for a, b in zip(weights(plain), weights(checkpointed), strict=True))
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     straight = trainer()
     for _ in range(3):
