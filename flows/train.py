@@ -27,6 +27,7 @@ def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str
     params = load_params(params_file)
     chosen = params.size(size)
     manifest = open_prepared(params.dataset_folder(chosen.training.dataset), "train").manifest
+    chosen = chosen.with_class_names(manifest.class_names)
     store.connect(params.paths.outputs)
     mark = fingerprint(chosen.model, chosen.training, manifest.checksum)
     version = registry.find_version(size, mark)

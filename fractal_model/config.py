@@ -91,6 +91,8 @@ class ModelConfig(StrictModel):
     pixel: PixelConfig
     red_weight: Annotated[float, Field(gt=0)] = 5.0
     """Weight of the red channel in the training loss; green and blue weigh 1."""
+    class_names: tuple[str, ...] = ()
+    """In the order of the class numbers; empty where they are not known."""
 
     @property
     def image_size(self) -> int:
@@ -112,6 +114,11 @@ class ModelConfig(StrictModel):
                     f"the MAR level of patch size {size} reads {lower.conditions} conditions but "
                     f"the AR level above hands on one: set conditions to 1"
                 )
+        if len(self.class_names) not in (0, self.num_classes):
+            raise ValueError(
+                f"class_names has {len(self.class_names)} entries, num_classes is "
+                f"{self.num_classes}: match them"
+            )
         if self.levels[0].guiding_pixel:
             raise ValueError("the first level has no guiding pixel: only levels below it do")
         return self

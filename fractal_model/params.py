@@ -56,6 +56,16 @@ class Size(StrictModel):
     sampling: SamplingConfig
     evaluation: EvaluationConfig
 
+    def with_class_names(self, names: tuple[str, ...]) -> Size:
+        """The same, its model knowing what its classes are called. FractalError: not as many."""
+        if len(names) != self.model.num_classes:
+            raise FractalError(
+                f"size {self.name} has num_classes {self.model.num_classes}, its data set "
+                f"{self.training.dataset} has {len(names)} classes: match them in params.yaml"
+            )
+        model = self.model.model_copy(update={"class_names": names})
+        return self.model_copy(update={"model": model})
+
 
 class Params(StrictModel):
     """The whole file."""

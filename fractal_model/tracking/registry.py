@@ -52,14 +52,9 @@ _SIGNATURE = ModelSignature(
 class RegisteredCheckpoint:
     """One version of a registered model, with its checkpoint on this machine."""
 
-    name: str
     version: str
     checkpoint: Path
     tags: dict[str, str]
-
-    @property
-    def uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
 
 
 def model_name(size: str) -> str:
@@ -126,13 +121,26 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
             f"no model models:/{model_name(size)}@{alias} is registered: train one with "
             f"`python -m flows.train --size {size}`"
         )
-    uri = f"models:/{model_name(size)}/{number}"
-    folder = Path(mlflow.artifacts.download_artifacts(uri))
-    tags = version_tags(size, number)
+    checkpoint = fetch_checkpoint(f"models:/{model_name(size)}/{number}")
+    return RegisteredCheckpoint(number, checkpoint, version_tags(size, number))
+
+
+def fetch_checkpoint(uri: str) -> Path:
+    """The checkpoint folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded where
+    the store is not on this machine. FractalError: unknown, or its files are gone."""
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError) as error:
+        raise FractalError(
+            f"the registry {mlflow.get_tracking_uri()} has no files for {uri} "
+            f"({one_line(error)}): check the name, or train or import the model again"
+        ) from error
     checkpoints = [path for path in (folder / "artifacts").glob("*") if path.is_dir()]
     if len(checkpoints) != 1:
-        raise FractalError(f"{uri} holds {len(checkpoints)} checkpoints, expected 1: train again")
-    return RegisteredCheckpoint(model_name(size), number, checkpoints[0], tags)
+        raise FractalError(
+            f"{uri} holds {len(checkpoints)} checkpoints in {folder}, expected 1: train again"
+        )
+    return checkpoints[0]
 
 
 def promote(size: str, version: str) -> None:

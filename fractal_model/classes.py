@@ -1,0 +1,36 @@
+"""Classes as people ask for them: numbers, or names of the model's data set."""
+
+from __future__ import annotations
+
+import difflib
+
+from fractal_model.config import ModelConfig
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import NO_CLASS
+
+UNCONDITIONAL = "none"
+
+
+def parse_classes(text: str, config: ModelConfig) -> list[int]:
+    """`207, golden retriever` to class numbers; `none` is unconditional (NO_CLASS).
+
+    FractalError names what is unknown, and the allowed range or the nearest name.
+    """
+    return [_class_number(part.strip(), config) for part in text.split(",")]
+
+
+def _class_number(part: str, config: ModelConfig) -> int:
+    if part == UNCONDITIONAL:
+        return NO_CLASS
+    names = [name.casefold() for name in config.class_names]
+    # Names first: those of digits are numerals, and equal their numbers.
+    if part.casefold() in names:
+        return names.index(part.casefold())
+    if part.isdecimal() and int(part) < config.num_classes:
+        return int(part)
+    near = difflib.get_close_matches(part.casefold(), names, n=1)
+    hint = f", or did you mean {config.class_names[names.index(near[0])]!r}?" if near else ""
+    raise FractalError(
+        f"class {part!r} is unknown: this model knows 0 … {config.num_classes - 1} and "
+        f"{UNCONDITIONAL!r}{hint}"
+    )

@@ -1,0 +1,22 @@
+"""Commands find their model."""
+
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.model_source import load_model
+
+
+def test_an_unknown_registered_model(tmp_path):
+    with pytest.raises(FractalError, match=r"models:/fractal-none@candidate"):
+        load_model("models:/fractal-none@candidate", tmp_path)
+
+
+@pytest.mark.parametrize("source", ["models:/fractal-none/1", "models:/", "models:/x@"])
+def test_nonsense_in_the_registry(tmp_path, source):
+    with pytest.raises(FractalError, match="train or import"):
+        load_model(source, tmp_path)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FractalError, match="no checkpoint folder"):
+        load_model(str(tmp_path / "none"), tmp_path)
