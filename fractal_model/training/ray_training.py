@@ -7,10 +7,12 @@ checkpoint of its folder; Ray does the same when a worker dies.
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,8 @@ def run_training(job: TrainingJob, *, on_report: Callable[[Report], None]) -> Pa
             ),
         )
         try:
-            result = trainer.fit()
+            with _keyboard_interrupt():
+                result = trainer.fit()
         except WorkerGroupError as error:
             first = next(iter(error.worker_failures.values()))
             raise FractalError(f"training failed on a worker: {_cause(first)}") from error
@@ -103,6 +106,23 @@ def _resources(recipe: TrainingConfig) -> dict[str, float]:
     if recipe.gpus_per_worker:
         resources["GPU"] = recipe.gpus_per_worker
     return resources
+
+
+@contextmanager
+def _keyboard_interrupt() -> Iterator[None]:
+    """Ray Train answers Ctrl-C with its own handler, which exits with 0: put the handler
+    back that was there, and let it answer."""
+    before = signal.getsignal(signal.SIGINT)
+    interrupted = False
+    try:
+        yield
+    except SystemExit:
+        interrupted = True
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _require_resources(recipe: TrainingConfig) -> None:
