@@ -27,9 +27,9 @@ from fractal_model.training.ray_training import TrainingJob, run_training
 def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str:
     """Train a size on its data set; returns the version of `fractal-<size>` in the registry."""
     params = load_params(params_file)
-    chosen, manifest = _with_data(params, size)
+    chosen, manifest = with_data(params, size)
     store.connect(params.paths.outputs)
-    mark = fingerprint(chosen.model, chosen.training.deciding(), manifest.checksum)
+    mark = mark_of(chosen, manifest)
     version = registry.find_version(size, mark)
     if version is not None:
         registry.nominate(size, version)
@@ -40,7 +40,7 @@ def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str
 
 def _train_and_register(params: Params, size: Size, manifest: Manifest, mark: str) -> str:
     with (
-        only_one(params.paths.outputs / "training" / f"{size.name}-{mark[:16]}.lock"),
+        only_one(lock_file(params, size, mark)),
         runs.training_run(size, manifest, mark, params.paths.outputs) as run_id,
     ):
         checkpoint = train(params, size, manifest, mark, run_id)
@@ -86,13 +86,23 @@ def register(size: Size, checkpoint: Path, tags: dict[str, str]) -> str:
 
 def check(params: Params, size: str) -> None:
     """Before anything starts. FractalError: the data set is missing, damaged or another's."""
-    _with_data(params, size)
+    with_data(params, size)
 
 
-def _with_data(params: Params, name: str) -> tuple[Size, Manifest]:
+def with_data(params: Params, name: str) -> tuple[Size, Manifest]:
+    """A size that fits its data set, and the data set's manifest. FractalError: it does not."""
     size = params.size(name)
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
     return size.fitted_to(manifest), manifest
+
+
+def mark_of(size: Size, manifest: Manifest) -> str:
+    """What decides the weights, as one checksum."""
+    return fingerprint(size.model, size.training.deciding(), manifest.checksum)
+
+
+def lock_file(params: Params, size: Size, mark: str) -> Path:
+    return params.paths.outputs / "training" / f"{size.name}-{mark[:16]}.lock"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ def ray_cluster(cpus: int) -> Iterator[None]:
 
 def _connect(address: str, options: dict[str, object]) -> None:
     try:
+        if ":" in address:  # Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(**options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise FractalError(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from flows import evaluate, train
-from fractal_model.errors import FractalError
+from fractal_model.locks import only_one
+from fractal_model.params import load_params
 from fractal_model.tracking import registry, store
-from fractal_model.training.checkpoint import load_checkpoint
-from tests.flows.conftest import make_project, small_params
+from tests.flows.conftest import Project, make_project, small_params
 
 
 @pytest.fixture
@@ -62,22 +60,65 @@ def test_nothing_registered(error_line, project, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "no marker"])
-def test_damaged_registered_checkpoint(project, tmp_path, damage):
-    """The registry's own copy is damaged; the evaluation says so and logs nothing."""
+def test_damaged_registered_checkpoint(error_line, project, damage):
+    """The registry's own copy is damaged; the evaluation says so before it logs anything."""
     store.connect(project.outputs)
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(registry.resolve("digits").checkpoint, folder)
-    weights = folder / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    if damage == "flipped":
-        content[len(content) // 2] ^= 1
-        weights.write_bytes(content)
-    elif damage == "truncated":
-        weights.write_bytes(content[:-100])
-    else:
-        (folder / "COMPLETE").unlink()
-    expected = "COMPLETE" if damage == "no marker" else "model.safetensors"
-    with pytest.raises(FractalError, match=expected) as caught:
-        load_checkpoint(folder)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    folder = registry.resolve("digits").checkpoint
+    file = folder / ("COMPLETE" if damage == "no marker" else "model.safetensors")
+    whole = file.read_bytes()
+    try:
+        if damage == "flipped":
+            file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        elif damage == "truncated":
+            file.write_bytes(whole[:-100])
+        else:
+            file.unlink()
+        line = error_line(project, evaluate.main)
+    finally:
+        file.write_bytes(whole)
+    assert file.name in line
+    assert str(folder) in line
+
+
+def test_the_registry_lost_its_files(error_line, project, tmp_path):
+    store.connect(project.outputs)
+    folder = registry.resolve("digits").checkpoint.parents[1]
+    folder.rename(tmp_path / "elsewhere")
+    try:
+        line = error_line(project, evaluate.main)
+    finally:
+        (tmp_path / "elsewhere").rename(folder)
+    assert "models:/fractal-digits/1" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"patch_sizes": [16, 2, 1]}, ["image size 16", "digits has 8"]),
+        ({"num_classes": 7}, ["num_classes 7", "digits has 10"]),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data(error_line, project, tmp_path, changes, expected):
+    content = small_params()
+    content["models"]["digits"].update(changes)
+    other = make_project(tmp_path / "unfit", content)
+    (other.folder / "data").symlink_to(project.folder / "data")
+    for main in (train.main, evaluate.main):
+        line = error_line(other, main)
+        assert all(part in line for part in expected)
+
+
+def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path):
+    other = make_project(tmp_path / "locked", small_params())
+    (other.folder / "data").symlink_to(project.folder / "data")
+    params = load_params(other.params)
+    size, manifest = train.with_data(params, "digits")
+    with only_one(train.lock_file(params, size, train.mark_of(size, manifest))):
+        line = error_line(other, train.main)
+    assert "another process" in line
+
+
+def test_settings_that_are_a_folder(error_line, project, tmp_path):
+    (tmp_path / "params.yaml").mkdir()
+    line = error_line(Project(tmp_path), train.main)
+    assert "cannot be read" in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from flows import evaluate, train
@@ -68,6 +70,7 @@ def test_training_run_holds_parameters_data_and_curves(project, client):
     assert losses[-1].value < losses[0].value
     assert max(r.value for r in rates) <= settings.training["digits"].peak_learning_rate
     assert {"images_per_second", "gradient_norm", "epoch"} <= set(run.data.metrics)
+    assert "system/cpu_utilization_percentage" in run.data.metrics
 
 
 def test_candidate_is_a_whole_checkpoint_of_the_run(project, client):
@@ -118,6 +121,31 @@ def test_a_kept_version_is_the_candidate_again(project, client):
     client.delete_model_version("fractal-digits", other.version)
 
 
+def test_another_protocol_measures_the_champion_too(project, client):
+    """Numbers of different protocols are never compared."""
+    content = small_params()
+    content["evaluation"]["digits"]["samples_per_class"] = 4
+    file = project.folder / "other.yaml"
+    file.write_text(yaml.safe_dump(content))
+    other = client.create_model_version(
+        "fractal-digits", client.get_model_version("fractal-digits", "1").source
+    )
+    client.set_registered_model_alias("fractal-digits", "candidate", other.version)
+    try:
+        evaluate.evaluate_fractal(size="digits", params_file=file)
+        evaluations = _runs(client, "evaluate")
+        samples = [run.data.params["evaluation.samples_per_class"] for run in evaluations]
+        assert sorted(samples) == ["3", "4", "4"]
+        decision = client.get_model_version("fractal-digits", other.version).tags
+        assert decision["fractal.decision"].startswith("FID")
+        assert registry.aliased_version("digits", "champion") == "1"
+    finally:
+        for run in evaluations[:2]:
+            client.delete_run(run.info.run_id)
+        client.set_registered_model_alias("fractal-digits", "candidate", "1")
+        client.delete_model_version("fractal-digits", other.version)
+
+
 def test_running_again_reuses_what_is_unchanged(project, client, capsys):
     project.run(train.main)
     assert "1 is trained from the same settings and data: kept" in capsys.readouterr().out
@@ -151,8 +179,11 @@ assert images[0] == images[2] != images[1]
     assert done.returncode == 0, done.stderr
 
 
-def test_a_killed_training_goes_on_and_ends_with_the_same_weights(project, tmp_path):
-    """Killed with SIGKILL after its first checkpoint, then started again as before."""
+@pytest.mark.parametrize(
+    "how", ["killed", "killed, newest damaged", pytest.param("Ctrl-C", marks=pytest.mark.slow)]
+)
+def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_path, how):
+    """Stopped after its first checkpoints, then started again as before."""
     again = make_project(tmp_path / "killed", small_params())
     (again.folder / "data").symlink_to(project.folder / "data")
     process = subprocess.Popen(
@@ -163,13 +194,20 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(project, tmp_p
         start_new_session=True,
     )
     deadline = time.monotonic() + 300
-    while not _checkpoints(again.outputs) and time.monotonic() < deadline:
+    wanted = 2 if "damaged" in how else 1
+    while len(_checkpoints(again.outputs)) < wanted and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    position = _position(_checkpoints(again.outputs)[-1])
-    assert position < 3 * 1757
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    else:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert _position(_checkpoints(again.outputs)[0]) < 3 * 1757
+    if how == "killed, newest damaged":
+        newest = _checkpoints(again.outputs)[-1] / "model.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-1])
 
     again.run(train.main)
     resumed, straight = (_checkpoints(p.outputs)[-1] for p in (again, project))

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fractal_model.training import checkpoint as module
 from fractal_model.training.checkpoint import (
     Progress,
     load_checkpoint,
+    newest_whole_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
@@ -57,6 +59,20 @@ def test_a_flipped_bit_is_found(saved, name):
     with pytest.raises(FractalError, match=name) as caught:
         load_checkpoint(saved[0])
     assert "\n" not in str(caught.value)
+
+
+def test_the_newest_whole_checkpoint_is_taken(saved, tmp_path):
+    for name in ("checkpoint_1", "checkpoint_2", "checkpoint_3", "checkpoint_4"):
+        shutil.copytree(saved[0], tmp_path / "run" / name)
+    newest = tmp_path / "run" / "checkpoint_3"
+    for name in ("checkpoint_1", "checkpoint_4"):  # 4 is newer than what is asked for
+        (tmp_path / "run" / name / "COMPLETE").unlink()
+    assert newest_whole_checkpoint(newest).progress == load_checkpoint(saved[0]).progress
+    (newest / "COMPLETE").unlink()
+    assert newest_whole_checkpoint(newest).progress == load_checkpoint(saved[0]).progress
+    (tmp_path / "run" / "checkpoint_2" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FractalError, match="checkpoint_3 is incomplete"):
+        newest_whole_checkpoint(newest)
 
 
 def test_a_damaged_marker_is_found(saved):

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.training.ray_cluster import ray_cluster
+from fractal_model.training.ray_training import TrainingJob, run_training
+from tests.conftest import tiny_config
+from tests.training.test_trainer import RECIPE
 
 CODE = """
 import os
@@ -26,3 +35,26 @@ def test_starts_workers_from_a_path_with_a_space_and_on_loopback(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["reached", "{'127.0.0.1'}", "False"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"])
+def test_a_cluster_that_does_not_answer(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(FractalError, match=f"RAY_ADDRESS={address} does not answer"),
+        ray_cluster(1),
+    ):
+        pass
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
+    job = TrainingJob(
+        size="t",
+        model=tiny_config("mar"),
+        recipe=RECIPE.model_copy(update={"workers": 3}),
+        data=Path("nowhere"),
+        runs=tmp_path,
+        fingerprint="0" * 64,
+    )
+    with ray_cluster(1), pytest.raises(FractalError, match="need 3 CPUs, the Ray cluster has 1"):
+        run_training(job, on_report=print)
