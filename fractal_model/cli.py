@@ -27,6 +27,7 @@ DatasetArgument = Annotated[str, typer.Argument(help="Name of the data set.")]
 DIGITS = "digits"
 
 app.command("edit")(sampling.edit)
+app.command("animate")(sampling.animate)
 
 
 @app.command()

@@ -139,9 +139,10 @@ def edit(
     if grid is not None:
         shown = torch.stack([original, with_gaps(picture[None], ~known[None])[0]])
         rows = [torch.cat([shown, part]) for part in images.split(n)]
-        written.append(save_png(picture_grid(torch.cat(rows), columns=n + 2), grid))
+        save_png(picture_grid(torch.cat(rows), columns=n + 2), grid)
+        say(f"image, mask and variants side by side: {grid}")
     share = 1 - known.float().mean().item()
-    say(f"{share:.0%} of the pixels generated: {', '.join(str(path) for path in written)}")
+    say(f"{share:.0%} of the pixels generated: {_summary(written)}")
 
 
 edit.__doc__ = EDIT_HELP
@@ -251,3 +252,62 @@ def _write_variants(images: Tensor, labels: list[int], seeds: list[int], out: Pa
         for name, seed in zip(names, seeds, strict=True)
     ]
     return [save_png(image, file) for image, file in zip(images, files, strict=True)]
+
+
+def _summary(files: list[Path]) -> str:
+    if len(files) == 1:
+        return str(files[0])
+    return f"{len(files)} variants, {files[0]} … {files[-1].name}"
+
+
+def animate(
+    model: ModelOption,
+    classes: ClassesOption,
+    out: Annotated[Path, typer.Option(help="The animation to write: .gif or .webp.")],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="The still picture of some of its moments, PNG. Default: beside --out."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first class's image; the next has one more.")
+    ] = 0,
+    frames: Annotated[int, typer.Option(help="Frames at most; steps are thinned evenly.")] = 120,
+    size: SizeOption = None,
+    guidance: GuidanceOption = None,
+    logit_scale: LogitScaleOption = None,
+    iterations: IterationsOption = None,
+    order: OrderOption = None,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Watch images grow: patch by patch, and inside each patch down to its pixels.
+
+    Patches being worked on are outlined: orange for the first level's, blue and green for those
+    inside them. Several classes grow side by side.
+    """
+    import torch
+
+    from fractal_model import animation
+    from fractal_model.classes import parse_classes
+    from fractal_model.model_source import load_model
+
+    sheet = sheet or out.with_suffix(".png")
+    animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
+    file = load_params(params)
+    loaded = load_model(model, file.paths.outputs)
+    settings = sampling_settings(
+        file,
+        loaded.config,
+        size,
+        guidance=guidance,
+        logit_scale=logit_scale,
+        iterations=iterations,
+        order=order,
+    )
+    labels = torch.tensor(parse_classes(classes, loaded.config))
+    seeds = range(seed, seed + len(labels))
+    with progress_bar("generating, %", 100) as update:
+        written = animation.animate(
+            loaded, labels, seeds, settings, out, sheet=sheet, frames=frames, progress=update
+        )
+    for path in written:
+        say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
