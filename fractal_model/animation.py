@@ -3,7 +3,7 @@
 Decided here: a frame shows the steps of the last level above the pixels; patches that are being
 worked on are outlined in a colour of their level; what is not generated yet has a tone of its own.
 Snapshots are kept at the model's resolution and thinned as they come, so memory does not grow with
-the number of steps; pictures are at most about 1000 pixels wide.
+the number of steps or beyond half a gigabyte; pictures are at most about 1000 pixels wide.
 
 Shapes: B images of side S, R rows of a level.
 """
@@ -27,7 +27,7 @@ from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
 SUFFIXES = (".gif", ".webp")
-MOST_FRAMES, MOST_IMAGES = 1000, 16
+MOST_FRAMES, MOST_IMAGES, MOST_BYTES = 300, 16, 2**29
 PICTURE_PIXELS, TILE_PIXELS, SHEET_TILE_PIXELS, SHEET_COLUMNS = 960, 320, 96, 10
 GAP = 6
 GRID_LINES = (178, 186, 199)
@@ -89,7 +89,8 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
 
 
 class _Recorder:
-    """The sampler's observer: keeps at most twice as many snapshots as frames are wanted."""
+    """The sampler's observer: keeps at most twice as many snapshots as frames are wanted, fewer
+    where they would be too large."""
 
     def __init__(
         self, model: FractalModel, images: int, frames: int, progress: Callable[[int], None]
@@ -100,6 +101,8 @@ class _Recorder:
         self._hidden = torch.ones(images, side, side, dtype=torch.bool)
         self._boxes: dict[int, tuple[int, Rows]] = {}
         self._frames = frames
+        snapshot_bytes = self._images.nbytes + self._hidden.nbytes
+        self._most = min(2 * frames, MOST_BYTES // snapshot_bytes)
         self._progress = progress
         self._kept: list[Snapshot] = []
         self._seen, self._every = 0, 1
@@ -134,7 +137,7 @@ class _Recorder:
             boxes = tuple((level, side, rows) for level, (side, rows) in self._boxes.items())
             self._kept.append(Snapshot(self._images.clone(), self._hidden.clone(), boxes))
         self._seen += 1
-        if len(self._kept) > 2 * self._frames:
+        if len(self._kept) > self._most:
             self._kept, self._every = self._kept[::2], 2 * self._every
         self._progress(round(100 * (1 - self._hidden.float().mean().item())))
 
