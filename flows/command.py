@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +12,19 @@ from typing import Annotated
 import typer
 from prefect import Flow
 
-from fractal_model.console import HideUserErrors, errors_on_one_line
+from fractal_model.console import HideUserErrors, errors_on_one_line, leave_interrupted
 from fractal_model.params import DEFAULT_FILE, Params, load_params
+
+GRACE_SECONDS = 10.0
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    """Ctrl-C reaches the server of the run too; Prefect would try to reach it for minutes."""
+    logging.disable(logging.CRITICAL)
+    timer = threading.Timer(GRACE_SECONDS, leave_interrupted)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
 
 
 def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
@@ -29,6 +42,7 @@ def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
             logging.getLogger(name).addFilter(HideUserErrors())
         flow(size=size, params_file=params.resolve())
 
+    signal.signal(signal.SIGINT, _interrupt)
     command.__doc__ = flow.description
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

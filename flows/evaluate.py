@@ -13,13 +13,14 @@ import mlflow
 import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
 from fractal_model import evaluation
 from fractal_model.console import print_results, progress_bar, say
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.fingerprint import fingerprint
-from fractal_model.images import sample_grid, save_png
+from fractal_model.images import sample_grid
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import load_reference
@@ -27,9 +28,10 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.promotion import Decision, decide
-from fractal_model.training.checkpoint import load_checkpoint
+from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
 
 GRID_COLUMNS = 10
+PICTURE = "samples.png"
 
 
 @flow(name="evaluate-fractal")
@@ -38,51 +40,59 @@ def evaluate_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> 
     params = load_params(params_file)
     chosen = params.size(size)
     store.connect(params.paths.outputs)
+    protocol = _protocol(params, chosen)
     candidate = registry.resolve(size)
-    train = open_prepared(params.dataset_folder(chosen.training.dataset), "train")
-    reference = load_reference(params.reference_file(chosen.training.dataset))
-    protocol = fingerprint(
-        chosen.sampling, chosen.evaluation, train.manifest.checksum, reference.checksum
-    )
-    tag = f"{registry.EVALUATION_TAG}.{protocol[:12]}"
-    if tag in candidate.tags:
-        say(f"fractal-{size} version {candidate.version} is evaluated under this protocol: kept")
-        run_id = candidate.tags[tag]
-    else:
-        run_id = _evaluate(params, chosen, candidate, train, protocol)
-        registry.tag_version(size, candidate.version, tag, run_id)
+    run_id = _evaluated(params, chosen, candidate, protocol)
     metrics = mlflow.get_run(run_id).data.metrics
-    decision = compare_with_champion(size, candidate.version, tag, metrics)
+    decision = compare_with_champion(params, chosen, candidate, metrics, protocol)
     _show(params, size, candidate.version, run_id, decision)
     return metrics
 
 
-def _evaluate(
-    params: Params,
-    size: Size,
-    candidate: registry.RegisteredCheckpoint,
-    train: PreparedSplit,
-    protocol: str,
+def _protocol(params: Params, size: Size) -> str:
+    """What two evaluations must share for their numbers to be compared, as a checksum."""
+    train = open_prepared(params.dataset_folder(size.training.dataset), "train")
+    reference = load_reference(params.reference_file(size.training.dataset))
+    return fingerprint(size.sampling, size.evaluation, train.manifest.checksum, reference.checksum)
+
+
+def _evaluated(
+    params: Params, size: Size, version: registry.RegisteredCheckpoint, protocol: str
 ) -> str:
-    model = load_checkpoint(candidate.checkpoint).build_model()
+    """The id of the run that evaluated a version under the protocol; evaluates where none has."""
+    tag = f"{registry.EVALUATION_TAG}.{protocol[:12]}"
+    what = f"fractal-{size.name} version {version.version}"
+    if tag in version.tags:
+        say(f"{what} is evaluated under this protocol: kept")
+        return version.tags[tag]
+    run_id = _evaluate(params, size, version, protocol)
+    registry.tag_version(size.name, version.version, tag, run_id)
+    return run_id
+
+
+def _evaluate(
+    params: Params, size: Size, version: registry.RegisteredCheckpoint, protocol: str
+) -> str:
+    model = load_checkpoint(version.checkpoint).build_model()
+    train = open_prepared(params.dataset_folder(size.training.dataset), "train")
     settings = {
         "sampling": size.sampling.model_dump(),
         "evaluation": size.evaluation.model_dump(),
         "protocol": protocol,
     }
     with runs.evaluation_run(
-        size, train.manifest, candidate.version, settings, params.paths.outputs
+        size, train.manifest, version.version, settings, params.paths.outputs
     ) as run_id:
         nll = measure_likelihood(params, size, model)
         samples = draw_samples(size, model)
         found = measure_samples(params, size, train, samples)
         runs.log_results(MetricResults(nll | found.values, found.absent))
         grid = sample_grid(samples.images, samples.labels, per_class=GRID_COLUMNS)
-        mlflow.log_artifact(str(save_png(grid, _picture(params, size.name))))
+        runs.log_picture(grid, PICTURE)
     return run_id
 
 
-@task(name="likelihood")
+@task(name="likelihood", cache_policy=NO_CACHE)
 def measure_likelihood(params: Params, size: Size, model: FractalModel) -> dict[str, float]:
     """Held-out bits per dimension."""
     split = open_prepared(params.dataset_folder(size.training.dataset), "validation")
@@ -90,7 +100,7 @@ def measure_likelihood(params: Params, size: Size, model: FractalModel) -> dict[
         return evaluation.held_out_likelihood(model, split, size.evaluation, update)
 
 
-@task(name="sample", persist_result=False)
+@task(name="sample", cache_policy=NO_CACHE)
 def draw_samples(size: Size, model: FractalModel) -> evaluation.Samples:
     """A balanced set."""
     count = size.evaluation.samples_per_class * size.model.num_classes
@@ -98,7 +108,7 @@ def draw_samples(size: Size, model: FractalModel) -> evaluation.Samples:
         return evaluation.balanced_samples(model, size.sampling, size.evaluation, update)
 
 
-@task(name="sample-metrics")
+@task(name="sample-metrics", cache_policy=NO_CACHE)
 def measure_samples(
     params: Params, size: Size, train: PreparedSplit, samples: evaluation.Samples
 ) -> MetricResults:
@@ -115,33 +125,37 @@ def measure_samples(
         )
 
 
-@task(name="compare-with-champion")
+@task(name="compare-with-champion", cache_policy=NO_CACHE)
 def compare_with_champion(
-    size: str, version: str, protocol_tag: str, metrics: dict[str, float]
+    params: Params,
+    size: Size,
+    candidate: registry.RegisteredCheckpoint,
+    metrics: dict[str, float],
+    protocol: str,
 ) -> Decision:
-    """Promote the candidate where it is better; the decision becomes a tag of the version."""
-    champion = registry.aliased_version(size, registry.CHAMPION)
-    if champion == version:
+    """Promote the candidate where it is better; the decision becomes a tag of the version. A
+    champion of another protocol is evaluated under this one first."""
+    champion = registry.aliased_version(size.name, registry.CHAMPION)
+    if champion == candidate.version:
         return Decision(False, "the candidate is the champion")
     theirs = None
     if champion is not None:
-        run_id = registry.version_tags(size, champion).get(protocol_tag)
-        theirs = mlflow.get_run(run_id).data.metrics if run_id else {}
+        registered = registry.resolve(size.name, registry.CHAMPION)
+        theirs = mlflow.get_run(_evaluated(params, size, registered, protocol)).data.metrics
     decision = decide(metrics, theirs)
     if decision.promote:
-        registry.promote(size, version)
-    registry.tag_version(size, version, "fractal.decision", decision.reason)
+        registry.promote(size.name, candidate.version)
+    registry.tag_version(size.name, candidate.version, "fractal.decision", decision.reason)
     return decision
 
 
 def _show(params: Params, size: str, version: str, run_id: str, decision: Decision) -> None:
     results = pd.DataFrame(mlflow.artifacts.load_dict(f"runs:/{run_id}/results.json")["data"])
     results.columns = ["metric", "value", "reason"]
-    picture = _picture(params, size)
-    if not picture.exists():
-        mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=picture.name, dst_path=str(picture.parent)
-        )
+    folder = params.paths.outputs / size
+    picture = mlflow.artifacts.download_artifacts(
+        run_id=run_id, artifact_path=PICTURE, dst_path=str(folder)
+    )
     create_table_artifact(
         key=f"evaluation-{size}",
         table=results.astype(object).where(results.notna(), "").to_dict("records"),
@@ -153,17 +167,19 @@ def _show(params: Params, size: str, version: str, run_id: str, decision: Decisi
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
 
 
-def _picture(params: Params, size: str) -> Path:
-    return params.paths.outputs / size / "samples.png"
-
-
 def check(params: Params, size: str) -> None:
-    """Before anything starts. FractalError: no data set, no reference, or no candidate."""
-    dataset = params.size(size).training.dataset
-    open_prepared(params.dataset_folder(dataset), "validation")
-    load_reference(params.reference_file(dataset))
+    """Before anything starts. FractalError: no data set, no reference or another's, no candidate,
+    or a damaged one."""
+    chosen = params.size(size)
+    dataset = chosen.training.dataset
+    manifest = open_prepared(params.dataset_folder(dataset), "validation").manifest
+    chosen.fitted_to(manifest)
+    load_reference(params.reference_file(dataset)).require(
+        dataset_checksum=manifest.checksum,
+        weights_checksum=load_inception(params.metrics.inception_weights).weights_checksum,
+    )
     store.connect(params.paths.outputs)
-    load_checkpoint(registry.resolve(size).checkpoint)
+    verify_checkpoint(registry.resolve(size).checkpoint)
 
 
 def main() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
 from fractal_model.console import progress_bar, say
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.prepared import open_prepared
 from fractal_model.fingerprint import fingerprint
+from fractal_model.locks import only_one
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.tracking import registry, runs, store
 from fractal_model.training.ray_cluster import ray_cluster
@@ -25,11 +27,9 @@ from fractal_model.training.ray_training import TrainingJob, run_training
 def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str:
     """Train a size on its data set; returns the version of `fractal-<size>` in the registry."""
     params = load_params(params_file)
-    chosen = params.size(size)
-    manifest = open_prepared(params.dataset_folder(chosen.training.dataset), "train").manifest
-    chosen = chosen.with_class_names(manifest.class_names)
+    chosen, manifest = _with_data(params, size)
     store.connect(params.paths.outputs)
-    mark = fingerprint(chosen.model, chosen.training, manifest.checksum)
+    mark = fingerprint(chosen.model, chosen.training.deciding(), manifest.checksum)
     version = registry.find_version(size, mark)
     if version is not None:
         registry.nominate(size, version)
@@ -39,19 +39,22 @@ def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str
 
 
 def _train_and_register(params: Params, size: Size, manifest: Manifest, mark: str) -> str:
-    with runs.training_run(size, manifest, mark, params.paths.outputs) as run_id:
+    with (
+        only_one(params.paths.outputs / "training" / f"{size.name}-{mark[:16]}.lock"),
+        runs.training_run(size, manifest, mark, params.paths.outputs) as run_id,
+    ):
         checkpoint = train(params, size, manifest, mark, run_id)
         tags = {
             registry.FINGERPRINT_TAG: mark,
             runs.SIZE_TAG: size.name,
             "fractal.training_run": run_id,
         }
-        version = register(size.name, checkpoint, tags)
+        version = register(size, checkpoint, tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
     return version
 
 
-@task(name="train")
+@task(name="train", cache_policy=NO_CACHE)
 def train(params: Params, size: Size, manifest: Manifest, mark: str, run_id: str) -> Path:
     """Run the workers to the end of the recipe; returns the last checkpoint."""
     recipe = size.training
@@ -75,15 +78,21 @@ def train(params: Params, size: Size, manifest: Manifest, mark: str, run_id: str
             return run_training(job, on_report=on_report)
 
 
-@task(name="register")
-def register(size: str, checkpoint: Path, tags: dict[str, str]) -> str:
+@task(name="register", cache_policy=NO_CACHE)
+def register(size: Size, checkpoint: Path, tags: dict[str, str]) -> str:
     """Put the checkpoint into the registry under the alias `candidate`."""
-    return registry.register(size, checkpoint, tags=tags)
+    return registry.register(size.name, checkpoint, sampling=size.sampling, tags=tags)
 
 
 def check(params: Params, size: str) -> None:
-    """Before anything starts. FractalError: the data set is missing or damaged."""
-    open_prepared(params.dataset_folder(params.size(size).training.dataset), "train")
+    """Before anything starts. FractalError: the data set is missing, damaged or another's."""
+    _with_data(params, size)
+
+
+def _with_data(params: Params, name: str) -> tuple[Size, Manifest]:
+    size = params.size(name)
+    manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
+    return size.fitted_to(manifest), manifest
 
 
 def main() -> None:

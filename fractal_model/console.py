@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import pandas as pd
 from rich.console import Console
@@ -70,8 +72,13 @@ def errors_on_one_line() -> Iterator[None]:
         )
         raise SystemExit(1) from error
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        leave_interrupted()
+
+
+def leave_interrupted() -> NoReturn:
+    """End the process now: what had to be closed is closed, and libraries wait for nothing."""
+    print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 class HideUserErrors(logging.Filter):

@@ -24,6 +24,7 @@ from fractal_model.model.likelihood import likelihood
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
+AGREEMENT_LARGEST_SIDE = 16
 Progress = Callable[[int], None]
 """Called with the number of images done so far."""
 
@@ -102,14 +103,22 @@ def sample_metrics(
         logits=inception.logits_from_features(features) if inception.has_classifier else None,
         reason_no_logits=NO_CLASSIFIER,
     )
-    agreement = nearest_neighbour_agreement(samples.images, samples.labels, *train.load_all())
     count = len(samples.images)
-    return MetricResults(
-        {
-            **found.values,
-            "class_agreement": agreement,
-            "seconds_per_image": samples.seconds / count,
-            "images_per_second": count / samples.seconds,
-        },
-        found.absent,
-    )
+    speed = {
+        "seconds_per_image": samples.seconds / count,
+        "images_per_second": count / samples.seconds,
+    }
+    agreement = class_agreement(samples, train)
+    return MetricResults(found.values | agreement.values | speed, found.absent | agreement.absent)
+
+
+def class_agreement(samples: Samples, train: PreparedSplit) -> MetricResults:
+    """`class_agreement`, for images small enough that their pixels are comparable."""
+    if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
+        reason = (
+            f"neighbours in pixels say nothing of images over {AGREEMENT_LARGEST_SIDE} px, these "
+            f"have {train.manifest.resolution}"
+        )
+        return MetricResults({}, {"class_agreement": reason})
+    share = nearest_neighbour_agreement(samples.images, samples.labels, *train.load_all())
+    return MetricResults({"class_agreement": share}, {})

@@ -10,13 +10,18 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fractal_model.config import ModelConfig, StrictModel
-from fractal_model.errors import FractalError
+from fractal_model.data.manifest import Manifest
+from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.training.settings import TrainingConfig
 
 DEFAULT_FILE = Path("params.yaml")
+
+
+SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
+"""Part of the names of experiments, artifacts and folders."""
 
 
 class PathsConfig(StrictModel):
@@ -39,8 +44,8 @@ class MetricsConfig(StrictModel):
     reference_images: Annotated[int, Field(ge=4)]
     """Training images whose Inception features samples are compared with."""
     inception_weights: str
-    """`auto` (what is installed), `download`, or the path of torch-fidelity's weights; only
-    torch-fidelity's own have the classifier that the Inception Score needs."""
+    """`auto` (what is installed), `download`, or the path of torch-fidelity's weights, relative to
+    the settings file; only those have the classifier that the Inception Score needs."""
 
 
 class DatasetsConfig(StrictModel):
@@ -56,14 +61,19 @@ class Size(StrictModel):
     sampling: SamplingConfig
     evaluation: EvaluationConfig
 
-    def with_class_names(self, names: tuple[str, ...]) -> Size:
-        """The same, its model knowing what its classes are called. FractalError: not as many."""
-        if len(names) != self.model.num_classes:
-            raise FractalError(
-                f"size {self.name} has num_classes {self.model.num_classes}, its data set "
-                f"{self.training.dataset} has {len(names)} classes: match them in params.yaml"
-            )
-        model = self.model.model_copy(update={"class_names": names})
+    def fitted_to(self, manifest: Manifest) -> Size:
+        """The same, its model knowing the names of its classes. FractalError: it cannot be trained
+        on this data set."""
+        for what, ours, theirs in (
+            ("image size", self.model.image_size, manifest.resolution),
+            ("num_classes", self.model.num_classes, len(manifest.class_names)),
+        ):
+            if ours != theirs:
+                raise FractalError(
+                    f"size {self.name} has {what} {ours}, its data set {manifest.dataset} has "
+                    f"{theirs}: match models.{self.name} and training.{self.name}.dataset"
+                )
+        model = self.model.model_copy(update={"class_names": manifest.class_names})
         return self.model_copy(update={"model": model})
 
 
@@ -73,7 +83,7 @@ class Params(StrictModel):
     paths: PathsConfig
     datasets: DatasetsConfig
     metrics: MetricsConfig
-    models: dict[str, Architecture]
+    models: dict[SizeName, Architecture]
     training: dict[str, TrainingConfig]
     sampling: dict[str, SamplingConfig]
     evaluation: dict[str, EvaluationConfig]
@@ -120,15 +130,21 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         raise FractalError(
             f"{file} is missing in {Path.cwd()}: run from the project's folder or give --params"
         ) from error
+    except OSError as error:
+        raise FractalError(f"{file} cannot be read ({one_line(error)}): give a file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FractalError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise FractalError(f"{file} is not valid YAML: {one_line(error)}") from error
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     base = file.resolve().parent
     paths = PathsConfig(data=base / params.paths.data, outputs=base / params.paths.outputs)
-    return params.model_copy(update={"paths": paths})
+    weights = params.metrics.inception_weights
+    if weights not in ("auto", "download"):
+        weights = str(base / weights)
+    metrics = params.metrics.model_copy(update={"inception_weights": weights})
+    return params.model_copy(update={"paths": paths, "metrics": metrics})
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:

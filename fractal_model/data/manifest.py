@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.config import PositiveInt, StrictModel
-from fractal_model.errors import FractalError
+from fractal_model.errors import FractalError, one_line
 
 FormatVersion = Literal[1]
 FORMAT_VERSION: FormatVersion = get_args(FormatVersion)[0]
@@ -141,16 +141,16 @@ def read_manifest(folder: Path) -> Manifest:
             )
         return Manifest.model_validate(found)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = _one_line(error)
+        reason = _reason(error)
         raise FractalError(
             f"{path} is not a readable manifest ({reason}): build the data set again with "
             f"`dvc repro --force`"
         ) from error
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']}" if where else first["msg"]
-    return " ".join(str(error).split())
+    return one_line(error)

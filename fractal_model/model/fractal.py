@@ -147,7 +147,7 @@ class FractalModel(nn.Module):
                     share = 1 / level.config.patch_size**2
                     guide_nats.append(ValueNats(nats, rows.image, weight, share))
                 conditions = level(tokens, mask, conditions, guides=fed)
-            level0 = level0 or conditions
+            level0 = conditions if level0 is None else level0
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
             rows = rows.sub_patches(mask, size)
             patches = tokens[mask]

@@ -110,7 +110,8 @@ class Sampler:
         return self._model.root(labels)
 
     def guided(self, labels: Tensor) -> bool:
-        """Guidance 1, or no image with a class: null rows would change nothing."""
+        """Whether null rows run beside the conditional ones; with guidance 1, or without any
+        class, they would change nothing."""
         return self._settings.guidance != 1 and bool((labels != NO_CLASS).any())
 
 

@@ -6,6 +6,7 @@ Its tags say what it came from, so that a run that is unchanged finds it again.
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -19,6 +20,7 @@ from mlflow.types import ColSpec, Schema
 
 import fractal_model
 from fractal_model.errors import FractalError, one_line
+from fractal_model.sampling.settings import SamplingConfig
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 FINGERPRINT_TAG = "fractal.fingerprint"
@@ -61,15 +63,20 @@ def model_name(size: str) -> str:
     return f"fractal-{size}"
 
 
-def register(size: str, checkpoint: Path, *, tags: dict[str, str]) -> str:
-    """Log the checkpoint as a model of the active run, register it, point `candidate` to it."""
-    with warnings.catch_warnings():
+def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dict[str, str]) -> str:
+    """Log the checkpoint as a model of the active run, register it, point `candidate` to it.
+
+    `sampling` is how the served model samples where a request does not say.
+    """
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        settings = Path(scratch) / "sampling.json"
+        settings.write_text(sampling.model_dump_json(indent=1))
         # MLflow advises type hints, which cannot say what the signature says.
         warnings.filterwarnings("ignore", message=".*Add type hints.*")
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(checkpoint)},
+            artifacts={"checkpoint": str(checkpoint), "sampling": str(settings)},
             code_paths=[str(Path(fractal_model.__file__).parent)],
             pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_PACKAGES],
             signature=_SIGNATURE,

@@ -12,17 +12,18 @@ import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from torch import Tensor
 
 import fractal_model
 from fractal_model.data.manifest import Manifest
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.params import Size
+from fractal_model.tracking.registry import FINGERPRINT_TAG
 from fractal_model.tracking.store import experiment
 
 matplotlib.use("Agg")
 
-SIZE_TAG, KIND_TAG, PROTOCOL_TAG = "fractal.size", "fractal.kind", "fractal.protocol"
-FINGERPRINT_TAG = "fractal.fingerprint"
+SIZE_TAG, KIND_TAG = "fractal.size", "fractal.kind"
 
 
 @contextmanager
@@ -41,11 +42,12 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
     run_id = known[0].info.run_id if known else None
     name = f"train-{size.name}-{fingerprint[:8]}"
     with mlflow.start_run(run_id, experiment_id, run_name=name, log_system_metrics=True) as run:
-        _tag(size, "train", {FINGERPRINT_TAG: fingerprint})
         if not known:
-            mlflow.log_params(_flat({"model": size.model.model_dump()}))
+            mlflow.log_params(_flat({"model": size.model.model_dump(exclude={"class_names"})}))
             mlflow.log_params(_flat({"training": size.training.model_dump()}))
             _log_dataset(manifest, "training")
+        # Last: a run that is found by its fingerprint has all of the above.
+        _tag(size, "train", {FINGERPRINT_TAG: fingerprint})
         yield run.info.run_id
 
 
@@ -77,6 +79,11 @@ def log_results(results: MetricResults) -> None:
     """Metrics, a table of them with the reasons of the absent ones, as artifact `results.json`."""
     mlflow.log_metrics(results.values)
     mlflow.log_table(results_table(results), "results.json")
+
+
+def log_picture(image: Tensor, name: str) -> None:
+    """(3, H, W) uint8 as the PNG artifact `name` of the active run."""
+    mlflow.log_image(image.permute(1, 2, 0).cpu().numpy(), name)
 
 
 def results_table(results: MetricResults) -> pd.DataFrame:

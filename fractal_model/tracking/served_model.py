@@ -21,17 +21,20 @@ class ServedFractalModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context):
         self._model = load_checkpoint(Path(context.artifacts["checkpoint"])).build_model()
+        settings = Path(context.artifacts["sampling"]).read_text()
+        self._settings = SamplingConfig.model_validate_json(settings)
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
         rows = model_input.reset_index(drop=True)
         images: list[bytes | None] = [None] * len(rows)
         keys = ["guidance", "logit_scale"]
         for name in keys:
-            rows[name] = rows[name].fillna(1.0) if name in rows else 1.0
-        for (guidance, logit_scale), same in rows.groupby(keys).groups.items():
+            default = getattr(self._settings, name)
+            rows[name] = rows[name].fillna(default) if name in rows else default
+        for values, same in rows.groupby(keys).groups.items():
             labels = torch.tensor(rows.loc[same, "class"].to_numpy(dtype="int64"))
-            settings = SamplingConfig(guidance=guidance, logit_scale=logit_scale)
-            sampler = Sampler(self._model, settings)
+            chosen = self._settings.model_dump() | dict(zip(keys, values, strict=True))
+            sampler = Sampler(self._model, SamplingConfig(**chosen))
             sampled = sampler(labels, rows.loc[same, "seed"].astype(int).tolist())
             for place, image in zip(same, sampled, strict=True):
                 images[place] = png_bytes(image)

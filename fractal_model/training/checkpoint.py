@@ -93,10 +93,11 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path("/")).free
         full = getattr(error, "errno", None) == errno.ENOSPC or "o space left" in str(error)
-        reason = "the disk is full" if full else one_line(error)
+        reason = f"the disk is full ({free / 1e9:.1f} GB free)" if full else one_line(error)
+        way_out = "free some space" if full else "mend that"
         raise FractalError(
-            f"cannot save the checkpoint {folder}: {reason} ({free / 1e9:.1f} GB free); free some "
-            f"space and run again, earlier checkpoints are unharmed"
+            f"cannot save the checkpoint {folder}: {reason}; {way_out} and run again, earlier "
+            f"checkpoints are unharmed"
         ) from error
 
 
@@ -148,9 +149,17 @@ def verify_checkpoint(folder: Path) -> None:
             )
 
 
-def checkpoint_checksum(folder: Path) -> str:
-    """One checksum for the whole checkpoint."""
-    return _sha256(folder / CHECKSUMS)
+def newest_whole_checkpoint(newest: Path) -> Checkpoint:
+    """This checkpoint, or where it is damaged the next older whole one beside it (names sort by
+    age). FractalError, of the newest: none is whole."""
+    older = (path for path in newest.parent.glob("*") if path.is_dir() and path.name < newest.name)
+    first_error = None
+    for folder in (newest, *sorted(older, reverse=True)):
+        try:
+            return load_checkpoint(folder)
+        except FractalError as error:
+            first_error = first_error or error
+    raise first_error
 
 
 def _write_text(file: Path, text: str) -> None:

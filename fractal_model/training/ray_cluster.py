@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 import ray
 
+from fractal_model.errors import FractalError, one_line
+
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
@@ -23,14 +25,25 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address, quiet)
     else:
         ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=_quoted_interpreter(), **quiet)
     try:
         yield
     finally:
         ray.shutdown()  # of a cluster that was there before, this only disconnects
+
+
+def _connect(address: str, options: dict[str, object]) -> None:
+    try:
+        ray.init(**options)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise FractalError(
+            f"the Ray cluster RAY_ADDRESS={address} does not answer ({one_line(error)}): start it, "
+            f"or unset RAY_ADDRESS to run on this machine alone"
+        ) from error
 
 
 def _quoted_interpreter() -> dict[str, str]:

@@ -7,10 +7,12 @@ checkpoint of its folder; Ray does the same when a worker dies.
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from ray.train import (
     FailureConfig,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
     UserCallback,
     WorkerGroupError,
 )
@@ -32,8 +35,8 @@ from ray.util.queue import Empty, Queue
 from fractal_model.config import ModelConfig, StrictModel
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared
-from fractal_model.errors import FractalError
-from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fractal_model.errors import FractalError, one_line
+from fractal_model.training.checkpoint import Progress, newest_whole_checkpoint, save_checkpoint
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.training.trainer import StepReport, Trainer
 
@@ -68,6 +71,7 @@ def run_training(job: TrainingJob, *, on_report: Callable[[Report], None]) -> Pa
     FractalError: what a worker raised, or why no worker could be started.
     """
     recipe = job.recipe
+    _require_resources(recipe)
     with _Relay(on_report) as relay:
         trainer = TorchTrainer(
             _train_worker,
@@ -87,10 +91,13 @@ def run_training(job: TrainingJob, *, on_report: Callable[[Report], None]) -> Pa
             ),
         )
         try:
-            result = trainer.fit()
+            with _keyboard_interrupt():
+                result = trainer.fit()
         except WorkerGroupError as error:
             first = next(iter(error.worker_failures.values()))
             raise FractalError(f"training failed on a worker: {_cause(first)}") from error
+        except TrainingFailedError as error:
+            raise FractalError(f"training failed: {one_line(error)}") from error
     return Path(result.checkpoint.path)
 
 
@@ -99,6 +106,36 @@ def _resources(recipe: TrainingConfig) -> dict[str, float]:
     if recipe.gpus_per_worker:
         resources["GPU"] = recipe.gpus_per_worker
     return resources
+
+
+@contextmanager
+def _keyboard_interrupt() -> Iterator[None]:
+    """Ray Train answers Ctrl-C with its own handler, which exits with 0: put the handler
+    back that was there, and let it answer."""
+    before = signal.getsignal(signal.SIGINT)
+    interrupted = False
+    try:
+        yield
+    except SystemExit:
+        interrupted = True
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _require_resources(recipe: TrainingConfig) -> None:
+    """FractalError at once where Ray would wait for machines that may never come."""
+    there = ray.cluster_resources()
+    for resource, each in _resources(recipe).items():
+        found, needed = there.get(resource, 0), each * recipe.workers
+        if found < needed:
+            raise FractalError(
+                f"{recipe.workers} workers need {needed:g} {resource}s, the Ray cluster has "
+                f"{found:g}: change workers, cpus_per_worker or gpus_per_worker in params.yaml, or "
+                f"name a larger cluster in RAY_ADDRESS"
+            )
 
 
 def _cause(error: BaseException) -> str:
@@ -149,7 +186,8 @@ class _ToQueue(UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[Report], checkpoint: Any) -> None:
-        self._queue.put(metrics[0])
+        loss = sum(report["loss"] for report in metrics) / len(metrics)
+        self._queue.put({**metrics[0], "loss": loss})
 
 
 def _train_worker(config: dict[str, str]) -> None:
@@ -194,7 +232,7 @@ def _resume(trainer: Trainer, job: TrainingJob) -> None:
     if found is None:
         return
     with found.as_directory() as folder:
-        checkpoint = load_checkpoint(Path(folder))
+        checkpoint = newest_whole_checkpoint(Path(folder))
     if checkpoint.progress.fingerprint != job.fingerprint:
         raise FractalError(
             f"the checkpoint {found.path} belongs to another run "

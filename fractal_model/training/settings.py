@@ -13,6 +13,15 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
+_OPERATIONAL = (
+    "cpus_per_worker",
+    "checkpoint_every_epochs",
+    "keep_checkpoints",
+    "log_every_steps",
+    "max_failures",
+)
+
+
 class TrainingConfig(StrictModel):
     """Recipe and resources of one size (paper, appendix "implementation details")."""
 
@@ -54,6 +63,10 @@ class TrainingConfig(StrictModel):
                 f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}"
             )
         return self
+
+    def deciding(self) -> TrainingConfig:
+        """The same with what does not change the weights set to 1, for comparison with others."""
+        return self.model_copy(update=dict.fromkeys(_OPERATIONAL, 1))
 
     @property
     def peak_learning_rate(self) -> float:

@@ -97,8 +97,7 @@ class Trainer:
         if not bool(norm.isfinite()):  # the norm of the averaged gradient: the same on all ranks
             raise FractalError(
                 f"the gradient is not finite at step {self.steps} (images "
-                f"{batch.indices.tolist()}): lower base_learning_rate, or resume from the last "
-                f"checkpoint with another seed"
+                f"{batch.indices.tolist()}): lower base_learning_rate or clip_norm"
             )
         self.optimizer.step()
         self.position += self.recipe.batch_size

@@ -8,9 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
+from fractal_model.images import png_bytes
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.tracking import served_model
 from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
+
+SETTINGS = SamplingConfig(guidance=3.0, logit_scale=1.2, iterations=(3, 2))
 
 
 @pytest.fixture
@@ -18,8 +23,10 @@ def served(tmp_path):
     model = tiny_model("mar")
     progress = Progress(size="t", fingerprint="", position=0, steps=0)
     save_checkpoint(tmp_path / "c", model=model, optimizer={}, progress=progress)
+    (tmp_path / "sampling.json").write_text(SETTINGS.model_dump_json())
+    artifacts = {"checkpoint": str(tmp_path / "c"), "sampling": str(tmp_path / "sampling.json")}
     found = served_model.ServedFractalModel()
-    found.load_context(SimpleNamespace(artifacts={"checkpoint": str(tmp_path / "c")}))
+    found.load_context(SimpleNamespace(artifacts=artifacts))
     return found
 
 
@@ -41,6 +48,12 @@ def test_rows_without_settings_are_sampled_once_together(served, batches):
     images = served.predict(None, pd.DataFrame({"class": [0, 1, 2], "seed": [5, 6, 7]}))
     assert batches == [3]
     assert all(image.startswith(b"\x89PNG") for image in images)
+
+
+def test_a_row_is_sampled_as_the_size_is_where_it_does_not_say(served):
+    (image,) = served.predict(None, pd.DataFrame({"class": [2], "seed": [5]}))
+    sampled = Sampler(tiny_model("mar"), SETTINGS)(torch.tensor([2]), [5])
+    assert image == png_bytes(sampled[0])
 
 
 def test_rows_of_equal_settings_go_together_and_keep_their_order(served, batches):

@@ -1,0 +1,27 @@
+"""One process at a time may write to a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fractal_model.errors import FractalError
+
+
+@contextmanager
+def only_one(file: Path) -> Iterator[None]:
+    """Hold the lock `file` within the block; the system frees it when the process dies.
+
+    FractalError: another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(file, timeout=0):
+            yield
+    except Timeout as error:
+        raise FractalError(
+            f"another process is at work on this run, it holds {file}: wait for it or stop it"
+        ) from error
