@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,7 @@ def edit(
 
     _require_png(out)
     _require_one_mask(mask, box, uncrop, outside)
+    _require_folders(out, grid or out)
     file = load_params(params)
     loaded = load_model(model, file.paths.outputs)
     settings = sampling_settings(
@@ -121,6 +123,18 @@ def _require_png(out: Path) -> None:
         raise FractalError(
             f"--out {out} is no PNG file: name it .png, other formats would change known pixels"
         )
+
+
+def _require_folders(*files: Path) -> None:
+    """Make the folders before anything is generated. FractalError: they cannot be written in."""
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writable = os.access(file.parent, os.W_OK) and not file.is_dir()
+        except OSError:
+            writable = False
+        if not writable:
+            raise FractalError(f"{file} cannot be written: name a file in a folder that can be")
 
 
 def _require_one_mask(
@@ -192,6 +206,7 @@ def animate(
 
     sheet = sheet or out.with_suffix(".png")
     animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
+    _require_folders(out, sheet)
     file = load_params(params)
     loaded = load_model(model, file.paths.outputs)
     settings = sampling_settings(

@@ -117,6 +117,7 @@ BOX = ("--box", "0,0,2,2")
         ((*BOX, "--seed", "4294967296"), "seed 4294967296"),
         ((*BOX, "--size", "huge"), "size 'huge' is unknown"),
         ((*BOX, "--out", "o.jpg"), "name it .png"),
+        ((*BOX, "--out", "/proc/no folder/o.png"), "cannot be written"),
     ],
 )
 def test_what_edit_refuses(folder, tmp_path, monkeypatch, arguments, named):
