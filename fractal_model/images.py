@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 TILE_PIXELS = 64
+NOT_GENERATED = (196, 203, 214)
+"""The tone of pixels that are not there yet."""
 
 
 def png_bytes(image: Tensor) -> bytes:
@@ -23,9 +25,24 @@ def png_bytes(image: Tensor) -> bytes:
 def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
     """One row a class with its first `per_class` images; small ones enlarged to about 64 px."""
     rows = [images[labels == label][:per_class] for label in labels.unique()]
-    enlarge = max(1, TILE_PIXELS // images.shape[-1])
-    tiles = torch.cat(rows).repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
-    return make_grid(tiles, nrow=per_class, padding=2, pad_value=255)
+    return picture_grid(torch.cat(rows), columns=per_class)
+
+
+def picture_grid(images: Tensor, *, columns: int) -> Tensor:
+    """(N, 3, S, S) uint8 side by side, small ones enlarged to about 64 px."""
+    tiles = enlarged(images, max(1, TILE_PIXELS // images.shape[-1]))
+    return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
+
+
+def enlarged(images: Tensor, factor: int) -> Tensor:
+    """(..., H, W) to (..., factor · H, factor · W), each pixel a square."""
+    return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def with_gaps(images: Tensor, hidden: Tensor) -> Tensor:
+    """(B, 3, S, S) uint8 with what is `hidden` (B, S, S) in a tone of its own."""
+    tone = torch.tensor(NOT_GENERATED, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    return torch.where(hidden[:, None], tone, images)
 
 
 def save_png(image: Tensor, file: Path) -> Path:

@@ -1,15 +1,19 @@
 """Sampling: the recursion from the class down to the pixels (paper, section 4).
 
 Decided here: a sampler yields images and nothing else; the rows of all images and all patches of
-one iteration run as one batch; every random number comes from the image's own seed.
+one iteration run as one batch; every random number comes from the image's own seed. Known pixels
+are context: for a MAR level on all sides, for an AR level (causal) those in sub-patches before the
+one at hand; later ones stay as they are and condition only what comes after them.
 
 Shapes: B images, G branches (2 with guidance: conditional rows, then null rows), R rows, T
-sub-patches of side p.
+sub-patches of side p, N of them handed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,10 +26,16 @@ from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
+from fractal_model.sampling.known import Known, KnownPatches
+from fractal_model.sampling.orders import order_scores, require_order
 from fractal_model.sampling.reference import UncachedLevelSteps, UncachedPixelSteps
-from fractal_model.sampling.settings import SamplingConfig, guidance_at, still_masked
+from fractal_model.sampling.settings import SamplingConfig, guidance_at, masking_schedule
 from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
 from fractal_model.sampling.values import Draw, guided_logits, inverse_transform
+
+Observer = Callable[[int, Rows, Tensor, Tensor], None]
+"""Called when a level begins its rows and after each of its steps, with the level's number, its
+rows, what is hidden (R, T) bool, and the canvas (R, T, 3, p, p) uint8. It must not change them."""
 
 
 class Sampler:
@@ -45,25 +55,50 @@ class Sampler:
         self._model = model
         self._settings = settings
         self._iterations = settings.level_iterations(model.config)
+        require_order(settings.order, model.config)
         self._level_steps = CachedLevelSteps if cached else UncachedLevelSteps
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
 
     @torch.no_grad()
-    def __call__(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """(B,) classes, NO_CLASS for none, and B seeds to (B, 3, S, S) uint8 images."""
+    def __call__(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        *,
+        known: Known | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """(B,) classes, NO_CLASS for none, and B seeds to (B, 3, S, S) uint8 images.
+
+        What is `known` comes back as it is, and the rest is generated from it. FractalError: not
+        one seed and one known image for each class.
+        """
         if len(labels) != len(seeds):
             raise FractalError(f"{len(labels)} classes and {len(seeds)} seeds: give one each")
         noise = ImageNoise.draw(seeds, self._model.config, labels.device)
-        return self.from_noise(labels, noise)
+        return self.from_noise(labels, noise, known=known, observe=observe)
 
     @torch.no_grad()
-    def from_noise(self, labels: Tensor, noise: ImageNoise) -> Tensor:
+    def from_noise(
+        self,
+        labels: Tensor,
+        noise: ImageNoise,
+        *,
+        known: Known | None = None,
+        observe: Observer | None = None,
+    ) -> Tensor:
         """The same from random numbers that are given."""
+        config = self._model.config
+        if known is not None:
+            known.require(len(labels), config.image_size)
+        if noise.orders[0] is not None:
+            scores = order_scores(self._settings.order, noise.orders[0])
+            noise = replace(noise, orders=(scores, *noise.orders[1:]))
         was_training = self._model.training
         self._model.eval()
         try:
-            return _Run(self, labels, noise).patches(
+            return _Run(self, labels, noise, known, observe).patches(
                 0, self._root(labels), Rows.whole_images(len(labels), labels.device), None
             )
         finally:
@@ -83,14 +118,29 @@ class Sampler:
 class _Run:
     """One batch on its way down; holds what is the same for all its rows."""
 
-    def __init__(self, sampler: Sampler, labels: Tensor, noise: ImageNoise) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        labels: Tensor,
+        noise: ImageNoise,
+        known: Known | None,
+        observe: Observer | None,
+    ) -> None:
+        config = sampler._model.config
         self._s = sampler
         self._noise = noise
         self._branches = 2 if sampler.guided(labels) else 1
-        self._image_size = sampler._model.config.image_size
+        self._image_size = config.image_size
+        self._known = [known and KnownPatches.cut(known, level) for level in config.levels]
+        self._observe = observe
 
-    def patches(self, i: int, conditions: Conditions, rows: Rows, guidance: float | None) -> Tensor:
-        """(R, 3, P, P) uint8 for the rows of level i; past the last level these are pixels."""
+    def patches(
+        self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
+    ) -> Tensor:
+        """(R, 3, P, P) uint8 for the rows of level i; past the last level these are pixels.
+
+        `guidance` (R,) is what level 0 gave the rows, None at level 0 and without null rows.
+        """
         levels = self._s._model.levels
         if i == len(levels):
             uniforms = self._noise.pixels[rows.image, rows.index(self._image_size, 1)]
@@ -101,33 +151,35 @@ class _Run:
         return self._masked(i, levels[i], conditions, rows, guidance)
 
     def _autoregressive(
-        self, i: int, level: ARLevel, conditions: Conditions, rows: Rows, guidance: float | None
+        self, i: int, level: ARLevel, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
-        canvas = self._canvas(level, rows)
+        canvas, hidden = self._start(i, level, rows)
         steps = self._s._level_steps(level, conditions, self._branches)
-        for t in range(level.config.tokens):
-            chosen = canvas.new_zeros(canvas.shape[:2], dtype=torch.bool)
-            chosen[:, t] = True
-            inner = self._guidance(i, (t + 1) / level.config.tokens, guidance)
-            children = rows.sub_patches(chosen, level.config.sub_patch_size)
-            canvas[:, t] = self.patches(i + 1, steps(canvas, t), children, inner)
+        wanted = hidden.any(0).nonzero().flatten().tolist()
+        for t in range(wanted[-1] + 1 if wanted else 0):
+            handed_on = steps(canvas, t)
+            if t not in wanted:
+                continue
+            chosen = torch.zeros_like(hidden)
+            chosen[:, t] = hidden[:, t]
+            handed_on = Conditions(handed_on.values_NCD[hidden[:, t].repeat(self._branches)])
+            hidden, inner = hidden & ~chosen, guidance
+            if i == 0:
+                inner = self._guidance([(t + 1) / level.config.tokens] * len(canvas))
+            self._fill(i, canvas, chosen, hidden, handed_on, rows, inner)
         return unpatchify(canvas)
 
     def _masked(
-        self, i: int, level: MARLevel, conditions: Conditions, rows: Rows, guidance: float | None
+        self, i: int, level: MARLevel, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
-        canvas = self._canvas(level, rows)
+        canvas, mask = self._start(i, level, rows)
         index = rows.index(self._image_size, level.config.patch_size)
-        rank = ranks(self._noise.orders[i][rows.image, index])
+        # Known sub-patches rank above all hidden ones: they have come already.
+        rank = ranks(torch.where(mask, self._noise.orders[i][rows.image, index], math.inf))
         guides = self._guides(i, level, conditions, rows, index, guidance)
-        tokens, steps = level.config.tokens, self._s._iterations[i]
-        masked = tokens
-        for k in range(steps):
-            mask = rank < masked
-            remaining = still_masked(k, before=masked, steps=steps, tokens=tokens)
-            inner = self._guidance(i, (tokens - remaining) / tokens, guidance)
-            masked = remaining if k < steps - 1 else 0
-            chosen = mask & (rank >= masked)
+        for remaining in _remaining(mask.sum(1), self._s._iterations[i]):
+            still = rank < remaining[:, None]
+            chosen = mask & ~still
             branches = (self._branches, 1)
             handed_on = level(
                 canvas.repeat(*branches, 1, 1, 1),
@@ -136,9 +188,46 @@ class _Run:
                 guides=guides,
                 wanted=chosen.repeat(branches),
             )
-            children = rows.sub_patches(chosen, level.config.sub_patch_size)
-            canvas[chosen] = self.patches(i + 1, handed_on, children, inner)
+            mask, inner = still, guidance
+            if i == 0:
+                # Published: for guidance the last step still counts one as masked.
+                left, tokens = remaining.clamp(min=1).tolist(), level.config.tokens
+                inner = self._guidance([(tokens - n) / tokens for n in left])
+            self._fill(i, canvas, chosen, mask, handed_on, rows, inner)
         return unpatchify(canvas)
+
+    def _start(self, i: int, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The canvas (R, T, 3, p, p) with what is known, and what is hidden (R, T)."""
+        size, tokens = level.config.sub_patch_size, level.config.tokens
+        count, device = len(rows.image), rows.image.device
+        if self._known[i] is None:
+            canvas = torch.zeros(count, tokens, 3, size, size, dtype=torch.uint8, device=device)
+            hidden = torch.ones(count, tokens, dtype=torch.bool, device=device)
+        else:
+            place = rows.image, rows.index(self._image_size, level.config.patch_size)
+            canvas, hidden = self._known[i].tokens[place], self._known[i].hidden[place]
+        self._show(i, rows, hidden, canvas)
+        return canvas, hidden
+
+    def _fill(
+        self,
+        i: int,
+        canvas: Tensor,
+        chosen: Tensor,
+        hidden: Tensor,
+        handed_on: Conditions,
+        rows: Rows,
+        guidance: Tensor | None,
+    ) -> None:
+        """Generate the `chosen` sub-patches through the next level; `hidden` are those left."""
+        children = rows.sub_patches(chosen, canvas.shape[-1])
+        inner = None if guidance is None else guidance[:, None].expand_as(chosen)[chosen]
+        canvas[chosen] = self.patches(i + 1, handed_on, children, inner)
+        self._show(i, rows, hidden, canvas)
+
+    def _show(self, i: int, rows: Rows, hidden: Tensor, canvas: Tensor) -> None:
+        if self._observe is not None:
+            self._observe(i, rows, hidden, canvas)
 
     def _guides(
         self,
@@ -147,7 +236,7 @@ class _Run:
         conditions: Conditions,
         rows: Rows,
         index: Tensor,
-        guidance: float | None,
+        guidance: Tensor | None,
     ) -> Tensor | None:
         if not level.config.guiding_pixel:
             return None
@@ -155,32 +244,37 @@ class _Run:
         values = self._values(level.guide_network, conditions, uniforms, guidance)
         return values.float().repeat(self._branches, 1)
 
-    def _guidance(self, i: int, progress: float, above: float | None) -> float | None:
-        """The schedule runs at level 0; below it guidance stays what it was above."""
+    def _guidance(self, progress: Sequence[float]) -> Tensor | None:
+        """(B,) for a step of level 0; below it guidance stays what it was above."""
         if self._branches == 1:
             return None
-        return guidance_at(progress, self._s._settings.guidance) if i == 0 else above
+        at = [guidance_at(done, self._s._settings.guidance) for done in progress]
+        return torch.tensor(at, device=self._noise.pixels.device)
 
     def _values(
         self,
         network: PixelNetwork,
         conditions: Conditions,
         uniforms: Tensor,
-        guidance: float | None,
+        guidance: Tensor | None,
     ) -> Tensor:
         values = torch.zeros(uniforms.shape, dtype=torch.long, device=uniforms.device)
         steps = self._s._pixel_steps(network, conditions.middle, self._branches)
         for channel in range(values.shape[1]):
             logits = guided_logits(
                 steps(values, channel),
-                guidance=guidance,
+                guidance=None if guidance is None else guidance[:, None],
                 logit_scale=self._s._settings.logit_scale,
                 filter_threshold=self._s._settings.filter_threshold,
             )
             values[:, channel] = self._s._draw(logits, uniforms[:, channel])
         return values
 
-    def _canvas(self, level: ARLevel | MARLevel, rows: Rows) -> Tensor:
-        size = level.config.sub_patch_size
-        shape = (len(rows.image), level.config.tokens, 3, size, size)
-        return torch.zeros(shape, dtype=torch.uint8, device=rows.image.device)
+
+def _remaining(hidden_R: Tensor, steps: int) -> Tensor:
+    """(K, R): sub-patches still masked after each step; a row with few ends before the others."""
+    counts, row = hidden_R.unique(return_inverse=True)
+    schedules = [masking_schedule(count, steps) for count in counts.tolist()]
+    longest = max((len(schedule) for schedule in schedules), default=0)
+    padded = [schedule + (0,) * (longest - len(schedule)) for schedule in schedules]
+    return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]

@@ -6,12 +6,14 @@ All schedules are pure functions of progress.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated
 
 from pydantic import Field
 
 from fractal_model.config import ModelConfig, PositiveInt, StrictModel
 from fractal_model.errors import FractalError
+from fractal_model.sampling.orders import PatchOrder
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -28,6 +30,9 @@ class SamplingConfig(StrictModel):
     sub-patch at a time at every level."""
     filter_threshold: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 1e-4
     """Below this conditional probability, guidance may not raise a value."""
+    order: PatchOrder = "random"
+    """Of the first level's patches: random (published), raster, centre-out, or the patches' own
+    numbers in the order wanted. Further down it stays random; an AR level is always raster."""
 
     def level_iterations(self, model: ModelConfig) -> tuple[int, ...]:
         """Steps for each level of a model. FractalError where they do not fit it."""
@@ -54,10 +59,21 @@ class SamplingConfig(StrictModel):
 def still_masked(step: int, *, before: int, steps: int, tokens: int) -> int:
     """Sub-patches of a MAR level still masked after step `step` of `steps` (cosine schedule).
 
-    At least 1 and at most one fewer than before; the caller lets the last step predict all.
+    At least 1 and at most one fewer than before; `masking_schedule` lets the last step predict all.
     """
     scheduled = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
     return max(1, min(before - 1, scheduled))
+
+
+@lru_cache(maxsize=4096)
+def masking_schedule(tokens: int, steps: int) -> tuple[int, ...]:
+    """Still masked after each step, when `tokens` are to be predicted: down to 0, in `steps` steps
+    or, where that is fewer, one sub-patch at a time."""
+    steps, masked, counts = min(steps, tokens), tokens, []
+    for step in range(steps):
+        masked = still_masked(step, before=masked, steps=steps, tokens=tokens)
+        counts.append(masked)
+    return (*counts[:-1], 0) if counts else ()
 
 
 def guidance_at(progress: float, guidance: float) -> float:

@@ -28,12 +28,13 @@ def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def guided_logits(
-    logits: Tensor, *, guidance: float | None, logit_scale: float, filter_threshold: float
+    logits: Tensor, *, guidance: Tensor | float | None, logit_scale: float, filter_threshold: float
 ) -> Tensor:
     """(N, V) logits to draw from: null + guidance · (conditional − null).
 
-    `guidance` None: there are no null rows. Where the conditional probability is below the
-    threshold, the null logit is raised so that guidance cannot favour the value.
+    `guidance`, one for all or (N, 1), is None where there are no null rows. Where the conditional
+    probability is below the threshold, the null logit is raised so that guidance cannot favour the
+    value.
     """
     logits = logits * logit_scale
     if guidance is None:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from pydantic import ValidationError
 
-from fractal_model.sampling.settings import SamplingConfig, guidance_at, still_masked
+from fractal_model.sampling.settings import (
+    SamplingConfig,
+    guidance_at,
+    masking_schedule,
+    still_masked,
+)
 from fractal_model.sampling.values import guided_logits, inverse_transform, most_likely
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 16, 256])
 def test_every_step_predicts_something_and_all_are_predicted(tokens):
     for steps in range(1, tokens + 1):
-        masked, predicted = tokens, []
-        for step in range(steps):
-            left = still_masked(step, before=masked, steps=steps, tokens=tokens)
-            left = left if step < steps - 1 else 0
-            predicted.append(masked - left)
-            masked = left
+        left = masking_schedule(tokens, steps)
+        predicted = [before - after for before, after in pairwise((tokens, *left))]
+        assert len(predicted) == steps
         assert min(predicted) >= 1
         assert sum(predicted) == tokens
+
+
+def test_more_steps_than_sub_patches_go_one_at_a_time():
+    assert masking_schedule(3, 64) == (2, 1, 0)
+    assert masking_schedule(0, 64) == ()
 
 
 def test_cosine_schedule_starts_slowly():

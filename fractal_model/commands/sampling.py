@@ -1,0 +1,228 @@
+"""`fractal edit` and `fractal animate`: generation from a known part, and generation watched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fractal_model.commands.sampling_options import (
+    ClassesOption,
+    GuidanceOption,
+    IterationsOption,
+    LogitScaleOption,
+    ModelOption,
+    OrderOption,
+    ParamsOption,
+    SizeOption,
+    numbers,
+    sampling_settings,
+)
+from fractal_model.console import progress_bar, say
+from fractal_model.errors import FractalError
+from fractal_model.params import DEFAULT_FILE, load_params
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def edit(
+    model: ModelOption,
+    image: Annotated[Path, typer.Option(help="The image, of the model's size.")],
+    classes: ClassesOption,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    mask: Annotated[
+        Path | None, typer.Option(help="A picture: white is generated, black is kept.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(help="TOP,LEFT,HEIGHT,WIDTH in pixels: generate this box.")
+    ] = None,
+    outside: Annotated[
+        bool, typer.Option("--outside", help="Keep the box, generate around it.")
+    ] = False,
+    uncrop: Annotated[
+        float | None,
+        typer.Option(help="Shrink the image to this fraction of the side, generate around it."),
+    ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Cut image and mask to the middle square and scale them."),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first variant.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Variants of each class.")] = 1,
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="Also a PNG with image, mask and variants side by side, enlarged."),
+    ] = None,
+    size: SizeOption = None,
+    guidance: GuidanceOption = None,
+    logit_scale: LogitScaleOption = None,
+    iterations: IterationsOption = None,
+    order: OrderOption = None,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Inpaint, outpaint, uncrop or change the class of an image.
+
+    Say what to generate with --mask, --box or --uncrop; all other pixels come back exactly as they
+    are, and the new ones are generated from them. A MAR model reads the known part on all sides.
+    An AR level is causal: it reads what lies before (in raster order), and known patches that lie
+    after a generated one stay but do not influence it.
+
+    Several classes or --n variants are written as numbered files beside --out:
+    OUT-class7-seed0.png, OUT-class7-seed1.png, …
+    """
+    import torch
+
+    from fractal_model import editing
+    from fractal_model.classes import parse_classes
+    from fractal_model.images import picture_grid, save_png, with_gaps
+    from fractal_model.model_source import load_model
+
+    _require_png(out)
+    _require_one_mask(mask, box, uncrop, outside)
+    _require_folders(out, grid or out)
+    file = load_params(params)
+    loaded = load_model(model, file.paths.outputs)
+    settings = sampling_settings(
+        file,
+        loaded.config,
+        size,
+        guidance=guidance,
+        logit_scale=logit_scale,
+        iterations=iterations,
+        order=order,
+    )
+    labels = parse_classes(classes, loaded.config)
+    side = loaded.config.image_size
+    picture = editing.read_image(image, side, fit=fit)
+    original = picture
+    if uncrop is not None:
+        picture, known = editing.uncropped(picture, uncrop)
+    elif box is not None:
+        known = editing.box_mask(numbers(box, "box", 4), side, outside=outside)
+    else:
+        known = editing.read_mask(mask, side, fit=fit)
+    repeated = torch.tensor(labels).repeat_interleave(n)
+    seeds = list(range(seed, seed + n)) * len(labels)
+    with progress_bar("generating", len(seeds)) as update:
+        images = editing.edit(loaded, settings, picture, known, repeated, seeds, update)
+    written = _write_variants(images, labels, seeds, out)
+    if grid is not None:
+        shown = torch.stack([original, with_gaps(picture[None], ~known[None])[0]])
+        rows = [torch.cat([shown, part]) for part in images.split(n)]
+        save_png(picture_grid(torch.cat(rows), columns=n + 2), grid)
+        say(f"image, mask and variants side by side: {grid}")
+    share = 1 - known.float().mean().item()
+    say(f"{share:.0%} of the pixels generated: {_summary(written)}")
+
+
+def _require_png(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise FractalError(
+            f"--out {out} is no PNG file: name it .png, other formats would change known pixels"
+        )
+
+
+def _require_folders(*files: Path) -> None:
+    """Make the folders before anything is generated. FractalError: they cannot be written in."""
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            writable = os.access(file.parent, os.W_OK) and not file.is_dir()
+        except OSError:
+            writable = False
+        if not writable:
+            raise FractalError(f"{file} cannot be written: name a file in a folder that can be")
+
+
+def _require_one_mask(
+    mask: Path | None, box: str | None, uncrop: float | None, outside: bool
+) -> None:
+    given = [
+        name
+        for name, value in (("--mask", mask), ("--box", box), ("--uncrop", uncrop))
+        if value is not None
+    ]
+    if len(given) != 1:
+        raise FractalError(
+            f"{' and '.join(given) or 'nothing'} says what to generate: give one of --mask, --box "
+            f"and --uncrop"
+        )
+    if outside and box is None:
+        raise FractalError("--outside is given without a box: say what to keep with --box")
+
+
+def _write_variants(images: Tensor, labels: list[int], seeds: list[int], out: Path) -> list[Path]:
+    from fractal_model.images import save_png
+
+    if len(images) == 1:
+        return [save_png(images[0], out)]
+    n = len(images) // len(labels)
+    names = [f"{'none' if c < 0 else c}" for c in labels for _ in range(n)]
+    files = [
+        out.with_stem(f"{out.stem}-class{name}-seed{seed}")
+        for name, seed in zip(names, seeds, strict=True)
+    ]
+    return [save_png(image, file) for image, file in zip(images, files, strict=True)]
+
+
+def _summary(files: list[Path]) -> str:
+    if len(files) == 1:
+        return str(files[0])
+    return f"{len(files)} variants, {files[0]} … {files[-1].name}"
+
+
+def animate(
+    model: ModelOption,
+    classes: ClassesOption,
+    out: Annotated[Path, typer.Option(help="The animation to write: .gif or .webp.")],
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="The still picture of some of its moments, PNG. Default: beside --out."),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first class's image; the next has one more.")
+    ] = 0,
+    frames: Annotated[int, typer.Option(help="Frames at most; steps are thinned evenly.")] = 120,
+    size: SizeOption = None,
+    guidance: GuidanceOption = None,
+    logit_scale: LogitScaleOption = None,
+    iterations: IterationsOption = None,
+    order: OrderOption = None,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Watch images grow: patch by patch, and inside each patch down to its pixels.
+
+    Patches being worked on are outlined: orange for the first level's, blue and green for those
+    inside them. Several classes grow side by side.
+    """
+    import torch
+
+    from fractal_model import animation
+    from fractal_model.classes import parse_classes
+    from fractal_model.model_source import load_model
+
+    sheet = sheet or out.with_suffix(".png")
+    animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
+    _require_folders(out, sheet)
+    file = load_params(params)
+    loaded = load_model(model, file.paths.outputs)
+    settings = sampling_settings(
+        file,
+        loaded.config,
+        size,
+        guidance=guidance,
+        logit_scale=logit_scale,
+        iterations=iterations,
+        order=order,
+    )
+    labels = torch.tensor(parse_classes(classes, loaded.config))
+    seeds = range(seed, seed + len(labels))
+    with progress_bar("generating, %", 100) as update:
+        written = animation.animate(
+            loaded, labels, seeds, settings, out, sheet=sheet, frames=frames, progress=update
+        )
+    for path in written:
+        say(f"{path}: {path.stat().st_size / 1000:.0f} kB")

@@ -1,0 +1,143 @@
+"""Editing: an image of which a part is kept, the rest generated (paper, conditional generation).
+
+Decided here: how picture files become known pixels, and the masks of inpainting (a box),
+outpainting (outside a box) and uncropping (around the shrunk image). In a mask file white is
+generated and black is kept; inside the program a mask is true where a pixel is known.
+
+Shapes: S side of the model's images, N variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fractal_model.errors import FractalError, one_line
+from fractal_model.model.fractal import FractalModel
+from fractal_model.sampling.known import Known
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+
+BATCH = 16
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+WHITE = 128
+"""From here on a grey mask pixel counts as white."""
+
+
+def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
+    """(3, S, S) uint8. Grey becomes three equal channels; what is transparent is laid on white.
+
+    `fit` cuts the middle square and scales it. FractalError: unreadable, or of another size.
+    """
+    picture = _open(file, "image")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    picture = _sized(picture.convert("RGB"), file, "image", side, fit, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
+    """(S, S) bool, true where known, from a picture: white is generated, black is kept."""
+    picture = _open(file, "mask").convert("L")
+    picture = _sized(picture, file, "mask", side, fit, Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture) < WHITE)
+
+
+def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
+    """(S, S) bool, true where known: all but the box (top, left, height, width), or with `outside`
+    the box alone. FractalError: the box is empty or not inside the image."""
+    top, left, height, width = box
+    inside = min(top, left) >= 0 and top + height <= side and left + width <= side
+    if min(height, width) < 1 or not inside:
+        raise FractalError(
+            f"box {top},{left},{height},{width} (top, left, height, width) is "
+            f"{'not inside the image' if min(height, width) >= 1 else 'empty'}: choose height and "
+            f"width of at least 1 within 0 … {side} pixels"
+        )
+    mask = torch.full((side, side), not outside)
+    mask[top : top + height, left : left + width] = outside
+    return mask
+
+
+def uncropped(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """The image (3, S, S) shrunk to `fraction` of its side in the middle, and its mask (S, S).
+
+    FractalError: nothing of the image, or nothing around it, would be left.
+    """
+    side = image.shape[-1]
+    inner = round(side * fraction) if 0 < fraction < 1 else 0
+    if not 0 < inner < side:
+        raise FractalError(
+            f"uncropping to {fraction:g} of the side is out of range: give a fraction between "
+            f"{1 / side:.2g} and {(side - 1) / side:.2g}"
+        )
+    start = (side - inner) // 2
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    small = picture.resize((inner, inner), Image.Resampling.LANCZOS)
+    canvas = torch.zeros_like(image)
+    middle = (slice(start, start + inner), slice(start, start + inner))
+    canvas[:, *middle] = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    return canvas, box_mask((start, start, inner, inner), side, outside=True)
+
+
+def edit(
+    model: FractalModel,
+    settings: SamplingConfig,
+    image: Tensor,
+    mask: Tensor,
+    labels: Tensor,
+    seeds: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """(N, 3, S, S) uint8: one variant of `image` (3, S, S) for each of N classes and seeds; what
+    `mask` (S, S) marks as known is the same in all. `progress` gets the number done."""
+    sampler, found = Sampler(model, settings), []
+    for start in range(0, len(labels), BATCH):
+        part = labels[start : start + BATCH]
+        known = Known(image.expand(len(part), -1, -1, -1), mask.expand(len(part), -1, -1))
+        found.append(sampler(part, seeds[start : start + BATCH], known=known))
+        progress(start + len(part))
+    return torch.cat(found)
+
+
+def _open(file: Path, what: str) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FractalError(
+            f"the {what} {file} cannot be read ({one_line(error)}): give a picture file, for "
+            f"example PNG"
+        ) from error
+    if picture.mode not in EIGHT_BIT_MODES:
+        raise FractalError(
+            f"the {what} {file} is of mode {picture.mode}: save it with 8 bits a channel"
+        )
+    return picture
+
+
+def _sized(
+    picture: Image.Image,
+    file: Path,
+    what: str,
+    side: int,
+    fit: bool,
+    resampling: Image.Resampling,
+) -> Image.Image:
+    if fit:
+        return ImageOps.fit(picture, (side, side), resampling)
+    if picture.size != (side, side):
+        raise FractalError(
+            f"the {what} {file} is {picture.width} × {picture.height} pixels: this model takes "
+            f"{side} × {side}; give one of that size, or --fit to cut the middle square and scale "
+            f"it"
+        )
+    return picture

@@ -1,0 +1,151 @@
+"""Generation from a known part: it stays, it is context, and the rest follows the schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.errors import FractalError
+from fractal_model.sampling.known import Known
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig, masking_schedule
+from tests.conftest import images_for, tiny_model
+
+LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 1]), [11, 12, 13, 14, 15]
+GUIDED = SamplingConfig(guidance=2.0, logit_scale=1.2)
+
+
+def random_known(model, *, share: float = 0.5) -> Known:
+    """Another share of known pixels for each image, whole patches among them."""
+    images = images_for(model, len(LABELS))
+    generator = torch.Generator().manual_seed(7)
+    shares = torch.linspace(0.1, 2 * share - 0.1, len(LABELS))[:, None, None]
+    mask = torch.rand(len(LABELS), *images.shape[2:], generator=generator) < shares
+    mask[:3, :2, :2] = True
+    return Known(images, mask)
+
+
+def kept(images: torch.Tensor, known: Known) -> bool:
+    where = known.mask[:, None].expand_as(images)
+    return images[where].equal(known.images[where])
+
+
+@pytest.mark.parametrize("iterations", ["all", "few"])
+def test_known_pixels_come_back_bit_identical(kind, iterations):
+    model = tiny_model(kind)
+    steps = () if iterations == "all" else (3,) * len(model.levels)
+    known = random_known(model)
+    images = Sampler(model, GUIDED.model_copy(update={"iterations": steps}))(
+        LABELS, SEEDS, known=known
+    )
+    assert kept(images, known)
+    assert not images.equal(known.images)
+
+
+def test_nothing_unknown_leaves_the_image_untouched(kind):
+    model = tiny_model(kind)
+    images = images_for(model, 5)
+    known = Known(images, torch.ones(5, *images.shape[2:], dtype=torch.bool))
+    assert Sampler(model, GUIDED)(LABELS, SEEDS, known=known).equal(images)
+
+
+def test_nothing_known_is_plain_sampling(kind):
+    model = tiny_model(kind)
+    images = images_for(model, 5)
+    known = Known(images, torch.zeros(5, *images.shape[2:], dtype=torch.bool))
+    sampler = Sampler(model, GUIDED)
+    assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS))
+
+
+def test_cached_equals_uncached(kind):
+    model = tiny_model(kind)
+    known = random_known(model)
+    fast = Sampler(model, GUIDED)(LABELS, SEEDS, known=known)
+    assert fast.equal(Sampler(model, GUIDED, cached=False)(LABELS, SEEDS, known=known))
+
+
+def test_the_same_image_in_any_batch(kind):
+    model = tiny_model(kind)
+    known = random_known(model)
+    settings = GUIDED.model_copy(update={"iterations": (3,) * len(model.levels)})
+    sampler = Sampler(model, settings)
+    together = sampler(LABELS, SEEDS, known=known)
+    for i in range(5):
+        one = slice(i, i + 1)
+        alone = sampler(LABELS[one], SEEDS[one], known=Known(known.images[one], known.mask[one]))
+        assert together[one].equal(alone)
+
+
+def test_what_lies_under_the_mask_is_never_read(kind):
+    model = tiny_model(kind)
+    known = random_known(model)
+    other = Known(torch.where(known.mask[:, None], known.images, 255 - known.images), known.mask)
+    sampler = Sampler(model, GUIDED)
+    assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS, known=other))
+
+
+def changed_by(model, *, hidden: tuple[slice, slice], touched: tuple[slice, slice]) -> bool:
+    """Whether known pixels at `touched` decide what is generated at `hidden`."""
+    images = images_for(model, 5)
+    mask = torch.ones(5, *images.shape[2:], dtype=torch.bool)
+    mask[:, hidden[0], hidden[1]] = False
+    other = images.clone()
+    other[..., touched[0], touched[1]] = 255 - other[..., touched[0], touched[1]]
+    sampler = Sampler(model, SamplingConfig(logit_scale=3.0))
+    found = [sampler(LABELS, SEEDS, known=Known(i, mask)) for i in (images, other)]
+    one, two = (i[..., hidden[0], hidden[1]] for i in found)
+    return not one.equal(two)
+
+
+FIRST, LAST = slice(0, 2), slice(2, 4)
+
+
+@pytest.mark.parametrize("side", [(FIRST, LAST), (LAST, FIRST), (LAST, LAST)])
+def test_mar_reads_known_patches_on_all_sides(side):
+    assert changed_by(tiny_model("mar"), hidden=(FIRST, FIRST), touched=side)
+
+
+def test_mar_reads_the_known_pixels_of_the_patch_itself():
+    """Pixel (0, 0) is generated; its neighbours within the patch are known, later in raster."""
+    one, two = slice(0, 1), slice(1, 2)
+    assert changed_by(tiny_model("mar"), hidden=(one, one), touched=(two, two))
+
+
+def test_ar_reads_what_comes_before_and_not_what_comes_after():
+    model = tiny_model("ar")
+    assert changed_by(model, hidden=(LAST, LAST), touched=(FIRST, FIRST))
+    assert not changed_by(model, hidden=(FIRST, FIRST), touched=(LAST, LAST))
+
+
+def test_the_schedule_counts_the_hidden_alone():
+    model = tiny_model("mar", patch_sizes=(8, 2, 1))
+    images = images_for(model, 2)
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[0, :4, :4] = False  # 4 of 16 patches
+    mask[1, 0, 0] = False
+    left = []
+
+    def observe(level, rows, hidden, canvas):
+        if level == 0:
+            left.append(hidden.sum(1).tolist())
+
+    sampler = Sampler(model, SamplingConfig(iterations=(3, 4)))
+    sampler(LABELS[:2], SEEDS[:2], known=Known(images, mask), observe=observe)
+    first = [4, *masking_schedule(4, 3)]
+    assert [row[0] for row in left] == first
+    assert [row[1] for row in left] == [1, 0, 0, 0]
+
+
+def test_an_observer_changes_nothing(kind):
+    model, seen = tiny_model(kind), []
+    observed = Sampler(model, GUIDED)(LABELS, SEEDS, observe=lambda *step: seen.append(step[0]))
+    assert observed.equal(Sampler(model, GUIDED)(LABELS, SEEDS))
+    assert set(seen) == set(range(len(model.levels)))
+
+
+def test_known_of_another_shape():
+    sampler = Sampler(tiny_model("mar"), GUIDED)
+    images, mask = torch.zeros(5, 3, 4, 4, dtype=torch.uint8), torch.ones(5, 4, 4).bool()
+    for bad in (Known(images[:4], mask), Known(images, mask[:, :2]), Known(images.float(), mask)):
+        with pytest.raises(FractalError, match=r"expected \(5, 3, 4, 4\) uint8"):
+            sampler(LABELS, SEEDS, known=bad)

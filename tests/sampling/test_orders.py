@@ -1,0 +1,93 @@
+"""Generation orders: what comes when, and orders that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import FractalModel
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from tests.conftest import tiny_model
+
+LABELS, SEEDS = torch.tensor([0, 1, 2]), [11, 12, 13]
+
+
+def order_seen(model: FractalModel, settings: SamplingConfig, seeds=SEEDS) -> torch.Tensor:
+    """(B, T): the patches of the first level, in the order in which they came."""
+    came = []
+
+    def observe(level, rows, hidden, canvas):
+        if level == 0:
+            came.append(~hidden)
+
+    Sampler(model, settings)(LABELS[: len(seeds)], seeds, observe=observe)
+    return torch.stack(came).sum(0).argsort(1, descending=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("mar", patch_sizes=(8, 2, 1))
+
+
+def test_raster(model):
+    assert order_seen(model, SamplingConfig(order="raster")).tolist() == [list(range(16))] * 3
+
+
+def test_centre_out_goes_by_rings_and_breaks_ties_by_seed(model):
+    came = order_seen(model, SamplingConfig(order="centre-out"))
+    rings = [{5, 6, 9, 10}, {1, 2, 4, 7, 8, 11, 13, 14}, {0, 3, 12, 15}]
+    for row in came.tolist():
+        assert [set(row[:4]), set(row[4:12]), set(row[12:])] == rings
+    assert not came[0].equal(came[1])
+    alone = order_seen(model, SamplingConfig(order="centre-out"), SEEDS[:1])
+    assert came[0].equal(alone[0])
+
+
+def test_a_given_order(model):
+    given = tuple(torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist())
+    assert order_seen(model, SamplingConfig(order=given)).tolist() == [list(given)] * 3
+
+
+def test_random_orders_are_the_seeds_own(model):
+    came = order_seen(model, SamplingConfig())
+    assert len({tuple(row) for row in came.tolist()}) == 3
+
+
+def test_the_same_image_in_any_batch_in_any_order(model):
+    for order in ("raster", "centre-out", tuple(reversed(range(16)))):
+        sampler = Sampler(model, SamplingConfig(guidance=2.0, iterations=(5, 3), order=order))
+        together = sampler(LABELS, SEEDS)
+        assert together[1:2].equal(sampler(LABELS[1:2], SEEDS[1:2]))
+        assert not together.equal(Sampler(model, SamplingConfig(iterations=(5, 3)))(LABELS, SEEDS))
+
+
+def test_an_ar_model_has_its_own_order():
+    model = tiny_model("ar")
+    plain = Sampler(model, SamplingConfig())(LABELS, SEEDS)
+    assert plain.equal(Sampler(model, SamplingConfig(order="raster"))(LABELS, SEEDS))
+    for order in ("centre-out", (0, 1, 2, 3)):
+        with pytest.raises(FractalError, match="raster"):
+            Sampler(model, SamplingConfig(order=order))
+
+
+@pytest.mark.parametrize(
+    ("order", "named"),
+    [
+        ((0, 1, 2), "it has 3 numbers; give each of this model's 4"),
+        ((0, 1, 2, 4), "4 is out of range"),
+        ((0, 1, -1, 2), "-1 is out of range"),
+        ((0, 1, 1, 2), "it repeats 1"),
+    ],
+)
+def test_given_orders_that_do_not_fit(order, named):
+    with pytest.raises(FractalError, match=named) as caught:
+        Sampler(tiny_model("mar"), SamplingConfig(order=order))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_order():
+    with pytest.raises(ValidationError, match="'random', 'raster' or 'centre-out'"):
+        SamplingConfig(order="spiral")
