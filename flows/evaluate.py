@@ -7,6 +7,7 @@ same protocol is not evaluated again.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -89,6 +90,7 @@ def _evaluate(
         runs.log_results(MetricResults(nll | found.values, found.absent))
         grid = sample_grid(samples.images, samples.labels, per_class=GRID_COLUMNS)
         runs.log_picture(grid, PICTURE)
+        draw_growth(size, model)
     return run_id
 
 
@@ -123,6 +125,14 @@ def measure_samples(
             size.evaluation,
             update,
         )
+
+
+@task(name="growth", cache_policy=NO_CACHE)
+def draw_growth(size: Size, model: FractalModel) -> None:
+    """The generation of a few images, moving and still, as artifacts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in evaluation.growth(model, size.sampling, size.evaluation, Path(scratch)):
+            mlflow.log_artifact(str(file))
 
 
 @task(name="compare-with-champion", cache_policy=NO_CACHE)

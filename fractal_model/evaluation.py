@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fractal_model.animation import animate
 from fractal_model.data.loader import evaluation_batches
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.metrics.agreement import nearest_neighbour_agreement
@@ -25,6 +27,7 @@ from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
 AGREEMENT_LARGEST_SIDE = 16
+GROWING_IMAGES = 3
 Progress = Callable[[int], None]
 """Called with the number of images done so far."""
 
@@ -76,6 +79,15 @@ def balanced_samples(
         images.append(sampler(part, range(first, first + len(part))))
         progress(start + len(part))
     return Samples(torch.cat(images), labels, time.monotonic() - started)
+
+
+def growth(
+    model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
+) -> tuple[Path, Path]:
+    """An animation of the generation of the first classes' images, and a still sheet of it."""
+    labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
+    seeds = range(settings.seed, settings.seed + len(labels))
+    return animate(model, labels, seeds, sampling, folder / "growth.gif")
 
 
 def sample_metrics(
