@@ -7,33 +7,42 @@ takes most of its variance away; the random numbers are the image's own, so the 
 depend on batch or workers. No noise is added, and guiding pixels enter rounded to 8 bits and
 weighted by their number: the result is a true bound.
 
-Shapes: B images; level i has n patches an image, of T sub-patches each.
+Shapes: B images, P passes; level i has n patches an image, of T sub-patches each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fractal_model.config import ModelConfig
-from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows, exact_guides
+from fractal_model.config import LevelConfig, ModelConfig
+from fractal_model.model.fractal import FractalModel, Rows, exact_guides
 from fractal_model.model.losses import nats_per_value
 from fractal_model.randomness import ImageNoise, patches_per_image, ranks, stream_seed
 
-_STRATA_STREAM, _ORDER_STREAM = 1, 2
+_STRATA_STREAM, _ORDER_STREAM, _PLACE_STREAM = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """Bits per dimension (per pixel and channel) of a set of images."""
 
-    per_image: Tensor
-    """(N,) float64, averaged over the passes."""
-    passes: int
+    per_pass: Tensor
+    """(N, P) float64; P is 1 where the likelihood is exact."""
+    exact: bool
+
+    @property
+    def passes(self) -> int:
+        return self.per_pass.shape[1]
+
+    @property
+    def per_image(self) -> Tensor:
+        """(N,) float64."""
+        return self.per_pass.mean(1)
 
     @property
     def mean(self) -> float:
@@ -41,8 +50,24 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean over images; NaN for a single image."""
+        """Of the mean over images, the masks' share included; NaN for a single image."""
         return (self.per_image.std() / math.sqrt(len(self.per_image))).item()
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """Standard deviation of `mean` over mask seeds: 0 where exact, NaN from a single pass.
+
+        From the differences of passes that follow each other, which lie in neighbouring strata
+        (Cochran, Sampling Techniques, section 5A.12): where the strata differ it is too large,
+        and never systematically too small.
+        """
+        if self.exact:
+            return 0.0
+        if self.passes == 1:
+            return math.nan
+        squares = self.per_pass.diff(dim=1).square().sum(1)
+        variance = squares / (2 * self.passes * (self.passes - 1))
+        return variance.sum().sqrt().item() / len(variance)
 
 
 def is_exact(config: ModelConfig) -> bool:
@@ -50,40 +75,28 @@ def is_exact(config: ModelConfig) -> bool:
     return all(level.generator == "ar" for level in config.levels)
 
 
+def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
+    """The seeds of the images `indices` of a set. Sets of masks with different `seed` share none,
+    as they would if it were the sum: their spread is the Monte Carlo error."""
+    return [stream_seed(seed, int(index)) for index in indices]
+
+
 @torch.no_grad()
-def image_bits(
+def pass_bits(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
-    """(B, 3, S, S) uint8 to (B,) float64 bits per dimension; `labels` of NO_CLASS are
-    unconditional, the published protocol."""
+    """(B, 3, S, S) uint8 to (B, P) float64 bits per dimension of each pass; `labels` of NO_CLASS
+    are unconditional, the published protocol. P is 1 where one pass is exact."""
     was_training = model.training
     model.eval()
     passes = 1 if is_exact(model.config) else passes
-    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    nats = []
     for number in range(passes):
         masks = StratifiedMasks(model.config, seeds, number, passes, images.device)
         outcome = model(images, labels, masks=masks, guides=exact_guides)
-        total += nats_per_value(outcome, len(images))
+        nats.append(nats_per_value(outcome, len(images)))
     model.train(was_training)
-    return total / passes / math.log(2)
-
-
-def likelihood(
-    model: FractalModel,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    *,
-    passes: int,
-    seed: int,
-    conditional: bool = False,
-) -> Likelihood:
-    """Of batches (images, labels, indices); image `index` has the random numbers of its own."""
-    bits = []
-    for images, labels, indices in batches:
-        if not conditional:
-            labels = torch.full_like(labels, NO_CLASS)
-        seeds = [seed + int(index) for index in indices]
-        bits.append(image_bits(model, images, seeds, passes=passes, labels=labels).cpu())
-    return Likelihood(torch.cat(bits), 1 if is_exact(model.config) else passes)
+    return torch.stack(nats, dim=1) / math.log(2)
 
 
 class StratifiedMasks:
@@ -98,13 +111,17 @@ class StratifiedMasks:
         device: torch.device,
     ) -> None:
         self._config = config
-        # One generator fixes the strata of all passes, another the orders of this one.
-        strata = [
-            torch.Generator().manual_seed(stream_seed(_STRATA_STREAM, seed)) for seed in seeds
-        ]
+        # One generator fixes the strata of all passes, others the places and orders of this one.
+        strata = [_generator(_STRATA_STREAM, seed) for seed in seeds]
+        places = [_generator(_PLACE_STREAM, seed, number) for seed in seeds]
         self._counts = [
-            torch.stack([_counts(g, config, i, number, passes) for g in strata]).to(device)
-            for i in range(len(config.levels))
+            torch.stack(
+                [
+                    _counts(s, p, config, level, number, passes)
+                    for s, p in zip(strata, places, strict=True)
+                ]
+            ).to(device)
+            for level in config.levels
         ]
         order_seeds = [stream_seed(_ORDER_STREAM, seed, number) for seed in seeds]
         self._orders = ImageNoise.draw(order_seeds, config, device).orders
@@ -118,18 +135,29 @@ class StratifiedMasks:
 
 
 def _counts(
-    generator: torch.Generator, config: ModelConfig, level: int, number: int, passes: int
+    strata: torch.Generator,
+    places: torch.Generator,
+    config: ModelConfig,
+    level: LevelConfig,
+    number: int,
+    passes: int,
 ) -> Tensor:
     """(n,) mask counts of an image's patches in pass `number`.
 
-    A patch visits each of the `passes` bands of [0, 1) once over the passes; within a band the
-    patches of the image lie evenly. Each patch's number stays uniform on [0, 1).
+    A patch visits each of the `passes` bands of [0, 1) once over the passes, and each patch of a
+    level has a first band of its own, so that the counts of two patches, of one level or of two,
+    are independent over the passes; within a band the patches of the image lie evenly. The whole
+    image, alone at its level, begins with the lowest band: its passes go through the strata in
+    their order, as the Monte Carlo error expects of them.
     """
-    n = patches_per_image(config, config.levels[level])
-    offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    place = torch.randperm(n, generator=generator)
-    first_band = torch.randint(passes, (n,), generator=generator)
+    n = patches_per_image(config, level)
+    first_band = torch.randint(passes if n > 1 else 1, (n,), generator=strata)
+    offset = torch.rand(1, generator=places, dtype=torch.float64)
+    place = torch.randperm(n, generator=places)
     band = (first_band + number) % passes
     uniform = (band + (place + offset) / n) / passes
-    tokens = config.levels[level].tokens
-    return (1 + (uniform * tokens).floor().long()).clamp(max=tokens)
+    return (1 + (uniform * level.tokens).floor().long()).clamp(max=level.tokens)
+
+
+def _generator(*key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(stream_seed(*key))

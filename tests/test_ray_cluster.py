@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import os
-from fractal_model.training.ray_cluster import ray_cluster
+from fractal_model.ray_cluster import ray_cluster
 import ray
 with ray_cluster(cpus=1):
     task = ray.remote(lambda: os.environ["FRACTAL_TEST"])
