@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from fractal_model.commands.measuring import likelihood
+from fractal_model.commands.sample import sample
 from fractal_model.console import console, errors_on_one_line, progress_bar, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
@@ -20,6 +22,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command("likelihood")(likelihood)
+app.command("sample")(sample)
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the data set.")]

@@ -23,9 +23,14 @@ def png_bytes(image: Tensor) -> bytes:
 def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
     """One row a class with its first `per_class` images; small ones enlarged to about 64 px."""
     rows = [images[labels == label][:per_class] for label in labels.unique()]
+    return image_grid(torch.cat(rows), per_class)
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """(N, 3, S, S) uint8 row by row; small ones enlarged to about 64 px."""
     enlarge = max(1, TILE_PIXELS // images.shape[-1])
-    tiles = torch.cat(rows).repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
-    return make_grid(tiles, nrow=per_class, padding=2, pad_value=255)
+    tiles = images.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
+    return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
 
 
 def save_png(image: Tensor, file: Path) -> Path:

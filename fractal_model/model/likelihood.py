@@ -57,9 +57,9 @@ class Likelihood:
     def monte_carlo_error(self) -> float:
         """Standard deviation of `mean` over mask seeds: 0 where exact, NaN from a single pass.
 
-        From the differences of passes that follow each other, which lie in neighbouring strata
-        (Cochran, Sampling Techniques, section 5A.12): where the strata differ it is too large,
-        and never systematically too small.
+        From the differences of passes that follow each other, in which the image's own mask
+        counts lie in neighbouring strata ("collapsed strata": Cochran, Sampling Techniques,
+        section 5A.12). It is rather too large than too small: strata that differ add to it.
         """
         if self.exact:
             return 0.0
@@ -144,17 +144,17 @@ def _counts(
 ) -> Tensor:
     """(n,) mask counts of an image's patches in pass `number`.
 
-    A patch visits each of the `passes` bands of [0, 1) once over the passes, and each patch of a
-    level has a first band of its own, so that the counts of two patches, of one level or of two,
-    are independent over the passes; within a band the patches of the image lie evenly. The whole
-    image, alone at its level, begins with the lowest band: its passes go through the strata in
-    their order, as the Monte Carlo error expects of them.
+    A patch visits each of the `passes` bands of [0, 1) once over the passes, in a random order of
+    its own (Latin hypercube sampling), so that the counts of two patches, of one level or of two,
+    are independent; within a band the patches of the image lie evenly. The whole image, alone at
+    its level, goes through the bands from the lowest to the highest, as the Monte Carlo error
+    expects of it.
     """
     n = patches_per_image(config, level)
-    first_band = torch.randint(passes if n > 1 else 1, (n,), generator=strata)
-    offset = torch.rand(1, generator=places, dtype=torch.float64)
+    visits = torch.rand(n, passes, generator=strata).argsort(dim=1)
+    band = visits[:, number] if n > 1 else number
     place = torch.randperm(n, generator=places)
-    band = (first_band + number) % passes
+    offset = torch.rand(1, generator=places, dtype=torch.float64)
     uniform = (band + (place + offset) / n) / passes
     return (1 + (uniform * level.tokens).floor().long()).clamp(max=level.tokens)
 

@@ -10,8 +10,9 @@ import torch
 
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
-from fractal_model.model.losses import nats_per_value
+from fractal_model.model.losses import nats_per_value, training_loss
 from fractal_model.randomness import stream_seed
+from fractal_model.training.schedule import training_masks
 from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
 from tests.conftest import random_images, tiny_config, tiny_model
 
@@ -78,13 +79,13 @@ def test_marginal_count_is_uniform():
     assert ((found - 100).abs() < 4 * math.sqrt(400 * 0.25 * 0.75)).all()
 
 
-@pytest.mark.parametrize("patch_sizes", [(4, 1), (4, 2, 1), (8, 4, 2, 1)])
-@pytest.mark.parametrize("passes", [1, 3, 4, 16])
+@pytest.mark.parametrize("patch_sizes", [(4, 1), (8, 4, 2, 1)])
+@pytest.mark.parametrize("passes", [1, 3, 16])
 def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_sizes, passes):
     """The joint frequency of the counts of a patch and of what it lies in, over many seeds."""
     levels = len(patch_sizes) - 1
     config = tiny_config("mar", patch_sizes=patch_sizes, generators=("mar",) * levels)
-    images = 2000 // passes
+    images = 640 // passes
     top_left = Rows(torch.arange(images), *torch.zeros(2, images).long())
     tokens = [level.tokens for level in config.levels]
     joint = torch.zeros(tokens)
@@ -95,17 +96,17 @@ def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_
         joint.index_put_(counts, torch.ones(images), accumulate=True)
     expected = images * passes / joint.numel()
     chi_square = ((joint - expected) ** 2 / expected).sum().item()
-    freedom = joint.numel() - 1  # stratification can only make it smaller
+    freedom = joint.numel() - 1  # Latin hypercubes can only make it smaller
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("passes", [1, 2, 4, 5])
+@pytest.mark.parametrize("passes", [1, 4, 5])
 def test_two_levels_give_the_expectation_over_all_masks(passes):
     """Every mask of level 0 with every mask below it, against the mean over many seeds: a count
     or an order below that knew of those above would shift it."""
     model, images = _uneven_model(), random_images(1, size=4, seed=2)
     exact = _expectation(model, images)
-    seeds, batch = mask_seeds(0, range(1500 // passes)), 250
+    seeds, batch = mask_seeds(0, range(800 // passes)), 200
     drawn = torch.cat(
         [
             pass_bits(
@@ -119,7 +120,7 @@ def test_two_levels_give_the_expectation_over_all_masks(passes):
         ]
     )
     error = drawn.std().item() / math.sqrt(len(drawn))
-    assert error < 0.01 * exact
+    assert error < 0.02 * exact
     assert drawn.mean().item() == pytest.approx(exact, abs=4 * error)
 
 
@@ -150,25 +151,46 @@ def _expectation(model, images):
     return total / math.log(2)
 
 
-def test_variance_is_less_than_half_of_a_shared_count():
-    """Standard deviation of the mean of five images over mask seeds, at the same passes."""
-    model, images = _uneven_model(), random_images(5, size=4, seed=4)
+def test_spread_is_less_than_half_of_a_shared_count():
+    """Standard deviation of a data set's mean over mask seeds, at the same number of passes, for a
+    model that has learned that black images are black and white ones white: what a patch costs
+    depends on how much of the image is shown, so on the counts."""
+    images = torch.zeros(48, 3, 4, 4, dtype=torch.uint8)
+    images[::2] = 255
+    model = _trained(images)
 
     def spread(name):
-        options = {"passes": 4, "make_masks": ESTIMATORS[name]}
-        means = [mean_bits(model, images, seed=seed, **options) for seed in range(60)]
+        options = {"passes": 2, "make_masks": ESTIMATORS[name]}
+        means = [mean_bits(model, images, seed=seed, **options) for seed in range(24)]
         return torch.stack(means).std()
 
     assert spread(STRATIFIED) < 0.5 * spread(SHARED)
+
+
+def _trained(images):
+    model = tiny_model("mar", sharpen=1.0).train()
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        outcome = model(
+            images,
+            null(len(images)),
+            masks=training_masks([4, 4], generator),
+            guides=exact_guides,
+        )
+        training_loss(outcome, red_weight=1.0).backward()
+        optimizer.step()
+    return model.eval()
 
 
 def test_monte_carlo_error_is_the_spread_over_mask_seeds():
     model, images = _uneven_model(), random_images(6, size=4, seed=4)
     found = [
         Likelihood(
-            pass_bits(model, images, mask_seeds(seed, range(6)), passes=8, labels=null(6)), False
+            pass_bits(model, images, mask_seeds(seed, range(6)), passes=6, labels=null(6)), False
         )
-        for seed in range(100)
+        for seed in range(50)
     ]
     spread = torch.tensor([likelihood.mean for likelihood in found]).std().item()
     estimated = torch.tensor([likelihood.monte_carlo_error for likelihood in found]).mean().item()
