@@ -81,7 +81,7 @@ def _summary(result: Likelihood, seed: int) -> str:
     if result.exact:
         return f"{value}; exact, {count} images"
     error = result.monte_carlo_error
-    masks = "unknown from one pass" if math.isnan(error) else f"about {error:.4f}"
+    masks = "unknown from one pass" if math.isnan(error) else f"at most about {error:.4f}"
     return (
         f"{value}; upper bound, Monte Carlo error of the masks {masks}; {result.passes} passes, "
         f"{count} images, seed {seed}"

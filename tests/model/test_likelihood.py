@@ -11,7 +11,6 @@ import torch
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
 from fractal_model.model.losses import nats_per_value, training_loss
-from fractal_model.randomness import stream_seed
 from fractal_model.training.schedule import training_masks
 from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
 from tests.conftest import random_images, tiny_config, tiny_model
@@ -51,8 +50,8 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
     rows = Rows(torch.zeros(4).long(), torch.tensor([0, 0, 4, 4]), torch.tensor([0, 4, 0, 4]))
     counts = []
     for number in range(passes):
-        masks = StratifiedMasks(config, [7], number, passes, torch.device("cpu"))
-        counts.append(masks(1, rows).sum(1))
+        masks = StratifiedMasks(config, [7], passes, torch.device("cpu"))
+        counts.append(masks.of_pass(number)(1, rows).sum(1))
     counts = torch.stack(counts)
     assert counts.min() >= 1
     assert counts.max() <= 16
@@ -61,20 +60,11 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
         assert bands.tolist() == list(range(passes))
 
 
-def test_counts_and_orders_have_streams_of_their_own():
-    keys = [(role, seed, number) for role in (1, 2) for seed in range(100) for number in range(4)]
-    first = {
-        tuple(torch.rand(2, generator=torch.Generator().manual_seed(stream_seed(*key))).tolist())
-        for key in keys
-    }
-    assert len(first) == len(keys)
-
-
 def test_marginal_count_is_uniform():
     config = tiny_config("mar", patch_sizes=(2, 1), generators=("mar",))
     rows = Rows.whole_images(400, torch.device("cpu"))
-    masks = StratifiedMasks(config, list(range(400)), 0, 1, torch.device("cpu"))
-    found = torch.bincount(masks(0, rows).sum(1), minlength=5)[1:]
+    masks = StratifiedMasks(config, list(range(400)), 1, torch.device("cpu"))
+    found = torch.bincount(masks.of_pass(0)(0, rows).sum(1), minlength=5)[1:]
     assert found.sum() == 400
     assert ((found - 100).abs() < 4 * math.sqrt(400 * 0.25 * 0.75)).all()
 
@@ -89,10 +79,9 @@ def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_
     top_left = Rows(torch.arange(images), *torch.zeros(2, images).long())
     tokens = [level.tokens for level in config.levels]
     joint = torch.zeros(tokens)
+    masks = StratifiedMasks(config, mask_seeds(3, range(images)), passes, torch.device("cpu"))
     for number in range(passes):
-        seeds = mask_seeds(3, range(images))
-        masks = StratifiedMasks(config, seeds, number, passes, torch.device("cpu"))
-        counts = [masks(i, top_left).sum(1) - 1 for i in range(levels)]
+        counts = [masks.of_pass(number)(i, top_left).sum(1) - 1 for i in range(levels)]
         joint.index_put_(counts, torch.ones(images), accumulate=True)
     expected = images * passes / joint.numel()
     chi_square = ((joint - expected) ** 2 / expected).sum().item()
@@ -184,7 +173,7 @@ def _trained(images):
     return model.eval()
 
 
-def test_monte_carlo_error_is_the_spread_over_mask_seeds():
+def test_monte_carlo_error_is_not_below_the_spread_over_mask_seeds():
     model, images = _uneven_model(), random_images(6, size=4, seed=4)
     found = [
         Likelihood(
@@ -194,7 +183,7 @@ def test_monte_carlo_error_is_the_spread_over_mask_seeds():
     ]
     spread = torch.tensor([likelihood.mean for likelihood in found]).std().item()
     estimated = torch.tensor([likelihood.monte_carlo_error for likelihood in found]).mean().item()
-    assert 0.8 * spread < estimated < 1.8 * spread
+    assert 0.8 * spread < estimated < 5 * spread
 
 
 def test_monte_carlo_error_where_there_is_none():
