@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import cached_property
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -60,11 +59,11 @@ def _run(
     shared = ray.put(start)
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS}
     actor = _Worker.options(max_task_retries=RESTARTS, **options)
-    pool = ActorPool([actor.remote(shared, workers) for _ in range(workers)])
+    pool = ActorPool([actor.remote(workers) for _ in range(workers)])
     part = sizes.next_part()
     while part is not None or pool.has_next():
         while part is not None and pool.has_free():
-            pool.submit(lambda worker, value: worker.run.remote(value), part)
+            pool.submit(lambda worker, value: worker.run.remote([shared], value), part)
             part = sizes.next_part()
         done, result = pool.get_next_unordered()
         sizes.record(done, result)
@@ -75,15 +74,14 @@ def _run(
 class _Worker:
     """`PartWorker` in a process of its own."""
 
-    def __init__(self, start: StartWork, sharing: int) -> None:
-        self._start, self._sharing = start, sharing
+    def __init__(self, sharing: int) -> None:
+        self._sharing = sharing
+        self._worker: PartWorker | None = None
 
-    @cached_property
-    def _worker(self) -> PartWorker:
-        # Not in the constructor: Ray wraps what that raises in the death of the actor.
-        return PartWorker(self._start, sharing=self._sharing)
-
-    def run(self, part: range) -> tuple[range, PartResult]:
+    def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
+        """`start` in a list: so Ray hands on the reference, and the model is read once."""
+        if self._worker is None:
+            self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)
 
 
