@@ -18,8 +18,8 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.fingerprint import fingerprint
 from fractal_model.locks import only_one
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.ray_cluster import ray_cluster
 from fractal_model.tracking import registry, runs, store
-from fractal_model.training.ray_cluster import ray_cluster
 from fractal_model.training.ray_training import TrainingJob, run_training
 
 

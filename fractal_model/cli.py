@@ -11,6 +11,9 @@ from typing import Annotated
 import typer
 
 from fractal_model.commands import sampling
+from fractal_model.commands.measuring import likelihood
+from fractal_model.commands.options import ParamsOption
+from fractal_model.commands.sample import sample
 from fractal_model.console import console, errors_on_one_line, progress_bar, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
@@ -22,10 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the data set.")]
 DIGITS = "digits"
 
+app.command("likelihood")(likelihood)
+app.command("sample")(sample)
 app.command("edit")(sampling.edit)
 app.command("animate")(sampling.animate)
 

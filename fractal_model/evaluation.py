@@ -1,6 +1,7 @@
 """Measure a model: held-out likelihood, samples, and what the samples are like.
 
-Knows no registry and no tracker: models and data in, numbers and images out.
+Knows no registry, no tracker and no cluster: models and data in, numbers and images out; who runs
+the parts of the work is given as a `MapParts`.
 """
 
 from __future__ import annotations
@@ -8,21 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fractal_model.animation import animate
-from fractal_model.data.loader import evaluation_batches
+from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
+from fractal_model.errors import FractalError
 from fractal_model.metrics.agreement import nearest_neighbour_agreement
 from fractal_model.metrics.evaluate import MetricResults, image_metrics
 from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures, extract_features
 from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.settings import EvaluationConfig
-from fractal_model.model.fractal import FractalModel
-from fractal_model.model.likelihood import likelihood
+from fractal_model.model.fractal import NO_CLASS, FractalModel
+from fractal_model.model.likelihood import Likelihood, is_exact, mask_seeds, pass_bits
+from fractal_model.parts import LARGEST_PART, MapParts, Work, in_this_process
+from fractal_model.randomness import LARGEST_SEED
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
@@ -43,23 +48,112 @@ class Samples:
     seconds: float
 
 
+def measure_likelihood(
+    model: FractalModel,
+    split: PreparedSplit,
+    progress: Progress,
+    *,
+    passes: int,
+    seed: int,
+    conditional: bool = False,
+    largest: int = LARGEST_PART,
+    map_parts: MapParts = in_this_process,
+) -> Likelihood:
+    """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
+    `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
+    _require_fit(model, split, passes=passes, seed=seed, largest=largest)
+    exact = is_exact(model.config)
+    per_pass = torch.empty(len(split), 1 if exact else passes, dtype=torch.float64)
+    start = partial(_likelihood_work, model, split, passes, seed, conditional)
+    done = 0
+    for part, bits in map_parts(start, len(split), largest=largest):
+        per_pass[part.start : part.stop] = bits
+        done += len(part)
+        progress(done)
+    return Likelihood(per_pass, exact)
+
+
+def _likelihood_work(
+    model: FractalModel,
+    split: PreparedSplit,
+    passes: int,
+    seed: int,
+    conditional: bool,
+    device: torch.device,
+) -> Work:
+    model = model.to(device)
+
+    def work(part: range) -> Tensor:
+        images, labels, indices = read_batch(split, part)
+        if not conditional:
+            labels = torch.full_like(labels, NO_CLASS)
+        seeds = mask_seeds(seed, indices.tolist())
+        return pass_bits(model, images.to(device), seeds, passes=passes, labels=labels.to(device))
+
+    return work
+
+
+def _require_fit(
+    model: FractalModel, split: PreparedSplit, *, passes: int, seed: int, largest: int
+) -> None:
+    config, found = model.config, split.manifest
+    classes = len(found.class_names)
+    if found.resolution != config.image_size or classes != config.num_classes:
+        raise FractalError(
+            f"the data set {found.dataset} has {found.resolution} px and {classes} classes, the "
+            f"model {config.image_size} px and {config.num_classes} classes: measure it on the "
+            f"data that it was made for"
+        )
+    if passes < 1 or largest < 1 or not 0 <= seed <= LARGEST_SEED:
+        raise FractalError(
+            f"passes {passes}, batch size {largest} and seed {seed} asked for: passes and batch "
+            f"size are 1 or more, the seed 0 … {LARGEST_SEED}"
+        )
+
+
 def held_out_likelihood(
     model: FractalModel, split: PreparedSplit, settings: EvaluationConfig, progress: Progress
 ) -> dict[str, float]:
     """`nll_bits_per_dim`, unconditional, and its standard error over the images."""
-
-    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        done = 0
-        for batch in evaluation_batches(split, batch_size=settings.batch_size):
-            yield batch
-            done += len(batch.images)
-            progress(done)
-
-    found = likelihood(model, batches(), passes=settings.likelihood_passes, seed=settings.seed)
+    found = measure_likelihood(
+        model,
+        split,
+        progress,
+        passes=settings.likelihood_passes,
+        seed=settings.seed,
+        largest=settings.batch_size,
+    )
     return {
         "nll_bits_per_dim": found.mean,
         "nll_bits_per_dim_stderr": found.standard_error,
     }
+
+
+def sample_images(
+    model: FractalModel,
+    sampling: SamplingConfig,
+    labels: Tensor,
+    *,
+    seed: int,
+    largest: int = LARGEST_PART,
+    map_parts: MapParts = in_this_process,
+) -> Iterator[tuple[range, Tensor]]:
+    """(N,) classes to parts of the N images, (n, 3, S, S) uint8, in any order; image i has the
+    seed `seed` + i, and at most `largest` are made at a time."""
+    start = partial(_sampling_work, model, sampling, labels, seed)
+    return map_parts(start, len(labels), largest=largest)
+
+
+def _sampling_work(
+    model: FractalModel, sampling: SamplingConfig, labels: Tensor, seed: int, device: torch.device
+) -> Work:
+    sampler = Sampler(model.to(device), sampling)
+
+    def work(part: range) -> Tensor:
+        seeds = range(seed + part.start, seed + part.stop)
+        return sampler(labels[part.start : part.stop].to(device), seeds)
+
+    return work
 
 
 def balanced_samples(
@@ -69,16 +163,16 @@ def balanced_samples(
     progress: Progress,
 ) -> Samples:
     """The same number of images of each class; image i has the seed `settings.seed` + i."""
-    classes = model.config.num_classes
+    classes, side = model.config.num_classes, model.config.image_size
     labels = torch.arange(classes).repeat_interleave(settings.samples_per_class)
-    sampler = Sampler(model, sampling)
-    started, images = time.monotonic(), []
-    for start in range(0, len(labels), settings.batch_size):
-        part = labels[start : start + settings.batch_size]
-        first = settings.seed + start
-        images.append(sampler(part, range(first, first + len(part))))
-        progress(start + len(part))
-    return Samples(torch.cat(images), labels, time.monotonic() - started)
+    images = torch.empty(len(labels), 3, side, side, dtype=torch.uint8)
+    started, done = time.monotonic(), 0
+    parts = sample_images(model, sampling, labels, seed=settings.seed, largest=settings.batch_size)
+    for part, found in parts:
+        images[part.start : part.stop] = found
+        done += len(part)
+        progress(done)
+    return Samples(images, labels, time.monotonic() - started)
 
 
 def growth(

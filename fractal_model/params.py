@@ -113,12 +113,30 @@ class Params(StrictModel):
             evaluation=self.evaluation[name],
         )
 
+    def size_of(self, model: ModelConfig) -> Size:
+        """The size that a model is of, by its layers. FractalError: none, or several."""
+        sizes = [
+            name for name in self.models if _layers(self.models[name].to_model()) == _layers(model)
+        ]
+        if len(sizes) != 1:
+            found = " and of ".join(sizes) or "no size in params.yaml"
+            raise FractalError(
+                f"the model has the layers of {found}: "
+                f"say with --size whose settings to take, {' or '.join(self.models)}"
+            )
+        return self.size(sizes[0])
+
     def dataset_folder(self, name: str) -> Path:
         return self.paths.data / name
 
     def reference_file(self, dataset: str) -> Path:
         """The Inception features of the data set's training images."""
         return self.paths.data / f"{dataset}-reference.npz"
+
+
+def _layers(model: ModelConfig) -> tuple[object, ...]:
+    """What makes a model of one size: all but dropout, classes and loss weights."""
+    return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
 
 
 def load_params(file: Path = DEFAULT_FILE) -> Params:

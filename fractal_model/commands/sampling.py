@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fractal_model.commands.options import ModelOption, ParamsOption
 from fractal_model.commands.sampling_options import (
     ClassesOption,
     GuidanceOption,
     IterationsOption,
     LogitScaleOption,
-    ModelOption,
     OrderOption,
-    ParamsOption,
     SizeOption,
     numbers,
     sampling_settings,

@@ -1,4 +1,4 @@
-"""Options that sampling commands share, and the settings that they make."""
+"""Options of the commands that sample, and the settings that they make."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from fractal_model.sampling.orders import PatchOrder
     from fractal_model.sampling.settings import SamplingConfig
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="A checkpoint folder, or models:/NAME@ALIAS.")
-]
 ClassesOption = Annotated[
     str, typer.Option(help="Numbers or names, with commas; `none` for no class.")
 ]
@@ -49,7 +46,6 @@ OrderOption = Annotated[
         "file with their numbers (row by row from 0). Patches inside them stay in random order."
     ),
 ]
-ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
 
 
 def sampling_settings(
@@ -69,7 +65,7 @@ def sampling_settings(
     from fractal_model.params import describe
     from fractal_model.sampling.settings import SamplingConfig
 
-    base = params.size(size or _size_of(model, params)).sampling
+    base = params.size(size) if size is not None else params.size_of(model)
     given = {
         "guidance": guidance,
         "logit_scale": logit_scale,
@@ -78,20 +74,14 @@ def sampling_settings(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     try:
-        return SamplingConfig.model_validate({**base.model_dump(), **changes})
+        settings = SamplingConfig.model_validate({**base.sampling.model_dump(), **changes})
     except ValidationError as error:
-        raise FractalError(f"sampling settings: {describe(error, SamplingConfig)}") from error
-
-
-def _size_of(model: ModelConfig, params: Params) -> str:
-    nameless = model.model_copy(update={"class_names": ()})
-    for name in params.models:
-        if params.size(name).model == nameless:
-            return name
-    raise FractalError(
-        f"the model ({model.image_size} px) is of no size of params.yaml: say whose sampling "
-        f"settings to take with --size {' or '.join(params.models)}"
-    )
+        raise FractalError(
+            f"{describe(error, SamplingConfig)}; allowed: guidance 0 or more, logit scale above 0, "
+            f"iterations 1 or more for each level"
+        ) from error
+    settings.level_iterations(model)
+    return settings
 
 
 def _order(text: str) -> PatchOrder:

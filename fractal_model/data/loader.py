@@ -99,6 +99,11 @@ def evaluation_batches(
     return _loader(_Flipped(split), batches, num_workers)
 
 
+def read_batch(split: PreparedSplit, indices: Sequence[int]) -> Batch:
+    """These images of a split, unmirrored."""
+    return _collate(split.__getitems__(indices))
+
+
 class _StreamBatches(Sampler[list[_Pick]]):
     """The batch sampler: one stretch of the stream a batch, of which `part` is this rank's."""
 

@@ -1,39 +1,48 @@
 """Likelihood in bits per dimension: exact for AR models, the any-order bound for MAR models.
 
 The bound is the expected mean loss of the masked sub-patches, over a mask count uniform on 1 … T
-and a random order, at every level. Decided here: the counts are stratified, for each patch over
-the passes and within a pass over the patches of the image, which leaves each count uniform and
-takes most of its variance away; the random numbers are the image's own, so the result does not
-depend on batch or workers. No noise is added, and guiding pixels enter rounded to 8 bits and
-weighted by their number: the result is a true bound.
+and a random order, at every level. Decided here: the passes of an image share the work. Each mask
+alone has a uniform count and a uniformly random set of that size, independent of the masks above
+it, so the estimate is unbiased; but over the passes the counts are stratified, and the sets are
+chosen so that every sub-patch weighs about the same in the whole, which takes most of the
+variance away (`tests/benchmarks/likelihood_variance.py`). The random numbers are the image's own,
+so the result does not depend on batch or workers. No noise is added, and guiding pixels enter
+rounded to 8 bits and weighted by their number: the result is a true bound.
 
-Shapes: B images; level i has n patches an image, of T sub-patches each.
+Shapes: B images, P passes; level i has n patches an image, of T sub-patches each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fractal_model.config import ModelConfig
-from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows, exact_guides
+from fractal_model.model.fractal import FractalModel, MaskSource, Rows, exact_guides
 from fractal_model.model.losses import nats_per_value
-from fractal_model.randomness import ImageNoise, patches_per_image, ranks, stream_seed
-
-_STRATA_STREAM, _ORDER_STREAM = 1, 2
+from fractal_model.randomness import patches_per_image, ranks, stream_seed
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """Bits per dimension (per pixel and channel) of a set of images."""
 
-    per_image: Tensor
-    """(N,) float64, averaged over the passes."""
-    passes: int
+    per_pass: Tensor
+    """(N, P) float64; P is 1 where the likelihood is exact."""
+    exact: bool
+
+    @property
+    def passes(self) -> int:
+        return self.per_pass.shape[1]
+
+    @property
+    def per_image(self) -> Tensor:
+        """(N,) float64."""
+        return self.per_pass.mean(1)
 
     @property
     def mean(self) -> float:
@@ -41,8 +50,25 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean over images; NaN for a single image."""
+        """Of the mean over images, the masks' share included; NaN for a single image."""
         return (self.per_image.std() / math.sqrt(len(self.per_image))).item()
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """An upper estimate of the standard deviation of `mean` over mask seeds; 0 where exact,
+        NaN from a single pass.
+
+        From the differences of passes that follow each other, whose level 0 counts lie in
+        neighbouring strata ("collapsed strata": Cochran, Sampling Techniques, section 5A.12). What
+        the passes gain by sharing the sub-patches out among them it does not see.
+        """
+        if self.exact:
+            return 0.0
+        if self.passes == 1:
+            return math.nan
+        squares = self.per_pass.diff(dim=1).square().sum(1)
+        variance = squares / (2 * self.passes * (self.passes - 1))
+        return variance.sum().sqrt().item() / len(variance)
 
 
 def is_exact(config: ModelConfig) -> bool:
@@ -50,86 +76,108 @@ def is_exact(config: ModelConfig) -> bool:
     return all(level.generator == "ar" for level in config.levels)
 
 
+def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
+    """The seeds of the images `indices` of a set. Sets of masks with different `seed` share none,
+    as they would if it were the sum: their spread is the Monte Carlo error."""
+    return [stream_seed(seed, int(index)) for index in indices]
+
+
 @torch.no_grad()
-def image_bits(
+def pass_bits(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
-    """(B, 3, S, S) uint8 to (B,) float64 bits per dimension; `labels` of NO_CLASS are
-    unconditional, the published protocol."""
+    """(B, 3, S, S) uint8 to (B, P) float64 bits per dimension of each pass; `labels` of NO_CLASS
+    are unconditional, the published protocol. P is 1 where one pass is exact."""
     was_training = model.training
     model.eval()
     passes = 1 if is_exact(model.config) else passes
-    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    masks = StratifiedMasks(model.config, seeds, passes, images.device)
+    nats = []
     for number in range(passes):
-        masks = StratifiedMasks(model.config, seeds, number, passes, images.device)
-        outcome = model(images, labels, masks=masks, guides=exact_guides)
-        total += nats_per_value(outcome, len(images))
+        outcome = model(images, labels, masks=masks.of_pass(number), guides=exact_guides)
+        nats.append(nats_per_value(outcome, len(images)))
     model.train(was_training)
-    return total / passes / math.log(2)
-
-
-def likelihood(
-    model: FractalModel,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    *,
-    passes: int,
-    seed: int,
-    conditional: bool = False,
-) -> Likelihood:
-    """Of batches (images, labels, indices); image `index` has the random numbers of its own."""
-    bits = []
-    for images, labels, indices in batches:
-        if not conditional:
-            labels = torch.full_like(labels, NO_CLASS)
-        seeds = [seed + int(index) for index in indices]
-        bits.append(image_bits(model, images, seeds, passes=passes, labels=labels).cpu())
-    return Likelihood(torch.cat(bits), 1 if is_exact(model.config) else passes)
+    return torch.stack(nats, dim=1) / math.log(2)
 
 
 class StratifiedMasks:
-    """Masks of one pass of the bound, a `MaskSource`."""
+    """The masks of all passes of the bound for a batch of images."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        seeds: Sequence[int],
-        number: int,
-        passes: int,
-        device: torch.device,
+        self, config: ModelConfig, seeds: Sequence[int], passes: int, device: torch.device
     ) -> None:
         self._config = config
-        # One generator fixes the strata of all passes, another the orders of this one.
-        strata = [
-            torch.Generator().manual_seed(stream_seed(_STRATA_STREAM, seed)) for seed in seeds
-        ]
-        self._counts = [
-            torch.stack([_counts(g, config, i, number, passes) for g in strata]).to(device)
-            for i in range(len(config.levels))
-        ]
-        order_seeds = [stream_seed(_ORDER_STREAM, seed, number) for seed in seeds]
-        self._orders = ImageNoise.draw(order_seeds, config, device).orders
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._masks = [mask.to(device) for mask in _all_masks(config, generators, passes)]
 
-    def __call__(self, level: int, rows: Rows) -> Tensor:
-        """(R, T) bool, `count` true in each row."""
-        size = self._config.levels[level].patch_size
-        index = rows.index(self._config.image_size, size)
-        rank = ranks(self._orders[level][rows.image, index])
-        return rank < self._counts[level][rows.image, index][:, None]
+    def of_pass(self, number: int) -> MaskSource:
+        """(R, T) bool for the rows of a level."""
+
+        def masks(level: int, rows: Rows) -> Tensor:
+            size = self._config.levels[level].patch_size
+            index = rows.index(self._config.image_size, size)
+            return self._masks[level][rows.image, number, index]
+
+        return masks
 
 
-def _counts(
-    generator: torch.Generator, config: ModelConfig, level: int, number: int, passes: int
-) -> Tensor:
-    """(n,) mask counts of an image's patches in pass `number`.
+def _all_masks(
+    config: ModelConfig, generators: Sequence[torch.Generator], passes: int
+) -> Iterator[Tensor]:
+    """Level by level (B, P, n, T) bool; an AR level masks everything."""
+    weight = torch.ones(len(generators), passes, 1, dtype=torch.float64)
+    for level in config.levels:
+        n = patches_per_image(config, level)
+        if level.generator == "mar":
+            counts = torch.stack([_counts(g, n, level.tokens, passes) for g in generators])
+            scores = torch.stack([torch.rand(n, level.tokens, generator=g) for g in generators])
+            mask = _share_out(counts, scores, weight)
+        else:
+            mask = torch.ones(*weight.shape, level.tokens, dtype=torch.bool)
+        yield mask
+        weight = _on_sub_patches(mask * (weight / mask.sum(-1))[..., None], level.grid)
 
-    A patch visits each of the `passes` bands of [0, 1) once over the passes; within a band the
-    patches of the image lie evenly. Each patch's number stays uniform on [0, 1).
+
+def _counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
+    """(P, n) mask counts of an image's patches.
+
+    A patch visits each of the P bands of [0, 1) once over the passes, in a random order of its own
+    (Latin hypercube sampling), so that the counts of a patch and of the one that it lies in are
+    independent; within a band the patches of the image lie evenly. The whole image, alone at its
+    level, goes from the lowest band to the highest: few masked sub-patches, which weigh the most,
+    come first.
     """
-    n = patches_per_image(config, config.levels[level])
-    offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    place = torch.randperm(n, generator=generator)
-    first_band = torch.randint(passes, (n,), generator=generator)
-    band = (first_band + number) % passes
+    visits = torch.rand(passes, n, generator=generator).argsort(dim=0)
+    band = visits if n > 1 else torch.arange(passes)[:, None]
+    place = torch.rand(passes, n, generator=generator).argsort(dim=1)
+    offset = torch.rand(passes, 1, generator=generator, dtype=torch.float64)
     uniform = (band + (place + offset) / n) / passes
-    tokens = config.levels[level].tokens
     return (1 + (uniform * tokens).floor().long()).clamp(max=tokens)
+
+
+def _share_out(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
+    """(B, P, n) counts, (B, n, T) random scores and (B, P, n) weights of the rows in the passes
+    (0: not there) to (B, P, n, T) masks: each pass masks the sub-patches that have weighed the
+    least so far.
+
+    That is decided for numbered places, and which sub-patch has which place is random: each mask
+    alone is a uniformly random set of its size.
+    """
+    total = torch.zeros(scores.shape, dtype=torch.float64)
+    places = []
+    for number in range(counts.shape[1]):
+        count = counts[:, number, :, None]
+        chosen = ranks(total.flatten(0, 1)).view(total.shape) < count
+        total += chosen * (weight[:, number, :, None] / count)
+        places.append(chosen)
+    order = ranks(scores.flatten(0, 1)).view(scores.shape)
+    return torch.stack(places, dim=1).gather(-1, order[:, None].expand(-1, len(places), -1, -1))
+
+
+def _on_sub_patches(values: Tensor, grid: int) -> Tensor:
+    """(B, P, n, T) values of the sub-patches of each patch to (B, P, n · T), row-major in the
+    image."""
+    batch, passes, n, _ = values.shape
+    side = math.isqrt(n)
+    cut = values.view(batch, passes, side, side, grid, grid)
+    return cut.transpose(3, 4).reshape(batch, passes, -1)

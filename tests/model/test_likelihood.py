@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
-from fractal_model.model.likelihood import StratifiedMasks, image_bits, likelihood
-from fractal_model.model.losses import nats_per_value
-from fractal_model.randomness import stream_seed
-from tests.conftest import images_for, random_images, tiny_config, tiny_model
+from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
+from fractal_model.model.losses import nats_per_value, training_loss
+from fractal_model.training.schedule import training_masks
+from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
+from tests.conftest import random_images, tiny_config, tiny_model
 
 
 def null(count):
@@ -35,7 +36,7 @@ def test_bound_equals_the_expectation_over_all_masks():
                 )
             exact += nats_per_value(outcome, 1).item() / len(subsets) / 4 / math.log(2)
     drawn = torch.cat(
-        [image_bits(model, images, [seed], passes=4, labels=null(1)) for seed in range(200)]
+        [pass_bits(model, images, [seed], passes=4, labels=null(1)).mean(1) for seed in range(200)]
     )
     error = drawn.std().item() / math.sqrt(len(drawn))
     assert error < 0.02 * exact
@@ -49,8 +50,8 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
     rows = Rows(torch.zeros(4).long(), torch.tensor([0, 0, 4, 4]), torch.tensor([0, 4, 0, 4]))
     counts = []
     for number in range(passes):
-        masks = StratifiedMasks(config, [7], number, passes, torch.device("cpu"))
-        counts.append(masks(1, rows).sum(1))
+        masks = StratifiedMasks(config, [7], passes, torch.device("cpu"))
+        counts.append(masks.of_pass(number)(1, rows).sum(1))
     counts = torch.stack(counts)
     assert counts.min() >= 1
     assert counts.max() <= 16
@@ -59,35 +60,139 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
         assert bands.tolist() == list(range(passes))
 
 
-def test_counts_and_orders_have_streams_of_their_own():
-    keys = [(role, seed, number) for role in (1, 2) for seed in range(100) for number in range(4)]
-    first = {
-        tuple(torch.rand(2, generator=torch.Generator().manual_seed(stream_seed(*key))).tolist())
-        for key in keys
-    }
-    assert len(first) == len(keys)
-
-
 def test_marginal_count_is_uniform():
     config = tiny_config("mar", patch_sizes=(2, 1), generators=("mar",))
     rows = Rows.whole_images(400, torch.device("cpu"))
-    masks = StratifiedMasks(config, list(range(400)), 0, 1, torch.device("cpu"))
-    found = torch.bincount(masks(0, rows).sum(1), minlength=5)[1:]
+    masks = StratifiedMasks(config, list(range(400)), 1, torch.device("cpu"))
+    found = torch.bincount(masks.of_pass(0)(0, rows).sum(1), minlength=5)[1:]
     assert found.sum() == 400
     assert ((found - 100).abs() < 4 * math.sqrt(400 * 0.25 * 0.75)).all()
 
 
-def test_does_not_depend_on_batches(kind):
-    model = tiny_model(kind)
-    images = images_for(model, 5)
-    labels, indices = torch.arange(5) % 4, torch.arange(5)
+@pytest.mark.parametrize("patch_sizes", [(4, 1), (8, 4, 2, 1)])
+@pytest.mark.parametrize("passes", [1, 3, 16])
+def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_sizes, passes):
+    """The joint frequency of the counts of a patch and of what it lies in, over many seeds."""
+    levels = len(patch_sizes) - 1
+    config = tiny_config("mar", patch_sizes=patch_sizes, generators=("mar",) * levels)
+    images = 640 // passes
+    top_left = Rows(torch.arange(images), *torch.zeros(2, images).long())
+    tokens = [level.tokens for level in config.levels]
+    joint = torch.zeros(tokens)
+    masks = StratifiedMasks(config, mask_seeds(3, range(images)), passes, torch.device("cpu"))
+    for number in range(passes):
+        counts = [masks.of_pass(number)(i, top_left).sum(1) - 1 for i in range(levels)]
+        joint.index_put_(counts, torch.ones(images), accumulate=True)
+    expected = images * passes / joint.numel()
+    chi_square = ((joint - expected) ** 2 / expected).sum().item()
+    freedom = joint.numel() - 1  # Latin hypercubes can only make it smaller
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
-    def measure(size):
-        parts = [slice(i, i + size) for i in range(0, 5, size)]
-        batches = [(images[p], labels[p], indices[p]) for p in parts]
-        return likelihood(model, batches, passes=2, seed=3).per_image
 
-    assert measure(5).equal(measure(2))
+@pytest.mark.parametrize("passes", [1, 4, 5])
+def test_two_levels_give_the_expectation_over_all_masks(passes):
+    """Every mask of level 0 with every mask below it, against the mean over many seeds: a count
+    or an order below that knew of those above would shift it."""
+    model, images = _uneven_model(), random_images(1, size=4, seed=2)
+    exact = _expectation(model, images)
+    seeds, batch = mask_seeds(0, range(800 // passes)), 200
+    drawn = torch.cat(
+        [
+            pass_bits(
+                model,
+                images.expand(len(part), -1, -1, -1),
+                part,
+                passes=passes,
+                labels=null(len(part)),
+            ).mean(1)
+            for part in (seeds[i : i + batch] for i in range(0, len(seeds), batch))
+        ]
+    )
+    error = drawn.std().item() / math.sqrt(len(drawn))
+    assert error < 0.02 * exact
+    assert drawn.mean().item() == pytest.approx(exact, abs=4 * error)
+
+
+def _uneven_model():
+    """One whose loss depends a lot on what is masked."""
+    return tiny_model("mar", sharpen=30.0)
+
+
+def _expectation(model, images):
+    """Bits per dimension of one 4 × 4 image by enumeration: the 15 masks of level 0, and below
+    each masked patch its 15."""
+    total = 0.0
+    masks = [
+        (torch.tensor([token in subset for token in range(4)]), 1 / math.comb(4, count) / 4)
+        for count in range(1, 5)
+        for subset in itertools.combinations(range(4), count)
+    ]
+    for top, top_probability in masks:
+        for below, probability in masks:
+
+            def source(level, rows, top=top, below=below):
+                return (top if level == 0 else below).expand(len(rows.image), 4)
+
+            with torch.no_grad():
+                outcome = model(images, null(1), masks=source, guides=exact_guides)
+            # The bound is a sum over patches, so all of them may have the same mask below.
+            total += nats_per_value(outcome, 1).item() * top_probability * probability
+    return total / math.log(2)
+
+
+def test_spread_is_less_than_half_of_a_shared_count():
+    """Standard deviation of a data set's mean over mask seeds, at the same number of passes, for a
+    model that has learned that black images are black and white ones white: what a patch costs
+    depends on how much of the image is shown, so on the counts."""
+    images = torch.zeros(48, 3, 4, 4, dtype=torch.uint8)
+    images[::2] = 255
+    model = _trained(images)
+
+    def spread(name):
+        options = {"passes": 2, "make_masks": ESTIMATORS[name]}
+        means = [mean_bits(model, images, seed=seed, **options) for seed in range(24)]
+        return torch.stack(means).std()
+
+    assert spread(STRATIFIED) < 0.5 * spread(SHARED)
+
+
+def _trained(images):
+    model = tiny_model("mar", sharpen=1.0).train()
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        optimizer.zero_grad()
+        outcome = model(
+            images,
+            null(len(images)),
+            masks=training_masks([4, 4], generator),
+            guides=exact_guides,
+        )
+        training_loss(outcome, red_weight=1.0).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_monte_carlo_error_is_not_below_the_spread_over_mask_seeds():
+    model, images = _uneven_model(), random_images(6, size=4, seed=4)
+    found = [
+        Likelihood(
+            pass_bits(model, images, mask_seeds(seed, range(6)), passes=6, labels=null(6)), False
+        )
+        for seed in range(50)
+    ]
+    spread = torch.tensor([likelihood.mean for likelihood in found]).std().item()
+    estimated = torch.tensor([likelihood.monte_carlo_error for likelihood in found]).mean().item()
+    assert 0.8 * spread < estimated < 5 * spread
+
+
+def test_monte_carlo_error_where_there_is_none():
+    assert Likelihood(torch.ones(3, 1), exact=True).monte_carlo_error == 0
+    assert math.isnan(Likelihood(torch.ones(3, 1), exact=False).monte_carlo_error)
+
+
+def test_mask_seeds_of_different_seeds_share_none():
+    assert not set(mask_seeds(0, range(1000))) & set(mask_seeds(1, range(1000)))
 
 
 def test_guiding_pixels_weigh_what_there_are_of_them():
@@ -107,14 +212,12 @@ def test_guiding_pixels_weigh_what_there_are_of_them():
 
 def test_ar_is_exact_in_one_pass():
     model, images = tiny_model("ar"), random_images(2, size=4)
-    batches = [(images, torch.zeros(2).long(), torch.arange(2))]
-    found = likelihood(model, batches, passes=8, seed=0)
-    assert found.passes == 1
-    assert found.per_image.equal(likelihood(model, batches, passes=1, seed=9).per_image)
-    assert found.standard_error == pytest.approx(found.per_image.std().item() / math.sqrt(2))
+    found = pass_bits(model, images, [0, 1], passes=8, labels=null(2))
+    assert found.shape == (2, 1)
+    assert found.equal(pass_bits(model, images, [5, 6], passes=1, labels=null(2)))
 
 
 def test_the_model_is_left_in_its_mode():
     model = tiny_model("mar").train()
-    image_bits(model, random_images(1, size=4), [0], passes=1, labels=null(1))
+    pass_bits(model, random_images(1, size=4), [0], passes=1, labels=null(1))
     assert model.training

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from fractal_model.errors import FractalError
-from fractal_model.training.ray_cluster import ray_cluster
+from fractal_model.ray_cluster import ray_cluster
 from fractal_model.training.ray_training import TrainingJob, run_training
 from tests.conftest import tiny_config
 from tests.training.test_trainer import RECIPE
 
 CODE = """
 import os
-from fractal_model.training.ray_cluster import ray_cluster
+from fractal_model.ray_cluster import ray_cluster
 import ray
 with ray_cluster(cpus=1):
     task = ray.remote(lambda: os.environ["FRACTAL_TEST"])

@@ -1,0 +1,101 @@
+"""Commands that measure a model: `fractal likelihood`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fractal_model.commands.options import (
+    BatchSizeOption,
+    ModelOption,
+    ParamsOption,
+    WorkersOption,
+    parts_mapper,
+)
+from fractal_model.console import progress_bar, say
+from fractal_model.params import DEFAULT_FILE, load_params
+
+if TYPE_CHECKING:
+    from fractal_model.model.likelihood import Likelihood
+
+
+def likelihood(
+    model: ModelOption,
+    data: Annotated[
+        str, typer.Option(help="A prepared data set: its folder, or its name in the data folder.")
+    ],
+    split: Annotated[str, typer.Option(help="Which of its splits.")] = "validation",
+    passes: Annotated[
+        int, typer.Option(help="Mask draws an image; an AR model is exact and takes one.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    conditional: Annotated[
+        bool, typer.Option("--conditional", help="Tell the model each image's class.")
+    ] = False,
+    workers: WorkersOption = None,
+    batch_size: BatchSizeOption = None,
+    out: Annotated[Path | None, typer.Option(help="A CSV file with every image's value.")] = None,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """How well a model predicts held-out images, in bits per dimension (lower is better).
+
+    Exact for autoregressive models; for masked ones an upper bound, estimated with random masks.
+    """
+    from fractal_model.data.prepared import open_prepared
+    from fractal_model.evaluation import measure_likelihood
+    from fractal_model.model_source import load_model
+    from fractal_model.parts import LARGEST_PART
+
+    if out is not None:
+        _require_csv(out)
+    settings = load_params(params)
+    found = Path(data) if Path(data).is_dir() else settings.dataset_folder(data)
+    images = open_prepared(found, split)
+    network = load_model(model, settings.paths.outputs)
+    with progress_bar("likelihood, images", len(images)) as update:
+        result = measure_likelihood(
+            network,
+            images,
+            update,
+            passes=passes,
+            seed=seed,
+            conditional=conditional,
+            largest=LARGEST_PART if batch_size is None else batch_size,
+            map_parts=parts_mapper(workers),
+        )
+    kind = "conditional" if conditional else "unconditional"
+    say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
+    if out is not None:
+        labels = [example.label for example in images.in_order()]
+        _write_csv(out, labels, result)
+        say(f"every image's value: {out}")
+
+
+def _summary(result: Likelihood, seed: int) -> str:
+    count = len(result.per_image)
+    over_images = f"{result.standard_error:.4f} over images" if count > 1 else "of one image"
+    value = f"{result.mean:.4f} ± {over_images} bits/dim"
+    if result.exact:
+        return f"{value}; exact, {count} images"
+    error = result.monte_carlo_error
+    masks = "unknown from one pass" if math.isnan(error) else f"at most about {error:.4f}"
+    return (
+        f"{value}; upper bound, Monte Carlo error of the masks {masks}; {result.passes} passes, "
+        f"{count} images, seed {seed}"
+    )
+
+
+def _require_csv(out: Path) -> None:
+    from fractal_model.sample_files import require_writable
+
+    require_writable(out.absolute().parent)
+
+
+def _write_csv(out: Path, labels: list[int], result: Likelihood) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"label": labels, "bits_per_dim": result.per_image.numpy()})
+    table.to_csv(out, index_label="index")

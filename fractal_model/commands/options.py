@@ -1,0 +1,44 @@
+"""Options that several commands have, and what is made of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fractal_model.parts import MapParts
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", help="A checkpoint folder, or models:/fractal-digits@champion."),
+]
+ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Split the work over this many Ray workers, on the cluster in RAY_ADDRESS or on this "
+        "machine; without it, it runs in this process. The result is the same.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        help="At most so many images at a time; by default what fits the memory.",
+    ),
+]
+
+
+def parts_mapper(workers: int | None) -> MapParts:
+    """Who does the work."""
+    if workers is None:
+        from fractal_model.parts import in_this_process
+
+        return in_this_process
+    from fractal_model.ray_workers import map_over_workers
+
+    return partial(map_over_workers, workers=workers)

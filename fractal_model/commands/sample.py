@@ -1,0 +1,110 @@
+"""`fractal sample`: images from a model, of any number of classes and in any number."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fractal_model.commands.options import (
+    BatchSizeOption,
+    ModelOption,
+    ParamsOption,
+    WorkersOption,
+    parts_mapper,
+)
+from fractal_model.commands.sampling_options import (
+    ClassesOption,
+    GuidanceOption,
+    IterationsOption,
+    LogitScaleOption,
+    OrderOption,
+    SizeOption,
+    sampling_settings,
+)
+from fractal_model.console import progress_bar, say
+from fractal_model.errors import FractalError
+from fractal_model.params import DEFAULT_FILE, load_params
+
+LARGEST_REQUEST = 1_000_000
+
+
+def sample(
+    model: ModelOption,
+    out: Annotated[
+        Path,
+        typer.Option(help="x.png: a grid; x.npz: one array (ADM's format); a folder: PNG files."),
+    ],
+    classes: ClassesOption = "none",
+    n: Annotated[int, typer.Option("--n", help="Images of each class.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
+    workers: WorkersOption = None,
+    batch_size: BatchSizeOption = None,
+    size: SizeOption = None,
+    guidance: GuidanceOption = None,
+    logit_scale: LogitScaleOption = None,
+    iterations: IterationsOption = None,
+    order: OrderOption = None,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Draw images from a model. An image depends on its class, its seed and the settings alone,
+    whatever the batch size or the number of workers."""
+    import torch
+
+    from fractal_model.classes import parse_classes
+    from fractal_model.evaluation import sample_images
+    from fractal_model.model_source import load_model
+    from fractal_model.parts import LARGEST_PART
+    from fractal_model.sample_files import open_writer
+
+    settings = load_params(params)
+    network = load_model(model, settings.paths.outputs)
+    asked = parse_classes(classes, network.config)
+    _require_request(len(asked), n, seed, batch_size)
+    sampling = sampling_settings(
+        settings,
+        network.config,
+        size,
+        guidance=guidance,
+        logit_scale=logit_scale,
+        iterations=iterations,
+        order=order,
+    )
+    labels = torch.tensor(asked).repeat_interleave(n)
+    map_parts = parts_mapper(workers)
+    writer = open_writer(out, labels, image_size=network.config.image_size, per_class=n)
+    largest = LARGEST_PART if batch_size is None else batch_size
+    started, done = time.monotonic(), 0
+    try:
+        with progress_bar("sampling, images", len(labels)) as update:
+            for part, images in sample_images(
+                network, sampling, labels, seed=seed, largest=largest, map_parts=map_parts
+            ):
+                writer.add(part, images)
+                done += len(part)
+                update(done, f"{done / (time.monotonic() - started):.1f} images/s")
+        writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
+    say(f"{done} images, seeds {seed} … {seed + done - 1}: {out}")
+
+
+def _require_request(classes: int, n: int, seed: int, batch_size: int | None) -> None:
+    from fractal_model.randomness import LARGEST_SEED
+
+    total = classes * n
+    if not 1 <= total <= LARGEST_REQUEST:
+        raise FractalError(
+            f"{total} images asked for ({classes} classes of {n}): 1 … {LARGEST_REQUEST} at a "
+            f"time; go on with another --seed for more"
+        )
+    if not 0 <= seed <= LARGEST_SEED - total + 1:
+        raise FractalError(
+            f"seed {seed} with {total} images is out of range: give --seed 0 … "
+            f"{LARGEST_SEED - total + 1}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise FractalError(f"batch size {batch_size} asked for: give 1 or more")

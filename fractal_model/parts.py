@@ -1,0 +1,135 @@
+"""Work on many images, cut into parts that fit memory.
+
+Decided here: how the work is cut decides nothing about its result, because an image's random
+numbers are its own; so parts start small and grow, as far as the memory measured on the parts
+before allows and as long as one does not take so long that progress stands still. A part that
+does not fit after all is halved. Who runs the parts, this process or workers, is the caller's
+choice: see `MapParts`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fractal_model.errors import FractalError
+from fractal_model.memory import available_memory, compute_device, peak_memory
+
+FIRST_PART, GROWTH = 4, 8
+LARGEST_PART = 1024
+TARGET_SECONDS = 5.0
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, what a part may take: the measure is of smaller parts."""
+
+Work = Callable[[range], Tensor]
+"""From image numbers to one row of a tensor each."""
+StartWork = Callable[[torch.device], Work]
+"""What each worker calls once: brings the model to its device. Must pickle."""
+
+
+class MapParts(Protocol):
+    """Runs the work on images 0 … total − 1; yields parts as they are done, in any order."""
+
+    def __call__(
+        self, start: StartWork, total: int, *, largest: int
+    ) -> Iterator[tuple[range, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What a worker returns."""
+
+    rows: Tensor
+    """On the CPU, one for each image."""
+    fitting: int
+    """Images of a part that would fit where this one ran."""
+    seconds: float
+
+
+class PartWorker:
+    """Runs parts on one device that it shares with `sharing` workers like it."""
+
+    def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
+        self._device = compute_device()
+        self._share = MEMORY_SHARE / (sharing if self._device.type == "cpu" else 1)
+        self._work = start(self._device)
+
+    def __call__(self, part: range) -> PartResult:
+        started = time.monotonic()
+        with peak_memory(self._device) as peak:
+            rows, fitted = run_halving(self._work, part)
+        seconds = time.monotonic() - started
+        per_image = max(1, peak.added_bytes // fitted)
+        fitting = max(1, int(self._share * available_memory(self._device)) // per_image)
+        if fitted < len(part):
+            fitting = min(fitting, fitted)
+        return PartResult(rows, fitting, seconds)
+
+
+def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
+    """The rows of a part, and how many images fitted at a time. FractalError: not even one."""
+    size, rows, at = len(part), [], 0
+    while at < len(part):
+        try:
+            rows.append(work(part[at : at + size]).cpu())
+            at += size
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise FractalError(
+                    "one image alone does not fit the memory: choose a smaller model, or a "
+                    "machine with more"
+                ) from error
+        # Outside the handler, whose traceback keeps the tensors alive.
+        size = (size + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return torch.cat(rows), size
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)  # torch's CPU allocator has no type of its own
+
+
+class PartSizes:
+    """Hands out parts of images 0 … total − 1, each as large as those before it allow."""
+
+    def __init__(self, total: int, *, largest: int, workers: int = 1) -> None:
+        self._total = total
+        self._workers = workers
+        self._at = 0
+        self._largest = largest
+        self._size = min(FIRST_PART, largest)
+
+    def next_part(self) -> range | None:
+        if self._at == self._total:
+            return None
+        even = -(-(self._total - self._at) // self._workers)  # the last parts end together
+        part = range(self._at, self._at + min(self._size, even))
+        self._at = part.stop
+        return part
+
+    def record(self, part: range, result: PartResult) -> None:
+        in_time = int(len(part) * TARGET_SECONDS / max(result.seconds, 1e-3))
+        grown = max(self._size, len(part) * GROWTH)
+        self._size = max(1, min(self._largest, grown, max(in_time, len(part)), result.fitting))
+
+
+def in_this_process(
+    start: StartWork, total: int, *, largest: int = LARGEST_PART
+) -> Iterator[tuple[range, Tensor]]:
+    """The `MapParts` without workers."""
+    sizes, worker = PartSizes(total, largest=largest), PartWorker(start)
+    while (part := sizes.next_part()) is not None:
+        result = worker(part)
+        sizes.record(part, result)
+        yield part, result.rows

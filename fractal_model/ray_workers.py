@@ -1,0 +1,99 @@
+"""Ray's adapter for work on many images: the same parts, on a pool of actors.
+
+Decided here: a worker is an actor with one CPU, and one GPU where the cluster has any, so that it
+holds the model once; Ray starts one that died again and repeats its part. Whatever goes wrong
+arrives as one FractalError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util import ActorPool
+from torch import Tensor
+
+from fractal_model.errors import FractalError, one_line
+from fractal_model.parts import LARGEST_PART, PartResult, PartSizes, PartWorker, StartWork
+from fractal_model.ray_cluster import ray_cluster
+
+RESTARTS = 2
+"""Of each worker, before the whole work is given up."""
+
+
+def map_over_workers(
+    start: StartWork, total: int, *, largest: int = LARGEST_PART, workers: int
+) -> Iterator[tuple[range, Tensor]]:
+    """The `MapParts` on `workers` actors of the cluster in RAY_ADDRESS, else of this machine.
+
+    FractalError: more workers than the cluster has CPUs or GPUs, or what a worker raised.
+    """
+    if workers < 1:
+        raise FractalError(f"{workers} workers asked for: give 1 or more")
+    with ray_cluster(cpus=min(workers, os.cpu_count() or 1)):
+        gpus = _require_resources(workers)
+        workers = min(workers, total)
+        try:
+            yield from _run(
+                start, PartSizes(total, largest=largest, workers=workers), workers, gpus
+            )
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, FractalError):
+                raise FractalError(one_line(cause)) from error
+            raise FractalError(
+                f"a worker failed: {type(cause).__name__}: {one_line(cause)}"
+            ) from error
+        except RayActorError as error:
+            raise FractalError(
+                f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer --workers "
+                f"or a smaller --batch-size; Ray's logs are in /tmp/ray/session_latest/logs"
+            ) from error
+
+
+def _run(
+    start: StartWork, sizes: PartSizes, workers: int, gpus: int
+) -> Iterator[tuple[range, Tensor]]:
+    shared = ray.put(start)
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS}
+    actor = _Worker.options(max_task_retries=RESTARTS, **options)
+    pool = ActorPool([actor.remote(workers) for _ in range(workers)])
+    part = sizes.next_part()
+    while part is not None or pool.has_next():
+        while part is not None and pool.has_free():
+            pool.submit(lambda worker, value: worker.run.remote([shared], value), part)
+            part = sizes.next_part()
+        done, result = pool.get_next_unordered()
+        sizes.record(done, result)
+        yield done, result.rows
+
+
+@ray.remote
+class _Worker:
+    """`PartWorker` in a process of its own."""
+
+    def __init__(self, sharing: int) -> None:
+        self._sharing = sharing
+        self._worker: PartWorker | None = None
+
+    def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
+        """`start` in a list: so Ray hands on the reference, and the model is read once."""
+        if self._worker is None:
+            self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
+        return part, self._worker(part)
+
+
+def _require_resources(workers: int) -> int:
+    """GPUs that a worker takes. FractalError where Ray would wait for ever."""
+    found = ray.cluster_resources()
+    gpus, cpus = int(found.get("GPU", 0)), int(found.get("CPU", 0))
+    count = min(cpus, gpus) if gpus else cpus
+    if workers > count:
+        raise FractalError(
+            f"{workers} workers asked for, each takes one CPU{' and one GPU' if gpus else ''}: the "
+            f"cluster has room for {count}, give --workers 1 … {count} or connect to a larger one "
+            f"with RAY_ADDRESS"
+        )
+    return 1 if gpus else 0

@@ -1,0 +1,143 @@
+"""Where sampled images go: a grid, a folder of numbered PNG files, or one array.
+
+Decided here: the path's ending says which; what cannot be written is refused before anything is
+sampled; memory does not grow with the number of images (a grid has a limit instead). Parts come
+in any order.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fractal_model.errors import FractalError
+from fractal_model.images import picture_grid, save_png
+
+LARGEST_GRID = 1024
+GRID_COLUMNS = 32
+ARRAY, LABELS = "arr_0", "arr_1"
+
+
+class SampleWriter(Protocol):
+    def add(self, part: range, images: Tensor) -> None:
+        """(n, 3, S, S) uint8 images of the numbers `part`."""
+
+    def finish(self) -> None:
+        """Complete what was added."""
+
+    def discard(self) -> None:
+        """Remove what is incomplete, after a failure."""
+
+
+def open_writer(out: Path, labels: Tensor, *, image_size: int, per_class: int) -> SampleWriter:
+    """For `len(labels)` images. FractalError: an ending without a meaning, a folder that cannot
+    be written, too many for a grid."""
+    count = len(labels)
+    if out.suffix == ".png":
+        if count > LARGEST_GRID:
+            raise FractalError(
+                f"a grid of {count} images asked for: at most {LARGEST_GRID}; for more give --out "
+                f"a folder (numbered PNG files) or a .npz file"
+            )
+        require_writable(out.absolute().parent)
+        return _Grid(out, count, image_size, per_class)
+    if out.suffix == ".npz":
+        require_writable(out.absolute().parent)
+        return _Array(out, labels, image_size)
+    if out.suffix and not out.is_dir():
+        raise FractalError(
+            f"{out} has the ending {out.suffix!r}: give .png (a grid), .npz (one array), or a "
+            f"folder, whose name has none (numbered PNG files)"
+        )
+    require_writable(out)
+    return _Folder(out, len(str(count - 1)))
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder where it is missing. FractalError: it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FractalError(
+            f"the folder {folder} cannot be made ({error.strerror}): give --out another place"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise FractalError(f"the folder {folder} cannot be written to: give --out another place")
+
+
+class _Grid:
+    """A row or more for each class, as one PNG."""
+
+    def __init__(self, out: Path, count: int, image_size: int, per_class: int) -> None:
+        self._out = out
+        self._images = torch.empty(count, 3, image_size, image_size, dtype=torch.uint8)
+        square = int(np.ceil(np.sqrt(count)))
+        self._columns = min(GRID_COLUMNS, per_class if per_class < count else square)
+
+    def add(self, part: range, images: Tensor) -> None:
+        self._images[part.start : part.stop] = images
+
+    def finish(self) -> None:
+        save_png(picture_grid(self._images, columns=self._columns), self._out)
+
+    def discard(self) -> None:
+        pass
+
+
+class _Folder:
+    """000.png, 001.png, …; those that are complete stay whatever happens."""
+
+    def __init__(self, out: Path, digits: int) -> None:
+        self._out = out
+        self._digits = digits
+
+    def add(self, part: range, images: Tensor) -> None:
+        for number, image in zip(part, images, strict=True):
+            save_png(image, self._out / f"{number:0{self._digits}d}.png")
+
+    def finish(self) -> None:
+        pass
+
+    def discard(self) -> None:
+        pass
+
+
+class _Array:
+    """One .npz as ADM's evaluation reads it: `arr_0` (N, H, W, 3) uint8, and the classes (−1: none)
+    as `arr_1`. The images are on the disk as they come, in a folder beside the file."""
+
+    def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
+        self._out = out
+        self._labels = labels
+        self._folder = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self._images = np.lib.format.open_memmap(
+            self._folder / f"{ARRAY}.npy",
+            mode="w+",
+            dtype=np.uint8,
+            shape=(len(labels), image_size, image_size, 3),
+        )
+
+    def add(self, part: range, images: Tensor) -> None:
+        self._images[part.start : part.stop] = images.permute(0, 2, 3, 1).numpy()
+
+    def finish(self) -> None:
+        self._images.flush()
+        np.save(self._folder / f"{LABELS}.npy", self._labels.numpy())
+        packed = self._folder / self._out.name
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for name in (ARRAY, LABELS):
+                archive.write(self._folder / f"{name}.npy", f"{name}.npy")
+        packed.replace(self._out)
+        self.discard()
+
+    def discard(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)

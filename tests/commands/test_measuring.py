@@ -1,0 +1,83 @@
+"""`fractal likelihood`."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fractal_model.cli import app
+from fractal_model.data.prepared import open_prepared
+from fractal_model.errors import FractalError
+from fractal_model.model.likelihood import mask_seeds, pass_bits
+from tests.commands.conftest import save_images, save_tiny
+from tests.conftest import tiny_model
+
+
+def values(workplace, *arguments):
+    out = workplace.folder / "out.csv"
+    workplace.run("likelihood", "--data", "tiny", "--passes", 3, "--out", out, *arguments)
+    return pd.read_csv(out)
+
+
+def test_prints_the_mean_and_writes_every_image(workplace, tmp_path):
+    out = tmp_path / "new" / "out.csv"
+    said = workplace.run("likelihood", "--data", "tiny", "--passes", 3, "--seed", 5, "--out", out)
+    found = pd.read_csv(out)
+    images, labels = open_prepared(workplace.data, "validation").load_all()
+    none = torch.full_like(labels, -1)
+    expected = pass_bits(tiny_model("mar"), images, mask_seeds(5, range(11)), passes=3, labels=none)
+    assert list(found) == ["index", "label", "bits_per_dim"]
+    assert found["index"].tolist() == list(range(11))
+    assert found["label"].tolist() == labels.tolist()
+    assert found["bits_per_dim"].tolist() == expected.mean(1).tolist()
+    assert f"{expected.mean():.4f} ±" in said
+    assert "upper bound, Monte Carlo error of the masks at most about 0." in said
+    assert "3 passes, 11 images, seed 5" in said
+
+
+def test_batches_do_not_matter_and_classes_do(workplace):
+    base = values(workplace)
+    assert base.equals(values(workplace, "--batch-size", 2))
+    assert not base.equals(values(workplace, "--conditional"))
+    assert not base.equals(values(workplace, "--seed", 1))
+
+
+def test_an_autoregressive_model_is_exact(workplace, tmp_path):
+    model = save_tiny(tmp_path / "model", "ar")
+    said = workplace.run("likelihood", "--data", workplace.data, "--model", model)
+    assert "exact, 11 images" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--passes", 0), "passes 0.*1 or more"),
+        (("--batch-size", 0), "batch size 0.*1 or more"),
+        (("--seed", -1), "seed -1.*0 … 4294967295"),
+        (("--split", "test"), "no split 'test': choose one of validation"),
+        (("--data", "none"), "none"),
+        (("--model", "none"), "no checkpoint folder none"),
+        (("--workers", 0), "0 workers asked for: give 1 or more"),
+        (("--out", "/dev/null/x.csv"), "cannot be made"),
+    ],
+)
+def test_refuses(workplace, arguments, message):
+    base = {"--data": "tiny"} | dict([arguments])
+    with pytest.raises(FractalError, match=message):
+        workplace.run("likelihood", *(word for pair in base.items() for word in pair))
+
+
+@pytest.mark.parametrize("options", [{"size": 8}, {"classes": 3}])
+def test_refuses_images_of_another_kind(workplace, tmp_path, options):
+    data = save_images(tmp_path / "other", **options)
+    with pytest.raises(FractalError, match="data set other has .* the model 4 px and 4 classes"):
+        workplace.run("likelihood", "--data", data)
+
+
+@pytest.mark.parametrize("command", ["likelihood", "sample"])
+def test_help(command):
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "--workers" in done.output

@@ -1,0 +1,120 @@
+"""Work in parts: sizes, memory, halving."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.errors import FractalError
+from fractal_model.memory import available_memory, peak_memory
+from fractal_model.parts import (
+    PartResult,
+    PartSizes,
+    PartWorker,
+    in_this_process,
+    run_halving,
+)
+
+CPU = torch.device("cpu")
+
+
+def numbers(part):
+    return torch.tensor(list(part))
+
+
+def result(part, *, fitting=10**6, seconds=0.01):
+    return PartResult(numbers(part), fitting, seconds)
+
+
+def sizes_of(total, *, largest=1024, workers=1, **record):
+    sizes, found = PartSizes(total, largest=largest, workers=workers), []
+    while (part := sizes.next_part()) is not None:
+        found.append(len(part))
+        sizes.record(part, result(part, **record))
+    return found
+
+
+def test_parts_grow_up_to_the_largest():
+    assert sizes_of(3000) == [4, 32, 256, 1024, 1024, 660]
+    assert sizes_of(20, largest=8) == [4, 8, 8]
+    assert sizes_of(3, largest=1) == [1, 1, 1]
+
+
+def test_parts_fit_the_memory_that_was_measured():
+    assert sizes_of(30, fitting=6) == [4, 6, 6, 6, 6, 2]
+    assert sizes_of(6, fitting=1) == [4, 1, 1]
+
+
+def test_slow_parts_do_not_grow():
+    assert sizes_of(12, seconds=60.0) == [4, 4, 4]
+
+
+def test_workers_get_even_parts():
+    assert sizes_of(6, workers=3) == [2, 2, 1, 1]
+
+
+def test_every_image_once_in_this_process():
+    found = list(in_this_process(lambda device: numbers, 300))
+    assert [int(n) for part, rows in found for n in rows] == list(range(300))
+    assert all(rows.tolist() == list(part) for part, rows in found)
+
+
+def test_a_part_that_does_not_fit_is_halved():
+    tried = []
+
+    def work(part):
+        tried.append(len(part))
+        if len(part) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return numbers(part)
+
+    rows, fitted = run_halving(work, range(10, 20))
+    assert rows.tolist() == list(range(10, 20))
+    assert fitted == 3
+    assert tried == [10, 5, 3, 3, 3, 1]
+    assert PartWorker(lambda device: work)(range(10)).fitting <= 3
+
+
+def test_a_tensor_larger_than_memory_is_out_of_memory():
+    """Torch's own error on the CPU."""
+
+    def work(part):
+        if len(part) > 1:
+            torch.empty(2**60, dtype=torch.uint8)
+        return numbers(part)
+
+    assert run_halving(work, range(4))[0].tolist() == [0, 1, 2, 3]
+
+
+def test_one_image_that_does_not_fit():
+    def work(part):
+        raise MemoryError
+
+    with pytest.raises(FractalError, match="one image alone does not fit"):
+        run_halving(work, range(4))
+
+
+def test_other_errors_are_not_swallowed():
+    def work(part):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run_halving(work, range(4))
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    with peak_memory(CPU) as peak:
+        block = torch.ones(200 * 2**20, dtype=torch.uint8)
+        for _ in range(10):
+            block.add_(1)
+        del block
+    assert 150 * 2**20 < peak.added_bytes < 400 * 2**20
+
+
+def test_available_memory_respects_a_container(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text(f"{50 * 2**20}\n")
+    (tmp_path / "memory.current").write_text(f"{40 * 2**20}\n")
+    monkeypatch.setattr("fractal_model.memory._CGROUP", tmp_path)
+    assert available_memory(CPU) == 10 * 2**20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(CPU) > 10 * 2**20

@@ -1,0 +1,106 @@
+"""The same work on Ray workers: equal results, retried workers, errors on one line."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from fractal_model.data.prepared import open_prepared
+from fractal_model.errors import FractalError
+from fractal_model.evaluation import measure_likelihood, sample_images
+from fractal_model.parts import in_this_process
+from fractal_model.ray_cluster import ray_cluster
+from fractal_model.ray_workers import map_over_workers
+from fractal_model.sampling.settings import SamplingConfig
+from tests.commands.conftest import save_images
+from tests.conftest import tiny_model
+
+PAIR = partial(map_over_workers, workers=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    with ray_cluster(cpus=2):
+        yield
+    assert not ray.is_initialized()
+
+
+def test_likelihood_is_equal_bit_by_bit(tmp_path):
+    split = open_prepared(save_images(tmp_path / "tiny"), "validation")
+    found = []
+    for map_parts in (in_this_process, PAIR):
+        done = []
+        result = measure_likelihood(
+            tiny_model("mar"), split, done.append, passes=3, seed=1, map_parts=map_parts
+        )
+        assert done == sorted(done) and done[-1] == 11
+        found.append(result.per_pass)
+    assert found[0].equal(found[1])
+
+
+def test_images_are_equal_bit_by_bit():
+    labels = torch.tensor([0, 1, 2, -1, 3, 1])
+    settings = SamplingConfig(guidance=2.0)
+    found = []
+    for map_parts in (in_this_process, PAIR):
+        images = np.zeros((6, 3, 4, 4), np.uint8)
+        parts = sample_images(tiny_model("mar"), settings, labels, seed=3, map_parts=map_parts)
+        for part, rows in parts:
+            images[part.start : part.stop] = rows
+        found.append(images)
+    assert np.array_equal(*found)
+
+
+def _dies_once(folder, device):
+    def work(part):
+        mark = folder / f"{part.start}"
+        if part.start == 0 and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return torch.tensor(list(part))
+
+    return work
+
+
+def test_a_worker_that_dies_is_started_again(tmp_path):
+    found = dict(map_over_workers(partial(_dies_once, tmp_path), 10, workers=2))
+    assert (tmp_path / "0").exists()
+    assert sorted(int(n) for rows in found.values() for n in rows) == list(range(10))
+
+
+def _always_dies(device):
+    return lambda part: os._exit(1)
+
+
+def _mistake(device):
+    raise FractalError("the folder x\nis missing")
+
+
+def _defect(device):
+    return lambda part: 1 // 0
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (_always_dies, "^a worker died 3 times, out of memory perhaps: give fewer --workers"),
+        (_mistake, "^the folder x is missing$"),
+        (_defect, "^a worker failed: ZeroDivisionError: "),
+    ],
+)
+def test_what_goes_wrong_is_one_line(start, message):
+    with pytest.raises(FractalError, match=message) as raised:
+        list(map_over_workers(start, 4, workers=1))
+    assert "\n" not in str(raised.value)
+
+
+def test_more_workers_than_the_cluster_has():
+    with pytest.raises(
+        FractalError, match=r"3 workers asked for.*room for 2, give --workers 1 … 2"
+    ):
+        list(map_over_workers(_defect, 4, workers=3))
