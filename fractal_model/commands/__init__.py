@@ -1,0 +1,1 @@
+"""The commands, one file a topic; `fractal_model.cli` registers them."""
