@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fractal_model.commands.planning import plan
 from fractal_model.console import console, errors_on_one_line, progress_bar, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
@@ -24,6 +25,8 @@ app = typer.Typer(
 ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
 DatasetArgument = Annotated[str, typer.Argument(help="Name of the data set.")]
 DIGITS = "digits"
+
+app.command("plan")(plan)
 
 
 @app.command()

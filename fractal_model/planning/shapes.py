@@ -95,7 +95,9 @@ def training_shares(model: ModelConfig) -> tuple[float, ...]:
     )
 
 
-def rows_per_image(model: ModelConfig, shares: tuple[float, ...] | None = None) -> tuple[float, ...]:
+def rows_per_image(
+    model: ModelConfig, shares: tuple[float, ...] | None = None
+) -> tuple[float, ...]:
     """R of each level and of the pixel network; `shares` of the sub-patches go down, by default
     all of them."""
     rows = [1.0]

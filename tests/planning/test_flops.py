@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from functools import partial
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from fractal_model.planning.shapes import expected_masked_share
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.training import trainer
-from fractal_model.training.schedule import training_guides, training_masks
+from fractal_model.training.schedule import training_masks
 from tests.conftest import random_images, tiny_config, tiny_model
 from tests.test_params import SHIPPED
 
@@ -46,8 +45,9 @@ class KnownMasks(TorchDispatchMode):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        count = {v.tokens: masked(v.tokens) if v.generator == "mar" else v.tokens
-                 for v in config.levels}
+        count = {
+            v.tokens: masked(v.tokens) if v.generator == "mar" else v.tokens for v in config.levels
+        }
         self._count = lambda mask: len(mask) * count[mask.shape[1]]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
