@@ -161,46 +161,61 @@ def _totals(found: Plan) -> Table:
     return table
 
 
-def _notes(found: Plan) -> list[str]:
-    from fractal_model.planning import published
+_NOTES = (
+    "Recomputing: activation checkpointing keeps a block's input and computes the rest again.",
+    "The paper counts without masks, prefix tokens, logits and guiding pixels, with 10 operations "
+    "an element of each normalisation: FractalMAR-L's levels and the 64 × 64 MAR models then equal "
+    "the published figures when rounded, one sequence of all values is near (0.5 % below with MAR "
+    "blocks, 0.2 % above with AR blocks), AR models are 1 to 5 % above the one figure published "
+    "for both kinds.",
+    "Memory leaves out the CUDA context (about 1 GB), fragmentation and small temporaries.",
+    "Prepared data: all splits without compression. PNG needs less; building takes up to a second "
+    "copy of a split. While a checkpoint is written one more lies on disk.",
+)
 
-    used = "with" if found.activation_checkpointing else "without"
-    given = found.utilisation != published.TRAINING_UTILISATION
-    sampling_given = found.sampling_utilisation != published.SAMPLING_UTILISATION
+
+def _notes(found: Plan) -> list[str]:
     rows = ", ".join(f"{part.rows:,.0f}" for part in found.parts)
-    return [
-        f"Training at {found.utilisation:g} of {found.gpu.name}'s dense {found.precision} peak "
-        f"({found.gpu.peak(found.precision) / 1e12:g} TFLOP/s), {used} activation checkpointing as "
-        f"the recipe says; without its repeated products {found.model_flops_utilisation:.3f}. "
-        + (
-            "Given."
-            if given
-            else "From FractalMAR-L's published 7.6 days on 32 H100; the 3.5 days "
-            "of a 64 × 64 model imply 0.192."
-        ),
-        f"Sampling at {found.sampling_utilisation:g} of the bfloat16 peak. "
-        + (
-            "Given."
-            if sampling_given
-            else "From FractalMAR-H's published 1.29 s an image on one "
-            "H100 PCIe, in mixed precision and batches of 1,024."
-        ),
-        "Recomputing: activation checkpointing, a block's input is kept and the rest computed again.",
+    operations = (
         "Operations are matrix products, two a multiply-add, attention in full. Training is "
         f"expected over the masks: {rows} rows an image at each level. Sampling uses the size's "
         "settings: guidance doubles the rows, a MAR level runs all its positions in each "
-        "iteration, AR levels and the pixel network keep keys and values.",
-        "The paper counts without masks, prefix tokens, logits and guiding pixels, with 10 "
-        "operations an element of each normalisation: FractalMAR-L's levels and the 64 × 64 MAR "
-        "models then equal the published figures when rounded, the full sequence is near (-0.5 % "
-        "with MAR blocks, +0.2 % with AR blocks), AR models are 1 to 5 % above the one figure "
-        "published for both kinds.",
-        "Memory leaves out the CUDA context (about 1 GB), fragmentation and small temporaries; a "
-        "checkpoint is copied to the host's memory while it is written, one more lies on disk for "
-        "that time.",
-        "Prepared data: all splits without compression; PNG needs less, building it up to a "
-        "second copy of a split.",
-    ]
+        "iteration, AR levels and the pixel network keep keys and values."
+    )
+    return [_training_note(found), _sampling_note(found), operations, *_NOTES]
+
+
+def _training_note(found: Plan) -> str:
+    from fractal_model.planning.published import TRAINING_UTILISATION, TRAINING_UTILISATION_64
+
+    source = (
+        "From FractalMAR-L's published 7.6 days on 32 H100; the 3.5 days of a 64 × 64 model "
+        f"imply {TRAINING_UTILISATION_64}."
+    )
+    if found.utilisation != TRAINING_UTILISATION:
+        source = "As given."
+    used = "with" if found.activation_checkpointing else "without"
+    return (
+        f"Training at {found.utilisation:g} of {found.gpu.name}'s dense {found.precision} peak "
+        f"({found.gpu.peak(found.precision) / 1e12:g} TFLOP/s), {used} activation checkpointing as "
+        f"in the recipe; without repeated products {found.model_flops_utilisation:.3f}. {source}"
+    )
+
+
+def _sampling_note(found: Plan) -> str:
+    from fractal_model.planning.published import SAMPLING_UTILISATION
+
+    source = (
+        "From FractalMAR-H's published 1.29 s an image on one H100 PCIe, in mixed precision and "
+        "batches of 1,024."
+    )
+    if found.sampling_utilisation != SAMPLING_UTILISATION:
+        source = "As given."
+    return (
+        f"Sampling at {found.sampling_utilisation:g} of the dense bfloat16 peak "
+        f"({found.gpu.bfloat16_tflops:g} TFLOP/s). {source} The sampler in float32, without "
+        f"autocast, takes longer."
+    )
 
 
 def _giga(flops: float) -> str:
@@ -212,7 +227,7 @@ def _published(gflops: float | None) -> str:
 
 
 def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:,.2f}" if number >= 1e7 else f"{number / 1e9:.2g}"
+    return f"{number / 1e9:,.2f}" if number >= 1e8 else f"{number / 1e9:.2g}"
 
 
 def _hours(hours: float) -> str:

@@ -191,9 +191,11 @@ def dataset_splits(params: Params, dataset: str) -> dict[str, int]:
 def _require_legal(gpus: int, batch: int, *utilisations: float) -> None:
     if gpus < 1:
         raise FractalError(f"{gpus} GPUs asked for: give 1 or more")
-    if batch < 1 or batch % gpus:
-        near = [n for n in range(1, batch + 1) if batch % n == 0 and n <= 2 * gpus]
-        allowed = ", ".join(str(n) for n in near[-4:]) or "none"
+    if batch < 1:
+        raise FractalError(f"a batch of {batch} images asked for: give 1 or more")
+    if batch % gpus:
+        divisors = [n for n in range(1, min(batch, 2 * gpus) + 1) if batch % n == 0]
+        allowed = ", ".join(str(n) for n in divisors[-4:])
         raise FractalError(
             f"a batch of {batch} images does not divide by {gpus} GPUs: choose GPUs that divide "
             f"it (near are {allowed}) or another --batch-size"

@@ -63,10 +63,11 @@ class KnownMasks(TorchDispatchMode):
 
 def counted_on_meta(config: ModelConfig, *, checkpointing: bool) -> tuple[int, int]:
     """Operations of the forward pass and of forward and backward, for one image."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, KnownMasks(config):
+    with torch.device("meta"):
         model = FractalModel(config).train()
-        if checkpointing:
-            checkpoint_activations(model)
+    if checkpointing:
+        checkpoint_activations(model)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, KnownMasks(config):
         images = torch.empty((1, 3, config.image_size, config.image_size), dtype=torch.uint8)
         outcome = model(
             images,
@@ -99,7 +100,7 @@ def test_every_preset_agrees_with_the_counter(size):
     ) == pytest.approx(both, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("size", ["digits", "ar-64", "mar-b"])
+@pytest.mark.parametrize("size", ["digits", "mar-b"])
 def test_activation_checkpointing_agrees_with_the_counter(size):
     config = PARAMS.size(size).model
     _, both = counted_on_meta(config, checkpointing=True)
