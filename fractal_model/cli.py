@@ -13,6 +13,7 @@ import typer
 from fractal_model.commands import sampling
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
+from fractal_model.commands.planning import plan
 from fractal_model.commands.sample import sample
 from fractal_model.console import console, errors_on_one_line, progress_bar, say
 from fractal_model.errors import FractalError
@@ -32,6 +33,7 @@ app.command("likelihood")(likelihood)
 app.command("sample")(sample)
 app.command("edit")(sampling.edit)
 app.command("animate")(sampling.animate)
+app.command("plan")(plan)
 
 
 @app.command()

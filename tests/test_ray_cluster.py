@@ -51,10 +51,10 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
     job = TrainingJob(
         size="t",
         model=tiny_config("mar"),
-        recipe=RECIPE.model_copy(update={"workers": 3}),
+        recipe=RECIPE.model_copy(update={"workers": 4}),
         data=Path("nowhere"),
         runs=tmp_path,
         fingerprint="0" * 64,
     )
-    with ray_cluster(1), pytest.raises(FractalError, match="need 3 CPUs, the Ray cluster has 1"):
+    with ray_cluster(1), pytest.raises(FractalError, match="need 4 CPUs, the Ray cluster has 1"):
         run_training(job, on_report=print)

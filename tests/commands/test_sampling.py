@@ -133,7 +133,7 @@ def test_a_model_of_no_size_needs_one(folder, tmp_path):
     command += ["--image", str(folder / "in.png"), "--classes", "1", "--out", "o.png"]
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, FractalError)
-    assert "--size digits or ar-64" in str(done.exception)
+    assert "no size in params.yaml: say with --size" in str(done.exception)
 
 
 def test_an_order_file_without_numbers(folder, tmp_path):

@@ -1,0 +1,59 @@
+"""GPUs: what their makers state.
+
+Decided here: peaks are dense (without structured sparsity), products of bfloat16 summed in
+float32, and float32 without TensorFloat-32, which is how `precision: float32` computes. Memory is
+in decimal gigabytes, as sold.
+
+Sources: NVIDIA's data sheets of the H100 (SXM and PCIe, 2023), H200 (2024), HGX B200 (2025), A100
+(2021), L40S (2023) and L4 (2023), where a figure "with sparsity" is halved; the GeForce RTX 4090
+from appendix A of NVIDIA's Ada architecture paper.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fractal_model.config import StrictModel
+from fractal_model.errors import FractalError
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Gpu(StrictModel):
+    """One kind of GPU."""
+
+    name: str
+    bfloat16_tflops: Positive
+    float32_tflops: Positive
+    memory_gb: Positive
+
+    def peak(self, precision: Literal["float32", "bfloat16"]) -> float:
+        """Operations a second."""
+        teraflops = self.bfloat16_tflops if precision == "bfloat16" else self.float32_tflops
+        return teraflops * 1e12
+
+
+_TABLE = (  # name, bfloat16 and float32 in TFLOP/s, memory in GB
+    ("h100", 989.4, 66.9, 80),
+    ("h100-pcie", 756.0, 51.2, 80),
+    ("h200", 989.4, 66.9, 141),
+    ("b200", 2250.0, 75.0, 180),
+    ("a100-80", 312.0, 19.5, 80),
+    ("a100-40", 312.0, 19.5, 40),
+    ("l40s", 362.0, 91.6, 48),
+    ("l4", 121.0, 30.3, 24),
+    ("rtx-4090", 165.2, 82.6, 24),
+)
+GPUS = {
+    name: Gpu(name=name, bfloat16_tflops=bf16, float32_tflops=fp32, memory_gb=memory)
+    for name, bf16, fp32, memory in _TABLE
+}
+
+
+def gpu_named(name: str) -> Gpu:
+    """FractalError names the GPUs there are."""
+    if name not in GPUS:
+        raise FractalError(f"GPU {name!r} is unknown: choose {', '.join(GPUS)}")
+    return GPUS[name]

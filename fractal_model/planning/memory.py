@@ -1,0 +1,203 @@
+"""Memory of a training step on one GPU, in bytes.
+
+Decided here: activations are what autograd keeps for the way back, tensor by tensor, with the
+fused attention (queries, keys, values, output and one float32 a row and head; never the scores).
+With `precision: bfloat16` (autocast) weights, residual stream and norms stay float32; inputs of
+matrix products, attention and the feed-forward network are bfloat16. Dropout keeps one byte an
+element, as on a GPU; the attention's own dropout keeps nothing. RMSNorm counts its normalised
+values as kept. Rows are the expected number, see `shapes.py`.
+
+Not counted: the CUDA context and the kernels (about 1 GB), fragmentation of the allocator, and
+temporaries except the logits'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fractal_model.config import LevelConfig, ModelConfig, PixelConfig, StrictModel
+from fractal_model.model.pixels import CHANNEL_VALUES
+from fractal_model.planning.shapes import (
+    PIXEL_POSITIONS,
+    Transformer,
+    guide_network,
+    positions,
+    rows_per_image,
+    training_shares,
+)
+
+FLOAT32, INT64 = 4, 8
+ADAMW_BYTES = 2 * FLOAT32
+"""Of AdamW's two float32 moments, a parameter."""
+MAR_HANDED_ON = 5
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that autograd keeps for one part of the model."""
+
+    block: float
+    """In one block, its input included."""
+    block_input: float
+    blocks: int
+    rest: float
+    """Outside the blocks."""
+
+    def total(self, *, activation_checkpointing: bool) -> float:
+        inside = self.block_input if activation_checkpointing else self.block
+        return self.blocks * inside + self.rest
+
+
+class Activations(StrictModel):
+    """Bytes of a batch's activations."""
+
+    kept: float
+    """At the end of the forward pass."""
+    recomputed: float
+    """With activation checkpointing: the rest of the one block that is computed again, the
+    largest of all."""
+
+    @property
+    def peak(self) -> float:
+        return self.kept + self.recomputed
+
+
+class TrainingMemory(StrictModel):
+    """Bytes on one GPU at the peak of a training step."""
+
+    parameters: float
+    gradients: float
+    buckets: float
+    """The copy of the gradients that DistributedDataParallel exchanges; 0 on one GPU."""
+    optimizer: float
+    weight_copies: float
+    """Weight matrices in bfloat16, which autocast makes for the length of the forward pass."""
+    activations: Activations
+    logits: float
+    """Temporary: the pixel network's logits and their gradient beside what is kept of them."""
+
+    @property
+    def total(self) -> float:
+        fixed = self.parameters + self.gradients + self.buckets + self.optimizer
+        return fixed + self.weight_copies + self.activations.peak + self.logits
+
+
+def training_memory(
+    model: ModelConfig,
+    *,
+    parameters: int,
+    weights: int,
+    images: int,
+    gpus: int,
+    precision: str,
+    activation_checkpointing: bool,
+) -> TrainingMemory:
+    """For `images` on each GPU; `weights` of the `parameters` are in matrices of linear layers."""
+    pixels = rows_per_image(model, training_shares(model))[-1] * images
+    return TrainingMemory(
+        parameters=FLOAT32 * parameters,
+        gradients=FLOAT32 * parameters,
+        buckets=FLOAT32 * parameters if gpus > 1 else 0,
+        optimizer=ADAMW_BYTES * parameters,
+        weight_copies=_width(precision) * weights if precision == "bfloat16" else 0,
+        activations=activations(
+            model,
+            images=images,
+            precision=precision,
+            activation_checkpointing=activation_checkpointing,
+        ),
+        logits=2 * _logits(pixels),
+    )
+
+
+def activations(
+    model: ModelConfig,
+    *,
+    images: int,
+    precision: str,
+    activation_checkpointing: bool,
+    shares: tuple[float, ...] | None = None,
+) -> Activations:
+    """Of `images` images; by default expected over the masks that training draws."""
+    shares = shares or training_shares(model)
+    rows = [images * r for r in rows_per_image(model, shares)]
+    parts, handed_on = [], 1  # the root repeats one condition without copying it
+    for level, count, below in zip(model.levels, rows, rows[1:], strict=False):
+        parts += _level(level, count, below, handed_on, precision)
+        handed_on = MAR_HANDED_ON if level.generator == "mar" else 1
+    parts.append(_pixel_network(model.pixel, rows[-1], handed_on, precision))
+    kept = sum(p.total(activation_checkpointing=activation_checkpointing) for p in parts)
+    again = max(p.block - p.block_input for p in parts) if activation_checkpointing else 0.0
+    return Activations(kept=kept, recomputed=again)
+
+
+def _level(
+    level: LevelConfig, rows: float, below: float, handed_on: int, precision: str
+) -> list[Kept]:
+    """The level's transformer, and its guide network if it has one."""
+    width, parts = _width(precision), []
+    ar = level.generator == "ar"
+    elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
+    if ar:
+        rest = rows * _condition(level, handed_on, precision)
+    else:
+        conditions = level.conditions * level.condition_width * width
+        rest = rows * (conditions + level.tokens) + below * MAR_HANDED_ON * INT64
+    if level.guiding_pixel:
+        rest += rows * 3 * width
+        parts = [_pixel_network(guide_network(level), rows, handed_on, precision)]
+    rest += rows * elements * width
+    return [_transformer(Transformer.of(level), rows, positions(level), rest, precision), *parts]
+
+
+def _pixel_network(pixel: PixelConfig, rows: float, handed_on: int, precision: str) -> Kept:
+    """Ends in the output of the last norm and the logarithms of the probabilities, float32."""
+    output = PIXEL_POSITIONS * pixel.width * FLOAT32
+    values = PIXEL_POSITIONS * INT64
+    rest = rows * (_condition(pixel, handed_on, precision) + output + values) + _logits(rows)
+    return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, precision)
+
+
+def _transformer(stack: Transformer, rows: float, length: int, rest: float, precision: str) -> Kept:
+    """Blocks, and the norms before and after them with their float32 inputs."""
+    count = rows * length
+    stream = FLOAT32 * stack.width
+    norms = 2 * (stream + 2 * FLOAT32)
+    return Kept(
+        block=count * _block(stack, precision),
+        block_input=count * stream,
+        blocks=stack.blocks,
+        rest=rest + count * norms,
+    )
+
+
+def _block(stack: Transformer, precision: str) -> float:
+    """Bytes a position: two norms with their inputs, attention, feed-forward network."""
+    width = _width(precision)
+    half = precision == "bfloat16"
+    if stack.gated:
+        norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
+        # Rotated queries and keys beside the projection's output; under autocast each of the two
+        # gate products casts its own input.
+        narrow = (1 + 5 + 1 + 1 + half) * stack.width + 4 * stack.hidden
+        masks = 2 * stack.width
+    else:
+        norms = 2 * (FLOAT32 * stack.width + 2 * FLOAT32)
+        narrow = (1 + 3 + 1 + 1) * stack.width + 2 * stack.hidden
+        masks = 2 * stack.width + stack.hidden
+    return norms + narrow * width + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
+
+
+def _condition(part: LevelConfig | PixelConfig, handed_on: int, precision: str) -> float:
+    """Bytes a row of the one condition read: in float32 a view, which keeps all it is a view of."""
+    if precision == "bfloat16":
+        return part.condition_width * _width(precision)
+    return handed_on * part.condition_width * FLOAT32
+
+
+def _logits(rows: float) -> float:
+    return rows * PIXEL_POSITIONS * CHANNEL_VALUES * FLOAT32
+
+
+def _width(precision: str) -> int:
+    return 2 if precision == "bfloat16" else FLOAT32

@@ -1,0 +1,251 @@
+"""What training and sampling one size would cost: operations, memory, time and disk.
+
+Decided here: time is operations over (GPUs × peak × utilisation), nothing else; the operations
+include those that activation checkpointing repeats, so switching it off shortens the plan.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fractal_model.config import ModelConfig, StrictModel
+from fractal_model.data.digits import digits_splits
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import FractalModel
+from fractal_model.params import Params, Size
+from fractal_model.planning.flops import pass_products, sampling_flops, training_flops
+from fractal_model.planning.hardware import Gpu
+from fractal_model.planning.memory import ADAMW_BYTES, FLOAT32, TrainingMemory, training_memory
+from fractal_model.planning.published import (
+    FULL_SEQUENCE_GFLOPS,
+    LEVEL_GFLOPS,
+    SAMPLING_UTILISATION,
+    TOTAL_GFLOPS,
+    TRAINING_UTILISATION,
+    full_sequence_flops,
+    paper_flops,
+)
+from fractal_model.planning.shapes import part_names, rows_per_image, training_shares
+
+SAMPLES = 50_000
+"""Of the published evaluation."""
+_IMAGENET = {"train": 1_281_167, "validation": 50_000}
+RAW_ARCHIVES_BYTES = 144.1e9
+"""ImageNet's two official archives, train 137.8 GB and validation 6.3 GB."""
+DAY, HOUR = 86_400, 3_600
+
+
+class PartCost(StrictModel):
+    """A level, or the pixel network; operations per image."""
+
+    name: str
+    parameters: int
+    rows: float
+    """An image in training, expected over the masks."""
+    forward_flops: float
+    """Our pass in which all sub-patches go down, prefixes and logits included."""
+    paper_flops: float
+    published_gflops: float | None
+    training_flops: float
+    training_flops_checkpointed: float
+    sampling_flops: float
+
+
+class Disk(StrictModel):
+    """Bytes on disk."""
+
+    data_at_most: float
+    """The prepared images without compression; as PNG they need less."""
+    raw_archives: float
+    checkpoint: float
+    """One: weights and AdamW's moments in float32."""
+    checkpoints_kept: float
+
+
+class Plan(StrictModel):
+    """The whole plan; times in seconds unless the name says otherwise."""
+
+    size: str
+    gpu: Gpu
+    gpus: int
+    dataset: str
+    images: int
+    epochs: int
+    batch_size: int
+    images_per_gpu: int
+    steps: int
+    precision: str
+    activation_checkpointing: bool
+    utilisation: float
+    sampling_utilisation: float
+    parts: tuple[PartCost, ...]
+    embedding_parameters: int
+    parameters: int
+    published_gflops: float | None
+    full_sequence_gflops: float
+    published_full_sequence_gflops: float | None
+    memory: TrainingMemory
+    memory_checkpointed: TrainingMemory
+    training_days: float
+    gpu_hours: float
+    model_flops_utilisation: float
+    """Without the products that activation checkpointing repeats."""
+    disk: Disk
+    seconds_per_sample: float
+    """On one GPU."""
+    sampling_hours: float
+    """All samples, on all GPUs."""
+
+    def training_flops(self, *, activation_checkpointing: bool) -> float:
+        """Per image."""
+        if activation_checkpointing:
+            return sum(p.training_flops_checkpointed for p in self.parts)
+        return sum(p.training_flops for p in self.parts)
+
+
+def plan(
+    size: Size,
+    *,
+    gpu: Gpu,
+    gpus: int,
+    splits: dict[str, int],
+    batch_size: int | None = None,
+    utilisation: float = TRAINING_UTILISATION,
+    sampling_utilisation: float = SAMPLING_UTILISATION,
+) -> Plan:
+    """The cost of a size's recipe and sampling settings on `gpus` of a kind.
+
+    `splits` holds the data set's image counts, `train` among them; `batch_size` overrides the
+    recipe's. FractalError: GPUs or a utilisation out of range, a batch that does not divide.
+    """
+    recipe = size.training
+    batch = recipe.batch_size if batch_size is None else batch_size
+    _require_legal(gpus, batch, utilisation, sampling_utilisation)
+    parts, embeddings, weights = _parts(size)
+    parameters = embeddings + sum(p.parameters for p in parts)
+    memory, memory_checkpointed = (
+        training_memory(
+            size.model,
+            parameters=parameters,
+            weights=weights,
+            images=batch // gpus,
+            gpus=gpus,
+            precision=recipe.precision,
+            activation_checkpointing=on,
+        )
+        for on in (False, True)
+    )
+    plain = sum(p.training_flops for p in parts)
+    repeated = sum(p.training_flops_checkpointed for p in parts)
+    executed = repeated if recipe.activation_checkpointing else plain
+    images = recipe.epochs * splits["train"]
+    seconds = images * executed / (gpus * gpu.peak(recipe.precision) * utilisation)
+    sample = sum(p.sampling_flops for p in parts) / (gpu.peak("bfloat16") * sampling_utilisation)
+    return Plan(
+        size=size.name,
+        gpu=gpu,
+        gpus=gpus,
+        dataset=recipe.dataset,
+        images=splits["train"],
+        epochs=recipe.epochs,
+        batch_size=batch,
+        images_per_gpu=batch // gpus,
+        steps=math.ceil(images / batch),
+        precision=recipe.precision,
+        activation_checkpointing=recipe.activation_checkpointing,
+        utilisation=utilisation,
+        sampling_utilisation=sampling_utilisation,
+        parts=parts,
+        embedding_parameters=embeddings,
+        parameters=parameters,
+        published_gflops=TOTAL_GFLOPS.get(size.name, sum(LEVEL_GFLOPS.get(size.name, ())) or None),
+        full_sequence_gflops=full_sequence_flops(size.model) / 1e9,
+        published_full_sequence_gflops=FULL_SEQUENCE_GFLOPS if size.name in TOTAL_GFLOPS else None,
+        memory=memory,
+        memory_checkpointed=memory_checkpointed,
+        training_days=seconds / DAY,
+        gpu_hours=seconds * gpus / HOUR,
+        model_flops_utilisation=utilisation * plain / executed,
+        disk=_disk(size, parameters, splits),
+        seconds_per_sample=sample,
+        sampling_hours=SAMPLES * sample / gpus / HOUR,
+    )
+
+
+def dataset_splits(params: Params, dataset: str) -> dict[str, int]:
+    """Images of each split. FractalError names the data sets whose size is known."""
+    if dataset == "digits":
+        settings = params.datasets.digits
+        splits = digits_splits(validation_images=settings.validation_images, seed=settings.seed)
+        return {name: len(images) for name, images in splits.items()}
+    if dataset not in ("imagenet64", "imagenet256"):
+        raise FractalError(
+            f"the number of images of the data set {dataset!r} is unknown: choose digits, "
+            f"imagenet64 or imagenet256"
+        )
+    return _IMAGENET
+
+
+def _require_legal(gpus: int, batch: int, *utilisations: float) -> None:
+    if gpus < 1:
+        raise FractalError(f"{gpus} GPUs asked for: give 1 or more")
+    if batch < 1:
+        raise FractalError(f"a batch of {batch} images asked for: give 1 or more")
+    if batch % gpus:
+        divisors = [n for n in range(1, min(batch, 2 * gpus) + 1) if batch % n == 0]
+        allowed = ", ".join(str(n) for n in divisors[-4:])
+        raise FractalError(
+            f"a batch of {batch} images does not divide by {gpus} GPUs: choose GPUs that divide "
+            f"it (near are {allowed}) or another --batch-size"
+        )
+    for share in utilisations:
+        if not 0 < share <= 1:
+            raise FractalError(f"utilisation {share} is out of range: above 0, at most 1")
+
+
+def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
+    """Levels and pixel network, parameters of the class embeddings, elements of all matrices."""
+    model = size.model
+    counts, embeddings, weights = _parameters(model)
+    published = LEVEL_GFLOPS.get(size.name, (None,) * len(counts))
+    names, rows = part_names(model), rows_per_image(model, training_shares(model))
+    forward, paper = pass_products(model), paper_flops(model)
+    plain, repeated = (training_flops(model, activation_checkpointing=c) for c in (False, True))
+    sampled = sampling_flops(model, size.sampling)
+    parts = tuple(
+        PartCost(
+            name=names[i],
+            parameters=counts[i],
+            rows=rows[i],
+            forward_flops=forward[i].forward,
+            paper_flops=paper[i],
+            published_gflops=published[i],
+            training_flops=plain[i],
+            training_flops_checkpointed=repeated[i],
+            sampling_flops=sampled[i],
+        )
+        for i in range(len(counts))
+    )
+    return parts, embeddings, weights
+
+
+def _parameters(config: ModelConfig) -> tuple[list[int], int, int]:
+    """Of the real modules, built without memory."""
+    with torch.device("meta"):
+        model = FractalModel(config)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (*model.levels, model.pixel)]
+    total = sum(p.numel() for p in model.parameters())
+    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear))
+    return counts, total - sum(counts), sum(m.weight.numel() for m in linear)
+
+
+def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:
+    checkpoint = (FLOAT32 + ADAMW_BYTES) * parameters
+    return Disk(
+        data_at_most=sum(splits.values()) * 3 * size.model.image_size**2,
+        raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset != "digits" else 0,
+        checkpoint=checkpoint,
+        checkpoints_kept=size.training.keep_checkpoints * checkpoint,
+    )

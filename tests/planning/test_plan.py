@@ -1,0 +1,123 @@
+"""The plan and the command that prints it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fractal_model.cli import app
+from fractal_model.errors import FractalError
+from fractal_model.params import load_params
+from fractal_model.planning.hardware import GPUS, gpu_named
+from fractal_model.planning.plan import Plan, dataset_splits, plan
+from tests.test_params import SHIPPED
+
+PARAMS = load_params(SHIPPED)
+PARAMETERS = {  # published
+    "ar-64": 442_068_224,
+    "mar-64": 431_995_648,
+    "mar-b": 186_300_224,
+    "mar-l": 437_000_064,
+    "mar-h": 849_586_240,
+}
+
+
+def plan_for(size: str = "mar-l", *, gpu: str = "h100", gpus: int = 32, **options) -> Plan:
+    chosen = PARAMS.size(size)
+    splits = dataset_splits(PARAMS, chosen.training.dataset)
+    return plan(chosen, gpu=gpu_named(gpu), gpus=gpus, splits=splits, **options)
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+def test_parameters_are_the_published_numbers(size):
+    found = plan_for(size)
+    assert found.parameters == PARAMETERS[size]
+    levels = sum(part.parameters for part in found.parts)
+    assert levels + found.embedding_parameters == found.parameters
+
+
+def test_the_published_run_takes_its_published_time():
+    found = plan_for("mar-l")
+    assert found.training_days == pytest.approx(7.6, rel=0.005)
+    assert found.gpu_hours == pytest.approx(7.6 * 24 * 32, rel=0.005)
+    assert found.steps == 800 * 1_281_167 // 1024 + 1
+    assert plan_for("mar-h", gpu="h100-pcie").seconds_per_sample == pytest.approx(1.29, rel=0.005)
+
+
+def test_time_falls_with_gpus_and_utilisation():
+    days = plan_for().training_days
+    assert plan_for(gpus=64).training_days == pytest.approx(days / 2)
+    assert plan_for(utilisation=0.169 * 2).training_days == pytest.approx(days / 2)
+
+
+def test_the_recipe_fits_with_activation_checkpointing_alone():
+    found = plan_for("mar-l")
+    available = found.gpu.memory_gb * 1e9
+    assert found.memory_checkpointed.total < available < found.memory.total
+
+
+def test_digits_has_its_own_number_of_images_and_float32_peak():
+    found = plan_for("digits", gpus=2)
+    assert (found.images, found.steps, found.images_per_gpu) == (1500, 750, 32)
+    executed = 32 * 1500 * found.training_flops(activation_checkpointing=False)
+    reached = 2 * GPUS["h100"].float32_tflops * 1e12 * found.utilisation
+    assert found.training_days * 86_400 == pytest.approx(executed / reached)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gpus": 0}, "0 GPUs asked for: give 1 or more"),
+        ({"gpus": -3}, "-3 GPUs asked for: give 1 or more"),
+        ({"gpus": 24}, "batch of 1024 images does not divide by 24 GPUs.*8, 16, 32"),
+        ({"batch_size": 100}, "batch of 100 images does not divide by 32 GPUs"),
+        ({"batch_size": 0}, "0 images .*give 1 or more"),
+        ({"utilisation": 0.0}, "utilisation 0.0 is out of range: above 0, at most 1"),
+        ({"utilisation": 1.5}, "utilisation 1.5 is out of range"),
+        ({"utilisation": float("nan")}, "utilisation nan is out of range"),
+        ({"sampling_utilisation": -1.0}, "utilisation -1.0 is out of range"),
+    ],
+)
+def test_bad_numbers_are_refused(options, message):
+    with pytest.raises(FractalError, match=message):
+        plan_for(**options)
+
+
+def test_an_unknown_data_set_is_refused():
+    with pytest.raises(FractalError, match="'faces' is unknown: choose digits, imagenet64 or"):
+        dataset_splits(PARAMS, "faces")
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(app, ["plan", *arguments, "--params", str(SHIPPED)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("mar-x",), "size 'mar-x' is unknown: choose digits or ar-64"),
+        (("mar-l", "--gpu", "tpu"), "GPU 'tpu' is unknown: choose h100, h100-pcie"),
+    ],
+)
+def test_unknown_names_are_refused_with_those_there_are(arguments, message):
+    done = invoke(*arguments)
+    assert isinstance(done.exception, FractalError)
+    assert message in str(done.exception)
+
+
+def test_json_is_the_plan():
+    done = invoke("mar-l", "--gpus", "32", "--gpu", "h200", "--json")
+    assert done.exit_code == 0, done.output
+    assert Plan.model_validate_json(done.output) == plan_for("mar-l", gpu="h200")
+    assert json.loads(done.output)["parameters"] == PARAMETERS["mar-l"]
+
+
+@pytest.mark.parametrize("size", ["digits", "mar-l", "ar-64"])
+def test_tables_state_numbers_and_assumptions(size):
+    done = invoke(size, "--gpus", "2")
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert f"{plan_for(size, gpus=2).parameters:,}" in text
+    assert "Training at 0.169 of h100's dense" in text
