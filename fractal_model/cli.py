@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from fractal_model.commands import checkpoints
 from fractal_model.console import console, errors_on_one_line, progress_bar, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
@@ -118,6 +119,10 @@ def _require_free_port(port: int) -> None:
                 f"port {port} of 127.0.0.1 cannot be used ({error.strerror}): stop what listens "
                 f"there or choose another with --port"
             ) from error
+
+
+app.command("import")(checkpoints.import_checkpoint)
+app.command("export")(checkpoints.export_model)
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""One file a topic; `cli.py` registers the commands."""
