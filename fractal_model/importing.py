@@ -64,7 +64,7 @@ class Published:
 def read_published(file: Path, progress: BytesDone) -> Published:
     """Read and check a checkpoint. FractalError: missing, partial, damaged, of another format, or
     with anything in it that is not plain data."""
-    _require_archive(file)
+    require_archive(file)
     _require_undamaged(file, progress)
     content = _load_plain_data(file)
     model = content.get("model") if isinstance(content, Mapping) else None
@@ -124,14 +124,18 @@ def file_sha256(file: Path, progress: BytesDone) -> str:
     return digest.hexdigest()
 
 
-def _require_archive(file: Path) -> None:
-    """The file's first bytes, and whether its end is there."""
+def require_archive(file: Path) -> None:
+    """A quick look at the file's start and end. FractalError: missing, empty, cut short, or
+    something else than an archive of `torch.save`."""
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise FractalError(f"{file} {what}: give the path of a downloaded checkpoint-last.pth")
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(512)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        raise FractalError(f"{file} cannot be read: {error.strerror}") from error
     if not start:
         raise FractalError(f"{file} is empty: the download failed, start it again")
     if start.startswith(_ZIP_START):

@@ -37,11 +37,17 @@ def import_checkpoint(
     optimiser state: it can be sampled and measured, training cannot go on from it.
     """
     from fractal_model.folders import require_new
-    from fractal_model.importing import import_published, read_published, with_imagenet_names
+    from fractal_model.importing import (
+        import_published,
+        read_published,
+        require_archive,
+        with_imagenet_names,
+    )
 
     settings = load_params(params)
     chosen = with_imagenet_names(settings.size(size))
     require_new(out)
+    require_archive(checkpoint)  # before a bar is drawn over it
     if register:
         from fractal_model.tracking import store
 
@@ -104,7 +110,6 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
 
 @contextmanager
 def _bytes_bar(description: str, file: Path) -> Iterator[Callable[[int], None]]:
-    """A bar in megabytes over a file that may turn out to be missing."""
-    size = file.stat().st_size if file.is_file() else 0
-    with progress_bar(description, max(1, size // 10**6)) as update:
+    """A bar over a file's megabytes."""
+    with progress_bar(description, max(1, file.stat().st_size // 10**6)) as update:
         yield lambda done: update(done // 10**6)
