@@ -80,7 +80,9 @@ def read_published(file: Path, progress: BytesDone) -> Published:
                 f"{file} is not a published checkpoint: {name!r} of its `model` is "
                 f"{_described(value)}, expected a tensor of floating-point numbers"
             )
-    weights = {name: tensor.detach().float() for name, tensor in from_published(model).items()}
+    weights = {
+        name: tensor.detach().float().contiguous() for name, tensor in from_published(model).items()
+    }
     if len(weights) != len(model):
         raise FractalError(
             f"{file} is not a published checkpoint: {len(model)} names of its `model` stand for "
@@ -171,6 +173,7 @@ def _require_undamaged(file: Path, progress: BytesDone) -> None:
                     while chunk := stream.read(_CHUNK):
                         done += len(chunk)
                         progress(done)
+        progress(file.stat().st_size)  # what lies between the records is done too
     # RuntimeError and NotImplementedError: encrypted or unknown records.
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
         reason = one_line(error)

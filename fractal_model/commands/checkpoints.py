@@ -64,7 +64,7 @@ def import_checkpoint(
 def export_model(
     model: Annotated[
         str,
-        typer.Option("--model", help="A checkpoint folder, or models:/fractal-digits@champion."),
+        typer.Option("--model", help="A model's folder, or models:/fractal-digits@champion."),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
     params: ParamsOption = DEFAULT_FILE,

@@ -12,7 +12,6 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -66,6 +65,9 @@ def register(size: str, checkpoint: Path, *, tags: dict[str, str]) -> str:
     with warnings.catch_warnings():
         # MLflow advises type hints, which cannot say what the signature says.
         warnings.filterwarnings("ignore", message=".*Add type hints.*")
+        # No input example, which MLflow advises too: it would load the model and sample with it,
+        # hours for a large one on a CPU.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided.*")
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -73,7 +75,6 @@ def register(size: str, checkpoint: Path, *, tags: dict[str, str]) -> str:
             code_paths=[str(Path(fractal_model.__file__).parent)],
             pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_PACKAGES],
             signature=_SIGNATURE,
-            input_example=pd.DataFrame({"class": [3], "seed": [0], "guidance": [2.0]}),
             registered_model_name=model_name(size),
         )
     client = mlflow.MlflowClient()
