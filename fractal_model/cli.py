@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.commands import sampling
+from fractal_model.commands import checkpoints, sampling
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
 from fractal_model.commands.planning import plan
@@ -128,6 +128,10 @@ def _require_free_port(port: int) -> None:
                 f"port {port} of 127.0.0.1 cannot be used ({error.strerror}): stop what listens "
                 f"there or choose another with --port"
             ) from error
+
+
+app.command("import")(checkpoints.import_checkpoint)
+app.command("export")(checkpoints.export_model)
 
 
 def main() -> None:

@@ -73,7 +73,11 @@ class Size(StrictModel):
                     f"size {self.name} has {what} {ours}, its data set {manifest.dataset} has "
                     f"{theirs}: match models.{self.name} and training.{self.name}.dataset"
                 )
-        model = self.model.model_copy(update={"class_names": manifest.class_names})
+        return self.with_class_names(manifest.class_names)
+
+    def with_class_names(self, names: tuple[str, ...]) -> Size:
+        """The same, its model knowing what its `num_classes` classes are called."""
+        model = self.model.model_copy(update={"class_names": names})
         return self.model_copy(update={"model": model})
 
 

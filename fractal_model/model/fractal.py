@@ -23,6 +23,7 @@ from fractal_model.model.conditions import Conditions
 from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import mean_colour, patchify
+from fractal_model.model.pretrained import PretrainedMixin
 
 MAX_CONDITIONS = 5
 NO_CLASS = -1
@@ -95,7 +96,7 @@ def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
     return targets, targets.float()
 
 
-class FractalModel(nn.Module):
+class FractalModel(nn.Module, PretrainedMixin):
     """A fractal generative model. Weights are uninitialised memory's defaults until `initialise`
     or a checkpoint fills them."""
 

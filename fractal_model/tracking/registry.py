@@ -13,7 +13,6 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -73,6 +72,9 @@ def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dic
         settings.write_text(sampling.model_dump_json(indent=1))
         # MLflow advises type hints, which cannot say what the signature says.
         warnings.filterwarnings("ignore", message=".*Add type hints.*")
+        # No input example, which MLflow advises too: it would load the model and sample with it,
+        # hours for a large one on a CPU.
+        warnings.filterwarnings("ignore", message=".*An input example was not provided.*")
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -80,7 +82,6 @@ def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dic
             code_paths=[str(Path(fractal_model.__file__).parent)],
             pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_PACKAGES],
             signature=_SIGNATURE,
-            input_example=pd.DataFrame({"class": [3], "seed": [0], "guidance": [2.0]}),
             registered_model_name=model_name(size),
         )
     client = mlflow.MlflowClient()

@@ -1,4 +1,4 @@
-"""MLflow runs of training and evaluation: what is written down, under which names."""
+"""MLflow runs of training, import and evaluation: what is written down, under which names."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from fractal_model.tracking.store import experiment
 matplotlib.use("Agg")
 
 SIZE_TAG, KIND_TAG = "fractal.size", "fractal.kind"
+SOURCE_TAG = "fractal.source_sha256"
+"""SHA-256 of the file that a model was imported from."""
 
 
 @contextmanager
@@ -62,6 +64,18 @@ def evaluation_run(
         _tag(size, "evaluate", {"fractal.model_version": version})
         mlflow.log_params(_flat(protocol))
         _log_dataset(manifest, "evaluation")
+        yield run.info.run_id
+
+
+@contextmanager
+def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterator[str]:
+    """A new run that registers a model from a published file; yields its id."""
+    experiment_id = experiment(size.training.dataset, outputs)
+    name = f"import-{size.name}-{checksum[:8]}"
+    with mlflow.start_run(None, experiment_id, run_name=name) as run:
+        _tag(size, "import", {SOURCE_TAG: checksum, "fractal.source": source.name})
+        # The names are in the checkpoint; a thousand of them do not fit a parameter.
+        mlflow.log_params(_flat({"model": size.model.model_dump(exclude={"class_names"})}))
         yield run.info.run_id
 
 

@@ -2,7 +2,8 @@
 
     model.safetensors   weights
     config.json         the model's configuration
-    optimizer.pt        optimiser state, a torch file that loads with weights_only=True
+    optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent
+                        where a model was imported
     progress.json       position in images, size, fingerprint of the run
     checksums.json      SHA-256 of each of these
     COMPLETE            written last; holds the SHA-256 of checksums.json
@@ -13,12 +14,10 @@ rank), so the position restores it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import pickle
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,14 @@ from torch import Tensor
 
 from fractal_model.config import ModelConfig, StrictModel
 from fractal_model.errors import FractalError, one_line
+from fractal_model.folders import written_whole
 from fractal_model.model.fractal import FractalModel
+from fractal_model.model.pretrained import CONFIG, WEIGHTS
 
-WEIGHTS, CONFIG, OPTIMIZER, PROGRESS = (
-    "model.safetensors",
-    "config.json",
-    "optimizer.pt",
-    "progress.json",
-)
+OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
 CHECKSUMS, MARKER = "checksums.json", "COMPLETE"
+CHECKPOINT_ONLY = (OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
+"""Files that an exported model does not have."""
 
 
 class Progress(StrictModel):
@@ -60,7 +58,8 @@ class Checkpoint:
     config: ModelConfig
     weights: dict[str, Tensor]
     progress: Progress
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any] | None
+    """None in an imported checkpoint: training cannot go on from it."""
 
     def build_model(self, device: torch.device | str = "cpu") -> FractalModel:
         model = FractalModel(self.config).to(device)
@@ -72,33 +71,20 @@ def save_checkpoint(
     folder: Path,
     *,
     model: FractalModel,
-    optimizer: dict[str, Any],
+    optimizer: dict[str, Any] | None,
     progress: Progress,
 ) -> None:
-    """Write beside `folder`, then rename. FractalError when the disk is full; nothing that was
-    complete before is touched."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    """Write beside `folder`, then rename; `optimizer` is None where training cannot go on.
+    FractalError when the disk is full; nothing that was complete before is touched."""
+    with written_whole(folder, "the checkpoint") as partial:
         save_file(model.state_dict(), partial / WEIGHTS)
         _write_text(partial / CONFIG, model.config.model_dump_json(indent=1))
-        torch.save(optimizer, partial / OPTIMIZER)
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
-        sums = {name: _sha256(partial / name) for name in (WEIGHTS, CONFIG, OPTIMIZER, PROGRESS)}
+        if optimizer is not None:
+            torch.save(optimizer, partial / OPTIMIZER)
+        sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
         _write_text(partial / CHECKSUMS, json.dumps(sums, indent=1))
         _write_text(partial / MARKER, _sha256(partial / CHECKSUMS))
-        partial.rename(folder)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path("/")).free
-        full = getattr(error, "errno", None) == errno.ENOSPC or "o space left" in str(error)
-        reason = f"the disk is full ({free / 1e9:.1f} GB free)" if full else one_line(error)
-        way_out = "free some space" if full else "mend that"
-        raise FractalError(
-            f"cannot save the checkpoint {folder}: {reason}; {way_out} and run again, earlier "
-            f"checkpoints are unharmed"
-        ) from error
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -109,7 +95,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             config=ModelConfig.model_validate_json((folder / CONFIG).read_text()),
             weights=load_file(folder / WEIGHTS),
             progress=Progress.model_validate_json((folder / PROGRESS).read_text()),
-            optimizer=torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"),
+            optimizer=_load_optimizer(folder / OPTIMIZER),
         )
     except pickle.UnpicklingError as error:
         raise FractalError(
@@ -120,6 +106,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise FractalError(
             f"the checkpoint {folder} was written by another version: {one_line(error)}"
         ) from error
+
+
+def _load_optimizer(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    return torch.load(file, weights_only=True, map_location="cpu")
 
 
 def verify_checkpoint(folder: Path) -> None:

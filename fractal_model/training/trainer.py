@@ -75,7 +75,15 @@ class Trainer:
     def total_steps(self) -> int:
         return math.ceil(self.end_position / self.recipe.batch_size)
 
-    def restore(self, weights: dict[str, Tensor], optimizer: dict[str, Any], position: int) -> None:
+    def restore(
+        self, weights: dict[str, Tensor], optimizer: dict[str, Any] | None, position: int
+    ) -> None:
+        """Go on from a checkpoint. FractalError: it has no optimiser state."""
+        if optimizer is None:
+            raise FractalError(
+                "training cannot go on from a checkpoint without optimiser state (it was "
+                "imported): resume one that training wrote, or start from the beginning"
+            )
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(optimizer)
         self.position = position

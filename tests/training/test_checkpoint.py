@@ -50,6 +50,13 @@ def test_round_trip(saved):
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
+def test_without_optimiser_state(saved):
+    folder = saved[0].with_name("weights only")
+    save_checkpoint(folder, model=saved[1], optimizer=None, progress=PROGRESS)
+    assert load_checkpoint(folder).optimizer is None
+    assert not (folder / "optimizer.pt").exists()
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_found(saved, name):
     file = saved[0] / name

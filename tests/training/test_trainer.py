@@ -76,6 +76,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
     assert all(a.equal(b) for a, b in zip(weights(resumed), weights(straight), strict=True))
 
 
+def test_training_does_not_go_on_without_optimiser_state(tmp_path):
+    found = trainer()
+    before = weights(found)
+    with pytest.raises(FractalError, match="without optimiser state"):
+        found.restore(trainer(seed=1).model.state_dict(), None, 48)
+    assert found.position == 0
+    assert all(a.equal(b) for a, b in zip(weights(found), before, strict=True))
+
+
 def test_bfloat16_trains_too():
     found = trainer(precision="bfloat16")
     before = weights(found)

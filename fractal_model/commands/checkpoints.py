@@ -1,0 +1,114 @@
+"""`fractal import` and `fractal export`: models from elsewhere, and models for elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fractal_model.commands.options import ParamsOption
+from fractal_model.console import progress_bar, say
+from fractal_model.params import DEFAULT_FILE, load_params
+
+if TYPE_CHECKING:
+    from fractal_model.params import Params, Size
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A downloaded checkpoint-last.pth.")],
+    size: Annotated[str, typer.Option(help="The size of params.yaml that it is of.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+    register: Annotated[
+        bool,
+        typer.Option(
+            "--register", help="Also register it in MLflow as fractal-SIZE, alias `candidate`."
+        ),
+    ] = False,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Turn a published checkpoint into one of ours.
+
+    Reads the file without running any code in it, checks every weight's name and shape against
+    the size, and writes a checkpoint folder that every --model option takes. An import has no
+    optimiser state: it can be sampled and measured, training cannot go on from it.
+    """
+    from fractal_model.folders import require_new
+    from fractal_model.importing import (
+        import_published,
+        read_published,
+        require_archive,
+        with_imagenet_names,
+    )
+
+    settings = load_params(params)
+    chosen = with_imagenet_names(settings.size(size))
+    require_new(out)
+    require_archive(checkpoint)  # before a bar is drawn over it
+    if register:
+        from fractal_model.tracking import store
+
+        store.connect(settings.paths.outputs)  # before the work: tells a server that is down
+    with _bytes_bar(f"checking {checkpoint.name}, MB", checkpoint) as update:
+        published = read_published(checkpoint, update)
+    import_published(checkpoint, published, chosen, settings, out)
+    parameters = sum(tensor.numel() for tensor in published.weights.values())
+    say(f"imported {checkpoint.name} as {size}: {parameters:,} parameters in {out}")
+    if register:
+        _register(checkpoint, chosen, settings, out)
+
+
+def export_model(
+    model: Annotated[
+        str,
+        typer.Option("--model", help="A model's folder, or models:/fractal-digits@champion."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects it.
+
+    Load it with FractalModel.from_pretrained(FOLDER), or give the folder to any --model option.
+    """
+    from fractal_model.folders import require_new, written_whole
+    from fractal_model.model_source import load_model
+
+    require_new(out)
+    found = load_model(model, load_params(params).paths.outputs)
+    with written_whole(out, "the exported model") as folder:
+        found.save_pretrained(folder)
+    say(f"exported {model} to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
+    """As in training: what is registered already, of the same file and model, is kept."""
+    from fractal_model.fingerprint import fingerprint
+    from fractal_model.importing import file_sha256
+    from fractal_model.tracking import registry, runs
+
+    with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
+        checksum = file_sha256(source, update)
+    mark = fingerprint(size.model, checksum)
+    version = registry.find_version(size.name, mark)
+    if version is not None:
+        registry.nominate(size.name, version)
+        say(f"fractal-{size.name} version {version} is of the same file: kept as candidate")
+        return
+    with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
+        tags = {
+            registry.FINGERPRINT_TAG: mark,
+            runs.SIZE_TAG: size.name,
+            runs.SOURCE_TAG: checksum,
+            "fractal.import_run": run_id,
+        }
+        version = registry.register(size.name, checkpoint, sampling=size.sampling, tags=tags)
+    say(f"registered fractal-{size.name} version {version} as candidate")
+
+
+@contextmanager
+def _bytes_bar(description: str, file: Path) -> Iterator[Callable[[int], None]]:
+    """A bar over a file's megabytes."""
+    with progress_bar(description, max(1, file.stat().st_size // 10**6)) as update:
+        yield lambda done: update(done // 10**6)

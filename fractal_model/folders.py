@@ -1,0 +1,47 @@
+"""Folders that are whole or do not exist: written beside, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from fractal_model.errors import FractalError, one_line
+
+
+@contextmanager
+def written_whole(folder: Path, what: str) -> Iterator[Path]:
+    """Yields an empty folder beside `folder` to write to; becomes `folder` when all went well.
+
+    FractalError, saying that `what` cannot be saved, when the disk is full or not writable;
+    nothing that was complete before is touched.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path("/")).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or "o space left" in str(error)
+        reason = f"the disk is full ({free / 1e9:.1f} GB free)" if full else one_line(error)
+        way_out = "free some space" if full else "mend that"
+        raise FractalError(
+            f"cannot save {what} {folder}: {reason}; {way_out} and run again, what was complete "
+            f"before is unharmed"
+        ) from error
+
+
+def require_new(folder: Path) -> None:
+    """FractalError: the folder exists; what is there is never overwritten."""
+    if folder.exists() or folder.is_symlink():
+        raise FractalError(
+            f"{folder} exists already and is not overwritten: choose another folder with --out, "
+            f"or remove it first"
+        )

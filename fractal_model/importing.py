@@ -1,0 +1,247 @@
+"""A published `checkpoint-last.pth` read without running what is pickled in it.
+
+Such a file is a zip that `torch.save` wrote: a pickle, and the tensors' bytes. Decided here:
+
+- The pickle may name torch's own tensor types and, for the settings kept beside the weights,
+  `argparse.Namespace` and paths, which become pure paths: none of them touches anything outside
+  itself. Any other name is refused before the first is looked up.
+- The archive's table of contents (at its end) and each record's CRC-32 are checked first, so that
+  a download that is cut short, or has a hole, is told as such.
+- Weights are mapped from the file, not read into memory; optimiser state is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from fractal_model.config import ModelConfig
+from fractal_model.errors import FractalError, one_line
+from fractal_model.model.fractal import FractalModel
+from fractal_model.model.published import from_published
+from fractal_model.model.weights import differences
+from fractal_model.params import Params, Size
+from fractal_model.training.checkpoint import Progress, save_checkpoint
+
+IMPORTED = "imported"
+"""The fingerprint in an imported checkpoint's progress: no run of ours made it."""
+IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES = 1000, 1_281_167
+_ZIP_START, _OLD_STARTS = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+_CHUNK = 1 << 22
+_HARMLESS = [argparse.Namespace] + [
+    (pure, f"{module}.{name}")
+    for module in ("pathlib", "pathlib._local")  # the second is what Python 3.13 wrote
+    for name, pure in {
+        "PosixPath": PurePosixPath,
+        "PurePosixPath": PurePosixPath,
+        "WindowsPath": PureWindowsPath,
+        "PureWindowsPath": PureWindowsPath,
+    }.items()
+]
+BytesDone = Callable[[int], None]
+"""Called with the number of bytes done so far."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is used of a published checkpoint."""
+
+    weights: dict[str, Tensor]
+    """Under our names, float32, mapped from the file."""
+    epoch: int | None
+    """The last finished one, counted from 0; None where the file does not say."""
+
+
+def read_published(file: Path, progress: BytesDone) -> Published:
+    """Read and check a checkpoint. FractalError: missing, partial, damaged, of another format, or
+    with anything in it that is not plain data."""
+    require_archive(file)
+    _require_undamaged(file, progress)
+    content = _load_plain_data(file)
+    model = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(model, Mapping):
+        found = f"the keys {list(content)[:3]}" if isinstance(content, Mapping) else "no keys"
+        raise FractalError(
+            f"{file} is not a published checkpoint: its `model` has to be a table of weights, "
+            f"found {found}"
+        )
+    for name, value in model.items():
+        if not (isinstance(name, str) and _is_weight(value)):
+            raise FractalError(
+                f"{file} is not a published checkpoint: {name!r} of its `model` is "
+                f"{_described(value)}, expected a tensor of floating-point numbers"
+            )
+    weights = {
+        name: tensor.detach().float().contiguous() for name, tensor in from_published(model).items()
+    }
+    if len(weights) != len(model):
+        raise FractalError(
+            f"{file} is not a published checkpoint: {len(model)} names of its `model` stand for "
+            f"{len(weights)} parameters, some of them twice"
+        )
+    epoch = content.get("epoch")
+    return Published(weights, epoch if type(epoch) is int and epoch >= 0 else None)
+
+
+def import_published(
+    file: Path, published: Published, size: Size, params: Params, folder: Path
+) -> None:
+    """Write a read checkpoint as one of ours, without optimiser state. FractalError: it is not of
+    this size (names the size that it is of), or the disk is full."""
+    model = _empty_model(size.model)
+    wrong = differences(model.state_dict(), published.weights)
+    if wrong:
+        raise FractalError(
+            f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
+        )
+    model.load_state_dict(published.weights, assign=True)
+    save_checkpoint(folder, model=model, optimizer=None, progress=_progress(published, size))
+
+
+def with_imagenet_names(size: Size) -> Size:
+    """The same, knowing what ImageNet-1k's classes are called; a size of other classes as it is."""
+    if size.model.num_classes != IMAGENET_CLASSES:
+        return size
+    from torchvision.models import ResNet18_Weights
+
+    return size.with_class_names(tuple(ResNet18_Weights.DEFAULT.meta["categories"]))
+
+
+def file_sha256(file: Path, progress: BytesDone) -> str:
+    digest, done = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(done)
+    return digest.hexdigest()
+
+
+def require_archive(file: Path) -> None:
+    """A quick look at the file's start and end. FractalError: missing, empty, cut short, or
+    something else than an archive of `torch.save`."""
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise FractalError(f"{file} {what}: give the path of a downloaded checkpoint-last.pth")
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(512)
+    except OSError as error:
+        raise FractalError(f"{file} cannot be read: {error.strerror}") from error
+    if not start:
+        raise FractalError(f"{file} is empty: the download failed, start it again")
+    if start.startswith(_ZIP_START):
+        if not zipfile.is_zipfile(file):
+            raise FractalError(
+                f"{file} is a partial download: it stops after {size:,} bytes, before the table "
+                f"of contents that ends a checkpoint; download the whole file"
+            )
+    elif start.lstrip().startswith(b"<"):
+        raise FractalError(
+            f"{file} is a web page, not a checkpoint (it starts with {_shown(start)}): open it in "
+            f"a browser to see what the server wants, then download the file itself"
+        )
+    elif start.startswith(_OLD_STARTS) or start[257:262] == b"ustar":
+        raise FractalError(
+            f"{file} has the format of torch before 1.6, or is a plain pickle: only zip files of "
+            f"torch.save are read; have whoever made it save it again with a newer torch"
+        )
+    else:
+        raise FractalError(
+            f"{file} is not a checkpoint of torch.save: it starts with {_shown(start)}; give the "
+            f"path of a downloaded checkpoint-last.pth"
+        )
+
+
+def _require_undamaged(file: Path, progress: BytesDone) -> None:
+    """Every record against its CRC-32: mapped tensors would be taken as they are."""
+    done, reason = 0, ""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for record in archive.infolist():
+                with archive.open(record) as stream:
+                    while chunk := stream.read(_CHUNK):
+                        done += len(chunk)
+                        progress(done)
+        progress(file.stat().st_size)  # what lies between the records is done too
+    # RuntimeError and NotImplementedError: encrypted or unknown records.
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        reason = one_line(error)
+    if reason:
+        raise FractalError(
+            f"{file} is damaged ({reason}): part of it was not downloaded or has changed; "
+            f"download it again"
+        )
+
+
+def _load_plain_data(file: Path) -> Any:
+    with safe_globals(_HARMLESS):
+        try:
+            refused = get_unsafe_globals_in_checkpoint(file)
+            if not refused:
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # A crafted pickle makes the reader fail in any way there is; none of them runs its code.
+        except Exception as error:
+            reason = one_line(error)
+            raise FractalError(
+                f"{file} is refused, nothing in it was run: its contents are not those of a "
+                f"published checkpoint ({type(error).__name__}: {reason[:200]})"
+            ) from error
+    raise FractalError(
+        f"{file} is refused, nothing in it was run: it holds {', '.join(sorted(refused))}, which "
+        f"is not plain data and could run code; do not use a checkpoint from this source"
+    )
+
+
+def _is_weight(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"of type {type(value).__name__}"
+    return f"a tensor of {value.dtype}, {value.layout}, on {value.device.type}"
+
+
+def _empty_model(config: ModelConfig) -> FractalModel:
+    """Names and shapes without memory for the numbers."""
+    with torch.device("meta"):
+        return FractalModel(config)
+
+
+def _advice(published: Published, params: Params) -> str:
+    fitting = [
+        name
+        for name in params.models
+        if not differences(_empty_model(params.size(name).model).state_dict(), published.weights)
+    ]
+    if fitting:
+        return f"it fits {' and '.join(fitting)}, give --size {fitting[0]}"
+    return f"none of the sizes of params.yaml fits it ({', '.join(params.models)})"
+
+
+def _progress(published: Published, size: Size) -> Progress:
+    """Position from the epoch where the training data is known: ImageNet's sizes."""
+    known = published.epoch is not None and size.model.num_classes == IMAGENET_CLASSES
+    position = (published.epoch + 1) * IMAGENET_TRAINING_IMAGES if known else 0
+    steps = position // size.training.batch_size
+    return Progress(size=size.name, fingerprint=IMPORTED, position=position, steps=steps)
+
+
+def _shown(start: bytes) -> str:
+    return repr(start[:24].decode("ascii", errors="replace"))

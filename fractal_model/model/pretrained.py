@@ -1,0 +1,130 @@
+"""A model as a folder of safetensors and JSON, the shape that the Hugging Face hub expects.
+
+    model.safetensors   weights
+    config.json         the model's configuration
+    README.md           the model card
+
+Decided here: saving, the model card and `push_to_hub` are the hub library's; loading is ours and
+strict. The library's own loader warns of a missing configuration, skips unknown keys and reads a
+pickle where there are no safetensors; here each of these is an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import httpx
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fractal_model.config import ModelConfig
+from fractal_model.errors import FractalError, one_line
+from fractal_model.model.weights import differences
+from fractal_model.params import describe
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_CARD = """---
+{{ card_data }}
+---
+
+# A fractal generative model
+
+Autoregressive models inside autoregressive models, down to the pixel
+([paper]({{ paper_url }})). `config.json` holds the levels' sizes and the names of the classes.
+
+```python
+from fractal_model.model.fractal import FractalModel
+
+model = FractalModel.from_pretrained("FOLDER or USER/NAME")
+```
+"""
+
+
+class PretrainedMixin(
+    ModelHubMixin,
+    library_name="fractal-model",
+    pipeline_tag="unconditional-image-generation",
+    paper_url="https://arxiv.org/abs/2502.17437",
+    model_card_template=_CARD,
+):
+    """`save_pretrained(folder)`, `from_pretrained(folder)` and `push_to_hub(name)` for a module
+    that is built from its `config`."""
+
+    config: ModelConfig
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` writes beside the model card."""
+        save_file(self.state_dict(), save_directory / WEIGHTS, metadata={"format": "pt"})
+        (save_directory / CONFIG).write_text(self.config.model_dump_json(indent=1))
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> Self:
+        """The model in a folder, without any network; where there is no such folder, of the
+        hub's repository USER/NAME. On the CPU, in evaluation mode.
+
+        FractalError: a file is missing or damaged, a key of the configuration is unknown, or the
+        weights are not exactly those of the configuration.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _download(str(source), revision, token)
+        missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+        if missing:
+            raise FractalError(
+                f"{folder} holds no exported model, it lacks {' and '.join(missing)}: write one "
+                f"with `fractal export`, or copy the whole folder again"
+            )
+        model = cls(_read_config(folder / CONFIG))
+        model.load_state_dict(_read_weights(folder / WEIGHTS, model.state_dict()))
+        return model.eval()
+
+
+def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
+    """Whether a folder has a file of an exported model and none of the `foreign` ones, with which
+    it would be something else."""
+    ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
+    return ours and not any((folder / name).exists() for name in foreign)
+
+
+def _read_config(file: Path) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(from_json(file.read_bytes()))
+    except ValidationError as error:  # before its base class, what from_json raises
+        reason = describe(error, ModelConfig)
+    except ValueError as error:
+        reason = f"damaged or truncated, {one_line(error)}"
+    raise FractalError(f"{file} is not the configuration of a fractal model: {reason}")
+
+
+def _read_weights(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise FractalError(
+            f"{file} ({file.stat().st_size} bytes) is damaged or truncated: {one_line(error)}; "
+            f"copy or export it again"
+        ) from error
+    wrong = differences(expected, weights)
+    if wrong:
+        raise FractalError(f"{file} does not fit {CONFIG} beside it: {wrong}")
+    return weights
+
+
+def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
+    """Only the two files are fetched, so no pickle can come along."""
+    try:
+        files = [CONFIG, WEIGHTS]
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
+    except (HFValidationError, httpx.HTTPError, OSError) as error:
+        raise FractalError(
+            f"there is no folder {name}, and the hub has no model of that name for us "
+            f"({one_line(error)}): check the path"
+        ) from error

@@ -1,0 +1,135 @@
+"""A model as a folder of safetensors and JSON: exact, strict, without network or pickle."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fractal_model.errors import FractalError
+from fractal_model.model.fractal import FractalModel
+from fractal_model.model_source import load_model
+from fractal_model.training.checkpoint import Progress, save_checkpoint
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError(f"a connection to {arguments[1:]} was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    folder = tmp_path / "exported"
+    tiny_model("guided").save_pretrained(folder)
+    return folder
+
+
+def test_round_trip_is_bit_equal(kind, tmp_path):
+    model = tiny_model(kind)
+    model.save_pretrained(tmp_path / "m")
+    found = FractalModel.from_pretrained(tmp_path / "m")
+    weights = model.state_dict()
+    assert found.config == model.config
+    assert found.state_dict().keys() == weights.keys()
+    assert all(tensor.equal(weights[name]) for name, tensor in found.state_dict().items())
+    assert not found.training
+
+
+def test_the_folder_is_what_the_hub_expects(exported):
+    with safe_open(exported / "model.safetensors", "pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
+    assert json.loads((exported / "config.json").read_text())["num_classes"] == 4
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "library_name: fractal-model" in card
+
+
+def _change(file, **changes):
+    content = json.loads(file.read_text())
+    content.update(changes)
+    file.write_text(json.dumps(content))
+
+
+def _other_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def _only_a_pickle(folder):
+    """It would fit, and must not be read."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def _truncate(file, part):
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * part)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "config.json").unlink(), "lacks config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "lacks model.safetensors"),
+        (_only_a_pickle, "lacks model.safetensors"),
+        (lambda f: _truncate(f / "config.json", 0.5), "config.json is not .* truncated"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json is not"),
+        (lambda f: (f / "config.json").write_text("[1]"), "config.json is not"),
+        (lambda f: _change(f / "config.json", colour=1), "unknown key 'colour'"),
+        (lambda f: _change(f / "config.json", num_clases=4), "did you mean 'num_classes'"),
+        (lambda f: _change(f / "config.json", num_classes=0), "num_classes: .* found 0"),
+        (lambda f: _change(f / "config.json", num_classes=5), "class_embedding.weight"),
+        (lambda f: _truncate(f / "model.safetensors", 0.5), "damaged or truncated"),
+        (lambda f: _truncate(f / "model.safetensors", 0), "damaged or truncated"),
+        (lambda f: _other_weights(f, lambda w: w.pop("null_embedding")), "1 missing"),
+        (lambda f: _other_weights(f, lambda w: w.update(x=torch.ones(1))), r"1 extra \(x\)"),
+    ],
+)
+def test_what_is_wrong_is_told_on_one_line(exported, tmp_path, spoil, said):
+    spoil(exported)
+    for load in (FractalModel.from_pretrained, lambda f: load_model(str(f), tmp_path)):
+        with pytest.raises(FractalError, match=said) as caught:
+            load(exported)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at/all", "no such folder"])
+def test_a_missing_folder(name):
+    with pytest.raises(FractalError, match=f"no folder {name}") as caught:
+        FractalModel.from_pretrained(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FractalError, match="no folder someone/model") as caught:
+        FractalModel.from_pretrained("someone/model")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left", ["progress.json", "checksums.json", "optimizer.pt"])
+def test_an_interrupted_checkpoint_does_not_pass_for_an_exported_model(tmp_path, left):
+    folder = tmp_path / "c"
+    progress = Progress(size="t", fingerprint="", position=0, steps=0)
+    save_checkpoint(folder, model=tiny_model("mar"), optimizer={}, progress=progress)
+    for name in {"progress.json", "checksums.json", "optimizer.pt", "COMPLETE"} - {left}:
+        (folder / name).unlink()
+    with pytest.raises(FractalError, match="COMPLETE"):
+        load_model(str(folder), tmp_path)
+
+
+def test_a_model_still_travels_between_processes():
+    model = tiny_model("mar")
+    copy = pickle.loads(pickle.dumps(model))
+    assert copy.config == model.config
