@@ -74,7 +74,9 @@ def _evaluated(
 def _evaluate(
     params: Params, size: Size, version: registry.RegisteredCheckpoint, protocol: str
 ) -> str:
-    model = load_checkpoint(version.checkpoint).build_model()
+    model = load_checkpoint(version.checkpoint).build_model(
+        averaged=size.evaluation.weights == "ema"
+    )
     train = open_prepared(params.dataset_folder(size.training.dataset), "train")
     settings = {
         "sampling": size.sampling.model_dump(),

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", help="A checkpoint folder, or models:/fractal-digits@champion."),
+    typer.Option(
+        "--model",
+        help="A checkpoint or exported folder, or models:/fractal-digits@champion; with #ema at "
+        "the end: the moving average of its weights.",
+    ),
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
 WorkersOption = Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,8 @@ from fractal_model.config import PositiveInt, StrictModel
 class EvaluationConfig(StrictModel):
     """Protocol of one size."""
 
+    weights: Literal["model", "ema"]
+    """The weights themselves, or the moving average that training kept of them."""
     likelihood_passes: PositiveInt
     """Forward passes an image; an AR model's likelihood is exact and takes one."""
     samples_per_class: PositiveInt

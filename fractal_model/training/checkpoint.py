@@ -1,6 +1,7 @@
 """The checkpoint: a folder that is complete or does not exist, and that no pickle can enter.
 
     model.safetensors   weights
+    ema.safetensors     their moving average, where training keeps one
     config.json         the model's configuration
     optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent
                         where a model was imported
@@ -35,8 +36,9 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.pretrained import CONFIG, WEIGHTS
 
 OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
+EMA_WEIGHTS = "ema.safetensors"
 CHECKSUMS, MARKER = "checksums.json", "COMPLETE"
-CHECKPOINT_ONLY = (OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
+CHECKPOINT_ONLY = (EMA_WEIGHTS, OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
 """Files that an exported model does not have."""
 
 
@@ -60,10 +62,18 @@ class Checkpoint:
     progress: Progress
     optimizer: dict[str, Any] | None
     """None in an imported checkpoint: training cannot go on from it."""
+    ema: dict[str, Tensor] | None = None
+    """The weights' moving average; None where training kept none."""
 
-    def build_model(self, device: torch.device | str = "cpu") -> FractalModel:
-        model = FractalModel(self.config).to(device)
-        model.load_state_dict(self.weights)
+    def build_model(self, *, averaged: bool = False) -> FractalModel:
+        """With its weights, or with their moving average. FractalError: there is none."""
+        if averaged and self.ema is None:
+            raise FractalError(
+                "the checkpoint has no moving average of its weights: take the weights "
+                "themselves, or train with ema_decay above 0"
+            )
+        model = FractalModel(self.config)
+        model.load_state_dict(self.ema if averaged else self.weights)
         return model.eval()
 
 
@@ -73,11 +83,14 @@ def save_checkpoint(
     model: FractalModel,
     optimizer: dict[str, Any] | None,
     progress: Progress,
+    ema: FractalModel | None = None,
 ) -> None:
     """Write beside `folder`, then rename; `optimizer` is None where training cannot go on.
     FractalError when the disk is full; nothing that was complete before is touched."""
     with written_whole(folder, "the checkpoint") as partial:
         save_file(model.state_dict(), partial / WEIGHTS)
+        if ema is not None:
+            save_file(ema.state_dict(), partial / EMA_WEIGHTS)
         _write_text(partial / CONFIG, model.config.model_dump_json(indent=1))
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
         if optimizer is not None:
@@ -96,6 +109,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             weights=load_file(folder / WEIGHTS),
             progress=Progress.model_validate_json((folder / PROGRESS).read_text()),
             optimizer=_load_optimizer(folder / OPTIMIZER),
+            ema=load_file(folder / EMA_WEIGHTS) if (folder / EMA_WEIGHTS).is_file() else None,
         )
     except pickle.UnpicklingError as error:
         raise FractalError(

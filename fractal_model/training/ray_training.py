@@ -238,7 +238,7 @@ def _resume(trainer: Trainer, job: TrainingJob) -> None:
             f"the checkpoint {found.path} belongs to another run "
             f"({checkpoint.progress.fingerprint[:16]}, this one is {job.name}): remove the folder"
         )
-    trainer.restore(checkpoint.weights, checkpoint.optimizer, checkpoint.progress.position)
+    trainer.restore(checkpoint)
 
 
 def _report_checkpoint(trainer: Trainer, job: TrainingJob, report: Report, rank: int) -> None:
@@ -259,6 +259,7 @@ def _report_checkpoint(trainer: Trainer, job: TrainingJob, report: Report, rank:
             model=trainer.model,
             optimizer=trainer.optimizer.state_dict(),
             progress=progress,
+            ema=trainer.ema,
         )
         ray.train.report(report, checkpoint=Checkpoint.from_directory(folder))
 

@@ -36,6 +36,9 @@ class TrainingConfig(StrictModel):
     """Not applied to biases and other one-dimensional parameters."""
     betas: tuple[Share, Share]
     clip_norm: Positive
+    ema_decay: Share
+    """Of the exponential moving average of the weights that is kept beside them; 0: none, as
+    published."""
     label_drop: Share
     """Probability that an image trains the null embedding instead of its class."""
     flip: bool

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
@@ -23,6 +23,7 @@ from fractal_model.errors import FractalError
 from fractal_model.model.blocks import checkpoint_activations
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
+from fractal_model.training.checkpoint import Checkpoint
 from fractal_model.training.schedule import learning_rate, training_guides, training_masks
 from fractal_model.training.settings import TrainingConfig
 
@@ -60,8 +61,14 @@ class Trainer:
         if recipe.activation_checkpointing:
             checkpoint_activations(self.model)
         self.optimizer = _adamw(self.model, recipe)
+        self._average = _moving_average(self.model, recipe.ema_decay)
         loss: nn.Module = _TrainingLoss(self.model, recipe)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
+
+    @property
+    def ema(self) -> FractalModel | None:
+        """The model with the moving average of its weights, where the recipe keeps one."""
+        return None if self._average is None else self._average.module
 
     @property
     def end_position(self) -> int:
@@ -75,18 +82,24 @@ class Trainer:
     def total_steps(self) -> int:
         return math.ceil(self.end_position / self.recipe.batch_size)
 
-    def restore(
-        self, weights: dict[str, Tensor], optimizer: dict[str, Any] | None, position: int
-    ) -> None:
-        """Go on from a checkpoint. FractalError: it has no optimiser state."""
-        if optimizer is None:
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. FractalError: it has not all that this training needs."""
+        if checkpoint.optimizer is None:
             raise FractalError(
                 "training cannot go on from a checkpoint without optimiser state (it was "
                 "imported): resume one that training wrote, or start from the beginning"
             )
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
-        self.position = position
+        self.position = checkpoint.progress.position
+        self.model.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self._average is not None:
+            if checkpoint.ema is None:
+                raise FractalError(
+                    "ema_decay is above 0 and the checkpoint has no moving average of its "
+                    "weights: start from the beginning, or set ema_decay to 0"
+                )
+            self._average.module.load_state_dict(checkpoint.ema)
+            self._average.n_averaged.fill_(self.steps)
 
     def step(self, batch: Batch) -> StepReport:
         """One optimiser step on this rank's part of a global batch. FractalError: not finite."""
@@ -108,6 +121,8 @@ class Trainer:
                 f"{batch.indices.tolist()}): lower base_learning_rate or clip_norm"
             )
         self.optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
         self.position += self.recipe.batch_size
         return StepReport(loss.detach(), norm.detach(), rate)
 
@@ -151,6 +166,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def _drop_labels(labels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     dropped = torch.rand(labels.shape, generator=generator) < probability
     return torch.where(dropped, NO_CLASS, labels)
+
+
+def _moving_average(model: FractalModel, decay: float) -> AveragedModel | None:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 from typer.testing import CliRunner
@@ -60,8 +61,10 @@ def test_the_recipe_fits_with_activation_checkpointing_alone():
 
 def test_digits_has_its_own_number_of_images_and_float32_peak():
     found = plan_for("digits", gpus=2)
-    assert (found.images, found.steps, found.images_per_gpu) == (1500, 750, 32)
-    executed = 32 * 1500 * found.training_flops(activation_checkpointing=False)
+    epochs = PARAMS.training["digits"].epochs
+    assert (found.images, found.images_per_gpu) == (1500, 32)
+    assert found.steps == math.ceil(epochs * 1500 / 64)
+    executed = epochs * 1500 * found.training_flops(activation_checkpointing=False)
     reached = 2 * GPUS["h100"].float32_tflops * 1e12 * found.utilisation
     assert found.training_days * 86_400 == pytest.approx(executed / reached)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fractal_model.errors import FractalError
+from fractal_model.model_source import load_model
 from fractal_model.training import checkpoint as module
 from fractal_model.training.checkpoint import (
     Progress,
@@ -153,3 +154,18 @@ def test_pickled_code_is_refused_and_does_not_run(saved, tmp_path):
     with pytest.raises(FractalError, match="optimizer"):
         load_checkpoint(folder)
     assert not trap.exists()
+
+
+def test_either_the_weights_or_their_average_makes_the_model(tmp_path):
+    model, average = tiny_model("mar"), tiny_model("mar", sharpen=2.0)
+    save_checkpoint(tmp_path / "c", model=model, optimizer={}, progress=PROGRESS, ema=average)
+    for source, expected in ((tmp_path / "c", model), (f"{tmp_path / 'c'}#ema", average)):
+        found = load_model(str(source), tmp_path)
+        assert all(
+            a.equal(b) for a, b in zip(found.parameters(), expected.parameters(), strict=True)
+        )
+
+
+def test_an_average_that_is_not_there(saved, tmp_path):
+    with pytest.raises(FractalError, match="no moving average.*ema_decay"):
+        load_model(f"{saved[0]}#ema", tmp_path)

@@ -8,7 +8,7 @@ import torch
 from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
-from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fractal_model.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fractal_model.training.trainer import Trainer, step_seed
 from tests.conftest import random_images, tiny_config
 from tests.test_params import SHIPPED
@@ -55,8 +55,9 @@ def test_activation_checkpointing_changes_no_gradient(kind):
     assert all(a.equal(b) for a, b in zip(weights(plain), weights(checkpointed), strict=True))
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
-    straight = trainer()
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, ema_decay):
+    straight = trainer(ema_decay=ema_decay)
     for _ in range(3):
         straight.step(BATCH)
     save_checkpoint(
@@ -64,23 +65,43 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path):
         model=straight.model,
         optimizer=straight.optimizer.state_dict(),
         progress=Progress(size="t", fingerprint="", position=straight.position, steps=3),
+        ema=straight.ema,
     )
     for _ in range(3):
         straight.step(BATCH)
     torch.manual_seed(99)  # the global random state of another process
-    resumed, saved = trainer(), load_checkpoint(tmp_path / "c")
-    resumed.restore(saved.weights, saved.optimizer, saved.progress.position)
+    resumed, saved = trainer(ema_decay=ema_decay), load_checkpoint(tmp_path / "c")
+    resumed.restore(saved)
     for _ in range(3):
         resumed.step(BATCH)
     assert resumed.position == straight.position == 48
     assert all(a.equal(b) for a, b in zip(weights(resumed), weights(straight), strict=True))
+    if ema_decay:
+        averages = (resumed.ema.parameters(), straight.ema.parameters())
+        assert all(a.equal(b) for a, b in zip(*averages, strict=True))
+
+
+def test_moving_average_of_the_weights():
+    found = trainer(ema_decay=0.9)
+    expected = None
+    for _ in range(4):
+        found.step(BATCH)
+        now = weights(found)
+        pairs = zip(expected or now, now, strict=True)
+        expected = [0.9 * average + 0.1 * weight for average, weight in pairs]
+    for ours, theirs in zip(found.ema.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert trainer().ema is None
 
 
 def test_training_does_not_go_on_without_optimiser_state(tmp_path):
     found = trainer()
     before = weights(found)
+    other = trainer(seed=1).model
+    progress = Progress(size="t", fingerprint="", position=48, steps=6)
+    imported = Checkpoint(other.config, other.state_dict(), progress, optimizer=None)
     with pytest.raises(FractalError, match="without optimiser state"):
-        found.restore(trainer(seed=1).model.state_dict(), None, 48)
+        found.restore(imported)
     assert found.position == 0
     assert all(a.equal(b) for a, b in zip(weights(found), before, strict=True))
 
