@@ -98,3 +98,9 @@ def test_not_settings_at_all(tmp_path, content):
 def test_unknown_size():
     with pytest.raises(FractalError, match="digits"):
         load_params(SHIPPED).size("mar-xl")
+
+
+def test_the_example_of_a_data_set_of_ones_own():
+    params = load_params(SHIPPED.parent / "examples/photos64/params.yaml")
+    assert params.size("photos-64").model.image_size == 64
+    assert params.dataset_folder("photos64") == SHIPPED.parent / "data/photos64"

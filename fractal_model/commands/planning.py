@@ -123,6 +123,7 @@ def _memory(found: Plan) -> Table:
         "gradients": "gradients",
         "buckets": "gradients being exchanged",
         "optimizer": "AdamW's moments, float32",
+        "average": "moving average of the weights",
         "weight_copies": "weights in bfloat16",
         "logits": "logits, temporary",
     }

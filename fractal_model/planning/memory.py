@@ -70,6 +70,8 @@ class TrainingMemory(StrictModel):
     buckets: float
     """The copy of the gradients that DistributedDataParallel exchanges; 0 on one GPU."""
     optimizer: float
+    average: float
+    """The moving average of the weights; 0 where the recipe keeps none."""
     weight_copies: float
     """Weight matrices in bfloat16, which autocast makes for the length of the forward pass."""
     activations: Activations
@@ -78,7 +80,7 @@ class TrainingMemory(StrictModel):
 
     @property
     def total(self) -> float:
-        fixed = self.parameters + self.gradients + self.buckets + self.optimizer
+        fixed = self.parameters + self.gradients + self.buckets + self.optimizer + self.average
         return fixed + self.weight_copies + self.activations.peak + self.logits
 
 
@@ -90,6 +92,7 @@ def training_memory(
     images: int,
     gpus: int,
     precision: str,
+    averaged: bool,
     activation_checkpointing: bool,
 ) -> TrainingMemory:
     """For `images` on each GPU; `weights` of the `parameters` are in matrices of linear layers."""
@@ -99,6 +102,7 @@ def training_memory(
         gradients=FLOAT32 * parameters,
         buckets=FLOAT32 * parameters if gpus > 1 else 0,
         optimizer=ADAMW_BYTES * parameters,
+        average=FLOAT32 * parameters if averaged else 0,
         weight_copies=_width(precision) * weights if precision == "bfloat16" else 0,
         activations=activations(
             model,

@@ -133,6 +133,7 @@ def plan(
             images=batch // gpus,
             gpus=gpus,
             precision=recipe.precision,
+            averaged=recipe.ema_decay > 0,
             activation_checkpointing=on,
         )
         for on in (False, True)
@@ -242,7 +243,8 @@ def _parameters(config: ModelConfig) -> tuple[list[int], int, int]:
 
 
 def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:
-    checkpoint = (FLOAT32 + ADAMW_BYTES) * parameters
+    averages = FLOAT32 if size.training.ema_decay else 0
+    checkpoint = (FLOAT32 + averages + ADAMW_BYTES) * parameters
     return Disk(
         data_at_most=sum(splits.values()) * 3 * size.model.image_size**2,
         raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset != "digits" else 0,
