@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.config import ModelConfig, StrictModel
 from fractal_model.data.manifest import Manifest
@@ -16,6 +15,7 @@ from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.training.settings import TrainingConfig
+from fractal_model.validation import describe
 
 DEFAULT_FILE = Path("params.yaml")
 
@@ -161,48 +161,11 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     except ValidationError as error:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     base = file.resolve().parent
-    paths = PathsConfig(data=base / params.paths.data, outputs=base / params.paths.outputs)
+    paths = PathsConfig(
+        data=(base / params.paths.data).resolve(), outputs=(base / params.paths.outputs).resolve()
+    )
     weights = params.metrics.inception_weights
     if weights not in ("auto", "download"):
         weights = str(base / weights)
     metrics = params.metrics.model_copy(update={"inception_weights": weights})
     return params.model_copy(update={"paths": paths, "metrics": metrics})
-
-
-def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """All problems of a pydantic error on one line, with the nearest known key for a typo."""
-    problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            problems.append(f"unknown key {key!r}{_suggestion(model, item['loc'])}")
-        elif item["type"] == "missing":
-            problems.append(f"key {key!r} is missing")
-        else:
-            text = item["msg"].removeprefix("Value error, ")
-            found = item["input"]
-            shown = f", found {found!r}" if isinstance(found, str | int | float) else ""
-            problems.append(f"{key}: {text}{shown}" if key else text)
-    return "; ".join(problems)
-
-
-def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """`: did you mean …` for the last part of a key, among its siblings."""
-    known = _fields_at(model, location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if near:
-        return f", did you mean {near[0]!r}?"
-    return f", known are {', '.join(known)}" if known else ""
-
-
-def _fields_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
-    for part in location:
-        arguments = getattr(annotation, "__args__", ())
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            field = annotation.model_fields.get(str(part))
-            annotation = field.annotation if field else None
-        elif len(arguments) == 2:  # dict[str, …]
-            annotation = arguments[1]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return list(annotation.model_fields)
-    return []

@@ -62,8 +62,8 @@ def sampling_settings(
     their place. FractalError: the model is of no known size, or a value is not allowed."""
     from pydantic import ValidationError
 
-    from fractal_model.params import describe
     from fractal_model.sampling.settings import SamplingConfig
+    from fractal_model.validation import describe
 
     base = params.size(size) if size is not None else params.size_of(model)
     given = {

@@ -26,7 +26,7 @@ from torch import Tensor
 from fractal_model.config import ModelConfig
 from fractal_model.errors import FractalError, one_line
 from fractal_model.model.weights import differences
-from fractal_model.params import describe
+from fractal_model.validation import describe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CARD = """---

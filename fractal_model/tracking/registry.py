@@ -26,11 +26,13 @@ FINGERPRINT_TAG = "fractal.fingerprint"
 EVALUATION_TAG = "fractal.evaluation"
 """Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
 _NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-_SERVED_PACKAGES = (
+SERVED_PACKAGES = (
     "torch",
     "torchvision",
     "timm",
     "safetensors",
+    "huggingface_hub",
+    "httpx",
     "pydantic",
     "numpy",
     "pandas",
@@ -80,7 +82,7 @@ def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dic
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={"checkpoint": str(checkpoint), "sampling": str(settings)},
             code_paths=[str(Path(fractal_model.__file__).parent)],
-            pip_requirements=[f"{name}=={installed(name)}" for name in _SERVED_PACKAGES],
+            pip_requirements=[f"{name}=={installed(name)}" for name in SERVED_PACKAGES],
             signature=_SIGNATURE,
             registered_model_name=model_name(size),
         )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,7 +16,7 @@ import torch
 from fractal_model.images import png_bytes
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
-from fractal_model.tracking import served_model
+from fractal_model.tracking import registry, served_model
 from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
 
@@ -63,3 +68,31 @@ def test_rows_of_equal_settings_go_together_and_keep_their_order(served, batches
     images = served.predict(None, rows)
     assert sorted(batches) == [1, 2]
     assert images[0] == images[2] != images[1]
+
+
+def test_its_requirements_name_every_package_that_its_code_imports():
+    code = (
+        "import sys, fractal_model.tracking.served_model; "
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fractal_model')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set()
+    for file in done.stdout.split(".py"):
+        if file.strip():
+            imported |= _imported_at_the_top(Path(f"{file.strip()}.py"))
+    providers = packages_distributions()
+    needed = {providers[name][0].lower() for name in imported if name in providers}
+    assert {"torch", "pillow"} <= needed
+    # MLflow names itself, our own code travels with the model, pydantic brings its core.
+    needed -= {"mlflow", "mlflow-tracing", "fractal-model", "pydantic_core", "pydantic-core"}
+    assert needed <= {n.lower() for n in registry.SERVED_PACKAGES}
+
+
+def _imported_at_the_top(file: Path) -> set[str]:
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+    return names

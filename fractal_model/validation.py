@@ -1,0 +1,46 @@
+"""What is wrong with a person's settings, on one line."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic import BaseModel, ValidationError
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """All problems of a pydantic error on one line, with the nearest known key for a typo."""
+    problems = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key!r}{_suggestion(model, item['loc'])}")
+        elif item["type"] == "missing":
+            problems.append(f"key {key!r} is missing")
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            found = item["input"]
+            shown = f", found {found!r}" if isinstance(found, str | int | float) else ""
+            problems.append(f"{key}: {text}{shown}" if key else text)
+    return "; ".join(problems)
+
+
+def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """`: did you mean …` for the last part of a key, among its siblings."""
+    known = _fields_at(model, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if near:
+        return f", did you mean {near[0]!r}?"
+    return f", known are {', '.join(known)}" if known else ""
+
+
+def _fields_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        arguments = getattr(annotation, "__args__", ())
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            field = annotation.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+        elif len(arguments) == 2:  # dict[str, …]
+            annotation = arguments[1]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.model_fields)
+    return []
