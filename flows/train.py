@@ -85,8 +85,10 @@ def register(size: Size, checkpoint: Path, tags: dict[str, str]) -> str:
 
 
 def check(params: Params, size: str) -> None:
-    """Before anything starts. FractalError: the data set is missing, damaged or another's."""
+    """Before anything starts. FractalError: the data set is missing, damaged or another's, or the
+    MLflow server does not answer."""
     with_data(params, size)
+    store.connect(params.paths.outputs)
 
 
 def with_data(params: Params, name: str) -> tuple[Size, Manifest]:

@@ -51,6 +51,15 @@ def test_unknown_size(error_line, project):
     assert "digits" in line
 
 
+def test_a_server_that_does_not_answer(error_line, project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for main in (train.main, evaluate.main):
+        line = error_line(project, main)
+        assert "http://127.0.0.1:9 does not answer" in line
+        assert "MLFLOW_TRACKING_URI" in line
+
+
 def test_nothing_registered(error_line, project, tmp_path):
     other = make_project(tmp_path / "fresh", small_params())
     (other.folder / "data").symlink_to(project.folder / "data")
