@@ -88,7 +88,11 @@ def _defect(device):
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (_always_dies, "^a worker died 3 times, out of memory perhaps: give fewer --workers"),
+        pytest.param(
+            _always_dies,
+            "^a worker died 3 times, out of memory perhaps: give fewer --workers",
+            marks=pytest.mark.slow,
+        ),
         (_mistake, "^the folder x is missing$"),
         (_defect, "^a worker failed: ZeroDivisionError: "),
     ],
