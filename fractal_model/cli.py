@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.commands import checkpoints, sampling
+from fractal_model.commands import checkpoints, data, sampling
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
 from fractal_model.commands.planning import plan
 from fractal_model.commands.sample import sample
-from fractal_model.console import console, errors_on_one_line, progress_bar, say
+from fractal_model.console import console, errors_on_one_line, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
 
@@ -26,9 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DatasetArgument = Annotated[str, typer.Argument(help="Name of the data set.")]
-DIGITS = "digits"
-
+app.add_typer(data.app, name="data")
 app.command("likelihood")(likelihood)
 app.command("sample")(sample)
 app.command("edit")(sampling.edit)
@@ -61,43 +59,6 @@ def parity(
             f"{missed[0]}: this model does not compute what the published one does"
         )
     say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")
-
-
-@app.command()
-def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Build a prepared data set; `dvc repro` calls this."""
-    from fractal_model.data.prepare import prepare_digits
-
-    settings = load_params(params)
-    if dataset != DIGITS:
-        raise FractalError(f"there is no stage for the data set {dataset!r}: choose {DIGITS}")
-    manifest = prepare_digits(
-        settings.dataset_folder(dataset),
-        validation_images=settings.datasets.digits.validation_images,
-        seed=settings.datasets.digits.seed,
-    )
-    counts = ", ".join(f"{record.images} {name}" for name, record in manifest.splits.items())
-    say(f"{dataset}: {counts} images of {manifest.resolution} px, {manifest.checksum[:16]}")
-
-
-@app.command()
-def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Extract the Inception features that samples are compared with; `dvc repro` calls this."""
-    from fractal_model.data.prepared import open_prepared
-    from fractal_model.metrics.inception import load_inception
-    from fractal_model.metrics.reference import build_reference
-
-    settings = load_params(params)
-    images = settings.metrics.reference_images
-    split = open_prepared(settings.dataset_folder(dataset), "train")
-    with progress_bar(f"{dataset}: Inception features of real images", images) as update:
-        build_reference(
-            split,
-            load_inception(settings.metrics.inception_weights),
-            settings.reference_file(dataset),
-            images=images,
-            progress=update,
-        )
 
 
 @app.command()

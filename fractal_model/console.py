@@ -7,14 +7,23 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NoReturn
 
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from fractal_model.errors import FractalError, one_line
 
@@ -22,22 +31,41 @@ console = Console()
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Yields `update(done, note="")`; shows counts, time left and the note."""
+def progress_bar(
+    description: str, total: int | None, *, speed: str = ""
+) -> Iterator[Callable[..., None]]:
+    """Yields `update(done, note="")`; shows counts, time left, the note, and with `speed` (what it
+    counts) how fast it goes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
+        *([_Speed(speed)] if speed else []),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def update(done: int, note: str = "") -> None:
-            progress.update(task, completed=min(done, total), note=note)
+            progress.update(task, completed=min(done, total or done), note=note)
 
         yield update
+
+
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self._unit}" if speed else "")
+
+
+def counting(description: str) -> AbstractContextManager[Callable[..., None]]:
+    """A progress bar without an end in sight."""
+    return progress_bar(description, None)
 
 
 def print_results(title: str, results: pd.DataFrame) -> None:

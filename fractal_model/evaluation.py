@@ -203,6 +203,7 @@ def sample_metrics(
     found = image_metrics(
         features,
         reference.features,
+        real_statistics=reference.statistics,
         kid_subsets=settings.kid_subsets,
         kid_subset_size=settings.kid_subset_size,
         seed=settings.seed,

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.config import ModelConfig, StrictModel
 from fractal_model.data.manifest import Manifest
+from fractal_model.data.settings import PreparationConfig
 from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
@@ -29,6 +30,8 @@ class PathsConfig(StrictModel):
 
     data: Path
     outputs: Path
+    remote: Annotated[dict[str, str], Field(default_factory=dict)]
+    """Data sets read straight from an object store, such as s3://bucket/imagenet64, by name."""
 
 
 class DigitsConfig(StrictModel):
@@ -41,8 +44,11 @@ class DigitsConfig(StrictModel):
 class MetricsConfig(StrictModel):
     """Networks that metrics are computed with."""
 
-    reference_images: Annotated[int, Field(ge=4)]
-    """Training images whose Inception features samples are compared with."""
+    statistics_images: dict[str, Annotated[int, Field(ge=4)]]
+    """Training images whose Inception features give the reference's mean and covariance, by data
+    set; all of them for one that is not named."""
+    feature_sample: Annotated[int, Field(ge=4)]
+    """Of these, how many features are kept for KID, precision and recall."""
     inception_weights: str
     """`auto` (what is installed), `download`, or the path of torch-fidelity's weights, relative to
     the settings file; only those have the classifier that the Inception Score needs."""
@@ -86,6 +92,7 @@ class Params(StrictModel):
 
     paths: PathsConfig
     datasets: DatasetsConfig
+    preparation: PreparationConfig
     metrics: MetricsConfig
     models: dict[SizeName, Architecture]
     training: dict[str, TrainingConfig]
@@ -130,8 +137,9 @@ class Params(StrictModel):
             )
         return self.size(sizes[0])
 
-    def dataset_folder(self, name: str) -> Path:
-        return self.paths.data / name
+    def dataset_folder(self, name: str) -> Path | str:
+        """Where the prepared data set is: a folder, or an address in an object store."""
+        return self.paths.remote.get(name, self.paths.data / name)
 
     def reference_file(self, dataset: str) -> Path:
         """The Inception features of the data set's training images."""
@@ -161,8 +169,11 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     except ValidationError as error:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     base = file.resolve().parent
-    paths = PathsConfig(
-        data=(base / params.paths.data).resolve(), outputs=(base / params.paths.outputs).resolve()
+    paths = params.paths.model_copy(
+        update={
+            "data": (base / params.paths.data).resolve(),
+            "outputs": (base / params.paths.outputs).resolve(),
+        }
     )
     weights = params.metrics.inception_weights
     if weights not in ("auto", "download"):

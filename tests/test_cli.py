@@ -69,7 +69,7 @@ def test_port_in_use(tmp_path, monkeypatch, capsys):
 
 def test_unknown_data_set(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("sys.argv", ["fractal", "prepare", "imagenet65"])
+    monkeypatch.setattr("sys.argv", ["fractal", "data", "prepare", "imagenet65"])
     with pytest.raises(SystemExit):
         main()
     assert "imagenet65" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
 
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("fractal_model.data.prepare.prepare_digits", full)
-    monkeypatch.setattr("sys.argv", ["fractal", "prepare", "digits"])
+    monkeypatch.setattr("sys.argv", ["fractal", "data", "prepare", "digits"])
     with pytest.raises(SystemExit) as stopped:
         main()
     error = capsys.readouterr().err

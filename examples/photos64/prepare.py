@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from fractal_model.console import say
-from fractal_model.data.prepared import write_prepared
+from fractal_model.data.writing import write_prepared
 from fractal_model.params import load_params
 
 SIDE, SEED = 64, 0

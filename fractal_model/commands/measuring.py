@@ -45,6 +45,7 @@ def likelihood(
     Exact for autoregressive models; for masked ones an upper bound, estimated with random masks.
     """
     from fractal_model.data.prepared import open_prepared
+    from fractal_model.data.store import is_remote
     from fractal_model.evaluation import measure_likelihood
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
@@ -52,7 +53,8 @@ def likelihood(
     if out is not None:
         _require_csv(out)
     settings = load_params(params)
-    found = Path(data) if Path(data).is_dir() else settings.dataset_folder(data)
+    given = is_remote(data) or Path(data).is_dir()
+    found = data if given else settings.dataset_folder(data)
     images = open_prepared(found, split)
     network = load_model(model, settings.paths.outputs)
     with progress_bar("likelihood, images", len(images)) as update:

@@ -1,14 +1,15 @@
 """The manifest of a prepared data set: what it holds, where it came from and what it must hash to.
 
-Decided here: the format version, and the checksum. The checksum covers decoded pixels and labels
-in order, so that it stays the same when another version of Arrow or of the PNG encoder writes
-other bytes for the same images.
+Decided here: the format version, and the checksum. It is over the digests of the images, each of
+decoded pixels and label, in order: so it stays the same however the images are cut into shards,
+and when another version of Arrow or of the image encoder writes other bytes for them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -16,9 +17,10 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.config import PositiveInt, StrictModel
+from fractal_model.data.store import LocalStore, Store, store_at
 from fractal_model.errors import FractalError, one_line
 
-FormatVersion = Literal[1]
+FormatVersion = Literal[2]
 FORMAT_VERSION: FormatVersion = get_args(FormatVersion)[0]
 MANIFEST_NAME = "manifest.json"
 
@@ -26,17 +28,34 @@ Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class ShardRecord(StrictModel):
+    """One Arrow file."""
+
+    file: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+\.arrow$")]
+    """Beside the manifest: `<split>/<name>.arrow`."""
+    images: Count
+    """None where every image of the shard was left out."""
+    bytes: PositiveInt
+
+
 class SplitRecord(StrictModel):
-    """One split: how many images, and their checksum."""
+    """One split: how many images, in which files, and their checksum."""
 
     images: PositiveInt
     images_per_class: tuple[Count, ...]
     """In the order of the class names."""
     checksum: Sha256
-    """SHA-256 over decoded pixels and labels in order (`ContentHash`)."""
+    """SHA-256 over the digests of decoded pixels and labels in order (`ContentHash`)."""
+    shards: Annotated[tuple[ShardRecord, ...], Field(min_length=1)]
+    """In the order of their images."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> SplitRecord:
+        if sum(shard.images for shard in self.shards) != self.images:
+            raise ValueError(
+                f"its shards have {sum(shard.images for shard in self.shards)} images, "
+                f"images is {self.images}"
+            )
         if sum(self.images_per_class) != self.images:
             raise ValueError(
                 f"images_per_class adds up to {sum(self.images_per_class)}, images is {self.images}"
@@ -85,29 +104,30 @@ class Manifest(StrictModel):
 
 
 class ContentHash:
-    """Counts and hashes the images of a split as they pass by."""
+    """Counts the images of a split and hashes their digests, in order."""
 
     def __init__(self, resolution: int, classes: int) -> None:
-        self._per_class = [0] * classes
+        self._per_class = np.zeros(classes, dtype=np.int64)
         self._sha = hashlib.sha256(f"{resolution}x{resolution}x3 uint8, int64\n".encode())
 
-    @property
-    def classes(self) -> int:
-        return len(self._per_class)
+    def add(self, digests: np.ndarray, labels: np.ndarray) -> None:
+        """`digests` uint8 (N, 32) of `image_digest`, `labels` int64 (N,)."""
+        self._sha.update(np.ascontiguousarray(digests))
+        self._per_class += np.bincount(labels, minlength=len(self._per_class))
 
-    def add(self, image: np.ndarray, label: int) -> None:
-        """`image` is uint8 (H, W, 3); the label counts as eight little-endian bytes."""
-        self._sha.update(np.ascontiguousarray(image))
-        self._sha.update(label.to_bytes(8, "little"))
-        self._per_class[label] += 1
-
-    def record(self) -> SplitRecord:
-        """The record of everything added so far."""
+    def record(self, shards: Iterable[ShardRecord]) -> SplitRecord:
+        """The record of everything added so far, which is in these shards."""
         return SplitRecord(
-            images=sum(self._per_class),
-            images_per_class=tuple(self._per_class),
+            images=int(self._per_class.sum()),
+            images_per_class=tuple(self._per_class.tolist()),
             checksum=self._sha.hexdigest(),
+            shards=tuple(shards),
         )
+
+
+def image_digest(pixels: bytes, label: int) -> bytes:
+    """SHA-256 of an image, (H, W, 3) uint8 in C order, and its label as eight bytes."""
+    return hashlib.sha256(pixels + label.to_bytes(8, "little")).digest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -116,36 +136,51 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest in `folder`.
+def read_manifest(place: Path | str) -> Manifest:
+    """The manifest of the prepared data set in a folder, or at an address such as s3://….
 
-    Raises FractalError when the folder or the manifest is missing, when the manifest is
-    unreadable and when it has another format version.
+    Raises FractalError when there is none, when it is unreadable and when it has another format
+    version.
     """
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise FractalError(f"no prepared data set at {folder}: build it with `dvc repro`")
-    if not path.is_file():
-        raise FractalError(
-            f"{folder} has no {MANIFEST_NAME}, so it is not a complete prepared data set: "
-            f"build it with `dvc repro`"
-        )
+    store = store_at(place)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = store.read(MANIFEST_NAME)
+    except FileNotFoundError as error:
+        raise _no_data_set(store) from error
+    except Exception as error:  # each object store has exceptions of its own
+        if isinstance(error, FractalError):
+            raise
+        raise FractalError(
+            f"{store} cannot be read ({one_line(error)}): check the place, and the access to it"
+        ) from error
+    try:
+        found = json.loads(text.decode())
         # Before the fields are checked: another version may have other fields.
         version = found.get("format_version") if isinstance(found, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:
             raise FractalError(
-                f"{path} has format version {version!r}, this version of fractal-model reads "
-                f"{FORMAT_VERSION}: build the data set again with `dvc repro --force`"
+                f"{store}/{MANIFEST_NAME} has format version {version!r}, this version of "
+                f"fractal-model reads {FORMAT_VERSION}: build the data set again with "
+                f"`dvc repro --force`"
             )
         return Manifest.model_validate(found)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = _reason(error)
+    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         raise FractalError(
-            f"{path} is not a readable manifest ({reason}): build the data set again with "
-            f"`dvc repro --force`"
+            f"{store}/{MANIFEST_NAME} is not a readable manifest ({_reason(error)}): build the "
+            f"data set again with `dvc repro --force`"
         ) from error
+
+
+def _no_data_set(store: Store) -> FractalError:
+    if isinstance(store, LocalStore) and store.folder.is_dir():
+        return FractalError(
+            f"{store} has no {MANIFEST_NAME}, so it is not a complete prepared data set: "
+            f"build it with `dvc repro`"
+        )
+    hint = ""
+    if Path(str(store)).name.startswith("imagenet"):
+        hint = " (ImageNet is registered first, with `fractal data register DIR`)"
+    return FractalError(f"no prepared data set at {store}: build it with `dvc repro`{hint}")
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fractal_model.data import digits
-from fractal_model.data.prepared import Manifest, write_prepared
+from fractal_model.data.manifest import Manifest
+from fractal_model.data.writing import write_prepared
 
 
 def prepare_digits(folder: Path, *, validation_images: int, seed: int) -> Manifest:

@@ -1,46 +1,41 @@
 """The prepared format: images ready to train on, as memory-mapped Arrow files beside a manifest.
 
     <data>/<dataset>/manifest.json                       written last
-    <data>/<dataset>/<split>/data-00000-of-00001.arrow   image (PNG bytes) and label
+    <data>/<dataset>/<split>/data-00000.arrow …          image (lossless WebP) and label
     <data>/<dataset>/<split>/{dataset_info,state}.json   of Hugging Face `datasets`
 
-Decided here: a data set is written in a hidden folder beside its place and renamed when complete;
-equal images give equal bytes; images stay PNG until they are asked for (`PreparedSplit`).
-Peak disk use while writing is what is written plus a second copy of the split at hand.
+Decided here: images stay encoded until they are asked for; a shard is mapped when its first image
+is, and what was read is let go of again, so that a reader's memory stays small however large the
+data set is.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import mmap
+import sys
+from collections.abc import Iterator, Sequence
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import torch
 
 from fractal_model.data.manifest import (
     ContentHash,
     Manifest,
-    QuarantinedFile,
-    SplitRecord,
+    ShardRecord,
+    image_digest,
     read_manifest,
-    write_manifest,
 )
-from fractal_model.errors import FractalError
-
-# Asking for the bars is setting HF_DATASETS_DISABLE_PROGRESS_BARS=0, which is not None.
-if datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:
-    datasets.disable_progress_bars()
+from fractal_model.data.store import LocalStore, Store, store_at
+from fractal_model.errors import FractalError, one_line
 
 _CHUNK = 128  # images held in memory at a time
-
-LabelledImages = Iterable[tuple[np.ndarray, int]]
+_RELEASE_BYTES = 256 * 2**20
+_TOUCHED_BYTES = 2 * 2**20  # what the system may map around a byte that is read
 
 
 class Example(NamedTuple):
@@ -57,240 +52,173 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
     Open it with `open_prepared`. `record` is the split's entry in `manifest`.
     """
 
-    def __init__(
-        self, *, folder: Path, name: str, manifest: Manifest, rows: datasets.Dataset
-    ) -> None:
-        self.folder = folder
+    def __init__(self, *, store: Store, name: str, manifest: Manifest) -> None:
+        self.store = store
         self.name = name
         self.manifest = manifest
         self.record = manifest.splits[name]
         self.class_names = manifest.class_names
-        # Arrow rows are several times faster to fetch than decoded Python rows.
-        self._rows = rows.with_format("arrow")
+        self._starts = np.cumsum([0, *(shard.images for shard in self.record.shards)])
+        self._forget()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.record.images
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in ("store", "name", "manifest")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)
 
     def __getitem__(self, index: int) -> Example:
         """Raises IndexError outside the split, FractalError when an image cannot be decoded."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"image {index} of split {self.name}, which has {size}")
-        return self.__getitems__([index % size])[0]
+        return self._example(int(index % size))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several at once: PyTorch's DataLoader asks for a whole batch with this."""
-        rows = self._rows[[int(index) for index in indices]]
-        pngs, labels = rows["image"].to_pylist(), rows["label"].to_pylist()
-        return [
-            Example(self._decode(png["bytes"], index), label, index)
-            for png, label, index in zip(pngs, labels, map(int, indices), strict=True)
-        ]
+        return [self._example(int(index)) for index in indices]
 
     def load_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Everything in memory, for small sets: images uint8 (N, 3, H, W), labels int64 (N,)."""
         side = self.manifest.resolution
         images = torch.empty(len(self), 3, side, side, dtype=torch.uint8)
-        labels = torch.empty(len(self), dtype=torch.int64)
-        for image, label, index in self.in_order():
-            images[index], labels[index] = image, label
-        return images, labels
+        for index in range(len(self)):
+            images[index] = self._example(index).image
+        return images, torch.from_numpy(self.labels())
+
+    def labels(self) -> np.ndarray:
+        """int64 (N,), without decoding images."""
+        shards = range(len(self.record.shards))
+        columns = [batch for shard in shards for batch in self._shard(shard).labels]
+        return np.concatenate([np.empty(0, np.int64), *columns])
 
     def in_order(self) -> Iterator[Example]:
-        """Every example from first to last, a bounded number of them in memory."""
-        for start in range(0, len(self), _CHUNK):
-            yield from self.__getitems__(range(start, min(start + _CHUNK, len(self))))
+        """Every example from first to last, one in memory at a time."""
+        return (self._example(index) for index in range(len(self)))
 
-    def _decode(self, png: bytes, index: int) -> torch.Tensor:
+    def _example(self, index: int) -> Example:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        encoded, label = self._shard(number).row(index - int(self._starts[number]))
+        image = self._decode(encoded, index)
+        self._count_touched(number, len(encoded))
+        return Example(image, label, index)
+
+    def _shard(self, number: int) -> _Shard:
+        if self._shards[number] is None:
+            record = self.record.shards[number]
+            try:
+                file = self.store.local(record.file, record.bytes, self.manifest.checksum)
+                self._shards[number] = _Shard(file, record)
+            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+                found = f"{record.file} cannot be opened ({one_line(error)})"
+                raise _damaged(self.store, self.name, found) from error
+        return self._shards[number]
+
+    def _count_touched(self, number: int, encoded_bytes: int) -> None:
+        """Lets go of pages now and then: read pages of a mapped file count as this process's."""
+        self._touched.add(number)
+        self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
+        if self._touched_bytes > _RELEASE_BYTES:
+            for touched in self._touched:
+                self._shards[touched].release()
+            self._touched.clear()
+            self._touched_bytes = 0
+
+    def _forget(self) -> None:
+        self._shards: list[_Shard | None] = [None] * len(self.record.shards)
+        self._touched: set[int] = set()
+        self._touched_bytes = 0
+
+    def _decode(self, encoded: bytes, index: int) -> torch.Tensor:
         """uint8 (3, H, W). Raises FractalError that names the image."""
         side = self.manifest.resolution
         try:
-            with PIL.Image.open(BytesIO(png)) as picture:
+            with PIL.Image.open(BytesIO(encoded), formats=["WEBP"]) as picture:
                 pixels = np.array(picture)
-        # Pillow raises SyntaxError for a broken PNG chunk.
-        except (OSError, ValueError, SyntaxError) as error:
-            raise _damaged(self.folder, self.name, f"image {index} cannot be decoded") from error
+        except (OSError, ValueError) as error:
+            raise _damaged(self.store, self.name, f"image {index} cannot be decoded") from error
         if pixels.shape != (side, side, 3):
             found = f"image {index} has shape {pixels.shape}, expected {(side, side, 3)}"
-            raise _damaged(self.folder, self.name, found)
+            raise _damaged(self.store, self.name, found)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def open_prepared(folder: Path, split: str) -> PreparedSplit:
-    """Opens the split `split` of the prepared data set in `folder`; reads no images.
+class _Shard:
+    """One mapped Arrow file. Python's own map, because Arrow's cannot be told to let go."""
 
-    Raises FractalError when the folder or its manifest is missing or unreadable, when the format
-    version or the split is unknown, and when the Arrow files are damaged or hold another number
-    of images than the manifest says.
+    def __init__(self, file: Path, record: ShardRecord) -> None:
+        with file.open("rb") as opened:
+            self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        batches = list(pa.ipc.open_stream(pa.py_buffer(self._map)))
+        self._images = [batch.column("image").field("bytes") for batch in batches]
+        self.labels = [batch.column("label").to_numpy() for batch in batches]
+        self._starts = np.cumsum([0, *map(len, batches)])
+        if self._starts[-1] != record.images:
+            raise ValueError(f"it has {self._starts[-1]} images, the manifest says {record.images}")
+
+    def row(self, index: int) -> tuple[bytes, int]:
+        batch = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - int(self._starts[batch])
+        return self._images[batch][row].as_py(), int(self.labels[batch][row])
+
+    def release(self) -> None:
+        if sys.platform != "win32":
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def open_prepared(place: Path | str, split: str) -> PreparedSplit:
+    """Opens the split `split` of the prepared data set in a folder or at an address (s3://…).
+
+    Reads no images. Raises FractalError when the place or its manifest is missing or unreadable,
+    when the format version or the split is unknown, and when files of a folder are missing or have
+    another size than the manifest says.
     """
-    folder = Path(folder).resolve()
-    manifest = read_manifest(folder)
+    manifest = read_manifest(place)
+    store = store_at(place)
     if split not in manifest.splits:
         known = ", ".join(sorted(manifest.splits))
-        raise FractalError(f"{folder} has no split {split!r}: choose one of {known}")
-    try:
-        rows = datasets.load_from_disk(str(folder / split))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, split, "its Arrow files cannot be opened") from error
-    if len(rows) != manifest.splits[split].images:
-        expected = manifest.splits[split].images
-        raise _damaged(folder, split, f"it has {len(rows)} images, the manifest says {expected}")
-    return PreparedSplit(folder=folder, name=split, manifest=manifest, rows=rows)
+        raise FractalError(f"{store} has no split {split!r}: choose one of {known}")
+    if isinstance(store, LocalStore):
+        for shard in manifest.splits[split].shards:
+            try:
+                store.local(shard.file, shard.bytes, manifest.checksum)
+            except (OSError, ValueError) as error:
+                raise _damaged(store, split, one_line(error)) from error
+    return PreparedSplit(store=store, name=split, manifest=manifest)
 
 
-def verify_prepared(folder: Path) -> None:
+def verify_prepared(place: Path | str) -> None:
     """Decodes every image and compares counts and checksums with the manifest.
 
     Raises FractalError that names the split that disagrees, and for all that `open_prepared` does.
     """
-    manifest = read_manifest(Path(folder))
+    manifest = read_manifest(place)
     for name, expected in manifest.splits.items():
-        split = open_prepared(folder, name)
-        content = ContentHash(manifest.resolution, len(manifest.class_names))
-        for image, label, index in split.in_order():
-            if not 0 <= label < len(manifest.class_names):
-                raise _damaged(split.folder, name, f"image {index} has label {label}")
-            content.add(image.permute(1, 2, 0).numpy(), label)
-        found = content.record()
+        split = open_prepared(place, name)
+        labels, classes = split.labels(), len(manifest.class_names)
+        for index in np.flatnonzero((labels < 0) | (labels >= classes)):
+            raise _damaged(split.store, name, f"image {index} has label {labels[index]}")
+        content = ContentHash(manifest.resolution, classes)
+        for start in range(0, len(split), _CHUNK):
+            examples = split.__getitems__(range(start, min(start + _CHUNK, len(split))))
+            digests = b"".join(
+                image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
+                for image, label, _ in examples
+            )
+            content.add(
+                np.frombuffer(digests, np.uint8).reshape(-1, 32),
+                labels[start : start + _CHUNK],
+            )
+        found = content.record(expected.shards)
         if found != expected:
             sums = f"its checksum is {found.checksum[:12]}…, expected {expected.checksum[:12]}…"
-            raise _damaged(split.folder, name, sums)
+            raise _damaged(split.store, name, sums)
 
 
-def write_prepared(
-    folder: Path,
-    *,
-    dataset: str,
-    source: str,
-    preprocessing: str,
-    resolution: int,
-    class_names: Sequence[str],
-    splits: Mapping[str, LabelledImages],
-    max_shard_size: int | str = "256MB",
-    quarantined: Iterable[QuarantinedFile] = (),
-    encoder_threads: int = 1,
-) -> Manifest:
-    """Writes a prepared data set to `folder`, in place of the one that may be there.
-
-    Each split is an iterable of (image uint8 (resolution, resolution, 3), label), read once and
-    in bounded memory. `quarantined` is read after the splits, so that whoever yields the images
-    can fill it. The bytes written do not depend on `encoder_threads` (PNG encoders at a time).
-    One process at a time may write to a folder.
-
-    Raises FractalError when an image has another shape or type, a label no class, or a split no
-    images. After any error `folder` is what it was before.
-    """
-    folder = Path(folder)
-    partial, old = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "old"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _clear_interrupted(folder, partial, old)
-    try:
-        records = {}
-        for name, images in splits.items():
-            content = ContentHash(resolution, len(class_names))
-            checked = _checked(images, f"{dataset}/{name}", resolution, content)
-            rows = _encoded(checked, encoder_threads)
-            records[name] = _write_split(partial / name, rows, class_names, content, max_shard_size)
-        manifest = Manifest(
-            dataset=dataset,
-            source=source,
-            preprocessing=preprocessing,
-            resolution=resolution,
-            class_names=tuple(class_names),
-            splits=records,
-            quarantined=tuple(quarantined),
-        )
-        write_manifest(partial, manifest)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    finally:
-        _clear_interrupted(folder, partial, old)
-    return manifest
-
-
-def _clear_interrupted(folder: Path, partial: Path, old: Path) -> None:
-    """Removes what a killed run left behind; brings back what it had already moved away."""
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for leftover in (partial, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-
-
-def _write_split(
-    folder: Path,
-    rows: Iterator[dict[str, Any]],
-    class_names: Sequence[str],
-    content: ContentHash,
-    max_shard_size: int | str,
-) -> SplitRecord:
-    """Streams the rows through `datasets` into `folder`."""
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=list(class_names))
-    )
-    cache = folder.with_name(f".cache-{folder.name}")
-    try:
-        streamed = datasets.Dataset.from_generator(
-            lambda: rows,
-            features=features,
-            cache_dir=str(cache),
-            # Given, because the default hashes the generator with everything that it refers to.
-            fingerprint=folder.name,
-            split=datasets.NamedSplit(folder.name),
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
-        # `datasets` wraps what the source raised; the source's own words say what to do.
-        raise (error.__cause__ or error) from None
-    record = content.record()
-    # The builder's information holds the cache's paths and sizes; this one is the same each run.
-    same_each_run = datasets.Dataset(
-        streamed.data,
-        info=datasets.DatasetInfo(features=features),
-        split=streamed.split,
-        fingerprint=record.checksum[:16],
-    )
-    same_each_run.save_to_disk(str(folder), max_shard_size=max_shard_size)
-    shutil.rmtree(cache)
-    return record
-
-
-def _checked(
-    images: LabelledImages, where: str, resolution: int, content: ContentHash
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Passes the images on, adding each to `content`. Raises FractalError for one that is unfit."""
-    shape, classes, index = (resolution, resolution, 3), content.classes, -1
-    for index, (image, label) in enumerate(images):
-        if image.dtype != np.uint8 or image.shape != shape:
-            raise FractalError(
-                f"image {index} of {where} is {image.dtype} {image.shape}, expected uint8 {shape}"
-            )
-        if not 0 <= label < classes:
-            raise FractalError(
-                f"image {index} of {where} has label {label}, expected 0 to {classes - 1}"
-            )
-        content.add(image, int(label))
-        yield image, int(label)
-    if index < 0:
-        raise FractalError(f"{where} has no images: expected one or more, check the source")
-
-
-def _encoded(images: LabelledImages, threads: int) -> Iterator[dict[str, Any]]:
-    """Rows for `datasets`, in order. Pillow lets go of the interpreter's lock while it encodes."""
-    images = iter(images)
-    with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(images, _CHUNK)):
-            yield from pool.map(_encode, chunk)
-
-
-def _encode(example: tuple[np.ndarray, int]) -> dict[str, Any]:
-    image, label = example
-    png = BytesIO()
-    PIL.Image.fromarray(image).save(png, format="PNG")
-    return {"image": {"bytes": png.getvalue(), "path": None}, "label": label}
-
-
-def _damaged(folder: Path, split: str, found: str) -> FractalError:
+def _damaged(store: Store, split: str, found: str) -> FractalError:
     return FractalError(
-        f"split {split!r} of {folder} is damaged: {found}; build it again with `dvc repro --force`"
+        f"split {split!r} of {store} is damaged: {found}; build it again with `dvc repro --force`"
     )

@@ -56,6 +56,36 @@ class FeatureStatistics:
         return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
 
 
+class RunningStatistics:
+    """`FeatureStatistics` of features that pass by in batches, however many.
+
+    Sums are of differences from the first batch's mean, in float64: nothing cancels.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, features: Tensor) -> None:
+        """Features (N, D). Raises FractalError for non-finite values."""
+        batch = checked_features(features, "features").numpy().astype(np.float64)
+        if not self._count:
+            self._shift = batch.mean(axis=0)
+            self._sum = np.zeros_like(self._shift)
+            self._products = np.zeros((len(self._shift), len(self._shift)))
+        batch -= self._shift
+        self._count += len(batch)
+        self._sum += batch.sum(axis=0)
+        self._products += batch.T @ batch
+
+    def statistics(self) -> FeatureStatistics:
+        """Raises FractalError for fewer than 2 images."""
+        if self._count < 2:
+            raise FractalError(f"features: found {self._count} images, expected 2 or more")
+        mean = self._sum / self._count
+        covariance = (self._products - self._count * np.outer(mean, mean)) / (self._count - 1)
+        return FeatureStatistics(self._shift + mean, covariance, self._count)
+
+
 @dataclass(frozen=True)
 class KernelDistance:
     """The kernel inception distance and what it was computed with."""

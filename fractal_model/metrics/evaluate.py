@@ -36,6 +36,7 @@ def image_metrics(
     generated_features: Tensor,
     real_features: Tensor,
     *,
+    real_statistics: FeatureStatistics | None = None,
     kid_subsets: int = 100,
     kid_subset_size: int = 1000,
     neighbours: int = 3,
@@ -46,8 +47,10 @@ def image_metrics(
 ) -> MetricResults:
     """Metrics of features (N, 2048) of generated and (M, 2048) of real images.
 
-    logits (N, 1008) are the generated images'; without them the Inception Score is absent for
-    reason_no_logits. Sources: see `distances`.
+    real_statistics are of all real images where real_features are a sample of them: the Fréchet
+    distance takes the former, the other metrics the latter. logits (N, 1008) are the generated
+    images'; without them the Inception Score is absent for reason_no_logits. Sources: see
+    `distances`.
     Raises FractalError for non-finite features or logits and for unequal widths.
     """
     generated = checked_features(generated_features, "generated features")
@@ -61,8 +64,9 @@ def image_metrics(
         logits = checked_features(logits, "logits")
 
     def fid() -> dict[str, float | str]:
-        statistics = map(FeatureStatistics.from_features, (generated, real))
-        return {"fid": frechet_distance(*statistics)}
+        found = FeatureStatistics.from_features(generated)
+        wanted = real_statistics or FeatureStatistics.from_features(real)
+        return {"fid": frechet_distance(found, wanted)}
 
     def kid() -> dict[str, float | str]:
         found = kernel_distance(

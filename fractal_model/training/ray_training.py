@@ -51,7 +51,7 @@ class TrainingJob(StrictModel):
     size: str
     model: ModelConfig
     recipe: TrainingConfig
-    data: Path
+    data: Path | str
     runs: Path
     """Folder of this size's runs; the run's own is named by the fingerprint."""
     fingerprint: str

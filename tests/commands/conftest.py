@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fractal_model.cli import app
-from fractal_model.data.prepared import write_prepared
+from fractal_model.data.writing import write_prepared
 from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import KINDS, random_images, tiny_model
 

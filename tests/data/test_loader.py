@@ -8,7 +8,8 @@ import torch
 
 from fractal_model.data.loader import Batch, evaluation_batches, train_loader
 from fractal_model.data.order import stream_flips, stream_indices
-from fractal_model.data.prepared import PreparedSplit, open_prepared, write_prepared
+from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.data.writing import write_prepared
 from fractal_model.errors import FractalError
 
 SIZE = 50

@@ -25,7 +25,7 @@ def small_params() -> dict:
     """The shipped settings, made small: seconds instead of minutes."""
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     content["datasets"]["digits"].update(validation_images=40)
-    content["metrics"]["reference_images"] = 30
+    content["metrics"]["statistics_images"] = {"digits": 30}
     content["models"]["digits"].update(
         widths=[16, 16, 8], blocks=[1, 1, 1], heads=[2, 2, 2], dropout=0.1
     )
@@ -89,8 +89,8 @@ def prefect() -> Iterator[None]:
 def project(tmp_path_factory: pytest.TempPathFactory, prefect: None) -> Project:
     """Data prepared, reference extracted, one model trained and evaluated."""
     project = make_project(tmp_path_factory.mktemp("flows") / "a project", small_params())
-    project.run(cli.main, "prepare", "digits")
-    project.run(cli.main, "reference", "digits")
+    project.run(cli.main, "data", "prepare", "digits")
+    project.run(cli.main, "data", "reference", "digits")
     project.run(train.main)
     project.run(evaluate.main)
     return project

@@ -1,0 +1,23 @@
+"""The published preprocessing: the square crop of ADM (Dhariwal and Nichol, 2021).
+
+Halve with a box filter while the short side is at least twice the target, bicubic to the short
+side, centre crop. Nothing else: an orientation noted in EXIF is not applied, as there.
+"""
+
+from __future__ import annotations
+
+import PIL.Image
+
+PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
+
+
+def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """An RGB image of any size to `side` × `side`, as ADM's `center_crop_arr`."""
+    while min(image.size) >= 2 * side:
+        image = image.resize(tuple(length // 2 for length in image.size), PIL.Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize(
+        tuple(round(length * scale) for length in image.size), PIL.Image.Resampling.BICUBIC
+    )
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))

@@ -1,0 +1,141 @@
+"""A prepared data set described for people: numbers, tables and a contact sheet for DVC.
+
+metrics.json        counts, sizes                     dvc metrics show
+classes.csv         images of each class and split    dvc plots show
+short-sides.csv     of the raw images, in pixels      dvc plots show
+kinds.csv           formats and modes of the raw images
+quarantined.csv     what was left out, and why
+contact-sheet.png   up to 64 training images, spread over the classes
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import PIL.ImageDraw
+
+from fractal_model.data.manifest import Manifest, read_manifest
+from fractal_model.data.preparation import PREPARATION_FILE
+from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.folders import written_whole
+
+_SHEET_SIDE = 8  # images a row
+_SMALLEST_CELL = 64  # pixels
+_CAPTION = 14  # pixels below an image
+
+
+def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
+    """Writes the files above to `folder`, in place of those there; returns the metrics.
+
+    Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened.
+    """
+    manifest = read_manifest(dataset_folder)
+    metrics = _metrics(manifest)
+    sheet = contact_sheet(open_prepared(dataset_folder, next(iter(manifest.splits))))
+    shutil.rmtree(folder, ignore_errors=True)
+    with written_whole(folder, "the report") as partial:
+        text = json.dumps(metrics, indent=2)
+        (partial / "metrics.json").write_text(text + "\n")
+        tables = {
+            "classes": _classes(manifest),
+            "quarantined": _table(("file", "reason"), _quarantined(manifest)),
+            **_raw_images(dataset_folder),
+        }
+        for name, table in tables.items():
+            table.to_csv(partial / f"{name}.csv", index=False)
+        sheet.save(partial / "contact-sheet.png")
+    return metrics
+
+
+def contact_sheet(split: PreparedSplit) -> PIL.Image.Image:
+    """Up to 64 images, class after class in turn, named."""
+    chosen = _spread(split.labels(), _SHEET_SIDE**2)
+    scale = max(1, -(-_SMALLEST_CELL // split.manifest.resolution))
+    side = split.manifest.resolution * scale
+    rows = -(-len(chosen) // _SHEET_SIDE)
+    size = (_SHEET_SIDE * side, rows * (side + _CAPTION))
+    sheet = PIL.Image.new("RGB", size, "white")
+    draw = PIL.ImageDraw.Draw(sheet)
+    for place, index in enumerate(chosen):
+        example = split[index]
+        left, top = place % _SHEET_SIDE * side, place // _SHEET_SIDE * (side + _CAPTION)
+        image = PIL.Image.fromarray(example.image.permute(1, 2, 0).numpy())
+        sheet.paste(image.resize((side, side), PIL.Image.Resampling.NEAREST), (left, top))
+        name = split.class_names[example.label]
+        while draw.textlength(name) > side - 2 and len(name) > 1:
+            name = name[:-2].rstrip() + "…"
+        draw.text((left + 1, top + side + 1), name, fill="black")
+    return sheet
+
+
+def _spread(labels: np.ndarray, count: int) -> list[int]:
+    """Positions of up to `count` images: classes evenly spread, then their next images."""
+    by_class = pd.Series(np.arange(len(labels))).groupby(labels)
+    turns = pd.DataFrame({"turn": by_class.cumcount(), "label": labels})
+    classes = np.unique(labels)
+    if len(classes) > count:
+        taken = classes[np.linspace(0, len(classes) - 1, count).astype(int)]
+        turns = turns[turns["label"].isin(taken)]
+    chosen = turns.sort_values(["turn", "label"], kind="stable").head(count)
+    return chosen.sort_values(["label", "turn"], kind="stable").index.tolist()
+
+
+def _metrics(manifest: Manifest) -> dict[str, float]:
+    metrics: dict[str, float] = {"classes": len(manifest.class_names)}
+    for name, record in manifest.splits.items():
+        counts = record.images_per_class
+        metrics[f"{name}_images"] = record.images
+        metrics[f"{name}_images_per_class_min"] = min(counts)
+        metrics[f"{name}_images_per_class_max"] = max(counts)
+        metrics[f"{name}_megabytes"] = round(sum(s.bytes for s in record.shards) / 1e6, 3)
+        metrics[f"{name}_shards"] = len(record.shards)
+    images = sum(record.images for record in manifest.splits.values())
+    metrics["quarantined"] = len(manifest.quarantined)
+    metrics["quarantined_share"] = len(manifest.quarantined) / (images + len(manifest.quarantined))
+    return metrics
+
+
+def _classes(manifest: Manifest) -> pd.DataFrame:
+    rows = [
+        (class_name, split, images)
+        for split, record in manifest.splits.items()
+        for class_name, images in zip(manifest.class_names, record.images_per_class, strict=True)
+    ]
+    return _table(("class", "split", "images"), rows)
+
+
+def _quarantined(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(entry.file, entry.reason) for entry in manifest.quarantined]
+
+
+def _raw_images(dataset_folder: Path) -> dict[str, pd.DataFrame]:
+    """What the preparation noted of the raw images; empty for images that had no files."""
+    file = dataset_folder / PREPARATION_FILE
+    splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
+    sides = [
+        (int(side), split, images)
+        for split, found in splits.items()
+        for side, images in found["short_sides"].items()
+    ]
+    kinds = [
+        (split, kind, value, images)
+        for split, found in splits.items()
+        for kind, values in (("format", found["formats"]), ("mode", found["modes"]))
+        for value, images in values.items()
+    ]
+    for split, found in splits.items():
+        kinds.append((split, "EXIF orientation (not applied)", "rotated", found["exif_rotated"]))
+        kinds.append((split, "name", "ends like another format", found["misnamed"]))
+    return {
+        "short-sides": _table(("short_side", "split", "images"), sorted(sides)),
+        "kinds": _table(("split", "kind", "value", "images"), kinds),
+    }
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns))

@@ -1,0 +1,113 @@
+"""What comes with ImageNet beside the images: class names, and the validation images' classes.
+
+Read from the devkit (`ILSVRC2012_devkit_t12`, packed or not) or from Kaggle's two text files. A
+label is the place of the class's WordNet id among the sorted ids, as everywhere in the field; the
+devkit numbers the classes in another way.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import scipy.io
+
+from fractal_model.errors import FractalError, one_line
+
+CLASSES = 1000
+IMAGES = {"train": 1_281_167, "validation": 50_000}
+WNID = re.compile(r"n\d{8}")
+_DEVKIT = "ILSVRC2012_devkit_t12"
+_META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+_KAGGLE_NAMES, _KAGGLE_TRUTH = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
+_VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
+
+
+@dataclass
+class Companions:
+    """What was found beside the images."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    """Class names by WordNet id."""
+    validation: dict[str, str] = field(default_factory=dict)
+    """WordNet ids of the validation images, by file name without its ending."""
+
+
+def find_companions(root: Path) -> Companions:
+    """Looks in the folder itself and, for the text files, in the places where they are unpacked.
+
+    Raises FractalError when what is there cannot be read.
+    """
+    found = Companions()
+    try:
+        devkit = _devkit_files(root)
+        if _META in devkit:
+            found = _from_devkit(devkit[_META], devkit.get(_TRUTH))
+        for folder in (root, *list(root.parents)[:3]):
+            mapping, solution = folder / _KAGGLE_NAMES, folder / _KAGGLE_TRUTH
+            if not found.names and mapping.is_file():
+                lines = (line.split(maxsplit=1) for line in mapping.read_text().splitlines())
+                found.names = {line[0]: line[1] for line in lines if len(line) == 2}
+            if not found.validation and solution.is_file():
+                with solution.open(newline="") as opened:
+                    found.validation = {
+                        row["ImageId"]: row["PredictionString"].split()[0]
+                        for row in csv.DictReader(opened)
+                    }
+    except (OSError, tarfile.TarError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise FractalError(
+            f"what lies beside the images in {root} (devkit or Kaggle's text files) cannot be "
+            f"read: {one_line(error)}; fetch it again or remove it"
+        ) from error
+    return found
+
+
+def _devkit_files(root: Path) -> dict[str, bytes]:
+    packed = root / f"{_DEVKIT}.tar.gz"
+    if packed.is_file():
+        with tarfile.open(packed) as archive:
+            return {
+                Path(member.name).name: archive.extractfile(member).read()
+                for member in archive
+                if member.isfile() and Path(member.name).name in (_META, _TRUTH)
+            }
+    folders = (root / _DEVKIT / "data", root / "data", root)
+    return {
+        name: (folder / name).read_bytes()
+        for folder in reversed(folders)
+        for name in (_META, _TRUTH)
+        if (folder / name).is_file()
+    }
+
+
+def _from_devkit(meta: bytes, truth: bytes | None) -> Companions:
+    synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+    # Inner nodes of the WordNet tree are listed too, after the classes.
+    classes = {
+        int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"]))
+        for row in synsets.ravel()
+        if int(row["num_children"]) == 0
+    }
+    validation = {}
+    if truth is not None:
+        for number, line in enumerate(truth.decode().split(), start=1):
+            validation[f"ILSVRC2012_val_{number:08d}"] = classes[int(line)][0]
+    return Companions(names=dict(classes.values()), validation=validation)
+
+
+def validation_class(name: str, companions: Companions) -> str | None:
+    """The WordNet id of a validation image of this file name, where it is known."""
+    match = _VALIDATION_NUMBER.match(name)
+    return companions.validation.get(match.group(0) if match else Path(name).stem)
+
+
+def wrong_class(name: str, class_id: str) -> str | None:
+    """Why a file of this name does not belong to the class, if it says so itself."""
+    said = WNID.match(name)
+    if said and said.group(0) != class_id:
+        return f"its name says class {said.group(0)}, it is in {class_id}"
+    return None

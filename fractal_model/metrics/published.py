@@ -1,0 +1,84 @@
+"""ADM's published reference files: mean and covariance of a data set, and images of it.
+
+Source: the `evaluations` folder of ADM's repository (Dhariwal and Nichol, 2021):
+`adm_in64_stats.npz` and the like have `mu` and `sigma`, `VIRTUAL_imagenet64_labeled.npz` and the
+like also `arr_0`, 10,000 images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fractal_model.errors import FractalError, one_line
+from fractal_model.metrics.reference import PublishedStatistics
+
+WIDTH = 2048
+_SYMMETRIC, _NEGATIVE = 1e-6, 1e-3
+"""Relative to the largest entry; relative to the trace, for what rounding leaves below 0."""
+
+
+def load_published(file: Path, resolution: int) -> PublishedStatistics:
+    """The statistics in ADM's file, for a data set of this resolution.
+
+    Raises FractalError: missing, damaged, pickled, without mu or sigma, of another shape, not
+    finite, no covariance, or with images of another resolution.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            missing = {"mu", "sigma"} - set(content.files)
+            if missing:
+                raise _unfit(file, f"it has {', '.join(content.files) or 'nothing'}")
+            mean, covariance = (np.asarray(content[k], np.float64) for k in ("mu", "sigma"))
+            images = content["arr_0"] if "arr_0" in content.files else None
+    except FileNotFoundError as error:
+        raise FractalError(f"{file} is missing: give ADM's reference file") from error
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise FractalError(
+            f"{file} cannot be read ({one_line(error)}): fetch ADM's reference file again"
+        ) from error
+    _require_statistics(file, mean, covariance)
+    if images is not None:
+        images = torch.from_numpy(_checked_images(file, images, resolution)).permute(0, 3, 1, 2)
+    return PublishedStatistics(f"ADM: {file.name}", mean, covariance, images)
+
+
+def file_checksum(file: Path) -> str:
+    """SHA-256. Raises FractalError when the file cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
+
+
+def _require_statistics(file: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+    if mean.shape != (WIDTH,) or covariance.shape != (WIDTH, WIDTH):
+        raise _unfit(file, f"mu has shape {mean.shape}, sigma {covariance.shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise _unfit(file, "there are NaN or infinite numbers")
+    if np.abs(covariance - covariance.T).max() > _SYMMETRIC * np.abs(covariance).max():
+        raise _unfit(file, "sigma is not symmetric")
+    if np.linalg.eigvalsh(covariance)[0] < -_NEGATIVE * max(np.trace(covariance), 0.0):
+        raise _unfit(file, "sigma has negative eigenvalues, so it is no covariance")
+
+
+def _checked_images(file: Path, images: np.ndarray, resolution: int) -> np.ndarray:
+    if images.dtype != np.uint8 or images.shape[1:] != (resolution, resolution, 3):
+        raise FractalError(
+            f"{file} has images {images.dtype} {images.shape[1:]}, the data set "
+            f"uint8 {(resolution, resolution, 3)}: give the file of the same resolution"
+        )
+    return images
+
+
+def _unfit(file: Path, found: str) -> FractalError:
+    return FractalError(
+        f"{file} is not ADM's reference file: {found}; expected finite mu ({WIDTH},) and sigma "
+        f"({WIDTH}, {WIDTH}) of Inception's pool_3, such as in adm_in64_stats.npz"
+    )

@@ -1,0 +1,262 @@
+"""How fast images are prepared and read, beside plain Pillow in one process.
+
+    python -m tests.benchmarks.data [--json]
+
+Makes 4,000 JPEG files of ImageNet-like sizes, about 500 × 375, whose spectrum falls as that of
+photographs. "Plain" decodes and crops each file in a loop, one process, and keeps nothing. What is
+compared is measured in turns, in this run; medians of the rounds. Not collected by pytest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import PIL.Image
+import psutil
+import typer
+from rich.table import Table
+
+from fractal_model.console import console, errors_on_one_line, progress_bar
+from fractal_model.data.crop import center_crop
+from fractal_model.data.manifest import read_manifest
+from fractal_model.data.preparation import prepare_source
+from fractal_model.data.prepared import open_prepared
+from fractal_model.data.settings import PreparationConfig
+from fractal_model.data.shard_job import in_processes
+from fractal_model.data.sources.registry import register
+
+IMAGENET = 1_281_167
+SIDES = (64, 256)
+CODECS: dict[str, dict[str, object]] = {
+    "PNG": {"format": "PNG"},
+    "PNG, fastest": {"format": "PNG", "compress_level": 1},
+    "WebP, fastest": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0},
+    "WebP": {"format": "WEBP", "lossless": True, "quality": 50, "method": 3},
+}
+GOALS = {"prepare 64": 0.85, "read 64": 12.0, "read 256": 2.0, "resident GiB": 1.0}
+
+
+def photograph(seed: int) -> PIL.Image.Image:
+    """Noise whose amplitude falls as one over frequency, about 500 × 375."""
+    random = np.random.default_rng(seed)
+    width, height = int(random.normal(490, 30)), int(random.normal(385, 30))
+    if seed % 4 == 0:
+        width, height = height, width
+    fy = np.fft.fftfreq(height)[:, None]
+    fx = np.fft.rfftfreq(width)[None]
+    falloff = 1 / np.maximum(np.hypot(fy, fx), 1 / width) ** 1.3
+    channels = np.fft.irfft2(
+        np.fft.rfft2(random.normal(size=(3, height, width))) * falloff, s=(height, width)
+    )
+    channels += 0.8 * channels.mean(axis=0)  # colours go together
+    channels = 128 + 55 * channels / channels.std()
+    return PIL.Image.fromarray(channels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def make_images(root: Path, images: int) -> list[Path]:
+    """JPEG files in ten classes; the last tenth are the validation split's."""
+    files = []
+    with progress_bar("making images", images) as update:
+        for index in range(images):
+            split = "validation" if index >= images * 9 // 10 else "train"
+            file = root / split / f"class{index % 10}" / f"{index:05d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            photograph(index).save(file, quality=93)
+            files.append(file)
+            update(index + 1)
+    return files
+
+
+def plain(files: list[Path], side: int) -> None:
+    for file in files:
+        with PIL.Image.open(file) as image:
+            np.asarray(center_crop(image.convert("RGB"), side))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def prepare(data: Path, side: int, processes: int) -> None:
+    """As `fractal data prepare`, from nothing."""
+    name = f"photographs{side}"
+    shutil.rmtree(data / name, ignore_errors=True)
+    prepare_source(
+        data,
+        name,
+        source="photographs",
+        resolution=side,
+        settings=PreparationConfig(max_quarantined_share=0, processes=processes),
+        run_jobs=lambda jobs: in_processes(jobs, processes),
+    )
+
+
+def read_all(folder: Path) -> None:
+    """In random order, as in training: a fresh reader each time."""
+    for name in read_manifest(folder).splits:
+        split = open_prepared(folder, name)
+        for index in np.random.default_rng(0).permutation(len(split)):
+            split[int(index)]
+
+
+def codecs(files: list[Path]) -> list[dict[str, object]]:
+    """What the choice of the encoding rests on: milliseconds and kB of an image."""
+    found = []
+    for side in SIDES:
+        crops = []
+        for file in files[:100]:
+            with PIL.Image.open(file) as image:
+                crops.append(center_crop(image.convert("RGB"), side))
+        for name, options in CODECS.items():
+            started = time.perf_counter()
+            encoded = [encode(image, options) for image in crops]
+            between = time.perf_counter()
+            for content in encoded:
+                np.asarray(PIL.Image.open(io.BytesIO(content)))
+            ended = time.perf_counter()
+            found.append(
+                {
+                    "side": side,
+                    "codec": name,
+                    "encode_ms": 1e3 * (between - started) / len(crops),
+                    "decode_ms": 1e3 * (ended - between) / len(crops),
+                    "kilobytes": sum(map(len, encoded)) / len(crops) / 1e3,
+                }
+            )
+    return found
+
+
+def encode(image: PIL.Image.Image, options: dict[str, object]) -> bytes:
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+READER = """
+import json, sys
+import numpy as np, psutil
+from fractal_model.data.prepared import open_prepared
+split = open_prepared(sys.argv[1], "train")
+random, peak = np.random.default_rng(0), 0
+for step in range(int(sys.argv[2])):
+    split[int(random.integers(len(split)))]
+    if step % 64 == 0:
+        peak = max(peak, psutil.Process().memory_info().rss)
+print(json.dumps({"images": len(split), "resident": peak}))
+"""
+
+
+def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float]:
+    """Of a process that reads at random from a data set of this size: the 256 px shards' bytes,
+    linked under as many names as it takes."""
+    source, big = data / "photographs256", data / "big"
+    manifest = json.loads((source / "manifest.json").read_text())
+    shutil.copytree(source, big, copy_function=os.link)
+    train = manifest["splits"]["train"]
+    times = int(gigabytes * 1e9 / sum(shard["bytes"] for shard in train["shards"])) + 1
+    shards = []
+    for number in range(times):
+        for shard in train["shards"]:
+            name = shard["file"].replace("data-", f"data-{number:04d}-")
+            os.link(source / shard["file"], big / name)
+            shards.append({**shard, "file": name})
+    train["shards"] = shards
+    train["images"] *= times
+    train["images_per_class"] = [count * times for count in train["images_per_class"]]
+    (big / "manifest.json").unlink()
+    (big / "manifest.json").write_text(json.dumps(manifest))
+    command = [sys.executable, "-c", READER, str(big), str(reads)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return {
+        "gigabytes": sum(shard["bytes"] for shard in shards) / 1e9,
+        "images": found["images"],
+        "reads": reads,
+        "resident_gib": found["resident"] / 2**30,
+    }
+
+
+def main(
+    images: Annotated[int, typer.Option(min=100)] = 4000,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    gigabytes: Annotated[float, typer.Option(help="Of the simulated large data set.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    cores = psutil.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as scratch:
+        data, results = Path(scratch, "data"), {"cores": cores, "images": images}
+        files = make_images(Path(scratch, "raw"), images)
+        results["codecs"] = codecs(files)
+        register(Path(scratch, "raw"), data, name="photographs", resolutions=SIDES)
+        for side in SIDES:
+            times: dict[str, list[float]] = {"plain": [], "prepare": [], "read": []}
+            for _ in range(rounds):
+                times["plain"].append(seconds(lambda s=side: plain(files, s)))
+                times["prepare"].append(seconds(lambda s=side: prepare(data, s, cores)))
+                folder = data / f"photographs{side}"
+                times["read"].append(seconds(lambda f=folder: read_all(f)))
+            middle = {name: statistics.median(values) for name, values in times.items()}
+            manifest = read_manifest(data / f"photographs{side}")
+            size = sum(s.bytes for r in manifest.splits.values() for s in r.shards) / images
+            results[f"{side}"] = {
+                **{f"{name}_ms": 1e3 * value / images for name, value in middle.items()},
+                "prepare_speedup": middle["plain"] / middle["prepare"],
+                "read_speedup": middle["plain"] / middle["read"],
+                "kilobytes": size / 1e3,
+            }
+        results["memory"] = resident_memory(data, gigabytes, reads=20_000)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        show(results)
+
+
+def show(results: dict) -> None:
+    cores, memory = results["cores"], results["memory"]
+    table = Table("milliseconds an image", "encode", "decode", "kB", title_justify="left")
+    for row in results["codecs"]:
+        numbers = (f"{row[key]:.2f}" for key in ("encode_ms", "decode_ms"))
+        table.add_row(f"{row['side']} px, {row['codec']}", *numbers, f"{row['kilobytes']:.1f}")
+    console.print(table)
+    table = Table("", "measured", "goal", title=f"{cores} cores", title_justify="left")
+    for side in SIDES:
+        row = results[str(side)]
+        goal = f"{GOALS['prepare 64'] * cores:.2f} ×" if side == 64 else ""
+        speed = f"{row['prepare_ms']:.2f} ms, {row['prepare_speedup']:.2f} × plain"
+        table.add_row(f"prepare {side} px, {cores} processes", speed, goal)
+        speed = f"{row['read_ms']:.3f} ms, {row['read_speedup']:.1f} × plain"
+        table.add_row(f"read {side} px, one process", speed, f"{GOALS[f'read {side}']:.0f} ×")
+        table.add_row(f"plain {side} px, one process", f"{row['plain_ms']:.2f} ms", "")
+    table.add_row(
+        f"memory of a reader of {memory['gigabytes']:.0f} GB",
+        f"{memory['resident_gib']:.2f} GiB resident",
+        f"< {GOALS['resident GiB']:.0f} GiB",
+    )
+    console.print(table)
+    table = Table(f"{IMAGENET:,} images, extrapolated", "64 px", "256 px", title_justify="left")
+    for count in (2, 16, 64):
+        hours = (
+            results[str(side)]["prepare_ms"] * cores / count * IMAGENET / 3.6e6 for side in SIDES
+        )
+        table.add_row(f"hours on {count} cores", *(f"{value:.2f}" for value in hours))
+    sizes = (results[str(side)]["kilobytes"] * IMAGENET / 1e6 for side in SIDES)
+    table.add_row("GB on disk", *(f"{value:.0f}" for value in sizes))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        typer.run(main)

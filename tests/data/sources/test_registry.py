@@ -1,0 +1,257 @@
+"""Registering: each form of ImageNet, any folder, and what is refused."""
+
+import io
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fractal_model.data.sources.archives import list_archives
+from fractal_model.data.sources.imagenet import Companions
+from fractal_model.data.sources.listing import Listing, unique_names
+from fractal_model.data.sources.reading import SourceReader
+from fractal_model.data.sources.registry import load_source, register, registered
+from fractal_model.errors import FractalError
+from tests.data import mini_imagenet as mini
+
+NAMES = ("tench", "crane (n02012849)", "crane (n03126707)")
+
+
+def contents(root: Path, listing: Listing) -> dict[tuple[str, int], list[bytes]]:
+    """Every image's bytes by split and label, as `SourceReader` finds them."""
+    reader = SourceReader(root)
+    found: dict[tuple[str, int], list[bytes]] = {}
+    for split in listing.splits():
+        for image in listing.rows(split, 0, listing.count(split)):
+            found.setdefault((split, image.label), []).append(reader.read(image))
+    return found
+
+
+def expected() -> dict[tuple[str, int], list[bytes]]:
+    ids = list(mini.CLASSES)
+    found: dict[tuple[str, int], list[bytes]] = {
+        ("train", ids.index(class_id)): [files[name] for name in sorted(files)]
+        for class_id, files in mini.train_images().items()
+    }
+    for _, (class_id, content) in sorted(mini.validation_images().items()):
+        found.setdefault(("validation", ids.index(class_id)), []).append(content)
+    return found
+
+
+@pytest.mark.parametrize("form", mini.FORMS)
+def test_each_form_has_the_same_images(tmp_path, form):
+    root = mini.FORMS[form](tmp_path / "raw")
+    source, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected()
+    assert source.images == {"train": 27, "validation": 6} and source.classes == 3
+    assert source.refused == 0 and "997 of 1000 classes" in source.missing
+    names = NAMES if form != "parquet" else ("tench", "crane (0001)", "crane (0002)")
+    assert listing.class_names == names
+
+
+def test_flat_validation_takes_the_ground_truth(tmp_path):
+    root = mini.write_tree(tmp_path / "raw", flat=True)
+    _, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected()
+
+
+def test_kaggle_layout(tmp_path):
+    mini.write_tree(tmp_path / "tree", flat=True)
+    root = tmp_path / "raw"
+    shutil.copytree(tmp_path / "tree" / "train", root / "ILSVRC/Data/CLS-LOC/train")
+    shutil.copytree(tmp_path / "tree" / "val", root / "ILSVRC/Data/CLS-LOC/val")
+    mapping = "".join(f"{wnid} {words}\n" for wnid, words in mini.CLASSES.items())
+    (root / "LOC_synset_mapping.txt").write_text(mapping)
+    rows = [f"{Path(n).stem},{w} 1 2 3 4\n" for n, (w, _) in mini.validation_images().items()]
+    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows))
+    _, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected() and listing.class_names == NAMES
+
+
+def test_registering_is_written_down_the_same_each_time(tmp_path):
+    for place in ("one", "two"):
+        mini.write_tree(tmp_path / place / "raw")
+        register(tmp_path / place / "raw", tmp_path / place / "data")
+    one, two = (tmp_path / place / "data" for place in ("one", "two"))
+    for file in ("registered.yaml", "sources/imagenet.json"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+    entries = registered(one)
+    assert {name: entry.resolution for name, entry in entries.items()} == {
+        "imagenet64": 64,
+        "imagenet256": 256,
+    }
+    assert entries["imagenet64"].description == "data/sources/imagenet.json"
+
+
+def test_listing_is_made_again_and_held_against_the_description(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    _, listing = register(root, tmp_path / "data")
+    file = tmp_path / "data/sources/imagenet.listing.parquet"
+    file.unlink()
+    assert load_source(tmp_path / "data", "imagenet")[2].checksum == listing.checksum
+    file.unlink()
+    next((root / "train/n01440764").iterdir()).unlink()
+    refused(lambda: load_source(tmp_path / "data", "imagenet"), "has other images than when")
+    register(root, tmp_path / "data")
+    assert load_source(tmp_path / "data", "imagenet")[0].images["train"] == 26
+    file.write_bytes(b"PAR1")
+    refused(lambda: load_source(tmp_path / "data", "imagenet"), "listing .* is damaged.*remove it")
+
+
+def test_own_folder_with_a_share_held_out(tmp_path):
+    for name in ("rose", "daisy"):
+        for index in range(10):
+            mini.put(tmp_path / "raw" / name / f"{index}.png", b"x")
+    mini.put(tmp_path / "raw/README.txt", b"about")
+    options = {"name": "flowers", "resolutions": (16, 32), "holdout": 0.2}
+    source, listing = register(tmp_path / "raw", tmp_path / "data", **options)
+    assert source.kind == "folder" and source.images == {"train": 16, "validation": 4}
+    assert listing.class_names == ("daisy", "rose") and source.refused == 0
+    labels = [image.label for image in listing.rows("validation", 0, 4)]
+    assert labels == [0, 0, 1, 1], "each class has its share"
+    assert register(tmp_path / "raw", tmp_path / "data", **options)[0] == source
+    assert list(registered(tmp_path / "data")) == ["flowers16", "flowers32"]
+    register(tmp_path / "raw", tmp_path / "data", **{**options, "resolutions": (64,)})
+    assert list(registered(tmp_path / "data")) == ["flowers"], "registering again replaces"
+
+
+def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    folder = root / "train/n01440764"
+    (folder / "n01440764_0.JPEG").write_bytes(b"")
+    mini.put(folder / "n02012849_77.JPEG", b"x")
+    mini.put(folder / "notes.txt", b"x")
+    mini.put(root / "train/cats/1.JPEG", b"x")
+    mini.put(root / "val/ILSVRC2012_val_00000099.JPEG", b"x")
+    os.symlink(tmp_path / "nowhere.JPEG", folder / "n01440764_88.JPEG")
+    mini.put(tmp_path / "elsewhere.JPEG", mini.encoded(mini.photograph(0)))
+    os.symlink(tmp_path / "elsewhere.JPEG", folder / "n01440764_99.JPEG")
+    source, listing = register(root, tmp_path / "data")
+    assert {(entry.split, entry.file): entry.reason for entry in listing.refused} == {
+        ("train", "n01440764/n01440764_0.JPEG"): "the file is empty",
+        ("train", "n01440764/n02012849_77.JPEG"): (
+            "its name says class n02012849, it is in n01440764"
+        ),
+        ("train", "n01440764/notes.txt"): "its name does not end like an image's",
+        ("train", "n01440764/n01440764_88.JPEG"): "a link that leads nowhere",
+        ("train", "cats"): "the folder's name is no class such as n01440764",
+        ("validation", "ILSVRC2012_val_00000099.JPEG"): (
+            "the ground truth does not name its class"
+        ),
+    }
+    assert source.refused == 6 and source.images["train"] == 27, "the working link is an image"
+
+
+def special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def test_archive_members_that_are_refused(tmp_path):
+    root, inner = mini.write_archives(tmp_path / "raw"), io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as archive:
+        mini.add(archive, "n01440764_1.JPEG", b"image")
+        mini.add(archive, "sub/n01440764_1.JPEG", b"another")
+        mini.add(archive, "../../n01440764_2.JPEG", b"outside")
+        mini.add(archive, "/n01440764_3.JPEG", b"outside")
+        mini.add(archive, "n02012849_4.JPEG", b"elsewhere")
+        mini.add(archive, "n01440764_5.JPEG", b"")
+        archive.addfile(special("n01440764_6.JPEG", tarfile.SYMTYPE))
+        archive.addfile(special("n01440764_7.JPEG", tarfile.LNKTYPE, "n01440764_1.JPEG"))
+        archive.addfile(special("n01440764_8.JPEG", tarfile.CHRTYPE))
+        archive.addfile(special("folder", tarfile.DIRTYPE))
+    outer = mini.tar_of({"n01440764.tar": inner.getvalue(), "cats.tar": b"", "readme": b"x"})
+    (root / "ILSVRC2012_img_train.tar").write_bytes(outer)
+    builder = list_archives(root, Companions(), lambda done: None)
+    found = {entry.file: entry.reason for entry in builder.refused if entry.split == "train"}
+    link = "a link or a device, not a file"
+    assert found == {
+        "n01440764/n01440764_1.JPEG": "there are two files of this name",
+        "n01440764/../../n01440764_2.JPEG": "its path leaves the archive",
+        "n01440764//n01440764_3.JPEG": "its path leaves the archive",
+        "n01440764/n02012849_4.JPEG": "its name says class n02012849, it is in n01440764",
+        "n01440764/n01440764_5.JPEG": "the file is empty",
+        "n01440764/n01440764_6.JPEG": link,
+        "n01440764/n01440764_7.JPEG": link,
+        "n01440764/n01440764_8.JPEG": link,
+        "cats.tar": "expected an archive named after a class, such as n01440764.tar",
+        "readme": "expected an archive named after a class, such as n01440764.tar",
+    }
+    assert len(builder) == 1, "and the validation images have no ground truth here"
+
+
+@pytest.mark.parametrize("cut", [700, 20_000, -20_000])
+def test_archive_that_is_cut_off(tmp_path, cut):
+    root = mini.write_archives(tmp_path / "raw")
+    file = root / "ILSVRC2012_img_train.tar"
+    file.write_bytes(file.read_bytes()[:cut])
+    refused(lambda: register(root, tmp_path / "data"), "img_train.tar.* no whole, uncompressed tar")
+
+
+def test_foreign_things(tmp_path):
+    data, empty = tmp_path / "data", tmp_path / "empty"
+    empty.mkdir()
+    refused(lambda: register(tmp_path / "no", data), "no does not exist: give the folder")
+    mini.put(tmp_path / "file", b"")
+    refused(lambda: register(tmp_path / "file", data), "file is a file: give the folder")
+    refused(lambda: register(empty, data), "does not look like ImageNet: expected .*--name")
+    own = {"name": "own", "resolutions": (8,)}
+    refused(lambda: register(empty, data, **own), "no train and validation images.*--holdout 0.1")
+    mini.put(tmp_path / "one/cat/1.png", b"x")
+    refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*--holdout")
+    for name in ("Own", "", "../x", "9", "a b"):
+        refused(lambda n=name: register(empty, data, name=n, resolutions=(8,)), "name .* cannot be")
+    refused(lambda: register(empty, data, name="own"), "say at which size .*--resolution 64")
+    for side in (0, -1, 1, 5000):
+        refused(
+            lambda s=side: register(empty, data, name="own", resolutions=(s,)),
+            f"--resolution is {side}, expected 2 to 4096",
+        )
+    refused(
+        lambda: register(empty, data, name="digits", resolutions=(8,)),
+        "'digits' is the embedded data set already",
+    )
+    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*register DIR")
+    assert not data.exists()
+
+
+def test_damaged_forms(tmp_path):
+    data = tmp_path / "data"
+    root = mini.write_archives(tmp_path / "archives")
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no archive")
+    refused(lambda: register(root, data), "devkit .* cannot be read")
+    (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
+    root = mini.write_parquet(tmp_path / "parquet")
+    file = root / "data/train-00000-of-00002.parquet"
+    file.write_bytes(file.read_bytes()[:3000])
+    refused(lambda: register(root, data), "no whole parquet file.*fetch it again")
+    import pandas as pd
+
+    pd.DataFrame({"label": [1], "text": ["a"]}).to_parquet(file)
+    refused(lambda: register(root, data), "has the columns label, text, expected image")
+
+
+def test_damaged_registration(tmp_path):
+    data = tmp_path / "data"
+    register(mini.write_tree(tmp_path / "raw"), data)
+    (data / "sources/imagenet.json").write_text("{")
+    refused(lambda: load_source(data, "imagenet"), "imagenet.json is damaged.*register the source")
+    for text in ("[", "other: 1", "registered: 5", "registered: {a: 1}"):
+        (data / "registered.yaml").write_text(text)
+        refused(lambda: registered(data), "registered.yaml is damaged.*restore it")
+
+
+def test_names_are_told_apart():
+    ids = ["n1", "n2", "n3"]
+    names = {"n1": "crane, a bird", "n2": "crane"}
+    assert unique_names(ids, names) == ("crane (n1)", "crane (n2)", "n3")
+
+
+def refused(call, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

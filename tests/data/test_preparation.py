@@ -1,0 +1,302 @@
+"""Preparing a registered source: the right pixels, the same bytes, nothing lost."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from fractal_model.data import shard_job
+from fractal_model.data.crop import center_crop
+from fractal_model.data.manifest import Manifest, read_manifest
+from fractal_model.data.preparation import prepare_source
+from fractal_model.data.prepared import open_prepared, verify_prepared
+from fractal_model.data.settings import PreparationConfig
+from fractal_model.data.shard_job import ShardJob, in_processes
+from fractal_model.data.sources.registry import register
+from fractal_model.errors import FractalError
+from tests.data import mini_imagenet as mini
+
+SIDE = 16
+
+
+def prepare(data: Path, processes: int = 1, share: float = 0.0, **changes: object) -> Manifest:
+    options = {"source": "imagenet", "resolution": SIDE, **changes}
+    return prepare_source(
+        data,
+        "imagenet16",
+        settings=PreparationConfig(max_quarantined_share=share, processes=processes),
+        run_jobs=lambda jobs: in_processes(jobs, processes),
+        **options,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory) -> Path:
+    """A data folder with the mini ImageNet registered and prepared."""
+    root = tmp_path_factory.mktemp("pristine")
+    register(mini.write_tree(root / "raw"), root / "data", resolutions=(SIDE,))
+    prepare(root / "data")
+    return root / "data"
+
+
+def cropped(content: bytes) -> np.ndarray:
+    with PIL.Image.open(io.BytesIO(content)) as image:
+        return np.asarray(center_crop(image.convert("RGB"), SIDE))
+
+
+@pytest.mark.parametrize("form", mini.FORMS)
+def test_each_form_gives_the_same_images(tmp_path, pristine, form):
+    register(mini.FORMS[form](tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
+    manifest = prepare(tmp_path / "data")
+    same = read_manifest(pristine / "imagenet16").splits
+    assert manifest.splits["train"].checksum == same["train"].checksum
+    if form != "parquet":  # whose validation images keep the order of the file
+        assert manifest.splits["validation"].checksum == same["validation"].checksum
+    split = open_prepared(tmp_path / "data/imagenet16", "train")
+    ids = list(mini.CLASSES)
+    expected = [
+        (ids.index(class_id), content)
+        for class_id, files in mini.train_images().items()
+        for content in files.values()
+    ]
+    assert len(split) == len(expected) == manifest.splits["train"].images
+    for example, (label, content) in zip(split.in_order(), expected, strict=True):
+        assert (example.image.permute(1, 2, 0).numpy() == cropped(content)).all()
+        assert example.label == label
+    verify_prepared(tmp_path / "data/imagenet16")
+
+
+def test_kinds_of_raw_images_are_counted(pristine):
+    found = json.loads((pristine / "imagenet16/preparation.json").read_text())["splits"]["train"]
+    assert found["formats"] == {"JPEG": 26, "PNG": 1}
+    assert found["modes"] == {"CMYK": 1, "L": 1, "RGB": 25}
+    assert (found["exif_rotated"], found["misnamed"]) == (1, 1)
+    assert sum(found["short_sides"].values()) == 27
+
+
+def test_other_kinds_become_rgb_as_pillow_does(tmp_path):
+    photograph, folder = mini.photograph(0), tmp_path / "raw"
+    grey16 = PIL.Image.fromarray(np.linspace(0, 65535, 50 * 37).reshape(37, 50).astype(np.uint16))
+    kinds = {
+        "palette.png": mini.encoded(photograph.quantize(16), "PNG"),
+        "alpha.png": mini.encoded(photograph.convert("RGBA"), "PNG"),
+        "grey16.png": mini.encoded(grey16, "PNG"),
+        "bilevel.tiff": mini.encoded(photograph.convert("1"), "TIFF"),
+        "moving.gif": mini.encoded(photograph, "GIF", save_all=True, append_images=[photograph]),
+        "tiny.png": mini.encoded(mini.photograph(1, 1, 1), "PNG"),
+    }
+    for name, content in kinds.items():
+        mini.put(folder / "train/one" / name, content)
+        mini.put(folder / "validation/one" / name, content)
+    register(folder, tmp_path / "data", name="kinds", resolutions=(SIDE,))
+    prepare(tmp_path / "data", source="kinds")
+    split = open_prepared(tmp_path / "data/imagenet16", "train")
+    for example, name in zip(split.in_order(), sorted(kinds), strict=True):
+        found = example.image.permute(1, 2, 0).numpy()
+        assert (found == cropped(kinds[name])).all(), name
+
+
+def test_any_number_of_processes_gives_the_same_bytes(pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
+    parts = {}
+    for processes in (1, 3):
+        data = tmp_path / str(processes)
+        register(pristine.parent / "raw", data, resolutions=(SIDE,))
+        manifest = prepare(data, processes)
+        parts[processes] = contents(data / "imagenet16")
+    assert len(manifest.splits["train"].shards) == 7 and parts[1] == parts[3]
+    assert manifest.checksum == read_manifest(pristine / "imagenet16").checksum
+
+
+def test_progress_ends_with_all_images(pristine, tmp_path):
+    register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
+    seen = []
+    prepare(tmp_path / "data", progress=seen.append)
+    assert seen[-1] == 33 and seen == sorted(seen)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
+    """A real run, killed as soon as a shard is there; what it left is kept and completed."""
+    data = tmp_path / "data"
+    register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, str(data), str(processes)], cwd=Path(__file__).parents[2]
+    )
+    done = data / ".slow.partial" / shard_job.DONE_FOLDER
+    wait_for(lambda: (done.is_dir() and any(done.glob("*.json"))) or child.poll() is not None)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL, "it was killed at work"
+    assert not (data / "slow").exists()
+    kept = {file: file.stat().st_mtime_ns for file in done.glob("*.json")}
+    assert kept
+    options = {"source": "slow", "resolution": SIDE}
+    settings = PreparationConfig(max_quarantined_share=0, processes=1)
+    built: list[ShardJob] = []
+
+    def run_jobs(jobs: list[ShardJob]) -> None:
+        built.extend(jobs)
+        in_processes(jobs, 2)
+
+    prepare_source(data, "slow", settings=settings, run_jobs=run_jobs, **options)
+    assert not {job.done_file for job in built} & set(kept), "whole shards are not built again"
+    assert built
+    register(tmp_path / "raw", tmp_path / "whole", name="slow", resolutions=(SIDE,))
+    prepare_source(
+        tmp_path / "whole",
+        "slow",
+        settings=settings,
+        run_jobs=lambda jobs: in_processes(jobs, 1),
+        **options,
+    )
+    assert contents(data / "slow") == contents(tmp_path / "whole" / "slow")
+
+
+SLOW_RUN = """
+import sys
+from pathlib import Path
+from fractal_model.data.preparation import prepare_source
+from fractal_model.data.settings import PreparationConfig
+from fractal_model.data.shard_job import in_processes
+prepare_source(
+    Path(sys.argv[1]), "slow", source="slow", resolution=16,
+    settings=PreparationConfig(max_quarantined_share=0, processes=1),
+    run_jobs=lambda jobs: in_processes(jobs, int(sys.argv[2])),
+)
+"""
+
+
+def slow_images(root: Path) -> Path:
+    """560 links to a photograph that takes a while to decode."""
+    mini.put(root.parent / "large.jpg", mini.encoded(mini.photograph(0, 400, 300)))
+    for split, count in (("train", 500), ("validation", 60)):
+        folder = root / split / "one"
+        folder.mkdir(parents=True)
+        for index in range(count):
+            os.symlink(root.parent / "large.jpg", folder / f"{index:04d}.jpg")
+    return root
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.005)
+
+
+def damaged_tree(root: Path) -> Path:
+    mini.write_tree(root)
+    folder = root / "train/n02012849"
+    whole = mini.encoded(mini.photograph(5))
+    (folder / "n02012849_0.JPEG").write_bytes(whole[: len(whole) // 2])
+    (folder / "n02012849_1.JPEG").write_bytes(b"<html>not found</html>")
+    (folder / "n02012849_2.JPEG").write_bytes(b"")
+    (folder / "n02012849_3.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9")
+    bomb = PIL.Image.new("1", (12_000, 12_000))
+    (folder / "n02012849_4.JPEG").write_bytes(mini.encoded(bomb, "PNG"))
+    return root
+
+
+REASONS = {
+    "n02012849_0.JPEG": "damaged: ",
+    "n02012849_1.JPEG": "not an image of JPEG, PNG,",
+    "n02012849_2.JPEG": "the file is empty",
+    "n02012849_3.JPEG": "not an image of JPEG, PNG,",
+    "n02012849_4.JPEG": "more than 89,478,485 pixels, perhaps a decompression bomb",
+}
+
+
+def test_damaged_images_are_left_out_with_the_reason(tmp_path):
+    register(damaged_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
+    manifest = prepare(tmp_path / "data", share=0.2)
+    found = {Path(entry.file).name: entry.reason for entry in manifest.quarantined}
+    assert found.keys() == REASONS.keys()
+    for name, reason in REASONS.items():
+        assert found[name].startswith(reason)
+    assert manifest.splits["train"].images_per_class == (9, 4, 9)
+    verify_prepared(tmp_path / "data/imagenet16")
+
+
+def test_too_many_damaged_images_fail(tmp_path):
+    data = tmp_path / "data"
+    register(damaged_tree(tmp_path / "raw"), data, resolutions=(SIDE,))
+    with pytest.raises(FractalError) as caught:
+        prepare(data, share=0.1)
+    message = str(caught.value)
+    assert message.startswith("5 of 33 images of imagenet16 cannot be used (15.15%, at most 10.00%")
+    assert "max_quarantined_share" in message and "\n" not in message
+    table = (data / "imagenet16-quarantined.csv").read_text()
+    assert all(name in table for name in REASONS)
+    assert not (data / "imagenet16").exists()
+    prepare(data, share=0.2)
+    assert not (data / "imagenet16-quarantined.csv").exists()
+
+
+def test_files_that_vanish_after_registering_stop_it(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    register(root, tmp_path / "data", resolutions=(SIDE,))
+    (root / "train/n01440764/n01440764_5.JPEG").unlink()
+    with pytest.raises(FractalError, match="n01440764_5.JPEG cannot be read .*No such .*register"):
+        prepare(tmp_path / "data")
+
+
+def test_no_usable_image_in_a_split(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    for file in (root / "val").rglob("*.JPEG"):
+        file.write_bytes(b"x")
+    register(root, tmp_path / "data", resolutions=(SIDE,))
+    with pytest.raises(FractalError, match="no image of the split validation could be read"):
+        prepare(tmp_path / "data", share=1.0)
+
+
+def test_shards_of_another_source_are_not_kept(tmp_path):
+    root, data = mini.write_tree(tmp_path / "raw"), tmp_path / "data"
+    register(root, data, resolutions=(SIDE,))
+
+    def build_one_and_stop(jobs: list[ShardJob]) -> None:
+        in_processes(jobs[:1], 1)
+        raise KeyboardInterrupt
+
+    settings = PreparationConfig(max_quarantined_share=0, processes=1)
+    options = {"source": "imagenet", "resolution": SIDE, "settings": settings}
+    with pytest.raises(KeyboardInterrupt):
+        prepare_source(data, "imagenet16", run_jobs=build_one_and_stop, **options)
+    mini.put(root / "train/n01440764/n01440764_99.JPEG", mini.encoded(mini.photograph(99)))
+    register(root, data, resolutions=(SIDE,))
+    assert prepare(data).splits["train"].images == 28
+
+
+def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
+    monkeypatch.setattr(shard_job, "center_crop", lambda *_: os._exit(1))
+    register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
+    with pytest.raises(FractalError, match="a process of the preparation died.*to go on"):
+        prepare(tmp_path / "data", 2)
+
+
+def test_nothing_else_is_written(tmp_path):
+    root = mini.write_archives(tmp_path / "raw")
+    before = contents(root)
+    register(root, tmp_path / "data", resolutions=(SIDE,))
+    prepare(tmp_path / "data")
+    assert contents(root) == before
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {
+        "imagenet16",
+        "sources",
+        "registered.yaml",
+        ".imagenet16.lock",
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "data"}

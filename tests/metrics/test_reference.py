@@ -1,0 +1,162 @@
+"""Reference statistics: over all images, in one pass; ADM's instead; what is refused."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.data.writing import write_prepared
+from fractal_model.errors import FractalError
+from fractal_model.metrics.distances import FeatureStatistics, RunningStatistics
+from fractal_model.metrics.evaluate import image_metrics
+from fractal_model.metrics.published import load_published
+from fractal_model.metrics.reference import build_reference, load_reference
+
+
+class Pixels:
+    """In place of Inception: the network is tested elsewhere."""
+
+    weights_source, weights_checksum = "pixels", "sha256:0"
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :12].float()
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> PreparedSplit:
+    folder = tmp_path_factory.mktemp("data") / "noise"
+    images = np.random.default_rng(0).integers(0, 256, (130, 4, 4, 3), dtype=np.uint8)
+    write_prepared(
+        folder,
+        dataset="noise",
+        source="",
+        preprocessing="none",
+        resolution=4,
+        class_names=["a"],
+        splits={"train": [(image, 0) for image in images]},
+    )
+    return open_prepared(folder, "train")
+
+
+def test_statistics_of_batches_equal_numpys():
+    features = torch.randn(301, 7, generator=torch.Generator().manual_seed(0)) + 1000
+    running = RunningStatistics()
+    for batch in features.split(50):
+        running.add(batch)
+    found, whole = running.statistics(), features.double().numpy()
+    assert found.count == 301
+    np.testing.assert_allclose(found.mean, whole.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(whole, rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_statistics_of_one_image_are_refused():
+    running = RunningStatistics()
+    running.add(torch.ones(1, 3))
+    with pytest.raises(FractalError, match="found 1 images, expected 2 or more"):
+        running.statistics()
+
+
+def test_reference_has_all_statistics_and_a_sample(split, tmp_path):
+    done = []
+    reference = build_reference(
+        split, Pixels(), tmp_path / "r.npz", images=130, sample=60, progress=done.append
+    )
+    every = Pixels()(split.load_all()[0]).double().numpy()
+    np.testing.assert_allclose(reference.statistics.mean, every.mean(axis=0), rtol=1e-12)
+    expected = np.cov(every, rowvar=False)
+    np.testing.assert_allclose(reference.statistics.covariance, expected, rtol=1e-9)
+    assert reference.features.shape == (60, 12) and done == [50, 100, 130]
+    rows = {tuple(row) for row in every.tolist()}
+    assert {tuple(row) for row in reference.features.tolist()} <= rows
+    again = load_reference(tmp_path / "r.npz")
+    assert again.checksum == reference.checksum
+    with np.load(tmp_path / "r.npz") as content:
+        assert str(content["preprocessing"]) == "none" and int(content["count"]) == 130
+
+
+def test_more_images_than_there_are(split, tmp_path):
+    with pytest.raises(FractalError, match="statistics_images is 131 for noise, which has 130"):
+        build_reference(split, Pixels(), tmp_path / "r.npz", images=131, sample=5)
+
+
+def test_frechet_distance_takes_the_statistics():
+    generator = torch.Generator().manual_seed(0)
+    generated, real = (torch.randn(60, 5, generator=generator) for _ in range(2))
+    other = FeatureStatistics.from_features(torch.randn(60, 5, generator=generator) + 3)
+    without = image_metrics(generated, real, kid_subset_size=20, kid_subsets=3)
+    found = image_metrics(generated, real, real_statistics=other, kid_subset_size=20, kid_subsets=3)
+    assert found.values["fid"] > without.values["fid"] + 10
+    for name in ("kid", "precision", "recall"):
+        assert found.values[name] == without.values[name]
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_damaged_reference(tmp_path, content):
+    (tmp_path / "r.npz").write_bytes(content)
+    with pytest.raises(FractalError, match="r.npz are damaged.*dvc repro"):
+        load_reference(tmp_path / "r.npz")
+
+
+def test_reference_of_an_older_version(tmp_path):
+    np.savez(tmp_path / "r.npz", format_version=1)
+    with pytest.raises(FractalError, match="damaged .format version 1.: run `dvc repro`"):
+        load_reference(tmp_path / "r.npz")
+    with pytest.raises(FractalError, match="are missing: run `dvc repro`"):
+        load_reference(tmp_path / "no.npz")
+
+
+def statistics(**changes: object) -> dict[str, object]:
+    return {"mu": np.zeros(2048), "sigma": np.eye(2048)} | changes
+
+
+def test_adms_files_are_read(tmp_path):
+    np.savez(tmp_path / "adm_in64_stats.npz", **statistics())
+    found = load_published(tmp_path / "adm_in64_stats.npz", 64)
+    assert found.images is None and found.source == "ADM: adm_in64_stats.npz"
+    images = np.zeros((3, 64, 64, 3), np.uint8)
+    images[1, 2, 3] = (5, 6, 7)
+    np.savez(tmp_path / "v.npz", **statistics(arr_0=images, mu_s=np.zeros(2)))
+    found = load_published(tmp_path / "v.npz", 64)
+    assert found.images.shape == (3, 3, 64, 64) and found.images[1, :, 2, 3].tolist() == [5, 6, 7]
+
+
+def asymmetric() -> np.ndarray:
+    sigma = np.eye(2048)
+    sigma[0, 1] = 0.1
+    return sigma
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"mu": np.zeros(2048)}, "is not ADM's reference file: it has mu; expected"),
+        (statistics(mu=np.zeros(64)), r"mu has shape \(64,\), sigma \(2048, 2048\)"),
+        (statistics(sigma=np.eye(3)), r"sigma \(3, 3\)"),
+        (statistics(mu=np.full(2048, np.nan)), "NaN or infinite"),
+        (statistics(sigma=asymmetric()), "not symmetric"),
+        (statistics(sigma=-np.eye(2048)), "negative eigenvalues"),
+        (statistics(arr_0=np.zeros((2, 32, 32, 3), np.uint8)), "of the same resolution"),
+        (statistics(arr_0=np.zeros((2, 64, 64, 3), np.float32)), "images float32"),
+        ({"mu": np.array([print], dtype=object), "sigma": np.eye(2048)}, "cannot be read .*pickle"),
+    ],
+)
+def test_what_is_not_adms_is_refused(tmp_path, content, message):
+    np.savez(tmp_path / "x.npz", **content)
+    refused(tmp_path / "x.npz", message)
+
+
+def test_damaged_files_of_adm_are_refused(tmp_path):
+    refused(tmp_path / "no.npz", "is missing: give ADM's reference file")
+    whole = io.BytesIO()
+    np.savez(whole, **statistics())
+    for content in (b"", b"text", whole.getvalue()[:100_000]):
+        (tmp_path / "x.npz").write_bytes(content)
+        refused(tmp_path / "x.npz", "cannot be read .*fetch ADM's reference file again")
+
+
+def refused(file, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as caught:
+        load_published(file, 64)
+    assert "\n" not in str(caught.value)
