@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo test test-all ui lint clean
+.PHONY: help install demo benchmark-data test test-all ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -30,6 +30,9 @@ demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (8 to 1
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
 
+benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillow
+	$(RUN) python -m tests.benchmarks.data
+
 test: $(INSTALLED) ## all tests but the slow ones, with coverage
 	$(RUN) python -m coverage erase
 	$(RUN) python -m coverage run -m pytest -m "not slow"
@@ -47,4 +50,4 @@ lint: $(INSTALLED) ## formatting and common mistakes
 	$(RUN) ruff check .
 
 clean: ## remove the environment and all results
-	rm -rf .venv outputs data/digits data/digits-reference.npz
+	rm -rf .venv outputs data/digits data/digits-reference.npz data/digits-report
