@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import NoReturn
 
 import pandas as pd
@@ -34,8 +34,8 @@ console = Console()
 def progress_bar(
     description: str, total: int | None, *, speed: str = ""
 ) -> Iterator[Callable[..., None]]:
-    """Yields `update(done, note="")`; shows counts, time left, the note, and with `speed` (what it
-    counts) how fast it goes."""
+    """Yields `update(done, note="")`; shows counts, time left (where `total` is known), the note,
+    and with `speed` (what it counts) how fast it goes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -61,11 +61,6 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f} {self._unit}" if speed else "")
-
-
-def counting(description: str) -> AbstractContextManager[Callable[..., None]]:
-    """A progress bar without an end in sight."""
-    return progress_bar(description, None)
 
 
 def print_results(title: str, results: pd.DataFrame) -> None:

@@ -23,5 +23,5 @@ def only_one(file: Path) -> Iterator[None]:
             yield
     except Timeout as error:
         raise FractalError(
-            f"another process is at work on this run, it holds {file}: wait for it or stop it"
+            f"another process is at work here, it holds {file}: wait for it or stop it"
         ) from error

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from fractal_model.commands.options import ParamsOption
-from fractal_model.console import console, counting, progress_bar, say
+from fractal_model.console import console, progress_bar, say
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.sources.listing import Listing
 from fractal_model.data.sources.registry import (
@@ -68,7 +68,7 @@ def register_source(
     """Say where images are. Nothing is copied; `dvc repro` prepares them afterwards."""
     data = load_params(params).paths.data
     resolutions = tuple(dict.fromkeys(resolution or ()))
-    with counting(f"{name}: images found") as update:
+    with progress_bar(f"{name}: images found", None) as update:
         source, listing = register(
             folder, data, name=name, resolutions=resolutions, holdout=holdout, progress=update
         )
@@ -104,7 +104,9 @@ def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FI
     say(f"{dataset}: {counts} images of {manifest.resolution} px, {manifest.checksum[:16]}")
     if manifest.quarantined:
         say(f"{dataset}: {len(manifest.quarantined):,} files left out; the report names them")
-    if IMAGENET not in {entry.source for entry in registered(settings.paths.data).values()}:
+    if dataset == DIGITS and IMAGENET not in {
+        entry.source for entry in registered(settings.paths.data).values()
+    }:
         say(HOW_TO_ADD_IMAGENET)
 
 

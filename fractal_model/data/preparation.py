@@ -172,7 +172,13 @@ def _finish(
     ]
     quarantined += [entry for _, shard in done for entry in shard.quarantined]
     images = sum(map(len, jobs)) + len(listing.refused)
-    _require_few(partial, dataset, quarantined, images, settings)
+    try:
+        _require_usable(folder, quarantined, images, listing, done, settings)
+    except FractalError:
+        for job, shard in done:
+            if shard.quarantined:  # looked at again by the next run: the files may be mended
+                job.done_file.unlink()
+        raise
     splits = {
         name: _split_record(
             partial / name,
@@ -210,37 +216,37 @@ def _split_record(
     for job, _ in done:
         content.add(*job.read_digests())
     shards = [shard.record for _, shard in done]
-    if not any(shard.images for shard in shards):
-        raise FractalError(
-            f"no image of the split {folder.name} could be read: look at the reasons in "
-            f"{folder.parent / 'quarantined.csv'}, mend the source and run again"
-        )
     record = content.record(shards)
     write_index(folder, class_names, shards, record.checksum)
     return record
 
 
-def _require_few(
-    partial: Path,
-    dataset: str,
+def _require_usable(
+    folder: Path,
     quarantined: list[QuarantinedFile],
     images: int,
+    listing: Listing,
+    done: list[tuple[ShardJob, ShardDone]],
     settings: PreparationConfig,
 ) -> None:
-    file = partial.with_name(f"{dataset}-quarantined.csv")
+    """FractalError: too few images can be used. They are then listed in a file beside `folder`."""
+    file = folder.with_name(f"{folder.name}-quarantined.csv")
     file.unlink(missing_ok=True)
     share, allowed = len(quarantined) / max(images, 1), settings.max_quarantined_share
-    if share <= allowed:
+    usable = {job.split for job, shard in done if shard.record.images}
+    empty = [split for split in listing.splits() if split not in usable]
+    if share <= allowed and not empty:
         return
     with file.open("w", newline="") as opened:
         csv.writer(opened).writerows(
             [("file", "reason"), *((entry.file, entry.reason) for entry in quarantined)]
         )
     first = "; ".join(f"{entry.file}: {entry.reason}" for entry in quarantined[:3])
+    limit = f"no {empty[0]} image is left" if empty else f"at most {allowed:.2%} are allowed"
+    way_out = "" if empty else ", or raise preparation.max_quarantined_share"
     raise FractalError(
-        f"{len(quarantined)} of {images} images of {dataset} cannot be used ({share:.2%}, at most "
-        f"{allowed:.2%} are allowed): {first}; all are in {file}; mend the source and register it "
-        f"again, or raise preparation.max_quarantined_share"
+        f"{len(quarantined)} of {images} images of {folder.name} cannot be used ({share:.2%}, "
+        f"{limit}): {first}; all are in {file}; mend the source and run again{way_out}"
     )
 
 

@@ -7,7 +7,6 @@ Decided here: on one machine `datasets`' processes run the jobs (`in_processes`)
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import PIL.Image
+import psutil
 
 from fractal_model.config import StrictModel
 from fractal_model.data.crop import center_crop
@@ -142,7 +142,7 @@ def build_shard(job: ShardJob) -> None:
 
 def _require_parent(parent: int) -> None:
     """Ends this process when the one that waits for it was killed."""
-    if parent not in (0, os.getpid(), os.getppid()):
+    if parent and not psutil.pid_exists(parent):
         raise SystemExit(1)
 
 

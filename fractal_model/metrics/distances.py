@@ -46,7 +46,7 @@ class FeatureStatistics:
     covariance: np.ndarray
     """float64 (D, D), with N − 1 in the denominator."""
     count: int
-    """N, the number of images."""
+    """N, the number of images; 0 where whoever published the statistics does not say."""
 
     @classmethod
     def from_features(cls, features: Tensor) -> FeatureStatistics:

@@ -14,6 +14,7 @@ import yaml
 
 from fractal_model import cli
 from fractal_model.data.manifest import read_manifest
+from fractal_model.data.sources.registry import registered
 from fractal_model.metrics.reference import load_reference
 from tests.data import mini_imagenet as mini
 
@@ -87,6 +88,8 @@ def test_adms_statistics_instead(project, fractal):
         reference.source == "ADM: VIRTUAL_imagenet16_labeled.npz" and len(reference.features) == 5
     )
     assert (reference.statistics.mean == mu).all()
+    fractal("data", "register", "raw", "--resolution", 16)
+    assert registered(project / "data")["imagenet16"].statistics is not None, "it is kept"
     np.savez(project / "VIRTUAL_imagenet16_labeled.npz", mu=mu, sigma=2 * sigma)
     code, _, err = fractal("data", "reference", "imagenet16")
     assert code == 1 and "has changed since it was registered" in err

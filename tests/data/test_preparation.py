@@ -245,12 +245,14 @@ def test_too_many_damaged_images_fail(tmp_path):
     assert not (data / "imagenet16-quarantined.csv").exists()
 
 
-def test_files_that_vanish_after_registering_stop_it(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_files_that_vanish_after_registering_stop_it(tmp_path, monkeypatch, processes):
+    monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data", resolutions=(SIDE,))
     (root / "train/n01440764/n01440764_5.JPEG").unlink()
     with pytest.raises(FractalError, match="n01440764_5.JPEG cannot be read .*No such .*register"):
-        prepare(tmp_path / "data")
+        prepare(tmp_path / "data", processes)
 
 
 def test_no_usable_image_in_a_split(tmp_path):
@@ -258,8 +260,12 @@ def test_no_usable_image_in_a_split(tmp_path):
     for file in (root / "val").rglob("*.JPEG"):
         file.write_bytes(b"x")
     register(root, tmp_path / "data", resolutions=(SIDE,))
-    with pytest.raises(FractalError, match="no image of the split validation could be read"):
+    with pytest.raises(FractalError, match="6 of 33 .* no validation image is left.*val_00000001"):
         prepare(tmp_path / "data", share=1.0)
+    mended = {name: content for name, (_, content) in mini.validation_images().items()}
+    for file in (root / "val").rglob("*.JPEG"):
+        file.write_bytes(mended[file.name])
+    assert prepare(tmp_path / "data").splits["validation"].images == 6, "looked at again"
 
 
 def test_shards_of_another_source_are_not_kept(tmp_path):

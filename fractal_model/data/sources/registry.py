@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pyarrow.compute as pc
 import yaml
 from pydantic import Field, ValidationError
 
@@ -94,11 +95,16 @@ def register(
     listing.write(listing_file(data, name))
     _write(folder / f"{name}.location", f"{root}\n")
     _write(folder / f"{name}.json", source.model_dump_json(indent=2) + "\n")
-    description = f"{data.name}/sources/{name}.json"
+    before = registered(data)
     update_registered(
         data,
         {
-            dataset: Registered(source=name, resolution=resolution, description=description)
+            dataset: Registered(
+                source=name,
+                resolution=resolution,
+                description=f"{data.name}/sources/{name}.json",
+                statistics=before[dataset].statistics if dataset in before else None,
+            )
             for dataset, resolution in datasets.items()
         },
         replacing=name,
@@ -148,7 +154,11 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
         raise FractalError(
             f"{folder / name}.json is damaged ({one_line(error)}): register the source again"
         ) from error
-    root = _require_folder(root)
+    if not root.is_dir():
+        raise FractalError(
+            f"the images of {name!r} were registered in {root}, which is not there now: make it "
+            f"available, or register them where they are, `fractal data register DIR --name {name}`"
+        )
     try:
         listing = Listing.read(listing_file(data, name))
     except FileNotFoundError:
@@ -236,7 +246,7 @@ def _missing(
     if kind == "folder":
         return ()
     missing = []
-    found = len(set(listing.images["label"].to_pylist()))
+    found = pc.count_distinct(listing.images["label"]).as_py()
     if found < imagenet.CLASSES:
         missing.append(f"{imagenet.CLASSES - found} of {imagenet.CLASSES} classes")
     for split, expected in imagenet.IMAGES.items():

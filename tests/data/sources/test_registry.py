@@ -235,6 +235,15 @@ def test_damaged_forms(tmp_path):
     refused(lambda: register(root, data), "has the columns label, text, expected image")
 
 
+def test_a_source_that_is_away_is_named(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    register(root, tmp_path / "data")
+    root.rename(tmp_path / "away")
+    refused(lambda: load_source(tmp_path / "data", "imagenet"), "raw, which is not there now: make")
+    register(tmp_path / "away", tmp_path / "data")
+    assert load_source(tmp_path / "data", "imagenet")[1] == tmp_path / "away"
+
+
 def test_damaged_registration(tmp_path):
     data = tmp_path / "data"
     register(mini.write_tree(tmp_path / "raw"), data)
