@@ -158,6 +158,7 @@ class _Shard:
         self._starts = np.cumsum([0, *map(len, batches)])
         if self._starts[-1] != record.images:
             raise ValueError(f"it has {self._starts[-1]} images, the manifest says {record.images}")
+        self.release()  # finding the batches touched pages all over the file
 
     def row(self, index: int) -> tuple[bytes, int]:
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1

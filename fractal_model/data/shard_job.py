@@ -164,8 +164,10 @@ def _cropped(
         raise _Unusable("the file is empty")
     try:
         with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            rgb = opened.convert("RGB")
+            opened.load()
             found.add(opened, image.key)
+            # `convert` would copy what is RGB already.
+            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
     except PIL.UnidentifiedImageError:
         raise _Unusable(f"not an image of {', '.join(FORMATS)}") from None
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):

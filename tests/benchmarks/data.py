@@ -30,11 +30,12 @@ from rich.table import Table
 
 from fractal_model.console import console, errors_on_one_line, progress_bar
 from fractal_model.data.crop import center_crop
-from fractal_model.data.manifest import read_manifest
+from fractal_model.data.manifest import ContentHash, read_manifest, write_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name
 from fractal_model.data.sources.registry import register
 
 IMAGENET = 1_281_167
@@ -161,28 +162,31 @@ print(json.dumps({"images": len(split), "resident": peak}))
 
 
 def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float]:
-    """Of a process that reads at random from a data set of this size: the 256 px shards' bytes,
-    linked under as many names as it takes."""
+    """Of a process that reads at random from a data set of this size: one whole shard of 256 px
+    images, linked under as many names as it takes."""
     source, big = data / "photographs256", data / "big"
-    manifest = json.loads((source / "manifest.json").read_text())
-    shutil.copytree(source, big, copy_function=os.link)
-    train = manifest["splits"]["train"]
-    times = int(gigabytes * 1e9 / sum(shard["bytes"] for shard in train["shards"])) + 1
-    shards = []
-    for number in range(times):
-        for shard in train["shards"]:
-            name = shard["file"].replace("data-", f"data-{number:04d}-")
-            os.link(source / shard["file"], big / name)
-            shards.append({**shard, "file": name})
-    train["shards"] = shards
-    train["images"] *= times
-    train["images_per_class"] = [count * times for count in train["images_per_class"]]
-    (big / "manifest.json").unlink()
-    (big / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(source)
+    images = open_prepared(source, "train")
+    file = big / "train" / shard_name(0)
+    with ShardWriter(file, manifest.class_names) as shard:
+        for index in range(images_per_shard(256)):
+            example = images[index % len(images)]
+            picture = PIL.Image.fromarray(example.image.permute(1, 2, 0).numpy())
+            shard.add(picture, example.label)
+    record = shard.record()
+    times = int(gigabytes * 1e9 / record.bytes) + 1
+    shards = [record]
+    for number in range(1, times):
+        os.link(file, file.with_name(shard_name(number)))
+        shards.append(record.model_copy(update={"file": f"train/{shard_name(number)}"}))
+    content = ContentHash(256, len(manifest.class_names))
+    content.add(np.tile(shard.digests, (times, 1)), np.tile(shard.labels, times))
+    splits = {"train": content.record(shards)}
+    write_manifest(big, manifest.model_copy(update={"splits": splits}))
     command = [sys.executable, "-c", READER, str(big), str(reads)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return {
-        "gigabytes": sum(shard["bytes"] for shard in shards) / 1e9,
+        "gigabytes": times * record.bytes / 1e9,
         "images": found["images"],
         "reads": reads,
         "resident_gib": found["resident"] / 2**30,
