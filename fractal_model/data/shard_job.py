@@ -36,6 +36,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Decoded. Others, such as PostScript, would start other programs."""
 _SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",)}
 _EXIF_ORIENTATION = 0x0112
+_PARENT_CHECK = 16  # images
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def build_shard(job: ShardJob) -> None:
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         for done, image in enumerate(listing.rows(job.split, job.start, job.stop)):
             counts[job.slot] = done
-            _require_parent(job.parent)
+            if done % _PARENT_CHECK == 0:
+                _require_parent(job.parent)
             try:
                 cropped = _cropped(reader, image, job.resolution, found)
             except _Unusable as error:
