@@ -125,6 +125,7 @@ def build_shard(job: ShardJob) -> None:
     reader, found, quarantined = SourceReader(job.root), _Found(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
     with ShardWriter(job.shard_file, listing.class_names) as shard, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of metadata: ImageNet has corrupt EXIF
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         for done, image in enumerate(listing.rows(job.split, job.start, job.stop)):
             counts[job.slot] = done
@@ -167,9 +168,9 @@ def _cropped(
     try:
         with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             opened.load()
-            found.add(opened, image.key)
             # `convert` would copy what is RGB already.
             rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
+            found.add(opened, image.key)
     except PIL.UnidentifiedImageError:
         raise _Unusable(f"not an image of {', '.join(FORMATS)}") from None
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):

@@ -87,7 +87,7 @@ def test_kinds_of_raw_images_are_counted(pristine):
     assert sum(found["short_sides"].values()) == 27
 
 
-def test_other_kinds_become_rgb_as_pillow_does(tmp_path):
+def test_other_kinds_become_rgb_as_pillow_does(tmp_path, recwarn):
     photograph, folder = mini.photograph(0), tmp_path / "raw"
     grey16 = PIL.Image.fromarray(np.linspace(0, 65535, 50 * 37).reshape(37, 50).astype(np.uint16))
     kinds = {
@@ -97,12 +97,14 @@ def test_other_kinds_become_rgb_as_pillow_does(tmp_path):
         "bilevel.tiff": mini.encoded(photograph.convert("1"), "TIFF"),
         "moving.gif": mini.encoded(photograph, "GIF", save_all=True, append_images=[photograph]),
         "tiny.png": mini.encoded(mini.photograph(1, 1, 1), "PNG"),
+        "corrupt-exif.jpg": mini.encoded(photograph, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1"),
     }
     for name, content in kinds.items():
         mini.put(folder / "train/one" / name, content)
         mini.put(folder / "validation/one" / name, content)
     register(folder, tmp_path / "data", name="kinds", resolutions=(SIDE,))
     prepare(tmp_path / "data", source="kinds")
+    assert not [warning for warning in recwarn if warning.category is UserWarning]
     split = open_prepared(tmp_path / "data/imagenet16", "train")
     for example, name in zip(split.in_order(), sorted(kinds), strict=True):
         found = example.image.permute(1, 2, 0).numpy()
