@@ -7,9 +7,9 @@ libraries read only once. They are defaults; a value set by the user stays.
 import os
 
 _ENVIRONMENT = {
-    # MKL's strict reproducibility mode: a row of a matrix product no longer depends on how many
-    # rows stand beside it, so an image does not depend on the batch it is sampled in. Measured
-    # at full speed where AVX-512 is there (README, "Exactly reproducible").
+    # MKL's strict reproducibility mode, which it has on Intel's processors: a row of a matrix
+    # product does not depend on how many rows stand beside it, so an image does not depend on
+    # the batch it is sampled in. `model/rows.py` sees to it on others.
     "MKL_CBWR": "AUTO,STRICT",
     # Telemetry of every library is off by default.
     "DO_NOT_TRACK": "1",

@@ -23,6 +23,7 @@ from fractal_model.errors import FractalError
 from fractal_model.images import NOT_GENERATED, enlarged
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.pixels import unpatchify
+from fractal_model.parts import is_out_of_memory
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
@@ -62,12 +63,19 @@ def animate(
     """Generate B images side by side and write the animation, GIF or WebP by `file`'s suffix, and
     a still sheet of some of its moments, PNG (by default beside it). Returns both files.
 
-    FractalError: another suffix, too few or too many frames or images.
+    FractalError: another suffix, too few or too many frames or images, more than fit the memory.
     """
     sheet = sheet or file.with_suffix(".png")
     require_animation(file, sheet, frames=frames, images=len(labels))
     recorder = _Recorder(model, len(labels), frames, progress)
-    final = Sampler(model, settings)(labels, seeds, observe=recorder)
+    try:
+        final = Sampler(model, settings)(labels, seeds, observe=recorder)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FractalError(
+            f"{len(labels)} images side by side do not fit the memory: ask for fewer"
+        ) from error
     moments = recorder.moments(final.cpu())
     for target in (file, sheet):
         target.parent.mkdir(parents=True, exist_ok=True)

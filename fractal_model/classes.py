@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from fractal_model.config import ModelConfig
 from fractal_model.errors import FractalError
@@ -19,13 +20,21 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
     return [_class_number(part.strip(), config) for part in text.split(",")]
 
 
+def _matches(name: str, names: Sequence[str]) -> list[int]:
+    return [number for number, known in enumerate(names) if known == name]
+
+
 def _class_number(part: str, config: ModelConfig) -> int:
     if part == UNCONDITIONAL:
         return NO_CLASS
     names = [name.casefold() for name in config.class_names]
     # Names first: those of digits are numerals, and equal their numbers.
-    if part.casefold() in names:
-        return names.index(part.casefold())
+    found = _matches(part, config.class_names) or _matches(part.casefold(), names)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        numbers = " and ".join(map(str, found))
+        raise FractalError(f"class {part!r} is the name of classes {numbers}: give the number")
     if part.isdecimal() and int(part) < config.num_classes:
         return int(part)
     near = difflib.get_close_matches(part.casefold(), names, n=1)

@@ -28,6 +28,7 @@ from rich.text import Text
 from fractal_model.errors import FractalError, one_line
 
 console = Console()
+_SHOWN_NAME = 120
 
 
 @contextmanager
@@ -85,17 +86,26 @@ def errors_on_one_line() -> Iterator[None]:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno != errno.ENOSPC and error.filename is None:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(
-            f"error: the disk is full{where}: free some space and run the same command again, "
-            f"what was complete is kept",
-            file=sys.stderr,
-        )
+        print(f"error: {_of_the_system(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
         leave_interrupted()
+
+
+def _of_the_system(error: OSError) -> str:
+    """A file that cannot be read or written, on one line."""
+    if error.errno == errno.ENOSPC:
+        where = f" at {error.filename}" if error.filename else ""
+        return (
+            f"the disk is full{where}: free some space and run the same command again, what was "
+            f"complete is kept"
+        )
+    name = str(error.filename)
+    shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}…"
+    reason = (error.strerror or type(error).__name__).lower()
+    return f"{shown}: {reason}; check the path and who may read and write there"
 
 
 def leave_interrupted() -> NoReturn:

@@ -18,12 +18,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fractal_model.errors import FractalError, one_line
+from fractal_model.generation import sample_images
 from fractal_model.model.fractal import FractalModel
+from fractal_model.parts import LARGEST_PART, MapParts, in_this_process
 from fractal_model.sampling.known import Known
-from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
-BATCH = 16
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 WHITE = 128
 """From here on a grey mask pixel counts as white."""
@@ -95,16 +95,21 @@ def edit(
     labels: Tensor,
     seeds: Sequence[int],
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    largest: int = LARGEST_PART,
+    map_parts: MapParts = in_this_process,
 ) -> Tensor:
     """(N, 3, S, S) uint8: one variant of `image` (3, S, S) for each of N classes and seeds; what
     `mask` (S, S) marks as known is the same in all. `progress` gets the number done."""
-    sampler, found = Sampler(model, settings), []
-    for start in range(0, len(labels), BATCH):
-        part = labels[start : start + BATCH]
-        known = Known(image.expand(len(part), -1, -1, -1), mask.expand(len(part), -1, -1))
-        found.append(sampler(part, seeds[start : start + BATCH], known=known))
-        progress(start + len(part))
-    return torch.cat(found)
+    known = Known(image[None], mask[None])
+    found, done = image.new_empty(len(labels), *image.shape), 0
+    for part, images in sample_images(
+        model, settings, labels, seeds, known=known, largest=largest, map_parts=map_parts
+    ):
+        found[part.start : part.stop] = images
+        done += len(part)
+        progress(done)
+    return found
 
 
 def _open(file: Path, what: str) -> Image.Image:

@@ -7,7 +7,7 @@ the parts of the work is given as a `MapParts`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from fractal_model.animation import animate
 from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.errors import FractalError
+from fractal_model.generation import sample_images
 from fractal_model.metrics.agreement import nearest_neighbour_agreement
 from fractal_model.metrics.evaluate import MetricResults, image_metrics
 from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures, extract_features
@@ -28,11 +29,11 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.model.likelihood import Likelihood, is_exact, mask_seeds, pass_bits
 from fractal_model.parts import LARGEST_PART, MapParts, Work, in_this_process
 from fractal_model.randomness import LARGEST_SEED
-from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 
 AGREEMENT_LARGEST_SIDE = 16
 GROWING_IMAGES = 3
+MOST_PASSES = 10_000
 Progress = Callable[[int], None]
 """Called with the number of images done so far."""
 
@@ -61,7 +62,8 @@ def measure_likelihood(
 ) -> Likelihood:
     """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
     `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
-    _require_fit(model, split, passes=passes, seed=seed, largest=largest)
+    _require_fit(model, split, conditional=conditional)
+    _require_legal(passes=passes, seed=seed, largest=largest)
     exact = is_exact(model.config)
     per_pass = torch.empty(len(split), 1 if exact else passes, dtype=torch.float64)
     start = partial(_likelihood_work, model, split, passes, seed, conditional)
@@ -93,21 +95,29 @@ def _likelihood_work(
     return work
 
 
-def _require_fit(
-    model: FractalModel, split: PreparedSplit, *, passes: int, seed: int, largest: int
-) -> None:
+def _require_fit(model: FractalModel, split: PreparedSplit, *, conditional: bool) -> None:
+    """An unconditional likelihood does not ask what the classes are."""
     config, found = model.config, split.manifest
-    classes = len(found.class_names)
-    if found.resolution != config.image_size or classes != config.num_classes:
+    if found.resolution != config.image_size:
         raise FractalError(
-            f"the data set {found.dataset} has {found.resolution} px and {classes} classes, the "
-            f"model {config.image_size} px and {config.num_classes} classes: measure it on the "
-            f"data that it was made for"
+            f"the data set {found.dataset} has {found.resolution} px, the model "
+            f"{config.image_size} px: prepare the images at the model's size"
         )
-    if passes < 1 or largest < 1 or not 0 <= seed <= LARGEST_SEED:
+    classes = len(found.class_names)
+    unlike = config.class_names and config.class_names != found.class_names
+    if conditional and (classes != config.num_classes or unlike):
         raise FractalError(
-            f"passes {passes}, batch size {largest} and seed {seed} asked for: passes and batch "
-            f"size are 1 or more, the seed 0 … {LARGEST_SEED}"
+            f"the {classes} classes of the data set {found.dataset} are not the "
+            f"{config.num_classes} that the model knows: measure it on the classes that it was "
+            f"made for, or without --conditional"
+        )
+
+
+def _require_legal(*, passes: int, seed: int, largest: int) -> None:
+    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
+        raise FractalError(
+            f"passes {passes}, batch size {largest} and seed {seed} asked for: passes are "
+            f"1 … {MOST_PASSES}, the batch size is 1 or more, the seed 0 … {LARGEST_SEED}"
         )
 
 
@@ -129,33 +139,6 @@ def held_out_likelihood(
     }
 
 
-def sample_images(
-    model: FractalModel,
-    sampling: SamplingConfig,
-    labels: Tensor,
-    *,
-    seed: int,
-    largest: int = LARGEST_PART,
-    map_parts: MapParts = in_this_process,
-) -> Iterator[tuple[range, Tensor]]:
-    """(N,) classes to parts of the N images, (n, 3, S, S) uint8, in any order; image i has the
-    seed `seed` + i, and at most `largest` are made at a time."""
-    start = partial(_sampling_work, model, sampling, labels, seed)
-    return map_parts(start, len(labels), largest=largest)
-
-
-def _sampling_work(
-    model: FractalModel, sampling: SamplingConfig, labels: Tensor, seed: int, device: torch.device
-) -> Work:
-    sampler = Sampler(model.to(device), sampling)
-
-    def work(part: range) -> Tensor:
-        seeds = range(seed + part.start, seed + part.stop)
-        return sampler(labels[part.start : part.stop].to(device), seeds)
-
-    return work
-
-
 def balanced_samples(
     model: FractalModel,
     sampling: SamplingConfig,
@@ -167,7 +150,8 @@ def balanced_samples(
     labels = torch.arange(classes).repeat_interleave(settings.samples_per_class)
     images = torch.empty(len(labels), 3, side, side, dtype=torch.uint8)
     started, done = time.monotonic(), 0
-    parts = sample_images(model, sampling, labels, seed=settings.seed, largest=settings.batch_size)
+    seeds = range(settings.seed, settings.seed + len(labels))
+    parts = sample_images(model, sampling, labels, seeds, largest=settings.batch_size)
     for part, found in parts:
         images[part.start : part.stop] = found
         done += len(part)

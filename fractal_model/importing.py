@@ -56,7 +56,7 @@ class Published:
     """What is used of a published checkpoint."""
 
     weights: dict[str, Tensor]
-    """Under our names, float32, mapped from the file."""
+    """Under our names, in the file's precision, mapped from the file."""
     epoch: int | None
     """The last finished one, counted from 0; None where the file does not say."""
 
@@ -80,9 +80,7 @@ def read_published(file: Path, progress: BytesDone) -> Published:
                 f"{file} is not a published checkpoint: {name!r} of its `model` is "
                 f"{_described(value)}, expected a tensor of floating-point numbers"
             )
-    weights = {
-        name: tensor.detach().float().contiguous() for name, tensor in from_published(model).items()
-    }
+    weights = from_published(model)
     if len(weights) != len(model):
         raise FractalError(
             f"{file} is not a published checkpoint: {len(model)} names of its `model` stand for "
@@ -103,7 +101,9 @@ def import_published(
         raise FractalError(
             f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
         )
-    model.load_state_dict(published.weights, assign=True)
+    # Only now: a crafted shape would ask for any amount of memory.
+    weights = {name: w.detach().float().contiguous() for name, w in published.weights.items()}
+    model.load_state_dict(weights, assign=True)
     save_checkpoint(folder, model=model, optimizer=None, progress=_progress(published, size))
 
 
@@ -141,7 +141,7 @@ def require_archive(file: Path) -> None:
     if not start:
         raise FractalError(f"{file} is empty: the download failed, start it again")
     if start.startswith(_ZIP_START):
-        if not zipfile.is_zipfile(file):
+        if not _has_table_of_contents(file):
             raise FractalError(
                 f"{file} is a partial download: it stops after {size:,} bytes, before the table "
                 f"of contents that ends a checkpoint; download the whole file"
@@ -163,6 +163,14 @@ def require_archive(file: Path) -> None:
         )
 
 
+def _has_table_of_contents(file: Path) -> bool:
+    """Whether it ends as a zip file does; what the table says is looked at later."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # there is one, and it is damaged
+        return True
+
+
 def _require_undamaged(file: Path, progress: BytesDone) -> None:
     """Every record against its CRC-32: mapped tensors would be taken as they are."""
     done, reason = 0, ""
@@ -174,8 +182,9 @@ def _require_undamaged(file: Path, progress: BytesDone) -> None:
                         done += len(chunk)
                         progress(done)
         progress(file.stat().st_size)  # what lies between the records is done too
-    # RuntimeError and NotImplementedError: encrypted or unknown records.
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    # A damaged table of contents makes the reader fail in any way there is: a name that is no
+    # text, an offset before the file's start, a record that seems encrypted.
+    except Exception as error:
         reason = one_line(error)
     if reason:
         raise FractalError(

@@ -109,6 +109,11 @@ class Params(StrictModel):
                     f"every size needs an entry in each"
                 )
         for name in self.models:
+            if self.evaluation[name].weights == "ema" and not self.training[name].ema_decay:
+                raise ValueError(
+                    f"evaluation.{name}.weights is ema, but training.{name}.ema_decay 0 keeps no "
+                    f"moving average: set ema_decay above 0, as 0.999, or weights to model"
+                )
             self.sampling[name].level_iterations(self.models[name].to_model())
         return self
 

@@ -10,6 +10,7 @@ samples equal in 99.9 % of the values.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ CASE_FILES = (
     "inputs.safetensors",
     "expected.safetensors",
 )
+_GREEDY_SAMPLE = re.compile(r"greedy_sample_cfg(\d+(?:\.\d+)?)_uint8")
 CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
 
 
@@ -80,7 +82,13 @@ class Case:
                 for name in ("weights", "inputs", "expected")
             )
             model.load_state_dict(from_published(weights))
-        except (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+        except (
+            ValidationError,
+            SafetensorError,
+            json.JSONDecodeError,
+            RuntimeError,
+            TypeError,
+        ) as error:
             raise FractalError(
                 f"the parity case {folder} is unusable: {one_line(error)}"
             ) from error
@@ -134,7 +142,8 @@ def _losses(case: Case) -> Iterator[Comparison]:
     found["train_loss_conditional"] = loss.detach()
     for name, value in found.items():
         if name in case.expected:
-            yield Comparison(name, _relative(value, case.expected[name]), LOSS_TOLERANCE)
+            error = _relative(name, value, case.expected[name])
+            yield Comparison(name, error, LOSS_TOLERANCE)
 
 
 def _gradients(case: Case) -> Iterator[Comparison]:
@@ -145,11 +154,11 @@ def _gradients(case: Case) -> Iterator[Comparison]:
     for name, expected in case.expected.items():
         if name == "grad_norm_total":
             found = torch.stack(list(ours.values())).norm()
-        elif name.startswith("grad_norm."):
-            found = ours[our_name(name.removeprefix("grad_norm."))]
         else:
-            continue
-        yield Comparison(name, _relative(found, expected), GRADIENT_TOLERANCE)
+            found = ours.get(our_name(name.removeprefix("grad_norm.")))
+            if found is None or not name.startswith("grad_norm."):
+                continue
+        yield Comparison(name, _relative(name, found, expected), GRADIENT_TOLERANCE)
 
 
 def _conditions(case: Case) -> Iterator[Comparison]:
@@ -158,11 +167,12 @@ def _conditions(case: Case) -> Iterator[Comparison]:
     level, images = case.model.levels[0], case.inputs["images_uint8"]
     with torch.no_grad():
         handed_on = level0_conditions(case.model, images, case.inputs)
+    names = CONDITION_NAMES[: handed_on.shape[1]]
     for name, expected in case.expected.items():
-        if name.startswith("level0_conditions_"):
-            position = CONDITION_NAMES.index(name.removeprefix("level0_conditions_"))
-            found = handed_on[:, position].view(len(images), level.config.tokens, -1)
-            yield Comparison(name, _relative(found, expected), LOSS_TOLERANCE)
+        middle, _, position = name.rpartition("_")
+        if middle == "level0_conditions" and position in names:
+            found = handed_on[:, names.index(position)].view(len(images), level.config.tokens, -1)
+            yield Comparison(name, _relative(name, found, expected), LOSS_TOLERANCE)
 
 
 def level0_conditions(model: FractalModel, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -180,17 +190,18 @@ def _samples(case: Case) -> Iterator[Comparison]:
     labels = case.inputs["sample_labels"]
     iterations = tuple(case.inputs["sample_num_iters"].tolist())
     for name, expected in case.expected.items():
-        if not name.startswith("greedy_sample_cfg"):
+        guidance = _GREEDY_SAMPLE.fullmatch(name)
+        if guidance is None:
             continue
-        guidance = name.removeprefix("greedy_sample_cfg").removesuffix("_uint8")
         settings = SamplingConfig(
-            guidance=float(guidance),
+            guidance=float(guidance[1]),
             logit_scale=SAMPLE_LOGIT_SCALE,
             iterations=iterations,
             filter_threshold=SAMPLE_FILTER_THRESHOLD,
         )
         sampler = Sampler(case.model, settings, draw=most_likely)
         images = sampler.from_noise(labels, _in_order(len(labels), case.model))
+        _require_shape(name, images, expected)
         differing = (images != expected).double().mean().item()
         yield Comparison(name, differing, SAMPLE_TOLERANCE)
 
@@ -205,6 +216,15 @@ def _in_order(images: int, model: FractalModel) -> ImageNoise:
     return ImageNoise(noise.pixels, orders, noise.guides)
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def _relative(name: str, found: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected value: for a vector its scale counts."""
+    _require_shape(name, found, expected)
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+
+
+def _require_shape(name: str, found: Tensor, expected: Tensor) -> None:
+    if found.numel() != expected.numel() or found.squeeze().shape != expected.squeeze().shape:
+        raise FractalError(
+            f"the expected {name} has the shape {list(expected.shape)}, this model's has "
+            f"{list(found.shape)}: the case belongs to another model"
+        )

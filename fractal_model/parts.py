@@ -20,9 +20,13 @@ from torch import Tensor
 from fractal_model.errors import FractalError
 from fractal_model.memory import available_memory, compute_device, peak_memory
 
-FIRST_PART, GROWTH = 4, 8
+FIRST_PART, GROWTH = 1, 8
+"""One image first: what it takes is not known yet, and running out of memory ends the process
+where the system does not say no."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
+ALWAYS_FAST_ENOUGH = 4
+"""Images of a part that time does not forbid: one at a time wastes the machine."""
 MEMORY_SHARE = 0.5
 """Of the memory that is free, what a part may take: the measure is of smaller parts."""
 
@@ -80,7 +84,7 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
             at += size
             continue
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if size == 1:
                 raise FractalError(
@@ -94,7 +98,7 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
     return torch.cat(rows), size
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "can't allocate memory" in str(error)  # torch's CPU allocator has no type of its own
@@ -120,8 +124,9 @@ class PartSizes:
 
     def record(self, part: range, result: PartResult) -> None:
         in_time = int(len(part) * TARGET_SECONDS / max(result.seconds, 1e-3))
+        in_time = max(in_time, len(part), ALWAYS_FAST_ENOUGH)
         grown = max(self._size, len(part) * GROWTH)
-        self._size = max(1, min(self._largest, grown, max(in_time, len(part)), result.fitting))
+        self._size = max(1, min(self._largest, grown, in_time, result.fitting))
 
 
 def in_this_process(

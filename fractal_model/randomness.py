@@ -47,6 +47,13 @@ class ImageNoise:
             guides=tuple(_stack(level, device) for level in zip(*guides, strict=True)),
         )
 
+    def to(self, device: torch.device) -> ImageNoise:
+        return ImageNoise(
+            self.pixels.to(device),
+            tuple(level if level is None else level.to(device) for level in self.orders),
+            tuple(level if level is None else level.to(device) for level in self.guides),
+        )
+
 
 def patches_per_image(config: ModelConfig, level: LevelConfig) -> int:
     return (config.image_size // level.patch_size) ** 2

@@ -39,17 +39,17 @@ class SampleWriter(Protocol):
 def open_writer(out: Path, labels: Tensor, *, image_size: int, per_class: int) -> SampleWriter:
     """For `len(labels)` images. FractalError: an ending without a meaning, a folder that cannot
     be written, too many for a grid."""
-    count = len(labels)
-    if out.suffix == ".png":
+    count, ending = len(labels), out.suffix.lower()
+    if ending == ".png":
         if count > LARGEST_GRID:
             raise FractalError(
                 f"a grid of {count} images asked for: at most {LARGEST_GRID}; for more give --out "
                 f"a folder (numbered PNG files) or a .npz file"
             )
-        require_writable(out.absolute().parent)
+        require_writable_file(out)
         return _Grid(out, count, image_size, per_class)
-    if out.suffix == ".npz":
-        require_writable(out.absolute().parent)
+    if ending == ".npz":
+        require_writable_file(out)
         return _Array(out, labels, image_size)
     if out.suffix and not out.is_dir():
         raise FractalError(
@@ -57,7 +57,16 @@ def open_writer(out: Path, labels: Tensor, *, image_size: int, per_class: int) -
             f"folder, whose name has none (numbered PNG files)"
         )
     require_writable(out)
+    _require_no_images(out)
     return _Folder(out, len(str(count - 1)))
+
+
+def require_writable_file(file: Path) -> None:
+    """Make the file's folder where it is missing. FractalError: nothing can be written there, or
+    a folder has the name."""
+    if file.is_dir():
+        raise FractalError(f"{file} is a folder: give --out the name of a file")
+    require_writable(file.absolute().parent)
 
 
 def require_writable(folder: Path) -> None:
@@ -70,6 +79,15 @@ def require_writable(folder: Path) -> None:
         ) from error
     if not os.access(folder, os.W_OK):
         raise FractalError(f"the folder {folder} cannot be written to: give --out another place")
+
+
+def _require_no_images(folder: Path) -> None:
+    """Images of another run among ours would pass for ours."""
+    if any(file.stem.isdecimal() for file in folder.glob("*.png")):
+        raise FractalError(
+            f"the folder {folder} holds numbered images already: give --out another folder, or "
+            f"remove them first"
+        )
 
 
 class _Grid:

@@ -26,6 +26,16 @@ def test_numbers_and_names(text, expected):
     assert parse_classes(text, NAMED) == expected
 
 
+def test_names_that_differ_in_their_capitals_only():
+    """Of ImageNet's, 264 is a dog and 474 a garment."""
+    named = NAMED.model_copy(update={"class_names": ("Cardigan", "cardigan", "crane", "crane")})
+    assert parse_classes("Cardigan, cardigan", named) == [0, 1]
+    with pytest.raises(FractalError, match="'CARDIGAN' is the name of classes 0 and 1"):
+        parse_classes("CARDIGAN", named)
+    with pytest.raises(FractalError, match="'crane' is the name of classes 2 and 3: give the num"):
+        parse_classes("crane", named)
+
+
 @pytest.mark.parametrize("text", ["4", "-1", "1.5", "", "tiger", "1,,2", "nan"])
 def test_unknown_classes_are_refused_with_the_range(text):
     with pytest.raises(FractalError, match=r"0 … 3"):

@@ -92,6 +92,19 @@ def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
     assert error.count("\n") == 1
 
 
+def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
+    name = "x" * 5000
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("sys.argv", ["fractal", "parity", name])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert error.startswith("error: xxx")
+    assert "file name too long; check the path" in error
+    assert error.count("\n") == 1
+
+
 def test_make_refuses_an_old_python(tmp_path):
     old = tmp_path / "python3.9"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')

@@ -90,7 +90,7 @@ def test_variants_keep_what_is_known_and_differ_in_the_rest():
     found = edit(model, SamplingConfig(), image, mask, labels, range(20), done.append)
     assert (found[:, :, mask] == image[:, mask]).all()
     assert len({variant.numpy().tobytes() for variant in found}) == 20
-    assert done == [16, 20]
+    assert done == sorted(done) and done[-1] == 20
     alone = edit(model, SamplingConfig(), image, mask, labels[17:18], [17])
     assert alone.equal(found[17:18])
 

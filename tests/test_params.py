@@ -61,7 +61,12 @@ MISTAKES = [
     (_change("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
     (_change("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),
     (_change("sampling", "digits", "iterations", value=[17, 4]), ["17", "1 … 16"]),
+    (_change("sampling", "digits", "guidance", value=1001), ["sampling.digits.guidance", "1000"]),
     (_change("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
+    (
+        _change("evaluation", "digits", "weights", value="ema"),
+        ["evaluation.digits.weights is ema", "training.digits.ema_decay 0"],
+    ),
     (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
 ]
 

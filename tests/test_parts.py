@@ -35,22 +35,22 @@ def sizes_of(total, *, largest=1024, workers=1, **record):
 
 
 def test_parts_grow_up_to_the_largest():
-    assert sizes_of(3000) == [4, 32, 256, 1024, 1024, 660]
-    assert sizes_of(20, largest=8) == [4, 8, 8]
+    assert sizes_of(3000) == [1, 8, 64, 512, 1024, 1024, 367]
+    assert sizes_of(20, largest=8) == [1, 8, 8, 3]
     assert sizes_of(3, largest=1) == [1, 1, 1]
 
 
 def test_parts_fit_the_memory_that_was_measured():
-    assert sizes_of(30, fitting=6) == [4, 6, 6, 6, 6, 2]
-    assert sizes_of(6, fitting=1) == [4, 1, 1]
+    assert sizes_of(30, fitting=6) == [1, 6, 6, 6, 6, 5]
+    assert sizes_of(3, fitting=1) == [1, 1, 1]
 
 
 def test_slow_parts_do_not_grow():
-    assert sizes_of(12, seconds=60.0) == [4, 4, 4]
+    assert sizes_of(12, seconds=60.0) == [1, 4, 4, 3]
 
 
 def test_workers_get_even_parts():
-    assert sizes_of(6, workers=3) == [2, 2, 1, 1]
+    assert sizes_of(7, workers=3) == [1, 2, 2, 1, 1]
 
 
 def test_every_image_once_in_this_process():

@@ -12,7 +12,8 @@ import torch
 
 from fractal_model.data.prepared import open_prepared
 from fractal_model.errors import FractalError
-from fractal_model.evaluation import measure_likelihood, sample_images
+from fractal_model.evaluation import measure_likelihood
+from fractal_model.generation import sample_images
 from fractal_model.parts import in_this_process
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.ray_workers import map_over_workers
@@ -49,7 +50,7 @@ def test_images_are_equal_bit_by_bit():
     found = []
     for map_parts in (in_this_process, PAIR):
         images = np.zeros((6, 3, 4, 4), np.uint8)
-        parts = sample_images(tiny_model("mar"), settings, labels, seed=3, map_parts=map_parts)
+        parts = sample_images(tiny_model("mar"), settings, labels, range(3, 9), map_parts=map_parts)
         for part, rows in parts:
             images[part.start : part.stop] = rows
         found.append(images)

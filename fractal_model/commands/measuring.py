@@ -49,9 +49,10 @@ def likelihood(
     from fractal_model.evaluation import measure_likelihood
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
+    from fractal_model.sample_files import require_writable_file
 
     if out is not None:
-        _require_csv(out)
+        require_writable_file(out)
     settings = load_params(params)
     given = is_remote(data) or Path(data).is_dir()
     found = data if given else settings.dataset_folder(data)
@@ -71,8 +72,7 @@ def likelihood(
     kind = "conditional" if conditional else "unconditional"
     say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
     if out is not None:
-        labels = [example.label for example in images.in_order()]
-        _write_csv(out, labels, result)
+        _write_csv(out, images.labels().tolist(), result)
         say(f"every image's value: {out}")
 
 
@@ -88,12 +88,6 @@ def _summary(result: Likelihood, seed: int) -> str:
         f"{value}; upper bound, Monte Carlo error of the masks {masks}; {result.passes} passes, "
         f"{count} images, seed {seed}"
     )
-
-
-def _require_csv(out: Path) -> None:
-    from fractal_model.sample_files import require_writable
-
-    require_writable(out.absolute().parent)
 
 
 def _write_csv(out: Path, labels: list[int], result: Likelihood) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from fractal_model.commands.options import ParamsOption
 from fractal_model.console import console
 from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.planning.hardware import GPUS, gpu_named
 
 if TYPE_CHECKING:
     from fractal_model.planning.memory import TrainingMemory
@@ -24,10 +25,14 @@ def plan(
     ] = None,
     gpu: Annotated[
         str,
-        typer.Option(help="h100, h100-pcie, h200, b200, a100-80, a100-40, l40s, l4 or rtx-4090."),
+        typer.Option(help=f"{', '.join(GPUS)}."),
     ] = "h100",
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step, over all GPUs. Default: the recipe's.")
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(help="Training images. Default: those of the data set."),
     ] = None,
     utilisation: Annotated[
         float | None,
@@ -37,7 +42,7 @@ def plan(
         float | None, typer.Option(help="The same in sampling.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    params: Annotated[Path, typer.Option("--params", help="The settings file.")] = DEFAULT_FILE,
+    params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """What training and sampling a size would cost: operations, memory, time, disk.
 
@@ -45,7 +50,6 @@ def plan(
     GPUs reach at the given utilisation; every assumption is printed below the tables.
     """
     from fractal_model.planning import plan as planning
-    from fractal_model.planning.hardware import gpu_named
 
     settings = load_params(params)
     chosen = settings.size(size)
@@ -54,7 +58,7 @@ def plan(
         chosen,
         gpu=gpu_named(gpu),
         gpus=chosen.training.workers if gpus is None else gpus,
-        splits=planning.dataset_splits(settings, chosen.training.dataset),
+        splits=planning.dataset_splits(settings, chosen.training.dataset, images),
         batch_size=batch_size,
         **{name: value for name, value in given.items() if value is not None},
     )

@@ -22,13 +22,11 @@ from fractal_model.commands.sampling_options import (
     LogitScaleOption,
     OrderOption,
     SizeOption,
+    require_request,
     sampling_settings,
 )
 from fractal_model.console import progress_bar, say
-from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
-
-LARGEST_REQUEST = 1_000_000
 
 
 def sample(
@@ -54,7 +52,7 @@ def sample(
     import torch
 
     from fractal_model.classes import parse_classes
-    from fractal_model.evaluation import sample_images
+    from fractal_model.generation import sample_images
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
     from fractal_model.sample_files import open_writer
@@ -62,7 +60,7 @@ def sample(
     settings = load_params(params)
     network = load_model(model, settings.paths.outputs)
     asked = parse_classes(classes, network.config)
-    _require_request(len(asked), n, seed, batch_size)
+    require_request(len(asked), n, seed, batch_size)
     sampling = sampling_settings(
         settings,
         network.config,
@@ -80,7 +78,12 @@ def sample(
     try:
         with progress_bar("sampling, images", len(labels)) as update:
             for part, images in sample_images(
-                network, sampling, labels, seed=seed, largest=largest, map_parts=map_parts
+                network,
+                sampling,
+                labels,
+                range(seed, seed + len(labels)),
+                largest=largest,
+                map_parts=map_parts,
             ):
                 writer.add(part, images)
                 done += len(part)
@@ -90,21 +93,3 @@ def sample(
         writer.discard()
         raise
     say(f"{done} images, seeds {seed} … {seed + done - 1}: {out}")
-
-
-def _require_request(classes: int, n: int, seed: int, batch_size: int | None) -> None:
-    from fractal_model.randomness import LARGEST_SEED
-
-    total = classes * n
-    if not 1 <= total <= LARGEST_REQUEST:
-        raise FractalError(
-            f"{total} images asked for ({classes} classes of {n}): 1 … {LARGEST_REQUEST} at a "
-            f"time; go on with another --seed for more"
-        )
-    if not 0 <= seed <= LARGEST_SEED - total + 1:
-        raise FractalError(
-            f"seed {seed} with {total} images is out of range: give --seed 0 … "
-            f"{LARGEST_SEED - total + 1}"
-        )
-    if batch_size is not None and batch_size < 1:
-        raise FractalError(f"batch size {batch_size} asked for: give 1 or more")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import ModelOption, ParamsOption
+from fractal_model.commands.options import (
+    BatchSizeOption,
+    ModelOption,
+    ParamsOption,
+    WorkersOption,
+    parts_mapper,
+)
 from fractal_model.commands.sampling_options import (
     ClassesOption,
     GuidanceOption,
@@ -17,6 +22,7 @@ from fractal_model.commands.sampling_options import (
     OrderOption,
     SizeOption,
     numbers,
+    require_request,
     sampling_settings,
 )
 from fractal_model.console import progress_bar, say
@@ -49,12 +55,14 @@ def edit(
         bool,
         typer.Option("--fit", help="Cut image and mask to the middle square and scale them."),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first variant.")] = 0,
-    n: Annotated[int, typer.Option("--n", min=1, help="Variants of each class.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first variant.")] = 0,
+    n: Annotated[int, typer.Option("--n", help="Variants of each class.")] = 1,
     grid: Annotated[
         Path | None,
         typer.Option(help="Also a PNG with image, mask and variants side by side, enlarged."),
     ] = None,
+    workers: WorkersOption = None,
+    batch_size: BatchSizeOption = None,
     size: SizeOption = None,
     guidance: GuidanceOption = None,
     logit_scale: LogitScaleOption = None,
@@ -78,12 +86,17 @@ def edit(
     from fractal_model.classes import parse_classes
     from fractal_model.images import picture_grid, save_png, with_gaps
     from fractal_model.model_source import load_model
+    from fractal_model.parts import LARGEST_PART
+    from fractal_model.sample_files import require_writable_file
 
-    _require_png(out)
+    for target in (out, grid or out):
+        _require_png(target)
     _require_one_mask(mask, box, uncrop, outside)
-    _require_folders(out, grid or out)
     file = load_params(params)
     loaded = load_model(model, file.paths.outputs)
+    labels = parse_classes(classes, loaded.config)
+    require_request(len(labels), n, seed, batch_size)
+    _require_different(labels)
     settings = sampling_settings(
         file,
         loaded.config,
@@ -93,7 +106,6 @@ def edit(
         iterations=iterations,
         order=order,
     )
-    labels = parse_classes(classes, loaded.config)
     side = loaded.config.image_size
     picture = editing.read_image(image, side, fit=fit)
     original = picture
@@ -103,10 +115,22 @@ def edit(
         known = editing.box_mask(numbers(box, "box", 4), side, outside=outside)
     else:
         known = editing.read_mask(mask, side, fit=fit)
+    for target in (out, grid or out):
+        require_writable_file(target)
     repeated = torch.tensor(labels).repeat_interleave(n)
     seeds = list(range(seed, seed + n)) * len(labels)
     with progress_bar("generating", len(seeds)) as update:
-        images = editing.edit(loaded, settings, picture, known, repeated, seeds, update)
+        images = editing.edit(
+            loaded,
+            settings,
+            picture,
+            known,
+            repeated,
+            seeds,
+            update,
+            largest=LARGEST_PART if batch_size is None else batch_size,
+            map_parts=parts_mapper(workers),
+        )
     written = _write_variants(images, labels, seeds, out)
     if grid is not None:
         shown = torch.stack([original, with_gaps(picture[None], ~known[None])[0]])
@@ -117,23 +141,21 @@ def edit(
     say(f"{share:.0%} of the pixels generated: {_summary(written)}")
 
 
-def _require_png(out: Path) -> None:
-    if out.suffix.lower() != ".png":
+def _require_png(file: Path) -> None:
+    if file.suffix.lower() != ".png":
         raise FractalError(
-            f"--out {out} is no PNG file: name it .png, other formats would change known pixels"
+            f"{file} is no PNG file: name it .png, other formats would change known pixels"
         )
 
 
-def _require_folders(*files: Path) -> None:
-    """Make the folders before anything is generated. FractalError: they cannot be written in."""
-    for file in files:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            writable = os.access(file.parent, os.W_OK) and not file.is_dir()
-        except OSError:
-            writable = False
-        if not writable:
-            raise FractalError(f"{file} cannot be written: name a file in a folder that can be")
+def _require_different(labels: list[int]) -> None:
+    """The files are named by class."""
+    repeated = [label for label in labels if labels.count(label) > 1]
+    if repeated:
+        raise FractalError(
+            f"class {repeated[0]} is given {labels.count(repeated[0])} times: give each class "
+            f"once, and --n for more variants"
+        )
 
 
 def _require_one_mask(
@@ -182,7 +204,7 @@ def animate(
         typer.Option(help="The still picture of some of its moments, PNG. Default: beside --out."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the first class's image; the next has one more.")
+        int, typer.Option(help="Seed of the first class's image; the next has one more.")
     ] = 0,
     frames: Annotated[int, typer.Option(help="Frames at most; steps are thinned evenly.")] = 120,
     size: SizeOption = None,
@@ -201,13 +223,14 @@ def animate(
 
     from fractal_model import animation
     from fractal_model.classes import parse_classes
+    from fractal_model.memory import compute_device
     from fractal_model.model_source import load_model
+    from fractal_model.sample_files import require_writable_file
 
     sheet = sheet or out.with_suffix(".png")
     animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
-    _require_folders(out, sheet)
     file = load_params(params)
-    loaded = load_model(model, file.paths.outputs)
+    loaded = load_model(model, file.paths.outputs).to(compute_device())
     settings = sampling_settings(
         file,
         loaded.config,
@@ -218,6 +241,9 @@ def animate(
         order=order,
     )
     labels = torch.tensor(parse_classes(classes, loaded.config))
+    require_request(len(labels), 1, seed)
+    for target in (out, sheet):
+        require_writable_file(target)
     seeds = range(seed, seed + len(labels))
     with progress_bar("generating, %", 100) as update:
         written = animation.animate(

@@ -42,10 +42,38 @@ IterationsOption = Annotated[
 OrderOption = Annotated[
     str | None,
     typer.Option(
-        help="In which order the first level's patches come: random, raster, centre-out, or a "
-        "file with their numbers (row by row from 0). Patches inside them stay in random order."
+        help="In which order the first level's patches come: random, raster, centre-out, or all "
+        "their numbers (row by row from 0), as 3,1,0,2 or in a file. Patches inside them stay in "
+        "random order."
     ),
 ]
+
+
+LARGEST_REQUEST = 1_000_000
+_ALLOWED = {
+    "guidance": "guidance 0 … 1000",
+    "logit_scale": "logit scale above 0, at most 1000",
+    "iterations": "iterations 1 or more for each level",
+}
+
+
+def require_request(classes: int, n: int, seed: int, batch_size: int | None = None) -> None:
+    """`n` images of each class. FractalError: too many or none, a seed or batch out of range."""
+    from fractal_model.randomness import LARGEST_SEED
+
+    total = classes * n
+    if not 1 <= total <= LARGEST_REQUEST:
+        raise FractalError(
+            f"{total} images asked for ({classes} classes of {n}): 1 … {LARGEST_REQUEST} at a "
+            f"time; go on with another --seed for more"
+        )
+    if not 0 <= seed <= LARGEST_SEED - total + 1:
+        raise FractalError(
+            f"seed {seed} with {total} images is out of range: give --seed 0 … "
+            f"{LARGEST_SEED - total + 1}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise FractalError(f"batch size {batch_size} asked for: give 1 or more")
 
 
 def sampling_settings(
@@ -69,16 +97,19 @@ def sampling_settings(
     given = {
         "guidance": guidance,
         "logit_scale": logit_scale,
-        "iterations": iterations and numbers(iterations, "iterations", len(model.levels)),
-        "order": order and _order(order),
+        "iterations": None
+        if iterations is None
+        else numbers(iterations, "iterations", len(model.levels)),
+        "order": None if order is None else _order(order),
     }
     changes = {name: value for name, value in given.items() if value is not None}
     try:
         settings = SamplingConfig.model_validate({**base.sampling.model_dump(), **changes})
     except ValidationError as error:
+        wrong = dict.fromkeys(str(item["loc"][0]) for item in error.errors() if item["loc"])
+        allowed = ", ".join(_ALLOWED[name] for name in wrong if name in _ALLOWED)
         raise FractalError(
-            f"{describe(error, SamplingConfig)}; allowed: guidance 0 or more, logit scale above 0, "
-            f"iterations 1 or more for each level"
+            f"{describe(error, SamplingConfig)}{f'; allowed: {allowed}' if allowed else ''}"
         ) from error
     settings.level_iterations(model)
     return settings
@@ -91,12 +122,16 @@ def _order(text: str) -> PatchOrder:
 
     if text in get_args(OrderName):
         return text
-    if not Path(text).is_file():
+    if text.strip() and set(text) <= set("0123456789, "):
+        return numbers(text, "order", None)
+    try:
+        content = Path(text).read_text(errors="replace")
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise FractalError(
-            f"order {text!r} is neither {', '.join(get_args(OrderName))} nor a file: choose one, "
-            f"or give a file with the patches' numbers"
-        )
-    return numbers(Path(text).read_text(errors="replace"), f"order file {text}", None)
+            f"order {text[:60]!r} is neither {', '.join(get_args(OrderName))} nor a file that can "
+            f"be read: choose one, or give the patches' numbers"
+        ) from error
+    return numbers(content, f"order file {text}", None)
 
 
 def numbers(text: str, what: str, count: int | None) -> tuple[int, ...]:

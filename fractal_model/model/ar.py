@@ -16,6 +16,7 @@ from fractal_model.model.attention import KeyValueCache, rotary_factors
 from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixels import normalise
+from fractal_model.model.rows import rowwise
 
 
 class ARLevel(nn.Module):
@@ -38,19 +39,19 @@ class ARLevel(nn.Module):
 
     def forward(self, tokens: Tensor, conditions: Conditions) -> Conditions:
         """(R, T, 3, p, p) uint8 sub-patches to one condition each, (R · T, 1, D)."""
-        first = self.condition(conditions.middle)[:, None]
-        x = torch.cat([first, self.patch(normalise(tokens[:, :-1]).flatten(2))], dim=1)
+        first = self.first_token(conditions)[:, None]
+        x = torch.cat([first, self._embed(normalise(tokens[:, :-1]).flatten(2))], dim=1)
         x = self.norm_in(x + self.positions[:, :-1])
         x = self.norm_out(run_blocks(self.blocks, x, rotary=self.rotary[:-1]))
         return Conditions(x.flatten(0, 1)[:, None])
 
     def first_token(self, conditions: Conditions) -> Tensor:
         """(R, D): what `step` takes for sub-patch 0."""
-        return self.condition(conditions.middle)
+        return rowwise(self.condition, conditions.middle, self.config.width)
 
     def next_token(self, sub_patches: Tensor) -> Tensor:
         """(R, 3, p, p) uint8, the sub-patch just made, to (R, D): what the next `step` takes."""
-        return self.patch(normalise(sub_patches).flatten(1))
+        return self._embed(normalise(sub_patches).flatten(1))
 
     def new_caches(self, token_RD: Tensor) -> list[KeyValueCache]:
         rows = token_RD.shape[0]
@@ -65,3 +66,7 @@ class ARLevel(nn.Module):
         x = self.norm_in(token_RD[:, None] + self.positions[:, t : t + 1])
         x = run_blocks(self.blocks, x, rotary=self.rotary[t : t + 1], caches=caches)
         return Conditions(self.norm_out(x))
+
+    def _embed(self, values: Tensor) -> Tensor:
+        """(..., 3p²) normalised sub-patches to (..., D)."""
+        return rowwise(self.patch, values, self.config.width)

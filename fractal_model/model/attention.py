@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fractal_model.model.rows import rowwise
+
 
 @dataclass
 class KeyValueCache:
@@ -69,7 +71,7 @@ class Attention(nn.Module):
         is only legal when it is empty. `rotary` holds the factors of the S positions.
         """
         rows, length, width = x_BSD.shape
-        qkv = self.qkv(x_BSD).view(rows, length, 3, self.heads, width // self.heads)
+        qkv = rowwise(self.qkv, x_BSD, width).view(rows, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -84,7 +86,7 @@ class Attention(nn.Module):
             is_causal=self.causal and length > 1,
         )
         mixed = mixed.transpose(1, 2).reshape(rows, length, width)
-        return self.output_dropout(self.projection(mixed))
+        return self.output_dropout(rowwise(self.projection, mixed, width))
 
 
 def rotary_factors(grid: int, head_width: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fractal_model.model.attention import Attention, KeyValueCache
+from fractal_model.model.rows import rowwise
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
@@ -35,7 +36,7 @@ class Block(nn.Module):
         self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
-        return x_BSD + self.feed_forward(self.norm2(x_BSD))
+        return x_BSD + rowwise(self.feed_forward, self.norm2(x_BSD), x_BSD.shape[-1])
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:

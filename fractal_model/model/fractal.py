@@ -111,6 +111,11 @@ class FractalModel(nn.Module, PretrainedMixin):
         )
         self.pixel = PixelNetwork(config.pixel)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.null_embedding.device
+
     def root(self, labels: Tensor) -> Conditions:
         """(B,) classes, NO_CLASS for none, to level 0's conditions. FractalError: out of range."""
         highest = self.config.num_classes - 1

@@ -89,14 +89,16 @@ def pass_bits(
     """(B, 3, S, S) uint8 to (B, P) float64 bits per dimension of each pass; `labels` of NO_CLASS
     are unconditional, the published protocol. P is 1 where one pass is exact."""
     was_training = model.training
-    model.eval()
     passes = 1 if is_exact(model.config) else passes
     masks = StratifiedMasks(model.config, seeds, passes, images.device)
     nats = []
-    for number in range(passes):
-        outcome = model(images, labels, masks=masks.of_pass(number), guides=exact_guides)
-        nats.append(nats_per_value(outcome, len(images)))
-    model.train(was_training)
+    model.eval()
+    try:
+        for number in range(passes):
+            outcome = model(images, labels, masks=masks.of_pass(number), guides=exact_guides)
+            nats.append(nats_per_value(outcome, len(images)))
+    finally:
+        model.train(was_training)
     return torch.stack(nats, dim=1) / math.log(2)
 
 

@@ -15,6 +15,7 @@ from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import normalise
+from fractal_model.model.rows import rowwise
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
 
@@ -63,7 +64,7 @@ class MARLevel(nn.Module):
         `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `wanted` (R, T)
         bool, by default the mask itself.
         """
-        x = self.patch(normalise(tokens).flatten(2))
+        x = rowwise(self.patch, normalise(tokens).flatten(2), self.config.width)
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
         x = run_blocks(self.blocks, self.norm_in(x + self.positions))
@@ -71,11 +72,12 @@ class MARLevel(nn.Module):
         return with_neighbours(x, mask if wanted is None else wanted)
 
     def _prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
-        read = conditions.values_NCD[:, : self.config.conditions]
-        prefix = [self.condition(read.flip(1))]
+        read, width = conditions.values_NCD[:, : self.config.conditions], self.config.width
+        prefix = [rowwise(self.condition, read.flip(1), width)]
         if self.config.guiding_pixel:
             assert guides is not None
-            prefix.insert(0, self.guide(normalise(guides[..., None, None]).flatten(1))[:, None])
+            colours = normalise(guides[..., None, None]).flatten(1)
+            prefix.insert(0, rowwise(self.guide, colours, width)[:, None])
         return prefix
 
 

@@ -15,6 +15,7 @@ from fractal_model.config import PixelConfig
 from fractal_model.model.attention import KeyValueCache
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.pixels import CHANNEL_VALUES
+from fractal_model.model.rows import rowwise
 
 CHANNELS = 3
 
@@ -39,7 +40,7 @@ class PixelNetwork(nn.Module):
     def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
         """Logits (N, 3, V) in float32 for 8-bit `values_N3` (int64)."""
         tokens = [
-            self.condition(conditions_NC),
+            self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
             self.codebooks[1](values_N3[:, 1]),
         ]
@@ -49,7 +50,7 @@ class PixelNetwork(nn.Module):
 
     def first_token(self, conditions_NC: Tensor) -> Tensor:
         """(N, W): what `step` takes for the red channel."""
-        return self.condition(conditions_NC)
+        return rowwise(self.condition, conditions_NC, self.condition.out_features)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
         """(N, W): what `step` takes for the channel after `channel`, whose values are given."""
@@ -69,4 +70,5 @@ class PixelNetwork(nn.Module):
     def _logits(self, hidden_NW: Tensor, channel: int) -> Tensor:
         with torch.autocast(hidden_NW.device.type, enabled=False):
             codebook = self.codebooks[channel].weight
-            return hidden_NW.float() @ codebook.t() + self.biases[channel]
+            logits = rowwise(lambda x: x @ codebook.t(), hidden_NW.float(), CHANNEL_VALUES)
+            return logits + self.biases[channel]

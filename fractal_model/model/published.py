@@ -81,10 +81,11 @@ def model_config(settings: Mapping[str, object], *, dropout: float = 0.0) -> Mod
         "num_classes": "num_classes",
         "r_weight": "red_weight",
     }
-    if set(settings) != set(keys):
+    given = set(settings) if isinstance(settings, Mapping) else {repr(settings)[:60]}
+    if given != set(keys):
         raise FractalError(
-            f"the model's settings lack {sorted(set(keys) - set(settings))} and have the unknown "
-            f"{sorted(set(settings) - set(keys))}: expected exactly {sorted(keys)}"
+            f"the model's settings lack {sorted(set(keys) - given)} and have the unknown "
+            f"{sorted(given - set(keys))}: expected exactly {sorted(keys)}"
         )
     row = {ours: settings[name] for name, ours in keys.items()}
     row["generators"] = row["generators"][: len(row["patch_sizes"]) - 1]

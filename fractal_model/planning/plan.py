@@ -12,6 +12,8 @@ import torch
 
 from fractal_model.config import ModelConfig, StrictModel
 from fractal_model.data.digits import digits_splits
+from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
+from fractal_model.data.store import is_remote
 from fractal_model.errors import FractalError
 from fractal_model.model.fractal import FractalModel
 from fractal_model.params import Params, Size
@@ -32,6 +34,7 @@ from fractal_model.planning.shapes import part_names, rows_per_image, training_s
 SAMPLES = 50_000
 """Of the published evaluation."""
 _IMAGENET = {"train": 1_281_167, "validation": 50_000}
+_IMAGENET_DATASETS = ("imagenet64", "imagenet256")
 RAW_ARCHIVES_BYTES = 144.1e9
 """ImageNet's two official archives, train 137.8 GB and validation 6.3 GB."""
 DAY, HOUR = 86_400, 3_600
@@ -175,16 +178,25 @@ def plan(
     )
 
 
-def dataset_splits(params: Params, dataset: str) -> dict[str, int]:
-    """Images of each split. FractalError names the data sets whose size is known."""
+def dataset_splits(params: Params, dataset: str, images: int | None = None) -> dict[str, int]:
+    """Images of each split: `images` to train where given, else what is prepared or known of
+    ImageNet. FractalError: neither."""
+    if images is not None:
+        if images < 1:
+            raise FractalError(f"{images} training images asked for: give 1 or more")
+        return {"train": images}
+    folder = params.dataset_folder(dataset)
+    if is_remote(folder) or (folder / MANIFEST_NAME).is_file():
+        splits = read_manifest(folder).splits
+        return {name: record.images for name, record in splits.items()}
     if dataset == "digits":
         settings = params.datasets.digits
         splits = digits_splits(validation_images=settings.validation_images, seed=settings.seed)
         return {name: len(images) for name, images in splits.items()}
-    if dataset not in ("imagenet64", "imagenet256"):
+    if dataset not in _IMAGENET_DATASETS:
         raise FractalError(
-            f"the number of images of the data set {dataset!r} is unknown: choose digits, "
-            f"imagenet64 or imagenet256"
+            f"the number of images of the data set {dataset!r} is unknown: it is not prepared in "
+            f"{params.paths.data}; prepare it, or say how many there are with --images"
         )
     return _IMAGENET
 
@@ -247,7 +259,7 @@ def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:
     checkpoint = (FLOAT32 + averages + ADAMW_BYTES) * parameters
     return Disk(
         data_at_most=sum(splits.values()) * 3 * size.model.image_size**2,
-        raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset != "digits" else 0,
+        raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset in _IMAGENET_DATASETS else 0,
         checkpoint=checkpoint,
         checkpoints_kept=size.training.keep_checkpoints * checkpoint,
     )

@@ -29,6 +29,13 @@ class Known:
     mask: Tensor
     """(B, S, S) bool, true where the pixel is known."""
 
+    def to(self, device: torch.device) -> Known:
+        return Known(self.images.to(device), self.mask.to(device))
+
+    def repeated(self, count: int) -> Known:
+        """The same for each of `count` images, from one."""
+        return Known(self.images.expand(count, -1, -1, -1), self.mask.expand(count, -1, -1))
+
     def require(self, count: int, size: int) -> None:
         """FractalError: these are not `count` images of side `size` with their masks."""
         expected = ((count, 3, size, size), (count, size, size))

@@ -69,14 +69,17 @@ class Sampler:
         known: Known | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """(B,) classes, NO_CLASS for none, and B seeds to (B, 3, S, S) uint8 images.
+        """(B,) classes, NO_CLASS for none, and B seeds to (B, 3, S, S) uint8 images on the
+        model's device.
 
-        What is `known` comes back as it is, and the rest is generated from it. FractalError: not
-        one seed and one known image for each class.
+        What is `known` comes back as it is, and the rest is generated from it. FractalError: no
+        class at all, or not one seed and one known image for each.
         """
-        if len(labels) != len(seeds):
-            raise FractalError(f"{len(labels)} classes and {len(seeds)} seeds: give one each")
-        noise = ImageNoise.draw(seeds, self._model.config, labels.device)
+        if len(labels) != len(seeds) or not len(labels):
+            raise FractalError(
+                f"{len(labels)} classes and {len(seeds)} seeds: give one each, at least one"
+            )
+        noise = ImageNoise.draw(seeds, self._model.config, self._model.device)
         return self.from_noise(labels, noise, known=known, observe=observe)
 
     @torch.no_grad()
@@ -89,9 +92,11 @@ class Sampler:
         observe: Observer | None = None,
     ) -> Tensor:
         """The same from random numbers that are given."""
-        config = self._model.config
+        config, device = self._model.config, self._model.device
+        labels, noise = labels.to(device), noise.to(device)
         if known is not None:
             known.require(len(labels), config.image_size)
+            known = known.to(device)
         if noise.orders[0] is not None:
             scores = order_scores(self._settings.order, noise.orders[0])
             noise = replace(noise, orders=(scores, *noise.orders[1:]))

@@ -16,14 +16,16 @@ from fractal_model.errors import FractalError
 from fractal_model.sampling.orders import PatchOrder
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+STRONGEST = 1000.0
+"""Of guidance and logit scale; far above it float32 overflows, and the images are of one colour."""
 
 
 class SamplingConfig(StrictModel):
     """Settings of a sampler (paper, section 5 and appendix)."""
 
-    guidance: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    guidance: Annotated[FiniteFloat, Field(ge=0, le=STRONGEST)] = 1.0
     """Classifier-free guidance w; 1 is none."""
-    logit_scale: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    logit_scale: Annotated[FiniteFloat, Field(gt=0, le=STRONGEST)] = 1.0
     """Multiplies the logits; the paper calls it temperature, above 1 it sharpens."""
     iterations: tuple[PositiveInt, ...] = ()
     """Steps of each level, from the top; an AR level always takes one a sub-patch. Empty: one

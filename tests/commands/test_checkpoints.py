@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from fractal_model.cli import app
 from fractal_model.errors import FractalError
-from fractal_model.importing import IMAGENET_TRAINING_IMAGES, IMPORTED
+from fractal_model.importing import IMAGENET_TRAINING_IMAGES, IMPORTED, read_published
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.losses import published_evaluation_loss
 from fractal_model.model_source import load_model
@@ -300,6 +301,34 @@ def test_an_unusable_file_is_told_on_one_line(refused, published, spoil, said):
     file = published()
     spoil(file)
     assert said in refused(file)
+
+
+def test_a_flipped_byte_anywhere_is_told_on_one_line(published, fractal, tmp_path):
+    """Of the table of contents above all: the reader fails there in many ways."""
+    file, random = published(), np.random.default_rng(0)
+    whole = file.read_bytes()
+    told = []
+    for trial in range(150):
+        content = bytearray(whole)
+        tail = trial % 3 > 0
+        place = random.integers(len(content) - 6000 if tail else 0, len(content))
+        content[place] ^= int(random.integers(1, 256))
+        file.write_bytes(content)
+        try:
+            read_published(file, lambda done: None)
+        except FractalError as error:
+            told.append(str(error))
+    assert len(told) > 100  # some bytes, such as dates, decide nothing
+    assert not any("\n" in line for line in told)
+
+
+def test_a_weight_of_a_monstrous_shape_takes_no_memory(refused, published):
+    """A tensor that is expanded has few bytes in the file."""
+
+    def expand(content):
+        content["model"]["fake_latent"] = torch.zeros(1).expand(10**13)
+
+    assert "null_embedding [10000000000000] instead of [1, 64]" in refused(published(change=expand))
 
 
 def test_a_folder_is_no_checkpoint_file(refused, tmp_path):

@@ -53,7 +53,8 @@ def test_an_autoregressive_model_is_exact(workplace, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--passes", 0), "passes 0.*1 or more"),
+        (("--passes", 0), "passes 0.*1 … 10000"),
+        (("--passes", 10**9), "passes 1000000000.*1 … 10000"),
         (("--batch-size", 0), "batch size 0.*1 or more"),
         (("--seed", -1), "seed -1.*0 … 4294967295"),
         (("--split", "test"), "no split 'test': choose one of validation"),
@@ -69,11 +70,33 @@ def test_refuses(workplace, arguments, message):
         workplace.run("likelihood", *(word for pair in base.items() for word in pair))
 
 
-@pytest.mark.parametrize("options", [{"size": 8}, {"classes": 3}])
-def test_refuses_images_of_another_kind(workplace, tmp_path, options):
-    data = save_images(tmp_path / "other", **options)
-    with pytest.raises(FractalError, match="data set other has .* the model 4 px and 4 classes"):
+def test_a_folder_has_the_name_of_the_file(workplace, tmp_path):
+    with pytest.raises(FractalError, match="is a folder: give --out the name of a file"):
+        workplace.run("likelihood", "--data", "tiny", "--out", tmp_path)
+
+
+def test_refuses_images_of_another_size(workplace, tmp_path):
+    data = save_images(tmp_path / "other", size=8)
+    with pytest.raises(FractalError, match="data set other has 8 px, the model 4 px"):
         workplace.run("likelihood", "--data", data)
+
+
+def test_other_classes_matter_only_where_the_model_is_told_them(workplace, tmp_path):
+    data = save_images(tmp_path / "other", classes=3)
+    assert "11 images" in workplace.run("likelihood", "--data", data, "--passes", 1)
+    with pytest.raises(FractalError, match="3 classes of the data set other are not the 4"):
+        workplace.run("likelihood", "--data", data, "--conditional")
+
+
+def test_classes_of_other_names_are_other_classes(workplace, tmp_path):
+    model = tiny_model("mar")
+    names = ("cat", "dog", "cow", "ant")
+    model.config = model.config.model_copy(update={"class_names": names})
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(FractalError, match="4 classes of the data set tiny are not the 4"):
+        workplace.run(
+            "likelihood", "--data", "tiny", "--conditional", "--model", tmp_path / "model"
+        )
 
 
 @pytest.mark.parametrize("command", ["likelihood", "sample"])

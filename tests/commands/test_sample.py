@@ -62,14 +62,38 @@ def test_a_model_of_no_size_needs_one_named(workplace, tmp_path):
     assert images.shape == (1, 4, 4, 3)
 
 
+def test_an_order_as_numbers(workplace):
+    given, _ = sample(workplace, "--n", 2, "--order", "0,1, 2 3")
+    raster, _ = sample(workplace, "--n", 2, "--order", "raster")
+    assert np.array_equal(given, raster)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz"])
+def test_a_folder_has_the_name_of_the_file(workplace, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FractalError, match=f"{name} is a folder: give --out the name of a file"):
+        sample(workplace, "--out", tmp_path / name)
+
+
+def test_images_of_two_runs_are_not_mixed(workplace, tmp_path):
+    workplace.run("sample", "--out", tmp_path / "images", "--n", 2)
+    with pytest.raises(FractalError, match="holds numbered images already"):
+        workplace.run("sample", "--out", tmp_path / "images", "--n", 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--classes", "4"), r"class '4' is unknown: this model knows 0 … 3"),
-        (("--guidance", "nan"), "guidance.*found nan.*guidance 0 or more"),
-        (("--guidance", "inf"), "guidance.*found inf.*guidance 0 or more"),
-        (("--guidance", -1), "guidance.*found -1.*guidance 0 or more"),
-        (("--logit-scale", 0), "logit_scale.*logit scale above 0"),
+        (("--guidance", "nan"), "guidance.*found nan; allowed: guidance 0 … 1000$"),
+        (("--guidance", "inf"), "guidance.*found inf.*guidance 0 … 1000"),
+        (("--guidance", -1), "guidance.*found -1.*guidance 0 … 1000"),
+        (("--guidance", 1001), "guidance.*found 1001.*guidance 0 … 1000"),
+        (("--logit-scale", 0), "logit_scale.*allowed: logit scale above 0, at most 1000$"),
+        (("--logit-scale", 1e39), "logit_scale.*logit scale above 0, at most 1000"),
+        (("--order", ""), "order '' is neither random, raster"),
+        (("--order", "x" * 5000), "order 'xxx.*' is neither random, raster"),
+        (("--order", "0,1,2"), "order does not fit: it has 3 numbers"),
         (("--n", 0), "0 images asked for .* 1 … 1000000"),
         (("--n", 10**9), "1000000000 images asked for .* 1 … 1000000"),
         (("--iterations", "0,4"), "iterations.*found 0.*1 or more for each level"),

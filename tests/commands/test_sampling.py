@@ -79,6 +79,15 @@ def test_variants_are_numbered_and_stand_in_a_grid(folder, tmp_path):
     assert (pixels(tmp_path / "one.png") == pixels(tmp_path / "o-class1-seed6.png")).all()
 
 
+def test_workers_and_batches_make_the_same_variants(folder, tmp_path):
+    box = ("--box", "0,0,2,4", "--n", "3", "--seed", "5")
+    run_edit(folder, tmp_path / "a.png", *box)
+    run_edit(folder, tmp_path / "b.png", *box, "--workers", "2", "--batch-size", "1")
+    for seed in (5, 6, 7):
+        made, again = (pixels(tmp_path / f"{name}-class1-seed{seed}.png") for name in "ab")
+        assert (made == again).all()
+
+
 def test_outside_and_uncrop(folder, tmp_path):
     run_edit(folder, tmp_path / "a.png", "--box", "1,1,2,2", "--outside")
     assert (pixels(tmp_path / "a.png") == pixels(folder / "in.png"))[1:3, 1:3].all()
@@ -114,10 +123,16 @@ BOX = ("--box", "0,0,2,2")
         ((*BOX, "--iterations", "9,1"), "9 asked of the level"),
         ((*BOX, "--order", "spiral"), "neither random, raster, centre-out nor a file"),
         ((*BOX, "--classes", "9"), "class '9' is unknown"),
-        ((*BOX, "--seed", "4294967296"), "seed 4294967296"),
+        ((*BOX, "--seed", "4294967296"), "seed 4294967296 with 1 images .* 0 … 4294967295"),
+        ((*BOX, "--seed", "-1"), "seed -1 with 1 images"),
+        ((*BOX, "--n", "1000000000"), "1000000000 images asked for .* 1 … 1000000"),
+        ((*BOX, "--n", "0"), "0 images asked for"),
+        ((*BOX, "--batch-size", "0"), "batch size 0"),
+        ((*BOX, "--classes", "2,1,2"), "class 2 is given 2 times"),
+        ((*BOX, "--grid", "g.jpg"), "g.jpg is no PNG file"),
         ((*BOX, "--size", "huge"), "size 'huge' is unknown"),
         ((*BOX, "--out", "o.jpg"), "name it .png"),
-        ((*BOX, "--out", "/proc/no folder/o.png"), "cannot be written"),
+        ((*BOX, "--out", "/proc/no folder/o.png"), "cannot be made"),
     ],
 )
 def test_what_edit_refuses(folder, tmp_path, monkeypatch, arguments, named):
@@ -155,6 +170,7 @@ def test_animate_writes_both_files(folder, tmp_path):
     [
         (("--out", "a.mp4"), ".gif or .webp"),
         (("--out", "a.gif", "--frames", "0"), "0 frames"),
+        (("--out", "a.gif", "--seed", "-1"), "seed -1"),
         (("--out", "a.gif", "--sheet", "a.gif"), "name it .png"),
     ],
 )

@@ -136,7 +136,9 @@ def fixed_masks(tokens: list[int], generator: torch.Generator):
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("labels", [[0, 1, 2], [NO_CLASS] * 3])
-def test_a_real_run_of_the_sampler_agrees(kind, guidance, labels):
+def test_a_real_run_of_the_sampler_agrees(kind, guidance, labels, monkeypatch):
+    # Models so small are computed with rows that are there for the rounding alone.
+    monkeypatch.setattr("fractal_model.model.rows._fewest", lambda width: 1)
     model = tiny_model(kind)
     steps = tuple(v.tokens if v.generator == "ar" else v.tokens // 2 for v in model.config.levels)
     settings = SamplingConfig(guidance=guidance, iterations=steps)

@@ -13,6 +13,7 @@ from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.hardware import GPUS, gpu_named
 from fractal_model.planning.plan import Plan, dataset_splits, plan
+from tests.commands.conftest import save_images
 from tests.test_params import SHIPPED
 
 PARAMS = load_params(SHIPPED)
@@ -101,8 +102,27 @@ def test_bad_numbers_are_refused(options, message):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(FractalError, match="'faces' is unknown: choose digits, imagenet64 or"):
+    with pytest.raises(FractalError, match="'faces' is unknown: .* say how many .* with --images"):
         dataset_splits(PARAMS, "faces")
+    with pytest.raises(FractalError, match="0 training images asked for"):
+        dataset_splits(PARAMS, "faces", 0)
+
+
+def test_a_data_set_of_ones_own(tmp_path):
+    """Its images are counted once it is prepared, and ImageNet's archives are not for it."""
+    paths = PARAMS.paths.model_copy(update={"data": tmp_path})
+    params = PARAMS.model_copy(update={"paths": paths})
+    save_images(tmp_path / "faces", count=11)
+    assert dataset_splits(params, "faces") == {"validation": 11}
+    assert dataset_splits(params, "faces", 500) == {"train": 500}
+    size = PARAMS.size("mar-b")
+    own = size.model_copy(
+        update={"training": size.training.model_copy(update={"dataset": "faces"})}
+    )
+    found = plan(own, gpu=gpu_named("h100"), gpus=32, splits={"train": 500})
+    assert found.images == 500
+    assert found.disk.raw_archives == 0
+    assert plan_for("mar-b").disk.raw_archives > 0
 
 
 def invoke(*arguments: str):

@@ -7,6 +7,7 @@ import torch
 
 from fractal_model.errors import FractalError
 from fractal_model.model.fractal import NO_CLASS
+from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model
@@ -83,6 +84,20 @@ def test_samples_follow_the_model_distribution():
         assert found == pytest.approx(share, abs=4 * (share * (1 - share) / 6000) ** 0.5)
 
 
+def test_what_is_given_moves_to_the_model(monkeypatch):
+    """Classes, noise and known images come from the CPU, wherever the model is."""
+    model, moved = tiny_model("mar"), []
+    device = torch.device("cpu", 0)  # as good as another: it is not equal to plain "cpu"
+    monkeypatch.setattr(type(model), "device", device)
+    to = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, *a, **k: moved.append(a) or to(tensor, *a, **k)
+    )
+    known = Known(torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2, 4, 4).bool())
+    Sampler(model, SamplingConfig())(LABELS[:2], SEEDS[:2], known=known)
+    assert moved.count((device,)) >= 4
+
+
 def test_the_model_is_left_in_its_mode():
     model = tiny_model("ar").train()
     Sampler(model, SamplingConfig())(LABELS[:1], [0])
@@ -94,6 +109,8 @@ def test_bad_requests():
     sampler = Sampler(model, SamplingConfig())
     with pytest.raises(FractalError, match="5 classes and 2 seeds"):
         sampler(LABELS, [1, 2])
+    with pytest.raises(FractalError, match="0 classes and 0 seeds: give one each, at least one"):
+        sampler(LABELS[:0], [])
     with pytest.raises(FractalError, match=r"0 … 3"):
         sampler(torch.tensor([4]), [1])
     with pytest.raises(FractalError, match="seed 4294967296"):
