@@ -114,7 +114,9 @@ class Params(StrictModel):
                     f"evaluation.{name}.weights is ema, but training.{name}.ema_decay 0 keeps no "
                     f"moving average: set ema_decay above 0, as 0.999, or weights to model"
                 )
-            self.sampling[name].level_iterations(self.models[name].to_model())
+            model = self.models[name].to_model()
+            self.sampling[name].level_iterations(model)
+            self.training[name].checkpointed(len(model.levels))
         return self
 
     def size(self, name: str) -> Size:

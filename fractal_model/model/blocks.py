@@ -87,3 +87,10 @@ def checkpoint_activations(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Each block as one compiled function, for any number of rows."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(dynamic=True)

@@ -78,6 +78,7 @@ class Plan(StrictModel):
     epochs: int
     batch_size: int
     images_per_gpu: int
+    """At a time."""
     steps: int
     precision: str
     activation_checkpointing: bool
@@ -126,6 +127,7 @@ def plan(
     recipe = size.training
     batch = recipe.batch_size if batch_size is None else batch_size
     _require_legal(gpus, batch, utilisation, sampling_utilisation)
+    at_a_time = min(batch // gpus, recipe.images_per_worker)
     parts, embeddings, weights = _parts(size)
     parameters = embeddings + sum(p.parameters for p in parts)
     memory, memory_checkpointed = (
@@ -133,7 +135,7 @@ def plan(
             size.model,
             parameters=parameters,
             weights=weights,
-            images=batch // gpus,
+            images=at_a_time,
             gpus=gpus,
             precision=recipe.precision,
             averaged=recipe.ema_decay > 0,
@@ -142,8 +144,11 @@ def plan(
         for on in (False, True)
     )
     plain = sum(p.training_flops for p in parts)
-    repeated = sum(p.training_flops_checkpointed for p in parts)
-    executed = repeated if recipe.activation_checkpointing else plain
+    checkpointed = recipe.checkpointed(len(parts) - 1)
+    executed = sum(
+        p.training_flops_checkpointed if on else p.training_flops
+        for p, on in zip(parts, checkpointed, strict=True)
+    )
     images = recipe.epochs * splits["train"]
     seconds = images * executed / (gpus * gpu.peak(recipe.precision) * utilisation)
     sample = sum(p.sampling_flops for p in parts) / (gpu.peak("bfloat16") * sampling_utilisation)
@@ -155,10 +160,10 @@ def plan(
         images=splits["train"],
         epochs=recipe.epochs,
         batch_size=batch,
-        images_per_gpu=batch // gpus,
+        images_per_gpu=at_a_time,
         steps=math.ceil(images / batch),
         precision=recipe.precision,
-        activation_checkpointing=recipe.activation_checkpointing,
+        activation_checkpointing=any(checkpointed),
         utilisation=utilisation,
         sampling_utilisation=sampling_utilisation,
         parts=parts,

@@ -1,12 +1,17 @@
 """One worker's training: forward, backward, clip, step. Knows nothing of how it was launched.
 
 Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
-function of (seed, step, rank), so a resumed run repeats an uninterrupted one bit for bit.
+function of (seed, step, rank), so a resumed run repeats an uninterrupted one bit for bit. A
+worker's share of a batch goes through in parts that fit it, and gradients are exchanged once,
+with the last; each part weighs by its images, so that the step is that of the whole batch however
+it is split over workers and parts.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
-from fractal_model.model.blocks import checkpoint_activations
+from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
 from fractal_model.training.checkpoint import Checkpoint
@@ -33,8 +38,25 @@ class StepReport:
     """What a step did; `loss` and `gradient_norm` stay on the device until they are read."""
 
     loss: Tensor
+    """Mean over the images of all workers."""
     gradient_norm: Tensor
     learning_rate: float
+
+
+class NotFiniteError(FractalError):
+    """A batch's loss or gradient is not finite on some worker; raised by all, before the step."""
+
+    def __init__(self, step: int, position: int, images: Sequence[int]) -> None:
+        super().__init__(
+            f"loss or gradient are not finite at step {step} (position {position}), images "
+            f"{list(images)}: look at these images, or lower base_learning_rate or clip_norm"
+        )
+        self.step = step
+        self.position = position
+        self.images = tuple(images)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.step, self.position, self.images)
 
 
 class Trainer:
@@ -54,14 +76,22 @@ class Trainer:
         self.position = 0
         self._images = images
         self._rank = rank
+        self._world_size = world_size
         self._device = torch.device(device)
         self.model = FractalModel(model)
         initialise(self.model, torch.Generator().manual_seed(recipe.seed))
         self.model.to(self._device).train()
-        if recipe.activation_checkpointing:
-            checkpoint_activations(self.model)
+        levels = (*self.model.levels, self.model.pixel)
+        for level, on in zip(levels, recipe.checkpointed(len(levels) - 1), strict=True):
+            if on:
+                checkpoint_activations(level)
+        if recipe.compile:
+            compile_blocks(self.model)
+        if self._device.type == "cuda" and recipe.precision == "bfloat16":
+            torch.set_float32_matmul_precision("high")  # what autocast leaves may be TF32
         self.optimizer = _adamw(self.model, recipe)
         self._average = _moving_average(self.model, recipe.ema_decay)
+        self._local_loss = torch.zeros(())
         loss: nn.Module = _TrainingLoss(self.model, recipe)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
 
@@ -102,29 +132,58 @@ class Trainer:
             self._average.n_averaged.fill_(self.steps)
 
     def step(self, batch: Batch) -> StepReport:
-        """One optimiser step on this rank's part of a global batch. FractalError: not finite."""
+        """One optimiser step on this rank's part of a global batch. NotFiniteError, on all ranks
+        and with nothing changed: its loss or gradient is not finite on some."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # dropout draws from the global generator
         generator = torch.Generator().manual_seed(seed)
         labels = _drop_labels(batch.labels, self.recipe.label_drop, generator)
         self.optimizer.zero_grad()
-        with torch.autocast(
-            self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
-        ):
-            loss = self._loss(batch.images.to(self._device), labels.to(self._device), generator)
-        loss.backward()
+        loss = self._backward(batch.images, labels, generator)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        if not bool(norm.isfinite()):  # the norm of the averaged gradient: the same on all ranks
-            raise FractalError(
-                f"the gradient is not finite at step {self.steps} (images "
-                f"{batch.indices.tolist()}): lower base_learning_rate or clip_norm"
-            )
+        if not bool((norm + loss).isfinite()):  # both are of all ranks
+            raise NotFiniteError(self.steps, self.position, self._culprits(batch))
         self.optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
         self.position += self.recipe.batch_size
-        return StepReport(loss.detach(), norm.detach(), rate)
+        return StepReport(loss, norm.detach(), rate)
+
+    def skip(self) -> None:
+        """Leave the next batch out."""
+        self.position += self.recipe.batch_size
+
+    def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Gradients of the whole batch's mean loss, exchanged; returns that loss."""
+        size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
+        parts = list(zip(images.split(size), labels.split(size), strict=True))
+        total = torch.zeros((), device=self._device)
+        for number, (part, classes) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last or self._world_size == 1 else self._loss.no_sync():
+                with torch.autocast(
+                    self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
+                ):
+                    loss = self._loss(part.to(self._device), classes.to(self._device), generator)
+                loss = loss * (len(part) * share)  # the exchange averages over ranks
+                loss.backward()
+            total += loss.detach()
+        self._local_loss = total
+        if self._world_size > 1:
+            total = total / self._world_size
+            torch.distributed.all_reduce(total)
+        return total
+
+    def _culprits(self, batch: Batch) -> list[int]:
+        """The images of the ranks whose own loss is not finite, or of all where none's is."""
+        mine = batch.indices.tolist(), not bool(self._local_loss.isfinite())
+        if self._world_size == 1:
+            return mine[0]
+        found: list[tuple[list[int], bool]] = [mine] * self._world_size
+        torch.distributed.all_gather_object(found, mine)
+        guilty = [images for images, bad in found if bad] or [images for images, _ in found]
+        return [image for images in guilty for image in images]
 
     def _set_learning_rate(self) -> float:
         steps_per_epoch = self._images / self.recipe.batch_size
