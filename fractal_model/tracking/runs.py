@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,9 +84,14 @@ def log_report(run_id: str, report: dict[str, float]) -> None:
 
     The run is named, as MLflow's active run belongs to one thread and reports come in another.
     """
-    position = int(report["position"])
-    values = {key: value for key, value in report.items() if key not in ("position", "step")}
+    values, position = report_values(report)
     mlflow.log_metrics(values, step=position, run_id=run_id)
+
+
+def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
+    """The metrics of a report, and their step in MLflow: the position in images."""
+    values = {key: value for key, value in report.items() if key not in ("position", "step")}
+    return values, int(report["position"])
 
 
 def log_results(results: MetricResults) -> None:
