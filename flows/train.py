@@ -2,109 +2,144 @@
 
 As a command: `python -m flows.train --size digits`. Running it again goes on where it stopped,
 and does nothing when an equal run is registered already.
+
+With RAY_ADDRESS=http://… training is submitted to that cluster as a Ray job and followed from
+here; with another address this process drives it there; without one, on a Ray of its own.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
-from fractal_model.console import progress_bar, say
+from flows.progress import TrainingProgress
+from fractal_model.console import say
 from fractal_model.data.manifest import Manifest
-from fractal_model.data.prepared import open_prepared
-from fractal_model.fingerprint import fingerprint
+from fractal_model.errors import FractalError
 from fractal_model.locks import only_one
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.ray_cluster import ray_cluster
 from fractal_model.tracking import registry, runs, store
-from fractal_model.training.ray_training import TrainingJob, run_training
+from fractal_model.training import launch
+from fractal_model.training.job import TrainingJob
+
+REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
+"""Where MLflow is away when a training of days ends."""
 
 
 @flow(name="train-fractal")
-def train_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> str:
-    """Train a size on its data set; returns the version of `fractal-<size>` in the registry."""
+def train_fractal(
+    size: str = "digits",
+    dataset: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: Literal["float32", "bfloat16"] | None = None,
+    resume: bool = True,
+    params_file: Path = DEFAULT_FILE,
+) -> str:
+    """Train a size on its data set; returns the version of `fractal-<size>` in the registry.
+
+    What is given replaces the recipe of params.yaml. `resume` goes on from the last checkpoint of
+    an equal run; without it training begins anew, and what was there is put aside.
+    """
+    given = {
+        "dataset": dataset,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "workers": workers,
+        "precision": precision,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
     params = load_params(params_file)
-    chosen, manifest = with_data(params, size)
+    chosen, manifest = launch.with_data(params, size, changes)
     store.connect(params.paths.outputs)
-    mark = mark_of(chosen, manifest)
-    version = registry.find_version(size, mark)
+    mark = launch.mark_of(chosen, manifest)
+    version = registry.find_version(size, mark) if resume else None
     if version is not None:
         registry.nominate(size, version)
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
         return version
-    return _train_and_register(params, chosen, manifest, mark)
+    return _train_and_register(params, chosen, manifest, mark, resume=resume)
 
 
-def _train_and_register(params: Params, size: Size, manifest: Manifest, mark: str) -> str:
-    with (
-        only_one(lock_file(params, size, mark)),
-        runs.training_run(size, manifest, mark, params.paths.outputs) as run_id,
-    ):
-        checkpoint = train(params, size, manifest, mark, run_id)
-        tags = {
-            registry.FINGERPRINT_TAG: mark,
-            runs.SIZE_TAG: size.name,
-            "fractal.training_run": run_id,
-        }
-        version = register(size, checkpoint, tags)
+def _train_and_register(
+    params: Params, size: Size, manifest: Manifest, mark: str, *, resume: bool
+) -> str:
+    with only_one(launch.lock_file(params, size.name, mark)):
+        if not resume:
+            launch.put_aside(params, size.name, mark)
+        with runs.training_run(size, manifest, mark, params.paths.outputs) as run_id:
+            job = _job(params, size, mark, run_id)
+            checkpoint = train(job, images=size.training.epochs * _images(manifest))
+            tags = {
+                registry.FINGERPRINT_TAG: mark,
+                runs.SIZE_TAG: size.name,
+                registry.TRAINING_RUN_TAG: run_id,
+            }
+            version = register(size, checkpoint, tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
     return version
 
 
+def _images(manifest: Manifest) -> int:
+    return manifest.splits["train"].images
+
+
+def _job(params: Params, size: Size, mark: str, run_id: str) -> TrainingJob:
+    return TrainingJob(
+        size=size.name,
+        model=size.model,
+        recipe=size.training,
+        data=params.dataset_folder(size.training.dataset),
+        storage=launch.storage(params, size.name),
+        local=launch.local_folder(params, size.name, mark),
+        fingerprint=mark,
+        tracking_uri=store.tracking_uri(),
+        run_id=run_id,
+        reference=runs.loss_curve(registry.champion_run(size.name)),
+    )
+
+
 @task(name="train", cache_policy=NO_CACHE)
-def train(params: Params, size: Size, manifest: Manifest, mark: str, run_id: str) -> Path:
+def train(job: TrainingJob, images: int) -> str:
     """Run the workers to the end of the recipe; returns the last checkpoint."""
-    recipe = size.training
-    with ray_cluster(cpus=recipe.workers * recipe.cpus_per_worker):
-        job = TrainingJob(
-            size=size.name,
-            model=size.model,
-            recipe=recipe,
-            data=params.dataset_folder(recipe.dataset),
-            runs=params.paths.outputs / "training" / size.name,
-            fingerprint=mark,
-        )
-        images = recipe.epochs * manifest.splits["train"].images
-        with progress_bar(f"training fractal-{size.name}, images", images) as update:
+    address = os.environ.get("RAY_ADDRESS", "")
+    with TrainingProgress(job, images) as progress:
+        if address.startswith(("http://", "https://")):
+            from fractal_model.training.ray_jobs import TrainingJobs
 
-            def on_report(report: dict[str, float]) -> None:
-                note = f"{report['images_per_second']:.0f} images/s, loss {report['loss']:.3f}"
-                update(int(report["position"]), note)
-                runs.log_report(run_id, report)
+            jobs = TrainingJobs(address)
+            return jobs.train(job, on_report=progress.report, on_line=progress.line)
+        from fractal_model.training.driver import drive
 
-            return run_training(job, on_report=on_report)
+        return drive(job, on_report=progress.report)
 
 
-@task(name="register", cache_policy=NO_CACHE)
-def register(size: Size, checkpoint: Path, tags: dict[str, str]) -> str:
+@task(
+    name="register",
+    cache_policy=NO_CACHE,
+    retries=len(REGISTER_RETRY_SECONDS),
+    retry_delay_seconds=REGISTER_RETRY_SECONDS,
+    retry_condition_fn=lambda task, run, state: (
+        not isinstance(state.result(raise_on_failure=False), FractalError)
+    ),
+)
+def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
     """Put the checkpoint into the registry under the alias `candidate`."""
-    return registry.register(size.name, checkpoint, sampling=size.sampling, tags=tags)
+    with launch.fetched(checkpoint) as folder:
+        return registry.register(size.name, folder, sampling=size.sampling, tags=tags)
 
 
 def check(params: Params, size: str) -> None:
     """Before anything starts. FractalError: the data set is missing, damaged or another's, or the
     MLflow server does not answer."""
-    with_data(params, size)
+    launch.with_data(params, size)
     store.connect(params.paths.outputs)
-
-
-def with_data(params: Params, name: str) -> tuple[Size, Manifest]:
-    """A size that fits its data set, and the data set's manifest. FractalError: it does not."""
-    size = params.size(name)
-    manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
-    return size.fitted_to(manifest), manifest
-
-
-def mark_of(size: Size, manifest: Manifest) -> str:
-    """What decides the weights, as one checksum."""
-    return fingerprint(size.model, size.training.deciding(), manifest.checksum)
-
-
-def lock_file(params: Params, size: Size, mark: str) -> Path:
-    return params.paths.outputs / "training" / f"{size.name}-{mark[:16]}.lock"
 
 
 def main() -> None:

@@ -32,6 +32,9 @@ class PathsConfig(StrictModel):
     outputs: Path
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
     """Data sets read straight from an object store, such as s3://bucket/imagenet64, by name."""
+    training: str | None = None
+    """Where training runs keep their checkpoints: a folder that all machines see, or an address
+    such as s3://bucket/training; by default in `outputs`."""
 
 
 class DigitsConfig(StrictModel):
@@ -153,6 +156,11 @@ class Params(StrictModel):
         return self.paths.data / f"{dataset}-reference.npz"
 
 
+def _place(base: Path, given: str | None) -> str | None:
+    """A folder, absolute; an address as it is."""
+    return given if given is None or "://" in given else str((base / given).resolve())
+
+
 def _layers(model: ModelConfig) -> tuple[object, ...]:
     """What makes a model of one size: all but dropout, classes and loss weights."""
     return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
@@ -180,6 +188,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         update={
             "data": (base / params.paths.data).resolve(),
             "outputs": (base / params.paths.outputs).resolve(),
+            "training": _place(base, params.paths.training),
         }
     )
     weights = params.metrics.inception_weights

@@ -48,19 +48,19 @@ def train_loader(
 ) -> DataLoader[Batch]:
     """This rank's part of the training stream from `position` to `end_position`, in batches.
 
-    `batch_size` is the global batch: a `Batch` holds batch_size / world_size images. Positions
-    count images over all ranks. Every batch is full: the last one may go past `end_position`, and
-    there is none when `position` has reached it. With `flip`, an image is mirrored or not by
-    (seed, epoch, index). Torch's global random state is left alone.
+    `batch_size` is the global batch, shared out evenly: where it does not divide, some ranks have
+    one image more. Positions count images over all ranks. Every batch is full: the last one may
+    go past `end_position`, and there is none when `position` has reached it. With `flip`, an image
+    is mirrored or not by (seed, epoch, index). Torch's global random state is left alone.
 
-    Raises FractalError when `batch_size` is not a multiple of `world_size`, and for a rank,
+    Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.
     """
     _require_rank(rank, world_size)
-    if batch_size < 1 or batch_size % world_size:
+    if batch_size < world_size:
         raise FractalError(
-            f"batch_size {batch_size} is not a multiple of the {world_size} workers: choose for "
-            f"example {max(1, round(batch_size / world_size)) * world_size}"
+            f"batch_size {batch_size} leaves some of the {world_size} workers without an image: "
+            f"choose {world_size} or more"
         )
     if seed < 0 or position < 0:
         raise FractalError(f"seed is {seed} and position {position}, expected 0 or more")

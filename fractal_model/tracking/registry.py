@@ -23,6 +23,7 @@ from fractal_model.sampling.settings import SamplingConfig
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 FINGERPRINT_TAG = "fractal.fingerprint"
+TRAINING_RUN_TAG = "fractal.training_run"
 EVALUATION_TAG = "fractal.evaluation"
 """Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
 _NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -121,6 +122,12 @@ def aliased_version(size: str, alias: str) -> str | None:
             f"nothing was changed, run again"
         ) from error
     return str(found.version)
+
+
+def champion_run(size: str) -> str | None:
+    """The MLflow run that trained the champion; None where there is none, or it was imported."""
+    version = aliased_version(size, CHAMPION)
+    return None if version is None else version_tags(size, version).get(TRAINING_RUN_TAG)
 
 
 def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 import fractal_model
@@ -79,14 +81,25 @@ def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterat
         yield run.info.run_id
 
 
-def log_report(run_id: str, report: dict[str, float]) -> None:
-    """Curves of a training run; the step is the position in images, so runs compare.
-
-    The run is named, as MLflow's active run belongs to one thread and reports come in another.
-    """
-    position = int(report["position"])
+def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
+    """The metrics of a report, and their step in MLflow: the position in images, so that runs
+    compare."""
     values = {key: value for key, value in report.items() if key not in ("position", "step")}
-    mlflow.log_metrics(values, step=position, run_id=run_id)
+    return values, int(report["position"])
+
+
+def loss_curve(run_id: str | None) -> tuple[tuple[float, float], ...]:
+    """Pairs of epoch and loss of a training run, by epoch; none where there is no such run."""
+    if run_id is None:
+        return ()
+    client = mlflow.MlflowClient()
+    try:
+        epochs, losses = (client.get_metric_history(run_id, key) for key in ("epoch", "loss"))
+    except MlflowException:  # deleted since
+        return ()
+    loss_at = {point.step: point.value for point in losses}
+    pairs = [(p.value, loss_at[p.step]) for p in epochs if p.step in loss_at]
+    return tuple(sorted(pair for pair in pairs if all(map(math.isfinite, pair))))
 
 
 def log_results(results: MetricResults) -> None:

@@ -50,3 +50,17 @@ def experiment(dataset: str, outputs: Path) -> str:
     local = mlflow.get_tracking_uri().startswith("sqlite:")
     artifacts = (outputs / "mlflow" / "artifacts").as_uri() if local else None
     return mlflow.create_experiment(name, artifact_location=artifacts)
+
+
+def tracking_uri() -> str:
+    """Of the store that `connect` has chosen."""
+    return mlflow.get_tracking_uri()
+
+
+def run_page(run_id: str) -> str | None:
+    """The page of a run in the server's UI; None where there is no server."""
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith("http"):
+        return None
+    experiment_id = mlflow.get_run(run_id).info.experiment_id
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"

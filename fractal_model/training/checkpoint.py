@@ -51,6 +51,8 @@ class Progress(StrictModel):
     position: int
     """Images seen, over all workers and epochs."""
     steps: int
+    skipped: tuple[int, ...] = ()
+    """Positions of the batches that were left out, as they were not finite."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -124,7 +125,7 @@ class TrainingConfig(StrictModel):
 
     def accumulation(self, workers: int) -> int:
         """Times that each of so many workers goes through the model before a step."""
-        return -(-(-(-self.batch_size // workers)) // self.images_per_worker)
+        return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property
     def uses_gpu(self) -> bool:

@@ -78,9 +78,7 @@ class Trainer:
         self._rank = rank
         self._world_size = world_size
         self._device = torch.device(device)
-        self.model = FractalModel(model)
-        initialise(self.model, torch.Generator().manual_seed(recipe.seed))
-        self.model.to(self._device).train()
+        self.model = _new_model(model, recipe.seed).to(self._device).train()
         levels = (*self.model.levels, self.model.pixel)
         for level, on in zip(levels, recipe.checkpointed(len(levels) - 1), strict=True):
             if on:
@@ -150,6 +148,15 @@ class Trainer:
         self.position += self.recipe.batch_size
         return StepReport(loss, norm.detach(), rate)
 
+    def start_again(self) -> None:
+        """As before the first step."""
+        self.position = 0
+        self.model.load_state_dict(_new_model(self.model.config, self.recipe.seed).state_dict())
+        self.optimizer.state.clear()
+        if self._average is not None:
+            self._average.module.load_state_dict(self.model.state_dict())
+            self._average.n_averaged.zero_()
+
     def skip(self) -> None:
         """Leave the next batch out."""
         self.position += self.recipe.batch_size
@@ -214,6 +221,12 @@ class _TrainingLoss(nn.Module):
             guides=partial(training_guides, generator=generator),
         )
         return training_loss(outcome, red_weight=self.model.config.red_weight)
+
+
+def _new_model(config: ModelConfig, seed: int) -> FractalModel:
+    model = FractalModel(config)
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -1,0 +1,76 @@
+"""Drives one training run on a Ray cluster: in this process, or as a Ray job of its own.
+
+As a job (`python -m fractal_model.training.driver`, the job as JSON in FRACTAL_TRAINING_JOB) it
+says on standard output, one line of JSON after a marker each, how far it is and where the last
+checkpoint lies. Metrics go to MLflow from here, through the spool, so that they arrive whoever
+follows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import mlflow
+
+from fractal_model.console import errors_on_one_line
+from fractal_model.errors import FractalError
+from fractal_model.ray_cluster import ray_cluster
+from fractal_model.tracking.runs import report_values
+from fractal_model.tracking.spool import MetricSpool
+from fractal_model.training.job import Report, TrainingJob
+from fractal_model.training.ray_training import run_training
+from fractal_model.training.watch import Watch
+
+JOB_VARIABLE = "FRACTAL_TRAINING_JOB"
+MARKER = "FRACTAL "
+logger = logging.getLogger("fractal.training")
+
+
+def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
+    """Train to the end; returns the last checkpoint's folder or address. FractalError: why not."""
+    mlflow.set_tracking_uri(job.tracking_uri)
+    watch, recipe = Watch(job.reference), job.recipe
+    cpus = int(recipe.workers * recipe.resources_per_worker.get("CPU", 1))
+    with MetricSpool(job.local / "metrics", job.run_id) as spool, ray_cluster(cpus=cpus):
+
+        def handle(report: Report) -> None:
+            further, warnings = watch.look(report) if "loss" in report else ({}, [])
+            values, step = report_values({**report, **further})
+            spool.log(values, step=step)
+            for warning in warnings:
+                logger.warning("%s, epoch %.2f: %s", job.size, report["epoch"], warning)
+            on_report(report)
+
+        checkpoint = run_training(job, on_report=handle)
+    # A local path as it is; in an object store the address that the checkpoint was kept at.
+    if "://" in job.storage:
+        return f"{job.storage}/{job.name}/{checkpoint.path.rstrip('/').rsplit('/', 1)[1]}"
+    return checkpoint.path
+
+
+def _say(**content: object) -> None:
+    print(f"{MARKER}{json.dumps(content)}", flush=True)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    if JOB_VARIABLE not in os.environ:
+        raise FractalError(
+            f"{JOB_VARIABLE} is not set: start training with `python -m flows.train --size …`"
+        )
+    job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
+    try:
+        checkpoint = drive(job, on_report=lambda report: _say(report=report))
+    except FractalError as error:
+        _say(error=str(error))
+        raise
+    _say(checkpoint=checkpoint)
+
+
+if __name__ == "__main__":
+    with errors_on_one_line():
+        main()

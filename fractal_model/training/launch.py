@@ -1,0 +1,89 @@
+"""From settings to a job: what a run is, where its files are, and what it is compared with."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.fs
+from pydantic import ValidationError
+
+from fractal_model.data.manifest import Manifest
+from fractal_model.data.prepared import open_prepared
+from fractal_model.data.store import is_remote
+from fractal_model.errors import FractalError
+from fractal_model.fingerprint import fingerprint
+from fractal_model.params import Params, Size
+from fractal_model.training.settings import TrainingConfig
+from fractal_model.validation import describe
+
+
+def with_data(
+    params: Params, name: str, changes: dict[str, object] | None = None
+) -> tuple[Size, Manifest]:
+    """A size that fits its data set, and the data set's manifest; `changes` to its recipe are made
+    first. FractalError: it does not fit, or a change is not allowed."""
+    size = params.size(name)
+    if changes:
+        size = size.model_copy(update={"training": _changed(size.training, name, changes)})
+    manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
+    return size.fitted_to(manifest), manifest
+
+
+def _changed(recipe: TrainingConfig, name: str, changes: dict[str, object]) -> TrainingConfig:
+    if "workers" in changes:  # a number given on the way is a number, not a range
+        changes = {"min_workers": min(recipe.min_workers, int(changes["workers"])), **changes}
+    try:
+        return TrainingConfig.model_validate({**recipe.model_dump(), **changes})
+    except ValidationError as error:
+        raise FractalError(f"training.{name}: {describe(error, TrainingConfig)}") from error
+
+
+def mark_of(size: Size, manifest: Manifest) -> str:
+    """What decides the weights, as one checksum."""
+    return fingerprint(size.model, size.training.deciding(), manifest.checksum)
+
+
+def local_folder(params: Params, size: str, mark: str) -> Path:
+    """Of a run, on the machine that launches it."""
+    return params.paths.outputs / "training" / size / mark[:16]
+
+
+def lock_file(params: Params, size: str, mark: str) -> Path:
+    return params.paths.outputs / "training" / f"{size}-{mark[:16]}.lock"
+
+
+def storage(params: Params, size: str) -> str:
+    """Where a size's runs are kept: a folder or an address."""
+    root = params.paths.training or str(params.paths.outputs / "training")
+    return f"{root.rstrip('/')}/{size}"
+
+
+def put_aside(params: Params, size: str, mark: str) -> Path | None:
+    """Rename what an earlier run left, so that training begins anew. FractalError: it is in an
+    object store."""
+    if params.paths.training is not None:
+        raise FractalError(
+            f"the run {mark[:16]} of {size} is kept in {storage(params, size)}: remove it there to "
+            f"begin anew"
+        )
+    folder = local_folder(params, size, mark)
+    if not folder.exists():
+        return None
+    return folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+
+@contextmanager
+def fetched(checkpoint: str) -> Iterator[Path]:
+    """The checkpoint's folder on this machine, fetched where it is in an object store."""
+    if not is_remote(checkpoint):
+        yield Path(checkpoint)
+        return
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(checkpoint)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / path.rsplit("/", 1)[1]
+        pyarrow.fs.copy_files(path, str(folder), source_filesystem=filesystem)
+        yield folder

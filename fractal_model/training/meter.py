@@ -1,0 +1,65 @@
+"""What a worker measures between two reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from fractal_model.data.loader import Batch
+from fractal_model.training.job import Report
+from fractal_model.training.trainer import StepReport, Trainer
+
+
+class Meter:
+    """Means since the last report; nothing is read from the device before."""
+
+    def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
+        self._trainer = trainer
+        self._images = images
+        self._workers = workers
+        self._reset()
+
+    def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The loader's batches; the time that they are waited for is counted."""
+        batches = iter(loader)
+        while True:
+            started = time.monotonic()
+            batch = next(batches, None)
+            self._waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, step: StepReport) -> None:
+        self._losses.append(step.loss)
+        self._last = step
+
+    def report(self, skipped: int) -> Report:
+        seconds = time.monotonic() - self._since
+        seen = len(self._losses) * self._trainer.recipe.batch_size
+        found = {
+            "position": self._trainer.position,
+            "step": self._trainer.steps,
+            "epoch": self._trainer.position / self._images,
+            "images_per_second": seen / seconds,
+            "data_wait_share": self._waited / seconds,
+            "workers": self._workers,
+            "accumulation": self._trainer.recipe.accumulation(self._workers),
+            "skipped_batches": skipped,
+        }
+        if self._last is not None:
+            found |= {
+                "loss": torch.stack(self._losses).mean().item(),
+                "gradient_norm": self._last.gradient_norm.item(),
+                "learning_rate": self._last.learning_rate,
+            }
+        self._reset()
+        return found
+
+    def _reset(self) -> None:
+        self._since = time.monotonic()
+        self._waited = 0.0
+        self._losses: list[torch.Tensor] = []
+        self._last: StepReport | None = None

@@ -1,0 +1,158 @@
+"""What every worker of a training runs, under Ray Train.
+
+Decided here: workers report metrics and checkpoints to Ray together, at steps that follow from the
+position alone, but for a checkpoint by the clock, which rank 0 decides for all. A checkpoint is
+written beside, and copied to the run's storage while training goes on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from fractal_model.data.loader import Batch, train_loader
+from fractal_model.data.prepared import open_prepared
+from fractal_model.errors import FractalError
+from fractal_model.training.checkpoint import Progress, newest_whole_checkpoint, save_checkpoint
+from fractal_model.training.job import TrainingJob
+from fractal_model.training.meter import Meter
+from fractal_model.training.trainer import NotFiniteError, Trainer
+
+
+def train_worker(config: dict[str, str]) -> None:
+    """Trains from the run's last checkpoint to the recipe's end."""
+    _Worker(TrainingJob.model_validate_json(config["job"])).run()
+
+
+class _Worker:
+    """One rank."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        context = ray.train.get_context()
+        self._job = job
+        self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
+        self._split = open_prepared(job.data, "train")
+        self._trainer = Trainer(
+            job.model,
+            job.recipe,
+            images=len(self._split),
+            rank=self._rank,
+            world_size=self._world_size,
+            device=ray.train.torch.get_device(),
+        )
+        self._skipped: list[int] = []
+        self._resume(ray.train.get_checkpoint())
+        every = job.recipe.checkpoint_every_epochs * len(self._split) / job.recipe.batch_size
+        self._every = max(1, round(every))
+        self._meter = Meter(self._trainer, len(self._split), self._world_size)
+        self._saved_at = time.monotonic()
+
+    def run(self) -> None:
+        while self._trainer.position < self._trainer.end_position:
+            try:
+                self._train()
+            except NotFiniteError as error:
+                self._recover(error)
+
+    def _train(self) -> None:
+        """From the trainer's position to the end."""
+        recipe, trainer = self._job.recipe, self._trainer
+        loader = train_loader(
+            self._split,
+            seed=recipe.seed,
+            position=trainer.position,
+            batch_size=recipe.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            num_workers=recipe.loader_processes,
+            flip=recipe.flip,
+            end_position=trainer.end_position,
+        )
+        for batch in self._meter.waiting(loader):
+            self._step(batch)
+            last = trainer.position >= trainer.end_position
+            logged = trainer.steps % recipe.log_every_steps == 0
+            if last or trainer.steps % self._every == 0 or (logged and self._overdue()):
+                self._report_checkpoint()
+            elif logged:
+                ray.train.report(self._meter.report(len(self._skipped)))
+
+    def _step(self, batch: Batch) -> None:
+        if self._trainer.position in self._skipped:
+            self._trainer.skip()
+            return
+        self._meter.add(self._trainer.step(batch))
+
+    def _overdue(self) -> bool:
+        """Whether a checkpoint is due by the clock of rank 0."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        due = torch.tensor(float(minutes >= self._job.recipe.checkpoint_every_minutes))
+        if self._world_size > 1:
+            due = due.to(ray.train.torch.get_device())
+            torch.distributed.broadcast(due, src=0)
+        return bool(due)
+
+    def _recover(self, error: NotFiniteError) -> None:
+        """All ranks come here together. The error itself where this was once too often."""
+        recipe = self._job.recipe
+        self._skipped.append(error.position)
+        if recipe.non_finite == "stop" or len(self._skipped) > recipe.max_non_finite:
+            raise error
+        if self._rank == 0:
+            print(f"batch left out: {error}", flush=True)
+        if recipe.non_finite == "roll-back":
+            kept = ray.train.get_all_reported_checkpoints()
+            self._trainer.start_again()
+            self._resume(kept[-1].checkpoint if kept else None)
+
+    def _resume(self, found: Checkpoint | None) -> None:
+        if found is None:
+            return
+        with found.as_directory() as folder:
+            checkpoint = newest_whole_checkpoint(Path(folder))
+        if checkpoint.progress.fingerprint != self._job.fingerprint:
+            raise FractalError(
+                f"the checkpoint {found.path} belongs to another run "
+                f"({checkpoint.progress.fingerprint[:16]}, this one is {self._job.name}): remove "
+                f"the folder"
+            )
+        self._trainer.restore(checkpoint)
+        self._skipped = sorted({*self._skipped, *checkpoint.progress.skipped})
+
+    def _report_checkpoint(self) -> None:
+        """All ranks report, rank 0 with the folder, which Ray copies to the run's storage."""
+        self._saved_at = time.monotonic()
+        report = self._meter.report(len(self._skipped))
+        if self._rank != 0:
+            ray.train.report(report)
+            return
+        folder = Path(tempfile.mkdtemp(prefix="fractal-checkpoint-")) / self._folder_name()
+        trainer = self._trainer
+        progress = Progress(
+            size=self._job.size,
+            fingerprint=self._job.fingerprint,
+            position=trainer.position,
+            steps=trainer.steps,
+            skipped=tuple(self._skipped),
+        )
+        save_checkpoint(
+            folder,
+            model=trainer.model,
+            optimizer=trainer.optimizer.state_dict(),
+            progress=progress,
+            ema=trainer.ema,
+        )
+        ray.train.report(
+            report,
+            checkpoint=Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def _folder_name(self) -> str:
+        return f"position-{self._trainer.position:012d}"

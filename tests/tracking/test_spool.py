@@ -1,0 +1,451 @@
+"""Metrics reach MLflow in order and once, whatever happens to the server or to the process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.tracking import runs
+from fractal_model.tracking.spool import DELIVERED, METRICS, REFUSED, MetricSpool
+
+NOWHERE = "http://127.0.0.1:9"
+RETRY = 0.1
+
+
+class Server:
+    """A real `mlflow server` on SQLite, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'm.db'}"]
+        command += ["--artifacts-destination", str(self._folder), "--port", str(self.port)]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        eventually(self._answers, seconds=60)
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
+        except OSError:
+            return False
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before the server. `mode`: forward, fail (500), hang (then forward, too
+    late), or lose (the answer only)."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), _ProxyHandler)
+        self.target, self.mode = f"http://127.0.0.1:{port}", "forward"
+        self.uri = f"http://127.0.0.1:{self.server_port}"
+        self.seen: list[str] = []
+        """The mode that each request to log met."""
+
+
+class _ProxyHandler(BaseHTTPRequestHandler):
+    def _answer(self) -> None:
+        mode, body = self.server.mode, self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.path.endswith("log-batch"):
+            self.server.seen.append(mode)
+        if mode == "hang":
+            time.sleep(2)
+        status, content = (500, b"down") if mode == "fail" else self._forward(body)
+        if mode == "lose":
+            self.close_connection = True
+            return
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _forward(self, body: bytes) -> tuple[int, bytes]:
+        request = urllib.request.Request(self.server.target + self.path, body or None)
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # The client has hung up.
+            super().handle()
+
+
+def eventually(check: Callable[[], object], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("mlflow server"))
+    started.start()
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def proxy(server) -> Iterator[Proxy]:
+    made = Proxy(server.port)
+    thread = threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield made
+    made.shutdown()
+    made.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def run_id(server) -> str:
+    return mlflow.MlflowClient(server.uri).create_run("0").info.run_id
+
+
+@pytest.fixture(autouse=True)
+def _tracking_uri() -> Iterator[None]:
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextlib.contextmanager
+def spooling(
+    folder: Path, run_id: str, uri: str, *, leave_seconds: float = 15
+) -> Iterator[MetricSpool]:
+    mlflow.set_tracking_uri(uri)
+    spool = MetricSpool(folder, run_id, retry_seconds=RETRY, leave_seconds=leave_seconds)
+    with spool:
+        yield spool
+
+
+def log_steps(spool: MetricSpool, steps: range) -> None:
+    for step in steps:
+        spool.log({"loss": 1 / (step + 1), "norm": float(step)}, step=step)
+
+
+def history(server: Server, run_id: str, key: str = "loss") -> list[tuple[int, int, float]]:
+    """As the server keeps it: in the order of insertion."""
+    found = mlflow.MlflowClient(server.uri).get_metric_history(run_id, key)
+    return [(m.step, m.timestamp, m.value) for m in found]
+
+
+def spooled(folder: Path, key: str = "loss") -> list[tuple[int, int, float]]:
+    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [(r["step"], r["timestamp"], r["values"][key]) for r in rows if key in r["values"]]
+
+
+def warnings_of(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name.startswith("fractal_model")]
+
+
+def test_all_arrives_with_its_step_time_and_value(server, run_id, tmp_path, caplog):
+    before = time.time() * 1000
+    with spooling(tmp_path, run_id, server.uri) as spool:
+        log_steps(spool, range(20))
+        spool.log({"loss": math.nan}, step=20)
+        spool.log({"loss": math.inf}, step=21)
+    found = history(server, run_id)
+    assert spool.waiting == 0
+    assert [step for step, _, _ in found] == list(range(22))
+    assert found[:20] == spooled(tmp_path)[:20]
+    assert math.isnan(found[20][2]) and found[21][2] > 1e308
+    assert all(before - 1 <= when <= time.time() * 1000 for _, when, _ in found)
+    assert warnings_of(caplog) == []
+
+
+def test_many_reports_go_in_few_requests_and_a_large_one_in_several(
+    server, proxy, run_id, tmp_path
+):
+    with spooling(tmp_path, run_id, NOWHERE, leave_seconds=0) as spool:
+        log_steps(spool, range(1200))
+        spool.log({f"m{i}": float(i) for i in range(1500)}, step=7)
+    assert spool.waiting == 1201
+    with spooling(tmp_path, run_id, proxy.uri):
+        pass
+    assert proxy.seen == ["forward"] * 5  # 2400 points in three, 1500 in two
+    assert history(server, run_id) == spooled(tmp_path)
+    assert history(server, run_id, "m1499")[0][2] == 1499
+
+
+def test_server_killed_in_the_middle_and_started_again(server, run_id, tmp_path, caplog):
+    with spooling(tmp_path, run_id, server.uri) as spool:
+        log_steps(spool, range(10))
+        eventually(lambda: spool.waiting == 0)
+        server.kill()
+        log_steps(spool, range(10, 20))
+        eventually(lambda: warnings_of(caplog))
+        time.sleep(5 * RETRY)
+        assert spool.waiting == 10
+        server.start()
+        log_steps(spool, range(20, 30))
+    assert history(server, run_id) == spooled(tmp_path)
+    assert [step for step, _, _ in spooled(tmp_path)] == list(range(30))
+    away, back = warnings_of(caplog)
+    assert str(tmp_path) in away
+    assert "again" in back
+
+
+@pytest.mark.parametrize("mode", ["fail", "hang", "lose"])
+def test_a_server_in_trouble_gets_each_point_once(
+    mode, server, proxy, run_id, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with spooling(tmp_path, run_id, proxy.uri) as spool:
+        log_steps(spool, range(5))
+        spool.log({"loss": math.nan}, step=5)
+        eventually(lambda: spool.waiting == 0)
+        proxy.mode = mode
+        started = time.monotonic()
+        log_steps(spool, range(6, 200))
+        spool.log({"gap": math.nan}, step=200)
+        assert time.monotonic() - started < 1
+        eventually(lambda: warnings_of(caplog))
+        assert spool.waiting > 0
+        proxy.mode = "forward"
+    found = history(server, run_id)
+    assert [step for step, _, _ in found] == list(range(200))
+    assert repr(found) == repr(spooled(tmp_path))
+    assert len(history(server, run_id, "gap")) == 1
+    assert proxy.seen.count(mode) >= 2
+    assert len(warnings_of(caplog)) == 2
+
+
+def test_leaving_is_bounded_and_says_what_waits(proxy, run_id, tmp_path, caplog):
+    proxy.mode = "hang"
+    started = time.monotonic()
+    with spooling(tmp_path, run_id, proxy.uri, leave_seconds=0.5) as spool:
+        log_steps(spool, range(7))
+    assert time.monotonic() - started < 2
+    (line,) = warnings_of(caplog)
+    assert line.startswith("7 reports") and str(tmp_path) in line
+    # The request that still hangs moves nothing when it ends.
+    spool._thread.join()
+    assert spool.waiting == 7
+
+
+CHILD = """
+import sys
+from pathlib import Path
+import mlflow
+from fractal_model.tracking.spool import MetricSpool
+folder, run_id, uri = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+with MetricSpool(Path(folder), run_id, retry_seconds=0.1) as spool:
+    for step in range(10**9):
+        spool.log({"loss": 1 / (step + 1), "norm": float(step)}, step=step)
+        if step % 50 == 0:
+            input()
+"""
+
+
+def test_a_killed_process_goes_on_where_it_stopped(server, proxy, run_id, tmp_path):
+    # Answers are lost, so that it dies between arrival and writing down that it arrived.
+    proxy.mode = "lose"
+    command = [sys.executable, "-c", CHILD, str(tmp_path), run_id, proxy.uri]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child.stdin.write(b"\n\n\n")
+    child.stdin.flush()
+    eventually(lambda: len(proxy.seen) >= 2 and len(spooled(tmp_path)) == 151, seconds=40)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdin.close()
+    assert json.loads((tmp_path / DELIVERED).read_text())["bytes"] == 0
+    assert history(server, run_id)
+    with spooling(tmp_path, run_id, server.uri) as spool:
+        log_steps(spool, range(151, 160))
+    assert [step for step, _, _ in history(server, run_id)] == list(range(160))
+    assert history(server, run_id) == spooled(tmp_path)
+
+
+def test_reports_from_several_threads_while_it_sends(server, run_id, tmp_path):
+    with spooling(tmp_path, run_id, server.uri) as spool:
+        threads = [
+            threading.Thread(target=log_steps, args=(spool, range(first, first + 100)))
+            for first in (0, 1000, 2000)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = history(server, run_id)
+    assert found == spooled(tmp_path)
+    assert len({step for step, _, _ in found}) == len(found) == 300
+    assert spool.waiting == 0
+
+
+def test_a_bad_metric_is_set_aside_alone(server, run_id, tmp_path, caplog):
+    with spooling(tmp_path, run_id, NOWHERE, leave_seconds=0) as spool:
+        log_steps(spool, range(4))
+        spool.log({"loss": 0.5, "bad;name": 3.0}, step=4)
+        spool.log({"loss": 0.4, "bad;name": 4.0}, step=5)
+    caplog.clear()
+    with spooling(tmp_path, run_id, server.uri) as spool:
+        spool.log({"loss": 0.3}, step=6)
+    assert [step for step, _, _ in history(server, run_id)] == list(range(7))
+    rows = [json.loads(line) for line in (tmp_path / REFUSED).read_text().splitlines()]
+    assert [(row["key"], row["value"], row["step"]) for row in rows] == [
+        ("bad;name", 3.0, 4),
+        ("bad;name", 4.0, 5),
+    ]
+    assert "bad;name" in rows[0]["reason"]
+    (line,) = warnings_of(caplog)
+    assert "bad;name" in line and REFUSED in line
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_run_that_is_gone_blocks_nothing(deleted, server, proxy, run_id, tmp_path, caplog):
+    if deleted:
+        mlflow.MlflowClient(server.uri).delete_run(run_id)
+    with spooling(tmp_path, run_id if deleted else "0" * 32, proxy.uri) as spool:
+        log_steps(spool, range(3))
+        eventually(lambda: spool.waiting == 0)
+        log_steps(spool, range(3, 6))
+    assert spool.waiting == 0
+    assert len((tmp_path / REFUSED).read_text().splitlines()) == 12
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_without_a_server_it_goes_through_the_client(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'm.db'}"
+    client = mlflow.MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    with spooling(tmp_path / "s", run_id, uri) as spool:
+        log_steps(spool, range(3))
+        spool.log({"bad;name": 1.0}, step=3)
+        spool.log({"loss": 0.1}, step=4)
+    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [0, 1, 2, 4]
+    assert (tmp_path / "s" / REFUSED).read_text().count("\n") == 1
+
+
+def test_a_line_cut_short_is_dropped_and_an_unreadable_one_set_aside(server, run_id, tmp_path):
+    whole = json.dumps({"step": 1, "timestamp": 5, "values": {"loss": 2.0}})
+    (tmp_path / METRICS).write_text(f"{whole}\n\0\0\0\n{whole[:20]}")
+    with spooling(tmp_path, run_id, server.uri) as spool:
+        assert spool.waiting == 2
+        spool.log({"loss": 1.0}, step=2)
+    assert [(step, value) for step, _, value in history(server, run_id)] == [(1, 2.0), (2, 1.0)]
+    assert "not a report" in (tmp_path / REFUSED).read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"run_id": "r"}', '{"run_id": "r", "bytes": 99999}'])
+def test_a_lost_position_is_no_obstacle(content, tmp_path):
+    log_steps(MetricSpool(tmp_path, "r"), range(3))
+    (tmp_path / DELIVERED).write_text(content)
+    assert MetricSpool(tmp_path, "r").waiting == (0 if "99999" in content else 3)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    MetricSpool(tmp_path, "first")
+    with pytest.raises(FractalError, match=r"first.*second.*own folder"):
+        MetricSpool(tmp_path, "second")
+
+
+def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FractalError, match="make room"):
+        MetricSpool(tmp_path / "file", "r")
+
+
+def test_a_full_disk_loses_nothing_that_it_has_room_for_later(tmp_path, caplog, monkeypatch):
+    spool = MetricSpool(tmp_path, "r")
+    log_steps(spool, range(2))
+    limited = _FullDisk(room=30)
+    monkeypatch.setattr(Path, "open", limited.open)
+    log_steps(spool, range(2, 5))
+    assert [step for step, _, _ in spooled(tmp_path)] == [0, 1]
+    assert spool.waiting == 5
+    monkeypatch.undo()
+    log_steps(spool, range(5, 7))
+    assert [step for step, _, _ in spooled(tmp_path)] == list(range(7))
+    (line,) = warnings_of(caplog)
+    assert "No space left" in line
+
+
+class _FullDisk:
+    """Appending writes `room` bytes of what is asked, then fails as a full disk does."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._open = room, Path.open
+
+    @property
+    def open(self):
+        opened, room = self._open, self._room
+
+        class Full:
+            def __init__(self, file) -> None:
+                self._file, self._used = file, False
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *exception: object) -> None:
+                self._file.close()
+
+            def write(self, data) -> int:
+                if self._used:
+                    raise OSError(28, "No space left on device")
+                self._used = True
+                return self._file.write(bytes(data)[:room])
+
+            def truncate(self, size: int) -> None:
+                self._file.truncate(size)
+
+        def open_limited(path, mode="r", *args, **kwargs):
+            file = opened(path, mode, *args, **kwargs)
+            return Full(file) if mode == "ab" else file
+
+        return open_limited
+
+
+def test_the_step_of_a_report_is_its_position():
+    report = {"position": 640.0, "step": 10.0, "loss": 0.5, "epoch": 1.5}
+    assert runs.report_values(report) == ({"loss": 0.5, "epoch": 1.5}, 640)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_are_kept(caplog) -> None:
+    caplog.set_level(logging.WARNING, "fractal_model")
