@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -34,7 +35,7 @@ class Server:
     """A real `mlflow server` on SQLite, that can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self.database = folder, folder / "m.db"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -42,7 +43,7 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'm.db'}"]
+        command += ["--backend-store-uri", f"sqlite:///{self.database}"]
         command += ["--artifacts-destination", str(self._folder), "--port", str(self.port)]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:
@@ -168,9 +169,14 @@ def log_steps(spool: MetricSpool, steps: range) -> None:
 
 
 def history(server: Server, run_id: str, key: str = "loss") -> list[tuple[int, int, float]]:
-    """As the server keeps it: in the order of insertion."""
-    found = mlflow.MlflowClient(server.uri).get_metric_history(run_id, key)
-    return [(m.step, m.timestamp, m.value) for m in found]
+    """As the server's database keeps it, in the order of arrival, which its API sorts away."""
+    query = (
+        "SELECT step, timestamp, CASE WHEN is_nan THEN 'nan' ELSE value END FROM metrics "
+        "WHERE run_uuid = ? AND key = ? ORDER BY rowid"
+    )
+    with contextlib.closing(sqlite3.connect(server.database)) as connection:
+        rows = connection.execute(query, (run_id, key)).fetchall()
+    return [(step, timestamp, float(value)) for step, timestamp, value in rows]
 
 
 def spooled(folder: Path, key: str = "loss") -> list[tuple[int, int, float]]:
@@ -194,6 +200,8 @@ def test_all_arrives_with_its_step_time_and_value(server, run_id, tmp_path, capl
     assert found[:20] == spooled(tmp_path)[:20]
     assert math.isnan(found[20][2]) and found[21][2] > 1e308
     assert all(before - 1 <= when <= time.time() * 1000 for _, when, _ in found)
+    shown = mlflow.MlflowClient(server.uri).get_metric_history(run_id, "loss")
+    assert repr([(m.step, m.timestamp, m.value) for m in shown]) == repr(found)
     assert warnings_of(caplog) == []
 
 
