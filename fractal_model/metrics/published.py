@@ -54,7 +54,9 @@ def file_checksum(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
+        raise FractalError(
+            f"{file} cannot be read ({error.strerror}): allow it, or give another file"
+        ) from error
 
 
 def _require_statistics(file: Path, mean: np.ndarray, covariance: np.ndarray) -> None:

@@ -40,8 +40,8 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"{base} has both {' and '.join(folder.name for folder in validation)}: expected one "
             f"folder of validation images, keep or move the other"
         )
-    found = {VALIDATION: folder for folder in validation}
-    return ({TRAIN: base / "train"} if (base / "train").is_dir() else {}) | found
+    found = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
+    return {split: folder for split, folder in found if folder.is_dir()}
 
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
