@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fractal_model.data.sources.listing import LARGEST_IMAGE, WHOLE_FILE, ImageFile
+from fractal_model.errors import one_line
 
 _OPEN_FILES = 8
 _READ_AHEAD = 2**20
@@ -56,8 +57,8 @@ class SourceReader:
             content = next(self._batches)[0].as_py() or b""
         except StopIteration:
             raise OSError(f"row group {group} of {file} ends before row {row}") from None
-        except (pa.ArrowException, IndexError) as error:
-            raise OSError(f"row group {group} of {file} cannot be read: {error}") from error
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise OSError(f"row group {group} of {file} cannot be read: {one_line(error)}") from error
         self._place = (file, group, row + 1)
         _require_size(file, len(content))
         return content
