@@ -8,6 +8,7 @@ devkit numbers the classes in another way.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
 import tarfile
@@ -69,7 +70,9 @@ def find_companions(root: Path) -> Companions:
 def _devkit_files(root: Path) -> dict[str, bytes]:
     packed = root / f"{_DEVKIT}.tar.gz"
     if packed.is_file():
-        with tarfile.open(packed) as archive:
+        # Unpacked to its end, where gzip's checksum is; `tarfile` would stop before it.
+        unpacked = io.BytesIO(gzip.decompress(packed.read_bytes()))
+        with tarfile.open(fileobj=unpacked, mode="r:") as archive:
             return {
                 Path(member.name).name: archive.extractfile(member).read()
                 for member in archive

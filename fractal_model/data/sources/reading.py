@@ -58,7 +58,9 @@ class SourceReader:
         except StopIteration:
             raise OSError(f"row group {group} of {file} ends before row {row}") from None
         except (pa.ArrowException, OSError, IndexError) as error:
-            raise OSError(f"row group {group} of {file} cannot be read: {one_line(error)}") from error
+            raise OSError(
+                f"row group {group} of {file} cannot be read: {one_line(error)}"
+            ) from error
         self._place = (file, group, row + 1)
         _require_size(file, len(content))
         return content

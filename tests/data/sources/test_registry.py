@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fractal_model.data.sources.listing import unique_names
+from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
 from fractal_model.data.sources.registry import load_source, register, registered
 from tests.data import mini_imagenet as mini
 from tests.data.sources.checks import contents, expected, refused
@@ -72,6 +72,58 @@ def test_listing_is_made_again_and_held_against_the_description(tmp_path):
     assert load_source(tmp_path / "data", "imagenet")[0].images["train"] == 26
     file.write_bytes(b"PAR1")
     refused(lambda: load_source(tmp_path / "data", "imagenet"), "listing .* is damaged.*remove it")
+
+
+def test_a_listing_of_other_images_is_not_used(tmp_path):
+    """As after `git pull`, which brings a description of other images than were listed here."""
+    root, data = mini.write_tree(tmp_path / "raw"), tmp_path / "data"
+    register(root, data)
+    older = (data / "sources/imagenet.json").read_text()
+    image = next((root / "train/n01440764").iterdir())
+    content = image.read_bytes()
+    image.unlink()
+    register(root, data)
+    (data / "sources/imagenet.json").write_text(older)
+    refused(lambda: load_source(data, "imagenet"), "has other images than when .*or restore")
+    image.write_bytes(content)
+    source, _, listing = load_source(data, "imagenet")
+    assert source.images["train"] == 27 and listing.count("train") == 27
+    kept = Listing.read(data / "sources/imagenet.listing.parquet")
+    assert kept.checksum == source.listing_checksum, "and the right one is kept"
+
+
+def test_checksum_tells_every_column_apart():
+    rows = [("train", "a", "1.png", "a/1.png", -1, 5), ("train", "b", "2.png", "b/2.png", -1, 6)]
+
+    def checksum(changed: dict[int, object]) -> str:
+        builder = ListingBuilder()
+        builder.add(*[changed.get(place, value) for place, value in enumerate(rows[0])])
+        builder.add(*rows[1])
+        return builder.build({"a": "a", "b": "b"}).checksum
+
+    changes = [{}, {0: "validation"}, {1: "b"}, {2: "3.png"}, {3: "a/3.png"}, {4: 0}, {5: 6}]
+    found = [checksum(change) for change in changes]
+    assert len(set(found)) == len(changes) and checksum({}) == found[0]
+
+
+@pytest.mark.parametrize("name", ["sources", "digits", "x-report", "x-reference", "x-quarantined"])
+def test_names_of_other_folders_are_refused(tmp_path, name):
+    root = mini.write_tree(tmp_path / "raw")
+    message = f"'{name}' (is the|ends like).*: choose another --name"
+    refused(
+        lambda: register(root, tmp_path / "data", name=name, resolutions=(8,), holdout=0.1), message
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    """Perhaps that of the raw images themselves."""
+    data = tmp_path / "data"
+    mini.put(data / "flowers/rose/1.png", b"x")
+    refused(
+        lambda: register(data / "flowers", data, name="flowers", resolutions=(8,), holdout=0.5),
+        "data/flowers is there and is no prepared data set.*choose another --name",
+    )
 
 
 def test_own_folder_with_a_share_held_out(tmp_path):
@@ -150,7 +202,18 @@ def test_damaged_forms(tmp_path):
     root = mini.write_archives(tmp_path / "archives")
     (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no archive")
     refused(lambda: register(root, data), "devkit .* cannot be read")
+    mini.write_devkit(root)
+    packed = (root / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
+    middle = len(packed) // 2
+    flipped = packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
+    for damaged in (packed[:middle], flipped, packed[:-4], b""):
+        (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(damaged)
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    for damaged in (b"", b"junk" * 100):
+        mini.put(root / "ILSVRC2012_devkit_t12/data/meta.mat", damaged)
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
+    shutil.rmtree(root / "ILSVRC2012_devkit_t12")
     refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
     root = mini.write_parquet(tmp_path / "parquet")
     file = root / "data/train-00000-of-00002.parquet"
