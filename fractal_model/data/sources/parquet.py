@@ -25,8 +25,8 @@ from fractal_model.data.sources.reading import image_batches, open_parquet
 from fractal_model.errors import FractalError, one_line
 
 _PREFIXES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION}
-_LARGEST_PAGE = 768 * 2**20
-"""Bytes. A page is decoded as a whole, and two of them are in memory on the way."""
+_LARGEST_PAGE = 512 * 2**20
+"""Bytes. A page is decoded as a whole, and is in memory twice on the way: packed and unpacked."""
 _PAGE_ROWS = 1024
 """Arrow's writers look at a page's size after so many rows only."""
 _BYTES = "image.bytes"
