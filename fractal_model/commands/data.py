@@ -12,15 +12,14 @@ from rich.table import Table
 from fractal_model.commands.options import ParamsOption
 from fractal_model.console import console, progress_bar, say
 from fractal_model.data.manifest import Manifest
+from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing
 from fractal_model.data.sources.registry import (
-    IMAGENET,
-    RegisteredStatistics,
-    Source,
-    load_source,
+    load_description,
     register,
+    register_statistics,
     registered,
-    update_registered,
+    statistics_file,
 )
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, load_params
@@ -132,7 +131,7 @@ def _prepare_registered(settings: Params, dataset: str) -> Manifest:
             f"one with `fractal data register DIR`"
         )
     entry = known[dataset]
-    source, _, _ = load_source(data, entry.source)
+    source = load_description(data, entry.source)
     processes = settings.preparation.processes or os.cpu_count() or 1
 
     def run_jobs(jobs: list[ShardJob]) -> None:
@@ -183,18 +182,26 @@ def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_
 
 
 def _published(settings: Params, dataset: str, resolution: int) -> PublishedStatistics | None:
-    """What was registered instead of our own statistics. FractalError: it is not what it was."""
+    """What was registered instead of our own statistics.
+
+    Raises FractalError when it is not on this machine, or not what it was.
+    """
     from fractal_model.metrics.published import file_checksum, load_published
 
-    entry = registered(settings.paths.data).get(dataset)
+    data = settings.paths.data
+    entry = registered(data).get(dataset)
     if entry is None or entry.statistics is None:
         return None
-    file = Path(entry.statistics.file)
+    name, file = entry.statistics.file, statistics_file(data, dataset)
+    way_out = (
+        f"run `fractal data register-reference {dataset} FILE` with {name} as it was, or "
+        f"`fractal data register-reference {dataset} --remove` to compare with our own statistics"
+    )
+    if file is None or not file.is_file():
+        found = "is not known on this machine" if file is None else f"is not at {file} any more"
+        raise FractalError(f"{dataset} is compared with {name}, which {found}: {way_out}")
     if file_checksum(file) != entry.statistics.sha256:
-        raise FractalError(
-            f"{file} has changed since it was registered: run `fractal data register-reference "
-            f"{dataset} {file}` again"
-        )
+        raise FractalError(f"{file} has changed since it was registered: {way_out}")
     return load_published(file, resolution)
 
 
@@ -220,13 +227,13 @@ def register_reference(
         )
     if (file is None) != remove:
         raise FractalError("give either ADM's FILE or --remove")
-    statistics = None
-    if file is not None:
-        published = load_published(file, known[dataset].resolution)
-        statistics = RegisteredStatistics(file=str(file.resolve()), sha256=file_checksum(file))
-        images = 0 if published.images is None else len(published.images)
-        say(f"{file.name}: statistics and {images:,} images; `dvc repro` takes them over")
-    update_registered(data, {dataset: known[dataset].model_copy(update={"statistics": statistics})})
+    if file is None:
+        register_statistics(data, dataset, None)
+        return
+    published = load_published(file, known[dataset].resolution)
+    register_statistics(data, dataset, file, file_checksum(file))
+    images = 0 if published.images is None else len(published.images)
+    say(f"{file.name}: statistics and {images:,} images; `dvc repro` takes them over")
 
 
 @app.command("report")

@@ -30,7 +30,11 @@ def load_published(file: Path, resolution: int) -> PublishedStatistics:
     finite, no covariance, or with images of another resolution.
     """
     try:
-        with np.load(file, allow_pickle=False) as content:
+        # Opened here, because numpy leaves a damaged file open.
+        with file.open("rb") as opened:
+            content = np.load(opened, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise _unfit(file, "it is a single array")
             missing = {"mu", "sigma"} - set(content.files)
             if missing:
                 raise _unfit(file, f"it has {', '.join(content.files) or 'nothing'}")
@@ -38,6 +42,8 @@ def load_published(file: Path, resolution: int) -> PublishedStatistics:
             images = content["arr_0"] if "arr_0" in content.files else None
     except FileNotFoundError as error:
         raise FractalError(f"{file} is missing: give ADM's reference file") from error
+    except FractalError:
+        raise
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise FractalError(
             f"{file} cannot be read ({one_line(error)}): fetch ADM's reference file again"
@@ -54,7 +60,9 @@ def file_checksum(file: Path) -> str:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
+        raise FractalError(
+            f"{file} cannot be read ({error.strerror}): allow it, or give another file"
+        ) from error
 
 
 def _require_statistics(file: Path, mean: np.ndarray, covariance: np.ndarray) -> None:

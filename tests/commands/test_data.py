@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 import yaml
 
 from fractal_model import cli
+from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
+from fractal_model.data.sources.listing import Listing
 from fractal_model.data.sources.registry import registered
 from fractal_model.metrics.reference import load_reference
 from tests.data import mini_imagenet as mini
@@ -92,10 +95,51 @@ def test_adms_statistics_instead(project, fractal):
     assert registered(project / "data")["imagenet16"].statistics is not None, "it is kept"
     np.savez(project / "VIRTUAL_imagenet16_labeled.npz", mu=mu, sigma=2 * sigma)
     code, _, err = fractal("data", "reference", "imagenet16")
-    assert code == 1 and "has changed since it was registered" in err
+    assert code == 1 and "has changed since it was registered: run `fractal data register-" in err
+    assert err.count("\n") == 1
     assert fractal("data", "register-reference", "imagenet16", "--remove")[0] == 0
     assert fractal("data", "reference", "imagenet16")[0] == 0
     assert load_reference(project / "data/imagenet16-reference.npz").statistics.count == 27
+
+
+def test_where_adms_file_lies_is_of_this_machine(project, fractal):
+    """What is in git names the file and its checksum; elsewhere the way out is said."""
+    fractal("data", "register", "raw", "--resolution", 16)
+    fractal("data", "prepare", "imagenet16")
+    random = np.random.default_rng(0)
+    content = {"mu": random.normal(size=2048), "sigma": np.eye(2048)}
+    file = project / "mine/adm_stats.npz"
+    file.parent.mkdir()
+    np.savez(file, **content)
+    assert fractal("data", "register-reference", "imagenet16", file)[0] == 0
+    in_git = (project / "data/registered.yaml").read_text()
+    assert "file: adm_stats.npz" in in_git and str(project) not in in_git
+    location = project / "data/sources/imagenet16.statistics.location"
+    ignored = ["git", "check-ignore", "--no-index", "-q", location.relative_to(project)]
+    assert subprocess.run(ignored, cwd=ROOT).returncode == 0
+
+    way_out = "register-reference imagenet16 FILE` with adm_stats.npz .*register-reference .*--rem"
+    file.rename(project / "moved.npz")
+    code, _, err = fractal("data", "reference", "imagenet16")
+    assert code == 1 and re.search(f"is not at {file} any more: run .*{way_out}", err)
+    location.unlink()
+    code, _, err = fractal("data", "reference", "imagenet16")
+    assert code == 1 and re.search(f"adm_stats.npz, which is not known on .*{way_out}", err)
+    assert err.count("\n") == 1
+    assert fractal("data", "register-reference", "imagenet16", "moved.npz")[0] == 0
+    assert fractal("data", "reference", "imagenet16")[0] == 0
+    assert fractal("data", "register-reference", "imagenet16", "--remove")[0] == 0
+    assert not location.exists()
+    assert registered(project / "data")["imagenet16"].statistics is None
+
+
+def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
+    fractal("data", "register", "raw", "--resolution", 16)
+    read, seen = Listing.read, []
+    monkeypatch.setattr(Listing, "read", lambda file: seen.append(file) or read(file))
+    monkeypatch.setattr(shard_job, "build_shard", lambda job: sys.exit(f"{len(seen)} readings"))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert fractal("data", "prepare", "imagenet16")[0] == "1 readings"
 
 
 @pytest.mark.parametrize(
@@ -113,8 +157,6 @@ def test_adms_statistics_instead(project, fractal):
 def test_mistakes_have_one_line(fractal, words, message):
     code, _, err = fractal("data", *words)
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
-    import re
-
     assert re.search(message, err), err
 
 

@@ -1,5 +1,6 @@
 """Reference statistics: over all images, in one pass; ADM's instead; what is refused."""
 
+import gc
 import io
 
 import numpy as np
@@ -154,6 +155,11 @@ def test_damaged_files_of_adm_are_refused(tmp_path):
     for content in (b"", b"text", whole.getvalue()[:100_000]):
         (tmp_path / "x.npz").write_bytes(content)
         refused(tmp_path / "x.npz", "cannot be read .*fetch ADM's reference file again")
+        gc.collect()  # which would warn of a file that is left open
+    single = io.BytesIO()
+    np.save(single, np.zeros(2048))
+    (tmp_path / "x.npz").write_bytes(single.getvalue())
+    refused(tmp_path / "x.npz", "is not ADM's reference file: it is a single array; expected")
 
 
 def refused(file, message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from fractal_model.data.sources.imagenet import (
     WNID,
@@ -16,11 +17,18 @@ from fractal_model.data.sources.imagenet import (
     validation_class,
     wrong_class,
 )
-from fractal_model.data.sources.listing import TRAIN, VALIDATION, ListingBuilder
+from fractal_model.data.sources.listing import (
+    TRAIN,
+    VALIDATION,
+    ListingBuilder,
+    size_refusal,
+)
 from fractal_model.errors import FractalError, one_line
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
+_NO_CLASS = "expected an archive named after a class, such as n01440764.tar"
+_END_BLOCK = 2**20
 
 Progress = Callable[[int], None]
 
@@ -31,49 +39,57 @@ def list_archives(root: Path, companions: Companions, progress: Progress) -> Lis
     Raises FractalError when an archive is cut off or is none.
     """
     builder = ListingBuilder()
-    archive = root / TRAIN_ARCHIVE
-    if archive.is_file():
-        for member, reason in _members(archive):
-            name = PurePosixPath(member.name)
-            if reason is None and (name.suffix != ".tar" or not WNID.fullmatch(name.stem)):
-                reason = "expected an archive named after a class, such as n01440764.tar"
-            if reason is not None:
-                builder.refuse(TRAIN, member.name, reason)
-                continue
-            _list_class(archive, member, name.stem, builder)
-            progress(len(builder))
-    archive = root / VALIDATION_ARCHIVE
-    if archive.is_file():
-        for member, reason in _members(archive):
-            name = PurePosixPath(member.name).name
-            class_id = validation_class(name, companions)
-            if reason is None and member.size == 0:
-                reason = "the file is empty"
-            if reason is None and class_id is None:
-                reason = "the ground truth does not name its class"
-            if reason is not None:
-                builder.refuse(VALIDATION, member.name, reason)
-                continue
-            place = (archive.name, member.offset_data, member.size)
-            builder.add(VALIDATION, class_id, name, *place)
-            progress(len(builder))
+    if (root / TRAIN_ARCHIVE).is_file():
+        _list_train(root / TRAIN_ARCHIVE, builder, progress)
+    if (root / VALIDATION_ARCHIVE).is_file():
+        _list_validation(root / VALIDATION_ARCHIVE, companions, builder, progress)
     return builder
+
+
+def _list_train(archive: Path, builder: ListingBuilder, progress: Progress) -> None:
+    for member, reason in _members(archive):
+        name = PurePosixPath(member.name)
+        if reason is None and (name.suffix != ".tar" or member.size == 0):
+            reason = _NO_CLASS
+        if reason is not None:
+            builder.refuse(TRAIN, member.name, reason)
+            continue
+        _list_class(archive, member, name.stem, builder)
+        progress(len(builder))
 
 
 def _list_class(
     archive: Path, inner: tarfile.TarInfo, class_id: str, builder: ListingBuilder
 ) -> None:
-    stretch = (inner.offset_data, inner.size)
-    for member, reason in _members(archive, stretch):
+    """An archive of another name is refused image by image, so that each of them counts."""
+    before = len(builder)
+    misnamed = None if WNID.fullmatch(class_id) else f"in {inner.name}: {_NO_CLASS}"
+    for member, reason in _members(archive, (inner.offset_data, inner.size)):
         name = PurePosixPath(member.name).name
-        if reason is None and member.size == 0:
-            reason = "the file is empty"
-        reason = reason or wrong_class(name, class_id)
+        reason = reason or size_refusal(member.size) or misnamed or wrong_class(name, class_id)
         if reason is not None:
             builder.refuse(TRAIN, f"{class_id}/{member.name}", reason)
         else:
             offset = inner.offset_data + member.offset_data
             builder.add(TRAIN, class_id, name, archive.name, offset, member.size)
+    if len(builder) == before:
+        builder.note_unused(TRAIN, class_id)
+
+
+def _list_validation(
+    archive: Path, companions: Companions, builder: ListingBuilder, progress: Progress
+) -> None:
+    for member, reason in _members(archive):
+        name = PurePosixPath(member.name).name
+        class_id = validation_class(name, companions)
+        reason = reason or size_refusal(member.size)
+        if reason is None and class_id is None:
+            reason = "the ground truth does not name its class"
+        if reason is not None:
+            builder.refuse(VALIDATION, member.name, reason)
+            continue
+        builder.add(VALIDATION, class_id, name, archive.name, member.offset_data, member.size)
+        progress(len(builder))
 
 
 def _members(
@@ -89,24 +105,37 @@ def _members(
             with tarfile.open(fileobj=file, mode="r:") as opened:
                 while (member := opened.next()) is not None:
                     opened.members.clear()  # which would grow to every member of the archive
-                    if member.isdir():
-                        continue
-                    if member.offset_data + member.size > size:
+                    if member.size < 0 or member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"it is cut off within {member.name}")
-                    yield member, _refusal(member)
-    except (tarfile.TarError, OSError) as error:
+                    if not member.isdir():
+                        yield member, _refusal(member)
+                _require_end(file, opened.offset)
+    except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of a damaged header
         raise FractalError(
             f"{archive}{inner} is no whole, uncompressed tar archive ({one_line(error)}): compare "
             f"its size and checksum with the publisher's and fetch it again"
         ) from error
 
 
+def _require_end(file: BinaryIO | _Stretch, offset: int) -> None:
+    """`tarfile` takes whatever is no header for the end; zeros alone are. ReadError: others."""
+    file.seek(offset)
+    first = file.read(tarfile.BLOCKSIZE)
+    if len(first) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut off at byte {offset}, before its end")
+    if first.strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {offset} is damaged")
+    while block := file.read(_END_BLOCK):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"after byte {offset}, where it seems to end, there is more")
+
+
 def _refusal(member: tarfile.TarInfo) -> str | None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         return "its path leaves the archive"
-    if not member.isfile():
-        return "a link or a device, not a file"
+    if not member.isfile() or member.issparse():
+        return "a link, a device or a sparse file: not an ordinary one"
     return None
 
 

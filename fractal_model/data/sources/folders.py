@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import PIL.Image
@@ -16,7 +16,13 @@ from fractal_model.data.sources.imagenet import (
     validation_class,
     wrong_class,
 )
-from fractal_model.data.sources.listing import TRAIN, VALIDATION, WHOLE_FILE, ListingBuilder
+from fractal_model.data.sources.listing import (
+    TRAIN,
+    VALIDATION,
+    WHOLE_FILE,
+    ListingBuilder,
+    size_refusal,
+)
 from fractal_model.errors import FractalError
 
 _VALIDATION_FOLDERS = ("validation", "val")
@@ -25,26 +31,28 @@ Progress = Callable[[int], None]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits, where there are such."""
+    """The folders of the splits, where there are such. FractalError: two for one split."""
     kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
     base = kaggle if kaggle.is_dir() else root
-    found = {TRAIN: base / "train"}
-    for name in _VALIDATION_FOLDERS:
-        found.setdefault(VALIDATION, base / name)
-        if (base / name).is_dir():
-            found[VALIDATION] = base / name
-    return {split: folder for split, folder in found.items() if folder.is_dir()}
+    validation = [base / name for name in _VALIDATION_FOLDERS if (base / name).is_dir()]
+    if len(validation) > 1:
+        raise FractalError(
+            f"{base} has both {' and '.join(folder.name for folder in validation)}: expected one "
+            f"folder of validation images, keep or move the other"
+        )
+    found = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
+    return {split: folder for split, folder in found if folder.is_dir()}
 
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
-    """`train/<wnid>/*`, and `val/<wnid>/*` or `val/*` with the ground truth."""
+    """`train/<wnid>/**`, and `val/<wnid>/**` or `val/*` with the ground truth."""
     builder = ListingBuilder()
     for split, folder in split_folders(root).items():
         for entry in _entries(folder):
             if entry.is_dir():
                 _list_class(root, split, Path(entry.path), builder, imagenet=True)
             elif split == VALIDATION and (known := validation_class(entry.name, companions)):
-                _list_file(root, split, known, entry, builder)
+                _list_file(root, split, known, entry.name, entry, builder)
             elif split == VALIDATION and _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, "the ground truth does not name its class")
             else:
@@ -54,16 +62,29 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
 
 
 def list_folder(root: Path, holdout: float, progress: Progress) -> ListingBuilder:
-    """`train/<class>/*` and `validation/<class>/*`, or `<class>/*` with a share held out."""
+    """`train/<class>/**` and `validation/<class>/**`, or `<class>/**` with a share held out.
+
+    Raises FractalError for validation images without training images, and for a share to hold out
+    where there is a validation folder.
+    """
     builder = ListingBuilder()
     folders = split_folders(root)
-    if TRAIN not in folders:
-        folders = {TRAIN: root}
-    for split, folder in folders.items():
+    if VALIDATION in folders and holdout:
+        raise FractalError(
+            f"--holdout is {holdout}, but {folders[VALIDATION]} has validation images already: "
+            f"leave --holdout out, or move that folder away"
+        )
+    if VALIDATION in folders and TRAIN not in folders:
+        raise FractalError(
+            f"{root} has {folders[VALIDATION].name}/ and no train/: put train/<class>/ there, or "
+            f"give the folder that has <class>/ with --holdout 0.1"
+        )
+    for split, folder in (folders or {TRAIN: root}).items():
+        trained = builder.classes()
         for entry in _entries(folder):
             if entry.is_dir():
-                chosen = holdout if VALIDATION not in folders else 0.0
-                _list_class(root, split, Path(entry.path), builder, holdout=chosen)
+                known = trained if split == VALIDATION else None
+                _list_class(root, split, Path(entry.path), builder, known=known, holdout=holdout)
                 progress(len(builder))
             elif _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, "not in a class's folder")
@@ -77,47 +98,69 @@ def _list_class(
     builder: ListingBuilder,
     *,
     imagenet: bool = False,
+    known: set[str] | None = None,
     holdout: float = 0.0,
 ) -> None:
-    class_id = folder.name
+    """The files of a class's folder and of the folders in it; of `known` classes, if given.
+
+    A folder that is no class is refused file by file, so that each of them counts.
+    """
+    class_id, before = folder.name, len(builder)
+    misplaced = None
     if imagenet and not WNID.fullmatch(class_id):
-        builder.refuse(split, class_id, "the folder's name is no class such as n01440764")
-        return
-    entries = [entry for entry in _entries(folder) if not entry.is_dir()]
-    held_out = _held_out(class_id, entries, holdout)
-    for entry in entries:
-        reason = wrong_class(entry.name, class_id) if imagenet else None
+        misplaced = "its folder's name is no class such as n01440764"
+    elif known is not None and class_id not in known:
+        misplaced = f"there are no training images of the class {class_id}"
+    files = list(_files(folder))
+    held_out = _held_out(class_id, [name for name, _ in files], holdout)
+    for name, entry in files:
+        reason = misplaced or (wrong_class(entry.name, class_id) if imagenet else None)
+        if entry.is_dir():
+            reason = "a link to a folder: put the folder itself there"
         if reason:
-            builder.refuse(split, f"{class_id}/{entry.name}", reason)
+            builder.refuse(split, f"{class_id}/{name}", reason)
         else:
-            chosen = VALIDATION if entry.name in held_out else split
-            _list_file(root, chosen, class_id, entry, builder)
+            chosen = VALIDATION if name in held_out else split
+            _list_file(root, chosen, class_id, name, entry, builder)
+    if len(builder) == before:
+        builder.note_unused(split, class_id)
+
+
+def _files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirEntry]]:
+    """Name within the class's folder, and entry. Linked folders, which may go round in circles,
+    are given as they are."""
+    for entry in _entries(folder):
+        name = f"{above}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(Path(entry.path), f"{name}/")
+        else:
+            yield name, entry
 
 
 def _list_file(
-    root: Path, split: str, class_id: str, entry: os.DirEntry, builder: ListingBuilder
+    root: Path, split: str, class_id: str, name: str, entry: os.DirEntry, builder: ListingBuilder
 ) -> None:
-    name = f"{class_id}/{entry.name}"
     try:
         size = entry.stat().st_size
     except OSError:
-        builder.refuse(split, name, "a link that leads nowhere")
+        builder.refuse(split, f"{class_id}/{name}", "a link that leads nowhere")
         return
+    reason = size_refusal(size)
     if not _has_image_ending(entry.name):
-        builder.refuse(split, name, "its name does not end like an image's")
-    elif size == 0:
-        builder.refuse(split, name, "the file is empty")
+        reason = "its name does not end like an image's"
+    if reason:
+        builder.refuse(split, f"{class_id}/{name}", reason)
     else:
         file = Path(entry.path).relative_to(root).as_posix()
-        builder.add(split, class_id, entry.name, file, WHOLE_FILE, size)
+        builder.add(split, class_id, name, file, WHOLE_FILE, size)
 
 
-def _held_out(class_id: str, entries: list[os.DirEntry], share: float) -> set[str]:
+def _held_out(class_id: str, names: list[str], share: float) -> set[str]:
     """This share of a class's images, at least one: those whose names have the lowest hashes."""
-    names = [entry.name for entry in entries if _has_image_ending(entry.name)]
+    names = [name for name in names if _has_image_ending(name)]
     if not share or len(names) < 2:
         return set()
-    names.sort(key=lambda name: hashlib.sha256(f"{class_id}/{name}".encode()).digest())
+    names.sort(key=lambda name: hashlib.sha256(os.fsencode(f"{class_id}/{name}")).digest())
     return set(names[: max(1, round(share * len(names)))])
 
 

@@ -8,6 +8,7 @@ devkit numbers the classes in another way.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
 import tarfile
@@ -58,7 +59,7 @@ def find_companions(root: Path) -> Companions:
                         row["ImageId"]: row["PredictionString"].split()[0]
                         for row in csv.DictReader(opened)
                     }
-    except (OSError, tarfile.TarError, KeyError, ValueError, IndexError, TypeError) as error:
+    except Exception as error:  # the parsers of tar, gzip and MATLAB raise what they trip over
         raise FractalError(
             f"what lies beside the images in {root} (devkit or Kaggle's text files) cannot be "
             f"read: {one_line(error)}; fetch it again or remove it"
@@ -69,7 +70,9 @@ def find_companions(root: Path) -> Companions:
 def _devkit_files(root: Path) -> dict[str, bytes]:
     packed = root / f"{_DEVKIT}.tar.gz"
     if packed.is_file():
-        with tarfile.open(packed) as archive:
+        # Unpacked to its end, where gzip's checksum is; `tarfile` would stop before it.
+        unpacked = io.BytesIO(gzip.decompress(packed.read_bytes()))
+        with tarfile.open(fileobj=unpacked, mode="r:") as archive:
             return {
                 Path(member.name).name: archive.extractfile(member).read()
                 for member in archive

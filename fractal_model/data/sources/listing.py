@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,9 +21,15 @@ from fractal_model.config import StrictModel
 from fractal_model.errors import FractalError, one_line
 
 WHOLE_FILE = -1
+LARGEST_IMAGE = 256 * 2**20
+"""Bytes. Larger files are refused by their size, before they are read into memory; the largest
+photograph of ImageNet has 16 MB."""
 
 TRAIN, VALIDATION = "train", "validation"
 Split = Literal["train", "validation"]
+
+_HASHED_ROWS = 100_000
+_CONTROL = ("Cc", "Zl", "Zp")  # of Unicode: control characters, line and paragraph separators
 
 SCHEMA = pa.schema(
     {
@@ -69,6 +76,10 @@ class Listing:
     class_names: tuple[str, ...]
     """Unique and without commas, in the order of the labels."""
     refused: tuple[RefusedFile, ...]
+    unused: tuple[str, ...] = ()
+    """`<split>/<class>`: classes without an image that can be used."""
+    files: dict[str, str] = field(default_factory=dict)
+    """What tells a file's contents apart, by its name, where rows do not tell images' sizes."""
 
     def splits(self) -> tuple[str, ...]:
         return tuple(s for s in (TRAIN, VALIDATION) if self.count(s))
@@ -86,8 +97,13 @@ class Listing:
         """SHA-256 of everything here: not of the images' bytes, but of their names and sizes."""
         content = hashlib.sha256(self._notes())
         for column in self.images.columns:
-            for chunk in column.cast(pa.string()).to_pylist():
-                content.update(chunk.encode() + b"\0")
+            if pa.types.is_integer(column.type):
+                content.update(column.to_numpy().tobytes())
+                continue
+            content.update(pc.binary_length(column).to_numpy().tobytes())
+            for start in range(0, len(column), _HASHED_ROWS):
+                strings = column.slice(start, _HASHED_ROWS).to_numpy()
+                content.update("".join(strings).encode())
         return content.hexdigest()
 
     def _of(self, split: str) -> pa.Table:
@@ -98,6 +114,8 @@ class Listing:
             "class_ids": self.class_ids,
             "class_names": self.class_names,
             "refused": [entry.model_dump() for entry in self.refused],
+            "unused": self.unused,
+            "files": self.files,
         }
         return json.dumps(notes, sort_keys=True).encode()
 
@@ -113,18 +131,20 @@ class Listing:
         try:
             table = pq.read_table(file)
             notes = json.loads(table.schema.metadata[b"fractal"])
+            return Listing(
+                images=table.replace_schema_metadata(None),
+                class_ids=tuple(notes["class_ids"]),
+                class_names=tuple(notes["class_names"]),
+                refused=tuple(RefusedFile(**entry) for entry in notes["refused"]),
+                unused=tuple(notes["unused"]),
+                files=notes["files"],
+            )
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise FractalError(
                 f"the listing {file} is damaged ({one_line(error)}): remove it and run again"
             ) from error
-        return Listing(
-            images=table.replace_schema_metadata(None),
-            class_ids=tuple(notes["class_ids"]),
-            class_names=tuple(notes["class_names"]),
-            refused=tuple(RefusedFile(**entry) for entry in notes["refused"]),
-        )
 
 
 class ListingBuilder:
@@ -135,14 +155,20 @@ class ListingBuilder:
         self._classes: list[str] = []
         self._keys: set[tuple[str, str]] = set()
         self.refused: list[RefusedFile] = []
+        self.unused: list[str] = []
+        self.files: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._classes)
 
     def add(self, split: str, class_id: str, name: str, file: str, offset: int, size: int) -> None:
+        """One image, `name` of its class. Refused: a name seen before, or one that is no text."""
         key = f"{class_id}/{name}"
         if (split, key) in self._keys:
             self.refuse(split, key, "there are two files of this name")
+            return
+        if printable(key) != key or printable(file) != file:
+            self.refuse(split, key, "its name is not UTF-8 or has control characters: rename it")
             return
         self._keys.add((split, key))
         self._classes.append(class_id)
@@ -150,7 +176,13 @@ class ListingBuilder:
             self._columns[column].append(value)
 
     def refuse(self, split: str, file: str, reason: str) -> None:
-        self.refused.append(RefusedFile(split=split, file=file, reason=reason))
+        self.refused.append(
+            RefusedFile(split=split, file=printable(file), reason=printable(reason))
+        )
+
+    def note_unused(self, split: str, class_id: str) -> None:
+        """No image of this class can be used: its folder is empty, or all in it was refused."""
+        self.unused.append(printable(f"{split}/{class_id}"))
 
     def classes(self) -> set[str]:
         return set(self._classes)
@@ -178,7 +210,29 @@ class ListingBuilder:
             class_ids=tuple(ids),
             class_names=unique_names(ids, names),
             refused=tuple(self.refused),
+            unused=tuple(sorted(self.unused)),
+            files=dict(sorted(self.files.items())),
         )
+
+
+def printable(name: str) -> str:
+    """The name with bytes that are no UTF-8, and what ends a line, escaped, as in `caf\\xe9`."""
+    if name.isascii() and name.isprintable():
+        return name
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL else c
+        for c in text
+    )
+
+
+def size_refusal(size: int) -> str | None:
+    """Why a file of so many bytes is no image, if so."""
+    if size == 0:
+        return "the file is empty"
+    if size > LARGEST_IMAGE:
+        return f"it has {size:,} bytes, at most {LARGEST_IMAGE:,} are read as an image"
+    return None
 
 
 def unique_names(ids: list[str], names: dict[str, str]) -> tuple[str, ...]:

@@ -1,20 +1,46 @@
-"""ImageNet as parquet files, in the layout of the Hugging Face hub."""
+"""ImageNet, or other labelled images, as parquet files in the layout of the Hugging Face hub."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fractal_model.data.sources.listing import TRAIN, VALIDATION, ListingBuilder
+from fractal_model.data.sources.imagenet import WNID, wrong_class
+from fractal_model.data.sources.listing import (
+    LARGEST_IMAGE,
+    TRAIN,
+    VALIDATION,
+    ListingBuilder,
+    size_refusal,
+)
+from fractal_model.data.sources.reading import image_batches, open_parquet
 from fractal_model.errors import FractalError, one_line
 
 _PREFIXES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION}
+_LARGEST_PAGE = 512 * 2**20
+"""Bytes. A page is decoded as a whole, and is in memory twice on the way: packed and unpacked."""
+_PAGE_ROWS = 1024
+"""Arrow's writers look at a page's size after so many rows only."""
+_BYTES = "image.bytes"
+_TAIL = 8  # the footer's length and the magic number
 
 Progress = Callable[[int], None]
+
+
+class _Row(NamedTuple):
+    group: int
+    row: int
+    label: int | None
+    path: str | None
+    """The name the image's file had, where it is noted."""
 
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
@@ -28,63 +54,137 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     return files
 
 
-def list_parquet(root: Path, progress: Progress) -> tuple[ListingBuilder, dict[str, str]]:
+def list_parquet(
+    root: Path, progress: Progress, *, imagenet: bool
+) -> tuple[ListingBuilder, dict[str, str]]:
     """Every row, in the files' order, and the classes' names by their ids.
 
-    Ids are the labels, with leading zeros so that they sort as numbers. Raises FractalError for a
-    file that cannot be read or has not the columns `image` (bytes, path) and `label`.
+    Ids are the labels, with leading zeros so that they sort as numbers. For ImageNet, an image
+    whose name says another class than most of its label's is refused. Raises FractalError for a
+    file that cannot be read, cannot be read in little memory, or has not the columns `image`
+    (bytes, path) and `label`.
     """
     builder, names = ListingBuilder(), {}
-    for split, files in parquet_files(root).items():
-        for file in files:
+    files = parquet_files(root)
+    usual = _usual_classes([file for split in files.values() for file in split]) if imagenet else {}
+    for split, in_split in files.items():
+        for file in in_split:
             opened = _open(file)
             names |= _class_names(opened)
             relative = file.relative_to(root).as_posix()
-            for group, row, label, path in _rows(file, opened):
-                key = path or f"{file.name}:{group}:{row}"
-                if label is None or label < 0:
-                    builder.refuse(split, key, f"its label is {label}")
+            builder.files[relative] = _fingerprint(file)
+            too_large = _too_large(file, opened)
+            for found in _rows(file, opened):
+                name = f"{relative}:{found.group}:{found.row}"
+                name += f":{found.path}" if found.path else ""
+                reason = too_large.get((found.group, found.row)) or _refusal(found, usual)
+                if reason:
+                    builder.refuse(split, name, reason)
                 else:
-                    builder.add(split, f"{label:04d}", key, relative, group, row)
+                    class_id = f"{found.label:04d}"
+                    builder.add(split, class_id, name, relative, found.group, found.row)
             progress(len(builder))
     return builder, names
 
 
+def _refusal(found: _Row, usual: dict[int, str]) -> str | None:
+    if found.label is None or found.label < 0:
+        return f"its label is {found.label}"
+    if found.path and found.label in usual:
+        return wrong_class(PurePosixPath(found.path).name, usual[found.label])
+    return None
+
+
+def _usual_classes(files: list[Path]) -> dict[int, str]:
+    """The class that the names of most images of a label say, where they say one."""
+    said: dict[int, Counter[str]] = defaultdict(Counter)
+    for file in files:
+        for found in _rows(file, _open(file)):
+            if found.path and found.label is not None:
+                match = WNID.match(PurePosixPath(found.path).name)
+                said[found.label].update([match.group(0)] if match else [])
+    return {label: counts.most_common(1)[0][0] for label, counts in said.items() if counts}
+
+
 def _open(file: Path) -> pq.ParquetFile:
     try:
-        opened = pq.ParquetFile(file)
+        opened = open_parquet(file)
         fields = {field.name: field.type for field in opened.schema_arrow}
-        struct = fields.get("image")
-        inner = (
-            {f.name for f in struct} if struct is not None and pa.types.is_struct(struct) else {}
-        )
     except (pa.ArrowException, OSError) as error:
         raise FractalError(
             f"{file} is no whole parquet file ({one_line(error)}): fetch it again"
         ) from error
-    if "bytes" not in inner or "label" not in fields:
+    struct, label = fields.get("image"), fields.get("label")
+    inner = {f.name: f.type for f in struct} if pa.types.is_struct(struct or pa.null()) else {}
+    content = inner.get("bytes", pa.null())
+    is_bytes = pa.types.is_binary(content) or pa.types.is_large_binary(content)
+    if not is_bytes or not pa.types.is_integer(label or pa.null()):
+        columns = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
         raise FractalError(
-            f"{file} has the columns {', '.join(fields)}, expected image (with bytes) and label, "
-            f"as ImageNet's on the Hugging Face hub"
+            f"{file} has the columns {' '.join(columns.split())}, expected image (with bytes) and "
+            f"label (an integer), as ImageNet's on the Hugging Face hub"
         )
     return opened
 
 
-def _rows(file: Path, opened: pq.ParquetFile) -> Iterator[tuple[int, int, int | None, str | None]]:
-    """(row group, row, label, path) of every row, without reading images."""
+def _rows(file: Path, opened: pq.ParquetFile) -> Iterator[_Row]:
+    """Every row, without reading images."""
     has_path = "path" in {f.name for f in opened.schema_arrow.field("image").type}
     columns = ["label", *(["image.path"] if has_path else [])]
     for group in range(opened.num_row_groups):
         try:
             table = opened.read_row_group(group, columns=columns).flatten()
-        except (pa.ArrowException, OSError) as error:
-            raise FractalError(
-                f"row group {group} of {file} is damaged ({one_line(error)}): fetch it again"
-            ) from error
-        labels = table["label"].to_pylist()
-        paths = table["image.path"].to_pylist() if has_path else [None] * len(labels)
+            labels = table["label"].to_pylist()
+            paths = table["image.path"].to_pylist() if has_path else [None] * len(labels)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise _damaged(file, group, error) from error
         for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
-            yield group, row, label, path
+            yield _Row(group, row, label, path)
+
+
+def _fingerprint(file: Path) -> str:
+    """Size and footer: in the footer are the places, sizes and statistics of the row groups."""
+    with file.open("rb") as opened:
+        size = opened.seek(-_TAIL, 2) + _TAIL
+        length = int.from_bytes(opened.read(4), "little")
+        opened.seek(-_TAIL - length, 2)
+        return f"{size} bytes, footer {hashlib.sha256(opened.read(length)).hexdigest()}"
+
+
+def _too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str]:
+    """(row group, row) of the images that are too large, with the reason.
+
+    Only a row group that is large itself is read for it. FractalError: a page of it may be too
+    large to be decoded in little memory.
+    """
+    found = {}
+    for group in range(opened.num_row_groups):
+        part = opened.metadata.row_group(group)
+        columns = (part.column(number) for number in range(part.num_columns))
+        images = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == _BYTES)
+        if images <= LARGEST_IMAGE:
+            continue
+        page = images * min(1.0, _PAGE_ROWS / part.num_rows)
+        if page > _LARGEST_PAGE:
+            raise FractalError(
+                f"row group {group} of {file} has {images / 2**20:,.0f} MiB in {part.num_rows:,} "
+                f"images, which takes too much memory to read: expected at most "
+                f"{_LARGEST_PAGE // 2**20} MiB in {_PAGE_ROWS:,}; write the file again with "
+                f"smaller row groups, such as row_group_size=100"
+            )
+        try:
+            for row, content in enumerate(image_batches(opened, group)):
+                if (size := pc.binary_length(content)[0].as_py() or 0) > LARGEST_IMAGE:
+                    found[group, row] = size_refusal(size)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(file, group, error) from error
+    return found
+
+
+def _damaged(file: Path, group: int, error: Exception) -> FractalError:
+    return FractalError(
+        f"row group {group} of {file} is damaged ({one_line(error)}): fetch it again"
+    )
 
 
 def _class_names(opened: pq.ParquetFile) -> dict[str, str]:
@@ -92,6 +192,6 @@ def _class_names(opened: pq.ParquetFile) -> dict[str, str]:
     try:
         notes = json.loads((opened.schema_arrow.metadata or {})[b"huggingface"])
         names = notes["info"]["features"]["label"]["names"]
+        return {f"{number:04d}": str(name) for number, name in enumerate(names)}
     except (KeyError, TypeError, ValueError):
         return {}
-    return {f"{number:04d}": name for number, name in enumerate(names)}

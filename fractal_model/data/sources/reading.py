@@ -1,42 +1,92 @@
-"""Reading one image's bytes from where they are."""
+"""Reading one image's bytes from where they are, without holding more than a few images."""
 
 from __future__ import annotations
 
 import os
+import weakref
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fractal_model.data.sources.listing import WHOLE_FILE, ImageFile
+from fractal_model.data.sources.listing import LARGEST_IMAGE, WHOLE_FILE, ImageFile
+from fractal_model.errors import one_line
 
 _OPEN_FILES = 8
+_READ_AHEAD = 2**20
 
 
 class SourceReader:
-    """Keeps a few files open, and one row group of a parquet file in memory."""
+    """Keeps a few files open, and its place in the last row group of a parquet file.
+
+    Rows of a row group are read one after the other, so reading them in order is fast.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._open = lru_cache(_OPEN_FILES)(lambda file: (root / file).open("rb"))
-        self._parquet = lru_cache(_OPEN_FILES)(lambda file: pq.ParquetFile(root / file))
-        self._row_group = lru_cache(1)(self._read_row_group)
+        self._open = lru_cache(_OPEN_FILES)(lambda file: _Descriptor(root / file))
+        self._parquet = lru_cache(_OPEN_FILES)(lambda file: open_parquet(root / file))
+        self._place: tuple[str, int, int] | None = None
+        """File, row group and the row that `_batches` gives next."""
+        self._batches: Iterator[pa.Array] = iter(())
 
     def read(self, image: ImageFile) -> bytes:
-        """Raises OSError, also for what is shorter than it was when it was listed."""
-        if image.file.endswith(".parquet"):
-            return self._row_group(image.file, image.offset)[image.size].as_py() or b""
+        """Raises OSError, also for what is shorter than it was when it was listed, or has become
+        larger than LARGEST_IMAGE."""
+        if image.file.endswith(".parquet") and image.offset != WHOLE_FILE:
+            return self._read_row(image.file, image.offset, image.size)
         if image.offset == WHOLE_FILE:
-            return (self._root / image.file).read_bytes()
-        content = os.pread(self._open(image.file).fileno(), image.size, image.offset)
+            with (self._root / image.file).open("rb") as opened:
+                _require_size(image.file, os.fstat(opened.fileno()).st_size)
+                return opened.read()
+        content = os.pread(self._open(image.file).number, image.size, image.offset)
         if len(content) != image.size:
             raise OSError(f"{image.file} ends {image.size - len(content)} bytes too early")
         return content
 
-    def _read_row_group(self, file: str, group: int) -> pa.ChunkedArray:
+    def _read_row(self, file: str, group: int, row: int) -> bytes:
+        before, self._place = self._place, None  # an error leaves no place
+        at = before[2] if before and before[:2] == (file, group) else None
         try:
-            table = self._parquet(file).read_row_group(group, columns=["image.bytes"])
-        except pa.ArrowException as error:
-            raise OSError(f"row group {group} of {file} cannot be read: {error}") from error
-        return table.flatten()["image.bytes"]
+            if at is None or row < at:
+                self._batches, at = image_batches(self._parquet(file), group), 0
+            for _ in range(row - at):
+                next(self._batches)
+            content = next(self._batches)[0].as_py() or b""
+        except StopIteration:
+            raise OSError(f"row group {group} of {file} ends before row {row}") from None
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise OSError(
+                f"row group {group} of {file} cannot be read: {one_line(error)}"
+            ) from error
+        self._place = (file, group, row + 1)
+        _require_size(file, len(content))
+        return content
+
+
+class _Descriptor:
+    """A file open for reading, closed as soon as nobody holds it."""
+
+    def __init__(self, file: Path) -> None:
+        self.number = os.open(file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
+
+
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """For reading by and by: otherwise a row group's images are all read at once."""
+    return pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False)
+
+
+def image_batches(opened: pq.ParquetFile, group: int) -> Iterator[pa.Array]:
+    """The bytes of one row of the row group after the other, each an array of length 1."""
+    batches = opened.iter_batches(
+        batch_size=1, row_groups=[group], columns=["image.bytes"], use_threads=False
+    )
+    return (batch.column("image").field("bytes") for batch in batches)
+
+
+def _require_size(file: str, size: int) -> None:
+    if size > LARGEST_IMAGE:
+        raise OSError(f"an image in {file} has {size:,} bytes, more than {LARGEST_IMAGE:,}")

@@ -1,43 +1,17 @@
 """Registering: each form of ImageNet, any folder, and what is refused."""
 
-import io
 import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from fractal_model.data.sources.archives import list_archives
-from fractal_model.data.sources.imagenet import Companions
-from fractal_model.data.sources.listing import Listing, unique_names
-from fractal_model.data.sources.reading import SourceReader
+from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
 from fractal_model.data.sources.registry import load_source, register, registered
-from fractal_model.errors import FractalError
 from tests.data import mini_imagenet as mini
+from tests.data.sources.checks import contents, expected, refused
 
 NAMES = ("tench", "crane (n02012849)", "crane (n03126707)")
-
-
-def contents(root: Path, listing: Listing) -> dict[tuple[str, int], list[bytes]]:
-    """Every image's bytes by split and label, as `SourceReader` finds them."""
-    reader = SourceReader(root)
-    found: dict[tuple[str, int], list[bytes]] = {}
-    for split in listing.splits():
-        for image in listing.rows(split, 0, listing.count(split)):
-            found.setdefault((split, image.label), []).append(reader.read(image))
-    return found
-
-
-def expected() -> dict[tuple[str, int], list[bytes]]:
-    ids = list(mini.CLASSES)
-    found: dict[tuple[str, int], list[bytes]] = {
-        ("train", ids.index(class_id)): [files[name] for name in sorted(files)]
-        for class_id, files in mini.train_images().items()
-    }
-    for _, (class_id, content) in sorted(mini.validation_images().items()):
-        found.setdefault(("validation", ids.index(class_id)), []).append(content)
-    return found
 
 
 @pytest.mark.parametrize("form", mini.FORMS)
@@ -100,6 +74,58 @@ def test_listing_is_made_again_and_held_against_the_description(tmp_path):
     refused(lambda: load_source(tmp_path / "data", "imagenet"), "listing .* is damaged.*remove it")
 
 
+def test_a_listing_of_other_images_is_not_used(tmp_path):
+    """As after `git pull`, which brings a description of other images than were listed here."""
+    root, data = mini.write_tree(tmp_path / "raw"), tmp_path / "data"
+    register(root, data)
+    older = (data / "sources/imagenet.json").read_text()
+    image = next((root / "train/n01440764").iterdir())
+    content = image.read_bytes()
+    image.unlink()
+    register(root, data)
+    (data / "sources/imagenet.json").write_text(older)
+    refused(lambda: load_source(data, "imagenet"), "has other images than when .*or restore")
+    image.write_bytes(content)
+    source, _, listing = load_source(data, "imagenet")
+    assert source.images["train"] == 27 and listing.count("train") == 27
+    kept = Listing.read(data / "sources/imagenet.listing.parquet")
+    assert kept.checksum == source.listing_checksum, "and the right one is kept"
+
+
+def test_checksum_tells_every_column_apart():
+    rows = [("train", "a", "1.png", "a/1.png", -1, 5), ("train", "b", "2.png", "b/2.png", -1, 6)]
+
+    def checksum(changed: dict[int, object]) -> str:
+        builder = ListingBuilder()
+        builder.add(*[changed.get(place, value) for place, value in enumerate(rows[0])])
+        builder.add(*rows[1])
+        return builder.build({"a": "a", "b": "b"}).checksum
+
+    changes = [{}, {0: "validation"}, {1: "b"}, {2: "3.png"}, {3: "a/3.png"}, {4: 0}, {5: 6}]
+    found = [checksum(change) for change in changes]
+    assert len(set(found)) == len(changes) and checksum({}) == found[0]
+
+
+@pytest.mark.parametrize("name", ["sources", "digits", "x-report", "x-reference", "x-quarantined"])
+def test_names_of_other_folders_are_refused(tmp_path, name):
+    root = mini.write_tree(tmp_path / "raw")
+    message = f"'{name}' (is the|ends like).*: choose another --name"
+    refused(
+        lambda: register(root, tmp_path / "data", name=name, resolutions=(8,), holdout=0.1), message
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    """Perhaps that of the raw images themselves."""
+    data = tmp_path / "data"
+    mini.put(data / "flowers/rose/1.png", b"x")
+    refused(
+        lambda: register(data / "flowers", data, name="flowers", resolutions=(8,), holdout=0.5),
+        "data/flowers is there and is no prepared data set.*choose another --name",
+    )
+
+
 def test_own_folder_with_a_share_held_out(tmp_path):
     for name in ("rose", "daisy"):
         for index in range(10):
@@ -136,59 +162,12 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
         ),
         ("train", "n01440764/notes.txt"): "its name does not end like an image's",
         ("train", "n01440764/n01440764_88.JPEG"): "a link that leads nowhere",
-        ("train", "cats"): "the folder's name is no class such as n01440764",
+        ("train", "cats/1.JPEG"): "its folder's name is no class such as n01440764",
         ("validation", "ILSVRC2012_val_00000099.JPEG"): (
             "the ground truth does not name its class"
         ),
     }
     assert source.refused == 6 and source.images["train"] == 27, "the working link is an image"
-
-
-def special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, target
-    return member
-
-
-def test_archive_members_that_are_refused(tmp_path):
-    root, inner = mini.write_archives(tmp_path / "raw"), io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w") as archive:
-        mini.add(archive, "n01440764_1.JPEG", b"image")
-        mini.add(archive, "sub/n01440764_1.JPEG", b"another")
-        mini.add(archive, "../../n01440764_2.JPEG", b"outside")
-        mini.add(archive, "/n01440764_3.JPEG", b"outside")
-        mini.add(archive, "n02012849_4.JPEG", b"elsewhere")
-        mini.add(archive, "n01440764_5.JPEG", b"")
-        archive.addfile(special("n01440764_6.JPEG", tarfile.SYMTYPE))
-        archive.addfile(special("n01440764_7.JPEG", tarfile.LNKTYPE, "n01440764_1.JPEG"))
-        archive.addfile(special("n01440764_8.JPEG", tarfile.CHRTYPE))
-        archive.addfile(special("folder", tarfile.DIRTYPE))
-    outer = mini.tar_of({"n01440764.tar": inner.getvalue(), "cats.tar": b"", "readme": b"x"})
-    (root / "ILSVRC2012_img_train.tar").write_bytes(outer)
-    builder = list_archives(root, Companions(), lambda done: None)
-    found = {entry.file: entry.reason for entry in builder.refused if entry.split == "train"}
-    link = "a link or a device, not a file"
-    assert found == {
-        "n01440764/n01440764_1.JPEG": "there are two files of this name",
-        "n01440764/../../n01440764_2.JPEG": "its path leaves the archive",
-        "n01440764//n01440764_3.JPEG": "its path leaves the archive",
-        "n01440764/n02012849_4.JPEG": "its name says class n02012849, it is in n01440764",
-        "n01440764/n01440764_5.JPEG": "the file is empty",
-        "n01440764/n01440764_6.JPEG": link,
-        "n01440764/n01440764_7.JPEG": link,
-        "n01440764/n01440764_8.JPEG": link,
-        "cats.tar": "expected an archive named after a class, such as n01440764.tar",
-        "readme": "expected an archive named after a class, such as n01440764.tar",
-    }
-    assert len(builder) == 1, "and the validation images have no ground truth here"
-
-
-@pytest.mark.parametrize("cut", [700, 20_000, -20_000])
-def test_archive_that_is_cut_off(tmp_path, cut):
-    root = mini.write_archives(tmp_path / "raw")
-    file = root / "ILSVRC2012_img_train.tar"
-    file.write_bytes(file.read_bytes()[:cut])
-    refused(lambda: register(root, tmp_path / "data"), "img_train.tar.* no whole, uncompressed tar")
 
 
 def test_foreign_things(tmp_path):
@@ -223,7 +202,18 @@ def test_damaged_forms(tmp_path):
     root = mini.write_archives(tmp_path / "archives")
     (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no archive")
     refused(lambda: register(root, data), "devkit .* cannot be read")
+    mini.write_devkit(root)
+    packed = (root / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
+    middle = len(packed) // 2
+    flipped = packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
+    for damaged in (packed[:middle], flipped, packed[:-4], b""):
+        (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(damaged)
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    for damaged in (b"", b"junk" * 100):
+        mini.put(root / "ILSVRC2012_devkit_t12/data/meta.mat", damaged)
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
+    shutil.rmtree(root / "ILSVRC2012_devkit_t12")
     refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
     root = mini.write_parquet(tmp_path / "parquet")
     file = root / "data/train-00000-of-00002.parquet"
@@ -232,7 +222,7 @@ def test_damaged_forms(tmp_path):
     import pandas as pd
 
     pd.DataFrame({"label": [1], "text": ["a"]}).to_parquet(file)
-    refused(lambda: register(root, data), "has the columns label, text, expected image")
+    refused(lambda: register(root, data), r"columns label \(int64\), text \(.*string\), expected")
 
 
 def test_a_source_that_is_away_is_named(tmp_path):
@@ -258,9 +248,3 @@ def test_names_are_told_apart():
     ids = ["n1", "n2", "n3"]
     names = {"n1": "crane, a bird", "n2": "crane"}
     assert unique_names(ids, names) == ("crane (n1)", "crane (n2)", "n3")
-
-
-def refused(call, message: str) -> None:
-    with pytest.raises(FractalError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)

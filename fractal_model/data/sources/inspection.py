@@ -1,0 +1,147 @@
+"""Looking at a folder: which form its images are in, how many there are and what is missing.
+
+Decided here: the name says whether it is ImageNet. Class folders under another name are read as
+anybody's own, also where they are called by WordNet ids, as in ImageNet-100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pyarrow.compute as pc
+from pydantic import Field
+
+from fractal_model.config import StrictModel
+from fractal_model.data.sources import imagenet
+from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
+from fractal_model.data.sources.folders import class_folders, list_folder, list_imagenet_tree
+from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, RefusedFile
+from fractal_model.data.sources.parquet import list_parquet, parquet_files
+from fractal_model.errors import FractalError
+
+IMAGENET = "imagenet"
+_NAMED = 3  # of a long list
+
+Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "folder"]
+Progress = Callable[[int], None]
+
+
+class Source(StrictModel):
+    """What was found; equal images give an equal description."""
+
+    format_version: Literal[1] = 1
+    name: str
+    kind: Kind
+    classes: int
+    images: dict[str, int]
+    """By split."""
+    refused: int
+    """Files that cannot be used, found while listing."""
+    missing: tuple[str, ...]
+    """What was expected and is not there: parts of ImageNet, images of a class."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    listing_checksum: str
+
+
+def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
+    """What images there are in `root`; `holdout` is the share of a folder's that validate.
+
+    Raises FractalError when nothing usable is found, and for a holdout where there are validation
+    images already.
+    """
+    kind = _kind(root, name)
+    if holdout and kind != "folder":
+        raise FractalError(
+            f"--holdout is {holdout}, but {root} is {kind}, which has validation images of its "
+            f"own: leave --holdout out"
+        )
+    companions = imagenet.Companions()
+    if kind in ("ImageNet archives", "ImageNet tree"):
+        companions = imagenet.find_companions(root)
+    names, in_order = companions.names, kind == "ImageNet parquet"
+    if kind == "ImageNet archives":
+        builder = list_archives(root, companions, progress)
+    elif kind == "ImageNet tree":
+        builder = list_imagenet_tree(root, companions, progress)
+    elif in_order:
+        builder, names = list_parquet(root, progress, imagenet=name == IMAGENET)
+    else:
+        builder = list_folder(root, holdout, progress)
+    listing = builder.build(names, in_order=in_order)
+    images = {split: listing.count(split) for split in (TRAIN, VALIDATION)}
+    _require_both(root, kind, images, companions, listing.refused)
+    source = Source(
+        name=name,
+        kind=kind,
+        classes=len(listing.class_ids),
+        images=images,
+        refused=len(listing.refused),
+        missing=_missing(kind, listing, images, companions),
+        holdout=holdout,
+        listing_checksum=listing.checksum,
+    )
+    return source, listing
+
+
+def _kind(root: Path, name: str) -> Kind:
+    if (root / TRAIN_ARCHIVE).is_file() or (root / VALIDATION_ARCHIVE).is_file():
+        return "ImageNet archives"
+    if parquet_files(root):
+        return "ImageNet parquet"
+    if name == IMAGENET:
+        if class_folders(root).get(TRAIN):
+            return "ImageNet tree"
+        raise FractalError(
+            f"{root} does not look like ImageNet: expected {TRAIN_ARCHIVE} and "
+            f"{VALIDATION_ARCHIVE}, or train/<wnid>/ and val/, or train-*.parquet and "
+            f"validation-*.parquet; for images of your own give --name and --resolution"
+        )
+    return "folder"
+
+
+def _require_both(
+    root: Path,
+    kind: Kind,
+    images: dict[str, int],
+    companions: imagenet.Companions,
+    refused: tuple[RefusedFile, ...],
+) -> None:
+    if all(images.values()):
+        return
+    absent = " and ".join(split for split, count in images.items() if not count)
+    way_out = {
+        "ImageNet archives": f"put {TRAIN_ARCHIVE}, {VALIDATION_ARCHIVE} and the devkit there",
+        "ImageNet tree": "put train/<wnid>/ and val/ there, and for a flat val/ the devkit",
+        "ImageNet parquet": "put train-*.parquet and validation-*.parquet there",
+        "folder": "expected train/<class>/ and validation/<class>/, or <class>/ with --holdout 0.1",
+    }[kind]
+    no_truth = ""
+    if kind in ("ImageNet archives", "ImageNet tree") and not companions.validation:
+        no_truth = ", the ground truth of its validation images is not there either"
+    of_these = [entry for entry in refused if not images[entry.split]]
+    why = ""
+    if of_these:
+        first = of_these[0]
+        why = f" ({len(of_these):,} refused, first {first.split}/{first.file}: {first.reason})"
+    raise FractalError(f"{root} has no {absent} images that can be used{why}{no_truth}: {way_out}")
+
+
+def _missing(
+    kind: Kind, listing: Listing, images: dict[str, int], companions: imagenet.Companions
+) -> tuple[str, ...]:
+    missing = [f"images of {name} that can be used" for name in listing.unused[:_NAMED]]
+    if len(listing.unused) > _NAMED:
+        missing.append(f"images of {len(listing.unused) - _NAMED:,} more classes")
+    if kind == "folder":
+        return tuple(missing)
+    found = pc.count_distinct(listing.images["label"]).as_py()
+    if found < imagenet.CLASSES:
+        missing.append(f"{imagenet.CLASSES - found} of {imagenet.CLASSES} classes")
+    for split, expected in imagenet.IMAGES.items():
+        if images[split] < expected:
+            missing.append(f"{expected - images[split]:,} of {expected:,} {split} images")
+    if not companions.names and kind != "ImageNet parquet":
+        missing.append("the classes' names (devkit)")
+    return tuple(missing)

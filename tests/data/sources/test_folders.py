@@ -1,0 +1,175 @@
+"""Class folders: nested ones, wrong ones, links, splits, and which reading a name selects."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fractal_model.data.sources.listing import LARGEST_IMAGE, printable
+from fractal_model.data.sources.registry import load_source, register
+from tests.data import mini_imagenet as mini
+from tests.data.sources.checks import contents, expected, refused
+
+OWN = {"name": "own", "resolutions": (16,)}
+
+
+def own_folder(root: Path, *places: str, images: int = 6) -> Path:
+    for place in places:
+        for index in range(images):
+            mini.put(root / place / f"{index}.jpg", mini.encoded(mini.photograph(index)))
+    return root
+
+
+def reasons(listing) -> dict[str, str]:
+    return {f"{entry.split}/{entry.file}": entry.reason for entry in listing.refused}
+
+
+def test_folders_within_a_class_are_read(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "train/a/more/yet", "train/b", "validation/a")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images == {"train": 18, "validation": 6} and source.refused == 0
+    keys = [image.key for image in listing.rows("train", 0, 18)]
+    assert keys[6:12] == [f"a/more/yet/{index}.jpg" for index in range(6)]
+    assert keys == sorted(keys), "the same name in two folders is two images"
+
+
+def test_imagenet_with_a_folder_of_images_in_each_class(tmp_path):
+    """As Tiny-ImageNet has them."""
+    root = mini.write_tree(tmp_path / "raw")
+    for folder in list((root / "train").iterdir()):
+        folder.rename(tmp_path / "images")
+        folder.mkdir()
+        (tmp_path / "images").rename(folder / "images")
+    _, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected() and not listing.refused
+
+
+def test_held_out_images_come_from_nested_folders_too(tmp_path):
+    root = own_folder(tmp_path / "raw", "a/one", "a/two", "b")
+    source, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    assert source.images == {"train": 9, "validation": 9}
+    keys = {image.key for image in listing.rows("train", 0, 9)}
+    assert not keys & {image.key for image in listing.rows("validation", 0, 9)}
+
+
+def test_linked_folders_in_a_class_are_refused(tmp_path):
+    """They may go round in circles. A class's folder itself may be a link."""
+    root = own_folder(tmp_path / "raw", "train/a", "validation/a")
+    own_folder(tmp_path / "elsewhere", ".")
+    os.symlink(tmp_path / "elsewhere", root / "train/b")
+    os.symlink(root / "train", root / "train/a/round")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images["train"] == 12
+    assert reasons(listing) == {"train/a/round": "a link to a folder: put the folder itself there"}
+
+
+def test_classes_without_usable_images_are_named(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "validation/a")
+    for name in ("b", "c", "d", "e"):
+        (root / "train" / name).mkdir()
+    mini.put(root / "train/f/notes.txt", b"x")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert listing.unused == tuple(f"train/{name}" for name in "bcdef")
+    assert source.missing == (
+        "images of train/b that can be used",
+        "images of train/c that can be used",
+        "images of train/d that can be used",
+        "images of 2 more classes",
+    )
+    assert load_source(tmp_path / "data", "own")[2] == listing
+
+
+def test_each_image_of_a_wrong_class_counts(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    own_folder(root, "train/cats", "train/cats/more")
+    source, listing = register(root, tmp_path / "data")
+    assert source.refused == 12
+    assert set(reasons(listing).values()) == {"its folder's name is no class such as n01440764"}
+    assert "train/cats/more/0.jpg" in reasons(listing)
+
+
+def test_validation_classes_without_training_images_are_refused(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "train/b", "val/a", "val/images")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images["validation"] == 6 and listing.class_names == ("a", "b")
+    found = reasons(listing)
+    assert len(found) == 6
+    assert found["validation/images/0.jpg"] == "there are no training images of the class images"
+
+
+def test_files_too_large_to_be_images_are_refused_unread(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "validation/a")
+    os.truncate(root / "train/a/0.jpg", LARGEST_IMAGE + 1)  # a hole, no disk is used
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images["train"] == 5
+    found = reasons(listing)["train/a/0.jpg"]
+    assert found == "it has 268,435,457 bytes, at most 268,435,456 are read as an image"
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "validation/a", "train/straße")
+    raw = os.fsencode(root)
+    Path(os.fsdecode(raw + b"/train/a/caf\xe9.jpg")).write_bytes(b"image")
+    Path(os.fsdecode(raw + b"/train/a/two\nlines.jpg")).write_bytes(b"image")
+    Path(os.fsdecode(raw + b"/train/\xe9t\xe9")).mkdir()
+    Path(os.fsdecode(raw + b"/train/\xe9t\xe9/1.jpg")).write_bytes(b"image")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    reason = "its name is not UTF-8 or has control characters: rename it"
+    assert reasons(listing) == {
+        r"train/a/caf\xe9.jpg": reason,
+        r"train/a/two\nlines.jpg": reason,
+        r"train/\xe9t\xe9/1.jpg": reason,
+    }
+    assert source.images["train"] == 12 and listing.class_names == ("a", "straße")
+    moved = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+    root.rename(moved)
+    refused(lambda: register(moved, tmp_path / "data", **OWN), r"/\\xe9 is not UTF-8 or has")
+    own_folder(tmp_path / "held", "a")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/held/a/\xe9.jpg")).write_bytes(b"image")
+    assert register(tmp_path / "held", tmp_path / "data", **OWN, holdout=0.3)[0].refused == 1
+
+
+@pytest.mark.parametrize("name", ["plain.jpg", "straße 山　水.jpg", "a/b.jpg"])
+def test_ordinary_names_stay(name):
+    assert printable(name) == name
+
+
+def test_wordnet_ids_under_another_name_are_anybodys_classes(tmp_path):
+    """As in ImageNet-100: no 1000 classes are expected, and a share can be held out."""
+    root = own_folder(tmp_path / "raw", "train/n01440764", "train/n02012849")
+    source, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    assert source.kind == "folder" and source.images == {"train": 6, "validation": 6}
+    assert source.missing == () and listing.class_names == ("n01440764", "n02012849")
+    refused(lambda: register(root, tmp_path / "data"), "no validation images.*put train/<wnid>")
+
+
+def test_nothing_is_held_out_beside_validation_images(tmp_path):
+    own = own_folder(tmp_path / "raw", "train/a", "validation/a")
+    data = tmp_path / "data"
+    refused(
+        lambda: register(own, data, **OWN, holdout=0.3),
+        "--holdout is 0.3, but .*/validation has validation images already: leave --holdout out",
+    )
+    for form, write in mini.FORMS.items():
+        root = write(tmp_path / form)
+        refused(
+            lambda r=root: register(r, data, holdout=0.3),
+            "--holdout is 0.3, but .* is ImageNet .*: leave --holdout out",
+        )
+    assert not data.exists()
+
+
+def test_splits_that_cannot_be_told(tmp_path):
+    root = own_folder(tmp_path / "raw", "validation/a")
+    refused(lambda: register(root, tmp_path / "data", **OWN), "has validation/ and no train/: put")
+    own_folder(root, "train/a", "val/a")
+    refused(lambda: register(root, tmp_path / "data", **OWN), "both validation and val: expected")
+
+
+def test_why_a_split_has_no_images_is_said(tmp_path):
+    root = own_folder(mini.write_tree(tmp_path / "raw"), "val/images")
+    for folder in (root / "val").glob("n*"):
+        for file in folder.iterdir():
+            file.unlink()
+    message = r"no validation images.*\(6 refused, first validation/images/0.jpg: its folder's name"
+    refused(lambda: register(root, tmp_path / "data"), message)

@@ -1,0 +1,211 @@
+"""Parquet files: what tells images apart, what is refused, and the memory that reading takes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fractal_model.data.sources import parquet
+from fractal_model.data.sources.listing import ImageFile
+from fractal_model.data.sources.reading import SourceReader
+from fractal_model.data.sources.registry import load_source, register
+from tests.data import mini_imagenet as mini
+from tests.data.sources.checks import contents, refused
+
+IMAGES = [mini.encoded(mini.photograph(seed)) for seed in range(6)]
+LABELS = [0, 1, 2, 0, 1, 2]
+
+
+def write(file: Path, images=IMAGES, labels=LABELS, paths=None, **options) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = zip(images, paths or [None] * len(images), strict=True)
+    table = pa.table(
+        {"image": pa.array([{"bytes": i, "path": p} for i, p in rows]), "label": labels}
+    )
+    pq.write_table(table, file, **options)
+    return file
+
+
+def both(root: Path, **train) -> Path:
+    write(root / "train-0.parquet", **train)
+    write(root / "validation-0.parquet")
+    return root
+
+
+def test_replaced_images_change_the_description(tmp_path):
+    root, data = both(tmp_path / "raw"), tmp_path / "data"
+    before, _ = register(root, data)
+    assert register(root, data)[0] == before
+    write(root / "train-0.parquet", images=IMAGES[::-1])
+    after, listing = register(root, data)
+    assert after.images == before.images
+    assert after.listing_checksum != before.listing_checksum
+    assert set(listing.files) == {"train-0.parquet", "validation-0.parquet"}
+    assert load_source(data, "imagenet")[2] == listing
+
+
+def test_rows_that_share_a_path_are_images_of_their_own(tmp_path):
+    root = both(tmp_path / "raw", paths=["image.jpg"] * 6, row_group_size=4)
+    source, listing = register(root, tmp_path / "data")
+    assert source.images["train"] == 6 and source.refused == 0
+    assert contents(root, listing)["train", 1] == [IMAGES[1], IMAGES[4]]
+    keys = [image.key for image in listing.rows("train", 0, 6)]
+    assert keys[4] == "0001/train-0.parquet:1:0:image.jpg" and len(set(keys)) == 6
+
+
+def test_a_name_that_says_another_class_is_refused_for_imagenet(tmp_path):
+    ids = ("n01440764", "n02012849", "n03126707")
+    paths = [f"{ids[label]}_{row}.JPEG" for row, label in enumerate(LABELS * 2)]
+    paths[6] = f"{ids[1]}_6.JPEG"
+    paths[7] = None
+    root = both(tmp_path / "raw", images=IMAGES * 2, labels=LABELS * 2, paths=paths)
+    source, listing = register(root, tmp_path / "data")
+    assert source.images["train"] == 11
+    assert [(entry.file, entry.reason) for entry in listing.refused] == [
+        (
+            "train-0.parquet:0:6:n02012849_6.JPEG",
+            "its name says class n02012849, it is in n01440764",
+        )
+    ]
+    own = {"name": "own", "resolutions": (16,)}
+    assert register(root, tmp_path / "data", **own)[0].images["train"] == 12
+
+
+def test_labels_that_are_none(tmp_path):
+    root = both(tmp_path / "raw", labels=[0, 1, None, -1, 1, 2])
+    _, listing = register(root, tmp_path / "data")
+    assert [entry.reason for entry in listing.refused] == ["its label is None", "its label is -1"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"image": [b"x"], "label": [0]},
+        {"image": [{"bytes": "text"}], "label": [0]},
+        {"image": [{"path": "a"}], "label": [0]},
+        {"image": [{"bytes": b"x"}], "label": ["cat"]},
+        {"image": [{"bytes": b"x"}]},
+    ],
+)
+def test_other_columns(tmp_path, columns):
+    root = both(tmp_path / "raw")
+    pq.write_table(pa.table(columns), root / "train-0.parquet")
+    message = r"has the columns image \(.*expected image \(with bytes\) and label \(an integer\)"
+    refused(lambda: register(root, tmp_path / "data"), message)
+
+
+def test_rows_are_read_in_any_order(tmp_path):
+    write(tmp_path / "train-0.parquet", row_group_size=4)
+    write(tmp_path / "train-1.parquet", images=IMAGES[::-1], row_group_size=4)
+    reader = SourceReader(tmp_path)
+    for file, group, row, expected in (
+        (0, 0, 0, 0),
+        (0, 0, 1, 1),
+        (0, 0, 3, 3),
+        (0, 0, 3, 3),
+        (0, 0, 1, 1),
+        (0, 1, 1, 5),
+        (1, 1, 1, 0),
+        (0, 1, 0, 4),
+        (1, 0, 2, 3),
+    ):
+        image = ImageFile("train", 0, "k", f"train-{file}.parquet", group, row)
+        assert reader.read(image) == IMAGES[expected], (file, group, row)
+
+
+def test_files_that_have_changed_raise_os_errors(tmp_path):
+    write(tmp_path / "train-0.parquet", row_group_size=4)
+    reader = SourceReader(tmp_path)
+    with pytest.raises(OSError, match="row group 1 of train-0.parquet ends before row 2"):
+        reader.read(ImageFile("train", 0, "k", "train-0.parquet", 1, 2))
+    with pytest.raises(OSError, match="row group 7 of train-0.parquet cannot be read"):
+        reader.read(ImageFile("train", 0, "k", "train-0.parquet", 7, 0))
+    with pytest.raises(OSError, match="No such file"):
+        reader.read(ImageFile("train", 0, "k", "train-9.parquet", 0, 0))
+    assert reader.read(ImageFile("train", 0, "k", "train-0.parquet", 1, 1)) == IMAGES[5]
+    file = tmp_path / "train-2.parquet"
+    content = bytearray(write(file).read_bytes())
+    content[4:2000] = b"\xff" * 1996
+    file.write_bytes(content)
+    with pytest.raises(OSError, match="row group 0 of train-2.parquet cannot be read"):
+        reader.read(ImageFile("train", 0, "k", "train-2.parquet", 0, 0))
+
+
+def test_an_image_that_became_too_large_is_not_given(tmp_path, monkeypatch):
+    write(tmp_path / "train-0.parquet")
+    mini.put(tmp_path / "a/1.jpg", IMAGES[0])
+    monkeypatch.setattr("fractal_model.data.sources.reading.LARGEST_IMAGE", 100)
+    for image in (
+        ImageFile("train", 0, "k", "train-0.parquet", 0, 0),
+        ImageFile("train", 0, "k", "a/1.jpg", -1, 50),
+    ):
+        with pytest.raises(OSError, match="an image in .* bytes, more than 100"):
+            SourceReader(tmp_path).read(image)
+
+
+def test_images_too_large_are_found_in_large_row_groups(tmp_path, monkeypatch):
+    for module in ("parquet", "listing"):
+        monkeypatch.setattr(f"fractal_model.data.sources.{module}.LARGEST_IMAGE", 5000)
+    images = [*IMAGES[:4], os.urandom(5001), None]
+    root = both(tmp_path / "raw", images=images, use_dictionary=False)
+    _, listing = register(root, tmp_path / "data")
+    assert [(entry.file, entry.reason) for entry in listing.refused] == [
+        ("train-0.parquet:0:4", "it has 5,001 bytes, at most 5,000 are read as an image")
+    ]
+
+
+def test_row_groups_that_take_too_much_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "LARGEST_IMAGE", 1)
+    monkeypatch.setattr(parquet, "_LARGEST_PAGE", 2**20)
+    images = [os.urandom(2**19)] * 6
+    root = both(tmp_path / "raw", images=images, use_dictionary=False, row_group_size=3)
+    message = (
+        "row group 0 of .*train-0.parquet has 2 MiB in 3 images.*at most 1 MiB.*row_group_size"
+    )
+    refused(lambda: register(root, tmp_path / "data"), message)
+    both(root, images=images, use_dictionary=False, row_group_size=1)
+    assert register(root, tmp_path / "data")[0].images["train"] == 6
+
+
+MEMORY = """
+import sys
+import psutil
+from pathlib import Path
+from fractal_model.data.sources.listing import ImageFile
+from fractal_model.data.sources.reading import SourceReader
+
+reader, process = SourceReader(Path(sys.argv[1])), psutil.Process()
+reader.read(ImageFile("train", 0, "k", "small.parquet", 0, 0))
+before, most = process.memory_info().rss, 0
+for group in (0, 1):
+    for row in range(150):
+        assert len(reader.read(ImageFile("train", 0, "k", "train-0.parquet", group, row))) == 2**20
+        most = max(most, process.memory_info().rss - before)
+print(most >> 20)
+"""
+
+
+def test_memory_is_that_of_pages_not_of_row_groups(tmp_path):
+    """Two row groups of 150 MB: at once each would take 300 MB, and the next one more."""
+    write(tmp_path / "small.parquet")
+    images = [os.urandom(2**20)] * 300
+    write(
+        tmp_path / "train-0.parquet",
+        images=images,
+        labels=[0] * 300,
+        row_group_size=150,
+        use_dictionary=False,
+        write_batch_size=1,
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) < 100, "MB"
