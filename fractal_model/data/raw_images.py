@@ -74,24 +74,22 @@ def cropped(content: bytes, name: str, resolution: int, counts: RawCounts) -> PI
     """
     if not content:
         raise UnusableImage("the file is empty")
-    image, rgb = _decoded(content)
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and pixels_of_crop(image.size, resolution) > limit:
-        width, height = image.size
-        raise UnusableImage(
-            f"{width} × {height} pixels, whose crop would pass through more than {limit:,} pixels"
-        )
-    counts.add(image, name)
-    return center_crop(rgb, resolution)
+    # What was opened is let go of before the crop: a decoder may hold several copies.
+    return center_crop(_decoded(content, name, resolution, counts), resolution)
 
 
-def _decoded(content: bytes) -> tuple[PIL.Image.Image, PIL.Image.Image]:
-    """As it was opened, and as RGB."""
+def _decoded(content: bytes, name: str, resolution: int, counts: RawCounts) -> PIL.Image.Image:
+    """As RGB, and counted."""
     try:
         with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            _require_moderate(opened.size, resolution)
             opened.load()
             # `convert` would copy what is RGB already.
-            return opened, opened if opened.mode == "RGB" else opened.convert("RGB")
+            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
+            counts.add(opened, name)
+            return rgb
+    except UnusableImage:
+        raise
     except PIL.UnidentifiedImageError:
         raise UnusableImage(f"not an image of {', '.join(FORMATS)}") from None
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -99,3 +97,12 @@ def _decoded(content: bytes) -> tuple[PIL.Image.Image, PIL.Image.Image]:
         raise UnusableImage(f"more than {limit:,} pixels, perhaps a decompression bomb") from None
     except Exception as error:  # TypeError, MemoryError, struct.error …: each decoder has its own
         raise UnusableImage(f"damaged: {one_line(error)}") from None
+
+
+def _require_moderate(size: tuple[int, int], resolution: int) -> None:
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels_of_crop(size, resolution) > limit:
+        width, height = size
+        raise UnusableImage(
+            f"{width} × {height} pixels, whose crop would pass through more than {limit:,}"
+        )
