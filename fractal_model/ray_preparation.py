@@ -1,19 +1,19 @@
 """Ray's adapter for preparing a data set: its shards are built by Ray Data, over a cluster.
 
-The cluster's machines must see the source and the data folder at the same paths.
+Decided here: the cluster's machines must see the source and the data folder at the same paths; what
+went wrong there comes back as a value, because Ray keeps of an exception only its traceback's text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError
 
 from fractal_model.data.shard_job import ShardJob, build_row, to_row
-from fractal_model.errors import FractalError
+from fractal_model.errors import FractalError, one_line
 from fractal_model.ray_cluster import ray_cluster
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -24,31 +24,32 @@ def over_cluster(jobs: list[ShardJob]) -> None:
     rows = [to_row(replace(job, parent=0)) for job in jobs]
     with ray_cluster(cpus=1):
         ray.data.DataContext.get_current().enable_progress_bars = False
+        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_build)
         try:
-            ray.data.from_items(rows, override_num_blocks=len(rows)).map(build_row).materialize()
+            for shard in shards.iter_rows():
+                if shard["mistake"]:
+                    raise FractalError(shard["mistake"])
+                if shard["failure"]:
+                    raise _failed(shard["failure"])
         except RayError as error:
-            raise _mistake(error) from error
+            lines = _COLOURS.sub("", str(error)).strip().splitlines()
+            raise _failed(lines[-1].strip() if lines else type(error).__name__) from error
 
 
-def _mistake(error: RayError) -> FractalError:
-    """What went wrong on the cluster's machine: Ray's own text is that machine's traceback."""
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, FractalError):
-            return FractalError(str(cause))
-    lines = _COLOURS.sub("", str(causes[-1])).strip().splitlines()
-    reason = lines[-1].strip() if lines else type(causes[-1]).__name__
+def _build(row: dict[str, str | int]) -> dict[str, str]:
+    """On the cluster: builds a shard, and says why it could not."""
+    mistake = failure = ""
+    try:
+        build_row(row)
+    except FractalError as error:
+        mistake = str(error)
+    except Exception as error:
+        failure = f"{type(error).__name__}: {one_line(error)}"
+    return {"mistake": mistake, "failure": failure}
+
+
+def _failed(reason: str) -> FractalError:
     return FractalError(
         f"the cluster could not build every shard ({reason}): check that its machines see the "
         f"source and the data folder, and run the same command to go on"
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what caused it, and so on: Ray keeps it as `cause`, Python as `__cause__`."""
-    seen: list[BaseException] = []
-    following: BaseException | None = error
-    while isinstance(following, BaseException) and following not in seen:
-        yield following
-        seen.append(following)
-        following = getattr(following, "cause", None) or following.__cause__

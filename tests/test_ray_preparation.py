@@ -1,9 +1,11 @@
 """Preparing over a Ray cluster: the same bytes as on one machine, failures on one line."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from fractal_model import ray_preparation
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import in_processes
@@ -40,32 +42,32 @@ def test_gives_the_same_bytes(tmp_path):
     assert contents(tmp_path / "ray/imagenet16") == contents(tmp_path / "one/imagenet16")
 
 
-def refused(data: Path) -> str:
-    with pytest.raises(FractalError) as caught:
-        prepare(data, over_cluster)
-    message = str(caught.value)
-    assert "\n" not in message and "\x1b" not in message and "Traceback" not in message
-    assert len(message) < 600
-    return message
+def refused(data: Path, run_jobs, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as caught:
+        prepare(data, run_jobs)
+    said = str(caught.value)
+    assert "\n" not in said and "\x1b" not in said and "Traceback" not in said
+    assert len(said) < 600
 
 
 def test_a_file_that_vanished_is_said_as_on_one_machine(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data", resolutions=(SIDE,))
     (root / "train/n01440764/n01440764_5.JPEG").unlink()
-    message = refused(tmp_path / "data")
-    assert message.startswith("n01440764/n01440764_5.JPEG cannot be read ")
+    refused(tmp_path / "data", over_cluster, "^n01440764/n01440764_5.JPEG cannot be read ")
 
 
 def test_another_failure_is_said_without_its_traceback(tmp_path):
     register(mini.write_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
-    done = tmp_path / "data/.imagenet16.partial/done"
 
     def spoil_and_run(jobs):
-        done.rmdir()
+        (tmp_path / "data/.imagenet16.partial/done").rmdir()
         over_cluster(jobs)
 
-    with pytest.raises(
-        FractalError, match="the cluster could not build every shard .*No such file"
-    ):
-        prepare(tmp_path / "data", spoil_and_run)
+    refused(tmp_path / "data", spoil_and_run, "could not build every shard .*No such file")
+
+
+def test_a_worker_that_dies_is_said_on_one_line(tmp_path, monkeypatch):
+    register(mini.write_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
+    monkeypatch.setattr(ray_preparation, "_build", lambda row: os._exit(1))
+    refused(tmp_path / "data", over_cluster, "^the cluster could not build every shard ")
