@@ -16,8 +16,6 @@ from fractal_model.data.shard_job import ShardJob, build_row, to_row
 from fractal_model.errors import FractalError, one_line
 from fractal_model.ray_cluster import ray_cluster
 
-_RETRIES = 3
-"""Of a shard whose process died. Ray Data itself would try for ever."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -26,8 +24,7 @@ def over_cluster(jobs: list[ShardJob]) -> None:
     rows = [to_row(replace(job, parent=0)) for job in jobs]
     with ray_cluster(cpus=1):
         ray.data.DataContext.get_current().enable_progress_bars = False
-        shards = ray.data.from_items(rows, override_num_blocks=len(rows))
-        shards = shards.map(_build, max_retries=_RETRIES)
+        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_build)
         try:
             for shard in shards.iter_rows():
                 if shard["mistake"]:

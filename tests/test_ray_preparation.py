@@ -1,11 +1,9 @@
 """Preparing over a Ray cluster: the same bytes as on one machine, failures on one line."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from fractal_model import ray_preparation
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import in_processes
@@ -65,9 +63,3 @@ def test_another_failure_is_said_without_its_traceback(tmp_path):
         over_cluster(jobs)
 
     refused(tmp_path / "data", spoil_and_run, "could not build every shard .*No such file")
-
-
-def test_a_worker_that_dies_is_said_on_one_line(tmp_path, monkeypatch):
-    register(mini.write_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
-    monkeypatch.setattr(ray_preparation, "_build", lambda row: os._exit(1))
-    refused(tmp_path / "data", over_cluster, "^the cluster could not build every shard ")
