@@ -38,7 +38,7 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import in_processes
 from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name
-from fractal_model.data.sources.registry import register
+from fractal_model.data.sources.registry import register, registered
 from fractal_model.errors import FractalError
 
 IMAGENET = 1_281_167
@@ -224,7 +224,8 @@ def repro_seconds(scratch: Path, raw: Path, rounds: int) -> float:
 
     run("init", "--no-scm", "--quiet")
     # References are of Inception features, which take minutes and change nothing here.
-    stages = ["digits", "digits-report", "prepare@photographs64", "report@photographs64"]
+    (photographs,) = registered(project / "data")
+    stages = ["digits", "digits-report", f"prepare@{photographs}", f"report@{photographs}"]
     run("repro", *stages)
     return statistics.median(seconds(lambda: run("repro", *stages)) for _ in range(rounds))
 

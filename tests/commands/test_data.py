@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,8 +114,6 @@ def test_adms_statistics_instead(project, fractal):
 def test_mistakes_have_one_line(fractal, words, message):
     code, _, err = fractal("data", *words)
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
-    import re
-
     assert re.search(message, err), err
 
 
