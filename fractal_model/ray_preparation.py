@@ -1,10 +1,12 @@
 """Ray's adapter for preparing a data set: its shards are built by Ray Data, over a cluster.
 
-The cluster's machines must see the source and the data folder at the same paths.
+Decided here: the cluster's machines must see the source and the data folder at the same paths; what
+went wrong there comes back as a value, because Ray keeps of an exception only its traceback's text.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import ray
@@ -14,16 +16,40 @@ from fractal_model.data.shard_job import ShardJob, build_row, to_row
 from fractal_model.errors import FractalError, one_line
 from fractal_model.ray_cluster import ray_cluster
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 
 def over_cluster(jobs: list[ShardJob]) -> None:
     """Builds the shards on the cluster in RAY_ADDRESS. FractalError: one could not be built."""
     rows = [to_row(replace(job, parent=0)) for job in jobs]
     with ray_cluster(cpus=1):
         ray.data.DataContext.get_current().enable_progress_bars = False
+        shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_build)
         try:
-            ray.data.from_items(rows, override_num_blocks=len(rows)).map(build_row).materialize()
+            for shard in shards.iter_rows():
+                if shard["mistake"]:
+                    raise FractalError(shard["mistake"])
+                if shard["failure"]:
+                    raise _failed(shard["failure"])
         except RayError as error:
-            raise FractalError(
-                f"the cluster could not build every shard ({one_line(error)}): check that its "
-                f"machines see the source and the data folder, and run the same command to go on"
-            ) from error
+            lines = _COLOURS.sub("", str(error)).strip().splitlines()
+            raise _failed(lines[-1].strip() if lines else type(error).__name__) from error
+
+
+def _build(row: dict[str, str | int]) -> dict[str, str]:
+    """On the cluster: builds a shard, and says why it could not."""
+    mistake = failure = ""
+    try:
+        build_row(row)
+    except FractalError as error:
+        mistake = str(error)
+    except Exception as error:
+        failure = f"{type(error).__name__}: {one_line(error)}"
+    return {"mistake": mistake, "failure": failure}
+
+
+def _failed(reason: str) -> FractalError:
+    return FractalError(
+        f"the cluster could not build every shard ({reason}): check that its machines see the "
+        f"source and the data folder, and run the same command to go on"
+    )

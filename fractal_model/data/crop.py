@@ -11,6 +11,12 @@ import PIL.Image
 PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
 
 
+def pixels_of_crop(size: tuple[int, int], side: int) -> float:
+    """How many pixels the bicubic step of `center_crop` makes of an image of (width, height): the
+    long side grows with the short one."""
+    return max(size) / min(size) * side**2
+
+
 def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
     """An RGB image of any size to `side` × `side`, as ADM's `center_crop_arr`."""
     while min(image.size) >= 2 * side:

@@ -37,8 +37,8 @@ from fractal_model.data.shard_job import (
     ShardDone,
     ShardJob,
 )
-from fractal_model.data.shards import images_per_shard, write_index
-from fractal_model.data.sources.listing import Listing
+from fractal_model.data.shards import images_per_shard, remove_partial, write_index
+from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing
 from fractal_model.data.sources.registry import Source, listing_file, load_source
 from fractal_model.data.writing import partial_folder, put_in_place, recover
 from fractal_model.errors import FractalError
@@ -94,6 +94,7 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
         "pillow": PIL.__version__,
         "jpeg": features.version("jpg"),
         "webp": features.version("webp"),
+        "recorded": list(ShardDone.model_fields),
     }
     text = json.dumps(plan, indent=2)
     file = partial / _PLAN_FILE
@@ -101,7 +102,13 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / DONE_FOLDER).mkdir(parents=True)
         file.write_text(text)
+    _sweep(partial)
     return partial
+
+
+def _sweep(partial: Path) -> None:
+    for folder in (partial / DONE_FOLDER, *map(partial.joinpath, (TRAIN, VALIDATION))):
+        remove_partial(folder)
 
 
 def _plan(
@@ -201,6 +208,7 @@ def _finish(
     write_manifest(partial, manifest)
     for leftover in (partial / _PLAN_FILE, partial / PROGRESS_FILE):
         leftover.unlink(missing_ok=True)
+    _sweep(partial)
     shutil.rmtree(partial / DONE_FOLDER)
     put_in_place(folder)
     return manifest
@@ -261,6 +269,7 @@ def _write_preparation(
             "modes": _sum(shard.modes for shard in shards),
             "short_sides": _sum(shard.short_sides for shard in shards),
             "exif_rotated": sum(shard.exif_rotated for shard in shards),
+            "exif_unreadable": sum(shard.exif_unreadable for shard in shards),
             "misnamed": sum(shard.misnamed for shard in shards),
         }
     text = json.dumps({"splits": found}, indent=2)

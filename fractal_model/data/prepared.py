@@ -6,13 +6,14 @@
 
 Decided here: images stay encoded until they are asked for; a shard is mapped when its first image
 is, and what was read is let go of again, so that a reader's memory stays small however large the
-data set is.
+data set is; so do its open files, which the system limits, often to 1,024.
 """
 
 from __future__ import annotations
 
 import mmap
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +35,8 @@ from fractal_model.data.store import LocalStore, Store, store_at
 from fractal_model.errors import FractalError, one_line
 
 _CHUNK = 128  # images held in memory at a time
+_OPEN_SHARDS = 256
+"""Each holds a file open. Of 256 MiB each: more than ImageNet at 256 px has."""
 _RELEASE_BYTES = 256 * 2**20
 _TOUCHED_BYTES = 2 * 2**20  # what the system may map around a byte that is read
 
@@ -92,7 +95,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
     def labels(self) -> np.ndarray:
         """int64 (N,), without decoding images."""
         shards = range(len(self.record.shards))
-        columns = [batch for shard in shards for batch in self._shard(shard).labels]
+        # Copied shard by shard: what is of a mapped file would keep it open.
+        columns = [np.concatenate(self._shard(shard).labels) for shard in shards]
         return np.concatenate([np.empty(0, np.int64), *columns])
 
     def in_order(self) -> Iterator[Example]:
@@ -107,15 +111,26 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return Example(image, label, index)
 
     def _shard(self, number: int) -> _Shard:
-        if self._shards[number] is None:
-            record = self.record.shards[number]
-            try:
-                file = self.store.local(record.file, record.bytes, self.manifest.checksum)
-                self._shards[number] = _Shard(file, record)
-            except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-                found = f"{record.file} cannot be opened ({one_line(error)})"
-                raise _damaged(self.store, self.name, found) from error
+        if number in self._shards:
+            self._shards.move_to_end(number)
+        else:
+            self._shards[number] = self._opened(self.record.shards[number])
+            if len(self._shards) > _OPEN_SHARDS:
+                oldest, _ = self._shards.popitem(last=False)
+                self._touched.discard(oldest)
         return self._shards[number]
+
+    def _opened(self, record: ShardRecord) -> _Shard:
+        try:
+            file = self.store.local(record.file, record.bytes, self.manifest.checksum)
+            return _Shard(file, record)
+        except FractalError:
+            raise
+        except (FileNotFoundError, ValueError, KeyError, pa.ArrowException) as error:
+            found = f"{record.file} cannot be opened ({one_line(error)})"
+            raise _damaged(self.store, self.name, found) from error
+        except OSError as error:
+            raise _unreadable(record.file, self.store, error) from error
 
     def _count_touched(self, number: int, encoded_bytes: int) -> None:
         """Lets go of pages now and then: read pages of a mapped file count as this process's."""
@@ -128,7 +143,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
             self._touched_bytes = 0
 
     def _forget(self) -> None:
-        self._shards: list[_Shard | None] = [None] * len(self.record.shards)
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()  # the one used last comes last
         self._touched: set[int] = set()
         self._touched_bytes = 0
 
@@ -186,8 +201,10 @@ def open_prepared(place: Path | str, split: str) -> PreparedSplit:
         for shard in manifest.splits[split].shards:
             try:
                 store.local(shard.file, shard.bytes, manifest.checksum)
-            except (OSError, ValueError) as error:
+            except (FileNotFoundError, ValueError) as error:
                 raise _damaged(store, split, one_line(error)) from error
+            except OSError as error:
+                raise _unreadable(shard.file, store, error) from error
     return PreparedSplit(store=store, name=split, manifest=manifest)
 
 
@@ -217,6 +234,13 @@ def verify_prepared(place: Path | str) -> None:
         if found != expected:
             sums = f"its checksum is {found.checksum[:12]}…, expected {expected.checksum[:12]}…"
             raise _damaged(split.store, name, sums)
+
+
+def _unreadable(file: str, store: Store, error: OSError) -> FractalError:
+    return FractalError(
+        f"{file} of {store} cannot be read ({one_line(error)}): mend that and run again, the data "
+        f"set itself may be whole"
+    )
 
 
 def _damaged(store: Store, split: str, found: str) -> FractalError:

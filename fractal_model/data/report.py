@@ -130,6 +130,8 @@ def _raw_images(dataset_folder: Path) -> dict[str, pd.DataFrame]:
     ]
     for split, found in splits.items():
         kinds.append((split, "EXIF orientation (not applied)", "rotated", found["exif_rotated"]))
+        # Of a data set that was prepared before these were counted, they are not known.
+        kinds.append((split, "EXIF", "unreadable", found.get("exif_unreadable", 0)))
         kinds.append((split, "name", "ends like another format", found["misnamed"]))
     return {
         "short-sides": _table(("short_side", "split", "images"), sorted(sides)),

@@ -6,21 +6,17 @@ Decided here: on one machine `datasets`' processes run the jobs (`in_processes`)
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections import Counter
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-import PIL.Image
-import psutil
 
 from fractal_model.config import StrictModel
-from fractal_model.data.crop import center_crop
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
-from fractal_model.data.shards import ShardWriter, shard_name
+from fractal_model.data.raw_images import RawCounts, UnusableImage, cropped, decoding_rules
+from fractal_model.data.shards import ShardWriter, partial_name, shard_name
 from fractal_model.data.sources.listing import ImageFile, Listing
 from fractal_model.data.sources.reading import SourceReader
 from fractal_model.errors import FractalError, one_line
@@ -32,10 +28,6 @@ if datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:
 DONE_FOLDER = "done"
 PROGRESS_FILE = "progress"
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Decoded. Others, such as PostScript, would start other programs."""
-_SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",)}
-_EXIF_ORIENTATION = 0x0112
 _PARENT_CHECK = 16  # images
 
 
@@ -91,6 +83,7 @@ class ShardDone(StrictModel):
     short_sides: dict[str, int]
     """In pixels, before the crop."""
     exif_rotated: int
+    exif_unreadable: int
     misnamed: int
     """Images whose name ends like another format."""
 
@@ -99,94 +92,61 @@ class ShardDone(StrictModel):
         return ShardDone.model_validate_json(file.read_text())
 
 
-class _Found:
-    """Counts what the raw images are like."""
-
-    def __init__(self) -> None:
-        self.formats: Counter[str] = Counter()
-        self.modes: Counter[str] = Counter()
-        self.short_sides: Counter[str] = Counter()
-        self.exif_rotated = self.misnamed = 0
-
-    def add(self, image: PIL.Image.Image, name: str) -> None:
-        self.formats[image.format] += 1
-        self.modes[image.mode] += 1
-        self.short_sides[str(min(image.size))] += 1
-        if "exif" in image.info:
-            self.exif_rotated += image.getexif().get(_EXIF_ORIENTATION, 1) not in (0, 1)
-        suffix, theirs = Path(name).suffix.lower(), _SUFFIXES.get(image.format, ())
-        known = any(suffix in endings for endings in _SUFFIXES.values())
-        self.misnamed += known and suffix not in theirs
-
-
 def build_shard(job: ShardJob) -> None:
-    """Writes the shard, its digests and, last, what is known of it."""
+    """Writes the shard, its digests and, last, what is known of it.
+
+    Raises FractalError when the source cannot be read. Ends the process when the one that waits
+    for the shard is gone: another run may be at work on it.
+    """
     listing = Listing.read(job.listing)
-    reader, found, quarantined = SourceReader(job.root), _Found(), []
+    reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
-    with ShardWriter(job.shard_file, listing.class_names) as shard, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of metadata: ImageNet has corrupt EXIF
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+    with ShardWriter(job.shard_file, listing.class_names) as shard, decoding_rules():
         for done, image in enumerate(listing.rows(job.split, job.start, job.stop)):
             counts[job.slot] = done
             if done % _PARENT_CHECK == 0:
                 _require_parent(job.parent)
+            content = _read(reader, image)
             try:
-                cropped = _cropped(reader, image, job.resolution, found)
-            except _Unusable as error:
+                shard.add(cropped(content, image.key, job.resolution, raw), image.label)
+            except UnusableImage as error:
                 quarantined.append(
                     QuarantinedFile(file=f"{job.split}/{image.key}", reason=str(error))
                 )
-            else:
-                shard.add(cropped, image.label)
+        _require_parent(job.parent)
     counts[job.slot] = len(job)
-    _write_done(job, shard, found, quarantined)
+    _write_done(job, shard, raw, quarantined)
 
 
 def _require_parent(parent: int) -> None:
-    """Ends this process when the one that waits for it was killed."""
-    if parent and not psutil.pid_exists(parent):
+    """Ends this process when the one that waits for it was killed.
+
+    Its number may be another process's by now, so that it is not looked for: a process whose
+    parent ends gets another parent.
+    """
+    if parent and parent not in (os.getpid(), os.getppid()):
         raise SystemExit(1)
 
 
-class _Unusable(Exception):
-    """Why an image is left out."""
-
-
-def _cropped(
-    reader: SourceReader, image: ImageFile, resolution: int, found: _Found
-) -> PIL.Image.Image:
+def _read(reader: SourceReader, image: ImageFile) -> bytes:
     try:
-        content = reader.read(image)
+        return reader.read(image)
     except OSError as error:  # not the image's fault: nothing is left out for it
         raise FractalError(
             f"{image.key} cannot be read ({one_line(error)}): make its source readable and run "
             f"again to go on, or register the source again if its images have changed"
         ) from error
-    if not content:
-        raise _Unusable("the file is empty")
-    try:
-        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            opened.load()
-            # `convert` would copy what is RGB already.
-            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
-            found.add(opened, image.key)
-    except PIL.UnidentifiedImageError:
-        raise _Unusable(f"not an image of {', '.join(FORMATS)}") from None
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        limit = PIL.Image.MAX_IMAGE_PIXELS
-        raise _Unusable(f"more than {limit:,} pixels, perhaps a decompression bomb") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise _Unusable(f"damaged: {one_line(error)}") from None
-    return center_crop(rgb, resolution)
 
 
 def _write_done(
-    job: ShardJob, shard: ShardWriter, found: _Found, quarantined: list[QuarantinedFile]
+    job: ShardJob, shard: ShardWriter, raw: RawCounts, quarantined: list[QuarantinedFile]
 ) -> None:
-    np.savez(job.digests_file, digests=shard.digests, labels=shard.labels)
-    done = ShardDone(record=shard.record(), quarantined=tuple(quarantined), **vars(found))
-    partial = job.done_file.with_suffix(".partial")
+    done = ShardDone(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
+    partial = partial_name(job.digests_file)
+    with partial.open("wb") as opened:
+        np.savez(opened, digests=shard.digests, labels=shard.labels)
+    partial.replace(job.digests_file)
+    partial = partial_name(job.done_file)
     partial.write_text(done.model_dump_json())
     partial.replace(job.done_file)
 

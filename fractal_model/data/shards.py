@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
+from uuid import uuid4
 
 import datasets
 import numpy as np
@@ -35,12 +36,24 @@ def shard_name(number: int) -> str:
     return f"data-{number:05d}.arrow"
 
 
+def partial_name(file: Path) -> Path:
+    """Where `file` is written until it is whole: a name that no other writer has, because one that
+    was left behind by a killed run, here or on another machine, may still be writing the same."""
+    return file.with_name(f".{file.name}.{uuid4().hex}.partial")
+
+
+def remove_partial(folder: Path) -> None:
+    """What writers that were killed left in `folder`."""
+    for file in folder.glob(".*.partial"):
+        file.unlink(missing_ok=True)
+
+
 class ShardWriter:
     """Writes one shard; use it in a `with`. Left by an error, it leaves nothing behind."""
 
     def __init__(self, file: Path, class_names: Sequence[str]) -> None:
         self._file = file
-        self._partial = file.with_name(f".{file.name}.partial")
+        self._partial = partial_name(file)
         self._features = split_features(class_names)
         self._encoded: list[bytes] = []
         self._labels: list[int] = []

@@ -38,7 +38,8 @@ class Store(Protocol):
     def local(self, name: str, size: int, version: str) -> Path:
         """The file's path on this machine, fetched first where it is remote.
 
-        Raises FileNotFoundError, OSError, and ValueError when it has not `size` bytes.
+        Raises FileNotFoundError, OSError, ValueError when it has not `size` bytes, and
+        FractalError when it cannot be fetched.
         """
 
 
@@ -76,11 +77,20 @@ class RemoteStore:
 
     def local(self, name: str, size: int, version: str) -> Path:
         path = self._cache / version[:16] / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.is_file() or path.stat().st_size != size:
-                self._fetch(name, path)
-            _require_size(path, size)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if not path.is_file() or path.stat().st_size != size:
+                    self._fetch(name, path)
+        except (FileNotFoundError, FractalError):
+            raise
+        except Exception as error:  # each object store has exceptions of its own
+            raise FractalError(
+                f"{name} of {self} cannot be fetched to {self._cache} ({one_line(error)}): check "
+                f"the access to the store and the cache's space and permissions ({CACHE_VARIABLE} "
+                f"moves it), and run again"
+            ) from error
+        _require_size(path, size)
         return path
 
     def _fetch(self, name: str, path: Path) -> None:

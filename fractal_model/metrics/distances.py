@@ -12,11 +12,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import (
     KEY_METRIC_FID,
-    fid_features_to_statistics,
     fid_statistics_to_metric,
 )
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
@@ -32,58 +30,10 @@ from torch_fidelity.metric_prc import (
 )
 
 from fractal_model.errors import FractalError
+from fractal_model.metrics.statistics import FeatureStatistics, checked_features
 
 PRECISION_RECALL_BATCH = 1000
 """Rows of distances at a time: 0.4 GB against 50,000 images."""
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureStatistics:
-    """What the Fréchet distance needs to know of a set of images."""
-
-    mean: np.ndarray
-    """float64 (D,)."""
-    covariance: np.ndarray
-    """float64 (D, D), with N − 1 in the denominator."""
-    count: int
-    """N, the number of images; 0 where whoever published the statistics does not say."""
-
-    @classmethod
-    def from_features(cls, features: Tensor) -> FeatureStatistics:
-        """Of features (N, D). Raises FractalError for fewer than 2 images or non-finite values."""
-        features = checked_features(features, "features", at_least=2)
-        found = fid_features_to_statistics(features)
-        return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
-
-
-class RunningStatistics:
-    """`FeatureStatistics` of features that pass by in batches, however many.
-
-    Sums are of differences from the first batch's mean, in float64: nothing cancels.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def add(self, features: Tensor) -> None:
-        """Features (N, D). Raises FractalError for non-finite values."""
-        batch = checked_features(features, "features").numpy().astype(np.float64)
-        if not self._count:
-            self._shift = batch.mean(axis=0)
-            self._sum = np.zeros_like(self._shift)
-            self._products = np.zeros((len(self._shift), len(self._shift)))
-        batch -= self._shift
-        self._count += len(batch)
-        self._sum += batch.sum(axis=0)
-        self._products += batch.T @ batch
-
-    def statistics(self) -> FeatureStatistics:
-        """Raises FractalError for fewer than 2 images."""
-        if self._count < 2:
-            raise FractalError(f"features: found {self._count} images, expected 2 or more")
-        mean = self._sum / self._count
-        covariance = (self._products - self._count * np.outer(mean, mean)) / (self._count - 1)
-        return FeatureStatistics(self._shift + mean, covariance, self._count)
 
 
 @dataclass(frozen=True)
@@ -205,26 +155,6 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
     logits = checked_features(logits, "logits", at_least=splits)
     found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
     return found[KEY_METRIC_ISC_MEAN]
-
-
-def checked_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:
-    """(N, D) as float64 in main memory.
-
-    Raises FractalError for another shape, fewer images than at_least, or non-finite values.
-    """
-    if features.ndim != 2:
-        raise FractalError(f"{what}: found shape {tuple(features.shape)}, expected (images, width)")
-    if len(features) < at_least:
-        raise FractalError(
-            f"{what}: found {len(features)} images, expected at least {at_least}; use more images"
-        )
-    bad = int((~torch.isfinite(features)).any(dim=1).sum())
-    if bad:
-        raise FractalError(
-            f"{what}: found NaN or infinity in {bad} of {len(features)} images, expected finite "
-            "numbers; check the images and the weights"
-        )
-    return features.detach().to("cpu", torch.float64)
 
 
 def _checked_pair(generated: Tensor, real: Tensor, *, at_least: int) -> tuple[Tensor, Tensor]:

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from fractal_model.errors import FractalError
 from fractal_model.metrics.distances import (
-    FeatureStatistics,
-    checked_features,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
 )
+from fractal_model.metrics.statistics import FeatureStatistics, checked_features
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,18 @@
 Decided here: an npz without pickled objects that names its data set and its networks by checksum,
 so that a comparison with the wrong one is refused. It has the mean and covariance of many images,
 for the Fréchet distance, and the features of a sample of them, for what needs single images. Mean
-and covariance may be ADM's published ones; the sample is then of our own network.
+and covariance may be ADM's published ones; the sample is then of our own network. Features of
+ImageNet take hours to days: a killed run goes on where its sums were last saved, and a file
+that was made of and with the same is kept.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +26,15 @@ from torch import Tensor
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.errors import FractalError, one_line
-from fractal_model.metrics.distances import FeatureStatistics, RunningStatistics
+from fractal_model.metrics import inception as inception_module
+from fractal_model.metrics import statistics as statistics_module
 from fractal_model.metrics.inception import InceptionFeatures, extract_features
+from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
 
 FORMAT_VERSION = 2
 OWN_IMAGES = "training images"
 _BATCH = 50
+_SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,28 +99,109 @@ def build_reference(
 ) -> Reference:
     """Statistics of `images` images of the split, a fixed random choice, and the features of the
     first `sample` of these; written to `file`. With `published`, its statistics, and the features
-    of its images where it has some.
+    of its images where it has some. A file there that was made so already is kept.
 
     FractalError when the split has fewer images.
     """
     chosen = chosen_images(split, images)
-    kept, running = [], RunningStatistics()
+    made_from = _made_from(split, inception, images, sample, published)
+    if _says(file, made_from):
+        return load_reference(file)
     if published is not None:
         chosen = chosen[:sample]
-    batches = _batches(split, chosen, published)
-    for number, batch in enumerate(batches):
-        features = extract_features([batch], inception)
-        if published is None:
-            running.add(features)
-        kept += [features[: max(0, sample - number * _BATCH)]]
+    sums = file.with_name(f".{file.name}.sums.npz")
+    extraction = _Extraction.resumed(sums, made_from)
+    for batch in _batches(split, chosen[extraction.done :], published, extraction.done):
+        extraction.add(extract_features([batch], inception), sample)
+        extraction.save_now_and_then(sums, made_from)
         if progress is not None:
-            progress(number * _BATCH + len(batch))
+            progress(extraction.done)
     if published is None:
-        statistics = running.statistics()
+        statistics = extraction.running.statistics()
     else:
         statistics = FeatureStatistics(published.mean, published.covariance, 0)
-    _write(file, statistics, torch.cat(kept), split, inception, published)
+    _write(file, statistics, extraction.features(), split, inception, published, made_from)
+    sums.unlink(missing_ok=True)
     return load_reference(file)
+
+
+class _Extraction:
+    """Features so far: sums of all, and the first ones themselves."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        """Images."""
+        self.running = RunningStatistics()
+        self._kept: list[Tensor] = []
+        self._saved = time.monotonic()
+
+    def add(self, features: Tensor, sample: int) -> None:
+        self.running.add(features)
+        self._kept.append(features[: max(0, sample - self.done)])
+        self.done += len(features)
+
+    def features(self) -> Tensor:
+        return torch.cat(self._kept)
+
+    def save_now_and_then(self, file: Path, made_from: str) -> None:
+        if time.monotonic() - self._saved < _SAVE_SECONDS:
+            return
+        state = {f"running_{name}": value for name, value in self.running.state().items()}
+        features = self.features().numpy()
+        _save_whole(file, made_from=made_from, done=self.done, features=features, **state)
+        self._saved = time.monotonic()
+
+    @classmethod
+    def resumed(cls, file: Path, made_from: str) -> _Extraction:
+        """As it was saved, or from the start: nothing is there, or of something else."""
+        extraction = cls()
+        if _says(file, made_from):
+            with np.load(file, allow_pickle=False) as content:
+                state = {name: content[f"running_{name}"] for name in RunningStatistics.STATE}
+                extraction.running = RunningStatistics.from_state(state)
+                extraction._kept = [torch.from_numpy(content["features"])]
+                extraction.done = int(content["done"])
+        return extraction
+
+
+def _made_from(
+    split: PreparedSplit,
+    inception: InceptionFeatures,
+    images: int,
+    sample: int,
+    published: PublishedStatistics | None,
+) -> str:
+    """All that decides a reference, as one checksum."""
+    content = hashlib.sha256()
+    for module in (inception_module, statistics_module):
+        content.update(Path(module.__file__).read_bytes())
+    if published is not None:
+        content.update(published.mean.tobytes())
+        content.update(published.covariance.tobytes())
+        if published.images is not None:
+            content.update(published.images.numpy().tobytes())
+    source = OWN_IMAGES if published is None else published.source
+    of = [split.manifest.checksum, split.name, inception.weights_checksum, source]
+    content.update(json.dumps([FORMAT_VERSION, _BATCH, images, sample, *of]).encode())
+    return content.hexdigest()
+
+
+def _says(file: Path, made_from: str) -> bool:
+    """Whether `file` is there, whole, and made from the same."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            whole = archive.testzip() is None
+        with np.load(file, allow_pickle=False) as content:
+            return whole and str(content["made_from"]) == made_from
+    except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile):
+        return False
+
+
+def _save_whole(file: Path, **content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial.npz")
+    np.savez(partial, **content)
+    partial.replace(file)
 
 
 def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:
@@ -129,10 +218,12 @@ def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:
 
 
 def _batches(
-    split: PreparedSplit, chosen: np.ndarray, published: PublishedStatistics | None
+    split: PreparedSplit, chosen: np.ndarray, published: PublishedStatistics | None, done: int
 ) -> Iterator[Tensor]:
+    """Of the images `chosen`, or of as many published ones after the first `done`."""
     if published is not None and published.images is not None:
-        yield from published.images[: len(chosen)].split(_BATCH)
+        if len(images := published.images[done : done + len(chosen)]):
+            yield from images.split(_BATCH)
         return
     for start in range(0, len(chosen), _BATCH):
         examples = split.__getitems__(chosen[start : start + _BATCH])
@@ -146,11 +237,11 @@ def _write(
     split: PreparedSplit,
     inception: InceptionFeatures,
     published: PublishedStatistics | None,
+    made_from: str,
 ) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial.npz")
-    np.savez(
-        partial,
+    _save_whole(
+        file,
+        made_from=made_from,
         format_version=FORMAT_VERSION,
         features=features.numpy(),
         mean=statistics.mean,
@@ -163,7 +254,6 @@ def _write(
         weights_checksum=inception.weights_checksum,
         preprocessing=split.manifest.preprocessing,
     )
-    partial.replace(file)
 
 
 def load_reference(file: Path) -> Reference:

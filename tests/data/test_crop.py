@@ -1,4 +1,4 @@
-"""The crop, pixel for pixel against ADM's written down once more."""
+"""The crop, pixel for pixel against ADM's written down once more, resizing included."""
 
 import math
 
@@ -6,24 +6,29 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fractal_model.data.crop import center_crop
+from fractal_model.data.crop import center_crop, pixels_of_crop
+from tests.data.pillow_arithmetic import BICUBIC, BOX, resized
 
 
 def by_the_paper(pixels: np.ndarray, side: int) -> np.ndarray:
     """Halve while the short side is twice the target, bicubic, centre: on arrays, not images."""
     while min(pixels.shape[:2]) >= 2 * side:
         height, width = (length // 2 for length in pixels.shape[:2])
-        pixels = resized(pixels, width, height, PIL.Image.Resampling.BOX)
+        pixels = resized(pixels, width, height, BOX)
     scale = side / min(pixels.shape[:2])
     height, width = (round(length * scale) for length in pixels.shape[:2])
-    pixels = resized(pixels, width, height, PIL.Image.Resampling.BICUBIC)
+    pixels = resized(pixels, width, height, BICUBIC)
     top = math.floor((pixels.shape[0] - side) / 2)
     left = math.floor((pixels.shape[1] - side) / 2)
     return pixels[top : top + side, left : left + side]
 
 
-def resized(pixels: np.ndarray, width: int, height: int, kind: int) -> np.ndarray:
-    return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), kind))
+def require_equal(width: int, height: int, side: int) -> None:
+    random = np.random.default_rng(width * height)
+    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found = np.asarray(center_crop(PIL.Image.fromarray(pixels), side))
+    assert found.shape == (side, side, 3)
+    assert (found == by_the_paper(pixels, side)).all()
 
 
 @pytest.mark.parametrize("side", [8, 64, 256])
@@ -32,17 +37,23 @@ def resized(pixels: np.ndarray, width: int, height: int, kind: int) -> np.ndarra
     [(500, 375), (375, 500), (501, 333), (64, 64), (127, 128), (3, 200), (1, 1), (2049, 1537)],
 )
 def test_equals_the_published_crop(width, height, side):
-    random = np.random.default_rng(width * height)
-    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = np.asarray(center_crop(PIL.Image.fromarray(pixels), side))
-    assert found.shape == (side, side, 3)
-    assert (found == by_the_paper(pixels, side)).all()
+    require_equal(width, height, side)
+
+
+@pytest.mark.parametrize(("width", "height"), [(6001, 4003), (2, 1), (1, 7), (9001, 257)])
+def test_huge_and_tiny_images(width, height):
+    require_equal(width, height, 64)
 
 
 def test_box_filter_is_a_mean_of_four():
-    """Not Pillow against Pillow: an even image at exactly twice the size, by arithmetic."""
+    """By arithmetic: an even image at exactly twice the size."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     rows = (pixels[:, 0::2].astype(int) + pixels[:, 1::2] + 1) // 2
     means = (rows[0::2] + rows[1::2] + 1) // 2
     found = np.asarray(center_crop(PIL.Image.fromarray(pixels), 8))
     assert (found == means[:, 2:10]).all()
+
+
+def test_pixels_that_the_crop_passes_through():
+    assert pixels_of_crop((64, 64), 16) == 256
+    assert pixels_of_crop((1000, 1), 64) == pixels_of_crop((1, 1000), 64) == 64_000 * 64

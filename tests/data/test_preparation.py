@@ -1,46 +1,26 @@
 """Preparing a registered source: the right pixels, the same bytes, nothing lost."""
 
-import io
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 
 from fractal_model.data import shard_job
-from fractal_model.data.crop import center_crop
-from fractal_model.data.manifest import Manifest, read_manifest
+from fractal_model.data.manifest import read_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import ShardJob, in_processes
+from fractal_model.data.shards import ShardWriter
 from fractal_model.data.sources.registry import register
 from fractal_model.errors import FractalError
 from tests.data import mini_imagenet as mini
-
-SIDE = 16
-
-
-def prepare(data: Path, processes: int = 1, share: float = 0.0, **changes: object) -> Manifest:
-    options = {"source": "imagenet", "resolution": SIDE, **changes}
-    return prepare_source(
-        data,
-        "imagenet16",
-        settings=PreparationConfig(max_quarantined_share=share, processes=processes),
-        run_jobs=lambda jobs: in_processes(jobs, processes),
-        **options,
-    )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+from tests.data.preparing import SIDE, contents, cropped, prepare
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +30,6 @@ def pristine(tmp_path_factory) -> Path:
     register(mini.write_tree(root / "raw"), root / "data", resolutions=(SIDE,))
     prepare(root / "data")
     return root / "data"
-
-
-def cropped(content: bytes) -> np.ndarray:
-    with PIL.Image.open(io.BytesIO(content)) as image:
-        return np.asarray(center_crop(image.convert("RGB"), SIDE))
 
 
 @pytest.mark.parametrize("form", mini.FORMS)
@@ -77,38 +52,6 @@ def test_each_form_gives_the_same_images(tmp_path, pristine, form):
         assert (example.image.permute(1, 2, 0).numpy() == cropped(content)).all()
         assert example.label == label
     verify_prepared(tmp_path / "data/imagenet16")
-
-
-def test_kinds_of_raw_images_are_counted(pristine):
-    found = json.loads((pristine / "imagenet16/preparation.json").read_text())["splits"]["train"]
-    assert found["formats"] == {"JPEG": 26, "PNG": 1}
-    assert found["modes"] == {"CMYK": 1, "L": 1, "RGB": 25}
-    assert (found["exif_rotated"], found["misnamed"]) == (1, 1)
-    assert sum(found["short_sides"].values()) == 27
-
-
-def test_other_kinds_become_rgb_as_pillow_does(tmp_path, recwarn):
-    photograph, folder = mini.photograph(0), tmp_path / "raw"
-    grey16 = PIL.Image.fromarray(np.linspace(0, 65535, 50 * 37).reshape(37, 50).astype(np.uint16))
-    kinds = {
-        "palette.png": mini.encoded(photograph.quantize(16), "PNG"),
-        "alpha.png": mini.encoded(photograph.convert("RGBA"), "PNG"),
-        "grey16.png": mini.encoded(grey16, "PNG"),
-        "bilevel.tiff": mini.encoded(photograph.convert("1"), "TIFF"),
-        "moving.gif": mini.encoded(photograph, "GIF", save_all=True, append_images=[photograph]),
-        "tiny.png": mini.encoded(mini.photograph(1, 1, 1), "PNG"),
-        "corrupt-exif.jpg": mini.encoded(photograph, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1"),
-    }
-    for name, content in kinds.items():
-        mini.put(folder / "train/one" / name, content)
-        mini.put(folder / "validation/one" / name, content)
-    register(folder, tmp_path / "data", name="kinds", resolutions=(SIDE,))
-    prepare(tmp_path / "data", source="kinds")
-    assert not [warning for warning in recwarn if warning.category is UserWarning]
-    split = open_prepared(tmp_path / "data/imagenet16", "train")
-    for example, name in zip(split.in_order(), sorted(kinds), strict=True):
-        found = example.image.permute(1, 2, 0).numpy()
-        assert (found == cropped(kinds[name])).all(), name
 
 
 def test_any_number_of_processes_gives_the_same_bytes(pristine, tmp_path, monkeypatch):
@@ -199,54 +142,6 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.005)
 
 
-def damaged_tree(root: Path) -> Path:
-    mini.write_tree(root)
-    folder = root / "train/n02012849"
-    whole = mini.encoded(mini.photograph(5))
-    (folder / "n02012849_0.JPEG").write_bytes(whole[: len(whole) // 2])
-    (folder / "n02012849_1.JPEG").write_bytes(b"<html>not found</html>")
-    (folder / "n02012849_2.JPEG").write_bytes(b"")
-    (folder / "n02012849_3.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9")
-    bomb = PIL.Image.new("1", (12_000, 12_000))
-    (folder / "n02012849_4.JPEG").write_bytes(mini.encoded(bomb, "PNG"))
-    return root
-
-
-REASONS = {
-    "n02012849_0.JPEG": "damaged: ",
-    "n02012849_1.JPEG": "not an image of JPEG, PNG,",
-    "n02012849_2.JPEG": "the file is empty",
-    "n02012849_3.JPEG": "not an image of JPEG, PNG,",
-    "n02012849_4.JPEG": "more than 89,478,485 pixels, perhaps a decompression bomb",
-}
-
-
-def test_damaged_images_are_left_out_with_the_reason(tmp_path):
-    register(damaged_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
-    manifest = prepare(tmp_path / "data", share=0.2)
-    found = {Path(entry.file).name: entry.reason for entry in manifest.quarantined}
-    assert found.keys() == REASONS.keys()
-    for name, reason in REASONS.items():
-        assert found[name].startswith(reason)
-    assert manifest.splits["train"].images_per_class == (9, 4, 9)
-    verify_prepared(tmp_path / "data/imagenet16")
-
-
-def test_too_many_damaged_images_fail(tmp_path):
-    data = tmp_path / "data"
-    register(damaged_tree(tmp_path / "raw"), data, resolutions=(SIDE,))
-    with pytest.raises(FractalError) as caught:
-        prepare(data, share=0.1)
-    message = str(caught.value)
-    assert message.startswith("5 of 33 images of imagenet16 cannot be used (15.15%, at most 10.00%")
-    assert "max_quarantined_share" in message and "\n" not in message
-    table = (data / "imagenet16-quarantined.csv").read_text()
-    assert all(name in table for name in REASONS)
-    assert not (data / "imagenet16").exists()
-    prepare(data, share=0.2)
-    assert not (data / "imagenet16-quarantined.csv").exists()
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_files_that_vanish_after_registering_stop_it(tmp_path, monkeypatch, processes):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
@@ -289,10 +184,58 @@ def test_shards_of_another_source_are_not_kept(tmp_path):
 
 def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
-    monkeypatch.setattr(shard_job, "center_crop", lambda *_: os._exit(1))
+    monkeypatch.setattr(shard_job, "cropped", lambda *_: os._exit(1))
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
     with pytest.raises(FractalError, match="a process of the preparation died.*to go on"):
         prepare(tmp_path / "data", 2)
+
+
+def jobs_of(data: Path) -> list[ShardJob]:
+    """What a run would build that was stopped before it built anything."""
+    found: list[ShardJob] = []
+
+    def stop(jobs: list[ShardJob]) -> None:
+        found.extend(jobs)
+        raise KeyboardInterrupt
+
+    settings = PreparationConfig(max_quarantined_share=0, processes=1)
+    options = {"source": "imagenet", "resolution": SIDE, "settings": settings}
+    with pytest.raises(KeyboardInterrupt):
+        prepare_source(data, "imagenet16", run_jobs=stop, **options)
+    return found
+
+
+def test_a_process_left_behind_ends_though_its_parents_number_is_in_use(pristine, tmp_path):
+    """Process 1 is always there, and is not who waits for the shard."""
+    register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
+    job = jobs_of(tmp_path / "data")[0]
+    with pytest.raises(SystemExit):
+        shard_job.build_shard(replace(job, parent=1))
+    assert not job.done_file.exists() and not list(job.shard_file.parent.iterdir())
+
+
+def test_a_process_left_behind_does_not_disturb_the_next_run(pristine, tmp_path, monkeypatch):
+    """It writes the same shard at the same time, and ends first, by an error."""
+    register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
+    left_behind = jobs_of(tmp_path / "data")[0]
+    (other := ShardWriter(left_behind.shard_file, ["a"])).__enter__()
+    partial = list(left_behind.shard_file.parent.iterdir())
+    ended = []
+
+    def add(shard: ShardWriter, *image: object) -> None:
+        if not ended:
+            other.__exit__(SystemExit, None, None)
+            ended.append(True)
+        original(shard, *image)
+
+    original = ShardWriter.add
+    monkeypatch.setattr(ShardWriter, "add", add)
+    jobs = jobs_of(tmp_path / "data")
+    assert partial and not partial[0].exists(), "the next run cleans up"
+    in_processes(jobs, 1)
+    (left_behind.shard_file.parent / partial[0].name).write_bytes(b"it was not over yet")
+    prepare(tmp_path / "data")
+    assert contents(tmp_path / "data/imagenet16") == contents(pristine / "imagenet16")
 
 
 def test_nothing_else_is_written(tmp_path):

@@ -181,6 +181,31 @@ def test_shards_are_limited_and_read_in_order(pristine, tmp_path):
     assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
 
+MANY_SHARDS = """
+import resource, sys
+from fractal_model.data import prepared
+split = prepared.open_prepared(sys.argv[1], "train")
+split[0]
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+images = [split[index % len(split)].image for index in range(2 * len(split))]
+assert all((one == other).all() for one, other in zip(images, images[len(split):]))
+assert len(split.labels()) == len(split)
+prepared._OPEN_SHARDS = 1000  # as if nothing were closed
+try:
+    split.labels()
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_open_files_are_few_however_many_shards(tmp_path):
+    write(tmp_path / "many", {"train": noise(400, 0)}, shard_images=1)
+    command = [sys.executable, "-c", MANY_SHARDS, str(tmp_path / "many")]
+    root = Path(__file__).parents[2]
+    found = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout
+    assert "cannot be read" in found and "Too many open files" in found and "damaged" not in found
+
+
 def test_hugging_face_datasets_opens_it(pristine):
     rows = datasets.load_from_disk(str(pristine / "train"))
     assert rows.features["label"].names == list(CLASSES) and len(rows) == 300

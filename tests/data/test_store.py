@@ -1,16 +1,18 @@
 """Prepared data sets in an object store: a real S3 server, on this machine."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 import s3fs
 import torch
+from botocore.exceptions import ConnectTimeoutError, NoCredentialsError
 from moto.server import ThreadedMotoServer
 
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared, verify_prepared
-from fractal_model.data.store import CACHE_VARIABLE
+from fractal_model.data.store import CACHE_VARIABLE, RemoteStore
 from fractal_model.data.writing import write_prepared
 from fractal_model.errors import FractalError
 
@@ -147,3 +149,38 @@ def test_no_server(bucket, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(FractalError, match="s3://prepared/noise cannot be read .*check the place"):
         open_prepared(ADDRESS, "train")
+
+
+def fails_to_fetch(split, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as caught:
+        split[20]
+    assert "\n" not in str(caught.value) and "damaged" not in str(caught.value)
+
+
+def test_a_server_that_goes_away_is_no_damage(bucket, monkeypatch):
+    split = open_prepared(ADDRESS, "train")
+    with monkeypatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        away.setenv("AWS_MAX_ATTEMPTS", "1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        fails_to_fetch(split, "data-00001.arrow of s3://prepared/noise cannot be fetched .*access")
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert split[20].index == 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoCredentialsError(),
+        ConnectTimeoutError(endpoint_url="http://there"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_the_store_or_the_cache_lacks_is_no_damage(bucket, monkeypatch, error):
+    split = open_prepared(ADDRESS, "train")
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(RemoteStore, "_fetch", refuse)
+    fails_to_fetch(split, f"cannot be fetched .*{CACHE_VARIABLE}")

@@ -9,12 +9,12 @@ from scipy.linalg import sqrtm
 
 from fractal_model.errors import FractalError
 from fractal_model.metrics.distances import (
-    FeatureStatistics,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
 )
+from fractal_model.metrics.statistics import FeatureStatistics
 
 
 def normal(count, width=8, *, seed, shift=0.0, scale=1.0):

@@ -10,10 +10,10 @@ import torch
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
 from fractal_model.errors import FractalError
-from fractal_model.metrics.distances import FeatureStatistics, RunningStatistics
 from fractal_model.metrics.evaluate import image_metrics
 from fractal_model.metrics.published import load_published
 from fractal_model.metrics.reference import build_reference, load_reference
+from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
 
 
 class Pixels:
@@ -166,3 +166,64 @@ def refused(file, message: str) -> None:
     with pytest.raises(FractalError, match=message) as caught:
         load_published(file, 64)
     assert "\n" not in str(caught.value)
+
+
+class Counted(Pixels):
+    """Fails after a number of batches, as if it were killed."""
+
+    def __init__(self, batches: int = 1000) -> None:
+        self.batches = batches
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.batches:
+            raise KeyboardInterrupt
+        self.batches -= 1
+        return super().__call__(images)
+
+
+def build(split, file, inception, images=130, sample=60, **options):
+    return build_reference(split, inception, file, images=images, sample=sample, **options)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(split, tmp_path, monkeypatch):
+    monkeypatch.setattr("fractal_model.metrics.reference._SAVE_SECONDS", 0)
+    whole, file = tmp_path / "whole.npz", tmp_path / "r.npz"
+    build(split, whole, Pixels())
+    with pytest.raises(KeyboardInterrupt):
+        build(split, file, Counted(2))
+    assert not file.exists()
+    inception, done = Counted(), []
+    build(split, file, inception, progress=done.append)
+    assert done == [130] and inception.batches == 999, "only the last batch was left"
+    assert file.read_bytes() == whole.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"r.npz", "whole.npz"}
+
+
+@pytest.mark.parametrize("damage", [True, False])
+def test_sums_of_something_else_or_damaged_are_not_used(split, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("fractal_model.metrics.reference._SAVE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        build(split, tmp_path / "r.npz", Counted(2))
+    if damage:
+        sums = tmp_path / ".r.npz.sums.npz"
+        content = bytearray(sums.read_bytes())
+        content[len(content) // 2] ^= 255
+        sums.write_bytes(content)
+    inception = Counted()
+    build(split, tmp_path / "r.npz", inception, sample=60 if damage else 61)
+    assert inception.batches == 997
+
+
+def test_an_equal_reference_is_kept_and_no_other(split, tmp_path):
+    file = tmp_path / "r.npz"
+    build(split, file, Pixels())
+    before, inception = file.stat().st_mtime_ns, Counted()
+    build(split, file, inception)
+    assert inception.batches == 1000 and file.stat().st_mtime_ns == before
+    build(split, file, inception, images=129)
+    assert inception.batches == 997
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    build(split, file, inception, images=129)
+    assert inception.batches == 994, "a damaged one is built again"

@@ -1,0 +1,107 @@
+"""Mean and covariance of features: what the Fréchet distance needs to know of a set of images.
+
+Apart from the distances, so that features of millions of images need not be extracted again when a
+distance changes. Shapes: N images with D features each; D is 2048 (Inception pool_3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics
+
+from fractal_model.errors import FractalError
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """What the Fréchet distance needs to know of a set of images."""
+
+    mean: np.ndarray
+    """float64 (D,)."""
+    covariance: np.ndarray
+    """float64 (D, D), with N − 1 in the denominator."""
+    count: int
+    """N, the number of images; 0 where whoever published the statistics does not say."""
+
+    @classmethod
+    def from_features(cls, features: Tensor) -> FeatureStatistics:
+        """Of features (N, D). Raises FractalError for fewer than 2 images or non-finite values."""
+        features = checked_features(features, "features", at_least=2)
+        found = fid_features_to_statistics(features)
+        return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
+
+
+class RunningStatistics:
+    """`FeatureStatistics` of features that pass by in batches, however many.
+
+    Sums are of differences from the first batch's mean, in float64: nothing cancels.
+    """
+
+    STATE = ("count", "shift", "sum", "products")
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything there is, to go on from with `from_state`; after the first batch."""
+        return {
+            "count": np.array(self._count),
+            "shift": self._shift,
+            "sum": self._sum,
+            "products": self._products,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        """Goes on exactly where `state` was taken."""
+        running = cls()
+        running._count = int(state["count"])
+        running._shift, running._sum = state["shift"], state["sum"]
+        running._products = state["products"]
+        return running
+
+    def add(self, features: Tensor) -> None:
+        """Features (N, D). Raises FractalError for non-finite values."""
+        batch = checked_features(features, "features").numpy().astype(np.float64)
+        if not self._count:
+            self._shift = batch.mean(axis=0)
+            self._sum = np.zeros_like(self._shift)
+            self._products = np.zeros((len(self._shift), len(self._shift)))
+        batch -= self._shift
+        self._count += len(batch)
+        self._sum += batch.sum(axis=0)
+        self._products += batch.T @ batch
+
+    def statistics(self) -> FeatureStatistics:
+        """Raises FractalError for fewer than 2 images."""
+        if self._count < 2:
+            raise FractalError(f"features: found {self._count} images, expected 2 or more")
+        mean = self._sum / self._count
+        covariance = (self._products - self._count * np.outer(mean, mean)) / (self._count - 1)
+        return FeatureStatistics(self._shift + mean, covariance, self._count)
+
+
+def checked_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:
+    """(N, D) as float64 in main memory.
+
+    Raises FractalError for another shape, fewer images than at_least, or non-finite values.
+    """
+    if features.ndim != 2:
+        raise FractalError(f"{what}: found shape {tuple(features.shape)}, expected (images, width)")
+    if len(features) < at_least:
+        raise FractalError(
+            f"{what}: found {len(features)} images, expected at least {at_least}; use more images"
+        )
+    bad = int((~torch.isfinite(features)).any(dim=1).sum())
+    if bad:
+        raise FractalError(
+            f"{what}: found NaN or infinity in {bad} of {len(features)} images, expected finite "
+            "numbers; check the images and the weights"
+        )
+    return features.detach().to("cpu", torch.float64)
