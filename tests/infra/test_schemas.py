@@ -35,7 +35,7 @@ def test_a_misspelt_field_is_found():
         kubernetes_validate.validate(wrong, NEWEST, strict=True)
 
 
-# The fields of ray.io/v1 that these files may use, after KubeRay's API reference (1.6).
+# The fields of ray.io/v1 that these files may use, written by hand: not KubeRay's CRD.
 STRING, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 START = {"type": "object", "additionalProperties": STRING}
 TEMPLATE = {"type": "object", "required": ["metadata", "spec"]}
