@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from prefect import Flow
 
-from fractal_model.console import HideUserErrors, errors_on_one_line, leave_interrupted
+from fractal_model.console import HideUserErrors, errors_on_one_line, leave_interrupted, run
 from fractal_model.params import DEFAULT_FILE, Params, load_params
 
 GRACE_SECONDS = 10.0
@@ -47,4 +47,4 @@ def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     with errors_on_one_line():
-        app()
+        run(app)

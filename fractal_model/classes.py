@@ -35,9 +35,10 @@ def _class_number(part: str, config: ModelConfig) -> int:
     if found:
         numbers = " and ".join(map(str, found))
         raise FractalError(f"class {part!r} is the name of classes {numbers}: give the number")
-    if part.isdecimal() and int(part) < config.num_classes:
+    if part.isascii() and part.isdecimal() and int(part) < config.num_classes:
         return int(part)
-    near = difflib.get_close_matches(part.casefold(), names, n=1)
+    is_number = part.lstrip("+-").isdecimal()
+    near = [] if is_number else difflib.get_close_matches(part.casefold(), names, n=1)
     hint = f", or did you mean {config.class_names[names.index(near[0])]!r}?" if near else ""
     raise FractalError(
         f"class {part!r} is unknown: this model knows 0 … {config.num_classes - 1} and "

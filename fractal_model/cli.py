@@ -15,7 +15,7 @@ from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
 from fractal_model.commands.planning import plan
 from fractal_model.commands.sample import sample
-from fractal_model.console import console, errors_on_one_line, say
+from fractal_model.console import console, errors_on_one_line, run, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
 
@@ -97,4 +97,4 @@ app.command("export")(checkpoints.export_model)
 
 def main() -> None:
     with errors_on_one_line():
-        app()
+        run(app)

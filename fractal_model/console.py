@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -91,6 +93,24 @@ def errors_on_one_line() -> Iterator[None]:
         print(f"error: {_of_the_system(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
+        leave_interrupted()
+
+
+def run(app: typer.Typer) -> None:
+    """The app; what is wrong about the words of a command is told on one line, exit code 2."""
+    command = typer.main.get_command(app)
+    try:
+        raise SystemExit(command.main(standalone_mode=False) or 0)
+    except typer.exceptions.TyperException as error:
+        text = error.format_message()
+        if "\n" in text:  # the help, for a group of commands without one of them
+            print(text)
+        else:
+            context = getattr(error, "ctx", None)
+            where = context.command_path if context is not None else Path(sys.argv[0]).name
+            print(f"error: {text.rstrip('.')}; see `{where} --help`", file=sys.stderr)
+        raise SystemExit(2) from error
+    except typer.Abort:
         leave_interrupted()
 
 

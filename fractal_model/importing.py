@@ -94,13 +94,19 @@ def import_published(
     file: Path, published: Published, size: Size, params: Params, folder: Path
 ) -> None:
     """Write a read checkpoint as one of ours, without optimiser state. FractalError: it is not of
-    this size (names the size that it is of), or the disk is full."""
+    this size (names the size that it is of), a weight is not finite, or the disk is full."""
     model = _empty_model(size.model)
     wrong = differences(model.state_dict(), published.weights)
     if wrong:
         raise FractalError(
             f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
         )
+    for name, tensor in published.weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise FractalError(
+                f"{file} is damaged or of a training that failed: {name} holds values that are "
+                f"not finite; take an earlier checkpoint"
+            )
     # Only now: a crafted shape would ask for any amount of memory.
     weights = {name: w.detach().float().contiguous() for name, w in published.weights.items()}
     model.load_state_dict(weights, assign=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fractal_model.errors import FractalError
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.pretrained import is_pretrained_folder
 from fractal_model.tracking import registry, store
@@ -25,8 +26,18 @@ def load_model(source: str, outputs: Path) -> FractalModel:
     if not source.startswith(REGISTRY_SCHEME):
         folder = Path(source)
         # What is left of an interrupted checkpoint must not pass for an exported model.
-        if not averaged and is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY):
+        if is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY):
+            if averaged:
+                raise FractalError(
+                    f"{folder} is an exported model, which has no moving average: leave out "
+                    f"{AVERAGED}, or give the checkpoint that it was exported from"
+                )
             return FractalModel.from_pretrained(folder)
+        if folder.is_dir() and not any((folder / name).exists() for name in CHECKPOINT_ONLY):
+            raise FractalError(
+                f"the folder {folder} holds neither a checkpoint nor an exported model: check the "
+                f"path"
+            )
         return load_checkpoint(folder).build_model(averaged=averaged)
     store.connect(outputs)
     return load_checkpoint(registry.fetch_checkpoint(source)).build_model(averaged=averaged)

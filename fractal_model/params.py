@@ -176,7 +176,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
             f"{file} is missing in {Path.cwd()}: run from the project's folder or give --params"
         ) from error
     except OSError as error:
-        raise FractalError(f"{file} cannot be read ({one_line(error)}): give a file") from error
+        raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FractalError(f"{file} is not valid YAML: {one_line(error)}") from error
     try:

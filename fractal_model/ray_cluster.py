@@ -30,7 +30,14 @@ def ray_cluster(cpus: int) -> Iterator[None]:
     if address:
         _connect(address, quiet)
     else:
-        ray.init(num_cpus=cpus, include_dashboard=False, runtime_env=_quoted_interpreter(), **quiet)
+        # "local": without it Ray would join any cluster that it finds running on this machine.
+        ray.init(
+            "local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            runtime_env=_quoted_interpreter(),
+            **quiet,
+        )
     try:
         yield
     finally:

@@ -7,8 +7,8 @@ in any order.
 
 from __future__ import annotations
 
-import os
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -73,12 +73,13 @@ def require_writable(folder: Path) -> None:
     """Make the folder where it is missing. FractalError: it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # what permissions say is not all
+            pass
     except OSError as error:
         raise FractalError(
-            f"the folder {folder} cannot be made ({error.strerror}): give --out another place"
+            f"the folder {folder} cannot be made or written to ({error.strerror}): give --out "
+            f"another place"
         ) from error
-    if not os.access(folder, os.W_OK):
-        raise FractalError(f"the folder {folder} cannot be written to: give --out another place")
 
 
 def _require_no_images(folder: Path) -> None:

@@ -105,6 +105,34 @@ def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bogus"], "No such command 'bogus'; see `"),
+        (["sample"], "Missing option '--model'; see `"),
+        (["sample", "--model", "x", "--out", "y", "--n", "abc"], "Invalid value for '--n': "),
+        (["sample", "--model", "x", "--out", ""], "Invalid value for '--out': it is empty: give"),
+        (["export", "--model", "x", "--out", " "], "Invalid value for '--out': it is empty: give"),
+    ],
+)
+def test_words_that_make_no_command_are_one_line(monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["fractal", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_nothing_asked_is_answered_with_the_help(monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["fractal", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert "Commands" in capsys.readouterr().out
+
+
 def test_make_refuses_an_old_python(tmp_path):
     old = tmp_path / "python3.9"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')

@@ -4,6 +4,7 @@ import pytest
 
 from fractal_model.errors import FractalError
 from fractal_model.model_source import load_model
+from tests.conftest import tiny_model
 
 
 def test_an_unknown_registered_model(tmp_path):
@@ -20,3 +21,14 @@ def test_nonsense_in_the_registry(tmp_path, source):
 def test_no_folder(tmp_path):
     with pytest.raises(FractalError, match="no checkpoint folder"):
         load_model(str(tmp_path / "none"), tmp_path)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(FractalError, match="holds neither a checkpoint nor an exported model"):
+        load_model(str(tmp_path), tmp_path)
+
+
+def test_an_exported_model_has_no_average(tmp_path):
+    tiny_model("ar").save_pretrained(tmp_path / "model")
+    with pytest.raises(FractalError, match="is an exported model, which has no moving average"):
+        load_model(f"{tmp_path / 'model'}#ema", tmp_path)

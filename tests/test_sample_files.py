@@ -73,6 +73,9 @@ def test_a_place_that_cannot_be_made(tmp_path, name):
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(FractalError, match="cannot be written to"):
+    def refuse(dir):  # root may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(FractalError, match="written to .Permission denied.: give --out"):
         open_writer(tmp_path / "x.png", LABELS, image_size=4, per_class=2)

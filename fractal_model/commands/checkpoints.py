@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import ParamsOption
+from fractal_model.commands.options import ModelOption, ParamsOption, path
 from fractal_model.console import progress_bar, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A downloaded checkpoint-last.pth.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=path, help="A downloaded checkpoint-last.pth.")
+    ],
     size: Annotated[str, typer.Option(help="The size of params.yaml that it is of.")],
-    out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+    out: Annotated[Path, typer.Option(parser=path, help="The folder to write; must not exist.")],
     register: Annotated[
         bool,
         typer.Option(
@@ -61,11 +63,8 @@ def import_checkpoint(
 
 
 def export_model(
-    model: Annotated[
-        str,
-        typer.Option("--model", help="A model's folder, or models:/fractal-digits@champion."),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(parser=path, help="The folder to write; must not exist.")],
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects it.

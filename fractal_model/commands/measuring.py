@@ -14,6 +14,7 @@ from fractal_model.commands.options import (
     ParamsOption,
     WorkersOption,
     parts_mapper,
+    path,
 )
 from fractal_model.console import progress_bar, say
 from fractal_model.params import DEFAULT_FILE, load_params
@@ -27,7 +28,9 @@ def likelihood(
     data: Annotated[
         str, typer.Option(help="A prepared data set: its folder, or its name in the data folder.")
     ],
-    split: Annotated[str, typer.Option(help="Which of its splits.")] = "validation",
+    split: Annotated[
+        str, typer.Option(help="Which of its splits: train or validation.")
+    ] = "validation",
     passes: Annotated[
         int, typer.Option(help="Mask draws an image; an AR model is exact and takes one.")
     ] = 16,
@@ -37,7 +40,9 @@ def likelihood(
     ] = False,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
-    out: Annotated[Path | None, typer.Option(help="A CSV file with every image's value.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="A CSV file with every image's value.")
+    ] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """How well a model predicts held-out images, in bits per dimension (lower is better).
@@ -78,8 +83,8 @@ def likelihood(
 
 def _summary(result: Likelihood, seed: int) -> str:
     count = len(result.per_image)
-    over_images = f"{result.standard_error:.4f} over images" if count > 1 else "of one image"
-    value = f"{result.mean:.4f} ± {over_images} bits/dim"
+    over_images = f"± {result.standard_error:.4f} over images" if count > 1 else "of one image"
+    value = f"{result.mean:.4f} bits/dim {over_images}"
     if result.exact:
         return f"{value}; exact, {count} images"
     error = result.monte_carlo_error

@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fractal_model.errors import FractalError
+
 if TYPE_CHECKING:
     from fractal_model.parts import MapParts
+
+
+def path(text: str | Path) -> Path:
+    """What an option names. An empty text, as of a variable that is not set, would be the folder
+    that the command runs in."""
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty: give a name")
+    return Path(text)
+
 
 ModelOption = Annotated[
     str,
@@ -43,6 +54,8 @@ def parts_mapper(workers: int | None) -> MapParts:
         from fractal_model.parts import in_this_process
 
         return in_this_process
+    if workers < 1:
+        raise FractalError(f"{workers} workers asked for: give 1 or more")
     from fractal_model.ray_workers import map_over_workers
 
     return partial(map_over_workers, workers=workers)

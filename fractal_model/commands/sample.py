@@ -14,6 +14,7 @@ from fractal_model.commands.options import (
     ParamsOption,
     WorkersOption,
     parts_mapper,
+    path,
 )
 from fractal_model.commands.sampling_options import (
     ClassesOption,
@@ -33,7 +34,9 @@ def sample(
     model: ModelOption,
     out: Annotated[
         Path,
-        typer.Option(help="x.png: a grid; x.npz: one array (ADM's format); a folder: PNG files."),
+        typer.Option(
+            parser=path, help="x.png: a grid; x.npz: one array (ADM's format); a folder: PNG files."
+        ),
     ],
     classes: ClassesOption = "none",
     n: Annotated[int, typer.Option("--n", help="Images of each class.")] = 16,
@@ -57,10 +60,10 @@ def sample(
     from fractal_model.parts import LARGEST_PART
     from fractal_model.sample_files import open_writer
 
+    require_request(classes, n, seed, batch_size)
     settings = load_params(params)
     network = load_model(model, settings.paths.outputs)
     asked = parse_classes(classes, network.config)
-    require_request(len(asked), n, seed, batch_size)
     sampling = sampling_settings(
         settings,
         network.config,
@@ -92,4 +95,5 @@ def sample(
     except BaseException:
         writer.discard()
         raise
-    say(f"{done} images, seeds {seed} … {seed + done - 1}: {out}")
+    seeds = f"seeds {seed} … {seed + done - 1}" if done > 1 else f"seed {seed}"
+    say(f"{done} {'images' if done > 1 else 'image'}, {seeds}: {out}")

@@ -13,6 +13,7 @@ from fractal_model.commands.options import (
     ParamsOption,
     WorkersOption,
     parts_mapper,
+    path,
 )
 from fractal_model.commands.sampling_options import (
     ClassesOption,
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 def edit(
     model: ModelOption,
-    image: Annotated[Path, typer.Option(help="The image, of the model's size.")],
+    image: Annotated[Path, typer.Option(parser=path, help="The image, of the model's size.")],
     classes: ClassesOption,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    out: Annotated[Path, typer.Option(parser=path, help="The PNG file to write.")],
     mask: Annotated[
-        Path | None, typer.Option(help="A picture: white is generated, black is kept.")
+        Path | None, typer.Option(parser=path, help="A picture: white is generated, black is kept.")
     ] = None,
     box: Annotated[
         str | None, typer.Option(help="TOP,LEFT,HEIGHT,WIDTH in pixels: generate this box.")
@@ -59,7 +60,9 @@ def edit(
     n: Annotated[int, typer.Option("--n", help="Variants of each class.")] = 1,
     grid: Annotated[
         Path | None,
-        typer.Option(help="Also a PNG with image, mask and variants side by side, enlarged."),
+        typer.Option(
+            parser=path, help="Also a PNG with image, mask and variants side by side, enlarged."
+        ),
     ] = None,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
@@ -92,10 +95,10 @@ def edit(
     for target in (out, grid or out):
         _require_png(target)
     _require_one_mask(mask, box, uncrop, outside)
+    require_request(classes, n, seed, batch_size)
     file = load_params(params)
     loaded = load_model(model, file.paths.outputs)
     labels = parse_classes(classes, loaded.config)
-    require_request(len(labels), n, seed, batch_size)
     _require_different(labels)
     settings = sampling_settings(
         file,
@@ -198,10 +201,13 @@ def _summary(files: list[Path]) -> str:
 def animate(
     model: ModelOption,
     classes: ClassesOption,
-    out: Annotated[Path, typer.Option(help="The animation to write: .gif or .webp.")],
+    out: Annotated[Path, typer.Option(parser=path, help="The animation to write: .gif or .webp.")],
     sheet: Annotated[
         Path | None,
-        typer.Option(help="The still picture of some of its moments, PNG. Default: beside --out."),
+        typer.Option(
+            parser=path,
+            help="The still picture of some of its moments, PNG. Default: beside --out.",
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option(help="Seed of the first class's image; the next has one more.")
@@ -228,6 +234,7 @@ def animate(
     from fractal_model.sample_files import require_writable_file
 
     sheet = sheet or out.with_suffix(".png")
+    require_request(classes, 1, seed)
     animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
     file = load_params(params)
     loaded = load_model(model, file.paths.outputs).to(compute_device())
@@ -241,7 +248,6 @@ def animate(
         order=order,
     )
     labels = torch.tensor(parse_classes(classes, loaded.config))
-    require_request(len(labels), 1, seed)
     for target in (out, sheet):
         require_writable_file(target)
     seeds = range(seed, seed + len(labels))
@@ -249,5 +255,5 @@ def animate(
         written = animation.animate(
             loaded, labels, seeds, settings, out, sheet=sheet, frames=frames, progress=update
         )
-    for path in written:
-        say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    for made in written:
+        say(f"{made}: {made.stat().st_size / 1000:.0f} kB")

@@ -50,6 +50,7 @@ OrderOption = Annotated[
 
 
 LARGEST_REQUEST = 1_000_000
+_SHOWN = 40
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
     "logit_scale": "logit scale above 0, at most 1000",
@@ -57,14 +58,15 @@ _ALLOWED = {
 }
 
 
-def require_request(classes: int, n: int, seed: int, batch_size: int | None = None) -> None:
+def require_request(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
     """`n` images of each class. FractalError: too many or none, a seed or batch out of range."""
     from fractal_model.randomness import LARGEST_SEED
 
-    total = classes * n
+    kinds = len(classes.split(","))
+    total = kinds * n
     if not 1 <= total <= LARGEST_REQUEST:
         raise FractalError(
-            f"{total} images asked for ({classes} classes of {n}): 1 … {LARGEST_REQUEST} at a "
+            f"{total} images asked for ({kinds} classes of {n}): 1 … {LARGEST_REQUEST} at a "
             f"time; go on with another --seed for more"
         )
     if not 0 <= seed <= LARGEST_SEED - total + 1:
@@ -90,6 +92,7 @@ def sampling_settings(
     their place. FractalError: the model is of no known size, or a value is not allowed."""
     from pydantic import ValidationError
 
+    from fractal_model.sampling.orders import require_order
     from fractal_model.sampling.settings import SamplingConfig
     from fractal_model.validation import describe
 
@@ -111,7 +114,13 @@ def sampling_settings(
         raise FractalError(
             f"{describe(error, SamplingConfig)}{f'; allowed: {allowed}' if allowed else ''}"
         ) from error
-    settings.level_iterations(model)
+    try:
+        settings.level_iterations(model)
+    except FractalError as error:
+        if iterations is not None or size is None:
+            raise
+        raise FractalError(f"the settings of size {size} do not fit the model: {error}") from error
+    require_order(settings.order, model)
     return settings
 
 
@@ -137,9 +146,10 @@ def _order(text: str) -> PatchOrder:
 def numbers(text: str, what: str, count: int | None) -> tuple[int, ...]:
     """Whole numbers with commas or blanks between them; `count` of them, or any number."""
     try:
-        numbers = tuple(int(part) for part in text.replace(",", " ").split())
+        found = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        raise FractalError(f"{what}: {error}; give whole numbers with commas") from error
-    if count is not None and len(numbers) != count:
-        raise FractalError(f"{what} {text!r} has {len(numbers)} numbers: give {count}")
-    return numbers
+        shown = repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
+        raise FractalError(f"{what}: {shown} given; give whole numbers with commas") from error
+    if count is not None and len(found) != count:
+        raise FractalError(f"{what} {text!r}: {count} numbers are wanted, {len(found)} given")
+    return found

@@ -322,6 +322,13 @@ def test_a_flipped_byte_anywhere_is_told_on_one_line(published, fractal, tmp_pat
     assert not any("\n" in line for line in told)
 
 
+def test_weights_of_a_training_that_failed(refused, published):
+    def spoil(content):
+        content["model"]["fake_latent"][0, 3] = float("nan")
+
+    assert "null_embedding holds values that are not finite" in refused(published(change=spoil))
+
+
 def test_a_weight_of_a_monstrous_shape_takes_no_memory(refused, published):
     """A tensor that is expanded has few bytes in the file."""
 

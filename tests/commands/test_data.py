@@ -194,7 +194,7 @@ def test_ray_data_gives_the_same_bytes(project, fractal, monkeypatch):
     shutil.rmtree(project / "data/imagenet16")
     import ray
 
-    address = ray.init(num_cpus=2, include_dashboard=False).address_info["gcs_address"]
+    address = ray.init("local", num_cpus=2, include_dashboard=False).address_info["gcs_address"]
     try:
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert fractal("data", "prepare", "imagenet16")[0] == 0

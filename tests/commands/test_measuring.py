@@ -32,7 +32,7 @@ def test_prints_the_mean_and_writes_every_image(workplace, tmp_path):
     assert found["index"].tolist() == list(range(11))
     assert found["label"].tolist() == labels.tolist()
     assert found["bits_per_dim"].tolist() == expected.mean(1).tolist()
-    assert f"{expected.mean():.4f} ±" in said
+    assert f"{expected.mean():.4f} bits/dim ±" in said
     assert "upper bound, Monte Carlo error of the masks at most about 0." in said
     assert "3 passes, 11 images, seed 5" in said
 
