@@ -10,7 +10,8 @@ import pytest
 
 from fractal_model.errors import FractalError
 from fractal_model.ray_cluster import ray_cluster
-from fractal_model.training.ray_training import TrainingJob, run_training
+from fractal_model.training.job import TrainingJob
+from fractal_model.training.ray_training import run_training
 from tests.conftest import tiny_config
 from tests.training.test_trainer import RECIPE
 
@@ -51,10 +52,13 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
     job = TrainingJob(
         size="t",
         model=tiny_config("mar"),
-        recipe=RECIPE.model_copy(update={"workers": 4}),
+        recipe=RECIPE.model_copy(update={"workers": 4, "min_workers": 4}),
         data=Path("nowhere"),
-        runs=tmp_path,
+        storage=str(tmp_path),
+        local=tmp_path,
         fingerprint="0" * 64,
+        tracking_uri="",
+        run_id="",
     )
-    with ray_cluster(1), pytest.raises(FractalError, match="need 4 CPUs, the Ray cluster has 1"):
+    with ray_cluster(1), pytest.raises(FractalError, match="need 4 CPU, the Ray cluster has 1"):
         run_training(job, on_report=print)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from fractal_model.training.trainer import Trainer, step_seed
+from fractal_model.training.trainer import NotFiniteError, Trainer, step_seed
 from tests.conftest import random_images, tiny_config
 from tests.test_params import SHIPPED
 
@@ -38,7 +40,8 @@ def test_loss_falls():
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_activation_checkpointing_changes_no_gradient(kind):
+@pytest.mark.parametrize("choice", ["everywhere", "some levels"])
+def test_activation_checkpointing_changes_no_gradient(kind, choice):
     """Dropout is on: what is computed again must draw the same numbers."""
     plain, checkpointed = (
         Trainer(
@@ -48,6 +51,16 @@ def test_activation_checkpointing_changes_no_gradient(kind):
         )
         for on in (False, True)
     )
+    if choice == "some levels":
+        levels = len(plain.model.levels)
+        some = RECIPE.model_copy(
+            update={"activation_checkpointing": (True,) + (False,) * (levels - 1) + (True,)}
+        )
+        checkpointed = Trainer(tiny_config(kind, dropout=0.1), some, images=16)
+        assert [block.recompute for block in checkpointed.model.levels[0].blocks] == [True]
+        assert [b.recompute for lv in checkpointed.model.levels[1:] for b in lv.blocks] == [
+            False
+        ] * (levels - 1)
     side = plain.model.config.image_size
     batch = BATCH._replace(images=random_images(8, size=side))
     for _ in range(2):
@@ -130,9 +143,39 @@ def test_not_finite_stops_before_the_step():
         found.model.null_embedding.fill_(float("nan"))
         found.model.class_embedding.weight.fill_(float("nan"))
     before = found.model.pixel.codebooks[0].weight.detach().clone()
-    with pytest.raises(FractalError, match=r"step 0 .*\[0, 1, 2, 3, 4, 5, 6, 7\]"):
+    with pytest.raises(NotFiniteError, match=r"step 0 .*\[0, 1, 2, 3, 4, 5, 6, 7\]") as caught:
         found.step(BATCH)
+    again = pickle.loads(pickle.dumps(caught.value))  # as Ray brings it to the driver
+    assert (str(again), again.position, again.images) == (str(caught.value), 0, tuple(range(8)))
     assert found.model.pixel.codebooks[0].weight.equal(before)
+
+
+def test_beginning_again_forgets_everything():
+    found, fresh = trainer(ema_decay=0.9), trainer(ema_decay=0.9)
+    for _ in range(2):
+        found.step(BATCH)
+    found.start_again()
+    assert found.position == 0
+    for _ in range(3):
+        assert found.step(BATCH).loss.equal(fresh.step(BATCH).loss)
+    assert all(a.equal(b) for a, b in zip(weights(found), weights(fresh), strict=True))
+    averages = zip(found.ema.parameters(), fresh.ema.parameters(), strict=True)
+    assert all(a.equal(b) for a, b in averages)
+
+
+def test_a_batch_left_out_is_counted():
+    found, before = trainer(), weights(trainer())
+    found.skip()
+    assert found.position == 8 and found.steps == 1
+    assert all(a.equal(b) for a, b in zip(weights(found), before, strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_plain_ones_do():
+    plain, compiled = trainer("ar"), trainer("ar", compile=True)
+    for _ in range(2):
+        expected, found = plain.step(BATCH), compiled.step(BATCH)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-3)
 
 
 def test_biases_and_norms_do_not_decay():
