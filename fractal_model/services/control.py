@@ -17,7 +17,7 @@ from fractal_model.services.configuration import (
     shell_lines,
     supervisor_configuration,
 )
-from fractal_model.services.deployments import deploy, log_end
+from fractal_model.services.deployments import deploy, log_end, pause, wait_until_ended
 from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.health import checks
 from fractal_model.services.prefect_settings import remove_settings, write_settings
@@ -128,9 +128,13 @@ class Services:
 
     def _stop(self, run: Path) -> None:
         supervisor = Supervisor(run)
-        # Flow runs end while the server is there to be told; they have sessions of their own.
-        supervisor.stop_program("worker")
-        processes.end(processes.marked(str(run), FLOW_RUN), grace_seconds=FLOW_GRACE_SECONDS)
+        # Flow runs have sessions of their own, so supervisord does not reach them. They end while
+        # the worker is there to tell Prefect.
+        flow_runs = processes.marked(str(run), FLOW_RUN)
+        if flow_runs:
+            pause(self.config)
+            processes.end(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
+            wait_until_ended(self.config, seconds=10)
         supervisor.shut_down()
         processes.end(processes.marked(str(run)), grace_seconds=5)
         remove_settings(self.folder.prefect_settings)

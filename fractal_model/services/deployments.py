@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
+
+import httpx
 
 from fractal_model.errors import FractalError
 from fractal_model.services.configuration import WORK_POOL, client_environment
@@ -46,6 +50,30 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
                     f"`prefect {' '.join(command)}` failed: {log_end(folder, 'deploy')}"
                 )
     return [line.split("'")[1] for line in log.read_text().splitlines() if "successfully" in line]
+
+
+def pause(config: ServicesConfig) -> None:
+    """The worker takes nothing new; the next `deploy` ends it."""
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(trust_env=False) as client:
+        client.patch(f"{config.prefect_api}/work_pools/{WORK_POOL}", json={"is_paused": True})
+
+
+def wait_until_ended(config: ServicesConfig, *, seconds: float) -> None:
+    """Until Prefect knows that no flow run of the work pool runs, at most so long.
+
+    One that it believed to be running would hold up the next run of its deployment.
+    """
+    query = {
+        "work_pools": {"name": {"any_": [WORK_POOL]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},
+    }
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(httpx.HTTPError), httpx.Client(trust_env=False) as client:
+        while time.monotonic() < deadline:
+            found = client.post(f"{config.prefect_api}/flow_runs/filter", json=query)
+            if found.status_code != 200 or not found.json():
+                return
+            time.sleep(0.5)
 
 
 def log_end(folder: ServicesFolder, service: str, lines: int = 4) -> str:

@@ -35,9 +35,6 @@ class Supervisor:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        transport = SupervisorTransport(None, None, f"unix://{run}/socket")
-        # The address is not used: the transport goes through the socket.
-        self._server = xmlrpc.client.ServerProxy("http://127.0.0.1", transport)
 
     def start(self, configuration: str, environment: dict[str, str]) -> None:
         """Start it in the background. FractalError: it does not start."""
@@ -56,7 +53,10 @@ class Supervisor:
         )
 
     def _call(self, method: str, *arguments: object) -> Any:
-        return getattr(self._server.supervisor, method)(*arguments)
+        transport = SupervisorTransport(None, None, f"unix://{self._run}/socket")
+        # The address is not used: the transport goes through the socket.
+        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport) as server:
+            return getattr(server.supervisor, method)(*arguments)
 
     def running(self) -> bool:
         """It answers."""
@@ -80,11 +80,6 @@ class Supervisor:
         """Without waiting; its state says how it went."""
         with contextlib.suppress(xmlrpc.client.Fault):
             self._call("startProcess", name, False)
-
-    def stop_program(self, name: str) -> None:
-        """And wait for its end; one that does not run is left alone."""
-        with contextlib.suppress(OSError, xmlrpc.client.Error):
-            self._call("stopProcess", name, True)
 
     def shut_down(self) -> None:
         """Stop all programs, in the opposite order of their start, and supervisord itself."""
