@@ -110,11 +110,13 @@ def test_what_a_killed_supervisord_left_is_stopped(services, monkeypatch):
     services._checks = dict.fromkeys(services._checks, lambda: True)
     services.up(print)
     run = services.folder.run
-    daemon = psutil.Process(int((run / "supervisord.pid").read_text()))
-    daemon.kill()
-    daemon.wait(10)
-    assert len(processes.marked(str(run))) == 4
-    services.down()
+    try:
+        daemon = psutil.Process(int((run / "supervisord.pid").read_text()))
+        daemon.kill()
+        daemon.wait(10)
+        assert len(processes.marked(str(run))) == 4
+    finally:
+        services.down()
     assert processes.marked(str(run)) == []
 
 
