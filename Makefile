@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo benchmark-data test test-all ui lint clean
+.PHONY: help install demo up down status benchmark-data test test-all ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,6 +29,15 @@ demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (8 to 1
 	$(RUN) dvc repro --quiet
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
+
+up: $(INSTALLED) ## start Prefect, MLflow and Ray on this machine
+	$(RUN) python -m fractal_model services up
+
+down: $(INSTALLED) ## stop what `make up` started
+	$(RUN) python -m fractal_model services down
+
+status: $(INSTALLED) ## what of it runs where
+	$(RUN) python -m fractal_model services status
 
 benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillow
 	$(RUN) python -m tests.benchmarks.data

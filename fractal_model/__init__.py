@@ -24,7 +24,7 @@ _ENVIRONMENT = {
     # Without a server Prefect starts one for the run; a busy laptop needs more than its 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
 }
-_LOCAL_RAY = {
+LOCAL_RAY = {
     # A Ray of our own has the address 127.0.0.1 (the name speaks of systems where that is the
     # default) and asks for a token; and it does not warn of workers without a GPU seeing them all.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -34,7 +34,7 @@ _LOCAL_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 if not os.environ.get("RAY_ADDRESS"):
-    _ENVIRONMENT |= _LOCAL_RAY
+    _ENVIRONMENT |= LOCAL_RAY
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 

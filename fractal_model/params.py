@@ -15,6 +15,7 @@ from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.services.settings import ServicesConfig
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.validation import describe
 
@@ -97,6 +98,7 @@ class Params(StrictModel):
     datasets: DatasetsConfig
     preparation: PreparationConfig
     metrics: MetricsConfig
+    services: Annotated[ServicesConfig, Field(default_factory=ServicesConfig)]
     models: dict[SizeName, Architecture]
     training: dict[str, TrainingConfig]
     sampling: dict[str, SamplingConfig]

@@ -1,0 +1,59 @@
+"""`fractal services up | down | status`: the servers on this machine; `make up` and so on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import typer
+from rich.table import Table
+
+from fractal_model.commands.options import ParamsOption
+from fractal_model.console import console, say
+from fractal_model.params import DEFAULT_FILE, load_params
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fractal_model.services.control import Services
+
+app = typer.Typer(
+    help="Prefect, MLflow and Ray on this machine, on loopback.", no_args_is_help=True
+)
+
+
+def _services(params: Path) -> Services:
+    from fractal_model.services.control import Services
+
+    return Services(params, load_params(params))
+
+
+@app.command()
+def up(params: ParamsOption = DEFAULT_FILE) -> None:
+    """Start them and wait until all answer."""
+    services = _services(params)
+    begin = time.monotonic()
+    services.up(say)
+    say(f"all up after {time.monotonic() - begin:.0f} s; train with")
+    say("  prefect deployment run train-fractal/digits --watch")
+    say("logs: outputs/services/*.log; stop with `make down`")
+
+
+@app.command()
+def down(params: ParamsOption = DEFAULT_FILE) -> None:
+    """Stop what `up` started, and nothing else."""
+    stopped = _services(params).down()
+    say(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+@app.command()
+def status(params: ParamsOption = DEFAULT_FILE) -> None:
+    """What runs where."""
+    found = _services(params).status()
+    if not found:
+        say("nothing is running: `make up` starts the servers")
+        return
+    table = Table("service", "state", "process", "address")
+    for service in found:
+        table.add_row(service.name, service.state, str(service.pid or ""), service.address)
+    console.print(table)

@@ -1,0 +1,132 @@
+"""What the servers are started with: supervisord's configuration and the environment."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from fractal_model import LOCAL_RAY
+from fractal_model.services.folder import ServicesFolder
+from fractal_model.services.settings import ServicesConfig
+
+SERVICES = ("prefect", "mlflow", "ray", "worker")
+"""In the order of starting; stopped in the opposite one."""
+WORK_POOL = "fractal"
+MARK = "FRACTAL_SERVICES"
+"""The environment variable that every process of the servers inherits; its value is the run
+folder."""
+FOREIGN = (
+    "PREFECT_API_URL",
+    "PREFECT_API_KEY",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_PROFILE",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "RAY_ADDRESS",
+    "RAY_AUTH_TOKEN",
+)
+"""Of the person's shell; they may name servers elsewhere."""
+
+
+def server_environment(folder: ServicesFolder, run: Path, outputs: Path) -> dict[str, str]:
+    """The environment of supervisord and of all that it starts."""
+    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    mlflow = outputs / "mlflow"
+    defaults = {
+        # The store that is used without a server too: earlier runs are seen, later ones kept.
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{mlflow / 'mlflow.db'}",
+    }
+    return {
+        **LOCAL_RAY,
+        **defaults,
+        **inherited,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder.token),
+        # Nothing is moved to another node when the only one stops.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (mlflow / "artifacts").as_uri(),
+        "PREFECT_HOME": str(folder.state / "prefect"),
+        "PATH": f"{run}/python/bin:{os.environ.get('PATH', os.defpath)}",
+        MARK: str(run),
+    }
+
+
+def client_environment(config: ServicesConfig, token: Path) -> dict[str, str]:
+    """What a program needs to use the servers."""
+    return {
+        "PREFECT_API_URL": config.prefect_api,
+        "MLFLOW_TRACKING_URI": config.mlflow_address,
+        "RAY_ADDRESS": config.ray_jobs,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+
+
+def shell_lines(config: ServicesConfig, token: Path) -> str:
+    """The same, for a shell to source."""
+    variables = client_environment(config, token).items()
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables)
+
+
+def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
+    cpus = f"--num-cpus {config.ray_cpus}" if config.ray_cpus else ""
+    # In this text there is no space but between words: the run folder's path has none.
+    words = {
+        "prefect": f"prefect server start --host 127.0.0.1 --port {config.prefect}",
+        # Clients are on this machine: they write artifacts themselves, as without a server.
+        "mlflow": f"mlflow server --host 127.0.0.1 --port {config.mlflow} --workers 1 "
+        "--no-serve-artifacts",
+        # Port 0 is any free one: Ray's fixed ones would meet those of another Ray.
+        "ray": "ray.scripts.scripts start --head --block --disable-usage-stats "
+        f"--node-ip-address 127.0.0.1 --port {config.ray} --dashboard-host 127.0.0.1 "
+        f"--dashboard-port {config.ray_dashboard} --ray-client-server-port {config.ray_client} "
+        "--dashboard-agent-listen-port 0 --min-worker-port 0 --max-worker-port 0 "
+        f"--temp-dir {run}/ray {cpus}",
+        "worker": f"prefect worker start --pool {WORK_POOL} --type process --name this-machine "
+        "--install-policy never",
+    }
+    python = f"{run}/python/bin/python"
+    return {name: f"{python} -m {words[name].strip()}" for name in SERVICES}
+
+
+def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run: Path) -> str:
+    """The text of supervisord.conf. It names files through the run folder alone."""
+    lines = [
+        "[supervisord]",
+        "identifier=fractal",
+        f"directory={run}/state",
+        f"logfile={run}/state/supervisord.log",
+        f"pidfile={run}/supervisord.pid",
+        "strip_ansi=true",
+        "[unix_http_server]",
+        f"file={run}/socket",
+        "chmod=0700",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+    ]
+    for priority, (name, command) in enumerate(_commands(config, run).items(), start=1):
+        lines += [f"[program:{name}]", f"command={command}"]
+        lines += [f"priority={priority}", *_PROGRAM]
+        lines += [f"stdout_logfile={run}/state/{name}.log"]
+        if name == "worker":
+            # Started once Prefect answers and the deployments are known.
+            variables = client_environment(config, folder.token)
+            del variables["RAY_AUTH_TOKEN_PATH"]  # inherited; a path may hold any character
+            settings = ",".join(f'{key}="{value}"' for key, value in variables.items())
+            lines += ["autostart=false", f"directory={run}/project", f"environment={settings}"]
+    return "\n".join(lines) + "\n"
+
+
+_PROGRAM = (
+    "startsecs=2",
+    "startretries=0",
+    "autorestart=unexpected",
+    "stopasgroup=true",
+    "killasgroup=true",
+    "stopwaitsecs=20",
+    "redirect_stderr=true",
+    "stdout_logfile_maxbytes=10MB",
+    "stdout_logfile_backups=1",
+)

@@ -1,0 +1,165 @@
+"""Up, down and status of a project's servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fractal_model.errors import FractalError
+from fractal_model.locks import only_one
+from fractal_model.params import Params
+from fractal_model.services import processes
+from fractal_model.services.configuration import (
+    SERVICES,
+    server_environment,
+    shell_lines,
+    supervisor_configuration,
+)
+from fractal_model.services.deployments import deploy, log_end, pause, wait_until_ended
+from fractal_model.services.folder import ServicesFolder
+from fractal_model.services.health import checks
+from fractal_model.services.prefect_settings import remove_settings, write_settings
+from fractal_model.services.settings import ServicesConfig
+from fractal_model.services.supervisor import DEAD, Supervisor
+
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"
+"""In the environment of a flow run's process."""
+FLOW_GRACE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """What `status` says of one service."""
+
+    name: str
+    state: str
+    """`healthy`, `not answering`, or supervisord's word for it."""
+    pid: int
+    address: str
+
+
+class Services:
+    """The servers of the project that a settings file belongs to."""
+
+    def __init__(self, params_file: Path, params: Params) -> None:
+        self.config: ServicesConfig = params.services
+        self.folder = ServicesFolder.of(params_file, params.paths.outputs)
+        self._outputs = params.paths.outputs
+        self._checks = checks(self.config, self.folder.token)
+
+    def up(self, say: Callable[[str], None]) -> None:
+        """Start all and wait until they answer; `say` gets a line for each.
+
+        FractalError: they run already, a port is taken, a service dies or does not answer (all are
+        stopped again then).
+        """
+        with only_one(self.folder.state / "starting.lock"):
+            self._require_nothing_running()
+            for needed in ("prefect.yaml", "flows/train.py"):
+                if not (self.folder.project / needed).is_file():
+                    raise FractalError(
+                        f"{self.folder.project} has no {needed}: run from the project's folder"
+                    )
+            processes.require_free_ports(self.config)
+            run = self.folder.create_run()
+            try:
+                self._start(run, say)
+            except BaseException:
+                self._stop(run)
+                raise
+
+    def _require_nothing_running(self) -> None:
+        run = self.folder.run
+        if run is None:
+            return
+        supervisor = Supervisor(run)
+        if supervisor.running():
+            states = ", ".join(f"{s.name} {s.state}" for s in self.status())
+            raise FractalError(f"the servers run already ({states}): `make down` stops them")
+        self._stop(run)  # what a machine or supervisord that was switched off has left
+
+    def _start(self, run: Path, say: Callable[[str], None]) -> None:
+        (self._outputs / "mlflow").mkdir(parents=True, exist_ok=True)
+        for name in SERVICES:
+            self.folder.log(name).unlink(missing_ok=True)
+        supervisor = Supervisor(run)
+        supervisor.start(
+            supervisor_configuration(self.config, self.folder, run),
+            server_environment(self.folder, run, self._outputs),
+        )
+        self._wait_for("prefect", supervisor, say)
+        names = deploy(self.config, self.folder)
+        say(f"deployments: {', '.join(names)}")
+        supervisor.start_program("worker")
+        for name in ("mlflow", "ray", "worker"):
+            self._wait_for(name, supervisor, say)
+        self.folder.environment.write_text(shell_lines(self.config, self.folder.token))
+        write_settings(self.folder.prefect_settings, self.config)
+
+    def _wait_for(self, name: str, supervisor: Supervisor, say: Callable[[str], None]) -> None:
+        begin = time.monotonic()
+        while not self._checks[name]():
+            program = supervisor.programs().get(name)
+            if program is None or program.state in DEAD:
+                raise FractalError(f"{name} ended at its start: {log_end(self.folder, name)}")
+            if time.monotonic() - begin > self.config.startup_seconds:
+                raise FractalError(
+                    f"{name} does not answer after {self.config.startup_seconds} s (services."
+                    f"startup_seconds in params.yaml): {log_end(self.folder, name)}"
+                )
+            time.sleep(0.5)
+        say(f"{name} is up: {self.addresses()[name]}")
+
+    def down(self) -> list[str]:
+        """Stop what `up` started; the names of the services that ran.
+
+        Only processes with the mark of this project's run folder are touched.
+        """
+        with only_one(self.folder.state / "starting.lock"):
+            run = self.folder.run
+            if run is None:
+                remove_settings(self.folder.prefect_settings)
+                return []
+            ran = [p.name for p in Supervisor(run).programs().values() if p.pid]
+            self._stop(run)
+            return ran
+
+    def _stop(self, run: Path) -> None:
+        supervisor = Supervisor(run)
+        # Flow runs have sessions of their own, so supervisord does not reach them. They end while
+        # the worker is there to tell Prefect.
+        flow_runs = processes.marked(str(run), FLOW_RUN)
+        if flow_runs:
+            pause(self.config)
+            processes.end(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
+            wait_until_ended(self.config, seconds=10)
+        supervisor.shut_down()
+        processes.end(processes.marked(str(run)), grace_seconds=5)
+        remove_settings(self.folder.prefect_settings)
+        self.folder.environment.unlink(missing_ok=True)
+        self.folder.remove_run(run)
+
+    def status(self) -> list[ServiceStatus]:
+        """Of each service; empty when nothing was started."""
+        run = self.folder.run
+        programs = Supervisor(run).programs() if run is not None else {}
+        found = []
+        for name in SERVICES:
+            if name in programs:
+                program = programs[name]
+                state = program.state.lower()
+                if program.pid:
+                    state = "healthy" if self._checks[name]() else "not answering"
+                found.append(ServiceStatus(name, state, program.pid, self.addresses()[name]))
+        return found
+
+    def addresses(self) -> dict[str, str]:
+        """Where a person finds each: an address to open, or what it is."""
+        return {
+            "prefect": f"http://127.0.0.1:{self.config.prefect}",
+            "mlflow": self.config.mlflow_address,
+            "ray": f"{self.config.ray_jobs} (token: {self.folder.token})",
+            "worker": "takes the flow runs of work pool fractal",
+        }

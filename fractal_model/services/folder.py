@@ -1,0 +1,83 @@
+"""Where the servers of a project keep their files.
+
+Databases, logs and Ray's token lie in `outputs/services`. Sockets lie in a private folder in the
+system's temporary folder, the run folder: their paths may have 107 characters at most, and a
+project's path may be longer. The run folder's own links to the project keep spaces and special
+characters out of supervisord's configuration and of Ray's command lines.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+LONGEST_TEMPORARY = 24
+"""Ray adds up to 70 characters to it for its sockets."""
+
+
+@dataclass(frozen=True)
+class ServicesFolder:
+    """The files of one project's servers; `run` is None while nothing was started."""
+
+    project: Path
+    state: Path
+    """`outputs/services`."""
+
+    @classmethod
+    def of(cls, params_file: Path, outputs: Path) -> ServicesFolder:
+        return cls(project=params_file.resolve().parent, state=outputs / "services")
+
+    @property
+    def link(self) -> Path:
+        return self.state / "run"
+
+    @property
+    def token(self) -> Path:
+        return self.state / "ray-token"
+
+    @property
+    def environment(self) -> Path:
+        """To be sourced by a shell."""
+        return self.state / "environment"
+
+    @property
+    def prefect_settings(self) -> Path:
+        """Prefect reads it where a command is typed in the project's folder."""
+        return self.project / "prefect.toml"
+
+    def log(self, service: str) -> Path:
+        return self.state / f"{service}.log"
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder of this project. A copy of the project has the link, but is another."""
+        run = self.link.resolve()
+        owner = run / "project"
+        if not self.link.is_symlink() or not owner.is_symlink():
+            return None
+        return run if owner.resolve() == self.project else None
+
+    def create_run(self) -> Path:
+        """A new run folder, and the token that Ray asks for."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.state.chmod(0o700)
+        usual = tempfile.gettempdir()
+        base = usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"
+        run = Path(tempfile.mkdtemp(prefix="fractal-", dir=base)).resolve()
+        (run / "project").symlink_to(self.project)
+        (run / "state").symlink_to(self.state)
+        (run / "python").symlink_to(sys.prefix)
+        self.link.unlink(missing_ok=True)
+        self.link.symlink_to(run)
+        if not self.token.exists():
+            self.token.touch(mode=0o600)
+            self.token.write_text(secrets.token_hex(32))
+        return run
+
+    def remove_run(self, run: Path) -> None:
+        shutil.rmtree(run, ignore_errors=True)
+        self.link.unlink(missing_ok=True)

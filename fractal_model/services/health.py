@@ -1,0 +1,54 @@
+"""Whether the servers answer, asked as their clients do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from fractal_model.services.configuration import WORK_POOL
+from fractal_model.services.settings import ServicesConfig
+
+TIMEOUT_SECONDS = 5.0
+
+
+def checks(config: ServicesConfig, token: Path) -> dict[str, Callable[[], bool]]:
+    """By service: whether it does its work now."""
+    return {
+        "prefect": lambda: _answers(f"{config.prefect_api}/health"),
+        "mlflow": lambda: _answers(f"{config.mlflow_address}/health"),
+        "ray": lambda: _ray_takes_jobs(config, token),
+        "worker": lambda: _worker_polls(config),
+    }
+
+
+def _client() -> httpx.Client:
+    # trust_env: a proxy of the person's shell does not lead to this machine.
+    return httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False)
+
+
+def _answers(address: str, headers: dict[str, str] | None = None) -> bool:
+    try:
+        with _client() as client:
+            return client.get(address, headers=headers).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _ray_takes_jobs(config: ServicesConfig, token: Path) -> bool:
+    try:
+        headers = {"Authorization": f"Bearer {token.read_text()}"}
+    except OSError:
+        return False
+    return _answers(f"{config.ray_jobs}/api/jobs/", headers)
+
+
+def _worker_polls(config: ServicesConfig) -> bool:
+    address = f"{config.prefect_api}/work_pools/{WORK_POOL}/workers/filter"
+    try:
+        with _client() as client:
+            found = client.post(address, json={})
+            return found.status_code == 200 and any(w["status"] == "ONLINE" for w in found.json())
+    except httpx.HTTPError:
+        return False

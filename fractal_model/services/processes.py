@@ -1,0 +1,67 @@
+"""Processes that the servers left, found by the mark in their environment, and who has a port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import psutil
+
+from fractal_model.errors import FractalError
+from fractal_model.services.configuration import MARK
+from fractal_model.services.settings import ServicesConfig
+
+
+def marked(run: str, variable: str | None = None) -> list[psutil.Process]:
+    """The living processes that inherited this run folder's mark, and `variable` where given."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if environment.get(MARK) != run or process.pid == os.getpid():
+                continue
+            if variable is None or variable in environment:
+                found.append(process)
+    return [process for process in found if _alive(process)]
+
+
+def _alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def end(processes: list[psutil.Process], *, grace_seconds: float) -> None:
+    """Ask them to end; those that have not after the grace are killed."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=5)
+
+
+def require_free_ports(config: ServicesConfig) -> None:
+    """FractalError: something listens on one already; it says what and which key to change."""
+    for key, port in config.ports().items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise FractalError(
+                    f"port {port} of 127.0.0.1 ({key}) is taken by {_listener(port)}: stop that, "
+                    f"or set services.{key} in params.yaml to a free port"
+                ) from error
+
+
+def _listener(port: int) -> str:
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if listens and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return "a process of somebody else"

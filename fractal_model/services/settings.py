@@ -1,0 +1,57 @@
+"""What a person sets about the servers of `make up`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from fractal_model.config import StrictModel
+
+Port = Annotated[int, Field(ge=1024, le=65535)]
+PORTS = ("prefect", "mlflow", "ray", "ray_client", "ray_dashboard")
+
+
+class ServicesConfig(StrictModel):
+    """Ports on 127.0.0.1, and how much of the machine Ray may use."""
+
+    prefect: Port = 4200
+    mlflow: Port = 5000
+    ray: Port = 6379
+    """Ray's own protocol, spoken by its nodes and drivers."""
+    ray_client: Port = 10001
+    """`ray://…`; Ray offers no way to leave it out."""
+    ray_dashboard: Port = 8265
+    """Ray's dashboard, and its Jobs API."""
+    ray_cpus: Annotated[int, Field(ge=0)] = 0
+    """Logical CPUs that Ray offers; 0: as many as the machine has."""
+    startup_seconds: Annotated[int, Field(ge=1)] = 180
+    """How long a server may take until it answers."""
+
+    def ports(self) -> dict[str, int]:
+        """By key of this section."""
+        return {name: getattr(self, name) for name in PORTS}
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServicesConfig:
+        seen: dict[int, str] = {}
+        for name, port in self.ports().items():
+            if port in seen:
+                raise ValueError(
+                    f"services.{seen[port]} and services.{name} are both {port}: give each server "
+                    f"a port of its own"
+                )
+            seen[port] = name
+        return self
+
+    @property
+    def prefect_api(self) -> str:
+        return f"http://127.0.0.1:{self.prefect}/api"
+
+    @property
+    def mlflow_address(self) -> str:
+        return f"http://127.0.0.1:{self.mlflow}"
+
+    @property
+    def ray_jobs(self) -> str:
+        return f"http://127.0.0.1:{self.ray_dashboard}"

@@ -1,0 +1,90 @@
+"""supervisord of one run folder: started, asked and stopped through its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from fractal_model.errors import FractalError
+
+DEAD = ("FATAL", "EXITED", "BACKOFF")
+STOP_SECONDS = 100
+"""Each of the four may take 20 s until it is killed."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One service as supervisord sees it."""
+
+    name: str
+    state: str
+    pid: int
+    """0 while it does not run."""
+
+
+class Supervisor:
+    """The supervisord of a run folder, whether it runs or not."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+
+    def start(self, configuration: str, environment: dict[str, str]) -> None:
+        """Start it in the background. FractalError: it does not start."""
+        file = self._run / "supervisord.conf"
+        file.write_text(configuration)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        deadline = time.monotonic() + 30
+        while done.returncode == 0 and time.monotonic() < deadline:
+            if self.running():
+                return
+            time.sleep(0.1)
+        raise FractalError(
+            f"supervisord does not start: {done.stderr.strip() or 'no answer on its socket'}; see "
+            f"supervisord.log in {self._run / 'state'}"
+        )
+
+    def _call(self, method: str, *arguments: object) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{self._run}/socket")
+        # The address is not used: the transport goes through the socket.
+        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport) as server:
+            return getattr(server.supervisor, method)(*arguments)
+
+    def running(self) -> bool:
+        """It answers."""
+        try:
+            self._call("getState")
+        except (OSError, xmlrpc.client.Error):
+            return False
+        return True
+
+    def programs(self) -> dict[str, Program]:
+        """By name; empty where supervisord does not answer."""
+        try:
+            found = self._call("getAllProcessInfo")
+        except (OSError, xmlrpc.client.Error):
+            return {}
+        return {
+            each["name"]: Program(each["name"], each["statename"], each["pid"]) for each in found
+        }
+
+    def start_program(self, name: str) -> None:
+        """Without waiting; its state says how it went."""
+        with contextlib.suppress(xmlrpc.client.Fault):
+            self._call("startProcess", name, False)
+
+    def shut_down(self) -> None:
+        """Stop all programs, in the opposite order of their start, and supervisord itself."""
+        with contextlib.suppress(OSError, xmlrpc.client.Error):
+            self._call("shutdown")
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.2)

@@ -1,0 +1,37 @@
+"""prefect.yaml agrees with params.yaml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from fractal_model.params import load_params
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_deployment_for_every_size():
+    content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+    params = load_params(REPOSITORY / "params.yaml")
+    deployments = {each["name"]: each for each in content["deployments"]}
+    assert set(deployments) == set(params.models)
+    for name, deployment in deployments.items():
+        recipe = params.size(name).training
+        assert deployment["entrypoint"] == "flows/train.py:train_fractal"
+        assert deployment["parameters"] == {"size": name}
+        assert deployment["work_pool"] == {"name": "fractal"}
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        # What the description promises is what the recipe asks for.
+        workers, cpus = re.search(
+            r"(\d+) workers, .*?(\d+) CPU", deployment["description"]
+        ).groups()
+        assert (int(workers), int(cpus)) == (recipe.workers, recipe.cpus_per_worker)
+        assert ("H100" in deployment["description"]) is bool(recipe.gpus_per_worker)
+        assert {"fractal", recipe.dataset} <= set(deployment["tags"])
+
+
+def test_code_comes_from_the_folder_that_was_deployed():
+    """Without a `pull` section Prefect sets the working directory to it."""
+    assert "pull" not in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())

@@ -1,0 +1,169 @@
+"""The `services` section of params.yaml, and what is made of it."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fractal_model.errors import FractalError
+from fractal_model.params import load_params
+from fractal_model.services.configuration import (
+    MARK,
+    SERVICES,
+    server_environment,
+    shell_lines,
+    supervisor_configuration,
+)
+from fractal_model.services.folder import ServicesFolder
+from fractal_model.services.settings import ServicesConfig
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> ServicesFolder:
+    project = tmp_path / "100% of a project; it's here"
+    project.mkdir()
+    return ServicesFolder.of(project / "params.yaml", project / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"prefect": 80}, "services.prefect: Input should be greater than or equal to 1024"),
+        ({"ray": 5000}, "services.mlflow and services.ray are both 5000"),
+        ({"mlfow": 5001}, "unknown key 'services.mlfow', did you mean 'mlflow'"),
+        ({"ray_cpus": -1}, "services.ray_cpus"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, section, expected):
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content["services"] = section
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(FractalError, match=expected) as found:
+        load_params(file)
+    assert "\n" not in str(found.value)
+
+
+def test_settings_without_the_section_have_the_defaults(tmp_path):
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    shipped = load_params(REPOSITORY / "params.yaml").services
+    del content["services"]
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert load_params(file).services == shipped == ServicesConfig()
+
+
+def _programs(folder: ServicesFolder, config: ServicesConfig) -> configparser.RawConfigParser:
+    run = folder.create_run()
+    try:
+        text = supervisor_configuration(config, folder, run)
+    finally:
+        folder.remove_run(run)
+    parser = configparser.RawConfigParser()
+    parser.read_string(text)
+    return parser
+
+
+def test_every_server_listens_on_loopback_alone(folder):
+    parser = _programs(folder, ServicesConfig())
+    commands = {name: parser[f"program:{name}"]["command"] for name in SERVICES}
+    assert "--host 127.0.0.1 --port 4200" in commands["prefect"]
+    assert "--host 127.0.0.1 --port 5000" in commands["mlflow"]
+    assert "--node-ip-address 127.0.0.1" in commands["ray"]
+    assert "--dashboard-host 127.0.0.1" in commands["ray"]
+    assert "0.0.0.0" not in str(commands)
+
+
+def test_the_configuration_survives_any_project_path(folder):
+    """A path with spaces, a percent sign, a semicolon and a quote is named through links."""
+    parser = _programs(folder, ServicesConfig())
+    for section in parser.sections():
+        for key, value in parser[section].items():
+            assert str(folder.project) not in value, (section, key)
+    assert parser["supervisord"]["directory"].endswith("/state")
+
+
+def test_sockets_have_short_paths_whatever_the_project_is_called(tmp_path):
+    project = tmp_path / ("deep" * 40)
+    project.mkdir()
+    folder = ServicesFolder.of(project / "params.yaml", project / "outputs")
+    run = folder.create_run()
+    try:
+        assert len(f"{run}/ray/session_2026-11-24_22-34-08_316306_9999999/sockets/raylet") < 107
+        assert run.stat().st_mode & 0o777 == 0o700
+        assert folder.run == run
+    finally:
+        folder.remove_run(run)
+    assert not run.exists()
+    assert folder.run is None
+
+
+def test_as_many_cpus_as_wished(folder):
+    for cpus, expected in ((0, False), (3, True)):
+        command = _programs(folder, ServicesConfig(ray_cpus=cpus))["program:ray"]["command"]
+        assert ("--num-cpus 3" in command) is expected
+        assert ("--num-cpus" in command) is expected
+
+
+def test_the_servers_know_nothing_of_other_servers(folder, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere:4200/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    outputs = folder.project / "outputs"
+    environment = server_environment(folder, Path("/tmp/run"), outputs)
+    assert not any("elsewhere" in value for value in environment.values())
+    assert environment[MARK] == "/tmp/run"
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{outputs}/mlflow/mlflow.db"
+
+
+def test_postgresql_by_environment(folder, monkeypatch):
+    theirs = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:p@127.0.0.1/prefect",
+        "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://u:p@127.0.0.1/mlflow",
+    }
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    environment = server_environment(folder, Path("/tmp/run"), folder.project / "outputs")
+    assert theirs.items() <= environment.items()
+
+
+def test_the_token_is_for_its_owner_alone_and_kept(folder):
+    tokens = []
+    for _ in range(2):
+        folder.remove_run(folder.create_run())
+        assert folder.token.stat().st_mode & 0o777 == 0o600
+        tokens.append(folder.token.read_text())
+    assert len(tokens[0]) == 64
+    assert tokens[0] == tokens[1]
+    assert folder.state.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_environment_can_be_sourced(folder):
+    folder.state.mkdir(parents=True)
+    folder.environment.write_text(shell_lines(ServicesConfig(), folder.token))
+    script = '. "$1"; printf "%s\\n" "$PREFECT_API_URL" "$RAY_AUTH_TOKEN_PATH"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", str(folder.environment)], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["http://127.0.0.1:4200/api", str(folder.token)]
+
+
+def test_a_copy_of_the_project_is_another_project(folder, tmp_path):
+    run = folder.create_run()
+    try:
+        copy = tmp_path / "copy"
+        shutil.copytree(folder.project, copy, symlinks=True)
+        assert ServicesFolder.of(copy / "params.yaml", copy / "outputs").run is None
+    finally:
+        folder.remove_run(run)
