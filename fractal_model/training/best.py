@@ -51,6 +51,7 @@ def keep_best(
     if before is not None and before["loss"] <= loss:
         return
     name = PurePosixPath(checkpoint.path).name
+    filesystem.create_dir(f"{run}/{FOLDER}/{name}")
     pyarrow.fs.copy_files(
         checkpoint.path,
         f"{run}/{FOLDER}/{name}",

@@ -34,12 +34,21 @@ from fractal_model.training.worker import train_worker
 
 STARTING_SECONDS = 600
 """Until a group of workers has to be up: dozens of them import torch from one disk."""
+POLL_SECONDS = 0.25
+"""How often workers are asked for reports: they wait at the next one until the last is taken, with
+Ray's default of two seconds for longer than a step of a small model takes."""
 RESIZE_SECONDS = 60.0
 """How often a group that has lost workers looks whether there are more again."""
 
 
-def run_training(job: TrainingJob, *, on_report: Callable[[Report], None]) -> Checkpoint:
-    """Train on the connected cluster until the recipe's end; return the last checkpoint.
+def run_training(
+    job: TrainingJob,
+    *,
+    on_report: Callable[[Report], None],
+    worker: Callable[[dict[str, str]], None] = train_worker,
+) -> Checkpoint:
+    """Train on the connected cluster until the recipe's end; return the last checkpoint. `worker`
+    is what each of them runs.
 
     FractalError: what a worker raised, or why no worker could be started.
     """
@@ -48,7 +57,7 @@ def run_training(job: TrainingJob, *, on_report: Callable[[Report], None]) -> Ch
     _set_deadlines(recipe)
     with Relay(on_report) as relay:
         trainer = TorchTrainer(
-            train_worker,
+            worker,
             train_loop_config={"job": job.model_dump_json()},
             scaling_config=_scaling(recipe),
             torch_config=TorchConfig(backend="nccl" if recipe.uses_gpu else "gloo"),
@@ -87,6 +96,7 @@ def _set_deadlines(recipe: TrainingConfig) -> None:
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(recipe.stall_seconds)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(recipe.stall_seconds)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STARTING_SECONDS))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
 
 
 @contextmanager

@@ -241,8 +241,12 @@ def test_the_cluster_holds_the_workers_of_every_size(size):
         assert nodes * int(limits["nvidia.com/gpu"]) == 32
         assert limits["nvidia.com/gpu"] == start["num-gpus"]
         here = recipe["workers"] // nodes
-        assert here * recipe["gpus_per_worker"] == int(start["num-gpus"])
-        assert here * recipe["cpus_per_worker"] <= int(start["num-cpus"]) <= int(limits["cpu"])
+        assert here * recipe["resources_per_worker"]["GPU"] == int(start["num-gpus"])
+        assert (
+            here * recipe["resources_per_worker"]["CPU"]
+            <= int(start["num-cpus"])
+            <= int(limits["cpu"])
+        )
 
 
 def test_nodes_say_that_they_have_h100s_and_are_such_nodes():

@@ -1,0 +1,110 @@
+"""Workers that die, hang, or meet numbers that are not finite."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fractal_model.data.order import stream_indices
+from fractal_model.errors import FractalError
+from fractal_model.training.checkpoint import verify_checkpoint
+from fractal_model.training.trainer import Trainer
+from fractal_model.training.worker import train_worker
+from tests.faults.conftest import BATCH, IMAGES, assert_equal, workers
+
+MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(m, marks=() if i == 0 else pytest.mark.slow) for i, m in enumerate(MOMENTS)],
+)
+def test_a_killed_worker_leaves_the_same_weights(new_run, straight, moment):
+    run = new_run(max_failures=3)
+    killer = run.when(moment, lambda: workers()[0].send_signal(signal.SIGKILL))
+    weights = run.train()
+    killer.join()
+    assert_equal(weights, straight)
+    positions = [report["position"] for report in run.reports]
+    assert positions[-1] == 6 * IMAGES
+    assert len(positions) > len(set(positions)) or positions != sorted(positions) or moment < IMAGES
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
+    run = new_run(max_failures=3)
+    stopped = []
+
+    def stop():
+        stopped.extend(workers()[:1])
+        stopped[0].send_signal(signal.SIGSTOP)
+
+    thread = run.when(2 * IMAGES, stop)
+    assert_equal(run.train(), straight)
+    thread.join()
+    assert not stopped[0].is_running()
+
+
+def test_the_last_checkpoints_and_the_best_are_kept_and_whole(new_run, straight, tmp_path):
+    folder = tmp_path / "straight" / ("f" * 16)
+    last = sorted(path for path in folder.glob("checkpoint_*") if path.is_dir())
+    assert len(last) == 2
+    best = json.loads((folder / "best.json").read_text())
+    kept = list((folder / "best").iterdir())
+    assert [path.name for path in kept] == [best["checkpoint"]]
+    for checkpoint in (*last, *kept):
+        verify_checkpoint(checkpoint)
+
+
+def _bad_at(positions: tuple[int, ...], rank: int):
+    """The worker, with losses of `rank` that are not finite at these positions."""
+
+    def worker(config):
+        original = Trainer._backward
+
+        def backward(trainer, images, labels, generator):
+            hook = None
+            if trainer._rank == rank and trainer.position in positions:
+                hook = trainer._loss.register_forward_hook(lambda m, given, out: out * torch.nan)
+            try:
+                return original(trainer, images, labels, generator)
+            finally:
+                if hook is not None:
+                    hook.remove()
+
+        Trainer._backward = backward
+        train_worker(config)
+
+    return worker
+
+
+@pytest.mark.parametrize("choice", ["skip", pytest.param("roll-back", marks=pytest.mark.slow)])
+def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, capfd, choice):
+    bad = 2 * IMAGES + 3 * BATCH
+    run = new_run(non_finite=choice, max_failures=0)
+    weights = run.train(worker=_bad_at((bad,), rank=1))
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert run.reports[-1]["skipped_batches"] == 1
+    assert run.reports[-1]["position"] == 6 * IMAGES
+    again = [report["position"] for report in run.reports].count(2 * IMAGES + 2 * BATCH)
+    assert again == (2 if choice == "roll-back" else 1)
+    newest = sorted(run.folder.glob("checkpoint_*/progress.json"))[-1]
+    assert json.loads(newest.read_text())["skipped"] == [bad]
+
+
+@pytest.mark.parametrize(("choice", "most"), [("stop", 3), ("skip", 1)])
+def test_it_ends_after_so_many_and_says_which_images(new_run, cluster, choice, most):
+    second = IMAGES + 2 * BATCH
+    bad = (IMAGES + BATCH,) if choice == "stop" else (IMAGES + BATCH, second)
+    run = new_run(non_finite=choice, max_non_finite=most, max_failures=0)
+    with pytest.raises(FractalError) as caught:
+        run.train(worker=_bad_at(bad, rank=1))
+    images = stream_indices(seed=0, start=bad[-1] + BATCH // 2, count=BATCH // 2, size=IMAGES)
+    assert f"images {images.tolist()}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(Path(run.folder).glob("checkpoint_*/COMPLETE"))
