@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fractal_model.errors import FractalError
+from fractal_model.folders import file_written_whole
 from fractal_model.images import NOT_GENERATED, enlarged
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.pixels import unpatchify
@@ -79,8 +80,11 @@ def animate(
     moments = recorder.moments(final.cpu())
     for target in (file, sheet):
         target.parent.mkdir(parents=True, exist_ok=True)
-    _save_animation(moments, model.config.levels[0].sub_patch_size, file)
-    _sheet(moments, model.config.levels[0].sub_patch_size).save(sheet)
+    patch = model.config.levels[0].sub_patch_size
+    with file_written_whole(file) as partial:
+        _save_animation(moments, patch, partial)
+    with file_written_whole(sheet) as partial:
+        _sheet(moments, patch).save(partial)
     return file, sheet
 
 

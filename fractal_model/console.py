@@ -30,6 +30,7 @@ from rich.text import Text
 from fractal_model.errors import FractalError, one_line
 
 console = Console()
+INTERRUPTED = 130
 _SHOWN_NAME = 120
 
 
@@ -100,7 +101,10 @@ def run(app: typer.Typer) -> None:
     """The app; what is wrong about the words of a command is told on one line, exit code 2."""
     command = typer.main.get_command(app)
     try:
-        raise SystemExit(command.main(standalone_mode=False) or 0)
+        code = command.main(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer has made a number of the interrupt
+            leave_interrupted()
+        raise SystemExit(code)
     except typer.exceptions.TyperException as error:
         text = error.format_message()
         if "\n" in text:  # the help, for a group of commands without one of them
@@ -131,7 +135,7 @@ def _of_the_system(error: OSError) -> str:
 def leave_interrupted() -> NoReturn:
     """End the process now: what had to be closed is closed, and libraries wait for nothing."""
     print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
-    os._exit(130)
+    os._exit(INTERRUPTED)
 
 
 class HideUserErrors(logging.Filter):

@@ -38,6 +38,19 @@ def written_whole(folder: Path, what: str) -> Iterator[Path]:
         ) from error
 
 
+@contextmanager
+def file_written_whole(file: Path) -> Iterator[Path]:
+    """Yields a name beside `file` to write to; becomes `file` when all went well, and what was
+    there before stays otherwise."""
+    partial = file.with_name(f".{file.stem}.partial{file.suffix}")
+    try:
+        yield partial
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def require_new(folder: Path) -> None:
     """FractalError: the folder exists; what is there is never overwritten."""
     if folder.exists() or folder.is_symlink():

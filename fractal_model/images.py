@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from fractal_model.folders import file_written_whole
+
 TILE_PIXELS = 64
 NOT_GENERATED = (196, 203, 214)
 """The tone of pixels that are not there yet."""
@@ -47,5 +49,6 @@ def with_gaps(images: Tensor, hidden: Tensor) -> Tensor:
 
 def save_png(image: Tensor, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(png_bytes(image))
+    with file_written_whole(file) as partial:
+        partial.write_bytes(png_bytes(image))
     return file

@@ -136,7 +136,8 @@ def require_archive(file: Path) -> None:
     """A quick look at the file's start and end. FractalError: missing, empty, cut short, or
     something else than an archive of `torch.save`."""
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
+        kind = "is a folder" if file.is_dir() else "is no regular file"
+        what = kind if file.exists() else "does not exist"
         raise FractalError(f"{file} {what}: give the path of a downloaded checkpoint-last.pth")
     size = file.stat().st_size
     try:

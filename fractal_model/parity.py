@@ -27,6 +27,7 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass, Rows
 from fractal_model.model.losses import published_evaluation_loss, training_loss
 from fractal_model.model.pixels import patchify
 from fractal_model.model.published import from_published, model_config, our_name
+from fractal_model.model.weights import differences
 from fractal_model.randomness import ImageNoise
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
@@ -68,6 +69,8 @@ class Case:
     @classmethod
     def read(cls, folder: Path) -> Case:
         """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
+        if not folder.is_dir():
+            raise FractalError(f"{folder} is no folder: give the folder of a parity case")
         missing = [name for name in CASE_FILES if not (folder / name).is_file()]
         if missing:
             raise FractalError(
@@ -81,7 +84,10 @@ class Case:
                 load_file(folder / f"{name}.safetensors")
                 for name in ("weights", "inputs", "expected")
             )
-            model.load_state_dict(from_published(weights))
+            weights = from_published(weights)
+            if wrong := differences(model.state_dict(), weights):
+                raise FractalError(f"the weights of the parity case {folder} do not fit: {wrong}")
+            model.load_state_dict(weights)
         except (
             ValidationError,
             SafetensorError,

@@ -7,9 +7,11 @@ in any order.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,16 +20,21 @@ import torch
 from torch import Tensor
 
 from fractal_model.errors import FractalError
+from fractal_model.folders import file_written_whole
 from fractal_model.images import picture_grid, save_png
 
 LARGEST_GRID = 1024
 GRID_COLUMNS = 32
 ARRAY, LABELS = "arr_0", "arr_1"
+REQUEST_FILE = "request.sha256"
 
 
 class SampleWriter(Protocol):
-    def add(self, part: range, images: Tensor) -> None:
-        """(n, 3, S, S) uint8 images of the numbers `part`."""
+    wanted: Sequence[int]
+    """Numbers of the images that are to be made."""
+
+    def add(self, numbers: Sequence[int], images: Tensor) -> None:
+        """(n, 3, S, S) uint8 images of these numbers."""
 
     def finish(self) -> None:
         """Complete what was added."""
@@ -36,9 +43,15 @@ class SampleWriter(Protocol):
         """Remove what is incomplete, after a failure."""
 
 
-def open_writer(out: Path, labels: Tensor, *, image_size: int, per_class: int) -> SampleWriter:
-    """For `len(labels)` images. FractalError: an ending without a meaning, a folder that cannot
-    be written, too many for a grid."""
+def open_writer(
+    out: Path, labels: Tensor, *, image_size: int, per_class: int, request: str
+) -> SampleWriter:
+    """For `len(labels)` images; `request` is a checksum of all that decides about them, with which
+    a folder that an equal request began is gone on with.
+
+    FractalError: an ending without a meaning, a folder that cannot be written or that has images
+    of another request, too many for a grid.
+    """
     count, ending = len(labels), out.suffix.lower()
     if ending == ".png":
         if count > LARGEST_GRID:
@@ -57,8 +70,7 @@ def open_writer(out: Path, labels: Tensor, *, image_size: int, per_class: int) -
             f"folder, whose name has none (numbered PNG files)"
         )
     require_writable(out)
-    _require_no_images(out)
-    return _Folder(out, len(str(count - 1)))
+    return _Folder(out, count, request)
 
 
 def require_writable_file(file: Path) -> None:
@@ -82,15 +94,6 @@ def require_writable(folder: Path) -> None:
         ) from error
 
 
-def _require_no_images(folder: Path) -> None:
-    """Images of another run among ours would pass for ours."""
-    if any(file.stem.isdecimal() for file in folder.glob("*.png")):
-        raise FractalError(
-            f"the folder {folder} holds numbered images already: give --out another folder, or "
-            f"remove them first"
-        )
-
-
 class _Grid:
     """A row or more for each class, as one PNG."""
 
@@ -99,9 +102,10 @@ class _Grid:
         self._images = torch.empty(count, 3, image_size, image_size, dtype=torch.uint8)
         square = int(np.ceil(np.sqrt(count)))
         self._columns = min(GRID_COLUMNS, per_class if per_class < count else square)
+        self.wanted = range(count)
 
-    def add(self, part: range, images: Tensor) -> None:
-        self._images[part.start : part.stop] = images
+    def add(self, numbers: Sequence[int], images: Tensor) -> None:
+        self._images[list(numbers)] = images
 
     def finish(self) -> None:
         save_png(picture_grid(self._images, columns=self._columns), self._out)
@@ -111,21 +115,40 @@ class _Grid:
 
 
 class _Folder:
-    """000.png, 001.png, …; those that are complete stay whatever happens."""
+    """000.png, 001.png, …; those that are complete stay whatever happens, and an equal request
+    makes the others."""
 
-    def __init__(self, out: Path, digits: int) -> None:
+    def __init__(self, out: Path, count: int, request: str) -> None:
         self._out = out
-        self._digits = digits
+        self._digits = len(str(count - 1))
+        self._begin(request)
+        self.wanted = [number for number in range(count) if not self._file(number).exists()]
 
-    def add(self, part: range, images: Tensor) -> None:
-        for number, image in zip(part, images, strict=True):
-            save_png(image, self._out / f"{number:0{self._digits}d}.png")
+    def add(self, numbers: Sequence[int], images: Tensor) -> None:
+        for number, image in zip(numbers, images, strict=True):
+            save_png(image, self._file(number))
 
     def finish(self) -> None:
         pass
 
     def discard(self) -> None:
         pass
+
+    def _file(self, number: int) -> Path:
+        return self._out / f"{number:0{self._digits}d}.png"
+
+    def _begin(self, request: str) -> None:
+        """Images of another request among ours would pass for ours."""
+        file = self._out / REQUEST_FILE
+        if file.is_file() and file.read_text().strip() == request:
+            return
+        if file.exists() or any(png.stem.isdecimal() for png in self._out.glob("*.png")):
+            raise FractalError(
+                f"the folder {self._out} holds images of another model, class, seed or setting: "
+                f"give --out another folder, or remove them first"
+            )
+        with file_written_whole(file) as partial:
+            partial.write_text(f"{request}\n")
 
 
 class _Array:
@@ -138,15 +161,21 @@ class _Array:
         self._folder = out.with_name(f".{out.name}.partial")
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
-        self._images = np.lib.format.open_memmap(
-            self._folder / f"{ARRAY}.npy",
-            mode="w+",
-            dtype=np.uint8,
-            shape=(len(labels), image_size, image_size, 3),
-        )
+        self.wanted = range(len(labels))
+        file = self._folder / f"{ARRAY}.npy"
+        try:
+            self._images = np.lib.format.open_memmap(
+                file, mode="w+", dtype=np.uint8, shape=(len(labels), image_size, image_size, 3)
+            )
+            # A mapped page that the disk has no room for would end the process without a word.
+            with file.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            self.discard()
+            raise OSError(error.errno, error.strerror, str(out)) from error
 
-    def add(self, part: range, images: Tensor) -> None:
-        self._images[part.start : part.stop] = images.permute(0, 2, 3, 1).numpy()
+    def add(self, numbers: Sequence[int], images: Tensor) -> None:
+        self._images[list(numbers)] = images.permute(0, 2, 3, 1).numpy()
 
     def finish(self) -> None:
         self._images.flush()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 from fractal_model.cli import app, main
 from fractal_model.errors import FractalError
+from tests.conftest import tiny_model
 
 REPOSITORY = Path(__file__).parents[1]
 CASES = Path(__file__).parent / "parity"
@@ -46,7 +49,7 @@ def test_module_and_error_line():
         cwd=REPOSITORY,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no such folder is no parity case: it lacks")
+    assert done.stderr.startswith("error: no such folder is no folder: give")
     assert done.stderr.count("\n") == 1
 
 
@@ -123,6 +126,30 @@ def test_words_that_make_no_command_are_one_line(monkeypatch, capsys, words, sai
     assert stopped.value.code == 2
     assert error.startswith(f"error: {said}")
     assert error.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    """In the middle of the work, as a person presses it."""
+    tiny_model("mar").save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "fractal_model", "sample", "--size", "digits"]
+    command += ["--model", str(tmp_path / "model"), "--iterations", "4,4", "--n", "100000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "x.npz")],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / ".x.npz.partial"
+    deadline = time.monotonic() + 120
+    while not partial.exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "interrupted; run the same command again to go on\n"
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize("words", [[], ["data"]])

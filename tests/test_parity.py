@@ -138,6 +138,7 @@ def _no_masks(case):
         (lambda case: (case / "config.json").write_text("{"), "config.json|unusable"),
         (_drop_key, "num_conds"),
         (_truncate, "unusable"),
+        (shutil.rmtree, "case is no folder"),
         (_wrong_shape, "class_embedding"),
         (lambda case: (case / "config.json").write_text("5"), "settings lack .*unknown \\['5'\\]"),
         (_unknown_quantity, "known here"),

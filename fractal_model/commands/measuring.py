@@ -13,6 +13,7 @@ from fractal_model.commands.options import (
     ModelOption,
     ParamsOption,
     WorkersOption,
+    given,
     parts_mapper,
     path,
 )
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 def likelihood(
     model: ModelOption,
     data: Annotated[
-        str, typer.Option(help="A prepared data set: its folder, or its name in the data folder.")
+        str,
+        typer.Option(
+            parser=given,
+            metavar="TEXT",
+            help="A prepared data set: its folder, or its name in the data folder.",
+        ),
     ],
     split: Annotated[
         str, typer.Option(help="Which of its splits: train or validation.")
@@ -59,8 +65,8 @@ def likelihood(
     if out is not None:
         require_writable_file(out)
     settings = load_params(params)
-    given = is_remote(data) or Path(data).is_dir()
-    found = data if given else settings.dataset_folder(data)
+    is_place = is_remote(data) or Path(data).is_dir()
+    found = data if is_place else settings.dataset_folder(data)
     images = open_prepared(found, split)
     network = load_model(model, settings.paths.outputs)
     with progress_bar("likelihood, images", len(images)) as update:
@@ -98,5 +104,8 @@ def _summary(result: Likelihood, seed: int) -> str:
 def _write_csv(out: Path, labels: list[int], result: Likelihood) -> None:
     import pandas as pd
 
+    from fractal_model.folders import file_written_whole
+
     table = pd.DataFrame({"label": labels, "bits_per_dim": result.per_image.numpy()})
-    table.to_csv(out, index_label="index")
+    with file_written_whole(out) as partial:
+        table.to_csv(partial, index_label="index")

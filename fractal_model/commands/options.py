@@ -22,10 +22,19 @@ def path(text: str | Path) -> Path:
     return Path(text)
 
 
+def given(text: str) -> str:
+    """A text that says something."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty")
+    return text
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
+        parser=given,
+        metavar="TEXT",
         help="A checkpoint or exported folder, or models:/fractal-digits@champion; with #ema at "
         "the end: the moving average of its weights.",
     ),

@@ -55,7 +55,9 @@ def sample(
     import torch
 
     from fractal_model.classes import parse_classes
+    from fractal_model.fingerprint import fingerprint
     from fractal_model.generation import sample_images
+    from fractal_model.model.weights import weights_checksum
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
     from fractal_model.sample_files import open_writer
@@ -75,22 +77,30 @@ def sample(
     )
     labels = torch.tensor(asked).repeat_interleave(n)
     map_parts = parts_mapper(workers)
-    writer = open_writer(out, labels, image_size=network.config.image_size, per_class=n)
+    request = fingerprint(
+        network.config, sampling, weights_checksum(network), str((seed, asked, n))
+    )
+    writer = open_writer(
+        out, labels, image_size=network.config.image_size, per_class=n, request=request
+    )
+    wanted, total = writer.wanted, len(labels)
     largest = LARGEST_PART if batch_size is None else batch_size
-    started, done = time.monotonic(), 0
+    started, kept = time.monotonic(), total - len(writer.wanted)
+    done = kept
     try:
-        with progress_bar("sampling, images", len(labels)) as update:
+        with progress_bar("sampling, images", total) as update:
+            update(done)
             for part, images in sample_images(
                 network,
                 sampling,
-                labels,
-                range(seed, seed + len(labels)),
+                labels[wanted],
+                [seed + number for number in wanted],
                 largest=largest,
                 map_parts=map_parts,
             ):
-                writer.add(part, images)
+                writer.add([wanted[place] for place in part], images)
                 done += len(part)
-                update(done, f"{done / (time.monotonic() - started):.1f} images/s")
+                update(done, f"{(done - kept) / (time.monotonic() - started):.1f} images/s")
         writer.finish()
     except BaseException:
         writer.discard()

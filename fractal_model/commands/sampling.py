@@ -118,6 +118,10 @@ def edit(
         known = editing.box_mask(numbers(box, "box", 4), side, outside=outside)
     else:
         known = editing.read_mask(mask, side, fit=fit)
+    _require_something(known)
+    files = _variant_files(labels, seed, n, out)
+    if grid is not None and grid.resolve() in {file.resolve() for file in files}:
+        raise FractalError(f"--grid {grid} is the name of an edited image: give another")
     for target in (out, grid or out):
         require_writable_file(target)
     repeated = torch.tensor(labels).repeat_interleave(n)
@@ -134,14 +138,15 @@ def edit(
             largest=LARGEST_PART if batch_size is None else batch_size,
             map_parts=parts_mapper(workers),
         )
-    written = _write_variants(images, labels, seeds, out)
+    for image_made, file_made in zip(images, files, strict=True):
+        save_png(image_made, file_made)
     if grid is not None:
         shown = torch.stack([original, with_gaps(picture[None], ~known[None])[0]])
         rows = [torch.cat([shown, part]) for part in images.split(n)]
         save_png(picture_grid(torch.cat(rows), columns=n + 2), grid)
         say(f"image, mask and variants side by side: {grid}")
     share = 1 - known.float().mean().item()
-    say(f"{share:.0%} of the pixels generated: {_summary(written)}")
+    say(f"{share:.0%} of the pixels generated: {_summary(files)}")
 
 
 def _require_png(file: Path) -> None:
@@ -178,18 +183,22 @@ def _require_one_mask(
         raise FractalError("--outside is given without a box: say what to keep with --box")
 
 
-def _write_variants(images: Tensor, labels: list[int], seeds: list[int], out: Path) -> list[Path]:
-    from fractal_model.images import save_png
+def _require_something(known: Tensor) -> None:
+    if bool(known.all()):
+        raise FractalError(
+            "nothing is left to generate: in a mask, white (128 or more) is generated and black is "
+            "kept"
+        )
 
-    if len(images) == 1:
-        return [save_png(images[0], out)]
-    n = len(images) // len(labels)
-    names = [f"{'none' if c < 0 else c}" for c in labels for _ in range(n)]
-    files = [
-        out.with_stem(f"{out.stem}-class{name}-seed{seed}")
-        for name, seed in zip(names, seeds, strict=True)
+
+def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path]:
+    """Of each variant, class by class."""
+    if len(labels) * n == 1:
+        return [out]
+    names = ["none" if label < 0 else str(label) for label in labels]
+    return [
+        out.with_stem(f"{out.stem}-class{name}-seed{seed + i}") for name in names for i in range(n)
     ]
-    return [save_png(image, file) for image, file in zip(images, files, strict=True)]
 
 
 def _summary(files: list[Path]) -> str:

@@ -20,12 +20,12 @@ from huggingface_hub.errors import HFValidationError
 from pydantic import ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fractal_model.config import ModelConfig
 from fractal_model.errors import FractalError, one_line
-from fractal_model.model.weights import differences
+from fractal_model.model.weights import differences, save_weights
 from fractal_model.validation import describe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -60,7 +60,7 @@ class PretrainedMixin(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What `save_pretrained` writes beside the model card."""
-        save_file(self.state_dict(), save_directory / WEIGHTS, metadata={"format": "pt"})
+        save_weights(self.state_dict(), save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(self.config.model_dump_json(indent=1))
 
     @classmethod

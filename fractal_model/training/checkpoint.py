@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fractal_model.config import ModelConfig, StrictModel
@@ -34,6 +34,7 @@ from fractal_model.errors import FractalError, one_line
 from fractal_model.folders import written_whole
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.pretrained import CONFIG, WEIGHTS
+from fractal_model.model.weights import save_weights
 
 OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
@@ -90,9 +91,9 @@ def save_checkpoint(
     """Write beside `folder`, then rename; `optimizer` is None where training cannot go on.
     FractalError when the disk is full; nothing that was complete before is touched."""
     with written_whole(folder, "the checkpoint") as partial:
-        save_file(model.state_dict(), partial / WEIGHTS)
+        save_weights(model.state_dict(), partial / WEIGHTS)
         if ema is not None:
-            save_file(ema.state_dict(), partial / EMA_WEIGHTS)
+            save_weights(ema.state_dict(), partial / EMA_WEIGHTS)
         _write_text(partial / CONFIG, model.config.model_dump_json(indent=1))
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
         if optimizer is not None:

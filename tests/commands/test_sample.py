@@ -75,10 +75,19 @@ def test_a_folder_has_the_name_of_the_file(workplace, tmp_path, name):
         sample(workplace, "--out", tmp_path / name)
 
 
-def test_images_of_two_runs_are_not_mixed(workplace, tmp_path):
-    workplace.run("sample", "--out", tmp_path / "images", "--n", 2)
-    with pytest.raises(FractalError, match="holds numbered images already"):
-        workplace.run("sample", "--out", tmp_path / "images", "--n", 1)
+def test_a_folder_is_gone_on_with(workplace, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "images"
+    workplace.run("sample", "--out", whole, "--n", 4, "--seed", 3)
+    workplace.run("sample", "--out", folder, "--n", 4, "--seed", 3)
+    (folder / "1.png").unlink()
+    kept = (folder / "2.png").stat().st_mtime_ns
+    workplace.run("sample", "--out", folder, "--n", 4, "--seed", 3)
+    assert (folder / "2.png").stat().st_mtime_ns == kept
+    for number in range(4):
+        made, expected = ((f / f"{number}.png").read_bytes() for f in (folder, whole))
+        assert made == expected
+    with pytest.raises(FractalError, match="images of another model, class, seed or setting"):
+        workplace.run("sample", "--out", folder, "--n", 4, "--seed", 4)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_no_folder(tmp_path):
         load_checkpoint(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("step", ["save_file", "_write_text"])
+@pytest.mark.parametrize("step", ["save_weights", "_write_text"])
 def test_full_disk_leaves_earlier_checkpoints_alone(saved, monkeypatch, step):
     folder, model, optimizer = saved
 
