@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark-data test test-all ui lint clean
+.PHONY: help install demo up down status benchmark-data test test-all test-faults test-scale ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -50,6 +50,12 @@ test: $(INSTALLED) ## all tests but the slow ones, with coverage
 
 test-all: $(INSTALLED) ## the slow tests too
 	$(RUN) python -m pytest
+
+test-faults: $(INSTALLED) ## training under faults, all of them (about 15 minutes)
+	$(RUN) python -m pytest tests/faults tests/services/test_end_to_end.py
+
+test-scale: $(INSTALLED) ## 32 workers on 4 simulated machines, one of which is lost
+	$(RUN) python -m pytest tests/scale
 
 ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (PORT=… for another port)
 	$(RUN) python -m fractal_model ui --port $(PORT)

@@ -45,6 +45,11 @@ def ray_cluster(cpus: int) -> Iterator[None]:
 
 
 def _connect(address: str, options: dict[str, object]) -> None:
+    if address.startswith(("http://", "https://")):
+        raise FractalError(
+            f"RAY_ADDRESS={address} takes jobs, which only training is: unset it to run on this "
+            f"machine, or give the cluster's own address, such as HOST:6379"
+        )
     try:
         if ":" in address:  # Ray itself would try for minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -48,6 +48,12 @@ def test_a_cluster_that_does_not_answer(monkeypatch, address):
         pass
 
 
+def test_an_address_for_jobs_is_no_cluster_to_connect_to(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(FractalError, match="takes jobs, which only training is"), ray_cluster(1):
+        pass
+
+
 def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
     job = TrainingJob(
         size="t",

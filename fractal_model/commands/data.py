@@ -102,7 +102,9 @@ def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FI
     counts = ", ".join(f"{record.images:,} {name}" for name, record in manifest.splits.items())
     say(f"{dataset}: {counts} images of {manifest.resolution} px, {manifest.checksum[:16]}")
     if manifest.quarantined:
-        say(f"{dataset}: {len(manifest.quarantined):,} files left out; the report names them")
+        count = len(manifest.quarantined)
+        files = "1 file" if count == 1 else f"{count:,} files"
+        say(f"{dataset}: {files} left out; the report says which and why")
     if dataset == DIGITS and IMAGENET not in {
         entry.source for entry in registered(settings.paths.data).values()
     }:

@@ -191,7 +191,6 @@ def test_a_flow_run_reaches_ray_and_mlflow(project):
     assert found.endswith(f"http://127.0.0.1:{project.ports['mlflow']}")
 
 
-@pytest.mark.xfail(strict=True, reason="train-fractal does not submit to Ray's Jobs API yet")
 def test_training_digits_ends_completed(project):
     """As a person types it; the model is then seen without the server too."""
     project.fractal("data", "prepare", "digits")
