@@ -38,7 +38,9 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
     with MetricSpool(job.local / "metrics", job.run_id) as spool, ray_cluster(cpus=cpus):
 
         def handle(report: Report) -> None:
+            note = report.pop("note", None)
             further, warnings = watch.look(report) if "loss" in report else ({}, [])
+            warnings += [note] if note else []
             values, step = report_values({**report, **further})
             spool.log(values, step=step)
             for warning in warnings:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fractal_model.config import ModelConfig, StrictModel
 from fractal_model.training.settings import TrainingConfig
 
-Report = dict[str, float]
+Report = dict[str, Any]
 """Metrics of one moment: position, step, epoch, loss, learning_rate, gradient_norm,
-images_per_second, data_wait_share, workers, skipped_batches."""
+images_per_second, data_wait_share, workers, accumulation, skipped_batches. The first report after
+something that a person should read has it as `note`."""
 Curve = tuple[tuple[float, float], ...]
 """Pairs of epoch and loss, by epoch."""
 

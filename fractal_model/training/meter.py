@@ -19,6 +19,7 @@ class Meter:
         self._trainer = trainer
         self._images = images
         self._workers = workers
+        self._notes: list[str] = []
         self._reset()
 
     def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -35,6 +36,10 @@ class Meter:
     def add(self, step: StepReport) -> None:
         self._losses.append(step.loss)
         self._last = step
+
+    def note(self, text: str) -> None:
+        """Goes along with the next report."""
+        self._notes.append(text)
 
     def report(self, skipped: int) -> Report:
         seconds = time.monotonic() - self._since
@@ -55,6 +60,9 @@ class Meter:
                 "gradient_norm": self._last.gradient_norm.item(),
                 "learning_rate": self._last.learning_rate,
             }
+        if self._notes:
+            found["note"] = "; ".join(self._notes)
+            self._notes.clear()
         self._reset()
         return found
 

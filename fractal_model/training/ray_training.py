@@ -32,8 +32,9 @@ from fractal_model.training.relay import Relay
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.training.worker import train_worker
 
-STARTING_SECONDS = 600
-"""Until a group of workers has to be up: dozens of them import torch from one disk."""
+PLACEMENT_SECONDS = 30
+"""Until the machines for a group of workers have to be there: where one was lost just now, Ray
+first plans with it, and then, after this, with those that are left."""
 POLL_SECONDS = 0.25
 """How often workers are asked for reports: they wait at the next one until the last is taken, with
 Ray's default of two seconds for longer than a step of a small model takes."""
@@ -93,9 +94,11 @@ def _scaling(recipe: TrainingConfig) -> ScalingConfig:
 
 def _set_deadlines(recipe: TrainingConfig) -> None:
     """Ray takes them from the environment, for the controller and the workers."""
+    # What people should read comes with the reports; `print` stays Python's own.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(recipe.stall_seconds)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(recipe.stall_seconds)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STARTING_SECONDS))
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
 
 

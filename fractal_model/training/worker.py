@@ -103,8 +103,7 @@ class _Worker:
         self._skipped.append(error.position)
         if recipe.non_finite == "stop" or len(self._skipped) > recipe.max_non_finite:
             raise error
-        if self._rank == 0:
-            print(f"batch left out: {error}", flush=True)
+        self._meter.note(f"batch left out: {error}")
         if recipe.non_finite == "roll-back":
             kept = ray.train.get_all_reported_checkpoints()
             self._trainer.start_again()

@@ -58,11 +58,12 @@ def test_batches_hold_the_images_that_they_name(split):
 
 
 def test_resuming_on_other_numbers_of_ranks_keeps_the_order(split):
-    """2 ranks, then 1, then 4, stopping in the middle of epochs; batches cross their ends."""
+    """2 ranks, then 1, then 4, then as many as share a batch unequally, stopping in the middle of
+    epochs; batches cross their ends."""
     whole = global_ids(read(split, position=0, batch_size=12, end_position=132))
     pieces = [
         global_ids(read(split, position=start, batch_size=12, end_position=end, world_size=ranks))
-        for start, end, ranks in ((0, 36, 2), (36, 60, 1), (60, 132, 4))
+        for start, end, ranks in ((0, 36, 2), (36, 60, 1), (60, 96, 4), (96, 132, 5))
     ]
     assert [i for piece in pieces for i in piece] == whole
     assert whole == stream_indices(seed=9, start=0, count=132, size=SIZE).tolist()

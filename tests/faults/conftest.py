@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,7 +106,7 @@ def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     with ray_cluster(cpus=4):
         yield
@@ -133,3 +134,10 @@ def assert_equal(ours: dict, theirs: dict) -> None:
 
 def cluster_cpus() -> float:
     return ray.available_resources().get("CPU", 0)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

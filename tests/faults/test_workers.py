@@ -84,13 +84,16 @@ def _bad_at(positions: tuple[int, ...], rank: int):
 
 
 @pytest.mark.parametrize("choice", ["skip", pytest.param("roll-back", marks=pytest.mark.slow)])
-def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, capfd, choice):
+def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, choice):
     bad = 2 * IMAGES + 3 * BATCH
     run = new_run(non_finite=choice, max_failures=0)
     weights = run.train(worker=_bad_at((bad,), rank=1))
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert run.reports[-1]["skipped_batches"] == 1
     assert run.reports[-1]["position"] == 6 * IMAGES
+    (note,) = [report["note"] for report in run.reports if "note" in report]
+    images = stream_indices(seed=0, start=bad + BATCH // 2, count=BATCH // 2, size=IMAGES)
+    assert f"images {images.tolist()}" in note
     again = [report["position"] for report in run.reports].count(2 * IMAGES + 2 * BATCH)
     assert again == (2 if choice == "roll-back" else 1)
     newest = sorted(run.folder.glob("checkpoint_*/progress.json"))[-1]

@@ -8,6 +8,7 @@ from flows import evaluate, train
 from fractal_model.locks import only_one
 from fractal_model.params import load_params
 from fractal_model.tracking import registry, store
+from fractal_model.training import launch
 from tests.flows.conftest import Project, make_project, small_params
 
 
@@ -121,8 +122,8 @@ def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path)
     other = make_project(tmp_path / "locked", small_params())
     (other.folder / "data").symlink_to(project.folder / "data")
     params = load_params(other.params)
-    size, manifest = train.with_data(params, "digits")
-    with only_one(train.lock_file(params, size, train.mark_of(size, manifest))):
+    size, manifest = launch.with_data(params, "digits")
+    with only_one(launch.lock_file(params, "digits", launch.mark_of(size, manifest))):
         line = error_line(other, train.main)
     assert "another process" in line
 

@@ -27,8 +27,11 @@ def test_a_deployment_for_every_size():
         workers, cpus = re.search(
             r"(\d+) workers, .*?(\d+) CPU", deployment["description"]
         ).groups()
-        assert (int(workers), int(cpus)) == (recipe.workers, recipe.cpus_per_worker)
-        assert ("H100" in deployment["description"]) is bool(recipe.gpus_per_worker)
+        assert (int(workers), int(cpus)) == (
+            recipe.workers,
+            recipe.resources_per_worker["CPU"],
+        )
+        assert ("H100" in deployment["description"]) is (recipe.accelerator_type == "H100")
         assert {"fractal", recipe.dataset} <= set(deployment["tags"])
 
 

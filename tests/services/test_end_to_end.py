@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -199,6 +200,57 @@ def test_training_digits_ends_completed(project):
     code = "from pathlib import Path; from fractal_model.tracking import registry, store; "
     code += "store.connect(Path('outputs').resolve()); print(registry.resolve('digits').version)"
     assert project.run(sys.executable, "-c", code).strip() == "1"
+
+
+def _start_training(project: Project, **parameters: object) -> str:
+    """A run of the digits deployment; its id."""
+    words = [w for k, v in parameters.items() for w in ("--param", f"{k}={v}")]
+    said = project.prefect("deployment", "run", "train-fractal/digits", *words)
+    return re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", said).group()
+
+
+def _training_workers(project: Project) -> list[psutil.Process]:
+    marked = processes.marked(_run_folder(project))
+    return [p for p in marked if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def _state(project: Project, run: str) -> str:
+    query = f"SELECT state_name FROM flow_run WHERE id = '{run}'"
+    file = project.folder / "outputs/services/prefect/prefect.db"
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        return database.execute(query).fetchone()[0]
+
+
+def test_a_cancelled_flow_frees_its_workers_and_leaves_the_cluster(project):
+    run = _start_training(project, epochs=200)
+    _wait(lambda: len(_training_workers(project)) == 2)
+    project.prefect("flow-run", "cancel", run)
+    cancelled = time.monotonic()
+    _wait(lambda: not _training_workers(project))
+    assert time.monotonic() - cancelled < 30
+    _wait(lambda: _state(project, run) == "Cancelled")
+    assert project.fractal("services", "status").count("healthy") == 4
+
+
+def test_the_job_of_a_flow_that_was_killed_is_gone_on_with_or_stopped(project):
+    """The process of the flow gets no chance to stop it."""
+    first = _start_training(project, epochs=30)
+    _wait(lambda: len(_training_workers(project)) == 2)
+    workers = {process.pid for process in _training_workers(project)}
+    (flow,) = [
+        p
+        for p in processes.marked(_run_folder(project))
+        if "prefect" in " ".join(p.cmdline()) and "engine" in " ".join(p.cmdline())
+    ]
+    flow.kill()
+    _wait(lambda: _state(project, first) == "Crashed")
+    assert {process.pid for process in _training_workers(project)} == workers
+    second = _start_training(project, epochs=30)  # the same run: its job is joined
+    _wait(lambda: _state(project, second) == "Running")
+    time.sleep(5)
+    assert {process.pid for process in _training_workers(project)} == workers
+    project.prefect("flow-run", "cancel", second)
+    _wait(lambda: not _training_workers(project))
 
 
 def test_down_leaves_nothing_of_ours_and_all_of_others(project, other_ray):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -44,7 +45,7 @@ def _stand_in(monkeypatch, code: str) -> None:
         script = run / "server.py"
         script.write_text(code)
         lines = whole(config, folder, run).splitlines()
-        command = f"command={sys.executable} {script}"
+        command = f"command={Path(sys.executable).resolve()} {script}"
         return "\n".join(command if x.startswith("command=") else x for x in lines)
 
     monkeypatch.setattr(control, "supervisor_configuration", configuration)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
+import multiprocessing
+import os
 import pickle
 import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +137,47 @@ def test_full_disk_leaves_earlier_checkpoints_alone(saved, monkeypatch, step):
         )
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
     verify_checkpoint(folder)
+
+
+def _die_at(number: int, what: Path, write: Callable[[Path], None]) -> bool:
+    """In a process of its own: writes, and is killed at the `number`-th file system call that
+    changes something below `what`, before it is made. Whether it got that far."""
+
+    def child() -> None:
+        seen = itertools.count()
+
+        def hook(event: str, arguments: tuple) -> None:
+            changes = event in ("os.rename", "os.mkdir", "os.remove") or (
+                event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wxa"
+            )
+            if changes and str(what) in str(arguments[0]) and next(seen) == number:
+                os._exit(99)
+
+        sys.addaudithook(hook)
+        write(what / "next")
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    return process.exitcode == 99
+
+
+def test_killed_at_any_step_of_writing_the_one_before_loads(saved):
+    folder, model, optimizer = saved
+    state, steps = optimizer.state_dict(), 0
+
+    def write(target: Path) -> None:
+        save_checkpoint(target, model=model, optimizer=state, progress=PROGRESS)
+
+    while _die_at(steps, folder.parent, write):
+        steps += 1
+        shutil.copytree(folder, folder.with_name("before"), dirs_exist_ok=True)
+        newest = max((p for p in folder.parent.glob("[!.]*")), key=lambda p: p.name)
+        assert newest_whole_checkpoint(newest).progress == PROGRESS
+        assert not (folder.parent / "next").exists()
+    assert steps >= len(FILES)
+    verify_checkpoint(folder.parent / "next")  # undisturbed, over what was left behind
 
 
 class _Payload:

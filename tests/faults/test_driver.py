@@ -1,0 +1,103 @@
+"""What the driver's side meets: MLflow that goes away, a disk that is full, a job that was left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
+from fractal_model.training.driver import drive
+from tests.faults.conftest import IMAGES
+
+pytestmark = pytest.mark.slow
+
+
+class Server:
+    """A real MLflow server that can be killed and started again."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        self._command += ["--port", str(port), "--workers", "1"]
+        self._command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=self._folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def kill(self) -> None:
+        family = psutil.Process(self._process.pid).children(recursive=True)
+        for process in (psutil.Process(self._process.pid), *family):
+            process.kill()
+        self._process.wait()
+
+    def client(self) -> mlflow.MlflowClient:
+        client = mlflow.MlflowClient(self.address)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                client.search_experiments(max_results=1)
+                return client
+            except mlflow.MlflowException:
+                assert time.monotonic() < deadline
+                time.sleep(1)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch, free_port):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server = Server(tmp_path, free_port)
+    yield server
+    server.kill()
+    mlflow.set_tracking_uri(None)
+
+
+def test_training_goes_on_while_mlflow_is_away(new_run, cluster, server):
+    client = server.client()
+    run_id = client.create_run("0").info.run_id
+    run = new_run(epochs=12)
+    run.job = run.job.model_copy(update={"tracking_uri": server.address, "run_id": run_id})
+    away = run.when(2 * IMAGES, server.kill)
+    back = run.when(6 * IMAGES, server.start)
+    checkpoint = drive(run.job, on_report=run.reports.append)
+    away.join()
+    back.join()
+    assert load_checkpoint(Path(checkpoint)).progress.position == 12 * IMAGES
+    points = server.client().get_metric_history(run_id, "loss")
+    expected = [(int(report["position"]), report["loss"]) for report in run.reports]
+    assert sorted((p.step, p.value) for p in points) == sorted(expected)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_ends_the_training_and_harms_no_checkpoint(new_run, cluster, tmp_path):
+    run = new_run("small", max_failures=0, keep_checkpoints=50, epochs=50)
+    disk = Path(run.job.storage)
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+    try:
+        with pytest.raises(FractalError) as caught:
+            run.train()
+        assert "\n" not in str(caught.value)
+        assert "space left" in str(caught.value)
+        whole = [path.parent for path in run.folder.glob("checkpoint_*/COMPLETE")]
+        assert len(whole) >= 2
+        for folder in sorted(whole)[:-1]:
+            verify_checkpoint(folder)
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)

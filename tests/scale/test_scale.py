@@ -1,0 +1,111 @@
+"""32 workers on four simulated machines, through the same flow and code as on 32 GPUs: only the
+name of the resource differs. On the way a machine is lost and a worker is killed.
+
+    make test-scale
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from flows import train
+from fractal_model import cli
+from fractal_model.tracking import registry, store
+from fractal_model.training.checkpoint import load_checkpoint
+from tests.faults.conftest import workers
+from tests.flows.conftest import make_project, small_params
+from tests.simulated_cluster import ACCELERATOR, machines
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+EPOCHS, IMAGES, BATCH = 24, 1757, 320
+MOST_BYTES = 20 * 2**30
+
+
+def scale_params() -> dict:
+    content = small_params()
+    content["training"]["digits"].update(
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        workers=32,
+        min_workers=20,
+        resources_per_worker={"CPU": 1, ACCELERATOR: 1},
+        images_per_worker=4,
+        log_every_steps=1,
+        checkpoint_every_epochs=1,
+        max_failures=5,
+        stall_seconds=300,
+    )
+    return content
+
+
+class Watcher(threading.Thread):
+    """Loses a machine, then kills a worker, as checkpoints come; measures the memory of all."""
+
+    def __init__(self, runs: Path, lose_machine) -> None:
+        super().__init__(daemon=True)
+        self._runs = runs
+        self._lose_machine = lose_machine
+        self.peak = 0
+        self.ended = threading.Event()
+        self.done: list[str] = []
+
+    def run(self) -> None:
+        while not self.ended.wait(1.0):
+            self.peak = max(self.peak, _memory_of_ray())
+            checkpoints = len(list(self._runs.glob("*/checkpoint_*/COMPLETE")))
+            if checkpoints >= 1 and not self.done:
+                self._lose_machine()
+                self.done.append("machine lost")
+                lost_at = time.monotonic()
+            elif self.done == ["machine lost"] and time.monotonic() > lost_at + 30:
+                training = workers()
+                if len(training) == 24:
+                    training[5].send_signal(signal.SIGKILL)
+                    self.done.append("worker killed")
+
+
+def _memory_of_ray() -> int:
+    """Proportional set size of this process and all that it started, in bytes."""
+    total = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect):
+    project = make_project(tmp_path / "a project", scale_params())
+    project.run(cli.main, "data", "prepare", "digits")
+    with machines(4, each=8) as (cluster, nodes):
+        watcher = Watcher(
+            project.outputs / "training/digits", lambda: cluster.remove_node(nodes[1])
+        )
+        watcher.start()
+        started = time.monotonic()
+        project.run(train.main)
+        minutes = (time.monotonic() - started) / 60
+        watcher.ended.set()
+        watcher.join()
+    assert watcher.done == ["machine lost", "worker killed"]
+    print(f"{minutes:.1f} minutes, {watcher.peak / 2**30:.1f} GiB at the peak")
+    assert watcher.peak < MOST_BYTES
+
+    store.connect(project.outputs)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("fractal-digits").experiment_id],
+        "tags.`fractal.kind` = 'train'",
+    )
+    found = {int(m.value) for m in client.get_metric_history(run.info.run_id, "workers")}
+    assert found == {32, 24}
+    position = load_checkpoint(registry.resolve("digits").checkpoint).progress.position
+    assert EPOCHS * IMAGES <= position < EPOCHS * IMAGES + BATCH
