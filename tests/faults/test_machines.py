@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,45 +68,3 @@ def test_training_goes_on_with_the_workers_that_are_left(new_run, tmp_path):
         for start in range(0, EPOCHS * IMAGES, BATCH)
     ]
     assert (steps[0][0], steps[-1][0]) == (4, 2)
-
-
-def test_training_waits_for_a_machine_where_too_few_are_left(new_run):
-    run = new_run(
-        workers=2,
-        min_workers=2,
-        resources_per_worker={"CPU": 1.0, ACCELERATOR: 1.0},
-        max_failures=3,
-    )
-    with machines(2, each=1) as (cluster, nodes), ray_cluster(1), joining() as join:
-
-        def replace():
-            cluster.remove_node(nodes[0])
-            time.sleep(5)
-            join(cluster.address)
-
-        lost = run.when(2 * IMAGES, replace)
-        run.train()
-        lost.join()
-    assert run.position == 6 * IMAGES
-
-
-@contextmanager
-def joining() -> Iterator[Callable[[str], None]]:
-    """Yields what starts one more machine for a cluster, from any thread, as a person would."""
-    started: list[subprocess.Popen] = []
-
-    def join(address: str) -> None:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-        command += ["--address", address, "--node-ip-address", "127.0.0.1", "--num-cpus", "1"]
-        command += ["--min-worker-port", "0", "--max-worker-port", "0"]
-        command += ["--resources", json.dumps({ACCELERATOR: 1})]
-        environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        started.append(subprocess.Popen(command, env=environment, **quiet))
-
-    try:
-        yield join
-    finally:
-        for process in started:
-            process.terminate()
-            process.wait()

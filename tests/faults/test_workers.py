@@ -50,6 +50,7 @@ def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
     assert not stopped[0].is_running()
 
 
+@pytest.mark.slow
 def test_the_last_checkpoints_and_the_best_are_kept_and_whole(new_run, straight, tmp_path):
     folder = tmp_path / "straight" / ("f" * 16)
     last = sorted(path for path in folder.glob("checkpoint_*") if path.is_dir())
@@ -100,6 +101,7 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, ch
     assert json.loads(newest.read_text())["skipped"] == [bad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "most"), [("stop", 3), ("skip", 1)])
 def test_it_ends_after_so_many_and_says_which_images(new_run, cluster, choice, most):
     second = IMAGES + 2 * BATCH
