@@ -140,7 +140,7 @@ def asymmetric() -> np.ndarray:
         (statistics(sigma=-np.eye(2048)), "negative eigenvalues"),
         (statistics(arr_0=np.zeros((2, 32, 32, 3), np.uint8)), "of the same resolution"),
         (statistics(arr_0=np.zeros((2, 64, 64, 3), np.float32)), "images float32"),
-        ({"mu": np.array([print], dtype=object), "sigma": np.eye(2048)}, "cannot be read .*pickle"),
+        ({"mu": np.array([len], dtype=object), "sigma": np.eye(2048)}, "cannot be read .*pickle"),
     ],
 )
 def test_what_is_not_adms_is_refused(tmp_path, content, message):
