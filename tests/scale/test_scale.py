@@ -24,7 +24,7 @@ from tests.flows.conftest import make_project, small_params
 from tests.simulated_cluster import ACCELERATOR, machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-EPOCHS, IMAGES, BATCH = 24, 1757, 320
+EPOCHS, IMAGES, BATCH = 16, 1757, 320
 MOST_BYTES = 20 * 2**30
 
 
