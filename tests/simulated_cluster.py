@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +10,21 @@ from contextlib import contextmanager
 from ray.cluster_utils import Cluster
 
 ACCELERATOR = "simulated_gpu"
+_ON_LOOPBACK = {"node_ip_address": "127.0.0.1"}
 
 
 @contextmanager
 def machines(count: int, *, each: int) -> Iterator[tuple[Cluster, list]]:
     """A head without workers and `count` nodes for `each` workers; RAY_ADDRESS names it."""
-    on_loopback = {"node_ip_address": "127.0.0.1"}
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, **on_loopback},
+        head_node_args={"num_cpus": 0, "include_dashboard": False, **_ON_LOOPBACK},
+        shutdown_at_exit=False,  # it sets signal handlers, which add_machine cannot in a thread
     )
+    atexit.register(cluster.shutdown)
     before = os.environ.get("RAY_ADDRESS")
     try:
-        nodes = [
-            cluster.add_node(num_cpus=each, resources={ACCELERATOR: each}, **on_loopback)
-            for _ in range(count)
-        ]
+        nodes = [add_machine(cluster, each=each) for _ in range(count)]
         os.environ["RAY_ADDRESS"] = cluster.address
         yield cluster, nodes
     finally:
@@ -32,3 +32,9 @@ def machines(count: int, *, each: int) -> Iterator[tuple[Cluster, list]]:
         if before is not None:
             os.environ["RAY_ADDRESS"] = before
         cluster.shutdown()
+        atexit.unregister(cluster.shutdown)
+
+
+def add_machine(cluster: Cluster, *, each: int) -> object:
+    """A node for `each` workers; `cluster.remove_node` takes it away again."""
+    return cluster.add_node(num_cpus=each, resources={ACCELERATOR: each}, **_ON_LOOPBACK)

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fractal_model.training.job import Report
 
@@ -17,7 +19,9 @@ class Relay:
 
     def __init__(self, on_report: Callable[[Report], None]) -> None:
         self._on_report = on_report
-        self._queue = Queue(actor_options={"num_cpus": 0})
+        # Beside this process: on a machine that is lost it would take the training with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._error: Exception | None = None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from fractal_model.data.order import stream_indices
 from fractal_model.ray_cluster import ray_cluster
+from fractal_model.training.ray_training import PLACEMENT_SECONDS
 from fractal_model.training.trainer import Trainer
 from fractal_model.training.worker import train_worker
 from tests.faults.conftest import BATCH, IMAGES
-from tests.simulated_cluster import ACCELERATOR, machines
+from tests.simulated_cluster import ACCELERATOR, add_machine, machines
 
 pytestmark = pytest.mark.slow
 EPOCHS = 6
+EACH = {"CPU": 1.0, ACCELERATOR: 1.0}
+LONGER_THAN_PLACEMENT = PLACEMENT_SECONDS + 10
 
 
 def _writes_down_what_it_sees(folder: Path):
@@ -46,15 +50,26 @@ def _last_word(file: Path) -> tuple[int, list[int]]:
     return workers, [image for rank in sorted(ranks) for image in ranks[rank]]
 
 
-def test_training_goes_on_with_the_workers_that_are_left(new_run, tmp_path):
-    seen = tmp_path / "seen"
-    seen.mkdir()
+def _steps(seen: Path) -> list[tuple[int, list[int]]]:
+    """Of every position, in order; each image is where the order of the data has it."""
+    steps = [_last_word(file) for file in sorted(seen.iterdir())]
+    assert [images for _, images in steps] == [
+        stream_indices(seed=0, start=start, count=BATCH, size=IMAGES).tolist()
+        for start in range(0, EPOCHS * IMAGES, BATCH)
+    ]
+    return steps
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Path:
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    return folder
+
+
+def test_training_goes_on_with_the_workers_that_are_left(new_run, seen):
     run = new_run(
-        epochs=EPOCHS,
-        workers=4,
-        min_workers=1,
-        resources_per_worker={"CPU": 1.0, ACCELERATOR: 1.0},
-        max_failures=3,
+        epochs=EPOCHS, workers=4, min_workers=1, resources_per_worker=EACH, max_failures=3
     )
     with machines(2, each=2) as (cluster, nodes), ray_cluster(1):
         lost = run.when(2 * IMAGES, lambda: cluster.remove_node(nodes[0]))
@@ -62,9 +77,28 @@ def test_training_goes_on_with_the_workers_that_are_left(new_run, tmp_path):
         lost.join()
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert {report["workers"] for report in run.reports} == {2, 4}
-    steps = [_last_word(file) for file in sorted(seen.iterdir())]
-    assert [images for _, images in steps] == [
-        stream_indices(seed=0, start=start, count=BATCH, size=IMAGES).tolist()
-        for start in range(0, EPOCHS * IMAGES, BATCH)
-    ]
+    steps = _steps(seen)
     assert (steps[0][0], steps[-1][0]) == (4, 2)
+
+
+def test_training_waits_for_a_machine_and_resumes(new_run, seen):
+    run = new_run(
+        epochs=EPOCHS, workers=2, min_workers=2, resources_per_worker=EACH, max_failures=1
+    )
+    waited_at = []
+
+    def replace_the_machine(cluster, node) -> None:
+        cluster.remove_node(node)
+        position, quiet_until = run.position, time.monotonic() + LONGER_THAN_PLACEMENT
+        while time.monotonic() < quiet_until:
+            time.sleep(1)
+            waited_at.append(run.position - position)
+        add_machine(cluster, each=2)
+
+    with machines(1, each=2) as (cluster, (node,)), ray_cluster(1):
+        replaced = run.when(2 * IMAGES, lambda: replace_the_machine(cluster, node))
+        run.train(worker=_writes_down_what_it_sees(seen))
+        replaced.join()
+    assert max(waited_at[5:]) == waited_at[5]  # what was on its way arrived; nothing went on
+    assert {workers for workers, _ in _steps(seen)} == {2}
+    assert run.position == EPOCHS * IMAGES
