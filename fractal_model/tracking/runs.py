@@ -88,6 +88,15 @@ def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
     return values, int(report["position"])
 
 
+def last_position(run_id: str) -> int:
+    """Up to where a training run has reported to MLflow; −1: nothing yet, or MLflow is away."""
+    try:
+        points = mlflow.MlflowClient().get_metric_history(run_id, "epoch")
+    except MlflowException:
+        return -1
+    return max((point.step for point in points), default=-1)
+
+
 def loss_curve(run_id: str | None) -> tuple[tuple[float, float], ...]:
     """Pairs of epoch and loss of a training run, by epoch; none where there is no such run."""
     if run_id is None:

@@ -19,7 +19,7 @@ import mlflow
 from fractal_model.console import errors_on_one_line
 from fractal_model.errors import FractalError
 from fractal_model.ray_cluster import ray_cluster
-from fractal_model.tracking.runs import report_values
+from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_training import run_training
@@ -35,15 +35,19 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
     mlflow.set_tracking_uri(job.tracking_uri)
     watch, recipe = Watch(job.reference), job.recipe
     cpus = int(recipe.workers * recipe.resources_per_worker.get("CPU", 1))
+    logged = last_position(job.run_id)
     metrics = MetricSpool(job.local / "metrics" / job.run_id, job.run_id)
     with metrics as spool, ray_cluster(cpus=cpus):
 
         def handle(report: Report) -> None:
+            nonlocal logged
             note = report.pop("note", None)
             further, warnings = watch.look(report) if "loss" in report else ({}, [])
             warnings += [note] if note else []
             values, step = report_values({**report, **further})
-            spool.log(values, step=step)
+            if step > logged:  # else it was there before workers had to begin again
+                spool.log(values, step=step)
+                logged = step
             for warning in warnings:
                 logger.warning("%s, epoch %.2f: %s", job.size, report["epoch"], warning)
             on_report(report)

@@ -11,7 +11,8 @@ from fractal_model.training.settings import TrainingConfig
 Report = dict[str, Any]
 """Metrics of one moment: position, step, epoch, loss, learning_rate, gradient_norm,
 images_per_second, data_wait_share, workers, accumulation, skipped_batches. The first report after
-something that a person should read has it as `note`."""
+something that a person should read has it as `note`. A run that ends itself before its time
+reports why, as `stopped` alone."""
 Curve = tuple[tuple[float, float], ...]
 """Pairs of epoch and loss, by epoch."""
 

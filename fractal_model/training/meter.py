@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,7 +14,8 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Means since the last report; nothing is read from the device before."""
+    """Means since the last report. Neither the start of a loader nor the saving of a checkpoint
+    counts: the speed is that of training."""
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
         self._trainer = trainer
@@ -25,13 +27,22 @@ class Meter:
     def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The loader's batches; the time that they are waited for is counted."""
         batches = iter(loader)
-        while True:
+        with self.paused():
+            batch = next(batches, None)
+        while batch is not None:
+            yield batch
             started = time.monotonic()
             batch = next(batches, None)
             self._waited += time.monotonic() - started
-            if batch is None:
-                return
-            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within its block the clock stands still."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - started
 
     def add(self, step: StepReport) -> None:
         self._losses.append(step.loss)

@@ -6,10 +6,11 @@ a worker dies or does not answer any more, on as many workers as the recipe's ra
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import ray
@@ -38,8 +39,14 @@ first plans with it, and then, after this, with those that are left."""
 POLL_SECONDS = 0.25
 """How often workers are asked for reports: they wait at the next one until the last is taken, with
 Ray's default of two seconds for longer than a step of a small model takes."""
-RESIZE_SECONDS = 60.0
-"""How often a group that has lost workers looks whether there are more again."""
+_OF_ANOTHER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "gloo",
+    "NCCL",
+    "DistBackend",
+)
+"""In what a worker raises when another one is gone."""
 
 
 def run_training(
@@ -51,17 +58,28 @@ def run_training(
     """Train on the connected cluster until the recipe's end; return the last checkpoint. `worker`
     is what each of them runs.
 
-    FractalError: what a worker raised, or why no worker could be started.
+    FractalError: what a worker raised, why the run ended itself, or why no worker could be started.
     """
     recipe = job.recipe
+    stopped: list[str] = []
+
+    def sort(report: Report) -> None:
+        if "stopped" in report:
+            stopped.append(report["stopped"])
+        else:
+            on_report(report)
+
     _require_resources(recipe)
     _set_deadlines(recipe)
-    with Relay(on_report) as relay:
+    with Relay(sort) as relay:
         trainer = TorchTrainer(
             worker,
             train_loop_config={"job": job.model_dump_json()},
             scaling_config=_scaling(recipe),
-            torch_config=TorchConfig(backend="nccl" if recipe.uses_gpu else "gloo"),
+            torch_config=TorchConfig(
+                backend="nccl" if recipe.uses_gpu else "gloo",
+                timeout_s=math.ceil(recipe.stall_seconds),  # of the others, where one hangs
+            ),
             run_config=RunConfig(
                 name=job.name,
                 storage_path=job.storage,
@@ -74,10 +92,18 @@ def run_training(
             with _keyboard_interrupt():
                 result = trainer.fit()
         except WorkerGroupError as error:
-            first = next(iter(error.worker_failures.values()))
-            raise FractalError(f"training failed on a worker: {_cause(first)}") from error
+            raise FractalError(
+                f"training failed on a worker, {recipe.max_failures} times in a row at the most "
+                f"(max_failures): {_first_cause(error.worker_failures)}; mend it and run again, "
+                f"it goes on from the last checkpoint"
+            ) from error
         except TrainingFailedError as error:
-            raise FractalError(f"training failed: {one_line(error)}") from error
+            raise FractalError(
+                f"training failed: {one_line(error)}; run again, it goes on from the last "
+                f"checkpoint (Ray's logs are in /tmp/ray/session_latest/logs/train)"
+            ) from error
+    if stopped:
+        raise FractalError(f"training ended: {stopped[0]}")
     return result.checkpoint
 
 
@@ -88,7 +114,9 @@ def _scaling(recipe: TrainingConfig) -> ScalingConfig:
         use_gpu=recipe.uses_gpu,
         resources_per_worker=dict(recipe.resources_per_worker),
         accelerator_type=recipe.accelerator_type,
-        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        # To take in machines that have come back goes back to the last checkpoint: no more often
+        # than one is written by the clock.
+        elastic_resize_monitor_interval_s=60 * recipe.checkpoint_every_minutes,
     )
 
 
@@ -138,6 +166,12 @@ def _require_resources(recipe: TrainingConfig) -> None:
             f"{', '.join(kinds) or 'none'}: change accelerator_type in params.yaml, or name "
             f"another cluster in RAY_ADDRESS"
         )
+
+
+def _first_cause(failures: Mapping[int, BaseException]) -> str:
+    """Of the workers' failures the one that was not for the loss of another worker."""
+    causes = [_cause(failure) for failure in failures.values()]
+    return min(causes, key=lambda cause: any(word in cause for word in _OF_ANOTHER))
 
 
 def _cause(error: BaseException) -> str:

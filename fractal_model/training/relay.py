@@ -58,6 +58,9 @@ class _ToQueue(UserCallback):
         self._queue = queue
 
     def after_report(self, run_context: Any, metrics: list[Report], checkpoint: Any) -> None:
+        if "stopped" in metrics[0]:
+            self._queue.put(metrics[0])
+            return
         # The loss is of all workers already; the slowest of them decides about the rest.
         waiting = max(report["data_wait_share"] for report in metrics)
         self._queue.put({**metrics[0], "data_wait_share": waiting})

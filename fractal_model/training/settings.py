@@ -30,6 +30,8 @@ _OPERATIONAL = {
     "log_every_steps": 1,
     "max_failures": 1,
     "stall_seconds": 1.0,
+    "non_finite": "skip",  # what was left out is in the checkpoint
+    "max_non_finite": 0,
 }
 
 
@@ -54,6 +56,7 @@ class TrainingConfig(StrictModel):
     """Probability that an image trains the null embedding instead of its class."""
     flip: bool
     precision: Literal["float32", "bfloat16"]
+    """bfloat16: autocast, and TF32 for what it leaves in float32; float32 is never rounded so."""
     activation_checkpointing: bool | tuple[bool, ...]
     """Keep a block's input alone and compute the rest again on the way back: everywhere, or one
     answer for each level from the top and one for the pixel network."""
@@ -82,7 +85,8 @@ class TrainingConfig(StrictModel):
     max_failures: Annotated[int, Field(ge=-1)]
     """How often a failed group of workers is started again from its last checkpoint; −1: always."""
     stall_seconds: Positive
-    """A worker that does not answer for so long is torn down."""
+    """A worker that does not answer for so long is torn down, and one that the others wait for in
+    an exchange of gradients; a first step, with compilation, has to fit."""
     non_finite: Literal["skip", "roll-back", "stop"]
     """What follows a batch whose loss or gradient is not finite: it is left out, or training also
     returns to the last checkpoint, or it ends."""
@@ -100,7 +104,10 @@ class TrainingConfig(StrictModel):
                 f"multiple of {self.workers} as batch_size"
             )
         if self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} are more than workers {self.workers}")
+            raise ValueError(
+                f"min_workers {self.min_workers} are more than workers {self.workers}: choose "
+                f"1 … {self.workers}"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}"

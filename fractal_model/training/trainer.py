@@ -35,7 +35,7 @@ from fractal_model.training.settings import TrainingConfig
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did; `loss` and `gradient_norm` stay on the device until they are read."""
+    """What a step did; `loss` and `gradient_norm` are on the device, already waited for."""
 
     loss: Tensor
     """Mean over the images of all workers."""

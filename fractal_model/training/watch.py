@@ -26,6 +26,7 @@ class Watch:
         self._reference = reference
         self._speeds: deque[float] = deque(maxlen=_KEPT)
         self._told: set[str] = set()
+        self._workers: int | None = None
 
     def look(self, report: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
         """Further metrics, and what to warn of now.
@@ -34,6 +35,7 @@ class Watch:
         `loss_over_reference`: loss less the champion's at this epoch.
         """
         found: dict[str, float] = {}
+        changed = self._new_workers(int(report["workers"]))
         speed = report["images_per_second"]
         if len(self._speeds) >= _FEWEST:
             found["throughput_ratio"] = speed / median(self._speeds)
@@ -42,7 +44,14 @@ class Watch:
             epochs, losses = zip(*self._reference, strict=True)
             expected = float(np.interp(report["epoch"], epochs, losses))
             found["loss_over_reference"] = report["loss"] - expected
-        return found, self._warnings({**report, **found})
+        return found, changed + self._warnings({**report, **found})
+
+    def _new_workers(self, workers: int) -> list[str]:
+        before, self._workers = self._workers, workers
+        if before is None or before == workers:
+            return []
+        self._speeds.clear()  # not comparable any more
+        return [f"goes on with {workers} workers, there were {before}"]
 
     def _warnings(self, values: Mapping[str, float]) -> list[str]:
         ratio = values.get("throughput_ratio", 1.0)

@@ -26,7 +26,15 @@ from fractal_model.training.trainer import NotFiniteError, Trainer
 
 def train_worker(config: dict[str, str]) -> None:
     """Trains from the run's last checkpoint to the recipe's end."""
-    _Worker(TrainingJob.model_validate_json(config["job"])).run()
+    try:
+        _Worker(TrainingJob.model_validate_json(config["job"])).run()
+    except StoppedError as error:
+        # As a report: what a worker raises, Ray tries again.
+        ray.train.report({"stopped": str(error)})
+
+
+class StoppedError(FractalError):
+    """All ranks end the training together, and trying again would end the same way."""
 
 
 class _Worker:
@@ -78,7 +86,8 @@ class _Worker:
             last = trainer.position >= trainer.end_position
             logged = trainer.steps % recipe.log_every_steps == 0
             if last or trainer.steps % self._every == 0 or (logged and self._overdue()):
-                self._report_checkpoint()
+                with self._meter.paused():
+                    self._report_checkpoint()
             elif logged:
                 ray.train.report(self._meter.report(len(self._skipped)))
 
@@ -98,11 +107,16 @@ class _Worker:
         return bool(due)
 
     def _recover(self, error: NotFiniteError) -> None:
-        """All ranks come here together. The error itself where this was once too often."""
+        """All ranks come here together. StoppedError where this was once too often."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
-        if recipe.non_finite == "stop" or len(self._skipped) > recipe.max_non_finite:
-            raise error
+        if recipe.non_finite == "stop":
+            raise StoppedError(f"{error}, or leave such batches out (non_finite: skip)")
+        if len(self._skipped) > recipe.max_non_finite:
+            raise StoppedError(
+                f"{len(self._skipped)} batches were not finite, max_non_finite is "
+                f"{recipe.max_non_finite}; the last: {error}, or raise max_non_finite"
+            )
         self._meter.note(f"batch left out: {error}")
         if recipe.non_finite == "roll-back":
             kept = ray.train.get_all_reported_checkpoints()
@@ -115,7 +129,7 @@ class _Worker:
         with found.as_directory() as folder:
             checkpoint = newest_whole_checkpoint(Path(folder))
         if checkpoint.progress.fingerprint != self._job.fingerprint:
-            raise FractalError(
+            raise StoppedError(
                 f"the checkpoint {found.path} belongs to another run "
                 f"({checkpoint.progress.fingerprint[:16]}, this one is {self._job.name}): remove "
                 f"the folder"

@@ -87,7 +87,7 @@ def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
             "log_every_steps": 2,
             "checkpoint_every_epochs": 1,
             "images_per_worker": 3,
-            "stall_seconds": 10.0,
+            "stall_seconds": 20.0,
             **recipe,
         }
         job = TrainingJob(

@@ -7,57 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from fractal_model.data.order import stream_indices
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.training.ray_training import PLACEMENT_SECONDS
-from fractal_model.training.trainer import Trainer
-from fractal_model.training.worker import train_worker
 from tests.faults.conftest import BATCH, IMAGES
+from tests.images_seen import steps_seen, writes_down_what_it_sees
 from tests.simulated_cluster import ACCELERATOR, add_machine, machines
 
 pytestmark = pytest.mark.slow
 EPOCHS = 6
 EACH = {"CPU": 1.0, ACCELERATOR: 1.0}
 LONGER_THAN_PLACEMENT = PLACEMENT_SECONDS + 10
-
-
-def _writes_down_what_it_sees(folder: Path):
-    """The worker; each rank appends the position and its images of every step."""
-
-    def worker(config):
-        original = Trainer.step
-
-        def step(trainer, batch):
-            position = trainer.position
-            report = original(trainer, batch)
-            seen = " ".join(map(str, batch.indices.tolist()))
-            with (folder / f"{position:06d}").open("a") as file:
-                file.write(f"{trainer._world_size} {trainer._rank} {seen}\n")
-            return report
-
-        Trainer.step = step
-        train_worker(config)
-
-    return worker
-
-
-def _last_word(file: Path) -> tuple[int, list[int]]:
-    """How many workers made the step, the last time it was made, and its images in order."""
-    lines = [[int(word) for word in line.split()] for line in file.read_text().splitlines()]
-    workers = lines[-1][0]
-    ranks = {rank: images for count, rank, *images in lines if count == workers}
-    assert sorted(ranks) == list(range(workers))
-    return workers, [image for rank in sorted(ranks) for image in ranks[rank]]
-
-
-def _steps(seen: Path) -> list[tuple[int, list[int]]]:
-    """Of every position, in order; each image is where the order of the data has it."""
-    steps = [_last_word(file) for file in sorted(seen.iterdir())]
-    assert [images for _, images in steps] == [
-        stream_indices(seed=0, start=start, count=BATCH, size=IMAGES).tolist()
-        for start in range(0, EPOCHS * IMAGES, BATCH)
-    ]
-    return steps
 
 
 @pytest.fixture
@@ -73,12 +32,12 @@ def test_training_goes_on_with_the_workers_that_are_left(new_run, seen):
     )
     with machines(2, each=2) as (cluster, nodes), ray_cluster(1):
         lost = run.when(2 * IMAGES, lambda: cluster.remove_node(nodes[0]))
-        weights = run.train(worker=_writes_down_what_it_sees(seen))
+        weights = run.train(worker=writes_down_what_it_sees(seen))
         lost.join()
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert {report["workers"] for report in run.reports} == {2, 4}
-    steps = _steps(seen)
-    assert (steps[0][0], steps[-1][0]) == (4, 2)
+    steps = steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)
+    assert (steps[0], steps[-1]) == (4, 2)
 
 
 def test_training_waits_for_a_machine_and_resumes(new_run, seen):
@@ -97,8 +56,8 @@ def test_training_waits_for_a_machine_and_resumes(new_run, seen):
 
     with machines(1, each=2) as (cluster, (node,)), ray_cluster(1):
         replaced = run.when(2 * IMAGES, lambda: replace_the_machine(cluster, node))
-        run.train(worker=_writes_down_what_it_sees(seen))
+        run.train(worker=writes_down_what_it_sees(seen))
         replaced.join()
     assert max(waited_at[5:]) == waited_at[5]  # what was on its way arrived; nothing went on
-    assert {workers for workers, _ in _steps(seen)} == {2}
+    assert set(steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)) == {2}
     assert run.position == EPOCHS * IMAGES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,29 @@ def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
     assert_equal(run.train(), straight)
     thread.join()
     assert not stopped[0].is_running()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_holds_the_others_up_for_so_long_alone(new_run, straight, tmp_path):
+    hung = tmp_path / "hung"
+
+    def worker(config):
+        original = Trainer._backward
+
+        def backward(trainer, *given):
+            if trainer._rank == 1 and trainer.position == IMAGES + BATCH and not hung.exists():
+                hung.touch()
+                time.sleep(600)  # the process answers Ray meanwhile
+            return original(trainer, *given)
+
+        Trainer._backward = backward
+        train_worker(config)
+
+    run = new_run(max_failures=3)
+    started = time.monotonic()
+    assert_equal(run.train(worker=worker), straight)
+    assert hung.exists()
+    assert time.monotonic() - started < 300
 
 
 @pytest.mark.slow
@@ -101,14 +125,17 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, ch
     assert json.loads(newest.read_text())["skipped"] == [bad]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("choice", "most"), [("stop", 3), ("skip", 1)])
-def test_it_ends_after_so_many_and_says_which_images(new_run, cluster, choice, most):
+@pytest.mark.parametrize(
+    ("choice", "most"), [("stop", 3), pytest.param("skip", 1, marks=pytest.mark.slow)]
+)
+def test_it_ends_after_so_many_at_once_and_says_which_images(new_run, cluster, choice, most):
     second = IMAGES + 2 * BATCH
     bad = (IMAGES + BATCH,) if choice == "stop" else (IMAGES + BATCH, second)
-    run = new_run(non_finite=choice, max_non_finite=most, max_failures=0)
+    run = new_run(non_finite=choice, max_non_finite=most, max_failures=5)
     with pytest.raises(FractalError) as caught:
         run.train(worker=_bad_at(bad, rank=1))
+    positions = [report["position"] for report in run.reports]
+    assert positions == sorted(set(positions))  # nothing was tried again
     images = stream_indices(seed=0, start=bad[-1] + BATCH // 2, count=BATCH // 2, size=IMAGES)
     assert f"images {images.tolist()}" in str(caught.value)
     assert "\n" not in str(caught.value)

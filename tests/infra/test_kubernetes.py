@@ -247,6 +247,9 @@ def test_the_cluster_holds_the_workers_of_every_size(size):
             <= int(start["num-cpus"])
             <= int(limits["cpu"])
         )
+        memory, store = int(start["memory"]), int(start["object-store-memory"])
+        assert here * recipe["resources_per_worker"]["memory"] <= memory
+        assert memory + store < int(limits["memory"].removesuffix("Gi")) * 2**30
 
 
 def test_nodes_say_that_they_have_h100s_and_are_such_nodes():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -18,14 +19,17 @@ import pytest
 from flows import train
 from fractal_model import cli
 from fractal_model.tracking import registry, store
+from fractal_model.training import driver
 from fractal_model.training.checkpoint import load_checkpoint
+from fractal_model.training.ray_training import run_training
 from tests.faults.conftest import workers
 from tests.flows.conftest import make_project, small_params
+from tests.images_seen import steps_seen, writes_down_what_it_sees
 from tests.simulated_cluster import ACCELERATOR, machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 EPOCHS, IMAGES, BATCH = 16, 1757, 320
-MOST_BYTES = 20e9
+MOST_BYTES, MOST_MINUTES = 20e9, 15
 
 
 def scale_params() -> dict:
@@ -82,7 +86,11 @@ def _memory_of_ray() -> int:
     return total
 
 
-def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect):
+def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monkeypatch):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    watched = partial(run_training, worker=writes_down_what_it_sees(seen))
+    monkeypatch.setattr(driver, "run_training", watched)
     project = make_project(tmp_path / "a project", scale_params())
     project.run(cli.main, "data", "prepare", "digits")
     with machines(4, each=8) as (cluster, nodes):
@@ -98,6 +106,7 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect):
     assert watcher.done == ["machine lost", "worker killed"]
     print(f"{minutes:.1f} minutes, {watcher.peak / 1e9:.1f} GB at the peak")
     assert watcher.peak < MOST_BYTES
+    assert minutes < MOST_MINUTES
 
     store.connect(project.outputs)
     client = mlflow.MlflowClient()
@@ -109,3 +118,5 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect):
     assert found == {32, 24}
     position = load_checkpoint(registry.resolve("digits").checkpoint).progress.position
     assert EPOCHS * IMAGES <= position < EPOCHS * IMAGES + BATCH
+    steps = steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)
+    assert (steps[0], steps[-1], set(steps)) == (32, 24, {32, 24})

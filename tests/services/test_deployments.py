@@ -31,6 +31,9 @@ def test_a_deployment_for_every_size():
             recipe.workers,
             recipe.resources_per_worker["CPU"],
         )
+        memory = re.search(r"(\d+) GiB of memory", deployment["description"])
+        asked = recipe.resources_per_worker.get("memory")
+        assert (memory and int(memory[1]) * 2**30) == asked
         assert ("H100" in deployment["description"]) is (recipe.accelerator_type == "H100")
         assert {"fractal", recipe.dataset} <= set(deployment["tags"])
 

@@ -7,8 +7,14 @@ import pytest
 from fractal_model.training.watch import Watch
 
 
-def report(epoch=1.0, loss=3.0, speed=100.0, waiting=0.0):
-    return {"epoch": epoch, "loss": loss, "images_per_second": speed, "data_wait_share": waiting}
+def report(epoch=1.0, loss=3.0, speed=100.0, waiting=0.0, workers=4):
+    return {
+        "epoch": epoch,
+        "loss": loss,
+        "images_per_second": speed,
+        "data_wait_share": waiting,
+        "workers": workers,
+    }
 
 
 def test_a_drop_in_throughput_is_said_once_until_it_is_over():
@@ -44,3 +50,13 @@ def test_a_loss_far_above_the_champion_s():
     metrics, warnings = watch.look(report(epoch=9.0, loss=3.5))
     assert metrics["loss_over_reference"] == pytest.approx(0.5)
     assert warnings == ["the loss is 0.50 above the champion's at this epoch"]
+
+
+def test_a_change_of_the_workers_is_said_and_is_no_drop_in_throughput():
+    watch = Watch()
+    for _ in range(6):
+        watch.look(report())
+    metrics, warnings = watch.look(report(workers=2, speed=40))
+    assert warnings == ["goes on with 2 workers, there were 4"]
+    assert metrics == {}
+    assert watch.look(report(workers=2, speed=40))[1] == []
