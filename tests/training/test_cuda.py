@@ -1,0 +1,47 @@
+"""Training on a GPU; on a machine that has none, nothing of it is shown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fractal_model.training.trainer import Trainer
+from tests.conftest import tiny_config
+from tests.training.test_trainer import BATCH, RECIPE, weights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def cuda_trainer(**recipe) -> Trainer:
+    changes = {"base_learning_rate": 0.3, **recipe}
+    return Trainer(
+        tiny_config("mar", dropout=0.1), RECIPE.model_copy(update=changes), images=16, device="cuda"
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loss_falls(precision, compiled):
+    trainer = cuda_trainer(precision=precision, compile=compiled)
+    losses = [trainer.step(BATCH).loss.item() for _ in range(19)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_optimiser_goes_on_from_a_checkpoint(tmp_path):
+    straight, first, resumed = (cuda_trainer() for _ in range(3))
+    for _ in range(4):
+        straight.step(BATCH)
+    for _ in range(2):
+        first.step(BATCH)
+    save_checkpoint(
+        tmp_path / "checkpoint",
+        model=first.model,
+        optimizer=first.optimizer.state_dict(),
+        progress=Progress(size="tiny", fingerprint="f" * 64, position=16, steps=2),
+    )
+    resumed.restore(load_checkpoint(tmp_path / "checkpoint"))
+    for _ in range(2):
+        resumed.step(BATCH)
+    for ours, theirs in zip(weights(resumed), weights(straight), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
