@@ -16,6 +16,7 @@ from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.services.settings import ServicesConfig
+from fractal_model.tracking.promotion import PromotionConfig
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.validation import describe
 
@@ -98,6 +99,7 @@ class Params(StrictModel):
     datasets: DatasetsConfig
     preparation: PreparationConfig
     metrics: MetricsConfig
+    promotion: Annotated[PromotionConfig, Field(default_factory=PromotionConfig)]
     services: Annotated[ServicesConfig, Field(default_factory=ServicesConfig)]
     models: dict[SizeName, Architecture]
     training: dict[str, TrainingConfig]
