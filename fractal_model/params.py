@@ -16,6 +16,7 @@ from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.services.settings import ServicesConfig
+from fractal_model.serving import ServingConfig
 from fractal_model.tracking.promotion import PromotionConfig
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.validation import describe
@@ -71,6 +72,11 @@ class Size(StrictModel):
     training: TrainingConfig
     sampling: SamplingConfig
     evaluation: EvaluationConfig
+
+    @property
+    def serving(self) -> ServingConfig:
+        """What is evaluated is what is served."""
+        return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
 
     def fitted_to(self, manifest: Manifest) -> Size:
         """The same, its model knowing the names of its classes. FractalError: it cannot be trained

@@ -58,6 +58,14 @@ def decide(
     return _compare(candidate, champion, rules)
 
 
+def as_markdown(size: str, version: str, decision: Decision) -> str:
+    """A decision with a table of its numbers."""
+    outcome = "promoted to champion" if decision.promote else "not promoted"
+    rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
+    table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""
+    return f"**fractal-{size} version {version}: {outcome}**\n\n{decision.reason}\n\n{table}"
+
+
 def _compare(
     candidate: Mapping[str, float], champion: Mapping[str, float], rules: PromotionConfig
 ) -> Decision:
