@@ -31,6 +31,8 @@ from fractal_model.errors import FractalError, one_line
 
 NAME = "turns-of-promotion"
 _DESCRIPTION = "Not a model. Its versions are turns: who may change a champion, one at a time."
+_NO_FILES = "turn://promotion/none"
+"""MLflow wants to know where a version's files are."""
 LONGEST_SECONDS = 60.0
 """A turn takes a few requests: what lasts longer belongs to a process that is gone."""
 WAIT_SECONDS = 300.0
@@ -78,10 +80,7 @@ def _draw(deadline: float) -> ModelVersion:
     while True:
         try:
             _make_sure_of_the_model()
-            # MLflow wants to know where a version's files are: this one has none.
-            return mlflow.MlflowClient().create_model_version(
-                NAME, "turn://none", description=holder
-            )
+            return mlflow.MlflowClient().create_model_version(NAME, _NO_FILES, description=holder)
         except MlflowException as error:
             if time.monotonic() > deadline or error.error_code not in _CROWDED:
                 raise FractalError(

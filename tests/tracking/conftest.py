@@ -71,4 +71,4 @@ def new_version(local_store: str) -> Callable[[], str]:
     """Registers one more version of `fractal-race`, without files; returns its number."""
     client = mlflow.MlflowClient()
     client.create_registered_model(f"fractal-{SIZE}")
-    return lambda: str(client.create_model_version(f"fractal-{SIZE}", "test://none").version)
+    return lambda: str(client.create_model_version(f"fractal-{SIZE}", "test://none/none").version)

@@ -20,7 +20,7 @@ from tests.tracking.conftest import SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 RULES = PromotionConfig()
-PROCESSES, ROUNDS = 3, 5
+PROCESSES = 3
 
 
 def _metrics(fid: float) -> dict[str, float]:
@@ -167,7 +167,7 @@ def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_
 def test_a_turn_that_a_dead_process_left_is_taken_over(new_version, monkeypatch):
     monkeypatch.setattr(turns, "LONGEST_SECONDS", 1.0)
     turns._make_sure_of_the_model()
-    mlflow.MlflowClient().create_model_version(turns.NAME, "turn://none", description="dead")
+    mlflow.MlflowClient().create_model_version(turns.NAME, "test://none/none", description="dead")
     assert _contest(new_version(), 20.0, {})
     assert turns._tickets() == []
 
@@ -190,7 +190,9 @@ def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, mo
 
 def test_waiting_ends_with_the_name_of_who_does_not_give_way(new_version):
     turns._make_sure_of_the_model()
-    mlflow.MlflowClient().create_model_version(turns.NAME, "turn://none", description="process 7")
+    mlflow.MlflowClient().create_model_version(
+        turns.NAME, "test://none/none", description="process 7"
+    )
     with (
         pytest.raises(FractalError, match="process 7 has been changing"),
         turns.own_turn(wait_seconds=0.3),
@@ -214,16 +216,18 @@ for version in versions:
 """
 
 
-@pytest.mark.parametrize("where", ["file", pytest.param("server", marks=pytest.mark.slow)])
-def test_evaluations_at_once_leave_the_best_as_champion(tmp_path, request, where):
+@pytest.mark.parametrize(
+    ("where", "rounds"), [("file", 5), pytest.param("server", 3, marks=pytest.mark.slow)]
+)
+def test_evaluations_at_once_leave_the_best_as_champion(tmp_path, request, where, rounds):
     """Real processes, each with several versions; the best is promoted neither first nor last."""
     uri = f"sqlite:///{tmp_path}/m.db" if where == "file" else request.getfixturevalue("server")
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
     client.create_registered_model("fractal-race")
-    count = PROCESSES * ROUNDS
+    count = PROCESSES * rounds
     for _ in range(count):
-        client.create_model_version("fractal-race", "test://none")
+        client.create_model_version("fractal-race", "test://none/none")
     fids = {str(n): float((7 * n) % (count + 1)) for n in range(1, count + 1)}
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     shares = [[str(n) for n in range(1 + p, count + 1, PROCESSES)] for p in range(PROCESSES)]
