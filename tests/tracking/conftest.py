@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,23 +31,30 @@ def local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @contextmanager
-def answering(command: list[str], url: str, **settings: object) -> Iterator[None]:
-    """A server of the test's own, up when its page `url` answers."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings
-    )
+def answering(module: list[str], url: str, folder: Path, **variables: str) -> Iterator[None]:
+    """`python -m <module>`, a server that works in `folder`; up when its page `url` answers."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            cwd=folder,
+            env={**os.environ, "PATH": programs, **variables},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
-        _wait_for(url, process)
+        _wait_for(url, process, folder / "server.log")
         yield
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # with its workers
         process.wait(timeout=30)
 
 
-def _wait_for(url: str, process: subprocess.Popen) -> None:
+def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + 120
     while True:
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        assert process.poll() is None, log.read_text()
         try:
             urllib.request.urlopen(url, timeout=5).close()
             return
@@ -59,10 +68,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server."""
     folder = tmp_path_factory.mktemp("server")
     port = free_ports(("mlflow",))["mlflow"]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "2"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    with answering(command, f"http://127.0.0.1:{port}/health", cwd=folder):
+    with answering(command, f"http://127.0.0.1:{port}/health", folder):
         yield f"http://127.0.0.1:{port}"
 
 
