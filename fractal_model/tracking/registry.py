@@ -224,9 +224,8 @@ def require_version(size: str, version: str) -> None:
     """FractalError: the size or the version is not registered."""
     there = [str(found.version) for found in versions(size)]
     if version not in there:
-        raise FractalError(
-            f"{model_name(size)} has no version {version}: choose {' or '.join(there) or 'none'}"
-        )
+        choice = f"choose {' or '.join(there)}" if there else "it has none, train one"
+        raise FractalError(f"{model_name(size)} has no version {version}: {choice}")
 
 
 def aliased_version(size: str, alias: str) -> str | None:
