@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
@@ -27,8 +27,8 @@ from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import load_reference
 from fractal_model.model.fractal import FractalModel
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.tracking import registry, runs, store
-from fractal_model.tracking.promotion import Decision, decide
+from fractal_model.tracking import champions, promotion, registry, runs, store
+from fractal_model.tracking.promotion import Decision
 from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
 
 GRID_COLUMNS = 10
@@ -145,19 +145,27 @@ def compare_with_champion(
     metrics: dict[str, float],
     protocol: str,
 ) -> Decision:
-    """Promote the candidate where it is better; the decision becomes a tag of the version. A
-    champion of another protocol is evaluated under this one first."""
-    champion = registry.aliased_version(size.name, registry.CHAMPION)
-    if champion == candidate.version:
-        return Decision(False, "the candidate is the champion")
-    theirs = None
-    if champion is not None:
-        registered = registry.resolve(size.name, registry.CHAMPION)
-        theirs = mlflow.get_run(_evaluated(params, size, registered, protocol)).data.metrics
-    decision = decide(metrics, theirs)
-    if decision.promote:
-        registry.promote(size.name, candidate.version)
-    registry.tag_version(size.name, candidate.version, "fractal.decision", decision.reason)
+    """Promote the candidate where it is better; the decision and its numbers become tags of the
+    version and an artifact. A champion of another protocol is evaluated under this one first; what
+    serves in another way than it was evaluated is not promoted."""
+
+    def metrics_of(version: str) -> dict[str, float]:
+        champion = registry.fetch(size.name, version)
+        return mlflow.get_run(_evaluated(params, size, champion, protocol)).data.metrics
+
+    decision = champions.contest(
+        size.name,
+        candidate.version,
+        metrics,
+        params.promotion,
+        metrics_of=metrics_of,
+        objection=registry.serves_otherwise(size.name, candidate.version, size.serving),
+    )
+    create_markdown_artifact(
+        promotion.as_markdown(size.name, candidate.version, decision),
+        key=f"promotion-{size.name}",
+        description=f"fractal-{size.name} version {candidate.version} against the champion",
+    )
     return decision
 
 

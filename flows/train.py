@@ -59,9 +59,8 @@ def train_fractal(
     chosen, manifest = launch.with_data(params, size, changes)
     store.connect(params.paths.outputs)
     mark = launch.mark_of(chosen, manifest)
-    version = registry.find_version(size, mark) if resume else None
+    version = registry.reuse(size, mark, chosen.serving) if resume else None
     if version is not None:
-        registry.nominate(size, version)
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
         return version
     return _train_and_register(params, chosen, manifest, mark, resume=resume)
@@ -132,7 +131,7 @@ def train(job: TrainingJob, images: int) -> str:
 def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
     """Put the checkpoint into the registry under the alias `candidate`."""
     with launch.fetched(checkpoint) as folder:
-        return registry.register(size.name, folder, sampling=size.sampling, tags=tags)
+        return registry.register(size.name, folder, serving=size.serving, tags=tags)
 
 
 def check(params: Params, size: str) -> None:

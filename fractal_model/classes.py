@@ -17,14 +17,15 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
 
     FractalError names what is unknown, and the allowed range or the nearest name.
     """
-    return [_class_number(part.strip(), config) for part in text.split(",")]
+    return [class_number(part.strip(), config) for part in text.split(",")]
 
 
 def _matches(name: str, names: Sequence[str]) -> list[int]:
     return [number for number, known in enumerate(names) if known == name]
 
 
-def _class_number(part: str, config: ModelConfig) -> int:
+def class_number(part: str, config: ModelConfig) -> int:
+    """One class, as `parse_classes` takes several; its name may have commas."""
     if part == UNCONDITIONAL:
         return NO_CLASS
     names = [name.casefold() for name in config.class_names]

@@ -16,6 +16,8 @@ from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.services.settings import ServicesConfig
+from fractal_model.serving import ServingConfig
+from fractal_model.tracking.promotion import PromotionConfig
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.validation import describe
 
@@ -71,6 +73,11 @@ class Size(StrictModel):
     sampling: SamplingConfig
     evaluation: EvaluationConfig
 
+    @property
+    def serving(self) -> ServingConfig:
+        """What is evaluated is what is served."""
+        return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
+
     def fitted_to(self, manifest: Manifest) -> Size:
         """The same, its model knowing the names of its classes. FractalError: it cannot be trained
         on this data set."""
@@ -98,6 +105,7 @@ class Params(StrictModel):
     datasets: DatasetsConfig
     preparation: PreparationConfig
     metrics: MetricsConfig
+    promotion: Annotated[PromotionConfig, Field(default_factory=PromotionConfig)]
     services: Annotated[ServicesConfig, Field(default_factory=ServicesConfig)]
     models: dict[SizeName, Architecture]
     training: dict[str, TrainingConfig]

@@ -90,9 +90,8 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
         checksum = file_sha256(source, update)
     mark = fingerprint(size.model, checksum)
-    version = registry.find_version(size.name, mark)
+    version = registry.reuse(size.name, mark, size.serving)
     if version is not None:
-        registry.nominate(size.name, version)
         say(f"fractal-{size.name} version {version} is of the same file: kept as candidate")
         return
     with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
@@ -102,7 +101,7 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
             runs.SOURCE_TAG: checksum,
             "fractal.import_run": run_id,
         }
-        version = registry.register(size.name, checkpoint, sampling=size.sampling, tags=tags)
+        version = registry.register(size.name, checkpoint, serving=size.serving, tags=tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
 
 

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
-NLL, NLL_ERROR, FID = "nll_bits_per_dim", "nll_bits_per_dim_stderr", "fid"
+from pydantic import Field
+
+from fractal_model.config import StrictModel
+
+NLL, NLL_ERROR = "nll_bits_per_dim", "nll_bits_per_dim_stderr"
+FID, FID_ERROR = "fid", "fid_stderr"
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class PromotionConfig(StrictModel):
+    """How sure a candidate must be better, in standard errors."""
+
+    fid_standard_errors: Factor = 1.0
+    """FID must be lower by more than so many of the errors of both, combined; 0: just lower."""
+    nll_standard_errors: Factor = 1.0
+    """The likelihood may be worse by at most so many of its own; 0: not at all."""
 
 
 @dataclass(frozen=True)
@@ -14,20 +31,73 @@ class Decision:
 
     promote: bool
     reason: str
+    numbers: dict[str, float] = field(default_factory=dict)
+    """What was compared: metrics of the candidate, `champion_…` of the champion, and the
+    differences that the rules ask for and allow, `fid_must_gain` and `nll_may_lose`."""
 
 
-def decide(candidate: Mapping[str, float], champion: Mapping[str, float] | None) -> Decision:
-    """Promote when there is no champion, or when FID is lower and the likelihood is not worse by
-    more than its standard error. Both sets are of one protocol; `champion` may lack metrics."""
-    if champion is None:
-        return Decision(True, "there is no champion yet")
-    missing = [key for key in (NLL, FID) if key not in candidate or key not in champion]
+def decide(
+    candidate: Mapping[str, float], champion: Mapping[str, float] | None, rules: PromotionConfig
+) -> Decision:
+    """Promote when FID is lower and the likelihood is not worse, both beyond what `rules` take for
+    chance; a candidate without a champion needs the two numbers alone.
+
+    Both sets are of one protocol. A number that is missing or not finite promotes nothing: a
+    preview's FID has another name, so it is missing. An error that is missing counts as 0.
+    """
+    missing = [key for key in (NLL, FID) if not _finite(candidate, key)]
     if missing:
-        return Decision(False, f"not comparable, without {', '.join(missing)} of both")
-    numbers = (
-        f"FID {candidate[FID]:.3f} against {champion[FID]:.3f}, "
-        f"{candidate[NLL]:.4f} against {champion[NLL]:.4f} bits/dim"
+        return Decision(False, f"not evaluated in full, without {' and '.join(missing)}")
+    if champion is None:
+        return Decision(
+            True, "there is no champion yet", {key: candidate[key] for key in (FID, NLL)}
+        )
+    missing = [key for key in (NLL, FID) if not _finite(champion, key)]
+    if missing:
+        return Decision(False, f"not comparable, the champion has no {' and no '.join(missing)}")
+    return _compare(candidate, champion, rules)
+
+
+def as_markdown(size: str, version: str, decision: Decision) -> str:
+    """A decision with a table of its numbers."""
+    outcome = "promoted to champion" if decision.promote else "not promoted"
+    rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
+    table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""
+    return f"**fractal-{size} version {version}: {outcome}**\n\n{decision.reason}\n\n{table}"
+
+
+def _compare(
+    candidate: Mapping[str, float], champion: Mapping[str, float], rules: PromotionConfig
+) -> Decision:
+    must_gain = rules.fid_standard_errors * math.hypot(
+        _error(candidate, FID_ERROR), _error(champion, FID_ERROR)
     )
-    allowed = candidate.get(NLL_ERROR, 0.0)
-    better = candidate[FID] < champion[FID] and candidate[NLL] <= champion[NLL] + allowed
-    return Decision(better, numbers)
+    may_lose = rules.nll_standard_errors * _error(candidate, NLL_ERROR)
+    better = champion[FID] - candidate[FID] > must_gain
+    no_worse = candidate[NLL] - champion[NLL] <= may_lose
+    numbers = {
+        FID: candidate[FID],
+        f"champion_{FID}": champion[FID],
+        "fid_must_gain": must_gain,
+        NLL: candidate[NLL],
+        f"champion_{NLL}": champion[NLL],
+        "nll_may_lose": may_lose,
+    }
+    reason = (
+        f"FID {candidate[FID]:.3f} against {champion[FID]:.3f} (lower by more than "
+        f"{must_gain:.3f}: {_yes(better)}), {candidate[NLL]:.4f} against {champion[NLL]:.4f} "
+        f"bits/dim (worse by at most {may_lose:.4f}: {_yes(no_worse)})"
+    )
+    return Decision(better and no_worse, reason, numbers)
+
+
+def _finite(metrics: Mapping[str, float], key: str) -> bool:
+    return math.isfinite(metrics.get(key, math.nan))
+
+
+def _error(metrics: Mapping[str, float], key: str) -> float:
+    return metrics[key] if _finite(metrics, key) else 0.0
+
+
+def _yes(fulfilled: bool) -> str:
+    return "yes" if fulfilled else "no"

@@ -13,19 +13,28 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 import mlflow
+import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
+from pydantic import ValidationError
 
 import fractal_model
 from fractal_model.errors import FractalError, one_line
-from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.serving import ServingConfig
+from fractal_model.training.checkpoint import EMA_WEIGHTS, copy_for_sampling
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 FINGERPRINT_TAG = "fractal.fingerprint"
 TRAINING_RUN_TAG = "fractal.training_run"
 EVALUATION_TAG = "fractal.evaluation"
 """Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
+DECISION_TAG = "fractal.decision"
+"""Tag of a version: the reason of the last decision about it; `<this>.<name>` are its details."""
+SERVING = "serving"
+_SERVING_FILE = f"{SERVING}.json"
 _NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 SERVED_PACKAGES = (
     "torch",
@@ -38,11 +47,12 @@ SERVED_PACKAGES = (
     "numpy",
     "pandas",
     "pillow",
+    "psutil",
 )
 _SIGNATURE = ModelSignature(
     inputs=Schema(
         [
-            ColSpec("long", "class"),
+            ColSpec(AnyType(), "class"),  # a number or a name
             ColSpec("long", "seed"),
             ColSpec("double", "guidance", required=False),
             ColSpec("double", "logit_scale", required=False),
@@ -65,26 +75,44 @@ def model_name(size: str) -> str:
     return f"fractal-{size}"
 
 
-def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dict[str, str]) -> str:
+class _WithoutTrial:
+    """MLflow's pyfunc flavour, but logging a model does not answer the input example with it: that
+    would sample, for hours where the model is large and the machine has no GPU."""
+
+    __name__ = "pyfunc"
+
+    @staticmethod
+    def save_model(path: str, *, validate_serving_input: bool, **settings: object) -> None:
+        mlflow.pyfunc.save_model(path, **settings)
+
+
+def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[str, str]) -> str:
     """Log the checkpoint as a model of the active run, register it, point `candidate` to it.
 
-    `sampling` is how the served model samples where a request does not say.
+    FractalError: it is damaged, or lacks the weights that it shall serve.
     """
+    if serving.weights == "ema" and not (checkpoint / EMA_WEIGHTS).is_file():
+        raise FractalError(
+            f"the checkpoint {checkpoint} has no moving average of its weights, which "
+            f"evaluation.{size}.weights asks for: set it to model, or train with ema_decay above 0"
+        )
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        settings = Path(scratch) / "sampling.json"
-        settings.write_text(sampling.model_dump_json(indent=1))
+        files = {"checkpoint": Path(scratch) / "checkpoint", SERVING: Path(scratch) / _SERVING_FILE}
+        copy_for_sampling(checkpoint, files["checkpoint"])
+        files[SERVING].write_text(serving.model_dump_json(indent=1))
         # MLflow advises type hints, which cannot say what the signature says.
         warnings.filterwarnings("ignore", message=".*Add type hints.*")
-        # No input example, which MLflow advises too: it would load the model and sample with it,
-        # hours for a large one on a CPU.
-        warnings.filterwarnings("ignore", message=".*An input example was not provided.*")
-        logged = mlflow.pyfunc.log_model(
+        logged = Model.log(
+            artifact_path=None,  # the name's old one; it has no default
             name="model",
+            flavor=_WithoutTrial,
             python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"checkpoint": str(checkpoint), "sampling": str(settings)},
+            artifacts={name: str(file) for name, file in files.items()},
             code_paths=[str(Path(fractal_model.__file__).parent)],
             pip_requirements=[f"{name}=={installed(name)}" for name in SERVED_PACKAGES],
             signature=_SIGNATURE,
+            input_example=_example(serving),
+            validate_serving_input=False,
             registered_model_name=model_name(size),
         )
     client = mlflow.MlflowClient()
@@ -96,17 +124,108 @@ def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dic
     return number
 
 
+def _example(serving: ServingConfig) -> pd.DataFrame:
+    """Two images of the first class, as they are served."""
+    settings = serving.sampling
+    return pd.DataFrame(
+        {
+            "class": [0, 0],
+            "seed": [0, 1],
+            "guidance": [settings.guidance] * 2,
+            "logit_scale": [settings.logit_scale] * 2,
+        }
+    )
+
+
+def serving_of(size: str, version: str) -> ServingConfig:
+    """How a version serves. FractalError: its files are gone, or of another version of this
+    package."""
+    name = f"{model_name(size)}/{version}"
+    try:
+        text = mlflow.artifacts.load_text(f"models:/{name}/artifacts/{_SERVING_FILE}")
+        return ServingConfig.model_validate_json(text)
+    except (MlflowException, OSError, ValidationError) as error:
+        raise FractalError(
+            f"the registry {mlflow.get_tracking_uri()} does not say how models:/{name} serves "
+            f"({one_line(error)}): train or import the model again"
+        ) from error
+
+
 def nominate(size: str, version: str) -> None:
     """Point `candidate` to a version."""
     mlflow.MlflowClient().set_registered_model_alias(model_name(size), CANDIDATE, version)
 
 
-def find_version(size: str, fingerprint: str) -> str | None:
-    """The newest version that an equal run has registered."""
-    client = mlflow.MlflowClient()
-    found = client.search_model_versions(f"name = '{model_name(size)}'")
-    numbers = [int(v.version) for v in found if v.tags.get(FINGERPRINT_TAG) == fingerprint]
-    return str(max(numbers)) if numbers else None
+def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
+    """The newest version that an equal run has registered, made the candidate; None where there is
+    none. Where none of them serves in this way, the newest is registered once more, so that what
+    is evaluated under changed settings can be served under them."""
+    equal = _of_equal_runs(size, fingerprint)
+    for version in equal:
+        if _serves(size, version.version, serving):
+            nominate(size, str(version.version))
+            return str(version.version)
+    return _register_again(size, equal[0], serving) if equal else None
+
+
+def _of_equal_runs(size: str, fingerprint: str) -> list[ModelVersion]:
+    """The newest first."""
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
+    equal = [version for version in found if version.tags.get(FINGERPRINT_TAG) == fingerprint]
+    return sorted(equal, key=lambda version: int(version.version), reverse=True)
+
+
+def serves_otherwise(size: str, version: str, evaluated: ServingConfig) -> str:
+    """Why a version that was evaluated in this way is not the one that would be served, and the
+    way out; "" where it is."""
+    differences = serving_of(size, version).differences(evaluated)
+    if not differences:
+        return ""
+    return (
+        f"version {version} serves with {differences} as evaluated: train or import {size} again, "
+        f"which registers the same weights once more with the settings of params.yaml"
+    )
+
+
+def _serves(size: str, version: str, serving: ServingConfig) -> bool:
+    try:
+        return serving_of(size, version) == serving
+    except FractalError:  # registered by an earlier version of this package
+        return False
+
+
+def _register_again(size: str, version: ModelVersion, serving: ServingConfig) -> str:
+    checkpoint = fetch_checkpoint(f"models:/{model_name(size)}/{version.version}")
+    own = (EVALUATION_TAG, DECISION_TAG)  # what holds for that version alone
+    tags = {key: value for key, value in version.tags.items() if not key.startswith(own)}
+    with mlflow.start_run(version.run_id):
+        return register(size, checkpoint, serving=serving, tags=tags)
+
+
+def sizes() -> list[str]:
+    """All sizes that have a registered model, by name."""
+    found = mlflow.MlflowClient().search_registered_models(f"name LIKE '{model_name('%')}'")
+    return sorted(model.name.removeprefix(model_name("")) for model in found)
+
+
+def versions(size: str) -> list[ModelVersion]:
+    """All versions of a size, the newest first. FractalError: it has no registered model."""
+    known = sizes()
+    if size not in known:
+        raise FractalError(
+            f"no model {model_name(size)} is registered: registered are the sizes "
+            f"{', '.join(known) or '(none)'}; train one with `python -m flows.train --size SIZE`"
+        )
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
+    return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+
+def require_version(size: str, version: str) -> None:
+    """FractalError: the size or the version is not registered."""
+    there = [str(found.version) for found in versions(size)]
+    if version not in there:
+        choice = f"choose {' or '.join(there)}" if there else "it has none, train one"
+        raise FractalError(f"{model_name(size)} has no version {version}: {choice}")
 
 
 def aliased_version(size: str, alias: str) -> str | None:
@@ -138,8 +257,13 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
             f"no model models:/{model_name(size)}@{alias} is registered: train one with "
             f"`python -m flows.train --size {size}`"
         )
-    checkpoint = fetch_checkpoint(f"models:/{model_name(size)}/{number}")
-    return RegisteredCheckpoint(number, checkpoint, version_tags(size, number))
+    return fetch(size, number)
+
+
+def fetch(size: str, version: str) -> RegisteredCheckpoint:
+    """A version, with its checkpoint. FractalError: unknown, or its files are gone."""
+    checkpoint = fetch_checkpoint(f"models:/{model_name(size)}/{version}")
+    return RegisteredCheckpoint(version, checkpoint, version_tags(size, version))
 
 
 def fetch_checkpoint(uri: str) -> Path:
@@ -161,6 +285,7 @@ def fetch_checkpoint(uri: str) -> Path:
 
 
 def promote(size: str, version: str) -> None:
+    """Point `champion` to a version; `champions.py` sees to when."""
     mlflow.MlflowClient().set_registered_model_alias(model_name(size), CHAMPION, version)
 
 

@@ -1,44 +1,98 @@
 """The registered model as MLflow runs it: rows of (class, seed, guidance …) in, PNG bytes out.
 
 MLflow stores this file as the model's code; the weights are the checkpoint beside it, so nothing
-is pickled.
+is pickled. An image is the one that `fractal sample` draws with the same seed and settings.
 """
 
+import json
+import numbers
+from collections import defaultdict
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from pydantic import ValidationError
 
+from fractal_model.classes import class_number
+from fractal_model.errors import FractalError, one_line
+from fractal_model.generation import sample_images
 from fractal_model.images import png_bytes
-from fractal_model.sampling.sampler import Sampler
+from fractal_model.randomness import LARGEST_SEED
 from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.serving import ServingConfig
 from fractal_model.training.checkpoint import load_checkpoint
+from fractal_model.validation import describe
+
+SETTINGS = ("guidance", "logit_scale")
+"""Columns that may be left out: then the model's own settings are taken."""
+
+
+class BadRequest(MlflowException):
+    """What is wrong with a request, on one line. MLflow's server would put all rows before it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=BAD_REQUEST)
+        self._line = message
+
+    def serialize_as_json(self) -> str:
+        return json.dumps({"error_code": self.error_code, "message": self._line})
 
 
 class ServedFractalModel(mlflow.pyfunc.PythonModel):
     """One image a row; rows of equal settings are sampled together."""
 
     def load_context(self, context):
-        self._model = load_checkpoint(Path(context.artifacts["checkpoint"])).build_model()
-        settings = Path(context.artifacts["sampling"]).read_text()
-        self._settings = SamplingConfig.model_validate_json(settings)
+        serving = Path(context.artifacts["serving"]).read_text()
+        self._serving = ServingConfig.model_validate_json(serving)
+        checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
+        self._model = checkpoint.build_model(averaged=self._serving.weights == "ema")
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
-        rows = model_input.reset_index(drop=True)
+        """Columns class (number or name, `none` for no class), seed, and where wanted guidance and
+        logit_scale, a number in every row. BadRequest names the row and what is wrong."""
+        rows = model_input.to_dict("records")
+        requests = [self._request(place, row) for place, row in enumerate(rows)]
+        same_settings = defaultdict(list)
+        for place, (_, _, settings) in enumerate(requests):
+            same_settings[settings].append(place)
         images: list[bytes | None] = [None] * len(rows)
-        keys = ["guidance", "logit_scale"]
-        for name in keys:
-            default = getattr(self._settings, name)
-            rows[name] = rows[name].fillna(default) if name in rows else default
-        for values, same in rows.groupby(keys).groups.items():
-            labels = torch.tensor(rows.loc[same, "class"].to_numpy(dtype="int64"))
-            chosen = self._settings.model_dump() | dict(zip(keys, values, strict=True))
-            sampler = Sampler(self._model, SamplingConfig(**chosen))
-            sampled = sampler(labels, rows.loc[same, "seed"].astype(int).tolist())
-            for place, image in zip(same, sampled, strict=True):
-                images[place] = png_bytes(image)
+        for settings, places in same_settings.items():
+            labels = torch.tensor([requests[place][0] for place in places])
+            seeds = [requests[place][1] for place in places]
+            for part, sampled in sample_images(self._model, settings, labels, seeds):
+                for at, image in zip(part, sampled, strict=True):
+                    images[places[at]] = png_bytes(image)
         return images
+
+    def _request(self, place: int, row: dict) -> tuple[int, int, SamplingConfig]:
+        """Class number, seed and settings of a row."""
+        try:
+            return self._label(row["class"]), _seed(row["seed"]), self._settings(row)
+        except ValidationError as error:
+            raise BadRequest(f"row {place}: {describe(error, SamplingConfig)}") from error
+        except FractalError as error:
+            raise BadRequest(f"row {place}: {one_line(error)}") from error
+
+    def _label(self, asked: object) -> int:
+        config = self._model.config
+        if isinstance(asked, numbers.Real) and float(asked).is_integer():
+            asked = int(asked)
+            if 0 <= asked < config.num_classes:
+                return asked
+        return class_number(str(asked), config)
+
+    def _settings(self, row: dict) -> SamplingConfig:
+        given = {name: row[name] for name in SETTINGS if name in row}
+        return SamplingConfig.model_validate(self._serving.sampling.model_dump() | given)
+
+
+def _seed(asked: object) -> int:
+    if isinstance(asked, numbers.Real) and float(asked).is_integer() and 0 <= asked <= LARGEST_SEED:
+        return int(asked)
+    raise FractalError(f"seed {asked} given: a whole number is wanted, 0 … {LARGEST_SEED}")
 
 
 mlflow.models.set_model(ServedFractalModel())

@@ -4,7 +4,7 @@
     ema.safetensors     their moving average, where training keeps one
     config.json         the model's configuration
     optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent
-                        where a model was imported
+                        where a model was imported, and in the registry
     progress.json       position in images, size, fingerprint of the run
     checksums.json      SHA-256 of each of these
     COMPLETE            written last; holds the SHA-256 of checksums.json
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,24 @@ def save_checkpoint(
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
         if optimizer is not None:
             torch.save(optimizer, partial / OPTIMIZER)
-        sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
-        _write_text(partial / CHECKSUMS, json.dumps(sums, indent=1))
-        _write_text(partial / MARKER, _sha256(partial / CHECKSUMS))
+        _seal(partial, {file.name: _sha256(file) for file in sorted(partial.iterdir())})
+
+
+def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
+    """A checkpoint to the new `folder`, without the optimiser state: what can be sampled and
+    measured, in files of which none is a pickle. FractalError: it is damaged."""
+    verify_checkpoint(checkpoint)
+    sums = json.loads((checkpoint / CHECKSUMS).read_text())
+    sums.pop(OPTIMIZER, None)
+    with written_whole(folder, "a copy of the checkpoint") as partial:
+        for name in sums:
+            shutil.copyfile(checkpoint / name, partial / name)
+        _seal(partial, sums)
+
+
+def _seal(folder: Path, checksums: dict[str, str]) -> None:
+    _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
+    _write_text(folder / MARKER, _sha256(folder / CHECKSUMS))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

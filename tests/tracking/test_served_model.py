@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
@@ -13,45 +15,52 @@ import pandas as pd
 import pytest
 import torch
 
+from fractal_model.generation import sample_images
 from fractal_model.images import png_bytes
+from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.serving import ServingConfig
 from fractal_model.tracking import registry, served_model
+from fractal_model.tracking.served_model import BadRequest
 from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
 
 SETTINGS = SamplingConfig(guidance=3.0, logit_scale=1.2, iterations=(3, 2))
+NAMES = ("plaice", "tench, Tinca tinca", "2 of hearts", "pike")
 
 
 @pytest.fixture
 def served(tmp_path):
     model = tiny_model("mar")
+    named = FractalModel(model.config.model_copy(update={"class_names": NAMES}))
+    named.load_state_dict(model.state_dict())
     progress = Progress(size="t", fingerprint="", position=0, steps=0)
-    save_checkpoint(tmp_path / "c", model=model, optimizer={}, progress=progress)
-    (tmp_path / "sampling.json").write_text(SETTINGS.model_dump_json())
-    artifacts = {"checkpoint": str(tmp_path / "c"), "sampling": str(tmp_path / "sampling.json")}
+    save_checkpoint(tmp_path / "c", model=named, optimizer={}, progress=progress)
+    serving = ServingConfig(weights="model", sampling=SETTINGS)
+    (tmp_path / "serving.json").write_text(serving.model_dump_json())
+    artifacts = {"checkpoint": str(tmp_path / "c"), "serving": str(tmp_path / "serving.json")}
     found = served_model.ServedFractalModel()
     found.load_context(SimpleNamespace(artifacts=artifacts))
     return found
 
 
 @pytest.fixture
-def batches(monkeypatch):
-    """The sizes of the batches that are sampled."""
-    sizes = []
+def requests(monkeypatch):
+    """The numbers of images that are sampled together."""
+    counts = []
 
-    class Counting(served_model.Sampler):
-        def __call__(self, labels: torch.Tensor, seeds):
-            sizes.append(len(labels))
-            return super().__call__(labels, seeds)
+    def counting(model, settings, labels, seeds):
+        counts.append(len(labels))
+        return sample_images(model, settings, labels, seeds)
 
-    monkeypatch.setattr(served_model, "Sampler", Counting)
-    return sizes
+    monkeypatch.setattr(served_model, "sample_images", counting)
+    return counts
 
 
-def test_rows_without_settings_are_sampled_once_together(served, batches):
+def test_rows_without_settings_are_sampled_together(served, requests):
     images = served.predict(None, pd.DataFrame({"class": [0, 1, 2], "seed": [5, 6, 7]}))
-    assert batches == [3]
+    assert requests == [3]
     assert all(image.startswith(b"\x89PNG") for image in images)
 
 
@@ -61,13 +70,51 @@ def test_a_row_is_sampled_as_the_size_is_where_it_does_not_say(served):
     assert image == png_bytes(sampled[0])
 
 
-def test_rows_of_equal_settings_go_together_and_keep_their_order(served, batches):
+def test_rows_of_equal_settings_go_together_and_keep_their_order(served, requests):
     rows = pd.DataFrame(
-        {"class": [0, 1, 0], "seed": [5, 6, 5], "guidance": [2.0, None, 2.0]}, index=[9, 9, 3]
+        {"class": [0, 1, 0], "seed": [5, 6, 5], "guidance": [2.0, 3.0, 2.0]}, index=[9, 9, 3]
     )
     images = served.predict(None, rows)
-    assert sorted(batches) == [1, 2]
+    assert sorted(requests) == [1, 2]
     assert images[0] == images[2] != images[1]
+
+
+def test_a_class_by_its_name_its_number_or_none(served):
+    classes = [1, 1.0, "1", "tench, Tinca tinca", "none"]
+    images = served.predict(None, pd.DataFrame({"class": classes, "seed": [5] * 5}))
+    assert len(set(images[:4])) == 1
+    unconditional = Sampler(tiny_model("mar"), SETTINGS)(torch.tensor([NO_CLASS]), [5])
+    assert images[4] == png_bytes(unconditional[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
+        ({"class": -1}, "class '-1' is unknown"),
+        ({"class": 1.5}, "class '1.5' is unknown"),
+        ({"class": "tensh, Tinca tinca"}, "did you mean 'tench, Tinca tinca'"),
+        ({"class": None}, "class 'nan' is unknown"),
+        ({"seed": -1}, "seed -1 given: a whole number is wanted, 0 … 4294967295"),
+        ({"seed": 2**32}, "seed 4294967296"),
+        ({"seed": 0.5}, "seed 0.5"),
+        ({"seed": math.nan}, "seed nan"),
+        ({"guidance": math.nan}, "guidance: Input should be a finite number, found nan"),
+        ({"guidance": math.inf}, "guidance: Input should be a finite number"),
+        ({"guidance": -1.0}, "guidance: Input should be greater than or equal to 0, found -1.0"),
+        ({"logit_scale": 0.0}, "logit_scale: Input should be greater than 0, found 0.0"),
+    ],
+)
+def test_a_bad_request_is_told_on_one_line(served, requests, change, said):
+    right = {"class": "pike", "seed": 0, "guidance": 1.0, "logit_scale": 1.0}
+    with pytest.raises(BadRequest) as caught:
+        served.predict(None, pd.DataFrame([right, right | change]))
+    line = json.loads(caught.value.serialize_as_json())["message"]
+    assert line == str(caught.value)
+    assert line.startswith("row 1: ") and said in line
+    assert "\n" not in line
+    assert caught.value.get_http_status_code() == 400
+    assert requests == []
 
 
 def test_its_requirements_name_every_package_that_its_code_imports():

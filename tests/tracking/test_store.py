@@ -6,6 +6,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from fractal_model.errors import FractalError
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.serving import ServingConfig
 from fractal_model.tracking import registry, runs, store
 
 
@@ -32,7 +34,12 @@ def test_nothing_registered_says_how_to_train(tmp_path, monkeypatch):
     store.connect(tmp_path)
     with pytest.raises(FractalError, match=r"models:/fractal-digits@candidate"):
         registry.resolve("digits")
-    assert registry.find_version("digits", "0" * 64) is None
+    assert (
+        registry.reuse(
+            "digits", "0" * 64, ServingConfig(weights="model", sampling=SamplingConfig())
+        )
+        is None
+    )
 
 
 def test_a_failing_server_is_not_taken_for_no_champion(tmp_path, monkeypatch):

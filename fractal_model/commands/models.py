@@ -1,0 +1,108 @@
+"""`fractal models …`: the registered models, who is the champion, and a person's word in it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fractal_model.commands.options import ParamsOption, given
+from fractal_model.console import console, say
+from fractal_model.params import DEFAULT_FILE, load_params
+
+if TYPE_CHECKING:
+    from fractal_model.tracking.overview import RegisteredModel
+
+app = typer.Typer(
+    help="The registered models: list them, choose the champion, go back to the one before.",
+    no_args_is_help=True,
+)
+SizeArgument = Annotated[str, typer.Argument(help="A size that has a registered model.")]
+BecauseOption = Annotated[
+    str, typer.Option("--because", parser=given, metavar="TEXT", help="Why; it is written down.")
+]
+
+
+@app.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every metric.")] = False,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """All versions of all sizes: aliases, what was decided about each and why, key metrics."""
+    from fractal_model.tracking.overview import registered_models
+
+    _connect(params)
+    found = registered_models()
+    if as_json:
+        print(json.dumps([model.model_dump() for model in found], indent=1))
+    elif not found:
+        say("no model is registered: train one with `python -m flows.train --size digits`")
+    for model in () if as_json else found:
+        _print(model)
+
+
+@app.command()
+def promote(
+    size: SizeArgument,
+    version: Annotated[int, typer.Argument(help="Its number.")],
+    because: BecauseOption,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Make a version the champion, whatever its numbers are.
+
+    Evaluations do not undo it: a version that this puts another in the place of is not promoted
+    again but by hand.
+    """
+    from fractal_model.tracking import champions
+
+    _connect(params)
+    replaced = champions.promote_by_hand(size, str(version), because)
+    before = "there was none before" if replaced is None else f"version {replaced} was it before"
+    say(f"fractal-{size} version {version} is the champion now, {before}")
+
+
+@app.command()
+def rollback(
+    size: SizeArgument,
+    because: BecauseOption = "no reason given",
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Give the title back to the champion before; again, to the one before that.
+
+    Evaluations do not undo it: the version that loses the title is not promoted again but by hand.
+    """
+    from fractal_model.tracking import champions
+
+    _connect(params)
+    former, champion = champions.rollback(size, because)
+    say(f"fractal-{size} version {champion} is the champion again, version {former} no longer")
+
+
+def _connect(params: ParamsOption) -> None:
+    from fractal_model.tracking import store
+
+    store.connect(load_params(params).paths.outputs)
+
+
+def _print(model: RegisteredModel) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"fractal-{model.size}", title_justify="left")
+    for name in ("version", "aliases", "registered", "bits/dim", "FID", "decision"):
+        table.add_column(name, overflow="fold")
+    for version in model.versions:
+        registered = datetime.fromtimestamp(version.registered_at, UTC)
+        table.add_row(
+            version.version,
+            ", ".join(version.aliases),
+            registered.strftime("%Y-%m-%d %H:%M"),
+            version.shown("nll_bits_per_dim", 4),
+            version.shown("fid", 2),
+            version.outcome,
+        )
+    console.print(table)
+    for change in model.champions:
+        how = f"{change.how}: {change.because}"
+        say(f"champion from {change.when}: version {change.version} ({how})")

@@ -1,0 +1,227 @@
+"""Who is the champion, who was, and how that changes.
+
+Decided here: the alias `champion` is moved by these functions alone, one process at a time
+(`turns.py`); every change is kept, as a tag of the registered model that is never written again,
+so that a rollback finds what was before; and what a person has taken the title from gets it back
+from a person alone, not from the next evaluation.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+import mlflow
+
+from fractal_model.config import StrictModel
+from fractal_model.errors import FractalError
+from fractal_model.tracking import registry
+from fractal_model.tracking.promotion import Decision, PromotionConfig, decide
+from fractal_model.tracking.registry import DECISION_TAG
+from fractal_model.tracking.turns import Turn, own_turn
+
+CHANGE_TAG = "fractal.champion."
+"""Of a registered model, with a number of four digits: one `Change` as JSON."""
+NOBODY = "none"
+
+
+class Change(StrictModel):
+    """A version became the champion."""
+
+    version: str
+    how: Literal["evaluation", "override", "rollback", "found"]
+    """`found`: the alias was moved by something else, such as MLflow's own page."""
+    because: str
+    who: str
+    when: str
+    """UTC, ISO 8601."""
+
+    @property
+    def by_a_person(self) -> bool:
+        return self.how != "evaluation"
+
+
+def history(size: str) -> list[Change]:
+    """All changes of a size's champion, in their order."""
+    tags = mlflow.MlflowClient().get_registered_model(registry.model_name(size)).tags
+    keys = sorted(key for key in tags if key.startswith(CHANGE_TAG))
+    return [Change.model_validate_json(tags[key]) for key in keys]
+
+
+def succession(changes: Sequence[Change]) -> list[str]:
+    """The versions that a rollback goes back through, the champion last: each change puts one on
+    top, a rollback takes off what lies above its version."""
+    stack: list[str] = []
+    for change in changes:
+        if change.how == "rollback" and change.version in stack:
+            while stack[-1] != change.version:
+                stack.pop()
+        elif stack[-1:] != [change.version]:
+            stack.append(change.version)
+    return stack
+
+
+def withdrawn(changes: Sequence[Change], version: str) -> Change | None:
+    """The change by which a person put another in the place of `version`, where that was the last
+    word about it."""
+    last, champion = None, None
+    for change in changes:
+        if change.version == version:
+            last = None
+        elif champion == version and change.by_a_person:
+            last = change
+        champion = change.version
+    return last
+
+
+def contest(
+    size: str,
+    version: str,
+    metrics: Mapping[str, float],
+    rules: PromotionConfig,
+    *,
+    metrics_of: Callable[[str], Mapping[str, float]],
+    objection: str = "",
+) -> Decision:
+    """Compare a version with the champion, and promote it where it is better.
+
+    `metrics_of` gives another version's metrics under the same protocol; it may take long and is
+    called while others may change the champion: then the new one is compared with too. An
+    `objection` keeps the version from being promoted, whatever its numbers are.
+    """
+    while True:
+        champion = registry.aliased_version(size, registry.CHAMPION)
+        if champion == version:
+            return Decision(False, "the candidate is the champion")
+        decision = decide(metrics, None if champion is None else metrics_of(champion), rules)
+        if decision.promote and objection:
+            decision = _but(decision, objection)
+        settled = _settle(size, version, decision, against=champion)
+        if settled is not None:
+            return settled
+
+
+def _settle(size: str, version: str, decision: Decision, *, against: str | None) -> Decision | None:
+    """Write down a decision made against the champion `against`, and promote where it says so;
+    returns the decision that stands. None where the champion is another by now: nothing is
+    written."""
+    with own_turn() as turn:
+        if registry.aliased_version(size, registry.CHAMPION) != against:
+            return None
+        changes = _up_to_date(size)
+        taken = withdrawn(changes, version)
+        if decision.promote and taken is not None:
+            decision = _but(
+                decision,
+                f"{taken.who} put version {taken.version} in its place on {taken.when} "
+                f"({taken.because}): `fractal models promote {size} {version}` takes that back",
+            )
+        _write_down(size, version, decision, against=against)
+        if decision.promote:
+            _crown(turn, size, changes, _change(version, "evaluation", decision.reason))
+    return decision
+
+
+def _but(decision: Decision, objection: str) -> Decision:
+    return Decision(False, f"{decision.reason}; but {objection}", decision.numbers)
+
+
+def promote_by_hand(size: str, version: str, because: str) -> str | None:
+    """Make a version the champion whatever its numbers are; returns the one that it replaces.
+    FractalError: unknown size or version, or it is the champion."""
+    registry.require_version(size, version)
+    with own_turn() as turn:
+        champion = registry.aliased_version(size, registry.CHAMPION)
+        if champion == version:
+            raise FractalError(
+                f"version {version} of {registry.model_name(size)} is the champion already: "
+                f"nothing to do"
+            )
+        changes = _up_to_date(size)
+        change = _change(version, "override", because)
+        decision = Decision(True, f"promoted by {change.who}: {because}")
+        _write_down(size, version, decision, against=champion)
+        _crown(turn, size, changes, change)
+    return champion
+
+
+def rollback(size: str, because: str) -> tuple[str, str]:
+    """Give the title back to the champion before; returns both versions, the old one first.
+    FractalError: unknown size, or there was none before."""
+    there = {str(version.version) for version in registry.versions(size)}
+    with own_turn() as turn:
+        changes = _up_to_date(size)
+        line = succession(changes)
+        before = [version for version in line[:-1] if version in there and version != line[-1]]
+        if not before:
+            now = f"version {line[-1]} is the first" if line else "there is none"
+            raise FractalError(
+                f"{registry.model_name(size)} has no champion to go back to, {now}: choose a "
+                f"version with `fractal models promote {size} VERSION --because TEXT`"
+            )
+        change = _change(before[-1], "rollback", because)
+        decision = Decision(False, f"taken back by {change.who}: {because}")
+        if line[-1] in there:
+            _write_down(size, line[-1], decision, against=before[-1])
+        _crown(turn, size, changes, change)
+    return line[-1], before[-1]
+
+
+def _up_to_date(size: str) -> list[Change]:
+    """The changes, the last of which is to the champion that there is: the alias decides."""
+    changes = history(size)
+    champion = registry.aliased_version(size, registry.CHAMPION)
+    if champion is not None and (not changes or changes[-1].version != champion):
+        found = _change(champion, "found", "the alias pointed to it")
+        _record(size, changes, found)
+        changes.append(found)
+    return changes
+
+
+def _crown(turn: Turn, size: str, changes: Sequence[Change], change: Change) -> None:
+    """The record first: whoever sees the new champion finds why."""
+    turn.require()
+    _record(size, changes, change)
+    registry.promote(size, change.version)
+
+
+def _record(size: str, changes: Sequence[Change], change: Change) -> None:
+    mlflow.MlflowClient().set_registered_model_tag(
+        registry.model_name(size),
+        f"{CHANGE_TAG}{len(changes) + 1:04d}",
+        change.model_dump_json(),
+    )
+
+
+def _change(version: str, how: str, because: str) -> Change:
+    return Change(version=version, how=how, because=because, who=_who(), when=_now())
+
+
+def _write_down(size: str, version: str, decision: Decision, *, against: str | None) -> None:
+    """As tags of the version, in the place of those of an earlier decision."""
+    tags = {
+        "promoted": str(decision.promote).lower(),
+        "champion": against or NOBODY,
+        "when": _now(),
+        **{name: f"{value:.6g}" for name, value in decision.numbers.items()},
+    }
+    wanted = {f"{DECISION_TAG}.{name}": value for name, value in tags.items()}
+    client, name = mlflow.MlflowClient(), registry.model_name(size)
+    for key in registry.version_tags(size, version):
+        if key.startswith(f"{DECISION_TAG}.") and key not in wanted:
+            client.delete_model_version_tag(name, version, key)
+    for key, value in {**wanted, DECISION_TAG: decision.reason}.items():
+        registry.tag_version(size, version, key, value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "somebody without a name"

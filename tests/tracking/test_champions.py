@@ -1,0 +1,258 @@
+"""How the champion changes: by evaluations, by a person, back, and by many at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.tracking import champions, registry, turns
+from fractal_model.tracking.champions import Change, succession, withdrawn
+from fractal_model.tracking.promotion import PromotionConfig
+from tests.tracking.conftest import SIZE
+
+REPOSITORY = Path(__file__).parents[2]
+RULES = PromotionConfig()
+PROCESSES = 3
+
+
+def _metrics(fid: float) -> dict[str, float]:
+    return {"fid": fid, "nll_bits_per_dim": 0.7}
+
+
+def _contest(version: str, fid: float, fids: dict[str, float], **more: str) -> bool:
+    fids[version] = fid
+    decision = champions.contest(
+        SIZE, version, _metrics(fid), RULES, metrics_of=lambda v: _metrics(fids[v]), **more
+    )
+    return decision.promote
+
+
+def _champion() -> str | None:
+    return registry.aliased_version(SIZE, registry.CHAMPION)
+
+
+def _changes(*steps: tuple[str, str]) -> list[Change]:
+    return [Change(version=v, how=how, because="", who="", when="") for v, how in steps]
+
+
+@pytest.mark.parametrize(
+    ("steps", "line"),
+    [
+        ([], []),
+        ([("1", "evaluation"), ("2", "evaluation"), ("3", "override")], ["1", "2", "3"]),
+        ([("1", "evaluation"), ("2", "evaluation"), ("1", "rollback")], ["1"]),
+        ([("1", "found"), ("2", "found"), ("3", "found"), ("2", "rollback")], ["1", "2"]),
+        ([("1", "found"), ("2", "found"), ("1", "rollback"), ("3", "evaluation")], ["1", "3"]),
+        ([("1", "found"), ("2", "found"), ("1", "override")], ["1", "2", "1"]),
+    ],
+)
+def test_what_a_rollback_goes_back_through(steps, line):
+    assert succession(_changes(*steps)) == line
+
+
+def test_what_a_person_took_the_title_from():
+    steps = [("1", "evaluation"), ("2", "evaluation"), ("1", "rollback"), ("3", "evaluation")]
+    changes = _changes(*steps)
+    assert withdrawn(changes, "2") == changes[2]
+    assert withdrawn(changes, "1") is None
+    assert withdrawn([*changes, *_changes(("2", "override"))], "2") is None
+
+
+def test_the_better_is_promoted_and_the_worse_is_not(new_version):
+    fids: dict[str, float] = {}
+    first, second, third = new_version(), new_version(), new_version()
+    assert _contest(first, 20.0, fids)
+    assert not _contest(second, 21.0, fids)
+    assert _contest(third, 19.0, fids)
+    assert _champion() == third
+    tags = registry.version_tags(SIZE, second)
+    assert tags["fractal.decision.promoted"] == "false"
+    assert tags["fractal.decision.champion"] == first
+    assert (tags["fractal.decision.fid"], tags["fractal.decision.champion_fid"]) == ("21", "20")
+    assert tags["fractal.decision"].startswith("FID 21.000 against 20.000")
+    assert [c.version for c in champions.history(SIZE)] == [first, third]
+
+
+def test_the_details_of_an_earlier_decision_do_not_stay(new_version):
+    first, second = new_version(), new_version()
+    _contest(first, 20.0, fids := {})
+    _contest(second, 21.0, fids)
+    champions.promote_by_hand(SIZE, second, "it has no artefacts")
+    tags = registry.version_tags(SIZE, second)
+    assert "fractal.decision.fid" not in tags
+    assert tags["fractal.decision"].endswith("it has no artefacts")
+    assert tags["fractal.decision.promoted"] == "true"
+
+
+def test_an_objection_keeps_a_better_one_from_being_promoted(new_version):
+    version = new_version()
+    assert not _contest(version, 1.0, {}, objection="it serves otherwise")
+    assert _champion() is None
+    assert registry.version_tags(SIZE, version)["fractal.decision"].endswith("it serves otherwise")
+
+
+def test_rolling_back_step_by_step_to_the_first(new_version):
+    fids: dict[str, float] = {}
+    for number, version in enumerate(versions := [new_version() for _ in range(3)]):
+        _contest(version, 20.0 - number, fids)
+    first, second, third = versions
+    assert champions.rollback(SIZE, "dark") == (third, second)
+    assert champions.rollback(SIZE, "dark too") == (second, first)
+    assert _champion() == first
+    with pytest.raises(FractalError, match=f"version {first} is the first"):
+        champions.rollback(SIZE, "all dark")
+    assert [c.how for c in champions.history(SIZE)] == ["evaluation"] * 3 + ["rollback"] * 2
+
+
+def test_an_evaluation_does_not_undo_what_a_person_decided(new_version):
+    fids: dict[str, float] = {}
+    first, second, third = new_version(), new_version(), new_version()
+    _contest(first, 20.0, fids)
+    _contest(second, 19.0, fids)
+    champions.rollback(SIZE, "it draws no sevens")
+    assert not _contest(second, 19.0, fids)
+    assert "it draws no sevens" in registry.version_tags(SIZE, second)["fractal.decision"]
+    assert _contest(third, 18.0, fids)
+    champions.promote_by_hand(SIZE, second, "sevens are fine")
+    assert _champion() == second
+
+
+def test_an_alias_that_was_moved_by_something_else_is_found(new_version):
+    first, second, third = new_version(), new_version(), new_version()
+    _contest(first, 20.0, fids := {})
+    mlflow.MlflowClient().set_registered_model_alias(f"fractal-{SIZE}", "champion", second)
+    fids[second] = 15.0
+    assert _contest(third, 14.0, fids)
+    found = [(c.version, c.how) for c in champions.history(SIZE)]
+    assert found == [(first, "evaluation"), (second, "found"), (third, "evaluation")]
+    assert champions.rollback(SIZE, "back") == (third, second)
+
+
+def test_a_rollback_passes_over_a_version_that_was_deleted(new_version):
+    fids: dict[str, float] = {}
+    for number, version in enumerate(versions := [new_version() for _ in range(3)]):
+        _contest(version, 20.0 - number, fids)
+    mlflow.MlflowClient().delete_model_version(f"fractal-{SIZE}", versions[1])
+    assert champions.rollback(SIZE, "dark") == (versions[2], versions[0])
+
+
+def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_version):
+    """The slow evaluation of the old champion ends after a better one was promoted."""
+    fids: dict[str, float] = {}
+    first, slow, quick = new_version(), new_version(), new_version()
+    _contest(first, 20.0, fids)
+    asked = []
+
+    def metrics_of(version: str) -> dict[str, float]:
+        if not asked:
+            _contest(quick, 18.0, fids)
+        asked.append(version)
+        return _metrics(fids[version])
+
+    decision = champions.contest(SIZE, slow, _metrics(19.0), RULES, metrics_of=metrics_of)
+    assert asked == [first, quick]
+    assert not decision.promote
+    assert _champion() == quick
+    assert registry.version_tags(SIZE, slow)["fractal.decision.champion"] == quick
+
+
+def test_a_turn_that_a_dead_process_left_is_taken_over(new_version, monkeypatch):
+    monkeypatch.setattr(turns, "LONGEST_SECONDS", 1.0)
+    turns._make_sure_of_the_model()
+    mlflow.MlflowClient().create_model_version(turns.NAME, "test://none/none", description="dead")
+    assert _contest(new_version(), 20.0, {})
+    assert turns._tickets() == []
+
+
+def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, monkeypatch):
+    """Its turn was taken for a dead one's while it stood still."""
+    first, second = new_version(), new_version()
+    _contest(first, 20.0, {})
+    require = turns.Turn.require
+
+    def standing_still(turn):
+        mlflow.MlflowClient().delete_model_version(turns.NAME, str(turn.number))
+        require(turn)
+
+    monkeypatch.setattr(turns.Turn, "require", standing_still)
+    with pytest.raises(FractalError, match="others have gone on"):
+        champions.promote_by_hand(SIZE, second, "now")
+    assert _champion() == first
+
+
+def test_waiting_ends_with_the_name_of_who_does_not_give_way(new_version):
+    turns._make_sure_of_the_model()
+    mlflow.MlflowClient().create_model_version(
+        turns.NAME, "test://none/none", description="process 7"
+    )
+    with (
+        pytest.raises(FractalError, match="process 7 has been changing"),
+        turns.own_turn(wait_seconds=0.3),
+    ):
+        pytest.fail("two have their turn at once")
+
+
+EVALUATION = """
+import json, sys
+import mlflow
+from fractal_model.tracking import champions
+from fractal_model.tracking.promotion import PromotionConfig
+
+uri, versions, fids = json.loads(sys.argv[1])
+mlflow.set_tracking_uri(uri)
+metrics = lambda version: {"fid": fids[version], "nll_bits_per_dim": 0.7}
+for version in versions:
+    champions.contest(
+        "race", version, metrics(version), PromotionConfig(), metrics_of=metrics
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "rounds"), [("file", 5), pytest.param("server", 3, marks=pytest.mark.slow)]
+)
+def test_evaluations_at_once_leave_the_best_as_champion(tmp_path, request, where, rounds):
+    """Real processes, each with several versions; the best is promoted neither first nor last."""
+    uri = f"sqlite:///{tmp_path}/m.db" if where == "file" else request.getfixturevalue("server")
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    client.create_registered_model("fractal-race")
+    count = PROCESSES * rounds
+    for _ in range(count):
+        client.create_model_version("fractal-race", "test://none/none")
+    fids = {str(n): float((7 * n) % (count + 1)) for n in range(1, count + 1)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shares = [[str(n) for n in range(1 + p, count + 1, PROCESSES)] for p in range(PROCESSES)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", EVALUATION, json.dumps([uri, share, fids])],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for share in shares
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+
+    changes = champions.history(SIZE)
+    best = min(fids, key=fids.get)
+    assert _champion() == changes[-1].version == best
+    assert all(fids[b.version] < fids[a.version] for a, b in itertools.pairwise(changes))
+    for before, change in itertools.pairwise(changes):
+        tags = registry.version_tags(SIZE, change.version)
+        assert tags["fractal.decision.champion"] == before.version
+    for version in fids:
+        promoted = version in {change.version for change in changes}
+        tags = registry.version_tags(SIZE, version)
+        assert tags["fractal.decision.promoted"] == str(promoted).lower()
+    assert turns._tickets() == []

@@ -1,0 +1,250 @@
+"""The registered model as others use it: MLflow, a process without this repository, HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from fractal_model.cli import app
+from fractal_model.errors import FractalError
+from fractal_model.images import png_bytes
+from fractal_model.params import load_params
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.serving import ServingConfig
+from fractal_model.tracking import registry, served_model, store
+from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tests.commands.conftest import REPOSITORY, TINY
+from tests.conftest import KINDS, tiny_model
+from tests.services.ports import free_ports
+from tests.tracking.conftest import answering
+
+TAGS = {registry.FINGERPRINT_TAG: "f" * 64, registry.TRAINING_RUN_TAG: "a run"}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Version 1 of fractal-digits: a tiny model with another moving average of its weights."""
+
+    params: Path
+    checkpoint: Path
+    serving: ServingConfig
+    uri: str
+
+    @property
+    def files(self) -> Path:
+        return registry.fetch("digits", "1").checkpoint.parents[1]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Registered:
+    folder = tmp_path_factory.mktemp("registered")
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    content["models"]["digits"].update(
+        TINY, patch_sizes=list(KINDS["mar"]["patch_sizes"]), num_classes=4
+    )
+    content["sampling"]["digits"]["iterations"] = [3, 2]
+    params = folder / "params.yaml"
+    params.write_text(yaml.safe_dump(content))
+    save_checkpoint(
+        folder / "checkpoint",
+        model=tiny_model("mar"),
+        ema=tiny_model("mar", sharpen=2.0),
+        optimizer={"state": torch.zeros(3)},
+        progress=Progress(size="digits", fingerprint="f" * 64, position=1, steps=1),
+    )
+    settings = load_params(params)
+    serving = settings.size("digits").serving
+    uri = store.connect(settings.paths.outputs)
+    with mlflow.start_run(experiment_id=store.experiment("digits", settings.paths.outputs)):
+        registry.register("digits", folder / "checkpoint", serving=serving, tags=TAGS)
+    mlflow.MlflowClient().set_registered_model_alias("fractal-digits", "champion", "1")
+    return Registered(params, folder / "checkpoint", serving, uri)
+
+
+@pytest.fixture
+def registered(first: Registered) -> Registered:
+    """Connected to, whatever another test has done meanwhile."""
+    mlflow.set_tracking_uri(first.uri)
+    return first
+
+
+def _image(serving: ServingConfig, label: int, seed: int) -> bytes:
+    model = tiny_model("mar", **({"sharpen": 2.0} if serving.weights == "ema" else {}))
+    return png_bytes(Sampler(model, serving.sampling)(torch.tensor([label]), [seed])[0])
+
+
+def test_signature_example_and_requirements_are_set(registered):
+    found = mlflow.models.get_model_info("models:/fractal-digits/1")
+    names = {column.name: column.required for column in found.signature.inputs}
+    assert names == {"class": True, "seed": True, "guidance": False, "logit_scale": False}
+    assert found.signature.outputs.input_names() == ["png"]
+    requirements = (registered.files / "requirements.txt").read_text().splitlines()
+    assert f"torch=={torch.__version__.split('+')[0]}" in [r.split("+")[0] for r in requirements]
+    assert all("==" in line for line in requirements)
+    assert found.saved_input_example_info["type"] == "dataframe"
+
+
+def test_the_example_is_a_request_that_is_answered(registered):
+    model = mlflow.pyfunc.load_model("models:/fractal-digits@champion")
+    assert model.input_example["guidance"].tolist() == [registered.serving.sampling.guidance] * 2
+    images = model.predict(model.input_example)
+    assert images == [_image(registered.serving, 0, seed) for seed in (0, 1)]
+
+
+def test_registering_samples_nothing(registered, monkeypatch):
+    """A large model would take hours on a CPU."""
+
+    def never(*arguments):
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(served_model.ServedFractalModel, "load_context", never)
+    monkeypatch.setattr(Sampler, "__call__", never)
+    outputs = load_params(registered.params).paths.outputs
+    with mlflow.start_run(experiment_id=store.experiment("digits", outputs)):
+        registry.register(
+            "quick", registered.checkpoint, serving=registered.serving, tags={"a": "b"}
+        )
+    assert registry.versions("quick")[0].tags == {"a": "b"}
+
+
+def test_no_file_of_it_is_a_pickle(registered):
+    """Neither by its name nor by what is in it: a torch file is a zip archive with a pickle."""
+    assert (registered.checkpoint / "optimizer.pt").is_file()
+    files = [file for file in registered.files.rglob("*") if file.is_file()]
+    assert {"model.safetensors", "ema.safetensors", "served_model.py"} <= {f.name for f in files}
+    for file in files:
+        assert file.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), file
+        assert not zipfile.is_zipfile(file), file
+        assert not file.read_bytes().startswith(b"\x80"), file  # protocol 2 and later
+
+
+def test_the_same_image_as_the_command_draws(registered, tmp_path):
+    options = ["--classes", "2", "--n", "2", "--seed", "5", "--params", registered.params]
+    words = ["sample", "--model", "models:/fractal-digits@champion", "--out", tmp_path, *options]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exception is None, done.output
+    mlflow.set_tracking_uri(registered.uri)
+    model = mlflow.pyfunc.load_model("models:/fractal-digits@champion")
+    rows = pd.DataFrame({"class": [2, 2, 2], "seed": [5, 6, 5]})
+    images = model.predict(rows)
+    assert images[:2] == [(tmp_path / f"{n}.png").read_bytes() for n in (0, 1)]
+    assert images[0] == images[2] != images[1]
+
+
+def test_settings_that_changed_are_registered_with_the_same_weights(registered):
+    """Weights and guidance that are evaluated are the ones that are served."""
+    assert registry.reuse("digits", "e" * 64, registered.serving) is None
+    assert registry.reuse("digits", "f" * 64, registered.serving) == "1"
+    registry.tag_version("digits", "1", "fractal.evaluation.abc", "a run")
+    sampling = registered.serving.sampling.model_copy(update={"guidance": 4.0})
+    changed = ServingConfig(weights="ema", sampling=sampling)
+    reason = registry.serves_otherwise("digits", "1", changed)
+    assert "weights model instead of ema, guidance 2.0 instead of 4.0" in reason
+
+    again = registry.reuse("digits", "f" * 64, changed)
+    assert again != "1"
+    assert registry.aliased_version("digits", registry.CANDIDATE) == again
+    assert registry.serves_otherwise("digits", again, changed) == ""
+    assert registry.version_tags("digits", again) == TAGS
+    assert registry.reuse("digits", "f" * 64, changed) == again
+    ours, theirs = (load_checkpoint(registry.fetch("digits", v).checkpoint) for v in ("1", again))
+    assert all(ours.weights[name].equal(theirs.weights[name]) for name in ours.weights)
+    model = mlflow.pyfunc.load_model(f"models:/fractal-digits/{again}")
+    (image,) = model.predict(pd.DataFrame({"class": [3], "seed": [9]}))
+    assert image == _image(changed, 3, 9) != _image(registered.serving, 3, 9)
+
+
+def test_a_moving_average_that_is_not_there_is_not_registered(registered, tmp_path):
+    progress = Progress(size="digits", fingerprint="", position=1, steps=1)
+    save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer=None, progress=progress)
+    averaged = registered.serving.model_copy(update={"weights": "ema"})
+    with pytest.raises(FractalError, match="no moving average"):
+        registry.register("digits", tmp_path / "c", serving=averaged, tags={})
+
+
+ELSEWHERE = """
+import importlib.util, sys
+sys.meta_path = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f))]
+sys.path = [folder for folder in sys.path if folder and not folder.startswith({repository!r})]
+sys.path_importer_cache.clear()
+assert importlib.util.find_spec("fractal_model") is None, "this repository is still known"
+import mlflow, pandas
+mlflow.set_tracking_uri({uri!r})
+model = mlflow.pyfunc.load_model("models:/fractal-digits@champion")
+rows = pandas.DataFrame({{"class": [3, 2, 3], "seed": [0, 1, 0], "guidance": [2.0, 1.0, 2.0]}})
+images = model.predict(rows)
+assert [image[:4] for image in images] == [b"\\x89PNG"] * 3
+assert images[0] == images[2] != images[1]
+print(sys.modules["fractal_model"].__file__)
+print(images[0].hex())
+"""
+
+
+def test_it_works_where_this_repository_is_not(registered):
+    code = ELSEWHERE.format(repository=str(REPOSITORY), uri=registered.uri)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    file, image = done.stdout.split()
+    assert Path(file).is_relative_to(registered.files / "code")
+    assert bytes.fromhex(image) == _image(registered.serving, 3, 0)
+
+
+def _post(url: str, body: dict) -> tuple[int, dict]:
+    request = urllib.request.Request(
+        f"{url}/invocations",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_it_answers_real_requests(registered, tmp_path):
+    port = free_ports(("model",))["model"]
+    command = ["mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["--model-uri", "models:/fractal-digits@champion"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    url = f"http://127.0.0.1:{port}"
+    with answering(command, f"{url}/ping", tmp_path, MLFLOW_TRACKING_URI=registered.uri):
+        records = [{"class": 3, "seed": 0}, {"class": "2", "seed": 1}, {"class": 3, "seed": 0}]
+        status, answer = _post(url, {"dataframe_records": records})
+        assert status == 200, answer
+        images = [base64.b64decode(text) for text in answer["predictions"]]
+        expected = [_image(registered.serving, *of) for of in ((3, 0), (2, 1), (3, 0))]
+        assert images == expected
+        for change, said in (
+            ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
+            ({"class": "cat"}, "class 'cat' is unknown"),
+            ({"seed": -1}, "seed -1 given"),
+            ({"guidance": float("nan")}, "guidance: Input should be a finite number"),
+        ):
+            status, answer = _post(url, {"dataframe_records": [records[0] | change]})
+            assert status == 400
+            assert answer["message"].startswith("row 0: ") and said in answer["message"]
+            assert "\n" not in answer["message"]
