@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Self
@@ -28,11 +27,12 @@ class Tail:
 
     def __init__(self, connect: Callable[[], AsyncIterator[str]]) -> None:
         self._connect = connect
-        self._next: asyncio.Future[str] | None = None
+        self._texts: AsyncIterator[str] | None = None
+        self._next: asyncio.Task[str] | None = None
+        self._position = self._known = 0
 
     def __enter__(self) -> Self:
         self._runner = asyncio.Runner()
-        self._texts = self._read()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -44,30 +44,34 @@ class Tail:
 
     async def _more(self, seconds: float) -> str:
         # Kept from call to call: to give up waiting for the next text would close the connection.
-        self._next = self._next or asyncio.ensure_future(anext(self._texts))
+        self._next = self._next or asyncio.create_task(self._new_text())
         done, _ = await asyncio.wait({self._next}, timeout=seconds)
         if not done:
             return ""
         text, self._next = self._next.result(), None
         return text
 
-    async def _read(self) -> AsyncIterator[str]:
-        position = 0
+    async def _new_text(self) -> str:
         while True:
-            known = position
-            with contextlib.suppress(*_BROKEN):
-                async with contextlib.aclosing(self._connect()) as texts:
-                    while (text := await _next_text(texts)) is not None:
-                        new, known = text[known:], max(0, known - len(text))
-                        position += len(new)
-                        if new:
-                            yield new
-            await asyncio.sleep(REOPEN_SECONDS)
+            text = await self._text()
+            if text is None:
+                self._texts = None
+                await asyncio.sleep(REOPEN_SECONDS)
+                continue
+            new, self._known = text[self._known :], max(0, self._known - len(text))
+            self._position += len(new)
+            if new:
+                return new
 
-
-async def _next_text(texts: AsyncIterator[str]) -> str | None:
-    async with asyncio.timeout(QUIET_SECONDS):
-        return await anext(texts, None)
+    async def _text(self) -> str | None:
+        """Of the open connection, or a new one; None where it has ended."""
+        if self._texts is None:
+            self._texts, self._known = self._connect(), self._position
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                return await anext(self._texts, None)
+        except _BROKEN:
+            return None
 
 
 class JobLog:

@@ -27,7 +27,7 @@ class _Client(JobSubmissionClient):
 
 class JobsServer:
     """The Jobs API at one address. All methods raise FractalError: what the server refuses, or that
-    it did not answer for the whole `patience` in seconds."""
+    it did not answer for the whole `patience` in seconds (PATIENCE_SECONDS where none is given)."""
 
     def __init__(self, address: str) -> None:
         """FractalError: no Ray Jobs server answers at `address`."""
@@ -43,7 +43,7 @@ class JobsServer:
     def jobs(self) -> list[JobDetails]:
         return self._ask("list its jobs", self._client.list_jobs)
 
-    def job(self, name: str, *, patience: float = PATIENCE_SECONDS) -> JobDetails:
+    def job(self, name: str, *, patience: float | None = None) -> JobDetails:
         """Its status and metadata."""
         return self._ask(
             f"tell the state of {name}", lambda: self._client.get_job_info(name), patience
@@ -85,9 +85,9 @@ class JobsServer:
             return None
 
     def _ask(
-        self, what: str, request: Callable[[], Answer], patience: float = PATIENCE_SECONDS
+        self, what: str, request: Callable[[], Answer], patience: float | None = None
     ) -> Answer:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
         while True:
             try:
                 return request()
