@@ -35,10 +35,7 @@ STATUS_SECONDS = 2.0
 LOST_SECONDS = 600.0
 """How long the cluster may be away while a job is followed."""
 # Anchored: a pattern without the slash means folders of that name at any depth.
-_LEFT_OUT = [
-    *("/.git", "/.venv", "/.venv.*", "/.dvc", "/data", "/docs", "/mlruns", "/outputs", "/tests"),
-    "__pycache__",
-]
+_LEFT_OUT = ["/.*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
 # Addresses and places alone: everybody who may see the cluster's jobs sees these. Secrets are in
 # the environment of its machines.
 _PASSED_ON = (
