@@ -199,6 +199,6 @@ def _require_no_password(uri: str) -> None:
     if urlsplit(uri).password:
         raise FractalError(
             "MLFLOW_TRACKING_URI holds a password, which everybody who sees the Ray cluster's jobs "
-            "would see: put it into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, here "
-            "and on the cluster's machines"
+            "would see: name an MLflow server without one, and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD here and on the cluster's machines"
         )
