@@ -34,8 +34,9 @@ STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
 LOST_SECONDS = 600.0
 """How long the cluster may be away while a job is followed."""
-# Anchored: a pattern without the slash means folders of that name at any depth.
-_LEFT_OUT = ["/.*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
+# Anchored: without the slash a pattern means folders of that name at any depth. Ray calls the
+# folder itself ".", which is no hidden one.
+_LEFT_OUT = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
 # Addresses and places alone: everybody who may see the cluster's jobs sees these. Secrets are in
 # the environment of its machines.
 _PASSED_ON = (
