@@ -209,9 +209,18 @@ def _start_training(project: Project, **parameters: object) -> str:
     return re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", said).group()
 
 
+def _running(project: Project, *words: str) -> list[psutil.Process]:
+    """The servers' processes whose command line has all of these words."""
+    found = []
+    for process in processes.marked(_run_folder(project)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            line = " ".join(process.cmdline())
+            found += [process] if all(word in line for word in words) else []
+    return found
+
+
 def _training_workers(project: Project) -> list[psutil.Process]:
-    marked = processes.marked(_run_folder(project))
-    return [p for p in marked if "RayTrainWorker" in " ".join(p.cmdline())]
+    return _running(project, "RayTrainWorker")
 
 
 def _state(project: Project, run: str) -> str:
@@ -233,11 +242,7 @@ def test_a_cancelled_flow_frees_its_workers_and_leaves_the_cluster(project):
 
 
 def _kill_flow(project: Project, run: str) -> None:
-    (flow,) = [
-        p
-        for p in processes.marked(_run_folder(project))
-        if "prefect" in " ".join(p.cmdline()) and "engine" in " ".join(p.cmdline())
-    ]
+    (flow,) = _running(project, "prefect", "engine")
     flow.kill()
     _wait(lambda: _state(project, run) == "Crashed")
 
