@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Self
@@ -16,10 +17,13 @@ from prefect.artifacts import (
 )
 
 from fractal_model.console import progress_bar
+from fractal_model.errors import one_line
 from fractal_model.tracking import store
 from fractal_model.training.job import Report, TrainingJob
 
 ARTIFACT_SECONDS, LOG_SECONDS = 5.0, 30.0
+AWAY_SECONDS = 60.0
+"""After Prefect's server did not answer: its client waits for minutes each time."""
 
 
 class TrainingProgress:
@@ -32,20 +36,15 @@ class TrainingProgress:
         self._stack = ExitStack()
         self._next_artifact = self._next_log = 0.0
         self._artifact: UUID | None = None
+        self._away = False
 
     def __enter__(self) -> Self:
         job, recipe = self._job, self._job.recipe
         self._bar = self._stack.enter_context(
             progress_bar(f"training fractal-{job.size}, images", self._images)
         )
-        link = store.run_page(job.run_id)
-        if link is not None:
-            create_link_artifact(
-                link, link_text=f"MLflow run of {job.size}", key=f"mlflow-run-{job.size}"
-            )
-        self._artifact = create_progress_artifact(
-            progress=0.0, key=f"training-{job.size}", description=f"training fractal-{job.size}"
-        )
+        self._show(self._link)
+        self._show(self._share, 0.0, f"training fractal-{job.size}")
         self._logger.info(
             "%s: %s workers, batches of %s, each worker %s at a time, %s times a step",
             job.size,
@@ -71,9 +70,36 @@ class TrainingProgress:
             self._next_log = now + LOG_SECONDS
             self._logger.info("%s: %s", self._job.size, note)
         if now >= self._next_artifact or done >= self._images:
-            self._next_artifact = now + ARTIFACT_SECONDS
-            share = min(100.0, 100 * done / self._images)
-            update_progress_artifact(self._artifact, progress=share, description=note)
+            shown = self._show(self._share, min(100.0, 100 * done / self._images), note)
+            pause = ARTIFACT_SECONDS if shown else AWAY_SECONDS
+            self._next_artifact = time.monotonic() + pause
+
+    def _show(self, publish: Callable[..., None], *content: object) -> bool:
+        """Whether the servers took it. No training ends because it cannot be looked at."""
+        try:
+            publish(*content)
+        except Exception as error:
+            if not self._away:
+                self._logger.warning(
+                    "progress can't be shown (%s): training goes on", one_line(error)
+                )
+            self._away = True
+            return False
+        self._away = False
+        return True
+
+    def _link(self) -> None:
+        size, page = self._job.size, store.run_page(self._job.run_id)
+        if page is not None:
+            create_link_artifact(page, link_text=f"MLflow run of {size}", key=f"mlflow-run-{size}")
+
+    def _share(self, percent: float, note: str) -> None:
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(
+                progress=percent, key=f"training-{self._job.size}", description=note
+            )
+        else:
+            update_progress_artifact(self._artifact, progress=percent, description=note)
 
 
 def _note(report: Report, left: int) -> str:

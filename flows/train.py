@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
+from flows.owner import is_over, this_owner
 from flows.progress import TrainingProgress
 from fractal_model.console import say
 from fractal_model.data.manifest import Manifest
@@ -26,6 +27,10 @@ from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.tracking import registry, runs, store
 from fractal_model.training import launch
 from fractal_model.training.job import TrainingJob
+from fractal_model.training.owner import Owner
+
+if TYPE_CHECKING:
+    from fractal_model.training.ray_jobs import TrainingJobs
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
 """Where MLflow is away when a training of days ends."""
@@ -69,12 +74,13 @@ def train_fractal(
 def _train_and_register(
     params: Params, size: Size, manifest: Manifest, mark: str, *, resume: bool
 ) -> str:
-    with only_one(launch.lock_file(params, size.name, mark)):
+    outputs = params.paths.outputs
+    with only_one(launch.lock_file(outputs, size.name, mark)):
         if not resume:
-            launch.put_aside(params, size.name, mark)
-        with runs.training_run(size, manifest, mark, params.paths.outputs) as run_id:
+            _begin_anew(params, size, mark)
+        with runs.training_run(size, manifest, mark, outputs) as run_id:
             job = _job(params, size, mark, run_id)
-            checkpoint = train(job, images=size.training.epochs * _images(manifest))
+            checkpoint = train(job, size.training.epochs * _images(manifest), outputs)
             tags = {
                 registry.FINGERPRINT_TAG: mark,
                 runs.SIZE_TAG: size.name,
@@ -83,6 +89,32 @@ def _train_and_register(
             version = register(size, checkpoint, tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
     return version
+
+
+def _begin_anew(params: Params, size: Size, mark: str) -> None:
+    """Nothing of an earlier run of these settings is at work, found or added to any more."""
+    outputs = params.paths.outputs
+    jobs = _jobs(outputs, size.name, mark)
+    if jobs is not None:
+        jobs.stop_run(size.name, mark, on_line=say)
+    aside = launch.put_aside(params, size.name, mark)
+    runs.supersede_training(size, mark, outputs)
+    if aside is not None:
+        say(f"what was trained from these settings before is in {aside}")
+
+
+def _jobs(outputs: Path, size: str, mark: str) -> TrainingJobs | None:
+    """Those of the cluster in RAY_ADDRESS; None where it takes none."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address.startswith(("http://", "https://")):
+        return None
+    from fractal_model.training.ray_jobs import TrainingJobs
+
+    def over(owner: Owner, fingerprint: str) -> bool:
+        ours = fingerprint == mark
+        return is_over(owner, None if ours else launch.lock_file(outputs, size, fingerprint))
+
+    return TrainingJobs(address, this_owner(), over)
 
 
 def _images(manifest: Manifest) -> int:
@@ -105,14 +137,11 @@ def _job(params: Params, size: Size, mark: str, run_id: str) -> TrainingJob:
 
 
 @task(name="train", cache_policy=NO_CACHE)
-def train(job: TrainingJob, images: int) -> str:
+def train(job: TrainingJob, images: int, outputs: Path) -> str:
     """Run the workers to the end of the recipe; returns the last checkpoint."""
-    address = os.environ.get("RAY_ADDRESS", "")
+    jobs = _jobs(outputs, job.size, job.fingerprint)
     with TrainingProgress(job, images) as progress:
-        if address.startswith(("http://", "https://")):
-            from fractal_model.training.ray_jobs import TrainingJobs
-
-            jobs = TrainingJobs(address)
+        if jobs is not None:
             return jobs.train(job, on_report=progress.report, on_line=progress.line)
         from fractal_model.training.driver import drive
 

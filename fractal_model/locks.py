@@ -25,3 +25,14 @@ def only_one(file: Path) -> Iterator[None]:
         raise FractalError(
             f"another process is at work here, it holds {file}: wait for it or stop it"
         ) from error
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock `file` at this moment."""
+    if not file.exists():
+        return False
+    try:
+        with only_one(file):
+            return False
+    except FractalError:
+        return True

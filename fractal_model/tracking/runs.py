@@ -13,6 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from torch import Tensor
 
@@ -26,23 +27,21 @@ from fractal_model.tracking.store import experiment
 matplotlib.use("Agg")
 
 SIZE_TAG, KIND_TAG = "fractal.size", "fractal.kind"
+SUPERSEDED_TAG = "fractal.superseded"
+"""Of a training run that was begun anew: nothing is added to it any more."""
 SOURCE_TAG = "fractal.source_sha256"
 """SHA-256 of the file that a model was imported from."""
 
 
 @contextmanager
 def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """The run of this fingerprint: the interrupted one if there is one, else a new one.
+    """The run of this fingerprint: the interrupted one if there is one, unless it is superseded,
+    else a new one.
 
     Logs parameters, data set, git revision and system metrics; yields the run's id.
     """
     experiment_id = experiment(size.training.dataset, outputs)
-    known = mlflow.search_runs(
-        [experiment_id],
-        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and tags.`{KIND_TAG}` = 'train'",
-        max_results=1,
-        output_format="list",
-    )
+    known = _training_runs(experiment_id, fingerprint)
     run_id = known[0].info.run_id if known else None
     name = f"train-{size.name}-{fingerprint[:8]}"
     with mlflow.start_run(run_id, experiment_id, run_name=name, log_system_metrics=True) as run:
@@ -53,6 +52,22 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
         # Last: a run that is found by its fingerprint has all of the above.
         _tag(size, "train", {FINGERPRINT_TAG: fingerprint})
         yield run.info.run_id
+
+
+def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:
+    """The runs of this fingerprint are not gone on with: the next one is a new run."""
+    for run in _training_runs(experiment(size.training.dataset, outputs), fingerprint):
+        mlflow.MlflowClient().set_tag(run.info.run_id, SUPERSEDED_TAG, "true")
+
+
+def _training_runs(experiment_id: str, fingerprint: str) -> list[Run]:
+    """Newest first."""
+    found = mlflow.search_runs(
+        [experiment_id],
+        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and tags.`{KIND_TAG}` = 'train'",
+        output_format="list",
+    )
+    return [run for run in found if SUPERSEDED_TAG not in run.data.tags]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from fractal_model.data.store import is_remote
 from fractal_model.errors import FractalError
 from fractal_model.fingerprint import fingerprint
 from fractal_model.params import Params, Size
+from fractal_model.tracking.spool import MetricSpool
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.validation import describe
 
@@ -52,8 +53,9 @@ def local_folder(params: Params, size: str, mark: str) -> Path:
     return params.paths.outputs / "training" / size / mark[:16]
 
 
-def lock_file(params: Params, size: str, mark: str) -> Path:
-    return params.paths.outputs / "training" / f"{size}-{mark[:16]}.lock"
+def lock_file(outputs: Path, size: str, mark: str) -> Path:
+    """Held by the process that launches or follows a run."""
+    return outputs / "training" / f"{size}-{mark[:16]}.lock"
 
 
 def storage(params: Params, size: str) -> str:
@@ -63,17 +65,35 @@ def storage(params: Params, size: str) -> str:
 
 
 def put_aside(params: Params, size: str, mark: str) -> Path | None:
-    """Rename what an earlier run left, so that training begins anew. FractalError: it is in an
-    object store."""
-    if params.paths.training is not None:
+    """Rename what an earlier run left, here and where runs are kept, so that training begins anew;
+    returns the new folder of the latter. Its metrics are sent first.
+
+    FractalError: it is in an object store, or MLflow does not take the metrics now.
+    """
+    kept, local = f"{storage(params, size)}/{mark[:16]}", local_folder(params, size, mark)
+    if is_remote(kept):
         raise FractalError(
-            f"the run {mark[:16]} of {size} is kept in {storage(params, size)}: remove it there to "
-            f"begin anew"
+            f"the run {mark[:16]} of {size} is kept in {kept}: remove or rename it there to begin "
+            f"anew, and run again without resume=false"
         )
-    folder = local_folder(params, size, mark)
-    if not folder.exists():
-        return None
-    return folder.rename(folder.with_name(f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    _deliver_metrics(local)
+    suffix = time.strftime("-%Y%m%d-%H%M%S")
+    for folder in {Path(kept), local}:
+        if folder.exists():
+            folder.rename(folder.with_name(folder.name + suffix))
+    aside = Path(kept + suffix)
+    return aside if aside.exists() else None
+
+
+def _deliver_metrics(local: Path) -> None:
+    for folder in sorted((local / "metrics").glob("*")):
+        with MetricSpool(folder, run_id=folder.name) as spool:
+            pass
+        if spool.waiting:
+            raise FractalError(
+                f"{spool.waiting} reports of the earlier run wait for MLflow in {folder}: nothing "
+                f"was changed, run again once the server takes them"
+            )
 
 
 @contextmanager

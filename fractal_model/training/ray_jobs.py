@@ -1,47 +1,68 @@
 """Ray Jobs' adapter: a training run as a job of a cluster, followed from here.
 
-Decided here: a job belongs to a size and a run (its metadata). One that is there already is joined
-where it is of the same run, and stopped where it is of another, as the flow that had submitted it
-was killed; so no orphan stays. The code travels along, so that the job runs what the flow runs.
+Decided here: a job belongs to a size and a run, and says who follows it (its metadata). One that is
+there already is joined where it is of the same run. One of another run is stopped where the flow
+that had submitted it is over, so that no orphan stays, and else left alone, as it may be a
+colleague's. A job is stopped by who cancels its flow; whatever else ends the following leaves it at
+work, for the next run to join. The code travels along, so that the job runs what the flow runs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import os
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
+from ray.job_submission import JobDetails
+
 import fractal_model
-from fractal_model.errors import FractalError, one_line
-from fractal_model.training.driver import JOB_VARIABLE, MARKER
+from fractal_model.errors import FractalError
+from fractal_model.training.driver import JOB_VARIABLE
 from fractal_model.training.job import Report, TrainingJob
+from fractal_model.training.job_log import JobLog, Tail
+from fractal_model.training.jobs_server import JobsServer
+from fractal_model.training.owner import Owner
 
 STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
-_LEFT_OUT = [".git", ".venv", ".venv.*", "data", "outputs", ".dvc", "docs", "tests", "mlruns"]
-_PASSED_ON = ("AWS_", "FRACTAL_CACHE", "MLFLOW_TRACKING_", "MLFLOW_S3_")
+STATUS_SECONDS = 2.0
+LOST_SECONDS = 600.0
+"""How long the cluster may be away while a job is followed."""
+# Anchored: without the slash a pattern means folders of that name at any depth. Ray calls the
+# folder itself ".", which is no hidden one.
+_LEFT_OUT = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
+# Addresses and places alone: everybody who may see the cluster's jobs sees these. Secrets are in
+# the environment of its machines.
+_PASSED_ON = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "FRACTAL_CACHE",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_URI",
+)
+_SIZE, _FINGERPRINT, _OWNER = "fractal.size", "fractal.fingerprint", "fractal.owner"
 
 
 class TrainingJobs:
-    """The training jobs of one cluster."""
+    """The training jobs of one cluster, for one flow run."""
 
-    def __init__(self, address: str) -> None:
-        """FractalError: no Ray Jobs server answers at `address`."""
-        from ray.job_submission import JobSubmissionClient
-
-        try:
-            self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise FractalError(
-                f"the Ray cluster RAY_ADDRESS={address} does not answer ({one_line(error)}): "
-                f"start it (`make up` on one machine), or unset RAY_ADDRESS to run in this process"
-            ) from error
+    def __init__(
+        self, address: str, owner: Owner, is_over: Callable[[Owner, str], bool] = lambda *_: False
+    ) -> None:
+        """`is_over`: whether the flow of this owner, with this fingerprint, is known to have ended.
+        FractalError: no Ray Jobs server answers at `address`."""
+        self._server = JobsServer(address)
+        self._owner = owner
+        self._is_over = is_over
 
     def train(
         self,
@@ -50,27 +71,33 @@ class TrainingJobs:
         on_report: Callable[[Report], None],
         on_line: Callable[[str], None],
     ) -> str:
-        """Run the job to its end, and return the last checkpoint's folder or address. Whatever
-        ends this call before stops the job. FractalError: what the job says, or that it died."""
-        name = self._join(job, on_line) or self._submit(job)
-        follower = _Follower(on_report, on_line)
+        """Run the job to its end, and return the last checkpoint's folder or address. Cancelling
+        and Ctrl-C stop the job, other errors do not. FractalError: what the job says, that it
+        died, that somebody else trains this size, or what the cluster refuses."""
+        log = JobLog(on_report, on_line)
+        name = self._join(job, on_line)
+        new = name is None
+        name = name or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"
         try:
-            asyncio.run(self._follow(name, follower))
-            status = self._ended(name)
-        except BaseException:
-            with contextlib.suppress(Exception):  # what ended this call is what has to be told
-                self.stop(name)
+            if new:
+                self._submit(name, job)
+            ended = self._follow(name, log)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                with contextlib.suppress(Exception):  # what ended this call has to be told
+                    self.stop(name)
             raise
-        if follower.checkpoint is None:
-            reason = follower.error or self._client.get_job_info(name).message or "no reason given"
-            raise FractalError(f"the Ray job {name} {status.lower()}: {one_line_of(reason)}")
-        return follower.checkpoint
+        with contextlib.suppress(FractalError):  # the log may be gone with its machine
+            log.complete(self._server.log(name))
+        if log.checkpoint is None:
+            raise FractalError(_why(ended, log))
+        return log.checkpoint
 
     def stop(self, name: str) -> None:
         """Stop a job and wait until its workers are gone. FractalError: it does not end."""
-        self._client.stop_job(name)
+        self._server.stop(name)
         deadline = time.monotonic() + STOP_SECONDS
-        while not self._client.get_job_status(name).is_terminal():
+        while not self._server.job(name).status.is_terminal():
             if time.monotonic() > deadline:
                 raise FractalError(
                     f"the Ray job {name} did not stop within {STOP_SECONDS:.0f} s: stop it with "
@@ -78,85 +105,101 @@ class TrainingJobs:
                 )
             time.sleep(POLL_SECONDS)
 
-    def running(self, size: str) -> dict[str, str]:
-        """Jobs of this size that have not ended: name to fingerprint."""
-        return {
-            job.submission_id: job.metadata.get("fractal.fingerprint", "")
-            for job in self._client.list_jobs()
+    def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
+        """Stop what is at work on this run, so that it can begin anew. FractalError: somebody
+        follows it."""
+        for running in self._running(size):
+            if running.metadata.get(_FINGERPRINT) == fingerprint:
+                self._resolve(running, on_line)
+
+    def _running(self, size: str) -> list[JobDetails]:
+        return [
+            job
+            for job in self._server.jobs()
             if job.submission_id
             and not job.status.is_terminal()
-            and (job.metadata or {}).get("fractal.size") == size
-        }
+            and (job.metadata or {}).get(_SIZE) == size
+        ]
 
     def _join(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
-        for name, fingerprint in self.running(job.size).items():
-            if fingerprint == job.fingerprint:
+        for running in self._running(job.size):
+            name = running.submission_id
+            if running.metadata.get(_FINGERPRINT) == job.fingerprint:
                 on_line(f"the Ray job {name} of this run is at work already: going on with it")
                 return name
-            on_line(f"the Ray job {name} of another run was left behind: stopping it")
-            self.stop(name)
+            self._resolve(running, on_line)
         return None
 
-    def _submit(self, job: TrainingJob) -> str:
-        variables = {k: v for k, v in os.environ.items() if k.startswith(_PASSED_ON)}
-        return self._client.submit_job(
-            entrypoint=f"{_interpreter()} -m fractal_model.training.driver",
-            submission_id=f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}",
-            metadata={"fractal.size": job.size, "fractal.fingerprint": job.fingerprint},
+    def _resolve(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
+        """Stop it where it was left behind. FractalError: its owner may be there."""
+        name, owner = running.submission_id, Owner.read(running.metadata.get(_OWNER, ""))
+        if not self._was_left(owner, running.metadata.get(_FINGERPRINT, "")):
+            raise FractalError(
+                f"the Ray job {name} trains {running.metadata[_SIZE]}, submitted by "
+                f"{owner or 'somebody unknown'}: wait for it, cancel that flow run, or stop it "
+                f"with `ray job stop {name}`"
+            )
+        on_line(f"the Ray job {name} was left behind by {owner}: stopping it")
+        self.stop(name)
+
+    def _was_left(self, owner: Owner | None, fingerprint: str) -> bool:
+        if owner is None:
+            return False
+        ours = owner.flow_run != "" and owner.flow_run == self._owner.flow_run
+        return ours or self._is_over(owner, fingerprint)
+
+    def _submit(self, name: str, job: TrainingJob) -> None:
+        _require_no_password(job.tracking_uri)
+        variables = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        variables |= {"MLFLOW_TRACKING_URI": job.tracking_uri, JOB_VARIABLE: job.model_dump_json()}
+        self._server.submit(
+            name,
+            entrypoint=f"{self._interpreter()} -m fractal_model.training.driver",
+            metadata={
+                _SIZE: job.size,
+                _FINGERPRINT: job.fingerprint,
+                _OWNER: self._owner.model_dump_json(),
+            },
             runtime_env={
                 "working_dir": str(Path(fractal_model.__file__).parents[1]),
                 "excludes": _LEFT_OUT,
-                "env_vars": {**variables, JOB_VARIABLE: job.model_dump_json()},
+                "env_vars": variables,
             },
         )
 
-    async def _follow(self, name: str, follower: _Follower) -> None:
-        async for text in self._client.tail_job_logs(name):
-            follower.read(text)
+    def _interpreter(self) -> str:
+        """This one where the head is this machine, else the one of the machine's image. The
+        address does not tell: behind 127.0.0.1 there may be a tunnel."""
+        here = self._server.head_host() == socket.gethostname()
+        return shlex.quote(sys.executable) if here else "python"
 
-    def _ended(self, name: str) -> str:
-        """The log may end before the job does."""
-        while not (status := self._client.get_job_status(name)).is_terminal():
-            time.sleep(POLL_SECONDS)
-        return str(status.value)
-
-
-class _Follower:
-    """Takes a job's log apart: reports, the result, and lines for people."""
-
-    def __init__(self, on_report: Callable[[Report], None], on_line: Callable[[str], None]) -> None:
-        self._on_report = on_report
-        self._on_line = on_line
-        self._rest = ""
-        self.checkpoint: str | None = None
-        self.error: str | None = None
-
-    def read(self, text: str) -> None:
-        """Some more of the log, cut anywhere."""
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._line(line)
-
-    def _line(self, line: str) -> None:
-        if not line.startswith(MARKER):
-            if line.strip():
-                self._on_line(line)
-            return
-        content = json.loads(line.removeprefix(MARKER))
-        if "report" in content:
-            self._on_report(content["report"])
-        self.checkpoint = content.get("checkpoint", self.checkpoint)
-        self.error = content.get("error", self.error)
+    def _follow(self, name: str, log: JobLog) -> JobDetails:
+        """Read its log until the job has ended, which the log alone does not tell: it may break
+        off before, or hang."""
+        look = 0.0
+        with Tail(lambda: self._server.tail(name)) as tail:
+            while True:
+                log.read(tail.more(POLL_SECONDS))
+                if time.monotonic() < look:
+                    continue
+                job = self._server.job(name, patience=LOST_SECONDS)
+                if job.status.is_terminal():
+                    return job
+                look = time.monotonic() + STATUS_SECONDS
 
 
-def one_line_of(text: str) -> str:
-    """The last line that says something."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else text
+def _why(job: JobDetails, log: JobLog) -> str:
+    """Why there is no checkpoint, on one line."""
+    reason = log.error or job.message or "no reason given"
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    status = str(job.status.value).lower()
+    return f"the Ray job {job.submission_id} {status} without a checkpoint: {lines[-1]}"
 
 
-def _interpreter() -> str:
-    """This one where the cluster is on this machine, else the one of the machine's image."""
-    local = ("127.0.0.1", "localhost")
-    address = os.environ.get("RAY_ADDRESS", "")
-    return shlex.quote(sys.executable) if any(host in address for host in local) else "python"
+def _require_no_password(uri: str) -> None:
+    if urlsplit(uri).password:
+        raise FractalError(
+            "MLFLOW_TRACKING_URI holds a password, which everybody who sees the Ray cluster's jobs "
+            "would see: name an MLflow server without one, and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD here and on the cluster's machines"
+        )

@@ -123,7 +123,7 @@ def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path)
     (other.folder / "data").symlink_to(project.folder / "data")
     params = load_params(other.params)
     size, manifest = launch.with_data(params, "digits")
-    with only_one(launch.lock_file(params, "digits", launch.mark_of(size, manifest))):
+    with only_one(launch.lock_file(params.paths.outputs, "digits", launch.mark_of(size, manifest))):
         line = error_line(other, train.main)
     assert "another process" in line
 

@@ -209,9 +209,18 @@ def _start_training(project: Project, **parameters: object) -> str:
     return re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", said).group()
 
 
+def _running(project: Project, *words: str) -> list[psutil.Process]:
+    """The servers' processes whose command line has all of these words."""
+    found = []
+    for process in processes.marked(_run_folder(project)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            line = " ".join(process.cmdline())
+            found += [process] if all(word in line for word in words) else []
+    return found
+
+
 def _training_workers(project: Project) -> list[psutil.Process]:
-    marked = processes.marked(_run_folder(project))
-    return [p for p in marked if "RayTrainWorker" in " ".join(p.cmdline())]
+    return _running(project, "RayTrainWorker")
 
 
 def _state(project: Project, run: str) -> str:
@@ -232,23 +241,36 @@ def test_a_cancelled_flow_frees_its_workers_and_leaves_the_cluster(project):
     assert project.fractal("services", "status").count("healthy") == 4
 
 
-def test_the_job_of_a_flow_that_was_killed_is_gone_on_with_or_stopped(project):
+def _kill_flow(project: Project, run: str) -> None:
+    (flow,) = _running(project, "prefect", "engine")
+    flow.kill()
+    _wait(lambda: _state(project, run) == "Crashed")
+
+
+def test_the_job_of_a_flow_that_was_killed_is_gone_on_with(project):
     """The process of the flow gets no chance to stop it."""
     first = _start_training(project, epochs=30)
     _wait(lambda: len(_training_workers(project)) == 2)
     workers = {process.pid for process in _training_workers(project)}
-    (flow,) = [
-        p
-        for p in processes.marked(_run_folder(project))
-        if "prefect" in " ".join(p.cmdline()) and "engine" in " ".join(p.cmdline())
-    ]
-    flow.kill()
-    _wait(lambda: _state(project, first) == "Crashed")
+    _kill_flow(project, first)
     assert {process.pid for process in _training_workers(project)} == workers
     second = _start_training(project, epochs=30)  # the same run: its job is joined
     _wait(lambda: _state(project, second) == "Running")
     time.sleep(5)
     assert {process.pid for process in _training_workers(project)} == workers
+    project.prefect("flow-run", "cancel", second)
+    _wait(lambda: not _training_workers(project))
+
+
+def test_the_job_of_another_run_whose_flow_was_killed_is_stopped(project):
+    first = _start_training(project, epochs=300)
+    _wait(lambda: len(_training_workers(project)) == 2)
+    left = {process.pid for process in _training_workers(project)}
+    _kill_flow(project, first)
+    second = _start_training(project, epochs=301)
+    _wait(lambda: not left & {process.pid for process in _training_workers(project)})
+    _wait(lambda: len(_training_workers(project)) == 2)
+    assert _state(project, second) == "Running"
     project.prefect("flow-run", "cancel", second)
     _wait(lambda: not _training_workers(project))
 

@@ -1,0 +1,51 @@
+"""Whose flow run this is, and whether another one is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+
+from fractal_model.locks import is_held
+from fractal_model.training.owner import Owner
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def this_owner() -> Owner:
+    """The flow run that this is called in."""
+    return Owner.here(flow_run=flow_run.id or "", prefect=_server())
+
+
+def is_over(owner: Owner, lock: Path | None) -> bool:
+    """Whether nobody follows the owner's job: its flow run or its process has ended, and no other
+    process has joined the run, whose `lock` it would hold (None: this one holds it). Only what is
+    known counts: a server that does not answer, or does not know another server's flow run, says
+    nothing."""
+    if lock is not None and is_held(lock):
+        return False
+    return owner.process_is_dead() or (owner.flow_run != "" and _flow_is_over(owner))
+
+
+def _flow_is_over(owner: Owner) -> bool:
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(owner.flow_run)).state
+    except ObjectNotFound:
+        return owner.prefect == _server()  # deleted there
+    except (httpx.HTTPError, PrefectException, RuntimeError, ValueError):
+        return False
+    return state is not None and state.is_final()
+
+
+def _server() -> str:
+    """The Prefect server in use; one on loopback is this machine's alone."""
+    settings = get_current_settings()
+    address = settings.api.url or str(settings.home)
+    local = settings.api.url is None or any(f"//{host}" in address for host in _LOOPBACK)
+    return f"{address} of {Owner.here().host}" if local else address

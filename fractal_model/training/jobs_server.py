@@ -1,0 +1,113 @@
+"""Ray's Jobs API over HTTP: every request ends, is made again where that may help, and fails on one
+line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from fractal_model.errors import FractalError
+
+REQUEST_SECONDS = 60.0
+RETRY_SECONDS, PATIENCE_SECONDS = 1.0, 30.0
+_UNAVAILABLE = ("status code 429", "status code 5")
+Answer = TypeVar("Answer")
+
+
+class _Client(JobSubmissionClient):
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        # Without it a connection that is half open is waited for without end.
+        return super()._do_request(method, endpoint, timeout=REQUEST_SECONDS, **options)
+
+
+class JobsServer:
+    """The Jobs API at one address. All methods raise FractalError: what the server refuses, or that
+    it did not answer for the whole `patience` in seconds (PATIENCE_SECONDS where none is given)."""
+
+    def __init__(self, address: str) -> None:
+        """FractalError: no Ray Jobs server answers at `address`."""
+        self._address = address
+        try:
+            self._client = _Client(address)
+        except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
+            raise FractalError(
+                f"the Ray cluster RAY_ADDRESS={address} does not answer ({_reason(error)}): "
+                f"start it (`make up` on one machine), or unset RAY_ADDRESS to run in this process"
+            ) from error
+
+    def jobs(self) -> list[JobDetails]:
+        return self._ask("list its jobs", self._client.list_jobs)
+
+    def job(self, name: str, *, patience: float | None = None) -> JobDetails:
+        """Its status and metadata."""
+        return self._ask(
+            f"tell the state of {name}", lambda: self._client.get_job_info(name), patience
+        )
+
+    def log(self, name: str) -> str:
+        """All of it."""
+        return self._ask(f"give the log of {name}", lambda: self._client.get_job_logs(name))
+
+    def tail(self, name: str) -> AsyncIterator[str]:
+        """The log from its beginning, as it is written. RuntimeError, OSError, aiohttp.ClientError:
+        the connection broke; it may end before the job, too."""
+        return self._client.tail_job_logs(name)
+
+    def stop(self, name: str) -> None:
+        """Ask the job to end."""
+        self._ask(f"stop {name}", lambda: self._client.stop_job(name))
+
+    def submit(self, name: str, **options: Any) -> None:
+        """A job under this name, which no other has had."""
+
+        def once() -> None:
+            try:
+                self._client.submit_job(submission_id=name, **options)
+            except RuntimeError as error:
+                # The name is ours alone: an attempt before had arrived, its answer was lost.
+                if "already exists" not in str(error):
+                    raise
+
+        self._ask(f"take {name}", once)
+
+    def head_host(self) -> str | None:
+        """The host name of the cluster's head; None where the dashboard does not tell."""
+        try:
+            answer = self._client._do_request("GET", "/nodes?view=summary").json()
+            nodes = [node["raylet"] for node in answer["data"]["summary"]]
+            return next(node["nodeManagerHostname"] for node in nodes if node.get("isHeadNode"))
+        except (AuthenticationError, OSError, LookupError, TypeError, ValueError, StopIteration):
+            return None
+
+    def _ask(
+        self, what: str, request: Callable[[], Answer], patience: float | None = None
+    ) -> Answer:
+        deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
+        while True:
+            try:
+                return request()
+            except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
+                if not _may_pass(error) or time.monotonic() > deadline:
+                    raise FractalError(
+                        f"the Ray cluster RAY_ADDRESS={self._address} does not {what} "
+                        f"({_reason(error)}): see `ray job list` there, then run again"
+                    ) from error
+            time.sleep(RETRY_SECONDS)
+
+
+def _may_pass(error: Exception) -> bool:
+    away = (ConnectionError, requests.ConnectionError, requests.Timeout)
+    return isinstance(error, away) or any(text in str(error) for text in _UNAVAILABLE)
+
+
+def _reason(error: Exception) -> str:
+    """One line: a server's error holds a traceback, whose last line says it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[0] if len(lines) == 1 else f"{lines[0].removesuffix(':')}: {lines[-1]}"
