@@ -49,8 +49,18 @@ def train_fractal(
 ) -> str:
     """Train a size on its data set; returns the version of `fractal-<size>` in the registry.
 
-    What is given replaces the recipe of params.yaml. `resume` goes on from the last checkpoint of
-    an equal run; without it training begins anew, and what was there is put aside.
+    What is given replaces the recipe of params.yaml.
+
+    Args:
+        size: A row of `models` in params.yaml, such as mar-l.
+        dataset: A prepared data set of the size's resolution.
+        epochs: Times that every image is seen.
+        batch_size: Images a step, over all workers; the learning rate follows it.
+        workers: The most that are used; the batch has to divide by it.
+        precision: float32, or bfloat16 by autocast.
+        resume: Go on from the last checkpoint of an equal run. Without it training begins anew,
+            and what was there is put aside.
+        params_file: The settings.
     """
     given = {
         "dataset": dataset,

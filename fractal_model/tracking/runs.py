@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,13 +39,15 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
     """The run of this fingerprint: the interrupted one if there is one, unless it is superseded,
     else a new one.
 
-    Logs parameters, data set, git revision and system metrics; yields the run's id.
+    Logs parameters, data set, git revision and, where training is on this machine, its system
+    metrics; yields the run's id.
     """
+    here = "RAY_ADDRESS" not in os.environ
     experiment_id = experiment(size.training.dataset, outputs)
     known = _training_runs(experiment_id, fingerprint)
     run_id = known[0].info.run_id if known else None
     name = f"train-{size.name}-{fingerprint[:8]}"
-    with mlflow.start_run(run_id, experiment_id, run_name=name, log_system_metrics=True) as run:
+    with mlflow.start_run(run_id, experiment_id, run_name=name, log_system_metrics=here) as run:
         if not known:
             mlflow.log_params(_flat({"model": size.model.model_dump(exclude={"class_names"})}))
             mlflow.log_params(_flat({"training": size.training.model_dump()}))

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import yaml
+from prefect.utilities.callables import parameter_schema
 
+from flows.train import train_fractal
 from fractal_model.params import load_params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,3 +43,9 @@ def test_a_deployment_for_every_size():
 def test_code_comes_from_the_folder_that_was_deployed():
     """Without a `pull` section Prefect sets the working directory to it."""
     assert "pull" not in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+
+
+def test_what_a_person_may_override_is_described():
+    schema = parameter_schema(train_fractal)
+    assert set(schema.properties) >= {"epochs", "workers", "batch_size", "precision", "resume"}
+    assert all(each.get("description") for each in schema.properties.values())
