@@ -9,37 +9,59 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow
 import pyarrow.fs
 from ray.train import Checkpoint, UserCallback
 
-from fractal_model.training.job import Report
+from fractal_model.training.job import Report, TrainingJob
 
 FOLDER, SCORE_FILE = "best", "best.json"
 
 
 class KeepBest(UserCallback):
-    """Runs in Ray's controller process; `run` is the run's folder or address."""
+    """Runs in Ray's controller process, the copies in a thread of its own, so that workers are
+    looked after meanwhile; `run` is the run's folder or address. While one is copied the best of
+    those that follow waits. Waits itself for the copy after the run's last report alone."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._losses: list[float] = []
+        self._thread: ThreadPoolExecutor | None = None  # made in the controller's process
+        self._copy: Future[None] | None = None
+        self._copied_loss = math.inf
 
     def after_report(
         self, run_context: Any, metrics: list[Report], checkpoint: Checkpoint | None
     ) -> None:
         if "loss" in metrics[0]:
             self._losses.append(metrics[0]["loss"])
-        if checkpoint is None or not self._losses:
+        if checkpoint is not None and self._losses:
+            self._request(checkpoint, sum(self._losses) / len(self._losses))
+            self._losses.clear()
+        job = TrainingJob.model_validate_json(run_context.train_loop_config["job"])
+        if self._copy is not None and metrics[0]["epoch"] >= job.recipe.epochs:
+            wait([self._copy])
+
+    def _request(self, checkpoint: Checkpoint, loss: float) -> None:
+        waiting = self._copy is not None and not (self._copy.running() or self._copy.done())
+        if waiting and self._copied_loss <= loss:
             return
-        loss = sum(self._losses) / len(self._losses)
-        self._losses.clear()
-        filesystem, folder = pyarrow.fs.FileSystem.from_uri(self._run)
+        if self._copy is not None:
+            self._copy.cancel()  # only where it still waits
+        self._thread = self._thread or ThreadPoolExecutor(max_workers=1)
+        self._copy = self._thread.submit(self._keep, checkpoint, loss)
+        self._copied_loss = loss
+
+    def _keep(self, checkpoint: Checkpoint, loss: float) -> None:
         try:
+            filesystem, folder = pyarrow.fs.FileSystem.from_uri(self._run)
             keep_best(filesystem, folder, checkpoint, loss)
-        except OSError as error:  # training does not depend on it
+        except (OSError, pyarrow.ArrowException) as error:  # training does not depend on it
             logging.getLogger(__name__).warning("the best checkpoint was not kept: %s", error)
 
 
@@ -57,6 +79,7 @@ def keep_best(
         f"{run}/{FOLDER}/{name}",
         source_filesystem=checkpoint.filesystem,
         destination_filesystem=filesystem,
+        use_threads=False,  # uploads by several threads may hang: apache/arrow issue 32372
     )
     with filesystem.open_output_stream(f"{run}/{SCORE_FILE}") as stream:
         stream.write(json.dumps({"checkpoint": name, "loss": loss}).encode())
@@ -66,10 +89,10 @@ def keep_best(
 
 
 def _score(filesystem: pyarrow.fs.FileSystem, run: str) -> dict[str, Any] | None:
-    """Of the best so far, also of before the run was stopped."""
+    """Of the best so far, also of before the run was stopped. OSError: it cannot be told."""
     try:
         with filesystem.open_input_stream(f"{run}/{SCORE_FILE}") as stream:
             found = json.loads(stream.read())
         return {"checkpoint": found["checkpoint"], "loss": float(found["loss"])}
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return None

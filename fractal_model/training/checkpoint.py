@@ -174,19 +174,6 @@ def verify_checkpoint(folder: Path) -> None:
             )
 
 
-def newest_whole_checkpoint(newest: Path) -> Checkpoint:
-    """This checkpoint, or where it is damaged the next older whole one beside it (names sort by
-    age). FractalError, of the newest: none is whole."""
-    older = (path for path in newest.parent.glob("*") if path.is_dir() and path.name < newest.name)
-    first_error = None
-    for folder in (newest, *sorted(older, reverse=True)):
-        try:
-            return load_checkpoint(folder)
-        except FractalError as error:
-            first_error = first_error or error
-    raise first_error
-
-
 def _write_text(file: Path, text: str) -> None:
     with file.open("w") as stream:
         stream.write(text)

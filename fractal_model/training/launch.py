@@ -105,5 +105,6 @@ def fetched(checkpoint: str) -> Iterator[Path]:
     filesystem, path = pyarrow.fs.FileSystem.from_uri(checkpoint)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / path.rsplit("/", 1)[1]
+        folder.mkdir()
         pyarrow.fs.copy_files(path, str(folder), source_filesystem=filesystem)
         yield folder

@@ -24,6 +24,10 @@ class Meter:
         self._notes: list[str] = []
         self._reset()
 
+    def start(self) -> None:
+        """Time counts from here."""
+        self._since = time.monotonic()
+
     def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The loader's batches; the time that they are waited for is counted."""
         batches = iter(loader)

@@ -2,14 +2,16 @@
 
 Decided here: workers report metrics and checkpoints to Ray together, at steps that follow from the
 position alone, but for a checkpoint by the clock, which rank 0 decides for all. A checkpoint is
-written beside, and copied to the run's storage while training goes on.
+written beside, and copied to the run's storage while training goes on: Ray hands reports on in
+their order, so rank 0 leaves those that follow to Ray's thread until the copy is done. The next
+checkpoint alone waits for it.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
+from contextlib import suppress
+from pathlib import PurePosixPath
 
 import ray.train
 import torch
@@ -18,10 +20,12 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from fractal_model.data.loader import Batch, train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.errors import FractalError
-from fractal_model.training.checkpoint import Progress, newest_whole_checkpoint, save_checkpoint
+from fractal_model.training.checkpoint import Progress, save_checkpoint
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.meter import Meter
+from fractal_model.training.stored import load_newest_whole, remove_incomplete
 from fractal_model.training.trainer import NotFiniteError, Trainer
+from fractal_model.training.upload import Upload, new_scratch, remove_left_behind
 
 
 def train_worker(config: dict[str, str]) -> None:
@@ -54,10 +58,13 @@ class _Worker:
             device=ray.train.torch.get_device(),
         )
         self._skipped: list[int] = []
+        self._meter = Meter(self._trainer, len(self._split), self._world_size)
+        self._upload: Upload | None = None
+        self._tidy()
         self._resume(ray.train.get_checkpoint())
         every = job.recipe.checkpoint_every_epochs * len(self._split) / job.recipe.batch_size
         self._every = max(1, round(every))
-        self._meter = Meter(self._trainer, len(self._split), self._world_size)
+        self._meter.start()
         self._saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -89,7 +96,7 @@ class _Worker:
                 with self._meter.paused():
                     self._report_checkpoint()
             elif logged:
-                ray.train.report(self._meter.report(len(self._skipped)))
+                self._report_metrics()
 
     def _step(self, batch: Batch) -> None:
         if self._trainer.position in self._skipped:
@@ -126,8 +133,10 @@ class _Worker:
     def _resume(self, found: Checkpoint | None) -> None:
         if found is None:
             return
-        with found.as_directory() as folder:
-            checkpoint = newest_whole_checkpoint(Path(folder))
+        resumed = load_newest_whole(found)
+        checkpoint = resumed.checkpoint
+        for damage in resumed.damaged:
+            self._meter.note(f"an earlier checkpoint is used: {damage}")
         if checkpoint.progress.fingerprint != self._job.fingerprint:
             raise StoppedError(
                 f"the checkpoint {found.path} belongs to another run "
@@ -137,6 +146,27 @@ class _Worker:
         self._trainer.restore(checkpoint)
         self._skipped = sorted({*self._skipped, *checkpoint.progress.skipped})
 
+    def _tidy(self) -> None:
+        """What killed workers have left, on this machine and in the run's storage."""
+        remove_left_behind()
+        if self._rank != 0:
+            return
+        with suppress(OSError):  # training does not depend on it
+            storage = ray.train.get_context().get_storage()
+            reported = ray.train.get_all_reported_checkpoints()
+            remove_incomplete(
+                storage.storage_filesystem,
+                storage.experiment_fs_path,
+                kept=frozenset(PurePosixPath(each.checkpoint.path).name for each in reported),
+            )
+
+    def _report_metrics(self) -> None:
+        # All that Ray sees of the mode is which thread of this rank waits: the ranks may differ.
+        uploading = self._upload is not None and not self._upload.done
+        mode = CheckpointUploadMode.ASYNC if uploading else CheckpointUploadMode.SYNC
+        report = self._meter.report(len(self._skipped))
+        ray.train.report(report, checkpoint_upload_mode=mode)
+
     def _report_checkpoint(self) -> None:
         """All ranks report, rank 0 with the folder, which Ray copies to the run's storage."""
         self._saved_at = time.monotonic()
@@ -144,7 +174,9 @@ class _Worker:
         if self._rank != 0:
             ray.train.report(report)
             return
-        folder = Path(tempfile.mkdtemp(prefix="fractal-checkpoint-")) / self._folder_name()
+        if self._upload is not None:
+            self._upload.wait()  # no more than one more copy on this machine's disk
+        folder = new_scratch() / self._folder_name()
         trainer = self._trainer
         progress = Progress(
             size=self._job.size,
@@ -160,11 +192,12 @@ class _Worker:
             progress=progress,
             ema=trainer.ema,
         )
+        self._upload = Upload(folder)
         ray.train.report(
             report,
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=self._upload,
         )
 
     def _folder_name(self) -> str:

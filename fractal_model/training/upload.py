@@ -1,0 +1,63 @@
+"""From a worker's scratch folder to the run's storage, while training goes on.
+
+Decided here: a scratch folder is named by its machine and process, so that those of killed ones are
+known and removed by the next worker on that machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+import psutil
+import ray.train
+from ray.train import Checkpoint
+
+from fractal_model.training.checkpoint import MARKER
+
+_PREFIX = f"fractal-checkpoint-{socket.gethostname()}-"
+
+
+def new_scratch() -> Path:
+    """An empty folder of this process, for one checkpoint."""
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{psutil.Process().pid}-"))
+
+
+def remove_left_behind() -> None:
+    """The scratch folders of processes of this machine that are no more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        process = folder.name.removeprefix(_PREFIX).split("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class Upload:
+    """Copies one checkpoint, its marker last, and removes the scratch folder that held it. Ray
+    calls it in a thread, again where an object store says to try again; what it raises ends the
+    group of workers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._scratch = folder.parent
+        self._marker = (folder / MARKER).read_bytes()
+        (folder / MARKER).unlink()
+        self._done = threading.Event()
+
+    def __call__(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
+        storage = ray.train.get_context().get_storage()
+        stored = storage.persist_current_checkpoint(checkpoint, name)
+        with stored.filesystem.open_output_stream(f"{stored.path}/{MARKER}") as stream:
+            stream.write(self._marker)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._done.set()
+        return stored
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def wait(self) -> None:
+        """Until it is done. Does not return where it has failed: Ray ends the process then."""
+        self._done.wait()

@@ -1,0 +1,83 @@
+"""Training whose storage is an object store: a real S3 server, on this machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+from safetensors.torch import load_file
+
+from fractal_model.errors import FractalError
+from fractal_model.ray_cluster import ray_cluster
+from fractal_model.training.checkpoint import load_checkpoint
+from fractal_model.training.launch import fetched
+from fractal_model.training.ray_training import run_training
+from tests.faults.conftest import IMAGES, Run, assert_equal, workers
+
+STORAGE = "s3://runs/tiny"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Its files, while the environment leads everybody there."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        files = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+        files.mkdir("runs")
+        yield files
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(store):
+    """Its workers know the store too."""
+    with ray_cluster(cpus=4):
+        yield
+
+
+def _address(run: Run) -> str:
+    checkpoint = run_training(run.job, on_report=run.reports.append)
+    return f"{STORAGE}/{run.job.name}/{checkpoint.path.rsplit('/', 1)[1]}"
+
+
+def _checkpoints(store: s3fs.S3FileSystem, run: Run) -> list[str]:
+    return sorted(store.glob(f"runs/tiny/{run.job.name}/checkpoint_*/COMPLETE"))
+
+
+def test_killed_and_damaged_it_goes_on_to_the_same_weights(new_run, straight, store):
+    run = new_run(max_failures=0)
+    run.job = run.job.model_copy(update={"storage": STORAGE})
+    killer = run.when(4 * IMAGES, lambda: workers()[0].send_signal(signal.SIGKILL))
+    with pytest.raises(FractalError, match="training failed"):
+        _address(run)
+    killer.join()
+    newest = str(Path(_checkpoints(store, run)[-1]).parent)
+    weights = f"{newest}/model.safetensors"
+    store.pipe_file(weights, store.cat_file(weights)[:-1])
+    partial = f"runs/tiny/{run.job.name}/checkpoint_2020-01-01_00-00-00.000000"
+    store.pipe_file(f"{partial}/model.safetensors", b"of an upload that was killed")
+
+    run.reports.clear()
+    with fetched(_address(run)) as folder:
+        assert load_checkpoint(folder).progress.position == 6 * IMAGES
+        assert_equal(load_file(folder / "model.safetensors"), straight)
+    first = run.reports[0]
+    assert f"{newest} is damaged: model.safetensors" in first["note"]
+    assert first["position"] < 4 * IMAGES
+    assert not store.exists(partial)
+    assert len(_checkpoints(store, run)) == 2
+    best = json.loads(store.cat_file(f"runs/tiny/{run.job.name}/best.json"))["checkpoint"]
+    with fetched(f"{STORAGE}/{run.job.name}/best/{best}") as folder:
+        load_checkpoint(folder)
