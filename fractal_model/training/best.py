@@ -43,8 +43,7 @@ class KeepBest(UserCallback):
         if checkpoint is not None and self._losses:
             self._request(checkpoint, sum(self._losses) / len(self._losses))
             self._losses.clear()
-        job = TrainingJob.model_validate_json(run_context.train_loop_config["job"])
-        if self._copy is not None and metrics[0]["epoch"] >= job.recipe.epochs:
+        if self._copy is not None and _is_last(run_context, metrics[0]):
             wait([self._copy])
 
     def _request(self, checkpoint: Checkpoint, loss: float) -> None:
@@ -63,6 +62,11 @@ class KeepBest(UserCallback):
             keep_best(filesystem, folder, checkpoint, loss)
         except (OSError, pyarrow.ArrowException) as error:  # training does not depend on it
             logging.getLogger(__name__).warning("the best checkpoint was not kept: %s", error)
+
+
+def _is_last(run_context: Any, report: Report) -> bool:
+    job = TrainingJob.model_validate_json(run_context.train_loop_config["job"])
+    return "stopped" in report or report["epoch"] >= job.recipe.epochs
 
 
 def keep_best(

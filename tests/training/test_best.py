@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,8 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def report(run: Path):
-    """A function that reports checkpoint `number` with a loss to the callback."""
+    """A function that reports checkpoint `number` with a loss to the callback; without a loss, that
+    the run ends itself."""
     job = TrainingJob(
         size="t",
         model=tiny_config("ar"),
@@ -43,7 +45,10 @@ def report(run: Path):
     context = SimpleNamespace(train_loop_config={"job": job.model_dump_json()})
     callback = KeepBest(str(run))
 
-    def report(number: int, loss: float) -> None:
+    def report(number: int, loss: float | None) -> None:
+        if loss is None:
+            callback.after_report(context, [{"stopped": "why"}], None)
+            return
         checkpoint = Checkpoint.from_directory(run / f"checkpoint_{number}")
         callback.after_report(context, [{"loss": loss, "epoch": float(number)}], checkpoint)
 
@@ -102,3 +107,14 @@ def test_a_store_that_does_not_answer_costs_no_better_one(run, report, monkeypat
         gone.setattr(json, "loads", away)  # where the score is read
         report(4, 2.0)
     assert json.loads((run / "best.json").read_text())["loss"] == 1.0
+
+
+def test_a_run_that_ends_itself_waits_for_the_copy(run, report, monkeypatch):
+    def slow(*given):
+        time.sleep(0.3)
+        keep_best(*given)
+
+    monkeypatch.setattr(best, "keep_best", slow)
+    report(1, 3.0)
+    report(2, None)
+    assert kept(run) == ["checkpoint_1"]
