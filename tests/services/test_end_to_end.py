@@ -61,6 +61,9 @@ def _environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
 
 
+WORKER_LOG = "outputs/services/worker.log"
+
+
 class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,7 +150,7 @@ def _flow_runs(project: Project) -> dict[str, str]:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -268,9 +271,14 @@ def test_the_job_of_another_run_whose_flow_was_killed_is_stopped(project):
     left = {process.pid for process in _training_workers(project)}
     _kill_flow(project, first)
     second = _start_training(project, epochs=301)
-    _wait(lambda: not left & {process.pid for process in _training_workers(project)})
-    _wait(lambda: len(_training_workers(project)) == 2)
-    assert _state(project, second) == "Running"
+    _wait(lambda: _state(project, second) == "Running")
+    _wait(lambda: "was left behind by" in (project.folder / WORKER_LOG).read_text())
+    _wait(
+        lambda: (
+            len(_training_workers(project)) == 2
+            and not left & {process.pid for process in _training_workers(project)}
+        )
+    )
     project.prefect("flow-run", "cancel", second)
     _wait(lambda: not _training_workers(project))
 
