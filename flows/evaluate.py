@@ -19,11 +19,13 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import run_flow
 from fractal_model import evaluation
 from fractal_model.console import print_results, progress_bar, say
+from fractal_model.data.manifest import read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
-from fractal_model.fingerprint import fingerprint
 from fractal_model.images import sample_grid
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
+from fractal_model.metrics.protocol import Protocol, make_protocol
+from fractal_model.metrics.published import file_checksum
 from fractal_model.metrics.reference import load_reference
 from fractal_model.model.fractal import FractalModel
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
@@ -41,7 +43,7 @@ def evaluate_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> 
     params = load_params(params_file)
     chosen = params.size(size)
     store.connect(params.paths.outputs)
-    protocol = _protocol(params, chosen)
+    protocol = protocol_of(params, size).checksum
     candidate = registry.resolve(size)
     run_id = _evaluated(params, chosen, candidate, protocol)
     metrics = mlflow.get_run(run_id).data.metrics
@@ -50,11 +52,20 @@ def evaluate_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> 
     return metrics
 
 
-def _protocol(params: Params, size: Size) -> str:
-    """What two evaluations must share for their numbers to be compared, as a checksum."""
-    train = open_prepared(params.dataset_folder(size.training.dataset), "train")
-    reference = load_reference(params.reference_file(size.training.dataset))
-    return fingerprint(size.sampling, size.evaluation, train.manifest.checksum, reference.checksum)
+def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
+    """What the evaluation of a size computes, by which two of them compare. FractalError: no data
+    set, no reference or another's, or not the number of samples of the full protocol."""
+    chosen = params.size(size)
+    dataset = chosen.training.dataset
+    weights = params.metrics.dinov2_weights
+    return make_protocol(
+        chosen.evaluation,
+        read_manifest(params.dataset_folder(dataset)),
+        load_reference(params.reference_file(dataset)),
+        preview=preview,
+        sampling=chosen.sampling,
+        dinov2_checksum=None if weights is None else f"sha256:{file_checksum(Path(weights))}",
+    )
 
 
 def _evaluated(

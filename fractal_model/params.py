@@ -56,6 +56,9 @@ class MetricsConfig(StrictModel):
     inception_weights: str
     """`auto` (what is installed), `download`, or the path of torch-fidelity's weights, relative to
     the settings file; only those have the classifier that the Inception Score needs."""
+    dinov2_weights: str | None = None
+    """The path of timm's weights of a DINOv2 network, relative to the settings file; without them
+    there is no FD-DINOv2."""
 
 
 class DatasetsConfig(StrictModel):
@@ -157,6 +160,10 @@ class Params(StrictModel):
         """The Inception features of the data set's training images."""
         return self.paths.data / f"{dataset}-reference.npz"
 
+    def dinov2_reference_file(self, dataset: str) -> Path:
+        """The same images' DINOv2 features, where there are weights."""
+        return self.paths.data / f"{dataset}-reference-dinov2.npz"
+
 
 def _place(base: Path, given: str | None) -> str | None:
     """A folder, absolute; an address as it is."""
@@ -196,5 +203,8 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     weights = params.metrics.inception_weights
     if weights not in ("auto", "download"):
         weights = str(base / weights)
-    metrics = params.metrics.model_copy(update={"inception_weights": weights})
+    dinov2 = _place(base, params.metrics.dinov2_weights)
+    metrics = params.metrics.model_copy(
+        update={"inception_weights": weights, "dinov2_weights": dinov2}
+    )
     return params.model_copy(update={"paths": paths, "metrics": metrics})

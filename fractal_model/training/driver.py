@@ -35,7 +35,10 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
     mlflow.set_tracking_uri(job.tracking_uri)
     watch, recipe = Watch(job.reference), job.recipe
     cpus = int(recipe.workers * recipe.resources_per_worker.get("CPU", 1))
-    with MetricSpool(job.local / "metrics" / job.run_id, job.run_id) as spool, ray_cluster(cpus=cpus):
+    with (
+        MetricSpool(job.local / "metrics" / job.run_id, job.run_id) as spool,
+        ray_cluster(cpus=cpus),
+    ):
 
         def handle(report: Report) -> None:
             note = report.pop("note", None)
