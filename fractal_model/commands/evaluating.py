@@ -84,9 +84,14 @@ def evaluate(
 
 def _is_model(source: str) -> bool:
     from fractal_model.model.pretrained import CONFIG, WEIGHTS
-    from fractal_model.model_source import REGISTRY_SCHEME
+    from fractal_model.model_source import AVERAGED, REGISTRY_SCHEME
     from fractal_model.training.checkpoint import CHECKPOINT_ONLY
 
+    if source.endswith(AVERAGED):
+        raise FractalError(
+            f"{source} says which weights: evaluation.<size>.weights in params.yaml does, leave "
+            f"out {AVERAGED}"
+        )
     names = (CONFIG, WEIGHTS, *CHECKPOINT_ONLY)
     is_folder = any((Path(source) / name).exists() for name in names)
     return source.startswith(REGISTRY_SCHEME) or is_folder
@@ -103,15 +108,11 @@ def _of_model(
     from fractal_model.locks import only_one
     from fractal_model.metrics.protocol import Record
     from fractal_model.model.weights import weights_checksum
-    from fractal_model.model_source import AVERAGED, REGISTRY_SCHEME
+    from fractal_model.model_source import REGISTRY_SCHEME
 
-    if source.endswith(AVERAGED):
-        raise FractalError(
-            f"{source} says which weights: evaluation.<size>.weights in params.yaml does, leave "
-            f"out {AVERAGED}"
-        )
     model, chosen = _model_and_size(source, settings, size)
     chosen.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
+    chosen.sampling.level_iterations(model.config)
     protocol = inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
     count = chosen.evaluation.workers if workers is None else workers
     folder = inputs.folder(chosen.name, protocol, model)
