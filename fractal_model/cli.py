@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fractal_model.commands import checkpoints, data, models, sampling, services
+from fractal_model.commands.evaluating import evaluate
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
 from fractal_model.commands.planning import plan
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(services.app, name="services")
+app.command("evaluate")(evaluate)
 app.command("likelihood")(likelihood)
 app.command("sample")(sample)
 app.command("edit")(sampling.edit)

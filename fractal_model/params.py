@@ -58,6 +58,9 @@ class MetricsConfig(StrictModel):
     inception_weights: str
     """`auto` (what is installed), `download`, or the path of torch-fidelity's weights, relative to
     the settings file; only those have the classifier that the Inception Score needs."""
+    dinov2_weights: str | None = None
+    """The path of timm's weights of a DINOv2 network, relative to the settings file; without them
+    there is no FD-DINOv2."""
 
 
 class DatasetsConfig(StrictModel):
@@ -157,6 +160,21 @@ class Params(StrictModel):
             )
         return self.size(sizes[0])
 
+    def evaluation_of(self, dataset: str, size: str | None) -> EvaluationConfig:
+        """How samples are compared with a data set: as a size does, or as all sizes that are
+        trained on it do. FractalError: none is, or they differ."""
+        if size is not None:
+            return self.size(size).evaluation
+        sizes = [name for name in self.models if self.training[name].dataset == dataset]
+        different = {self.evaluation[name] for name in sizes}
+        if len(different) != 1:
+            found = f"{len(different)} different ways" if sizes else "no size"
+            raise FractalError(
+                f"params.yaml has {found} to evaluate on {dataset}: say with --size whose settings "
+                f"to take, {' or '.join(sizes or self.models)}"
+            )
+        return different.pop()
+
     def dataset_folder(self, name: str) -> Path | str:
         """Where the prepared data set is: a folder, or an address in an object store."""
         return self.paths.remote.get(name, self.paths.data / name)
@@ -164,6 +182,10 @@ class Params(StrictModel):
     def reference_file(self, dataset: str) -> Path:
         """The Inception features of the data set's training images."""
         return self.paths.data / f"{dataset}-reference.npz"
+
+    def dinov2_reference_file(self, dataset: str) -> Path:
+        """The same images' DINOv2 features, where there are weights."""
+        return self.paths.data / f"{dataset}-reference-dinov2.npz"
 
 
 def _place(base: Path, given: str | None) -> str | None:
@@ -204,5 +226,8 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     weights = params.metrics.inception_weights
     if weights not in ("auto", "download"):
         weights = str(base / weights)
-    metrics = params.metrics.model_copy(update={"inception_weights": weights})
+    dinov2 = _place(base, params.metrics.dinov2_weights)
+    metrics = params.metrics.model_copy(
+        update={"inception_weights": weights, "dinov2_weights": dinov2}
+    )
     return params.model_copy(update={"paths": paths, "metrics": metrics})

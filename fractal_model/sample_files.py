@@ -27,6 +27,8 @@ LARGEST_GRID = 1024
 GRID_COLUMNS = 32
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
+LABELS_FILE = "labels.npy"
+"""Of a folder: (N,) int64, the class of each image, −1 for none."""
 
 
 class SampleWriter(Protocol):
@@ -70,7 +72,12 @@ def open_writer(
             f"folder, whose name has none (numbered PNG files)"
         )
     require_writable(out)
-    return _Folder(out, count, request)
+    return _Folder(out, labels, request)
+
+
+def image_name(number: int, count: int) -> str:
+    """Of one of `count` images in a folder."""
+    return f"{number:0{len(str(count - 1))}d}.png"
 
 
 def require_writable_file(file: Path) -> None:
@@ -115,14 +122,16 @@ class _Grid:
 
 
 class _Folder:
-    """000.png, 001.png, …; those that are complete stay whatever happens, and an equal request
-    makes the others."""
+    """000.png, 001.png, … and their classes; those that are complete stay whatever happens, and an
+    equal request makes the others."""
 
-    def __init__(self, out: Path, count: int, request: str) -> None:
+    def __init__(self, out: Path, labels: Tensor, request: str) -> None:
         self._out = out
-        self._digits = len(str(count - 1))
+        self._count = len(labels)
         self._begin(request)
-        self.wanted = [number for number in range(count) if not self._file(number).exists()]
+        with file_written_whole(out / LABELS_FILE) as partial:
+            np.save(partial, labels.numpy())
+        self.wanted = [number for number in range(self._count) if not self._file(number).exists()]
 
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         for number, image in zip(numbers, images, strict=True):
@@ -135,7 +144,7 @@ class _Folder:
         pass
 
     def _file(self, number: int) -> Path:
-        return self._out / f"{number:0{self._digits}d}.png"
+        return self._out / image_name(number, self._count)
 
     def _begin(self, request: str) -> None:
         """Images of another request among ours would pass for ours."""

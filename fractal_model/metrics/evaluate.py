@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pandas as pd
 from torch import Tensor
 
 from fractal_model.errors import FractalError
+from fractal_model.metrics.bootstrap import frechet_standard_error
 from fractal_model.metrics.distances import (
     frechet_distance,
     inception_score,
@@ -23,12 +25,20 @@ from fractal_model.metrics.statistics import FeatureStatistics, checked_features
 
 @dataclass(frozen=True)
 class MetricResults:
-    """Every metric is in exactly one of the two."""
+    """Every metric is in exactly one of the two; `|` is the union of two results."""
 
     values: dict[str, float]
-    """fid, kid, kid_stderr, inception_score, precision, recall."""
+    """fid, fid_stderr, kid, kid_stderr, inception_score, precision, recall."""
     absent: dict[str, str]
     """Metric to the reason, on one line, why it has no value."""
+
+    def __or__(self, other: MetricResults) -> MetricResults:
+        return MetricResults(self.values | other.values, self.absent | other.absent)
+
+    def renamed(self, label: Callable[[str], str]) -> MetricResults:
+        """The same under other names."""
+        values = {label(name): value for name, value in self.values.items()}
+        return MetricResults(values, {label(name): why for name, why in self.absent.items()})
 
 
 def image_metrics(
@@ -36,6 +46,7 @@ def image_metrics(
     real_features: Tensor,
     *,
     real_statistics: FeatureStatistics | None = None,
+    fid_resamples: int = 20,
     kid_subsets: int = 100,
     kid_subset_size: int = 1000,
     neighbours: int = 3,
@@ -65,7 +76,8 @@ def image_metrics(
     def fid() -> dict[str, float | str]:
         found = FeatureStatistics.from_features(generated)
         wanted = real_statistics or FeatureStatistics.from_features(real)
-        return {"fid": frechet_distance(found, wanted)}
+        error = frechet_standard_error(generated, wanted, resamples=fid_resamples, seed=seed)
+        return {"fid": frechet_distance(found, wanted), "fid_stderr": error}
 
     def kid() -> dict[str, float | str]:
         found = kernel_distance(
@@ -89,12 +101,19 @@ def image_metrics(
 
     return _collect(
         {
-            ("fid",): fid,
+            ("fid", "fid_stderr"): fid,
             ("kid", "kid_stderr"): kid,
             ("inception_score",): score,
             ("precision", "recall"): manifold,
         }
     )
+
+
+def results_table(results: MetricResults) -> pd.DataFrame:
+    """Columns metric, value, reason: one row a metric; a value or why there is none."""
+    rows = [(name, value, "") for name, value in results.values.items()]
+    rows += [(name, None, reason) for name, reason in results.absent.items()]
+    return pd.DataFrame(rows, columns=["metric", "value", "reason"])
 
 
 def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]]) -> MetricResults:

@@ -11,6 +11,7 @@ that was made of and with the same is kept.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 import zipfile
@@ -26,7 +27,6 @@ from torch import Tensor
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.errors import FractalError, one_line
-from fractal_model.metrics import inception as inception_module
 from fractal_model.metrics import statistics as statistics_module
 from fractal_model.metrics.inception import InceptionFeatures, extract_features
 from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
@@ -65,7 +65,7 @@ class Reference:
         """FractalError when this reference is of other images or of another network."""
         for what, ours, given in (
             ("data set", self.dataset_checksum, dataset_checksum),
-            ("Inception weights", self.weights_checksum, weights_checksum),
+            ("network", self.weights_checksum, weights_checksum),
         ):
             if ours != given:
                 raise FractalError(
@@ -173,8 +173,8 @@ def _made_from(
 ) -> str:
     """All that decides a reference, as one checksum."""
     content = hashlib.sha256()
-    for module in (inception_module, statistics_module):
-        content.update(Path(module.__file__).read_bytes())
+    for code in (inspect.getfile(type(inception)), statistics_module.__file__):
+        content.update(Path(code).read_bytes())
     if published is not None:
         content.update(published.mean.tobytes())
         content.update(published.covariance.tobytes())

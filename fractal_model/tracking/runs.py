@@ -11,7 +11,6 @@ from pathlib import Path
 
 import matplotlib
 import mlflow
-import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
@@ -20,7 +19,8 @@ from torch import Tensor
 
 import fractal_model
 from fractal_model.data.manifest import Manifest
-from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.metrics.evaluate import MetricResults, results_table
+from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
 from fractal_model.params import Size
 from fractal_model.tracking.registry import FINGERPRINT_TAG
 from fractal_model.tracking.store import experiment
@@ -74,15 +74,20 @@ def _training_runs(experiment_id: str, fingerprint: str) -> list[Run]:
 
 
 @contextmanager
-def evaluation_run(
-    size: Size, manifest: Manifest, version: str, protocol: dict[str, object], outputs: Path
-) -> Iterator[str]:
-    """A new run that evaluates a registered version; yields its id."""
+def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path) -> Iterator[str]:
+    """A new run that evaluates a model, its record as `protocol.json`; yields its id."""
     experiment_id = experiment(size.training.dataset, outputs)
-    name = f"evaluate-{size.name}-v{version}"
-    with mlflow.start_run(None, experiment_id, run_name=name) as run:
-        _tag(size, "evaluate", {"fractal.model_version": version})
-        mlflow.log_params(_flat(protocol))
+    what = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
+    kind = "preview" if record.protocol.preview else "evaluate"
+    with mlflow.start_run(None, experiment_id, run_name=f"{kind}-{size.name}-{what}") as run:
+        version = {"fractal.model_version": record.version} if record.version else {}
+        _tag(size, "evaluate", version | {PROTOCOL_TAG: record.checksum})
+        settings = size.evaluation.model_dump() | {
+            "samples": record.protocol.samples,
+            "samples_per_class": record.protocol.samples_per_class,
+        }
+        mlflow.log_params(_flat({"sampling": size.sampling.model_dump(), "evaluation": settings}))
+        mlflow.log_dict(record.model_dump(mode="json"), RECORD_FILE)
         _log_dataset(manifest, "evaluation")
         yield run.info.run_id
 
@@ -138,13 +143,6 @@ def log_results(results: MetricResults) -> None:
 def log_picture(image: Tensor, name: str) -> None:
     """(3, H, W) uint8 as the PNG artifact `name` of the active run."""
     mlflow.log_image(image.permute(1, 2, 0).cpu().numpy(), name)
-
-
-def results_table(results: MetricResults) -> pd.DataFrame:
-    """Columns metric, value, reason: one row a metric; a value or why there is none."""
-    rows = [(name, value, "") for name, value in results.values.items()]
-    rows += [(name, None, reason) for name, reason in results.absent.items()]
-    return pd.DataFrame(rows, columns=["metric", "value", "reason"])
 
 
 def git_revision() -> str:

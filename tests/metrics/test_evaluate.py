@@ -11,7 +11,7 @@ from fractal_model.errors import FractalError
 from fractal_model.metrics.distances import kernel_distance, precision_recall
 from fractal_model.metrics.evaluate import image_metrics
 
-NAMES = {"fid", "kid", "kid_stderr", "inception_score", "precision", "recall"}
+NAMES = {"fid", "fid_stderr", "kid", "kid_stderr", "inception_score", "precision", "recall"}
 
 
 def normal(count, width=8, *, seed, shift=0.0):
@@ -35,8 +35,8 @@ def test_absent_metrics_have_their_reason():
     found = image_metrics(
         normal(3, seed=5), normal(80, seed=6), reason_no_logits="the weights lack it"
     )
-    assert found.values.keys() == {"fid", "kid"}
-    assert found.absent.keys() == NAMES - {"fid", "kid"}
+    assert found.values.keys() == {"fid", "fid_stderr", "kid"}
+    assert found.absent.keys() == NAMES - {"fid", "fid_stderr", "kid"}
     assert found.absent["inception_score"] == "the weights lack it"
     assert "100 subsets of 3 out of 3 generated" in found.absent["kid_stderr"]
     assert "found 3 images, expected at least 4" in found.absent["precision"]

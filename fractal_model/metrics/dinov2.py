@@ -1,0 +1,92 @@
+"""DINOv2 features, for the Fréchet distance that follows human judgement better than Inception's.
+
+Decided here: the network is timm's, with weights that a person gives as a file; the file's width
+says which of its sizes it is. Features are the class token after the last norm, of images scaled
+to 224 px with the bicubic filter.
+
+Source: Stein et al. 2023, "Exposing flaws of generative model evaluation metrics", section 4.
+Shapes: B images of H × W; D features, 1024 of the large network that the paper uses.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import load_state_dict
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from fractal_model.errors import FractalError, one_line
+from fractal_model.metrics.published import file_checksum
+
+SIDE = 224
+NAMES = {
+    384: "vit_small_patch14_dinov2",
+    768: "vit_base_patch14_dinov2",
+    1024: "vit_large_patch14_dinov2",
+    1536: "vit_giant_patch14_dinov2",
+}
+"""Timm's names by width."""
+NO_WEIGHTS = (
+    "no DINOv2 weights were given: set metrics.dinov2_weights in params.yaml to the file of timm's "
+    "vit_large_patch14_dinov2.lvd142m"
+)
+
+
+class DINOv2Features:
+    """Images to features. Made by `load_dinov2`."""
+
+    def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
+        self._network = network
+        self.weights_source = f"timm: {file.name}"
+        self.weights_checksum = checksum
+        """'sha256:…' of the file."""
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to float32 (B, D), on the network's device."""
+        device = self._network.pos_embed.device
+        size = [SIDE, SIDE]
+        bicubic = transforms.InterpolationMode.BICUBIC
+        scaled = transforms.resize(images.to(device), size, interpolation=bicubic, antialias=True)
+        values = transforms.to_dtype(scaled, torch.float32, scale=True)
+        values = transforms.normalize(values, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        return self._network(values)
+
+
+def dinov2_checksum(file: Path) -> str:
+    """What names the weights in a protocol. FractalError: there is no such file."""
+    return f"sha256:{file_checksum(file)}"
+
+
+def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Features:
+    """The network with the weights in a safetensors or torch file, ready to use; nothing is
+    unpickled. FractalError: missing, damaged, or weights of something else."""
+    checksum = dinov2_checksum(file)
+    try:
+        state = load_state_dict(str(file))
+        width = state["cls_token"].shape[-1]
+        with torch.random.fork_rng(devices=[]):
+            network = timm.create_model(NAMES[width], num_classes=0, img_size=SIDE)
+        network.load_state_dict(checkpoint_filter_fn(state, network))
+    except (
+        RuntimeError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise FractalError(
+            f"DINOv2 weights {file}: found something else ({one_line(error)[:200]}), expected "
+            f"timm's weights of {', '.join(NAMES.values())}; fetch them again, or set "
+            f"metrics.dinov2_weights to null"
+        ) from error
+    return DINOv2Features(network.eval().to(device), file, checksum)

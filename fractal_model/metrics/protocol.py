@@ -1,0 +1,257 @@
+"""What two evaluations must share for their numbers to be compared, and what one was made with.
+
+Decided here: `Protocol` has all that decides a number apart from the model, so that equal checksums
+mean comparable numbers; `Record` adds which model, with which libraries, where and when. Batch size
+and number of workers are in neither: they decide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+import fractal_model
+from fractal_model.config import PositiveInt, StrictModel
+from fractal_model.data.manifest import Manifest, Sha256
+from fractal_model.errors import FractalError
+from fractal_model.fingerprint import fingerprint
+from fractal_model.metrics.reference import Reference
+from fractal_model.metrics.settings import EvaluationConfig
+from fractal_model.sampling.settings import SamplingConfig
+
+PUBLISHED_SAMPLES = 50_000
+"""Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
+PUBLISHED_DATASETS = ("imagenet64", "imagenet256")
+PROTOCOL_TAG = "fractal.protocol"
+"""Of an MLflow run: the checksum of its protocol."""
+RECORD_FILE = "protocol.json"
+SAMPLE_METRICS = (
+    "fid",
+    "kid",
+    "inception_score",
+    "precision",
+    "recall",
+    "fd_dinov2",
+    "class_agreement",
+)
+"""Metrics that depend on how many images are sampled."""
+STANDARD_ERROR = "_stderr"
+LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
+_THOUSAND = 1000
+
+
+class ImageSource(StrictModel):
+    """How a model's images were sampled; unknown for images that came as files."""
+
+    weights: Literal["model", "ema"]
+    """The weights themselves, or the moving average of them."""
+    sampling: SamplingConfig
+    """Guidance (on its linear schedule), logit scale, filter threshold, iterations, order."""
+    seed: Annotated[int, Field(ge=0)]
+    """Of image 0; image i has i more."""
+    precision: Literal["float32"] = "float32"
+    """That the network computes in."""
+    likelihood_passes: PositiveInt
+    """Mask draws an image, over all of the validation images."""
+
+
+class Protocol(StrictModel):
+    """All that decides the numbers of an evaluation, apart from the model."""
+
+    dataset: str
+    dataset_checksum: Sha256
+    resolution: PositiveInt
+    reference_source: str
+    """`training images`, or whose published statistics they are."""
+    reference_checksum: Sha256
+    network_checksum: str
+    """Of the Inception weights."""
+    dinov2_checksum: str | None = None
+    """Of the DINOv2 weights; None where FD-DINOv2 is not computed."""
+    classes: PositiveInt
+    samples_per_class: PositiveInt
+    """The set is balanced: the same number of each class."""
+    full_samples: PositiveInt
+    """What the full protocol of the data set asks for; see `full_samples`."""
+    images: ImageSource | None
+    """None for images that came as files."""
+    kid_subsets: PositiveInt
+    kid_subset_size: PositiveInt
+    fid_resamples: PositiveInt
+    neighbours: PositiveInt = 3
+    """k of precision and recall."""
+
+    @property
+    def samples(self) -> int:
+        """Images in the set."""
+        return self.classes * self.samples_per_class
+
+    @property
+    def preview(self) -> bool:
+        """Whether the set is not the full protocol's, so that its metrics bear its count."""
+        return self.samples != self.full_samples
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256; equal ones may be compared."""
+        return fingerprint(self)
+
+    def label(self, metric: str) -> str:
+        """The name to report a metric under: `fid`, but `fid_5k` and `fid_5k_stderr` in a preview
+        of 5,000 samples; metrics that no sample decides keep theirs."""
+        base = metric.removesuffix(STANDARD_ERROR)
+        if not self.preview or base not in SAMPLE_METRICS:
+            return metric
+        return f"{base}_{short_count(self.samples)}{metric.removeprefix(base)}"
+
+
+class Hardware(StrictModel):
+    """Where numbers were computed."""
+
+    machine: str
+    """Such as x86_64."""
+    cpus: PositiveInt
+    gpus: tuple[str, ...]
+    workers: PositiveInt
+
+
+class Record(StrictModel):
+    """What is kept beside every number: the protocol, the model, the versions, the machine."""
+
+    protocol: Protocol
+    checksum: Sha256
+    """Of the protocol."""
+    model: str
+    """`models:/fractal-digits/3`, or the name of the folder or file that was evaluated."""
+    version: str | None = None
+    """In the registry."""
+    model_checksum: Sha256 | None = None
+    """Of the weights that were evaluated; None for images that came as files."""
+    libraries: dict[str, str]
+    """Name to version, our own package's too."""
+    hardware: Hardware
+    evaluated_at: datetime
+    """In UTC."""
+
+    @classmethod
+    def now(
+        cls,
+        protocol: Protocol,
+        *,
+        model: str,
+        version: str | None = None,
+        model_checksum: str | None = None,
+        workers: int = 1,
+    ) -> Record:
+        """Of an evaluation in this process, at this moment."""
+        return cls(
+            protocol=protocol,
+            checksum=protocol.checksum,
+            model=model,
+            version=version,
+            model_checksum=model_checksum,
+            libraries=_libraries(),
+            hardware=_hardware(workers),
+            evaluated_at=datetime.now(UTC),
+        )
+
+
+def full_samples(dataset: str, reference_source: str, configured: int) -> int:
+    """Images of the full protocol: 50,000 for ImageNet and wherever the statistics are ADM's, else
+    what params.yaml asks for."""
+    published = dataset in PUBLISHED_DATASETS or reference_source.startswith("ADM")
+    return PUBLISHED_SAMPLES if published else configured
+
+
+def make_protocol(
+    settings: EvaluationConfig,
+    manifest: Manifest,
+    reference: Reference,
+    *,
+    preview: bool = False,
+    sampling: SamplingConfig | None = None,
+    dinov2_checksum: str | None = None,
+) -> Protocol:
+    """The protocol that settings ask for on a data set; without `sampling`, of images that come as
+    files.
+
+    FractalError: not the number of samples of the full protocol, and no preview was asked for, or
+    a reference of another data set.
+    """
+    reference.require(
+        dataset_checksum=manifest.checksum, weights_checksum=reference.weights_checksum
+    )
+    classes = len(manifest.class_names)
+    configured = settings.samples_per_class * classes
+    full = full_samples(manifest.dataset, reference.source, configured)
+    if not preview and configured != full:
+        raise FractalError(
+            f"samples_per_class {settings.samples_per_class} makes {configured:,} images of "
+            f"{classes:,} classes, the protocol of {manifest.dataset} has {full:,}: set it to "
+            f"{full / classes:g} in params.yaml's evaluation, or ask for a preview"
+        )
+    source = None
+    if sampling is not None:
+        source = ImageSource(
+            weights=settings.weights,
+            sampling=sampling,
+            seed=settings.seed,
+            likelihood_passes=settings.likelihood_passes,
+        )
+    return Protocol(
+        dataset=manifest.dataset,
+        dataset_checksum=manifest.checksum,
+        resolution=manifest.resolution,
+        reference_source=reference.source,
+        reference_checksum=reference.checksum,
+        network_checksum=reference.weights_checksum,
+        dinov2_checksum=dinov2_checksum,
+        classes=classes,
+        samples_per_class=settings.preview_per_class if preview else settings.samples_per_class,
+        full_samples=full,
+        images=source,
+        kid_subsets=settings.kid_subsets,
+        kid_subset_size=settings.kid_subset_size,
+        fid_resamples=settings.fid_resamples,
+    )
+
+
+def short_count(count: int) -> str:
+    """5000 to `5k`, 300 to `300`."""
+    return f"{count // _THOUSAND}k" if count % _THOUSAND == 0 else str(count)
+
+
+def read_record(file: Path) -> Record:
+    """What `protocol.json` says. FractalError: missing, or written by another version."""
+    try:
+        return Record.model_validate_json(file.read_text())
+    except FileNotFoundError as error:
+        raise FractalError(f"the record {file} is missing: evaluate again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FractalError(
+            f"the record {file} was written by another version ({where}: {first['msg']}): "
+            f"evaluate again"
+        ) from error
+
+
+def _libraries() -> dict[str, str]:
+    return {"fractal-model": fractal_model.__version__} | {n: installed(n) for n in LIBRARIES}
+
+
+def _hardware(workers: int) -> Hardware:
+    gpus = range(torch.cuda.device_count())
+    return Hardware(
+        machine=platform.machine(),
+        cpus=os.cpu_count() or 1,
+        gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
+        workers=workers,
+    )

@@ -1,0 +1,46 @@
+"""The standard error of the Fréchet distance, against distances computed one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fractal_model.errors import FractalError
+from fractal_model.metrics.bootstrap import frechet_standard_error, resampled_distance
+from fractal_model.metrics.distances import frechet_distance
+from fractal_model.metrics.statistics import FeatureStatistics
+from tests.metrics.test_distances import normal
+
+REAL = FeatureStatistics.from_features(normal(200, 8, seed=0, shift=0.4, scale=1.3))
+
+
+@pytest.mark.parametrize("count", [6, 60], ids=["fewer images than features", "more"])
+def test_a_resampled_distance_is_that_of_the_repeated_images(count):
+    generated = normal(count, seed=1)
+    distance = resampled_distance(generated, REAL)
+    for seed in range(3):
+        numbers = np.random.default_rng(seed).integers(0, count, count)
+        expected = frechet_distance(FeatureStatistics.from_features(generated[numbers]), REAL)
+        assert distance(numbers) == pytest.approx(expected, rel=1e-6)
+    whole = frechet_distance(FeatureStatistics.from_features(generated), REAL)
+    assert distance(np.arange(count)) == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_error_is_the_deviation_among_independent_sets():
+    sets = [normal(400, seed=100 + i) for i in range(150)]
+    found = [frechet_distance(FeatureStatistics.from_features(one), REAL) for one in sets]
+    errors = [frechet_standard_error(one, REAL, resamples=60, seed=0) for one in sets[:15]]
+    assert np.mean(errors) == pytest.approx(np.std(found, ddof=1), rel=0.2)
+
+
+def test_the_error_follows_its_seed_alone():
+    generated = normal(30, seed=2)
+    first, again = (frechet_standard_error(generated, REAL, resamples=10, seed=1) for _ in range(2))
+    assert first == again != frechet_standard_error(generated, REAL, resamples=10, seed=2)
+
+
+def test_features_that_are_not_finite():
+    bad = torch.full((5, 8), float("nan"))
+    with pytest.raises(FractalError, match="generated features: found NaN"):
+        frechet_standard_error(bad, REAL, resamples=3, seed=0)

@@ -1,0 +1,124 @@
+"""The protocol: what it depends on, how previews are named, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fractal_model.data.manifest import Manifest
+from fractal_model.errors import FractalError
+from fractal_model.metrics.protocol import Record, make_protocol, read_record, short_count
+from fractal_model.metrics.reference import OWN_IMAGES, Reference
+from fractal_model.metrics.settings import EvaluationConfig
+from fractal_model.metrics.statistics import FeatureStatistics
+from fractal_model.sampling.settings import SamplingConfig
+
+SETTINGS = EvaluationConfig(
+    weights="model",
+    likelihood_passes=2,
+    samples_per_class=30,
+    preview_per_class=5,
+    batch_size=8,
+    kid_subset_size=10,
+    kid_subsets=3,
+    fid_resamples=4,
+    seed=0,
+)
+
+
+def manifest(dataset="noise", classes=10, checksum="a" * 64) -> Manifest:
+    split = {
+        "images": classes,
+        "images_per_class": [1] * classes,
+        "checksum": checksum,
+        "shards": [{"file": "train/a.arrow", "images": classes, "bytes": 1}],
+    }
+    return Manifest(
+        dataset=dataset,
+        source="",
+        preprocessing="none",
+        resolution=8,
+        class_names=[f"kind {i}" for i in range(classes)],
+        splits={"train": split},
+    )
+
+
+def reference(of: Manifest, source=OWN_IMAGES) -> Reference:
+    statistics = FeatureStatistics(np.zeros(3), np.eye(3), 5)
+    return Reference(statistics, torch.zeros(5, 3), source, of.dataset, of.checksum, "sha1:1")
+
+
+def protocol(settings=SETTINGS, of=None, source=OWN_IMAGES, **options):
+    of = of or manifest()
+    options.setdefault("sampling", SamplingConfig())
+    return make_protocol(settings, of, reference(of, source), **options)
+
+
+def test_the_checksum_follows_what_decides_the_numbers_and_nothing_else():
+    base = protocol()
+    assert base.checksum == protocol().checksum
+    for name, value in {"batch_size": 99, "workers": 2}.items():
+        assert protocol(SETTINGS.model_copy(update={name: value})).checksum == base.checksum
+    others = [
+        protocol(preview=True),
+        protocol(sampling=SamplingConfig(guidance=2.0)),
+        protocol(sampling=None),
+        protocol(dinov2_checksum="sha256:1"),
+        protocol(source="ADM: x.npz", preview=True),
+        protocol(of=manifest("others")),
+    ]
+    for name, value in {
+        "seed": 1,
+        "weights": "ema",
+        "likelihood_passes": 3,
+        "kid_subsets": 4,
+    }.items():
+        others.append(protocol(SETTINGS.model_copy(update={name: value})))
+    assert len({base.checksum, *(other.checksum for other in others)}) == len(others) + 1
+
+
+def test_a_preview_bears_its_count():
+    full, preview = protocol(), protocol(preview=True)
+    assert (full.samples, preview.samples) == (300, 50)
+    assert full.label("fid_stderr") == "fid_stderr"
+    assert preview.label("fid") == "fid_50"
+    assert preview.label("fid_stderr") == "fid_50_stderr"
+    assert preview.label("precision") == "precision_50"
+    assert preview.label("nll_bits_per_dim_stderr") == "nll_bits_per_dim_stderr"
+    assert preview.label("seconds_per_image") == "seconds_per_image"
+    assert [short_count(n) for n in (300, 5000, 50_000, 1500)] == ["300", "5k", "50k", "1500"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source"), [("imagenet64", OWN_IMAGES), ("noise", "ADM: adm_in64_stats.npz")]
+)
+def test_the_published_protocol_has_50000_samples(dataset, source):
+    of = manifest(dataset)
+    with pytest.raises(FractalError, match="makes 300 images .* has 50,000: set it to 5000"):
+        protocol(of=of, source=source)
+    many = SETTINGS.model_copy(update={"samples_per_class": 5000})
+    assert not protocol(many, of=of, source=source).preview
+    assert protocol(of=of, source=source, preview=True).label("fid") == "fid_50"
+
+
+def test_a_reference_of_other_images():
+    with pytest.raises(FractalError, match="reference features of noise belong to another data"):
+        make_protocol(SETTINGS, manifest(checksum="b" * 64), reference(manifest()))
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = Record.now(protocol(), model="models:/fractal-digits/1", version="1", workers=2)
+    (tmp_path / "protocol.json").write_text(record.model_dump_json())
+    assert read_record(tmp_path / "protocol.json") == record
+    assert record.checksum == record.protocol.checksum
+    assert {"fractal-model", "torch", "timm"} <= set(record.libraries)
+    assert record.hardware.workers == 2
+
+
+def test_records_that_cannot_be_read(tmp_path):
+    with pytest.raises(FractalError, match="no.json is missing: evaluate again"):
+        read_record(tmp_path / "no.json")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(FractalError, match="another version .protocol: Field required"):
+        read_record(tmp_path / "x.json")
