@@ -20,6 +20,7 @@ from mlflow.types import ColSpec, Schema
 import fractal_model
 from fractal_model.errors import FractalError, one_line
 from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.tracking.descriptions import describe_model, describe_version
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 FINGERPRINT_TAG = "fractal.fingerprint"
@@ -93,6 +94,8 @@ def register(size: str, checkpoint: Path, *, sampling: SamplingConfig, tags: dic
     nominate(size, number)
     for key, value in tags.items():
         client.set_model_version_tag(model_name(size), number, key, value)
+    client.update_registered_model(model_name(size), describe_model(size))
+    client.update_model_version(model_name(size), number, describe_version(size, tags))
     return number
 
 

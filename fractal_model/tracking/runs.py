@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 import mlflow
 import pandas as pd
+from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
@@ -20,12 +21,15 @@ import fractal_model
 from fractal_model.data.manifest import Manifest
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.params import Size
+from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
 from fractal_model.tracking.registry import FINGERPRINT_TAG
 from fractal_model.tracking.store import experiment
 
 matplotlib.use("Agg")
 
 SIZE_TAG, KIND_TAG = "fractal.size", "fractal.kind"
+VERSION_TAG = "fractal.model_version"
+"""Of an evaluation: the version that it is of."""
 SOURCE_TAG = "fractal.source_sha256"
 """SHA-256 of the file that a model was imported from."""
 
@@ -63,7 +67,7 @@ def evaluation_run(
     experiment_id = experiment(size.training.dataset, outputs)
     name = f"evaluate-{size.name}-v{version}"
     with mlflow.start_run(None, experiment_id, run_name=name) as run:
-        _tag(size, "evaluate", {"fractal.model_version": version})
+        _tag(size, "evaluate", {VERSION_TAG: version})
         mlflow.log_params(_flat(protocol))
         _log_dataset(manifest, "evaluation")
         yield run.info.run_id
@@ -108,6 +112,11 @@ def log_results(results: MetricResults) -> None:
     mlflow.log_table(results_table(results), "results.json")
 
 
+def log_figure(figure: Figure, name: str) -> None:
+    """As the PNG artifact `name` of the active run."""
+    mlflow.log_figure(figure, name, save_kwargs={"dpi": 150, "facecolor": "white"})
+
+
 def log_picture(image: Tensor, name: str) -> None:
     """(3, H, W) uint8 as the PNG artifact `name` of the active run."""
     mlflow.log_image(image.permute(1, 2, 0).cpu().numpy(), name)
@@ -133,6 +142,7 @@ def _tag(size: Size, kind: str, more: dict[str, str]) -> None:
     tags = {
         SIZE_TAG: size.name,
         KIND_TAG: kind,
+        NOTE_TAG: describe_run(kind, size.name, size.training.dataset),
         "fractal.version": fractal_model.__version__,
         "fractal.git_revision": git_revision(),
     }
