@@ -1,34 +1,43 @@
-"""Flow `evaluate-fractal`: take a model from the registry, measure it, compare, promote.
+"""Flow `evaluate-fractal`: take a model, measure it by one protocol, compare, promote.
 
 As a command: `python -m flows.evaluate --size digits`. A version that was evaluated under the
-same protocol is not evaluated again.
+same protocol is not evaluated again. What is sampled is kept while the evaluation goes on, so that
+one that was stopped goes on with the images that are missing.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import mlflow
 import pandas as pd
+import torch
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor
 
 from flows.command import run_flow
 from fractal_model import evaluation
 from fractal_model.console import print_results, progress_bar, say
-from fractal_model.data.manifest import read_manifest
-from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.data.prepared import open_prepared
+from fractal_model.evaluation_inputs import EvaluationInputs
+from fractal_model.evaluation_samples import SeenSamples, draw_samples
 from fractal_model.images import sample_grid
+from fractal_model.locks import only_one
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
-from fractal_model.metrics.protocol import Protocol, make_protocol
-from fractal_model.metrics.published import file_checksum
+from fractal_model.metrics.protocol import Protocol, Record
 from fractal_model.metrics.reference import load_reference
+from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
+from fractal_model.model.weights import weights_checksum
+from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.ray_workers import shared_out
 from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.promotion import Decision, decide
 from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
@@ -38,106 +47,159 @@ PICTURE = "samples.png"
 
 
 @flow(name="evaluate-fractal")
-def evaluate_fractal(size: str = "digits", params_file: Path = DEFAULT_FILE) -> dict[str, float]:
-    """Evaluate models:/fractal-<size>@candidate; returns its metrics."""
+def evaluate_fractal(
+    size: str = "digits",
+    model: str | None = None,
+    preview: bool = False,
+    workers: int | None = None,
+    params_file: Path = DEFAULT_FILE,
+) -> dict[str, float]:
+    """Evaluate a model of a size; returns its metrics.
+
+    `model` is `models:/fractal-<size>@ALIAS`, `models:/fractal-<size>/VERSION` or a checkpoint's
+    folder, by default the candidate. A full evaluation of a registered version ends with its
+    promotion where it is better; `preview` takes fewer samples, names its metrics after their
+    count and promotes nothing. `workers` replaces the size's in params.yaml.
+    """
     params = load_params(params_file)
-    chosen = params.size(size)
+    chosen = with_workers(params.size(size), workers)
     store.connect(params.paths.outputs)
-    protocol = protocol_of(params, size).checksum
-    candidate = registry.resolve(size)
-    run_id = _evaluated(params, chosen, candidate, protocol)
+    protocol = protocol_of(params, size, preview).checksum
+    source = model or f"{REGISTRY_SCHEME}{registry.model_name(size)}@{registry.CANDIDATE}"
+    if not source.startswith(REGISTRY_SCHEME):
+        run_id = _evaluate(params, chosen, Path(source), None, preview)
+        _show(params, size, source, run_id)
+        return mlflow.get_run(run_id).data.metrics
+    version = registered(size, source)
+    run_id = _evaluated(params, chosen, version, protocol, preview)
     metrics = mlflow.get_run(run_id).data.metrics
-    decision = compare_with_champion(params, chosen, candidate, metrics, protocol)
-    _show(params, size, candidate.version, run_id, decision)
+    _show(params, size, f"fractal-{size} version {version.version}", run_id)
+    if not preview:
+        decision = compare_with_champion(params, chosen, version, metrics, protocol)
+        outcome = "promoted to champion" if decision.promote else "no promotion"
+        say(f"{outcome}: {decision.reason}")
     return metrics
 
 
+def with_workers(size: Size, workers: int | None) -> Size:
+    """The size with another number of workers for its evaluation, where one is given."""
+    if workers is None:
+        return size
+    changed = size.evaluation.model_copy(update={"workers": workers})
+    return size.model_copy(update={"evaluation": changed})
+
+
 def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
-    """What the evaluation of a size computes, by which two of them compare. FractalError: no data
-    set, no reference or another's, or not the number of samples of the full protocol."""
+    """What the evaluation of a size computes, by which two of them compare. FractalError: see
+    `EvaluationInputs.protocol`."""
     chosen = params.size(size)
-    dataset = chosen.training.dataset
-    weights = params.metrics.dinov2_weights
-    return make_protocol(
-        chosen.evaluation,
-        read_manifest(params.dataset_folder(dataset)),
-        load_reference(params.reference_file(dataset)),
-        preview=preview,
-        sampling=chosen.sampling,
-        dinov2_checksum=None if weights is None else f"sha256:{file_checksum(Path(weights))}",
-    )
+    inputs = EvaluationInputs(params, chosen.training.dataset)
+    return inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
 
 
 def _evaluated(
-    params: Params, size: Size, version: registry.RegisteredCheckpoint, protocol: str
+    params: Params,
+    size: Size,
+    version: registry.RegisteredCheckpoint,
+    protocol: str,
+    preview: bool = False,
 ) -> str:
-    """The id of the run that evaluated a version under the protocol; evaluates where none has."""
+    """The id of the run that evaluated a version under the protocol with this checksum; evaluates
+    where none has."""
     tag = f"{registry.EVALUATION_TAG}.{protocol[:12]}"
     what = f"fractal-{size.name} version {version.version}"
     if tag in version.tags:
         say(f"{what} is evaluated under this protocol: kept")
         return version.tags[tag]
-    run_id = _evaluate(params, size, version, protocol)
+    run_id = _evaluate(params, size, version.checkpoint, version.version, preview)
     registry.tag_version(size.name, version.version, tag, run_id)
     return run_id
 
 
 def _evaluate(
-    params: Params, size: Size, version: registry.RegisteredCheckpoint, protocol: str
+    params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool
 ) -> str:
-    model = load_checkpoint(version.checkpoint).build_model(
-        averaged=size.evaluation.weights == "ema"
+    """The id of the run that evaluates a checkpoint, of a version where it is registered."""
+    model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
+    inputs = EvaluationInputs(params, size.training.dataset)
+    protocol = protocol_of(params, size.name, preview)
+    name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
+    record = Record.now(
+        protocol,
+        model=name,
+        version=version,
+        model_checksum=weights_checksum(model),
+        workers=size.evaluation.workers,
     )
-    train = open_prepared(params.dataset_folder(size.training.dataset), "train")
-    settings = {
-        "sampling": size.sampling.model_dump(),
-        "evaluation": size.evaluation.model_dump(),
-        "protocol": protocol,
-    }
-    with runs.evaluation_run(
-        size, train.manifest, version.version, settings, params.paths.outputs
-    ) as run_id:
-        nll = measure_likelihood(params, size, model)
-        samples = draw_samples(size, model)
-        found = measure_samples(params, size, train, samples)
-        runs.log_results(MetricResults(nll | found.values, found.absent))
-        grid = sample_grid(samples.images, samples.labels, per_class=GRID_COLUMNS)
-        runs.log_picture(grid, PICTURE)
+    folder = inputs.folder(size.name, protocol, model)
+    with (
+        only_one(folder.with_suffix(".lock")),
+        runs.evaluation_run(size, inputs.split("train").manifest, record, params.paths.outputs) as (
+            run_id
+        ),
+    ):
+        held_out = measure_likelihood(inputs, size, protocol, model, folder)
+        samples = draw(inputs, size, protocol, model, folder)
+        found = measure_samples(inputs, protocol, samples)
+        runs.log_results(held_out.results | found)
+        runs.log_picture(first_of_each_class(samples.images, protocol), PICTURE)
         draw_growth(size, model)
+    shutil.rmtree(folder)  # the run has its numbers
     return run_id
 
 
 @task(name="likelihood", cache_policy=NO_CACHE)
-def measure_likelihood(params: Params, size: Size, model: FractalModel) -> dict[str, float]:
-    """Held-out bits per dimension."""
-    split = open_prepared(params.dataset_folder(size.training.dataset), "validation")
-    with progress_bar("held-out likelihood, images", len(split)) as update:
-        return evaluation.held_out_likelihood(model, split, size.evaluation, update)
+def measure_likelihood(
+    inputs: EvaluationInputs, size: Size, protocol: Protocol, model: FractalModel, folder: Path
+) -> evaluation.HeldOut:
+    """Held-out bits per dimension, unconditional and conditional."""
+    split = inputs.split("validation")
+    with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
+        return evaluation.held_out_likelihood(
+            model,
+            split,
+            protocol.images,
+            folder,
+            update,
+            largest=size.evaluation.batch_size,
+            map_parts=shared_out(size.evaluation.workers),
+        )
 
 
 @task(name="sample", cache_policy=NO_CACHE)
-def draw_samples(size: Size, model: FractalModel) -> evaluation.Samples:
-    """A balanced set."""
-    count = size.evaluation.samples_per_class * size.model.num_classes
-    with progress_bar("sampling, images", count) as update:
-        return evaluation.balanced_samples(model, size.sampling, size.evaluation, update)
+def draw(
+    inputs: EvaluationInputs, size: Size, protocol: Protocol, model: FractalModel, folder: Path
+) -> SeenSamples:
+    """A balanced set, and its features."""
+    with progress_bar("sampling and features, images", protocol.samples) as update:
+        return draw_samples(
+            model,
+            protocol,
+            protocol.images,
+            inputs.networks,
+            folder / "samples",
+            update,
+            largest=size.evaluation.batch_size,
+            map_parts=shared_out(size.evaluation.workers),
+        )
 
 
 @task(name="sample-metrics", cache_policy=NO_CACHE)
 def measure_samples(
-    params: Params, size: Size, train: PreparedSplit, samples: evaluation.Samples
+    inputs: EvaluationInputs, protocol: Protocol, samples: SeenSamples
 ) -> MetricResults:
-    """FID and its relatives against the reference of the data set."""
-    reference = load_reference(params.reference_file(size.training.dataset))
-    with progress_bar("Inception features, images", len(samples.images)) as update:
-        return evaluation.sample_metrics(
-            samples,
-            train,
-            reference,
-            load_inception(params.metrics.inception_weights),
-            size.evaluation,
-            update,
-        )
+    """FID and its relatives against the references of the data set."""
+    with progress_bar("reference features, images", None) as update:
+        references = inputs.references(update)
+    inception = load_inception(inputs.params.metrics.inception_weights)
+    return evaluation.sample_metrics(samples, references, inception, protocol)
+
+
+def first_of_each_class(images: SampleSet, protocol: Protocol) -> Tensor:
+    """A picture with a row a class."""
+    shown = min(GRID_COLUMNS, protocol.samples_per_class)
+    numbers = torch.arange(protocol.samples).view(protocol.classes, -1)[:, :shown].flatten()
+    return sample_grid(images.images(numbers.tolist()), images.labels[numbers], per_class=shown)
 
 
 @task(name="growth", cache_policy=NO_CACHE)
@@ -172,7 +234,7 @@ def compare_with_champion(
     return decision
 
 
-def _show(params: Params, size: str, version: str, run_id: str, decision: Decision) -> None:
+def _show(params: Params, size: str, what: str, run_id: str) -> None:
     results = pd.DataFrame(mlflow.artifacts.load_dict(f"runs:/{run_id}/results.json")["data"])
     results.columns = ["metric", "value", "reason"]
     folder = params.paths.outputs / size
@@ -183,9 +245,7 @@ def _show(params: Params, size: str, version: str, run_id: str, decision: Decisi
         key=f"evaluation-{size}",
         table=results.astype(object).where(results.notna(), "").to_dict("records"),
     )
-    print_results(f"fractal-{size} version {version}", results)
-    outcome = "promoted to champion" if decision.promote else "no promotion"
-    say(f"{outcome}: {decision.reason}")
+    print_results(what, results)
     say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
 
@@ -201,6 +261,7 @@ def check(params: Params, size: str) -> None:
         dataset_checksum=manifest.checksum,
         weights_checksum=load_inception(params.metrics.inception_weights).weights_checksum,
     )
+    protocol_of(params, size)
     store.connect(params.paths.outputs)
     verify_checkpoint(registry.resolve(size).checkpoint)
 

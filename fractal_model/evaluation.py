@@ -6,8 +6,6 @@ the parts of the work is given as a `MapParts`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,34 +17,28 @@ from fractal_model.animation import animate
 from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.errors import FractalError
-from fractal_model.generation import sample_images
+from fractal_model.evaluation_samples import Progress, SeenSamples
+from fractal_model.kept_parts import KeptParts
 from fractal_model.metrics.agreement import nearest_neighbour_agreement
+from fractal_model.metrics.dinov2 import NO_WEIGHTS
+from fractal_model.metrics.distances import frechet_distance
 from fractal_model.metrics.evaluate import MetricResults, image_metrics
-from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures, extract_features
+from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures
+from fractal_model.metrics.protocol import STANDARD_ERROR, ImageSource, Protocol
 from fractal_model.metrics.reference import Reference
+from fractal_model.metrics.sample_set import SampleSet, require_protocol
 from fractal_model.metrics.settings import EvaluationConfig
+from fractal_model.metrics.statistics import FeatureStatistics
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.model.likelihood import Likelihood, is_exact, mask_seeds, pass_bits
 from fractal_model.parts import LARGEST_PART, MapParts, Work, in_this_process
 from fractal_model.randomness import LARGEST_SEED
 from fractal_model.sampling.settings import SamplingConfig
 
+UNCONDITIONAL, CONDITIONAL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
 AGREEMENT_LARGEST_SIDE = 16
 GROWING_IMAGES = 3
 MOST_PASSES = 10_000
-Progress = Callable[[int], None]
-"""Called with the number of images done so far."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A balanced set of samples, in class order."""
-
-    images: Tensor
-    """(N, 3, S, S) uint8"""
-    labels: Tensor
-    """(N,) int64"""
-    seconds: float
 
 
 def measure_likelihood(
@@ -106,11 +98,15 @@ def _require_fit(model: FractalModel, split: PreparedSplit, *, conditional: bool
     classes = len(found.class_names)
     unlike = config.class_names and config.class_names != found.class_names
     if conditional and (classes != config.num_classes or unlike):
-        raise FractalError(
+        raise OtherClassesError(
             f"the {classes} classes of the data set {found.dataset} are not the "
             f"{config.num_classes} that the model knows: measure it on the classes that it was "
             f"made for, or without --conditional"
         )
+
+
+class OtherClassesError(FractalError):
+    """The data set's classes are not those that the model was made for."""
 
 
 def _require_legal(*, passes: int, seed: int, largest: int) -> None:
@@ -121,42 +117,64 @@ def _require_legal(*, passes: int, seed: int, largest: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a model predicts the validation images."""
+
+    results: MetricResults
+    bits: Tensor
+    """(N,) float64: unconditional bits per dimension of each image."""
+
+
 def held_out_likelihood(
-    model: FractalModel, split: PreparedSplit, settings: EvaluationConfig, progress: Progress
-) -> dict[str, float]:
-    """`nll_bits_per_dim`, unconditional, and its standard error over the images."""
-    found = measure_likelihood(
-        model,
-        split,
-        progress,
-        passes=settings.likelihood_passes,
-        seed=settings.seed,
-        largest=settings.batch_size,
-    )
-    return {
-        "nll_bits_per_dim": found.mean,
-        "nll_bits_per_dim_stderr": found.standard_error,
-    }
-
-
-def balanced_samples(
     model: FractalModel,
-    sampling: SamplingConfig,
-    settings: EvaluationConfig,
+    split: PreparedSplit,
+    source: ImageSource,
+    folder: Path,
     progress: Progress,
-) -> Samples:
-    """The same number of images of each class; image i has the seed `settings.seed` + i."""
-    classes, side = model.config.num_classes, model.config.image_size
-    labels = torch.arange(classes).repeat_interleave(settings.samples_per_class)
-    images = torch.empty(len(labels), 3, side, side, dtype=torch.uint8)
-    started, done = time.monotonic(), 0
-    seeds = range(settings.seed, settings.seed + len(labels))
-    parts = sample_images(model, sampling, labels, seeds, largest=settings.batch_size)
-    for part, found in parts:
-        images[part.start : part.stop] = found
-        done += len(part)
-        progress(done)
-    return Samples(images, labels, time.monotonic() - started)
+    *,
+    largest: int,
+    map_parts: MapParts = in_this_process,
+) -> HeldOut:
+    """`nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`, each with
+    its standard error over the images. What an equal call has left in `folder` is kept; `progress`
+    counts each image twice."""
+
+    def measured(conditional: bool) -> Likelihood:
+        name = CONDITIONAL if conditional else UNCONDITIONAL
+        return measure_likelihood(
+            model,
+            split,
+            lambda done: progress(done + conditional * len(split)),
+            passes=source.likelihood_passes,
+            seed=source.seed,
+            conditional=conditional,
+            largest=largest,
+            map_parts=KeptParts(folder / name, map_parts),
+        )
+
+    unconditional = measured(False)
+    results = _likelihood_results(UNCONDITIONAL, unconditional)
+    try:
+        results |= _likelihood_results(CONDITIONAL, measured(True))
+    except OtherClassesError as error:
+        names = (CONDITIONAL, f"{CONDITIONAL}{STANDARD_ERROR}")
+        results |= MetricResults({}, dict.fromkeys(names, str(error)))
+    return HeldOut(results, unconditional.per_image)
+
+
+def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
+    bad = int((~found.per_image.isfinite()).sum())
+    if bad:
+        raise FractalError(
+            f"{name} is not finite for {bad:,} of {len(found.per_image):,} images: the weights are "
+            f"of a training that failed, evaluate an earlier checkpoint"
+        )
+    if len(found.per_image) > 1:
+        error = {f"{name}{STANDARD_ERROR}": found.standard_error}
+        return MetricResults({name: found.mean} | error, {})
+    reason = "a single image has no spread to tell an error from"
+    return MetricResults({name: found.mean}, {f"{name}{STANDARD_ERROR}": reason})
 
 
 def growth(
@@ -168,42 +186,62 @@ def growth(
     return animate(model, labels, seeds, sampling, folder / "growth.gif")
 
 
-def sample_metrics(
-    samples: Samples,
-    train: PreparedSplit,
-    reference: Reference,
-    inception: InceptionFeatures,
-    settings: EvaluationConfig,
-    progress: Progress,
-) -> MetricResults:
-    """FID, KID, precision and recall against the reference, class agreement, and speed.
+@dataclass(frozen=True)
+class References:
+    """Real images that samples are compared with."""
 
-    FractalError when the reference is of other images or of another network.
+    train: PreparedSplit
+    inception: Reference
+    dinov2: Reference | None
+    """None where FD-DINOv2 is not computed."""
+
+
+def sample_metrics(
+    samples: SeenSamples, references: References, inception: InceptionFeatures, protocol: Protocol
+) -> MetricResults:
+    """Everything that a balanced set of samples tells, under the names that the protocol gives:
+    FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement, and speed.
+
+    FractalError when the set or the reference is not the protocol's, or a feature is not finite.
     """
+    require_protocol(samples.images, protocol, "the set of samples")
+    reference = references.inception
     reference.require(
-        dataset_checksum=train.manifest.checksum, weights_checksum=inception.weights_checksum
+        dataset_checksum=protocol.dataset_checksum, weights_checksum=inception.weights_checksum
     )
-    features = extract_features(samples.images.split(50), inception, progress)
+    features = samples.inception
     found = image_metrics(
         features,
         reference.features,
         real_statistics=reference.statistics,
-        kid_subsets=settings.kid_subsets,
-        kid_subset_size=settings.kid_subset_size,
-        seed=settings.seed,
+        fid_resamples=protocol.fid_resamples,
+        kid_subsets=protocol.kid_subsets,
+        kid_subset_size=protocol.kid_subset_size,
+        neighbours=protocol.neighbours,
         logits=inception.logits_from_features(features) if inception.has_classifier else None,
         reason_no_logits=NO_CLASSIFIER,
     )
-    count = len(samples.images)
-    speed = {
-        "seconds_per_image": samples.seconds / count,
-        "images_per_second": count / samples.seconds,
-    }
-    agreement = class_agreement(samples, train)
-    return MetricResults(found.values | agreement.values | speed, found.absent | agreement.absent)
+    found |= dinov2_distance(samples.dinov2, references.dinov2)
+    found |= class_agreement(samples.images, references.train)
+    return found.renamed(protocol.label) | _speed(samples)
 
 
-def class_agreement(samples: Samples, train: PreparedSplit) -> MetricResults:
+def dinov2_distance(features: Tensor | None, reference: Reference | None) -> MetricResults:
+    """`fd_dinov2` of (N, D) features; absent where there are no weights."""
+    if features is None or reference is None:
+        return MetricResults({}, {"fd_dinov2": NO_WEIGHTS})
+    found = FeatureStatistics.from_features(features)
+    return MetricResults({"fd_dinov2": frechet_distance(found, reference.statistics)}, {})
+
+
+def _speed(samples: SeenSamples) -> MetricResults:
+    seconds, names = samples.seconds_per_image, ("seconds_per_image", "images_per_second")
+    if seconds is None:
+        return MetricResults({}, dict.fromkeys(names, "the images were not sampled here"))
+    return MetricResults(dict(zip(names, (seconds, 1 / seconds), strict=True)), {})
+
+
+def class_agreement(samples: SampleSet, train: PreparedSplit) -> MetricResults:
     """`class_agreement`, for images small enough that their pixels are comparable."""
     if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
         reason = (
@@ -211,5 +249,6 @@ def class_agreement(samples: Samples, train: PreparedSplit) -> MetricResults:
             f"have {train.manifest.resolution}"
         )
         return MetricResults({}, {"class_agreement": reason})
-    share = nearest_neighbour_agreement(samples.images, samples.labels, *train.load_all())
+    images = samples.images(range(len(samples.labels)))
+    share = nearest_neighbour_agreement(images, samples.labels, *train.load_all())
     return MetricResults({"class_agreement": share}, {})

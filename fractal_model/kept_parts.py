@@ -7,12 +7,13 @@ simply not there. A `MapParts` around another, so that whoever asks for the work
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -61,6 +62,18 @@ class KeptParts:
                 continue
             first = int(file.stem)
             yield range(first, first + len(rows)), rows
+
+    def rows(self, numbers: Sequence[int], width: int) -> Tensor:
+        """The first `width` columns of some rows, (n, width), read from the disk."""
+        files = {int(file.stem): file for file in sorted(self._folder.glob("*.safetensors"))}
+        firsts = list(files)
+        found = []
+        for number in numbers:
+            first = firsts[bisect_right(firsts, number) - 1]
+            with safe_open(files[first], "pt") as content:
+                at = number - first
+                found.append(content.get_slice(ROWS)[at : at + 1, :width])
+        return torch.cat(found)
 
     def _keep(self, part: range, rows: Tensor) -> None:
         with file_written_whole(self._folder / f"{part.start:09d}.safetensors") as partial_file:

@@ -41,3 +41,19 @@ def load_model(source: str, outputs: Path) -> FractalModel:
         return load_checkpoint(folder).build_model(averaged=averaged)
     store.connect(outputs)
     return load_checkpoint(registry.fetch_checkpoint(source)).build_model(averaged=averaged)
+
+
+def registered(size: str, source: str) -> registry.RegisteredCheckpoint:
+    """The version of a size's model that `models:/fractal-<size>@ALIAS` or `…/VERSION` names, in
+    the store that is connected. FractalError: there is none, or it is another size's."""
+    name, at, alias = source.removeprefix(REGISTRY_SCHEME).partition("@")
+    name, _, version = name.partition("/")
+    if name != registry.model_name(size) or bool(alias) == bool(version):
+        raise FractalError(
+            f"{source} is no model of the size {size}: give models:/{registry.model_name(size)}"
+            f"@{registry.CANDIDATE}, or models:/{registry.model_name(size)}/VERSION"
+        )
+    if at:
+        return registry.resolve(size, alias)
+    checkpoint = registry.fetch_checkpoint(source)
+    return registry.RegisteredCheckpoint(version, checkpoint, registry.version_tags(size, version))

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import ray
+import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util import ActorPool
 from torch import Tensor
 
 from fractal_model.errors import FractalError, one_line
-from fractal_model.parts import LARGEST_PART, PartResult, PartSizes, PartWorker, StartWork
+from fractal_model.parts import (
+    LARGEST_PART,
+    MapParts,
+    PartResult,
+    PartSizes,
+    PartWorker,
+    StartWork,
+    in_this_process,
+)
 from fractal_model.ray_cluster import ray_cluster
 
 RESTARTS = 2
@@ -51,6 +61,24 @@ def map_over_workers(
                 f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer --workers "
                 f"or a smaller --batch-size; Ray's logs are in /tmp/ray/session_latest/logs"
             ) from error
+
+
+def shared_out(workers: int) -> MapParts:
+    """Who does the work: `workers` actors, or this process where that is 1; 0 stands for as many as
+    the cluster in RAY_ADDRESS has room for, or one for each GPU of this machine. FractalError:
+    fewer than 0, or the cluster does not answer."""
+    if workers < 0:
+        raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
+    workers = workers or _room()
+    return in_this_process if workers == 1 else partial(map_over_workers, workers=workers)
+
+
+def _room() -> int:
+    if not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+        return max(1, torch.cuda.device_count())
+    with ray_cluster(cpus=os.cpu_count() or 1):
+        found = ray.cluster_resources()
+    return max(1, int(found.get("GPU", 0)) or int(found.get("CPU", 0)))
 
 
 def _run(

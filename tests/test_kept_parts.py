@@ -47,6 +47,13 @@ def test_a_stopped_work_makes_only_what_is_missing(tmp_path):
     assert rows_of(tmp_path, third) == EXPECTED and third.asked == []
 
 
+def test_single_rows_are_read_back(tmp_path):
+    wide = lambda device: lambda part: torch.tensor([[n, n + 1, n + 2] for n in part])  # noqa: E731
+    kept = KeptParts(tmp_path, in_this_process)
+    list(kept(wide, 20, largest=4))
+    assert kept.rows([17, 0, 5], 2).tolist() == [[17, 18], [0, 1], [5, 6]]
+
+
 def test_holes_are_filled_and_damaged_files_made_again(tmp_path):
     rows_of(tmp_path, Squares())
     files = sorted(tmp_path.iterdir())

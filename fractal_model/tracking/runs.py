@@ -20,6 +20,7 @@ from torch import Tensor
 import fractal_model
 from fractal_model.data.manifest import Manifest
 from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
 from fractal_model.params import Size
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
 from fractal_model.tracking.registry import FINGERPRINT_TAG
@@ -60,15 +61,20 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
 
 
 @contextmanager
-def evaluation_run(
-    size: Size, manifest: Manifest, version: str, protocol: dict[str, object], outputs: Path
-) -> Iterator[str]:
-    """A new run that evaluates a registered version; yields its id."""
+def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path) -> Iterator[str]:
+    """A new run that evaluates a model, its record as `protocol.json`; yields its id."""
     experiment_id = experiment(size.training.dataset, outputs)
-    name = f"evaluate-{size.name}-v{version}"
-    with mlflow.start_run(None, experiment_id, run_name=name) as run:
-        _tag(size, "evaluate", {VERSION_TAG: version})
-        mlflow.log_params(_flat(protocol))
+    what = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
+    kind = "preview" if record.protocol.preview else "evaluate"
+    with mlflow.start_run(None, experiment_id, run_name=f"{kind}-{size.name}-{what}") as run:
+        version = {VERSION_TAG: record.version} if record.version else {}
+        _tag(size, "evaluate", version | {PROTOCOL_TAG: record.checksum})
+        settings = size.evaluation.model_dump() | {
+            "samples": record.protocol.samples,
+            "samples_per_class": record.protocol.samples_per_class,
+        }
+        mlflow.log_params(_flat({"sampling": size.sampling.model_dump(), "evaluation": settings}))
+        mlflow.log_dict(record.model_dump(mode="json"), RECORD_FILE)
         _log_dataset(manifest, "evaluation")
         yield run.info.run_id
 

@@ -34,7 +34,12 @@ def small_params() -> dict:
     )
     content["sampling"]["digits"].update(iterations=[4, 2])
     content["evaluation"]["digits"].update(
-        likelihood_passes=2, samples_per_class=3, kid_subset_size=10, kid_subsets=5
+        likelihood_passes=2,
+        samples_per_class=3,
+        preview_per_class=2,
+        kid_subset_size=10,
+        kid_subsets=5,
+        fid_resamples=5,
     )
     return content
 

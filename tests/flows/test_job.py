@@ -24,7 +24,10 @@ from tests.flows.conftest import make_project, small_params
 METRICS = {
     "nll_bits_per_dim",
     "nll_bits_per_dim_stderr",
+    "nll_conditional_bits_per_dim",
+    "nll_conditional_bits_per_dim_stderr",
     "fid",
+    "fid_stderr",
     "kid",
     "kid_stderr",
     "precision",
@@ -100,7 +103,7 @@ def test_evaluation_logs_numbers_table_and_picture(project, client):
     assert run.data.metrics["fid"] > 0
     table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/results.json")
     absent = {row[0]: row[2] for row in table["data"] if row[1] is None}
-    assert set(absent) == {"inception_score"}
+    assert set(absent) == {"inception_score", "fd_dinov2"}
     assert "classifier" in absent["inception_score"]
     assert (project.outputs / "digits/samples.png").read_bytes().startswith(b"\x89PNG")
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}

@@ -1,0 +1,94 @@
+"""What an evaluation reads from disk, found from params.yaml: images, references, networks, and
+the protocol that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fractal_model.data.manifest import read_manifest
+from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.evaluation import References
+from fractal_model.evaluation_samples import FeatureNetworks
+from fractal_model.fingerprint import fingerprint
+from fractal_model.memory import compute_device
+from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
+from fractal_model.metrics.protocol import Protocol, make_protocol
+from fractal_model.metrics.reference import Reference, build_reference, load_reference
+from fractal_model.metrics.settings import EvaluationConfig
+from fractal_model.model.fractal import FractalModel
+from fractal_model.model.weights import weights_checksum
+from fractal_model.params import Params
+from fractal_model.sampling.settings import SamplingConfig
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """One data set's."""
+
+    params: Params
+    dataset: str
+
+    @property
+    def networks(self) -> FeatureNetworks:
+        return FeatureNetworks(self.params.metrics.inception_weights, self._dinov2)
+
+    @property
+    def _dinov2(self) -> Path | None:
+        weights = self.params.metrics.dinov2_weights
+        return None if weights is None else Path(weights)
+
+    def split(self, name: str) -> PreparedSplit:
+        """FractalError: see `open_prepared`."""
+        return open_prepared(self.params.dataset_folder(self.dataset), name)
+
+    def protocol(
+        self,
+        settings: EvaluationConfig,
+        *,
+        sampling: SamplingConfig | None,
+        preview: bool = False,
+    ) -> Protocol:
+        """Reads no images. FractalError: no data set, no reference or another's, no DINOv2 weights
+        where they are named, or not the number of samples of the full protocol."""
+        return make_protocol(
+            settings,
+            read_manifest(self.params.dataset_folder(self.dataset)),
+            self._inception_reference(),
+            preview=preview,
+            sampling=sampling,
+            dinov2_checksum=None if self._dinov2 is None else dinov2_checksum(self._dinov2),
+        )
+
+    def references(self, progress: Callable[[int], None] | None = None) -> References:
+        """Those of DINOv2 are extracted where they are missing and there are weights."""
+        train = self.split("train")
+        return References(
+            train, self._inception_reference(), self._dinov2_reference(train, progress)
+        )
+
+    def _inception_reference(self) -> Reference:
+        return load_reference(self.params.reference_file(self.dataset))
+
+    def _dinov2_reference(
+        self, train: PreparedSplit, progress: Callable[[int], None] | None
+    ) -> Reference | None:
+        """Of the same training images as Inception's, so that both distances tell of one set."""
+        if self._dinov2 is None:
+            return None
+        images = self.params.metrics.statistics_images.get(self.dataset, len(train))
+        return build_reference(
+            train,
+            load_dinov2(self._dinov2, compute_device()),
+            self.params.dinov2_reference_file(self.dataset),
+            images=images,
+            sample=min(self.params.metrics.feature_sample, images),
+            progress=progress,
+        )
+
+    def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
+        """Where the parts of an evaluation are kept: one for each protocol and model."""
+        mark = fingerprint(model.config, weights_checksum(model))
+        name = f"{size}-{protocol.checksum[:12]}-{mark[:12]}"
+        return self.params.paths.outputs / "evaluations" / name

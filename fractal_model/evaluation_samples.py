@@ -1,0 +1,178 @@
+"""The images of an evaluation and what the feature networks see in them.
+
+Decided here: whoever samples a part extracts its features too, while other parts are sampled, and
+a part is kept on the disk as one row an image: pixels, features, seconds, all as bytes. The
+networks always see batches of one size on the same number of threads, so that how the work was cut
+does not even change how a feature is rounded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fractal_model.generation import sample_images
+from fractal_model.kept_parts import KeptParts
+from fractal_model.metrics.dinov2 import load_dinov2
+from fractal_model.metrics.inception import load_inception
+from fractal_model.metrics.protocol import ImageSource, Protocol
+from fractal_model.metrics.sample_set import SampleSet
+from fractal_model.model.fractal import FractalModel
+from fractal_model.parts import MapParts, StartWork, Work, in_this_process
+
+FEATURE_BATCH, FEATURE_THREADS = 8, 2
+INCEPTION_WIDTH = 2048
+_SECONDS_BYTES = 8
+Progress = Callable[[int], None]
+"""Called with the number of images done so far."""
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class FeatureNetworks:
+    """Where the networks' weights are; each worker loads them itself."""
+
+    inception: str
+    """As metrics.inception_weights in params.yaml."""
+    dinov2: Path | None = None
+
+    def load(self, device: torch.device) -> list[Network]:
+        """Inception, and DINOv2 where there are weights. FractalError: missing or damaged."""
+        networks: list[Network] = [load_inception(self.inception, device)]
+        if self.dinov2 is not None:
+            networks.append(load_dinov2(self.dinov2, device))
+        return networks
+
+
+@dataclass(frozen=True)
+class SeenSamples:
+    """A set of images with their features."""
+
+    images: SampleSet
+    inception: Tensor
+    """(N, 2048) float32"""
+    dinov2: Tensor | None
+    """(N, D) float32"""
+    seconds_per_image: float | None
+    """Of one worker, for sampling alone; None for images that came as files."""
+
+
+class _Drawn:
+    """`SampleSet` of images in kept parts."""
+
+    def __init__(self, parts: KeptParts, labels: Tensor, side: int) -> None:
+        self._parts = parts
+        self.labels = labels
+        self.side = side
+
+    def images(self, numbers: Sequence[int]) -> Tensor:
+        shape = (3, self.side, self.side)
+        return self._parts.rows(numbers, 3 * self.side**2).unflatten(1, shape)
+
+
+def draw_samples(
+    model: FractalModel,
+    protocol: Protocol,
+    source: ImageSource,
+    networks: FeatureNetworks,
+    folder: Path,
+    progress: Progress,
+    *,
+    largest: int,
+    map_parts: MapParts = in_this_process,
+) -> SeenSamples:
+    """The balanced set of a protocol, in class order; image i has the seed `source.seed` + i.
+
+    What an equal call has left in `folder` is kept. FractalError: see `sample_images`.
+    """
+    labels = torch.arange(protocol.classes).repeat_interleave(protocol.samples_per_class)
+    seeds = range(source.seed, source.seed + len(labels))
+    kept = KeptParts(folder, partial(_map_with_features, map_parts, networks))
+    side, done = model.config.image_size, 0
+    seen: list[Tensor] = [torch.empty(0)] * len(labels)
+    parts = sample_images(model, source.sampling, labels, seeds, largest=largest, map_parts=kept)
+    for part, rows in parts:
+        for number, row in zip(part, rows[:, 3 * side**2 :].clone(), strict=True):
+            seen[number] = row
+        done += len(part)
+        progress(done)
+    rows = torch.stack(seen)
+    features = _from_bytes(rows[:, :-_SECONDS_BYTES], torch.float32)
+    seconds = _from_bytes(rows[:, -_SECONDS_BYTES:], torch.float64)
+    inception, dinov2 = features[:, :INCEPTION_WIDTH], features[:, INCEPTION_WIDTH:]
+    return SeenSamples(
+        _Drawn(kept, labels, side),
+        inception.clone(),
+        dinov2.clone() if networks.dinov2 is not None else None,
+        seconds.mean().item(),
+    )
+
+
+def look_at(
+    samples: SampleSet, networks: FeatureNetworks, device: torch.device, progress: Progress
+) -> SeenSamples:
+    """The same of images that came as files. FractalError: one is damaged."""
+    loaded = networks.load(device)
+    found: list[list[Tensor]] = [[] for _ in loaded]
+    for numbers in torch.arange(len(samples.labels)).split(FEATURE_BATCH):
+        images = samples.images(numbers.tolist())
+        for network, features in zip(loaded, found, strict=True):
+            features.append(extract(network, images))
+        progress(int(numbers[-1]) + 1)
+    inception, *dinov2 = (torch.cat(features) for features in found)
+    return SeenSamples(samples, inception, dinov2[0] if dinov2 else None, None)
+
+
+def extract(network: Network, images: Tensor) -> Tensor:
+    """uint8 (n, 3, S, S) to (n, D) float32 on the CPU, the same for any n and order."""
+    rows = []
+    with _threads(FEATURE_THREADS):
+        for batch in images.split(FEATURE_BATCH):
+            empty = batch.new_zeros(FEATURE_BATCH - len(batch), *batch.shape[1:])
+            rows.append(network(torch.cat([batch, empty]))[: len(batch)].cpu())
+    return torch.cat(rows)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _map_with_features(
+    map_parts: MapParts, networks: FeatureNetworks, start: StartWork, total: int, *, largest: int
+) -> Iterator[tuple[range, Tensor]]:
+    return map_parts(partial(_see, start, networks), total, largest=largest)
+
+
+def _see(start: StartWork, networks: FeatureNetworks, device: torch.device) -> Work:
+    sample, loaded = start(device), networks.load(device)
+
+    def work(part: range) -> Tensor:
+        started = time.monotonic()
+        images = sample(part).cpu()
+        seconds = (time.monotonic() - started) / len(part)
+        columns = [images, *(extract(network, images) for network in loaded)]
+        columns.append(torch.full((len(part), 1), seconds, dtype=torch.float64))
+        return torch.cat([_as_bytes(column) for column in columns], dim=1)
+
+    return work
+
+
+def _as_bytes(rows: Tensor) -> Tensor:
+    return rows.flatten(1).contiguous().view(torch.uint8)
+
+
+def _from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows.clone(memory_format=torch.contiguous_format).view(dtype)
