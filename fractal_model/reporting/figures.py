@@ -40,7 +40,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fractal",
 }
-WIDTH, HEIGHT = 6.4, 3.4
+WIDTH, HEIGHT = 5.4, 3.2
 MOST_BARS = 30
 Points = Sequence[tuple[float, float]]
 

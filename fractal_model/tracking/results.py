@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from fractal_model.errors import FractalError
 from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record, read_record
+from fractal_model.tracking.registry import model_name
 from fractal_model.tracking.runs import KIND_TAG, SIZE_TAG, VERSION_TAG
 from fractal_model.tracking.store import EXPERIMENT_PREFIX, tracking_uri
 
@@ -21,8 +22,8 @@ class Evaluation:
 
     run_id: str
     dataset: str
-    size: str
-    version: str
+    model: str
+    """`fractal-digits version 3`, or the name of the folder that was evaluated."""
     values: dict[str, float]
     """Metrics by name."""
     record: Record | None
@@ -42,7 +43,10 @@ def evaluations() -> list[Evaluation]:
     for run in _runs(list(names)):
         tags = run.data.tags
         dataset = names[run.info.experiment_id]
-        key = (dataset, *(tags.get(tag, "") for tag in (SIZE_TAG, VERSION_TAG, PROTOCOL_TAG)))
+        version = tags.get(VERSION_TAG, "")
+        # Without a version it is a folder's model: its name tells which.
+        which = version and tags.get(PROTOCOL_TAG, "")
+        key = (dataset, tags.get(SIZE_TAG, ""), version, which or run.info.run_name)
         found.setdefault(key, run)
     if not found:
         raise FractalError(
@@ -50,8 +54,8 @@ def evaluations() -> list[Evaluation]:
             f"`python -m flows.evaluate --size digits`"
         )
     return [
-        Evaluation(run.info.run_id, dataset, size, version, run.data.metrics, _record(run))
-        for (dataset, size, version, _), run in found.items()
+        _evaluation(run, dataset, size, version)
+        for (dataset, size, version, *_), run in found.items()
     ]
 
 
@@ -65,6 +69,14 @@ def _runs(experiments: list[str]) -> list[Run]:
         order_by=["attributes.start_time DESC"],
         output_format="list",
     )
+
+
+def _evaluation(run: Run, dataset: str, size: str, version: str) -> Evaluation:
+    record = _record(run)
+    model = f"{model_name(size)} version {version}"
+    if not version and record is not None:
+        model = f"{model_name(size)}, {record.model}"
+    return Evaluation(run.info.run_id, dataset, model, run.data.metrics, record)
 
 
 def _record(run: Run) -> Record | None:
