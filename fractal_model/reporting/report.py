@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fractal_model.folders import file_written_whole
 from fractal_model.images import picture_grid, png_bytes
+from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import (
     Memorisation,
@@ -61,8 +62,7 @@ def write_report(
     record: Mapping[str, object],
     values: Mapping[str, float],
     absent: Mapping[str, str],
-    images: Tensor,
-    labels: Tensor,
+    samples: SampleSet,
     class_names: Sequence[str],
     features: Tensor | None,
     real: RealImages | None,
@@ -74,7 +74,7 @@ def write_report(
     """Write the page of an evaluation.
 
     record: the protocol's, nested as it is. values, absent: metrics, and why others have no value.
-    images uint8 (N, 3, S, S) with classes (N,) and features (N, D); real: see `reference_images`;
+    samples: N of them, with features (N, D); real: see `reference_images`;
     held_out_features (K, D) and held_out_bits (K,): of validation images. What is not given leaves
     its section out, with a line that says why. FractalError: non-finite features.
     """
@@ -87,9 +87,9 @@ def write_report(
         curves=_figure(figures.training_curves, curves),
         likelihood=_figure(figures.likelihood_histogram, held_out_bits),
         levels=_figure(figures.likelihood_by_level, level_bits),
-        classes=_class_plates(images, labels, names),
+        classes=_class_plates(samples, names),
         class_count=len(names),
-        **_in_feature_space(images, labels, names, features, real, held_out_features),
+        **_in_feature_space(samples, names, features, real, held_out_features),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     with file_written_whole(file) as partial:
@@ -125,8 +125,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def _in_feature_space(
-    images: Tensor,
-    labels: Tensor,
+    samples: SampleSet,
     names: Sequence[str],
     features: Tensor | None,
     real: RealImages | None,
@@ -139,12 +138,12 @@ def _in_feature_space(
     distances, numbers = nearest(features, real.features, k=min(NEIGHBOURS, len(real.features)))
     found = memorisation(distances[:, 0], real, held_out)
     # A label of the nearest image against the class asked for; precision where there are enough.
-    agreement = share_by_class(real.labels[numbers[:, 0]] == labels, labels, names)
-    inside = share_by_class(inside_manifold(features, real.features), labels, names)
+    agreement = share_by_class(real.labels[numbers[:, 0]] == samples.labels, samples.labels, names)
+    inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
     return {
         "memory": found,
         "distances": _figure(_distances, found),
-        "pairs": _neighbour_plates(images, labels, names, distances, numbers, real),
+        "pairs": _neighbour_plates(samples, names, distances, numbers, real),
         "precision": _figure(lambda shares: figures.bars(shares, "precision"), inside),
         "agreement": _figure(
             lambda shares: figures.bars(shares, "nearest training image is of the class"),
@@ -159,8 +158,7 @@ def _distances(found: Memorisation):
 
 
 def _neighbour_plates(
-    images: Tensor,
-    labels: Tensor,
+    samples: SampleSet,
     names: Sequence[str],
     distances: Tensor,
     numbers: Tensor,
@@ -169,20 +167,21 @@ def _neighbour_plates(
     """The samples that are nearest to a training image, each in a row before its neighbours."""
     plates = []
     for i in distances[:, 0].argsort()[:NEAREST_SAMPLES].tolist():
-        row = torch.cat([images[i : i + 1], real.pictures(numbers[i].tolist())])
-        name = names[int(labels[i])]
+        row = torch.cat([samples.images([i]), real.pictures(numbers[i].tolist())])
+        name = names[int(samples.labels[i])]
         far = ", ".join(f"{d:.2f}" for d in distances[i].tolist())
         alt = f"sample {i} of class {name}, then its {len(row) - 1} nearest training images"
         plates.append(Plate(f"{name}, sample {i}: {far}", _png(row, columns=len(row)), alt))
     return plates
 
 
-def _class_plates(images: Tensor, labels: Tensor, names: Sequence[str]) -> list[Plate]:
-    present = labels.unique().tolist()
+def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
+    present = samples.labels.unique().tolist()
     places = torch.linspace(0, len(present) - 1, min(SHOWN_CLASSES, len(present))).round()
     plates = []
     for number in (present[int(place)] for place in places):
-        row = images[labels == number][:SHOWN_PER_CLASS]
+        numbers = (samples.labels == number).nonzero()[:SHOWN_PER_CLASS, 0]
+        row = samples.images(numbers.tolist())
         alt = f"{len(row)} samples of class {names[number]}"
         plates.append(Plate(names[number], _png(row, columns=len(row)), alt))
     return plates

@@ -100,15 +100,20 @@ def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
 
 def loss_curve(run_id: str | None) -> tuple[tuple[float, float], ...]:
     """Pairs of epoch and loss of a training run, by epoch; none where there is no such run."""
+    return curve(run_id, "loss")
+
+
+def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
+    """Pairs of epoch and metric of a training run, by epoch; none where there is no such run."""
     if run_id is None:
         return ()
     client = mlflow.MlflowClient()
     try:
-        epochs, losses = (client.get_metric_history(run_id, key) for key in ("epoch", "loss"))
+        epochs, values = (client.get_metric_history(run_id, key) for key in ("epoch", metric))
     except MlflowException:  # deleted since
         return ()
-    loss_at = {point.step: point.value for point in losses}
-    pairs = [(p.value, loss_at[p.step]) for p in epochs if p.step in loss_at]
+    value_at = {point.step: point.value for point in values}
+    pairs = [(p.value, value_at[p.step]) for p in epochs if p.step in value_at]
     return tuple(sorted(pair for pair in pairs if all(map(math.isfinite, pair))))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -31,6 +33,18 @@ from tests.reporting.chromium import needs_chromium, opened
 NAMES = ("cat", "<b>dog</b>", "cat")
 
 
+@dataclass
+class Images:
+    """A `SampleSet` in memory."""
+
+    all: torch.Tensor
+    labels: torch.Tensor
+    side: int = 8
+
+    def images(self, numbers: Sequence[int]) -> torch.Tensor:
+        return self.all[list(numbers)]
+
+
 def normal(count: int, width: int = 6, *, seed: int) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
@@ -48,8 +62,7 @@ def page(tmp_path):
             "record": {"protocol": {"dataset": "digits", "iterations": [16, 4]}, "version": "7"},
             "values": {"fid": 35.4554, "fid_stderr": 0.62, "precision": 0.5833},
             "absent": {"inception_score": "the weights have no classifier"},
-            "images": random_images(12),
-            "labels": torch.arange(12) % 3,
+            "samples": Images(random_images(12), torch.arange(12) % 3),
             "class_names": NAMES,
             "features": normal(12, seed=2),
             "real": real_images(),
@@ -88,7 +101,8 @@ def test_what_is_not_there_leaves_its_section_out(page):
 def test_of_many_classes_a_few_are_shown(page):
     names = [f"class {i}" for i in range(50)]
     labels = torch.arange(50)
-    text = page(images=random_images(50), labels=labels, class_names=names, real=None).read_text()
+    samples = Images(random_images(50), labels)
+    text = page(samples=samples, class_names=names, real=None).read_text()
     assert "20 of 50 classes" in text and text.count("<img") == 20
     assert "samples of class class 49" in text
 
