@@ -10,6 +10,7 @@ import yaml
 from fractal_model import evaluation
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.evaluation_inputs import EvaluationInputs
+from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import draw_samples
 from fractal_model.images import sample_grid
 from fractal_model.metrics.inception import load_inception
@@ -35,7 +36,7 @@ def tiny_params(folder: Path) -> Params:
     content["models"]["digits"].update(TINY)
     content["sampling"]["digits"]["iterations"] = [4, 2]
     content["evaluation"]["digits"].update(
-        likelihood_passes=1, samples_per_class=1, kid_subset_size=5, kid_subsets=5, fid_resamples=3
+        likelihood_passes=1, samples_per_class=1, kid_subset_size=5, kid_subsets=5, fid_resamples=2
     )
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     params = load_params(folder / "params.yaml")
@@ -95,5 +96,13 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
         labels = samples.images.labels
         pictures = samples.images.images(range(len(labels)))
         runs.log_picture(sample_grid(pictures, labels, per_class=1), "samples.png")
-        log_report(record, found, samples, train, references.inception, held_out=held_out)
+        log_report(
+            record,
+            found,
+            samples,
+            train,
+            references.inception,
+            held_out=held_out,
+            level_bits=likelihood_by_level(model, validation, passes=1, seed=0),
+        )
     return run_id

@@ -22,6 +22,8 @@ from tests.reporting.chromium import needs_chromium, opened
 from tests.tracking.evaluated import GUIDANCE, evaluate_three
 from tests.tracking.mlflow_server import Server
 
+pytestmark = pytest.mark.slow  # make test-pages, which continuous integration runs too
+
 
 class Evaluated:
     """A project folder with three evaluated runs, and the server of its store."""
