@@ -17,7 +17,6 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli import app
-from fractal_model.errors import FractalError
 from tests.reporting.chromium import needs_chromium, opened
 from tests.tracking.evaluated import GUIDANCE, evaluate_three
 from tests.tracking.mlflow_server import Server
@@ -123,12 +122,3 @@ def test_results_of_one_data_set_in_a_file(evaluated, tmp_path):
     shown = evaluated.command("--dataset", "digits", "--format", "markdown", "--output", str(out))
     assert "3 rows" in shown
     assert out.read_text().count("| fractal-digits version 1 ") == len(GUIDANCE)
-
-
-def test_an_empty_store_says_what_to_do(tmp_path):
-    text = Path("params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(FractalError, match=r"no evaluated model: evaluate one with `python -m fl"):
-        CliRunner().invoke(
-            app, ["results", "--params", str(tmp_path / "params.yaml")], catch_exceptions=False
-        )
