@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -141,7 +142,7 @@ def save_figure(figure: Figure, file: Path) -> Path:
     return file
 
 
-def _axes(x: str, y: str, *, height: float = HEIGHT):
+def _axes(x: str, y: str, *, height: float = HEIGHT) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)

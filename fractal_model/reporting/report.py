@@ -9,20 +9,23 @@ Shapes: N samples of side S, M real images, D features each.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from fractal_model.folders import file_written_whole
 from fractal_model.images import picture_grid, png_bytes
+from fractal_model.metrics.protocol import STANDARD_ERROR
 from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import (
-    Memorisation,
     RealImages,
     inside_manifold,
     memorisation,
@@ -32,7 +35,8 @@ from fractal_model.reporting.neighbours import (
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 NEAREST_SAMPLES, NEIGHBOURS = 8, 4
-STANDARD_ERROR = "_stderr"
+DISTANCE = "distance to the nearest training image"
+Numbers = TypeVar("Numbers", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -137,12 +141,12 @@ def _in_feature_space(
         return nothing
     distances, numbers = nearest(features, real.features, k=min(NEIGHBOURS, len(real.features)))
     found = memorisation(distances[:, 0], real, held_out)
-    # A label of the nearest image against the class asked for; precision where there are enough.
+    shown = {"samples": found.samples, found.unseen_are: found.unseen}
     agreement = share_by_class(real.labels[numbers[:, 0]] == samples.labels, samples.labels, names)
     inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
     return {
         "memory": found,
-        "distances": _figure(_distances, found),
+        "distances": _figure(partial(figures.distance_histograms, label=DISTANCE), shown),
         "pairs": _neighbour_plates(samples, names, distances, numbers, real),
         "precision": _figure(lambda shares: figures.bars(shares, "precision"), inside),
         "agreement": _figure(
@@ -150,11 +154,6 @@ def _in_feature_space(
             agreement,
         ),
     }
-
-
-def _distances(found: Memorisation):
-    shown = {"samples": found.samples, found.unseen_are: found.unseen}
-    return figures.distance_histograms(shown, "distance to the nearest training image")
 
 
 def _neighbour_plates(
@@ -192,16 +191,12 @@ def _png(images: Tensor, *, columns: int) -> str:
     return f"data:image/png;base64,{encoded.decode()}"
 
 
-def _figure(draw, numbers) -> str | None:
+def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
     """An SVG; None where there is nothing to draw."""
-    return None if numbers is None or not len(_sized(numbers)) else figures.svg(draw(numbers))
+    return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))
 
 
-def _sized(numbers):
-    return numbers.samples if isinstance(numbers, Memorisation) else numbers
-
-
-def _template():
+def _template() -> Template:
     loader = PackageLoader("fractal_model.reporting", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html")

@@ -13,10 +13,10 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
+from fractal_model.metrics.protocol import STANDARD_ERROR
 from fractal_model.reporting.published import SOURCE
 from fractal_model.reporting.results_table import KNOWN, SETTINGS
 
-STANDARD_ERROR = "_stderr"
 PUBLISHED_MARK = " †"
 HEADINGS = {
     "nll_bits_per_dim": "NLL (bits/dim)",
