@@ -114,7 +114,7 @@ def csv(frame: pd.DataFrame) -> str:
 
 def json(frame: pd.DataFrame) -> str:
     """A list of rows; what was not measured is null."""
-    return frame.to_json(orient="records", indent=2, force_ascii=False) + "\n"
+    return frame.to_json(orient="records", indent=2, force_ascii=False, double_precision=15) + "\n"
 
 
 def _part(dataset: str, rows: pd.DataFrame) -> Part:
