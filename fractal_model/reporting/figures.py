@@ -107,6 +107,7 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
         axes.set_yticks(range(len(values)), names)
         axes.invert_yaxis()
         axes.margins(x=0.12)
+        axes.set_xlim(left=min(0.0, *values.values()))
         axes.grid(visible=False, axis="y")
         return figure
 
