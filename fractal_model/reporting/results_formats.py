@@ -19,7 +19,9 @@ from fractal_model.reporting.results_table import KNOWN, SETTINGS
 
 PUBLISHED_MARK = " †"
 HEADINGS = {
-    "nll_bits_per_dim": "NLL (bits/dim)",
+    "nll_bits_per_dim": "bits/dim",
+    "nll_conditional_bits_per_dim": "bits/dim, cond.",
+    "inception_score": "IS",
     "logit_scale": "scale",
     "fid": "FID",
     "kid": "KID",
