@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark-data test test-all test-faults test-scale ui lint clean
+.PHONY: help install demo up down status benchmark-data test test-all test-faults test-scale test-pages ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -56,6 +56,9 @@ test-faults: $(INSTALLED) ## training under faults, all of them (about 15 minute
 
 test-scale: $(INSTALLED) ## 32 workers on 4 simulated machines, one of which is lost
 	$(RUN) python -m pytest tests/scale
+
+test-pages: $(INSTALLED) ## MLflow's pages in a headless Chromium (about 2 minutes)
+	$(RUN) python -m pytest tests/tracking/test_browser.py
 
 ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (PORT=… for another port)
 	$(RUN) python -m fractal_model ui --port $(PORT)

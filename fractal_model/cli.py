@@ -15,6 +15,7 @@ from fractal_model.commands.evaluating import evaluate
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
 from fractal_model.commands.planning import plan
+from fractal_model.commands.results import results
 from fractal_model.commands.sample import sample
 from fractal_model.console import console, errors_on_one_line, run, say
 from fractal_model.errors import FractalError
@@ -36,6 +37,7 @@ app.command("sample")(sample)
 app.command("edit")(sampling.edit)
 app.command("animate")(sampling.animate)
 app.command("plan")(plan)
+app.command("results")(results)
 
 
 @app.command()

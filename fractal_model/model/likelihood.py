@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fractal_model.config import ModelConfig
 from fractal_model.model.fractal import FractalModel, MaskSource, Rows, exact_guides
-from fractal_model.model.losses import nats_per_value
+from fractal_model.model.losses import nats_by_part
 from fractal_model.randomness import patches_per_image, ranks, stream_seed
 
 
@@ -82,12 +82,19 @@ def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
     return [stream_seed(seed, int(index)) for index in indices]
 
 
-@torch.no_grad()
 def pass_bits(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
     """(B, 3, S, S) uint8 to (B, P) float64 bits per dimension of each pass; `labels` of NO_CLASS
     are unconditional, the published protocol. P is 1 where one pass is exact."""
+    return pass_bits_by_part(model, images, seeds, passes=passes, labels=labels).sum(2)
+
+
+@torch.no_grad()
+def pass_bits_by_part(
+    model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
+) -> Tensor:
+    """The same by what the bits are paid for: (B, P, 3 + G), see `part_names`."""
     was_training = model.training
     passes = 1 if is_exact(model.config) else passes
     masks = StratifiedMasks(model.config, seeds, passes, images.device)
@@ -96,10 +103,17 @@ def pass_bits(
     try:
         for number in range(passes):
             outcome = model(images, labels, masks=masks.of_pass(number), guides=exact_guides)
-            nats.append(nats_per_value(outcome, len(images)))
+            nats.append(nats_by_part(outcome, len(images)))
     finally:
         model.train(was_training)
     return torch.stack(nats, dim=1) / math.log(2)
+
+
+def part_names(config: ModelConfig) -> tuple[str, ...]:
+    """What the bits of a model's images are paid for."""
+    guided = (level.patch_size for level in config.levels if level.guiding_pixel)
+    guides = (f"guiding pixels of {size} px patches" for size in guided)
+    return ("red", "green", "blue", *guides)
 
 
 class StratifiedMasks:

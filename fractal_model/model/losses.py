@@ -25,11 +25,20 @@ def published_evaluation_loss(outcome: Pass) -> Tensor:
 def nats_per_value(outcome: Pass, images: int) -> Tensor:
     """(B,) float64: each image's negative log-likelihood bound per pixel channel, guiding pixels
     weighted by how many of them there are."""
-    total = torch.zeros(images, dtype=torch.float64, device=outcome.pixels.nats.device)
+    return nats_by_part(outcome, images).sum(1)
+
+
+def nats_by_part(outcome: Pass, images: int) -> Tensor:
+    """(B, 3 + G) float64: the same by what it is paid for: the pixels' red, green and blue, then
+    the guiding pixels of each of the G levels that have them."""
+    parts = []
     for values in (outcome.pixels, *outcome.guides):
-        mean = values.nats.double().mean(1) * values.weight.double() * values.per_image_value
-        total.index_add_(0, values.image, mean)
-    return total
+        shares = values.weight.double() * values.per_image_value / 3
+        channels = torch.zeros(images, 3, dtype=torch.float64, device=shares.device)
+        channels.index_add_(0, values.image, values.nats.double() * shares[:, None])
+        parts.append(channels)
+    pixels, *guides = parts
+    return torch.cat([pixels, *(guide.sum(1, keepdim=True) for guide in guides)], dim=1)
 
 
 def _channel_mean(values: ValueNats, red_weight: float) -> Tensor:

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 import fractal_model
 from fractal_model.errors import FractalError, one_line
 from fractal_model.serving import ServingConfig
+from fractal_model.tracking.descriptions import describe_model, describe_version
 from fractal_model.training.checkpoint import EMA_WEIGHTS, copy_for_sampling
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -121,6 +122,8 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     nominate(size, number)
     for key, value in tags.items():
         client.set_model_version_tag(model_name(size), number, key, value)
+    client.update_registered_model(model_name(size), describe_model(size))
+    client.update_model_version(model_name(size), number, describe_version(size, tags))
     return number
 
 

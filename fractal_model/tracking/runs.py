@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import mlflow
+from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
@@ -22,6 +23,7 @@ from fractal_model.data.manifest import Manifest
 from fractal_model.metrics.evaluate import MetricResults, results_table
 from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
 from fractal_model.params import Size
+from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
 from fractal_model.tracking.registry import FINGERPRINT_TAG
 from fractal_model.tracking.store import experiment
 
@@ -30,6 +32,8 @@ matplotlib.use("Agg")
 SIZE_TAG, KIND_TAG = "fractal.size", "fractal.kind"
 SUPERSEDED_TAG = "fractal.superseded"
 """Of a training run that was begun anew: nothing is added to it any more."""
+VERSION_TAG = "fractal.model_version"
+"""Of an evaluation: the version that it is of."""
 SOURCE_TAG = "fractal.source_sha256"
 """SHA-256 of the file that a model was imported from."""
 
@@ -80,7 +84,7 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
     what = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
     kind = "preview" if record.protocol.preview else "evaluate"
     with mlflow.start_run(None, experiment_id, run_name=f"{kind}-{size.name}-{what}") as run:
-        version = {"fractal.model_version": record.version} if record.version else {}
+        version = {VERSION_TAG: record.version} if record.version else {}
         _tag(size, "evaluate", version | {PROTOCOL_TAG: record.checksum})
         settings = size.evaluation.model_dump() | {
             "samples": record.protocol.samples,
@@ -122,15 +126,20 @@ def last_position(run_id: str) -> int:
 
 def loss_curve(run_id: str | None) -> tuple[tuple[float, float], ...]:
     """Pairs of epoch and loss of a training run, by epoch; none where there is no such run."""
+    return curve(run_id, "loss")
+
+
+def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
+    """Pairs of epoch and metric of a training run, by epoch; none where there is no such run."""
     if run_id is None:
         return ()
     client = mlflow.MlflowClient()
     try:
-        epochs, losses = (client.get_metric_history(run_id, key) for key in ("epoch", "loss"))
+        epochs, values = (client.get_metric_history(run_id, key) for key in ("epoch", metric))
     except MlflowException:  # deleted since
         return ()
-    loss_at = {point.step: point.value for point in losses}
-    pairs = [(p.value, loss_at[p.step]) for p in epochs if p.step in loss_at]
+    value_at = {point.step: point.value for point in values}
+    pairs = [(p.value, value_at[p.step]) for p in epochs if p.step in value_at]
     return tuple(sorted(pair for pair in pairs if all(map(math.isfinite, pair))))
 
 
@@ -138,6 +147,11 @@ def log_results(results: MetricResults) -> None:
     """Metrics, a table of them with the reasons of the absent ones, as artifact `results.json`."""
     mlflow.log_metrics(results.values)
     mlflow.log_table(results_table(results), "results.json")
+
+
+def log_figure(figure: Figure, name: str) -> None:
+    """As the PNG artifact `name` of the active run."""
+    mlflow.log_figure(figure, name, save_kwargs={"dpi": 150, "facecolor": "white"})
 
 
 def log_picture(image: Tensor, name: str) -> None:
@@ -158,6 +172,7 @@ def _tag(size: Size, kind: str, more: dict[str, str]) -> None:
     tags = {
         SIZE_TAG: size.name,
         KIND_TAG: kind,
+        NOTE_TAG: describe_run(kind, size.name, size.training.dataset),
         "fractal.version": fractal_model.__version__,
         "fractal.git_revision": git_revision(),
     }

@@ -10,6 +10,10 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from fractal_model.errors import FractalError, one_line
+from fractal_model.tracking.descriptions import NOTE_TAG, describe_experiment
+
+EXPERIMENT_PREFIX = "fractal-"
+"""Before the data set in an experiment's name."""
 
 
 def connect(outputs: Path) -> str:
@@ -43,13 +47,14 @@ def connect(outputs: Path) -> str:
 
 def experiment(dataset: str, outputs: Path) -> str:
     """The id of the data set's experiment `fractal-<dataset>`, created if need be."""
-    name = f"fractal-{dataset}"
+    name = f"{EXPERIMENT_PREFIX}{dataset}"
     found = mlflow.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
     local = mlflow.get_tracking_uri().startswith("sqlite:")
     artifacts = (outputs / "mlflow" / "artifacts").as_uri() if local else None
-    return mlflow.create_experiment(name, artifact_location=artifacts)
+    tags = {NOTE_TAG: describe_experiment(dataset)}
+    return mlflow.create_experiment(name, artifact_location=artifacts, tags=tags)
 
 
 def tracking_uri() -> str:

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,41 +25,10 @@ import pytest
 from fractal_model.errors import FractalError
 from fractal_model.tracking import runs
 from fractal_model.tracking.spool import DELIVERED, METRICS, REFUSED, MetricSpool
+from tests.tracking.mlflow_server import Server, eventually
 
 NOWHERE = "http://127.0.0.1:9"
 RETRY = 0.1
-
-
-class Server:
-    """A real `mlflow server` on SQLite, that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self.database = folder, folder / "m.db"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.database}"]
-        command += ["--artifacts-destination", str(self._folder), "--port", str(self.port)]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        eventually(self._answers, seconds=60)
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        try:
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
-        except OSError:
-            return False
 
 
 class Proxy(ThreadingHTTPServer):
@@ -110,13 +78,6 @@ class _ProxyHandler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         with contextlib.suppress(OSError):  # The client has hung up.
             super().handle()
-
-
-def eventually(check: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

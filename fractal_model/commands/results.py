@@ -1,0 +1,92 @@
+"""`fractal results`: every evaluated model beside the published numbers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fractal_model.commands.options import ParamsOption, path
+from fractal_model.console import console, say
+from fractal_model.params import DEFAULT_FILE, load_params
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fractal_model.reporting.results_table import Row
+
+
+class Format(StrEnum):
+    """How the table is written."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    JSON = "json"
+
+
+def results(
+    dataset: Annotated[str | None, typer.Option(help="Of one data set only.")] = None,
+    format: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.TABLE,
+    output: Annotated[
+        Path | None,
+        typer.Option(parser=path, help="A file to write instead of the terminal."),
+    ] = None,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """All evaluated models of the MLflow store, beside the published numbers.
+
+    Of each version the newest evaluation under each protocol. What was not measured as the others
+    were stays in the table, marked and with the reason. CSV and JSON have all numbers in full.
+    """
+    from fractal_model.reporting.results_table import of_dataset, results_table
+    from fractal_model.sample_files import require_writable_file
+    from fractal_model.tracking import store
+
+    if output is not None:
+        require_writable_file(output)
+    store.connect(load_params(params).paths.outputs)
+    frame = results_table(_evaluated())
+    if dataset is not None:
+        frame = of_dataset(frame, dataset)
+    if output is not None:
+        from fractal_model.folders import file_written_whole
+
+        with file_written_whole(output) as partial:
+            partial.write_text(_text(frame, format), encoding="utf-8")
+        say(f"{len(frame)} rows: {output}")
+    elif format is Format.TABLE:
+        from fractal_model.reporting.results_formats import rich_tables
+
+        for part in rich_tables(frame):
+            console.print(part)
+    else:
+        print(_text(frame, format), end="")
+
+
+def _evaluated() -> list[Row]:
+    from fractal_model.reporting.results_table import Row
+    from fractal_model.tracking.results import evaluations
+
+    rows = []
+    for one in evaluations():
+        protocol = None if one.record is None else one.record.protocol
+        rows.append(Row(one.dataset, one.model, one.values, protocol, one.run_id))
+    return rows
+
+
+def _text(frame: pd.DataFrame, format: Format) -> str:
+    from rich.console import Console
+
+    from fractal_model.reporting import results_formats
+
+    if format is not Format.TABLE:
+        return getattr(results_formats, format.value)(frame)
+    plain = Console(width=200, color_system=None)
+    with plain.capture() as captured:
+        for part in results_formats.rich_tables(frame):
+            plain.print(part)
+    return captured.get()

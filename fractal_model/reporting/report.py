@@ -1,0 +1,202 @@
+"""One page about one evaluation, in one HTML file that needs nothing else.
+
+Decided here: pictures are in the file, as PNG and SVG; there is no script and no address; names
+are escaped; of many classes a few are shown, evenly spread, and the page says so.
+
+Shapes: N samples of side S, M real images, D features each.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fractal_model.folders import file_written_whole
+from fractal_model.images import picture_grid, png_bytes
+from fractal_model.metrics.protocol import STANDARD_ERROR
+from fractal_model.metrics.sample_set import SampleSet
+from fractal_model.reporting import figures
+from fractal_model.reporting.neighbours import (
+    RealImages,
+    inside_manifold,
+    memorisation,
+    nearest,
+    share_by_class,
+)
+
+SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
+NEAREST_SAMPLES, NEIGHBOURS = 8, 4
+DISTANCE = "distance to the nearest training image"
+Numbers = TypeVar("Numbers", bound=Sized)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A metric as it is read: 35.46 ± 0.52."""
+
+    name: str
+    value: str
+    error: str
+    """Empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A picture with what stands below it."""
+
+    caption: str
+    picture: str
+    """A data: address of a PNG."""
+    alt: str
+
+
+def write_report(
+    file: Path,
+    *,
+    title: str,
+    record: Mapping[str, object],
+    values: Mapping[str, float],
+    absent: Mapping[str, str],
+    samples: SampleSet,
+    class_names: Sequence[str],
+    features: Tensor | None,
+    real: RealImages | None,
+    held_out_features: Tensor | None = None,
+    held_out_bits: Tensor | None = None,
+    level_bits: Mapping[str, float] | None = None,
+    curves: Mapping[str, figures.Points] | None = None,
+) -> None:
+    """Write the page of an evaluation.
+
+    record: the protocol's, nested as it is. values, absent: metrics, and why others have no value.
+    samples: N of them, with features (N, D); real: see `reference_images`;
+    held_out_features (K, D) and held_out_bits (K,): of validation images. What is not given leaves
+    its section out, with a line that says why. FractalError: non-finite features.
+    """
+    names = distinct_names(class_names)
+    page = _template().render(
+        title=title,
+        headlines=headlines(values),
+        absent=absent,
+        record=flattened(record),
+        curves=_figure(figures.training_curves, curves),
+        likelihood=_figure(figures.likelihood_histogram, held_out_bits),
+        levels=_figure(figures.likelihood_by_level, level_bits),
+        classes=_class_plates(samples, names),
+        class_count=len(names),
+        **_in_feature_space(samples, names, features, real, held_out_features),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file_written_whole(file) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def headlines(values: Mapping[str, float]) -> list[Headline]:
+    """Each metric with its standard error, where there is one, in the order given."""
+    return [
+        Headline(name, f"{value:.4g}", f"{values[error]:.2g}" if error in values else "")
+        for name, value in values.items()
+        if not name.endswith(STANDARD_ERROR)
+        for error in [f"{name}{STANDARD_ERROR}"]
+    ]
+
+
+def flattened(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} to {"a.b": "1"}, in order."""
+    flat: dict[str, str] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) or "none"
+        else:
+            flat[f"{prefix}{key}"] = "none" if value is None else str(value)
+    return flat
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names that several classes bear (ImageNet has two cranes) get the class number too."""
+    return [f"{n} ({i})" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def _in_feature_space(
+    samples: SampleSet,
+    names: Sequence[str],
+    features: Tensor | None,
+    real: RealImages | None,
+    held_out: Tensor | None,
+) -> dict[str, object]:
+    """Neighbours, distances and per-class figures; all None without features of both."""
+    nothing = dict.fromkeys(("memory", "distances", "pairs", "precision", "agreement"))
+    if features is None or real is None:
+        return nothing
+    distances, numbers = nearest(features, real.features, k=min(NEIGHBOURS, len(real.features)))
+    found = memorisation(distances[:, 0], real, held_out)
+    shown = {"samples": found.samples, found.unseen_are: found.unseen}
+    agreement = share_by_class(real.labels[numbers[:, 0]] == samples.labels, samples.labels, names)
+    inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
+    return {
+        "memory": found,
+        "distances": _figure(partial(figures.distance_histograms, label=DISTANCE), shown),
+        "pairs": _neighbour_plates(samples, names, distances, numbers, real),
+        "precision": _figure(lambda shares: figures.bars(shares, "precision"), inside),
+        "agreement": _figure(
+            lambda shares: figures.bars(shares, "nearest training image is of the class"),
+            agreement,
+        ),
+    }
+
+
+def _neighbour_plates(
+    samples: SampleSet,
+    names: Sequence[str],
+    distances: Tensor,
+    numbers: Tensor,
+    real: RealImages,
+) -> list[Plate]:
+    """The samples that are nearest to a training image, each in a row before its neighbours."""
+    plates = []
+    for i in distances[:, 0].argsort()[:NEAREST_SAMPLES].tolist():
+        row = torch.cat([samples.images([i]), real.pictures(numbers[i].tolist())])
+        name = names[int(samples.labels[i])]
+        far = ", ".join(f"{d:.2f}" for d in distances[i].tolist())
+        alt = f"sample {i} of class {name}, then its {len(row) - 1} nearest training images"
+        plates.append(Plate(f"{name}, sample {i}: {far}", _png(row, columns=len(row)), alt))
+    return plates
+
+
+def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
+    present = samples.labels.unique().tolist()
+    places = torch.linspace(0, len(present) - 1, min(SHOWN_CLASSES, len(present))).round()
+    plates = []
+    for number in (present[int(place)] for place in places):
+        numbers = (samples.labels == number).nonzero()[:SHOWN_PER_CLASS, 0]
+        row = samples.images(numbers.tolist())
+        alt = f"{len(row)} samples of class {names[number]}"
+        plates.append(Plate(names[number], _png(row, columns=len(row)), alt))
+    return plates
+
+
+def _png(images: Tensor, *, columns: int) -> str:
+    encoded = base64.b64encode(png_bytes(picture_grid(images, columns=columns)))
+    return f"data:image/png;base64,{encoded.decode()}"
+
+
+def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
+    """An SVG; None where there is nothing to draw."""
+    return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))
+
+
+def _template() -> Template:
+    loader = PackageLoader("fractal_model.reporting", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html")

@@ -1,0 +1,159 @@
+"""All evaluated models and the published numbers in one table.
+
+Decided here: only like is compared with like. On a data set that numbers are published of, what
+follows the published protocol compares; on another one, what was measured as its newest full
+evaluation was. Guidance and the other settings of the sampler are a model's own and may differ;
+they have columns. Every other row stays, marked, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from fractal_model.errors import FractalError
+from fractal_model.metrics.protocol import PUBLISHED_SAMPLES, Protocol
+from fractal_model.reporting.published import CLASSES, PUBLISHED, RESOLUTIONS, PublishedResult
+
+IDENTITY = ("dataset", "model", "published")
+SETTINGS = ("guidance", "logit_scale", "iterations", "samples")
+VERDICT = ("comparable", "reason", "run")
+KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
+"""Columns that are no metrics."""
+SPEED = ("seconds_per_image", "images_per_second")
+FIRST = (
+    "nll_bits_per_dim",
+    "nll_conditional_bits_per_dim",
+    "fid",
+    "inception_score",
+    "precision",
+    "recall",
+    "kid",
+)
+"""Metrics of the columns from the left; others follow by name, previews after them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    dataset: str
+    model: str
+    values: dict[str, float] = field(default_factory=dict)
+    protocol: Protocol | None = None
+    """Of an evaluation that keeps its record."""
+    run: str = ""
+    """MLflow's id."""
+
+
+def results_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows newest first to a frame: identity, settings, a column a metric (NaN: not measured),
+    comparable, reason, run. By data set; published rows first; what compares before the rest."""
+    records = [_published(row) for row in PUBLISHED]
+    for dataset in {row.dataset for row in rows}:
+        ours = [row for row in rows if row.dataset == dataset]
+        standard = next((r.protocol for r in ours if _is_full(r.protocol)), None)
+        records += [_ours(row, standard) for row in ours]
+    frame = pd.DataFrame(records)
+    metrics = sorted(set(frame.columns) - set(KNOWN), key=_place)
+    frame = frame.reindex(columns=[*IDENTITY, *SETTINGS, *metrics, *VERDICT])
+    order = ["dataset", "published", "comparable"]
+    return frame.sort_values(
+        order, ascending=[True, False, False], kind="stable", ignore_index=True
+    )
+
+
+def of_dataset(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """The rows of one data set, with the metrics that it has. FractalError: there are none."""
+    known = sorted(frame["dataset"].unique())
+    if dataset not in known:
+        raise FractalError(
+            f"no results of the data set {dataset!r}: there are some of {', '.join(known)}; "
+            f"evaluate a model on it, or leave --dataset out"
+        )
+    rows = frame[frame["dataset"] == dataset].reset_index(drop=True)
+    empty = [name for name in rows.columns if name not in KNOWN and rows[name].isna().all()]
+    return rows.drop(columns=empty)
+
+
+def why_unlike(protocol: Protocol | None, dataset: str, standard: Protocol | None) -> str:
+    """Why numbers of this protocol do not stand beside the others of the data set; "" where they
+    do. `standard` is that of the data set's newest full evaluation."""
+    if protocol is None:
+        return "no record of its protocol is kept"
+    if dataset in RESOLUTIONS:
+        return _why_unlike_published(protocol, RESOLUTIONS[dataset])
+    if protocol.preview:
+        return (
+            f"preview of {protocol.samples:,} samples, the full set has {protocol.full_samples:,}"
+        )
+    if standard is None:
+        return ""
+    names = ("dataset_checksum", "reference_checksum", "network_checksum", "samples_per_class")
+    unlike = [name for name in names if getattr(protocol, name) != getattr(standard, name)]
+    if not unlike:
+        return ""
+    return f"not the {', '.join(unlike)} of the newest evaluation"
+
+
+def _why_unlike_published(protocol: Protocol, resolution: int) -> str:
+    for what, found, wanted in (
+        ("samples", protocol.samples, PUBLISHED_SAMPLES),
+        ("classes", protocol.classes, CLASSES),
+        ("px", protocol.resolution, resolution),
+    ):
+        if found != wanted:
+            return f"{found:,} {what}, published {wanted:,}"
+    if not protocol.reference_source.startswith("ADM"):
+        return f"against {protocol.reference_source}, published: against ADM's statistics"
+    return ""
+
+
+def _is_full(protocol: Protocol | None) -> bool:
+    return protocol is not None and not protocol.preview
+
+
+def _published(row: PublishedResult) -> dict[str, object]:
+    fractal = row.guidance is not None
+    return {
+        "dataset": row.dataset,
+        "model": row.model,
+        "published": True,
+        "guidance": row.guidance,
+        "logit_scale": row.logit_scale,
+        "iterations": ", ".join(map(str, row.iterations)) or ("all" if fractal else ""),
+        "samples": PUBLISHED_SAMPLES if fractal else None,
+        **row.values,
+        "comparable": True,
+        "reason": "",
+        "run": "",
+    }
+
+
+def _ours(row: Row, standard: Protocol | None) -> dict[str, object]:
+    protocol = row.protocol
+    reason = why_unlike(protocol, row.dataset, standard)
+    source = None if protocol is None else protocol.images
+    sampling = None if source is None else source.sampling
+    values = {name: value for name, value in row.values.items() if name not in SPEED}
+    return {
+        "dataset": row.dataset,
+        "model": row.model,
+        "published": False,
+        "guidance": None if sampling is None else sampling.guidance,
+        "logit_scale": None if sampling is None else sampling.logit_scale,
+        "iterations": "" if sampling is None else ", ".join(map(str, sampling.iterations)),
+        "samples": None if protocol is None else protocol.samples,
+        **values,
+        "comparable": not reason,
+        "reason": reason,
+        "run": row.run,
+    }
+
+
+def _place(metric: str) -> tuple[int, str]:
+    """Known metrics first, each before its standard error."""
+    base = metric.removesuffix("_stderr")
+    return (FIRST.index(base) if base in FIRST else len(FIRST), metric)

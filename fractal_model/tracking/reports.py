@@ -1,0 +1,65 @@
+"""The pictures and the page of an evaluation, as artifacts of its MLflow run."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import mlflow
+from torch import Tensor
+
+from fractal_model.data.prepared import PreparedSplit
+from fractal_model.evaluation import HeldOut
+from fractal_model.evaluation_samples import SeenSamples
+from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.metrics.protocol import Record
+from fractal_model.metrics.reference import Reference
+from fractal_model.reporting import figures
+from fractal_model.reporting.neighbours import reference_images
+from fractal_model.reporting.report import write_report
+from fractal_model.tracking.runs import curve, log_figure
+
+REPORT, HISTOGRAM, CURVES = "report.html", "likelihood.png", "curves.png"
+CURVE_METRICS = ("loss", "validation_loss", "nll_bits_per_dim")
+"""Of a training run; those that it has are drawn."""
+
+
+def log_report(
+    record: Record,
+    results: MetricResults,
+    samples: SeenSamples,
+    train: PreparedSplit,
+    reference: Reference,
+    *,
+    held_out: HeldOut | None = None,
+    level_bits: dict[str, float] | None = None,
+    held_out_features: Tensor | None = None,
+    training_run: str | None = None,
+) -> None:
+    """`report.html`, and its figures as PNG, to the active run. `training_run` is the one that
+    trained the model, whose curves are shown. FractalError: see `write_report`."""
+    found = {name: curve(training_run, name) for name in CURVE_METRICS}
+    curves = {name: points for name, points in found.items() if points}
+    bits = None if held_out is None else held_out.bits
+    if bits is not None:
+        log_figure(figures.likelihood_histogram(bits), HISTOGRAM)
+    if curves:
+        log_figure(figures.training_curves(curves), CURVES)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / REPORT
+        write_report(
+            file,
+            title=f"{record.model} on {record.protocol.dataset}",
+            record=record.model_dump(mode="json"),
+            values=results.values,
+            absent=results.absent,
+            samples=samples.images,
+            class_names=train.class_names,
+            features=samples.inception,
+            real=reference_images(train, reference),
+            held_out_features=held_out_features,
+            held_out_bits=bits,
+            level_bits=level_bits,
+            curves=curves,
+        )
+        mlflow.log_artifact(str(file))

@@ -1,0 +1,202 @@
+"""The page of an evaluation: what is on it, and that it needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from fractal_model.data.prepared import open_prepared
+from fractal_model.data.writing import write_prepared
+from fractal_model.errors import FractalError
+from fractal_model.metrics.distances import precision_recall
+from fractal_model.metrics.reference import OWN_IMAGES, Reference, chosen_images
+from fractal_model.metrics.statistics import FeatureStatistics
+from fractal_model.reporting import figures
+from fractal_model.reporting.neighbours import (
+    RealImages,
+    inside_manifold,
+    memorisation,
+    nearest,
+    reference_images,
+    share_by_class,
+)
+from fractal_model.reporting.published import published_optimum
+from fractal_model.reporting.report import distinct_names, flattened, headlines, write_report
+from tests.conftest import random_images
+from tests.reporting.chromium import needs_chromium, opened
+
+NAMES = ("cat", "<b>dog</b>", "cat")
+
+
+@dataclass
+class Images:
+    """A `SampleSet` in memory."""
+
+    all: torch.Tensor
+    labels: torch.Tensor
+    side: int = 8
+
+    def images(self, numbers: Sequence[int]) -> torch.Tensor:
+        return self.all[list(numbers)]
+
+
+def normal(count: int, width: int = 6, *, seed: int) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def real_images(count: int = 40) -> RealImages:
+    images, labels = random_images(count, seed=3), torch.arange(count) % 3
+    return RealImages(normal(count, seed=1), labels, lambda numbers: images[list(numbers)])
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(**changes: object):
+        given = {
+            "title": "fractal-digits version 7 & more",
+            "record": {"protocol": {"dataset": "digits", "iterations": [16, 4]}, "version": "7"},
+            "values": {"fid": 35.4554, "fid_stderr": 0.62, "precision": 0.5833},
+            "absent": {"inception_score": "the weights have no classifier"},
+            "samples": Images(random_images(12), torch.arange(12) % 3),
+            "class_names": NAMES,
+            "features": normal(12, seed=2),
+            "real": real_images(),
+            "held_out_bits": normal(30, 1, seed=4)[:, 0] * 0.1 + 0.74,
+            "level_bits": {"pixels": 0.7, "guides of 4 px": 0.04},
+            "curves": {"loss": [(0.5, 3.0), (1.0, 2.0)]},
+        }
+        write_report(tmp_path / "report.html", **given | changes)
+        return tmp_path / "report.html"
+
+    return write
+
+
+def test_everything_is_on_the_page(page):
+    text = page().read_text()
+    for wanted in ("35.46", "± 0.62", "0.5833", "no classifier", "protocol.iterations", "16, 4"):
+        assert wanted in text
+    assert "cat (0)" in text and "cat (2)" in text
+    assert text.count("<img") == 3 + 8 and text.count("<svg") == 6
+    assert all("alt=" in image for image in re.findall("<img[^>]*>", text))
+
+
+def test_it_needs_nothing_from_elsewhere_and_escapes_names(page):
+    text = page().read_text()
+    assert "<script" not in text and "<b>dog" not in text and "&lt;b&gt;dog" in text
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]*)""", text)
+    assert addresses and all(a.startswith(("data:image/png", "#")) for a in addresses)
+
+
+def test_what_is_not_there_leaves_its_section_out(page):
+    text = page(real=None, features=None, held_out_bits=None, level_bits=None, curves={})
+    text = text.read_text()
+    assert "Not shown: the reference" in text and "<svg" not in text
+
+
+def test_of_many_classes_a_few_are_shown(page):
+    names = [f"class {i}" for i in range(50)]
+    labels = torch.arange(50)
+    samples = Images(random_images(50), labels)
+    text = page(samples=samples, class_names=names, real=None).read_text()
+    assert "20 of 50 classes" in text and text.count("<img") == 20
+    assert "samples of class class 49" in text
+
+
+def test_broken_features_are_refused(page):
+    with pytest.raises(FractalError, match="features of the samples: found NaN"):
+        page(features=torch.full((12, 6), float("nan")))
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", ["1100,3000", "390,3000"])
+def test_a_browser_shows_it(page, tmp_path, size):
+    picture = tmp_path / "page.png"
+    shown = opened(page().as_uri(), picture=picture, size=size, wait_ms=2000)
+    assert "35.46" in shown and "fractal-digits version 7 &amp; more" in shown
+    assert picture.stat().st_size > 20_000
+
+
+def test_nearest_is_exact_and_in_order():
+    queries, real = normal(9, seed=5), normal(17, seed=6)
+    distances, numbers = nearest(queries, real, k=3)
+    by_hand = (queries[:, None].double() - real.double()).square().sum(-1).sqrt().sort(dim=1)
+    torch.testing.assert_close(distances, by_hand.values[:, :3])
+    assert numbers.equal(by_hand.indices[:, :3])
+    alone, _ = nearest(real, real, themselves=True)
+    assert (alone > 0.1).all()
+
+
+def test_copies_are_seen_and_new_images_are_not():
+    real = real_images(200)
+    of_copies, _ = nearest(real.features[:50] + 1e-3, real.features)
+    of_new, _ = nearest(normal(400, seed=8), real.features)
+    held_out = normal(400, seed=9)
+    assert memorisation(of_copies[:, 0], real, held_out).unusually_near == 1.0
+    assert memorisation(of_copies[:, 0], real).unusually_near == 1.0
+    assert memorisation(of_new[:, 0], real, held_out).unusually_near < 0.05
+
+
+def test_precision_by_class_adds_up_to_precision():
+    samples, real = normal(60, seed=10) + 0.8, normal(80, seed=11)
+    labels = torch.arange(60) % 3
+    by_class = share_by_class(inside_manifold(samples, real), labels, ["a", "b", "c"])
+    precision, _ = precision_recall(samples, real)
+    assert 0.05 < precision < 0.95
+    assert sum(by_class.values()) / 3 == pytest.approx(precision, abs=1e-6)
+
+
+def test_the_pictures_of_the_reference_are_the_images_behind_its_features(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    write_prepared(
+        tmp_path / "noise",
+        dataset="noise",
+        source="",
+        preprocessing="none",
+        resolution=4,
+        class_names=["a", "b"],
+        splits={"train": [(image, i % 2) for i, image in enumerate(images)]},
+    )
+    split = open_prepared(tmp_path / "noise", "train")
+    chosen = chosen_images(split, 10)
+    features = torch.from_numpy(images[chosen].reshape(10, -1)).float()
+    statistics = FeatureStatistics(np.zeros(48), np.eye(48), 30)
+    reference = Reference(statistics, features, OWN_IMAGES, "noise", "0", "0")
+    found = reference_images(split, reference)
+    pictures = found.pictures([4, 1])
+    assert pictures.permute(0, 2, 3, 1).flatten(1).float().equal(features[[4, 1]])
+    assert found.labels.tolist() == [int(number) % 2 for number in chosen]
+    published = Reference(statistics, features, "ADM: x.npz", "noise", "0", "0")
+    assert reference_images(split, published) is None
+
+
+def test_texts():
+    assert distinct_names(NAMES) == ["cat (0)", "<b>dog</b>", "cat (2)"]
+    assert flattened({"a": {"b": None, "c": ()}}) == {"a.b": "none", "a.c": "none"}
+    shown = headlines({"fid_5k": 4.56789, "fid_5k_stderr": 0.0123, "recall": 0.5})
+    assert [(one.name, one.value, one.error) for one in shown] == [
+        ("fid_5k", "4.568", "0.012"),
+        ("recall", "0.5", ""),
+    ]
+
+
+def test_fid_against_guidance_has_the_published_optimum(tmp_path):
+    points = {1.0: [(11.0, 9.0), (21.0, 8.0)], 1.1: [(21.0, 7.5), (31.0, 8.5)]}
+    figure = figures.guidance_sweep(points, published=published_optimum("mar-l"))
+    text = figures.svg(figure)
+    for wanted in ("logit scale 1.1", "FractalMAR-L, published", "guidance", "currentColor"):
+        assert wanted in text
+    star = figure.axes[0].lines[-1]
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (21.0, 7.3)
+    assert figures.save_figure(figure, tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_many_classes_become_a_distribution():
+    few = figures.bars({f"c${i}": i / 10 for i in range(5)}, "precision")
+    many = figures.bars({f"c{i}": i / 100 for i in range(100)}, "precision")
+    assert [t.get_text() for t in few.axes[0].get_yticklabels()][1] == r"c\$1"
+    assert many.axes[0].get_ylabel() == "classes"

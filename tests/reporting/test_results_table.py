@@ -1,0 +1,161 @@
+"""The results table: what compares with what, and how it is written."""
+
+from __future__ import annotations
+
+import io
+import json as json_module
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from fractal_model.errors import FractalError
+from fractal_model.metrics.protocol import ImageSource, Protocol
+from fractal_model.metrics.reference import OWN_IMAGES
+from fractal_model.reporting import results_formats
+from fractal_model.reporting.published import PUBLISHED, published_optimum
+from fractal_model.reporting.results_table import Row, of_dataset, results_table
+from fractal_model.sampling.settings import SamplingConfig
+
+SAMPLING = SamplingConfig(guidance=2.5, logit_scale=1.1, iterations=(16, 4))
+
+
+def protocol(dataset: str = "digits", **changes: object) -> Protocol:
+    source = ImageSource(weights="model", sampling=SAMPLING, seed=0, likelihood_passes=2)
+    settings = {
+        "dataset": dataset,
+        "dataset_checksum": "a" * 64,
+        "resolution": 8,
+        "reference_source": OWN_IMAGES,
+        "reference_checksum": "b" * 64,
+        "network_checksum": "sha256:0",
+        "classes": 10,
+        "samples_per_class": 30,
+        "full_samples": 300,
+        "images": source,
+        "kid_subsets": 3,
+        "kid_subset_size": 10,
+        "fid_resamples": 4,
+    }
+    return Protocol(**settings | changes)
+
+
+def imagenet(**changes: object) -> Protocol:
+    like_published = {
+        "resolution": 64,
+        "reference_source": "ADM: adm_in64_stats.npz",
+        "classes": 1000,
+        "samples_per_class": 50,
+        "full_samples": 50_000,
+    }
+    return protocol("imagenet64", **like_published | changes)
+
+
+VALUES = {"nll_bits_per_dim": 0.7425, "nll_bits_per_dim_stderr": 0.0044, "fid": 35.46, "kid": 0.01}
+DIGITS = [
+    Row("digits", "fractal-digits version 3", VALUES, protocol(), "r3"),
+    Row(
+        "digits",
+        "fractal-digits version 3",
+        {"fid_50": 80.0, "fid_50_stderr": 2.0},
+        protocol(samples_per_class=5),
+        "r2",
+    ),
+    Row("digits", "fractal-digits version 2", VALUES, protocol(dataset_checksum="c" * 64), "r1"),
+    Row("digits", "fractal_digits version 1", VALUES, None, "r0"),
+]
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return results_table(DIGITS)
+
+
+def reasons(frame: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(frame["run"], frame["reason"], strict=True))
+
+
+def test_only_like_is_compared_with_like(frame):
+    found = reasons(of_dataset(frame, "digits"))
+    assert found["r3"] == ""
+    assert found["r2"] == "preview of 50 samples, the full set has 300"
+    assert found["r1"] == "not the dataset_checksum of the newest evaluation"
+    assert found["r0"] == "no record of its protocol is kept"
+    assert (frame["comparable"] == (frame["reason"] == "")).all()
+
+
+def test_another_guidance_still_compares():
+    strong = SAMPLING.model_copy(update={"guidance": 9.0})
+    other = protocol()
+    other = other.model_copy(
+        update={"images": other.images.model_copy(update={"sampling": strong})}
+    )
+    frame = of_dataset(
+        results_table([DIGITS[0], Row("digits", "m", VALUES, other, "strong")]), "digits"
+    )
+    assert frame["comparable"].all()
+    assert frame["guidance"].tolist() == [2.5, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, ""),
+        ({"samples_per_class": 5}, "5,000 samples, published 50,000"),
+        ({"resolution": 32}, "32 px, published 64"),
+        ({"classes": 500, "samples_per_class": 100}, "500 classes, published 1,000"),
+        ({"reference_source": OWN_IMAGES}, "against training images, published: against ADM's"),
+    ],
+)
+def test_beside_published_numbers_stands_what_follows_their_protocol(changes, reason):
+    row = Row("imagenet64", "fractal-mar-64 version 1", {"fid": 2.9}, imagenet(**changes), "ours")
+    found = reasons(results_table([row]))["ours"]
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_the_published_numbers_are_the_papers():
+    best = published_optimum("mar-l")
+    assert (best.guidance, best.logit_scale, best.values["fid"]) == (21.0, 1.1, 7.30)
+    assert published_optimum("mar-64-two-level") is None and published_optimum("digits") is None
+    likelihoods = {row.model: row.values.get("nll_bits_per_dim") for row in PUBLISHED}
+    assert likelihoods["FractalAR-64"] == 3.14 and likelihoods["VDM"] == 3.40
+
+
+def test_an_unknown_data_set_is_refused(frame):
+    with pytest.raises(FractalError, match=r"'cifar'.*digits, imagenet256, imagenet64"):
+        of_dataset(frame, "cifar")
+
+
+def test_markdown_has_italics_and_footnotes(frame):
+    text = results_formats.markdown(of_dataset(frame, "digits"))
+    assert "0.7425 ± 0.0044" in text and "fid_50" in text
+    assert "*fractal-digits version 3*[^1]" in text and "*80 ± 2*" in text
+    assert "[^1]: Not comparable: preview of 50 samples" in text
+
+
+def test_latex_escapes_and_is_a_table(frame):
+    text = results_formats.latex(of_dataset(frame, "digits"))
+    assert r"\toprule" in text and r"0.7425 $\pm$ 0.0044" in text
+    assert r"\textit{fractal\_digits version 1}\textsuperscript{3}" in text
+    assert r"fid\_50" in text and text.count(r"\begin{tabular}") == 1
+
+
+def test_csv_and_json_have_every_number(frame):
+    read = pd.read_csv(io.StringIO(results_formats.csv(frame)))
+    ours = read[read["run"] == "r3"].iloc[0]
+    assert ours["nll_bits_per_dim_stderr"] == 0.0044 and ours["comparable"]
+    rows = json_module.loads(results_formats.json(frame))
+    (preview,) = [row for row in rows if row["run"] == "r2"]
+    assert preview["fid_50"] == 80.0 and preview["fid"] is None and not preview["comparable"]
+
+
+def test_the_terminal_has_dim_rows_and_their_reasons(frame):
+    console = Console(width=160, force_terminal=True, color_system="standard")
+    with console.capture() as shown:
+        for part in results_formats.rich_tables(of_dataset(frame, "digits")):
+            console.print(part)
+    lines = shown.get().splitlines()
+    (full,) = [line for line in lines if "35.46" in line and "version 3" in line]
+    (preview,) = [line for line in lines if "80 ± 2" in line]
+    assert "\x1b[2m" in preview and "\x1b[2m" not in full
+    assert any("[1] preview of 50 samples" in line for line in lines)

@@ -1,0 +1,38 @@
+"""What the bits of a likelihood are paid for."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal_model.data.prepared import open_prepared
+from fractal_model.evaluation import measure_likelihood
+from fractal_model.evaluation_levels import likelihood_by_level
+from tests.commands.conftest import save_images
+from tests.conftest import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "names"),
+    [
+        ("mar", 4, {"red", "green", "blue"}),
+        ("ar", 4, {"red", "green", "blue"}),
+        (
+            "guided",
+            8,
+            {
+                "red",
+                "green",
+                "blue",
+                "guiding pixels of 4 px patches",
+                "guiding pixels of 2 px patches",
+            },
+        ),
+    ],
+)
+def test_the_parts_add_up_to_the_likelihood(kind, side, names, tmp_path):
+    split = open_prepared(save_images(tmp_path / "noise", size=side), "validation")
+    model = tiny_model(kind)
+    parts = likelihood_by_level(model, split, passes=2, seed=3)
+    whole = measure_likelihood(model, split, lambda done: None, passes=2, seed=3)
+    assert parts.keys() == names and all(bits > 0 for bits in parts.values())
+    assert sum(parts.values()) == pytest.approx(whole.mean, rel=1e-6)

@@ -1,0 +1,70 @@
+"""Which evaluations of the store are in the results, and what an empty store says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from typer.testing import CliRunner
+
+from fractal_model.cli import app
+from fractal_model.errors import FractalError
+from fractal_model.metrics.protocol import PROTOCOL_TAG, Record
+from fractal_model.tracking import runs, store
+from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
+from fractal_model.tracking.results import evaluations
+from tests.reporting.test_results_table import protocol
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch) -> str:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store.connect(tmp_path)
+    return store.experiment("digits", tmp_path)
+
+
+def log(experiment: str, version: str, fid: float, *, kept: Record | None, kind="evaluate") -> str:
+    tags = {runs.KIND_TAG: kind, runs.SIZE_TAG: "digits", runs.VERSION_TAG: version}
+    tags[PROTOCOL_TAG] = kept.checksum if kept else "older"
+    with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
+        mlflow.log_metric("fid", fid)
+        if kept:
+            mlflow.log_dict(kept.model_dump(mode="json"), "protocol.json")
+    return run.info.run_id
+
+
+def record(**changes: object) -> Record:
+    return Record.now(protocol(**changes), model="models:/fractal-digits/1", version="1")
+
+
+def test_the_newest_of_each_version_and_protocol(experiment):
+    log(experiment, "1", 50.0, kept=record())
+    newest = log(experiment, "1", 40.0, kept=record())
+    preview = log(experiment, "1", 70.0, kept=record(samples_per_class=5))
+    other = log(experiment, "2", 30.0, kept=None)
+    log(experiment, "2", 1.0, kept=record(), kind="train")
+    failed = log(experiment, "3", 2.0, kept=record())
+    mlflow.MlflowClient().set_terminated(failed, "FAILED")
+    found = {one.run_id: one for one in evaluations()}
+    assert found.keys() == {newest, preview, other}
+    assert found[newest].values == {"fid": 40.0}
+    assert found[newest].model == "fractal-digits version 1"
+    assert found[preview].record.protocol.samples == 50
+    assert found[other].record is None
+
+
+def test_an_empty_store_says_what_to_do(tmp_path):
+    (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    words = ["results", "--params", str(tmp_path / "params.yaml")]
+    with pytest.raises(FractalError, match=r"no evaluated model: evaluate one with `python -m fl"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_experiments_and_runs_say_what_they_are(experiment):
+    assert "fractal.protocol" in mlflow.get_experiment(experiment).tags[NOTE_TAG]
+    for kind in ("train", "evaluate", "import", "sweep"):
+        text = describe_run(kind, "mar-l", "imagenet256")
+        assert "fractal-mar-l" in text and "imagenet256" in text and "{" not in text
