@@ -25,6 +25,7 @@ from fractal_model import evaluation
 from fractal_model.console import print_results, progress_bar, say
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_inputs import EvaluationInputs
+from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import SeenSamples, draw_samples
 from fractal_model.images import sample_grid
 from fractal_model.locks import only_one
@@ -40,6 +41,7 @@ from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.ray_workers import shared_out
 from fractal_model.tracking import champions, promotion, registry, runs, store
 from fractal_model.tracking.promotion import Decision
+from fractal_model.tracking.reports import log_report
 from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
 
 GRID_COLUMNS = 10
@@ -140,10 +142,11 @@ def _evaluate(
     ):
         held_out = measure_likelihood(inputs, size, protocol, model, folder)
         samples = draw(inputs, size, protocol, model, folder)
-        found = measure_samples(inputs, protocol, samples)
-        runs.log_results(held_out.results | found)
+        found = held_out.results | measure_samples(inputs, protocol, samples)
+        runs.log_results(found)
         runs.log_picture(first_of_each_class(samples.images, protocol), PICTURE)
         draw_growth(size, model)
+        report(inputs, size, record, model, found, samples, held_out)
     shutil.rmtree(folder)  # the run has its numbers
     return run_id
 
@@ -208,6 +211,33 @@ def draw_growth(size: Size, model: FractalModel) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for file in evaluation.growth(model, size.sampling, size.evaluation, Path(scratch)):
             mlflow.log_artifact(str(file))
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(
+    inputs: EvaluationInputs,
+    size: Size,
+    record: Record,
+    model: FractalModel,
+    results: MetricResults,
+    samples: SeenSamples,
+    held_out: evaluation.HeldOut,
+) -> None:
+    """`report.html` and its figures, as artifacts."""
+    source = record.protocol.images
+    references = inputs.references()
+    log_report(
+        record,
+        results,
+        samples,
+        references.train,
+        references.inception,
+        held_out=held_out,
+        level_bits=likelihood_by_level(
+            model, inputs.split("validation"), passes=source.likelihood_passes, seed=source.seed
+        ),
+        training_run=registry.training_run(size.name, record.version),
+    )
 
 
 @task(name="compare-with-champion", cache_policy=NO_CACHE)

@@ -248,7 +248,11 @@ def aliased_version(size: str, alias: str) -> str | None:
 
 def champion_run(size: str) -> str | None:
     """The MLflow run that trained the champion; None where there is none, or it was imported."""
-    version = aliased_version(size, CHAMPION)
+    return training_run(size, aliased_version(size, CHAMPION))
+
+
+def training_run(size: str, version: str | None) -> str | None:
+    """The MLflow run that trained a version; None where it was imported, or there is no version."""
     return None if version is None else version_tags(size, version).get(TRAINING_RUN_TAG)
 
 

@@ -107,7 +107,8 @@ def test_evaluation_logs_numbers_table_and_picture(project, client):
     assert "classifier" in absent["inception_score"]
     assert (project.outputs / "digits/samples.png").read_bytes().startswith(b"\x89PNG")
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert {"samples.png", "growth.gif", "growth.png"} <= artifacts
+    expected = {"samples.png", "growth.gif", "growth.png", "protocol.json", "report.html"}
+    assert expected <= artifacts
 
 
 def test_the_first_candidate_becomes_champion(project, client):
