@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fractal_model.commands import checkpoints, data, sampling, services
+from fractal_model.commands.evaluating import evaluate
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
 from fractal_model.commands.planning import plan
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(data.app, name="data")
 app.add_typer(services.app, name="services")
+app.command("evaluate")(evaluate)
 app.command("likelihood")(likelihood)
 app.command("sample")(sample)
 app.command("edit")(sampling.edit)

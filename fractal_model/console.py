@@ -67,8 +67,20 @@ class _Speed(ProgressColumn):
         return Text(f"{speed:,.0f} {self._unit}" if speed else "")
 
 
+@contextmanager
+def only_result_on_stdout(wanted: bool) -> Iterator[None]:
+    """Where wanted, what is said and shown in the block goes to standard error, so that a program
+    can read the result."""
+    before = console.stderr
+    console.stderr = before or wanted
+    try:
+        yield
+    finally:
+        console.stderr = before
+
+
 def print_results(title: str, results: pd.DataFrame) -> None:
-    """The table of `tracking.runs.results_table`: a value a metric, or why there is none."""
+    """The table of `metrics.evaluate.results_table`: a value a metric, or why there is none."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fractal_model.data.manifest import read_manifest
+from fractal_model.data.manifest import Manifest, read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.evaluation import References
 from fractal_model.evaluation_samples import FeatureNetworks
@@ -39,6 +39,11 @@ class EvaluationInputs:
         weights = self.params.metrics.dinov2_weights
         return None if weights is None else Path(weights)
 
+    @property
+    def manifest(self) -> Manifest:
+        """FractalError: there is no such data set."""
+        return read_manifest(self.params.dataset_folder(self.dataset))
+
     def split(self, name: str) -> PreparedSplit:
         """FractalError: see `open_prepared`."""
         return open_prepared(self.params.dataset_folder(self.dataset), name)
@@ -54,7 +59,7 @@ class EvaluationInputs:
         where they are named, or not the number of samples of the full protocol."""
         return make_protocol(
             settings,
-            read_manifest(self.params.dataset_folder(self.dataset)),
+            self.manifest,
             self._inception_reference(),
             preview=preview,
             sampling=sampling,

@@ -169,6 +169,21 @@ class Params(StrictModel):
             )
         return self.size(sizes[0])
 
+    def evaluation_of(self, dataset: str, size: str | None) -> EvaluationConfig:
+        """How samples are compared with a data set: as a size does, or as all sizes that are
+        trained on it do. FractalError: none is, or they differ."""
+        if size is not None:
+            return self.size(size).evaluation
+        sizes = [name for name in self.models if self.training[name].dataset == dataset]
+        different = {self.evaluation[name] for name in sizes}
+        if len(different) != 1:
+            found = f"{len(different)} different ways" if sizes else "no size"
+            raise FractalError(
+                f"params.yaml has {found} to evaluate on {dataset}: say with --size whose settings "
+                f"to take, {' or '.join(sizes or self.models)}"
+            )
+        return different.pop()
+
     def dataset_folder(self, name: str) -> Path | str:
         """Where the prepared data set is: a folder, or an address in an object store."""
         return self.paths.remote.get(name, self.paths.data / name)

@@ -16,7 +16,7 @@ from fractal_model.evaluation import measure_likelihood
 from fractal_model.generation import sample_images
 from fractal_model.parts import in_this_process
 from fractal_model.ray_cluster import ray_cluster
-from fractal_model.ray_workers import map_over_workers
+from fractal_model.ray_workers import map_over_workers, shared_out
 from fractal_model.sampling.settings import SamplingConfig
 from tests.commands.conftest import save_images
 from tests.conftest import tiny_model
@@ -109,3 +109,11 @@ def test_more_workers_than_the_cluster_has():
         FractalError, match=r"3 workers asked for.*room for 2, give --workers 1 … 2"
     ):
         list(map_over_workers(_defect, 4, workers=3))
+
+
+def test_who_shares_the_work():
+    assert shared_out(1) is in_this_process
+    assert shared_out(2).keywords == {"workers": 2}
+    assert shared_out(0).keywords == {"workers": 2}, "the cluster of these tests has two CPUs"
+    with pytest.raises(FractalError, match="-1 workers asked for: give 1 or more, or 0"):
+        shared_out(-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pandas as pd
 from torch import Tensor
 
 from fractal_model.errors import FractalError
@@ -106,6 +107,13 @@ def image_metrics(
             ("precision", "recall"): manifold,
         }
     )
+
+
+def results_table(results: MetricResults) -> pd.DataFrame:
+    """Columns metric, value, reason: one row a metric; a value or why there is none."""
+    rows = [(name, value, "") for name, value in results.values.items()]
+    rows += [(name, None, reason) for name, reason in results.absent.items()]
+    return pd.DataFrame(rows, columns=["metric", "value", "reason"])
 
 
 def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]]) -> MetricResults:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import matplotlib
 import mlflow
-import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
@@ -18,7 +17,7 @@ from torch import Tensor
 
 import fractal_model
 from fractal_model.data.manifest import Manifest
-from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.metrics.evaluate import MetricResults, results_table
 from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
 from fractal_model.params import Size
 from fractal_model.tracking.registry import FINGERPRINT_TAG
@@ -117,13 +116,6 @@ def log_results(results: MetricResults) -> None:
 def log_picture(image: Tensor, name: str) -> None:
     """(3, H, W) uint8 as the PNG artifact `name` of the active run."""
     mlflow.log_image(image.permute(1, 2, 0).cpu().numpy(), name)
-
-
-def results_table(results: MetricResults) -> pd.DataFrame:
-    """Columns metric, value, reason: one row a metric; a value or why there is none."""
-    rows = [(name, value, "") for name, value in results.values.items()]
-    rows += [(name, None, reason) for name, reason in results.absent.items()]
-    return pd.DataFrame(rows, columns=["metric", "value", "reason"])
 
 
 def git_revision() -> str:

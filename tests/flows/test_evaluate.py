@@ -1,0 +1,87 @@
+"""The flow's ways in: a preview, a checkpoint's folder, a version; and the record of each."""
+
+from __future__ import annotations
+
+import mlflow
+import pytest
+
+from flows.evaluate import evaluate_fractal, protocol_of
+from fractal_model.errors import FractalError
+from fractal_model.metrics.protocol import Record
+from fractal_model.params import load_params
+from fractal_model.tracking import registry, store
+
+
+@pytest.fixture
+def new_runs(project):
+    """The ids of the evaluation runs that a test makes; they are gone after it, and their tags."""
+    store.connect(project.outputs)
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("fractal-digits").experiment_id
+
+    def evaluations() -> set[str]:
+        found = client.search_runs([experiment], "tags.`fractal.kind` = 'evaluate'")
+        return {run.info.run_id for run in found}
+
+    before = evaluations()
+    yield lambda: sorted(evaluations() - before)
+    for run_id in evaluations() - before:
+        client.delete_run(run_id)
+        for name, value in registry.version_tags("digits", "1").items():
+            if value == run_id:
+                client.delete_model_version_tag("fractal-digits", "1", name)
+
+
+def record_of(run_id: str) -> Record:
+    return Record.model_validate(mlflow.artifacts.load_dict(f"runs:/{run_id}/protocol.json"))
+
+
+def test_the_record_is_beside_the_numbers(project, new_runs):
+    protocol = protocol_of(load_params(project.params), "digits")
+    tags = registry.version_tags("digits", "1")
+    run_id = tags[f"fractal.evaluation.{protocol.checksum[:12]}"]
+    record = record_of(run_id)
+    assert record.protocol == protocol and record.checksum == protocol.checksum
+    assert mlflow.get_run(run_id).data.tags["fractal.protocol"] == protocol.checksum
+    assert record.model == "models:/fractal-digits/1" and record.version == "1"
+    assert list((project.outputs / "evaluations").glob("*/")) == [], "the parts are not needed"
+
+
+def test_a_preview_bears_its_count_and_promotes_nothing(project, new_runs):
+    before = registry.version_tags("digits", "1")
+    found = evaluate_fractal(preview=True, params_file=project.params)
+    assert {"fid_20", "fid_20_stderr", "precision_20", "nll_bits_per_dim"} <= set(found)
+    assert "fid" not in found
+    (run_id,) = new_runs()
+    protocol = protocol_of(load_params(project.params), "digits", preview=True)
+    assert record_of(run_id).protocol == protocol and protocol.preview
+    after = registry.version_tags("digits", "1")
+    assert set(after) - set(before) == {f"fractal.evaluation.{protocol.checksum[:12]}"}
+    assert evaluate_fractal(preview=True, params_file=project.params) == found
+    assert new_runs() == [run_id], "an evaluated version is not evaluated again"
+
+
+def test_a_checkpoint_is_evaluated_and_the_registry_left_alone(project, new_runs):
+    folder = registry.resolve("digits").checkpoint
+    before = registry.version_tags("digits", "1")
+    found = evaluate_fractal(model=str(folder), preview=True, params_file=project.params)
+    assert "fid_20" in found and registry.version_tags("digits", "1") == before
+    (run_id,) = new_runs()
+    assert "fractal.model_version" not in mlflow.get_run(run_id).data.tags
+    assert record_of(run_id).model == folder.name and record_of(run_id).version is None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("models:/fractal-mar-l@candidate", "is no model of the size digits: give models:/fractal"),
+        ("models:/fractal-digits", "is no model of the size digits"),
+        ("models:/fractal-digits/99", "has no files for models:/fractal-digits/99"),
+        ("models:/fractal-digits@nobody", "no model models:/fractal-digits@nobody is registered"),
+        ("nowhere", "there is no checkpoint folder nowhere"),
+    ],
+)
+def test_models_that_are_refused(project, new_runs, model, message):
+    with pytest.raises(FractalError, match=message):
+        evaluate_fractal(model=model, params_file=project.params)
+    assert new_runs() == []
