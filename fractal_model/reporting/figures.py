@@ -1,0 +1,148 @@
+"""Figures from numbers alone.
+
+Decided here: figures are matplotlib objects of their own, no global state of pyplot; as PNG they
+have a white ground; as SVG they have none, and lines and texts take the colour of the page that
+they stand in, so that they can be read on a light and on a dark one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fractal_model.folders import file_written_whole
+from fractal_model.reporting.published import FID, PublishedResult
+
+INK = "#1b1c1e"
+"""Of lines and texts, and of nothing else: the SVG's is the page's."""
+BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a8f98"
+STYLE = {
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "font.size": 10.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fractal",
+}
+WIDTH, HEIGHT = 5.4, 3.2
+MOST_BARS = 30
+Points = Sequence[tuple[float, float]]
+
+
+def training_curves(curves: Mapping[str, Points]) -> Figure:
+    """Name (such as `loss`) to pairs of epoch and value: a panel each."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axes, (name, points) in zip(panels, curves.items(), strict=True):
+            epochs, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+            axes.plot(epochs, values, color=BLUE, linewidth=1.5)
+            axes.set(xlabel="epoch", ylabel=name)
+        return figure
+
+
+def likelihood_histogram(bits: Tensor) -> Figure:
+    """(N,) bits per dimension of the held-out images: how many images have how many."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("bits per dimension", "held-out images")
+        axes.hist(bits.numpy(), bins="auto", color=BLUE)
+        mean = bits.mean().item()
+        axes.axvline(mean, color=ORANGE, linewidth=1.5, label=f"mean {mean:.4f}")
+        axes.legend()
+        return figure
+
+
+def likelihood_by_level(bits: Mapping[str, float]) -> Figure:
+    """Level to the bits per dimension that it pays; together they are the likelihood."""
+    return bars(bits, "bits per dimension")
+
+
+def guidance_sweep(
+    points: Mapping[float, Points], *, published: PublishedResult | None = None, metric: str = FID
+) -> Figure:
+    """FID against guidance: logit scale to pairs of guidance and FID, a line each; the published
+    optimum as a star where there is one."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes("guidance", metric)
+        colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, max(1, len(points))))
+        for colour, (scale, line) in zip(colours, sorted(points.items()), strict=False):
+            guidance, values = np.array(sorted(line), dtype=np.float64).reshape(-1, 2).T
+            axes.plot(guidance, values, "o-", color=colour, label=f"logit scale {scale:g}")
+        if published is not None and published.guidance is not None:
+            label = f"{published.model}, published (logit scale {published.logit_scale:g})"
+            star = {"color": ORANGE, "markersize": 13, "linestyle": "none"}
+            axes.plot(published.guidance, published.values[FID], "*", label=label, **star)
+        axes.legend()
+        return figure
+
+
+def bars(values: Mapping[str, float], label: str) -> Figure:
+    """A bar a name, in the order given; of more than 30, how many names have which value."""
+    with matplotlib.rc_context(STYLE):
+        if len(values) > MOST_BARS:
+            figure, axes = _axes(label, "classes")
+            axes.hist(list(values.values()), bins="auto", color=BLUE)
+            return figure
+        figure, axes = _axes(label, "", height=0.9 + 0.27 * len(values))
+        drawn = axes.barh(range(len(values)), list(values.values()), color=BLUE, height=0.72)
+        axes.bar_label(drawn, fmt="%.3g", padding=3)
+        names = [name.replace("$", r"\$") for name in values]
+        axes.set_yticks(range(len(values)), names)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        return figure
+
+
+def distance_histograms(distances: Mapping[str, Tensor], label: str) -> Figure:
+    """Name to (N,) distances: their distributions over each other, each of area one."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(label, "share of images")
+        together = np.concatenate([d.numpy() for d in distances.values()])
+        edges = np.histogram_bin_edges(together, bins=40)
+        for colour, (name, found) in zip((ORANGE, BLUE, GREY), distances.items(), strict=False):
+            weights = np.full(len(found), 1 / len(found))
+            axes.hist(found.numpy(), edges, weights=weights, color=colour, alpha=0.55, label=name)
+        axes.legend()
+        return figure
+
+
+def svg(figure: Figure) -> str:
+    """An <svg> element to put into a page; its ink is the page's, its ground transparent."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def save_figure(figure: Figure, file: Path) -> Path:
+    """As PNG on white. OSError where it cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file_written_whole(file) as partial, matplotlib.rc_context(STYLE):
+        figure.savefig(partial, format="png", dpi=150, facecolor="white")
+    return file
+
+
+def _axes(x: str, y: str, *, height: float = HEIGHT):
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes

@@ -1,0 +1,81 @@
+"""The published numbers, to stand beside ours.
+
+Source: Li, Sun, Fan and He, "Fractal Generative Models", TMLR 2025: the tables of likelihood and
+of sample quality, and the settings of the sampler in the appendix. Protocol: 50,000 samples, the
+same number of each of 1000 classes, against ADM's statistics of the training set; likelihood
+unconditional, on the validation images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOURCE = "Li et al., Fractal Generative Models, TMLR 2025"
+RESOLUTIONS = {"imagenet64": 64, "imagenet256": 256}
+"""Data sets that numbers are published of."""
+CLASSES = 1000
+NLL, FID, SCORE = "nll_bits_per_dim", "fid", "inception_score"
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One published model on one data set."""
+
+    model: str
+    dataset: str
+    values: dict[str, float]
+    """By our names of the metrics."""
+    size: str | None = None
+    """Of params.yaml, where it is one of the paper's models."""
+    guidance: float | None = None
+    logit_scale: float | None = None
+    """The paper's temperature."""
+    iterations: tuple[int, ...] = ()
+    """Of the MAR levels; an AR level takes a step a sub-patch."""
+
+
+def _fractal_64(model: str, size: str, w: float, scale: float, *, steps=(), fid, score, nll):
+    values = {NLL: nll, FID: fid, SCORE: score}
+    return PublishedResult(model, "imagenet64", values, size, w, scale, steps)
+
+
+def _fractal_256(model: str, size: str, w: float, *, fid, score, precision, recall):
+    values = {FID: fid, SCORE: score, "precision": precision, "recall": recall}
+    return PublishedResult(model, "imagenet256", values, size, w, 1.1, (64, 16, 16))
+
+
+def _likelihood(model: str, nll: float, size: str | None = None) -> PublishedResult:
+    return PublishedResult(model, "imagenet64", {NLL: nll}, size)
+
+
+PUBLISHED: tuple[PublishedResult, ...] = (
+    _fractal_64("FractalAR-64", "ar-64", 11.0, 1.03, fid=5.30, score=56.8, nll=3.14),
+    _fractal_64(
+        "FractalMAR-64", "mar-64", 6.5, 1.02, steps=(64, 16), fid=2.72, score=87.9, nll=3.15
+    ),
+    _likelihood("FractalAR-64, two levels", 3.34, "ar-64-two-level"),
+    _likelihood("FractalMAR-64, two levels", 3.36, "mar-64-two-level"),
+    _fractal_256(
+        "FractalMAR-B", "mar-b", 29.0, fid=11.80, score=274.3, precision=0.78, recall=0.29
+    ),
+    _fractal_256("FractalMAR-L", "mar-l", 21.0, fid=7.30, score=334.9, precision=0.79, recall=0.44),
+    _fractal_256("FractalMAR-H", "mar-h", 19.0, fid=6.15, score=348.9, precision=0.81, recall=0.46),
+    # Other systems, as the paper quotes them.
+    _likelihood("iDDPM", 3.53),
+    _likelihood("VDM", 3.40),
+    _likelihood("Flow Matching", 3.31),
+    _likelihood("NFDM", 3.20),
+    _likelihood("PixelRNN", 3.63),
+    _likelihood("PixelCNN", 3.57),
+    _likelihood("Sparse Transformer", 3.44),
+    _likelihood("Routing Transformer", 3.43),
+    _likelihood("Combiner", 3.42),
+    _likelihood("Perceiver AR", 3.40),
+    _likelihood("MegaByte", 3.40),
+)
+
+
+def published_optimum(size: str) -> PublishedResult | None:
+    """Guidance and FID that the paper found best for a size; None where it gives none."""
+    found = (row for row in PUBLISHED if row.size == size and FID in row.values)
+    return next(found, None)
