@@ -54,10 +54,11 @@ def resampled_distance(generated: Tensor, real: FeatureStatistics) -> Callable[[
     mean = torch.from_numpy(np.asarray(real.mean, np.float64)).to(device)
     covariance = torch.from_numpy(np.asarray(real.covariance, np.float64)).to(device)
     features = features - mean  # nothing cancels, and the mean of a set is its difference
-    rooted = features @ _root(covariance)
     count, trace = len(features), covariance.trace()
     squares = features.square().sum(1)
-    gram = rooted @ rooted.T if count < features.shape[1] else None
+    few = count < features.shape[1]
+    gram = features @ covariance @ features.T if few else None
+    rooted = None if few else features @ _root(covariance)
 
     def distance(numbers: np.ndarray) -> float:
         chosen = torch.from_numpy(numbers).to(device)
