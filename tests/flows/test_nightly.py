@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -86,6 +87,7 @@ def _artifact() -> dict:
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_night_evaluates_what_is_new_and_the_next_one_nothing(night):
     before = _evaluations()
     rows = nightly.nightly_evaluation(params_file=night.params)
@@ -105,20 +107,34 @@ def test_a_night_evaluates_what_is_new_and_the_next_one_nothing(night):
     assert _evaluations() == after
 
 
-def test_one_size_that_fails_does_not_stop_the_others(night):
-    """The broken one has its turn first."""
-    _register(OTHER, str(night.folder / "gone"))
-    nights.let_wait(OTHER)
+def test_one_size_that_fails_does_not_stop_the_others(night, monkeypatch):
+    """The broken one has its turn first, and no full evaluation after its preview."""
     new = _register("digits", _source())
-    with pytest.raises(FractalError, match=f"{OTHER}: .*models:/fractal-{OTHER}/2"):
+    nights.let_wait(OTHER)
+    begun = []
+
+    def evaluation(size: str, model: str, preview: bool, params_file: Path) -> dict[str, float]:
+        begun.append((model, preview))
+        if size == OTHER:
+            raise RuntimeError("the machine\nis on fire")
+        return {"fid_20" if preview else "fid": 7.0, "nll_bits_per_dim": 3.25}
+
+    monkeypatch.setattr(nightly, "evaluate_fractal", evaluation)
+    with pytest.raises(FractalError) as failed:
         nightly.nightly_evaluation(params_file=night.params)
-    assert {f"preview-digits-v{new}", f"evaluate-digits-v{new}"} <= _evaluations()
+    assert str(failed.value) == f"nightly evaluation: {OTHER}: the machine is on fire"
+    assert begun == [
+        (f"models:/fractal-{OTHER}/1", True),
+        (f"models:/fractal-digits/{new}", True),
+        (f"models:/fractal-digits/{new}", False),
+    ]
     rows = yaml.safe_load(_artifact()["data"])
     assert _outcomes(rows) == [
         (OTHER, "preview", "failed"),
         ("digits", "preview", "evaluated"),
         ("digits", "full", "evaluated"),
     ]
+    assert rows[2]["detail"] == "fid 7, nll_bits_per_dim 3.25"
 
 
 def test_what_does_not_fit_the_time_comes_first_next_night(night):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import mlflow
 import pytest
 import yaml
+from torch import Tensor
 
 from flows import sweep
+from fractal_model import cli
 from fractal_model.errors import FractalError
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sweep_previews import Previews
@@ -26,12 +29,30 @@ def _settings(**changes: object) -> dict:
     return content
 
 
+class Pixels:
+    """In place of Inception, whose way here is tested elsewhere: as wide, and quick."""
+
+    weights_source, weights_checksum, has_classifier = "pixels", "sha256:0", False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float().repeat(1, 11)[:, :2048]
+
+
 @pytest.fixture
-def swept(project: Project, tmp_path) -> Project:
+def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
     """Its own settings on the store of the shared project, which is left as it was."""
+    for module in (
+        "fractal_model.metrics.inception",
+        "fractal_model.evaluation_samples",
+        "fractal_model.sweep_previews",
+        "flows.evaluate",
+    ):
+        monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
     mine = make_project(tmp_path / "a sweep", _settings())
-    for name in ("data", "outputs"):
-        (mine.folder / name).symlink_to(project.folder / name)
+    (mine.folder / "outputs").symlink_to(project.outputs)
+    (mine.folder / "data").mkdir()
+    (mine.folder / "data/digits").symlink_to(project.folder / "data/digits")
+    mine.run(cli.main, "data", "reference", "digits")
     store.connect(project.outputs)
     before = {run.info.run_id for run in _runs()}
     tags = mlflow.MlflowClient().get_model_version("fractal-digits", "1").tags
