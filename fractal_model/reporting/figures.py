@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -106,6 +107,7 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
         axes.set_yticks(range(len(values)), names)
         axes.invert_yaxis()
         axes.margins(x=0.12)
+        axes.set_xlim(left=min(0.0, *values.values()))
         axes.grid(visible=False, axis="y")
         return figure
 
@@ -141,7 +143,7 @@ def save_figure(figure: Figure, file: Path) -> Path:
     return file
 
 
-def _axes(x: str, y: str, *, height: float = HEIGHT):
+def _axes(x: str, y: str, *, height: float = HEIGHT) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from fractal_model.reporting.figures import INK, ORANGE, STYLE
 from fractal_model.reporting.published import PublishedResult
@@ -34,9 +35,8 @@ def guidance_heat_map(
         axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
         axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
         _numbers(axes, table)
-        place = (columns.index(best[0]), rows.index(best[1]))
-        frame = {"markersize": 34, "markerfacecolor": "none", "linestyle": "none"}
-        axes.plot(*place, "s", color=ORANGE, markeredgewidth=2, **frame)
+        corner = (columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48)
+        axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=ORANGE, linewidth=3))
         if published is not None and published.guidance is not None:
             _star(axes, columns, rows, published)
         return figure
