@@ -38,12 +38,18 @@ def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
         params: Annotated[Path, typer.Option(help="The settings file.")] = DEFAULT_FILE,
     ) -> None:
         check(load_params(params), size)
-        for name in ("prefect.flow_runs", "prefect.task_runs"):
-            logging.getLogger(name).addFilter(HideUserErrors())
         flow(size=size, params_file=params.resolve())
 
+    run_command(command, flow)
+
+
+def run_command(command: Callable[..., None], flow: Flow) -> None:
+    """Run a function whose arguments are the command line's options, and that runs the flow."""
     signal.signal(signal.SIGINT, _interrupt)
-    command.__doc__ = flow.description
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(HideUserErrors())
+    # What follows is for the form of Prefect's UI.
+    command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     with errors_on_one_line():

@@ -58,10 +58,16 @@ def evaluate_fractal(
 ) -> dict[str, float]:
     """Evaluate a model of a size; returns its metrics.
 
-    `model` is `models:/fractal-<size>@ALIAS`, `models:/fractal-<size>/VERSION` or a checkpoint's
-    folder, by default the candidate. A full evaluation of a registered version ends with its
-    promotion where it is better; `preview` takes fewer samples, names its metrics after their
-    count and promotes nothing. `workers` replaces the size's in params.yaml.
+    A full evaluation of a registered version ends with its promotion where it is better.
+
+    Args:
+        size: A row of `models` in params.yaml, such as mar-l.
+        model: `models:/fractal-<size>@ALIAS`, `models:/fractal-<size>/VERSION` or a checkpoint's
+            folder; by default the candidate.
+        preview: Take fewer samples, name the metrics after their count and promote nothing.
+        workers: Ray workers that share the work, in the place of the settings'; 0: all there is
+            room for.
+        params_file: The settings.
     """
     params = load_params(params_file)
     chosen = with_workers(params.size(size), workers)
@@ -73,7 +79,7 @@ def evaluate_fractal(
         _show(params, size, source, run_id)
         return mlflow.get_run(run_id).data.metrics
     version = registered(size, source)
-    run_id = _evaluated(params, chosen, version, protocol, preview)
+    run_id = evaluated(params, chosen, version, protocol, preview)
     metrics = mlflow.get_run(run_id).data.metrics
     _show(params, size, f"fractal-{size} version {version.version}", run_id)
     if not preview:
@@ -99,7 +105,7 @@ def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
     return inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
 
 
-def _evaluated(
+def evaluated(
     params: Params,
     size: Size,
     version: registry.RegisteredCheckpoint,
@@ -254,7 +260,7 @@ def compare_with_champion(
 
     def metrics_of(version: str) -> dict[str, float]:
         champion = registry.fetch(size.name, version)
-        return mlflow.get_run(_evaluated(params, size, champion, protocol)).data.metrics
+        return mlflow.get_run(evaluated(params, size, champion, protocol)).data.metrics
 
     decision = champions.contest(
         size.name,

@@ -13,10 +13,12 @@ from fractal_model.data.manifest import Manifest
 from fractal_model.data.settings import PreparationConfig
 from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics.settings import EvaluationConfig
+from fractal_model.nightly import NightlyConfig
 from fractal_model.presets import Architecture
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.services.settings import ServicesConfig
 from fractal_model.serving import ServingConfig
+from fractal_model.sweep import SweepConfig
 from fractal_model.tracking.promotion import PromotionConfig
 from fractal_model.training.settings import TrainingConfig
 from fractal_model.validation import describe
@@ -114,6 +116,9 @@ class Params(StrictModel):
     training: dict[str, TrainingConfig]
     sampling: dict[str, SamplingConfig]
     evaluation: dict[str, EvaluationConfig]
+    nightly: Annotated[NightlyConfig, Field(default_factory=NightlyConfig)]
+    sweep: Annotated[dict[str, SweepConfig], Field(default_factory=dict)]
+    """By size; one that is not named has the defaults."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
@@ -133,6 +138,18 @@ class Params(StrictModel):
             model = self.models[name].to_model()
             self.sampling[name].level_iterations(model)
             self.training[name].checkpointed(len(model.levels))
+        return self
+
+    @model_validator(mode="after")
+    def _sweeps_fit(self) -> Params:
+        for name, sweep in self.sweep.items():
+            if name not in self.models:
+                raise ValueError(
+                    f"sweep has the size {name!r}, models has {sorted(self.models)}: match them"
+                )
+            model = self.models[name].to_model()
+            for setting in sweep.settings(self.sampling[name]):
+                setting.level_iterations(model)
         return self
 
     def size(self, name: str) -> Size:

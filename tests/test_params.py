@@ -75,6 +75,17 @@ MISTAKES = [
         ["evaluation.digits.weights is ema", "training.digits.ema_decay 0"],
     ),
     (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
+    (_change("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),
+    (_change("nightly", "timezone", value="Mars/Base"), ["nightly.timezone", "Europe/Berlin"]),
+    (_change("nightly", "budget_hours", value=0), ["nightly.budget_hours", "0"]),
+    (_change("nightly", "notification_block", value="slack"), ["notification_block", "slack"]),
+    (_rename("sweep", "digits", to="digit"), ["sweep has the size 'digit'"]),
+    (_change("sweep", "digits", "guidance", value=[]), ["sweep.digits.guidance"]),
+    (_change("sweep", "digits", "guidance", value=[-1.0]), ["sweep.digits.guidance", "-1"]),
+    (_change("sweep", "digits", "logit_scale", value=[0.0]), ["sweep.digits.logit_scale"]),
+    (_change("sweep", "digits", "iterations", value=[[17, 4]]), ["17", "1 … 16"]),
+    (_change("sweep", "digits", "keep", value=1), ["sweep.digits.keep", "1"]),
+    (_change("sweep", "digits", "samples", value=0), ["sweep.digits.samples", "0"]),
 ]
 
 

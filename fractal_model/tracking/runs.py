@@ -1,4 +1,4 @@
-"""MLflow runs of training, import and evaluation: what is written down, under which names."""
+"""MLflow runs, from training to sweep: what is written down, under which names."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from torch import Tensor
 
 import fractal_model
 from fractal_model.data.manifest import Manifest
+from fractal_model.fingerprint import fingerprint as checksum_of
 from fractal_model.metrics.evaluate import MetricResults, results_table
 from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
 from fractal_model.params import Size
+from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
 from fractal_model.tracking.registry import FINGERPRINT_TAG
 from fractal_model.tracking.store import experiment
@@ -36,6 +39,10 @@ VERSION_TAG = "fractal.model_version"
 """Of an evaluation: the version that it is of."""
 SOURCE_TAG = "fractal.source_sha256"
 """SHA-256 of the file that a model was imported from."""
+SETTING_TAG = "fractal.setting"
+"""Of a sweep's child run: the checksum of its sampling settings."""
+BEST_RUN_TAG = "fractal.evaluation_run"
+"""Of a sweep that is done: the run that evaluated its best setting by the full protocol."""
 
 
 @contextmanager
@@ -106,6 +113,52 @@ def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterat
         # The names are in the checkpoint; a thousand of them do not fit a parameter.
         mlflow.log_params(_flat({"model": size.model.model_dump(exclude={"class_names"})}))
         yield run.info.run_id
+
+
+@contextmanager
+def sweep_run(size: Size, version: str, mark: str, outputs: Path) -> Iterator[str]:
+    """The parent run of the sweep with this checksum: the interrupted one, else a new one."""
+    tags = {FINGERPRINT_TAG: mark, "fractal.model_version": version}
+    name = f"sweep-{size.name}-v{version}"
+    with _sweep_run(size, name, tags, f"tags.`{FINGERPRINT_TAG}` = '{mark}'", outputs) as run_id:
+        yield run_id
+
+
+@contextmanager
+def setting_run(
+    size: Size, setting: SamplingConfig, parent: str, outputs: Path
+) -> Iterator[dict[str, float]]:
+    """The child run of a setting within the active parent; yields the metrics that it has."""
+    mark = checksum_of(setting)
+    tags = {SETTING_TAG: mark, MLFLOW_PARENT_RUN_ID: parent}
+    name = f"guidance {setting.guidance:g}, logit scale {setting.logit_scale:g}"
+    found = f"tags.`{SETTING_TAG}` = '{mark}' and tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
+    with _sweep_run(size, name, tags, found, outputs, nested=True) as run_id:
+        mlflow.log_params(_flat({"sampling": setting.model_dump()}))
+        yield mlflow.get_run(run_id).data.metrics
+
+
+@contextmanager
+def _sweep_run(
+    size: Size, name: str, tags: dict[str, str], query: str, outputs: Path, *, nested: bool = False
+) -> Iterator[str]:
+    experiment_id = experiment(size.training.dataset, outputs)
+    known = mlflow.search_runs(
+        [experiment_id],
+        f"{query} and tags.`{KIND_TAG}` = 'sweep'",
+        max_results=1,
+        output_format="list",
+    )
+    run_id = known[0].info.run_id if known else None
+    with mlflow.start_run(run_id, experiment_id, run_name=name, nested=nested) as run:
+        _tag(size, "sweep", tags)
+        yield run.info.run_id
+
+
+def log_preview(results: MetricResults) -> None:
+    """Of the active child run: metrics, and as tags why others are absent."""
+    mlflow.log_metrics(results.values)
+    mlflow.set_tags({f"fractal.absent.{name}": why for name, why in results.absent.items()})
 
 
 def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:

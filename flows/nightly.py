@@ -1,0 +1,205 @@
+"""Flow `nightly-evaluation`: evaluate what is new of all sizes, within a night.
+
+As a command: `python -m flows.nightly`. Decided here: previews of all sizes come first, so that the
+morning has a number of each; a size whose preview fails gets no full evaluation; the flow run ends
+as Failed when an evaluation did, after all others are done and the table is written, since that
+state is what wakes a person; what did not fit the time is no failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.blocks import notifications  # noqa: F401  (so that its blocks can be loaded)
+from prefect.blocks.core import Block
+
+from flows.command import run_command
+from flows.evaluate import evaluate_fractal, protocol_of
+from fractal_model.console import say
+from fractal_model.data.manifest import read_manifest
+from fractal_model.errors import FractalError, one_line
+from fractal_model.locks import only_one
+from fractal_model.metrics.protocol import Protocol
+from fractal_model.nightly import fits, forecast_seconds
+from fractal_model.params import DEFAULT_FILE, Params, load_params
+from fractal_model.tracking import nights, registry, store
+
+Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]
+SHOWN_METRICS = ("fid", "nll_bits_per_dim")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of the night's table."""
+
+    size: str
+    version: str
+    evaluation: str
+    """preview, full, or nothing where neither was due."""
+    outcome: Outcome
+    detail: str
+    minutes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Due:
+    """A candidate that has no full evaluation under the current protocol."""
+
+    size: str
+    version: str
+    dataset: str
+    full: Protocol
+    preview: Protocol | None
+    """None where the preview is there already."""
+
+
+@flow(name="nightly-evaluation")
+def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, object]]:
+    """Evaluate every registered size whose candidate has no evaluation under the current protocol.
+
+    Previews come first, then full evaluations, as long as the budget of params.yaml allows; what
+    did not fit comes first the next night. Ends with a table, and a message where a notification
+    block is configured. The run fails at its end when an evaluation failed.
+
+    Args:
+        params_file: The settings file, relative to the project's folder; its section `nightly` has
+            the budget of hours and the notification block.
+    """
+    params = load_params(params_file)
+    store.connect(params.paths.outputs)
+    with only_one(params.paths.outputs / "nightly.lock"):
+        rows = Night(params, params_file).rows()
+    table = [asdict(row) for row in rows]
+    create_table_artifact(key="nightly-evaluation", table=table, description=summary(rows))
+    say(f"nightly evaluation: {summary(rows)}")
+    unsent = send(params.nightly.notification_block, rows)
+    failed = [f"{row.size}: {row.detail}" for row in rows if row.outcome == "failed"]
+    if failed or unsent:
+        raise FractalError(f"nightly evaluation: {'; '.join([*failed, *unsent])}")
+    return table
+
+
+class Night:
+    """One run over all sizes."""
+
+    def __init__(self, params: Params, params_file: Path) -> None:
+        self._params = params
+        self._params_file = params_file
+        self._deadline = time.monotonic() + params.nightly.budget_seconds
+
+    def rows(self) -> list[Row]:
+        """Do it all; what came of it, in this order."""
+        found = [self._look_at(size) for size in self._registered()]
+        rows = [row for row in found if isinstance(row, Row)]
+        due = [each for each in found if isinstance(each, Due)]
+        previews = [self._evaluate(each, preview=True) for each in due if each.preview is not None]
+        failed = {row.size for row in previews if row.outcome == "failed"}
+        fulls = [self._evaluate(each, preview=False) for each in due if each.size not in failed]
+        return [*previews, *fulls, *rows]
+
+    def _registered(self) -> list[str]:
+        """Those that wait come first, who waited longest before the others."""
+        sizes = [s for s in self._params.models if registry.aliased_version(s, registry.CANDIDATE)]
+        waiting = {size: nights.waits_since(size) for size in sizes}
+        return sorted(sizes, key=lambda size: (waiting[size] is None, waiting[size] or ""))
+
+    def _look_at(self, size: str) -> Due | Row:
+        """What is due of a size, or why nothing is."""
+        version = registry.aliased_version(size, registry.CANDIDATE)
+        assert version is not None
+        dataset = self._params.training[size].dataset
+        try:
+            read_manifest(self._params.dataset_folder(dataset))
+        except FractalError as error:
+            return Row(size, version, "", "skipped", one_line(error))
+        try:
+            full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
+        except FractalError as error:
+            return Row(size, version, "", "failed", one_line(error))
+        tags = registry.version_tags(size, version)
+        done = [
+            f"{registry.EVALUATION_TAG}.{each.checksum[:12]}" in tags for each in (full, preview)
+        ]
+        if done[0]:
+            return Row(size, version, "", "up to date", f"protocol {full.checksum[:12]}")
+        return Due(size, version, dataset, full, None if done[1] else preview)
+
+    def _evaluate(self, due: Due, *, preview: bool) -> Row:
+        protocol = due.preview if preview else due.full
+        assert protocol is not None
+        row = (due.size, due.version, "preview" if preview else "full")
+        started = time.monotonic()
+        left = self._deadline - started
+        forecast = self._forecast(due, protocol)
+        if not fits(left, forecast):
+            nights.let_wait(due.size)
+            return Row(*row, "did not fit", _why(left, forecast))
+        try:
+            metrics = evaluate_fractal(
+                size=due.size,
+                model=f"models:/{registry.model_name(due.size)}/{due.version}",
+                preview=preview,
+                params_file=self._params_file,
+            )
+        except Exception as error:  # whatever it is, the other sizes have their turn
+            if not isinstance(error, FractalError):
+                get_run_logger().exception("the evaluation of %s failed", due.size)
+            return Row(*row, "failed", one_line(error), _minutes(started))
+        if not preview:
+            nights.end_waiting(due.size)
+        shown = {name: protocol.label(name) for name in SHOWN_METRICS}
+        numbers = [f"{name} {metrics[name]:.4g}" for name in shown.values() if name in metrics]
+        return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
+
+    def _forecast(self, due: Due, protocol: Protocol) -> float | None:
+        experiment_id = store.experiment(due.dataset, self._params.paths.outputs)
+        earlier = nights.earlier_evaluations(experiment_id, due.size)
+        return forecast_seconds(earlier, protocol.samples)
+
+
+def _minutes(started: float) -> float:
+    return round((time.monotonic() - started) / 60, 2)
+
+
+def _why(left: float, forecast: float | None) -> str:
+    needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
+    return f"{needed}{max(0.0, left) / 3600:.2f} h left: comes first next night"
+
+
+def summary(rows: list[Row]) -> str:
+    """Such as `2 evaluated, 1 failed`."""
+    counts = Counter(row.outcome for row in rows)
+    return ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "nothing is registered"
+
+
+def send(block: str | None, rows: list[Row]) -> list[str]:
+    """The night as a message; returns what kept it from being sent."""
+    if block is None:
+        return []
+    lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]
+    try:
+        subject = f"Nightly evaluation: {summary(rows)}"
+        Block.load(block).notify("\n".join(lines), subject=subject)
+    except Exception as error:  # the service's own; the table is written in any case
+        return [f"the notification block {block} sent no message ({one_line(error)})"]
+    return []
+
+
+def main() -> None:
+    def command(
+        params: Annotated[Path, typer.Option(help="The settings file.")] = DEFAULT_FILE,
+    ) -> None:
+        nightly_evaluation(params_file=params.resolve())
+
+    run_command(command, nightly_evaluation)
+
+
+if __name__ == "__main__":
+    main()

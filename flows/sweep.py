@@ -1,0 +1,224 @@
+"""Flow `sweep-guidance`: how best to sample from a model, within a budget of images.
+
+As a command: `python -m flows.sweep --size digits`. Decided here: the order of the work is
+`fractal_model.sweep`'s, successive halving; a sweep that was stopped goes on with what is missing,
+as every setting is a run in MLflow and its images are kept until the end; the best setting is
+evaluated by the full protocol, but promotes nothing: that is for the settings of params.yaml.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows import evaluate
+from flows.command import run_flow
+from fractal_model.console import progress_bar, say
+from fractal_model.evaluation_inputs import EvaluationInputs
+from fractal_model.fingerprint import fingerprint
+from fractal_model.locks import only_one
+from fractal_model.model.weights import weights_checksum
+from fractal_model.model_source import REGISTRY_SCHEME, registered
+from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.ray_workers import shared_out
+from fractal_model.reporting.figures import guidance_sweep
+from fractal_model.reporting.heat_map import guidance_heat_map
+from fractal_model.reporting.published import published_optimum
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sweep import Rung, SweepConfig, lowest, plan_rungs
+from fractal_model.sweep_previews import Previews
+from fractal_model.tracking import registry, runs, store
+from fractal_model.training.checkpoint import load_checkpoint
+
+TABLE, HEAT_MAP, CURVES = "settings.json", "fid-heat-map.png", "fid-guidance.png"
+
+
+@flow(name="sweep-guidance")
+def sweep_guidance(
+    size: str = "digits",
+    model: str | None = None,
+    samples: int | None = None,
+    workers: int | None = None,
+    params_file: Path = DEFAULT_FILE,
+) -> dict[str, float]:
+    """Find the guidance, logit scale and iterations with the lowest FID; returns them and the
+    metrics of the full protocol.
+
+    Many settings are tried with few images, the better ones again with more. Nothing is promoted
+    and params.yaml is not changed: the result says what to write there.
+
+    Args:
+        size: A size of params.yaml; its section `sweep` has the settings that are tried.
+        model: A registered model of the size, as models:/fractal-digits@champion; by default the
+            candidate.
+        samples: Images of all previews together, instead of params.yaml's; the full protocol of
+            the best setting comes on top.
+        workers: Ray workers that share the sampling, 0 for as many as the cluster has room for;
+            by default the size's. The result is the same.
+        params_file: The settings file, relative to the project's folder.
+    """
+    params = load_params(params_file)
+    chosen = evaluate.with_workers(params.size(size), workers)
+    store.connect(params.paths.outputs)
+    source = model or f"{REGISTRY_SCHEME}{registry.model_name(size)}@{registry.CANDIDATE}"
+    version = registered(size, source)
+    sweep = params.sweep.get(size, SweepConfig())
+    if samples is not None:
+        sweep = SweepConfig(**{**sweep.model_dump(), "samples": samples})
+    return _Sweep(params, chosen, version, sweep).result()
+
+
+class _Sweep:
+    """One sweep over the settings of one version."""
+
+    def __init__(
+        self,
+        params: Params,
+        size: Size,
+        version: registry.RegisteredCheckpoint,
+        sweep: SweepConfig,
+    ) -> None:
+        self._params, self._size, self._version = params, size, version
+        self._settings = sweep.settings(size.sampling)
+        averaged = size.evaluation.weights == "ema"
+        model = load_checkpoint(version.checkpoint).build_model(averaged=averaged)
+        inputs = EvaluationInputs(params, size.training.dataset)
+        protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
+        self._rungs = plan_rungs(
+            len(self._settings),
+            classes=protocol.classes,
+            samples=sweep.samples,
+            keep=sweep.keep,
+            largest=protocol.samples_per_class,
+        )
+        self._mark = fingerprint(sweep, protocol, model.config, weights_checksum(model))
+        folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._mark[:12]}"
+        workers = shared_out(size.evaluation.workers)
+        self._previews = Previews(model, size, inputs, folder, workers)
+
+    def result(self) -> dict[str, float]:
+        """Of the full protocol, and the best setting's guidance and logit scale."""
+        folder = self._previews.folder
+        with only_one(folder.with_suffix(".lock")):
+            with self._parent() as run_id:
+                best = self._search(run_id)
+            # An evaluation is a run of its own, outside the parent.
+            evaluation = self._evaluate(best)
+            metrics = mlflow.get_run(evaluation).data.metrics
+            with self._parent():
+                mlflow.log_metrics(metrics)
+                mlflow.log_params({f"best.{k}": v for k, v in best.model_dump().items()})
+                mlflow.set_tag(runs.BEST_RUN_TAG, evaluation)
+            shutil.rmtree(folder, ignore_errors=True)
+        say(
+            f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}, iterations "
+            f"{list(best.iterations)}; to use them, write them to sampling.{self._size.name} in "
+            f"params.yaml"
+        )
+        return {"guidance": best.guidance, "logit_scale": best.logit_scale} | metrics
+
+    def _parent(self) -> AbstractContextManager[str]:
+        outputs = self._params.paths.outputs
+        return runs.sweep_run(self._size, self._version.version, self._mark, outputs)
+
+    def _search(self, parent: str) -> SamplingConfig:
+        """The best setting, after all rungs; table and figures are logged to the active run."""
+        left = range(len(self._settings))
+        table: list[dict[str, object]] = []
+        for number, rung in enumerate(self._rungs):
+            counts = [each.per_class for each in self._rungs[: number + 1]]
+            name = self._previews.protocol(self._size.sampling, rung.per_class).label("fid")
+            fids = [self.preview(parent, self._settings[i], counts, name) for i in left]
+            table += [
+                {**self._settings[i].model_dump(mode="json"), "metric": name, "fid": fid}
+                for i, fid in zip(left, fids, strict=True)
+            ]
+            last = rung is self._rungs[-1]
+            keep = 1 if last else self._rungs[number + 1].settings
+            left = [left[place] for place in lowest(fids, keep)]
+        best = self._settings[left[0]]
+        _show(self._size.name, table, best, self._rungs)
+        return best
+
+    @task(name="preview", cache_policy=NO_CACHE)
+    def preview(
+        self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
+    ) -> float:
+        """FID of a setting with so many images, from its run where that has it; NaN where there is
+        none."""
+        outputs = self._params.paths.outputs
+        with runs.setting_run(self._size, setting, parent, outputs) as known:
+            if name in known:
+                return known[name]
+            total = counts[-1] * self._size.model.num_classes
+            with progress_bar(f"guidance {setting.guidance:g}, images", total) as update:
+                found = self._previews.measure(setting, counts, update)
+            runs.log_preview(found)
+        return found.values.get(name, math.nan)
+
+    def _evaluate(self, best: SamplingConfig) -> str:
+        """The run that has it by the full protocol, with this setting in place of params.yaml's."""
+        name = self._size.name
+        sampling = {**self._params.sampling, name: best}
+        params = self._params.model_copy(update={"sampling": sampling})
+        size = self._size.model_copy(update={"sampling": best})
+        protocol = evaluate.protocol_of(params, name).checksum
+        return evaluate.evaluated(params, size, self._version, protocol)
+
+
+def _show(
+    size: str, table: list[dict[str, object]], best: SamplingConfig, rungs: Sequence[Rung]
+) -> None:
+    """Table and figures as artifacts, of MLflow and Prefect. Figures compare the settings of the
+    first rung, which has them all with the same number of images."""
+    rows = pd.DataFrame(table)
+    mlflow.log_dict(rows.to_dict(orient="split", index=False), TABLE)
+    shown = rows[["guidance", "logit_scale", "iterations", "metric", "fid"]]
+    create_table_artifact(
+        key=f"sweep-guidance-{size}",
+        table=shown.astype(object).where(shown.notna(), "").to_dict("records"),
+        description=f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}",
+    )
+    metric = str(rows["metric"].iloc[0])
+    alike = rows[rows["metric"] == metric].iloc[: rungs[0].settings]
+    alike = alike[alike["iterations"].map(tuple) == best.iterations]
+    cells = {(row.guidance, row.logit_scale): row.fid for row in alike.itertuples()}
+    lines: dict[float, list[tuple[float, float]]] = {}
+    for (guidance, scale), fid in cells.items():
+        lines.setdefault(scale, []).append((guidance, fid))
+    published = published_optimum(size)
+    best_cell = (best.guidance, best.logit_scale)
+    heat_map = guidance_heat_map(cells, metric=metric, best=best_cell, published=published)
+    curves = guidance_sweep(lines, published=published, metric=metric)
+    for figure, name in ((heat_map, HEAT_MAP), (curves, CURVES)):
+        mlflow.log_figure(figure, name, save_kwargs={"dpi": 150, "facecolor": "white"})
+
+
+def check(params: Params, size: str) -> None:
+    """Before anything starts. FractalError: as for an evaluation, or a budget that is too small."""
+    evaluate.check(params, size)
+    chosen, sweep = params.size(size), params.sweep.get(size, SweepConfig())
+    plan_rungs(
+        len(sweep.settings(chosen.sampling)),
+        classes=chosen.model.num_classes,
+        samples=sweep.samples,
+        keep=sweep.keep,
+        largest=chosen.evaluation.samples_per_class,
+    )
+
+
+def main() -> None:
+    run_flow(sweep_guidance, check=check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A sweep on a real store: what is tried, what goes on, what is written down, going on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import mlflow
+import pytest
+import yaml
+from torch import Tensor
+
+from flows import sweep
+from fractal_model import cli
+from fractal_model.errors import FractalError
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sweep_previews import Previews
+from fractal_model.tracking import store
+from tests.flows.conftest import Project, make_project, small_params
+
+
+def _settings(**changes: object) -> dict:
+    """4 settings with 1 image a class, 2 of them with 2: 60 images."""
+    content = copy.deepcopy(small_params())
+    content["sweep"] = {
+        "digits": {"guidance": [1.0, 3.0], "logit_scale": [1.0, 1.5], "samples": 60, "keep": 2}
+    }
+    content["sweep"]["digits"].update(changes)
+    return content
+
+
+class Pixels:
+    """In place of Inception, whose way here is tested elsewhere: as wide, and quick."""
+
+    weights_source, weights_checksum, has_classifier = "pixels", "sha256:0", False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1).float().repeat(1, 11)[:, :2048]
+
+
+@pytest.fixture
+def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
+    """Its own settings on the store of the shared project, which is left as it was."""
+    for module in (
+        "fractal_model.metrics.inception",
+        "fractal_model.evaluation_samples",
+        "fractal_model.sweep_previews",
+        "flows.evaluate",
+    ):
+        monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
+    mine = make_project(tmp_path / "a sweep", _settings())
+    (mine.folder / "outputs").symlink_to(project.outputs)
+    (mine.folder / "data").mkdir()
+    (mine.folder / "data/digits").symlink_to(project.folder / "data/digits")
+    mine.run(cli.main, "data", "reference", "digits")
+    store.connect(project.outputs)
+    before = {run.info.run_id for run in _runs()}
+    tags = mlflow.MlflowClient().get_model_version("fractal-digits", "1").tags
+    yield mine
+    client = mlflow.MlflowClient()
+    for run in _runs():
+        if run.info.run_id not in before:
+            client.delete_run(run.info.run_id)
+    for tag in set(client.get_model_version("fractal-digits", "1").tags) - set(tags):
+        client.delete_model_version_tag("fractal-digits", "1", tag)
+
+
+def _runs(kind: str | None = None) -> list:
+    experiment = mlflow.get_experiment_by_name("fractal-digits")
+    query = f"tags.`fractal.kind` = '{kind}'" if kind else ""
+    return mlflow.search_runs([experiment.experiment_id], query, output_format="list")
+
+
+def test_a_killed_sweep_goes_on_and_ends_with_the_full_protocol(swept, monkeypatch):
+    sampled: list[tuple[float, float, int]] = []
+    measure = Previews.measure
+
+    def counted(self: Previews, setting: SamplingConfig, counts, progress):
+        if len(sampled) == 5:
+            sampled.append((0, 0, 0))
+            raise KeyboardInterrupt
+        sampled.append((setting.guidance, setting.logit_scale, counts[-1]))
+        return measure(self, setting, counts, progress)
+
+    monkeypatch.setattr(Previews, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep_guidance(params_file=swept.params)
+    found = sweep.sweep_guidance(params_file=swept.params)
+
+    # Nothing was measured twice; the second rung has half of the settings, with twice the images.
+    rungs = [(guidance, scale, count) for guidance, scale, count in sampled if count]
+    assert len(set(rungs)) == len(rungs) == 6
+    assert [count for *_, count in rungs] == [1, 1, 1, 1, 2, 2]
+
+    runs = _runs("sweep")
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {
+        (run.data.params["sampling.guidance"], run.data.params["sampling.logit_scale"]): run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert len(children) == len(runs) - 1 == 4
+    first = {key: run.data.metrics["fid_10"] for key, run in children.items()}
+    second = {
+        k: r.data.metrics["fid_20"] for k, r in children.items() if "fid_20" in r.data.metrics
+    }
+    assert set(second) == set(sorted(first, key=first.__getitem__)[:2])
+    best = min(second, key=second.__getitem__)
+    assert (str(found["guidance"]), str(found["logit_scale"])) == best
+
+    (full,) = [
+        r
+        for r in _runs("evaluate")
+        if r.data.params["sampling.guidance"] == best[0]
+        and r.data.params["sampling.logit_scale"] == best[1]
+    ]
+    assert found["fid"] == full.data.metrics["fid"] == parent.data.metrics["fid"]
+    assert parent.data.tags["fractal.evaluation_run"] == full.info.run_id
+    assert parent.info.status == "FINISHED"
+    artifacts = {each.path for each in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
+    assert {sweep.TABLE, sweep.HEAT_MAP, sweep.CURVES} <= artifacts
+    table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/{sweep.TABLE}")
+    assert len(table["data"]) == 6
+    assert not list((swept.outputs / "sweeps").glob("*/"))
+
+    # A sweep that is done is not done again.
+    assert sweep.sweep_guidance(params_file=swept.params) == found
+    assert len(sampled) == 7
+    assert len(_runs()) == len(runs) + len(_runs("evaluate")) + len(_runs("train"))
+
+
+def test_a_budget_that_is_too_small_is_told_before_anything_is_sampled(swept, capsys):
+    swept.params.write_text(yaml.safe_dump(_settings(samples=59)))
+    with pytest.raises(SystemExit):
+        swept.run(sweep.main)
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: a budget of 59 images is too small for 4 settings")
+    assert "60 or more" in shown
+    assert shown.count("\n") == 1
+    with pytest.raises(FractalError, match="budget of 30 images"):
+        sweep.sweep_guidance(samples=30, params_file=swept.params)

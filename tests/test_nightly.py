@@ -1,0 +1,30 @@
+"""How long an evaluation takes by earlier ones, and whether it is begun."""
+
+from __future__ import annotations
+
+from fractal_model.nightly import Measured, fits, forecast_seconds
+
+
+def test_as_long_as_the_longest_of_as_many_images():
+    earlier = [Measured(50_000, 3000.0), Measured(50_000, 3600.0), Measured(5000, 9000.0)]
+    assert forecast_seconds(earlier, 50_000) == 3600.0
+
+
+def test_else_by_the_most_seconds_an_image():
+    earlier = [Measured(5000, 500.0), Measured(1000, 200.0)]
+    assert forecast_seconds(earlier, 50_000) == 10_000.0
+
+
+def test_fewer_images_are_not_taken_to_be_quicker():
+    assert forecast_seconds([Measured(50_000, 3600.0)], 5000) == 3600.0
+
+
+def test_nothing_is_known_of_a_size_that_was_never_evaluated():
+    assert forecast_seconds([], 50_000) is None
+
+
+def test_what_is_begun():
+    assert fits(100.0, 100.0)
+    assert not fits(100.0, 100.1)
+    assert fits(100.0, None)
+    assert not fits(0.0, None)

@@ -1,0 +1,70 @@
+"""Successive halving: which settings, how many images, who goes on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fractal_model.errors import FractalError
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sweep import Rung, SweepConfig, images_of, lowest, plan_rungs
+
+SAMPLING = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(16, 4), order="raster")
+
+
+def test_every_combination_is_tried_once_and_the_rest_stays():
+    sweep = SweepConfig(guidance=(1, 2, 2.0), logit_scale=(1.0, 1.1), iterations=((16, 4), (8, 4)))
+    found = sweep.settings(SAMPLING)
+    assert len(found) == 2 * 2 * 2
+    assert {(s.guidance, s.logit_scale, s.iterations) for s in found} == {
+        (w, s, i) for w in (1, 2) for s in (1.0, 1.1) for i in ((16, 4), (8, 4))
+    }
+    assert {s.order for s in found} == {"raster"}
+
+
+def test_without_iterations_those_of_the_size_are_taken():
+    found = SweepConfig(guidance=(3,), logit_scale=(1,)).settings(SAMPLING)
+    assert [s.iterations for s in found] == [(16, 4)]
+
+
+def test_rungs_by_hand():
+    """15 settings with 1 image a class, 5 with 3, 2 with 9: 15 + 5 · 2 + 2 · 6 = 37 a class."""
+    rungs = plan_rungs(15, classes=1000, samples=50_000, keep=3, largest=50)
+    assert rungs == (Rung(15, 1), Rung(5, 3), Rung(2, 9))
+    assert images_of(rungs, 1000) == 37_000
+
+
+@pytest.mark.parametrize("settings", [1, 2, 7, 24, 40])
+@pytest.mark.parametrize("keep", [2, 3, 5])
+@pytest.mark.parametrize("samples", [2_000, 4_321, 50_000])
+def test_the_budget_is_kept_and_used(settings, keep, samples):
+    rungs = plan_rungs(settings, classes=10, samples=samples, keep=keep, largest=10**6)
+    assert images_of(rungs, 10) <= samples
+    larger = [Rung(r.settings, r.per_class // rungs[0].per_class) for r in rungs]
+    larger = [Rung(r.settings, r.per_class * (rungs[0].per_class + 1)) for r in larger]
+    assert images_of(larger, 10) > samples
+    assert rungs[0].settings == settings
+    assert rungs[-1].settings <= keep
+
+
+def test_no_preview_is_larger_than_the_full_protocol():
+    rungs = plan_rungs(9, classes=10, samples=10_000, keep=3, largest=30)
+    assert rungs == (Rung(9, 30),)
+
+
+def test_a_budget_that_is_too_small_says_what_is_needed():
+    with pytest.raises(FractalError, match="37,000 or more"):
+        plan_rungs(15, classes=1000, samples=36_999, keep=3, largest=50)
+    assert plan_rungs(15, classes=1000, samples=37_000, keep=3, largest=50)
+
+
+def test_the_lowest_go_on_of_equal_ones_the_first():
+    assert lowest([3.0, 1.0, 2.0, 1.0], 2) == (1, 3)
+    assert lowest([1.0, 1.0, 1.0], 2) == (0, 1)
+
+
+def test_what_is_not_a_number_never_goes_on():
+    assert lowest([math.nan, 5.0, math.inf, 4.0], 3) == (1, 3)
+    with pytest.raises(FractalError, match="none of 2 settings has a FID"):
+        lowest([math.nan, math.nan], 1)
