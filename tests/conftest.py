@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +17,15 @@ for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
 from fractal_model.config import ModelConfig
 from fractal_model.model.fractal import FractalModel, initialise
 from fractal_model.presets import Architecture
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_server_is_left() -> Iterator[None]:
+    """MLflow writes the store that it is pointed to into the environment, where it would pass for
+    the person's own choice in the tests that follow."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
 
 KINDS = {
     "ar": {"patch_sizes": (4, 2, 1), "generators": ("ar", "ar"), "conditions": 1},
