@@ -267,6 +267,7 @@ def compare_with_champion(
         candidate.version,
         metrics,
         params.promotion,
+        protocol=protocol,
         metrics_of=metrics_of,
         objection=registry.serves_otherwise(size.name, candidate.version, size.serving),
     )
