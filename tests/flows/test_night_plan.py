@@ -61,9 +61,9 @@ def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
     experiment = store.experiment("digits", params.paths.outputs)
     tags = {runs.KIND_TAG: "evaluate", runs.SIZE_TAG: size, PROTOCOL_TAG: by.checksum}
     client = mlflow.MlflowClient()
-    run_id = client.create_run(experiment, start_time=0, tags=tags).info.run_id
+    run_id = client.create_run(experiment, start_time=1000, tags=tags).info.run_id
     client.log_param(run_id, nights.SAMPLES_PARAM, by.samples)
-    client.set_terminated(run_id, end_time=1000 * SECONDS)
+    client.set_terminated(run_id, end_time=1000 * (1 + SECONDS))
     registry.tag_version(size, version, registry.evaluation_tag(by.checksum), run_id)
 
 
