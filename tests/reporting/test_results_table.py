@@ -199,6 +199,13 @@ def test_latex_escapes_and_is_a_table(frame):
     assert r"fid\_50" in text and text.count(r"\begin{tabular}") == 1
 
 
+def test_latex_escapes_every_special_letter():
+    rows = [Row("digits", r"a\b~c^d{e}", VALUES, protocol(), "r")]
+    text = results_formats.latex(of_dataset(results_table(rows), "digits"))
+    escaped = r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}"
+    assert escaped in text
+
+
 def test_csv_and_json_have_every_number(frame):
     read = pd.read_csv(io.StringIO(results_formats.csv(frame)))
     ours = read[read["run"] == "r3"].iloc[0]
