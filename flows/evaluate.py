@@ -26,9 +26,10 @@ from fractal_model.console import print_results, progress_bar, say
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
-from fractal_model.evaluation_samples import SeenSamples, draw_samples
+from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
 from fractal_model.images import sample_grid
 from fractal_model.locks import only_one
+from fractal_model.memory import compute_device
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record
@@ -232,6 +233,7 @@ def report(
     """`report.html` and its figures, as artifacts."""
     source = record.protocol.images
     references = inputs.references()
+    inception = load_inception(inputs.params.metrics.inception_weights, compute_device())
     log_report(
         record,
         results,
@@ -239,6 +241,7 @@ def report(
         references.train,
         references.inception,
         held_out=held_out,
+        held_out_features=held_out_features(inputs.split("validation"), inception),
         level_bits=likelihood_by_level(
             model, inputs.split("validation"), passes=source.likelihood_passes, seed=source.seed
         ),
@@ -267,6 +270,7 @@ def compare_with_champion(
         candidate.version,
         metrics,
         params.promotion,
+        protocol=protocol,
         metrics_of=metrics_of,
         objection=registry.serves_otherwise(size.name, candidate.version, size.serving),
     )

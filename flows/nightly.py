@@ -1,18 +1,20 @@
 """Flow `nightly-evaluation`: evaluate what is new of all sizes, within a night.
 
 As a command: `python -m flows.nightly`. Decided here: previews of all sizes come first, so that the
-morning has a number of each; a size whose preview fails gets no full evaluation; the flow run ends
-as Failed when an evaluation did, after all others are done and the table is written, since that
-state is what wakes a person; what did not fit the time is no failure.
+morning has a number of each; a size whose preview fails gets no full evaluation; a candidate is
+done once it is evaluated and compared with the champion; the flow run ends as Failed when an
+evaluation did, after all others are done and the table is written, since that state is what wakes a
+person; what did not fit the time, or is evaluated by another process, is no failure.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from prefect import flow, get_run_logger
@@ -25,12 +27,13 @@ from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.console import say
 from fractal_model.data.manifest import read_manifest
 from fractal_model.errors import FractalError, one_line
-from fractal_model.locks import only_one
+from fractal_model.locks import AtWork, only_one
 from fractal_model.metrics.protocol import Protocol
 from fractal_model.nightly import fits, forecast_seconds
 from fractal_model.params import DEFAULT_FILE, Params, load_params
-from fractal_model.tracking import nights, registry, store
+from fractal_model.tracking import champions, nights, registry, store
 
+T = TypeVar("T")
 Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]
 SHOWN_METRICS = ("fid", "nll_bits_per_dim")
 
@@ -50,14 +53,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Due:
-    """A candidate that has no full evaluation under the current protocol."""
+    """A candidate that is not evaluated, or not compared, under the current protocol."""
 
     size: str
     version: str
-    dataset: str
     full: Protocol
     preview: Protocol | None
-    """None where the preview is there already."""
+    """None where there is one already, or the full evaluation is."""
+    waits_since: str | None
+    """When it first did not fit a night."""
+
+    @property
+    def place(self) -> tuple[bool, str]:
+        """Those that wait come first, who waited longest before the others."""
+        return self.waits_since is None, self.waits_since or ""
 
 
 @flow(name="nightly-evaluation")
@@ -96,62 +105,54 @@ class Night:
 
     def rows(self) -> list[Row]:
         """Do it all; what came of it, in this order."""
-        found = [self._look_at(size) for size in self._registered()]
+        found = [_or_row(self._look_at, size) for size in registry.sizes()]
         rows = [row for row in found if isinstance(row, Row)]
-        due = [each for each in found if isinstance(each, Due)]
-        previews = [self._evaluate(each, preview=True) for each in due if each.preview is not None]
+        due = sorted((each for each in found if isinstance(each, Due)), key=lambda due: due.place)
+        previews = [self._evaluate(each, "preview") for each in due if each.preview is not None]
         failed = {row.size for row in previews if row.outcome == "failed"}
-        fulls = [self._evaluate(each, preview=False) for each in due if each.size not in failed]
+        fulls = [self._evaluate(each, "full") for each in due if each.size not in failed]
         return [*previews, *fulls, *rows]
 
-    def _registered(self) -> list[str]:
-        """Those that wait come first, who waited longest before the others."""
-        sizes = [s for s in self._params.models if registry.aliased_version(s, registry.CANDIDATE)]
-        waiting = {size: nights.waits_since(size) for size in sizes}
-        return sorted(sizes, key=lambda size: (waiting[size] is None, waiting[size] or ""))
-
-    def _look_at(self, size: str) -> Due | Row:
-        """What is due of a size, or why nothing is."""
+    def _look_at(self, size: str) -> Due | Row | None:
+        """What is due of a size, or why nothing is; None without a candidate."""
         version = registry.aliased_version(size, registry.CANDIDATE)
-        assert version is not None
-        dataset = self._params.training[size].dataset
+        if version is None:
+            return None
+        if size not in self._params.models:
+            return Row(size, version, "", "skipped", "not in params.yaml")
         try:
-            read_manifest(self._params.dataset_folder(dataset))
+            read_manifest(self._params.dataset_folder(self._params.training[size].dataset))
         except FractalError as error:
             return Row(size, version, "", "skipped", one_line(error))
-        try:
-            full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
-        except FractalError as error:
-            return Row(size, version, "", "failed", one_line(error))
-        tags = registry.version_tags(size, version)
-        done = [
-            f"{registry.EVALUATION_TAG}.{each.checksum[:12]}" in tags for each in (full, preview)
-        ]
-        if done[0]:
+        full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
+        evaluated = registry.evaluation_of(size, version, full.checksum) is not None
+        if evaluated and champions.is_decided(size, version, full.checksum):
             return Row(size, version, "", "up to date", f"protocol {full.checksum[:12]}")
-        return Due(size, version, dataset, full, None if done[1] else preview)
+        seen = evaluated or registry.evaluation_of(size, version, preview.checksum) is not None
+        return Due(size, version, full, None if seen else preview, nights.waits_since(size))
 
-    def _evaluate(self, due: Due, *, preview: bool) -> Row:
+    def _evaluate(self, due: Due, evaluation: Literal["preview", "full"]) -> Row:
+        return _or_row(
+            lambda _: self._if_it_fits(due, evaluation), due.size, due.version, evaluation
+        )
+
+    def _if_it_fits(self, due: Due, evaluation: Literal["preview", "full"]) -> Row:
+        preview = evaluation == "preview"
         protocol = due.preview if preview else due.full
         assert protocol is not None
-        row = (due.size, due.version, "preview" if preview else "full")
+        row = (due.size, due.version, evaluation)
         started = time.monotonic()
         left = self._deadline - started
         forecast = self._forecast(due, protocol)
-        if not fits(left, forecast):
+        if not fits(left, forecast, self._params.nightly.budget_seconds):
             nights.let_wait(due.size)
             return Row(*row, "did not fit", _why(left, forecast))
-        try:
-            metrics = evaluate_fractal(
-                size=due.size,
-                model=f"models:/{registry.model_name(due.size)}/{due.version}",
-                preview=preview,
-                params_file=self._params_file,
-            )
-        except Exception as error:  # whatever it is, the other sizes have their turn
-            if not isinstance(error, FractalError):
-                get_run_logger().exception("the evaluation of %s failed", due.size)
-            return Row(*row, "failed", one_line(error), _minutes(started))
+        metrics = evaluate_fractal(
+            size=due.size,
+            model=f"models:/{registry.model_name(due.size)}/{due.version}",
+            preview=preview,
+            params_file=self._params_file,
+        )
         if not preview:
             nights.end_waiting(due.size)
         shown = {name: protocol.label(name) for name in SHOWN_METRICS}
@@ -159,9 +160,38 @@ class Night:
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
-        experiment_id = store.experiment(due.dataset, self._params.paths.outputs)
-        earlier = nights.earlier_evaluations(experiment_id, due.size)
-        return forecast_seconds(earlier, protocol.samples)
+        """Seconds; a full evaluation is followed by the champion's, where that has none yet."""
+        champion = None
+        if protocol == due.full:
+            champion = registry.aliased_version(due.size, registry.CHAMPION)
+        versions = {due.version, champion} - {None}
+        missing = [
+            v for v in versions if not registry.evaluation_of(due.size, v, protocol.checksum)
+        ]
+        if not missing:
+            return 0.0
+        dataset = self._params.training[due.size].dataset
+        experiment_id = store.experiment(dataset, self._params.paths.outputs)
+        each = forecast_seconds(
+            nights.earlier_evaluations(experiment_id, due.size), protocol.samples
+        )
+        return None if each is None else each * len(missing)
+
+
+def _or_row(
+    work: Callable[[str], T], size: str, version: str = "", evaluation: str = ""
+) -> T | Row:
+    """What the work on a size returns, or the row that says why it could not be done: whatever it
+    is, the other sizes have their turn."""
+    started = time.monotonic()
+    try:
+        return work(size)
+    except AtWork as error:
+        return Row(size, version, evaluation, "skipped", one_line(error), _minutes(started))
+    except Exception as error:
+        if not isinstance(error, FractalError):
+            get_run_logger().exception("the evaluation of %s failed", size)
+        return Row(size, version, evaluation, "failed", one_line(error), _minutes(started))
 
 
 def _minutes(started: float) -> float:

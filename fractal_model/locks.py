@@ -11,18 +11,22 @@ from filelock import FileLock, Timeout
 from fractal_model.errors import FractalError
 
 
+class AtWork(FractalError):
+    """Another process does it at this moment."""
+
+
 @contextmanager
 def only_one(file: Path) -> Iterator[None]:
     """Hold the lock `file` within the block; the system frees it when the process dies.
 
-    FractalError: another process holds it.
+    AtWork: another process holds it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=0):
             yield
     except Timeout as error:
-        raise FractalError(
+        raise AtWork(
             f"another process is at work here, it holds {file}: wait for it or stop it"
         ) from error
 
@@ -34,5 +38,5 @@ def is_held(file: Path) -> bool:
     try:
         with only_one(file):
             return False
-    except FractalError:
+    except AtWork:
         return True

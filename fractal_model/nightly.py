@@ -15,6 +15,9 @@ from pydantic import Field, field_validator
 from fractal_model.config import StrictModel
 
 SECONDS_PER_HOUR = 3600.0
+UNKNOWN_SHARE = 0.5
+"""Of the budget: an evaluation of which nothing is known begins while so much is left. It may take
+hours; as those that wait come first, it has all of the budget on another night."""
 
 
 class NightlyConfig(StrictModel):
@@ -77,6 +80,8 @@ def forecast_seconds(earlier: Sequence[Measured], samples: int) -> float | None:
     return max(scaled, default=None)
 
 
-def fits(seconds_left: float, forecast: float | None) -> bool:
-    """Whether an evaluation is begun; one of which nothing is known is, while there is time."""
-    return seconds_left > 0 and (forecast is None or forecast <= seconds_left)
+def fits(seconds_left: float, forecast: float | None, budget: float) -> bool:
+    """Whether an evaluation is begun, by the seconds of the budget that are left; one of which
+    nothing is known is while `UNKNOWN_SHARE` of the budget is left."""
+    needed = UNKNOWN_SHARE * budget if forecast is None else forecast
+    return 0 < seconds_left >= needed

@@ -32,7 +32,7 @@ class SweepConfig(StrictModel):
     ] = (1.0, 1.05, 1.1)
     iterations: tuple[tuple[PositiveInt, ...], ...] = ()
     """Steps of each level; empty: the size's own alone."""
-    samples: PositiveInt = 50_000
+    samples: PositiveInt = 60_000
     """Images of all previews together; those of the full protocol come on top."""
     keep: Annotated[int, Field(ge=2)] = 3
     """One setting in so many is looked at more closely, with so many times the images."""

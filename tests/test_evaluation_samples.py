@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from fractal_model import evaluation_samples as module
-from fractal_model.evaluation_samples import FeatureNetworks, draw_samples, extract, look_at
+from fractal_model.data.prepare import prepare_digits
+from fractal_model.data.prepared import open_prepared
+from fractal_model.evaluation_samples import (
+    FeatureNetworks,
+    draw_samples,
+    extract,
+    held_out_features,
+    look_at,
+)
 from fractal_model.generation import sample_images
 from fractal_model.metrics.protocol import ImageSource
 from fractal_model.parts import in_this_process
@@ -117,6 +125,21 @@ def test_files_are_seen_as_drawn_images_are(tmp_path):
     seen = look_at(found.images, FeatureNetworks("auto"), torch.device("cpu"), done.append)
     assert seen.inception.equal(found.inception) and done == [8, 12]
     assert seen.seconds_per_image is None
+
+
+def test_features_of_validation_images_are_of_so_many_at_most(tmp_path, monkeypatch):
+    prepare_digits(tmp_path / "digits", validation_images=20, seed=0)
+    split = open_prepared(tmp_path / "digits", "validation")
+    images, _ = split.load_all()
+    all_of_them = {tuple(row) for row in images.flatten(1).float().tolist()}
+
+    def pixels(batch: torch.Tensor) -> torch.Tensor:
+        return batch.flatten(1).float()
+
+    assert {tuple(row) for row in held_out_features(split, pixels).tolist()} == all_of_them
+    monkeypatch.setattr(module, "HELD_OUT_IMAGES", 11)
+    some = {tuple(row) for row in held_out_features(split, pixels).tolist()}
+    assert len(some) == 11 and some < all_of_them
 
 
 def test_dinov2_features_come_beside_inceptions(tmp_path, monkeypatch):

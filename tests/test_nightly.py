@@ -24,7 +24,11 @@ def test_nothing_is_known_of_a_size_that_was_never_evaluated():
 
 
 def test_what_is_begun():
-    assert fits(100.0, 100.0)
-    assert not fits(100.0, 100.1)
-    assert fits(100.0, None)
-    assert not fits(0.0, None)
+    assert fits(100.0, 100.0, 400.0)
+    assert not fits(100.0, 100.1, 400.0)
+    assert not fits(0.0, 0.0, 400.0)
+
+
+def test_the_unknown_is_begun_in_the_first_half_of_the_budget():
+    assert fits(200.0, None, 400.0)
+    assert not fits(199.9, None, 400.0)

@@ -68,3 +68,10 @@ def test_what_is_not_a_number_never_goes_on():
     assert lowest([math.nan, 5.0, math.inf, 4.0], 3) == (1, 3)
     with pytest.raises(FractalError, match="none of 2 settings has a FID"):
         lowest([math.nan, math.nan], 1)
+
+
+def test_the_default_budget_is_enough_for_the_default_settings_of_imagenet():
+    config = SweepConfig()
+    count = len(config.settings(SamplingConfig(guidance=1.0, logit_scale=1.0, iterations=(4,))))
+    plan = plan_rungs(count, classes=1000, samples=config.samples, keep=config.keep, largest=50)
+    assert plan[0] == Rung(24, 1)

@@ -1,7 +1,10 @@
 """The real images that are nearest to samples, in feature space: has the model learnt by heart?
 
 A model that copies has samples much nearer to the training images than images are that it never
-saw; so the distances of both are compared. Euclidean distances, exact, in float64.
+saw; so the distances of both are compared. Searched are the training images whose features the
+reference keeps: where these are a part, a copy of another one is not seen, and a model that does
+nothing but copy shows about that part of its samples as copies. Euclidean distances, exact, in
+float64.
 
 Shapes: N samples, M real images, D features each (2048: Inception pool_3), k neighbours.
 """
@@ -21,7 +24,7 @@ from fractal_model.metrics.statistics import checked_features
 CHUNK = 1000
 """Samples at a time: 80 MB of distances against 10,000 images."""
 NEAR_COPY_QUANTILE = 0.01
-"""Of the distances of images that the model never saw: a sample below it is unusually near."""
+"""Of the distances of the baseline: a sample below it is unusually near."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class RealImages:
     """(M,) int64"""
     pictures: Callable[[Sequence[int]], Tensor]
     """Numbers among the M to (n, 3, S, S) uint8."""
+    training_images: int
+    """How many there are in all, of which these M are searched."""
+
+    @property
+    def searched(self) -> float:
+        """The share of the training images that these are."""
+        return len(self.features) / self.training_images
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,16 @@ class Memorisation:
 
     samples: Tensor
     """(N,) of the samples."""
-    unseen: Tensor
-    """(K,) of images that the model never saw."""
-    unseen_are: str
+    baseline: Tensor
+    """(K,) of real images that are no copies."""
+    baseline_are: str
     """Which images these are."""
 
     @property
     def unusually_near(self) -> float:
-        """Share of samples that are nearer than all but one in a hundred unseen images: about
-        0.01 for a model that does not copy."""
-        limit = self.unseen.quantile(NEAR_COPY_QUANTILE)
+        """Share of samples that are nearer than all but one in a hundred of the baseline: about
+        0.01, or less, for a model that does not copy."""
+        limit = self.baseline.quantile(NEAR_COPY_QUANTILE)
         return (self.samples < limit).double().mean().item()
 
 
@@ -66,7 +76,8 @@ def reference_images(split: PreparedSplit, reference: Reference) -> RealImages |
         found = split.__getitems__([int(chosen[number]) for number in numbers])
         return torch.stack([example.image for example in found])
 
-    return RealImages(reference.features, torch.from_numpy(split.labels()[chosen]), pictures)
+    labels = torch.from_numpy(split.labels()[chosen])
+    return RealImages(reference.features, labels, pictures, len(split))
 
 
 def nearest(
@@ -94,14 +105,15 @@ def memorisation(
     nearest_of_samples: Tensor, real: RealImages, held_out: Tensor | None = None
 ) -> Memorisation:
     """(N,) distances of the samples beside those of `held_out` features (K, D) of validation
-    images; without them, of each training image to the other training images."""
+    images, which the model never saw; without them, of each searched training image to the others,
+    which it saw."""
     if held_out is None:
         what = "training images, to the nearest other one"
-        unseen, _ = nearest(real.features, real.features, themselves=True)
+        baseline, _ = nearest(real.features, real.features, themselves=True)
     else:
         what = "validation images"
-        unseen, _ = nearest(held_out, real.features)
-    return Memorisation(nearest_of_samples, unseen[:, 0], what)
+        baseline, _ = nearest(held_out, real.features)
+    return Memorisation(nearest_of_samples, baseline[:, 0], what)
 
 
 def inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:

@@ -136,16 +136,17 @@ def _in_feature_space(
     held_out: Tensor | None,
 ) -> dict[str, object]:
     """Neighbours, distances and per-class figures; all None without features of both."""
-    nothing = dict.fromkeys(("memory", "distances", "pairs", "precision", "agreement"))
+    nothing = dict.fromkeys(("memory", "real", "distances", "pairs", "precision", "agreement"))
     if features is None or real is None:
         return nothing
     distances, numbers = nearest(features, real.features, k=min(NEIGHBOURS, len(real.features)))
     found = memorisation(distances[:, 0], real, held_out)
-    shown = {"samples": found.samples, found.unseen_are: found.unseen}
+    shown = {"samples": found.samples, found.baseline_are: found.baseline}
     agreement = share_by_class(real.labels[numbers[:, 0]] == samples.labels, samples.labels, names)
     inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
     return {
         "memory": found,
+        "real": real,
         "distances": _figure(partial(figures.distance_histograms, label=DISTANCE), shown),
         "pairs": _neighbour_plates(samples, names, distances, numbers, real),
         "precision": _figure(lambda shares: figures.bars(shares, "precision"), inside),

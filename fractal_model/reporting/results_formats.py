@@ -35,6 +35,11 @@ _LATEX = {
     "&": r"\&",
     "#": r"\#",
     "$": r"\$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "{": r"\{",
+    "}": r"\}",
 }
 
 

@@ -1,9 +1,10 @@
 """All evaluated models and the published numbers in one table.
 
-Decided here: only like is compared with like. On a data set that numbers are published of, what
-follows the published protocol compares; on another one, what was measured as its newest full
-evaluation was. Guidance and the other settings of the sampler are a model's own and may differ;
-they have columns. Every other row stays, marked, with the reason.
+Decided here: only like is compared with like: what was measured as the data set's newest full
+evaluation was; on a data set that numbers are published of, as the newest that follows the
+published protocol. Guidance and the other settings of the sampler are a model's own and may differ;
+they have columns; so may seeds. Where only the weights of DINOv2 are others, only its distance is
+left out. Every other row stays, marked, with the reason.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ VERDICT = ("comparable", "reason", "run")
 KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
 """Columns that are no metrics."""
 SPEED = ("seconds_per_image", "images_per_second")
+DINOV2 = "fd_dinov2"
+OWN_SETTINGS = {"sampling", "seed"}
+"""Of `Protocol.images`: what may differ between rows that compare."""
 FIRST = (
     "nll_bits_per_dim",
     "nll_conditional_bits_per_dim",
@@ -54,8 +58,10 @@ def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     records = [_published(row) for row in PUBLISHED]
     for dataset in {row.dataset for row in rows}:
         ours = [row for row in rows if row.dataset == dataset]
-        standard = next((r.protocol for r in ours if _is_full(r.protocol)), None)
-        records += [_ours(row, standard) for row in ours]
+        full = [r.protocol for r in ours if r.protocol and _is_standard(r.protocol, dataset)]
+        standard = full[0] if full else None
+        dinov2 = next((one.dinov2_checksum for one in full if one.dinov2_checksum), None)
+        records += [_ours(row, standard, dinov2) for row in ours]
     frame = pd.DataFrame(records)
     metrics = sorted(set(frame.columns) - set(KNOWN), key=_place)
     frame = frame.reindex(columns=[*IDENTITY, *SETTINGS, *metrics, *VERDICT])
@@ -80,22 +86,28 @@ def of_dataset(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 def why_unlike(protocol: Protocol | None, dataset: str, standard: Protocol | None) -> str:
     """Why numbers of this protocol do not stand beside the others of the data set; "" where they
-    do. `standard` is that of the data set's newest full evaluation."""
+    do. `standard` is that of the data set's newest full evaluation, like the published one where
+    there is one."""
     if protocol is None:
         return "no record of its protocol is kept"
-    if dataset in RESOLUTIONS:
-        return _why_unlike_published(protocol, RESOLUTIONS[dataset])
+    if dataset in RESOLUTIONS and (why := _why_unlike_published(protocol, RESOLUTIONS[dataset])):
+        return why
     if protocol.preview:
         return (
             f"preview of {protocol.samples:,} samples, the full set has {protocol.full_samples:,}"
         )
     if standard is None:
         return ""
-    names = ("dataset_checksum", "reference_checksum", "network_checksum", "samples_per_class")
-    unlike = [name for name in names if getattr(protocol, name) != getattr(standard, name)]
-    if not unlike:
-        return ""
-    return f"not the {', '.join(unlike)} of the newest evaluation"
+    mine, theirs = _decisive(protocol), _decisive(standard)
+    # What images that came as files do not have, such as likelihood_passes, decides none of theirs.
+    unlike = [name for name in mine if name in theirs and mine[name] != theirs[name]]
+    return f"not the {', '.join(unlike)} of the newest evaluation" if unlike else ""
+
+
+def _decisive(protocol: Protocol) -> dict[str, object]:
+    """What rows that compare share."""
+    images = {} if protocol.images is None else protocol.images.model_dump(exclude=OWN_SETTINGS)
+    return protocol.model_dump(exclude={"images", "dinov2_checksum"}) | images
 
 
 def _why_unlike_published(protocol: Protocol, resolution: int) -> str:
@@ -111,8 +123,9 @@ def _why_unlike_published(protocol: Protocol, resolution: int) -> str:
     return ""
 
 
-def _is_full(protocol: Protocol | None) -> bool:
-    return protocol is not None and not protocol.preview
+def _is_standard(protocol: Protocol, dataset: str) -> bool:
+    """Whether others may be measured by it."""
+    return not why_unlike(protocol, dataset, None)
 
 
 def _published(row: PublishedResult) -> dict[str, object]:
@@ -132,12 +145,15 @@ def _published(row: PublishedResult) -> dict[str, object]:
     }
 
 
-def _ours(row: Row, standard: Protocol | None) -> dict[str, object]:
+def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, object]:
+    """`dinov2`: the checksum of the weights that distances of DINOv2 compare under."""
     protocol = row.protocol
     reason = why_unlike(protocol, row.dataset, standard)
     source = None if protocol is None else protocol.images
     sampling = None if source is None else source.sampling
     values = {name: value for name, value in row.values.items() if name not in SPEED}
+    if protocol is not None and protocol.dinov2_checksum != dinov2:
+        values = {n: value for n, value in values.items() if not n.startswith(DINOV2)}
     return {
         "dataset": row.dataset,
         "model": row.model,

@@ -25,6 +25,8 @@ from fractal_model.tracking.turns import Turn, own_turn
 CHANGE_TAG = "fractal.champion."
 """Of a registered model, with a number of four digits: one `Change` as JSON."""
 NOBODY = "none"
+DECIDED_TAG = f"{DECISION_TAG}.protocol"
+"""Of a version: the checksum of the protocol that it was last compared with a champion under."""
 
 
 class Change(StrictModel):
@@ -82,11 +84,13 @@ def contest(
     metrics: Mapping[str, float],
     rules: PromotionConfig,
     *,
+    protocol: str,
     metrics_of: Callable[[str], Mapping[str, float]],
     objection: str = "",
 ) -> Decision:
     """Compare a version with the champion, and promote it where it is better.
 
+    `metrics` are of the protocol with the checksum `protocol`, which is written down too.
     `metrics_of` gives another version's metrics under the same protocol; it may take long and is
     called while others may change the champion: then the new one is compared with too. An
     `objection` keeps the version from being promoted, whatever its numbers are.
@@ -98,12 +102,22 @@ def contest(
         decision = decide(metrics, None if champion is None else metrics_of(champion), rules)
         if decision.promote and objection:
             decision = _but(decision, objection)
-        settled = _settle(size, version, decision, against=champion)
+        settled = _settle(size, version, decision, protocol, against=champion)
         if settled is not None:
             return settled
 
 
-def _settle(size: str, version: str, decision: Decision, *, against: str | None) -> Decision | None:
+def is_decided(size: str, version: str, protocol: str) -> bool:
+    """Whether a version was compared under this protocol, or needs no comparison: it is the
+    champion."""
+    if registry.version_tags(size, version).get(DECIDED_TAG) == protocol:
+        return True
+    return registry.aliased_version(size, registry.CHAMPION) == version
+
+
+def _settle(
+    size: str, version: str, decision: Decision, protocol: str, *, against: str | None
+) -> Decision | None:
     """Write down a decision made against the champion `against`, and promote where it says so;
     returns the decision that stands. None where the champion is another by now: nothing is
     written."""
@@ -118,9 +132,11 @@ def _settle(size: str, version: str, decision: Decision, *, against: str | None)
                 f"{taken.who} put version {taken.version} in its place on {taken.when} "
                 f"({taken.because}): `fractal models promote {size} {version}` takes that back",
             )
-        _write_down(size, version, decision, against=against)
+        _write_down(turn, size, version, decision, against=against)
         if decision.promote:
             _crown(turn, size, changes, _change(version, "evaluation", decision.reason))
+        # Last: where this process dies before it, the next night decides again.
+        registry.tag_version(size, version, DECIDED_TAG, protocol)
     return decision
 
 
@@ -142,7 +158,7 @@ def promote_by_hand(size: str, version: str, because: str) -> str | None:
         changes = _up_to_date(size)
         change = _change(version, "override", because)
         decision = Decision(True, f"promoted by {change.who}: {because}")
-        _write_down(size, version, decision, against=champion)
+        _write_down(turn, size, version, decision, against=champion)
         _crown(turn, size, changes, change)
     return champion
 
@@ -164,7 +180,7 @@ def rollback(size: str, because: str) -> tuple[str, str]:
         change = _change(before[-1], "rollback", because)
         decision = Decision(False, f"taken back by {change.who}: {because}")
         if line[-1] in there:
-            _write_down(size, line[-1], decision, against=before[-1])
+            _write_down(turn, size, line[-1], decision, against=before[-1])
         _crown(turn, size, changes, change)
     return line[-1], before[-1]
 
@@ -199,8 +215,12 @@ def _change(version: str, how: str, because: str) -> Change:
     return Change(version=version, how=how, because=because, who=_who(), when=_now())
 
 
-def _write_down(size: str, version: str, decision: Decision, *, against: str | None) -> None:
-    """As tags of the version, in the place of those of an earlier decision."""
+def _write_down(
+    turn: Turn, size: str, version: str, decision: Decision, *, against: str | None
+) -> None:
+    """As tags of the version, in the place of those of an earlier decision; the protocol of the
+    last comparison stays, so that a night does not take up again what a person decided."""
+    turn.require()
     tags = {
         "promoted": str(decision.promote).lower(),
         "champion": against or NOBODY,
@@ -210,7 +230,7 @@ def _write_down(size: str, version: str, decision: Decision, *, against: str | N
     wanted = {f"{DECISION_TAG}.{name}": value for name, value in tags.items()}
     client, name = mlflow.MlflowClient(), registry.model_name(size)
     for key in registry.version_tags(size, version):
-        if key.startswith(f"{DECISION_TAG}.") and key not in wanted:
+        if key.startswith(f"{DECISION_TAG}.") and key not in (*wanted, DECIDED_TAG):
             client.delete_model_version_tag(name, version, key)
     for key, value in {**wanted, DECISION_TAG: decision.reason}.items():
         registry.tag_version(size, version, key, value)

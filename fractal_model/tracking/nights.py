@@ -9,7 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import mlflow
+from mlflow.entities import Run, RunStatus
 
+from fractal_model.metrics.protocol import PROTOCOL_TAG
 from fractal_model.nightly import Measured
 from fractal_model.tracking import registry, runs
 
@@ -22,23 +24,35 @@ _MILLISECONDS = 1000
 
 
 def earlier_evaluations(experiment_id: str, size: str) -> list[Measured]:
-    """The last that ended well, of any version and protocol."""
+    """The last that ended well, of any version and protocol, newest first. Left out is what may
+    have gone on with the images of a run that was stopped: it took the remaining time alone."""
     found = mlflow.search_runs(
         [experiment_id],
-        f"tags.`{runs.KIND_TAG}` = 'evaluate' and tags.`{runs.SIZE_TAG}` = '{size}' "
-        f"and attributes.status = 'FINISHED'",
+        f"tags.`{runs.KIND_TAG}` = 'evaluate' and tags.`{runs.SIZE_TAG}` = '{size}'",
         order_by=["attributes.start_time DESC"],
-        max_results=REMEMBERED,
         output_format="list",
     )
+    finished = RunStatus.to_string(RunStatus.FINISHED)
+    stopped = {_of(run) for run in found if run.info.status != finished}
+    whole = [
+        run
+        for run in found
+        if run.info.status == finished
+        and SAMPLES_PARAM in run.data.params
+        and _of(run) not in stopped
+    ]
     return [
         Measured(
             samples=int(run.data.params[SAMPLES_PARAM]),
             seconds=(run.info.end_time - run.info.start_time) / _MILLISECONDS,
         )
-        for run in found
-        if SAMPLES_PARAM in run.data.params
+        for run in whole[:REMEMBERED]
     ]
+
+
+def _of(run: Run) -> tuple[str, str]:
+    """Version and protocol: evaluations that share them share their images."""
+    return run.data.tags.get(runs.VERSION_TAG, ""), run.data.tags.get(PROTOCOL_TAG, "")
 
 
 def waits_since(size: str) -> str | None:

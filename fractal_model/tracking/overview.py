@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlflow
+from mlflow.entities import LifecycleStage, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -23,7 +24,8 @@ class RegisteredVersion(StrictModel):
     decision: str | None
     """Why, on one line."""
     evaluation_run: str | None
-    """The id of the newest MLflow run that evaluated it."""
+    """The id of the MLflow run behind the decision, by its protocol; else of the newest that
+    evaluated it."""
     metrics: dict[str, float]
     """Of that run; empty where there is none."""
 
@@ -68,7 +70,7 @@ def _model(size: str) -> RegisteredModel:
 def _version(found: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
     number, tags = str(found.version), found.tags
     promoted = tags.get(f"{registry.DECISION_TAG}.promoted")
-    run_id, metrics = _newest_evaluation(tags)
+    run_id, metrics = _evaluation(tags)
     return RegisteredVersion(
         version=number,
         aliases=tuple(sorted(name for name, v in aliases.items() if str(v) == number)),
@@ -80,19 +82,30 @@ def _version(found: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
     )
 
 
-def _newest_evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
-    runs = []
-    for key, run_id in tags.items():
-        if key.startswith(f"{registry.EVALUATION_TAG}."):
-            try:
-                runs.append(mlflow.get_run(run_id))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # deleted for good
-                    raise
+def _evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
+    """That of the decision's protocol, so that decision and numbers belong together, else the
+    newest."""
+    decided = registry.evaluation_tag(tags.get(champions.DECIDED_TAG, ""))
+    runs = {
+        key: run
+        for key, run_id in tags.items()
+        if key.startswith(f"{registry.EVALUATION_TAG}.") and (run := _run(run_id)) is not None
+    }
     if not runs:
         return None, {}
-    newest = max(runs, key=lambda run: run.info.start_time)
-    return newest.info.run_id, dict(newest.data.metrics)
+    run = runs.get(decided) or max(runs.values(), key=lambda run: run.info.start_time)
+    return run.info.run_id, dict(run.data.metrics)
+
+
+def _run(run_id: str) -> Run | None:
+    """None for one that was deleted."""
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # for good
+            return None
+        raise
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
 def _is_preview_of(metric: str, name: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+from mlflow.entities import LifecycleStage, RunStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -294,6 +295,29 @@ def fetch_checkpoint(uri: str) -> Path:
 def promote(size: str, version: str) -> None:
     """Point `champion` to a version; `champions.py` sees to when."""
     mlflow.MlflowClient().set_registered_model_alias(model_name(size), CHAMPION, version)
+
+
+def evaluation_tag(protocol_checksum: str) -> str:
+    return f"{EVALUATION_TAG}.{protocol_checksum[:12]}"
+
+
+def evaluation_of(size: str, version: str, protocol_checksum: str) -> str | None:
+    """The finished run that evaluated a version under a protocol; None where there is none, or it
+    was deleted since. FractalError: MLflow does not say."""
+    run_id = version_tags(size, version).get(evaluation_tag(protocol_checksum))
+    if run_id is None:
+        return None
+    try:
+        info = mlflow.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code in _NOTHING_THERE:  # deleted for good
+            return None
+        raise FractalError(
+            f"MLflow could not say what evaluated {model_name(size)} version {version} "
+            f"({one_line(error)}): nothing was changed, run again"
+        ) from error
+    finished = info.status == RunStatus.to_string(RunStatus.FINISHED)
+    return run_id if finished and info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
 def tag_version(size: str, version: str, key: str, value: str) -> None:

@@ -44,9 +44,9 @@ def evaluations() -> list[Evaluation]:
         tags = run.data.tags
         dataset = names[run.info.experiment_id]
         version = tags.get(VERSION_TAG, "")
-        # Without a version it is a folder's model: its name tells which.
-        which = version and tags.get(PROTOCOL_TAG, "")
-        key = (dataset, tags.get(SIZE_TAG, ""), version, which or run.info.run_name)
+        # Without a version it is a folder's model: the weights tell which, named in the run's name.
+        which = version or run.info.run_name
+        key = (dataset, tags.get(SIZE_TAG, ""), version, which, tags.get(PROTOCOL_TAG, ""))
         found.setdefault(key, run)
     if not found:
         raise FractalError(

@@ -90,7 +90,8 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
     experiment_id = experiment(size.training.dataset, outputs)
     what = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
     kind = "preview" if record.protocol.preview else "evaluate"
-    with mlflow.start_run(None, experiment_id, run_name=f"{kind}-{size.name}-{what}") as run:
+    name = f"{kind}-{size.name}-{what}-{record.checksum[:6]}"
+    with mlflow.start_run(None, experiment_id, run_name=name) as run:
         version = {VERSION_TAG: record.version} if record.version else {}
         _tag(size, "evaluate", version | {PROTOCOL_TAG: record.checksum})
         settings = size.evaluation.model_dump() | {

@@ -82,6 +82,7 @@ def _three_versions(empty: Models) -> Models:
             version,
             metrics[version],
             PromotionConfig(),
+            protocol="0" * 64,
             metrics_of=metrics.__getitem__,
         )
     registry.nominate("digits", "3")

@@ -49,9 +49,11 @@ def normal(count: int, width: int = 6, *, seed: int) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def real_images(count: int = 40) -> RealImages:
+def real_images(count: int = 40, *, of: int | None = None) -> RealImages:
     images, labels = random_images(count, seed=3), torch.arange(count) % 3
-    return RealImages(normal(count, seed=1), labels, lambda numbers: images[list(numbers)])
+    return RealImages(
+        normal(count, seed=1), labels, lambda numbers: images[list(numbers)], of or count
+    )
 
 
 @pytest.fixture
@@ -90,6 +92,23 @@ def test_it_needs_nothing_from_elsewhere_and_escapes_names(page):
     assert "<script" not in text and "<b>dog" not in text and "&lt;b&gt;dog" in text
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]*)""", text)
     assert addresses and all(a.startswith(("data:image/png", "#")) for a in addresses)
+
+
+def test_the_page_says_how_much_of_the_training_images_is_searched(page):
+    whole = " ".join(page().read_text().split())
+    assert "40 of 40 training images, 100 %" in whole and "at least 100 %" in whole
+    assert "copies of the others" not in whole and "does not rule copies out" not in whole
+    part = " ".join(page(real=real_images(of=5000)).read_text().split())
+    assert "40 of 5,000 training images, 0.8 %" in part and "at least 0.8 %" in part
+    assert "copies of the others would not" in part and "does not rule copies out" in part
+
+
+def test_the_page_names_what_samples_are_compared_with(page):
+    assert "with (training images, to the nearest other one)" in " ".join(
+        page().read_text().split()
+    )
+    text = page(held_out_features=normal(20, seed=12)).read_text()
+    assert "with (validation images)" in " ".join(text.split())
 
 
 def test_what_is_not_there_leaves_its_section_out(page):
@@ -170,6 +189,7 @@ def test_the_pictures_of_the_reference_are_the_images_behind_its_features(tmp_pa
     pictures = found.pictures([4, 1])
     assert pictures.permute(0, 2, 3, 1).flatten(1).float().equal(features[[4, 1]])
     assert found.labels.tolist() == [int(number) % 2 for number in chosen]
+    assert found.searched == pytest.approx(1 / 3)
     published = Reference(statistics, features, "ADM: x.npz", "noise", "0", "0")
     assert reference_images(split, published) is None
 

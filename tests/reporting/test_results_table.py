@@ -113,6 +113,65 @@ def test_beside_published_numbers_stands_what_follows_their_protocol(changes, re
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 
+def test_what_decides_the_numbers_must_be_the_same():
+    other = ImageSource(
+        weights="ema",
+        sampling=SAMPLING.model_copy(update={"guidance": 9.0}),
+        seed=0,
+        likelihood_passes=3,
+    )
+    only_own = ImageSource(
+        weights="model",
+        sampling=SAMPLING.model_copy(update={"guidance": 9.0}),
+        seed=7,
+        likelihood_passes=2,
+    )
+    changes = {
+        "newest": {},
+        "images": {"images": other},
+        "own": {"images": only_own},
+        "kid": {"kid_subsets": 9},
+        "files": {"images": None},
+    }
+    rows = [Row("digits", "a", {}, protocol(**change), run) for run, change in changes.items()]
+    found = reasons(results_table(rows))
+    assert found["images"] == "not the weights, likelihood_passes of the newest evaluation"
+    assert found["kid"] == "not the kid_subsets of the newest evaluation"
+    assert found["newest"] == found["own"] == found["files"] == ""
+
+
+def test_beside_published_numbers_our_own_must_be_alike_too():
+    changes = {
+        "preview": {"samples_per_class": 5, "dataset_checksum": "c" * 64},
+        "newest": {},
+        "data": {"dataset_checksum": "c" * 64},
+        "network": {"network_checksum": "sha256:1"},
+    }
+    rows = [Row("imagenet64", "a", {}, imagenet(**c), run) for run, c in changes.items()]
+    found = reasons(results_table(rows))
+    assert found["preview"].startswith("5,000 samples") and found["newest"] == ""
+    assert found["data"] == "not the dataset_checksum of the newest evaluation"
+    assert found["network"] == "not the network_checksum of the newest evaluation"
+
+
+def test_another_dinov2_leaves_its_distance_out_alone():
+    values = {"fid": 3.0, "fd_dinov2": 100.0}
+    checksums = {"newest": None, "first": "d" * 64, "other": "e" * 64}
+    rows = [
+        Row(
+            "digits",
+            "a",
+            values if checksum else {"fid": 3.0},
+            protocol(dinov2_checksum=checksum),
+            run,
+        )
+        for run, checksum in checksums.items()
+    ]
+    frame = results_table(rows).set_index("run").loc[list(checksums)]
+    assert frame["comparable"].all() and frame["fid"].eq(3.0).all()
+    assert frame["fd_dinov2"].notna().tolist() == [False, True, False]
+
+
 def test_the_published_numbers_are_the_papers():
     best = published_optimum("mar-l")
     assert (best.guidance, best.logit_scale, best.values["fid"]) == (21.0, 1.1, 7.30)
@@ -138,6 +197,13 @@ def test_latex_escapes_and_is_a_table(frame):
     assert r"\toprule" in text and r"0.7425 $\pm$ 0.0044" in text
     assert r"\textit{fractal\_digits version 1}\textsuperscript{3}" in text
     assert r"fid\_50" in text and text.count(r"\begin{tabular}") == 1
+
+
+def test_latex_escapes_every_special_letter():
+    rows = [Row("digits", r"a\b~c^d{e}", VALUES, protocol(), "r")]
+    text = results_formats.latex(of_dataset(results_table(rows), "digits"))
+    escaped = r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}"
+    assert escaped in text
 
 
 def test_csv_and_json_have_every_number(frame):

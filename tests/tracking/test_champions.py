@@ -20,6 +20,7 @@ from tests.tracking.conftest import SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 RULES = PromotionConfig()
+PROTOCOL = "0" * 64
 PROCESSES = 3
 
 
@@ -30,7 +31,13 @@ def _metrics(fid: float) -> dict[str, float]:
 def _contest(version: str, fid: float, fids: dict[str, float], **more: str) -> bool:
     fids[version] = fid
     decision = champions.contest(
-        SIZE, version, _metrics(fid), RULES, metrics_of=lambda v: _metrics(fids[v]), **more
+        SIZE,
+        version,
+        _metrics(fid),
+        RULES,
+        protocol=PROTOCOL,
+        metrics_of=lambda v: _metrics(fids[v]),
+        **more,
     )
     return decision.promote
 
@@ -90,6 +97,27 @@ def test_the_details_of_an_earlier_decision_do_not_stay(new_version):
     assert "fractal.decision.fid" not in tags
     assert tags["fractal.decision"].endswith("it has no artefacts")
     assert tags["fractal.decision.promoted"] == "true"
+
+
+def test_what_was_compared_or_is_the_champion_is_decided_also_after_a_person_spoke(new_version):
+    first, second = new_version(), new_version()
+    _contest(first, 20.0, fids := {})
+    assert champions.is_decided(SIZE, first, "another")
+    assert not champions.is_decided(SIZE, second, PROTOCOL)
+    _contest(second, 19.0, fids)
+    champions.rollback(SIZE, "dark")
+    assert champions.is_decided(SIZE, second, PROTOCOL)
+    assert not champions.is_decided(SIZE, second, "another")
+
+
+def test_what_dies_before_its_version_is_crowned_is_not_decided(new_version, monkeypatch):
+    version = new_version()
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "promote", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            _contest(version, 20.0, {})
+    assert not champions.is_decided(SIZE, version, PROTOCOL)
+    assert _contest(version, 20.0, {})
 
 
 def test_an_objection_keeps_a_better_one_from_being_promoted(new_version):
@@ -157,7 +185,9 @@ def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_
         asked.append(version)
         return _metrics(fids[version])
 
-    decision = champions.contest(SIZE, slow, _metrics(19.0), RULES, metrics_of=metrics_of)
+    decision = champions.contest(
+        SIZE, slow, _metrics(19.0), RULES, protocol=PROTOCOL, metrics_of=metrics_of
+    )
     assert asked == [first, quick]
     assert not decision.promote
     assert _champion() == quick
@@ -185,7 +215,12 @@ def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, mo
     monkeypatch.setattr(turns.Turn, "require", standing_still)
     with pytest.raises(FractalError, match="others have gone on"):
         champions.promote_by_hand(SIZE, second, "now")
+    with pytest.raises(FractalError, match="others have gone on"):
+        _contest(second, 19.0, {first: 20.0})
     assert _champion() == first
+    assert not any(
+        tag.startswith("fractal.decision") for tag in registry.version_tags(SIZE, second)
+    )
 
 
 def test_waiting_ends_with_the_name_of_who_does_not_give_way(new_version):
@@ -211,7 +246,7 @@ mlflow.set_tracking_uri(uri)
 metrics = lambda version: {"fid": fids[version], "nll_bits_per_dim": 0.7}
 for version in versions:
     champions.contest(
-        "race", version, metrics(version), PromotionConfig(), metrics_of=metrics
+        "race", version, metrics(version), PromotionConfig(), protocol="p", metrics_of=metrics
     )
 """
 

@@ -26,10 +26,12 @@ def experiment(tmp_path, monkeypatch) -> str:
     return store.experiment("digits", tmp_path)
 
 
-def log(experiment: str, version: str, fid: float, *, kept: Record | None, kind="evaluate") -> str:
+def log(
+    experiment: str, version: str, fid: float, *, kept: Record | None, kind="evaluate", name=None
+) -> str:
     tags = {runs.KIND_TAG: kind, runs.SIZE_TAG: "digits", runs.VERSION_TAG: version}
     tags[PROTOCOL_TAG] = kept.checksum if kept else "older"
-    with mlflow.start_run(experiment_id=experiment, tags=tags) as run:
+    with mlflow.start_run(experiment_id=experiment, tags=tags, run_name=name) as run:
         mlflow.log_metric("fid", fid)
         if kept:
             mlflow.log_dict(kept.model_dump(mode="json"), "protocol.json")
@@ -54,6 +56,15 @@ def test_the_newest_of_each_version_and_protocol(experiment):
     assert found[newest].model == "fractal-digits version 1"
     assert found[preview].record.protocol.samples == 50
     assert found[other].record is None
+
+
+def test_a_checkpoint_under_two_protocols_has_two_rows(experiment):
+    first = log(experiment, "", 50.0, kept=record(), name="evaluate-digits-abc")
+    log(experiment, "", 60.0, kept=record(), name="evaluate-digits-abd")
+    other = log(experiment, "", 40.0, kept=record(kid_subsets=9), name="evaluate-digits-abc")
+    newest = log(experiment, "", 30.0, kept=record(), name="evaluate-digits-abc")
+    found = {one.run_id for one in evaluations()}
+    assert {newest, other} < found and first not in found and len(found) == 3
 
 
 def test_an_empty_store_says_what_to_do(tmp_path):

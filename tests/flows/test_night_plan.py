@@ -1,0 +1,176 @@
+"""What a night takes up, on a store of made-up evaluations: nothing is sampled here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from flows import nightly
+from fractal_model.errors import FractalError
+from fractal_model.locks import AtWork
+from fractal_model.metrics.protocol import PROTOCOL_TAG, Protocol
+from fractal_model.params import Params, load_params
+from fractal_model.tracking import champions, nights, registry, runs, store
+from tests.flows.conftest import small_params
+from tests.reporting.test_results_table import protocol
+
+OTHER = "digits-two"
+FULL, PREVIEW = protocol(), protocol(samples_per_class=5)
+SECONDS = 1000
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """Digits and a size like it, both registered; version 1 of digits is evaluated, compared and
+    the champion."""
+    content = small_params()
+    for section in ("models", "training", "sampling", "evaluation"):
+        content[section][OTHER] = content[section]["digits"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    params = load_params(tmp_path / "params.yaml")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store.connect(params.paths.outputs)
+    for size in ("digits", OTHER):
+        mlflow.MlflowClient().create_registered_model(registry.model_name(size))
+        new_candidate(size)
+    evaluated(params, "digits", "1", FULL)
+    registry.promote("digits", "1")
+    registry.tag_version("digits", "1", champions.DECIDED_TAG, FULL.checksum)
+    monkeypatch.setattr(nightly, "read_manifest", lambda folder: None)
+    monkeypatch.setattr(
+        nightly, "protocol_of", lambda given, size, preview: PREVIEW if preview else FULL
+    )
+    monkeypatch.setattr(nightly, "get_run_logger", lambda: logging.getLogger("night"))
+    return params
+
+
+def new_candidate(size: str) -> str:
+    name = registry.model_name(size)
+    version = str(mlflow.MlflowClient().create_model_version(name, "test://none/none").version)
+    registry.nominate(size, version)
+    return version
+
+
+def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
+    """As if it had taken `SECONDS`."""
+    experiment = store.experiment("digits", params.paths.outputs)
+    tags = {runs.KIND_TAG: "evaluate", runs.SIZE_TAG: size, PROTOCOL_TAG: by.checksum}
+    client = mlflow.MlflowClient()
+    run_id = client.create_run(experiment, start_time=1000, tags=tags).info.run_id
+    client.log_param(run_id, nights.SAMPLES_PARAM, by.samples)
+    client.set_terminated(run_id, end_time=1000 * (1 + SECONDS))
+    registry.tag_version(size, version, registry.evaluation_tag(by.checksum), run_id)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Evaluations that the night begins: size, and whether a preview."""
+    calls: list[tuple[str, bool]] = []
+
+    def evaluation(size: str, model: str, preview: bool, params_file: Path) -> dict[str, float]:
+        calls.append((size, preview))
+        return {}
+
+    monkeypatch.setattr(nightly, "evaluate_fractal", evaluation)
+    return calls
+
+
+def night(params: Params) -> nightly.Night:
+    return nightly.Night(params, Path("params.yaml"))
+
+
+def outcomes(params: Params) -> list[tuple[str, str, str]]:
+    return [(row.size, row.evaluation, row.outcome) for row in night(params).rows()]
+
+
+def test_what_is_done_is_left_and_what_is_new_is_taken_up(params, begun):
+    assert outcomes(params) == [
+        (OTHER, "preview", "evaluated"),
+        (OTHER, "full", "evaluated"),
+        ("digits", "", "up to date"),
+    ]
+
+
+@pytest.mark.parametrize("decided", [None, PREVIEW.checksum])
+def test_what_was_evaluated_but_not_compared_is_taken_up(params, begun, decided):
+    """As after a process that died before the comparison, or a sweep; a comparison under another
+    protocol is none."""
+    new = new_candidate("digits")
+    evaluated(params, "digits", new, FULL)
+    if decided:
+        registry.tag_version("digits", new, champions.DECIDED_TAG, decided)
+    assert ("digits", "full", "evaluated") in outcomes(params)
+    assert ("digits", False) in begun and ("digits", True) not in begun
+    registry.tag_version("digits", new, champions.DECIDED_TAG, FULL.checksum)
+    assert ("digits", "", "up to date") in outcomes(params)
+
+
+def _broken(*given: str) -> None:
+    raise mlflow.MlflowException("the registry\nis away")
+
+
+BREAKS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
+    lambda patch: patch.setattr(champions, "is_decided", _broken),
+    lambda patch: patch.setattr(nightly, "forecast_seconds", _broken),
+    lambda patch: patch.setattr(nights, "end_waiting", _broken),
+)
+
+
+@pytest.mark.parametrize("breaks", BREAKS)
+def test_whatever_fails_becomes_a_row(params, begun, breaks, monkeypatch):
+    breaks(monkeypatch)
+    rows = night(params).rows()
+    failed = [row for row in rows if row.outcome == "failed"]
+    assert failed and {row.detail for row in failed} == {"the registry is away"}
+    assert {row.size for row in rows} == {"digits", OTHER}
+
+
+def test_what_another_process_evaluates_and_what_has_no_settings_is_skipped(params, monkeypatch):
+    def at_work(**given: object) -> None:
+        raise AtWork("another process is at work here")
+
+    monkeypatch.setattr(nightly, "evaluate_fractal", at_work)
+    mlflow.MlflowClient().create_registered_model("fractal-digits-of-old")
+    new_candidate("digits-of-old")
+    found = outcomes(params)
+    assert [row for row in found if row[0] == OTHER] == [
+        (OTHER, "preview", "skipped"),
+        (OTHER, "full", "skipped"),
+    ]
+    assert ("digits-of-old", "", "skipped") in found
+
+
+def test_a_champion_without_an_evaluation_takes_its_time_too(params):
+    new = new_candidate("digits")
+    other = protocol(kid_subsets=4)
+
+    def forecast(version: str, full: Protocol, asked: Protocol) -> float | None:
+        return night(params)._forecast(nightly.Due("digits", version, full, None, None), asked)
+
+    assert forecast(new, FULL, FULL) == SECONDS
+    assert forecast(new, other, other) == 2 * SECONDS
+    assert forecast(new, other, PREVIEW) == SECONDS
+    assert forecast("1", FULL, FULL) == 0
+
+
+def test_a_size_without_history_waits_in_the_second_half(params, begun):
+    half_gone = night(params)
+    half_gone._deadline -= 0.6 * params.nightly.budget_seconds
+    found = {(row.size, row.evaluation): row.outcome for row in half_gone.rows()}
+    assert found[OTHER, "full"] == found[OTHER, "preview"] == "did not fit"
+    assert nights.waits_since(OTHER) and not begun
+
+
+def test_the_run_ends_as_failed_with_its_table_written(params, begun, monkeypatch):
+    """The table and the message come before the error."""
+    written: list[object] = []
+    monkeypatch.setattr(champions, "is_decided", _broken)
+    monkeypatch.setattr(nightly, "create_table_artifact", lambda **given: written.append(given))
+    with pytest.raises(FractalError, match="digits: the registry is away"):
+        nightly.nightly_evaluation.fn(params_file=params.paths.outputs.parent / "params.yaml")
+    assert len(written) == 1

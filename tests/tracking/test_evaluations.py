@@ -1,0 +1,51 @@
+"""Which run stands for the evaluation of a version."""
+
+from __future__ import annotations
+
+import mlflow
+import pytest
+
+from fractal_model.tracking import registry
+from tests.tracking.conftest import SIZE
+
+PROTOCOL = "a" * 64
+
+
+@pytest.fixture
+def evaluate(new_version):
+    """A version, evaluated by a run that ends with the given status; returns both."""
+
+    def ended(status: str = "FINISHED") -> tuple[str, str]:
+        version = new_version()
+        with mlflow.start_run() as run:
+            pass
+        mlflow.MlflowClient().set_terminated(run.info.run_id, status)
+        tag = registry.evaluation_tag(PROTOCOL)
+        registry.tag_version(SIZE, version, tag, run.info.run_id)
+        return version, run.info.run_id
+
+    return ended
+
+
+def test_a_finished_run_of_the_same_protocol(evaluate):
+    version, run_id = evaluate()
+    assert registry.evaluation_of(SIZE, version, PROTOCOL) == run_id
+    assert registry.evaluation_of(SIZE, version, "b" * 64) is None
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_run_that_did_not_finish(evaluate, status):
+    version, _ = evaluate(status)
+    assert registry.evaluation_of(SIZE, version, PROTOCOL) is None
+
+
+def test_a_deleted_run(evaluate):
+    version, run_id = evaluate()
+    mlflow.delete_run(run_id)
+    assert registry.evaluation_of(SIZE, version, PROTOCOL) is None
+
+
+def test_a_run_that_is_gone_for_good(evaluate):
+    version, _ = evaluate()
+    registry.tag_version(SIZE, version, registry.evaluation_tag(PROTOCOL), "0" * 32)
+    assert registry.evaluation_of(SIZE, version, PROTOCOL) is None

@@ -1,0 +1,33 @@
+"""What the list of models shows of a version."""
+
+from __future__ import annotations
+
+import mlflow
+
+from fractal_model.tracking import champions, registry
+from fractal_model.tracking.overview import registered_models
+from tests.tracking.conftest import SIZE
+
+
+def _evaluated(version: str, protocol: str, fid: float) -> str:
+    with mlflow.start_run() as run:
+        mlflow.log_metric("fid", fid)
+    registry.tag_version(SIZE, version, registry.evaluation_tag(protocol), run.info.run_id)
+    return run.info.run_id
+
+
+def test_the_numbers_are_of_the_decisions_protocol_and_of_no_deleted_run(new_version):
+    version = new_version()
+    decided, newer, newest = (_evaluated(version, p * 64, n) for n, p in enumerate("abc"))
+
+    def shown() -> str | None:
+        return registered_models()[0].versions[0].evaluation_run
+
+    assert shown() == newest
+    registry.tag_version(SIZE, version, champions.DECIDED_TAG, "a" * 64)
+    assert shown() == decided
+    for run_id in (decided, newest):
+        mlflow.MlflowClient().delete_run(run_id)
+    assert shown() == newer
+    mlflow.MlflowClient().delete_run(newer)
+    assert shown() is None
