@@ -21,14 +21,14 @@ from tests.tracking.conftest import answering
 LITTLE, MUCH, HARDLY = 2, 40, 3
 """Epochs of the first version, of a much better one and of a much worse one."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Iterator[Project]:
     content = small_params()
-    content["metrics"]["statistics_images"] = {"digits": 60}
-    content["evaluation"]["digits"].update(samples_per_class=6, preview_per_class=2)
+    content["metrics"]["statistics_images"] = {"digits": 40}
+    content["evaluation"]["digits"].update(samples_per_class=4, preview_per_class=1)
     folder = tmp_path_factory.mktemp("evaluation") / "a project"
     with live_project(folder, content) as project:
         project.fractal("data", "prepare", "digits")
