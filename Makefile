@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark-data test test-all test-faults test-scale test-pages ui lint clean
+.PHONY: help install demo up down status benchmark-data test test-all test-faults test-services test-scale test-pages ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -53,6 +53,10 @@ test-all: $(INSTALLED) ## the slow tests too
 
 test-faults: $(INSTALLED) ## training under faults, all of them (about 15 minutes)
 	$(RUN) python -m pytest tests/faults tests/services/test_end_to_end.py
+
+test-services: $(INSTALLED) ## the real servers: training, evaluation, promotion, nights (about 10 minutes)
+	$(RUN) python -m pytest tests/services/test_end_to_end.py \
+	  tests/services/test_evaluation_end_to_end.py
 
 test-scale: $(INSTALLED) ## 32 workers on 4 simulated machines, one of which is lost
 	$(RUN) python -m pytest tests/scale

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from fractal_model.cli import app
 from fractal_model.data.writing import write_prepared
 from fractal_model.errors import FractalError
+from fractal_model.kept_parts import KeptParts
+from fractal_model.parts import in_this_process
 from fractal_model.sample_files import open_writer
 from tests.commands.conftest import save_tiny
 from tests.conftest import random_images
@@ -126,15 +128,23 @@ def test_a_model_gets_everything_and_goes_on_from_its_parts(place):
     assert "fid_8" in shown and "fd_dinov2_8 is absent" in shown and "nll_bits_per_dim" in shown
 
 
+def drawn(folder):
+    """The 16 images of the only evaluation of a project, as bytes."""
+    (samples,) = (folder / "outputs" / "evaluations").glob("*/samples")
+    return KeptParts(samples, in_this_process).rows(range(16), 3 * 4 * 4).numpy().tobytes()
+
+
 @pytest.mark.slow
-def test_two_workers_find_the_same_numbers(base, tmp_path):
+def test_two_workers_find_the_same_numbers_and_images(base, tmp_path):
     """Through the real network, each in a project of its own, so that nothing is kept."""
-    found = []
+    found, images = [], []
     for workers in (1, 2):
         folder = tmp_path / f"with {workers}"
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("outputs", "*.npz"))
         run(folder, "data", "reference", "noise")
         found.append(as_json(folder, folder / "model", "--workers", workers)["metrics"])
+        images.append(drawn(folder))
+    assert images[0] == images[1]
     for name in MODEL_METRICS - {"seconds_per_image", "images_per_second"}:
         assert found[1][name] == pytest.approx(found[0][name], abs=1e-6), name
 

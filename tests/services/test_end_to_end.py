@@ -6,9 +6,7 @@ Beside them runs a Ray of somebody else's, which must not notice.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -19,14 +17,12 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import yaml
 
 from fractal_model.services import processes
 from tests.flows.conftest import small_params
+from tests.services.live_project import Project, environment, live_project
 from tests.services.ports import free_ports
 
-REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 SLOW = """
 import time
 from prefect import flow
@@ -55,43 +51,7 @@ def probe():
 pytestmark = pytest.mark.slow
 
 
-def _environment(**more: str) -> dict[str, str]:
-    dropped = ("MLFLOW_", "PREFECT_", "RAY_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
-
-
 WORKER_LOG = "outputs/services/worker.log"
-
-
-class Project:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.ports = free_ports()
-        folder.mkdir()
-        for name in ("flows", "prefect.yaml"):
-            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-            copy(REPOSITORY / name, folder / name)
-        content = {**small_params(), "services": {**self.ports, "ray_cpus": 3}}
-        (folder / "params.yaml").write_text(yaml.safe_dump(content))
-
-    def run(self, *command: str, timeout: float = 400) -> str:
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=_environment(PREFECT_HOME=str(self.folder / "the person's")),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def fractal(self, *arguments: str) -> str:
-        return self.run(sys.executable, "-m", "fractal_model", *arguments)
-
-    def prefect(self, *arguments: str) -> str:
-        return self.run(sys.executable, "-m", "prefect", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +67,7 @@ def other_ray(tmp_path_factory) -> Iterator[psutil.Process]:
     settings["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     started = subprocess.Popen(
         command,
-        env=_environment(**settings),
+        env=environment(**settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -131,10 +91,9 @@ def _answers(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, other_ray) -> Iterator[Project]:
-    project = Project(tmp_path_factory.mktemp("services") / "a project")
-    project.said = project.fractal("services", "up")
-    yield project
-    project.fractal("services", "down")
+    folder = tmp_path_factory.mktemp("services") / "a project"
+    with live_project(folder, small_params()) as project:
+        yield project
 
 
 def _run_folder(project: Project) -> str:

@@ -1,0 +1,96 @@
+"""A person's own images of 64 × 64: registered, prepared, trained on and evaluated."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from flows import evaluate, train
+from fractal_model import cli
+from fractal_model.data.manifest import read_manifest
+from fractal_model.images import save_png
+from fractal_model.metrics.protocol import SAMPLE_METRICS
+from fractal_model.tracking import registry
+from tests.conftest import random_images
+from tests.flows.conftest import Project, make_project, small_params
+
+SIZE, DATASET = "tiny", "own"
+SAMPLES = 6
+SPEED = {"seconds_per_image", "images_per_second"}
+
+
+def _settings() -> dict:
+    """One more size than are shipped, of 64 × 64 in two levels."""
+    content = small_params()
+    for section in ("models", "training", "sampling", "evaluation"):
+        content[section][SIZE] = copy.deepcopy(content[section]["digits"])
+    content["models"][SIZE].update(patch_sizes=[64, 8, 1], num_classes=2)
+    content["training"][SIZE].update(
+        dataset=DATASET, epochs=2, batch_size=6, workers=1, min_workers=1, images_per_worker=6
+    )
+    content["sampling"][SIZE].update(iterations=[2, 2])
+    content["evaluation"][SIZE].update(
+        likelihood_passes=1, samples_per_class=SAMPLES // 2, preview_per_class=1, kid_subset_size=3
+    )
+    return content
+
+
+def _write_images(root: Path) -> None:
+    """12 of each of two classes, one of them darker."""
+    for number, name in enumerate(("dark", "light")):
+        (root / name).mkdir(parents=True)
+        for index, image in enumerate(random_images(12, size=64, seed=number)):
+            save_png(image // (2 - number), root / name / f"{index}.png")
+
+
+@pytest.fixture
+def project(tmp_path, prefect) -> Project:
+    project = make_project(tmp_path / "a project", _settings())
+    _write_images(tmp_path / "my images")
+    words = ["--name", DATASET, "--resolution", "64", "--holdout", "0.25"]
+    project.run(cli.main, "data", "register", str(tmp_path / "my images"), *words)
+    project.run(cli.main, "data", "prepare", DATASET)
+    project.run(cli.main, "data", "reference", DATASET)
+    return project
+
+
+@pytest.mark.slow
+def test_own_images_of_64_px_from_the_folder_to_the_champion(project, capsys):
+    manifest = read_manifest(project.folder / "data" / DATASET)
+    assert manifest.resolution == 64 and manifest.class_names == ("dark", "light")
+    assert sum(split.images for split in manifest.splits.values()) == 24
+    project.run(train.main, "--size", SIZE)
+    project.run(evaluate.main, "--size", SIZE)
+    assert registry.aliased_version(SIZE, registry.CHAMPION) == "1"
+    by_flow = _run_of_the_evaluation()
+    _require_artifacts(by_flow.info.run_id)
+
+    capsys.readouterr()
+    source = f"models:/fractal-{SIZE}@champion"
+    project.run(cli.main, "evaluate", source, "--dataset", DATASET, "--json")
+    found = json.loads(capsys.readouterr().out)
+    metrics, absent = found["metrics"], found["absent"]
+    assert {"fid", "kid", "precision", "recall", "nll_bits_per_dim"} <= set(metrics)
+    assert set(SAMPLE_METRICS) <= set(metrics) | set(absent)
+    assert absent["class_agreement"].endswith("images over 16 px, these have 64")
+    assert all(absent.values())
+    assert found["protocol"]["checksum"] == by_flow.data.tags["fractal.protocol"]
+    for name in set(metrics) - SPEED:
+        assert metrics[name] == pytest.approx(by_flow.data.metrics[name], abs=1e-6), name
+
+
+def _run_of_the_evaluation() -> mlflow.entities.Run:
+    experiment = mlflow.get_experiment_by_name(f"fractal-{DATASET}")
+    (run,) = mlflow.search_runs(
+        [experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'", output_format="list"
+    )
+    return run
+
+
+def _require_artifacts(run_id: str) -> None:
+    files = {file.path for file in mlflow.MlflowClient().list_artifacts(run_id)}
+    assert {"results.json", "protocol.json", "samples.png", "report.html"} <= files

@@ -1,0 +1,123 @@
+"""From training to the served champion, through the real servers and their deployments.
+
+The tests are one story and need each other in this order.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+
+import httpx
+import mlflow
+import pytest
+
+from tests.flows.conftest import small_params
+from tests.services.live_project import Project, live_project
+from tests.services.ports import free_ports
+from tests.tracking.conftest import answering
+
+LITTLE, MUCH, HARDLY = 2, 40, 3
+"""Epochs of the first version, of a much better one and of a much worse one."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Iterator[Project]:
+    content = small_params()
+    content["metrics"]["statistics_images"] = {"digits": 40}
+    content["evaluation"]["digits"].update(samples_per_class=4, preview_per_class=1)
+    folder = tmp_path_factory.mktemp("evaluation") / "a project"
+    with live_project(folder, content) as project:
+        project.fractal("data", "prepare", "digits")
+        project.fractal("data", "reference", "digits")
+        yield project
+
+
+def _deployment(project: Project, name: str, **parameters: object) -> None:
+    """Run it to its end, as a person types it."""
+    words = [word for key, value in parameters.items() for word in ("--param", f"{key}={value}")]
+    assert "Completed" in project.prefect("deployment", "run", name, *words, "--watch")
+
+
+def _versions(project: Project) -> dict[str, dict]:
+    """What `fractal models list` knows of each version, by number."""
+    (model,) = json.loads(project.fractal("models", "list", "--json"))
+    return {each["version"]: each for each in model["versions"]}
+
+
+def _evaluations(project: Project) -> list[str]:
+    """Names of the runs that evaluated something, from MLflow's server."""
+    client = mlflow.MlflowClient(_mlflow(project))
+    experiment = client.get_experiment_by_name("fractal-digits")
+    found = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
+    return sorted(run.info.run_name for run in found)
+
+
+def _mlflow(project: Project) -> str:
+    return f"http://127.0.0.1:{project.ports['mlflow']}"
+
+
+def test_the_first_version_becomes_the_champion(project):
+    _deployment(project, "train-fractal/digits", epochs=LITTLE)
+    _deployment(project, "evaluate-fractal/digits")
+    (first,) = _versions(project).values()
+    assert first["version"] == "1" and set(first["aliases"]) == {"candidate", "champion"}
+    assert first["decision"] == "there is no champion yet"
+    assert {"fid", "fid_stderr", "nll_bits_per_dim", "precision"} <= set(first["metrics"])
+
+
+def test_a_better_version_takes_its_place(project):
+    _deployment(project, "train-fractal/digits", epochs=MUCH)
+    _deployment(project, "evaluate-fractal/digits")
+    versions = _versions(project)
+    assert set(versions["2"]["aliases"]) == {"candidate", "champion"}
+    assert versions["2"]["promoted"] is True
+    ours, before = versions["2"]["metrics"], versions["1"]["metrics"]
+    assert ours["fid"] < before["fid"]
+    assert ours["nll_bits_per_dim"] < before["nll_bits_per_dim"]
+    assert _evaluations(project) == ["evaluate-digits-v1", "evaluate-digits-v2"]
+
+
+def test_a_night_evaluates_exactly_the_new_version_and_refuses_the_worse(project):
+    _deployment(project, "train-fractal/digits", epochs=HARDLY)
+    before = _evaluations(project)
+    _deployment(project, "nightly-evaluation/all")
+    new = ["evaluate-digits-v3", "preview-digits-v3"]
+    assert _evaluations(project) == sorted([*before, *new])
+    versions = _versions(project)
+    assert versions["2"]["aliases"] == ["champion"]
+    assert versions["3"]["aliases"] == ["candidate"]
+    assert versions["3"]["promoted"] is False
+    worse, champion = versions["3"]["metrics"], versions["2"]["metrics"]
+    reason = f"FID {worse['fid']:.3f} against {champion['fid']:.3f} (lower by more than "
+    assert versions["3"]["decision"].startswith(reason)
+
+
+def test_the_next_night_does_nothing(project):
+    before = _evaluations(project)
+    versions = _versions(project)
+    _deployment(project, "nightly-evaluation/all")
+    assert _evaluations(project) == before
+    assert _versions(project) == versions
+
+
+def test_the_champion_is_served_as_the_command_samples_it(project, tmp_path):
+    source = "models:/fractal-digits@champion"
+    words = ["--classes", "3", "--n", "2", "--seed", "7", "--out", str(tmp_path / "sampled")]
+    project.fractal("sample", "--model", source, *words)
+    port = free_ports(("model",))["model"]
+    url = f"http://127.0.0.1:{port}"
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", source]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (
+        answering(command, f"{url}/ping", tmp_path, MLFLOW_TRACKING_URI=_mlflow(project)),
+        httpx.Client(trust_env=False, timeout=120) as client,
+    ):
+        rows = [{"class": 3, "seed": seed} for seed in (7, 8)]
+        answer = client.post(f"{url}/invocations", json={"dataframe_records": rows})
+    assert answer.status_code == 200, answer.text
+    served = [base64.b64decode(text) for text in answer.json()["predictions"]]
+    assert served == [(tmp_path / "sampled" / f"{n}.png").read_bytes() for n in (0, 1)]
