@@ -38,7 +38,7 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.ray_workers import shared_out
+from fractal_model.ray_workers import shared_out, worker_count
 from fractal_model.tracking import champions, promotion, registry, runs, store
 from fractal_model.tracking.promotion import Decision
 from fractal_model.tracking.reports import log_report
@@ -128,6 +128,7 @@ def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool
 ) -> str:
     """The id of the run that evaluates a checkpoint, of a version where it is registered."""
+    size = with_workers(size, worker_count(size.evaluation.workers))
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     inputs = EvaluationInputs(params, size.training.dataset)
     protocol = protocol_of(params, size.name, preview)

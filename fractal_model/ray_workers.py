@@ -65,15 +65,18 @@ def map_over_workers(
 
 def shared_out(workers: int) -> MapParts:
     """Who does the work: `workers` actors, or this process where that is 1; 0 stands for as many as
-    the cluster in RAY_ADDRESS has room for, or one for each GPU of this machine. FractalError:
-    fewer than 0, or the cluster does not answer."""
-    if workers < 0:
-        raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
-    workers = workers or _room()
+    `worker_count` finds. FractalError: see there."""
+    workers = worker_count(workers)
     return in_this_process if workers == 1 else partial(map_over_workers, workers=workers)
 
 
-def _room() -> int:
+def worker_count(workers: int) -> int:
+    """How many workers that is: 0 stands for as many as the cluster in RAY_ADDRESS has room for, or
+    one for each GPU of this machine. FractalError: fewer than 0, or the cluster does not answer."""
+    if workers < 0:
+        raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
+    if workers > 0:
+        return workers
     if not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
         return max(1, torch.cuda.device_count())
     with ray_cluster(cpus=os.cpu_count() or 1):

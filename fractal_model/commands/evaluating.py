@@ -109,12 +109,13 @@ def _of_model(
     from fractal_model.metrics.protocol import Record
     from fractal_model.model.weights import weights_checksum
     from fractal_model.model_source import REGISTRY_SCHEME
+    from fractal_model.ray_workers import worker_count
 
     model, chosen = _model_and_size(source, settings, size)
     chosen.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
     chosen.sampling.level_iterations(model.config)
     protocol = inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
-    count = chosen.evaluation.workers if workers is None else workers
+    count = worker_count(chosen.evaluation.workers if workers is None else workers)
     folder = inputs.folder(chosen.name, protocol, model)
     with only_one(folder.with_suffix(".lock")):
         found = _measured(model, inputs, protocol, folder, chosen.evaluation.batch_size, count)

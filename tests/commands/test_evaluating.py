@@ -121,7 +121,9 @@ def test_a_model_gets_everything_and_goes_on_from_its_parts(place):
     record = found["protocol"]
     assert record["model"] == "model" and record["protocol"]["samples_per_class"] == 4
     assert len(record["checksum"]) == len(record["model_checksum"]) == 64
-    assert as_json(place, place / "model")["metrics"] == found["metrics"]
+    again = as_json(place, place / "model", "--workers", 0)
+    assert again["metrics"] == found["metrics"]
+    assert again["protocol"]["hardware"]["workers"] == 1, "as many as this machine has room for"
     shown = evaluate(place, place / "model", "--preview").stdout
     assert "fid_8" in shown and "fd_dinov2_8 is absent" in shown and "nll_bits_per_dim" in shown
 

@@ -64,11 +64,12 @@ def test_a_preview_bears_its_count_and_promotes_nothing(project, new_runs):
 def test_a_checkpoint_is_evaluated_and_the_registry_left_alone(project, new_runs):
     folder = registry.resolve("digits").checkpoint
     before = registry.version_tags("digits", "1")
-    found = evaluate_fractal(model=str(folder), preview=True, params_file=project.params)
+    found = evaluate_fractal(model=str(folder), preview=True, workers=0, params_file=project.params)
     assert "fid_20" in found and registry.version_tags("digits", "1") == before
     (run_id,) = new_runs()
     assert "fractal.model_version" not in mlflow.get_run(run_id).data.tags
     assert record_of(run_id).model == folder.name and record_of(run_id).version is None
+    assert record_of(run_id).hardware.workers == 1, "0 stands for as many as there is room for"
 
 
 @pytest.mark.parametrize(
