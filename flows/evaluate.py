@@ -32,7 +32,6 @@ from fractal_model.locks import only_one
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record
-from fractal_model.metrics.reference import load_reference
 from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
@@ -302,10 +301,6 @@ def check(params: Params, size: str) -> None:
     dataset = chosen.training.dataset
     manifest = open_prepared(params.dataset_folder(dataset), "validation").manifest
     chosen.fitted_to(manifest)
-    load_reference(params.reference_file(dataset)).require(
-        dataset_checksum=manifest.checksum,
-        weights_checksum=load_inception(params.metrics.inception_weights).weights_checksum,
-    )
     protocol_of(params, size)
     store.connect(params.paths.outputs)
     verify_checkpoint(registry.resolve(size).checkpoint)

@@ -14,6 +14,7 @@ from fractal_model.evaluation_samples import FeatureNetworks
 from fractal_model.fingerprint import fingerprint
 from fractal_model.memory import compute_device
 from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
+from fractal_model.metrics.inception import inception_checksum
 from fractal_model.metrics.protocol import Protocol, make_protocol
 from fractal_model.metrics.reference import Reference, build_reference, load_reference
 from fractal_model.metrics.settings import EvaluationConfig
@@ -55,12 +56,14 @@ class EvaluationInputs:
         sampling: SamplingConfig | None,
         preview: bool = False,
     ) -> Protocol:
-        """Reads no images. FractalError: no data set, no reference or another's, no DINOv2 weights
-        where they are named, or not the number of samples of the full protocol."""
+        """Reads no images. FractalError: no data set, no reference or one of another data set or
+        network, no Inception weights, no DINOv2 weights where they are named, or not the number of
+        samples of the full protocol."""
         return make_protocol(
             settings,
             self.manifest,
             self._inception_reference(),
+            inception_checksum=inception_checksum(self.params.metrics.inception_weights),
             preview=preview,
             sampling=sampling,
             dinov2_checksum=None if self._dinov2 is None else dinov2_checksum(self._dinov2),

@@ -179,7 +179,7 @@ def _of_samples(
     protocol = inputs.protocol(chosen, sampling=None, preview=preview)
     require_protocol(samples, protocol, place)
     with progress_bar("features, images", protocol.samples) as update:
-        seen = look_at(samples, inputs.networks, compute_device(), update)
+        seen = look_at(samples, protocol, inputs.networks, compute_device(), update)
     found = _sample_metrics(seen, inputs, protocol)
     return found, Record.now(protocol, model=place.name)
 

@@ -175,19 +175,18 @@ def make_protocol(
     manifest: Manifest,
     reference: Reference,
     *,
+    inception_checksum: str,
     preview: bool = False,
     sampling: SamplingConfig | None = None,
     dinov2_checksum: str | None = None,
 ) -> Protocol:
-    """The protocol that settings ask for on a data set; without `sampling`, of images that come as
-    files.
+    """The protocol that settings ask for on a data set, with the Inception weights that will be
+    used; without `sampling`, of images that come as files.
 
     FractalError: not the number of samples of the full protocol, and no preview was asked for, or
-    a reference of another data set.
+    a reference of another data set or network.
     """
-    reference.require(
-        dataset_checksum=manifest.checksum, weights_checksum=reference.weights_checksum
-    )
+    reference.require(dataset_checksum=manifest.checksum, weights_checksum=inception_checksum)
     classes = len(manifest.class_names)
     configured = settings.samples_per_class * classes
     full = full_samples(manifest.dataset, reference.source, configured)
@@ -211,7 +210,7 @@ def make_protocol(
         resolution=manifest.resolution,
         reference_source=reference.source,
         reference_checksum=reference.checksum,
-        network_checksum=reference.weights_checksum,
+        network_checksum=inception_checksum,
         dinov2_checksum=dinov2_checksum,
         classes=classes,
         samples_per_class=settings.preview_per_class if preview else settings.samples_per_class,

@@ -43,6 +43,9 @@ class Pixels:
 def quick(monkeypatch):
     for module in ("metrics.inception", "evaluation_samples"):
         monkeypatch.setattr(f"fractal_model.{module}.load_inception", lambda *given: Pixels())
+    monkeypatch.setattr(
+        "fractal_model.evaluation_inputs.inception_checksum", lambda weights: "sha256:0"
+    )
 
 
 @pytest.fixture
@@ -196,5 +199,7 @@ def test_a_reference_of_another_network(place, tmp_path):
         np.savez(file, **changed)
         with pytest.raises(FractalError, match="belong to another network"):
             evaluate(place, samples(tmp_path / "x", BALANCED))
+        with pytest.raises(FractalError, match="belong to another network"):
+            evaluate(place, place / "model")
     finally:
         file.write_bytes(whole)
