@@ -61,7 +61,8 @@ def _require_weights(network: str, found: str, expected: str | None) -> None:
     if found != expected:
         raise FractalError(
             f"the {network} weights of this machine are {found[:16]}, the protocol's are "
-            f"{(expected or 'none')[:16]}: give all machines the file that params.yaml's metrics name"
+            f"{(expected or 'none')[:16]}: give all machines the same file, see metrics in "
+            f"params.yaml"
         )
 
 
