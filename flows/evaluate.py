@@ -41,7 +41,7 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.ray_workers import shared_out, worker_count
+from fractal_model.ray_workers import hardware, shared_out, worker_count
 from fractal_model.reporting.report import shown_classes
 from fractal_model.tracking import champions, promotion, registry, runs, store
 from fractal_model.tracking.promotion import Decision
@@ -142,7 +142,7 @@ def _evaluate(
         model=name,
         version=version,
         model_checksum=weights_checksum(model),
-        workers=size.evaluation.workers,
+        hardware=hardware(size.evaluation.workers),
     )
     folder = inputs.folder(size.name, protocol, model)
     with only_one(folder.with_suffix(".lock")):
@@ -269,7 +269,11 @@ def report(
         references.inception,
         held_out=held_out,
         level_bits=likelihood_by_level(
-            model, inputs.split("validation"), passes=source.likelihood_passes, seed=source.seed
+            model,
+            inputs.split("validation"),
+            passes=source.likelihood_passes,
+            seed=source.seed,
+            map_parts=shared_out(size.evaluation.workers),
         ),
         training_run=registry.training_run(size.name, record.version),
     )
