@@ -109,7 +109,7 @@ def _of_model(
     from fractal_model.metrics.protocol import Record
     from fractal_model.model.weights import weights_checksum
     from fractal_model.model_source import REGISTRY_SCHEME
-    from fractal_model.ray_workers import worker_count
+    from fractal_model.ray_workers import hardware, worker_count
 
     model, chosen = _model_and_size(source, settings, size)
     chosen.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
@@ -124,7 +124,7 @@ def _of_model(
         protocol,
         model=source if source.startswith(REGISTRY_SCHEME) else Path(source).name,
         model_checksum=weights_checksum(model),
-        workers=count,
+        hardware=hardware(count),
     )
     return found, record
 

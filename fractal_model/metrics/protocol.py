@@ -29,6 +29,7 @@ from fractal_model.sampling.settings import SamplingConfig
 PUBLISHED_SAMPLES = 50_000
 """Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
 PUBLISHED_DATASETS = ("imagenet64", "imagenet256")
+PROTOCOL_VERSION = 1
 PROTOCOL_TAG = "fractal.protocol"
 """Of an MLflow run: the checksum of its protocol."""
 RECORD_FILE = "protocol.json"
@@ -50,10 +51,14 @@ _THOUSAND = 1000
 class ImageSource(StrictModel):
     """How a model's images were sampled; unknown for images that came as files."""
 
+    guidance_schedule: Literal["linear"] = "linear"
+    """How guidance grows while an image is made."""
+    mask_schedule: Literal["cosine"] = "cosine"
+    """Of the sub-patches of a MAR level that are still masked."""
     weights: Literal["model", "ema"]
     """The weights themselves, or the moving average of them."""
     sampling: SamplingConfig
-    """Guidance (on its linear schedule), logit scale, filter threshold, iterations, order."""
+    """Guidance, logit scale, filter threshold, iterations, order."""
     seed: Annotated[int, Field(ge=0)]
     """Of image 0; image i has i more."""
     precision: Literal["float32"] = "float32"
@@ -65,6 +70,8 @@ class ImageSource(StrictModel):
 class Protocol(StrictModel):
     """All that decides the numbers of an evaluation, apart from the model."""
 
+    version: Annotated[int, Field(ge=1)] = PROTOCOL_VERSION
+    """Counts changes to how numbers are computed that no other field shows."""
     dataset: str
     dataset_checksum: Sha256
     resolution: PositiveInt
@@ -118,8 +125,21 @@ class Hardware(StrictModel):
     machine: str
     """Such as x86_64."""
     cpus: PositiveInt
+    """Of all machines."""
     gpus: tuple[str, ...]
+    """Type of each, of all machines."""
     workers: PositiveInt
+
+    @classmethod
+    def here(cls, workers: int = 1) -> Hardware:
+        """This machine."""
+        gpus = range(torch.cuda.device_count())
+        return cls(
+            machine=platform.machine(),
+            cpus=os.cpu_count() or 1,
+            gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
+            workers=workers,
+        )
 
 
 class Record(StrictModel):
@@ -148,17 +168,17 @@ class Record(StrictModel):
         model: str,
         version: str | None = None,
         model_checksum: str | None = None,
-        workers: int = 1,
+        hardware: Hardware | None = None,
     ) -> Record:
-        """Of an evaluation in this process, at this moment."""
+        """Of an evaluation at this moment, in this process unless `hardware` says otherwise."""
         return cls(
             protocol=protocol,
             checksum=protocol.checksum,
             model=model,
             version=version,
             model_checksum=model_checksum,
-            libraries=_libraries(),
-            hardware=_hardware(workers),
+            libraries=libraries(),
+            hardware=hardware or Hardware.here(),
             evaluated_at=datetime.now(UTC),
         )
 
@@ -242,15 +262,6 @@ def read_record(file: Path) -> Record:
         ) from error
 
 
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
+    """Name to version of what numbers are computed with, our own package's too."""
     return {"fractal-model": fractal_model.__version__} | {n: installed(n) for n in LIBRARIES}
-
-
-def _hardware(workers: int) -> Hardware:
-    gpus = range(torch.cuda.device_count())
-    return Hardware(
-        machine=platform.machine(),
-        cpus=os.cpu_count() or 1,
-        gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
-        workers=workers,
-    )

@@ -8,7 +8,7 @@ import torch
 
 from fractal_model.data.manifest import Manifest
 from fractal_model.errors import FractalError
-from fractal_model.metrics.protocol import Record, make_protocol, read_record, short_count
+from fractal_model.metrics.protocol import Hardware, Record, make_protocol, read_record, short_count
 from fractal_model.metrics.reference import OWN_IMAGES, Reference
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.metrics.statistics import FeatureStatistics
@@ -118,7 +118,9 @@ def test_a_reference_of_another_network():
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    record = Record.now(protocol(), model="models:/fractal-digits/1", version="1", workers=2)
+    record = Record.now(
+        protocol(), model="models:/fractal-digits/1", version="1", hardware=Hardware.here(2)
+    )
     (tmp_path / "protocol.json").write_text(record.model_dump_json())
     assert read_record(tmp_path / "protocol.json") == record
     assert record.checksum == record.protocol.checksum
