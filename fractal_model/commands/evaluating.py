@@ -169,7 +169,12 @@ def _of_samples(
     from fractal_model.evaluation_samples import look_at
     from fractal_model.memory import compute_device
     from fractal_model.metrics.protocol import Record
-    from fractal_model.metrics.sample_set import open_sample_set, per_class_of, require_protocol
+    from fractal_model.metrics.sample_set import (
+        open_sample_set,
+        per_class_of,
+        require_protocol,
+        sample_request,
+    )
 
     samples = open_sample_set(place)
     chosen = settings.evaluation_of(inputs.dataset, size)
@@ -177,11 +182,15 @@ def _of_samples(
         count = per_class_of(samples, inputs.manifest, place)
         chosen = chosen.model_copy(update={"preview_per_class": count})
     protocol = inputs.protocol(chosen, sampling=None, preview=preview)
+    request = sample_request(place)
+    if request is not None:
+        protocol = protocol.model_copy(update={"images": request.images})
     require_protocol(samples, protocol, place)
     with progress_bar("features, images", protocol.samples) as update:
         seen = look_at(samples, protocol, inputs.networks, compute_device(), update)
     found = _sample_metrics(seen, inputs, protocol)
-    return found, Record.now(protocol, model=place.name)
+    checksum = None if request is None else request.model_checksum
+    return found, Record.now(protocol, model=place.name, model_checksum=checksum)
 
 
 def _sample_metrics(

@@ -49,7 +49,7 @@ _THOUSAND = 1000
 
 
 class ImageSource(StrictModel):
-    """How a model's images were sampled; unknown for images that came as files."""
+    """How a model's images were sampled; unknown for most that came as files."""
 
     guidance_schedule: Literal["linear"] = "linear"
     """How guidance grows while an image is made."""
@@ -63,8 +63,17 @@ class ImageSource(StrictModel):
     """Of image 0; image i has i more."""
     precision: Literal["float32"] = "float32"
     """That the network computes in."""
-    likelihood_passes: PositiveInt
-    """Mask draws an image, over all of the validation images."""
+    likelihood_passes: PositiveInt | None = None
+    """Mask draws an image, over all of the validation images; None where no likelihood is
+    computed."""
+
+
+class SampleRequest(StrictModel):
+    """What a folder of samples says about itself."""
+
+    images: ImageSource
+    model_checksum: Sha256
+    """Of the weights."""
 
 
 class Protocol(StrictModel):
@@ -88,7 +97,7 @@ class Protocol(StrictModel):
     full_samples: PositiveInt
     """What the full protocol of the data set asks for; see `full_samples`."""
     images: ImageSource | None
-    """None for images that came as files."""
+    """None for images that came as files which do not say."""
     kid_subsets: PositiveInt
     kid_subset_size: PositiveInt
     fid_resamples: PositiveInt

@@ -152,6 +152,19 @@ def test_samples_get_the_distances(place, tmp_path, name):
     assert found["absent"]["seconds_per_image"] == "the images were not sampled here"
 
 
+def test_samples_of_our_own_say_how_they_were_made(place, tmp_path):
+    words = ("--classes", "0,1,2,3", "--n", 4, "--seed", 7, "--guidance", 3, "--logit-scale", 1)
+    out = tmp_path / "x"
+    run(place, "sample", "--model", place / "model", *words, "--out", out)
+    record = as_json(place, out)["protocol"]
+    assert record["protocol"]["images"]["seed"] == 7 and len(record["model_checksum"]) == 64
+    assert record["protocol"]["images"]["sampling"]["guidance"] == 3
+    (out / "request.json").write_text('{"images": 1}')
+    with pytest.raises(FractalError, match="request.json does not say how") as raised:
+        evaluate(place, out)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_preview_of_samples_takes_any_count(place, tmp_path):
     out = samples(tmp_path / "x", [0, 1, 2, 3, 0, 1, 2, 3])
     with pytest.raises(FractalError, match="8 images, the protocol of noise asks for 16"):
