@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_size_is_refused_before_anything_is_sampled(
     project, new_runs, tmp_path
 ):
     save_tiny(tmp_path / "tiny")
-    with pytest.raises(FractalError, match="px"):
+    with pytest.raises(FractalError, match="size digits has image size 4, its data set"):
         evaluate_fractal(model=str(tmp_path / "tiny"), preview=True, params_file=project.params)
     assert new_runs() == []
 
