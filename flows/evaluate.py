@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -24,6 +27,7 @@ from flows.command import run_flow
 from fractal_model import evaluation
 from fractal_model.console import print_results, progress_bar, say
 from fractal_model.data.prepared import open_prepared
+from fractal_model.errors import FractalError, one_line
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
@@ -33,13 +37,13 @@ from fractal_model.memory import compute_device
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record
-from fractal_model.metrics.reference import load_reference
 from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.ray_workers import shared_out
+from fractal_model.ray_workers import hardware, shared_out, worker_count
+from fractal_model.reporting.report import shown_classes
 from fractal_model.tracking import champions, promotion, registry, runs, store
 from fractal_model.tracking.promotion import Decision
 from fractal_model.tracking.reports import log_report
@@ -115,47 +119,71 @@ def evaluated(
 ) -> str:
     """The id of the run that evaluated a version under the protocol with this checksum; evaluates
     where none has."""
-    tag = f"{registry.EVALUATION_TAG}.{protocol[:12]}"
-    what = f"fractal-{size.name} version {version.version}"
-    if tag in version.tags:
-        say(f"{what} is evaluated under this protocol: kept")
-        return version.tags[tag]
-    run_id = _evaluate(params, size, version.checkpoint, version.version, preview)
-    registry.tag_version(size.name, version.version, tag, run_id)
-    return run_id
+    kept = registry.evaluation_of(size.name, version.version, protocol)
+    if kept is not None:
+        say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
+        return kept
+    return _evaluate(params, size, version.checkpoint, version.version, preview)
 
 
 def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool
 ) -> str:
-    """The id of the run that evaluates a checkpoint, of a version where it is registered."""
+    """The id of the run that evaluates a checkpoint, of a version where it is registered.
+    FractalError: the settings or the data set are not the model's."""
+    size = with_workers(size, worker_count(size.evaluation.workers))
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     inputs = EvaluationInputs(params, size.training.dataset)
-    protocol = protocol_of(params, size.name, preview)
+    size.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
+    size.sampling.level_iterations(model.config)
+    protocol = inputs.protocol(size.evaluation, sampling=size.sampling, preview=preview)
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     record = Record.now(
         protocol,
         model=name,
         version=version,
         model_checksum=weights_checksum(model),
-        workers=size.evaluation.workers,
+        hardware=hardware(size.evaluation.workers),
     )
     folder = inputs.folder(size.name, protocol, model)
-    with (
-        only_one(folder.with_suffix(".lock")),
-        runs.evaluation_run(size, inputs.split("train").manifest, record, params.paths.outputs) as (
-            run_id
-        ),
-    ):
+    with only_one(folder.with_suffix(".lock")):
+        # Another process may have evaluated it while this one was on its way to the lock.
+        run_id = version and registry.evaluation_of(size.name, version, protocol.checksum)
+        if not run_id:
+            run_id = _measure(inputs, size, record, model, folder)
+            if version:
+                tag = registry.evaluation_tag(protocol.checksum)
+                registry.tag_version(size.name, version, tag, run_id)
+        shutil.rmtree(folder, ignore_errors=True)  # the run has its numbers
+    return run_id
+
+
+def _measure(
+    inputs: EvaluationInputs, size: Size, record: Record, model: FractalModel, folder: Path
+) -> str:
+    """The id of a new run with all numbers, and what goes with them."""
+    protocol, manifest = record.protocol, inputs.split("train").manifest
+    with runs.evaluation_run(size, manifest, record, inputs.params.paths.outputs) as run_id:
         held_out = measure_likelihood(inputs, size, protocol, model, folder)
         samples = draw(inputs, size, protocol, model, folder)
         found = held_out.results | measure_samples(inputs, protocol, samples)
         runs.log_results(found)
-        runs.log_picture(first_of_each_class(samples.images, protocol), PICTURE)
-        draw_growth(size, model)
-        report(inputs, size, record, model, found, samples, held_out)
-    shutil.rmtree(folder)  # the run has its numbers
+        with _spared("picture of the samples"):
+            runs.log_picture(first_of_each_class(samples.images, protocol), PICTURE)
+        with _spared("animation"):
+            draw_growth(size, model)
+        with _spared("report"):
+            report(inputs, size, record, model, found, samples, held_out)
     return run_id
+
+
+@contextmanager
+def _spared(what: str) -> Iterator[None]:
+    """What only shows the numbers must not cost a run that has them."""
+    try:
+        yield
+    except (FractalError, OSError, MlflowException) as error:
+        say(f"the {what} is left out: {one_line(error)}")
 
 
 @task(name="likelihood", cache_policy=NO_CACHE)
@@ -206,9 +234,10 @@ def measure_samples(
 
 
 def first_of_each_class(images: SampleSet, protocol: Protocol) -> Tensor:
-    """A picture with a row a class."""
+    """A picture with a row a class, for a few classes where there are many."""
     shown = min(GRID_COLUMNS, protocol.samples_per_class)
-    numbers = torch.arange(protocol.samples).view(protocol.classes, -1)[:, :shown].flatten()
+    classes = shown_classes(images.labels)
+    numbers = torch.arange(protocol.samples).view(protocol.classes, -1)[classes, :shown].flatten()
     return sample_grid(images.images(numbers.tolist()), images.labels[numbers], per_class=shown)
 
 
@@ -243,7 +272,11 @@ def report(
         held_out=held_out,
         held_out_features=held_out_features(inputs.split("validation"), inception),
         level_bits=likelihood_by_level(
-            model, inputs.split("validation"), passes=source.likelihood_passes, seed=source.seed
+            model,
+            inputs.split("validation"),
+            passes=source.likelihood_passes,
+            seed=source.seed,
+            map_parts=shared_out(size.evaluation.workers),
         ),
         training_run=registry.training_run(size.name, record.version),
     )
@@ -285,16 +318,16 @@ def compare_with_champion(
 def _show(params: Params, size: str, what: str, run_id: str) -> None:
     results = pd.DataFrame(mlflow.artifacts.load_dict(f"runs:/{run_id}/results.json")["data"])
     results.columns = ["metric", "value", "reason"]
-    folder = params.paths.outputs / size
-    picture = mlflow.artifacts.download_artifacts(
-        run_id=run_id, artifact_path=PICTURE, dst_path=str(folder)
-    )
     create_table_artifact(
         key=f"evaluation-{size}",
         table=results.astype(object).where(results.notna(), "").to_dict("records"),
     )
     print_results(what, results)
-    say(f"samples: open {os.path.relpath(picture)}")
+    with _spared("picture of the samples"):
+        picture = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=PICTURE, dst_path=str(params.paths.outputs / size)
+        )
+        say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
 
 
@@ -305,10 +338,6 @@ def check(params: Params, size: str) -> None:
     dataset = chosen.training.dataset
     manifest = open_prepared(params.dataset_folder(dataset), "validation").manifest
     chosen.fitted_to(manifest)
-    load_reference(params.reference_file(dataset)).require(
-        dataset_checksum=manifest.checksum,
-        weights_checksum=load_inception(params.metrics.inception_weights).weights_checksum,
-    )
     protocol_of(params, size)
     store.connect(params.paths.outputs)
     verify_checkpoint(registry.resolve(size).checkpoint)

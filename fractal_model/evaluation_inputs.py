@@ -3,6 +3,7 @@ the protocol that they make."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from fractal_model.evaluation_samples import FeatureNetworks
 from fractal_model.fingerprint import fingerprint
 from fractal_model.memory import compute_device
 from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
-from fractal_model.metrics.protocol import Protocol, make_protocol
+from fractal_model.metrics.inception import inception_checksum
+from fractal_model.metrics.protocol import Protocol, libraries, make_protocol
 from fractal_model.metrics.reference import Reference, build_reference, load_reference
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.model.fractal import FractalModel
@@ -55,12 +57,14 @@ class EvaluationInputs:
         sampling: SamplingConfig | None,
         preview: bool = False,
     ) -> Protocol:
-        """Reads no images. FractalError: no data set, no reference or another's, no DINOv2 weights
-        where they are named, or not the number of samples of the full protocol."""
+        """Reads no images. FractalError: no data set, no reference or one of another data set or
+        network, no Inception weights, no DINOv2 weights where they are named, or not the number of
+        samples of the full protocol."""
         return make_protocol(
             settings,
             self.manifest,
             self._inception_reference(),
+            inception_checksum=inception_checksum(self.params.metrics.inception_weights),
             preview=preview,
             sampling=sampling,
             dinov2_checksum=None if self._dinov2 is None else dinov2_checksum(self._dinov2),
@@ -93,7 +97,8 @@ class EvaluationInputs:
         )
 
     def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
-        """Where the parts of an evaluation are kept: one for each protocol and model."""
-        mark = fingerprint(model.config, weights_checksum(model))
+        """Where the parts of an evaluation are kept: one for each protocol, model and version of
+        the libraries, so that its numbers are all made with what the record names."""
+        mark = fingerprint(model.config, weights_checksum(model), json.dumps(libraries()))
         name = f"{size}-{protocol.checksum[:12]}-{mark[:12]}"
         return self.params.paths.outputs / "evaluations" / name

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.data.prepared import PreparedSplit
+from fractal_model.errors import FractalError
 from fractal_model.generation import sample_images
 from fractal_model.kept_parts import KeptParts
 from fractal_model.metrics.dinov2 import load_dinov2
@@ -47,12 +48,26 @@ class FeatureNetworks:
     """As metrics.inception_weights in params.yaml."""
     dinov2: Path | None = None
 
-    def load(self, device: torch.device) -> list[Network]:
-        """Inception, and DINOv2 where there are weights. FractalError: missing or damaged."""
-        networks: list[Network] = [load_inception(self.inception, device)]
-        if self.dinov2 is not None:
-            networks.append(load_dinov2(self.dinov2, device))
-        return networks
+    def load(self, device: torch.device, protocol: Protocol) -> list[Network]:
+        """Inception, and DINOv2 where there are weights. FractalError: missing, damaged, or not
+        the protocol's."""
+        inception = load_inception(self.inception, device)
+        _require_weights("Inception", inception.weights_checksum, protocol.network_checksum)
+        if self.dinov2 is None:
+            return [inception]
+        dinov2 = load_dinov2(self.dinov2, device)
+        _require_weights("DINOv2", dinov2.weights_checksum, protocol.dinov2_checksum)
+        return [inception, dinov2]
+
+
+def _require_weights(network: str, found: str, expected: str | None) -> None:
+    """A worker on another machine may find others there than the protocol was made with."""
+    if found != expected:
+        raise FractalError(
+            f"the {network} weights of this machine are {found[:16]}, the protocol's are "
+            f"{(expected or 'none')[:16]}: give all machines the same file, see metrics in "
+            f"params.yaml"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,11 +109,12 @@ def draw_samples(
 ) -> SeenSamples:
     """The balanced set of a protocol, in class order; image i has the seed `source.seed` + i.
 
-    What an equal call has left in `folder` is kept. FractalError: see `sample_images`.
+    What an equal call has left in `folder` is kept. FractalError: see `sample_images`, and
+    `FeatureNetworks.load`.
     """
     labels = torch.arange(protocol.classes).repeat_interleave(protocol.samples_per_class)
     seeds = range(source.seed, source.seed + len(labels))
-    kept = KeptParts(folder, partial(_map_with_features, map_parts, networks))
+    kept = KeptParts(folder, partial(_map_with_features, map_parts, networks, protocol))
     side, done = model.config.image_size, 0
     seen: list[Tensor] = [torch.empty(0)] * len(labels)
     parts = sample_images(model, source.sampling, labels, seeds, largest=largest, map_parts=kept)
@@ -120,10 +136,15 @@ def draw_samples(
 
 
 def look_at(
-    samples: SampleSet, networks: FeatureNetworks, device: torch.device, progress: Progress
+    samples: SampleSet,
+    protocol: Protocol,
+    networks: FeatureNetworks,
+    device: torch.device,
+    progress: Progress,
 ) -> SeenSamples:
-    """The same of images that came as files. FractalError: one is damaged."""
-    loaded = networks.load(device)
+    """The same of images that came as files. FractalError: one is damaged; see
+    `FeatureNetworks.load`."""
+    loaded = networks.load(device, protocol)
     found: list[list[Tensor]] = [[] for _ in loaded]
     for numbers in torch.arange(len(samples.labels)).split(FEATURE_BATCH):
         images = samples.images(numbers.tolist())
@@ -163,13 +184,21 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _map_with_features(
-    map_parts: MapParts, networks: FeatureNetworks, start: StartWork, total: int, *, largest: int
+    map_parts: MapParts,
+    networks: FeatureNetworks,
+    protocol: Protocol,
+    start: StartWork,
+    total: int,
+    *,
+    largest: int,
 ) -> Iterator[tuple[range, Tensor]]:
-    return map_parts(partial(_see, start, networks), total, largest=largest)
+    return map_parts(partial(_see, start, networks, protocol), total, largest=largest)
 
 
-def _see(start: StartWork, networks: FeatureNetworks, device: torch.device) -> Work:
-    sample, loaded = start(device), networks.load(device)
+def _see(
+    start: StartWork, networks: FeatureNetworks, protocol: Protocol, device: torch.device
+) -> Work:
+    sample, loaded = start(device), networks.load(device, protocol)
 
     def work(part: range) -> Tensor:
         started = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import ray
 import torch
@@ -18,6 +19,7 @@ from ray.util import ActorPool
 from torch import Tensor
 
 from fractal_model.errors import FractalError, one_line
+from fractal_model.metrics.protocol import Hardware
 from fractal_model.parts import (
     LARGEST_PART,
     MapParts,
@@ -29,6 +31,7 @@ from fractal_model.parts import (
 )
 from fractal_model.ray_cluster import ray_cluster
 
+_ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
 """Of each worker, before the whole work is given up."""
 
@@ -65,20 +68,47 @@ def map_over_workers(
 
 def shared_out(workers: int) -> MapParts:
     """Who does the work: `workers` actors, or this process where that is 1; 0 stands for as many as
-    the cluster in RAY_ADDRESS has room for, or one for each GPU of this machine. FractalError:
-    fewer than 0, or the cluster does not answer."""
-    if workers < 0:
-        raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
-    workers = workers or _room()
+    `worker_count` finds. FractalError: see there."""
+    workers = worker_count(workers)
     return in_this_process if workers == 1 else partial(map_over_workers, workers=workers)
 
 
-def _room() -> int:
-    if not os.environ.get("RAY_ADDRESS") and not ray.is_initialized():
+def worker_count(workers: int) -> int:
+    """How many workers that is: 0 stands for as many as the cluster in RAY_ADDRESS has room for, or
+    one for each GPU of this machine. FractalError: fewer than 0, or the cluster does not answer."""
+    if workers < 0:
+        raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
+    if workers > 0:
+        return workers
+    if not _has_cluster():
         return max(1, torch.cuda.device_count())
     with ray_cluster(cpus=os.cpu_count() or 1):
         found = ray.cluster_resources()
     return max(1, int(found.get("GPU", 0)) or int(found.get("CPU", 0)))
+
+
+def hardware(workers: int) -> Hardware:
+    """What `workers` workers run on: this machine, or the cluster in RAY_ADDRESS. FractalError: it
+    does not answer."""
+    here = Hardware.here(workers)
+    if workers == 1 or not _has_cluster():
+        return here
+    with ray_cluster(cpus=os.cpu_count() or 1):
+        found = ray.cluster_resources()
+        gpus = tuple(name for node in ray.nodes() if node["Alive"] for name in _gpus(node))
+    return here.model_copy(update={"cpus": max(1, int(found.get("CPU", 0))), "gpus": gpus})
+
+
+def _gpus(node: dict[str, Any]) -> list[str]:
+    """Type of each GPU of a machine, as Ray names it."""
+    resources = node["Resources"]
+    types = [name for name in resources if name.startswith(_ACCELERATOR)]
+    name = types[0].removeprefix(_ACCELERATOR) if types else "GPU"
+    return [name] * int(resources.get("GPU", 0))
+
+
+def _has_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
 
 
 def _run(

@@ -27,6 +27,8 @@ LARGEST_GRID = 1024
 GRID_COLUMNS = 32
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
+SOURCE_FILE = "request.json"
+"""Of a folder: how its images were sampled, see `metrics.protocol.SampleRequest`."""
 LABELS_FILE = "labels.npy"
 """Of a folder: (N,) int64, the class of each image, −1 for none."""
 
@@ -46,10 +48,17 @@ class SampleWriter(Protocol):
 
 
 def open_writer(
-    out: Path, labels: Tensor, *, image_size: int, per_class: int, request: str
+    out: Path,
+    labels: Tensor,
+    *,
+    image_size: int,
+    per_class: int,
+    request: str,
+    source: str | None = None,
 ) -> SampleWriter:
     """For `len(labels)` images; `request` is a checksum of all that decides about them, with which
-    a folder that an equal request began is gone on with.
+    a folder that an equal request began is gone on with. `source` is what stands in a folder's
+    SOURCE_FILE.
 
     FractalError: an ending without a meaning, a folder that cannot be written or that has images
     of another request, too many for a grid.
@@ -72,7 +81,7 @@ def open_writer(
             f"folder, whose name has none (numbered PNG files)"
         )
     require_writable(out)
-    return _Folder(out, labels, request)
+    return _Folder(out, labels, request, source)
 
 
 def image_name(number: int, count: int) -> str:
@@ -125,10 +134,13 @@ class _Folder:
     """000.png, 001.png, … and their classes; those that are complete stay whatever happens, and an
     equal request makes the others."""
 
-    def __init__(self, out: Path, labels: Tensor, request: str) -> None:
+    def __init__(self, out: Path, labels: Tensor, request: str, source: str | None) -> None:
         self._out = out
         self._count = len(labels)
         self._begin(request)
+        if source is not None:
+            with file_written_whole(out / SOURCE_FILE) as partial:
+                partial.write_text(f"{source}\n")
         with file_written_whole(out / LABELS_FILE) as partial:
             np.save(partial, labels.numpy())
         self.wanted = [number for number in range(self._count) if not self._file(number).exists()]

@@ -10,6 +10,7 @@ import torch
 from fractal_model import evaluation_samples as module
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.data.prepared import open_prepared
+from fractal_model.errors import FractalError
 from fractal_model.evaluation_samples import (
     FeatureNetworks,
     draw_samples,
@@ -18,6 +19,7 @@ from fractal_model.evaluation_samples import (
     look_at,
 )
 from fractal_model.generation import sample_images
+from fractal_model.metrics.inception import inception_checksum
 from fractal_model.metrics.protocol import ImageSource
 from fractal_model.parts import in_this_process
 from fractal_model.ray_cluster import ray_cluster
@@ -29,13 +31,15 @@ from tests.metrics.test_protocol import SETTINGS, manifest, protocol
 SOURCE = ImageSource(
     weights="model", sampling=SamplingConfig(guidance=2.0), seed=5, likelihood_passes=1
 )
-PROTOCOL = protocol(SETTINGS.model_copy(update={"samples_per_class": 3}), of=manifest(classes=4))
+PROTOCOL = protocol(
+    SETTINGS.model_copy(update={"samples_per_class": 3}), of=manifest(classes=4)
+).model_copy(update={"network_checksum": inception_checksum(), "dinov2_checksum": "sha256:2"})
 
 
 class Pixels:
     """In place of Inception, which is tested elsewhere: as wide, and quick. Must pickle."""
 
-    def load(self, device):
+    def load(self, device, protocol):
         return [lambda images: images.flatten(1)[:, :12].float().repeat(1, 171)[:, :2048]]
 
     dinov2 = None
@@ -65,7 +69,7 @@ def test_images_features_and_seconds_are_read_back(tmp_path):
     found = draw(tmp_path, progress=done.append)
     images = found.images.images(range(12))
     assert images.equal(expected_images())
-    assert found.inception.equal(Pixels().load("cpu")[0](images))
+    assert found.inception.equal(Pixels().load("cpu", PROTOCOL)[0](images))
     assert found.dinov2 is None and found.seconds_per_image > 0
     assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert done == [1, 5, 9, 12]
@@ -97,7 +101,7 @@ def test_a_stopped_evaluation_makes_the_missing_images_alone(tmp_path):
 
 
 def test_features_do_not_depend_on_the_cut_or_on_the_threads():
-    network = FeatureNetworks("auto").load(torch.device("cpu"))[0]
+    network = FeatureNetworks("auto").load(torch.device("cpu"), PROTOCOL)[0]
     images, threads = random_images(11), torch.get_num_threads()
     whole = extract(network, images)
     assert whole.shape == (11, 2048) and torch.get_num_threads() == threads
@@ -122,7 +126,9 @@ def test_two_workers_draw_and_see_the_same(tmp_path):
 def test_files_are_seen_as_drawn_images_are(tmp_path):
     found = draw(tmp_path, FeatureNetworks("auto"))
     done = []
-    seen = look_at(found.images, FeatureNetworks("auto"), torch.device("cpu"), done.append)
+    seen = look_at(
+        found.images, PROTOCOL, FeatureNetworks("auto"), torch.device("cpu"), done.append
+    )
     assert seen.inception.equal(found.inception) and done == [8, 12]
     assert seen.seconds_per_image is None
 
@@ -142,9 +148,35 @@ def test_features_of_validation_images_are_of_so_many_at_most(tmp_path, monkeypa
     assert len(some) == 11 and some < all_of_them
 
 
+class Named:
+    """A network with the checksum of its weights."""
+
+    def __init__(self, weights_checksum, network):
+        self.weights_checksum = weights_checksum
+        self._network = network
+
+    def __call__(self, images):
+        return self._network(images)
+
+
+def named_networks(monkeypatch, inception=PROTOCOL.network_checksum, dinov2="sha256:2"):
+    pixels = Named(inception, Pixels().load(None, PROTOCOL)[0])
+    corner = Named(dinov2, lambda images: images[:, :, 0, 0] / 2)
+    monkeypatch.setattr(module, "load_inception", lambda *given: pixels)
+    monkeypatch.setattr(module, "load_dinov2", lambda *given: corner)
+
+
+@pytest.mark.parametrize(("network", "name"), [("inception", "Inception"), ("dinov2", "DINOv2")])
+def test_weights_that_are_not_the_protocols(tmp_path, monkeypatch, network, name):
+    named_networks(monkeypatch, **{network: "sha256:another"})
+    message = f"the {name} weights of this machine are sha256:another, the protocol's are sha"
+    with pytest.raises(FractalError, match=message):
+        draw(tmp_path / "parts", FeatureNetworks("auto", tmp_path / "weights"))
+    assert list((tmp_path / "parts").iterdir()) == [], "nothing is kept under the protocol's name"
+
+
 def test_dinov2_features_come_beside_inceptions(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_inception", lambda *given: Pixels().load(None)[0])
-    monkeypatch.setattr(module, "load_dinov2", lambda *given: lambda images: images[:, :, 0, 0] / 2)
+    named_networks(monkeypatch)
     found = draw(tmp_path, FeatureNetworks("auto", tmp_path / "weights"))
     images = found.images.images(range(12))
     assert found.inception.shape == (12, 2048)

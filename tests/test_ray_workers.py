@@ -14,9 +14,10 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.errors import FractalError
 from fractal_model.evaluation import measure_likelihood
 from fractal_model.generation import sample_images
+from fractal_model.metrics.protocol import Hardware
 from fractal_model.parts import in_this_process
 from fractal_model.ray_cluster import ray_cluster
-from fractal_model.ray_workers import map_over_workers, shared_out
+from fractal_model.ray_workers import hardware, map_over_workers, shared_out
 from fractal_model.sampling.settings import SamplingConfig
 from tests.commands.conftest import save_images
 from tests.conftest import tiny_model
@@ -109,6 +110,14 @@ def test_more_workers_than_the_cluster_has():
         FractalError, match=r"3 workers asked for.*room for 2, give --workers 1 … 2"
     ):
         list(map_over_workers(_defect, 4, workers=3))
+
+
+def test_the_record_names_the_clusters_machines(monkeypatch):
+    alive = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [alive, {**alive, "Alive": False}])
+    found = hardware(2)
+    assert found.gpus == ("H100", "H100") and (found.cpus, found.workers) == (2, 2)
+    assert hardware(1) == Hardware.here(1), "a single worker is this process"
 
 
 def test_who_shares_the_work():

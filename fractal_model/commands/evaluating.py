@@ -109,12 +109,13 @@ def _of_model(
     from fractal_model.metrics.protocol import Record
     from fractal_model.model.weights import weights_checksum
     from fractal_model.model_source import REGISTRY_SCHEME
+    from fractal_model.ray_workers import hardware, worker_count
 
     model, chosen = _model_and_size(source, settings, size)
     chosen.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
     chosen.sampling.level_iterations(model.config)
     protocol = inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
-    count = chosen.evaluation.workers if workers is None else workers
+    count = worker_count(chosen.evaluation.workers if workers is None else workers)
     folder = inputs.folder(chosen.name, protocol, model)
     with only_one(folder.with_suffix(".lock")):
         found = _measured(model, inputs, protocol, folder, chosen.evaluation.batch_size, count)
@@ -123,7 +124,7 @@ def _of_model(
         protocol,
         model=source if source.startswith(REGISTRY_SCHEME) else Path(source).name,
         model_checksum=weights_checksum(model),
-        workers=count,
+        hardware=hardware(count),
     )
     return found, record
 
@@ -168,7 +169,12 @@ def _of_samples(
     from fractal_model.evaluation_samples import look_at
     from fractal_model.memory import compute_device
     from fractal_model.metrics.protocol import Record
-    from fractal_model.metrics.sample_set import open_sample_set, per_class_of, require_protocol
+    from fractal_model.metrics.sample_set import (
+        open_sample_set,
+        per_class_of,
+        require_protocol,
+        sample_request,
+    )
 
     samples = open_sample_set(place)
     chosen = settings.evaluation_of(inputs.dataset, size)
@@ -176,11 +182,15 @@ def _of_samples(
         count = per_class_of(samples, inputs.manifest, place)
         chosen = chosen.model_copy(update={"preview_per_class": count})
     protocol = inputs.protocol(chosen, sampling=None, preview=preview)
+    request = sample_request(place)
+    if request is not None:
+        protocol = protocol.model_copy(update={"images": request.images})
     require_protocol(samples, protocol, place)
     with progress_bar("features, images", protocol.samples) as update:
-        seen = look_at(samples, inputs.networks, compute_device(), update)
+        seen = look_at(samples, protocol, inputs.networks, compute_device(), update)
     found = _sample_metrics(seen, inputs, protocol)
-    return found, Record.now(protocol, model=place.name)
+    checksum = None if request is None else request.model_checksum
+    return found, Record.now(protocol, model=place.name, model_checksum=checksum)
 
 
 def _sample_metrics(

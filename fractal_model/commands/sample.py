@@ -57,8 +57,9 @@ def sample(
     from fractal_model.classes import parse_classes
     from fractal_model.fingerprint import fingerprint
     from fractal_model.generation import sample_images
+    from fractal_model.metrics.protocol import ImageSource, SampleRequest
     from fractal_model.model.weights import weights_checksum
-    from fractal_model.model_source import load_model
+    from fractal_model.model_source import AVERAGED, load_model
     from fractal_model.parts import LARGEST_PART
     from fractal_model.sample_files import open_writer
 
@@ -77,11 +78,16 @@ def sample(
     )
     labels = torch.tensor(asked).repeat_interleave(n)
     map_parts = parts_mapper(workers)
-    request = fingerprint(
-        network.config, sampling, weights_checksum(network), str((seed, asked, n))
-    )
+    checksum = weights_checksum(network)
+    weights = "ema" if model.endswith(AVERAGED) else "model"
+    source = ImageSource(weights=weights, sampling=sampling, seed=seed)
     writer = open_writer(
-        out, labels, image_size=network.config.image_size, per_class=n, request=request
+        out,
+        labels,
+        image_size=network.config.image_size,
+        per_class=n,
+        request=fingerprint(network.config, sampling, checksum, str((seed, asked, n))),
+        source=SampleRequest(images=source, model_checksum=checksum).model_dump_json(indent=1),
     )
     wanted, total = writer.wanted, len(labels)
     largest = LARGEST_PART if batch_size is None else batch_size

@@ -29,6 +29,7 @@ from fractal_model.sampling.settings import SamplingConfig
 PUBLISHED_SAMPLES = 50_000
 """Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
 PUBLISHED_DATASETS = ("imagenet64", "imagenet256")
+PROTOCOL_VERSION = 1
 PROTOCOL_TAG = "fractal.protocol"
 """Of an MLflow run: the checksum of its protocol."""
 RECORD_FILE = "protocol.json"
@@ -48,23 +49,38 @@ _THOUSAND = 1000
 
 
 class ImageSource(StrictModel):
-    """How a model's images were sampled; unknown for images that came as files."""
+    """How a model's images were sampled; unknown for most that came as files."""
 
+    guidance_schedule: Literal["linear"] = "linear"
+    """How guidance grows while an image is made."""
+    mask_schedule: Literal["cosine"] = "cosine"
+    """Of the sub-patches of a MAR level that are still masked."""
     weights: Literal["model", "ema"]
     """The weights themselves, or the moving average of them."""
     sampling: SamplingConfig
-    """Guidance (on its linear schedule), logit scale, filter threshold, iterations, order."""
+    """Guidance, logit scale, filter threshold, iterations, order."""
     seed: Annotated[int, Field(ge=0)]
     """Of image 0; image i has i more."""
     precision: Literal["float32"] = "float32"
     """That the network computes in."""
-    likelihood_passes: PositiveInt
-    """Mask draws an image, over all of the validation images."""
+    likelihood_passes: PositiveInt | None = None
+    """Mask draws an image, over all of the validation images; None where no likelihood is
+    computed."""
+
+
+class SampleRequest(StrictModel):
+    """What a folder of samples says about itself."""
+
+    images: ImageSource
+    model_checksum: Sha256
+    """Of the weights."""
 
 
 class Protocol(StrictModel):
     """All that decides the numbers of an evaluation, apart from the model."""
 
+    version: Annotated[int, Field(ge=1)] = PROTOCOL_VERSION
+    """Counts changes to how numbers are computed that no other field shows."""
     dataset: str
     dataset_checksum: Sha256
     resolution: PositiveInt
@@ -81,7 +97,7 @@ class Protocol(StrictModel):
     full_samples: PositiveInt
     """What the full protocol of the data set asks for; see `full_samples`."""
     images: ImageSource | None
-    """None for images that came as files."""
+    """None for images that came as files which do not say."""
     kid_subsets: PositiveInt
     kid_subset_size: PositiveInt
     fid_resamples: PositiveInt
@@ -118,8 +134,21 @@ class Hardware(StrictModel):
     machine: str
     """Such as x86_64."""
     cpus: PositiveInt
+    """Of all machines."""
     gpus: tuple[str, ...]
+    """Type of each, of all machines."""
     workers: PositiveInt
+
+    @classmethod
+    def here(cls, workers: int = 1) -> Hardware:
+        """This machine."""
+        gpus = range(torch.cuda.device_count())
+        return cls(
+            machine=platform.machine(),
+            cpus=os.cpu_count() or 1,
+            gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
+            workers=workers,
+        )
 
 
 class Record(StrictModel):
@@ -148,17 +177,17 @@ class Record(StrictModel):
         model: str,
         version: str | None = None,
         model_checksum: str | None = None,
-        workers: int = 1,
+        hardware: Hardware | None = None,
     ) -> Record:
-        """Of an evaluation in this process, at this moment."""
+        """Of an evaluation at this moment, in this process unless `hardware` says otherwise."""
         return cls(
             protocol=protocol,
             checksum=protocol.checksum,
             model=model,
             version=version,
             model_checksum=model_checksum,
-            libraries=_libraries(),
-            hardware=_hardware(workers),
+            libraries=libraries(),
+            hardware=hardware or Hardware.here(),
             evaluated_at=datetime.now(UTC),
         )
 
@@ -175,19 +204,18 @@ def make_protocol(
     manifest: Manifest,
     reference: Reference,
     *,
+    inception_checksum: str,
     preview: bool = False,
     sampling: SamplingConfig | None = None,
     dinov2_checksum: str | None = None,
 ) -> Protocol:
-    """The protocol that settings ask for on a data set; without `sampling`, of images that come as
-    files.
+    """The protocol that settings ask for on a data set, with the Inception weights that will be
+    used; without `sampling`, of images that come as files.
 
     FractalError: not the number of samples of the full protocol, and no preview was asked for, or
-    a reference of another data set.
+    a reference of another data set or network.
     """
-    reference.require(
-        dataset_checksum=manifest.checksum, weights_checksum=reference.weights_checksum
-    )
+    reference.require(dataset_checksum=manifest.checksum, weights_checksum=inception_checksum)
     classes = len(manifest.class_names)
     configured = settings.samples_per_class * classes
     full = full_samples(manifest.dataset, reference.source, configured)
@@ -211,7 +239,7 @@ def make_protocol(
         resolution=manifest.resolution,
         reference_source=reference.source,
         reference_checksum=reference.checksum,
-        network_checksum=reference.weights_checksum,
+        network_checksum=inception_checksum,
         dinov2_checksum=dinov2_checksum,
         classes=classes,
         samples_per_class=settings.preview_per_class if preview else settings.samples_per_class,
@@ -243,15 +271,6 @@ def read_record(file: Path) -> Record:
         ) from error
 
 
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
+    """Name to version of what numbers are computed with, our own package's too."""
     return {"fractal-model": fractal_model.__version__} | {n: installed(n) for n in LIBRARIES}
-
-
-def _hardware(workers: int) -> Hardware:
-    gpus = range(torch.cuda.device_count())
-    return Hardware(
-        machine=platform.machine(),
-        cpus=os.cpu_count() or 1,
-        gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
-        workers=workers,
-    )

@@ -17,14 +17,23 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fractal_model.data.manifest import Manifest
 from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics import protocol as protocols
-from fractal_model.sample_files import ARRAY, LABELS, LABELS_FILE, REQUEST_FILE, image_name
+from fractal_model.sample_files import (
+    ARRAY,
+    LABELS,
+    LABELS_FILE,
+    REQUEST_FILE,
+    SOURCE_FILE,
+    image_name,
+)
 
 _SHOWN = 3
+_LONGEST_REASON = 200
 
 
 class SampleSet(Protocol):
@@ -50,6 +59,21 @@ def open_sample_set(place: Path) -> SampleSet:
         f"{place} holds no samples: give a folder that `fractal sample` wrote, or an .npz file of "
         f"arr_0 and arr_1"
     )
+
+
+def sample_request(place: Path) -> protocols.SampleRequest | None:
+    """How the images in a folder were sampled; None where it does not say. FractalError: written by
+    another version."""
+    file = place / SOURCE_FILE
+    if not file.is_file():
+        return None
+    try:
+        return protocols.SampleRequest.model_validate_json(file.read_text())
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise FractalError(
+            f"{file} does not say how the images were sampled as this version does "
+            f"({one_line(error)[:_LONGEST_REASON]}): sample again, or remove it"
+        ) from error
 
 
 def require_protocol(samples: SampleSet, protocol: protocols.Protocol, what: object) -> None:
@@ -108,7 +132,8 @@ class _Folder:
 
     def _require_exactly_the_images(self) -> None:
         expected = {self._file(number).name for number in range(len(self.labels))}
-        found = {file.name for file in self._folder.iterdir()} - {LABELS_FILE, REQUEST_FILE}
+        ours = {LABELS_FILE, REQUEST_FILE, SOURCE_FILE}
+        found = {file.name for file in self._folder.iterdir()} - ours
         for names, problem, way_out in (
             (expected - found, "lacks", "sample again, it goes on where it stopped"),
             (found - expected, "also holds", "remove what does not belong to the set"),

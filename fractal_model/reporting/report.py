@@ -175,11 +175,16 @@ def _neighbour_plates(
     return plates
 
 
-def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
-    present = samples.labels.unique().tolist()
+def shown_classes(labels: Tensor) -> list[int]:
+    """Of the classes of (N,) labels, at most SHOWN_CLASSES, evenly spread."""
+    present = labels.unique().tolist()
     places = torch.linspace(0, len(present) - 1, min(SHOWN_CLASSES, len(present))).round()
+    return [present[int(place)] for place in places]
+
+
+def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
     plates = []
-    for number in (present[int(place)] for place in places):
+    for number in shown_classes(samples.labels):
         numbers = (samples.labels == number).nonzero()[:SHOWN_PER_CLASS, 0]
         row = samples.images(numbers.tolist())
         alt = f"{len(row)} samples of class {names[number]}"

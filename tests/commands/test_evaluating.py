@@ -45,6 +45,9 @@ class Pixels:
 def quick(monkeypatch):
     for module in ("metrics.inception", "evaluation_samples"):
         monkeypatch.setattr(f"fractal_model.{module}.load_inception", lambda *given: Pixels())
+    monkeypatch.setattr(
+        "fractal_model.evaluation_inputs.inception_checksum", lambda weights: "sha256:0"
+    )
 
 
 @pytest.fixture
@@ -123,7 +126,9 @@ def test_a_model_gets_everything_and_goes_on_from_its_parts(place):
     record = found["protocol"]
     assert record["model"] == "model" and record["protocol"]["samples_per_class"] == 4
     assert len(record["checksum"]) == len(record["model_checksum"]) == 64
-    assert as_json(place, place / "model")["metrics"] == found["metrics"]
+    again = as_json(place, place / "model", "--workers", 0)
+    assert again["metrics"] == found["metrics"]
+    assert again["protocol"]["hardware"]["workers"] == 1, "as many as this machine has room for"
     shown = evaluate(place, place / "model", "--preview").stdout
     assert "fid_8" in shown and "fd_dinov2_8 is absent" in shown and "nll_bits_per_dim" in shown
 
@@ -155,6 +160,19 @@ def test_samples_get_the_distances(place, tmp_path, name):
     assert set(found["metrics"]) == {*SAMPLE_METRICS, "class_agreement"}
     assert found["protocol"]["protocol"]["images"] is None
     assert found["absent"]["seconds_per_image"] == "the images were not sampled here"
+
+
+def test_samples_of_our_own_say_how_they_were_made(place, tmp_path):
+    words = ("--classes", "0,1,2,3", "--n", 4, "--seed", 7, "--guidance", 3, "--logit-scale", 1)
+    out = tmp_path / "x"
+    run(place, "sample", "--model", place / "model", *words, "--out", out)
+    record = as_json(place, out)["protocol"]
+    assert record["protocol"]["images"]["seed"] == 7 and len(record["model_checksum"]) == 64
+    assert record["protocol"]["images"]["sampling"]["guidance"] == 3
+    (out / "request.json").write_text('{"images": 1}')
+    with pytest.raises(FractalError, match="request.json does not say how") as raised:
+        evaluate(place, out)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_preview_of_samples_takes_any_count(place, tmp_path):
@@ -204,5 +222,7 @@ def test_a_reference_of_another_network(place, tmp_path):
         np.savez(file, **changed)
         with pytest.raises(FractalError, match="belong to another network"):
             evaluate(place, samples(tmp_path / "x", BALANCED))
+        with pytest.raises(FractalError, match="belong to another network"):
+            evaluate(place, place / "model")
     finally:
         file.write_bytes(whole)

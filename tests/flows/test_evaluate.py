@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import mlflow
 import pytest
+import torch
 
+from flows import evaluate
 from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.errors import FractalError
 from fractal_model.metrics.protocol import Record
 from fractal_model.params import load_params
 from fractal_model.tracking import registry, store
+from tests.commands.conftest import save_tiny
+from tests.metrics.test_protocol import SETTINGS, manifest, protocol
 
 
 @pytest.fixture
@@ -61,14 +65,64 @@ def test_a_preview_bears_its_count_and_promotes_nothing(project, new_runs):
     assert new_runs() == [run_id], "an evaluated version is not evaluated again"
 
 
+def test_a_deleted_evaluation_is_made_again_and_keeps_its_numbers(
+    project, new_runs, monkeypatch, capsys
+):
+    """Whatever becomes of the pictures and the page."""
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    for name in ("first_of_each_class", "draw_growth", "log_report"):
+        monkeypatch.setattr(evaluate, name, full)
+    found = evaluate_fractal(preview=True, params_file=project.params)
+    (run_id,) = new_runs()
+    mlflow.delete_run(run_id)
+    again = evaluate_fractal(preview=True, params_file=project.params)
+    (other,) = new_runs()
+    assert other != run_id and again["fid_20"] == pytest.approx(found["fid_20"])
+    assert mlflow.get_run(other).info.status == "FINISHED"
+    assert "the report is left out: [Errno 28] No space left" in capsys.readouterr().out
+
+
+def test_a_thousand_classes_make_a_picture_of_a_few():
+    of = manifest(classes=1000)
+    settings = SETTINGS.model_copy(update={"samples_per_class": 12})
+    labels = torch.arange(1000).repeat_interleave(12)
+    picture = evaluate.first_of_each_class(Grey(labels), protocol(settings, of=of))
+    assert picture.shape == (3, 20 * 66 + 2, 10 * 66 + 2)
+
+
+class Grey:
+    """`SampleSet` of 8 px."""
+
+    side = 8
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def images(self, numbers):
+        return torch.full((len(numbers), 3, 8, 8), 128, dtype=torch.uint8)
+
+
+def test_a_checkpoint_of_another_size_is_refused_before_anything_is_sampled(
+    project, new_runs, tmp_path
+):
+    save_tiny(tmp_path / "tiny")
+    with pytest.raises(FractalError, match="size digits has image size 4, its data set"):
+        evaluate_fractal(model=str(tmp_path / "tiny"), preview=True, params_file=project.params)
+    assert new_runs() == []
+
+
 def test_a_checkpoint_is_evaluated_and_the_registry_left_alone(project, new_runs):
     folder = registry.resolve("digits").checkpoint
     before = registry.version_tags("digits", "1")
-    found = evaluate_fractal(model=str(folder), preview=True, params_file=project.params)
+    found = evaluate_fractal(model=str(folder), preview=True, workers=0, params_file=project.params)
     assert "fid_20" in found and registry.version_tags("digits", "1") == before
     (run_id,) = new_runs()
     assert "fractal.model_version" not in mlflow.get_run(run_id).data.tags
     assert record_of(run_id).model == folder.name and record_of(run_id).version is None
+    assert record_of(run_id).hardware.workers == 1, "0 stands for as many as there is room for"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
         "flows.evaluate",
     ):
         monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
+    monkeypatch.setattr(
+        "fractal_model.evaluation_inputs.inception_checksum", lambda weights: "sha256:0"
+    )
     mine = make_project(tmp_path / "a sweep", _settings())
     (mine.folder / "outputs").symlink_to(project.outputs)
     (mine.folder / "data").mkdir()

@@ -16,7 +16,7 @@ from torch_fidelity.interpolate_compat_tensorflow import (
 
 from fractal_model.errors import FractalError
 from fractal_model.metrics import inception as module
-from fractal_model.metrics.inception import extract_features, load_inception
+from fractal_model.metrics.inception import extract_features, inception_checksum, load_inception
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +111,7 @@ def test_own_file_gives_the_same_features_and_logits(tmp_path, own_weights, imag
     path = tmp_path / "own.pth"
     path.write_bytes(content)
     own = load_inception(path)
+    assert inception_checksum(path) == own.weights_checksum
     assert own.has_classifier and own.weights_source == f"torch-fidelity: {path}"
     assert own.weights_checksum == f"sha256:{module.hashlib.sha256(content).hexdigest()}"
     found = own(images)

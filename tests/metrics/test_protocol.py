@@ -8,7 +8,7 @@ import torch
 
 from fractal_model.data.manifest import Manifest
 from fractal_model.errors import FractalError
-from fractal_model.metrics.protocol import Record, make_protocol, read_record, short_count
+from fractal_model.metrics.protocol import Hardware, Record, make_protocol, read_record, short_count
 from fractal_model.metrics.reference import OWN_IMAGES, Reference
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.metrics.statistics import FeatureStatistics
@@ -51,7 +51,7 @@ def reference(of: Manifest, source=OWN_IMAGES) -> Reference:
 
 def protocol(settings=SETTINGS, of=None, source=OWN_IMAGES, **options):
     of = of or manifest()
-    options.setdefault("sampling", SamplingConfig())
+    options = {"sampling": SamplingConfig(), "inception_checksum": "sha1:1"} | options
     return make_protocol(settings, of, reference(of, source), **options)
 
 
@@ -104,11 +104,23 @@ def test_the_published_protocol_has_50000_samples(dataset, source):
 
 def test_a_reference_of_other_images():
     with pytest.raises(FractalError, match="reference features of noise belong to another data"):
-        make_protocol(SETTINGS, manifest(checksum="b" * 64), reference(manifest()))
+        make_protocol(
+            SETTINGS,
+            manifest(checksum="b" * 64),
+            reference(manifest()),
+            inception_checksum="sha1:1",
+        )
+
+
+def test_a_reference_of_another_network():
+    with pytest.raises(FractalError, match="reference features of noise belong to another network"):
+        protocol(inception_checksum="sha1:2")
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    record = Record.now(protocol(), model="models:/fractal-digits/1", version="1", workers=2)
+    record = Record.now(
+        protocol(), model="models:/fractal-digits/1", version="1", hardware=Hardware.here(2)
+    )
     (tmp_path / "protocol.json").write_text(record.model_dump_json())
     assert read_record(tmp_path / "protocol.json") == record
     assert record.checksum == record.protocol.checksum
