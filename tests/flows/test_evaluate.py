@@ -70,7 +70,7 @@ def test_a_deleted_evaluation_is_made_again_and_keeps_its_numbers(
 ):
     """Whatever becomes of the pictures and the page."""
 
-    def full(*given):
+    def full(*given, **more):
         raise OSError(28, "No space left on device")
 
     for name in ("first_of_each_class", "draw_growth", "log_report"):
