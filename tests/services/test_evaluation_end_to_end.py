@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -49,11 +50,11 @@ def _versions(project: Project) -> dict[str, dict]:
 
 
 def _evaluations(project: Project) -> list[str]:
-    """Names of the runs that evaluated something, from MLflow's server."""
+    """Names of the runs that evaluated something, without their protocol, from MLflow's server."""
     client = mlflow.MlflowClient(_mlflow(project))
     experiment = client.get_experiment_by_name("fractal-digits")
     found = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
-    return sorted(run.info.run_name for run in found)
+    return sorted(re.sub("-[0-9a-f]{6}$", "", run.info.run_name) for run in found)
 
 
 def _mlflow(project: Project) -> str:
