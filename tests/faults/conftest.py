@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,12 +120,12 @@ def straight(new_run: Callable[..., Run], cluster: None) -> dict:
 
 
 def workers() -> list[psutil.Process]:
-    """Ray's processes that train, of this machine's user."""
+    """Ray's processes that train, of the clusters that this process has started."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if "RayTrainWorker" in line:
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
