@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli import app
+from fractal_model.console import console
 from fractal_model.errors import FractalError
 from fractal_model.tracking import champions, registry, store
 from fractal_model.tracking.promotion import PromotionConfig
@@ -34,7 +35,11 @@ class Models:
     def __call__(self, *words: object) -> str:
         """What it prints; raises what it raises."""
         every = ["models", *map(str, words), "--params", str(self.params)]
-        done = CliRunner().invoke(app, every, env={"COLUMNS": "200"})
+        before, console.width = console.width, 200  # no cell is folded
+        try:
+            done = CliRunner().invoke(app, every)
+        finally:
+            console.width = before
         if done.exception is not None:
             raise done.exception
         return done.output

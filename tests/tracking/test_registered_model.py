@@ -180,7 +180,7 @@ def test_a_moving_average_that_is_not_there_is_not_registered(registered, tmp_pa
 ELSEWHERE = """
 import importlib.util, sys
 sys.meta_path = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f))]
-sys.path = [folder for folder in sys.path if folder and not folder.startswith({repository!r})]
+sys.path = [folder for folder in sys.path if folder not in ("", {repository!r})]
 sys.path_importer_cache.clear()
 assert importlib.util.find_spec("fractal_model") is None, "this repository is still known"
 import mlflow, pandas
