@@ -107,8 +107,6 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
         watcher.join()
     assert watcher.done == ["machine lost", "worker killed"]
     print(f"{minutes:.1f} minutes, {watcher.peak / 1e9:.1f} GB at the peak")
-    assert watcher.peak < MOST_BYTES
-    assert minutes < MOST_MINUTES
 
     store.connect(project.outputs)
     client = mlflow.MlflowClient()
@@ -122,3 +120,5 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
     assert EPOCHS * IMAGES <= position < EPOCHS * IMAGES + BATCH
     steps = steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)
     assert (steps[0], steps[-1], set(steps)) == (32, 24, {32, 24})
+    assert watcher.peak < MOST_BYTES
+    assert minutes < MOST_MINUTES
