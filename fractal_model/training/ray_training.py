@@ -37,8 +37,8 @@ PLACEMENT_SECONDS = 30
 """Until the machines for a group of workers have to be there: where one was lost just now, Ray
 first plans with it, and then, after this, with those that are left."""
 POLL_SECONDS = 0.25
-"""How often workers are asked for reports: they wait at the next one until the last is taken, with
-Ray's default of two seconds for longer than a step of a small model takes."""
+"""How often workers are asked for reports: but while a checkpoint is uploaded they wait at the next
+one until the last is taken, with Ray's default of two seconds for longer than a small step."""
 _OF_ANOTHER = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -93,9 +93,9 @@ def run_training(
                 result = trainer.fit()
         except WorkerGroupError as error:
             raise FractalError(
-                f"training failed on a worker, {recipe.max_failures} times in a row at the most "
-                f"(max_failures): {_first_cause(error.worker_failures)}; mend it and run again, "
-                f"it goes on from the last checkpoint"
+                f"training failed on a worker and max_failures is {recipe.max_failures}: "
+                f"{_first_cause(error.worker_failures)}; mend it and run again, it goes on from "
+                f"the last checkpoint"
             ) from error
         except TrainingFailedError as error:
             raise FractalError(

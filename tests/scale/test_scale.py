@@ -91,8 +91,6 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
     seen.mkdir()
     watched = partial(run_training, worker=writes_down_what_it_sees(seen))
     monkeypatch.setattr(driver, "run_training", watched)
-    # 32 processes here: what threads' arenas leave unused in each adds up to a gigabyte.
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     project = make_project(tmp_path / "a project", scale_params())
     project.run(cli.main, "data", "prepare", "digits")
     with machines(4, each=8) as (cluster, nodes):
