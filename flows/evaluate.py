@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
@@ -227,7 +227,8 @@ def measure_samples(
     inputs: EvaluationInputs, protocol: Protocol, samples: SeenSamples
 ) -> MetricResults:
     """FID and its relatives against the references of the data set."""
-    with progress_bar("reference features, images", None) as update:
+    extracts = inputs.networks.dinov2 is not None  # Inception's are there
+    with progress_bar("DINOv2's reference, images", None) if extracts else nullcontext() as update:
         references = inputs.references(update)
     inception = load_inception(inputs.params.metrics.inception_weights)
     return evaluation.sample_metrics(samples, references, inception, protocol)
