@@ -5,14 +5,15 @@ Shapes: B rows, S positions, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from timm.layers import Mlp, SwiGLU
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fractal_model.model.attention import Attention, KeyValueCache
+from fractal_model.model.feed_forward import SwiGLU, gelu_mlp
 from fractal_model.model.rows import rowwise
 
 NORM_EPSILON = 1e-6
@@ -52,17 +53,18 @@ def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
             output_dropout=dropout,
         ),
         nn.LayerNorm(width, eps=NORM_EPSILON),
-        Mlp(width, 4 * width, drop=dropout),
+        gelu_mlp(width, 4 * width, dropout=dropout),
     )
 
 
 def ar_block(width: int, heads: int, *, dropout: float) -> Block:
     """The AR level's block: RMSNorm, causal attention without biases, SwiGLU."""
+    hidden = math.ceil((8 * width // 3) / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
     return Block(
         nn.RMSNorm(width, eps=1e-5),
         Attention(width=width, heads=heads, bias=False, causal=True, output_dropout=dropout),
         nn.RMSNorm(width, eps=1e-5),
-        SwiGLU(width, 8 * width // 3, bias=False, drop=(0.0, dropout), align_to=SWIGLU_MULTIPLE),
+        SwiGLU(width, hidden, dropout=dropout),
     )
 
 

@@ -1,0 +1,41 @@
+"""The two feed-forward parts of a block, of torch's own modules.
+
+Decided here: timm has both, but it cannot be imported without all its networks and torchvision,
+which every training worker would hold: 40 MB each. The names of the weights are timm's.
+
+Shapes: B rows, S positions, D width, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+
+
+def gelu_mlp(width: int, hidden: int, *, dropout: float) -> nn.Sequential:
+    """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
+    return nn.Sequential(
+        OrderedDict(
+            fc1=nn.Linear(width, hidden),
+            act=nn.GELU(),
+            drop1=nn.Dropout(dropout),
+            fc2=nn.Linear(hidden, width),
+            drop2=nn.Dropout(dropout),
+        )
+    )
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, then dropout (Shazeer 2020, section 2)."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1_g = nn.Linear(width, hidden, bias=False)
+        self.fc1_x = nn.Linear(width, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, width, bias=False)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        gate_BSH = nn.functional.silu(self.fc1_g(x_BSD))
+        return self.drop(self.fc2(gate_BSH * self.fc1_x(x_BSD)))

@@ -1,0 +1,53 @@
+"""The feed-forward parts against timm's, whose weights they take as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.layers import Mlp, SwiGLU
+from torch import nn
+
+from fractal_model.model.blocks import ar_block, vit_block
+
+WIDTH = 96
+
+
+def timm_mlp(width: int) -> nn.Module:
+    return Mlp(width, 4 * width)
+
+
+def timm_swiglu(width: int) -> nn.Module:
+    return SwiGLU(width, 8 * width // 3, bias=False, align_to=256)
+
+
+@pytest.mark.parametrize("width", [96, 98])
+@pytest.mark.parametrize(
+    ("block", "theirs"),
+    [
+        (lambda width: vit_block(width, 2, causal=False, dropout=0.0), timm_mlp),
+        (lambda width: ar_block(width, 2, dropout=0.0), timm_swiglu),
+    ],
+)
+def test_equal_to_timm_bit_by_bit(block, theirs, width):
+    torch.manual_seed(0)
+    ours, expected = block(width).feed_forward, theirs(width)
+    expected.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 5, width)
+    assert ours(x).equal(expected(x))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        vit_block(WIDTH, 2, causal=False, dropout=0.5),
+        ar_block(WIDTH, 2, dropout=0.5),
+    ],
+)
+def test_dropout_is_for_training_alone(block):
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, WIDTH)
+    block.train()
+    dropped = block.feed_forward(x) == 0
+    assert 0.3 < dropped.float().mean() < 0.7
+    block.eval()
+    assert not (block.feed_forward(x) == 0).any()
