@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from ray.cluster_utils import Cluster
 
 ACCELERATOR = "simulated_gpu"
-_ON_LOOPBACK = {"node_ip_address": "127.0.0.1"}
 
 
 @contextmanager
-def machines(count: int, *, each: int) -> Iterator[tuple[Cluster, list]]:
-    """A head without workers and `count` nodes for `each` workers; RAY_ADDRESS names it."""
+def machines(count: int, *, each: int, on_head: int = 0) -> Iterator[tuple[Cluster, list]]:
+    """A head for `on_head` workers and `count` more nodes for `each`; RAY_ADDRESS names it."""
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "include_dashboard": False, **_ON_LOOPBACK},
+        head_node_args={"include_dashboard": False, **_room(on_head)},
         shutdown_at_exit=False,  # it sets signal handlers, which add_machine cannot in a thread
     )
     atexit.register(cluster.shutdown)
@@ -37,4 +36,13 @@ def machines(count: int, *, each: int) -> Iterator[tuple[Cluster, list]]:
 
 def add_machine(cluster: Cluster, *, each: int) -> object:
     """A node for `each` workers; `cluster.remove_node` takes it away again."""
-    return cluster.add_node(num_cpus=each, resources={ACCELERATOR: each}, **_ON_LOOPBACK)
+    return cluster.add_node(**_room(each))
+
+
+def _room(workers: int) -> dict[str, object]:
+    """A node's resources, with one accelerator and CPU for each of `workers`."""
+    return {
+        "num_cpus": workers,
+        "resources": {ACCELERATOR: workers} if workers else {},
+        "node_ip_address": "127.0.0.1",
+    }

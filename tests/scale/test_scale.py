@@ -93,7 +93,7 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
     monkeypatch.setattr(driver, "run_training", watched)
     project = make_project(tmp_path / "a project", scale_params())
     project.run(cli.main, "data", "prepare", "digits")
-    with machines(4, each=8) as (cluster, nodes):
+    with machines(3, each=8, on_head=8) as (cluster, nodes):
         watcher = Watcher(
             project.outputs / "training/digits", lambda: cluster.remove_node(nodes[1])
         )
