@@ -14,9 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-import httpx
 from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from pydantic import ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
@@ -123,7 +122,7 @@ def _download(name: str, revision: str | None, token: str | bool | None) -> Path
     try:
         files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
-    except (HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HFValidationError, HTTPError, OSError) as error:
         raise FractalError(
             f"there is no folder {name}, and the hub has no model of that name for us "
             f"({one_line(error)}): check the path"

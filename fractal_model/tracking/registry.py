@@ -41,10 +41,8 @@ _NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 SERVED_PACKAGES = (
     "torch",
     "torchvision",
-    "timm",
     "safetensors",
     "huggingface_hub",
-    "httpx",
     "pydantic",
     "numpy",
     "pandas",

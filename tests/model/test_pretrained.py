@@ -9,10 +9,12 @@ import socket
 import huggingface_hub.constants
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fractal_model.errors import FractalError
+from fractal_model.model import pretrained
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model_source import load_model
 from fractal_model.training.checkpoint import Progress, save_checkpoint
@@ -114,6 +116,16 @@ def test_a_missing_folder(name):
 def test_a_repository_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FractalError, match="no folder someone/model") as caught:
+        FractalModel.from_pretrained("someone/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_connection_that_breaks(monkeypatch):
+    def breaks(*_, **__):
+        raise HTTPError("no route to host")
+
+    monkeypatch.setattr(pretrained, "snapshot_download", breaks)
+    with pytest.raises(FractalError, match=r"no folder someone/model.*no route to host") as caught:
         FractalModel.from_pretrained("someone/model")
     assert "\n" not in str(caught.value)
 

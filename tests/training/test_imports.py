@@ -5,7 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NOT_NEEDED = ("timm", "torchvision", "mlflow", "prefect", "matplotlib", "scipy", "datasets")
+NOT_NEEDED = (
+    "timm",
+    "torchvision",
+    "httpx",
+    "mlflow",
+    "prefect",
+    "matplotlib",
+    "scipy",
+    "datasets",
+)
 
 
 def test_a_worker_imports_no_library_that_it_does_not_need():
