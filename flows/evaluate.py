@@ -9,48 +9,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import mlflow
 import pandas as pd
-import torch
-from mlflow.exceptions import MlflowException
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor
 
+from flows import measuring
 from flows.command import run_flow
-from fractal_model import evaluation
-from fractal_model.console import print_results, progress_bar, say
+from fractal_model.console import print_results, say
 from fractal_model.data.prepared import open_prepared
-from fractal_model.errors import FractalError, one_line
 from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.evaluation_levels import likelihood_by_level
-from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
-from fractal_model.images import sample_grid
 from fractal_model.locks import only_one
-from fractal_model.memory import compute_device
-from fractal_model.metrics.evaluate import MetricResults
-from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record
-from fractal_model.metrics.sample_set import SampleSet
-from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.ray_workers import hardware, shared_out, worker_count
-from fractal_model.reporting.report import shown_classes
-from fractal_model.tracking import champions, promotion, registry, runs, store
+from fractal_model.ray_workers import hardware, worker_count
+from fractal_model.tracking import champions, promotion, registration, registry, store
 from fractal_model.tracking.promotion import Decision
-from fractal_model.tracking.reports import log_report
 from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
-
-GRID_COLUMNS = 10
-PICTURE = "samples.png"
 
 
 @flow(name="evaluate-fractal")
@@ -150,137 +130,12 @@ def _evaluate(
         # Another process may have evaluated it while this one was on its way to the lock.
         run_id = version and registry.evaluation_of(size.name, version, protocol.checksum)
         if not run_id:
-            run_id = _measure(inputs, size, record, model, folder)
+            run_id = measuring.measured(inputs, size, record, model, folder)
             if version:
                 tag = registry.evaluation_tag(protocol.checksum)
                 registry.tag_version(size.name, version, tag, run_id)
         shutil.rmtree(folder, ignore_errors=True)  # the run has its numbers
     return run_id
-
-
-def _measure(
-    inputs: EvaluationInputs, size: Size, record: Record, model: FractalModel, folder: Path
-) -> str:
-    """The id of a new run with all numbers, and what goes with them."""
-    protocol, manifest = record.protocol, inputs.split("train").manifest
-    with runs.evaluation_run(size, manifest, record, inputs.params.paths.outputs) as run_id:
-        held_out = measure_likelihood(inputs, size, protocol, model, folder)
-        samples = draw(inputs, size, protocol, model, folder)
-        found = held_out.results | measure_samples(inputs, protocol, samples)
-        runs.log_results(found)
-        with _spared("picture of the samples"):
-            runs.log_picture(first_of_each_class(samples.images, protocol), PICTURE)
-        with _spared("animation"):
-            draw_growth(size, model)
-        with _spared("report"):
-            report(inputs, size, record, model, found, samples, held_out)
-    return run_id
-
-
-@contextmanager
-def _spared(what: str) -> Iterator[None]:
-    """What only shows the numbers must not cost a run that has them."""
-    try:
-        yield
-    except (FractalError, OSError, MlflowException) as error:
-        say(f"the {what} is left out: {one_line(error)}")
-
-
-@task(name="likelihood", cache_policy=NO_CACHE)
-def measure_likelihood(
-    inputs: EvaluationInputs, size: Size, protocol: Protocol, model: FractalModel, folder: Path
-) -> evaluation.HeldOut:
-    """Held-out bits per dimension, unconditional and conditional."""
-    split = inputs.split("validation")
-    with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
-        return evaluation.held_out_likelihood(
-            model,
-            split,
-            protocol.images,
-            folder,
-            update,
-            largest=size.evaluation.batch_size,
-            map_parts=shared_out(size.evaluation.workers),
-        )
-
-
-@task(name="sample", cache_policy=NO_CACHE)
-def draw(
-    inputs: EvaluationInputs, size: Size, protocol: Protocol, model: FractalModel, folder: Path
-) -> SeenSamples:
-    """A balanced set, and its features."""
-    with progress_bar("sampling and features, images", protocol.samples) as update:
-        return draw_samples(
-            model,
-            protocol,
-            protocol.images,
-            inputs.networks,
-            folder / "samples",
-            update,
-            largest=size.evaluation.batch_size,
-            map_parts=shared_out(size.evaluation.workers),
-        )
-
-
-@task(name="sample-metrics", cache_policy=NO_CACHE)
-def measure_samples(
-    inputs: EvaluationInputs, protocol: Protocol, samples: SeenSamples
-) -> MetricResults:
-    """FID and its relatives against the references of the data set."""
-    extracts = inputs.networks.dinov2 is not None  # Inception's are there
-    with progress_bar("DINOv2's reference, images", None) if extracts else nullcontext() as update:
-        references = inputs.references(update)
-    inception = load_inception(inputs.params.metrics.inception_weights)
-    return evaluation.sample_metrics(samples, references, inception, protocol)
-
-
-def first_of_each_class(images: SampleSet, protocol: Protocol) -> Tensor:
-    """A picture with a row a class, for a few classes where there are many."""
-    shown = min(GRID_COLUMNS, protocol.samples_per_class)
-    classes = shown_classes(images.labels)
-    numbers = torch.arange(protocol.samples).view(protocol.classes, -1)[classes, :shown].flatten()
-    return sample_grid(images.images(numbers.tolist()), images.labels[numbers], per_class=shown)
-
-
-@task(name="growth", cache_policy=NO_CACHE)
-def draw_growth(size: Size, model: FractalModel) -> None:
-    """The generation of a few images, moving and still, as artifacts."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for file in evaluation.growth(model, size.sampling, size.evaluation, Path(scratch)):
-            mlflow.log_artifact(str(file))
-
-
-@task(name="report", cache_policy=NO_CACHE)
-def report(
-    inputs: EvaluationInputs,
-    size: Size,
-    record: Record,
-    model: FractalModel,
-    results: MetricResults,
-    samples: SeenSamples,
-    held_out: evaluation.HeldOut,
-) -> None:
-    """`report.html` and its figures, as artifacts."""
-    source = record.protocol.images
-    references = inputs.references()
-    inception = load_inception(inputs.params.metrics.inception_weights, compute_device())
-    log_report(
-        record,
-        results,
-        samples,
-        references.train,
-        references.inception,
-        held_out=held_out,
-        held_out_features=held_out_features(inputs.split("validation"), inception),
-        level_bits=likelihood_by_level(
-            model,
-            inputs.split("validation"),
-            passes=source.likelihood_passes,
-            seed=source.seed,
-            map_parts=shared_out(size.evaluation.workers),
-        ),
-        training_run=registry.training_run(size.name, record.version),
-    )
 
 
 @task(name="compare-with-champion", cache_policy=NO_CACHE)
@@ -306,7 +161,7 @@ def compare_with_champion(
         params.promotion,
         protocol=protocol,
         metrics_of=metrics_of,
-        objection=registry.serves_otherwise(size.name, candidate.version, size.serving),
+        objection=registration.serves_otherwise(size.name, candidate.version, size.serving),
     )
     create_markdown_artifact(
         promotion.as_markdown(size.name, candidate.version, decision),
@@ -324,9 +179,11 @@ def _show(params: Params, size: str, what: str, run_id: str) -> None:
         table=results.astype(object).where(results.notna(), "").to_dict("records"),
     )
     print_results(what, results)
-    with _spared("picture of the samples"):
+    with measuring.spared("picture of the samples"):
         picture = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=PICTURE, dst_path=str(params.paths.outputs / size)
+            run_id=run_id,
+            artifact_path=measuring.PICTURE,
+            dst_path=str(params.paths.outputs / size),
         )
         say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")

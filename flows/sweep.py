@@ -23,10 +23,9 @@ from prefect.cache_policies import NO_CACHE
 from flows import evaluate
 from flows.command import run_flow
 from fractal_model.console import progress_bar, say
-from fractal_model.evaluation_inputs import EvaluationInputs
+from fractal_model.evaluation_inputs import EvaluationInputs, computed_by
 from fractal_model.fingerprint import fingerprint
 from fractal_model.locks import only_one
-from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.ray_workers import shared_out
@@ -100,9 +99,9 @@ class _Sweep:
             keep=sweep.keep,
             largest=protocol.samples_per_class,
         )
-        self._mark = fingerprint(sweep, protocol, model.config, weights_checksum(model))
+        self._mark = fingerprint(sweep, protocol, computed_by(model))
         folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._mark[:12]}"
-        workers = shared_out(size.evaluation.workers)
+        workers = shared_out(size.evaluation.workers, inputs.files)
         self._previews = Previews(model, size, inputs, folder, workers)
 
     def result(self) -> dict[str, float]:

@@ -24,7 +24,7 @@ from fractal_model.data.manifest import Manifest
 from fractal_model.errors import FractalError
 from fractal_model.locks import only_one
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.tracking import registry, runs, store
+from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.training import launch
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.owner import Owner
@@ -74,7 +74,7 @@ def train_fractal(
     chosen, manifest = launch.with_data(params, size, changes)
     store.connect(params.paths.outputs)
     mark = launch.mark_of(chosen, manifest)
-    version = registry.reuse(size, mark, chosen.serving) if resume else None
+    version = registration.reuse(size, mark, chosen.serving) if resume else None
     if version is not None:
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
         return version
@@ -170,7 +170,7 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
 def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
     """Put the checkpoint into the registry under the alias `candidate`."""
     with launch.fetched(checkpoint) as folder:
-        return registry.register(size.name, folder, serving=size.serving, tags=tags)
+        return registration.register(size.name, folder, serving=size.serving, tags=tags)
 
 
 def check(params: Params, size: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fractal_model.data.manifest import Manifest, read_manifest
+from fractal_model.data.manifest import Manifest, manifest_files, read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.evaluation import References
 from fractal_model.evaluation_samples import FeatureNetworks
@@ -40,6 +40,15 @@ class EvaluationInputs:
     def _dinov2(self) -> Path | None:
         weights = self.params.metrics.dinov2_weights
         return None if weights is None else Path(weights)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What workers on other machines must see at the same paths: images and weights, those
+        that are no download and no package."""
+        inception = self.params.metrics.inception_weights
+        own = None if inception in ("auto", "download") else Path(inception)
+        found = manifest_files(self.params.dataset_folder(self.dataset))
+        return (*found, *(file for file in (own, self._dinov2) if file is not None))
 
     @property
     def manifest(self) -> Manifest:
@@ -99,6 +108,12 @@ class EvaluationInputs:
     def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
         """Where the parts of an evaluation are kept: one for each protocol, model and version of
         the libraries, so that its numbers are all made with what the record names."""
-        mark = fingerprint(model.config, weights_checksum(model), json.dumps(libraries()))
+        mark = computed_by(model)
         name = f"{size}-{protocol.checksum[:12]}-{mark[:12]}"
         return self.params.paths.outputs / "evaluations" / name
+
+
+def computed_by(model: FractalModel) -> str:
+    """SHA-256 of a model and of the versions of the libraries that its numbers are computed with:
+    an upgrade must not mix old numbers with new ones."""
+    return fingerprint(model.config, weights_checksum(model), json.dumps(libraries()))

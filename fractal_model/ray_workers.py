@@ -8,8 +8,9 @@ arrives as one FractalError.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -30,6 +31,7 @@ from fractal_model.parts import (
     in_this_process,
 )
 from fractal_model.ray_cluster import ray_cluster
+from fractal_model.ray_files import require_files
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
@@ -37,16 +39,24 @@ RESTARTS = 2
 
 
 def map_over_workers(
-    start: StartWork, total: int, *, largest: int = LARGEST_PART, workers: int
+    start: StartWork,
+    total: int,
+    *,
+    largest: int = LARGEST_PART,
+    workers: int,
+    files: Sequence[Path] = (),
 ) -> Iterator[tuple[range, Tensor]]:
-    """The `MapParts` on `workers` actors of the cluster in RAY_ADDRESS, else of this machine.
+    """The `MapParts` on `workers` actors of the cluster in RAY_ADDRESS, else of this machine; they
+    read `files`.
 
-    FractalError: more workers than the cluster has CPUs or GPUs, or what a worker raised.
+    FractalError: more workers than the cluster has CPUs or GPUs, a machine of it that does not see
+    a file, or what a worker raised.
     """
     if workers < 1:
         raise FractalError(f"{workers} workers asked for: give 1 or more")
     with ray_cluster(cpus=min(workers, os.cpu_count() or 1)):
         gpus = _require_resources(workers)
+        require_files(files, "GPU" if gpus else "CPU")
         workers = min(workers, total)
         try:
             yield from _run(
@@ -66,11 +76,13 @@ def map_over_workers(
             ) from error
 
 
-def shared_out(workers: int) -> MapParts:
-    """Who does the work: `workers` actors, or this process where that is 1; 0 stands for as many as
-    `worker_count` finds. FractalError: see there."""
+def shared_out(workers: int, files: Sequence[Path] = ()) -> MapParts:
+    """Who does the work, which reads `files`: `workers` actors, or this process where that is 1; 0
+    stands for as many as `worker_count` finds. FractalError: see there."""
     workers = worker_count(workers)
-    return in_this_process if workers == 1 else partial(map_over_workers, workers=workers)
+    if workers == 1:
+        return in_this_process
+    return partial(map_over_workers, workers=workers, files=files)
 
 
 def worker_count(workers: int) -> int:

@@ -20,3 +20,14 @@ def test_parts_that_other_libraries_made_are_not_gone_on_with(monkeypatch):
     assert inputs.folder("digits", protocol(), model) == folder
     monkeypatch.setattr(evaluation_inputs, "libraries", lambda: {"torch": "0.1"})
     assert inputs.folder("digits", protocol(), model) != folder
+
+
+def test_what_workers_on_other_machines_must_see(tmp_path):
+    params = load_params(PARAMS)
+    manifest = PARAMS.parent / "data/digits/manifest.json"
+    assert EvaluationInputs(params, "digits").files == (manifest,), "Inception is in a package"
+    own = {"inception_weights": str(tmp_path / "i.pth"), "dinov2_weights": str(tmp_path / "d.pth")}
+    metrics = params.metrics.model_copy(update=own)
+    paths = params.paths.model_copy(update={"remote": {"digits": "s3://bucket/digits"}})
+    away = params.model_copy(update={"metrics": metrics, "paths": paths})
+    assert EvaluationInputs(away, "digits").files == (tmp_path / "i.pth", tmp_path / "d.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from functools import partial
 
 import numpy as np
@@ -112,6 +113,31 @@ def test_more_workers_than_the_cluster_has():
         list(map_over_workers(_defect, 4, workers=3))
 
 
+def test_a_machine_that_does_not_see_a_file_is_named_before_the_work_begins(tmp_path):
+    there, gone = tmp_path / "there", tmp_path / "gone"
+    there.touch()
+    assert list(map_over_workers(_numbers, 2, workers=1, files=[there]))
+    started = tmp_path / "started"
+    with pytest.raises(FractalError) as raised:
+        list(map_over_workers(partial(_touch, started), 2, workers=1, files=[there, gone]))
+    assert str(raised.value).startswith(
+        f"the machine {socket.gethostname()} of the Ray cluster does not see {gone}: "
+        f"give all its machines the same files"
+    )
+    assert not started.exists() and "\n" not in str(raised.value)
+    with pytest.raises(FractalError, match=f"{gone}, and 1 more are missing like it"):
+        list(map_over_workers(_numbers, 2, workers=1, files=[gone, tmp_path / "too"]))
+
+
+def _numbers(device):
+    return lambda part: torch.tensor(list(part))
+
+
+def _touch(file, device):
+    file.touch()
+    return _numbers(device)
+
+
 def test_the_record_names_the_clusters_machines(monkeypatch):
     alive = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [alive, {**alive, "Alive": False}])
@@ -122,7 +148,7 @@ def test_the_record_names_the_clusters_machines(monkeypatch):
 
 def test_who_shares_the_work():
     assert shared_out(1) is in_this_process
-    assert shared_out(2).keywords == {"workers": 2}
-    assert shared_out(0).keywords == {"workers": 2}, "the cluster of these tests has two CPUs"
+    assert shared_out(2).keywords == {"workers": 2, "files": ()}
+    assert shared_out(0).keywords["workers"] == 2, "the cluster of these tests has two CPUs"
     with pytest.raises(FractalError, match="-1 workers asked for: give 1 or more, or 0"):
         shared_out(-1)

@@ -85,12 +85,12 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
     """As in training: what is registered already, of the same file and model, is kept."""
     from fractal_model.fingerprint import fingerprint
     from fractal_model.importing import file_sha256
-    from fractal_model.tracking import registry, runs
+    from fractal_model.tracking import registration, registry, runs
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
         checksum = file_sha256(source, update)
     mark = fingerprint(size.model, checksum)
-    version = registry.reuse(size.name, mark, size.serving)
+    version = registration.reuse(size.name, mark, size.serving)
     if version is not None:
         say(f"fractal-{size.name} version {version} is of the same file: kept as candidate")
         return
@@ -101,7 +101,7 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
             runs.SOURCE_TAG: checksum,
             "fractal.import_run": run_id,
         }
-        version = registry.register(size.name, checkpoint, serving=size.serving, tags=tags)
+        version = registration.register(size.name, checkpoint, serving=size.serving, tags=tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
 
 

@@ -153,7 +153,7 @@ def _measured(
     from fractal_model.ray_workers import shared_out
 
     split, source = inputs.split("validation"), protocol.images
-    work = {"largest": largest, "map_parts": shared_out(workers)}
+    work = {"largest": largest, "map_parts": shared_out(workers, inputs.files)}
     with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
         held_out = held_out_likelihood(model, split, source, folder, update, **work)
     with progress_bar("sampling and features, images", protocol.samples) as update:

@@ -55,6 +55,7 @@ def likelihood(
 
     Exact for autoregressive models; for masked ones an upper bound, estimated with random masks.
     """
+    from fractal_model.data.manifest import manifest_files
     from fractal_model.data.prepared import open_prepared
     from fractal_model.data.store import is_remote
     from fractal_model.evaluation import measure_likelihood
@@ -78,7 +79,7 @@ def likelihood(
             seed=seed,
             conditional=conditional,
             largest=LARGEST_PART if batch_size is None else batch_size,
-            map_parts=parts_mapper(workers),
+            map_parts=parts_mapper(workers, manifest_files(found)),
         )
     kind = "conditional" if conditional else "unconditional"
     say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")

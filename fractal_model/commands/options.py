@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,8 +58,8 @@ BatchSizeOption = Annotated[
 ]
 
 
-def parts_mapper(workers: int | None) -> MapParts:
-    """Who does the work."""
+def parts_mapper(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
+    """Who does the work, which reads `files`."""
     if workers is None:
         from fractal_model.parts import in_this_process
 
@@ -67,4 +68,4 @@ def parts_mapper(workers: int | None) -> MapParts:
         raise FractalError(f"{workers} workers asked for: give 1 or more")
     from fractal_model.ray_workers import map_over_workers
 
-    return partial(map_over_workers, workers=workers)
+    return partial(map_over_workers, workers=workers, files=files)

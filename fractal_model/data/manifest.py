@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.config import PositiveInt, StrictModel
-from fractal_model.data.store import LocalStore, Store, store_at
+from fractal_model.data.store import LocalStore, Store, is_remote, store_at
 from fractal_model.errors import FractalError, one_line
 
 FormatVersion = Literal[2]
@@ -134,6 +134,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json`; equal manifests give equal bytes."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def manifest_files(place: Path | str) -> tuple[Path, ...]:
+    """The absolute path by which a machine sees the data set in a folder; none for an address."""
+    return () if is_remote(place) else (Path(place).resolve() / MANIFEST_NAME,)
 
 
 def read_manifest(place: Path | str) -> Manifest:

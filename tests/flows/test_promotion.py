@@ -10,7 +10,7 @@ import yaml
 from prefect.artifacts import Artifact
 
 from flows import evaluate, train
-from fractal_model.tracking import champions, registry, store
+from fractal_model.tracking import champions, registration, registry, store
 from tests.flows.conftest import Project, small_params
 
 NAME = "fractal-digits"
@@ -77,6 +77,6 @@ def test_what_serves_in_another_way_than_it_was_evaluated_is_not_promoted(
     assert registry.aliased_version("digits", "candidate") == again
     evaluate.evaluate_fractal(size="digits", params_file=file)
     assert registry.aliased_version("digits", "champion") == again
-    assert registry.serving_of("digits", again).sampling.guidance == 3.0
+    assert registration.serving_of("digits", again).sampling.guidance == 3.0
     shown = Artifact.get("promotion-digits").data
     assert f"version {again}: promoted to champion" in shown and "| fid |" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor
 from flows import sweep
 from fractal_model import cli
 from fractal_model.errors import FractalError
+from fractal_model.params import load_params
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sweep_previews import Previews
-from fractal_model.tracking import store
+from fractal_model.tracking import registry, store
 from tests.flows.conftest import Project, make_project, small_params
 
 
@@ -45,7 +47,7 @@ def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
         "fractal_model.metrics.inception",
         "fractal_model.evaluation_samples",
         "fractal_model.sweep_previews",
-        "flows.evaluate",
+        "flows.measuring",
     ):
         monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
     monkeypatch.setattr(
@@ -142,3 +144,17 @@ def test_a_budget_that_is_too_small_is_told_before_anything_is_sampled(swept, ca
     assert shown.count("\n") == 1
     with pytest.raises(FractalError, match="budget of 30 images"):
         sweep.sweep_guidance(samples=30, params_file=swept.params)
+
+
+def test_numbers_that_other_libraries_made_are_not_gone_on_with(swept, monkeypatch):
+    params = load_params(swept.params)
+    version = registry.resolve("digits")
+
+    def folder() -> Path:
+        settings = params.sweep["digits"]
+        return sweep._Sweep(params, params.size("digits"), version, settings)._previews.folder
+
+    before = folder()
+    assert folder() == before
+    monkeypatch.setattr("fractal_model.evaluation_inputs.libraries", lambda: {"torch": "0.1"})
+    assert folder() != before

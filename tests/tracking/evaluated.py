@@ -18,7 +18,7 @@ from fractal_model.metrics.protocol import Record
 from fractal_model.metrics.reference import build_reference
 from fractal_model.model.weights import weights_checksum
 from fractal_model.params import Params, load_params
-from fractal_model.tracking import registry, runs, store
+from fractal_model.tracking import registration, runs, store
 from fractal_model.tracking.reports import log_report
 from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
@@ -62,7 +62,7 @@ def evaluate_three(folder: Path) -> tuple[Params, list[str]]:
     size = params.size("digits")
     with runs.import_run(size, checkpoint, "0" * 64, params.paths.outputs) as run_id:
         tags = {"fractal.import_run": run_id}
-        registry.register("digits", checkpoint, serving=size.serving, tags=tags)
+        registration.register("digits", checkpoint, serving=size.serving, tags=tags)
     return params, [_evaluate(params, model, guidance, folder) for guidance in GUIDANCE]
 
 

@@ -26,7 +26,7 @@ from fractal_model.images import png_bytes
 from fractal_model.params import load_params
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.serving import ServingConfig
-from fractal_model.tracking import registry, served_model, store
+from fractal_model.tracking import registration, registry, served_model, store
 from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tests.commands.conftest import REPOSITORY, TINY
 from tests.conftest import KINDS, tiny_model
@@ -71,7 +71,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     serving = settings.size("digits").serving
     uri = store.connect(settings.paths.outputs)
     with mlflow.start_run(experiment_id=store.experiment("digits", settings.paths.outputs)):
-        registry.register("digits", folder / "checkpoint", serving=serving, tags=TAGS)
+        registration.register("digits", folder / "checkpoint", serving=serving, tags=TAGS)
     mlflow.MlflowClient().set_registered_model_alias("fractal-digits", "champion", "1")
     return Registered(params, folder / "checkpoint", serving, uri)
 
@@ -116,7 +116,7 @@ def test_registering_samples_nothing(registered, monkeypatch):
     monkeypatch.setattr(Sampler, "__call__", never)
     outputs = load_params(registered.params).paths.outputs
     with mlflow.start_run(experiment_id=store.experiment("digits", outputs)):
-        registry.register(
+        registration.register(
             "quick", registered.checkpoint, serving=registered.serving, tags={"a": "b"}
         )
     assert registry.versions("quick")[0].tags == {"a": "b"}
@@ -148,20 +148,20 @@ def test_the_same_image_as_the_command_draws(registered, tmp_path):
 
 def test_settings_that_changed_are_registered_with_the_same_weights(registered):
     """Weights and guidance that are evaluated are the ones that are served."""
-    assert registry.reuse("digits", "e" * 64, registered.serving) is None
-    assert registry.reuse("digits", "f" * 64, registered.serving) == "1"
+    assert registration.reuse("digits", "e" * 64, registered.serving) is None
+    assert registration.reuse("digits", "f" * 64, registered.serving) == "1"
     registry.tag_version("digits", "1", "fractal.evaluation.abc", "a run")
     sampling = registered.serving.sampling.model_copy(update={"guidance": 4.0})
     changed = ServingConfig(weights="ema", sampling=sampling)
-    reason = registry.serves_otherwise("digits", "1", changed)
+    reason = registration.serves_otherwise("digits", "1", changed)
     assert "weights model instead of ema, guidance 2.0 instead of 4.0" in reason
 
-    again = registry.reuse("digits", "f" * 64, changed)
+    again = registration.reuse("digits", "f" * 64, changed)
     assert again != "1"
     assert registry.aliased_version("digits", registry.CANDIDATE) == again
-    assert registry.serves_otherwise("digits", again, changed) == ""
+    assert registration.serves_otherwise("digits", again, changed) == ""
     assert registry.version_tags("digits", again) == TAGS
-    assert registry.reuse("digits", "f" * 64, changed) == again
+    assert registration.reuse("digits", "f" * 64, changed) == again
     ours, theirs = (load_checkpoint(registry.fetch("digits", v).checkpoint) for v in ("1", again))
     assert all(ours.weights[name].equal(theirs.weights[name]) for name in ours.weights)
     model = mlflow.pyfunc.load_model(f"models:/fractal-digits/{again}")
@@ -174,7 +174,7 @@ def test_a_moving_average_that_is_not_there_is_not_registered(registered, tmp_pa
     save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer=None, progress=progress)
     averaged = registered.serving.model_copy(update={"weights": "ema"})
     with pytest.raises(FractalError, match="no moving average"):
-        registry.register("digits", tmp_path / "c", serving=averaged, tags={})
+        registration.register("digits", tmp_path / "c", serving=averaged, tags={})
 
 
 ELSEWHERE = """

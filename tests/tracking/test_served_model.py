@@ -21,7 +21,7 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.serving import ServingConfig
-from fractal_model.tracking import registry, served_model
+from fractal_model.tracking import registration, served_model
 from fractal_model.tracking.served_model import BadRequest
 from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
@@ -132,7 +132,7 @@ def test_its_requirements_name_every_package_that_its_code_imports():
     assert {"torch", "pillow"} <= needed
     # MLflow names itself, our own code travels with the model, pydantic brings its core.
     needed -= {"mlflow", "mlflow-tracing", "fractal-model", "pydantic_core", "pydantic-core"}
-    assert needed <= {n.lower() for n in registry.SERVED_PACKAGES}
+    assert needed <= {n.lower() for n in registration.SERVED_PACKAGES}
 
 
 def _imported_at_the_top(file: Path) -> set[str]:

@@ -8,7 +8,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from fractal_model.errors import FractalError
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.serving import ServingConfig
-from fractal_model.tracking import registry, runs, store
+from fractal_model.tracking import registration, registry, runs, store
 
 
 def test_default_is_a_file_in_the_outputs(tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def test_nothing_registered_says_how_to_train(tmp_path, monkeypatch):
     with pytest.raises(FractalError, match=r"models:/fractal-digits@candidate"):
         registry.resolve("digits")
     assert (
-        registry.reuse(
+        registration.reuse(
             "digits", "0" * 64, ServingConfig(weights="model", sampling=SamplingConfig())
         )
         is None
