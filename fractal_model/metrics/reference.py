@@ -257,11 +257,14 @@ def _write(
 
 
 def load_reference(file: Path) -> Reference:
-    """FractalError: missing, damaged or of another format version."""
+    """FractalError: missing, damaged, not finite, or of another format version."""
     try:
         with np.load(file, allow_pickle=False) as content:
             if int(content["format_version"]) != FORMAT_VERSION:
                 raise ValueError(f"format version {content['format_version']}")
+            for name in ("mean", "covariance", "features"):
+                if not np.isfinite(content[name]).all():
+                    raise ValueError(f"NaN or infinite numbers in {name}")
             return Reference(
                 statistics=FeatureStatistics(
                     content["mean"], content["covariance"], int(content["count"])
@@ -274,7 +277,7 @@ def load_reference(file: Path) -> Reference:
             )
     except FileNotFoundError as error:
         raise FractalError(f"the reference features {file} are missing: run `dvc repro`") from error
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise FractalError(
             f"the reference features {file} are damaged ({one_line(error)}): run `dvc repro`"
         ) from error

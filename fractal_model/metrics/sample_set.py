@@ -140,8 +140,9 @@ class _Folder:
         ):
             if names:
                 shown = ", ".join(sorted(names)[:_SHOWN])
+                noun = "file" if len(names) == 1 else "files"
                 raise FractalError(
-                    f"the folder {self._folder} {problem} {len(names):,} files ({shown}"
+                    f"the folder {self._folder} {problem} {len(names):,} {noun} ({shown}"
                     f"{', …' if len(names) > _SHOWN else ''}), expected {len(expected):,} images: "
                     f"{way_out}"
                 )

@@ -12,7 +12,7 @@ from fractal_model.data.writing import write_prepared
 from fractal_model.errors import FractalError
 from fractal_model.metrics.evaluate import image_metrics
 from fractal_model.metrics.published import load_published
-from fractal_model.metrics.reference import build_reference, load_reference
+from fractal_model.metrics.reference import FORMAT_VERSION, build_reference, load_reference
 from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
 
 
@@ -97,6 +97,15 @@ def test_frechet_distance_takes_the_statistics():
 def test_damaged_reference(tmp_path, content):
     (tmp_path / "r.npz").write_bytes(content)
     with pytest.raises(FractalError, match="r.npz are damaged.*dvc repro"):
+        load_reference(tmp_path / "r.npz")
+
+
+@pytest.mark.parametrize("name", ["mean", "covariance", "features"])
+def test_a_reference_that_is_not_finite_is_refused_when_it_is_read(tmp_path, name):
+    numbers = {"mean": np.zeros(3), "covariance": np.eye(3), "features": np.zeros((2, 3))}
+    numbers[name] = numbers[name] * np.nan
+    np.savez(tmp_path / "r.npz", format_version=FORMAT_VERSION, **numbers)
+    with pytest.raises(FractalError, match=f"NaN or infinite numbers in {name}.: run `dvc repro`"):
         load_reference(tmp_path / "r.npz")
 
 

@@ -88,9 +88,9 @@ def save(mode, size):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("05.png", lambda file: file.unlink(), r"lacks 1 files \(05.png\), expected 12 images"),
-        ("12.png", save("RGB", (8, 8)), r"also holds 1 files \(12.png\)"),
-        (".05.partial.png", save("RGB", (8, 8)), "also holds 1 files"),
+        ("05.png", lambda file: file.unlink(), r"lacks 1 file \(05.png\), expected 12 images"),
+        ("12.png", save("RGB", (8, 8)), r"also holds 1 file \(12.png\)"),
+        (".05.partial.png", save("RGB", (8, 8)), "also holds 1 file"),
         ("labels.npy", lambda file: file.unlink(), "does not say its images' classes"),
         ("labels.npy", replace_by(b"x"), "labels.npy is damaged"),
         ("labels.npy", lambda file: np.save(file, np.zeros(12)), "float64 .12,., expected one"),
