@@ -9,6 +9,7 @@ Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -63,16 +64,19 @@ class Attention(nn.Module):
         self.output_dropout = nn.Dropout(output_dropout)
 
     def forward(
-        self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x_BSD: Tensor,
+        *,
+        rotary: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """(B, S, D) to (B, S, D).
 
         With a cache, the S positions come after those already in it; more than one new position
         is only legal when it is empty. `rotary` holds the factors of the S positions.
         """
-        rows, length, width = x_BSD.shape
-        qkv = rowwise(self.qkv, x_BSD, width).view(rows, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        length = x_BSD.shape[1]
+        query, key, value = self._by_head(rowwise(self.qkv, x_BSD, self.width), 3)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
@@ -85,8 +89,31 @@ class Attention(nn.Module):
             dropout_p=self.weight_dropout if self.training else 0.0,
             is_causal=self.causal and length > 1,
         )
-        mixed = mixed.transpose(1, 2).reshape(rows, length, width)
-        return self.output_dropout(rowwise(self.projection, mixed, width))
+        return self._project(mixed)
+
+    def of_queries(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
+        """The output (B, Q, D) of those positions alone whose inputs are given as queries, which
+        attend to all S positions: without a causal mask, rotation, or dropout."""
+        assert not (self.causal or self.training)
+        weight, bias = self.qkv.weight.split([self.width, 2 * self.width]), (None, None)
+        if self.qkv.bias is not None:
+            bias = self.qkv.bias.split([self.width, 2 * self.width])
+        of_query = rowwise(
+            partial(F.linear, weight=weight[0], bias=bias[0]), queries_BQD, self.width
+        )
+        of_all = rowwise(partial(F.linear, weight=weight[1], bias=bias[1]), x_BSD, self.width)
+        (query,), (key, value) = self._by_head(of_query, 1), self._by_head(of_all, 2)
+        return self._project(F.scaled_dot_product_attention(query, key, value))
+
+    def _by_head(self, x: Tensor, kinds: int) -> Tensor:
+        """(B, S, kinds · D) to (kinds, B, H, S, d)."""
+        rows, length, _ = x.shape
+        return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
+
+    def _project(self, mixed_BHSd: Tensor) -> Tensor:
+        return self.output_dropout(
+            rowwise(self.projection, mixed_BHSd.transpose(1, 2).flatten(2), self.width)
+        )
 
 
 def rotary_factors(grid: int, head_width: int) -> Tensor:

@@ -37,6 +37,16 @@ class Block(nn.Module):
         self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
+        return self._feed_forward(x_BSD)
+
+    def at(self, x_BSD: Tensor, positions_BQ: Tensor) -> Tensor:
+        """The output (B, Q, D) of these positions alone; for a last block without a causal mask."""
+        index = positions_BQ[..., None].expand(-1, -1, x_BSD.shape[-1])
+        normed = self.norm1(x_BSD)
+        mixed = self.attention.of_queries(normed.gather(1, index), normed)
+        return self._feed_forward(x_BSD.gather(1, index) + mixed)
+
+    def _feed_forward(self, x_BSD: Tensor) -> Tensor:
         return x_BSD + rowwise(self.feed_forward, self.norm2(x_BSD), x_BSD.shape[-1])
 
 
@@ -74,10 +84,14 @@ def run_blocks(
     *,
     rotary: Tensor | None = None,
     caches: Sequence[KeyValueCache] | None = None,
+    at_BQ: Tensor | None = None,
 ) -> Tensor:
-    """Apply the blocks in turn, each with its own cache where caches are given."""
+    """Apply the blocks in turn, each with its own cache where caches are given; with `at_BQ` the
+    last one computes these positions alone, and they are what comes out."""
     for i, block in enumerate(blocks):
-        if block.recompute and torch.is_grad_enabled():
+        if at_BQ is not None and i == len(blocks) - 1:
+            x_BSD = block.at(x_BSD, at_BQ)
+        elif block.recompute and torch.is_grad_enabled():
             x_BSD = checkpoint(block, x_BSD, rotary=rotary, use_reentrant=False)
         else:
             x_BSD = block(x_BSD, rotary=rotary, cache=caches[i] if caches is not None else None)

@@ -6,8 +6,9 @@ n conditions read, D width.
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fractal_model.config import LevelConfig, PixelConfig
@@ -18,6 +19,8 @@ from fractal_model.model.pixels import normalise
 from fractal_model.model.rows import rowwise
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
+_AROUND = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
+"""Rows and columns from a sub-patch to what is handed on for it."""
 
 
 class MARLevel(nn.Module):
@@ -57,19 +60,27 @@ class MARLevel(nn.Module):
         *,
         guides: Tensor | None = None,
         wanted: Tensor | None = None,
+        read: int = 5,
     ) -> Conditions:
         """Five conditions for each wanted sub-patch, (N, 5, D), row-major over (row, sub-patch).
 
         `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden;
         `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `wanted` (R, T)
-        bool, by default the mask itself.
+        bool, by default the mask itself. Where it is given, no more is computed than what is
+        wanted; with `read` of 1 the next level reads the first condition alone, and gets that.
         """
         x = rowwise(self.patch, normalise(tokens).flatten(2), self.config.width)
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
-        x = run_blocks(self.blocks, self.norm_in(x + self.positions))
-        x = self.norm_out(x)[:, self.prefix_length :]
-        return with_neighbours(x, mask if wanted is None else wanted)
+        x = self.norm_in(x + self.positions)
+        few = None if wanted is None or self.training else _few(wanted, read)
+        if few is None:
+            x = self.norm_out(run_blocks(self.blocks, x))[:, self.prefix_length :]
+            return with_neighbours(x, mask if wanted is None else wanted, read)
+        places, inside = around(few, self.config.grid, read)
+        x = run_blocks(self.blocks, x, at_BQ=self.prefix_length + places.flatten(1))
+        x = self.norm_out(x).view(-1, read, self.config.width)
+        return Conditions(x.where(inside.view(-1, read, 1), 0.0))
 
     def _prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
         read, width = conditions.values_NCD[:, : self.config.conditions], self.config.width
@@ -81,13 +92,35 @@ class MARLevel(nn.Module):
         return prefix
 
 
-def with_neighbours(x_RTD: Tensor, wanted: Tensor) -> Conditions:
-    """Gather each wanted output with those above, right, below and left; zeros past the border."""
-    rows, count, width = x_RTD.shape
-    grid = round(count**0.5)
-    padded = F.pad(x_RTD.view(rows, grid, grid, width), (0, 0, 1, 1, 1, 1))
+def with_neighbours(x_RTD: Tensor, wanted: Tensor, read: int = 5) -> Conditions:
+    """Gather each wanted output with those above, right, below and left; zeros past the border.
+    The first `read` of these."""
     row, token = wanted.nonzero(as_tuple=True)
-    stride = grid + 2
-    centre = row * stride**2 + (token // grid + 1) * stride + token % grid + 1
-    offsets = torch.tensor([0, -stride, 1, stride, -1], device=x_RTD.device)
-    return Conditions(padded.reshape(-1, width)[centre[:, None] + offsets])
+    places, inside = around(token, math.isqrt(x_RTD.shape[1]), read)
+    return Conditions(x_RTD[row[:, None], places].where(inside[..., None], 0.0))
+
+
+def around(token: Tensor, grid: int, read: int) -> tuple[Tensor, Tensor]:
+    """Sub-patches (...) to themselves and those above, right, below and left, (..., read), and
+    whether these are within the grid; one that is not is given as the nearest that is."""
+    offsets = torch.tensor(_AROUND[:read], device=token.device)
+    down, right = (
+        (token // grid)[..., None] + offsets[:, 0],
+        (token % grid)[..., None] + offsets[:, 1],
+    )
+    inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)
+    return down.clamp(0, grid - 1) * grid + right.clamp(0, grid - 1), inside
+
+
+def _few(wanted: Tensor, read: int) -> Tensor | None:
+    """(R, n) sub-patches wanted of each row, in order, where that are as many of every row and,
+    with what is read around them, fewer than all.
+
+    With known pixels rows may differ; then all is computed, so that what comes out of a row does
+    not depend on how many another wants.
+    """
+    counts = wanted.sum(1)
+    most = int(counts.max())
+    if most * read >= wanted.shape[1] or bool((counts != most).any()):
+        return None
+    return wanted.nonzero(as_tuple=True)[1].view(len(wanted), most)

@@ -192,6 +192,7 @@ class _Run:
                 conditions,
                 guides=guides,
                 wanted=chosen.repeat(branches),
+                read=self._s._model.read_below(i),
             )
             mask, inner = still, guidance
             if i == 0:
