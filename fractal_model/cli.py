@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fractal_model.commands import checkpoints, data, models, sampling, services
+from fractal_model.commands.benchmarking import benchmark
 from fractal_model.commands.evaluating import evaluate
 from fractal_model.commands.measuring import likelihood
 from fractal_model.commands.options import ParamsOption
@@ -38,6 +39,7 @@ app.command("edit")(sampling.edit)
 app.command("animate")(sampling.animate)
 app.command("plan")(plan)
 app.command("results")(results)
+app.command("benchmark")(benchmark)
 
 
 @app.command()

@@ -98,6 +98,11 @@ class ModelConfig(StrictModel):
     def image_size(self) -> int:
         return self.levels[0].patch_size
 
+    def conditions_read(self, level: int) -> int:
+        """How many of the conditions that a level hands on the next part reads: 1, or all 5."""
+        below = self.levels[level + 1 :]
+        return 5 if below and below[0].conditions > 1 else 1
+
     @model_validator(mode="after")
     def _levels_fit(self) -> ModelConfig:
         for upper, lower in zip(self.levels, (*self.levels[1:], self.pixel), strict=True):

@@ -90,13 +90,43 @@ def sampling_settings(
 ) -> SamplingConfig:
     """The settings of a size of params.yaml, by default the model's own, with what is given put in
     their place. FractalError: the model is of no known size, or a value is not allowed."""
+    base = params.size(size) if size is not None else params.size_of(model)
+    try:
+        return changed_sampling(
+            base.sampling,
+            model,
+            guidance=guidance,
+            logit_scale=logit_scale,
+            iterations=iterations,
+            order=order,
+        )
+    except NotForModelError as error:
+        if iterations is not None or size is None:
+            raise
+        raise FractalError(f"the settings of size {size} do not fit the model: {error}") from error
+
+
+class NotForModelError(FractalError):
+    """The iterations are not of this model's levels."""
+
+
+def changed_sampling(
+    base: SamplingConfig,
+    model: ModelConfig,
+    *,
+    guidance: float | None = None,
+    logit_scale: float | None = None,
+    iterations: str | None = None,
+    order: str | None = None,
+) -> SamplingConfig:
+    """`base` with what is given put in its place. FractalError: a value is not allowed, or, as
+    NotForModelError, the iterations do not fit the model."""
     from pydantic import ValidationError
 
     from fractal_model.sampling.orders import require_order
     from fractal_model.sampling.settings import SamplingConfig
     from fractal_model.validation import describe
 
-    base = params.size(size) if size is not None else params.size_of(model)
     given = {
         "guidance": guidance,
         "logit_scale": logit_scale,
@@ -107,7 +137,7 @@ def sampling_settings(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     try:
-        settings = SamplingConfig.model_validate({**base.sampling.model_dump(), **changes})
+        settings = SamplingConfig.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
         wrong = dict.fromkeys(str(item["loc"][0]) for item in error.errors() if item["loc"])
         allowed = ", ".join(_ALLOWED[name] for name in wrong if name in _ALLOWED)
@@ -117,9 +147,7 @@ def sampling_settings(
     try:
         settings.level_iterations(model)
     except FractalError as error:
-        if iterations is not None or size is None:
-            raise
-        raise FractalError(f"the settings of size {size} do not fit the model: {error}") from error
+        raise NotForModelError(str(error)) from error
     require_order(settings.order, model)
     return settings
 

@@ -116,11 +116,6 @@ class FractalModel(nn.Module, PretrainedMixin):
         """Where the weights are."""
         return self.null_embedding.device
 
-    def read_below(self, i: int) -> int:
-        """How many of the conditions that level i hands on the next part reads: 1, or all 5."""
-        below = self.config.levels[i + 1 :]
-        return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
-
     def root(self, labels: Tensor) -> Conditions:
         """(B,) classes, NO_CLASS for none, to level 0's conditions. FractalError: out of range."""
         highest = self.config.num_classes - 1
@@ -157,7 +152,7 @@ class FractalModel(nn.Module, PretrainedMixin):
                     nats = channel_nats(level.guide_network, conditions.middle, targets)
                     share = 1 / level.config.patch_size**2
                     guide_nats.append(ValueNats(nats, rows.image, weight, share))
-                read = MAX_CONDITIONS if i == 0 else self.read_below(i)
+                read = MAX_CONDITIONS if i == 0 else self.config.conditions_read(i)
                 conditions = level(tokens, mask, conditions, guides=fed, read=read)
             level0 = conditions if level0 is None else level0
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]

@@ -9,6 +9,7 @@ count. Everything is per image; tuples go from level 0 down, the pixel network l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fractal_model.config import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.model.pixels import CHANNEL_VALUES
@@ -20,7 +21,7 @@ from fractal_model.planning.shapes import (
     rows_per_image,
     training_shares,
 )
-from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sampling.settings import SamplingConfig, masking_schedule
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ def training_flops(
 def sampling_flops(
     model: ModelConfig, sampling: SamplingConfig, *, with_class: bool = True
 ) -> tuple[float, ...]:
-    """One image from the sampler: a MAR level runs its whole sequence in each iteration, an AR
-    level and a pixel network one position at a time on cached keys and values; guidance runs
-    every row twice. FractalError where the iterations do not fit the model.
+    """One image from the sampler: a MAR level runs its whole sequence in each iteration, but its
+    last block no more than is read of it; an AR level and a pixel network run one position at a
+    time on cached keys and values; guidance runs every row twice. FractalError where the
+    iterations do not fit the model.
 
     Every sub-patch is sampled once, so the rows are those of a pass in which all go down.
     """
@@ -87,10 +89,34 @@ def sampling_flops(
     *rows, pixels = rows_per_image(model)
     iterations = sampling.level_iterations(model)
     levels = (
-        _sampled_level(level, r, steps, branches)
-        for level, r, steps in zip(model.levels, rows, iterations, strict=True)
+        _sampled_level(level, r, steps, branches, model.conditions_read(i))
+        for i, (level, r, steps) in enumerate(zip(model.levels, rows, iterations, strict=True))
     )
     return (*levels, _sampled_pixel_network(model.pixel, branches * pixels))
+
+
+def published_sampling_flops(
+    model: ModelConfig, sampling: SamplingConfig, *, with_class: bool = True
+) -> tuple[float, ...]:
+    """The same of the published sampler: a MAR level's whole sequence through all blocks in each
+    iteration, and for each channel of a pixel its whole network, all four positions of it."""
+    branches = 2 if with_class and sampling.guidance != 1 else 1
+    *rows, pixels = rows_per_image(model)
+    levels = (
+        steps * _level_transformer(level, branches * r).forward
+        + (_whole_pixel_network(guide_network(level), branches * r) if level.guiding_pixel else 0.0)
+        if level.generator == "mar"
+        else _sampled_level(level, r, steps, branches, 1)
+        for level, r, steps in zip(
+            model.levels, rows, sampling.level_iterations(model), strict=True
+        )
+    )
+    return (*levels, _whole_pixel_network(model.pixel, branches * pixels))
+
+
+def _whole_pixel_network(pixel: PixelConfig, rows: float) -> float:
+    once = block_flops(Transformer.of(pixel), rows, PIXEL_POSITIONS + 1)
+    return PIXEL_POSITIONS * (once + _pixel_ends(pixel, rows))
 
 
 def block_flops(stack: Transformer, rows: float, length: int, *, cached: bool = False) -> float:
@@ -138,7 +164,7 @@ def _pixel_ends(pixel: PixelConfig, rows: float) -> float:
     return 2 * rows * pixel.width * (pixel.condition_width + PIXEL_POSITIONS * CHANNEL_VALUES)
 
 
-def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int) -> float:
+def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, read: int) -> float:
     if level.generator == "ar":
         stack = Transformer.of(level)
         condition = 2 * branches * rows * level.condition_width * level.width
@@ -147,7 +173,18 @@ def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int) -
     guide = 0.0
     if level.guiding_pixel:
         guide = _sampled_pixel_network(guide_network(level), branches * rows)
-    return steps * _level_transformer(level, branches * rows).forward + guide
+    whole = steps * _level_transformer(level, branches * rows).forward
+    return whole - branches * rows * _last_block_left_out(level, steps, read) + guide
+
+
+def _last_block_left_out(level: LevelConfig, steps: int, read: int) -> float:
+    """Of a row, over all iterations: queries, scores and what follows them for the positions whose
+    output nobody reads."""
+    stack, length = Transformer.of(level), positions(level)
+    a_position = 2 * (stack.weights - 2 * stack.width**2) + 4 * length * stack.width
+    left = (level.tokens, *masking_schedule(level.tokens, steps))
+    computed = (read * (before - after) for before, after in pairwise(left))
+    return sum(a_position * (length - n) for n in computed if n < level.tokens)
 
 
 def _sampled_pixel_network(pixel: PixelConfig, rows: float) -> float:

@@ -126,19 +126,28 @@ def activations(
     shares = shares or training_shares(model)
     rows = [images * r for r in rows_per_image(model, shares)]
     parts, handed_on = [], 1  # the root repeats one condition without copying it
-    for level, count, below in zip(model.levels, rows, rows[1:], strict=False):
-        parts += _level(level, count, below, handed_on, precision)
-        handed_on = MAR_HANDED_ON if level.generator == "mar" else 1
+    for i, (level, count, below) in enumerate(zip(model.levels, rows, rows[1:], strict=False)):
+        given = _handed_on(model, i)
+        parts += _level(level, count, below, handed_on, given, precision)
+        handed_on = given
     parts.append(_pixel_network(model.pixel, rows[-1], handed_on, precision))
     kept = sum(p.total(activation_checkpointing=activation_checkpointing) for p in parts)
     again = max(p.block - p.block_input for p in parts) if activation_checkpointing else 0.0
     return Activations(kept=kept, recomputed=again)
 
 
+def _handed_on(model: ModelConfig, level: int) -> int:
+    """Conditions for each row below: the first level always gives all that it has."""
+    if model.levels[level].generator == "ar":
+        return 1
+    return MAR_HANDED_ON if level == 0 else model.conditions_read(level)
+
+
 def _level(
-    level: LevelConfig, rows: float, below: float, handed_on: int, precision: str
+    level: LevelConfig, rows: float, below: float, handed_on: int, given: int, precision: str
 ) -> list[Kept]:
-    """The level's transformer, and its guide network if it has one."""
+    """The level's transformer, and its guide network if it has one; each row reads one of
+    `handed_on` conditions and gives `given` to each of the `below` rows."""
     width, parts = _width(precision), []
     ar = level.generator == "ar"
     elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
@@ -146,7 +155,7 @@ def _level(
         rest = rows * _condition(level, handed_on, precision)
     else:
         conditions = level.conditions * level.condition_width * width
-        rest = rows * (conditions + level.tokens) + below * MAR_HANDED_ON * INT64
+        rest = rows * (conditions + level.tokens) + below * (INT64 + given * (INT64 + 1))
     if level.guiding_pixel:
         rest += rows * 3 * width
         parts = [_pixel_network(guide_network(level), rows, handed_on, precision)]

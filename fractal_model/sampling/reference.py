@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
+from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 
 
@@ -32,3 +33,11 @@ class UncachedPixelSteps:
 
     def __call__(self, values: Tensor, channel: int) -> Tensor:
         return self._network(self._conditions, values.repeat(self._branches, 1))[:, channel]
+
+
+def whole_masked_step(
+    level: MARLevel, tokens: Tensor, mask: Tensor, conditions: Conditions, *, wanted: Tensor, **also
+) -> Conditions:
+    """What `level` hands on for the wanted sub-patches, chosen from that for all masked ones."""
+    handed_on = level(tokens, mask, conditions, **also)
+    return Conditions(handed_on.values_NCD[wanted[mask]])

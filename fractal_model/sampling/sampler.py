@@ -28,7 +28,11 @@ from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
 from fractal_model.sampling.known import Known, KnownPatches
 from fractal_model.sampling.orders import order_scores, require_order
-from fractal_model.sampling.reference import UncachedLevelSteps, UncachedPixelSteps
+from fractal_model.sampling.reference import (
+    UncachedLevelSteps,
+    UncachedPixelSteps,
+    whole_masked_step,
+)
 from fractal_model.sampling.settings import SamplingConfig, guidance_at, masking_schedule
 from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
 from fractal_model.sampling.values import Draw, guided_logits, inverse_transform
@@ -57,6 +61,7 @@ class Sampler:
         self._iterations = settings.level_iterations(model.config)
         require_order(settings.order, model.config)
         self._level_steps = CachedLevelSteps if cached else UncachedLevelSteps
+        self._masked_step = MARLevel.__call__ if cached else whole_masked_step
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
 
@@ -186,13 +191,14 @@ class _Run:
             still = rank < remaining[:, None]
             chosen = mask & ~still
             branches = (self._branches, 1)
-            handed_on = level(
+            handed_on = self._s._masked_step(
+                level,
                 canvas.repeat(*branches, 1, 1, 1),
                 mask.repeat(branches),
                 conditions,
                 guides=guides,
                 wanted=chosen.repeat(branches),
-                read=self._s._model.read_below(i),
+                read=self._s._model.config.conditions_read(i),
             )
             mask, inner = still, guidance
             if i == 0:

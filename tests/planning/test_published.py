@@ -6,7 +6,7 @@ import pytest
 
 from fractal_model.params import load_params
 from fractal_model.planning import published
-from fractal_model.planning.flops import sampling_flops, training_flops
+from fractal_model.planning.flops import published_sampling_flops, training_flops
 from fractal_model.planning.hardware import gpu_named
 from tests.test_params import SHIPPED
 
@@ -56,7 +56,7 @@ def test_utilisations_are_what_the_published_times_imply():
 def test_sampling_utilisation_is_what_the_published_time_implies():
     size = PARAMS.size("mar-h")
     implied = published.implied_utilisation(
-        sum(sampling_flops(size.model, size.sampling)),
+        sum(published_sampling_flops(size.model, size.sampling)),
         seconds=published.SAMPLING_SECONDS["mar-h"],
         peak=gpu_named("h100-pcie").peak("bfloat16"),
     )

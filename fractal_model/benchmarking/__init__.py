@@ -1,0 +1,1 @@
+"""How fast sampling, training and likelihood are, beside what the machine could do."""

@@ -1,0 +1,201 @@
+"""The benchmark itself: a model with random weights, sampled from, trained, or asked for
+likelihoods, and what that took.
+
+Decided here: a step of training begins at the same position each time, so that all steps draw the
+same masks; its operations, and a likelihood's, are counted in a step of their own. A sampler's,
+which are far more and smaller, come from the architecture (`planning.flops`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from fractal_model.benchmarking.timing import ceiling_gflops, median_seconds
+from fractal_model.config import ModelConfig
+from fractal_model.data.loader import Batch
+from fractal_model.memory import peak_memory
+from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
+from fractal_model.model.likelihood import pass_bits
+from fractal_model.planning.flops import published_sampling_flops, sampling_flops
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.training.settings import TrainingConfig
+from fractal_model.training.trainer import Trainer
+
+Mode = Literal["sample", "train", "likelihood"]
+Precision = Literal["float32", "bfloat16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Absent (None) is what the mode does not have, or what was not asked for."""
+
+    mode: Mode
+    batch: int
+    dtype: Precision
+    device: str
+    threads: int
+    parameters: int
+    repeats: int
+    seconds_per_step: float
+    """A whole batch: sampled, trained on, or measured in one pass."""
+    seconds_per_image: float
+    gflop_per_image: float
+    published_gflop_per_image: float | None
+    """Of the published sampler."""
+    ceiling_gflops: float
+    """GFLOP/s of a matrix product in `dtype`, in this process."""
+    ceiling_gflops_float32: float
+    ceiling_gflops_bfloat16: float
+    utilisation: float
+    """Operations over time over the ceiling."""
+    peak_memory_gb: float
+    """Resident on a CPU, allocated on CUDA."""
+    reference_seconds_per_image: float | None
+    """Of the sampler without caches, in one run."""
+    times_faster_than_reference: float | None
+
+    def as_json(self) -> dict[str, object]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to time."""
+
+    step: Callable[[], object]
+    flops: float | None
+    """None: to be counted."""
+    published_flops: float | None = None
+    reference: Callable[[], object] | None = None
+
+
+def sampling_work(
+    config: ModelConfig, sampling: SamplingConfig, batch: int, device: torch.device
+) -> tuple[FractalModel, Work]:
+    """A batch of images of different classes. FractalError: iterations that do not fit."""
+    model = _random_model(config).to(device)
+    flops = batch * sum(sampling_flops(config, sampling))
+    published = batch * sum(published_sampling_flops(config, sampling))
+    labels, seeds = torch.arange(batch) % config.num_classes, range(batch)
+    fast, slow = Sampler(model, sampling), Sampler(model, sampling, cached=False)
+    return model, Work(
+        lambda: fast(labels, seeds), flops, published, reference=lambda: slow(labels, seeds)
+    )
+
+
+def training_work(
+    config: ModelConfig, recipe: TrainingConfig, batch: int, device: torch.device
+) -> tuple[FractalModel, Work]:
+    """Forward, backward, clipping and the optimiser on a batch of noise."""
+    recipe = recipe.model_copy(update={"batch_size": batch, "images_per_worker": batch})
+    trainer = Trainer(config, recipe, images=max(batch, 1000), device=device)
+    data = Batch(_noise(config, batch), _labels(config, batch), torch.arange(batch))
+
+    def step() -> None:
+        trainer.position = 0
+        trainer.step(data)
+
+    return trainer.model, Work(step, flops=None)
+
+
+def likelihood_work(
+    config: ModelConfig, batch: int, device: torch.device
+) -> tuple[FractalModel, Work]:
+    """One pass over a batch of noise, unconditional."""
+    model = _random_model(config).to(device)
+    images, labels = _noise(config, batch).to(device), torch.full((batch,), NO_CLASS).to(device)
+    seeds = list(range(batch))
+    return model, Work(lambda: pass_bits(model, images, seeds, passes=1, labels=labels), flops=None)
+
+
+def measure(
+    mode: Mode,
+    model: FractalModel,
+    work: Work,
+    *,
+    batch: int,
+    dtype: Precision,
+    repeats: int,
+    reference: bool,
+    trace: Path | None = None,
+) -> Measurement:
+    """Warm up, time, and set beside the ceiling; with `trace`, one more step's profile goes there,
+    in Chrome's trace format."""
+    device = model.device
+    autocast = dtype == "bfloat16" and mode != "train"  # the trainer has its own
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        flops = _counted(work.step) if work.flops is None else work.flops
+        before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+        with peak_memory(device) as peak:
+            work.step()
+            seconds = median_seconds(work.step, repeats, device)
+        slow = None
+        if reference and work.reference is not None:
+            slow = median_seconds(work.reference, 1, device) / batch
+        if trace is not None:
+            _write_trace(work.step, trace, device)
+    ceilings = {name: ceiling_gflops(kind, device) for name, kind in _DTYPES.items()}
+    published = work.published_flops
+    return Measurement(
+        mode=mode,
+        batch=batch,
+        dtype=dtype,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        threads=torch.get_num_threads(),
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        repeats=repeats,
+        seconds_per_step=seconds,
+        seconds_per_image=seconds / batch,
+        gflop_per_image=flops / batch / 1e9,
+        published_gflop_per_image=None if published is None else published / batch / 1e9,
+        ceiling_gflops=ceilings[dtype],
+        ceiling_gflops_float32=ceilings["float32"],
+        ceiling_gflops_bfloat16=ceilings["bfloat16"],
+        utilisation=flops / seconds / 1e9 / ceilings[dtype],
+        peak_memory_gb=(before + peak.added_bytes) / 1e9,
+        reference_seconds_per_image=slow,
+        times_faster_than_reference=None if slow is None else slow * batch / seconds,
+    )
+
+
+def _counted(step: Callable[[], object]) -> float:
+    """Operations of a step; the counter does not see into a CPU's fused attention."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def _write_trace(step: Callable[[], object], file: Path, device: torch.device) -> None:
+    kinds = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(ProfilerActivity.CUDA)
+    with profile(activities=kinds) as profiler:
+        step()
+    profiler.export_chrome_trace(str(file))
+
+
+def _random_model(config: ModelConfig) -> FractalModel:
+    model = FractalModel(config)
+    initialise(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def _noise(config: ModelConfig, batch: int) -> torch.Tensor:
+    shape = (batch, 3, config.image_size, config.image_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def _labels(config: ModelConfig, batch: int) -> torch.Tensor:
+    return torch.arange(batch) % config.num_classes

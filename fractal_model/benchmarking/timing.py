@@ -1,0 +1,44 @@
+"""Medians of several runs, and the machine's matrix-product ceiling.
+
+Decided here: the ceiling is measured in the same process as what stands beside it, because clocks
+and neighbours change from minute to minute.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
+"""Side of the square matrices: large enough that nothing but the product counts."""
+_CEILING_RUNS = 7
+
+
+def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Of `repeats` runs; warming up is the caller's."""
+    return statistics.median(_seconds(work, device) for _ in range(repeats))
+
+
+def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s of the fastest of a few products of square matrices."""
+    side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    left @ right
+    best = min(_seconds(lambda: left @ right, device) for _ in range(_CEILING_RUNS))
+    return 2 * side**3 / best / 1e9
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,213 @@
+"""`fractal benchmark`: how fast a model samples, trains and measures on this machine."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fractal_model.commands.options import ParamsOption, path
+from fractal_model.console import console, only_result_on_stdout, say
+from fractal_model.errors import FractalError
+from fractal_model.params import DEFAULT_FILE, Params, load_params
+from fractal_model.sample_files import require_writable_file
+
+if TYPE_CHECKING:
+    from fractal_model.benchmarking.measure import Measurement
+    from fractal_model.config import ModelConfig
+    from fractal_model.sampling.settings import SamplingConfig
+
+OWN_GUIDANCE = 3.0
+OWN_ITERATIONS = (64, 16)
+"""Of a model that is no size of params.yaml: the first level's, and those below; at most one a
+sub-patch."""
+OWN_CLASSES = 1000
+
+
+class Mode(StrEnum):
+    SAMPLE = "sample"
+    TRAIN = "train"
+    LIKELIHOOD = "likelihood"
+
+
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def _layers(help: str) -> object:
+    return Annotated[str | None, typer.Option(help=help)]
+
+
+def benchmark(
+    mode: Annotated[Mode, typer.Argument(help="What to time.")],
+    size: Annotated[
+        str | None, typer.Option(help="A size of params.yaml; or give the layers below.")
+    ] = None,
+    levels: _layers("Patch sizes from the image to the pixel, as 64,4,1.") = None,
+    widths: _layers("One for each of them, the last for the pixel network, as 256,128,64.") = None,
+    blocks: _layers("The same, as 6,3,2.") = None,
+    heads: _layers("The same, as 4,4,4.") = None,
+    generators: _layers("ar or mar for each level but the pixel, as mar,mar.") = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    guidance: Annotated[
+        float | None, typer.Option(help="Default: the size's, or 3; 1 is none.")
+    ] = None,
+    iterations: Annotated[
+        str | None,
+        typer.Option(help="Of each level, as 64,16. Default: the size's, or 64, then 16."),
+    ] = None,
+    dtype: Annotated[
+        Precision, typer.Option(help="bfloat16: autocast; weights stay float32.")
+    ] = Precision.FLOAT32,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="In training, at every level.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
+    reference: Annotated[
+        bool, typer.Option(help="Also time the sampler without caches, once; it is slow.")
+    ] = True,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path, help="Write a trace of one step there, for chrome://tracing or Perfetto."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")
+    ] = False,
+    params: ParamsOption = DEFAULT_FILE,
+) -> None:
+    """Time sampling, a training step or a likelihood pass of a model with random weights.
+
+    Beside each time: what share it is of the fastest matrix product of this machine, measured in
+    the same process.
+    """
+    from fractal_model.benchmarking import measure
+    from fractal_model.memory import compute_device
+
+    if profile is not None:
+        require_writable_file(profile)
+    settings = load_params(params)
+    own = {
+        "patch_sizes": levels,
+        "widths": widths,
+        "blocks": blocks,
+        "heads": heads,
+        "generators": generators,
+    }
+    model = _model(settings, size, own)
+    device = compute_device()
+    with only_result_on_stdout(as_json):
+        if mode is Mode.SAMPLE:
+            sampling = _sampling(settings, size, model, guidance, iterations)
+            network, work = measure.sampling_work(model, sampling, batch, device)
+        elif mode is Mode.TRAIN:
+            recipe = settings.training[size or next(iter(settings.training))].model_copy(
+                update={
+                    "precision": dtype.value,
+                    "activation_checkpointing": activation_checkpointing,
+                }
+            )
+            network, work = measure.training_work(model, recipe, batch, device)
+        else:
+            network, work = measure.likelihood_work(model, batch, device)
+        found = measure.measure(
+            mode.value,
+            network,
+            work,
+            batch=batch,
+            dtype=dtype.value,
+            repeats=repeats,
+            reference=reference,
+            trace=profile,
+        )
+    if as_json:
+        print(json.dumps(found.as_json(), indent=1, allow_nan=False))
+    else:
+        _print(found)
+        if profile is not None:
+            say(f"trace: {profile} (open it in chrome://tracing or https://ui.perfetto.dev)")
+
+
+def _model(settings: Params, size: str | None, own: dict[str, str | None]) -> ModelConfig:
+    given = [f"--{name.replace('patch_sizes', 'levels')}" for name, text in own.items() if text]
+    if (size is not None) == bool(given):
+        raise FractalError(
+            f"{'both --size and ' + given[0] if given else 'no model'} given: name a size of "
+            f"params.yaml ({', '.join(settings.models)}), or give --levels, --widths, --blocks, "
+            f"--heads and --generators"
+        )
+    if size is not None:
+        return settings.size(size).model
+    missing = [
+        f"--{name.replace('patch_sizes', 'levels')}" for name, text in own.items() if not text
+    ]
+    if missing:
+        raise FractalError(f"{given[0]} without {', '.join(missing)}: the layers need all five")
+    return _own_model(own)
+
+
+def _own_model(own: dict[str, str | None]) -> ModelConfig:
+    from pydantic import ValidationError
+
+    from fractal_model.presets import Architecture
+    from fractal_model.validation import describe
+
+    lists = {name: [part.strip() for part in (text or "").split(",")] for name, text in own.items()}
+    masked = lists["generators"]
+    five = "ar" not in masked or "mar" not in masked[masked.index("ar") :]
+    try:
+        # Strict models take text for numbers only where it is JSON.
+        content = {**lists, "num_classes": OWN_CLASSES, "conditions": 5 if five else 1}
+        return Architecture.model_validate(content).to_model()
+    except ValidationError as error:
+        raise FractalError(describe(error, Architecture)) from error
+
+
+def _sampling(
+    settings: Params,
+    size: str | None,
+    model: ModelConfig,
+    guidance: float | None,
+    iterations: str | None,
+) -> SamplingConfig:
+    from fractal_model.commands.sampling_options import changed_sampling
+    from fractal_model.sampling.settings import SamplingConfig
+
+    if size is not None:
+        base = settings.size(size).sampling
+    else:
+        first, below = OWN_ITERATIONS
+        steps = [min(first if i == 0 else below, lv.tokens) for i, lv in enumerate(model.levels)]
+        base = SamplingConfig(guidance=OWN_GUIDANCE, iterations=tuple(steps))
+    return changed_sampling(base, model, guidance=guidance, iterations=iterations)
+
+
+def _print(found: Measurement) -> None:
+    from rich.table import Table
+
+    table = Table("what", "value", title=f"{found.mode}, batch {found.batch}, {found.dtype}")
+    rows = {
+        "seconds an image": f"{found.seconds_per_image:.3f}",
+        "seconds a batch": f"{found.seconds_per_step:.3f}",
+        "GFLOP an image": f"{found.gflop_per_image:,.3g}",
+        "published GFLOP an image": _if_there(found.published_gflop_per_image, ",.3g"),
+        "ceiling, GFLOP/s": f"{found.ceiling_gflops:,.0f}",
+        "utilisation": f"{found.utilisation:.1%}",
+        "peak memory, GB": f"{found.peak_memory_gb:.2f}",
+        "uncached, seconds an image": _if_there(found.reference_seconds_per_image, ".3f"),
+        "times faster than uncached": _if_there(found.times_faster_than_reference, ".1f"),
+    }
+    for what, value in rows.items():
+        if value is not None:
+            table.add_row(what, value)
+    console.print(table)
+    say(f"{found.device}, {found.threads} threads, median of {found.repeats} runs")
+
+
+def _if_there(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)

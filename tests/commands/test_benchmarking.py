@@ -1,0 +1,99 @@
+"""`fractal benchmark`: what it prints, what it counts, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fractal_model.benchmarking.measure import likelihood_work, measure
+from fractal_model.cli import app
+from fractal_model.errors import FractalError
+from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.planning.flops import pass_products
+
+LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]
+TINY = [*LAYERS, "--batch", "2", "--repeats", "1"]
+
+
+def run(*arguments: str) -> dict:
+    found = CliRunner().invoke(app, ["benchmark", *arguments, "--json"], catch_exceptions=False)
+    assert found.exit_code == 0
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("generators", ["ar,ar", "mar,mar", "mar,ar", "ar,mar"])
+def test_sampling_stands_beside_the_uncached_path_and_the_ceiling(generators):
+    found = run("sample", *TINY, "--generators", generators)
+    assert found["seconds_per_step"] == pytest.approx(2 * found["seconds_per_image"])
+    assert found["times_faster_than_reference"] == pytest.approx(
+        found["reference_seconds_per_image"] / found["seconds_per_image"]
+    )
+    assert 0 < found["gflop_per_image"] < found["published_gflop_per_image"]
+    rate = found["gflop_per_image"] / found["seconds_per_image"]
+    assert found["utilisation"] == pytest.approx(rate / found["ceiling_gflops"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["train", "likelihood"])
+def test_training_and_likelihood(mode, dtype):
+    found = run(mode, *TINY, "--generators", "ar,ar", "--dtype", dtype)
+    assert found["ceiling_gflops"] == found[f"ceiling_gflops_{dtype}"]
+    assert found["peak_memory_gb"] > 0.01
+    assert "reference_seconds_per_image" not in found
+
+
+def test_activation_checkpointing_computes_more():
+    arguments = ("train", *TINY, "--generators", "ar,ar")
+    plain = run(*arguments)["gflop_per_image"]
+    assert run(*arguments, "--activation-checkpointing")["gflop_per_image"] > plain
+
+
+def test_a_trace_can_be_opened(tmp_path):
+    trace = tmp_path / "a trace.json"
+    arguments = ("--generators", "ar,ar", "--no-reference", "--profile", str(trace))
+    found = run("sample", *TINY, *arguments)
+    assert "reference_seconds_per_image" not in found
+    names = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
+    assert "aten::linear" in names
+
+
+def test_the_operations_of_a_likelihood_are_those_that_ran():
+    """One image of an AR model: the count does not depend on masks."""
+    config = load_params(DEFAULT_FILE).size("ar-64").model
+    small = config.model_copy(
+        update={"levels": tuple(lv.model_copy(update={"blocks": 1}) for lv in config.levels)}
+    )
+    network, work = likelihood_work(small, 1, torch.device("cpu"))
+    found = measure(
+        "likelihood", network, work, batch=1, dtype="float32", repeats=1, reference=False
+    )
+    expected = sum(products.forward for products in pass_products(small))
+    # A single row of a product is computed as four (`model/rows.py`): 0.01 % here.
+    assert found.gflop_per_image * 1e9 == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sample"], "no model given: name a size"),
+        (["sample", "--size", "digits", "--levels", "4,1"], "both --size and --levels given"),
+        (["sample", "--levels", "4,1"], "--levels without --widths, --blocks, --heads"),
+        (["sample", "--size", "huge"], "size 'huge' is unknown"),
+        (["sample", "--size", "mar-64", "--iterations", "1,2,3"], "2 numbers are wanted, 3 given"),
+        (["sample", "--size", "digits", "--guidance", "-1"], "guidance 0 … 1000"),
+        (["sample", *TINY, "--generators", "ar"], "generators has 1 entries"),
+        (["sample", *TINY, "--generators", "ar,gan"], "'ar' or 'mar'"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(arguments, says):
+    found = CliRunner().invoke(app, ["benchmark", *arguments])
+    assert isinstance(found.exception, FractalError)
+    assert says in str(found.exception)
+
+
+def test_the_table_has_what_the_mode_has():
+    shown = CliRunner().invoke(app, ["benchmark", "train", *TINY, "--generators", "ar,ar"]).stdout
+    assert "utilisation" in shown
+    assert "median of 1 runs" in shown
+    assert "uncached" not in shown
