@@ -66,6 +66,14 @@ def benchmark(
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="In training, at every level.")
     ] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="In sampling, torch.compile for the innermost AR level. Default: where a C++ "
+            "compiler is.",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
     reference: Annotated[
         bool, typer.Option(help="Also time the sampler without caches, once; it is slow.")
@@ -104,6 +112,7 @@ def benchmark(
     with only_result_on_stdout(as_json):
         if mode is Mode.SAMPLE:
             sampling = _sampling(settings, size, model, guidance, iterations)
+            sampling = sampling.model_copy(update={"compile": _compiled(compiled)})
             network, work = measure.sampling_work(model, sampling, batch, device)
         elif mode is Mode.TRAIN:
             recipe = settings.training[size or next(iter(settings.training))].model_copy(
@@ -131,6 +140,12 @@ def benchmark(
         _print(found)
         if profile is not None:
             say(f"trace: {profile} (open it in chrome://tracing or https://ui.perfetto.dev)")
+
+
+def _compiled(asked: bool | None) -> bool:
+    from fractal_model.sampling.compiled import compiler_is_there
+
+    return compiler_is_there() if asked is None else asked
 
 
 def _model(settings: Params, size: str | None, own: dict[str, str | None]) -> ModelConfig:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fractal_model.config import LevelConfig
-from fractal_model.model.attention import KeyValueCache, rotary_factors
+from fractal_model.model.attention import FixedCache, KeyValueCache, rotary_factors
 from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixels import normalise
@@ -65,6 +65,13 @@ class ARLevel(nn.Module):
         t = caches[0].length
         x = self.norm_in(token_RD[:, None] + self.positions[:, t : t + 1])
         x = run_blocks(self.blocks, x, rotary=self.rotary[t : t + 1], caches=caches)
+        return Conditions(self.norm_out(x))
+
+    def step_at(self, token_RD: Tensor, caches: list[FixedCache]) -> Conditions:
+        """The same at the place that the caches say, with shapes that never change."""
+        place = caches[0].place
+        x = self.norm_in(token_RD[:, None] + self.positions.index_select(1, place))
+        x = run_blocks(self.blocks, x, rotary=self.rotary.index_select(0, place), caches=caches)
         return Conditions(self.norm_out(x))
 
     def _embed(self, values: Tensor) -> Tensor:

@@ -41,6 +41,35 @@ class KeyValueCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+@dataclass
+class FixedCache:
+    """Keys and values of all positions there will be, for one position at a time: its shapes never
+    change, so that a step can be compiled once. Scores are plain products and sums: for one query
+    a compiler fuses them into one loop."""
+
+    keys: Tensor
+    """(B, H, capacity, d)"""
+    values: Tensor
+    place: Tensor
+    """(1,) int64: the position at hand."""
+
+    @classmethod
+    def zeros(
+        cls, attention: Attention, rows: int, capacity: int, place: Tensor, like: Tensor
+    ) -> FixedCache:
+        shape = (rows, attention.heads, capacity, attention.width // attention.heads)
+        return cls(like.new_zeros(shape), like.new_zeros(shape), place)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The mixed values (B, H, 1, d) of one new position, which is stored."""
+        self.keys.index_copy_(2, self.place, key)
+        self.values.index_copy_(2, self.place, value)
+        scores = (query * self.keys).sum(-1) * query.shape[-1] ** -0.5
+        later = torch.arange(self.keys.shape[2], device=query.device) > self.place
+        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        return (weights[..., None] * self.values).sum(2, keepdim=True)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a fused qkv projection."""
 
@@ -68,7 +97,7 @@ class Attention(nn.Module):
         x_BSD: Tensor,
         *,
         rotary: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | FixedCache | None = None,
     ) -> Tensor:
         """(B, S, D) to (B, S, D).
 
@@ -79,6 +108,8 @@ class Attention(nn.Module):
         query, key, value = self._by_head(rowwise(self.qkv, x_BSD, self.width), 3)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
+        if isinstance(cache, FixedCache):
+            return self._project(cache.attend(query, key, value))
         if cache is not None:
             assert length == 1 or cache.length == 0
             key, value = cache.append(key, value)

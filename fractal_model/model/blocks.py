@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fractal_model.model.attention import Attention, KeyValueCache
+from fractal_model.model.attention import Attention, FixedCache, KeyValueCache
 from fractal_model.model.feed_forward import SwiGLU, gelu_mlp
 from fractal_model.model.rows import rowwise
 
@@ -34,7 +34,11 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x_BSD: Tensor,
+        *,
+        rotary: Tensor | None = None,
+        cache: KeyValueCache | FixedCache | None = None,
     ) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
         return self._feed_forward(x_BSD)
@@ -83,7 +87,7 @@ def run_blocks(
     x_BSD: Tensor,
     *,
     rotary: Tensor | None = None,
-    caches: Sequence[KeyValueCache] | None = None,
+    caches: Sequence[KeyValueCache | FixedCache] | None = None,
     at_BQ: Tensor | None = None,
 ) -> Tensor:
     """Apply the blocks in turn, each with its own cache where caches are given; with `at_BQ` the

@@ -8,11 +8,13 @@ Shapes: N pixels, C width of the condition, W width, V = 256 values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from fractal_model.config import PixelConfig
-from fractal_model.model.attention import KeyValueCache
+from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.pixels import CHANNEL_VALUES
 from fractal_model.model.rows import rowwise
@@ -62,7 +64,9 @@ class PixelNetwork(nn.Module):
             KeyValueCache.empty(block.attention, rows, CHANNELS, token_NW) for block in self.blocks
         ]
 
-    def step(self, token_NW: Tensor, channel: int, caches: list[KeyValueCache]) -> Tensor:
+    def step(
+        self, token_NW: Tensor, channel: int, caches: Sequence[KeyValueCache | FixedCache]
+    ) -> Tensor:
         """Logits (N, V) of one channel from the newest token alone."""
         hidden = run_blocks(self.blocks, self.norm_in(token_NW[:, None]), caches=caches)
         return self._logits(self.norm_out(hidden[:, 0]), channel)

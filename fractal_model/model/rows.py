@@ -34,5 +34,10 @@ def rowwise(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tens
 
 
 def _fewest(width: int) -> int:
-    shared = SHARE * torch.get_num_threads()
+    shared = SHARE * _threads()
     return shared if width <= shared else FEWEST
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()

@@ -26,6 +26,7 @@ from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
+from fractal_model.sampling.compiled import CompiledPixels
 from fractal_model.sampling.known import Known, KnownPatches
 from fractal_model.sampling.orders import order_scores, require_order
 from fractal_model.sampling.reference import (
@@ -64,6 +65,11 @@ class Sampler:
         self._masked_step = MARLevel.__call__ if cached else whole_masked_step
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
+        self._compiled = None
+        innermost = model.levels[-1]
+        compiled = settings.compile and cached and draw is inverse_transform
+        if compiled and isinstance(innermost, ARLevel):
+            self._compiled = CompiledPixels(innermost, model.pixel, settings)
 
     @torch.no_grad()
     def __call__(
@@ -164,6 +170,11 @@ class _Run:
         self, i: int, level: ARLevel, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         canvas, hidden = self._start(i, level, rows)
+        if self._s._compiled is not None and self._is_plain(i):
+            index = self._pixels_of(rows, level.config.patch_size)
+            uniforms = self._noise.pixels[rows.image[:, None], index]
+            values = self._s._compiled(conditions, uniforms, guidance)
+            return unpatchify(values[..., None, None])
         steps = self._s._level_steps(level, conditions, self._branches)
         wanted = hidden.any(0).nonzero().flatten().tolist()
         for t in range(wanted[-1] + 1 if wanted else 0):
@@ -178,6 +189,17 @@ class _Run:
                 inner = self._guidance([(t + 1) / level.config.tokens] * len(canvas))
             self._fill(i, canvas, chosen, hidden, handed_on, rows, inner)
         return unpatchify(canvas)
+
+    def _is_plain(self, i: int) -> bool:
+        """Whether level i is the innermost below another, with nothing known and no observer."""
+        last = i == len(self._s._model.levels) - 1
+        return last and i > 0 and self._known[i] is None and self._observe is None
+
+    def _pixels_of(self, rows: Rows, size: int) -> Tensor:
+        """(R, size²) row-major numbers of the pixels of rows of this side."""
+        step = torch.arange(size, device=rows.top.device)
+        down, right = rows.top[:, None] + step, rows.left[:, None] + step
+        return (down[:, :, None] * self._image_size + right[:, None, :]).flatten(1)
 
     def _masked(
         self, i: int, level: MARLevel, conditions: Conditions, rows: Rows, guidance: Tensor | None

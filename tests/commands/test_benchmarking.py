@@ -13,7 +13,7 @@ from fractal_model.params import DEFAULT_FILE, load_params
 from fractal_model.planning.flops import pass_products
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]
-TINY = [*LAYERS, "--batch", "2", "--repeats", "1"]
+TINY = [*LAYERS, "--batch", "2", "--repeats", "1", "--no-compile"]
 
 
 def run(*arguments: str) -> dict:

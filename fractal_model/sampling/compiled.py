@@ -1,0 +1,120 @@
+"""The innermost AR level and its pixels, one sub-patch a call, as one compiled function.
+
+Decided here: what costs time there is not arithmetic but the start of each of thousands of small
+operations. With caches whose shapes never change, one position of the level, its three channels
+and the next token are one function, which `torch.compile` turns into one piece of C++ (or, on a
+GPU, one CUDA graph; that has not been measured). It computes what `steps.py` computes, up to
+rounding, so an image may differ from an uncompiled one in a value whose draw was close.
+
+Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fractal_model.errors import FractalError
+from fractal_model.model.ar import ARLevel
+from fractal_model.model.attention import FixedCache
+from fractal_model.model.conditions import Conditions
+from fractal_model.model.pixel import CHANNELS, PixelNetwork
+from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sampling.values import guided_logits, inverse_transform
+
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+def compiler_is_there() -> bool:
+    """Whether torch.compile finds a C++ compiler on the PATH."""
+    return any(shutil.which(name) for name in _COMPILERS)
+
+
+def require_compiler() -> None:
+    """FractalError: there is none."""
+    if not compiler_is_there():
+        raise FractalError(
+            f"compile is on and none of {', '.join(_COMPILERS)} is on the PATH: install a C++ "
+            f"compiler, or set compile to false in the sampling settings"
+        )
+
+
+class CompiledPixels:
+    """All the pixels of rows of an AR level that hands on single pixels."""
+
+    def __init__(self, level: ARLevel, network: PixelNetwork, settings: SamplingConfig) -> None:
+        require_compiler()
+        self._level = level
+        self._network = network
+        self._settings = settings
+        on_gpu = level.positions.device.type == "cuda"
+        how: dict[str, object] = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}
+        # The modules stay as they are while a sampler lives; looking each time whether they did
+        # costs as much as a tenth of the work.
+        how["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+        self._step: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
+            self._one, fullgraph=True, dynamic=False, options=how
+        )
+
+    def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
+        """Conditions of (G · R) rows, uniform numbers (R, T, 3) and guidance (R,) or None to
+        values (R, T, 3) uint8."""
+        rows, tokens, _ = uniforms.shape
+        token = self._level.first_token(conditions)
+        kept = self._caches(token, tokens)
+        guides = None if guidance is None else guidance[:, None].contiguous()
+        values = torch.empty(rows, tokens, CHANNELS, dtype=torch.uint8, device=uniforms.device)
+        places = torch.arange(tokens, device=uniforms.device)
+        for t in range(tokens):
+            found, token = self._step(token, places[t : t + 1], kept, uniforms[:, t], guides)
+            values[:, t] = found
+        return values
+
+    def _caches(self, token: Tensor, capacity: int) -> list[tuple[Tensor, Tensor]]:
+        place = torch.zeros(1, dtype=torch.long, device=token.device)
+        caches = (
+            FixedCache.zeros(block.attention, len(token), capacity, place, token)
+            for block in self._level.blocks
+        )
+        return [(cache.keys, cache.values) for cache in caches]
+
+    def _one(
+        self,
+        token: Tensor,
+        place: Tensor,
+        kept: list[tuple[Tensor, Tensor]],
+        uniforms: Tensor,
+        guidance: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One pixel of each row (R, 3) uint8, and the token of the next place."""
+        caches = [FixedCache(keys, values, place) for keys, values in kept]
+        middle = self._level.step_at(token, caches).middle
+        values = self._channels(middle, uniforms, guidance)
+        following = self._level.next_token(values[..., None, None])
+        return values, following.repeat(len(token) // len(uniforms), 1)
+
+    def _channels(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
+        network, drawn = self._network, []
+        token = network.first_token(middle)
+        place = torch.zeros(1, dtype=torch.long, device=token.device)
+        caches = [
+            FixedCache.zeros(block.attention, len(token), CHANNELS, place, token)
+            for block in network.blocks
+        ]
+        for channel in range(CHANNELS):
+            if channel > 0:
+                token = network.next_token(channel - 1, drawn[-1]).to(token.dtype)
+                token = token.repeat(len(middle) // len(uniforms), 1)
+                for cache in caches:
+                    cache.place = torch.full_like(place, channel)
+            logits = guided_logits(
+                network.step(token, channel, caches),
+                guidance=guidance,
+                logit_scale=self._settings.logit_scale,
+                filter_threshold=self._settings.filter_threshold,
+            )
+            drawn.append(inverse_transform(logits, uniforms[:, channel]))
+        return torch.stack(drawn, dim=1).to(torch.uint8)

@@ -1,0 +1,57 @@
+"""The compiled innermost AR level: the same images, and alone the same as together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.errors import FractalError
+from fractal_model.sampling import compiled
+from fractal_model.sampling.known import Known
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from tests.conftest import random_images, tiny_model
+
+LABELS = torch.tensor([0, 1, 2, 3, 1])
+SEEDS = [11, 12, 13, 14, 15]
+needs_compiler = pytest.mark.skipif(
+    not compiled.compiler_is_there(), reason="there is no C++ compiler"
+)
+
+
+def settings(**changes) -> SamplingConfig:
+    return SamplingConfig(guidance=3.0, logit_scale=1.1, **changes)
+
+
+@needs_compiler
+def test_compiled_gives_the_images_of_the_uncached_path():
+    model = tiny_model("ar")
+    fast = Sampler(model, settings(compile=True))
+    slow = Sampler(model, settings(), cached=False)
+    assert fast(LABELS, SEEDS).equal(slow(LABELS, SEEDS))
+
+
+@needs_compiler
+def test_known_pixels_take_the_other_way():
+    model, images = tiny_model("ar"), random_images(5, size=4)
+    known = torch.zeros(5, 4, 4, dtype=torch.bool)
+    known[:, 2:] = True
+    found = Sampler(model, settings(compile=True))(LABELS, SEEDS, known=Known(images, known))
+    expected = Sampler(model, settings())(LABELS, SEEDS, known=Known(images, known))
+    assert found.equal(expected)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_seed_gives_the_same_image_in_any_batch(guidance):
+    sampler = Sampler(tiny_model("ar"), SamplingConfig(guidance=guidance, compile=True))
+    together = sampler(LABELS, SEEDS)
+    assert together[:1].equal(sampler(LABELS[:1], SEEDS[:1]))
+    assert together[2:].equal(sampler(LABELS[2:], SEEDS[2:]))
+
+
+def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FractalError, match="none of g..* is on the PATH: install a C.. compiler"):
+        Sampler(tiny_model("ar"), settings(compile=True))
