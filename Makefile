@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark-data test test-all test-faults test-services test-scale test-pages ui lint clean
+.PHONY: help install demo up down status benchmark benchmark-data test test-all test-faults test-services test-scale test-pages ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,6 +38,18 @@ down: $(INSTALLED) ## stop what `make up` started
 
 status: $(INSTALLED) ## what of it runs where
 	$(RUN) python -m fractal_model services status
+
+BENCHMARK := $(RUN) python -m fractal_model benchmark
+BENCHMARK_LAYERS := --levels 64,4,1 --widths 256,128,64 --blocks 6,3,2 --heads 4,4,4
+
+benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine's ceiling (about 20 minutes)
+	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators ar,ar
+	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators mar,mar
+	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators mar,mar --dtype bfloat16 --no-reference
+	$(BENCHMARK) train --size mar-64 --batch 2
+	$(BENCHMARK) train --size mar-64 --batch 2 --dtype bfloat16
+	$(BENCHMARK) train --size mar-64 --batch 2 --activation-checkpointing
+	$(BENCHMARK) likelihood --size ar-64 --batch 2
 
 benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillow
 	$(RUN) python -m tests.benchmarks.data
