@@ -20,7 +20,7 @@ class RegisteredVersion(StrictModel):
     registered_at: float
     """Seconds since 1970, UTC."""
     promoted: bool | None
-    """What was decided last; None where nothing was."""
+    """What was decided last; None where nothing was, or where a store of before says only why."""
     decision: str | None
     """Why, on one line."""
     evaluation_run: str | None
@@ -33,6 +33,8 @@ class RegisteredVersion(StrictModel):
     def outcome(self) -> str:
         if self.decision is None:
             return "not evaluated" if self.evaluation_run is None else "not decided"
+        if self.promoted is None:
+            return self.decision
         return f"{'promoted' if self.promoted else 'not promoted'}: {self.decision}"
 
     def shown(self, metric: str, digits: int) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mlflow
+import pytest
 
 from fractal_model.tracking import champions, registry
-from fractal_model.tracking.overview import registered_models
+from fractal_model.tracking.overview import RegisteredVersion, registered_models
 from tests.tracking.conftest import SIZE
 
 
@@ -31,3 +32,25 @@ def test_the_numbers_are_of_the_decisions_protocol_and_of_no_deleted_run(new_ver
     assert shown() == newer
     mlflow.MlflowClient().delete_run(newer)
     assert shown() is None
+
+
+@pytest.mark.parametrize(
+    ("promoted", "decision", "says"),
+    [
+        (True, "better", "promoted: better"),
+        (False, "worse", "not promoted: worse"),
+        (None, "the first", "the first"),
+        (None, None, "not evaluated"),
+    ],
+)
+def test_the_outcome_says_what_the_store_says(promoted, decision, says):
+    version = RegisteredVersion(
+        version="1",
+        aliases=(),
+        registered_at=0.0,
+        promoted=promoted,
+        decision=decision,
+        evaluation_run=None,
+        metrics={},
+    )
+    assert version.outcome == says
