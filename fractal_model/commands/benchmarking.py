@@ -176,7 +176,6 @@ def _own_model(own: dict[str, str | None]) -> ModelConfig:
     masked = lists["generators"]
     five = "ar" not in masked or "mar" not in masked[masked.index("ar") :]
     try:
-        # Strict models take text for numbers only where it is JSON.
         content = {**lists, "num_classes": OWN_CLASSES, "conditions": 5 if five else 1}
         return Architecture.model_validate(content).to_model()
     except ValidationError as error:

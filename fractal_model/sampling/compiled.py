@@ -51,12 +51,10 @@ class CompiledPixels:
         self._network = network
         self._settings = settings
         on_gpu = level.positions.device.type == "cuda"
-        how: dict[str, object] = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}
-        # The modules stay as they are while a sampler lives; looking each time whether they did
-        # costs as much as a tenth of the work.
-        how["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+        how = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}
+        # Below a MAR level every iteration has another number of rows: not one piece of code each.
         self._step: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
-            self._one, fullgraph=True, dynamic=False, options=how
+            self._one, fullgraph=True, dynamic=None, options=how
         )
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:

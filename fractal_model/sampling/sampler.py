@@ -171,9 +171,9 @@ class _Run:
     ) -> Tensor:
         canvas, hidden = self._start(i, level, rows)
         if self._s._compiled is not None and self._is_plain(i):
-            index = self._pixels_of(rows, level.config.patch_size)
-            uniforms = self._noise.pixels[rows.image[:, None], index]
-            values = self._s._compiled(conditions, uniforms, guidance)
+            pixels = rows.sub_patches(hidden, 1)
+            uniforms = self._noise.pixels[pixels.image, pixels.index(self._image_size, 1)]
+            values = self._s._compiled(conditions, uniforms.view(*hidden.shape, -1), guidance)
             return unpatchify(values[..., None, None])
         steps = self._s._level_steps(level, conditions, self._branches)
         wanted = hidden.any(0).nonzero().flatten().tolist()
@@ -194,12 +194,6 @@ class _Run:
         """Whether level i is the innermost below another, with nothing known and no observer."""
         last = i == len(self._s._model.levels) - 1
         return last and i > 0 and self._known[i] is None and self._observe is None
-
-    def _pixels_of(self, rows: Rows, size: int) -> Tensor:
-        """(R, size²) row-major numbers of the pixels of rows of this side."""
-        step = torch.arange(size, device=rows.top.device)
-        down, right = rows.top[:, None] + step, rows.left[:, None] + step
-        return (down[:, :, None] * self._image_size + right[:, None, :]).flatten(1)
 
     def _masked(
         self, i: int, level: MARLevel, conditions: Conditions, rows: Rows, guidance: Tensor | None

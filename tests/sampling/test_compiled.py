@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fractal_model.errors import FractalError
+from fractal_model.model.fractal import FractalModel, initialise
 from fractal_model.sampling import compiled
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
@@ -29,6 +30,29 @@ def test_compiled_gives_the_images_of_the_uncached_path():
     fast = Sampler(model, settings(compile=True))
     slow = Sampler(model, settings(), cached=False)
     assert fast(LABELS, SEEDS).equal(slow(LABELS, SEEDS))
+
+
+@needs_compiler
+def test_each_model_has_its_own_code():
+    """Not that of another model before it whose shapes are the same."""
+    config = tiny_model("ar").config
+    pixel = config.pixel.model_copy(update={"blocks": config.pixel.blocks + 1})
+    deeper = FractalModel(config.model_copy(update={"pixel": pixel})).eval()
+    initialise(deeper, torch.Generator().manual_seed(3))
+    Sampler(tiny_model("ar"), settings(compile=True))(LABELS, SEEDS)
+    found = Sampler(deeper, settings(compile=True))(LABELS, SEEDS)
+    assert found.equal(Sampler(deeper, settings())(LABELS, SEEDS))
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_any_number_of_rows():
+    """Below a MAR level it changes from iteration to iteration."""
+    model = tiny_model("mar above ar")
+    fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
+    for count in range(1, 12):
+        labels, seeds = torch.arange(count) % 4, range(count)
+        assert fast(labels, seeds).equal(plain(labels, seeds))
 
 
 @needs_compiler
