@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Generator = Literal["ar", "mar"]
+MAX_CONDITIONS = 5
+"""That a MAR level hands on: its own output at a sub-patch, and its four neighbours'."""
 
 
 class StrictModel(BaseModel):
@@ -101,7 +103,7 @@ class ModelConfig(StrictModel):
     def conditions_read(self, level: int) -> int:
         """How many of the conditions that a level hands on the next part reads: 1, or all 5."""
         below = self.levels[level + 1 :]
-        return 5 if below and below[0].conditions > 1 else 1
+        return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
 
     @model_validator(mode="after")
     def _levels_fit(self) -> ModelConfig:

@@ -53,12 +53,13 @@ class FixedCache:
     place: Tensor
     """(1,) int64: the position at hand."""
 
-    @classmethod
+    @staticmethod
     def zeros(
-        cls, attention: Attention, rows: int, capacity: int, place: Tensor, like: Tensor
-    ) -> FixedCache:
+        attention: Attention, rows: int, capacity: int, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values of an attention that has seen nothing."""
         shape = (rows, attention.heads, capacity, attention.width // attention.heads)
-        return cls(like.new_zeros(shape), like.new_zeros(shape), place)
+        return like.new_zeros(shape), like.new_zeros(shape)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The mixed values (B, H, 1, d) of one new position, which is stored."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fractal_model.config import ModelConfig
+from fractal_model.config import MAX_CONDITIONS, ModelConfig
 from fractal_model.errors import FractalError
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
@@ -25,7 +25,6 @@ from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import mean_colour, patchify
 from fractal_model.model.pretrained import PretrainedMixin
 
-MAX_CONDITIONS = 5
 NO_CLASS = -1
 """The label of an image without a class: it gets the null embedding."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fractal_model.config import LevelConfig, ModelConfig, PixelConfig, StrictModel
+from fractal_model.config import MAX_CONDITIONS, LevelConfig, ModelConfig, PixelConfig, StrictModel
 from fractal_model.model.pixels import CHANNEL_VALUES
 from fractal_model.planning.shapes import (
     PIXEL_POSITIONS,
@@ -29,7 +29,6 @@ from fractal_model.planning.shapes import (
 FLOAT32, INT64 = 4, 8
 ADAMW_BYTES = 2 * FLOAT32
 """Of AdamW's two float32 moments, a parameter."""
-MAR_HANDED_ON = 5
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _handed_on(model: ModelConfig, level: int) -> int:
     """Conditions for each row below: the first level always gives all that it has."""
     if model.levels[level].generator == "ar":
         return 1
-    return MAR_HANDED_ON if level == 0 else model.conditions_read(level)
+    return MAX_CONDITIONS if level == 0 else model.conditions_read(level)
 
 
 def _level(

@@ -25,6 +25,8 @@ from fractal_model.model.pixel import CHANNELS, PixelNetwork
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
+_MOST_PIECES = 64
+"""Of compiled code in one process, for different models and settings."""
 _COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -52,9 +54,10 @@ class CompiledPixels:
         self._settings = settings
         on_gpu = level.positions.device.type == "cuda"
         how = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}
-        # Below a MAR level every iteration has another number of rows: not one piece of code each.
+        # Not one piece of code for each number of rows: below a MAR level it changes all the time.
+        # Not fullgraph: past the limit of pieces torch goes on uncompiled, where it would end.
         self._step: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
-            self._one, fullgraph=True, dynamic=None, options=how
+            self._one, dynamic=None, options=how, recompile_limit=_MOST_PIECES
         )
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
@@ -72,12 +75,8 @@ class CompiledPixels:
         return values
 
     def _caches(self, token: Tensor, capacity: int) -> list[tuple[Tensor, Tensor]]:
-        place = torch.zeros(1, dtype=torch.long, device=token.device)
-        caches = (
-            FixedCache.zeros(block.attention, len(token), capacity, place, token)
-            for block in self._level.blocks
-        )
-        return [(cache.keys, cache.values) for cache in caches]
+        blocks = self._level.blocks
+        return [FixedCache.zeros(b.attention, len(token), capacity, token) for b in blocks]
 
     def _one(
         self,
@@ -98,16 +97,13 @@ class CompiledPixels:
         network, drawn = self._network, []
         token = network.first_token(middle)
         place = torch.zeros(1, dtype=torch.long, device=token.device)
-        caches = [
-            FixedCache.zeros(block.attention, len(token), CHANNELS, place, token)
-            for block in network.blocks
-        ]
+        kept = [FixedCache.zeros(b.attention, len(token), CHANNELS, token) for b in network.blocks]
         for channel in range(CHANNELS):
             if channel > 0:
                 token = network.next_token(channel - 1, drawn[-1]).to(token.dtype)
                 token = token.repeat(len(middle) // len(uniforms), 1)
-                for cache in caches:
-                    cache.place = torch.full_like(place, channel)
+                place = torch.full_like(place, channel)
+            caches = [FixedCache(keys, values, place) for keys, values in kept]
             logits = guided_logits(
                 network.step(token, channel, caches),
                 guidance=guidance,

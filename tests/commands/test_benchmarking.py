@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from fractal_model.benchmarking.measure import likelihood_work, measure
 from fractal_model.cli import app
 from fractal_model.errors import FractalError
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.params import load_params
 from fractal_model.planning.flops import pass_products
+from tests.test_params import SHIPPED
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]
 TINY = [*LAYERS, "--batch", "2", "--repeats", "1", "--no-compile"]
@@ -60,7 +61,7 @@ def test_a_trace_can_be_opened(tmp_path):
 
 def test_the_operations_of_a_likelihood_are_those_that_ran():
     """One image of an AR model: the count does not depend on masks."""
-    config = load_params(DEFAULT_FILE).size("ar-64").model
+    config = load_params(SHIPPED).size("ar-64").model
     small = config.model_copy(
         update={"levels": tuple(lv.model_copy(update={"blocks": 1}) for lv in config.levels)}
     )

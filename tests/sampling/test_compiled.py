@@ -56,6 +56,16 @@ def test_any_number_of_rows():
 
 
 @needs_compiler
+@pytest.mark.slow
+def test_past_the_limit_it_goes_on_without_compiling(monkeypatch):
+    monkeypatch.setattr(compiled, "_MOST_PIECES", 1)
+    model = tiny_model("ar")
+    fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
+    for count in (5, 3, 1):
+        assert fast(LABELS[:count], SEEDS[:count]).equal(plain(LABELS[:count], SEEDS[:count]))
+
+
+@needs_compiler
 def test_known_pixels_take_the_other_way():
     model, images = tiny_model("ar"), random_images(5, size=4)
     known = torch.zeros(5, 4, 4, dtype=torch.bool)
