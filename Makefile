@@ -42,7 +42,7 @@ status: $(INSTALLED) ## what of it runs where
 BENCHMARK := $(RUN) python -m fractal_model benchmark
 BENCHMARK_LAYERS := --levels 64,4,1 --widths 256,128,64 --blocks 6,3,2 --heads 4,4,4
 
-benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine's ceiling (about 20 minutes)
+benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine's ceiling
 	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators ar,ar
 	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators mar,mar
 	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators mar,mar --dtype bfloat16 --no-reference

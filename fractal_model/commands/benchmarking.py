@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import ParamsOption, path
+from fractal_model.commands.options import JsonOption, ParamsOption, path
 from fractal_model.console import console, only_result_on_stdout, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, load_params
@@ -84,9 +84,7 @@ def benchmark(
             parser=path, help="Write a trace of one step there, for chrome://tracing or Perfetto."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")
-    ] = False,
+    as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Time sampling, a training step or a likelihood pass of a model with random weights.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import ParamsOption, given
+from fractal_model.commands.options import JsonOption, ParamsOption, given
 from fractal_model.console import only_result_on_stdout, print_results, progress_bar, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
@@ -52,9 +52,7 @@ def evaluate(
             "the size's. The result is the same."
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")
-    ] = False,
+    as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Measure a model, or samples that are there, by the protocol of params.yaml.

@@ -49,6 +49,9 @@ WorkersOption = Annotated[
         "machine; without it, it runs in this process. The result is the same.",
     ),
 ]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(

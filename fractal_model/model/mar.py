@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fractal_model.config import LevelConfig, PixelConfig
+from fractal_model.config import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import PixelNetwork
@@ -60,7 +60,7 @@ class MARLevel(nn.Module):
         *,
         guides: Tensor | None = None,
         wanted: Tensor | None = None,
-        read: int = 5,
+        read: int = MAX_CONDITIONS,
     ) -> Conditions:
         """Five conditions for each wanted sub-patch, (N, 5, D), row-major over (row, sub-patch).
 
@@ -92,7 +92,7 @@ class MARLevel(nn.Module):
         return prefix
 
 
-def with_neighbours(x_RTD: Tensor, wanted: Tensor, read: int = 5) -> Conditions:
+def with_neighbours(x_RTD: Tensor, wanted: Tensor, read: int = MAX_CONDITIONS) -> Conditions:
     """Gather each wanted output with those above, right, below and left; zeros past the border.
     The first `read` of these."""
     row, token = wanted.nonzero(as_tuple=True)
