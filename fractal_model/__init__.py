@@ -9,8 +9,11 @@ import os
 _ENVIRONMENT = {
     # MKL's strict reproducibility mode, which it has on Intel's processors: a row of a matrix
     # product does not depend on how many rows stand beside it, so an image does not depend on
-    # the batch it is sampled in. `model/rows.py` sees to it on others.
+    # the batch it is sampled in. `model/linear.py` sees to it on others.
     "MKL_CBWR": "AUTO,STRICT",
+    # Large tensors in large pages on a CPU, which Linux hands out far faster: a seventh less time
+    # for an image of a masked model.
+    "THP_MEM_ALLOC_ENABLE": "1",
     # Telemetry of every library is off by default.
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

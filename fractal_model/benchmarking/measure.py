@@ -25,6 +25,7 @@ from fractal_model.data.loader import Batch
 from fractal_model.memory import peak_memory
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.likelihood import pass_bits
+from fractal_model.model.linear import FLOP_FORMULAS
 from fractal_model.planning.flops import published_sampling_flops, sampling_flops
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
@@ -171,7 +172,8 @@ def measure(
 
 def _counted(step: Callable[[], object]) -> float:
     """Operations of a step; the counter does not see into a CPU's fused attention."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+    with sdpa_kernel(SDPBackend.MATH), counter:
         step()
     return float(counter.get_total_flops())
 

@@ -15,8 +15,8 @@ from fractal_model.config import LevelConfig
 from fractal_model.model.attention import FixedCache, KeyValueCache, rotary_factors
 from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions
+from fractal_model.model.linear import Linear
 from fractal_model.model.pixels import normalise
-from fractal_model.model.rows import rowwise
 
 
 class ARLevel(nn.Module):
@@ -26,8 +26,8 @@ class ARLevel(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.patch = nn.Linear(3 * config.sub_patch_size**2, width)
-        self.condition = nn.Linear(config.condition_width, width)
+        self.patch = Linear(3 * config.sub_patch_size**2, width)
+        self.condition = Linear(config.condition_width, width)
         self.positions = nn.Parameter(torch.zeros(1, config.tokens + 1, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.blocks = nn.ModuleList(
@@ -47,7 +47,7 @@ class ARLevel(nn.Module):
 
     def first_token(self, conditions: Conditions) -> Tensor:
         """(R, D): what `step` takes for sub-patch 0."""
-        return rowwise(self.condition, conditions.middle, self.config.width)
+        return self.condition(conditions.middle)
 
     def next_token(self, sub_patches: Tensor) -> Tensor:
         """(R, 3, p, p) uint8, the sub-patch just made, to (R, D): what the next `step` takes."""
@@ -76,4 +76,4 @@ class ARLevel(nn.Module):
 
     def _embed(self, values: Tensor) -> Tensor:
         """(..., 3p²) normalised sub-patches to (..., D)."""
-        return rowwise(self.patch, values, self.config.width)
+        return self.patch(values)

@@ -9,13 +9,17 @@ Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fractal_model.model.rows import rowwise
+from fractal_model.model.linear import Linear, linear
+
+_MOST_SCORES = 2**21
+"""At a time: they stay in the cache of a core or two."""
+_FEW_SCORES = 2**15
+"""Of a row: up to 64 positions and 8 heads."""
 
 
 @dataclass
@@ -89,8 +93,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.causal = causal
         self.weight_dropout = weight_dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.projection = nn.Linear(width, width, bias=bias)
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.projection = Linear(width, width, bias=bias)
         self.output_dropout = nn.Dropout(output_dropout)
 
     def forward(
@@ -106,7 +110,7 @@ class Attention(nn.Module):
         is only legal when it is empty. `rotary` holds the factors of the S positions.
         """
         length = x_BSD.shape[1]
-        query, key, value = self._by_head(rowwise(self.qkv, x_BSD, self.width), 3)
+        query, key, value = self._by_head(self.qkv(x_BSD), 3)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if isinstance(cache, FixedCache):
@@ -114,14 +118,10 @@ class Attention(nn.Module):
         if cache is not None:
             assert length == 1 or cache.length == 0
             key, value = cache.append(key, value)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            dropout_p=self.weight_dropout if self.training else 0.0,
-            is_causal=self.causal and length > 1,
+        dropout = self.weight_dropout if self.training else 0.0
+        return self._project(
+            attend(query, key, value, dropout=dropout, causal=self.causal and length > 1)
         )
-        return self._project(mixed)
 
     def of_queries(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
         """The output (B, Q, D) of those positions alone whose inputs are given as queries, which
@@ -130,12 +130,10 @@ class Attention(nn.Module):
         weight, bias = self.qkv.weight.split([self.width, 2 * self.width]), (None, None)
         if self.qkv.bias is not None:
             bias = self.qkv.bias.split([self.width, 2 * self.width])
-        of_query = rowwise(
-            partial(F.linear, weight=weight[0], bias=bias[0]), queries_BQD, self.width
-        )
-        of_all = rowwise(partial(F.linear, weight=weight[1], bias=bias[1]), x_BSD, self.width)
+        of_query = linear(queries_BQD, weight[0], bias[0])
+        of_all = linear(x_BSD, weight[1], bias[1])
         (query,), (key, value) = self._by_head(of_query, 1), self._by_head(of_all, 2)
-        return self._project(F.scaled_dot_product_attention(query, key, value))
+        return self._project(attend(query, key, value))
 
     def _by_head(self, x: Tensor, kinds: int) -> Tensor:
         """(B, S, kinds · D) to (kinds, B, H, S, d)."""
@@ -143,9 +141,38 @@ class Attention(nn.Module):
         return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
 
     def _project(self, mixed_BHSd: Tensor) -> Tensor:
-        return self.output_dropout(
-            rowwise(self.projection, mixed_BHSd.transpose(1, 2).flatten(2), self.width)
+        return self.output_dropout(self.projection(mixed_BHSd.transpose(1, 2).flatten(2)))
+
+
+def attend(
+    query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, dropout: float = 0.0
+) -> Tensor:
+    """The mixed values, (B, H, Q, d), of keys and values (B, H, S, d)."""
+    scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
+    if causal or dropout or not _by_products(query_BHQd, scores):
+        return F.scaled_dot_product_attention(
+            query_BHQd, key, value, dropout_p=dropout, is_causal=causal
         )
+    rows = max(1, _MOST_SCORES // scores)
+    parts = zip(query_BHQd.split(rows), key.split(rows), value.split(rows), strict=True)
+    return torch.cat([_products(*part) for part in parts])
+
+
+def _by_products(query_BHQd: Tensor, scores: int) -> bool:
+    """Whether two plain products a head are faster than the fused attention of a CPU, which is
+    made for long sequences and for float32: that is where a row has few scores, or in bfloat16."""
+    if query_BHQd.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if query_BHQd.dtype == torch.bfloat16:
+        return scores <= _MOST_SCORES
+    return query_BHQd.shape[2] > 1 and scores <= _FEW_SCORES
+
+
+def _products(query_BHQd: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key, value = (x.flatten(0, 1) for x in (query_BHQd, key, value))
+    scale = query.shape[-1] ** -0.5
+    scores = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scale)
+    return torch.bmm(scores.softmax(-1), value).view(query_BHQd.shape)
 
 
 def rotary_factors(grid: int, head_width: int) -> Tensor:

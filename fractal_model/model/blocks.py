@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from fractal_model.model.attention import Attention, FixedCache, KeyValueCache
 from fractal_model.model.feed_forward import SwiGLU, gelu_mlp
-from fractal_model.model.rows import rowwise
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
@@ -51,7 +50,7 @@ class Block(nn.Module):
         return self._feed_forward(x_BSD.gather(1, index) + mixed)
 
     def _feed_forward(self, x_BSD: Tensor) -> Tensor:
-        return x_BSD + rowwise(self.feed_forward, self.norm2(x_BSD), x_BSD.shape[-1])
+        return x_BSD + self.feed_forward(self.norm2(x_BSD))
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:

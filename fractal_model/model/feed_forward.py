@@ -1,4 +1,4 @@
-"""The two feed-forward parts of a block, of torch's own modules.
+"""The two feed-forward parts of a block.
 
 Decided here: timm has both, but it cannot be imported without all its networks and torchvision,
 which every training worker would hold: 40 MB each. The names of the weights are timm's.
@@ -12,15 +12,17 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from fractal_model.model.linear import Linear
+
 
 def gelu_mlp(width: int, hidden: int, *, dropout: float) -> nn.Sequential:
     """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
     return nn.Sequential(
         OrderedDict(
-            fc1=nn.Linear(width, hidden),
+            fc1=Linear(width, hidden),
             act=nn.GELU(),
             drop1=nn.Dropout(dropout),
-            fc2=nn.Linear(hidden, width),
+            fc2=Linear(hidden, width),
             drop2=nn.Dropout(dropout),
         )
     )
@@ -31,9 +33,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
-        self.fc1_g = nn.Linear(width, hidden, bias=False)
-        self.fc1_x = nn.Linear(width, hidden, bias=False)
-        self.fc2 = nn.Linear(hidden, width, bias=False)
+        self.fc1_g = Linear(width, hidden, bias=False)
+        self.fc1_x = Linear(width, hidden, bias=False)
+        self.fc2 = Linear(hidden, width, bias=False)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x_BSD: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fractal_model.config import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
+from fractal_model.model.linear import Linear
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import normalise
-from fractal_model.model.rows import rowwise
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
 _AROUND = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
@@ -31,8 +31,8 @@ class MARLevel(nn.Module):
         self.config = config
         width = config.width
         self.prefix_length = config.conditions + config.guiding_pixel
-        self.patch = nn.Linear(3 * config.sub_patch_size**2, width)
-        self.condition = nn.Linear(config.condition_width, width)
+        self.patch = Linear(3 * config.sub_patch_size**2, width)
+        self.condition = Linear(config.condition_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, self.prefix_length + config.tokens, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
@@ -50,7 +50,7 @@ class MARLevel(nn.Module):
                     condition_width=config.condition_width,
                 )
             )
-            self.guide = nn.Linear(3, width)
+            self.guide = Linear(3, width)
 
     def forward(
         self,
@@ -69,7 +69,7 @@ class MARLevel(nn.Module):
         bool, by default the mask itself. Where it is given, no more is computed than what is
         wanted; with `read` of 1 the next level reads the first condition alone, and gets that.
         """
-        x = rowwise(self.patch, normalise(tokens).flatten(2), self.config.width)
+        x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
         x = self.norm_in(x + self.positions)
@@ -83,12 +83,12 @@ class MARLevel(nn.Module):
         return Conditions(x.where(inside.view(-1, read, 1), 0.0))
 
     def _prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
-        read, width = conditions.values_NCD[:, : self.config.conditions], self.config.width
-        prefix = [rowwise(self.condition, read.flip(1), width)]
+        read = conditions.values_NCD[:, : self.config.conditions]
+        prefix = [self.condition(read.flip(1))]
         if self.config.guiding_pixel:
             assert guides is not None
             colours = normalise(guides[..., None, None]).flatten(1)
-            prefix.insert(0, rowwise(self.guide, colours, width)[:, None])
+            prefix.insert(0, self.guide(colours)[:, None])
         return prefix
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fractal_model.config import PixelConfig
 from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
+from fractal_model.model.linear import Linear, linear
 from fractal_model.model.pixels import CHANNEL_VALUES
-from fractal_model.model.rows import rowwise
 
 CHANNELS = 3
 
@@ -28,7 +28,7 @@ class PixelNetwork(nn.Module):
     def __init__(self, config: PixelConfig) -> None:
         super().__init__()
         width = config.width
-        self.condition = nn.Linear(config.condition_width, width)
+        self.condition = Linear(config.condition_width, width)
         self.codebooks = nn.ModuleList(nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS))
         self.biases = nn.ParameterList(
             nn.Parameter(torch.zeros(1, CHANNEL_VALUES)) for _ in range(CHANNELS)
@@ -52,7 +52,7 @@ class PixelNetwork(nn.Module):
 
     def first_token(self, conditions_NC: Tensor) -> Tensor:
         """(N, W): what `step` takes for the red channel."""
-        return rowwise(self.condition, conditions_NC, self.condition.out_features)
+        return self.condition(conditions_NC)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
         """(N, W): what `step` takes for the channel after `channel`, whose values are given."""
@@ -73,6 +73,6 @@ class PixelNetwork(nn.Module):
 
     def _logits(self, hidden_NW: Tensor, channel: int) -> Tensor:
         with torch.autocast(hidden_NW.device.type, enabled=False):
-            codebook = self.codebooks[channel].weight
-            logits = rowwise(lambda x: x @ codebook.t(), hidden_NW.float(), CHANNEL_VALUES)
-            return logits + self.biases[channel]
+            return linear(
+                hidden_NW.float(), self.codebooks[channel].weight, self.biases[channel][0]
+            )

@@ -28,12 +28,12 @@ def timm_swiglu(width: int) -> nn.Module:
         (lambda width: ar_block(width, 2, dropout=0.0), timm_swiglu),
     ],
 )
-def test_equal_to_timm_bit_by_bit(block, theirs, width):
+def test_equal_to_timm(block, theirs, width):
     torch.manual_seed(0)
     ours, expected = block(width).feed_forward, theirs(width)
     expected.load_state_dict(ours.state_dict())
     x = torch.randn(3, 5, width)
-    assert ours(x).equal(expected(x))
+    torch.testing.assert_close(ours(x), expected(x))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""The one linear map of all networks: in float32 on a CPU oneDNN's product, elsewhere torch's.
+
+Decided here: torch multiplies float32 matrices with MKL, which on AMD's processors reaches half of
+what oneDNN does, the library that torch takes for bfloat16 anyway; its products of float32 are
+asked for by name, on the way back too.
+
+And a row of a product is the same, to the last bit, whatever stands beside it: an image must not
+depend on the batch that it is in. For a handful of rows both libraries take another way to the
+product, with another rounding: oneDNN for one, MKL for fewer than four and where both factors are
+narrower than its threads could share. Such a product is computed with more rows than there are
+(`tests/model/test_linear.py`, on AMD and Intel processors; MKL's own strict mode works on Intel's
+alone).
+
+Shapes: M rows, K width of what comes in, N of what comes out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_ONEDNN_FEWEST = 2
+_MKL_FEWEST = 4
+_MKL_SHARE = 8
+"""Rows, and columns, that are one thread's at least before MKL's threads share out K."""
+
+
+class Linear(nn.Linear):
+    """(..., K) to (..., N)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(..., K) times (N, K) weights, plus (N,): (..., N)."""
+    if not _through_onednn(x, weight):
+        return _by_torch(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.is_grad_enabled():
+        product = _Product.apply(rows, weight, bias)
+    else:
+        product = _of_more_rows(_onednn, rows, weight, bias, _ONEDNN_FEWEST)
+    return product.view(*x.shape[:-1], len(weight))
+
+
+class _Product(torch.autograd.Function):
+    """oneDNN's product and its two derivatives, which are products too. Training goes on bit by
+    bit with its own batches alone, so one row more costs nothing here: it is not computed."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_MK, weight_NK)
+        return _onednn(x_MK, weight_NK, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
+        x_MK, weight_NK = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _onednn(grad_MN, weight_NK.t()) if of_x else None,
+            # The other way round, and turned: faster where M is the longest of the three.
+            _onednn(x_MK.t(), grad_MN.t()).t().contiguous() if of_weight else None,
+            grad_MN.sum(0) if of_bias else None,
+        )
+
+
+def _through_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Not in compiled code: torch's compiler takes oneDNN's products with constant weights alone.
+    And in a compiled sampler, a handful of rows times small weights thousands of times, it is the
+    call that counts, and MKL's is the shorter one (8 rows, 64 to 256: 5 against 12 µs)."""
+    return (
+        _HAS_ONEDNN
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _onednn(x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias, "none", [], "")
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    rows = _of_more_rows(
+        F.linear, x.reshape(-1, x.shape[-1]), weight, bias, _mkl_fewest(len(weight))
+    )
+    return rows.view(*x.shape[:-1], len(weight))
+
+
+def _of_more_rows(product, x_MK, weight_NK, bias, fewest: int) -> Tensor:
+    missing = fewest - len(x_MK)
+    if missing <= 0:
+        return product(x_MK, weight_NK, bias)
+    return product(F.pad(x_MK, (0, 0, 0, missing)), weight_NK, bias)[: len(x_MK)]
+
+
+def _mkl_fewest(width: int) -> int:
+    shared = _MKL_SHARE * _threads()
+    return shared if width <= shared else _MKL_FEWEST
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def product_flops(x: torch.Size, weight: torch.Size, *rest: object, **also: object) -> int:
+    """Operations of oneDNN's product, for torch's counter, which does not know it."""
+    return 2 * x.numel() * weight[0]
+
+
+FLOP_FORMULAS = {torch.ops.mkldnn._linear_pointwise: product_flops} if _HAS_ONEDNN else {}
+"""For `FlopCounterMode(custom_mapping=…)`."""
