@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fractal_model.model.dropout import Dropout, dropout
 from fractal_model.model.linear import Linear, linear
 
 _MOST_SCORES = 2**21
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         self.weight_dropout = weight_dropout
         self.qkv = Linear(width, 3 * width, bias=bias)
         self.projection = Linear(width, width, bias=bias)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.output_dropout = Dropout(output_dropout)
 
     def forward(
         self,
@@ -118,9 +119,9 @@ class Attention(nn.Module):
         if cache is not None:
             assert length == 1 or cache.length == 0
             key, value = cache.append(key, value)
-        dropout = self.weight_dropout if self.training else 0.0
+        rate = self.weight_dropout if self.training else 0.0
         return self._project(
-            attend(query, key, value, dropout=dropout, causal=self.causal and length > 1)
+            attend(query, key, value, causal=self.causal and length > 1, drop=rate)
         )
 
     def of_queries(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
@@ -145,13 +146,17 @@ class Attention(nn.Module):
 
 
 def attend(
-    query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, dropout: float = 0.0
+    query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, drop: float = 0.0
 ) -> Tensor:
-    """The mixed values, (B, H, Q, d), of keys and values (B, H, S, d)."""
+    """The mixed values, (B, H, Q, d), of keys and values (B, H, S, d); `drop` is the rate at which
+    weights are dropped."""
+    on_cpu = query_BHQd.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and drop and not causal:  # a CPU's fused attention has no dropout
+        return _products(query_BHQd, key, value, drop)
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
-    if causal or dropout or not _by_products(query_BHQd, scores):
+    if not on_cpu or causal or not _by_products(query_BHQd, scores):
         return F.scaled_dot_product_attention(
-            query_BHQd, key, value, dropout_p=dropout, is_causal=causal
+            query_BHQd, key, value, dropout_p=drop, is_causal=causal
         )
     rows = max(1, _MOST_SCORES // scores)
     parts = zip(query_BHQd.split(rows), key.split(rows), value.split(rows), strict=True)
@@ -161,18 +166,18 @@ def attend(
 def _by_products(query_BHQd: Tensor, scores: int) -> bool:
     """Whether two plain products a head are faster than the fused attention of a CPU, which is
     made for long sequences and for float32: that is where a row has few scores, or in bfloat16."""
-    if query_BHQd.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled():
         return False
     if query_BHQd.dtype == torch.bfloat16:
         return scores <= _MOST_SCORES
     return query_BHQd.shape[2] > 1 and scores <= _FEW_SCORES
 
 
-def _products(query_BHQd: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _products(query_BHQd: Tensor, key: Tensor, value: Tensor, drop: float = 0.0) -> Tensor:
     query, key, value = (x.flatten(0, 1) for x in (query_BHQd, key, value))
     scale = query.shape[-1] ** -0.5
     scores = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scale)
-    return torch.bmm(scores.softmax(-1), value).view(query_BHQd.shape)
+    return torch.bmm(dropout(scores.softmax(-1), drop), value).view(query_BHQd.shape)
 
 
 def rotary_factors(grid: int, head_width: int) -> Tensor:

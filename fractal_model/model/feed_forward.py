@@ -12,6 +12,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from fractal_model.model.dropout import Dropout
 from fractal_model.model.linear import Linear
 
 
@@ -21,9 +22,9 @@ def gelu_mlp(width: int, hidden: int, *, dropout: float) -> nn.Sequential:
         OrderedDict(
             fc1=Linear(width, hidden),
             act=nn.GELU(),
-            drop1=nn.Dropout(dropout),
+            drop1=Dropout(dropout),
             fc2=Linear(hidden, width),
-            drop2=nn.Dropout(dropout),
+            drop2=Dropout(dropout),
         )
     )
 
@@ -36,7 +37,7 @@ class SwiGLU(nn.Module):
         self.fc1_g = Linear(width, hidden, bias=False)
         self.fc1_x = Linear(width, hidden, bias=False)
         self.fc2 = Linear(hidden, width, bias=False)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         gate_BSH = nn.functional.silu(self.fc1_g(x_BSD))

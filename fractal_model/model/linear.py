@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., K) times (N, K) weights, plus (N,): (..., N)."""
     if not _through_onednn(x, weight):
         return _by_torch(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     if torch.is_grad_enabled():
         product = _Product.apply(rows, weight, bias)
     else:
@@ -61,6 +61,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_MN: Tensor) -> tuple[Tensor | None, ...]:
         x_MK, weight_NK = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
+        grad_MN = grad_MN.contiguous()  # of others, as a gathered one, products can be far slower
         return (
             _onednn(grad_MN, weight_NK.t()) if of_x else None,
             # The other way round, and turned: faster where M is the longest of the three.

@@ -1,0 +1,70 @@
+"""Dropout: its rate, its mean, its way back, and that a seed decides it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.model.attention import Attention
+from fractal_model.model.dropout import Dropout, dropout
+
+
+def dropped(rate: float, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    torch.manual_seed(0)
+    return dropout(torch.ones(shape, dtype=dtype), rate)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_as_many_are_dropped_as_asked_for(rate):
+    x = dropped(rate, 401, 503)
+    error = (rate * (1 - rate) / x.numel()) ** 0.5
+    assert abs((x == 0).double().mean() - rate) < 4 * error
+    kept = x[x != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)), rtol=1e-4, atol=0)
+
+
+def test_neighbours_are_independent():
+    """Four of them come from one random number."""
+    zeros = (dropped(0.5, 100_000, 4) == 0).double()
+    correlation = torch.corrcoef(zeros.T) - torch.eye(4)
+    assert correlation.abs().max() < 4 / 100_000**0.5
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 7), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_shape_and_type(shape, dtype):
+    x = dropped(0.1, *shape, dtype=dtype)
+    assert x.shape == shape and x.dtype == dtype
+
+
+def test_a_seed_decides():
+    assert dropped(0.3, 50).equal(dropped(0.3, 50))
+    assert not dropped(0.3, 50).equal(dropout(torch.ones(50), 0.3))
+
+
+def test_the_way_back_goes_where_something_came_through():
+    x = torch.randn(40, requires_grad=True)
+    torch.manual_seed(0)
+    y = dropout(x, 0.25)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(grad * x, y)
+
+
+def test_in_training_alone():
+    layer, x = Dropout(0.5), torch.ones(100)
+    assert (layer(x) == 0).any()
+    assert layer.eval()(x).equal(x)
+    assert Dropout(0.0)(x) is x
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_drops_weights_in_training_alone(causal):
+    """On average it is what it is without."""
+    torch.manual_seed(0)
+    attention = Attention(width=8, heads=2, bias=True, causal=causal, weight_dropout=0.3)
+    x = torch.randn(1, 5, 8)
+    with torch.no_grad():
+        found = attention(x.expand(20_000, -1, -1))
+        expected = attention.eval()(x)
+    assert found[0].ne(found[1]).any()
+    torch.testing.assert_close(found.mean(0, keepdim=True), expected, atol=0.02, rtol=0.05)
