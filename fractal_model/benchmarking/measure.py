@@ -136,11 +136,12 @@ def measure(
     device = model.device
     autocast = dtype == "bfloat16" and mode != "train"  # the trainer has its own
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        flops = _counted(work.step) if work.flops is None else work.flops
-        before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+        before = _memory_taken(device)
         with peak_memory(device) as peak:
             work.step()
             seconds = median_seconds(work.step, repeats, device)
+        # Afterwards: it keeps more at a time than the step itself.
+        flops = _counted(work.step) if work.flops is None else work.flops
         slow = None
         if reference and work.reference is not None:
             slow = median_seconds(work.reference, 1, device) / batch
@@ -168,6 +169,12 @@ def measure(
         reference_seconds_per_image=slow,
         times_faster_than_reference=None if slow is None else slow * batch / seconds,
     )
+
+
+def _memory_taken(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def _counted(step: Callable[[], object]) -> float:
