@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fractal_model.model.dropout import Dropout, dropout
-from fractal_model.model.linear import Linear, linear
+from fractal_model.model.linear import Linear
 
 _MOST_SCORES = 2**21
 """At a time: they stay in the cache of a core or two."""
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         is only legal when it is empty. `rotary` holds the factors of the S positions.
         """
         length = x_BSD.shape[1]
-        query, key, value = self._by_head(self.qkv(x_BSD), 3)
+        query, key, value = self.heads_of(x_BSD)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if isinstance(cache, FixedCache):
@@ -124,17 +124,22 @@ class Attention(nn.Module):
             attend(query, key, value, causal=self.causal and length > 1, drop=rate)
         )
 
-    def of_queries(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
-        """The output (B, Q, D) of those positions alone whose inputs are given as queries, which
-        attend to all S positions: without a causal mask, rotation, or dropout."""
+    def heads_of(self, x_BSD: Tensor) -> Tensor:
+        """Queries, keys and values: (3, B, H, S, d)."""
+        return self._by_head(self.qkv(x_BSD), 3)
+
+    def of_heads(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output (B, Q, D) of queries (B, H, Q, d) that attend to all S positions: without a
+        causal mask, rotation, or dropout."""
         assert not (self.causal or self.training)
-        weight, bias = self.qkv.weight.split([self.width, 2 * self.width]), (None, None)
-        if self.qkv.bias is not None:
-            bias = self.qkv.bias.split([self.width, 2 * self.width])
-        of_query = linear(queries_BQD, weight[0], bias[0])
-        of_all = linear(x_BSD, weight[1], bias[1])
-        (query,), (key, value) = self._by_head(of_query, 1), self._by_head(of_all, 2)
         return self._project(attend(query, key, value))
+
+    def of_queries(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
+        """The same of the positions whose inputs are given as queries."""
+        of_query = self.qkv.part(queries_BQD, slice(self.width))
+        of_all = self.qkv.part(x_BSD, slice(self.width, None))
+        (query,), (key, value) = self._by_head(of_query, 1), self._by_head(of_all, 2)
+        return self.of_heads(query, key, value)
 
     def _by_head(self, x: Tensor, kinds: int) -> Tensor:
         """(B, S, kinds · D) to (kinds, B, H, S, d)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fractal_model.model.attention import Attention, FixedCache, KeyValueCache
-from fractal_model.model.feed_forward import SwiGLU, gelu_mlp
+from fractal_model.model.feed_forward import GeluMLP, SwiGLU
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
@@ -49,6 +49,10 @@ class Block(nn.Module):
         mixed = self.attention.of_queries(normed.gather(1, index), normed)
         return self._feed_forward(x_BSD.gather(1, index) + mixed)
 
+    def of_heads(self, x_BQD: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output (B, Q, D) where queries (B, H, Q, d), keys and values are known already."""
+        return self._feed_forward(x_BQD + self.attention.of_heads(query, key, value))
+
     def _feed_forward(self, x_BSD: Tensor) -> Tensor:
         return x_BSD + self.feed_forward(self.norm2(x_BSD))
 
@@ -66,7 +70,7 @@ def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
             output_dropout=dropout,
         ),
         nn.LayerNorm(width, eps=NORM_EPSILON),
-        gelu_mlp(width, 4 * width, dropout=dropout),
+        GeluMLP(width, 4 * width, dropout=dropout),
     )
 
 

@@ -8,25 +8,24 @@ Shapes: B rows, S positions, D width, H hidden width.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
 from fractal_model.model.dropout import Dropout
 from fractal_model.model.linear import Linear
 
 
-def gelu_mlp(width: int, hidden: int, *, dropout: float) -> nn.Sequential:
+class GeluMLP(nn.Module):
     """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
-    return nn.Sequential(
-        OrderedDict(
-            fc1=Linear(width, hidden),
-            act=nn.GELU(),
-            drop1=Dropout(dropout),
-            fc2=Linear(hidden, width),
-            drop2=Dropout(dropout),
-        )
-    )
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.drop1 = Dropout(dropout)
+        self.fc2 = Linear(hidden, width)
+        self.drop2 = Dropout(dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.fc1(x_BSD, "gelu"))))
 
 
 class SwiGLU(nn.Module):

@@ -1,8 +1,8 @@
-"""The one linear map of all networks: in float32 on a CPU oneDNN's product, elsewhere torch's.
+"""The one linear map of all networks: on a CPU oneDNN's product, elsewhere torch's.
 
 Decided here: torch multiplies float32 matrices with MKL, which on AMD's processors reaches half of
-what oneDNN does, the library that torch takes for bfloat16 anyway; its products of float32 are
-asked for by name, on the way back too.
+what oneDNN does. Its products are asked for by name, in float32 on the way back too; in inference
+it applies the activation as well. Training in bfloat16 takes what autocast takes, oneDNN's too.
 
 And a row of a product is the same, to the last bit, whatever stands beside it: an image must not
 depend on the batch that it is in. For a handful of rows both libraries take another way to the
@@ -16,6 +16,10 @@ Shapes: M rows, K width of what comes in, N of what comes out.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,23 +32,62 @@ _MKL_SHARE = 8
 """Rows, and columns, that are one thread's at least before MKL's threads share out K."""
 
 
+Activation = Literal["none", "gelu"]
+
+
 class Linear(nn.Linear):
     """(..., K) to (..., N)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    reduced: tuple[Tensor, Tensor | None] | None = None
+    """Weights and bias in the type that autocast would give them, within `reduced_weights`."""
+
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        return self.part(x, slice(None), activation)
+
+    def part(self, x: Tensor, outputs: slice, activation: Activation = "none") -> Tensor:
+        """Of the N outputs these alone."""
+        weight, bias = self.weight, self.bias
+        if self.reduced is not None and _autocasts_inference(x):
+            weight, bias = self.reduced
+            x = x.to(weight.dtype)
+        if outputs != slice(None):
+            weight, bias = weight[outputs], None if bias is None else bias[outputs]
+        return linear(x, weight, bias, activation)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(..., K) times (N, K) weights, plus (N,): (..., N)."""
+@contextmanager
+def reduced_weights(model: nn.Module) -> Iterator[None]:
+    """Inference under a CPU's autocast finds the weights in its type already. Autocast keeps such
+    copies too, but not of parts, and looks each of them up anew."""
+    maps = [module for module in model.modules() if isinstance(module, Linear)]
+    if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+        to = torch.get_autocast_dtype("cpu")
+        for module in maps:
+            bias = None if module.bias is None else module.bias.to(to)
+            module.reduced = module.weight.to(to), bias
+    try:
+        yield
+    finally:
+        for module in maps:
+            module.reduced = None
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+) -> Tensor:
+    """(..., K) times (N, K) weights, plus (N,), activated: (..., N)."""
     if not _through_onednn(x, weight):
-        return _by_torch(x, weight, bias)
+        return _activated(_by_torch(x, weight, bias), activation)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     if torch.is_grad_enabled():
-        product = _Product.apply(rows, weight, bias)
+        product = _activated(_Product.apply(rows, weight, bias), activation)
     else:
-        product = _of_more_rows(_onednn, rows, weight, bias, _ONEDNN_FEWEST)
+        product = _of_more_rows(_onednn, rows, weight, bias, _ONEDNN_FEWEST, activation)
     return product.view(*x.shape[:-1], len(weight))
+
+
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    return F.gelu(x) if activation == "gelu" else x
 
 
 class _Product(torch.autograd.Function):
@@ -77,15 +120,30 @@ def _through_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
+        and x.dtype == weight.dtype
+        and not torch.compiler.is_compiling()
+        and (
+            (x.dtype == torch.bfloat16 and not torch.is_grad_enabled())
+            or (x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"))
+        )
+    )
+
+
+def _autocasts_inference(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     )
 
 
-def _onednn(x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias, "none", [], "")
+def _onednn(
+    x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None = None, activation: Activation = "none"
+) -> Tensor:
+    """With the activation while the product is still at hand."""
+    return torch.ops.mkldnn._linear_pointwise(x_MK, weight_NK, bias, activation, [], "none")
 
 
 def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,11 +155,11 @@ def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rows.view(*x.shape[:-1], len(weight))
 
 
-def _of_more_rows(product, x_MK, weight_NK, bias, fewest: int) -> Tensor:
+def _of_more_rows(product, x_MK, weight_NK, bias, fewest: int, *also: Activation) -> Tensor:
     missing = fewest - len(x_MK)
     if missing <= 0:
-        return product(x_MK, weight_NK, bias)
-    return product(F.pad(x_MK, (0, 0, 0, missing)), weight_NK, bias)[: len(x_MK)]
+        return product(x_MK, weight_NK, bias, *also)
+    return product(F.pad(x_MK, (0, 0, 0, missing)), weight_NK, bias, *also)[: len(x_MK)]
 
 
 def _mkl_fewest(width: int) -> int:

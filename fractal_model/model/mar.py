@@ -66,21 +66,29 @@ class MARLevel(nn.Module):
 
         `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden;
         `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `wanted` (R, T)
-        bool, by default the mask itself. Where it is given, no more is computed than what is
-        wanted; with `read` of 1 the next level reads the first condition alone, and gets that.
+        bool, by default the mask itself. With `read` of 1 the next level reads the first condition
+        alone, and gets that.
         """
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
         x = self.norm_in(x + self.positions)
-        few = None if wanted is None or self.training else _few(wanted, read)
-        if few is None:
-            x = self.norm_out(run_blocks(self.blocks, x))[:, self.prefix_length :]
-            return with_neighbours(x, mask if wanted is None else wanted, read)
-        places, inside = around(few, self.config.grid, read)
-        x = run_blocks(self.blocks, x, at_BQ=self.prefix_length + places.flatten(1))
-        x = self.norm_out(x).view(-1, read, self.config.width)
-        return Conditions(x.where(inside.view(-1, read, 1), 0.0))
+        x = self.norm_out(run_blocks(self.blocks, x))[:, self.prefix_length :]
+        return with_neighbours(x, mask if wanted is None else wanted, read)
+
+    def prefix(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
+        """(R, P, D): what the blocks take for what stands before the sub-patches."""
+        x = torch.cat(self._prefix(conditions, guides), dim=1)
+        return self.norm_in(x + self.positions[:, : self.prefix_length])
+
+    def masked(self) -> Tensor:
+        """(1, T, D): what the blocks take for sub-patches, each of them masked."""
+        return self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
+
+    def shown(self, sub_patches: Tensor, places_N: Tensor) -> Tensor:
+        """(N, 3, p, p) uint8 sub-patches to (N, D): what the blocks take for them."""
+        x = self.patch(normalise(sub_patches).flatten(1))
+        return self.norm_in(x + self.positions[0, self.prefix_length + places_N])
 
     def _prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
         read = conditions.values_NCD[:, : self.config.conditions]
@@ -110,17 +118,3 @@ def around(token: Tensor, grid: int, read: int) -> tuple[Tensor, Tensor]:
     )
     inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)
     return down.clamp(0, grid - 1) * grid + right.clamp(0, grid - 1), inside
-
-
-def _few(wanted: Tensor, read: int) -> Tensor | None:
-    """(R, n) sub-patches wanted of each row, in order, where that are as many of every row and,
-    with what is read around them, fewer than all.
-
-    With known pixels rows may differ; then all is computed, so that what comes out of a row does
-    not depend on how many another wants.
-    """
-    counts = wanted.sum(1)
-    most = int(counts.max())
-    if most * read >= wanted.shape[1] or bool((counts != most).any()):
-        return None
-    return wanted.nonzero(as_tuple=True)[1].view(len(wanted), most)

@@ -78,12 +78,13 @@ def training_flops(
 def sampling_flops(
     model: ModelConfig, sampling: SamplingConfig, *, with_class: bool = True
 ) -> tuple[float, ...]:
-    """One image from the sampler: a MAR level runs its whole sequence in each iteration, but its
-    last block no more than is read of it; an AR level and a pixel network run one position at a
-    time on cached keys and values; guidance runs every row twice. FractalError where the
-    iterations do not fit the model.
+    """One image from the sampler: a MAR level runs its whole sequence in each iteration, but of its
+    first block queries, keys and values only for what is new, and of its last block no more than
+    is read of it; an AR level and a pixel network run one position at a time on cached keys and
+    values; guidance runs every row twice. FractalError where the iterations do not fit the model.
 
-    Every sub-patch is sampled once, so the rows are those of a pass in which all go down.
+    Every sub-patch is sampled once, so the rows are those of a pass in which all go down. What is
+    computed once for all rows, the first block's part of masked sub-patches, is left out.
     """
     branches = 2 if with_class and sampling.guidance != 1 else 1
     *rows, pixels = rows_per_image(model)
@@ -173,15 +174,30 @@ def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, r
     guide = 0.0
     if level.guiding_pixel:
         guide = _sampled_pixel_network(guide_network(level), branches * rows)
-    whole = steps * _level_transformer(level, branches * rows).forward
-    return whole - branches * rows * _last_block_left_out(level, steps, read) + guide
+    stack, length = Transformer.of(level), positions(level)
+    blocks = steps * block_flops(stack, branches * rows, length)
+    left_out = branches * rows * _last_block_left_out(level, steps, read)
+    return blocks - left_out + rows * _taken_in(level, steps, branches) + guide
+
+
+def _taken_in(level: LevelConfig, steps: int, branches: int) -> float:
+    """Of a row: what goes into the first block, and its queries, keys and values, once for each
+    position, instead of those of all positions in each iteration; the sub-patches of the last
+    iteration are never fed in."""
+    prefix = branches * (positions(level) - level.tokens)
+    fed_in = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
+    read = branches * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
+    embedded = 2 * level.width * (read + fed_in * 3 * level.sub_patch_size**2)
+    once = 6 * level.width**2
+    return embedded + once * (prefix + fed_in - steps * branches * positions(level))
 
 
 def _last_block_left_out(level: LevelConfig, steps: int, read: int) -> float:
     """Of a row, over all iterations: queries, scores and what follows them for the positions whose
-    output nobody reads."""
+    output nobody reads; an only block's queries are there already."""
     stack, length = Transformer.of(level), positions(level)
-    a_position = 2 * (stack.weights - 2 * stack.width**2) + 4 * length * stack.width
+    anyway = (2 if stack.blocks > 1 else 3) * stack.width**2
+    a_position = 2 * (stack.weights - anyway) + 4 * length * stack.width
     left = (level.tokens, *masking_schedule(level.tokens, steps))
     computed = (read * (before - after) for before, after in pairwise(left))
     return sum(a_position * (length - n) for n in computed if n < level.tokens)

@@ -35,9 +35,21 @@ class UncachedPixelSteps:
         return self._network(self._conditions, values.repeat(self._branches, 1))[:, channel]
 
 
-def whole_masked_step(
-    level: MARLevel, tokens: Tensor, mask: Tensor, conditions: Conditions, *, wanted: Tensor, **also
-) -> Conditions:
-    """What `level` hands on for the wanted sub-patches, chosen from that for all masked ones."""
-    handed_on = level(tokens, mask, conditions, **also)
-    return Conditions(handed_on.values_NCD[wanted[mask]])
+class UncachedMaskedSteps:
+    def __init__(
+        self,
+        level: MARLevel,
+        conditions: Conditions,
+        guides: Tensor | None,
+        branches: int,
+        read: int,
+    ) -> None:
+        self._level = level
+        self._conditions = conditions
+        self._branches = branches
+        self._also = {"guides": guides, "read": read}
+
+    def __call__(self, canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
+        tokens, masks = canvas.repeat(self._branches, 1, 1, 1, 1), mask.repeat(self._branches, 1)
+        handed_on = self._level(tokens, masks, self._conditions, **self._also).values_NCD
+        return Conditions(handed_on[wanted.repeat(self._branches, 1)[masks]])

@@ -22,17 +22,19 @@ from fractal_model.errors import FractalError
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
+from fractal_model.model.linear import reduced_weights
 from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
 from fractal_model.sampling.compiled import CompiledPixels
 from fractal_model.sampling.known import Known, KnownPatches
+from fractal_model.sampling.masked import CachedMaskedSteps
 from fractal_model.sampling.orders import order_scores, require_order
 from fractal_model.sampling.reference import (
     UncachedLevelSteps,
+    UncachedMaskedSteps,
     UncachedPixelSteps,
-    whole_masked_step,
 )
 from fractal_model.sampling.settings import SamplingConfig, guidance_at, masking_schedule
 from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
@@ -62,7 +64,7 @@ class Sampler:
         self._iterations = settings.level_iterations(model.config)
         require_order(settings.order, model.config)
         self._level_steps = CachedLevelSteps if cached else UncachedLevelSteps
-        self._masked_step = MARLevel.__call__ if cached else whole_masked_step
+        self._masked_steps = CachedMaskedSteps if cached else UncachedMaskedSteps
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
         self._compiled = None
@@ -114,9 +116,10 @@ class Sampler:
         was_training = self._model.training
         self._model.eval()
         try:
-            return _Run(self, labels, noise, known, observe).patches(
-                0, self._root(labels), Rows.whole_images(len(labels), labels.device), None
-            )
+            with reduced_weights(self._model):
+                return _Run(self, labels, noise, known, observe).patches(
+                    0, self._root(labels), Rows.whole_images(len(labels), labels.device), None
+                )
         finally:
             self._model.train(was_training)
 
@@ -203,19 +206,12 @@ class _Run:
         # Known sub-patches rank above all hidden ones: they have come already.
         rank = ranks(torch.where(mask, self._noise.orders[i][rows.image, index], math.inf))
         guides = self._guides(i, level, conditions, rows, index, guidance)
+        read = self._s._model.config.conditions_read(i)
+        steps = self._s._masked_steps(level, conditions, guides, self._branches, read)
         for remaining in _remaining(mask.sum(1), self._s._iterations[i]):
             still = rank < remaining[:, None]
             chosen = mask & ~still
-            branches = (self._branches, 1)
-            handed_on = self._s._masked_step(
-                level,
-                canvas.repeat(*branches, 1, 1, 1),
-                mask.repeat(branches),
-                conditions,
-                guides=guides,
-                wanted=chosen.repeat(branches),
-                read=self._s._model.config.conditions_read(i),
-            )
+            handed_on = steps(canvas, mask, chosen)
             mask, inner = still, guidance
             if i == 0:
                 # Published: for guidance the last step still counts one as masked.

@@ -1,0 +1,100 @@
+"""The iterations of a MAR level, on what does not change from one to the next.
+
+Decided here: what goes into the first block, and its queries, keys and values, are kept; a
+sub-patch's own are computed when it becomes known, once for both branches. The last block computes
+what the next level reads, and no more. `reference.py` holds the same interface without all this.
+
+Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
+P other positions, S = P + T, n conditions read, D width, H heads of d elements.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fractal_model.model.blocks import run_blocks
+from fractal_model.model.conditions import Conditions
+from fractal_model.model.mar import MARLevel, around, with_neighbours
+
+
+class CachedMaskedSteps:
+    """Conditions (G · N, n, D) of the N sub-patches wanted, from a canvas (R, T, 3, p, p) that is
+    valid where the mask (R, T) is false; each call's mask is within that of the call before."""
+
+    def __init__(
+        self,
+        level: MARLevel,
+        conditions: Conditions,
+        guides: Tensor | None,
+        branches: int,
+        read: int,
+    ) -> None:
+        self._level = level
+        self._branches = branches
+        self._read = read
+        self._rest = level.blocks[1:]
+        prefix, masked = level.prefix(conditions, guides), level.masked()
+        rows = len(prefix)
+        self._x = torch.cat([prefix, masked.expand(rows, -1, -1)], dim=1)
+        of_masked = self._heads(masked).expand(-1, rows, -1, -1, -1)
+        self._kept = torch.cat([self._heads(prefix), of_masked], dim=3)
+        self._mask: Tensor | None = None
+
+    def __call__(self, canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
+        self._take_in(canvas, mask)
+        few = _few(wanted, self._read)
+        if few is None:
+            x = self._level.norm_out(self._blocks(None))[:, self._level.prefix_length :]
+            return with_neighbours(x, wanted.repeat(self._branches, 1), self._read)
+        places, inside = around(few.repeat(self._branches, 1), self._level.config.grid, self._read)
+        x = self._level.norm_out(self._blocks(self._level.prefix_length + places.flatten(1)))
+        return Conditions(
+            x.flatten(0, 1)
+            .unflatten(0, (-1, self._read))
+            .where(inside.flatten(0, 1)[..., None], 0.0)
+        )
+
+    def _take_in(self, canvas: Tensor, mask: Tensor) -> None:
+        """What has become known since the call before."""
+        known = ~mask if self._mask is None else self._mask & ~mask
+        row, token = known.nonzero(as_tuple=True)
+        self._mask = mask
+        if not len(row):
+            return
+        place = self._level.prefix_length + token
+        x_ND = self._level.shown(canvas[row, token], token)
+        heads_3NHd = self._heads(x_ND[:, None])[:, :, :, 0]
+        self._x.unflatten(0, (self._branches, -1))[:, row, place] = x_ND
+        by_branch = self._kept.unflatten(1, (self._branches, -1))
+        for kept, new in zip(by_branch.unbind(0), heads_3NHd.unbind(0), strict=True):
+            kept[:, row, :, place] = new[:, None]
+
+    def _heads(self, x_BSD: Tensor) -> Tensor:
+        """The first block's queries, keys and values: (3, B, H, S, d)."""
+        first = self._level.blocks[0]
+        return first.attention.heads_of(first.norm1(x_BSD))
+
+    def _blocks(self, at_BQ: Tensor | None) -> Tensor:
+        """(G · R, S, D) after all blocks, or (G · R, Q, D) at these positions alone."""
+        query, key, value = self._kept.unbind(0)
+        first = self._level.blocks[0]
+        if len(self._rest) or at_BQ is None:
+            return run_blocks(self._rest, first.of_heads(self._x, query, key, value), at_BQ=at_BQ)
+        x = self._x.gather(1, at_BQ[..., None].expand(-1, -1, self._x.shape[-1]))
+        here = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+        return first.of_heads(x, query.gather(2, here), key, value)
+
+
+def _few(wanted: Tensor, read: int) -> Tensor | None:
+    """(R, n) sub-patches wanted of each row, in order, where that are as many of every row and,
+    with what is read around them, fewer than all.
+
+    With known pixels rows may differ; then all is computed, so that what comes out of a row does
+    not depend on how many another wants.
+    """
+    counts = wanted.sum(1)
+    most = int(counts.max())
+    if most * read >= wanted.shape[1] or bool((counts != most).any()):
+        return None
+    return wanted.nonzero(as_tuple=True)[1].view(len(wanted), most)
