@@ -8,7 +8,9 @@ Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,9 @@ _MOST_SCORES = 2**21
 """At a time: they stay in the cache of a core or two."""
 _FEW_SCORES = 2**15
 """Of a row: up to 64 positions and 8 heads."""
+_MOST_ROWS = 2**15
+"""At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
+ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
 
 
 @dataclass
@@ -159,13 +164,18 @@ def attend(
     if on_cpu and drop and not causal:  # a CPU's fused attention has no dropout
         return _products(query_BHQd, key, value, drop)
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
-    if not on_cpu or causal or not _by_products(query_BHQd, scores):
-        return F.scaled_dot_product_attention(
-            query_BHQd, key, value, dropout_p=drop, is_causal=causal
-        )
-    rows = max(1, _MOST_SCORES // scores)
-    parts = zip(query_BHQd.split(rows), key.split(rows), value.split(rows), strict=True)
-    return torch.cat([_products(*part) for part in parts])
+    if on_cpu and not causal and _by_products(query_BHQd, scores):
+        return _in_parts(_products, max(1, _MOST_SCORES // scores), query_BHQd, key, value)
+    fused = partial(F.scaled_dot_product_attention, dropout_p=drop, is_causal=causal)
+    return _in_parts(fused, len(query_BHQd) if on_cpu else _MOST_ROWS, query_BHQd, key, value)
+
+
+def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
+    """So many rows at a time."""
+    if len(tensors[0]) <= rows:
+        return function(*tensors)
+    parts = zip(*(x.split(rows) for x in tensors), strict=True)
+    return torch.cat([function(*part) for part in parts])
 
 
 def _by_products(query_BHQd: Tensor, scores: int) -> bool:

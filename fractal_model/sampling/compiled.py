@@ -2,8 +2,8 @@
 
 Decided here: what costs time there is not arithmetic but the start of each of thousands of small
 operations. With caches whose shapes never change, one position of the level, its three channels
-and the next token are one function, which `torch.compile` turns into one piece of C++ (or, on a
-GPU, one CUDA graph; that has not been measured). It computes what `steps.py` computes, up to
+and the next token are one function, which `torch.compile` turns into one piece of C++; on a GPU it
+makes kernels, and the whole level's are one CUDA graph. It computes what `steps.py` computes, up to
 rounding, so an image may differ from an uncompiled one in a value whose draw was close.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel.
@@ -22,6 +22,7 @@ from fractal_model.model.ar import ARLevel
 from fractal_model.model.attention import FixedCache
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
+from fractal_model.sampling.captured import Captured
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
@@ -53,20 +54,24 @@ class CompiledPixels:
         self._network = network
         self._settings = settings
         on_gpu = level.positions.device.type == "cuda"
-        how = {"triton.cudagraphs" if on_gpu else "cpp_wrapper": True}
+        how = {} if on_gpu else {"cpp_wrapper": True}
         # Not one piece of code for each number of rows: below a MAR level it changes all the time.
         # Not fullgraph: past the limit of pieces torch goes on uncompiled, where it would end.
         self._step: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
             self._one, dynamic=None, options=how, recompile_limit=_MOST_PIECES
         )
+        self._all = Captured(self._pixels) if on_gpu else self._pixels
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
         """Conditions of (G · R) rows, uniform numbers (R, T, 3) and guidance (R,) or None to
         values (R, T, 3) uint8."""
-        rows, tokens, _ = uniforms.shape
-        token = self._level.first_token(conditions)
-        kept = self._caches(token, tokens)
         guides = None if guidance is None else guidance[:, None].contiguous()
+        return self._all(conditions.values_NCD, uniforms, guides)
+
+    def _pixels(self, conditions: Tensor, uniforms: Tensor, guides: Tensor | None) -> Tensor:
+        rows, tokens, _ = uniforms.shape
+        token = self._level.first_token(Conditions(conditions))
+        kept = self._caches(token, tokens)
         values = torch.empty(rows, tokens, CHANNELS, dtype=torch.uint8, device=uniforms.device)
         places = torch.arange(tokens, device=uniforms.device)
         for t in range(tokens):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fractal_model.model.attention import attend
 from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.training.trainer import Trainer
 from tests.conftest import tiny_config
@@ -45,3 +46,14 @@ def test_the_optimiser_goes_on_from_a_checkpoint(tmp_path):
         resumed.step(BATCH)
     for ours, theirs in zip(weights(resumed), weights(straight), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_more_rows_than_a_grid_has(causal):
+    rows = [torch.randn(70_000, 2, 3, 16, device="cuda", requires_grad=True) for _ in range(3)]
+    with torch.autocast("cuda", torch.bfloat16):
+        mixed = attend(*(x.bfloat16() for x in rows), causal=causal)
+    mixed.float().square().sum().backward()
+    last = [x[-1:].detach().bfloat16() for x in rows]
+    torch.testing.assert_close(mixed[-1:], attend(*last, causal=causal), rtol=0.02, atol=0.02)
+    assert all(bool(x.grad.isfinite().all()) and bool(x.grad[-1].any()) for x in rows)

@@ -1,0 +1,52 @@
+"""Sampling on a GPU; on a machine that has none, nothing of it is shown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model.sampling.captured import Captured
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from tests.conftest import tiny_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+LABELS = torch.tensor([0, 1, 2, 3, 1])
+SEEDS = [11, 12, 13, 14, 15]
+
+
+def test_cached_gives_the_images_of_the_uncached_path(kind):
+    model, settings = tiny_model(kind).to("cuda"), SamplingConfig(guidance=3.0)
+    fast = Sampler(model, settings)(LABELS, SEEDS)
+    slow = Sampler(model, settings, cached=False)(LABELS, SEEDS)
+    assert fast.device.type == "cuda"
+    assert fast.equal(slow)
+
+
+@pytest.mark.parametrize("kind", ["ar", "mar above ar"])
+def test_a_captured_level_gives_the_images_of_the_plain_one(kind):
+    model = tiny_model(kind).to("cuda")
+    plain = Sampler(model, SamplingConfig(guidance=3.0))
+    captured = Sampler(model, SamplingConfig(guidance=3.0, compile=True))
+    for labels, seeds in ((LABELS, SEEDS), (LABELS.flip(0), SEEDS[::-1]), (LABELS[:2], [7, 8])):
+        assert captured(labels, seeds).equal(plain(labels, seeds))
+
+
+def test_graphs_outlive_the_autocast_they_were_captured_in():
+    model = tiny_model("ar").to("cuda")
+    sampler = Sampler(model, SamplingConfig(guidance=3.0, compile=True))
+    found = []
+    for _ in range(2):
+        with torch.autocast("cuda", torch.bfloat16):
+            found.append(sampler(LABELS, SEEDS))
+        torch.rand(1000, 1000, device="cuda")  # takes memory that was given back
+    assert found[0].equal(found[1])
+
+
+def test_a_graph_for_each_shape_and_then_none(monkeypatch):
+    monkeypatch.setattr("fractal_model.sampling.captured._MOST_GRAPHS", 2)
+    twice = Captured(lambda x, shift: 2 * x if shift is None else 2 * x + shift)
+    for size in (1, 2, 3, 2):
+        x = torch.arange(size, device="cuda")
+        assert twice(x, None).equal(2 * x)
+        assert twice(x, x).equal(3 * x)
