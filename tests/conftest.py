@@ -62,6 +62,12 @@ def tiny_model(kind: str, *, sharpen: float = 8.0, **changes: object) -> Fractal
     return model.eval()
 
 
+def deeper(kind: str) -> FractalModel:
+    """The same with several blocks a level: a first, a last and one between."""
+    levels = len(KINDS[kind]["generators"])
+    return tiny_model(kind, blocks=(3,) * levels + (2,))
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of recursion in turn."""

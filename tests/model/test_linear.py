@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fractal_model.model import linear as module
 from fractal_model.model.likelihood import mask_seeds, pass_bits
-from fractal_model.model.linear import FLOP_FORMULAS, Linear, linear
+from fractal_model.model.linear import FLOP_FORMULAS, Linear, linear, reduced_weights
 from tests.conftest import images_for, tiny_model
 
 SHAPES = [(16, 16), (48, 16), (12, 128), (128, 32), (512, 128), (128, 512), (64, 192)]
@@ -81,6 +81,50 @@ def test_autocast_multiplies_in_bfloat16(library):
     layer = Linear(8, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(normal(3, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_activation_may_come_with_the_product(library, bias):
+    layer, x = Linear(6, 40, bias=bias), normal(33, 6)
+    expected = F.gelu(F.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x, "gelu"), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, "gelu"), expected)
+
+
+@pytest.mark.parametrize("outputs", [slice(7), slice(7, None)])
+def test_some_outputs_alone(library, outputs):
+    layer, x = Linear(6, 20), normal(3, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.part(x, outputs), layer(x)[:, outputs])
+
+
+def test_reduced_weights_give_what_autocast_gives(library):
+    layer, x = Linear(64, 48), normal(33, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+        with reduced_weights(layer):
+            found = layer(x), layer.part(x, slice(5, None))
+    assert layer.reduced is None
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found[0], expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(found[1], expected[:, 5:], rtol=0.02, atol=0.02)
+
+
+def test_weights_are_reduced_for_inference_under_autocast_alone():
+    layer = Linear(4, 4)
+    with reduced_weights(layer):
+        assert layer.reduced is None
+    with torch.autocast("cpu", torch.bfloat16), reduced_weights(layer):
+        assert layer.reduced is None
+
+
+def test_few_rows_in_bfloat16_are_as_they_are_among_many(threads):
+    weight, x = normal(48, 64).bfloat16(), normal(600, 64, seed=2).bfloat16()
+    with torch.no_grad():
+        whole = linear(x, weight)
+        for rows in (*range(1, 40), 64, 257):
+            assert linear(x[:rows].clone(), weight).equal(whole[:rows]), rows
 
 
 def test_doubles_stay_doubles(library):

@@ -9,7 +9,7 @@ from fractal_model.errors import FractalError
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig, masking_schedule
-from tests.conftest import images_for, tiny_model
+from tests.conftest import deeper, images_for, tiny_model
 
 LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 1]), [11, 12, 13, 14, 15]
 GUIDED = SamplingConfig(guidance=2.0, logit_scale=1.2)
@@ -57,8 +57,9 @@ def test_nothing_known_is_plain_sampling(kind):
     assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS))
 
 
-def test_cached_equals_uncached(kind):
-    model = tiny_model(kind)
+@pytest.mark.parametrize("make", [tiny_model, deeper])
+def test_cached_equals_uncached(kind, make):
+    model = make(kind)
     known = random_known(model)
     fast = Sampler(model, GUIDED)(LABELS, SEEDS, known=known)
     assert fast.equal(Sampler(model, GUIDED, cached=False)(LABELS, SEEDS, known=known))

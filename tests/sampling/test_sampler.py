@@ -10,7 +10,7 @@ from fractal_model.model.fractal import NO_CLASS
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
-from tests.conftest import tiny_model
+from tests.conftest import deeper, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]
@@ -24,6 +24,13 @@ def test_cached_equals_the_uncached_reference_path(kind, guidance):
     assert fast.dtype == torch.uint8
     assert fast.float().std() > 1
     assert fast.equal(slow)
+
+
+def test_cached_equals_uncached_with_more_blocks_than_one(kind):
+    model = deeper(kind)
+    settings = SamplingConfig(guidance=3.0)
+    fast = Sampler(model, settings)(LABELS, SEEDS)
+    assert fast.equal(Sampler(model, settings, cached=False)(LABELS, SEEDS))
 
 
 def test_a_seed_gives_the_same_image_in_any_batch(kind):
