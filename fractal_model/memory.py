@@ -17,7 +17,7 @@ import psutil
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
-_INTERVAL_SECONDS = 0.005
+_INTERVAL_SECONDS = 0.02
 
 
 @dataclass
