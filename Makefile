@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data test test-all test-faults test-services test-scale test-pages ui lint clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test test-all test-faults test-services test-scale test-pages ui lint clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -53,6 +53,9 @@ benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine'
 
 benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillow
 	$(RUN) python -m tests.benchmarks.data
+
+benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: all of docs/speed.md's numbers
+	$(RUN) python -m tests.benchmarks.speed
 
 test: $(INSTALLED) ## all tests but the slow ones, with coverage
 	$(RUN) python -m coverage erase

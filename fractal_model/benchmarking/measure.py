@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from fractal_model.benchmarking.levels import LevelCost, level_costs
 from fractal_model.benchmarking.timing import ceiling_gflops, median_seconds
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
@@ -65,6 +66,8 @@ class Measurement:
     reference_seconds_per_image: float | None
     """Of the sampler without caches, in one run."""
     times_faster_than_reference: float | None
+    levels: tuple[LevelCost, ...] | None
+    """Of the sampler, in one more run, from level 0 down."""
 
     def as_json(self) -> dict[str, object]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -79,6 +82,8 @@ class Work:
     """None: to be counted."""
     published_flops: float | None = None
     reference: Callable[[], object] | None = None
+    levels: Callable[[], tuple[LevelCost, ...]] | None = None
+    """Runs the step once more."""
 
 
 def sampling_work(
@@ -86,12 +91,16 @@ def sampling_work(
 ) -> tuple[FractalModel, Work]:
     """A batch of images of different classes. FractalError: iterations that do not fit."""
     model = _random_model(config).to(device)
-    flops = batch * sum(sampling_flops(config, sampling))
+    flops = sampling_flops(config, sampling)
     published = batch * sum(published_sampling_flops(config, sampling))
     labels, seeds = torch.arange(batch) % config.num_classes, range(batch)
     fast, slow = Sampler(model, sampling), Sampler(model, sampling, cached=False)
     return model, Work(
-        lambda: fast(labels, seeds), flops, published, reference=lambda: slow(labels, seeds)
+        lambda: fast(labels, seeds),
+        batch * sum(flops),
+        published,
+        reference=lambda: slow(labels, seeds),
+        levels=lambda: level_costs(fast, config, labels, seeds, flops=flops, device=device),
     )
 
 
@@ -129,6 +138,8 @@ def measure(
     dtype: Precision,
     repeats: int,
     reference: bool,
+    by_level: bool = True,
+    warm_up: bool = True,
     trace: Path | None = None,
 ) -> Measurement:
     """Warm up, time, and set beside the ceiling; with `trace`, one more step's profile goes there,
@@ -138,10 +149,12 @@ def measure(
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         before = _memory_taken(device)
         with peak_memory(device) as peak:
-            work.step()
+            if warm_up:
+                work.step()
             seconds = median_seconds(work.step, repeats, device)
         # Afterwards: it keeps more at a time than the step itself.
         flops = _counted(work.step) if work.flops is None else work.flops
+        levels = work.levels() if by_level and work.levels is not None else None
         slow = None
         if reference and work.reference is not None:
             slow = median_seconds(work.reference, 1, device) / batch
@@ -168,6 +181,7 @@ def measure(
         peak_memory_gb=(before + peak.added_bytes) / 1e9,
         reference_seconds_per_image=slow,
         times_faster_than_reference=None if slow is None else slow * batch / seconds,
+        levels=levels,
     )
 
 

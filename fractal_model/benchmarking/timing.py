@@ -31,14 +31,15 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * side**3 / best / 1e9
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    work()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until what was started there is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,9 @@ from fractal_model.params import DEFAULT_FILE, Params, load_params
 from fractal_model.sample_files import require_writable_file
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fractal_model.benchmarking.levels import LevelCost
     from fractal_model.benchmarking.measure import Measurement
     from fractal_model.config import ModelConfig
     from fractal_model.sampling.settings import SamplingConfig
@@ -78,6 +82,13 @@ def benchmark(
     reference: Annotated[
         bool, typer.Option(help="Also time the sampler without caches, once; it is slow.")
     ] = True,
+    by_level: Annotated[
+        bool, typer.Option(help="Also measure what of sampling each level takes, in one more run.")
+    ] = True,
+    warm_up: Annotated[
+        bool,
+        typer.Option(help="Begin with a run that does not count."),
+    ] = True,
     profile: Annotated[
         Path | None,
         typer.Option(
@@ -130,6 +141,8 @@ def benchmark(
             dtype=dtype.value,
             repeats=repeats,
             reference=reference,
+            by_level=by_level,
+            warm_up=warm_up,
             trace=profile,
         )
     if as_json:
@@ -218,7 +231,29 @@ def _print(found: Measurement) -> None:
         if value is not None:
             table.add_row(what, value)
     console.print(table)
+    if found.levels is not None:
+        console.print(_by_level(found, found.levels))
     say(f"{found.device}, {found.threads} threads, median of {found.repeats} runs")
+
+
+def _by_level(found: Measurement, levels: Sequence[LevelCost]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="an image by level, in one more run")
+    table.add_column("level", no_wrap=True)
+    for column in ("seconds", "share", "GFLOP", "utilisation"):
+        table.add_column(column, justify="right")
+    total = sum(level.seconds_per_image for level in levels)
+    for level in levels:
+        seconds, gflop = level.seconds_per_image, level.gflop_per_image
+        table.add_row(
+            level.level,
+            f"{seconds:.3f}",
+            f"{seconds / total:.0%}",
+            f"{gflop:,.3g}",
+            f"{gflop / seconds / found.ceiling_gflops:.1%}",
+        )
+    return table
 
 
 def _if_there(value: float | None, form: str) -> str | None:

@@ -67,6 +67,7 @@ class Sampler:
         self._masked_steps = CachedMaskedSteps if cached else UncachedMaskedSteps
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
+        self.descent: Callable[..., Descent] = Descent
         self._compiled = None
         innermost = model.levels[-1]
         compiled = settings.compile and cached and draw is inverse_transform
@@ -117,7 +118,7 @@ class Sampler:
         self._model.eval()
         try:
             with reduced_weights(self._model):
-                return _Run(self, labels, noise, known, observe).patches(
+                return self.descent(self, labels, noise, known, observe).patches(
                     0, self._root(labels), Rows.whole_images(len(labels), labels.device), None
                 )
         finally:
@@ -134,7 +135,7 @@ class Sampler:
         return self._settings.guidance != 1 and bool((labels != NO_CLASS).any())
 
 
-class _Run:
+class Descent:
     """One batch on its way down; holds what is the same for all its rows."""
 
     def __init__(

@@ -11,6 +11,7 @@ from fractal_model.cli import app
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.flops import pass_products
+from fractal_model.sampling.compiled import compiler_is_there
 from tests.test_params import SHIPPED
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]
@@ -33,6 +34,32 @@ def test_sampling_stands_beside_the_uncached_path_and_the_ceiling(generators):
     assert 0 < found["gflop_per_image"] < found["published_gflop_per_image"]
     rate = found["gflop_per_image"] / found["seconds_per_image"]
     assert found["utilisation"] == pytest.approx(rate / found["ceiling_gflops"])
+
+
+@pytest.mark.parametrize("generators", ["ar,ar", "mar,mar", "mar,ar", "ar,mar"])
+def test_levels_share_out_the_time_and_the_operations(generators):
+    found = run("sample", *TINY, "--generators", generators, "--no-reference")
+    upper, lower = generators.split(",")
+    names = [f"level 0 (4 → 2, {upper})", f"level 1 (2 → 1, {lower})", "pixels"]
+    assert [level["level"] for level in found["levels"]] == names
+    assert all(level["seconds_per_image"] > 0 for level in found["levels"])
+    operations = sum(level["gflop_per_image"] for level in found["levels"])
+    assert operations == pytest.approx(found["gflop_per_image"])
+
+
+@pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
+def test_what_is_compiled_together_is_one_entry():
+    arguments = ["--batch", "2", "--repeats", "1", "--no-reference", "--compile"]
+    found = run("sample", *LAYERS, "--generators", "ar,ar", *arguments)
+    names = [level["level"] for level in found["levels"]]
+    assert names == ["level 0 (4 → 2, ar)", "level 1 (2 → 1, ar) and pixels"]
+    operations = sum(level["gflop_per_image"] for level in found["levels"])
+    assert operations == pytest.approx(found["gflop_per_image"])
+
+
+def test_without_levels_and_without_warming_up():
+    arguments = ("--no-reference", "--no-by-level", "--no-warm-up")
+    assert "levels" not in run("sample", *TINY, "--generators", "ar,ar", *arguments)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -98,3 +125,10 @@ def test_the_table_has_what_the_mode_has():
     assert "utilisation" in shown
     assert "median of 1 runs" in shown
     assert "uncached" not in shown
+    assert "level" not in shown
+
+
+def test_the_table_of_sampling_has_the_levels():
+    arguments = ["--generators", "mar,ar", "--no-reference"]
+    shown = CliRunner().invoke(app, ["benchmark", "sample", *TINY, *arguments]).stdout
+    assert "level 1 (2 → 1, ar)" in shown

@@ -1,0 +1,110 @@
+"""What of sampling is spent in which level.
+
+Decided here: time is exclusive, a level's own without that of the levels below it, and holds all
+that the level does: its steps, the draws and what is moved in between. A level that computes the
+pixels too, as the compiled innermost one does, stands with them in one entry.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fractal_model.benchmarking.timing import wait
+from fractal_model.config import ModelConfig
+from fractal_model.model.conditions import Conditions
+from fractal_model.model.fractal import Rows
+from fractal_model.sampling.sampler import Descent, Sampler
+
+
+@dataclass(frozen=True)
+class LevelCost:
+    """Of one image."""
+
+    level: str
+    seconds_per_image: float
+    gflop_per_image: float
+
+
+class Stopwatch:
+    """Exclusive seconds by name: while an inner part runs, the outer one's time stands still."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: defaultdict[int, float] = defaultdict(float)
+        self._device = device
+        self._running: list[int] = []
+        self._since = 0.0
+
+    @contextmanager
+    def of(self, part: int) -> Iterator[None]:
+        self._book()
+        self._running.append(part)
+        try:
+            yield
+        finally:
+            self._book()
+            self._running.pop()
+
+    def _book(self) -> None:
+        """What has passed since the last change goes to the part that ran."""
+        wait(self._device)
+        now = time.perf_counter()
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
+        self._since = now
+
+
+class _TimedDescent(Descent):
+    def __init__(self, stopwatch: Stopwatch, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self._stopwatch = stopwatch
+
+    def patches(
+        self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
+    ) -> Tensor:
+        with self._stopwatch.of(i):
+            return super().patches(i, conditions, rows, guidance)
+
+
+def level_costs(
+    sampler: Sampler,
+    config: ModelConfig,
+    labels: Tensor,
+    seeds: Sequence[int],
+    *,
+    flops: Sequence[float],
+    device: torch.device,
+) -> tuple[LevelCost, ...]:
+    """One more run, of a sampler that has run before; `flops` are of an image, by level."""
+    stopwatch = Stopwatch(device)
+    timed = copy(sampler)
+    timed.descent = partial(_TimedDescent, stopwatch)
+    timed(labels, seeds)
+    return _costs(config, stopwatch.seconds, flops, len(seeds))
+
+
+def _costs(
+    config: ModelConfig, seconds: dict[int, float], flops: Sequence[float], images: int
+) -> tuple[LevelCost, ...]:
+    """Parts that never ran by themselves have run within the one above."""
+    names = (*(_name(config, i) for i in range(len(config.levels))), "pixels")
+    starts = sorted(seconds)
+    return tuple(
+        LevelCost(
+            " and ".join(names[start:end]), seconds[start] / images, sum(flops[start:end]) / 1e9
+        )
+        for start, end in zip(starts, (*starts[1:], len(names)), strict=True)
+    )
+
+
+def _name(config: ModelConfig, i: int) -> str:
+    level = config.levels[i]
+    return f"level {i} ({level.patch_size} → {level.sub_patch_size}, {level.generator})"

@@ -1,0 +1,47 @@
+"""What of a run each level took: exclusive, and no more than there was."""
+
+import time
+
+import pytest
+import torch
+
+from fractal_model.benchmarking.levels import Stopwatch, level_costs
+from fractal_model.sampling.compiled import compiler_is_there
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.sampling.settings import SamplingConfig
+from tests.conftest import tiny_model
+
+CPU = torch.device("cpu")
+LABELS, SEEDS = torch.tensor([0, 1, 2]), [3, 4, 5]
+
+
+def test_the_outer_time_stands_still_while_an_inner_part_runs():
+    stopwatch = Stopwatch(CPU)
+    with stopwatch.of(0):
+        for _ in range(2):
+            with stopwatch.of(1):
+                time.sleep(0.05)
+        time.sleep(0.02)
+    assert 0.02 <= stopwatch.seconds[0] < 0.1
+    assert stopwatch.seconds[1] >= 0.1
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [False, pytest.param(True, marks=pytest.mark.skipif(not compiler_is_there(), reason="no C++"))],
+)
+def test_the_levels_together_are_nearly_the_run(kind, compiled):
+    if compiled and kind != "ar":
+        pytest.skip("one kind is enough to compile")
+    model = tiny_model(kind)
+    sampler = Sampler(model, SamplingConfig(guidance=3.0, compile=compiled))
+    before = sampler(LABELS, SEEDS)
+    flops = [1e9 * (i + 1) for i in range(len(model.config.levels) + 1)]
+    start = time.perf_counter()
+    found = level_costs(sampler, model.config, LABELS, SEEDS, flops=flops, device=CPU)
+    elapsed = time.perf_counter() - start
+    together = 3 * sum(level.seconds_per_image for level in found)
+    assert 0.5 * elapsed < together <= elapsed
+    assert sum(level.gflop_per_image for level in found) == pytest.approx(sum(flops) / 1e9)
+    assert len(found) == len(flops) - compiled
+    assert sampler(LABELS, SEEDS).equal(before)

@@ -1,0 +1,290 @@
+"""The plot and the tables of docs/speed.md, from the numbers of docs/speed.json alone.
+
+Decided here: a table stands between `<!-- speed: NAME -->` and `<!-- end -->`, where it replaces
+what was there; all else of the page is left as it is. A cell that was not measured is a dash, and
+no point.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from fractal_model.errors import FractalError
+from fractal_model.reporting.figures import STYLE, save_figure
+from tests.benchmarks.speed import BASE, BATCHES, BELOW, LEVELS, RESOLUTIONS, TABLES, Cell
+
+COLOURS = {"ar": "#0072b2", "mar": "#d55e00"}
+"""Of Okabe and Ito, told apart by everybody."""
+REFERENCE = "#777777"
+NEAR_THE_CEILING = 0.5
+LABEL_HEIGHT = 0.05
+"""Of a line's name, as a share of the plot's height."""
+DASH = "–"
+Cells = dict[str, dict]
+
+
+def found(cells: Cells, cell: Cell) -> dict | None:
+    return cells.get(cell.name, {}).get("measured")
+
+
+def fill(results: dict, page: Path) -> None:
+    """FractalError: the page has no place for a table."""
+    cells, text = results["cells"], page.read_text()
+    tables = {
+        "machine": _machine(results),
+        "breakdown": _breakdown(cells),
+        "ratios": _ratios(cells),
+        "batch": _batch(cells),
+        "resolution": _resolution(cells),
+        "levels": _levels(cells),
+    }
+    for name, table in tables.items():
+        place = re.compile(rf"(<!-- speed: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not place.search(text):
+            raise FractalError(f"{page} has no place <!-- speed: {name} --> … <!-- end -->")
+        text = place.sub(lambda at, table=table: f"{at[1]}{table}\n{at[2]}", text)
+    page.write_text(text)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The first column is text, the others are numbers."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(*commands: str) -> str:
+    return "\n".join(["```", *commands, "```", ""])
+
+
+def _machine(results: dict) -> str:
+    at, cells = results["machine"], results["cells"].values()
+    ceilings = [cell["measured"]["ceiling_gflops_float32"] for cell in cells]
+    minutes = sum(cell["seconds_in_all"] for cell in cells) / 60
+    device = "" if at["device"] == "cpu" else f"{at['device']}, "
+    return (
+        f"{device}{at['cpu']}, {at['cores']} cores, {at['threads']} threads; Python "
+        f"{at['python']}, torch {at['torch']}. The ceiling, the fastest float32 matrix product of "
+        f"each process, was {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s. All "
+        f"{len(ceilings)} measurements took {minutes:.0f} minutes."
+    )
+
+
+def _breakdown(cells: Cells) -> str:
+    parts = []
+    for cell in TABLES:
+        measured = found(cells, cell)
+        parts.append(_shown(cell.command))
+        parts.append(_by_level(measured) if measured else f"{DASH}\n")
+    return "\n".join(parts).rstrip()
+
+
+def _by_level(measured: dict) -> str:
+    ceiling, levels = measured["ceiling_gflops"], measured["levels"]
+    total = sum(level["seconds_per_image"] for level in levels)
+    rows = []
+    for level in levels:
+        seconds, gflop = level["seconds_per_image"], level["gflop_per_image"]
+        share = gflop / seconds / ceiling
+        limit = "arithmetic" if share >= NEAR_THE_CEILING else "starts"
+        numbers = (f"{seconds:.3f}", f"{seconds / total:.0%}", f"{gflop:.3g}", f"{share:.0%}")
+        rows.append([level["level"], *numbers, limit])
+    heads = ("level", "seconds an image", "of the time", "GFLOP an image", "of the ceiling")
+    return _table((*heads, "limited by"), rows) + "\n"
+
+
+def _ratios(cells: Cells) -> str:
+    rows = []
+    for cell in TABLES:
+        m = found(cells, cell)
+        if m is None or "times_faster_than_reference" not in m:
+            continue
+        ours, published = m["gflop_per_image"], m["published_gflop_per_image"]
+        numbers = (
+            f"{m['seconds_per_image']:.3f}",
+            f"{ours:.3g}",
+            f"{published:.3g}",
+            f"{published / ours:.2f}",
+            f"{m['utilisation']:.0%}",
+            f"{m['reference_seconds_per_image']:.3f}",
+            f"{m['times_faster_than_reference']:.1f}",
+        )
+        rows.append([cell.generator.upper(), *numbers])
+    heads = ("", "seconds an image", "GFLOP", "published GFLOP", "published / ours")
+    return _table((*heads, "of the ceiling", "uncached, seconds", "times faster"), rows)
+
+
+def _commands(cells: Iterable[Cell], **words: str) -> str:
+    """Those of the cells, one for all that differ in nothing but what a word stands for."""
+    plain = (replace(c, repeats=1, warm_up=True, reference=False, **words) for c in cells)
+    return _shown(*dict.fromkeys(cell.command for cell in plain))
+
+
+def _batch(cells: Cells) -> str:
+    rows = [
+        [str(batch), *(_seconds(cells, Cell(kind, batch=batch)) for kind in COLOURS)]
+        for batch in BATCHES["ar"]
+    ]
+    shown = _commands((Cell(kind) for kind in COLOURS), batch="BATCH")
+    return f"{shown}\n{_table(('batch', 'AR', 'MAR'), rows)}"
+
+
+def _resolution(cells: Cells) -> str:
+    kinds = [(kind, below) for kind in COLOURS for below in BELOW[kind]]
+    rows = [
+        [f"{side} px", *(_seconds(cells, Cell(kind, f"{side},{b}")) for kind, b in kinds)]
+        for side in RESOLUTIONS
+    ]
+    shown = _commands(Cell(kind, f"{RESOLUTIONS[-1]},{below}") for kind, below in kinds)
+    heads = ("", *(f"{kind.upper()}, side,{below}" for kind, below in kinds))
+    return f"{shown}\n{_table(heads, rows)}"
+
+
+def _levels(cells: Cells) -> str:
+    rows = []
+    for levels in LEVELS:
+        row = [f"`{levels}`"]
+        for kind in COLOURS:
+            cell = Cell(kind, levels)
+            measured = found(cells, cell)
+            operations = f"{measured['gflop_per_image']:.3g}" if measured else DASH
+            row += [_seconds(cells, cell), operations]
+        rows.append(row)
+    shown = _commands(Cell(kind, levels) for kind in COLOURS for levels in LEVELS)
+    heads = ("levels", "AR, seconds", "AR, GFLOP", "MAR, seconds", "MAR, GFLOP")
+    return f"{shown}\n{_table(heads, rows)}"
+
+
+def _seconds(cells: Cells, cell: Cell) -> str:
+    measured = found(cells, cell)
+    return f"{measured['seconds_per_image']:.3g}" if measured else DASH
+
+
+def draw(cells: Cells, file: Path) -> None:
+    """Three panels with one scale of time, which holds all that is drawn."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes in panels:
+            axes.set(xscale="log", yscale="log")
+        panels[0].set_ylabel("seconds per image")
+        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
+        _draw_batch(panels[0], cells)
+        _draw_resolution(panels[1], cells)
+        _draw_levels(panels[2], cells)
+        times = [y for axes in panels for line in axes.lines for y in line.get_ydata()]
+        bottom, top = (10 ** round_(math.log10(y)) for round_, y in _ends(times))
+        panels[0].set_ylim(bottom, top)
+        for axes in panels:
+            _name_lines(axes, math.log10(top / bottom))
+        save_figure(figure, file)
+
+
+def _ends(times: Sequence[float]) -> Sequence[tuple[Callable[[float], int], float]]:
+    """Whole powers of ten below and above all times."""
+    return ((math.floor, min(times, default=0.1)), (math.ceil, max(times, default=10)))
+
+
+def _draw_batch(axes: Axes, cells: Cells) -> None:
+    axes.set(title=f"batch ({BASE})", xlabel="images at a time")
+    for kind in COLOURS:
+        points = [(b, found(cells, Cell(kind, batch=b))) for b in BATCHES[kind]]
+        _line(axes, points, kind, kind.upper())
+        _arithmetic(axes, points, kind)
+    first = found(cells, Cell("ar"))
+    batches = BATCHES["ar"]
+    _slope(axes, batches[0], batches[-1], first, -1, "a batch as\nlong as one")
+    _ticks(axes, batches, [str(b) for b in batches], room=6)
+
+
+def _draw_resolution(axes: Axes, cells: Cells) -> None:
+    axes.set(title="resolution (one image)", xlabel="pixels of an image")
+    for kind in COLOURS:
+        for below, style in zip(BELOW[kind], ("o-", "s--"), strict=False):
+            points = [(s * s, found(cells, Cell(kind, f"{s},{below}"))) for s in RESOLUTIONS]
+            _line(axes, points, kind, f"{kind.upper()}, side,{below}", style=style)
+    first = found(cells, Cell("mar", f"{RESOLUTIONS[0]},{BELOW['mar'][-1]}"))
+    ends = RESOLUTIONS[0] ** 2, RESOLUTIONS[-1] ** 2
+    _slope(axes, *ends, first, 1, "as the pixels")
+    _ticks(axes, [s * s for s in RESOLUTIONS], [f"{s}²" for s in RESOLUTIONS], room=6)
+
+
+def _draw_levels(axes: Axes, cells: Cells) -> None:
+    side = LEVELS[0].partition(",")[0]
+    axes.set(title=f"levels (one image of {side} px)", xlabel="levels above the pixel network")
+    counts = [levels.count(",") for levels in LEVELS]
+    for kind in COLOURS:
+        points = [(n, found(cells, Cell(kind, v))) for n, v in zip(counts, LEVELS, strict=True)]
+        _line(axes, points, kind, kind.upper())
+        _arithmetic(axes, points, kind)
+    first = found(cells, Cell("mar", LEVELS[0]))
+    _slope(axes, counts[0], counts[-1], first, 1, "as the levels")
+    names = [f"{n}\n({v})" for n, v in zip(counts, LEVELS, strict=True)]
+    _ticks(axes, counts, names, room=1.9)
+
+
+def _line(
+    axes: Axes,
+    points: Iterable[tuple[int, dict | None]],
+    kind: str,
+    label: str,
+    style: str = "o-",
+) -> None:
+    """Through what was measured."""
+    there = [(x, measured["seconds_per_image"]) for x, measured in points if measured]
+    if there:
+        look = {"color": COLOURS[kind], "linewidth": 1.8, "markersize": 5}
+        axes.plot(*zip(*there, strict=True), style, label=label, **look)
+
+
+def _arithmetic(axes: Axes, points: Iterable[tuple[int, dict | None]], kind: str) -> None:
+    """How long the operations would take at the ceiling."""
+    there = [(x, m["gflop_per_image"] / m["ceiling_gflops"]) for x, m in points if m]
+    if there:
+        label = f"{kind.upper()}, arithmetic"
+        axes.plot(*zip(*there, strict=True), ":", color=COLOURS[kind], linewidth=1.5, label=label)
+
+
+def _slope(axes: Axes, start: int, end: int, first: dict | None, power: int, label: str) -> None:
+    """What would be proportional, or inversely so, from a bit below the first point."""
+    if first is not None:
+        height = 0.6 * first["seconds_per_image"]
+        look = {"color": REFERENCE, "linewidth": 1.1, "linestyle": (0, (5, 4))}
+        ys = [height, height * (end / start) ** power]
+        axes.plot([start, end], ys, label=label, **look)
+
+
+def _ticks(axes: Axes, places: Sequence[int], names: Sequence[str], *, room: float) -> None:
+    """Names for the places, and room for those of the lines, as a factor of the last place."""
+    axes.set_xticks(places, names)
+    axes.xaxis.set_minor_locator(NullLocator())
+    edge = (places[-1] / places[0]) ** 0.05
+    axes.set_xlim(places[0] / edge, places[-1] * room)
+
+
+def _name_lines(axes: Axes, decades: float) -> None:
+    """Each line's name at its right end, moved up where it would lie on another's."""
+    apart, below = decades * LABEL_HEIGHT, -math.inf
+    for line in sorted(axes.lines, key=lambda line: line.get_ydata()[-1]):
+        x, y = line.get_xdata()[-1], math.log10(line.get_ydata()[-1])
+        label = str(line.get_label())
+        y = max(y, below + apart * (1 + label.count("\n")))
+        below = y
+        axes.annotate(
+            label,
+            (x, 10**y),
+            xytext=(7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=line.get_color(),
+        )
