@@ -1,6 +1,6 @@
 """How much memory some work takes, and how much there is.
 
-Decided here: on the CPU the peak is the resident size, looked at every few milliseconds (large
+Decided here: on the CPU the peak is the resident size, looked at fifty times a second (large
 blocks go back to the system when they are freed, so it follows the tensors); on CUDA it is what
 the allocator counted.
 """

@@ -1,7 +1,8 @@
 """The one attention of every transformer here, with its cache and its 2-D rotary embedding.
 
-Decided here: the fused `scaled_dot_product_attention` everywhere; the key-value cache is an
-argument that a sampler owns, never a state of the module.
+Decided here: the fused `scaled_dot_product_attention`, but on a CPU two plain products where that
+is slower, and one step of compiled code in place of either; the key-value cache is an argument that
+a sampler owns, never a state of the module.
 
 Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d.
 """
@@ -116,7 +117,7 @@ class Attention(nn.Module):
         is only legal when it is empty. `rotary` holds the factors of the S positions.
         """
         length = x_BSD.shape[1]
-        query, key, value = self.heads_of(x_BSD)
+        query, key, value = self.project_heads(x_BSD)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if isinstance(cache, FixedCache):
@@ -125,15 +126,15 @@ class Attention(nn.Module):
             assert length == 1 or cache.length == 0
             key, value = cache.append(key, value)
         rate = self.weight_dropout if self.training else 0.0
-        return self._project(
-            attend(query, key, value, causal=self.causal and length > 1, drop=rate)
-        )
+        first = self.causal and length > 1
+        mixed = attend(query, key, value, causal=first, drop=rate)
+        return self._project(mixed)
 
-    def heads_of(self, x_BSD: Tensor) -> Tensor:
+    def project_heads(self, x_BSD: Tensor) -> Tensor:
         """Queries, keys and values: (3, B, H, S, d)."""
         return self._by_head(self.qkv(x_BSD), 3)
 
-    def of_heads(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The output (B, Q, D) of queries (B, H, Q, d) that attend to all S positions: without a
         causal mask, rotation, or dropout."""
         assert not (self.causal or self.training)
@@ -144,7 +145,7 @@ class Attention(nn.Module):
         of_query = self.qkv.part(queries_BQD, slice(self.width))
         of_all = self.qkv.part(x_BSD, slice(self.width, None))
         (query,), (key, value) = self._by_head(of_query, 1), self._by_head(of_all, 2)
-        return self.of_heads(query, key, value)
+        return self.mix(query, key, value)
 
     def _by_head(self, x: Tensor, kinds: int) -> Tensor:
         """(B, S, kinds · D) to (kinds, B, H, S, d)."""
@@ -156,7 +157,12 @@ class Attention(nn.Module):
 
 
 def attend(
-    query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, drop: float = 0.0
+    query_BHQd: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    drop: float = 0.0,
 ) -> Tensor:
     """The mixed values, (B, H, Q, d), of keys and values (B, H, S, d); `drop` is the rate at which
     weights are dropped."""

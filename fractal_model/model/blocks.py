@@ -49,9 +49,9 @@ class Block(nn.Module):
         mixed = self.attention.of_queries(normed.gather(1, index), normed)
         return self._feed_forward(x_BSD.gather(1, index) + mixed)
 
-    def of_heads(self, x_BQD: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def mix(self, x_BQD: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The output (B, Q, D) where queries (B, H, Q, d), keys and values are known already."""
-        return self._feed_forward(x_BQD + self.attention.of_heads(query, key, value))
+        return self._feed_forward(x_BQD + self.attention.mix(query, key, value))
 
     def _feed_forward(self, x_BSD: Tensor) -> Tensor:
         return x_BSD + self.feed_forward(self.norm2(x_BSD))
@@ -95,6 +95,7 @@ def run_blocks(
 ) -> Tensor:
     """Apply the blocks in turn, each with its own cache where caches are given; with `at_BQ` the
     last one computes these positions alone, and they are what comes out."""
+    assert at_BQ is None or (rotary is None and caches is None)
     for i, block in enumerate(blocks):
         if at_BQ is not None and i == len(blocks) - 1:
             x_BSD = block.at(x_BSD, at_BQ)

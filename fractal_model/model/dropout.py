@@ -23,7 +23,7 @@ class Dropout(nn.Dropout):
 
 def dropout(x: Tensor, rate: float) -> Tensor:
     """x, of any shape, with elements dropped."""
-    dropped = round(rate * _STEPS)
+    dropped = min(round(rate * _STEPS), _STEPS - 1)
     if dropped == 0:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():

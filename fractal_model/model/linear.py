@@ -16,7 +16,7 @@ Shapes: M rows, K width of what comes in, N of what comes out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_HAS_BFLOAT16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN has products of it for this processor."""
 _ONEDNN_FEWEST = 2
 _MKL_FEWEST = 4
 _MKL_SHARE = 8
@@ -46,9 +48,9 @@ class Linear(nn.Linear):
 
     def part(self, x: Tensor, outputs: slice, activation: Activation = "none") -> Tensor:
         """Of the N outputs these alone."""
-        weight, bias = self.weight, self.bias
-        if self.reduced is not None and _autocasts_inference(x):
-            weight, bias = self.reduced
+        weight, bias, reduced = self.weight, self.bias, self.reduced
+        if reduced is not None and _autocasts_inference(x):
+            weight, bias = reduced
             x = x.to(weight.dtype)
         if outputs != slice(None):
             weight, bias = weight[outputs], None if bias is None else bias[outputs]
@@ -59,17 +61,23 @@ class Linear(nn.Linear):
 def reduced_weights(model: nn.Module) -> Iterator[None]:
     """Inference under a CPU's autocast finds the weights in its type already. Autocast keeps such
     copies too, but not of parts, and looks each of them up anew."""
-    maps = [module for module in model.modules() if isinstance(module, Linear)]
+    maps = []
     if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
-        to = torch.get_autocast_dtype("cpu")
-        for module in maps:
-            bias = None if module.bias is None else module.bias.to(to)
-            module.reduced = module.weight.to(to), bias
+        maps = [m for m in model.modules() if isinstance(m, Linear) and _reducible(m)]
+    to = torch.get_autocast_dtype("cpu")
+    for module in maps:
+        bias = None if module.bias is None else module.bias.to(to)
+        module.reduced = module.weight.to(to), bias
     try:
         yield
     finally:
         for module in maps:
             module.reduced = None
+
+
+def _reducible(module: Linear) -> bool:
+    weight = module.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and module.reduced is None
 
 
 def linear(
@@ -124,7 +132,7 @@ def _through_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype
         and not torch.compiler.is_compiling()
         and (
-            (x.dtype == torch.bfloat16 and not torch.is_grad_enabled())
+            (x.dtype == torch.bfloat16 and _HAS_BFLOAT16 and not torch.is_grad_enabled())
             or (x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"))
         )
     )
@@ -155,7 +163,14 @@ def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rows.view(*x.shape[:-1], len(weight))
 
 
-def _of_more_rows(product, x_MK, weight_NK, bias, fewest: int, *also: Activation) -> Tensor:
+def _of_more_rows(
+    product: Callable[..., Tensor],
+    x_MK: Tensor,
+    weight_NK: Tensor,
+    bias: Tensor | None,
+    fewest: int,
+    *also: Activation,
+) -> Tensor:
     missing = fewest - len(x_MK)
     if missing <= 0:
         return product(x_MK, weight_NK, bias, *also)

@@ -32,7 +32,7 @@ class Products:
     """In transformer blocks: computed twice with activation checkpointing."""
     not_repeated: float = 0.0
     """Of these, the last product of blocks without dropout: nothing after it is kept, so
-    recomputation stops before it."""
+    recomputation stops before it (but not oneDNN's, in float32 on a CPU, which is one piece)."""
     data: float = 0.0
     """With pixels as the input, which needs no gradient."""
     other: float = 0.0
@@ -84,7 +84,7 @@ def sampling_flops(
     values; guidance runs every row twice. FractalError where the iterations do not fit the model.
 
     Every sub-patch is sampled once, so the rows are those of a pass in which all go down. What is
-    computed once for all rows, the first block's part of masked sub-patches, is left out.
+    computed once a call for all rows, the first block's part of masked sub-patches, is left out.
     """
     branches = 2 if with_class and sampling.guidance != 1 else 1
     *rows, pixels = rows_per_image(model)

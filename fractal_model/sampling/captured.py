@@ -1,12 +1,15 @@
-"""A function of tensors as CUDA graphs: thousands of small kernels, started as one.
+"""Functions of tensors as CUDA graphs: thousands of small kernels, started as one.
 
-Decided here: one graph for each set of shapes, as they come; past a limit of graphs the function
-is called as it is. The graphs share one pool of memory, for they never run at the same time.
+Decided here: one graph for each set of shapes, captured when they come a second time, for there
+are shapes that come once; past a limit of graphs the function is called as it is. All graphs of a
+process take turns, captures too, whatever threads ask for them; those of one object share memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 _MOST_GRAPHS = 16
 _WARM_UPS = 2
 """Calls before the capture, in which libraries and compilers do what they do once."""
+_TURN = threading.Lock()
 
 
 @dataclass
@@ -24,30 +28,42 @@ class _Graph:
     result: Tensor
 
 
-class Captured:
-    """Called like `function`, whose arguments are tensors, or None, on one CUDA device. What it
-    does must depend on their shapes and types alone; weights that it uses must keep their place."""
+class Graphs:
+    """The graphs of one function that is the same in all calls. What it does must depend on the
+    shapes and types of its arguments alone, and on weights that it is given the addresses of."""
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+    def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}
+        self._seen: Counter[Hashable] = Counter()
         self._pool: tuple[int, int] | None = None
 
     @torch.no_grad()
-    def __call__(self, *arguments: Tensor | None) -> Tensor:
-        key = (_autocast_type(), *(None if a is None else (a.shape, a.dtype) for a in arguments))
-        if key not in self._graphs and len(self._graphs) < _MOST_GRAPHS:
-            self._graphs[key] = self._capture(arguments)
-        if key not in self._graphs:
-            return self._function(*arguments)
-        found = self._graphs[key]
-        for held, given in zip(found.arguments, arguments, strict=True):
-            if held is not None:
-                held.copy_(given)
-        found.graph.replay()
-        return found.result.clone()
+    def __call__(
+        self,
+        function: Callable[..., Tensor],
+        *arguments: Tensor | None,
+        weights: Iterable[Tensor] = (),
+    ) -> Tensor:
+        """`function(*arguments)`, these on one CUDA device or None."""
+        shapes = (None if a is None else (a.shape, a.dtype, a.device) for a in arguments)
+        key = (_autocast_type(), *shapes, *(weight.data_ptr() for weight in weights))
+        self._seen[key] += 1
+        wanted = self._seen[key] > 1 and len(self._graphs) < _MOST_GRAPHS
+        if key not in self._graphs and not wanted:
+            return function(*arguments)
+        with _TURN, torch.cuda.device(arguments[0].device):
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(function, arguments)
+            found = self._graphs[key]
+            for held, given in zip(found.arguments, arguments, strict=True):
+                if held is not None:
+                    held.copy_(given)
+            found.graph.replay()
+            return found.result.clone()
 
-    def _capture(self, arguments: tuple[Tensor | None, ...]) -> _Graph:
+    def _capture(
+        self, function: Callable[..., Tensor], arguments: tuple[Tensor | None, ...]
+    ) -> _Graph:
         held = [None if a is None else a.clone() for a in arguments]
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -57,10 +73,10 @@ class Captured:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UPS):
-                    self._function(*held)
+                    function(*held)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, pool=self._pool):
-                result = self._function(*held)
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = function(*held)
         return _Graph(graph, held, result)
 
 

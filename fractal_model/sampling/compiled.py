@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fractal_model.model.ar import ARLevel
 from fractal_model.model.attention import FixedCache
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
-from fractal_model.sampling.captured import Captured
+from fractal_model.sampling.captured import Graphs
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
@@ -60,13 +61,17 @@ class CompiledPixels:
         self._step: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
             self._one, dynamic=None, options=how, recompile_limit=_MOST_PIECES
         )
-        self._all = Captured(self._pixels) if on_gpu else self._pixels
+        self._graphs = Graphs()
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
         """Conditions of (G · R) rows, uniform numbers (R, T, 3) and guidance (R,) or None to
         values (R, T, 3) uint8."""
         guides = None if guidance is None else guidance[:, None].contiguous()
-        return self._all(conditions.values_NCD, uniforms, guides)
+        given = conditions.values_NCD, uniforms, guides
+        if uniforms.device.type != "cuda":
+            return self._pixels(*given)
+        weights = chain(self._level.parameters(), self._network.parameters())
+        return self._graphs(self._pixels, *given, weights=weights)
 
     def _pixels(self, conditions: Tensor, uniforms: Tensor, guides: Tensor | None) -> Tensor:
         rows, tokens, _ = uniforms.shape

@@ -20,7 +20,10 @@ from fractal_model.model.mar import MARLevel, around, with_neighbours
 
 class CachedMaskedSteps:
     """Conditions (G · N, n, D) of the N sub-patches wanted, from a canvas (R, T, 3, p, p) that is
-    valid where the mask (R, T) is false; each call's mask is within that of the call before."""
+    valid where the mask (R, T) is false; each call's mask is within that of the call before.
+
+    `even`: as many are wanted of every row, which known pixels may change; then all is computed,
+    so that what comes out of a row does not depend on how many another wants."""
 
     def __init__(
         self,
@@ -29,8 +32,10 @@ class CachedMaskedSteps:
         guides: Tensor | None,
         branches: int,
         read: int,
+        even: bool,
     ) -> None:
         self._level = level
+        self._even = even
         self._branches = branches
         self._read = read
         self._rest = level.blocks[1:]
@@ -43,7 +48,7 @@ class CachedMaskedSteps:
 
     def __call__(self, canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
         self._take_in(canvas, mask)
-        few = _few(wanted, self._read)
+        few = self._few(wanted)
         if few is None:
             x = self._level.norm_out(self._blocks(None))[:, self._level.prefix_length :]
             return with_neighbours(x, wanted.repeat(self._branches, 1), self._read)
@@ -54,6 +59,14 @@ class CachedMaskedSteps:
             .unflatten(0, (-1, self._read))
             .where(inside.flatten(0, 1)[..., None], 0.0)
         )
+
+    def _few(self, wanted: Tensor) -> Tensor | None:
+        """(R, n) sub-patches wanted of each row, in order, where these are as many of every row
+        and, with what is read around them, fewer than all."""
+        if not self._even:
+            return None
+        token = wanted.nonzero(as_tuple=True)[1].view(len(wanted), -1)
+        return token if token.shape[1] * self._read < wanted.shape[1] else None
 
     def _take_in(self, canvas: Tensor, mask: Tensor) -> None:
         """What has become known since the call before."""
@@ -73,28 +86,14 @@ class CachedMaskedSteps:
     def _heads(self, x_BSD: Tensor) -> Tensor:
         """The first block's queries, keys and values: (3, B, H, S, d)."""
         first = self._level.blocks[0]
-        return first.attention.heads_of(first.norm1(x_BSD))
+        return first.attention.project_heads(first.norm1(x_BSD))
 
     def _blocks(self, at_BQ: Tensor | None) -> Tensor:
         """(G · R, S, D) after all blocks, or (G · R, Q, D) at these positions alone."""
         query, key, value = self._kept.unbind(0)
         first = self._level.blocks[0]
         if len(self._rest) or at_BQ is None:
-            return run_blocks(self._rest, first.of_heads(self._x, query, key, value), at_BQ=at_BQ)
+            return run_blocks(self._rest, first.mix(self._x, query, key, value), at_BQ=at_BQ)
         x = self._x.gather(1, at_BQ[..., None].expand(-1, -1, self._x.shape[-1]))
         here = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
-        return first.of_heads(x, query.gather(2, here), key, value)
-
-
-def _few(wanted: Tensor, read: int) -> Tensor | None:
-    """(R, n) sub-patches wanted of each row, in order, where that are as many of every row and,
-    with what is read around them, fewer than all.
-
-    With known pixels rows may differ; then all is computed, so that what comes out of a row does
-    not depend on how many another wants.
-    """
-    counts = wanted.sum(1)
-    most = int(counts.max())
-    if most * read >= wanted.shape[1] or bool((counts != most).any()):
-        return None
-    return wanted.nonzero(as_tuple=True)[1].view(len(wanted), most)
+        return first.mix(x, query.gather(2, here), key, value)

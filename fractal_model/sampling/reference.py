@@ -43,6 +43,7 @@ class UncachedMaskedSteps:
         guides: Tensor | None,
         branches: int,
         read: int,
+        even: bool,
     ) -> None:
         self._level = level
         self._conditions = conditions

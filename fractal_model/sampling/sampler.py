@@ -208,7 +208,8 @@ class Descent:
         rank = ranks(torch.where(mask, self._noise.orders[i][rows.image, index], math.inf))
         guides = self._guides(i, level, conditions, rows, index, guidance)
         read = self._s._model.config.conditions_read(i)
-        steps = self._s._masked_steps(level, conditions, guides, self._branches, read)
+        even = self._known[i] is None
+        steps = self._s._masked_steps(level, conditions, guides, self._branches, read, even)
         for remaining in _remaining(mask.sum(1), self._s._iterations[i]):
             still = rank < remaining[:, None]
             chosen = mask & ~still

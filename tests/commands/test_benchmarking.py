@@ -63,9 +63,11 @@ def test_without_levels_and_without_warming_up():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mode", ["train", "likelihood"])
-def test_training_and_likelihood(mode, dtype):
-    found = run(mode, *TINY, "--generators", "ar,ar", "--dtype", dtype)
+@pytest.mark.parametrize("kind", ["ar,ar", "mar,mar"])
+@pytest.mark.parametrize("mode", ["sample", "train", "likelihood"])
+def test_every_mode(mode, kind, dtype):
+    also = ("--no-compile", "--no-reference") if mode == "sample" else ()
+    found = run(mode, *TINY, "--generators", kind, "--dtype", dtype, *also)
     assert found["ceiling_gflops"] == found[f"ceiling_gflops_{dtype}"]
     assert found["peak_memory_gb"] > 0.01
     assert "reference_seconds_per_image" not in found

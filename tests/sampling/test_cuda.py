@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractal_model.sampling.captured import Captured
+from fractal_model.sampling.captured import Graphs
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model
@@ -45,8 +45,24 @@ def test_graphs_outlive_the_autocast_they_were_captured_in():
 
 def test_a_graph_for_each_shape_and_then_none(monkeypatch):
     monkeypatch.setattr("fractal_model.sampling.captured._MOST_GRAPHS", 2)
-    twice = Captured(lambda x, shift: 2 * x if shift is None else 2 * x + shift)
-    for size in (1, 2, 3, 2):
+    graphs = Graphs()
+    for size in (1, 2, 3, 2, 2, 1):
         x = torch.arange(size, device="cuda")
-        assert twice(x, None).equal(2 * x)
-        assert twice(x, x).equal(3 * x)
+        assert graphs(twice, x, None).equal(2 * x)
+        assert graphs(twice, x, x).equal(3 * x)
+
+
+def twice(x: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+    return 2 * x if shift is None else 2 * x + shift
+
+
+def test_weights_that_have_moved_are_looked_for_anew():
+    graphs, x = Graphs(), torch.ones(3, device="cuda")
+    kept = []
+    for factor in (2.0, 3.0):
+        weight = torch.full((1,), factor, device="cuda")
+        kept.append(weight)  # or the next would take its place
+        for _ in range(3):
+            assert graphs(lambda x, w=weight: x * w, x, weights=[weight]).equal(x * factor)
+    weight.fill_(5.0)  # in its place
+    assert graphs(lambda x: x * weight, x, weights=[weight]).equal(x * 5)
