@@ -99,11 +99,22 @@ TABLES = (
 )
 
 
+def repeats(generator: str, *, slow: bool) -> int:
+    """What is compiled is compiled again in the second run, which a median of three leaves out."""
+    return 3 if generator == "ar" and not slow else 1
+
+
 def by_batch(generator: str) -> list[Cell]:
     """A MAR level has nothing to compile, and from some batch on nothing to warm up for."""
-    long = generator == "mar"
+    masked = generator == "mar"
     return [
-        Cell(generator, batch=batch, warm_up=not (long and batch > 8), slow=batch > 16)
+        Cell(
+            generator,
+            batch=batch,
+            repeats=repeats(generator, slow=batch > 16),
+            warm_up=not (masked and batch > 8),
+            slow=batch > 16,
+        )
         for batch in BATCHES[generator]
         if batch != TABLE_BATCH
     ]
@@ -114,6 +125,7 @@ def by_resolution(generator: str) -> list[Cell]:
         Cell(
             generator,
             f"{side},{below}",
+            repeats=repeats(generator, slow=side > 64),
             warm_up=generator == "ar" or side < 128,
             slow=side > 128,
         )
@@ -124,7 +136,7 @@ def by_resolution(generator: str) -> list[Cell]:
 
 
 def by_levels(generator: str) -> list[Cell]:
-    return [Cell(generator, levels) for levels in LEVELS]
+    return [Cell(generator, levels, repeats=repeats(generator, slow=False)) for levels in LEVELS]
 
 
 def all_cells() -> list[Cell]:

@@ -25,7 +25,8 @@ from tests.benchmarks.speed import BASE, BATCHES, BELOW, LEVELS, RESOLUTIONS, TA
 COLOURS = {"ar": "#0072b2", "mar": "#d55e00"}
 """Of Okabe and Ito, told apart by everybody."""
 REFERENCE = "#777777"
-NEAR_THE_CEILING = 0.5
+LIMITS = ((0.5, "arithmetic"), (0.15, "both"), (0.0, "overhead"))
+"""What a level's time goes into, from what share of the ceiling on."""
 LABEL_HEIGHT = 0.05
 """Of a line's name, as a share of the plot's height."""
 DASH = "–"
@@ -94,7 +95,7 @@ def _by_level(measured: dict) -> str:
     for level in levels:
         seconds, gflop = level["seconds_per_image"], level["gflop_per_image"]
         share = gflop / seconds / ceiling
-        limit = "arithmetic" if share >= NEAR_THE_CEILING else "starts"
+        limit = next(name for least, name in LIMITS if share >= least)
         numbers = (f"{seconds:.3f}", f"{seconds / total:.0%}", f"{gflop:.3g}", f"{share:.0%}")
         rows.append([level["level"], *numbers, limit])
     heads = ("level", "seconds an image", "of the time", "GFLOP an image", "of the ceiling")
