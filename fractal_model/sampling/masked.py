@@ -10,39 +10,50 @@ P other positions, S = P + T, n conditions read, D width, H heads of d elements.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fractal_model.model.blocks import run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.mar import MARLevel, around, with_neighbours
+from fractal_model.sampling.settings import masking_schedule
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """What a MAR level is to be iterated for."""
+
+    level: MARLevel
+    conditions: Conditions
+    """Of (G · R) rows."""
+    guides: Tensor | None
+    """(G · R, 3) mean colours, for a level with a guiding pixel."""
+    branches: int
+    read: int
+    """Conditions that the next level reads."""
+    even: bool
+    """Whether each iteration wants as many sub-patches of every row, which known pixels may
+    change."""
 
 
 class CachedMaskedSteps:
     """Conditions (G · N, n, D) of the N sub-patches wanted, from a canvas (R, T, 3, p, p) that is
     valid where the mask (R, T) is false; each call's mask is within that of the call before.
 
-    `even`: as many are wanted of every row, which known pixels may change; then all is computed,
-    so that what comes out of a row does not depend on how many another wants."""
+    Rows that are not even are computed whole, so that what comes out of one does not depend on how
+    many sub-patches another wants."""
 
-    def __init__(
-        self,
-        level: MARLevel,
-        conditions: Conditions,
-        guides: Tensor | None,
-        branches: int,
-        read: int,
-        even: bool,
-    ) -> None:
-        self._level = level
-        self._even = even
-        self._branches = branches
-        self._read = read
+    def __init__(self, rows: MaskedRows) -> None:
+        self._level = level = rows.level
+        self._even = rows.even
+        self._branches = rows.branches
+        self._read = rows.read
         self._rest = level.blocks[1:]
-        prefix, masked = level.prefix(conditions, guides), level.masked()
-        rows = len(prefix)
-        self._x = torch.cat([prefix, masked.expand(rows, -1, -1)], dim=1)
-        of_masked = self._heads(masked).expand(-1, rows, -1, -1, -1)
+        prefix, masked = level.prefix(rows.conditions, rows.guides), level.masked()
+        self._x = torch.cat([prefix, masked.expand(len(prefix), -1, -1)], dim=1)
+        of_masked = self._heads(masked).expand(-1, len(prefix), -1, -1, -1)
         self._kept = torch.cat([self._heads(prefix), of_masked], dim=3)
         self._mask: Tensor | None = None
 
@@ -97,3 +108,12 @@ class CachedMaskedSteps:
         x = self._x.gather(1, at_BQ[..., None].expand(-1, -1, self._x.shape[-1]))
         here = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
         return first.mix(x, query.gather(2, here), key, value)
+
+
+def schedules(hidden_R: Tensor, steps: int) -> Tensor:
+    """(K, R): sub-patches still masked after each step; a row with few ends before the others."""
+    counts, row = hidden_R.unique(return_inverse=True)
+    found = [masking_schedule(count, steps) for count in counts.tolist()]
+    longest = max((len(schedule) for schedule in found), default=0)
+    padded = [schedule + (0,) * (longest - len(schedule)) for schedule in found]
+    return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]

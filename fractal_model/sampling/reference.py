@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
+from fractal_model.sampling.masked import MaskedRows
 
 
 class UncachedLevelSteps:
@@ -36,21 +36,11 @@ class UncachedPixelSteps:
 
 
 class UncachedMaskedSteps:
-    def __init__(
-        self,
-        level: MARLevel,
-        conditions: Conditions,
-        guides: Tensor | None,
-        branches: int,
-        read: int,
-        even: bool,
-    ) -> None:
-        self._level = level
-        self._conditions = conditions
-        self._branches = branches
-        self._also = {"guides": guides, "read": read}
+    def __init__(self, rows: MaskedRows) -> None:
+        self._rows = rows
 
     def __call__(self, canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
-        tokens, masks = canvas.repeat(self._branches, 1, 1, 1, 1), mask.repeat(self._branches, 1)
-        handed_on = self._level(tokens, masks, self._conditions, **self._also).values_NCD
-        return Conditions(handed_on[wanted.repeat(self._branches, 1)[masks]])
+        rows, branches = self._rows, (self._rows.branches, 1)
+        tokens, masks = canvas.repeat(*branches, 1, 1, 1), mask.repeat(branches)
+        handed_on = rows.level(tokens, masks, rows.conditions, guides=rows.guides, read=rows.read)
+        return Conditions(handed_on.values_NCD[wanted.repeat(branches)[masks]])

@@ -29,14 +29,14 @@ from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
 from fractal_model.sampling.compiled import CompiledPixels
 from fractal_model.sampling.known import Known, KnownPatches
-from fractal_model.sampling.masked import CachedMaskedSteps
+from fractal_model.sampling.masked import CachedMaskedSteps, MaskedRows, schedules
 from fractal_model.sampling.orders import order_scores, require_order
 from fractal_model.sampling.reference import (
     UncachedLevelSteps,
     UncachedMaskedSteps,
     UncachedPixelSteps,
 )
-from fractal_model.sampling.settings import SamplingConfig, guidance_at, masking_schedule
+from fractal_model.sampling.settings import SamplingConfig, guidance_at
 from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
 from fractal_model.sampling.values import Draw, guided_logits, inverse_transform
 
@@ -207,10 +207,17 @@ class Descent:
         # Known sub-patches rank above all hidden ones: they have come already.
         rank = ranks(torch.where(mask, self._noise.orders[i][rows.image, index], math.inf))
         guides = self._guides(i, level, conditions, rows, index, guidance)
-        read = self._s._model.config.conditions_read(i)
-        even = self._known[i] is None
-        steps = self._s._masked_steps(level, conditions, guides, self._branches, read, even)
-        for remaining in _remaining(mask.sum(1), self._s._iterations[i]):
+        steps = self._s._masked_steps(
+            MaskedRows(
+                level,
+                conditions,
+                guides,
+                branches=self._branches,
+                read=self._s._model.config.conditions_read(i),
+                even=self._known[i] is None,
+            )
+        )
+        for remaining in schedules(mask.sum(1), self._s._iterations[i]):
             still = rank < remaining[:, None]
             chosen = mask & ~still
             handed_on = steps(canvas, mask, chosen)
@@ -295,12 +302,3 @@ class Descent:
             )
             values[:, channel] = self._s._draw(logits, uniforms[:, channel])
         return values
-
-
-def _remaining(hidden_R: Tensor, steps: int) -> Tensor:
-    """(K, R): sub-patches still masked after each step; a row with few ends before the others."""
-    counts, row = hidden_R.unique(return_inverse=True)
-    schedules = [masking_schedule(count, steps) for count in counts.tolist()]
-    longest = max((len(schedule) for schedule in schedules), default=0)
-    padded = [schedule + (0,) * (longest - len(schedule)) for schedule in schedules]
-    return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fractal_model.benchmarking.levels import Stopwatch, level_costs
+from fractal_model.model.fractal import FractalModel
 from fractal_model.sampling.compiled import compiler_is_there
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
@@ -26,14 +27,16 @@ def test_the_outer_time_stands_still_while_an_inner_part_runs(monkeypatch):
     assert stopwatch.seconds == {0: 5.0, 1: 30.0}
 
 
-@pytest.mark.parametrize(
-    "compiled",
-    [False, pytest.param(True, marks=pytest.mark.skipif(not compiler_is_there(), reason="no C++"))],
-)
-def test_the_levels_together_are_no_more_than_the_run(kind, compiled):
-    if compiled and kind != "ar":
-        pytest.skip("one kind is enough to compile")
-    model = tiny_model(kind)
+def test_the_levels_together_are_no_more_than_the_run(kind):
+    check(tiny_model(kind), compiled=False)
+
+
+@pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
+def test_what_is_compiled_stands_with_the_pixels():
+    check(tiny_model("ar"), compiled=True)
+
+
+def check(model: FractalModel, *, compiled: bool) -> None:
     sampler = Sampler(model, SamplingConfig(guidance=3.0, compile=compiled))
     before = sampler(LABELS, SEEDS)
     flops = [1e9 * (i + 1) for i in range(len(model.config.levels) + 1)]

@@ -202,8 +202,11 @@ def main(
     ] = False,
 ) -> None:
     results = {"machine": machine(), "cells": {}}
-    if resume or draw:
-        results = json.loads((DOCS / "speed.json").read_text())
+    before = DOCS / "speed.json"
+    if draw and not before.exists():
+        raise FractalError(f"{before} is not there: measure first, without --draw")
+    if (resume or draw) and before.exists():
+        results = json.loads(before.read_text())
     failed = []
     for cell in [] if draw else all_cells():
         if cell.name in results["cells"] or (quick and cell.slow):

@@ -37,6 +37,10 @@ def test_any_shape_and_type(shape, dtype):
     assert x.shape == shape and x.dtype == dtype
 
 
+def test_a_rate_of_nearly_one_leaves_numbers():
+    assert dropped(1 - 1e-7, 1000).isfinite().all()
+
+
 def test_a_seed_decides():
     assert dropped(0.3, 50).equal(dropped(0.3, 50))
     assert not dropped(0.3, 50).equal(dropout(torch.ones(50), 0.3))
