@@ -117,9 +117,10 @@ class Attention(nn.Module):
         is only legal when it is empty. `rotary` holds the factors of the S positions.
         """
         length = x_BSD.shape[1]
-        query, key, value = self.project_heads(x_BSD)
+        heads = self.project_heads(x_BSD)
+        query, key, value = heads
         if rotary is not None:
-            query, key = rotate(query, rotary), rotate(key, rotary)
+            query, key = rotate(heads[:2], rotary)
         if isinstance(cache, FixedCache):
             return self._project(cache.attend(query, key, value))
         if cache is not None:
@@ -219,7 +220,7 @@ def rotary_factors(grid: int, head_width: int) -> Tensor:
 
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Turn the pairs of (B, H, S, d) by (S, d/2, 2) factors, in float32, result in x's dtype."""
+    """Turn the pairs of (…, S, d) by (S, d/2, 2) factors, in float32, result in x's dtype."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = factors.unbind(-1)
     turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
