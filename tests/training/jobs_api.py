@@ -45,7 +45,8 @@ class JobsApi:
         }
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._record])
+        # What Ray's own server takes, which is more than this library does by itself.
+        app = web.Application(middlewares=[self._record], client_max_size=100 * 1024**2)
         app.router.add_get("/api/version", self._version)
         app.router.add_get("/nodes", self._nodes)
         app.router.add_get("/api/packages/{protocol}/{name}", self._package)
