@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.config import ModelConfig
+from fractal_model.memory import keep_freed_memory
 from fractal_model.model.fractal import FractalModel, MaskSource, Rows, exact_guides
 from fractal_model.model.losses import nats_by_part
 from fractal_model.randomness import patches_per_image, ranks, stream_seed
@@ -95,6 +96,7 @@ def pass_bits_by_part(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
     """The same by what the bits are paid for: (B, P, 3 + G), see `part_names`."""
+    keep_freed_memory(images.device)
     was_training = model.training
     passes = 1 if is_exact(model.config) else passes
     masks = StratifiedMasks(model.config, seeds, passes, images.device)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.errors import FractalError
+from fractal_model.memory import keep_freed_memory
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
@@ -59,6 +60,7 @@ class Sampler:
         cached: bool = True,
         draw: Draw = inverse_transform,
     ) -> None:
+        keep_freed_memory(model.device)
         self._model = model
         self._settings = settings
         self._iterations = settings.level_iterations(model.config)

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
+from fractal_model.memory import keep_freed_memory
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
@@ -78,6 +79,7 @@ class Trainer:
         self._rank = rank
         self._world_size = world_size
         self._device = torch.device(device)
+        keep_freed_memory(self._device)
         self.model = _new_model(model, recipe.seed).to(self._device).train()
         levels = (*self.model.levels, self.model.pixel)
         for level, on in zip(levels, recipe.checkpointed(len(levels) - 1), strict=True):
