@@ -11,9 +11,9 @@ _ENVIRONMENT = {
     # product does not depend on how many rows stand beside it, so an image does not depend on
     # the batch it is sampled in. `model/linear.py` sees to it on others.
     "MKL_CBWR": "AUTO,STRICT",
-    # Large tensors in large pages on a CPU, which Linux hands out far faster: a seventh less time
-    # for an image of a masked model.
-    "THP_MEM_ALLOC_ENABLE": "1",
+    # One heap for all threads of the processes that this one starts: what a thread's own heap frees
+    # goes back to the system, and Ray trains in a thread (see `memory.keep_freed_memory`).
+    "MALLOC_ARENA_MAX": "1",
     # Telemetry of every library is off by default.
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from fractal_model import memory
 from fractal_model.errors import FractalError
 from fractal_model.memory import available_memory, peak_memory
 from fractal_model.parts import (
@@ -16,6 +21,23 @@ from fractal_model.parts import (
 )
 
 CPU = torch.device("cpu")
+KEEPING = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np, psutil, torch
+from fractal_model.memory import available_memory, keep_freed_memory
+
+def check():
+    resident = psutil.Process().memory_info
+    before = resident().rss
+    np.ones(200 * 2**20, dtype=np.uint8)  # a tensor would put more behind its numbers
+    assert resident().rss > before + 150 * 2**20
+    available_memory(torch.device("cpu"))
+    assert resident().rss < before + 50 * 2**20
+
+keep_freed_memory(torch.device("cpu"))
+check()
+ThreadPoolExecutor().submit(check).result()
+"""
 
 
 def numbers(part):
@@ -109,6 +131,15 @@ def test_peak_memory_sees_what_was_freed_again():
             block.add_(1)
         del block
     assert 150 * 2**20 < peak.added_bytes < 400 * 2**20
+
+
+@pytest.mark.skipif(memory._GLIBC is None, reason="the allocator is not glibc's")
+def test_what_was_freed_is_kept_until_somebody_asks_how_much_there_is():
+    """In a process of its own: where an allocation has failed before, another heap is taken."""
+    environment = {name: os.environ[name] for name in os.environ if name != "MALLOC_ARENA_MAX"}
+    command = [sys.executable, "-c", KEEPING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_available_memory_respects_a_container(monkeypatch, tmp_path):
