@@ -35,8 +35,7 @@ BLOCKS = {2: "6,2", 3: "6,3,2", 4: "6,4,3,2"}
 """By how many numbers `--levels` has."""
 BASE = "64,4,1"
 TABLE_BATCH = 8
-BATCHES = {"ar": (1, 2, 4, 8, 16, 32, 64), "mar": (1, 2, 4, 8, 16, 32)}
-"""64 images of the MAR model take minutes, an image as long as in 32."""
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
 RESOLUTIONS = (64, 128, 256)
 BELOW = {"ar": ("4,1",), "mar": ("4,1", "16,4,1")}
 """What stands below the resolution: the sequence grows with it, or a level takes the growth. An AR
@@ -115,7 +114,7 @@ def by_batch(generator: str) -> list[Cell]:
             warm_up=not (masked and batch > 8),
             slow=batch > 16,
         )
-        for batch in BATCHES[generator]
+        for batch in BATCHES
         if batch != TABLE_BATCH
     ]
 

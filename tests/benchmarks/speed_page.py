@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def _commands(cells: Iterable[Cell], **words: str) -> str:
 def _batch(cells: Cells) -> str:
     rows = [
         [str(batch), *(_seconds(cells, Cell(kind, batch=batch)) for kind in COLOURS)]
-        for batch in BATCHES["ar"]
+        for batch in BATCHES
     ]
     shown = _commands((Cell(kind) for kind in COLOURS), batch="BATCH")
     return f"{shown}\n{_table(('batch', 'AR', 'MAR'), rows)}"
@@ -183,28 +183,22 @@ def draw(cells: Cells, file: Path) -> None:
         _draw_resolution(panels[1], cells)
         _draw_levels(panels[2], cells)
         times = [y for axes in panels for line in axes.lines for y in line.get_ydata()]
-        bottom, top = (10 ** round_(math.log10(y)) for round_, y in _ends(times))
+        bottom, top = min(times, default=0.1) / 2, 4 * max(times, default=10)  # room for names
         panels[0].set_ylim(bottom, top)
         for axes in panels:
             _name_lines(axes, math.log10(top / bottom))
         save_figure(figure, file)
 
 
-def _ends(times: Sequence[float]) -> Sequence[tuple[Callable[[float], int], float]]:
-    """Whole powers of ten below and above all times."""
-    return ((math.floor, min(times, default=0.1)), (math.ceil, max(times, default=10)))
-
-
 def _draw_batch(axes: Axes, cells: Cells) -> None:
     axes.set(title=f"batch ({BASE})", xlabel="images at a time")
     for kind in COLOURS:
-        points = [(b, found(cells, Cell(kind, batch=b))) for b in BATCHES[kind]]
+        points = [(b, found(cells, Cell(kind, batch=b))) for b in BATCHES]
         _line(axes, points, kind, kind.upper())
         _arithmetic(axes, points, kind)
     first = found(cells, Cell("ar"))
-    batches = BATCHES["ar"]
-    _slope(axes, batches[0], batches[-1], first, -1, "a batch as\nlong as one")
-    _ticks(axes, batches, [str(b) for b in batches], room=6)
+    _slope(axes, BATCHES[0], BATCHES[-1], first, -1, "a batch as\nlong as one")
+    _ticks(axes, BATCHES, [str(b) for b in BATCHES], room=6)
 
 
 def _draw_resolution(axes: Axes, cells: Cells) -> None:

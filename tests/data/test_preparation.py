@@ -79,11 +79,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
     data = tmp_path / "data"
     register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
     child = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, str(data), str(processes)], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", SLOW_RUN, str(data), str(processes)],
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
     )
     done = data / ".slow.partial" / shard_job.DONE_FOLDER
     wait_for(lambda: (done.is_dir() and any(done.glob("*.json"))) or child.poll() is not None)
-    child.kill()
+    os.killpg(child.pid, signal.SIGKILL)  # its processes too, which would wait for it for ever
     assert child.wait() == -signal.SIGKILL, "it was killed at work"
     assert not (data / "slow").exists()
     kept = {file: file.stat().st_mtime_ns for file in done.glob("*.json")}
