@@ -1,8 +1,9 @@
 """The one attention of every transformer here, with its cache and its 2-D rotary embedding.
 
 Decided here: the fused `scaled_dot_product_attention`, but on a CPU two plain products where that
-is slower, and one step of compiled code in place of either; the key-value cache is an argument that
-a sampler owns, never a state of the module.
+is slower, in a GPU's training sums for the few positions of a pixel, and one step of compiled code
+in place of each; the key-value cache is an argument that a sampler owns, never a state of the
+module.
 
 Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d.
 """
@@ -24,6 +25,7 @@ _MOST_SCORES = 2**21
 """At a time: they stay in the cache of a core or two."""
 _FEW_SCORES = 2**15
 """Of a row: up to 64 positions and 8 heads."""
+_FEW_POSITIONS = 4
 _MOST_ROWS = 2**15
 """At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
 ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
@@ -173,8 +175,23 @@ def attend(
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
     if on_cpu and not causal and _by_products(query_BHQd, scores):
         return _in_parts(_products, max(1, _MOST_SCORES // scores), query_BHQd, key, value)
+    few = query_BHQd.is_cuda and key.shape[2] <= _FEW_POSITIONS and not drop
+    if few and torch.is_grad_enabled():
+        sums = partial(attend_by_sums, causal=causal)
+        return _in_parts(sums, _MOST_ROWS, query_BHQd, key, value)
     fused = partial(F.scaled_dot_product_attention, dropout_p=drop, is_causal=causal)
     return _in_parts(fused, len(query_BHQd) if on_cpu else _MOST_ROWS, query_BHQd, key, value)
+
+
+def attend_by_sums(query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+    """The same for a few positions, in float32. A GPU's fused kernel takes 64 queries by 128 keys
+    at a time: the three of a pixel leave it empty, and there are millions of pixels."""
+    query, keys, values = (x.float() for x in (query_BHQd, key[:, :, None], value[:, :, None]))
+    scores = (query[:, :, :, None] * keys).sum(-1) * query.shape[-1] ** -0.5
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    return (scores.softmax(-1)[..., None] * values).sum(-2).to(query_BHQd.dtype)
 
 
 def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:

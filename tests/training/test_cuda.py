@@ -49,8 +49,10 @@ def test_the_optimiser_goes_on_from_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_of_more_rows_than_a_grid_has(causal):
-    rows = [torch.randn(70_000, 2, 3, 16, device="cuda", requires_grad=True) for _ in range(3)]
+@pytest.mark.parametrize("positions", [3, 5])
+def test_attention_of_more_rows_than_a_grid_has(positions, causal):
+    shape = (70_000, 2, positions, 16)
+    rows = [torch.randn(shape, device="cuda", requires_grad=True) for _ in range(3)]
     with torch.autocast("cuda", torch.bfloat16):
         mixed = attend(*(x.bfloat16() for x in rows), causal=causal)
     mixed.float().square().sum().backward()
