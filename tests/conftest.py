@@ -13,6 +13,8 @@ for _name in [n for n in os.environ if n.startswith("MLFLOW_")]:
     del os.environ[_name]
 for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
+if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from fractal_model.config import ModelConfig
 from fractal_model.model.fractal import FractalModel, initialise

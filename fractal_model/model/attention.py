@@ -1,9 +1,8 @@
 """The one attention of every transformer here, with its cache and its 2-D rotary embedding.
 
 Decided here: the fused `scaled_dot_product_attention`, but on a CPU two plain products where that
-is slower, in a GPU's training sums for the few positions of a pixel, and one step of compiled code
-in place of each; the key-value cache is an argument that a sampler owns, never a state of the
-module.
+is slower, on a GPU a kernel of our own for short sequences, and one step of compiled code in place
+of each; the key-value cache is an argument that a sampler owns, never a state of the module.
 
 Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d.
 """
@@ -13,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,11 @@ _MOST_SCORES = 2**21
 """At a time: they stay in the cache of a core or two."""
 _FEW_SCORES = 2**15
 """Of a row: up to 64 positions and 8 heads."""
-_FEW_POSITIONS = 4
+_SHORT = 32
+"""Positions."""
+_NARROW = 128
+"""Elements of a head."""
+_HAS_TRITON = find_spec("triton") is not None
 _MOST_ROWS = 2**15
 """At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
 ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
@@ -120,6 +124,9 @@ class Attention(nn.Module):
         """
         length = x_BSD.shape[1]
         heads = self.project_heads(x_BSD)
+        rate = self.weight_dropout if self.training else 0.0
+        if cache is None and _is_short(heads):
+            return self._output(_attend_short(heads, rotary, causal=self.causal, drop=rate))
         query, key, value = heads
         if rotary is not None:
             query, key = rotate(heads[:2], rotary)
@@ -128,7 +135,6 @@ class Attention(nn.Module):
         if cache is not None:
             assert length == 1 or cache.length == 0
             key, value = cache.append(key, value)
-        rate = self.weight_dropout if self.training else 0.0
         first = self.causal and length > 1
         mixed = attend(query, key, value, causal=first, drop=rate)
         return self._project(mixed)
@@ -156,7 +162,10 @@ class Attention(nn.Module):
         return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
 
     def _project(self, mixed_BHSd: Tensor) -> Tensor:
-        return self.output_dropout(self.projection(mixed_BHSd.transpose(1, 2).flatten(2)))
+        return self._output(mixed_BHSd.transpose(1, 2).flatten(2))
+
+    def _output(self, mixed_BSD: Tensor) -> Tensor:
+        return self.output_dropout(self.projection(mixed_BSD))
 
 
 def attend(
@@ -175,23 +184,24 @@ def attend(
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
     if on_cpu and not causal and _by_products(query_BHQd, scores):
         return _in_parts(_products, max(1, _MOST_SCORES // scores), query_BHQd, key, value)
-    few = query_BHQd.is_cuda and key.shape[2] <= _FEW_POSITIONS and not drop
-    if few and torch.is_grad_enabled():
-        sums = partial(attend_by_sums, causal=causal)
-        return _in_parts(sums, _MOST_ROWS, query_BHQd, key, value)
     fused = partial(F.scaled_dot_product_attention, dropout_p=drop, is_causal=causal)
     return _in_parts(fused, len(query_BHQd) if on_cpu else _MOST_ROWS, query_BHQd, key, value)
 
 
-def attend_by_sums(query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    """The same for a few positions, in float32. A GPU's fused kernel takes 64 queries by 128 keys
-    at a time: the three of a pixel leave it empty, and there are millions of pixels."""
-    query, keys, values = (x.float() for x in (query_BHQd, key[:, :, None], value[:, :, None]))
-    scores = (query[:, :, :, None] * keys).sum(-1) * query.shape[-1] ** -0.5
-    if causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    return (scores.softmax(-1)[..., None] * values).sum(-2).to(query_BHQd.dtype)
+def _is_short(heads_3BHSd: Tensor) -> bool:
+    """Whether it is for the kernel of short sequences."""
+    length, width = heads_3BHSd.shape[-2:]
+    return heads_3BHSd.is_cuda and _HAS_TRITON and length <= _SHORT and width <= _NARROW
+
+
+def _attend_short(
+    heads_3BHSd: Tensor, rotary: Tensor | None, *, causal: bool, drop: float
+) -> Tensor:
+    from fractal_model.model.short_attention import short_attention  # Triton is there on a GPU
+
+    if rotary is not None:
+        heads_3BHSd = torch.cat([rotate(heads_3BHSd[:2], rotary), heads_3BHSd[2:]])
+    return short_attention(heads_3BHSd, causal=causal, drop=drop)
 
 
 def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:

@@ -171,8 +171,9 @@ class FractalModel(nn.Module, PretrainedMixin):
 
 def channel_nats(network: PixelNetwork, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
     """(N, 3) negative log-probabilities of 8-bit values, float32."""
-    logits = network(conditions_NC, values_N3)
-    return F.cross_entropy(logits.flatten(0, 1), values_N3.flatten(), reduction="none").view(-1, 3)
+    logits = network.channel_logits(conditions_NC, values_N3)
+    pairs = zip(logits, values_N3.unbind(1), strict=True)
+    return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
 
 
 def initialise(model: FractalModel, generator: torch.Generator) -> None:

@@ -41,6 +41,10 @@ class PixelNetwork(nn.Module):
 
     def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
         """Logits (N, 3, V) in float32 for 8-bit `values_N3` (int64)."""
+        return torch.stack(self.channel_logits(conditions_NC, values_N3), dim=1)
+
+    def channel_logits(self, conditions_NC: Tensor, values_N3: Tensor) -> list[Tensor]:
+        """The same by channel, each (N, V)."""
         tokens = [
             self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
@@ -48,7 +52,7 @@ class PixelNetwork(nn.Module):
         ]
         hidden = run_blocks(self.blocks, self.norm_in(torch.stack(tokens, dim=1)))
         hidden = self.norm_out(hidden)
-        return torch.stack([self._logits(hidden[:, c], c) for c in range(CHANNELS)], dim=1)
+        return [self._logits(hidden[:, c], c) for c in range(CHANNELS)]
 
     def first_token(self, conditions_NC: Tensor) -> Tensor:
         """(N, W): what `step` takes for the red channel."""

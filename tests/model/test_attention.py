@@ -1,4 +1,4 @@
-"""Attention by plain products, or by sums, is torch's fused attention, up to rounding."""
+"""Attention by plain products is torch's fused attention, up to rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fractal_model.model import attention as module
-from fractal_model.model.attention import attend, attend_by_sums
+from fractal_model.model.attention import attend
 
 
 def heads(length: int, rows: int = 7, seed: int = 0) -> torch.Tensor:
@@ -29,21 +29,6 @@ def test_it_is_the_fused_attention(most_scores, queries, dtype, tolerance):
     expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_sums_are_the_fused_attention_with_its_gradients(causal, dtype, tolerance):
-    rows = [heads(3, seed=n).to(dtype).requires_grad_() for n in range(3)]
-    same = [x.detach().float().requires_grad_() for x in rows]
-    found = attend_by_sums(*rows, causal=causal)
-    expected = F.scaled_dot_product_attention(*same, is_causal=causal)
-    found.float().square().sum().backward()
-    expected.square().sum().backward()
-    pairs = [(found, expected), *((a.grad, b.grad) for a, b in zip(rows, same, strict=True))]
-    for ours, theirs in pairs:
-        assert ours.dtype == dtype
-        torch.testing.assert_close(ours.float(), theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_dropped_weights_leave_the_mean():
