@@ -152,14 +152,14 @@ def measure(
             if warm_up:
                 work.step()
             seconds = median_seconds(work.step, repeats, device)
-        # Afterwards: it keeps more at a time than the step itself.
+        if trace is not None:
+            _write_trace(work.step, trace, device)
+        # Afterwards: it keeps more at a time than the step itself, and ends compiling.
         flops = counted_flops(work.step) if work.flops is None else work.flops
         levels = work.levels() if by_level and work.levels is not None else None
         slow = None
         if reference and work.reference is not None:
             slow = median_seconds(work.reference, 1, device) / batch
-        if trace is not None:
-            _write_trace(work.step, trace, device)
     ceilings = {name: ceiling_gflops(kind, device) for name, kind in _DTYPES.items()}
     published = work.published_flops
     return Measurement(

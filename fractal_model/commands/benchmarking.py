@@ -74,8 +74,8 @@ def benchmark(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="In sampling, torch.compile for the innermost AR level. Default: where a C++ "
-            "compiler is.",
+            help="torch.compile: in sampling for the innermost AR level, by default where a C++ "
+            "compiler is; in training for the blocks, by default not.",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
@@ -128,6 +128,7 @@ def benchmark(
                 update={
                     "precision": dtype.value,
                     "activation_checkpointing": activation_checkpointing,
+                    "compile": bool(compiled),
                 }
             )
             network, work = measure.training_work(model, recipe, batch, device)
@@ -154,7 +155,7 @@ def benchmark(
 
 
 def _compiled(asked: bool | None) -> bool:
-    from fractal_model.sampling.compiled import compiler_is_there
+    from fractal_model.compiler import compiler_is_there
 
     return compiler_is_there() if asked is None else asked
 

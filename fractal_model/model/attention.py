@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fractal_model.compiler import compiler_is_there
 from fractal_model.model.dropout import Dropout, dropout
 from fractal_model.model.linear import Linear
 
@@ -29,7 +30,7 @@ _SHORT = 32
 """Positions."""
 _NARROW = 128
 """Elements of a head."""
-_HAS_TRITON = find_spec("triton") is not None
+_HAS_TRITON = find_spec("triton") is not None and compiler_is_there()
 _MOST_ROWS = 2**15
 """At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
 ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
@@ -135,8 +136,8 @@ class Attention(nn.Module):
         if cache is not None:
             assert length == 1 or cache.length == 0
             key, value = cache.append(key, value)
-        first = self.causal and length > 1
-        mixed = attend(query, key, value, causal=first, drop=rate)
+        causal = self.causal and (cache is None or length > 1)
+        mixed = attend(query, key, value, causal=causal, drop=rate)
         return self._project(mixed)
 
     def project_heads(self, x_BSD: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from fractal_model.model.attention import Attention, FixedCache, KeyValueCache
 from fractal_model.model.feed_forward import GeluMLP, SwiGLU
 
 NORM_EPSILON = 1e-6
+_MOST_KINDS = 64
+"""Of compiled blocks: by width, heads and length, in training and not, with gradients and without.
+torch would give up after eight, and a model of three levels with guiding pixels trains six."""
 SWIGLU_MULTIPLE = 256
 
 
@@ -117,4 +120,4 @@ def compile_blocks(model: nn.Module) -> None:
     """Each block as one compiled function, for any number of rows."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile(dynamic=True)
+            module.compile(dynamic=True, recompile_limit=_MOST_KINDS)

@@ -112,7 +112,7 @@ def _launch(
         TILE=tile,
         CAUSAL=causal,
         DROPS=drop > 0,
-        num_warps=1,
+        num_warps=1 if heads_3BHSd.dtype.itemsize == 2 else 4,  # without tensor cores more work
     )
 
 

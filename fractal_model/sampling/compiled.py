@@ -11,14 +11,13 @@ Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from fractal_model.errors import FractalError
+from fractal_model.compiler import require_compiler
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.attention import FixedCache
 from fractal_model.model.conditions import Conditions
@@ -29,21 +28,6 @@ from fractal_model.sampling.values import guided_logits, inverse_transform
 
 _MOST_PIECES = 64
 """Of compiled code in one process, for different models and settings."""
-_COMPILERS = ("g++", "clang++", "c++")
-
-
-def compiler_is_there() -> bool:
-    """Whether torch.compile finds a C++ compiler on the PATH."""
-    return any(shutil.which(name) for name in _COMPILERS)
-
-
-def require_compiler() -> None:
-    """FractalError: there is none."""
-    if not compiler_is_there():
-        raise FractalError(
-            f"compile is on and none of {', '.join(_COMPILERS)} is on the PATH: install a C++ "
-            f"compiler, or set compile to false in the sampling settings"
-        )
 
 
 class CompiledPixels:

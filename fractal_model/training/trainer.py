@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fractal_model.compiler import require_compiler
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
@@ -86,6 +87,7 @@ class Trainer:
             if on:
                 checkpoint_activations(level)
         if recipe.compile:
+            require_compiler()
             compile_blocks(self.model)
         if self._device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # what autocast leaves may be TF32

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fractal_model.benchmarking.levels import Stopwatch, level_costs
+from fractal_model.compiler import compiler_is_there
 from fractal_model.model.fractal import FractalModel
-from fractal_model.sampling.compiled import compiler_is_there
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from fractal_model.benchmarking.measure import likelihood_work, measure
 from fractal_model.cli import app
+from fractal_model.compiler import compiler_is_there
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.flops import pass_products
-from fractal_model.sampling.compiled import compiler_is_there
 from tests.test_params import SHIPPED
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fractal_model.compiler import compiler_is_there
 from fractal_model.errors import FractalError
 from fractal_model.model.fractal import FractalModel, initialise
 from fractal_model.sampling import compiled
@@ -15,9 +16,7 @@ from tests.conftest import random_images, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]
-needs_compiler = pytest.mark.skipif(
-    not compiled.compiler_is_there(), reason="there is no C++ compiler"
-)
+needs_compiler = pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
 
 
 def settings(**changes) -> SamplingConfig:

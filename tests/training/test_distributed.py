@@ -18,6 +18,7 @@ from tests.training.test_trainer import RECIPE
 STEADY = RECIPE.model_copy(update={"label_drop": 0.0, "workers": 1, "clip_norm": 1e-2})
 BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, 100 + torch.arange(8))
 """An AR model without dropout draws nothing at random: only the split differs."""
+COMPILED = {"compile": True, "activation_checkpointing": True}
 
 
 def part_of(rank: int, world_size: int) -> Batch:
@@ -31,12 +32,14 @@ def new_trainer(rank: int = 0, world_size: int = 1, **recipe: object) -> Trainer
     return Trainer(config, changed, images=16, rank=rank, world_size=world_size)
 
 
-def _rank(rank: int, world_size: int, folder: str, bad_rank: int | None) -> None:
+def _rank(
+    rank: int, world_size: int, folder: str, bad_rank: int | None, recipe: dict[str, object]
+) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
-    trainer = new_trainer(rank, world_size, images_per_worker=2)
+    trainer = new_trainer(rank, world_size, images_per_worker=2, **recipe)
     found: dict[str, object] = {}
     if rank == bad_rank:
         trainer._loss.module.register_forward_hook(lambda module, given, loss: loss * torch.nan)
@@ -50,17 +53,23 @@ def _rank(rank: int, world_size: int, folder: str, bad_rank: int | None) -> None
     torch.distributed.destroy_process_group()
 
 
-def run_ranks(world_size: int, bad_rank: int | None = None) -> list[dict]:
+def run_ranks(world_size: int, bad_rank: int | None = None, **recipe: object) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (world_size, folder, bad_rank), nprocs=world_size)
+        given = (world_size, folder, bad_rank, recipe)
+        torch.multiprocessing.spawn(_rank, given, nprocs=world_size)
         return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world_size)]
 
 
-def test_three_ranks_with_unequal_shares_make_the_step_of_one():
+@pytest.mark.parametrize(
+    "ranks",
+    [{"world_size": 3}, pytest.param({"world_size": 2, **COMPILED}, marks=pytest.mark.slow)],
+)
+def test_ranks_make_the_step_of_one(ranks):
+    """Three have unequal shares."""
     alone = new_trainer(images_per_worker=8)
     for _ in range(2):
         report = alone.step(BATCH)
-    for rank in run_ranks(3):
+    for rank in run_ranks(**ranks):
         assert rank["loss"].item() == pytest.approx(report.loss.item(), rel=1e-6)
         assert rank["norm"].item() == pytest.approx(report.gradient_norm.item(), rel=1e-4)
         for name, weight in alone.model.state_dict().items():
