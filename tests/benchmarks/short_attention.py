@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -52,7 +53,7 @@ def milliseconds(attend: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> 
         mixed.backward(grad)
         events[2].record()
         torch.cuda.synchronize()
-        found.append([a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)])
+        found.append([a.elapsed_time(b) for a, b in pairwise(events)])
     forward, backward = zip(*found[1:], strict=True)
     return median(forward), median(backward)
 
