@@ -136,28 +136,35 @@ class FractalModel(nn.Module, PretrainedMixin):
         conditions = self.root(labels)
         rows = Rows.whole_images(len(images), images.device)
         weight = torch.ones(len(images), device=images.device)
-        guide_nats, level0 = [], None
+        guide_nats, level0, masked, spare = [], None, False, 0
         for i, level in enumerate(self.levels):
             size = level.config.sub_patch_size
             tokens = patchify(patches, size)
+            given = Conditions(with_spare(conditions.values_NCD, spare))
             if isinstance(level, ARLevel):
                 mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-                conditions = level(tokens, conditions)
+                handed_on = level(with_spare(tokens, spare), given).values_NCD
+                conditions = Conditions(handed_on[: mask.numel()])
             else:
                 mask = masks(i, rows)
                 fed = None
                 if level.config.guiding_pixel:
-                    targets, fed = guides(mean_colour(patches))
-                    nats = channel_nats(level.guide_network, conditions.middle, targets)
+                    targets, means = guides(mean_colour(patches))
+                    nats = channel_nats(level.guide_network, given.middle, targets)
                     share = 1 / level.config.patch_size**2
                     guide_nats.append(ValueNats(nats, rows.image, weight, share))
+                    fed = with_spare(means, spare)
                 read = MAX_CONDITIONS if i == 0 else self.config.conditions_read(i)
-                conditions = level(tokens, mask, conditions, guides=fed, read=read)
+                hidden = with_spare(mask, spare)
+                conditions = level(with_spare(tokens, spare), hidden, given, guides=fed, read=read)
             level0 = conditions if level0 is None else level0
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
             rows = rows.sub_patches(mask, size)
             patches = tokens[mask]
-        nats = channel_nats(self.pixel, conditions.middle, patches.flatten(1).long())
+            masked = masked or isinstance(level, MARLevel)
+            spare = spare_rows(patches) if masked else 0
+        given = with_spare(conditions.middle, spare)
+        nats = channel_nats(self.pixel, given, patches.flatten(1).long())
         return Pass(ValueNats(nats, rows.image, weight, 1.0), tuple(guide_nats), level0)
 
     def _require_size(self, images: Tensor) -> None:
@@ -169,9 +176,25 @@ class FractalModel(nn.Module, PretrainedMixin):
             )
 
 
+def spare_rows(rows: Tensor) -> int:
+    """How many rows more a CPU computes, so that masks, which leave another number of them each
+    time, make few shapes: sixteen between a power of two and the next. oneDNN compiles a product
+    for its shape, which takes longer than a small one does."""
+    count = len(rows)
+    step = max(1, 2 ** (count.bit_length() - 1) // 16)
+    return -count % step if rows.device.type == "cpu" else 0
+
+
+def with_spare(x: Tensor, spare: int) -> Tensor:
+    """(N, ...) and so many rows of zeros."""
+    return torch.cat([x, x.new_zeros(spare, *x.shape[1:])]) if spare else x
+
+
 def channel_nats(network: PixelNetwork, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
-    """(N, 3) negative log-probabilities of 8-bit values, float32."""
-    logits = network.channel_logits(conditions_NC, values_N3)
+    """(N, 3) negative log-probabilities of 8-bit values, float32; spare conditions come last."""
+    count = len(values_N3)
+    fed = with_spare(values_N3, len(conditions_NC) - count)
+    logits = (x[:count] for x in network.channel_logits(conditions_NC, fed))
     pairs = zip(logits, values_N3.unbind(1), strict=True)
     return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
 

@@ -10,7 +10,14 @@ import torch
 
 from fractal_model.config import ModelConfig
 from fractal_model.errors import FractalError
-from fractal_model.model.fractal import NO_CLASS, FractalModel, exact_guides, initialise
+from fractal_model.model import fractal
+from fractal_model.model.fractal import (
+    NO_CLASS,
+    FractalModel,
+    exact_guides,
+    initialise,
+    spare_rows,
+)
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.losses import training_loss
 from fractal_model.params import load_params
@@ -208,3 +215,38 @@ def test_configuration_survives_json():
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(3)
+
+
+@pytest.mark.parametrize("kind", ["mar", "guided", "mar above ar", "ar above mar"])
+def test_spare_rows_change_nothing(kind, monkeypatch):
+    """A row is the same to the last bit, and its share of the gradients up to rounding."""
+    model = tiny_model(kind)
+    images = images_for(model, 5)
+    outcomes, gradients = [], []
+    for spare in (0, 3):
+        monkeypatch.setattr(fractal, "spare_rows", lambda rows, spare=spare: spare)
+        masks = training_masks([4, 4, 4], torch.Generator().manual_seed(0))
+        outcome = run(model, images, masks)
+        outcomes.append([outcome.level0.values_NCD, *(v.nats for v in nats_of(outcome))])
+        masks = training_masks([4, 4, 4], torch.Generator().manual_seed(0))
+        model.zero_grad()
+        labels = torch.zeros(len(images), dtype=torch.long)
+        whole = model(images, labels, masks=masks, guides=exact_guides)
+        training_loss(whole, red_weight=1.0).backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(a.equal(b) for a, b in zip(*outcomes, strict=True))
+    for with_none, with_some in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_some, with_none, rtol=1e-4, atol=1e-6)
+
+
+def nats_of(outcome):
+    return outcome.pixels, *outcome.guides
+
+
+def test_masks_make_few_numbers_of_rows():
+    found = set()
+    for rows in range(1024, 2048):
+        spare = spare_rows(torch.zeros(rows))
+        assert 0 <= spare <= rows / 16
+        found.add(rows + spare)
+    assert len(found) == 17
