@@ -158,7 +158,7 @@ def test_an_import_has_no_optimiser_state(fractal, published, tmp_path):
     assert not (folder / "optimizer.pt").exists()
 
 
-def test_imagenet_sizes_know_their_classes_and_position(fractal, published, tmp_path):
+def test_imagenet_sizes_know_their_classes_and_position(fractal, published, tmp_path, params):
     def thousand(content):
         content["model"]["class_emb.weight"] = torch.randn(1000, 64)
 
@@ -167,8 +167,9 @@ def test_imagenet_sizes_know_their_classes_and_position(fractal, published, tmp_
     found = load_checkpoint(folder)
     assert found.config.class_names[0] == "tench"
     assert found.config.class_names[207] == "golden retriever"
+    batch_size = yaml.safe_load(params.read_text())["training"]["mar3-1000"]["batch_size"]
     assert found.progress.position == 800 * IMAGENET_TRAINING_IMAGES
-    assert found.progress.steps == 800 * IMAGENET_TRAINING_IMAGES // 64
+    assert found.progress.steps == 800 * IMAGENET_TRAINING_IMAGES // batch_size
 
 
 def test_half_precision_weights_become_float32(fractal, published, tmp_path):

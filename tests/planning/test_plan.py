@@ -71,10 +71,10 @@ def test_the_recipe_fits_with_activation_checkpointing_alone():
 
 def test_digits_has_its_own_number_of_images_and_float32_peak():
     found = plan_for("digits", gpus=2)
-    epochs = PARAMS.training["digits"].epochs
-    assert (found.images, found.images_per_gpu) == (1500, 32)
-    assert found.steps == math.ceil(epochs * 1500 / 64)
-    executed = epochs * 1500 * found.training_flops(activation_checkpointing=False)
+    recipe = PARAMS.training["digits"]
+    assert (found.images, found.images_per_gpu) == (1500, recipe.batch_size // 2)
+    assert found.steps == math.ceil(recipe.epochs * 1500 / recipe.batch_size)
+    executed = recipe.epochs * 1500 * found.training_flops(activation_checkpointing=False)
     reached = 2 * GPUS["h100"].float32_tflops * 1e12 * found.utilisation
     assert found.training_days * 86_400 == pytest.approx(executed / reached)
 
