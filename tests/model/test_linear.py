@@ -57,9 +57,10 @@ def test_any_leading_shape(library, shape, bias):
 
 
 @pytest.mark.parametrize("strided", [False, True])
-def test_derivatives_are_those_of_torch(library, strided):
-    x, weight, bias = normal(2, 9, 12), normal(20, 12, seed=1), normal(20, seed=2)
-    upstream = normal(2, 20, 9, seed=3).mT if strided else normal(2, 9, 20, seed=3)
+@pytest.mark.parametrize(("rows", "width", "out"), [(9, 12, 20), (90, 12, 20), (90, 20, 12)])
+def test_derivatives_are_those_of_torch(library, rows, width, out, strided):
+    x, weight, bias = normal(2, rows, width), normal(out, width, seed=1), normal(out, seed=2)
+    upstream = normal(2, out, rows, seed=3).mT if strided else normal(2, rows, out, seed=3)
     inputs = [x, weight, bias]
     for tensor in inputs:
         tensor.requires_grad_()
