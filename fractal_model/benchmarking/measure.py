@@ -203,7 +203,8 @@ class _NoModules:
 
 
 def counted_flops(step: Callable[[], object]) -> float:
-    """Operations of a step; the counter does not see into a CPU's fused attention."""
+    """Operations of a step, spare rows (`model.fractal`) included; the counter does not see into a
+    CPU's fused attention."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     counter.mod_tracker = _NoModules()
     with sdpa_kernel(SDPBackend.MATH), counter:

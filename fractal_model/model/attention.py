@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fractal_model.compiler import compiler_is_there
+from fractal_model.compiler import c_compiler_is_there
 from fractal_model.model.dropout import Dropout, dropout
 from fractal_model.model.linear import Linear
 
@@ -30,7 +30,7 @@ _SHORT = 32
 """Positions."""
 _NARROW = 128
 """Elements of a head."""
-_HAS_TRITON = find_spec("triton") is not None and compiler_is_there()
+_HAS_TRITON = find_spec("triton") is not None and c_compiler_is_there()
 _MOST_ROWS = 2**15
 """At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
 ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""

@@ -140,11 +140,11 @@ class FractalModel(nn.Module, PretrainedMixin):
         for i, level in enumerate(self.levels):
             size = level.config.sub_patch_size
             tokens = patchify(patches, size)
+            content = with_spare(tokens, spare)
             given = Conditions(with_spare(conditions.values_NCD, spare))
             if isinstance(level, ARLevel):
                 mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-                handed_on = level(with_spare(tokens, spare), given).values_NCD
-                conditions = Conditions(handed_on[: mask.numel()])
+                conditions = Conditions(level(content, given).values_NCD[: mask.numel()])
             else:
                 mask = masks(i, rows)
                 fed = None
@@ -156,15 +156,15 @@ class FractalModel(nn.Module, PretrainedMixin):
                     fed = with_spare(means, spare)
                 read = MAX_CONDITIONS if i == 0 else self.config.conditions_read(i)
                 hidden = with_spare(mask, spare)
-                conditions = level(with_spare(tokens, spare), hidden, given, guides=fed, read=read)
+                conditions = level(content, hidden, given, guides=fed, read=read)
             level0 = conditions if level0 is None else level0
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
             rows = rows.sub_patches(mask, size)
             patches = tokens[mask]
             masked = masked or isinstance(level, MARLevel)
             spare = spare_rows(patches) if masked else 0
-        given = with_spare(conditions.middle, spare)
-        nats = channel_nats(self.pixel, given, patches.flatten(1).long())
+        values = patches.flatten(1).long()
+        nats = channel_nats(self.pixel, with_spare(conditions.middle, spare), values)
         return Pass(ValueNats(nats, rows.image, weight, 1.0), tuple(guide_nats), level0)
 
     def _require_size(self, images: Tensor) -> None:
@@ -191,7 +191,8 @@ def with_spare(x: Tensor, spare: int) -> Tensor:
 
 
 def channel_nats(network: PixelNetwork, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
-    """(N, 3) negative log-probabilities of 8-bit values, float32; spare conditions come last."""
+    """(N, 3) negative log-probabilities of 8-bit values, float32, under (N + spare, C) conditions,
+    the spare ones last."""
     count = len(values_N3)
     fed = with_spare(values_N3, len(conditions_NC) - count)
     logits = (x[:count] for x in network.channel_logits(conditions_NC, fed))

@@ -3,7 +3,8 @@
 Decided here: the rows that fit share one tile, in which a position sees those of its own row
 alone. The fused kernels of torch take 64 queries by 128 keys at a time, of which the 22 positions
 of a lower level fill little, and the three of a pixel hardly any; there are millions of pixels. A
-tile's weights are few: they are computed again on the way back, and nothing is kept for it.
+tile's weights are few: they are computed again on the way back, and nothing is kept for it. A row
+that is not finite spoils its neighbours' too: a loss that is not finite was lost before.
 
 Shapes: B rows, S positions, H heads, d elements a head, D = H · d, T positions of a tile.
 """
@@ -22,8 +23,9 @@ _NARROWEST = 16
 
 
 def short_attention(heads_3BHSd: Tensor, *, causal: bool, drop: float) -> Tensor:
-    """The mixed values (B, S, D) of queries, keys and values; `drop` is the rate at which weights
-    are dropped."""
+    """The mixed values (B, S, D) of queries, keys and values, whose elements lie side by side;
+    `drop`, under 1, is the rate at which weights are dropped. S and d are meant to be small, up to
+    32 and 128: larger ones take more registers than there are."""
     draws = {"dtype": torch.int64, "device": heads_3BHSd.device}
     seed = torch.randint(2**62, (1,), **draws) if drop else torch.zeros(1, **draws)
     return _mixed(heads_3BHSd, seed, causal, drop)
@@ -101,19 +103,20 @@ def _launch(
 ) -> None:
     _, rows, heads, length, width = heads_3BHSd.shape
     tile = max(_NARROWEST, triton.next_power_of_2(length))
-    kernel[(triton.cdiv(rows, tile // length) * heads,)](
-        *(heads_3BHSd, mixed_BSD, *grads_3BHSd, seed, rows, heads),
-        *(stride for x in (heads_3BHSd, *grads_3BHSd) for stride in x.stride()[:4]),
-        scale=width**-0.5,
-        drop=drop,
-        LENGTH=length,
-        WIDTH=width,
-        PADDED=max(_NARROWEST, triton.next_power_of_2(width)),
-        TILE=tile,
-        CAUSAL=causal,
-        DROPS=drop > 0,
-        num_warps=1 if heads_3BHSd.dtype.itemsize == 2 else 4,  # without tensor cores more work
-    )
+    with torch.cuda.device_of(heads_3BHSd):  # Triton starts on the current one
+        kernel[(triton.cdiv(rows, tile // length) * heads,)](
+            *(heads_3BHSd, mixed_BSD, *grads_3BHSd, seed, rows, heads),
+            *(stride for x in (heads_3BHSd, *grads_3BHSd) for stride in x.stride()[:4]),
+            scale=width**-0.5,
+            drop=drop,
+            LENGTH=length,
+            WIDTH=width,
+            PADDED=max(_NARROWEST, triton.next_power_of_2(width)),
+            TILE=tile,
+            CAUSAL=causal,
+            DROPS=drop > 0,
+            num_warps=1 if heads_3BHSd.dtype.itemsize == 2 else 4,  # no tensor cores, more work
+        )
 
 
 @triton.jit
@@ -127,6 +130,15 @@ def _places(
     row = (tl.program_id(0) // heads).to(tl.int64) * together + place // LENGTH
     inside = (place < together * LENGTH) & (row < rows) & (element < WIDTH)
     return row, tl.program_id(0) % heads, place % LENGTH, element, inside
+
+
+@triton.jit
+def _heads(query_at, kind_stride, inside):
+    """Three (T, d). Twice the stride may be more than its own type holds: the pointers add up."""
+    key_at = query_at + kind_stride
+    value_at = key_at + kind_stride
+    query, key = tl.load(query_at, inside, 0.0), tl.load(key_at, inside, 0.0)
+    return query, key, tl.load(value_at, inside, 0.0)
 
 
 @triton.jit
@@ -161,9 +173,7 @@ def _forward(
 ):  # fmt: skip
     row, head, position, element, inside = _places(rows, heads, LENGTH, WIDTH, TILE, PADDED)
     at = row * row_stride + head * head_stride + position * position_stride + element
-    query = tl.load(heads_3BHSd + at, inside, 0.0)
-    key = tl.load(heads_3BHSd + at + kind_stride, inside, 0.0)
-    value = tl.load(heads_3BHSd + at + 2 * kind_stride, inside, 0.0)
+    query, key, value = _heads(heads_3BHSd + at, kind_stride, inside)
     weights = _weights(query, key, scale, LENGTH, TILE, CAUSAL)
     if DROPS:
         weights *= _growth(seed, drop, TILE)
@@ -182,9 +192,7 @@ def _backward(
 ):  # fmt: skip
     row, head, position, element, inside = _places(rows, heads, LENGTH, WIDTH, TILE, PADDED)
     at = row * row_stride + head * head_stride + position * position_stride + element
-    query = tl.load(heads_3BHSd + at, inside, 0.0)
-    key = tl.load(heads_3BHSd + at + kind_stride, inside, 0.0)
-    value = tl.load(heads_3BHSd + at + 2 * kind_stride, inside, 0.0)
+    query, key, value = _heads(heads_3BHSd + at, kind_stride, inside)
     mixed_at = ((row * LENGTH + position) * heads + head) * WIDTH + element
     of_mixed = tl.load(grad_BSD + mixed_at, inside, 0.0)
 
@@ -203,6 +211,8 @@ def _backward(
 
     grads_at = row * grads_row_stride + head * grads_head_stride
     grads_at += position * grads_position_stride + element
-    tl.store(grads_3BHSd + grads_at, of_query.to(query.dtype), inside)
-    tl.store(grads_3BHSd + grads_at + grads_kind_stride, of_key.to(query.dtype), inside)
-    tl.store(grads_3BHSd + grads_at + 2 * grads_kind_stride, of_value.to(query.dtype), inside)
+    query_at = grads_3BHSd + grads_at
+    key_at = query_at + grads_kind_stride
+    tl.store(query_at, of_query.to(query.dtype), inside)
+    tl.store(key_at, of_key.to(query.dtype), inside)
+    tl.store(key_at + grads_kind_stride, of_value.to(query.dtype), inside)

@@ -30,7 +30,12 @@ def small_params() -> dict:
         widths=[16, 16, 8], blocks=[1, 1, 1], heads=[2, 2, 2], dropout=0.1
     )
     content["training"]["digits"].update(
-        epochs=3, warmup_epochs=1, batch_size=100, checkpoint_every_epochs=1, log_every_steps=4
+        epochs=3,
+        warmup_epochs=1,
+        batch_size=100,
+        images_per_worker=50,
+        checkpoint_every_epochs=1,
+        log_every_steps=4,
     )
     content["sampling"]["digits"].update(iterations=[4, 2])
     content["evaluation"]["digits"].update(

@@ -3,9 +3,12 @@ in Triton's interpreter."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from fractal_model.model import attention
@@ -17,7 +20,10 @@ from fractal_model.model.short_attention import short_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # which the interpreter knows
-SHAPES = [(11, 2, 3, 16), (7, 3, 22, 64), (5, 2, 17, 20), (3, 1, 1, 8), (3, 1, 32, 8)]
+SHAPES = [
+    *((11, 2, 3, 16), (7, 3, 22, 64), (5, 2, 17, 20), (3, 1, 1, 8)),
+    *((3, 1, 32, 8), (2, 1, 5, 80), (2, 1, 32, 128)),
+]
 """Rows, heads, positions, elements: several rows a tile and one, narrow heads and odd ones."""
 
 
@@ -109,7 +115,53 @@ def test_an_attention_takes_it_for_short_sequences(monkeypatch, turned):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_operations_are_counted_as_of_torchs_attention():
+def test_a_gradient_that_lies_otherwise():
+    """As the one of a sum: one number for all places."""
+    x = heads(7, 3, 22, 64)
+    found = [
+        torch.autograd.grad(short_attention(x, causal=False, drop=0.0), x, upstream)[0]
+        for upstream in (
+            torch.ones((), device=DEVICE).expand(7, 22, 192),
+            torch.ones(22, 7, 192, device=DEVICE).transpose(0, 1),
+            torch.ones(7, 22, 192, device=DEVICE),
+        )
+    ]
+    assert found[0].equal(found[2]) and found[1].equal(found[2])
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.25])
+@pytest.mark.parametrize("causal", [False, True])
+def test_torch_may_take_it_apart(causal, drop):
+    """What compiling and checkpointing rely on: shapes, layouts, derivatives."""
+    x, seed = heads(5, 2, 3, 16), torch.tensor([3], device=DEVICE)
+    torch.library.opcheck(torch.ops.fractal.short_attention, (x, seed, causal, drop))
+    upstream = torch.ones(5, 3, 32, device=DEVICE)
+    arguments = (x.detach(), upstream, seed, causal, drop)
+    torch.library.opcheck(torch.ops.fractal.short_attention_backward, arguments)
+
+
+def test_a_checkpoint_drops_the_same_weights_again():
+    def attend(x: Tensor) -> Tensor:
+        return short_attention(x, causal=False, drop=0.25)
+
+    x, found = heads(7, 3, 22, 64), []
+    for way in (attend, partial(checkpoint, attend, use_reentrant=False)):
+        torch.manual_seed(3)
+        found.append(both_ways(way, x))
+    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+
+
+def test_compiled_it_is_the_same():
+    def attend(x: Tensor) -> Tensor:
+        return short_attention(x, causal=True, drop=0.0)
+
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=True)
+    x = heads(7, 3, 22, 64)
+    pairs = zip(both_ways(attend, x), both_ways(compiled, x), strict=True)
+    assert all(a.equal(b) for a, b in pairs)
+
+
+def test_operations_are_counted():
     x = heads(7, 3, 22, 64)
     counts = []
     for attend in (
