@@ -113,6 +113,7 @@ def test_features_do_not_depend_on_the_cut_or_on_the_threads():
     assert whole.equal(torch.cat(parts))
 
 
+@pytest.mark.slow
 def test_two_workers_draw_and_see_the_same(tmp_path):
     """Through the real network: what the distances are computed from is equal bit by bit."""
     networks = FeatureNetworks("auto")
