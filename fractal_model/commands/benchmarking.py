@@ -75,7 +75,7 @@ def benchmark(
         typer.Option(
             "--compile/--no-compile",
             help="torch.compile: in sampling for the innermost AR level, by default where a C++ "
-            "compiler is; in training for the blocks, by default not; a likelihood is not compiled.",
+            "compiler is; in training for the blocks, by default not; a likelihood never.",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,

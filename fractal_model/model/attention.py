@@ -180,11 +180,11 @@ def attend(
     """The mixed values, (B, H, Q, d), of keys and values (B, H, S, d); `drop` is the rate at which
     weights are dropped."""
     on_cpu = query_BHQd.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_cpu and drop and not causal:  # a CPU's fused attention has no dropout
-        return _products(query_BHQd, key, value, drop)
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
-    if on_cpu and not causal and _by_products(query_BHQd, scores):
-        return _in_parts(_products, max(1, _MOST_SCORES // scores), query_BHQd, key, value)
+    if on_cpu and _by_products(query_BHQd, scores, drop):
+        products = partial(_products, causal=causal, drop=drop)
+        rows = len(query_BHQd) if torch.is_grad_enabled() else max(1, _MOST_SCORES // scores)
+        return _in_parts(products, rows, query_BHQd, key, value)
     fused = partial(F.scaled_dot_product_attention, dropout_p=drop, is_causal=causal)
     return _in_parts(fused, len(query_BHQd) if on_cpu else _MOST_ROWS, query_BHQd, key, value)
 
@@ -213,20 +213,24 @@ def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> T
     return torch.cat([function(*part) for part in parts])
 
 
-def _by_products(query_BHQd: Tensor, scores: int) -> bool:
+def _by_products(query_BHQd: Tensor, scores: int, drop: float) -> bool:
     """Whether two plain products a head are faster than the fused attention of a CPU, which is
-    made for long sequences and for float32: that is where a row has few scores, or in bfloat16."""
-    if torch.is_grad_enabled():
-        return False
-    if query_BHQd.dtype == torch.bfloat16:
+    made for long sequences, float32 and inference, and has no dropout."""
+    if drop:
+        return True
+    if torch.is_grad_enabled() or query_BHQd.dtype == torch.bfloat16:
         return scores <= _MOST_SCORES
     return query_BHQd.shape[2] > 1 and scores <= _FEW_SCORES
 
 
-def _products(query_BHQd: Tensor, key: Tensor, value: Tensor, drop: float = 0.0) -> Tensor:
+def _products(
+    query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool, drop: float
+) -> Tensor:
     query, key, value = (x.flatten(0, 1) for x in (query_BHQd, key, value))
-    scale = query.shape[-1] ** -0.5
-    scores = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scale)
+    places = query.shape[1], key.shape[1]
+    later = query.new_full(places, -torch.inf).triu(1) if causal else query.new_empty(())
+    how = {"beta": int(causal), "alpha": query.shape[-1] ** -0.5}
+    scores = torch.baddbmm(later, query, key.mT, **how)
     return torch.bmm(dropout(scores.softmax(-1), drop), value).view(query_BHQd.shape)
 
 
@@ -249,7 +253,11 @@ def rotary_factors(grid: int, head_width: int) -> Tensor:
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
     """Turn the pairs of (…, S, d) by (S, d/2, 2) factors, in float32, result in x's dtype."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = factors.unbind(-1)
-    turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch's compiler leaves complex numbers alone
+        (even, odd), (cosine, sine) = pairs.unbind(-1), factors.unbind(-1)
+        turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    else:
+        product = torch.view_as_complex(pairs) * torch.view_as_complex(factors)
+        turned = torch.view_as_real(product)
     return turned.flatten(-2).to(x.dtype)

@@ -86,5 +86,5 @@ def test_a_seed_gives_the_same_image_in_any_batch(guidance):
 
 def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FractalError, match="none of g..* is on the PATH: install a C.. compiler"):
+    with pytest.raises(FractalError, match="is not on the PATH: install a C.. compiler"):
         Sampler(tiny_model("ar"), settings(compile=True))
