@@ -84,6 +84,9 @@ class Work:
     reference: Callable[[], object] | None = None
     levels: Callable[[], tuple[LevelCost, ...]] | None = None
     """Runs the step once more."""
+    warm_ups: int = 2
+    """Runs that do not count: memory that the first one takes, as for the optimiser's moments, the
+    second goes around and takes more."""
 
 
 def sampling_work(
@@ -101,6 +104,7 @@ def sampling_work(
         published,
         reference=lambda: slow(labels, seeds),
         levels=lambda: level_costs(fast, config, labels, seeds, flops=flops, device=device),
+        warm_ups=1,
     )
 
 
@@ -149,8 +153,10 @@ def measure(
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         before = _memory_taken(device)
         with peak_memory(device) as peak:
-            if warm_up:
+            for _ in range(work.warm_ups if warm_up else 0):
                 work.step()
+            seconds = None if warm_up else median_seconds(work.step, repeats, device)
+        if seconds is None:  # unwatched: on two cores that takes a fortieth of them
             seconds = median_seconds(work.step, repeats, device)
         if trace is not None:
             _write_trace(work.step, trace, device)

@@ -87,7 +87,7 @@ def benchmark(
     ] = True,
     warm_up: Annotated[
         bool,
-        typer.Option(help="Begin with a run that does not count."),
+        typer.Option(help="Begin with a run that does not count, or two short ones."),
     ] = True,
     profile: Annotated[
         Path | None,
