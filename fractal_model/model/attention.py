@@ -258,6 +258,6 @@ def rotate(x: Tensor, factors: Tensor) -> Tensor:
         (even, odd), (cosine, sine) = pairs.unbind(-1), factors.unbind(-1)
         turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
     else:
-        product = torch.view_as_complex(pairs) * torch.view_as_complex(factors)
+        product = torch.view_as_complex(pairs) * torch.view_as_complex(factors.float())
         turned = torch.view_as_real(product)
     return turned.flatten(-2).to(x.dtype)
