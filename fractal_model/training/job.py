@@ -28,7 +28,7 @@ class TrainingJob(StrictModel):
     """Folder or address (s3://…) of this size's runs; the run's own is named by the
     fingerprint."""
     local: Path
-    """Folder of this run on the driver's machine: its spool of metrics."""
+    """Folder of this run on the driver's machine: reports on their way, its spool of metrics."""
     fingerprint: str
     tracking_uri: str
     run_id: str

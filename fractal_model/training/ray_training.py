@@ -71,7 +71,7 @@ def run_training(
 
     _require_resources(recipe)
     _set_deadlines(recipe)
-    with Relay(sort) as relay:
+    with Relay(job.local / "reports" / job.run_id, sort) as relay:
         trainer = TorchTrainer(
             worker,
             train_loop_config={"job": job.model_dump_json()},

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -213,8 +215,16 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 130
     else:
+        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)  # with the server that it started
+        if how == "killed":  # as where the machine is lost; else workers go on for some seconds
+            for worker in family:
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
         process.wait()
+        while any(map(_is_alive, family)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     assert _position(_checkpoints(again.outputs)[0]) < 3 * 1757
     if how == "killed, newest damaged":
         newest = _checkpoints(again.outputs)[-1] / "model.safetensors"
@@ -232,3 +242,9 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_
 
 def _position(checkpoint: Path) -> int:
     return json.loads((checkpoint / "progress.json").read_text())["position"]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
