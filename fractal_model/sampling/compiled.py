@@ -1,4 +1,5 @@
-"""The innermost AR level and its pixels, one sub-patch a call, as one compiled function.
+"""The innermost AR level and its pixels, one sub-patch a call, as one compiled function; below a
+MAR level the pixels alone.
 
 Decided here: what costs time there is not arithmetic but the start of each of thousands of small
 operations. With caches whose shapes never change, one position of the level, its three channels
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,17 +36,10 @@ class CompiledPixels:
     """All the pixels of rows of an AR level that hands on single pixels."""
 
     def __init__(self, level: ARLevel, network: PixelNetwork, settings: SamplingConfig) -> None:
-        require_compiler()
         self._level = level
         self._network = network
-        self._settings = settings
-        on_gpu = level.positions.device.type == "cuda"
-        how = {} if on_gpu else {"cpp_wrapper": True}
-        # Not one piece of code for each number of rows: below a MAR level it changes all the time.
-        # Not fullgraph: past the limit of pieces torch goes on uncompiled, where it would end.
-        self._step: Callable[..., tuple[Tensor, Tensor]] = torch.compile(
-            self._one, dynamic=None, options=how, recompile_limit=_MOST_PIECES
-        )
+        self._channels = _Channels(network, settings)
+        self._step: Callable[..., tuple[Tensor, Tensor]] = _compiled(self._one, level.positions)
         self._graphs = Graphs()
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
@@ -87,7 +82,37 @@ class CompiledPixels:
         following = self._level.next_token(values[..., None, None])
         return values, following.repeat(len(token) // len(uniforms), 1)
 
-    def _channels(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
+
+class CompiledChannels:
+    """Single pixels, of as many rows as a MAR level hands on in its iteration."""
+
+    def __init__(self, network: PixelNetwork, settings: SamplingConfig) -> None:
+        self._channels = _Channels(network, settings)
+        self._values: Callable[..., Tensor] = _compiled(self._of_branches, network.biases[0])
+
+    def __call__(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
+        """Conditions (G · R, C), uniform numbers (R, 3) and guidance (R,) or None to values (R, 3)
+        uint8."""
+        guides = None if guidance is None else guidance[:, None].contiguous()
+        branches = middle.contiguous().unflatten(0, (-1, len(uniforms)))
+        # From the first call on, or torch would compile for its number of rows, then for any.
+        for given, rows in ((branches, 1), (uniforms, 0), (guides, 0)):
+            if given is not None:
+                torch._dynamo.maybe_mark_dynamic(given, rows)
+        return self._values(branches, uniforms, guides)
+
+    def _of_branches(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
+        return self._channels(middle.flatten(0, 1), uniforms, guidance)
+
+
+class _Channels:
+    """What is compiled: the three channels of pixels, one after the other."""
+
+    def __init__(self, network: PixelNetwork, settings: SamplingConfig) -> None:
+        self._network = network
+        self._settings = settings
+
+    def __call__(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
         network, drawn = self._network, []
         token = network.first_token(middle)
         place = torch.zeros(1, dtype=torch.long, device=token.device)
@@ -106,3 +131,12 @@ class CompiledPixels:
             )
             drawn.append(inverse_transform(logits, uniforms[:, channel]))
         return torch.stack(drawn, dim=1).to(torch.uint8)
+
+
+def _compiled(function: Callable[..., Any], weight: Tensor) -> Callable[..., Any]:
+    """`function` in compiled form, where `weight` is. FractalError: there is no compiler."""
+    require_compiler()
+    how = {} if weight.device.type == "cuda" else {"cpp_wrapper": True}
+    # Not one piece of code for each number of rows: below a MAR level it changes all the time.
+    # Not fullgraph: past the limit of pieces torch goes on uncompiled, where it would end.
+    return torch.compile(function, dynamic=None, options=how, recompile_limit=_MOST_PIECES)

@@ -28,7 +28,7 @@ from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
-from fractal_model.sampling.compiled import CompiledPixels
+from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels
 from fractal_model.sampling.known import Known, KnownPatches
 from fractal_model.sampling.masked import CachedMaskedSteps, MaskedRows, schedules
 from fractal_model.sampling.orders import order_scores, require_order
@@ -70,11 +70,13 @@ class Sampler:
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
         self.descent: Callable[..., Descent] = Descent
-        self._compiled = None
+        self._compiled = self._channels = None
         innermost = model.levels[-1]
         compiled = settings.compile and cached and draw is inverse_transform
         if compiled and isinstance(innermost, ARLevel):
             self._compiled = CompiledPixels(innermost, model.pixel, settings)
+        elif compiled and model.device.type == "cpu":  # on a GPU not measured
+            self._channels = CompiledChannels(model.pixel, settings)
 
     @torch.no_grad()
     def __call__(
@@ -166,7 +168,10 @@ class Descent:
         levels = self._s._model.levels
         if i == len(levels):
             uniforms = self._noise.pixels[rows.image, rows.index(self._image_size, 1)]
-            values = self._values(self._s._model.pixel, conditions, uniforms, guidance)
+            if self._s._channels is not None:
+                values = self._s._channels(conditions.middle, uniforms, guidance)
+            else:
+                values = self._values(self._s._model.pixel, conditions, uniforms, guidance)
             return values.to(torch.uint8)[..., None, None]
         if isinstance(levels[i], ARLevel):
             return self._autoregressive(i, levels[i], conditions, rows, guidance)

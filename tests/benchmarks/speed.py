@@ -76,8 +76,8 @@ class Cell:
             "repeats": str(self.repeats),
         }
         found = [part for name, value in below.items() for part in (f"--{name}", value)]
-        if self.generator == "ar":
-            found.append("--compile" if self.compiled else "--no-compile")
+        # Nothing of a MAR model: most run once.
+        found.append("--compile" if self.compiled and self.generator == "ar" else "--no-compile")
         if not self.warm_up:
             found.append("--no-warm-up")
         if not self.reference:
@@ -104,7 +104,7 @@ def repeats(generator: str, *, slow: bool) -> int:
 
 
 def by_batch(generator: str) -> list[Cell]:
-    """A MAR level has nothing to compile, and from some batch on nothing to warm up for."""
+    """A MAR model that is not compiled has, from some batch on, nothing to warm up for."""
     masked = generator == "mar"
     return [
         Cell(

@@ -1,4 +1,4 @@
-"""The compiled innermost AR level: the same images, and alone the same as together."""
+"""The compiled innermost level: the same images, and alone the same as together."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def settings(**changes) -> SamplingConfig:
 
 
 @needs_compiler
-def test_compiled_gives_the_images_of_the_uncached_path():
-    model = tiny_model("ar")
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_compiled_gives_the_images_of_the_uncached_path(kind):
+    model = tiny_model(kind)
     fast = Sampler(model, settings(compile=True))
     slow = Sampler(model, settings(), cached=False)
     assert fast(LABELS, SEEDS).equal(slow(LABELS, SEEDS))
@@ -45,9 +46,10 @@ def test_each_model_has_its_own_code():
 
 @needs_compiler
 @pytest.mark.slow
-def test_any_number_of_rows():
+@pytest.mark.parametrize("kind", ["mar above ar", "mar"])
+def test_any_number_of_rows(kind):
     """Below a MAR level it changes from iteration to iteration."""
-    model = tiny_model("mar above ar")
+    model = tiny_model(kind)
     fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
     for count in range(1, 12):
         labels, seeds = torch.arange(count) % 4, range(count)
@@ -65,8 +67,10 @@ def test_past_the_limit_it_goes_on_without_compiling(monkeypatch):
 
 
 @needs_compiler
-def test_known_pixels_take_the_other_way():
-    model, images = tiny_model("ar"), random_images(5, size=4)
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_known_pixels(kind):
+    """An AR level that has some takes the way that is not compiled."""
+    model, images = tiny_model(kind), random_images(5, size=4)
     known = torch.zeros(5, 4, 4, dtype=torch.bool)
     known[:, 2:] = True
     found = Sampler(model, settings(compile=True))(LABELS, SEEDS, known=Known(images, known))
@@ -76,9 +80,10 @@ def test_known_pixels_take_the_other_way():
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ar", "mar"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_seed_gives_the_same_image_in_any_batch(guidance):
-    sampler = Sampler(tiny_model("ar"), SamplingConfig(guidance=guidance, compile=True))
+def test_a_seed_gives_the_same_image_in_any_batch(kind, guidance):
+    sampler = Sampler(tiny_model(kind), SamplingConfig(guidance=guidance, compile=True))
     together = sampler(LABELS, SEEDS)
     assert together[:1].equal(sampler(LABELS[:1], SEEDS[:1]))
     assert together[2:].equal(sampler(LABELS[2:], SEEDS[2:]))
