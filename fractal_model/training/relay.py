@@ -54,14 +54,16 @@ class Relay:
 
     def _hand_on(self, *, left_behind: bool = False) -> None:
         for file in sorted(self._folder.glob("[0-9]*.json")):
-            report = json.loads(file.read_bytes())
             try:
+                report = json.loads(file.read_bytes())
                 # Why an earlier run ended itself was for that run.
                 if not (left_behind and "stopped" in report):
                     self._on_report(report)
             except Exception as error:
-                self._error = self._error or error
-            file.unlink()
+                # A machine that loses power may leave an empty file: no reason to end a training.
+                if not (left_behind and isinstance(error, json.JSONDecodeError)):
+                    self._error = self._error or error
+            file.unlink(missing_ok=True)
 
 
 class _ToFolder(UserCallback):

@@ -40,6 +40,16 @@ def test_what_was_reported_after_a_driver_died_comes_first(tmp_path):
     assert seen == [report(1), report(2), report(3)]
 
 
+def test_an_empty_file_of_a_machine_that_lost_power_ends_no_training(tmp_path):
+    say(Relay(tmp_path, print), report(1))
+    (tmp_path / "00000000000000000001.json").touch()
+    seen: list[dict] = []
+    with Relay(tmp_path, seen.append):
+        pass
+    assert seen == [report(1)]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_reports_wait_while_they_cannot_be_written(tmp_path):
     seen: list[dict] = []
     folder = tmp_path / "reports"
