@@ -54,7 +54,7 @@ benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine'
 benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillow
 	$(RUN) python -m tests.benchmarks.data
 
-benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: all of docs/speed.md's numbers
+benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: docs/speed.md, but for its last two sections
 	$(RUN) python -m tests.benchmarks.speed
 
 test: $(INSTALLED) ## all tests but the slow ones, with coverage

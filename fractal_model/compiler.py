@@ -6,6 +6,8 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 
 from fractal_model.errors import FractalError
 
@@ -15,27 +17,25 @@ def compiler_is_there() -> bool:
     return shutil.which(_cpp_compiler()) is not None
 
 
-def c_compiler_is_there() -> bool:
-    """Whether Triton finds a C compiler, with which it builds what starts its kernels: $CC, gcc or
-    clang."""
+def triton_builds() -> bool:
+    """Whether Triton can build what starts its kernels: there is a C compiler, $CC (a program
+    alone, without arguments), gcc or clang, and Python's header."""
     named = os.environ.get("CC")
-    return any(shutil.which(name) for name in ([_program(named)] if named else ["gcc", "clang"]))
+    names = ["gcc", "clang"] if named is None else [named]
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return header.exists() and any(shutil.which(name) for name in names)
 
 
 def require_compiler() -> None:
     """FractalError: there is none."""
     if not compiler_is_there():
         raise FractalError(
-            f"compile is on and {_cpp_compiler()} is not on the PATH: install a C++ compiler, name "
-            f"one in CXX, or turn compile off"
+            f"compile is on and {_cpp_compiler() or 'CXX'} is not on the PATH: install a C++ "
+            f"compiler, name one in CXX, or turn compile off"
         )
 
 
 def _cpp_compiler() -> str:
-    named = os.environ.get("CXX")
-    return _program(named) if named else "clang++" if sys.platform == "darwin" else "g++"
-
-
-def _program(command: str) -> str:
-    """Without its arguments."""
-    return next(iter(shlex.split(command)), command)
+    """Its program, without the arguments that CXX may give it."""
+    named = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return next(iter(shlex.split(named)), named)

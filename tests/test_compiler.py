@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from fractal_model.compiler import c_compiler_is_there, compiler_is_there, require_compiler
+from fractal_model.compiler import compiler_is_there, require_compiler, triton_builds
 from fractal_model.errors import FractalError
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Installs programs, which are all that there are."""
+    """Installs programs, which are all that there are, beside Python's header."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / name))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "Python.h").touch()
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
 
@@ -35,17 +38,30 @@ def installed(tmp_path, monkeypatch):
 )
 def test_by_default(installed, names, c, cpp):
     installed(*names)
-    assert (c_compiler_is_there(), compiler_is_there()) == (c, cpp)
+    assert (triton_builds(), compiler_is_there()) == (c, cpp)
 
 
-@pytest.mark.parametrize("named", ["mine", "mine -O1"])
-def test_what_the_environment_names_counts_alone(installed, monkeypatch, named):
+def test_what_the_environment_names_counts_alone(installed, monkeypatch):
+    monkeypatch.setenv("CC", "mine")
+    monkeypatch.setenv("CXX", "mine")
+    installed("gcc", "g++")
+    assert not triton_builds() and not compiler_is_there()
+    installed("mine")
+    assert triton_builds() and compiler_is_there()
+
+
+@pytest.mark.parametrize(("named", "cpp"), [("mine -O1", True), ("", False)])
+def test_a_cpp_compiler_may_have_arguments_a_c_compiler_none(installed, monkeypatch, named, cpp):
     monkeypatch.setenv("CC", named)
     monkeypatch.setenv("CXX", named)
-    installed("gcc", "g++")
-    assert not c_compiler_is_there() and not compiler_is_there()
-    installed("mine")
-    assert c_compiler_is_there() and compiler_is_there()
+    installed("mine", "gcc", "g++")
+    assert (triton_builds(), compiler_is_there()) == (False, cpp)
+
+
+def test_triton_needs_the_header_of_python(installed, tmp_path):
+    installed("gcc")
+    (tmp_path / "include" / "Python.h").unlink()
+    assert not triton_builds()
 
 
 def test_without_one(installed, monkeypatch):

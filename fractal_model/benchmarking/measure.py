@@ -153,10 +153,12 @@ def measure(
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         before = _memory_taken(device)
         with peak_memory(device) as peak:
-            for _ in range(work.warm_ups if warm_up else 0):
-                work.step()
-            seconds = None if warm_up else median_seconds(work.step, repeats, device)
-        if seconds is None:  # unwatched: on two cores that takes a fortieth of them
+            if warm_up:
+                for _ in range(work.warm_ups):
+                    work.step()
+            else:
+                seconds = median_seconds(work.step, repeats, device)
+        if warm_up:  # unwatched: to watch takes a fortieth of two cores
             seconds = median_seconds(work.step, repeats, device)
         if trace is not None:
             _write_trace(work.step, trace, device)

@@ -88,7 +88,9 @@ def benchmark(
     ] = True,
     warm_up: Annotated[
         bool,
-        typer.Option(help="Begin with a run that does not count, or two short ones."),
+        typer.Option(
+            help="Begin with a run that does not count, in training and likelihood with two."
+        ),
     ] = True,
     profile: Annotated[
         Path | None,

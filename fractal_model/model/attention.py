@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fractal_model.compiler import c_compiler_is_there
+from fractal_model.compiler import triton_builds
 from fractal_model.model.dropout import Dropout, dropout
 from fractal_model.model.linear import Linear
 
@@ -30,7 +30,7 @@ _SHORT = 32
 """Positions."""
 _NARROW = 128
 """Elements of a head."""
-_HAS_TRITON = find_spec("triton") is not None and c_compiler_is_there()
+_HAS_TRITON = find_spec("triton") is not None and triton_builds()
 _MOST_ROWS = 2**15
 """At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
 ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
@@ -192,7 +192,16 @@ def attend(
 def _is_short(heads_3BHSd: Tensor) -> bool:
     """Whether it is for the kernel of short sequences."""
     length, width = heads_3BHSd.shape[-2:]
-    return heads_3BHSd.is_cuda and _HAS_TRITON and length <= _SHORT and width <= _NARROW
+    if not (heads_3BHSd.is_cuda and _HAS_TRITON and length <= _SHORT and width <= _NARROW):
+        return False
+    return _multiplies_bfloat16(heads_3BHSd.device.index)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _multiplies_bfloat16(gpu: int) -> bool:
+    """Whether its tensor cores do, which began with Ampere."""
+    return torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
 def _attend_short(

@@ -70,13 +70,13 @@ class Sampler:
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
         self.descent: Callable[..., Descent] = Descent
-        self._compiled = self._channels = None
+        self._compiled_level = self._compiled_pixels = None
         innermost = model.levels[-1]
         compiled = settings.compile and cached and draw is inverse_transform
         if compiled and isinstance(innermost, ARLevel):
-            self._compiled = CompiledPixels(innermost, model.pixel, settings)
+            self._compiled_level = CompiledPixels(innermost, model.pixel, settings)
         elif compiled and model.device.type == "cpu":  # on a GPU not measured
-            self._channels = CompiledChannels(model.pixel, settings)
+            self._compiled_pixels = CompiledChannels(model.pixel, settings)
 
     @torch.no_grad()
     def __call__(
@@ -168,8 +168,8 @@ class Descent:
         levels = self._s._model.levels
         if i == len(levels):
             uniforms = self._noise.pixels[rows.image, rows.index(self._image_size, 1)]
-            if self._s._channels is not None:
-                values = self._s._channels(conditions.middle, uniforms, guidance)
+            if self._s._compiled_pixels is not None:
+                values = self._s._compiled_pixels(conditions.middle, uniforms, guidance)
             else:
                 values = self._values(self._s._model.pixel, conditions, uniforms, guidance)
             return values.to(torch.uint8)[..., None, None]
@@ -181,10 +181,10 @@ class Descent:
         self, i: int, level: ARLevel, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         canvas, hidden = self._start(i, level, rows)
-        if self._s._compiled is not None and self._is_plain(i):
+        if self._s._compiled_level is not None and self._is_plain(i):
             pixels = rows.sub_patches(hidden, 1)
             uniforms = self._noise.pixels[pixels.image, pixels.index(self._image_size, 1)]
-            values = self._s._compiled(conditions, uniforms.view(*hidden.shape, -1), guidance)
+            values = self._s._compiled_level(conditions, uniforms.view(*hidden.shape, -1), guidance)
             return unpatchify(values[..., None, None])
         steps = self._s._level_steps(level, conditions, self._branches)
         wanted = hidden.any(0).nonzero().flatten().tolist()

@@ -76,7 +76,7 @@ class Cell:
             "repeats": str(self.repeats),
         }
         found = [part for name, value in below.items() for part in (f"--{name}", value)]
-        # Nothing of a MAR model: most run once.
+        # A MAR model is not compiled here: most of its cells run once, which would count it.
         found.append("--compile" if self.compiled and self.generator == "ar" else "--no-compile")
         if not self.warm_up:
             found.append("--no-warm-up")

@@ -1,17 +1,21 @@
 """`fractal benchmark`: what it prints, what it counts, and what it refuses."""
 
 import json
+import time
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fractal_model.benchmarking.measure import likelihood_work, measure
+from fractal_model.benchmarking import measure as module
+from fractal_model.benchmarking.measure import Work, likelihood_work, measure
 from fractal_model.cli import app
 from fractal_model.compiler import compiler_is_there
+from fractal_model.config import ModelConfig
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.flops import pass_products
+from fractal_model.training.settings import TrainingConfig
 from tests.test_params import SHIPPED
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]
@@ -77,6 +81,28 @@ def test_activation_checkpointing_computes_more():
     arguments = ("train", *TINY, "--generators", "ar,ar")
     plain = run(*arguments)["gflop_per_image"]
     assert run(*arguments, "--activation-checkpointing")["gflop_per_image"] > plain
+
+
+@pytest.mark.parametrize(("asked", "compiles"), [("--compile", True), ("--no-compile", False)])
+def test_training_compiles_where_it_is_asked_to(monkeypatch, asked, compiles):
+    def look(config: ModelConfig, recipe: TrainingConfig, *rest: object) -> None:
+        assert recipe.compile is compiles
+        raise FractalError("seen")
+
+    monkeypatch.setattr(module, "training_work", look)
+    with pytest.raises(FractalError, match="seen"):
+        run("train", *TINY, "--generators", "ar,ar", asked)
+
+
+@pytest.mark.parametrize(("warm_up", "runs"), [(True, 3 + 2), (False, 2)])
+def test_what_warms_up_is_not_timed(warm_up, runs):
+    took = iter([5.0] * 3 + [0.0] * 2 if warm_up else [0.0] * 2)
+    network, _ = likelihood_work(load_params(SHIPPED).size("digits").model, 1, torch.device("cpu"))
+    work = Work(lambda: time.sleep(next(took) / 50), flops=1.0, warm_ups=3)
+    given = {"batch": 1, "dtype": "float32", "repeats": 2, "reference": False}
+    found = measure("likelihood", network, work, warm_up=warm_up, **given)
+    assert found.seconds_per_step < 0.1
+    assert next(took, None) is None, f"{runs} runs"
 
 
 def test_a_trace_can_be_opened(tmp_path):

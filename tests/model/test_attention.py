@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fractal_model.model import attention as module
 from fractal_model.model.attention import attend
@@ -14,9 +15,9 @@ def heads(length: int, rows: int = 7, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, 2, length, 16, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=[2**21, 100, 1])
+@pytest.fixture(params=[2**21, 100, 50])
 def most_scores(request, monkeypatch):
-    """All rows at once, some at a time with some left over, one at a time."""
+    """All rows at once, some at a time with some left over (of five queries two), one at a time."""
     monkeypatch.setattr(module, "_MOST_SCORES", request.param)
 
 
@@ -34,7 +35,7 @@ def test_it_is_the_fused_attention(most_scores, queries, causal, dtype, toleranc
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
-def test_its_derivatives_are_those_of_the_fused_attention(most_scores, causal, dtype, tolerance):
+def test_its_derivatives_are_those_of_the_fused_attention(causal, dtype, tolerance):
     inputs = [heads(5, seed=n).to(dtype).requires_grad_() for n in range(3)]
     upstream = heads(5, seed=3)
     found = torch.autograd.grad(attend(*inputs, causal=causal), inputs, upstream.to(dtype))
@@ -60,3 +61,25 @@ def test_dropped_weights_leave_the_mean(causal):
     found = attend(query, key, value.abs(), causal=causal, drop=0.25).mean()
     whole = attend(query, key, value.abs(), causal=causal).mean()
     assert found.item() == pytest.approx(whole.item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "capability", "short"),
+    [
+        (32, 128, (8, 0), True),
+        (3, 16, (9, 0), True),
+        (33, 16, (9, 0), False),
+        (3, 129, (9, 0), False),
+        (3, 16, (7, 5), False),
+    ],
+)
+def test_the_kernel_of_short_sequences_is_for_few_narrow_positions_and_ampere(
+    monkeypatch, length, width, capability, short
+):
+    monkeypatch.setattr(module, "_HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: capability)
+    module._multiplies_bfloat16.cache_clear()
+    with FakeTensorMode():
+        heads_3BHSd = torch.empty(3, 7, 2, length, width, device="cuda")
+    assert module._is_short(heads_3BHSd) == short
+    module._multiplies_bfloat16.cache_clear()

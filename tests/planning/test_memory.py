@@ -54,7 +54,7 @@ def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing,
         kind, widths=(64,) * levels + (32,), blocks=(2,) * (levels + 1), heads=(4,) * (levels + 1)
     )
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
-    monkeypatch.setattr(attention, "_by_products", lambda *_: False)  # fused, as on a GPU
+    monkeypatch.setattr(attention, "_by_products", lambda *_: False)  # fused, as of long sequences
     recipe = (
         load_params(SHIPPED)
         .size("digits")

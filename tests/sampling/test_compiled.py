@@ -89,7 +89,21 @@ def test_a_seed_gives_the_same_image_in_any_batch(kind, guidance):
     assert together[2:].equal(sampler(LABELS[2:], SEEDS[2:]))
 
 
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_in_bfloat16(kind):
+    """Alone as together, and but for close draws what is not compiled."""
+    model = tiny_model(kind)
+    fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = fast(LABELS, SEEDS), plain(LABELS, SEEDS)
+        assert found[:1].equal(fast(LABELS[:1], SEEDS[:1]))
+    assert (found != expected).float().mean() < 0.1
+
+
 def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(FractalError, match="is not on the PATH: install a C.. compiler"):
         Sampler(tiny_model("ar"), settings(compile=True))

@@ -186,8 +186,22 @@ def test_compiled_blocks_train_as_plain_ones_do(kind):
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
+def test_what_compiled_blocks_compute_again_drops_the_same():
+    config = tiny_config("guided", dropout=0.5)
+    batch = BATCH._replace(images=random_images(8, size=config.image_size))
+    found = []
+    for checkpointing in (False, True):
+        how = {"compile": True, "activation_checkpointing": checkpointing}
+        one = Trainer(config, RECIPE.model_copy(update=how), images=16)
+        found.append([one.step(batch).loss.item() for _ in range(3)])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[0][2] != pytest.approx(found[0][0], rel=1e-5)
+
+
 def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(FractalError, match="is not on the PATH: install a C.. compiler"):
         trainer(compile=True)
 
