@@ -88,9 +88,7 @@ def benchmark(
     ] = True,
     warm_up: Annotated[
         bool,
-        typer.Option(
-            help="Begin with a run that does not count, in training and likelihood with two."
-        ),
+        typer.Option(help="Begin with a run that does not count, outside sampling two."),
     ] = True,
     profile: Annotated[
         Path | None,

@@ -111,7 +111,8 @@ class _ToFolder(UserCallback):
             if stopped:
                 raise
             logging.getLogger(__name__).warning(
-                "reports of the training wait for the next (%d now): they cannot be written to %s: %s",
+                "reports of the training wait for the next (%d now): "
+                "they cannot be written to %s: %s",
                 len(self._unwritten),
                 self._folder,
                 one_line(error),

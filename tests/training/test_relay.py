@@ -87,9 +87,11 @@ def test_a_folder_that_cannot_be_read_at_the_end_is_an_error(tmp_path, monkeypat
     def fails(file: Path) -> bytes:
         raise OSError(errno.ESTALE, "Stale file handle", str(file))
 
-    with pytest.raises(OSError, match="Stale file handle"), Relay(tmp_path, print) as relay:
-        monkeypatch.setattr(Path, "read_bytes", fails)
-        say(relay, report(1))
+    relay = Relay(tmp_path, print).__enter__()
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    say(relay, report(1))
+    with pytest.raises(OSError, match="Stale file handle"):
+        relay.__exit__(None, None, None)
 
 
 def test_reports_wait_while_they_cannot_be_written(tmp_path, caplog):
