@@ -29,9 +29,10 @@ def triton_builds() -> bool:
 def require_compiler() -> None:
     """FractalError: there is none."""
     if not compiler_is_there():
+        wanted = _cpp_compiler() or "what CXX names, nothing,"
         raise FractalError(
-            f"compile is on and {_cpp_compiler() or 'CXX'} is not on the PATH: install a C++ "
-            f"compiler, name one in CXX, or turn compile off"
+            f"compile is on and {wanted} is not on the PATH: install a C++ compiler, name one in "
+            f"CXX, or turn compile off"
         )
 
 

@@ -70,3 +70,6 @@ def test_without_one(installed, monkeypatch):
     monkeypatch.setenv("CXX", "mine")
     with pytest.raises(FractalError, match=r"and mine is not on the PATH"):
         require_compiler()
+    monkeypatch.setenv("CXX", "")
+    with pytest.raises(FractalError, match=r"CXX names, nothing, .* name one in CXX"):
+        require_compiler()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -198,7 +198,6 @@ def _is_short(heads_3BHSd: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def _multiplies_bfloat16(gpu: int) -> bool:
     """Whether its tensor cores do, which began with Ampere."""
     return torch.cuda.get_device_capability(gpu) >= (8, 0)

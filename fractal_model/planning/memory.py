@@ -2,7 +2,7 @@
 
 Decided here: activations are what autograd keeps for the way back, tensor by tensor, with the
 fused attention (queries, keys, values, output and one float32 a row and head; never the scores).
-The kernels of short sequences keep queries, keys and values alone: there this is too much.
+The kernels of short sequences do not keep that float32: there this is a little too much.
 With `precision: bfloat16` (autocast) weights, residual stream and norms stay float32; inputs of
 matrix products, attention and the feed-forward network are bfloat16. Dropout keeps one byte an
 element, as on a GPU; the attention's own dropout keeps nothing. RMSNorm counts its normalised

@@ -66,7 +66,8 @@ def storage(params: Params, size: str) -> str:
 
 def put_aside(params: Params, size: str, mark: str) -> Path | None:
     """Rename what an earlier run left, here and where runs are kept, so that training begins anew;
-    returns the new folder of the latter. Its metrics are sent first.
+    returns the new folder of the latter. Its metrics are sent first, but for what its workers
+    reported after it was killed: that only its own next start takes.
 
     FractalError: it is in an object store, or MLflow does not take the metrics now.
     """

@@ -78,8 +78,6 @@ def test_the_kernel_of_short_sequences_is_for_few_narrow_positions_and_ampere(
 ):
     monkeypatch.setattr(module, "_HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: capability)
-    module._multiplies_bfloat16.cache_clear()
     with FakeTensorMode():
         heads_3BHSd = torch.empty(3, 7, 2, length, width, device="cuda")
     assert module._is_short(heads_3BHSd) == short
-    module._multiplies_bfloat16.cache_clear()
