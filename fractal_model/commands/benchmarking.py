@@ -74,8 +74,8 @@ def benchmark(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="torch.compile: in sampling for the innermost AR level, or on a CPU the pixels "
-            "below a MAR level, by default where a C++ compiler is; in training for the blocks, "
+            help="torch.compile: in sampling for AR levels, or on a CPU the pixels below a MAR "
+            "level, by default where a C++ compiler is; in training for the blocks, "
             "by default not; a likelihood never.",
         ),
     ] = None,

@@ -1,17 +1,20 @@
-"""The innermost AR level and its pixels, one sub-patch a call, as one compiled function; below a
-MAR level the pixels alone.
+"""The innermost AR level and its pixels as one compiled function; below a MAR level the pixels
+alone. On a CPU a step of the AR levels above it, too.
 
 Decided here: what costs time there is not arithmetic but the start of each of thousands of small
-operations. With caches whose shapes never change, one position of the level, its three channels
-and the next token are one function, which `torch.compile` turns into one piece of C++; on a GPU it
-makes kernels, and the whole level's are one CUDA graph. It computes what `steps.py` computes, up to
-rounding, so an image may differ from an uncompiled one in a value whose draw was close.
+operations. With caches whose shapes never change, two positions of the innermost level, their
+channels and the next token are one function, which `torch.compile` turns into one piece of C++; on
+a GPU it makes kernels, and the whole level's are one CUDA graph. Above, whose sequences are long, a
+cache grows, or attention would read all of it from the first step on. What is computed is what
+`steps.py` computes, up to rounding, so an image may differ from an uncompiled one in a value whose
+draw was close.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -21,13 +24,16 @@ from torch import Tensor
 
 from fractal_model.compiler import require_compiler
 from fractal_model.model.ar import ARLevel
-from fractal_model.model.attention import FixedCache
+from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
 from fractal_model.sampling.captured import Graphs
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
+_AT_A_TIME = 2
+"""Positions in one call, which costs a tenth of one's time. With four that is half as much again,
+and the compiler takes twice as long."""
 _MOST_PIECES = 64
 """Of compiled code in one process, for different models and settings."""
 
@@ -39,7 +45,9 @@ class CompiledPixels:
         self._level = level
         self._network = network
         self._channels = _Channels(network, settings)
-        self._step: Callable[..., tuple[Tensor, Tensor]] = _compiled(self._one, level.positions)
+        self._step: Callable[..., tuple[Tensor, Tensor]] = _compiled(
+            self._several, level.positions.device.type
+        )
         self._graphs = Graphs()
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
@@ -58,29 +66,46 @@ class CompiledPixels:
         kept = self._caches(token, tokens)
         values = torch.empty(rows, tokens, CHANNELS, dtype=torch.uint8, device=uniforms.device)
         places = torch.arange(tokens, device=uniforms.device)
-        for t in range(tokens):
-            found, token = self._step(token, places[t : t + 1], kept, uniforms[:, t], guides)
-            values[:, t] = found
+        several = math.gcd(tokens, _AT_A_TIME)
+        for t in range(0, tokens, several):
+            at = slice(t, t + several)
+            values[:, at], token = self._step(token, places[at], kept, uniforms[:, at], guides)
         return values
 
     def _caches(self, token: Tensor, capacity: int) -> list[tuple[Tensor, Tensor]]:
         blocks = self._level.blocks
         return [FixedCache.zeros(b.attention, len(token), capacity, token) for b in blocks]
 
-    def _one(
+    def _several(
         self,
         token: Tensor,
-        place: Tensor,
+        places: Tensor,
         kept: list[tuple[Tensor, Tensor]],
         uniforms: Tensor,
         guidance: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """One pixel of each row (R, 3) uint8, and the token of the next place."""
-        caches = [FixedCache(keys, values, place) for keys, values in kept]
-        middle = self._level.step_at(token, caches).middle
-        values = self._channels(middle, uniforms, guidance)
-        following = self._level.next_token(values[..., None, None])
-        return values, following.repeat(len(token) // len(uniforms), 1)
+        """The pixels of each row at these places (R, n, 3) uint8, and the token of the next."""
+        found = []
+        for place, uniform in zip(places.split(1), uniforms.unbind(1), strict=True):
+            caches = [FixedCache(keys, values, place) for keys, values in kept]
+            middle = self._level.step_at(token, caches).middle
+            found.append(self._channels(middle, uniform, guidance))
+            following = self._level.next_token(found[-1][..., None, None])
+            token = following.repeat(len(token) // len(uniform), 1)
+        return torch.stack(found, dim=1), token
+
+
+class CompiledSteps:
+    """The steps of AR levels above the innermost, on caches that grow, of CPUs."""
+
+    def __init__(self) -> None:
+        self._step: Callable[..., Conditions] = _compiled(ARLevel.step, "cpu")
+
+    def __call__(self, level: ARLevel, token: Tensor, caches: list[KeyValueCache]) -> Conditions:
+        """`level.step`; the last one not compiled: a full cache is contiguous, for which torch
+        would compile it once more."""
+        last = caches[0].length == level.config.tokens - 1
+        return (ARLevel.step if last else self._step)(level, token, caches)
 
 
 class CompiledChannels:
@@ -88,7 +113,7 @@ class CompiledChannels:
 
     def __init__(self, network: PixelNetwork, settings: SamplingConfig) -> None:
         self._channels = _Channels(network, settings)
-        self._values: Callable[..., Tensor] = _compiled(self._of_branches, network.biases[0])
+        self._values: Callable[..., Tensor] = _compiled(self._of_branches, "cpu")
 
     def __call__(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
         """Conditions (G · R, C), uniform numbers (R, 3) and guidance (R,) or None to values (R, 3)
@@ -133,10 +158,10 @@ class _Channels:
         return torch.stack(drawn, dim=1).to(torch.uint8)
 
 
-def _compiled(function: Callable[..., Any], weight: Tensor) -> Callable[..., Any]:
-    """`function` in compiled form, where `weight` is. FractalError: there is no compiler."""
+def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """`function` in compiled form, for tensors there. FractalError: there is no compiler."""
     require_compiler()
-    how = {} if weight.device.type == "cuda" else {"cpp_wrapper": True}
+    how = {} if device == "cuda" else {"cpp_wrapper": True}
     # Not one piece of code for each number of rows: below a MAR level it changes all the time.
     # Not fullgraph: past the limit of pieces torch goes on uncompiled, where it would end.
     return torch.compile(function, dynamic=None, options=how, recompile_limit=_MOST_PIECES)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import unpatchify
 from fractal_model.randomness import ImageNoise, ranks
-from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels
+from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
 from fractal_model.sampling.known import Known, KnownPatches
 from fractal_model.sampling.masked import CachedMaskedSteps, MaskedRows, schedules
 from fractal_model.sampling.orders import order_scores, require_order
@@ -65,7 +66,8 @@ class Sampler:
         self._settings = settings
         self._iterations = settings.level_iterations(model.config)
         require_order(settings.order, model.config)
-        self._level_steps = CachedLevelSteps if cached else UncachedLevelSteps
+        steps = CachedLevelSteps if cached else UncachedLevelSteps
+        self._level_steps = [steps for _ in model.levels]
         self._masked_steps = CachedMaskedSteps if cached else UncachedMaskedSteps
         self._pixel_steps = CachedPixelSteps if cached else UncachedPixelSteps
         self._draw = draw
@@ -73,9 +75,13 @@ class Sampler:
         self._compiled_level = self._compiled_pixels = None
         innermost = model.levels[-1]
         compiled = settings.compile and cached and draw is inverse_transform
+        on_cpu = model.device.type == "cpu"  # on a GPU not measured
+        if compiled and on_cpu:
+            compiled_steps = partial(CachedLevelSteps, step=CompiledSteps())
+            self._level_steps[:-1] = [compiled_steps for _ in model.levels[:-1]]
         if compiled and isinstance(innermost, ARLevel):
             self._compiled_level = CompiledPixels(innermost, model.pixel, settings)
-        elif compiled and model.device.type == "cpu":  # on a GPU not measured
+        elif compiled and on_cpu:
             self._compiled_pixels = CompiledChannels(model.pixel, settings)
 
     @torch.no_grad()
@@ -186,7 +192,7 @@ class Descent:
             uniforms = self._noise.pixels[pixels.image, pixels.index(self._image_size, 1)]
             values = self._s._compiled_level(conditions, uniforms.view(*hidden.shape, -1), guidance)
             return unpatchify(values[..., None, None])
-        steps = self._s._level_steps(level, conditions, self._branches)
+        steps = self._s._level_steps[i](level, conditions, self._branches)
         wanted = hidden.any(0).nonzero().flatten().tolist()
         for t in range(wanted[-1] + 1 if wanted else 0):
             handed_on = steps(canvas, t)

@@ -8,6 +8,7 @@ Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -30,10 +31,18 @@ class PixelSteps(Protocol):
 
 
 class CachedLevelSteps:
-    """An AR level that embeds and computes the newest sub-patch alone."""
+    """An AR level that embeds and computes the newest sub-patch alone, by `step` in place of its
+    own."""
 
-    def __init__(self, level: ARLevel, conditions: Conditions, branches: int) -> None:
+    def __init__(
+        self,
+        level: ARLevel,
+        conditions: Conditions,
+        branches: int,
+        step: Callable[..., Conditions] = ARLevel.step,
+    ) -> None:
         self._level = level
+        self._step = step
         self._branches = branches
         self._first = level.first_token(conditions)
         self._caches = level.new_caches(self._first)
@@ -42,7 +51,7 @@ class CachedLevelSteps:
         token = self._first
         if t > 0:
             token = self._level.next_token(canvas[:, t - 1]).repeat(self._branches, 1)
-        return self._level.step(token, self._caches)
+        return self._step(self._level, token, self._caches)
 
 
 class CachedPixelSteps:

@@ -1,4 +1,4 @@
-"""The compiled innermost level: the same images, and alone the same as together."""
+"""Compiled AR levels, and pixels: the same images, and alone the same as together."""
 
 from __future__ import annotations
 
