@@ -74,7 +74,7 @@ def benchmark(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="torch.compile: in sampling for AR levels, or on a CPU the pixels below a MAR "
+            help="torch.compile: in sampling for AR levels, and on a CPU the pixels below a MAR "
             "level, by default where a C++ compiler is; in training for the blocks, "
             "by default not; a likelihood never.",
         ),

@@ -1,13 +1,13 @@
-"""The innermost AR level and its pixels as one compiled function; below a MAR level the pixels
-alone. On a CPU a step of the AR levels above it, too.
+"""The innermost AR level and its pixels as one compiled function; where the last level has no such,
+the pixels alone. On a CPU also a step of each other AR level.
 
 Decided here: what costs time there is not arithmetic but the start of each of thousands of small
 operations. With caches whose shapes never change, two positions of the innermost level, their
 channels and the next token are one function, which `torch.compile` turns into one piece of C++; on
-a GPU it makes kernels, and the whole level's are one CUDA graph. Above, whose sequences are long, a
-cache grows, or attention would read all of it from the first step on. What is computed is what
-`steps.py` computes, up to rounding, so an image may differ from an uncompiled one in a value whose
-draw was close.
+a GPU it makes kernels, and the whole level's are one CUDA graph. The levels above have long
+sequences: their caches grow, for in a fixed one attention would read all of it from the first step
+on. What is computed is what `steps.py` computes, up to rounding, so an image may differ from an
+uncompiled one in a value whose draw was close.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel.
 """
@@ -32,8 +32,11 @@ from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
 _AT_A_TIME = 2
-"""Positions in one call, which costs a tenth of one's time. With four that is half as much again,
-and the compiler takes twice as long."""
+"""Positions in one call: without the second, a tenth of the time is the call's own. Four would
+save a twentieth more, and take the compiler twice as long."""
+_WIDEST = 512
+"""Of the levels whose steps are compiled: above, products of the compiled step, MKL's, are slower
+than oneDNN's, and hide what starts them; and each of their many blocks is to be compiled."""
 _MOST_PIECES = 64
 """Of compiled code in one process, for different models and settings."""
 
@@ -96,16 +99,18 @@ class CompiledPixels:
 
 
 class CompiledSteps:
-    """The steps of AR levels above the innermost, on caches that grow, of CPUs."""
+    """The steps of AR levels on a CPU, with caches that grow."""
 
     def __init__(self) -> None:
         self._step: Callable[..., Conditions] = _compiled(ARLevel.step, "cpu")
 
     def __call__(self, level: ARLevel, token: Tensor, caches: list[KeyValueCache]) -> Conditions:
-        """`level.step`; the last one not compiled: a full cache is contiguous, for which torch
-        would compile it once more."""
+        """`level.step`. Not compiled are the last one, for a full cache is contiguous and torch
+        would compile it once more; wide levels; and under autocast, where compiled code casts all
+        weights in each step."""
         last = caches[0].length == level.config.tokens - 1
-        return (ARLevel.step if last else self._step)(level, token, caches)
+        plain = last or level.config.width > _WIDEST or torch.is_autocast_enabled("cpu")
+        return (ARLevel.step if plain else self._step)(level, token, caches)
 
 
 class CompiledChannels:

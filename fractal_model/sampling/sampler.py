@@ -73,16 +73,20 @@ class Sampler:
         self._draw = draw
         self.descent: Callable[..., Descent] = Descent
         self._compiled_level = self._compiled_pixels = None
-        innermost = model.levels[-1]
-        compiled = settings.compile and cached and draw is inverse_transform
-        on_cpu = model.device.type == "cpu"  # on a GPU not measured
-        if compiled and on_cpu:
-            compiled_steps = partial(CachedLevelSteps, step=CompiledSteps())
-            self._level_steps[:-1] = [compiled_steps for _ in model.levels[:-1]]
-        if compiled and isinstance(innermost, ARLevel):
+        if settings.compile and cached and draw is inverse_transform:
+            self._compile(model, settings)
+
+    def _compile(self, model: FractalModel, settings: SamplingConfig) -> None:
+        *above, innermost = model.levels
+        whole = isinstance(innermost, ARLevel) and bool(above)
+        if whole:
             self._compiled_level = CompiledPixels(innermost, model.pixel, settings)
-        elif compiled and on_cpu:
+        if model.device.type != "cpu":  # on a GPU the rest is not measured
+            return
+        if not whole:
             self._compiled_pixels = CompiledChannels(model.pixel, settings)
+        by_step = len(above) if whole else len(model.levels)
+        self._level_steps[:by_step] = [partial(CachedLevelSteps, step=CompiledSteps())] * by_step
 
     @torch.no_grad()
     def __call__(

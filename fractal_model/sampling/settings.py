@@ -33,9 +33,9 @@ class SamplingConfig(StrictModel):
     filter_threshold: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 1e-4
     """Below this conditional probability, guidance may not raise a value."""
     compile: bool = False
-    """Compile AR levels (on a GPU the innermost alone), or on a CPU the pixels below a MAR level,
-    with torch.compile, up to a minute and a half at the start; worth it from some tens of images
-    on. Needs a C++ compiler."""
+    """Compile AR levels (on a GPU the innermost alone), and on a CPU the pixels below a MAR level,
+    with torch.compile, a minute or more at the start; worth it from some tens of images on. Needs a
+    C++ compiler."""
     order: PatchOrder = "random"
     """Of the first level's patches: random (published), raster, centre-out, or the patches' own
     numbers in the order wanted. Further down it stays random; an AR level is always raster."""

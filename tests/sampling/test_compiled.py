@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from fractal_model.compiler import compiler_is_there
 from fractal_model.errors import FractalError
-from fractal_model.model.fractal import FractalModel, initialise
+from fractal_model.model.ar import ARLevel
 from fractal_model.sampling import compiled
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.sampling.steps import CachedLevelSteps
 from tests.conftest import random_images, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
@@ -35,13 +38,80 @@ def test_compiled_gives_the_images_of_the_uncached_path(kind):
 @needs_compiler
 def test_each_model_has_its_own_code():
     """Not that of another model before it whose shapes are the same."""
-    config = tiny_model("ar").config
-    pixel = config.pixel.model_copy(update={"blocks": config.pixel.blocks + 1})
-    deeper = FractalModel(config.model_copy(update={"pixel": pixel})).eval()
-    initialise(deeper, torch.Generator().manual_seed(3))
+    deeper = tiny_model("ar", blocks=(2, 1, 2))
     Sampler(tiny_model("ar"), settings(compile=True))(LABELS, SEEDS)
     found = Sampler(deeper, settings(compile=True))(LABELS, SEEDS)
     assert found.equal(Sampler(deeper, settings())(LABELS, SEEDS))
+
+
+@needs_compiler
+def test_an_observer_changes_nothing():
+    """It sees the innermost level's steps too, which are then not compiled."""
+    sampler, seen = Sampler(tiny_model("ar"), settings(compile=True)), []
+    watched = sampler(LABELS, SEEDS, observe=lambda level, *_: seen.append(level))
+    assert watched.equal(sampler(LABELS, SEEDS)) and set(seen) == {0, 1}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("widest", "dtype", "lengths"),
+    [(16, None, [0, 1, 2]), (15, None, []), (16, torch.bfloat16, [])],
+)
+def test_which_steps_are_compiled(monkeypatch, widest, dtype, lengths):
+    """Of a level that has four and is 16 wide: not the last, none of a wider one, none in
+    bfloat16."""
+    monkeypatch.setattr(compiled, "_WIDEST", widest)
+    model, step, seen = tiny_model("ar"), compiled.CompiledSteps(), []
+
+    def compiled_step(level, token, caches):
+        seen.append(caches[0].length)
+        return ARLevel.step(level, token, caches)
+
+    monkeypatch.setattr(step, "_step", compiled_step)
+    steps = CachedLevelSteps(model.levels[0], model.root(LABELS), 1, step)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        for t in range(4):
+            steps(torch.zeros(5, 4, 3, 2, 2, dtype=torch.uint8), t)
+    assert seen == lengths
+
+
+@needs_compiler
+def test_the_steps_of_the_level_above(monkeypatch):
+    seen, step = [], compiled.CompiledSteps.__call__
+
+    def watched(self, level, token, caches):
+        seen.append(caches[0].length)
+        return step(self, level, token, caches)
+
+    monkeypatch.setattr(compiled.CompiledSteps, "__call__", watched)
+    Sampler(tiny_model("ar"), settings(compile=True))(LABELS, SEEDS)
+    assert seen == [0, 1, 2, 3]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("ar above mar", {}),
+        ("ar", {"patch_sizes": (4, 1), "generators": ("ar",)}),
+        ("ar", {"patch_sizes": (6, 3, 1)}),
+        (
+            "ar",
+            {
+                "patch_sizes": (8, 4, 2, 1),
+                "generators": ("ar", "ar", "ar"),
+                "widths": (16, 32, 16, 8),
+                "blocks": (2, 2, 1, 1),
+            },
+        ),
+    ],
+    ids=["ar above mar", "one level", "an odd number of tokens", "three levels"],
+)
+def test_other_recursions(kind, changes):
+    model = tiny_model(kind, **changes)
+    fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
+    assert fast(LABELS, SEEDS).equal(plain(LABELS, SEEDS))
 
 
 @needs_compiler
@@ -56,9 +126,16 @@ def test_any_number_of_rows(kind):
         assert fast(labels, seeds).equal(plain(labels, seeds))
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What torch has compiled, and that it has given up compiling."""
+    yield
+    torch.compiler.reset()
+
+
 @needs_compiler
 @pytest.mark.slow
-def test_past_the_limit_it_goes_on_without_compiling(monkeypatch):
+def test_past_the_limit_it_goes_on_without_compiling(monkeypatch, forgotten):
     monkeypatch.setattr(compiled, "_MOST_PIECES", 1)
     model = tiny_model("ar")
     fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
@@ -69,7 +146,7 @@ def test_past_the_limit_it_goes_on_without_compiling(monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("kind", ["ar", "mar"])
 def test_known_pixels(kind):
-    """An AR level that has some takes the way that is not compiled."""
+    """An innermost AR level that has some takes the way that is not compiled."""
     model, images = tiny_model(kind), random_images(5, size=4)
     known = torch.zeros(5, 4, 4, dtype=torch.bool)
     known[:, 2:] = True
