@@ -106,7 +106,7 @@ def test_reduced_weights_give_what_autocast_gives(library):
         expected = layer(x)
         with reduced_weights(layer):
             found = layer(x), layer.part(x, slice(5, None))
-    assert layer.reduced is None
+    assert "reduced" not in vars(layer)  # or code compiled before would not be found again
     assert found[0].dtype == torch.bfloat16
     torch.testing.assert_close(found[0], expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(found[1], expected[:, 5:], rtol=0.02, atol=0.02)
