@@ -17,8 +17,9 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows import measuring
+from flows import evaluation_tasks
 from flows.command import run_flow
+from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.console import print_results, say
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_inputs import EvaluationInputs
@@ -30,7 +31,6 @@ from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.ray_workers import hardware, worker_count
 from fractal_model.tracking import champions, promotion, registration, registry, store
 from fractal_model.tracking.promotion import Decision
-from fractal_model.training.checkpoint import load_checkpoint, verify_checkpoint
 
 
 @flow(name="evaluate-fractal")
@@ -130,7 +130,7 @@ def _evaluate(
         # Another process may have evaluated it while this one was on its way to the lock.
         run_id = version and registry.evaluation_of(size.name, version, protocol.checksum)
         if not run_id:
-            run_id = measuring.measured(inputs, size, record, model, folder)
+            run_id = evaluation_tasks.measured(inputs, size, record, model, folder)
             if version:
                 tag = registry.evaluation_tag(protocol.checksum)
                 registry.tag_version(size.name, version, tag, run_id)
@@ -179,10 +179,10 @@ def _show(params: Params, size: str, what: str, run_id: str) -> None:
         table=results.astype(object).where(results.notna(), "").to_dict("records"),
     )
     print_results(what, results)
-    with measuring.spared("picture of the samples"):
+    with evaluation_tasks.spared("picture of the samples"):
         picture = mlflow.artifacts.download_artifacts(
             run_id=run_id,
-            artifact_path=measuring.PICTURE,
+            artifact_path=evaluation_tasks.PICTURE,
             dst_path=str(params.paths.outputs / size),
         )
         say(f"samples: open {os.path.relpath(picture)}")

@@ -22,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import evaluate
 from flows.command import run_flow
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.console import progress_bar, say
 from fractal_model.evaluation_inputs import EvaluationInputs, computed_by
 from fractal_model.fingerprint import fingerprint
@@ -36,7 +37,6 @@ from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sweep import Rung, SweepConfig, lowest, plan_rungs
 from fractal_model.sweep_previews import Previews
 from fractal_model.tracking import registry, runs, store
-from fractal_model.training.checkpoint import load_checkpoint
 
 TABLE, HEAT_MAP, CURVES = "settings.json", "fid-heat-map.png", "fid-guidance.png"
 

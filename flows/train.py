@@ -17,8 +17,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
-from flows.owner import is_over, this_owner
-from flows.progress import TrainingProgress
+from flows.flow_owner import is_over, this_owner
+from flows.training_progress import TrainingProgress
 from fractal_model.console import say
 from fractal_model.data.manifest import Manifest
 from fractal_model.errors import FractalError

@@ -52,7 +52,7 @@ def parity(
     """
     from rich.table import Table
 
-    from fractal_model.parity import compare
+    from fractal_model.checkpoints.parity import compare
 
     table = Table("quantity", "error", "tolerance", "", title=folder.name, title_justify="left")
     comparisons = list(compare(folder))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fractal_model.checkpoints.parity import compare
 from fractal_model.errors import FractalError
-from fractal_model.parity import compare
 
 CASES = Path(__file__).parent / "parity"
 

@@ -37,13 +37,13 @@ def import_checkpoint(
     the size, and writes a checkpoint folder that every --model option takes. An import has no
     optimiser state: it can be sampled and measured, training cannot go on from it.
     """
-    from fractal_model.folders import require_new
-    from fractal_model.importing import (
+    from fractal_model.checkpoints.importing import (
         import_published,
         read_published,
         require_archive,
         with_imagenet_names,
     )
+    from fractal_model.folders import require_new
 
     settings = load_params(params)
     chosen = with_imagenet_names(settings.size(size))
@@ -83,8 +83,8 @@ def export_model(
 
 def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
     """As in training: what is registered already, of the same file and model, is kept."""
+    from fractal_model.checkpoints.importing import file_sha256
     from fractal_model.fingerprint import fingerprint
-    from fractal_model.importing import file_sha256
     from fractal_model.tracking import registration, registry, runs
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:

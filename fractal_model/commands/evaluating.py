@@ -81,9 +81,9 @@ def evaluate(
 
 
 def _is_model(source: str) -> bool:
+    from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY
     from fractal_model.model.pretrained import CONFIG, WEIGHTS
     from fractal_model.model_source import AVERAGED, REGISTRY_SCHEME
-    from fractal_model.training.checkpoint import CHECKPOINT_ONLY
 
     if source.endswith(AVERAGED):
         raise FractalError(

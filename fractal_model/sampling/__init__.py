@@ -1,0 +1,1 @@
+"""The sampler: how a trained model generates images, and what makes that fast."""

@@ -21,6 +21,7 @@ from mlflow.types.schema import AnyType
 from pydantic import ValidationError
 
 import fractal_model
+from fractal_model.checkpoints.checkpoint import EMA_WEIGHTS, copy_for_sampling
 from fractal_model.errors import FractalError, one_line
 from fractal_model.serving import ServingConfig
 from fractal_model.tracking.descriptions import describe_model, describe_version
@@ -32,7 +33,6 @@ from fractal_model.tracking.registry import (
     model_name,
     nominate,
 )
-from fractal_model.training.checkpoint import EMA_WEIGHTS, copy_for_sampling
 
 SERVING = "serving"
 _SERVING_FILE = f"{SERVING}.json"

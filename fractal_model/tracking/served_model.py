@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from pydantic import ValidationError
 
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.classes import class_number
 from fractal_model.errors import FractalError, one_line
 from fractal_model.generation import sample_images
@@ -23,7 +24,6 @@ from fractal_model.images import png_bytes
 from fractal_model.randomness import LARGEST_SEED
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.serving import ServingConfig
-from fractal_model.training.checkpoint import load_checkpoint
 from fractal_model.validation import describe
 
 SETTINGS = ("guidance", "logit_scale")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fractal_model.checkpoints.checkpoint import Checkpoint
 from fractal_model.compiler import require_compiler
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
@@ -30,7 +31,6 @@ from fractal_model.memory import keep_freed_memory
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
-from fractal_model.training.checkpoint import Checkpoint
 from fractal_model.training.schedule import learning_rate, training_guides, training_masks
 from fractal_model.training.settings import TrainingConfig
 

@@ -16,7 +16,7 @@ import psutil
 import ray.train
 from ray.train import Checkpoint
 
-from fractal_model.training.checkpoint import MARKER
+from fractal_model.checkpoints.checkpoint import MARKER
 
 _PREFIX = f"fractal-checkpoint-{socket.gethostname()}-"
 

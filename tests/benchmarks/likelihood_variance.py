@@ -22,6 +22,7 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.config import ModelConfig
 from fractal_model.console import console, errors_on_one_line, progress_bar
 from fractal_model.data.prepared import open_prepared
@@ -29,7 +30,6 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel, MaskSource, Rows
 from fractal_model.model.likelihood import StratifiedMasks, mask_seeds
 from fractal_model.model.losses import nats_per_value
 from fractal_model.randomness import ranks, stream_seed
-from fractal_model.training.checkpoint import load_checkpoint
 
 MakeMasks = Callable[[ModelConfig, Sequence[int], int], list[MaskSource]]
 """From a model, the images' seeds and the number of passes to the masks of each pass."""

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.cli import app
 from fractal_model.data.writing import write_prepared
-from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import KINDS, random_images, tiny_model
 
 REPOSITORY = Path(__file__).parents[2]

@@ -18,16 +18,16 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from fractal_model.checkpoints.checkpoint import load_checkpoint
+from fractal_model.checkpoints.importing import IMAGENET_TRAINING_IMAGES, IMPORTED, read_published
+from fractal_model.checkpoints.parity import Case
 from fractal_model.cli import app
 from fractal_model.errors import FractalError
-from fractal_model.importing import IMAGENET_TRAINING_IMAGES, IMPORTED, read_published
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.losses import published_evaluation_loss
 from fractal_model.model_source import load_model
-from fractal_model.parity import Case
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registry, store
-from fractal_model.training.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 CASES = REPOSITORY / "tests" / "parity"

@@ -46,7 +46,7 @@ def test_defaults_are_unconditional_and_of_the_model_s_size(workplace):
 def test_class_names(workplace, tmp_path):
     model = tiny_model("mar")
     model.config = model.config.model_copy(update={"class_names": ("cat", "dog", "cow", "ant")})
-    from fractal_model.training.checkpoint import Progress, save_checkpoint
+    from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 
     progress = Progress(size="digits", fingerprint="0" * 64, position=1, steps=1)
     save_checkpoint(tmp_path / "model", model=model, optimizer={}, progress=progress)

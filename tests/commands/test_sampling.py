@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.cli import app
 from fractal_model.errors import FractalError
-from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import random_images, tiny_model
 
 PARAMS = str(Path(__file__).parents[2] / "params.yaml")

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 import torch
 
-from flows import measuring
+from flows import evaluation_tasks
 from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.errors import FractalError
 from fractal_model.metrics.protocol import Record
@@ -74,7 +74,7 @@ def test_a_deleted_evaluation_is_made_again_and_keeps_its_numbers(
         raise OSError(28, "No space left on device")
 
     for name in ("first_of_each_class", "draw_growth", "log_report"):
-        monkeypatch.setattr(measuring, name, full)
+        monkeypatch.setattr(evaluation_tasks, name, full)
     found = evaluate_fractal(preview=True, params_file=project.params)
     (run_id,) = new_runs()
     mlflow.delete_run(run_id)
@@ -89,7 +89,7 @@ def test_a_thousand_classes_make_a_picture_of_a_few():
     of = manifest(classes=1000)
     settings = SETTINGS.model_copy(update={"samples_per_class": 12})
     labels = torch.arange(1000).repeat_interleave(12)
-    picture = measuring.first_of_each_class(Grey(labels), protocol(settings, of=of))
+    picture = evaluation_tasks.first_of_each_class(Grey(labels), protocol(settings, of=of))
     assert picture.shape == (3, 20 * 66 + 2, 10 * 66 + 2)
 
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from prefect import flow
 
-from flows.owner import is_over, this_owner
+from flows.flow_owner import is_over, this_owner
 from fractal_model.locks import only_one
 from fractal_model.training.owner import Owner
 from tests.flows.prefect_away import prefect_away

@@ -7,7 +7,7 @@ import logging
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows import progress
+from flows import training_progress
 from fractal_model.training.job import TrainingJob
 from tests.conftest import tiny_config
 from tests.flows.prefect_away import prefect_away
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("prefect")
 
 @pytest.fixture
 def job(tmp_path, monkeypatch) -> TrainingJob:
-    monkeypatch.setattr(progress, "ARTIFACT_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(training_progress, "ARTIFACT_SECONDS", 0.0)
+    monkeypatch.setattr(training_progress, "AWAY_SECONDS", 0.0)
     # A flow run keeps the client that it began with; outside one each request has its own.
-    monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("progress"))
-    monkeypatch.setattr(progress.store, "run_page", lambda run: f"http://mlflow/{run}")
+    monkeypatch.setattr(training_progress, "get_run_logger", lambda: logging.getLogger("progress"))
+    monkeypatch.setattr(training_progress.store, "run_page", lambda run: f"http://mlflow/{run}")
     return TrainingJob(
         size="tiny",
         model=tiny_config("mar"),
@@ -41,7 +41,7 @@ def _report(position: int) -> dict:
 
 
 def test_training_goes_on_while_prefect_is_away(job, caplog):
-    with prefect_away() as asked, progress.TrainingProgress(job, images=100) as shown:
+    with prefect_away() as asked, training_progress.TrainingProgress(job, images=100) as shown:
         for position in (10, 20, 30):
             shown.report(_report(position))
     assert len(asked) >= 4
@@ -51,7 +51,7 @@ def test_training_goes_on_while_prefect_is_away(job, caplog):
 
 def test_progress_is_shown_once_prefect_is_back(job):
     with prefect_away():
-        shown = progress.TrainingProgress(job, images=100).__enter__()
+        shown = training_progress.TrainingProgress(job, images=100).__enter__()
         shown.report(_report(10))
     shown.report(_report(40))
     shown.report(_report(70))

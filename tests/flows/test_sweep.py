@@ -47,7 +47,7 @@ def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
         "fractal_model.metrics.inception",
         "fractal_model.evaluation_samples",
         "fractal_model.sweep_previews",
-        "flows.measuring",
+        "flows.evaluation_tasks",
     ):
         monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
     monkeypatch.setattr(

@@ -18,9 +18,9 @@ import pytest
 
 from flows import train
 from fractal_model import cli
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.tracking import registry, store
 from fractal_model.training import driver
-from fractal_model.training.checkpoint import load_checkpoint
 from fractal_model.training.ray_training import run_training
 from tests.faults.conftest import workers
 from tests.flows.conftest import make_project, small_params

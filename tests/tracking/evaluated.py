@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from fractal_model import evaluation
+from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
@@ -20,7 +21,6 @@ from fractal_model.model.weights import weights_checksum
 from fractal_model.params import Params, load_params
 from fractal_model.tracking import registration, runs, store
 from fractal_model.tracking.reports import log_report
-from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
 
 REPOSITORY = Path(__file__).parents[2]

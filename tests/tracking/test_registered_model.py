@@ -20,6 +20,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.cli import app
 from fractal_model.errors import FractalError
 from fractal_model.images import png_bytes
@@ -27,7 +28,6 @@ from fractal_model.params import load_params
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.serving import ServingConfig
 from fractal_model.tracking import registration, registry, served_model, store
-from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tests.commands.conftest import REPOSITORY, TINY
 from tests.conftest import KINDS, tiny_model
 from tests.services.ports import free_ports

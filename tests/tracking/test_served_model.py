@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.generation import sample_images
 from fractal_model.images import png_bytes
 from fractal_model.model.fractal import NO_CLASS, FractalModel
@@ -23,7 +24,6 @@ from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.serving import ServingConfig
 from fractal_model.tracking import registration, served_model
 from fractal_model.tracking.served_model import BadRequest
-from fractal_model.training.checkpoint import Progress, save_checkpoint
 from tests.conftest import tiny_model
 
 SETTINGS = SamplingConfig(guidance=3.0, logit_scale=1.2, iterations=(3, 2))

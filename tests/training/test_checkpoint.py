@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fractal_model.errors import FractalError
-from fractal_model.model_source import load_model
-from fractal_model.training import checkpoint as module
-from fractal_model.training.checkpoint import (
+from fractal_model.checkpoints import checkpoint as module
+from fractal_model.checkpoints.checkpoint import (
     Progress,
     load_checkpoint,
     save_checkpoint,
     verify_checkpoint,
 )
+from fractal_model.errors import FractalError
+from fractal_model.model_source import load_model
 from tests.conftest import tiny_model
 
 PROGRESS = Progress(size="tiny", fingerprint="f" * 64, position=640, steps=10)

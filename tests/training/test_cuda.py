@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.model.attention import attend
-from fractal_model.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.training.trainer import Trainer
 from tests.conftest import tiny_config
 from tests.training.test_trainer import BATCH, RECIPE, weights

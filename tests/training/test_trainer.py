@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from fractal_model.checkpoints.checkpoint import (
+    Checkpoint,
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fractal_model.data.loader import Batch
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
-from fractal_model.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from fractal_model.training.trainer import NotFiniteError, Trainer, step_seed
 from tests.conftest import random_images, tiny_config
 from tests.test_params import SHIPPED

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fractal_model.checkpoints.published_names import from_published, model_config, our_name
 from fractal_model.errors import FractalError, one_line
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass, Rows
 from fractal_model.model.losses import published_evaluation_loss, training_loss
 from fractal_model.model.pixels import patchify
-from fractal_model.model.published import from_published, model_config, our_name
 from fractal_model.model.weights import differences
 from fractal_model.randomness import ImageNoise
 from fractal_model.sampling.sampler import Sampler

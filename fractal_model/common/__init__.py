@@ -1,0 +1,2 @@
+"""What every room uses: errors, strict settings objects, files, locks, fingerprints, console
+output, memory and processors."""

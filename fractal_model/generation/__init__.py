@@ -1,0 +1,1 @@
+"""What people do with a sampler: images in batches, sample files, edits and animations."""

@@ -1,0 +1,2 @@
+"""Work on many images in parts: in this process, kept on disk, or on the workers of a Ray
+cluster."""
