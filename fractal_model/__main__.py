@@ -1,5 +1,5 @@
 """`python -m fractal_model …` is `fractal …`."""
 
-from fractal_model.cli import main
+from fractal_model.cli.app import main
 
 main()

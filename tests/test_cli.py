@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fractal_model.cli import app, main
+from fractal_model.cli.app import app, main
 from fractal_model.errors import FractalError
 from tests.conftest import tiny_model
 

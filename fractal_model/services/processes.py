@@ -47,15 +47,20 @@ def end(processes: list[psutil.Process], *, grace_seconds: float) -> None:
 def require_free_ports(config: ServicesConfig) -> None:
     """FractalError: something listens on one already; it says what and which key to change."""
     for key, port in config.ports().items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                raise FractalError(
-                    f"port {port} of 127.0.0.1 ({key}) is taken by {_listener(port)}: stop that, "
-                    f"or set services.{key} in params.yaml to a free port"
-                ) from error
+        require_free_port(port, f"set services.{key} in params.yaml to a free port")
+
+
+def require_free_port(port: int, way_out: str) -> None:
+    """FractalError: something listens on the port of 127.0.0.1; it says what, and the way out."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise FractalError(
+                f"port {port} of 127.0.0.1 is taken by {_listener(port)} ({error.strerror}): stop "
+                f"that, or {way_out}"
+            ) from error
 
 
 def _listener(port: int) -> str:

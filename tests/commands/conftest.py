@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.data.writing import write_prepared
 from tests.conftest import KINDS, random_images, tiny_model
 

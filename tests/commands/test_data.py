@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import yaml
 
-from fractal_model import cli
+from fractal_model.cli.app import app
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.listing import Listing
@@ -45,7 +45,7 @@ def fractal(project, monkeypatch, capsys):
         monkeypatch.chdir(project)
         monkeypatch.setattr("sys.argv", ["fractal", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         return ended.value.code or 0, " ".join(out.split()), err
 

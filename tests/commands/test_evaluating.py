@@ -11,7 +11,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.data.writing import write_prepared
 from fractal_model.errors import FractalError
 from fractal_model.kept_parts import KeptParts

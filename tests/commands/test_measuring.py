@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.data.prepared import open_prepared
 from fractal_model.errors import FractalError
 from fractal_model.model.likelihood import mask_seeds, pass_bits

@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.console import console
 from fractal_model.errors import FractalError
 from fractal_model.tracking import champions, registry, store

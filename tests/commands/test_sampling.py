@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.errors import FractalError
 from tests.conftest import random_images, tiny_model
 

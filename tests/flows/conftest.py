@@ -16,7 +16,7 @@ import yaml
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import evaluate, train
-from fractal_model import cli
+from fractal_model.cli.app import app
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -99,8 +99,8 @@ def prefect() -> Iterator[None]:
 def project(tmp_path_factory: pytest.TempPathFactory, prefect: None) -> Project:
     """Data prepared, reference extracted, one model trained and evaluated."""
     project = make_project(tmp_path_factory.mktemp("flows") / "a project", small_params())
-    project.run(cli.main, "data", "prepare", "digits")
-    project.run(cli.main, "data", "reference", "digits")
+    project.run(app.main, "data", "prepare", "digits")
+    project.run(app.main, "data", "reference", "digits")
     project.run(train.main)
     project.run(evaluate.main)
     return project

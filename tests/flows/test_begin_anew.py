@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from flows import train
-from fractal_model import cli
+from fractal_model.cli.app import app
 from fractal_model.errors import FractalError
 from fractal_model.params import Params, load_params
 from fractal_model.tracking import runs, store
@@ -22,7 +22,7 @@ from tests.flows.conftest import Project, make_project, small_params
 @pytest.fixture(scope="module")
 def anew(tmp_path_factory, prefect) -> Project:
     project = make_project(tmp_path_factory.mktemp("anew") / "a project", small_params())
-    project.run(cli.main, "data", "prepare", "digits")
+    project.run(app.main, "data", "prepare", "digits")
     return project
 
 

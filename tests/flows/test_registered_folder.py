@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from flows import evaluate, train
-from fractal_model import cli
+from fractal_model.cli.app import app
 from fractal_model.data.manifest import read_manifest
 from fractal_model.images import save_png
 from fractal_model.metrics.protocol import SAMPLE_METRICS
@@ -52,9 +52,9 @@ def project(tmp_path, prefect) -> Project:
     project = make_project(tmp_path / "a project", _settings())
     _write_images(tmp_path / "my images")
     words = ["--name", DATASET, "--resolution", "64", "--holdout", "0.25"]
-    project.run(cli.main, "data", "register", str(tmp_path / "my images"), *words)
-    project.run(cli.main, "data", "prepare", DATASET)
-    project.run(cli.main, "data", "reference", DATASET)
+    project.run(app.main, "data", "register", str(tmp_path / "my images"), *words)
+    project.run(app.main, "data", "prepare", DATASET)
+    project.run(app.main, "data", "reference", DATASET)
     return project
 
 
@@ -71,7 +71,7 @@ def test_own_images_of_64_px_from_the_folder_to_the_champion(project, capsys):
 
     capsys.readouterr()
     source = f"models:/fractal-{SIZE}@champion"
-    project.run(cli.main, "evaluate", source, "--dataset", DATASET, "--json")
+    project.run(app.main, "evaluate", source, "--dataset", DATASET, "--json")
     found = json.loads(capsys.readouterr().out)
     metrics, absent = found["metrics"], found["absent"]
     assert {"fid", "kid", "precision", "recall", "nll_bits_per_dim"} <= set(metrics)

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from flows import sweep
-from fractal_model import cli
+from fractal_model.cli.app import app
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.sampling.settings import SamplingConfig
@@ -57,7 +57,7 @@ def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
     (mine.folder / "outputs").symlink_to(project.outputs)
     (mine.folder / "data").mkdir()
     (mine.folder / "data/digits").symlink_to(project.folder / "data/digits")
-    mine.run(cli.main, "data", "reference", "digits")
+    mine.run(app.main, "data", "reference", "digits")
     store.connect(project.outputs)
     before = {run.info.run_id for run in _runs()}
     tags = mlflow.MlflowClient().get_model_version("fractal-digits", "1").tags

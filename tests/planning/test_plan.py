@@ -8,7 +8,7 @@ import math
 import pytest
 from typer.testing import CliRunner
 
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.flops import published_sampling_flops, sampling_flops

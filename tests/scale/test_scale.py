@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from flows import train
-from fractal_model import cli
 from fractal_model.checkpoints.checkpoint import load_checkpoint
+from fractal_model.cli.app import app
 from fractal_model.tracking import registry, store
 from fractal_model.training import driver
 from fractal_model.training.ray_training import run_training
@@ -92,7 +92,7 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
     watched = partial(run_training, worker=writes_down_what_it_sees(seen))
     monkeypatch.setattr(driver, "run_training", watched)
     project = make_project(tmp_path / "a project", scale_params())
-    project.run(cli.main, "data", "prepare", "digits")
+    project.run(app.main, "data", "prepare", "digits")
     with machines(3, each=8, on_head=8) as (cluster, nodes):
         watcher = Watcher(
             project.outputs / "training/digits", lambda: cluster.remove_node(nodes[1])

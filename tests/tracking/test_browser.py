@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from tests.reporting.chromium import needs_chromium, opened
 from tests.tracking.evaluated import GUIDANCE, evaluate_three
 from tests.tracking.mlflow_server import Server

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from fractal_model.cli import app
+from fractal_model.cli.app import app
 from fractal_model.errors import FractalError
 from fractal_model.metrics.protocol import PROTOCOL_TAG, Record
 from fractal_model.tracking import runs, store

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fractal_model.commands.options import ParamsOption
+from fractal_model.cli.options import ParamsOption
 from fractal_model.console import console, progress_bar, say
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.sources.inspection import IMAGENET, Source

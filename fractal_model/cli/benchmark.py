@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import JsonOption, ParamsOption, path
+from fractal_model.cli.options import JsonOption, ParamsOption, path
 from fractal_model.console import console, only_result_on_stdout, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, load_params
@@ -202,7 +202,7 @@ def _sampling(
     guidance: float | None,
     iterations: str | None,
 ) -> SamplingConfig:
-    from fractal_model.commands.sampling_options import changed_sampling
+    from fractal_model.cli.sampling_options import changed_sampling
     from fractal_model.sampling.settings import SamplingConfig
 
     if size is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import JsonOption, ParamsOption, given
+from fractal_model.cli.options import JsonOption, ParamsOption, given
 from fractal_model.console import only_result_on_stdout, print_results, progress_bar, say
 from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.commands.options import (
+from fractal_model.cli.options import (
     BatchSizeOption,
     ModelOption,
     ParamsOption,
@@ -16,7 +16,7 @@ from fractal_model.commands.options import (
     parts_mapper,
     path,
 )
-from fractal_model.commands.sampling_options import (
+from fractal_model.cli.sampling_options import (
     ClassesOption,
     GuidanceOption,
     IterationsOption,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import ModelOption, ParamsOption, path
+from fractal_model.cli.options import ModelOption, ParamsOption, path
 from fractal_model.console import progress_bar, say
 from fractal_model.params import DEFAULT_FILE, load_params
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import ParamsOption, path
+from fractal_model.cli.options import ParamsOption, path
 from fractal_model.console import console, say
 from fractal_model.params import DEFAULT_FILE, load_params
 

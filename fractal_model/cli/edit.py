@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import (
+from fractal_model.cli.options import (
     BatchSizeOption,
     ModelOption,
     ParamsOption,
@@ -15,7 +15,7 @@ from fractal_model.commands.options import (
     parts_mapper,
     path,
 )
-from fractal_model.commands.sampling_options import (
+from fractal_model.cli.sampling_options import (
     ClassesOption,
     GuidanceOption,
     IterationsOption,
@@ -205,64 +205,3 @@ def _summary(files: list[Path]) -> str:
     if len(files) == 1:
         return str(files[0])
     return f"{len(files)} variants, {files[0]} … {files[-1].name}"
-
-
-def animate(
-    model: ModelOption,
-    classes: ClassesOption,
-    out: Annotated[Path, typer.Option(parser=path, help="The animation to write: .gif or .webp.")],
-    sheet: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path,
-            help="The still picture of some of its moments, PNG. Default: beside --out.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the first class's image; the next has one more.")
-    ] = 0,
-    frames: Annotated[int, typer.Option(help="Frames at most; steps are thinned evenly.")] = 120,
-    size: SizeOption = None,
-    guidance: GuidanceOption = None,
-    logit_scale: LogitScaleOption = None,
-    iterations: IterationsOption = None,
-    order: OrderOption = None,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
-    """Watch images grow: patch by patch, and inside each patch down to its pixels.
-
-    Patches being worked on are outlined: orange for the first level's, blue and green for those
-    inside them. Several classes grow side by side.
-    """
-    import torch
-
-    from fractal_model import animation
-    from fractal_model.classes import parse_classes
-    from fractal_model.memory import compute_device
-    from fractal_model.model_source import load_model
-    from fractal_model.sample_files import require_writable_file
-
-    sheet = sheet or out.with_suffix(".png")
-    require_request(classes, 1, seed)
-    animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
-    file = load_params(params)
-    loaded = load_model(model, file.paths.outputs).to(compute_device())
-    settings = sampling_settings(
-        file,
-        loaded.config,
-        size,
-        guidance=guidance,
-        logit_scale=logit_scale,
-        iterations=iterations,
-        order=order,
-    )
-    labels = torch.tensor(parse_classes(classes, loaded.config))
-    for target in (out, sheet):
-        require_writable_file(target)
-    seeds = range(seed, seed + len(labels))
-    with progress_bar("generating, %", 100) as update:
-        written = animation.animate(
-            loaded, labels, seeds, settings, out, sheet=sheet, frames=frames, progress=update
-        )
-    for made in written:
-        say(f"{made}: {made.stat().st_size / 1000:.0f} kB")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from fractal_model.commands.options import ParamsOption
+from fractal_model.cli.options import ParamsOption
 from fractal_model.console import console, say
 from fractal_model.params import DEFAULT_FILE, load_params
 

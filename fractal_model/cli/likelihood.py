@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.commands.options import (
+from fractal_model.cli.options import (
     BatchSizeOption,
     ModelOption,
     ParamsOption,

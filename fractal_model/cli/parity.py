@@ -1,0 +1,37 @@
+"""`fractal parity`: hold the model against numbers of the published implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fractal_model.console import console, say
+from fractal_model.errors import FractalError
+
+
+def parity(
+    folder: Annotated[Path, typer.Argument(help="A case: config, weights, inputs, expected.")],
+) -> None:
+    """Hold the model against numbers measured on the published implementation.
+
+    Prints each quantity's error beside its tolerance; exits with 1 when one is missed.
+    """
+    from rich.table import Table
+
+    from fractal_model.checkpoints.parity import compare
+
+    table = Table("quantity", "error", "tolerance", "", title=folder.name, title_justify="left")
+    comparisons = list(compare(folder))
+    for c in comparisons:
+        verdict = "ok" if c.passed else "[red]missed"
+        table.add_row(c.quantity, f"{c.error:.2e}", f"{c.tolerance:.0e}", verdict)
+    console.print(table)
+    missed = [c.quantity for c in comparisons if not c.passed]
+    if missed:
+        raise FractalError(
+            f"{len(missed)} of {len(comparisons)} quantities of {folder} are missed, first "
+            f"{missed[0]}: this model does not compute what the published one does"
+        )
+    say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")
