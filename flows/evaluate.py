@@ -20,10 +20,10 @@ from prefect.cache_policies import NO_CACHE
 from flows import evaluation_tasks
 from flows.command import run_flow
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
-from fractal_model.console import print_results, say
+from fractal_model.common.console import print_results, say
+from fractal_model.common.locks import only_one
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.locks import only_one
 from fractal_model.metrics.protocol import Protocol, Record
 from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered

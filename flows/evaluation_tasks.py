@@ -18,13 +18,13 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from fractal_model import evaluation
-from fractal_model.console import progress_bar, say
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.console import progress_bar, say
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.memory import compute_device
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
 from fractal_model.images import sample_grid
-from fractal_model.memory import compute_device
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record

@@ -11,7 +11,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
-from fractal_model.locks import is_held
+from fractal_model.common.locks import is_held
 from fractal_model.training.owner import Owner
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

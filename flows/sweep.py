@@ -23,10 +23,10 @@ from prefect.cache_policies import NO_CACHE
 from flows import evaluate
 from flows.command import run_flow
 from fractal_model.checkpoints.checkpoint import load_checkpoint
-from fractal_model.console import progress_bar, say
+from fractal_model.common.console import progress_bar, say
+from fractal_model.common.fingerprint import fingerprint
+from fractal_model.common.locks import only_one
 from fractal_model.evaluation_inputs import EvaluationInputs, computed_by
-from fractal_model.fingerprint import fingerprint
-from fractal_model.locks import only_one
 from fractal_model.model_source import REGISTRY_SCHEME, registered
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.ray_workers import shared_out

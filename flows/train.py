@@ -19,10 +19,10 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import run_flow
 from flows.flow_owner import is_over, this_owner
 from flows.training_progress import TrainingProgress
-from fractal_model.console import say
+from fractal_model.common.console import say
+from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import only_one
 from fractal_model.data.manifest import Manifest
-from fractal_model.errors import FractalError
-from fractal_model.locks import only_one
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.training import launch

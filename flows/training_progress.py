@@ -16,8 +16,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from fractal_model.console import progress_bar
-from fractal_model.errors import one_line
+from fractal_model.common.console import progress_bar
+from fractal_model.common.errors import one_line
 from fractal_model.tracking import store
 from fractal_model.training.job import Report, TrainingJob
 

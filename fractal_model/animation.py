@@ -19,8 +19,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fractal_model.errors import FractalError
-from fractal_model.folders import file_written_whole
+from fractal_model.common.errors import FractalError
+from fractal_model.common.files import file_written_whole
 from fractal_model.images import NOT_GENERATED, enlarged
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.pixels import unpatchify

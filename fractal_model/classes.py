@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from fractal_model.common.errors import FractalError
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError
 from fractal_model.model.fractal import NO_CLASS
 
 UNCONDITIONAL = "none"

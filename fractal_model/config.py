@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from fractal_model.common.strict import PositiveInt, StrictModel
+
 Generator = Literal["ar", "mar"]
 MAX_CONDITIONS = 5
 """That a MAR level hands on: its own output at a sub-patch, and its four neighbours'."""
-
-
-class StrictModel(BaseModel):
-    """Frozen, and an unknown key is an error: a misspelt option must never be ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class PixelConfig(StrictModel):

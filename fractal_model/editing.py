@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.generation import sample_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parts import LARGEST_PART, MapParts, in_this_process

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fractal_model.animation import animate
+from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.errors import FractalError
 from fractal_model.evaluation_samples import Progress, SeenSamples
 from fractal_model.kept_parts import KeptParts
 from fractal_model.metrics.agreement import nearest_neighbour_agreement

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fractal_model.common.fingerprint import fingerprint
+from fractal_model.common.memory import compute_device
 from fractal_model.data.manifest import Manifest, manifest_files, read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.evaluation import References
 from fractal_model.evaluation_samples import FeatureNetworks
-from fractal_model.fingerprint import fingerprint
-from fractal_model.memory import compute_device
 from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
 from fractal_model.metrics.inception import inception_checksum
 from fractal_model.metrics.protocol import Protocol, libraries, make_protocol

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fractal_model.folders import file_written_whole
+from fractal_model.common.files import file_written_whole
 
 TILE_PIXELS = 64
 NOT_GENERATED = (196, 203, 214)

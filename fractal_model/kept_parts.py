@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fractal_model.folders import file_written_whole
+from fractal_model.common.files import file_written_whole
 from fractal_model.parts import MapParts, StartWork, Work
 
 ROWS = "rows"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY, load_checkpoint
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.pretrained import is_pretrained_folder
 from fractal_model.tracking import registry, store

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator
 
-from fractal_model.config import StrictModel
+from fractal_model.common.strict import StrictModel
 
 SECONDS_PER_HOUR = 3600.0
 UNKNOWN_SHARE = 0.5

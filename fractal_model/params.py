@@ -8,10 +8,12 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fractal_model.config import ModelConfig, StrictModel
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.strict import StrictModel
+from fractal_model.common.validation import describe
+from fractal_model.config import ModelConfig
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.settings import PreparationConfig
-from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.nightly import NightlyConfig
 from fractal_model.presets import Architecture
@@ -21,7 +23,6 @@ from fractal_model.serving import ServingConfig
 from fractal_model.sweep import SweepConfig
 from fractal_model.tracking.promotion import PromotionConfig
 from fractal_model.training.settings import TrainingConfig
-from fractal_model.validation import describe
 
 DEFAULT_FILE = Path("params.yaml")
 

@@ -17,8 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fractal_model.errors import FractalError
-from fractal_model.memory import available_memory, compute_device, peak_memory
+from fractal_model.common.errors import FractalError
+from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
 """One image first: what it takes is not known yet, and running out of memory ends the process

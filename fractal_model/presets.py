@@ -10,14 +10,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fractal_model.config import (
-    Generator,
-    LevelConfig,
-    ModelConfig,
-    PixelConfig,
-    PositiveInt,
-    StrictModel,
-)
+from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.config import Generator, LevelConfig, ModelConfig, PixelConfig
 
 
 class Architecture(StrictModel):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError
 from fractal_model.config import LevelConfig, ModelConfig
-from fractal_model.errors import FractalError
 
 LARGEST_SEED = 2**32 - 1
 """Torch's CPU generator uses 32 bits of its seed; a larger one would alias a smaller."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import ray
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 
 
 @contextmanager

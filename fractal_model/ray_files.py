@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 
 def require_files(files: Sequence[Path], resource: str) -> None:

@@ -19,8 +19,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util import ActorPool
 from torch import Tensor
 
-from fractal_model.errors import FractalError, one_line
-from fractal_model.metrics.protocol import Hardware
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.hardware import Hardware
 from fractal_model.parts import (
     LARGEST_PART,
     MapParts,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fractal_model.errors import FractalError
-from fractal_model.folders import file_written_whole
+from fractal_model.common.errors import FractalError
+from fractal_model.common.files import file_written_whole, require_writable, require_writable_file
 from fractal_model.images import picture_grid, save_png
 
 LARGEST_GRID = 1024
@@ -87,27 +86,6 @@ def open_writer(
 def image_name(number: int, count: int) -> str:
     """Of one of `count` images in a folder."""
     return f"{number:0{len(str(count - 1))}d}.png"
-
-
-def require_writable_file(file: Path) -> None:
-    """Make the file's folder where it is missing. FractalError: nothing can be written there, or
-    a folder has the name."""
-    if file.is_dir():
-        raise FractalError(f"{file} is a folder: give --out the name of a file")
-    require_writable(file.absolute().parent)
-
-
-def require_writable(folder: Path) -> None:
-    """Make the folder where it is missing. FractalError: it cannot be made or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # what permissions say is not all
-            pass
-    except OSError as error:
-        raise FractalError(
-            f"the folder {folder} cannot be made or written to ({error.strerror}): give --out "
-            f"another place"
-        ) from error
 
 
 class _Grid:

@@ -16,8 +16,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fractal_model.config import PositiveInt, StrictModel
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import PositiveInt, StrictModel
 from fractal_model.sampling.settings import STRONGEST, FiniteFloat, SamplingConfig
 
 

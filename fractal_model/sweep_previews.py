@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fractal_model.common.fingerprint import fingerprint
 from fractal_model.evaluation import References, sample_metrics
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_samples import SeenSamples, draw_samples
-from fractal_model.fingerprint import fingerprint
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import InceptionFeatures, load_inception
 from fractal_model.metrics.protocol import Protocol

@@ -9,7 +9,7 @@ from PIL import Image, ImageSequence
 
 from fractal_model import animation
 from fractal_model.animation import GAP, OUTLINES, animate
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.images import NOT_GENERATED
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig

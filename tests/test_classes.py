@@ -3,7 +3,7 @@
 import pytest
 
 from fractal_model.classes import parse_classes
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model.fractal import NO_CLASS
 from tests.conftest import tiny_config
 

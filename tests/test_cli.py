@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app, main
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from tests.conftest import tiny_model
 
 REPOSITORY = Path(__file__).parents[1]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fractal_model.compiler import compiler_is_there, require_compiler, triton_builds
-from fractal_model.errors import FractalError
+from fractal_model.common.compiler import compiler_is_there, require_compiler, triton_builds
+from fractal_model.common.errors import FractalError
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fractal_model.common.errors import FractalError
 from fractal_model.editing import box_mask, edit, read_image, read_mask, uncropped
-from fractal_model.errors import FractalError
 from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import images_for, random_images, tiny_model
 

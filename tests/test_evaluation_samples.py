@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fractal_model import evaluation_samples as module
+from fractal_model.common.errors import FractalError
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.data.prepared import open_prepared
-from fractal_model.errors import FractalError
 from fractal_model.evaluation_samples import (
     FeatureNetworks,
     draw_samples,

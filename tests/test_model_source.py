@@ -2,7 +2,7 @@
 
 import pytest
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model_source import load_model
 from tests.conftest import tiny_model
 

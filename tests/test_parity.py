@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fractal_model.checkpoints.parity import compare
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 CASES = Path(__file__).parent / "parity"
 

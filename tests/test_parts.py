@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from fractal_model import memory
-from fractal_model.errors import FractalError
-from fractal_model.memory import available_memory, peak_memory
+from fractal_model.common import memory
+from fractal_model.common.errors import FractalError
+from fractal_model.common.memory import available_memory, peak_memory
 from fractal_model.parts import (
     PartResult,
     PartSizes,
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 KEEPING = """
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, psutil, torch
-from fractal_model.memory import available_memory, keep_freed_memory
+from fractal_model.common.memory import available_memory, keep_freed_memory
 
 def check():
     resident = psutil.Process().memory_info
@@ -145,7 +145,7 @@ def test_what_was_freed_is_kept_until_somebody_asks_how_much_there_is():
 def test_available_memory_respects_a_container(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text(f"{50 * 2**20}\n")
     (tmp_path / "memory.current").write_text(f"{40 * 2**20}\n")
-    monkeypatch.setattr("fractal_model.memory._CGROUP", tmp_path)
+    monkeypatch.setattr("fractal_model.common.memory._CGROUP", tmp_path)
     assert available_memory(CPU) == 10 * 2**20
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory(CPU) > 10 * 2**20

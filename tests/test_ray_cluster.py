@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.ray_training import run_training

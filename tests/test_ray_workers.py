@@ -11,11 +11,11 @@ import pytest
 import ray
 import torch
 
+from fractal_model.common.errors import FractalError
+from fractal_model.common.hardware import Hardware
 from fractal_model.data.prepared import open_prepared
-from fractal_model.errors import FractalError
 from fractal_model.evaluation import measure_likelihood
 from fractal_model.generation import sample_images
-from fractal_model.metrics.protocol import Hardware
 from fractal_model.parts import in_this_process
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.ray_workers import hardware, map_over_workers, shared_out

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.sample_files import LARGEST_GRID, open_writer
 from tests.conftest import random_images
 

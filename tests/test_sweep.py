@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sweep import Rung, SweepConfig, images_of, lowest, plan_rungs
 

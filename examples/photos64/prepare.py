@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from fractal_model.console import say
+from fractal_model.common.console import say
 from fractal_model.data.writing import write_prepared
 from fractal_model.params import load_params
 

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fractal_model.benchmarking.levels import LevelCost, level_costs
 from fractal_model.benchmarking.timing import ceiling_gflops, median_seconds
+from fractal_model.common.memory import peak_memory
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
-from fractal_model.memory import peak_memory
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.linear import FLOP_FORMULAS

@@ -26,8 +26,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.checkpoints.published_names import from_published
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError, one_line
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import differences
 from fractal_model.params import Params, Size

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fractal_model.checkpoints.published_names import from_published, model_config, our_name
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass, Rows
 from fractal_model.model.losses import published_evaluation_loss, training_loss

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError
 from fractal_model.presets import Architecture
 
 _PUBLISHED_PIXEL = "[rgb]_codebook|[rgb]_mlm|cond_proj|ln|norm|blocks"

@@ -18,7 +18,7 @@ from fractal_model.cli.sampling_options import (
     require_request,
     sampling_settings,
 )
-from fractal_model.console import progress_bar, say
+from fractal_model.common.console import progress_bar, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
 
@@ -53,9 +53,9 @@ def animate(
 
     from fractal_model import animation
     from fractal_model.classes import parse_classes
-    from fractal_model.memory import compute_device
+    from fractal_model.common.files import require_writable_file
+    from fractal_model.common.memory import compute_device
     from fractal_model.model_source import load_model
-    from fractal_model.sample_files import require_writable_file
 
     sheet = sheet or out.with_suffix(".png")
     require_request(classes, 1, seed)

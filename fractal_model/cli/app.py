@@ -14,7 +14,7 @@ from fractal_model.cli.plan import plan
 from fractal_model.cli.results import results
 from fractal_model.cli.sample import sample
 from fractal_model.cli.ui import ui
-from fractal_model.console import errors_on_one_line, run
+from fractal_model.common.console import errors_on_one_line, run
 
 app = typer.Typer(
     help="Train, measure and serve fractal generative models.",

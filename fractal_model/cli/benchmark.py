@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fractal_model.cli.options import JsonOption, ParamsOption, path
-from fractal_model.console import console, only_result_on_stdout, say
-from fractal_model.errors import FractalError
+from fractal_model.common.console import console, only_result_on_stdout, say
+from fractal_model.common.errors import FractalError
+from fractal_model.common.files import require_writable_file
 from fractal_model.params import DEFAULT_FILE, Params, load_params
-from fractal_model.sample_files import require_writable_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,7 +105,7 @@ def benchmark(
     the same process.
     """
     from fractal_model.benchmarking import measure
-    from fractal_model.memory import compute_device
+    from fractal_model.common.memory import compute_device
 
     if profile is not None:
         require_writable_file(profile)
@@ -156,7 +156,7 @@ def benchmark(
 
 
 def _compiled(asked: bool | None) -> bool:
-    from fractal_model.compiler import compiler_is_there
+    from fractal_model.common.compiler import compiler_is_there
 
     return compiler_is_there() if asked is None else asked
 
@@ -182,8 +182,8 @@ def _model(settings: Params, size: str | None, own: dict[str, str | None]) -> Mo
 def _own_model(own: dict[str, str | None]) -> ModelConfig:
     from pydantic import ValidationError
 
+    from fractal_model.common.validation import describe
     from fractal_model.presets import Architecture
-    from fractal_model.validation import describe
 
     lists = {name: [part.strip() for part in (text or "").split(",")] for name, text in own.items()}
     masked = lists["generators"]

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption
-from fractal_model.console import console, progress_bar, say
+from fractal_model.common.console import console, progress_bar, say
+from fractal_model.common.errors import FractalError
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing
@@ -21,7 +22,6 @@ from fractal_model.data.sources.registry import (
     registered,
     statistics_file,
 )
-from fractal_model.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, load_params
 
 if TYPE_CHECKING:
@@ -160,8 +160,8 @@ def _prepare_registered(settings: Params, dataset: str) -> Manifest:
 @app.command("reference")
 def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
     """Extract the Inception features that samples are compared with; `dvc repro` calls this."""
+    from fractal_model.common.memory import compute_device
     from fractal_model.data.prepared import open_prepared
-    from fractal_model.memory import compute_device
     from fractal_model.metrics.inception import load_inception
     from fractal_model.metrics.reference import build_reference
 

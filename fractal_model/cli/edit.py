@@ -26,8 +26,8 @@ from fractal_model.cli.sampling_options import (
     require_request,
     sampling_settings,
 )
-from fractal_model.console import progress_bar, say
-from fractal_model.errors import FractalError
+from fractal_model.common.console import progress_bar, say
+from fractal_model.common.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ def edit(
 
     from fractal_model import editing
     from fractal_model.classes import parse_classes
+    from fractal_model.common.files import require_writable_file
     from fractal_model.images import picture_grid, save_png, with_gaps
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
-    from fractal_model.sample_files import require_writable_file
 
     for target in (out, grid or out):
         _require_png(target)

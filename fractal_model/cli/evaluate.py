@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fractal_model.cli.options import JsonOption, ParamsOption, given
-from fractal_model.console import only_result_on_stdout, print_results, progress_bar, say
-from fractal_model.errors import FractalError
+from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
+from fractal_model.common.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _of_model(
     preview: bool,
     workers: int | None,
 ) -> tuple[MetricResults, Record]:
-    from fractal_model.locks import only_one
+    from fractal_model.common.locks import only_one
     from fractal_model.metrics.protocol import Record
     from fractal_model.model.weights import weights_checksum
     from fractal_model.model_source import REGISTRY_SCHEME
@@ -164,8 +164,8 @@ def _measured(
 def _of_samples(
     place: Path, settings: Params, inputs: EvaluationInputs, size: str | None, preview: bool
 ) -> tuple[MetricResults, Record]:
+    from fractal_model.common.memory import compute_device
     from fractal_model.evaluation_samples import look_at
-    from fractal_model.memory import compute_device
     from fractal_model.metrics.protocol import Record
     from fractal_model.metrics.sample_set import (
         open_sample_set,

@@ -17,7 +17,7 @@ from fractal_model.cli.options import (
     parts_mapper,
     path,
 )
-from fractal_model.console import progress_bar, say
+from fractal_model.common.console import progress_bar, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def likelihood(
 
     Exact for autoregressive models; for masked ones an upper bound, estimated with random masks.
     """
+    from fractal_model.common.files import require_writable_file
     from fractal_model.data.manifest import manifest_files
     from fractal_model.data.prepared import open_prepared
     from fractal_model.data.store import is_remote
     from fractal_model.evaluation import measure_likelihood
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
-    from fractal_model.sample_files import require_writable_file
 
     if out is not None:
         require_writable_file(out)
@@ -105,7 +105,7 @@ def _summary(result: Likelihood, seed: int) -> str:
 def _write_csv(out: Path, labels: list[int], result: Likelihood) -> None:
     import pandas as pd
 
-    from fractal_model.folders import file_written_whole
+    from fractal_model.common.files import file_written_whole
 
     table = pd.DataFrame({"label": labels, "bits_per_dim": result.per_image.numpy()})
     with file_written_whole(out) as partial:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fractal_model.cli.options import ParamsOption, given
-from fractal_model.console import console, say
+from fractal_model.common.console import console, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:

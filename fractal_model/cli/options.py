@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 if TYPE_CHECKING:
     from fractal_model.parts import MapParts

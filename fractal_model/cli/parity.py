@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.console import console, say
-from fractal_model.errors import FractalError
+from fractal_model.common.console import console, say
+from fractal_model.common.errors import FractalError
 
 
 def parity(

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption
-from fractal_model.console import console
+from fractal_model.common.console import console
 from fractal_model.params import DEFAULT_FILE, load_params
 from fractal_model.planning.hardware import GPUS, gpu_named
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fractal_model.cli.options import ParamsOption, path
-from fractal_model.console import console, say
+from fractal_model.common.console import console, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def results(
     Of each version the newest evaluation under each protocol. What was not measured as the others
     were stays in the table, marked and with the reason. CSV and JSON have all numbers in full.
     """
+    from fractal_model.common.files import require_writable_file
     from fractal_model.reporting.results_table import of_dataset, results_table
-    from fractal_model.sample_files import require_writable_file
     from fractal_model.tracking import store
 
     if output is not None:
@@ -53,7 +53,7 @@ def results(
     if dataset is not None:
         frame = of_dataset(frame, dataset)
     if output is not None:
-        from fractal_model.folders import file_written_whole
+        from fractal_model.common.files import file_written_whole
 
         with file_written_whole(output) as partial:
             partial.write_text(_text(frame, format), encoding="utf-8")

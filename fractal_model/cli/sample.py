@@ -26,7 +26,7 @@ from fractal_model.cli.sampling_options import (
     require_request,
     sampling_settings,
 )
-from fractal_model.console import progress_bar, say
+from fractal_model.common.console import progress_bar, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
 
@@ -55,7 +55,7 @@ def sample(
     import torch
 
     from fractal_model.classes import parse_classes
-    from fractal_model.fingerprint import fingerprint
+    from fractal_model.common.fingerprint import fingerprint
     from fractal_model.generation import sample_images
     from fractal_model.metrics.protocol import ImageSource, SampleRequest
     from fractal_model.model.weights import weights_checksum

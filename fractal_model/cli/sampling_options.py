@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 if TYPE_CHECKING:
     from fractal_model.config import ModelConfig
@@ -123,9 +123,9 @@ def changed_sampling(
     NotForModelError, the iterations do not fit the model."""
     from pydantic import ValidationError
 
+    from fractal_model.common.validation import describe
     from fractal_model.sampling.orders import require_order
     from fractal_model.sampling.settings import SamplingConfig
-    from fractal_model.validation import describe
 
     given = {
         "guidance": guidance,

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption
-from fractal_model.console import console, say
+from fractal_model.common.console import console, say
 from fractal_model.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:

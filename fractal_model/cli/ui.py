@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from fractal_model.cli.options import ParamsOption
-from fractal_model.console import say
-from fractal_model.errors import FractalError
+from fractal_model.common.console import say
+from fractal_model.common.errors import FractalError
 from fractal_model.params import DEFAULT_FILE, load_params
 from fractal_model.services.processes import require_free_port
 

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 RESOLUTION = 8
 CLASS_NAMES = tuple("0123456789")

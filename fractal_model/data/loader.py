@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.order import stream_flips, stream_indices
 from fractal_model.data.prepared import Example, PreparedSplit
-from fractal_model.errors import FractalError
 
 
 class Batch(NamedTuple):

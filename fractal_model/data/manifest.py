@@ -16,9 +16,9 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from fractal_model.config import PositiveInt, StrictModel
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.strict import PositiveInt, StrictModel
 from fractal_model.data.store import LocalStore, Store, is_remote, store_at
-from fractal_model.errors import FractalError, one_line
 
 FormatVersion = Literal[2]
 FORMAT_VERSION: FormatVersion = get_args(FormatVersion)[0]

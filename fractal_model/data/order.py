@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 _ORDER, _FLIP = 0, 1  # what the random numbers are for: two uses share none
 

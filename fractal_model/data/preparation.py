@@ -22,6 +22,8 @@ import numpy as np
 import PIL
 from PIL import features
 
+from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import only_one
 from fractal_model.data.crop import PREPROCESSING
 from fractal_model.data.manifest import (
     ContentHash,
@@ -41,8 +43,6 @@ from fractal_model.data.shards import images_per_shard, remove_partial, write_in
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing
 from fractal_model.data.sources.registry import Source, listing_file, load_source
 from fractal_model.data.writing import partial_folder, put_in_place, recover
-from fractal_model.errors import FractalError
-from fractal_model.locks import only_one
 
 PREPARATION_FILE = "preparation.json"
 """In a prepared data set: what its raw images were like."""

@@ -24,6 +24,7 @@ import PIL.Image
 import pyarrow as pa
 import torch
 
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.manifest import (
     ContentHash,
     Manifest,
@@ -32,7 +33,6 @@ from fractal_model.data.manifest import (
     read_manifest,
 )
 from fractal_model.data.store import LocalStore, Store, store_at
-from fractal_model.errors import FractalError, one_line
 
 _CHUNK = 128  # images held in memory at a time
 _OPEN_SHARDS = 256

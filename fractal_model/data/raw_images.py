@@ -15,8 +15,8 @@ from pathlib import Path
 
 import PIL.Image
 
+from fractal_model.common.errors import one_line
 from fractal_model.data.crop import center_crop, pixels_of_crop
-from fractal_model.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Decoded. Others, such as PostScript, would start other programs."""

@@ -19,10 +19,10 @@ import pandas as pd
 import PIL.Image
 import PIL.ImageDraw
 
+from fractal_model.common.files import written_whole
 from fractal_model.data.manifest import Manifest, read_manifest
 from fractal_model.data.preparation import PREPARATION_FILE
 from fractal_model.data.prepared import PreparedSplit, open_prepared
-from fractal_model.folders import written_whole
 
 _SHEET_SIDE = 8  # images a row
 _SMALLEST_CELL = 64  # pixels

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fractal_model.config import StrictModel
+from fractal_model.common.strict import StrictModel
 
 
 class PreparationConfig(StrictModel):

@@ -13,13 +13,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from fractal_model.config import StrictModel
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.strict import StrictModel
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
 from fractal_model.data.raw_images import RawCounts, UnusableImage, cropped, decoding_rules
 from fractal_model.data.shards import ShardWriter, partial_name, shard_name
 from fractal_model.data.sources.listing import ImageFile, Listing
 from fractal_model.data.sources.reading import SourceReader
-from fractal_model.errors import FractalError, one_line
 
 # Asking for the bars is setting HF_DATASETS_DISABLE_PROGRESS_BARS=0, which is not None.
 if datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:

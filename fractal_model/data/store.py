@@ -15,7 +15,7 @@ from typing import Protocol
 import fsspec
 from filelock import FileLock
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 
 CACHE_VARIABLE = "FRACTAL_CACHE"
 """Environment variable: where files of remote data sets are kept."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.manifest import (
     ContentHash,
     Manifest,
@@ -21,7 +22,6 @@ from fractal_model.data.manifest import (
     write_manifest,
 )
 from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name, write_index
-from fractal_model.errors import FractalError
 
 LabelledImages = Iterable[tuple[np.ndarray, int]]
 

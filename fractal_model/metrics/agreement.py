@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 
 def nearest_neighbour_agreement(

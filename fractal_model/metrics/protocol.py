@@ -7,21 +7,19 @@ and number of workers are in neither: they decide nothing.
 
 from __future__ import annotations
 
-import os
-import platform
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, ValidationError
 
 import fractal_model
-from fractal_model.config import PositiveInt, StrictModel
+from fractal_model.common.errors import FractalError
+from fractal_model.common.fingerprint import fingerprint
+from fractal_model.common.hardware import Hardware
+from fractal_model.common.strict import PositiveInt, StrictModel
 from fractal_model.data.manifest import Manifest, Sha256
-from fractal_model.errors import FractalError
-from fractal_model.fingerprint import fingerprint
 from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.sampling.settings import SamplingConfig
@@ -126,29 +124,6 @@ class Protocol(StrictModel):
         if not self.preview or base not in SAMPLE_METRICS:
             return metric
         return f"{base}_{short_count(self.samples)}{metric.removeprefix(base)}"
-
-
-class Hardware(StrictModel):
-    """Where numbers were computed."""
-
-    machine: str
-    """Such as x86_64."""
-    cpus: PositiveInt
-    """Of all machines."""
-    gpus: tuple[str, ...]
-    """Type of each, of all machines."""
-    workers: PositiveInt
-
-    @classmethod
-    def here(cls, workers: int = 1) -> Hardware:
-        """This machine."""
-        gpus = range(torch.cuda.device_count())
-        return cls(
-            machine=platform.machine(),
-            cpus=os.cpu_count() or 1,
-            gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
-            workers=workers,
-        )
 
 
 class Record(StrictModel):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.metrics.reference import PublishedStatistics
 
 WIDTH = 2048

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics import statistics as statistics_module
 from fractal_model.metrics.inception import InceptionFeatures, extract_features
 from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics

@@ -20,8 +20,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.manifest import Manifest
-from fractal_model.errors import FractalError, one_line
 from fractal_model.metrics import protocol as protocols
 from fractal_model.sample_files import (
     ARRAY,

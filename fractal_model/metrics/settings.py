@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fractal_model.config import PositiveInt, StrictModel
+from fractal_model.common.strict import PositiveInt, StrictModel
 
 
 class EvaluationConfig(StrictModel):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fractal_model.compiler import triton_builds
+from fractal_model.common.compiler import triton_builds
 from fractal_model.model.dropout import Dropout, dropout
 from fractal_model.model.linear import Linear
 

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.validation import describe
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError, one_line
 from fractal_model.model.weights import differences, save_weights
-from fractal_model.validation import describe
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CARD = """---

@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fractal_model.config import StrictModel
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import StrictModel
 
 Positive = Annotated[float, Field(gt=0)]
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fractal_model.folders import file_written_whole
+from fractal_model.common.files import file_written_whole
 from fractal_model.reporting.published import FID, PublishedResult
 
 INK = "#1b1c1e"

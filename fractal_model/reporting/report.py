@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fractal_model.folders import file_written_whole
+from fractal_model.common.files import file_written_whole
 from fractal_model.images import picture_grid, png_bytes
 from fractal_model.metrics.protocol import STANDARD_ERROR
 from fractal_model.metrics.sample_set import SampleSet

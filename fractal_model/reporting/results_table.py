@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.protocol import PUBLISHED_SAMPLES, Protocol
 from fractal_model.reporting.published import CLASSES, PUBLISHED, RESOLUTIONS, PublishedResult
 

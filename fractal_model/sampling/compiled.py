@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fractal_model.compiler import require_compiler
+from fractal_model.common.compiler import require_compiler
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.conditions import Conditions

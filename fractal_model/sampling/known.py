@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError
 from fractal_model.config import LevelConfig
-from fractal_model.errors import FractalError
 from fractal_model.model.pixels import patchify
 
 

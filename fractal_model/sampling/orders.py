@@ -16,8 +16,8 @@ import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor
 
+from fractal_model.common.errors import FractalError
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError
 
 OrderName = Literal["random", "raster", "centre-out"]
 PatchOrder = Annotated[

@@ -19,8 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fractal_model.errors import FractalError
-from fractal_model.memory import keep_freed_memory
+from fractal_model.common.errors import FractalError
+from fractal_model.common.memory import keep_freed_memory
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows

@@ -11,8 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fractal_model.config import ModelConfig, PositiveInt, StrictModel
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.config import ModelConfig
 from fractal_model.sampling.orders import PatchOrder
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fractal_model.errors import FractalError
-from fractal_model.locks import only_one
+from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import only_one
 from fractal_model.params import Params
 from fractal_model.services import processes
 from fractal_model.services.configuration import (

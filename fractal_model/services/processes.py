@@ -8,7 +8,7 @@ import socket
 
 import psutil
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.services.configuration import MARK
 from fractal_model.services.settings import ServicesConfig
 

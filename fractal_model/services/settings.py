@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from fractal_model.config import StrictModel
+from fractal_model.common.strict import StrictModel
 
 Port = Annotated[int, Field(ge=1024, le=65535)]
 PORTS = ("prefect", "mlflow", "ray", "ray_client", "ray_dashboard")

@@ -13,7 +13,7 @@ from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 DEAD = ("FATAL", "EXITED", "BACKOFF")
 STOP_SECONDS = 100

@@ -15,8 +15,8 @@ from typing import Literal
 
 import mlflow
 
-from fractal_model.config import StrictModel
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import StrictModel
 from fractal_model.tracking import registry
 from fractal_model.tracking.promotion import Decision, PromotionConfig, decide
 from fractal_model.tracking.registry import DECISION_TAG

@@ -26,7 +26,7 @@ from mlflow.utils.proto_json_utils import message_to_json
 from mlflow.utils.rest_utils import http_request_safe
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from fractal_model.errors import one_line
+from fractal_model.common.errors import one_line
 
 REQUEST_SECONDS = 20
 """A request's time where MLFLOW_HTTP_REQUEST_TIMEOUT, which is obeyed, does not say."""

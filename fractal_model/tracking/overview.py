@@ -7,7 +7,7 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from fractal_model.config import StrictModel
+from fractal_model.common.strict import StrictModel
 from fractal_model.tracking import champions, registry
 from fractal_model.tracking.champions import Change
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fractal_model.config import StrictModel
+from fractal_model.common.strict import StrictModel
 
 NLL, NLL_ERROR = "nll_bits_per_dim", "nll_bits_per_dim_stderr"
 FID, FID_ERROR = "fid", "fid_stderr"

@@ -20,8 +20,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from torch import Tensor
 
 import fractal_model
+from fractal_model.common.fingerprint import fingerprint as checksum_of
 from fractal_model.data.manifest import Manifest
-from fractal_model.fingerprint import fingerprint as checksum_of
 from fractal_model.metrics.evaluate import MetricResults, results_table
 from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
 from fractal_model.params import Size

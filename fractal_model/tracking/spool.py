@@ -28,7 +28,7 @@ from pathlib import Path
 from mlflow.entities import Metric
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.tracking.delivery import Delivery, Refusal
 
 METRICS, DELIVERED, REFUSED = "metrics.jsonl", "delivered.json", "refused.jsonl"

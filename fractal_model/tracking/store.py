@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_experiment
 
 EXPERIMENT_PREFIX = "fractal-"

@@ -27,7 +27,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 
 NAME = "turns-of-promotion"
 _DESCRIPTION = "Not a model. Its versions are turns: who may change a champion, one at a time."

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import mlflow
 
-from fractal_model.console import errors_on_one_line
-from fractal_model.errors import FractalError
+from fractal_model.common.console import errors_on_one_line
+from fractal_model.common.errors import FractalError
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fractal_model.config import ModelConfig, StrictModel
+from fractal_model.common.strict import StrictModel
+from fractal_model.config import ModelConfig
 from fractal_model.training.settings import TrainingConfig
 
 Report = dict[str, Any]

@@ -11,7 +11,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 REQUEST_SECONDS = 60.0
 RETRY_SECONDS, PATIENCE_SECONDS = 1.0, 30.0

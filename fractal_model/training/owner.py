@@ -10,7 +10,7 @@ import time
 import psutil
 from pydantic import ValidationError
 
-from fractal_model.config import StrictModel
+from fractal_model.common.strict import StrictModel
 
 
 class Owner(StrictModel):

@@ -23,7 +23,7 @@ from uuid import uuid4
 from ray.job_submission import JobDetails
 
 import fractal_model
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.training.driver import JOB_VARIABLE
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.job_log import JobLog, Tail

@@ -26,7 +26,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.training.best import KeepBest
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.relay import Relay

@@ -19,8 +19,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
-from fractal_model.errors import one_line
-from fractal_model.folders import file_written_whole
+from fractal_model.common.errors import one_line
+from fractal_model.common.files import file_written_whole
 from fractal_model.training.job import Report
 
 _LOOK_SECONDS = 0.1

@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fractal_model.checkpoints.checkpoint import Checkpoint
-from fractal_model.compiler import require_compiler
+from fractal_model.common.compiler import require_compiler
+from fractal_model.common.errors import FractalError
+from fractal_model.common.memory import keep_freed_memory
 from fractal_model.config import ModelConfig
 from fractal_model.data.loader import Batch
-from fractal_model.errors import FractalError
-from fractal_model.memory import keep_freed_memory
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss

@@ -18,9 +18,9 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
+from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import Batch, train_loader
 from fractal_model.data.prepared import open_prepared
-from fractal_model.errors import FractalError
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.stored import load_newest_whole, remove_incomplete

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fractal_model.benchmarking.levels import Stopwatch, level_costs
-from fractal_model.compiler import compiler_is_there
+from fractal_model.common.compiler import compiler_is_there
 from fractal_model.model.fractal import FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig

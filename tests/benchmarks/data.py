@@ -30,7 +30,8 @@ import psutil
 import typer
 from rich.table import Table
 
-from fractal_model.console import console, errors_on_one_line, progress_bar
+from fractal_model.common.console import console, errors_on_one_line, progress_bar
+from fractal_model.common.errors import FractalError
 from fractal_model.data.crop import center_crop
 from fractal_model.data.manifest import ContentHash, read_manifest, write_manifest
 from fractal_model.data.preparation import prepare_source
@@ -39,7 +40,6 @@ from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import in_processes
 from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name
 from fractal_model.data.sources.registry import register, registered
-from fractal_model.errors import FractalError
 
 IMAGENET = 1_281_167
 SIDES = (64, 256)

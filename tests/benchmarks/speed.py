@@ -25,9 +25,9 @@ from typing import Annotated
 import torch
 import typer
 
-from fractal_model.console import errors_on_one_line, say
-from fractal_model.errors import FractalError
-from fractal_model.folders import file_written_whole
+from fractal_model.common.console import errors_on_one_line, say
+from fractal_model.common.errors import FractalError
+from fractal_model.common.files import file_written_whole
 
 DOCS = Path(__file__).parents[2] / "docs"
 WIDTHS = {2: "256,64", 3: "256,128,64", 4: "256,192,128,64"}

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.reporting.figures import STYLE, save_figure
 from tests.benchmarks.speed import BASE, BATCHES, BELOW, LEVELS, RESOLUTIONS, TABLES, Cell
 

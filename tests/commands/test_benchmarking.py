@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from fractal_model.benchmarking import measure as module
 from fractal_model.benchmarking.measure import Work, likelihood_work, measure
 from fractal_model.cli.app import app
-from fractal_model.compiler import compiler_is_there
+from fractal_model.common.compiler import compiler_is_there
+from fractal_model.common.errors import FractalError
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.flops import pass_products
 from fractal_model.training.settings import TrainingConfig

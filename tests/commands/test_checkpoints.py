@@ -22,7 +22,7 @@ from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.checkpoints.importing import IMAGENET_TRAINING_IMAGES, IMPORTED, read_published
 from fractal_model.checkpoints.parity import Case
 from fractal_model.cli.app import app
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.losses import published_evaluation_loss
 from fractal_model.model_source import load_model

@@ -8,8 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
+from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import open_prepared
-from fractal_model.errors import FractalError
 from fractal_model.model.likelihood import mask_seeds, pass_bits
 from tests.commands.conftest import save_images, save_tiny
 from tests.conftest import tiny_model

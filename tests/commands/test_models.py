@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from fractal_model.console import console
-from fractal_model.errors import FractalError
+from fractal_model.common.console import console
+from fractal_model.common.errors import FractalError
 from fractal_model.tracking import champions, registry, store
 from fractal_model.tracking.promotion import PromotionConfig
 from tests.commands.conftest import REPOSITORY

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.settings import SamplingConfig
 from tests.commands.conftest import save_tiny

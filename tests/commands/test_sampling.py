@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.cli.app import app
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from tests.conftest import random_images, tiny_model
 
 PARAMS = str(Path(__file__).parents[2] / "params.yaml")

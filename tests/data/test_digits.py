@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.digits import CLASS_NAMES, digits_splits
-from fractal_model.errors import FractalError
 
 
 def keys(split):

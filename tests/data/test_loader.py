@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import Batch, evaluation_batches, train_loader
 from fractal_model.data.order import stream_flips, stream_indices
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.errors import FractalError
 
 SIZE = 50
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.order import (
     epoch_flips,
     epoch_permutation,
     stream_flips,
     stream_indices,
 )
-from fractal_model.errors import FractalError
 
 
 def test_the_first_values_never_change():

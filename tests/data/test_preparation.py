@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.preparation import prepare_source
@@ -18,7 +19,6 @@ from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import ShardJob, in_processes
 from fractal_model.data.shards import ShardWriter
 from fractal_model.data.sources.registry import register
-from fractal_model.errors import FractalError
 from tests.data import mini_imagenet as mini
 from tests.data.preparing import SIDE, contents, cropped, prepare
 

@@ -14,11 +14,11 @@ import PIL.Image
 import pytest
 import torch
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.errors import FractalError
 
 SIDE = 6
 CLASSES = ("cat", "dog")

@@ -10,11 +10,11 @@ import torch
 from botocore.exceptions import ConnectTimeoutError, NoCredentialsError
 from moto.server import ThreadedMotoServer
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.store import CACHE_VARIABLE, RemoteStore
 from fractal_model.data.writing import write_prepared
-from fractal_model.errors import FractalError
 
 ADDRESS = "s3://prepared/noise"
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.training.driver import drive
 from tests.faults.conftest import IMAGES
 

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.training.launch import fetched
 from fractal_model.training.ray_training import run_training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows import evaluate, train
-from fractal_model.locks import only_one
+from fractal_model.common.locks import only_one
 from fractal_model.params import load_params
 from fractal_model.tracking import registry, store
 from fractal_model.training import launch

@@ -8,7 +8,7 @@ import torch
 
 from flows import evaluation_tasks
 from flows.evaluate import evaluate_fractal, protocol_of
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.protocol import Record
 from fractal_model.params import load_params
 from fractal_model.tracking import registry, store

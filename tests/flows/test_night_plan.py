@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from flows import nightly
-from fractal_model.errors import FractalError
-from fractal_model.locks import AtWork
+from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import AtWork
 from fractal_model.metrics.protocol import PROTOCOL_TAG, Protocol
 from fractal_model.params import Params, load_params
 from fractal_model.tracking import champions, nights, registry, runs, store

@@ -16,8 +16,8 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 
 from flows import nightly
-from fractal_model.errors import FractalError
-from fractal_model.locks import only_one
+from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import only_one
 from fractal_model.tracking import nights, store
 from tests.flows.conftest import Project, make_project, small_params
 

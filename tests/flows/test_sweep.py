@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flows import sweep
 from fractal_model.cli.app import app
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sweep_previews import Previews

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.bootstrap import frechet_standard_error, resampled_distance
 from fractal_model.metrics.distances import frechet_distance
 from fractal_model.metrics.statistics import FeatureStatistics

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms.functional import to_pil_image
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.dinov2 import load_dinov2
 from tests.conftest import random_images
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.distances import (
     frechet_distance,
     inception_score,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.distances import kernel_distance, precision_recall
 from fractal_model.metrics.evaluate import image_metrics
 

@@ -14,7 +14,7 @@ from torch_fidelity.interpolate_compat_tensorflow import (
     interpolate_bilinear_2d_like_tensorflow1x as tensorflow_resize,
 )
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics import inception as module
 from fractal_model.metrics.inception import extract_features, inception_checksum, load_inception
 

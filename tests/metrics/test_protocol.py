@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fractal_model.common.errors import FractalError
+from fractal_model.common.hardware import Hardware
 from fractal_model.data.manifest import Manifest
-from fractal_model.errors import FractalError
-from fractal_model.metrics.protocol import Hardware, Record, make_protocol, read_record, short_count
+from fractal_model.metrics.protocol import Record, make_protocol, read_record, short_count
 from fractal_model.metrics.reference import OWN_IMAGES, Reference
 from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.metrics.statistics import FeatureStatistics

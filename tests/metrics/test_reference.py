@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.errors import FractalError
 from fractal_model.metrics.evaluate import image_metrics
 from fractal_model.metrics.published import load_published
 from fractal_model.metrics.reference import FORMAT_VERSION, build_reference, load_reference

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
+from fractal_model.common.errors import FractalError
 from fractal_model.config import ModelConfig
-from fractal_model.errors import FractalError
 from fractal_model.model import fractal
 from fractal_model.model.fractal import (
     NO_CLASS,

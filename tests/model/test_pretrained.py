@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model import pretrained
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model_source import load_model

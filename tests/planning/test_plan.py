@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.planning.flops import published_sampling_flops, sampling_flops
 from fractal_model.planning.hardware import GPUS, gpu_named

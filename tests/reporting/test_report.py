@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.errors import FractalError
 from fractal_model.metrics.distances import precision_recall
 from fractal_model.metrics.reference import OWN_IMAGES, Reference, chosen_images
 from fractal_model.metrics.statistics import FeatureStatistics

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.protocol import ImageSource, Protocol
 from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats

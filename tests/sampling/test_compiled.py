@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fractal_model.compiler import compiler_is_there
-from fractal_model.errors import FractalError
+from fractal_model.common.compiler import compiler_is_there
+from fractal_model.common.errors import FractalError
 from fractal_model.model.ar import ARLevel
 from fractal_model.sampling import compiled
 from fractal_model.sampling.known import Known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model.fractal import NO_CLASS
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler

@@ -11,8 +11,8 @@ import psutil
 import pytest
 import yaml
 
-from fractal_model.errors import FractalError
-from fractal_model.locks import only_one
+from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import only_one
 from fractal_model.params import load_params
 from fractal_model.services import control, processes
 from fractal_model.services.configuration import MARK

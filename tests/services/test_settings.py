@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.services.configuration import (
     MARK,

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.tracking import champions, registry, turns
 from fractal_model.tracking.champions import Change, succession, withdrawn
 from fractal_model.tracking.promotion import PromotionConfig

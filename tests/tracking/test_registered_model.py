@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.cli.app import app
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.images import png_bytes
 from fractal_model.params import load_params
 from fractal_model.sampling.sampler import Sampler

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.metrics.protocol import PROTOCOL_TAG, Record
 from fractal_model.tracking import runs, store
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_run

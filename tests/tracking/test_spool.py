@@ -22,7 +22,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.tracking import runs
 from fractal_model.tracking.spool import DELIVERED, METRICS, REFUSED, MetricSpool
 from tests.tracking.mlflow_server import Server, eventually

@@ -5,7 +5,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.serving import ServingConfig
 from fractal_model.tracking import registration, registry, runs, store

@@ -23,7 +23,7 @@ from fractal_model.checkpoints.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.model_source import load_model
 from tests.conftest import tiny_model
 

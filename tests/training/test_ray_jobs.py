@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fractal_model
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 from fractal_model.training import job_log, jobs_server
 from fractal_model.training.driver import JOB_VARIABLE, MARKER
 from fractal_model.training.job import TrainingJob

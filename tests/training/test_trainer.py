@@ -14,8 +14,8 @@ from fractal_model.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import Batch
-from fractal_model.errors import FractalError
 from fractal_model.params import load_params
 from fractal_model.training.trainer import NotFiniteError, Trainer, step_seed
 from tests.conftest import random_images, tiny_config

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.sources.imagenet import (
     WNID,
     Companions,
@@ -23,7 +24,6 @@ from fractal_model.data.sources.listing import (
     ListingBuilder,
     size_refusal,
 )
-from fractal_model.errors import FractalError, one_line
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"

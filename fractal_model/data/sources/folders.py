@@ -10,6 +10,7 @@ from pathlib import Path
 
 import PIL.Image
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.sources.imagenet import (
     WNID,
     Companions,
@@ -23,7 +24,6 @@ from fractal_model.data.sources.listing import (
     ListingBuilder,
     size_refusal,
 )
-from fractal_model.errors import FractalError
 
 _VALIDATION_FOLDERS = ("validation", "val")
 

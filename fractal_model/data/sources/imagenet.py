@@ -17,7 +17,7 @@ from pathlib import Path
 
 import scipy.io
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 
 CLASSES = 1000
 IMAGES = {"train": 1_281_167, "validation": 50_000}

@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 import pyarrow.compute as pc
 from pydantic import Field
 
-from fractal_model.config import StrictModel
+from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import StrictModel
 from fractal_model.data.sources import imagenet
 from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
 from fractal_model.data.sources.folders import class_folders, list_folder, list_imagenet_tree
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, RefusedFile
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
-from fractal_model.errors import FractalError
 
 IMAGENET = "imagenet"
 _NAMED = 3  # of a long list

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fractal_model.config import StrictModel
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.strict import StrictModel
 
 WHOLE_FILE = -1
 LARGEST_IMAGE = 256 * 2**20

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.sources.imagenet import WNID, wrong_class
 from fractal_model.data.sources.listing import (
     LARGEST_IMAGE,
@@ -22,7 +23,6 @@ from fractal_model.data.sources.listing import (
     size_refusal,
 )
 from fractal_model.data.sources.reading import image_batches, open_parquet
-from fractal_model.errors import FractalError, one_line
 
 _PREFIXES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION}
 _LARGEST_PAGE = 512 * 2**20

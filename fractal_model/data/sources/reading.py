@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fractal_model.common.errors import one_line
 from fractal_model.data.sources.listing import LARGEST_IMAGE, WHOLE_FILE, ImageFile
-from fractal_model.errors import one_line
 
 _OPEN_FILES = 8
 _READ_AHEAD = 2**20

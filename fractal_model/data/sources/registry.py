@@ -19,11 +19,11 @@ from typing import Annotated
 import yaml
 from pydantic import Field, ValidationError
 
-from fractal_model.config import StrictModel
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.strict import StrictModel
 from fractal_model.data.manifest import MANIFEST_NAME
 from fractal_model.data.sources.inspection import IMAGENET, Progress, Source, inspect
 from fractal_model.data.sources.listing import Listing, printable
-from fractal_model.errors import FractalError, one_line
 
 IMAGENET_RESOLUTIONS = (64, 256)
 REGISTERED_FILE = "registered.yaml"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.sources.listing import Listing
 from fractal_model.data.sources.reading import SourceReader
-from fractal_model.errors import FractalError
 from tests.data import mini_imagenet as mini
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fractal_model.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, one_line
 
 
 @contextmanager
@@ -58,3 +59,24 @@ def require_new(folder: Path) -> None:
             f"{folder} exists already and is not overwritten: choose another folder with --out, "
             f"or remove it first"
         )
+
+
+def require_writable_file(file: Path) -> None:
+    """Make the file's folder where it is missing. FractalError: nothing can be written there, or
+    a folder has the name."""
+    if file.is_dir():
+        raise FractalError(f"{file} is a folder: give --out the name of a file")
+    require_writable(file.absolute().parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder where it is missing. FractalError: it cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # what permissions say is not all
+            pass
+    except OSError as error:
+        raise FractalError(
+            f"the folder {folder} cannot be made or written to ({error.strerror}): give --out "
+            f"another place"
+        ) from error

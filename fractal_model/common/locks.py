@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 
 class AtWork(FractalError):

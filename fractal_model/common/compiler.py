@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from fractal_model.errors import FractalError
+from fractal_model.common.errors import FractalError
 
 
 def compiler_is_there() -> bool:

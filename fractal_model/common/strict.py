@@ -1,0 +1,15 @@
+"""The base of every settings object: frozen, and an unknown key is an error."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class StrictModel(BaseModel):
+    """Frozen, and an unknown key is an error: a misspelt option must never be ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
