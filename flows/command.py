@@ -13,7 +13,7 @@ import typer
 from prefect import Flow
 
 from fractal_model.common.console import HideUserErrors, errors_on_one_line, leave_interrupted, run
-from fractal_model.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 
 GRACE_SECONDS = 10.0
 

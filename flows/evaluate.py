@@ -22,12 +22,12 @@ from flows.command import run_flow
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.console import print_results, say
 from fractal_model.common.locks import only_one
+from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.metrics.protocol import Protocol, Record
 from fractal_model.model.weights import weights_checksum
 from fractal_model.model_source import REGISTRY_SCHEME, registered
-from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.ray_workers import hardware, worker_count
 from fractal_model.tracking import champions, promotion, registration, registry, store
 from fractal_model.tracking.promotion import Decision

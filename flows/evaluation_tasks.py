@@ -21,6 +21,7 @@ from fractal_model import evaluation
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.memory import compute_device
+from fractal_model.config.params import Size
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
@@ -30,7 +31,6 @@ from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record
 from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
-from fractal_model.params import Size
 from fractal_model.ray_workers import shared_out
 from fractal_model.reporting.report import shown_classes
 from fractal_model.tracking import registry, runs

@@ -26,15 +26,16 @@ from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.locks import only_one
+from fractal_model.config.evaluation import SweepConfig
+from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation_inputs import EvaluationInputs, computed_by
 from fractal_model.model_source import REGISTRY_SCHEME, registered
-from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.ray_workers import shared_out
 from fractal_model.reporting.figures import guidance_sweep
 from fractal_model.reporting.heat_map import guidance_heat_map
 from fractal_model.reporting.published import published_optimum
-from fractal_model.sampling.settings import SamplingConfig
-from fractal_model.sweep import Rung, SweepConfig, lowest, plan_rungs
+from fractal_model.sweep import Rung, lowest, plan_rungs
 from fractal_model.sweep_previews import Previews
 from fractal_model.tracking import registry, runs, store
 

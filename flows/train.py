@@ -22,8 +22,8 @@ from flows.training_progress import TrainingProgress
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
+from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import Manifest
-from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.training import launch
 from fractal_model.training.job import TrainingJob

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import file_written_whole
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.images import NOT_GENERATED, enlarged
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.pixels import unpatchify
 from fractal_model.parts import is_out_of_memory
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 
 SUFFIXES = (".gif", ".webp")
 MOST_FRAMES, MOST_IMAGES, MOST_BYTES = 300, 16, 2**29

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
 from fractal_model.model.fractal import NO_CLASS
 
 UNCONDITIONAL = "none"

@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.generation import sample_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parts import LARGEST_PART, MapParts, in_this_process
 from fractal_model.sampling.known import Known
-from fractal_model.sampling.settings import SamplingConfig
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 WHITE = 128

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fractal_model.animation import animate
 from fractal_model.common.errors import FractalError
+from fractal_model.config.evaluation import EvaluationConfig
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation_samples import Progress, SeenSamples
@@ -27,13 +29,11 @@ from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures
 from fractal_model.metrics.protocol import STANDARD_ERROR, ImageSource, Protocol
 from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.sample_set import SampleSet, require_protocol
-from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.metrics.statistics import FeatureStatistics
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.model.likelihood import Likelihood, is_exact, mask_seeds, pass_bits
 from fractal_model.parts import LARGEST_PART, MapParts, Work, in_this_process
 from fractal_model.randomness import LARGEST_SEED
-from fractal_model.sampling.settings import SamplingConfig
 
 UNCONDITIONAL, CONDITIONAL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
 AGREEMENT_LARGEST_SIDE = 16

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.memory import compute_device
+from fractal_model.config.evaluation import EvaluationConfig
+from fractal_model.config.params import Params
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest, manifest_files, read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.evaluation import References
@@ -18,11 +21,8 @@ from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
 from fractal_model.metrics.inception import inception_checksum
 from fractal_model.metrics.protocol import Protocol, libraries, make_protocol
 from fractal_model.metrics.reference import Reference, build_reference, load_reference
-from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
-from fractal_model.params import Params
-from fractal_model.sampling.settings import SamplingConfig
 
 
 @dataclass(frozen=True)

@@ -7,57 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
-from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator
-
-from fractal_model.common.strict import StrictModel
-
-SECONDS_PER_HOUR = 3600.0
 UNKNOWN_SHARE = 0.5
 """Of the budget: an evaluation of which nothing is known begins while so much is left. It may take
 hours; as those that wait come first, it has all of the budget on another night."""
-
-
-class NightlyConfig(StrictModel):
-    """Of the deployment `nightly-evaluation/all`."""
-
-    cron: str = "0 1 * * *"
-    """Minute, hour, day of the month, month, day of the week."""
-    timezone: str = "UTC"
-    """Of the cron line, as Europe/Berlin."""
-    budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False)] = 6.0
-    """No evaluation is begun that would not end within so many hours from the start."""
-    notification_block: str | None = None
-    """A notification block of Prefect, as slack-webhook/on-call; None: no message is sent."""
-
-    @field_validator("cron")
-    @classmethod
-    def _five_fields(cls, cron: str) -> str:
-        if len(cron.split()) != 5:
-            raise ValueError("a cron line has 5 fields, as 0 1 * * *")
-        return cron
-
-    @field_validator("timezone")
-    @classmethod
-    def _known(cls, timezone: str) -> str:
-        try:
-            ZoneInfo(timezone)
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError("no such time zone, give one as Europe/Berlin or UTC") from error
-        return timezone
-
-    @field_validator("notification_block")
-    @classmethod
-    def _type_and_name(cls, block: str | None) -> str | None:
-        if block is not None and not all(block.partition("/")):
-            raise ValueError("give the block's type and name, as slack-webhook/on-call")
-        return block
-
-    @property
-    def budget_seconds(self) -> float:
-        return self.budget_hours * SECONDS_PER_HOUR
 
 
 @dataclass(frozen=True)

@@ -11,47 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
-from typing import Annotated
-
-from pydantic import Field
+from itertools import pairwise
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.strict import PositiveInt, StrictModel
-from fractal_model.sampling.settings import STRONGEST, FiniteFloat, SamplingConfig
-
-
-class SweepConfig(StrictModel):
-    """What `sweep-guidance/<size>` tries, all combinations."""
-
-    guidance: Annotated[
-        tuple[Annotated[FiniteFloat, Field(ge=0, le=STRONGEST)], ...], Field(min_length=1)
-    ] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
-    logit_scale: Annotated[
-        tuple[Annotated[FiniteFloat, Field(gt=0, le=STRONGEST)], ...], Field(min_length=1)
-    ] = (1.0, 1.05, 1.1)
-    iterations: tuple[tuple[PositiveInt, ...], ...] = ()
-    """Steps of each level; empty: the size's own alone."""
-    samples: PositiveInt = 60_000
-    """Images of all previews together; those of the full protocol come on top."""
-    keep: Annotated[int, Field(ge=2)] = 3
-    """One setting in so many is looked at more closely, with so many times the images."""
-
-    def settings(self, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-        """Each combination once, the rest as in `sampling`."""
-        given = product(self.iterations or (sampling.iterations,), self.logit_scale, self.guidance)
-        found = (
-            SamplingConfig(
-                **{
-                    **sampling.model_dump(),
-                    "guidance": guidance,
-                    "logit_scale": logit_scale,
-                    "iterations": iterations,
-                }
-            )
-            for iterations, logit_scale, guidance in given
-        )
-        return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

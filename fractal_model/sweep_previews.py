@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.fingerprint import fingerprint
+from fractal_model.config.params import Size
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation import References, sample_metrics
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_samples import SeenSamples, draw_samples
@@ -24,9 +26,7 @@ from fractal_model.metrics.inception import InceptionFeatures, load_inception
 from fractal_model.metrics.protocol import Protocol
 from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
-from fractal_model.params import Size
 from fractal_model.parts import MapParts
-from fractal_model.sampling.settings import SamplingConfig
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.presets import Architecture
 from fractal_model.model.fractal import FractalModel, initialise
-from fractal_model.presets import Architecture
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from PIL import Image, ImageSequence
 from fractal_model import animation
 from fractal_model.animation import GAP, OUTLINES, animate
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.images import NOT_GENERATED
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model
 
 LABELS, SEEDS = torch.tensor([0, 3]), [4, 5]

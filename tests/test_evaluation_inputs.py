@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fractal_model import evaluation_inputs
+from fractal_model.config.params import load_params
 from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.params import load_params
 from tests.conftest import tiny_model
 from tests.metrics.test_protocol import protocol
 

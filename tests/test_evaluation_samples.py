@@ -9,6 +9,7 @@ import torch
 
 from fractal_model import evaluation_samples as module
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_samples import (
@@ -24,7 +25,6 @@ from fractal_model.metrics.protocol import ImageSource
 from fractal_model.parts import in_this_process
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.ray_workers import map_over_workers
-from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import random_images, tiny_model
 from tests.metrics.test_protocol import SETTINGS, manifest, protocol
 

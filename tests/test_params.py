@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fractal_model.common.errors import FractalError
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.data import PreparationConfig
 from fractal_model.data.preparation import prepare_source
-from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import in_processes
 from fractal_model.data.sources.registry import register
 from fractal_model.ray_cluster import ray_cluster

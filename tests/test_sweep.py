@@ -7,8 +7,9 @@ import math
 import pytest
 
 from fractal_model.common.errors import FractalError
-from fractal_model.sampling.settings import SamplingConfig
-from fractal_model.sweep import Rung, SweepConfig, images_of, lowest, plan_rungs
+from fractal_model.config.evaluation import SweepConfig
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.sweep import Rung, images_of, lowest, plan_rungs
 
 SAMPLING = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(16, 4), order="raster")
 

@@ -17,8 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from fractal_model.common.console import say
+from fractal_model.config.params import load_params
 from fractal_model.data.writing import write_prepared
-from fractal_model.params import load_params
 
 SIDE, SEED = 64, 0
 CROPS = {"train": 1000, "validation": 50}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.benchmarking.timing import wait
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import Rows
 from fractal_model.sampling.sampler import Descent, Sampler

@@ -33,7 +33,7 @@ from torch import Tensor
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import written_whole
 from fractal_model.common.strict import StrictModel
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.pretrained import CONFIG, WEIGHTS
 from fractal_model.model.weights import save_weights

@@ -27,10 +27,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.checkpoints.published_names import from_published
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.params import Params, Size
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import differences
-from fractal_model.params import Params, Size
 
 IMPORTED = "imported"
 """The fingerprint in an imported checkpoint's progress: no run of ours made it."""

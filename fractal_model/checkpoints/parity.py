@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fractal_model.checkpoints.published_names import from_published, model_config, our_name
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass, Rows
 from fractal_model.model.losses import published_evaluation_loss, training_loss
@@ -30,7 +31,6 @@ from fractal_model.model.pixels import patchify
 from fractal_model.model.weights import differences
 from fractal_model.randomness import ImageNoise
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.values import most_likely
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3

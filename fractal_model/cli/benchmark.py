@@ -14,15 +14,15 @@ from fractal_model.cli.options import JsonOption, ParamsOption, path
 from fractal_model.common.console import console, only_result_on_stdout, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
-from fractal_model.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from fractal_model.benchmarking.levels import LevelCost
     from fractal_model.benchmarking.measure import Measurement
-    from fractal_model.config import ModelConfig
-    from fractal_model.sampling.settings import SamplingConfig
+    from fractal_model.config.model import ModelConfig
+    from fractal_model.config.sampling import SamplingConfig
 
 OWN_GUIDANCE = 3.0
 OWN_ITERATIONS = (64, 16)
@@ -183,7 +183,7 @@ def _own_model(own: dict[str, str | None]) -> ModelConfig:
     from pydantic import ValidationError
 
     from fractal_model.common.validation import describe
-    from fractal_model.presets import Architecture
+    from fractal_model.config.presets import Architecture
 
     lists = {name: [part.strip() for part in (text or "").split(",")] for name, text in own.items()}
     masked = lists["generators"]
@@ -203,7 +203,7 @@ def _sampling(
     iterations: str | None,
 ) -> SamplingConfig:
     from fractal_model.cli.sampling_options import changed_sampling
-    from fractal_model.sampling.settings import SamplingConfig
+    from fractal_model.config.sampling import SamplingConfig
 
     if size is not None:
         base = settings.size(size).sampling

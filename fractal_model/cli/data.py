@@ -12,6 +12,7 @@ from rich.table import Table
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
+from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing
@@ -22,7 +23,6 @@ from fractal_model.data.sources.registry import (
     registered,
     statistics_file,
 )
-from fractal_model.params import DEFAULT_FILE, Params, load_params
 
 if TYPE_CHECKING:
     from fractal_model.metrics.reference import PublishedStatistics

@@ -28,7 +28,7 @@ from fractal_model.cli.sampling_options import (
 )
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ import typer
 from fractal_model.cli.options import JsonOption, ParamsOption, given
 from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
 from fractal_model.common.errors import FractalError
-from fractal_model.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 
 if TYPE_CHECKING:
     from fractal_model.evaluation_inputs import EvaluationInputs

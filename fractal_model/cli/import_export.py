@@ -11,10 +11,10 @@ import typer
 
 from fractal_model.cli.options import ModelOption, ParamsOption, path
 from fractal_model.common.console import progress_bar, say
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
-    from fractal_model.params import Params, Size
+    from fractal_model.config.params import Params, Size
 
 
 def import_checkpoint(

@@ -18,7 +18,7 @@ from fractal_model.cli.options import (
     path,
 )
 from fractal_model.common.console import progress_bar, say
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
     from fractal_model.model.likelihood import Likelihood

@@ -10,7 +10,7 @@ import typer
 
 from fractal_model.cli.options import ParamsOption, given
 from fractal_model.common.console import console, say
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
     from fractal_model.tracking.overview import RegisteredModel

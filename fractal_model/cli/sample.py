@@ -27,7 +27,7 @@ from fractal_model.cli.sampling_options import (
     sampling_settings,
 )
 from fractal_model.common.console import progress_bar, say
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 
 
 def sample(

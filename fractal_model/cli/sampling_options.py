@@ -10,10 +10,9 @@ import typer
 from fractal_model.common.errors import FractalError
 
 if TYPE_CHECKING:
-    from fractal_model.config import ModelConfig
-    from fractal_model.params import Params
-    from fractal_model.sampling.orders import PatchOrder
-    from fractal_model.sampling.settings import SamplingConfig
+    from fractal_model.config.model import ModelConfig
+    from fractal_model.config.params import Params
+    from fractal_model.config.sampling import PatchOrder, SamplingConfig
 
 ClassesOption = Annotated[
     str, typer.Option(help="Numbers or names, with commas; `none` for no class.")
@@ -124,8 +123,8 @@ def changed_sampling(
     from pydantic import ValidationError
 
     from fractal_model.common.validation import describe
+    from fractal_model.config.sampling import SamplingConfig
     from fractal_model.sampling.orders import require_order
-    from fractal_model.sampling.settings import SamplingConfig
 
     given = {
         "guidance": guidance,
@@ -155,7 +154,7 @@ def changed_sampling(
 def _order(text: str) -> PatchOrder:
     from typing import get_args
 
-    from fractal_model.sampling.orders import OrderName
+    from fractal_model.config.sampling import OrderName
 
     if text in get_args(OrderName):
         return text

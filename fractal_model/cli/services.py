@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console, say
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import typer
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
-from fractal_model.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.services.processes import require_free_port
 
 

@@ -24,6 +24,7 @@ from PIL import features
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
+from fractal_model.config.data import PreparationConfig
 from fractal_model.data.crop import PREPROCESSING
 from fractal_model.data.manifest import (
     ContentHash,
@@ -32,7 +33,6 @@ from fractal_model.data.manifest import (
     SplitRecord,
     write_manifest,
 )
-from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import (
     DONE_FOLDER,
     PROGRESS_FILE,

@@ -19,10 +19,10 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.hardware import Hardware
 from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.config.evaluation import EvaluationConfig
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest, Sha256
 from fractal_model.metrics.reference import Reference
-from fractal_model.metrics.settings import EvaluationConfig
-from fractal_model.sampling.settings import SamplingConfig
 
 PUBLISHED_SAMPLES = 50_000
 """Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""

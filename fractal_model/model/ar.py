@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fractal_model.config import LevelConfig
+from fractal_model.config.model import LevelConfig
 from fractal_model.model.attention import FixedCache, KeyValueCache, rotary_factors
 from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config import MAX_CONDITIONS, ModelConfig
+from fractal_model.config.model import MAX_CONDITIONS, ModelConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.mar import MARLevel

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fractal_model.config import MAX_CONDITIONS, LevelConfig, PixelConfig
+from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.linear import Linear

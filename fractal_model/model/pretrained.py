@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.validation import describe
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
 from fractal_model.model.weights import differences, save_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fractal_model.config import LevelConfig, ModelConfig, PixelConfig
+from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.pixels import CHANNEL_VALUES
 from fractal_model.planning.shapes import (
     PIXEL_POSITIONS,
@@ -21,7 +22,7 @@ from fractal_model.planning.shapes import (
     rows_per_image,
     training_shares,
 )
-from fractal_model.sampling.settings import SamplingConfig, masking_schedule
+from fractal_model.sampling.settings import masking_schedule
 
 
 @dataclass(frozen=True)

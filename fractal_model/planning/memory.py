@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fractal_model.common.strict import StrictModel
-from fractal_model.config import MAX_CONDITIONS, LevelConfig, ModelConfig, PixelConfig
+from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, ModelConfig, PixelConfig
 from fractal_model.model.pixels import CHANNEL_VALUES
 from fractal_model.planning.shapes import (
     PIXEL_POSITIONS,

@@ -12,12 +12,12 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.params import Params, Size
 from fractal_model.data.digits import digits_splits
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.store import is_remote
 from fractal_model.model.fractal import FractalModel
-from fractal_model.params import Params, Size
 from fractal_model.planning.flops import pass_products, sampling_flops, training_flops
 from fractal_model.planning.hardware import Gpu
 from fractal_model.planning.memory import ADAMW_BYTES, FLOAT32, TrainingMemory, training_memory

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from fractal_model.config import LevelConfig, ModelConfig, PixelConfig
+from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.model.blocks import SWIGLU_MULTIPLE
 from fractal_model.model.mar import GUIDING_BLOCKS, GUIDING_HEADS, GUIDING_WIDTH
 from fractal_model.training.schedule import MASK_RATIO_SD

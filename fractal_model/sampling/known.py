@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config import LevelConfig
+from fractal_model.config.model import LevelConfig
 from fractal_model.model.pixels import patchify
 
 

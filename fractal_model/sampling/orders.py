@@ -10,21 +10,12 @@ Shapes: B images, T patches of the first level on a grid of side g.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Discriminator, Tag
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config import ModelConfig
-
-OrderName = Literal["random", "raster", "centre-out"]
-PatchOrder = Annotated[
-    Annotated[OrderName, Tag("name")] | Annotated[tuple[int, ...], Tag("patches")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "patches"),
-]
-"""A name, or every patch of the first level once, row-major numbers in the order they come in."""
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.sampling import PatchOrder
 
 
 def require_order(order: PatchOrder, model: ModelConfig) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import keep_freed_memory
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
@@ -38,7 +39,7 @@ from fractal_model.sampling.reference import (
     UncachedMaskedSteps,
     UncachedPixelSteps,
 )
-from fractal_model.sampling.settings import SamplingConfig, guidance_at
+from fractal_model.sampling.settings import guidance_at
 from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
 from fractal_model.sampling.values import Draw, guided_logits, inverse_transform
 

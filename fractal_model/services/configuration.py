@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 from fractal_model import LOCAL_RAY
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services.folder import ServicesFolder
-from fractal_model.services.settings import ServicesConfig
 
 SERVICES = ("prefect", "mlflow", "ray", "worker")
 """In the order of starting; stopped in the opposite one."""

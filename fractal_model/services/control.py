@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
-from fractal_model.params import Params
+from fractal_model.config.params import Params
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services import processes
 from fractal_model.services.configuration import (
     SERVICES,
@@ -21,7 +22,6 @@ from fractal_model.services.deployments import deploy, log_end, pause, wait_unti
 from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.health import checks
 from fractal_model.services.prefect_settings import remove_settings, write_settings
-from fractal_model.services.settings import ServicesConfig
 from fractal_model.services.supervisor import DEAD, Supervisor
 
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"

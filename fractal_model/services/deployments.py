@@ -11,9 +11,9 @@ import time
 import httpx
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL, client_environment
 from fractal_model.services.folder import ServicesFolder
-from fractal_model.services.settings import ServicesConfig
 
 DEPLOY_SECONDS = 300
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL
-from fractal_model.services.settings import ServicesConfig
 
 TIMEOUT_SECONDS = 5.0
 

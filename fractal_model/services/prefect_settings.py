@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fractal_model.common.errors import FractalError
-from fractal_model.services.settings import ServicesConfig
+from fractal_model.config.services import ServicesConfig
 
 OURS = "# Written by `make up`, removed by `make down`.\n"
 

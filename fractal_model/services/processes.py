@@ -9,8 +9,8 @@ import socket
 import psutil
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import MARK
-from fractal_model.services.settings import ServicesConfig
 
 
 def marked(run: str, variable: str | None = None) -> list[psutil.Process]:

@@ -17,8 +17,9 @@ import mlflow
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.evaluation import PromotionConfig
 from fractal_model.tracking import registry
-from fractal_model.tracking.promotion import Decision, PromotionConfig, decide
+from fractal_model.tracking.promotion import Decision, decide
 from fractal_model.tracking.registry import DECISION_TAG
 from fractal_model.tracking.turns import Turn, own_turn
 

@@ -5,24 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from pydantic import Field
-
-from fractal_model.common.strict import StrictModel
+from fractal_model.config.evaluation import PromotionConfig
 
 NLL, NLL_ERROR = "nll_bits_per_dim", "nll_bits_per_dim_stderr"
 FID, FID_ERROR = "fid", "fid_stderr"
-Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class PromotionConfig(StrictModel):
-    """How sure a candidate must be better, in standard errors."""
-
-    fid_standard_errors: Factor = 1.0
-    """FID must be lower by more than so many of the errors of both, combined; 0: just lower."""
-    nll_standard_errors: Factor = 1.0
-    """The likelihood may be worse by at most so many of its own; 0: not at all."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 import fractal_model
 from fractal_model.checkpoints.checkpoint import EMA_WEIGHTS, copy_for_sampling
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.serving import ServingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking.descriptions import describe_model, describe_version
 from fractal_model.tracking.registry import (
     DECISION_TAG,

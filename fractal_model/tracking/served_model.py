@@ -20,11 +20,11 @@ from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.classes import class_number
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.validation import describe
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.generation import sample_images
 from fractal_model.images import png_bytes
 from fractal_model.randomness import LARGEST_SEED
-from fractal_model.sampling.settings import SamplingConfig
-from fractal_model.serving import ServingConfig
 
 SETTINGS = ("guidance", "logit_scale")
 """Columns that may be left out: then the model's own settings are taken."""

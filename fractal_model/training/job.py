@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fractal_model.common.strict import StrictModel
-from fractal_model.config import ModelConfig
-from fractal_model.training.settings import TrainingConfig
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.training import TrainingConfig
 
 Report = dict[str, Any]
 """Metrics of one moment: position, step, epoch, loss, learning_rate, gradient_norm,

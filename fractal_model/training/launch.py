@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from fractal_model.common.errors import FractalError
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.validation import describe
+from fractal_model.config.params import Params, Size
+from fractal_model.config.training import TrainingConfig
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.store import is_remote
-from fractal_model.params import Params, Size
 from fractal_model.tracking.spool import MetricSpool
-from fractal_model.training.settings import TrainingConfig
 
 
 def with_data(

@@ -27,10 +27,10 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.config.training import TrainingConfig
 from fractal_model.training.best import KeepBest
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.relay import Relay
-from fractal_model.training.settings import TrainingConfig
 from fractal_model.training.worker import train_worker
 
 PLACEMENT_SECONDS = 30

@@ -26,13 +26,13 @@ from fractal_model.checkpoints.checkpoint import Checkpoint
 from fractal_model.common.compiler import require_compiler
 from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import keep_freed_memory
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.training import TrainingConfig
 from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
 from fractal_model.training.schedule import learning_rate, training_guides, training_masks
-from fractal_model.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True)

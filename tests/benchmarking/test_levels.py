@@ -7,9 +7,9 @@ import torch
 
 from fractal_model.benchmarking.levels import Stopwatch, level_costs
 from fractal_model.common.compiler import compiler_is_there
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import console, errors_on_one_line, progress_bar
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
 from fractal_model.data.prepared import open_prepared
 from fractal_model.model.fractal import NO_CLASS, FractalModel, MaskSource, Rows, exact_guides
 from fractal_model.model.likelihood import StratifiedMasks, mask_seeds

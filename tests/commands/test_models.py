@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from fractal_model.cli.app import app
 from fractal_model.common.console import console
 from fractal_model.common.errors import FractalError
+from fractal_model.config.evaluation import PromotionConfig
 from fractal_model.tracking import champions, registry, store
-from fractal_model.tracking.promotion import PromotionConfig
 from tests.commands.conftest import REPOSITORY
 
 FIDS = {"1": 20.0, "2": 19.0, "3": 21.0}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from tests.commands.conftest import save_tiny
 from tests.conftest import tiny_model
 

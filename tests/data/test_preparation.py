@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.data import PreparationConfig
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared, verify_prepared
-from fractal_model.data.settings import PreparationConfig
 from fractal_model.data.shard_job import ShardJob, in_processes
 from fractal_model.data.shards import ShardWriter
 from fractal_model.data.sources.registry import register
@@ -116,7 +116,7 @@ SLOW_RUN = """
 import sys
 from pathlib import Path
 from fractal_model.data.preparation import prepare_source
-from fractal_model.data.settings import PreparationConfig
+from fractal_model.config.data import PreparationConfig
 from fractal_model.data.shard_job import in_processes
 prepare_source(
     Path(sys.argv[1]), "slow", source="slow", resolution=16,

@@ -185,7 +185,7 @@ PREPARE_AND_MEASURE = r"""
 import re, sys
 from pathlib import Path
 from fractal_model.data.preparation import prepare_source
-from fractal_model.data.settings import PreparationConfig
+from fractal_model.config.data import PreparationConfig
 from fractal_model.data.shard_job import in_processes
 manifest = prepare_source(
     Path(sys.argv[1]), "large", source="large", resolution=64,

@@ -6,7 +6,7 @@ import pytest
 
 from flows import evaluate, train
 from fractal_model.common.locks import only_one
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
 from fractal_model.tracking import registry, store
 from fractal_model.training import launch
 from tests.flows.conftest import Project, make_project, small_params

@@ -12,7 +12,7 @@ import pytest
 from flows import train
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
-from fractal_model.params import Params, load_params
+from fractal_model.config.params import Params, load_params
 from fractal_model.tracking import runs, store
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.training import launch

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from flows import evaluate, train
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
 from fractal_model.tracking import registry, store
 from tests.flows.conftest import make_project, small_params
 

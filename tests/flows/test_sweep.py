@@ -14,8 +14,8 @@ from torch import Tensor
 from flows import sweep
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
-from fractal_model.params import load_params
-from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.config.params import load_params
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.sweep_previews import Previews
 from fractal_model.tracking import registry, store
 from tests.flows.conftest import Project, make_project, small_params

@@ -8,12 +8,12 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.hardware import Hardware
+from fractal_model.config.evaluation import EvaluationConfig
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest
 from fractal_model.metrics.protocol import Record, make_protocol, read_record, short_count
 from fractal_model.metrics.reference import OWN_IMAGES, Reference
-from fractal_model.metrics.settings import EvaluationConfig
 from fractal_model.metrics.statistics import FeatureStatistics
-from fractal_model.sampling.settings import SamplingConfig
 
 SETTINGS = EvaluationConfig(
     weights="model",

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config import ModelConfig
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.params import load_params
 from fractal_model.model import fractal
 from fractal_model.model.fractal import (
     NO_CLASS,
@@ -20,7 +21,6 @@ from fractal_model.model.fractal import (
 )
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.losses import training_loss
-from fractal_model.params import load_params
 from fractal_model.training.schedule import training_masks
 from tests.conftest import images_for, random_images, tiny_model
 from tests.test_params import SHIPPED

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from fractal_model.config.params import load_params
 from fractal_model.data.loader import Batch
 from fractal_model.model import attention
-from fractal_model.params import load_params
 from fractal_model.planning.memory import activations
 from fractal_model.training import trainer
 from tests.conftest import random_images, tiny_config

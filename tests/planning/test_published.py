@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
 from fractal_model.planning import published
 from fractal_model.planning.flops import published_sampling_flops, training_flops
 from fractal_model.planning.hardware import gpu_named

@@ -10,12 +10,12 @@ import pytest
 from rich.console import Console
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.metrics.protocol import ImageSource, Protocol
 from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats
 from fractal_model.reporting.published import PUBLISHED, published_optimum
 from fractal_model.reporting.results_table import Row, of_dataset, results_table
-from fractal_model.sampling.settings import SamplingConfig
 
 SAMPLING = SamplingConfig(guidance=2.5, logit_scale=1.1, iterations=(16, 4))
 

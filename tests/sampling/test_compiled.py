@@ -9,11 +9,11 @@ import torch
 
 from fractal_model.common.compiler import compiler_is_there
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.sampling import compiled
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from fractal_model.sampling.steps import CachedLevelSteps
 from tests.conftest import random_images, tiny_model
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.sampling.captured import Graphs
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import tiny_model
 
 LABELS, SEEDS = torch.tensor([0, 1, 2]), [11, 12, 13]

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import NO_CLASS
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.settings import SamplingConfig
 from tests.conftest import deeper, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])

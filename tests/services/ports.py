@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import ExitStack
 
-from fractal_model.services.settings import PORTS
+from fractal_model.config.services import PORTS
 
 
 def free_ports(names: tuple[str, ...] = PORTS) -> dict[str, int]:

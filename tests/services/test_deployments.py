@@ -15,7 +15,7 @@ from flows.evaluate import evaluate_fractal
 from flows.nightly import nightly_evaluation
 from flows.sweep import sweep_guidance
 from flows.train import train_fractal
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN, EVALUATE, SWEEP, NIGHTLY = (

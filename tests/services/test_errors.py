@@ -13,12 +13,12 @@ import yaml
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services import control, processes
 from fractal_model.services.configuration import MARK
 from fractal_model.services.control import Services
 from fractal_model.services.prefect_settings import remove_settings, write_settings
-from fractal_model.services.settings import ServicesConfig
 from tests.flows.conftest import small_params
 from tests.services.ports import free_ports
 

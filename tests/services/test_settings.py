@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from fractal_model.common.errors import FractalError
-from fractal_model.params import load_params
+from fractal_model.config.params import load_params
+from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import (
     MARK,
     SERVICES,
@@ -20,7 +21,6 @@ from fractal_model.services.configuration import (
     supervisor_configuration,
 )
 from fractal_model.services.folder import ServicesFolder
-from fractal_model.services.settings import ServicesConfig
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -9,6 +9,7 @@ import yaml
 
 from fractal_model import evaluation
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
+from fractal_model.config.params import Params, load_params
 from fractal_model.data.prepare import prepare_digits
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
@@ -18,7 +19,6 @@ from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Record
 from fractal_model.metrics.reference import build_reference
 from fractal_model.model.weights import weights_checksum
-from fractal_model.params import Params, load_params
 from fractal_model.tracking import registration, runs, store
 from fractal_model.tracking.reports import log_report
 from tests.conftest import tiny_model

@@ -13,9 +13,9 @@ import mlflow
 import pytest
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.evaluation import PromotionConfig
 from fractal_model.tracking import champions, registry, turns
 from fractal_model.tracking.champions import Change, succession, withdrawn
-from fractal_model.tracking.promotion import PromotionConfig
 from tests.tracking.conftest import SIZE
 
 REPOSITORY = Path(__file__).parents[2]

@@ -5,7 +5,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from fractal_model.tracking.promotion import Decision, PromotionConfig, decide
+from fractal_model.config.evaluation import PromotionConfig
+from fractal_model.tracking.promotion import Decision, decide
 
 RULES = PromotionConfig()
 CHAMPION = {"fid": 20.0, "fid_stderr": 0.3, "nll_bits_per_dim": 0.75}

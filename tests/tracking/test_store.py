@@ -6,8 +6,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 
 from fractal_model.common.errors import FractalError
-from fractal_model.sampling.settings import SamplingConfig
-from fractal_model.serving import ServingConfig
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking import registration, registry, runs, store
 
 

@@ -15,8 +15,8 @@ from fractal_model.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from fractal_model.common.errors import FractalError
+from fractal_model.config.params import load_params
 from fractal_model.data.loader import Batch
-from fractal_model.params import load_params
 from fractal_model.training.trainer import NotFiniteError, Trainer, step_seed
 from tests.conftest import random_images, tiny_config
 from tests.test_params import SHIPPED

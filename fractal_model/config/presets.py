@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from fractal_model.common.strict import PositiveInt, StrictModel
-from fractal_model.config import Generator, LevelConfig, ModelConfig, PixelConfig
+from fractal_model.config.model import Generator, LevelConfig, ModelConfig, PixelConfig
 
 
 class Architecture(StrictModel):

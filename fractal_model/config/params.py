@@ -11,18 +11,20 @@ from pydantic import Field, ValidationError, model_validator
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import StrictModel
 from fractal_model.common.validation import describe
-from fractal_model.config import ModelConfig
+from fractal_model.config.data import PreparationConfig
+from fractal_model.config.evaluation import (
+    EvaluationConfig,
+    NightlyConfig,
+    PromotionConfig,
+    SweepConfig,
+)
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.presets import Architecture
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.services import ServicesConfig
+from fractal_model.config.serving import ServingConfig
+from fractal_model.config.training import TrainingConfig
 from fractal_model.data.manifest import Manifest
-from fractal_model.data.settings import PreparationConfig
-from fractal_model.metrics.settings import EvaluationConfig
-from fractal_model.nightly import NightlyConfig
-from fractal_model.presets import Architecture
-from fractal_model.sampling.settings import SamplingConfig
-from fractal_model.services.settings import ServicesConfig
-from fractal_model.serving import ServingConfig
-from fractal_model.sweep import SweepConfig
-from fractal_model.tracking.promotion import PromotionConfig
-from fractal_model.training.settings import TrainingConfig
 
 DEFAULT_FILE = Path("params.yaml")
 

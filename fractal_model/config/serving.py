@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fractal_model.common.strict import StrictModel
-from fractal_model.sampling.settings import SamplingConfig
+from fractal_model.config.sampling import SamplingConfig
 
 
 class ServingConfig(StrictModel):
