@@ -23,6 +23,7 @@ from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpo
 from fractal_model.common.console import print_results, say
 from fractal_model.common.locks import only_one
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.data.manifest import fit_size
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.metrics.protocol import Protocol, Record
@@ -114,7 +115,7 @@ def _evaluate(
     size = with_workers(size, worker_count(size.evaluation.workers))
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     inputs = EvaluationInputs(params, size.training.dataset)
-    size.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
+    fit_size(size.model_copy(update={"model": model.config}), inputs.manifest)
     size.sampling.level_iterations(model.config)
     protocol = inputs.protocol(size.evaluation, sampling=size.sampling, preview=preview)
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
@@ -195,7 +196,7 @@ def check(params: Params, size: str) -> None:
     chosen = params.size(size)
     dataset = chosen.training.dataset
     manifest = open_prepared(params.dataset_folder(dataset), "validation").manifest
-    chosen.fitted_to(manifest)
+    fit_size(chosen, manifest)
     protocol_of(params, size)
     store.connect(params.paths.outputs)
     verify_checkpoint(registry.resolve(size).checkpoint)

@@ -25,7 +25,7 @@ from fractal_model.config.params import Size
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
-from fractal_model.images import sample_grid
+from fractal_model.generation.pictures import sample_grid
 from fractal_model.metrics.evaluate import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Protocol, Record

@@ -13,10 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fractal_model.animation import animate
 from fractal_model.common.errors import FractalError
-from fractal_model.config.evaluation import EvaluationConfig
-from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation_samples import Progress, SeenSamples
@@ -37,7 +34,6 @@ from fractal_model.randomness import LARGEST_SEED
 
 UNCONDITIONAL, CONDITIONAL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
 AGREEMENT_LARGEST_SIDE = 16
-GROWING_IMAGES = 3
 MOST_PASSES = 10_000
 
 
@@ -175,15 +171,6 @@ def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
         return MetricResults({name: found.mean} | error, {})
     reason = "a single image has no spread to tell an error from"
     return MetricResults({name: found.mean}, {f"{name}{STANDARD_ERROR}": reason})
-
-
-def growth(
-    model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
-) -> tuple[Path, Path]:
-    """An animation of the generation of the first classes' images, and a still sheet of it."""
-    labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
-    seeds = range(settings.seed, settings.seed + len(labels))
-    return animate(model, labels, seeds, sampling, folder / "growth.gif")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.generation import sample_images
+from fractal_model.generation.sample_images import sample_images
 from fractal_model.kept_parts import KeptParts
 from fractal_model.metrics.dinov2 import load_dinov2
 from fractal_model.metrics.inception import load_inception

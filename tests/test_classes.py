@@ -2,8 +2,8 @@
 
 import pytest
 
-from fractal_model.classes import parse_classes
 from fractal_model.common.errors import FractalError
+from fractal_model.generation.classes import parse_classes
 from fractal_model.model.fractal import NO_CLASS
 from tests.conftest import tiny_config
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.editing import box_mask, edit, read_image, read_mask, uncropped
+from fractal_model.generation.editing import box_mask, edit, read_image, read_mask, uncropped
 from tests.conftest import images_for, random_images, tiny_model
 
 

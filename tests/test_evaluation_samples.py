@@ -10,7 +10,7 @@ import torch
 from fractal_model import evaluation_samples as module
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.data.prepare import prepare_digits
+from fractal_model.data.digits import prepare_digits
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation_samples import (
     FeatureNetworks,
@@ -19,7 +19,7 @@ from fractal_model.evaluation_samples import (
     held_out_features,
     look_at,
 )
-from fractal_model.generation import sample_images
+from fractal_model.generation.sample_images import sample_images
 from fractal_model.metrics.inception import inception_checksum
 from fractal_model.metrics.protocol import ImageSource
 from fractal_model.parts import in_this_process

@@ -8,7 +8,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.data import PreparationConfig
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.shard_job import in_processes
-from fractal_model.data.sources.registry import register
+from fractal_model.data.sources.registered import register
 from fractal_model.ray_cluster import ray_cluster
 from fractal_model.ray_preparation import over_cluster
 from tests.data import mini_imagenet as mini

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fractal_model.common.errors import FractalError
-from fractal_model.sample_files import LARGEST_GRID, open_writer
+from fractal_model.generation.sample_files import LARGEST_GRID, open_writer
 from tests.conftest import random_images
 
 LABELS = torch.tensor([3, 3, -1, -1])

@@ -51,10 +51,10 @@ def animate(
     """
     import torch
 
-    from fractal_model import animation
-    from fractal_model.classes import parse_classes
     from fractal_model.common.files import require_writable_file
     from fractal_model.common.memory import compute_device
+    from fractal_model.generation.classes import parse_classes
+    from fractal_model.generation.sample_images import animation
     from fractal_model.model_source import load_model
 
     sheet = sheet or out.with_suffix(".png")

@@ -19,10 +19,10 @@ from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fractal_model.benchmarking.levels import LevelCost
-    from fractal_model.benchmarking.measure import Measurement
     from fractal_model.config.model import ModelConfig
     from fractal_model.config.sampling import SamplingConfig
+    from fractal_model.costs.benchmark import Measurement
+    from fractal_model.costs.benchmark_levels import LevelCost
 
 OWN_GUIDANCE = 3.0
 OWN_ITERATIONS = (64, 16)
@@ -104,8 +104,8 @@ def benchmark(
     Beside each time: what share it is of the fastest matrix product of this machine, measured in
     the same process.
     """
-    from fractal_model.benchmarking import measure
     from fractal_model.common.memory import compute_device
+    from fractal_model.costs import benchmark
 
     if profile is not None:
         require_writable_file(profile)
@@ -123,7 +123,7 @@ def benchmark(
         if mode is Mode.SAMPLE:
             sampling = _sampling(settings, size, model, guidance, iterations)
             sampling = sampling.model_copy(update={"compile": _compiled(compiled)})
-            network, work = measure.sampling_work(model, sampling, batch, device)
+            network, work = benchmark.sampling_work(model, sampling, batch, device)
         elif mode is Mode.TRAIN:
             recipe = settings.training[size or next(iter(settings.training))].model_copy(
                 update={
@@ -132,10 +132,10 @@ def benchmark(
                     "compile": bool(compiled),
                 }
             )
-            network, work = measure.training_work(model, recipe, batch, device)
+            network, work = benchmark.training_work(model, recipe, batch, device)
         else:
-            network, work = measure.likelihood_work(model, batch, device)
-        found = measure.measure(
+            network, work = benchmark.likelihood_work(model, batch, device)
+        found = benchmark.measure(
             mode.value,
             network,
             work,

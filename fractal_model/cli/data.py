@@ -16,7 +16,7 @@ from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing
-from fractal_model.data.sources.registry import (
+from fractal_model.data.sources.registered import (
     load_description,
     register,
     register_statistics,
@@ -112,7 +112,7 @@ def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FI
 
 
 def _prepare_digits(settings: Params) -> Manifest:
-    from fractal_model.data.prepare import prepare_digits
+    from fractal_model.data.digits import prepare_digits
 
     return prepare_digits(
         settings.paths.data / DIGITS,

@@ -85,10 +85,10 @@ def edit(
     """
     import torch
 
-    from fractal_model import editing
-    from fractal_model.classes import parse_classes
     from fractal_model.common.files import require_writable_file
-    from fractal_model.images import picture_grid, save_png, with_gaps
+    from fractal_model.generation import editing
+    from fractal_model.generation.classes import parse_classes
+    from fractal_model.generation.pictures import picture_grid, save_png, with_gaps
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART
 

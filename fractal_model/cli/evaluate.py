@@ -15,6 +15,7 @@ from fractal_model.cli.options import JsonOption, ParamsOption, given
 from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.data.manifest import fit_size
 
 if TYPE_CHECKING:
     from fractal_model.evaluation_inputs import EvaluationInputs
@@ -110,7 +111,7 @@ def _of_model(
     from fractal_model.ray_workers import hardware, worker_count
 
     model, chosen = _model_and_size(source, settings, size)
-    chosen.model_copy(update={"model": model.config}).fitted_to(inputs.manifest)
+    fit_size(chosen.model_copy(update={"model": model.config}), inputs.manifest)
     chosen.sampling.level_iterations(model.config)
     protocol = inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
     count = worker_count(chosen.evaluation.workers if workers is None else workers)

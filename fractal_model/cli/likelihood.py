@@ -57,8 +57,8 @@ def likelihood(
     """
     from fractal_model.common.files import require_writable_file
     from fractal_model.data.manifest import manifest_files
+    from fractal_model.data.object_store import is_remote
     from fractal_model.data.prepared import open_prepared
-    from fractal_model.data.store import is_remote
     from fractal_model.evaluation import measure_likelihood
     from fractal_model.model_source import load_model
     from fractal_model.parts import LARGEST_PART

@@ -24,7 +24,6 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.services import ServicesConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.config.training import TrainingConfig
-from fractal_model.data.manifest import Manifest
 
 DEFAULT_FILE = Path("params.yaml")
 
@@ -85,20 +84,6 @@ class Size(StrictModel):
     def serving(self) -> ServingConfig:
         """What is evaluated is what is served."""
         return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
-
-    def fitted_to(self, manifest: Manifest) -> Size:
-        """The same, its model knowing the names of its classes. FractalError: it cannot be trained
-        on this data set."""
-        for what, ours, theirs in (
-            ("image size", self.model.image_size, manifest.resolution),
-            ("num_classes", self.model.num_classes, len(manifest.class_names)),
-        ):
-            if ours != theirs:
-                raise FractalError(
-                    f"size {self.name} has {what} {ours}, its data set {manifest.dataset} has "
-                    f"{theirs}: match models.{self.name} and training.{self.name}.dataset"
-                )
-        return self.with_class_names(manifest.class_names)
 
     def with_class_names(self, names: tuple[str, ...]) -> Size:
         """The same, its model knowing what its `num_classes` classes are called."""

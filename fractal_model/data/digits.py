@@ -7,11 +7,16 @@ the three channels. An ink-free pixel is 0 (black), as in the source.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from fractal_model.common.errors import FractalError
+from fractal_model.data import digits
+from fractal_model.data.manifest import Manifest
+from fractal_model.data.writing import write_prepared
 
 RESOLUTION = 8
 CLASS_NAMES = tuple("0123456789")
@@ -49,3 +54,23 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
         name: [(images[i], int(source.target[i])) for i in np.sort(part)]
         for name, part in zip(("train", "validation"), parts, strict=True)
     }
+
+
+def prepare_digits(folder: Path, *, validation_images: int, seed: int) -> Manifest:
+    """Writes `digits` to `folder`; a second run gives the same bytes.
+
+    Raises FractalError when `validation_images` leaves a split without every class.
+    """
+    splits = digits.digits_splits(validation_images=validation_images, seed=seed)
+    return write_prepared(
+        folder,
+        dataset="digits",
+        source="scikit-learn load_digits (UCI optical recognition of handwritten digits, test)",
+        preprocessing=(
+            "digits version 1: grey 0..16 to round(255 v / 16), repeated in three channels; "
+            f"{validation_images} validation images, stratified, seed {seed}"
+        ),
+        resolution=digits.RESOLUTION,
+        class_names=digits.CLASS_NAMES,
+        splits=splits,
+    )

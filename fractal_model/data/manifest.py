@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import PositiveInt, StrictModel
-from fractal_model.data.store import LocalStore, Store, is_remote, store_at
+from fractal_model.config.params import Size
+from fractal_model.data.object_store import LocalStore, Store, is_remote, store_at
 
 FormatVersion = Literal[2]
 FORMAT_VERSION: FormatVersion = get_args(FormatVersion)[0]
@@ -194,3 +195,20 @@ def _reason(error: Exception) -> str:
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']}" if where else first["msg"]
     return one_line(error)
+
+
+def fit_size(size: Size, manifest: Manifest) -> Size:
+    """`size` with a model that knows the names of the data set's classes.
+
+    FractalError: it cannot be trained on this data set.
+    """
+    for what, ours, theirs in (
+        ("image size", size.model.image_size, manifest.resolution),
+        ("num_classes", size.model.num_classes, len(manifest.class_names)),
+    ):
+        if ours != theirs:
+            raise FractalError(
+                f"size {size.name} has {what} {ours}, its data set {manifest.dataset} has "
+                f"{theirs}: match models.{size.name} and training.{size.name}.dataset"
+            )
+    return size.with_class_names(manifest.class_names)

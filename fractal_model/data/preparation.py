@@ -25,7 +25,6 @@ from PIL import features
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
 from fractal_model.config.data import PreparationConfig
-from fractal_model.data.crop import PREPROCESSING
 from fractal_model.data.manifest import (
     ContentHash,
     Manifest,
@@ -33,6 +32,7 @@ from fractal_model.data.manifest import (
     SplitRecord,
     write_manifest,
 )
+from fractal_model.data.raw_images import PREPROCESSING
 from fractal_model.data.shard_job import (
     DONE_FOLDER,
     PROGRESS_FILE,
@@ -41,7 +41,7 @@ from fractal_model.data.shard_job import (
 )
 from fractal_model.data.shards import images_per_shard, remove_partial, write_index
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing
-from fractal_model.data.sources.registry import Source, listing_file, load_source
+from fractal_model.data.sources.registered import Source, listing_file, load_source
 from fractal_model.data.writing import partial_folder, put_in_place, recover
 
 PREPARATION_FILE = "preparation.json"

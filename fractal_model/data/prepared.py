@@ -32,7 +32,7 @@ from fractal_model.data.manifest import (
     image_digest,
     read_manifest,
 )
-from fractal_model.data.store import LocalStore, Store, store_at
+from fractal_model.data.object_store import LocalStore, Store, store_at
 
 _CHUNK = 128  # images held in memory at a time
 _OPEN_SHARDS = 256

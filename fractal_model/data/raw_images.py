@@ -16,7 +16,6 @@ from pathlib import Path
 import PIL.Image
 
 from fractal_model.common.errors import one_line
-from fractal_model.data.crop import center_crop, pixels_of_crop
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Decoded. Others, such as PostScript, would start other programs."""
@@ -106,3 +105,24 @@ def _require_moderate(size: tuple[int, int], resolution: int) -> None:
         raise UnusableImage(
             f"{width} × {height} pixels, whose crop would pass through more than {limit:,}"
         )
+
+
+PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
+
+
+def pixels_of_crop(size: tuple[int, int], side: int) -> float:
+    """How many pixels the bicubic step of `center_crop` makes of an image of (width, height): the
+    long side grows with the short one."""
+    return max(size) / min(size) * side**2
+
+
+def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
+    """An RGB image of any size to `side` × `side`, as ADM's `center_crop_arr`."""
+    while min(image.size) >= 2 * side:
+        image = image.resize(tuple(length // 2 for length in image.size), PIL.Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize(
+        tuple(round(length * scale) for length in image.size), PIL.Image.Resampling.BICUBIC
+    )
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))

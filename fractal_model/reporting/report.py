@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fractal_model.common.files import file_written_whole
-from fractal_model.images import picture_grid, png_bytes
+from fractal_model.generation.pictures import picture_grid, png_bytes
 from fractal_model.metrics.protocol import STANDARD_ERROR
 from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.reporting import figures

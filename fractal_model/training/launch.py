@@ -16,9 +16,9 @@ from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.validation import describe
 from fractal_model.config.params import Params, Size
 from fractal_model.config.training import TrainingConfig
-from fractal_model.data.manifest import Manifest
+from fractal_model.data.manifest import Manifest, fit_size
+from fractal_model.data.object_store import is_remote
 from fractal_model.data.prepared import open_prepared
-from fractal_model.data.store import is_remote
 from fractal_model.tracking.spool import MetricSpool
 
 
@@ -31,7 +31,7 @@ def with_data(
     if changes:
         size = size.model_copy(update={"training": _changed(size.training, name, changes)})
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
-    return size.fitted_to(manifest), manifest
+    return fit_size(size, manifest), manifest
 
 
 def _changed(recipe: TrainingConfig, name: str, changes: dict[str, object]) -> TrainingConfig:

@@ -5,9 +5,9 @@ import time
 import pytest
 import torch
 
-from fractal_model.benchmarking.levels import Stopwatch, level_costs
 from fractal_model.common.compiler import compiler_is_there
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.costs.benchmark_levels import Stopwatch, level_costs
 from fractal_model.model.fractal import FractalModel
 from fractal_model.sampling.sampler import Sampler
 from tests.conftest import tiny_model

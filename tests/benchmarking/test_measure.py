@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fractal_model.benchmarking.measure import counted_flops
+from fractal_model.costs.benchmark import counted_flops
 from fractal_model.model.blocks import checkpoint_activations, run_blocks, vit_block
 
 ROWS, POSITIONS, WIDTH = 2, 3, 16

@@ -33,13 +33,13 @@ from rich.table import Table
 from fractal_model.common.console import console, errors_on_one_line, progress_bar
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import PreparationConfig
-from fractal_model.data.crop import center_crop
 from fractal_model.data.manifest import ContentHash, read_manifest, write_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared
+from fractal_model.data.raw_images import center_crop
 from fractal_model.data.shard_job import in_processes
 from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name
-from fractal_model.data.sources.registry import register, registered
+from fractal_model.data.sources.registered import register, registered
 
 IMAGENET = 1_281_167
 SIDES = (64, 256)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fractal_model.benchmarking import measure as module
-from fractal_model.benchmarking.measure import Work, likelihood_work, measure
 from fractal_model.cli.app import app
 from fractal_model.common.compiler import compiler_is_there
 from fractal_model.common.errors import FractalError
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import load_params
 from fractal_model.config.training import TrainingConfig
-from fractal_model.planning.flops import pass_products
+from fractal_model.costs import benchmark as module
+from fractal_model.costs.benchmark import Work, likelihood_work, measure
+from fractal_model.costs.flops import pass_products
 from tests.test_params import SHIPPED
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]

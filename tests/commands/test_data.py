@@ -17,7 +17,7 @@ from fractal_model.cli.app import app
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.listing import Listing
-from fractal_model.data.sources.registry import registered
+from fractal_model.data.sources.registered import registered
 from fractal_model.metrics.reference import load_reference
 from tests.data import mini_imagenet as mini
 

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.data.writing import write_prepared
+from fractal_model.generation.sample_files import open_writer
 from fractal_model.kept_parts import KeptParts
 from fractal_model.parts import in_this_process
-from fractal_model.sample_files import open_writer
 from tests.commands.conftest import save_tiny
 from tests.conftest import random_images
 

@@ -18,7 +18,7 @@ from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.shard_job import ShardJob, in_processes
 from fractal_model.data.shards import ShardWriter
-from fractal_model.data.sources.registry import register
+from fractal_model.data.sources.registered import register
 from tests.data import mini_imagenet as mini
 from tests.data.preparing import SIDE, contents, cropped, prepare
 

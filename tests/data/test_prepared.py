@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from fractal_model.common.errors import FractalError
+from fractal_model.data.digits import prepare_digits
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
-from fractal_model.data.prepare import prepare_digits
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.writing import write_prepared
 
@@ -126,7 +126,7 @@ def test_two_runs_give_the_same_bytes(pristine, tmp_path):
 ANOTHER_PROCESS = """
 import os, pathlib, sys
 import numpy as np
-from fractal_model.data.prepare import prepare_digits
+from fractal_model.data.digits import prepare_digits
 from fractal_model.data.writing import write_prepared
 def killed():
     for i in range(250):

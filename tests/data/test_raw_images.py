@@ -13,7 +13,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.raw_images import RawCounts, UnusableImage, decoding_rules
 from fractal_model.data.raw_images import cropped as prepared_image
-from fractal_model.data.sources.registry import register
+from fractal_model.data.sources.registered import register
 from tests.data import mini_imagenet as mini
 from tests.data.preparing import SIDE, cropped, prepare
 

@@ -12,8 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import train_loader
+from fractal_model.data.object_store import CACHE_VARIABLE, RemoteStore
 from fractal_model.data.prepared import open_prepared, verify_prepared
-from fractal_model.data.store import CACHE_VARIABLE, RemoteStore
 from fractal_model.data.writing import write_prepared
 
 ADDRESS = "s3://prepared/noise"

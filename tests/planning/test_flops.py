@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
+from fractal_model.costs.shapes import expected_masked_share
 from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
 from fractal_model.model.linear import FLOP_FORMULAS
 from fractal_model.model.losses import training_loss
-from fractal_model.planning.flops import pass_products, sampling_flops, training_flops
-from fractal_model.planning.shapes import expected_masked_share
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.training import trainer
 from fractal_model.training.schedule import training_masks

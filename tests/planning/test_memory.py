@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fractal_model.config.params import load_params
+from fractal_model.costs.memory import activations
 from fractal_model.data.loader import Batch
 from fractal_model.model import attention
-from fractal_model.planning.memory import activations
 from fractal_model.training import trainer
 from tests.conftest import random_images, tiny_config
 from tests.planning.test_flops import fixed_masks, shares

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
-from fractal_model.planning.flops import published_sampling_flops, sampling_flops
-from fractal_model.planning.hardware import GPUS, gpu_named
-from fractal_model.planning.plan import Plan, dataset_splits, plan
+from fractal_model.costs.flops import published_sampling_flops, sampling_flops
+from fractal_model.costs.gpus import GPUS, gpu_named
+from fractal_model.costs.plan import Plan, dataset_splits, plan
 from tests.commands.conftest import save_images
 from tests.test_params import SHIPPED
 

@@ -10,11 +10,11 @@ import yaml
 from fractal_model import evaluation
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.config.params import Params, load_params
-from fractal_model.data.prepare import prepare_digits
+from fractal_model.data.digits import prepare_digits
 from fractal_model.evaluation_inputs import EvaluationInputs
 from fractal_model.evaluation_levels import likelihood_by_level
 from fractal_model.evaluation_samples import draw_samples
-from fractal_model.images import sample_grid
+from fractal_model.generation.pictures import sample_grid
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.protocol import Record
 from fractal_model.metrics.reference import build_reference

@@ -25,7 +25,7 @@ from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.config.serving import ServingConfig
-from fractal_model.images import png_bytes
+from fractal_model.generation.pictures import png_bytes
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, registry, served_model, store
 from tests.commands.conftest import REPOSITORY, TINY

@@ -18,8 +18,8 @@ import torch
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
-from fractal_model.generation import sample_images
-from fractal_model.images import png_bytes
+from fractal_model.generation.pictures import png_bytes
+from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, served_model

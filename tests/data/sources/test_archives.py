@@ -9,7 +9,7 @@ import pytest
 from fractal_model.data.sources.archives import list_archives
 from fractal_model.data.sources.imagenet import Companions
 from fractal_model.data.sources.listing import LARGEST_IMAGE
-from fractal_model.data.sources.registry import register
+from fractal_model.data.sources.registered import register
 from tests.data import mini_imagenet as mini
 from tests.data.sources.checks import refused
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fractal_model.data.sources.listing import LARGEST_IMAGE, printable
-from fractal_model.data.sources.registry import load_source, register
+from fractal_model.data.sources.registered import load_source, register
 from tests.data import mini_imagenet as mini
 from tests.data.sources.checks import contents, expected, refused
 

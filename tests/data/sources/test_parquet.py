@@ -12,7 +12,7 @@ import pytest
 from fractal_model.data.sources import parquet
 from fractal_model.data.sources.listing import ImageFile
 from fractal_model.data.sources.reading import SourceReader
-from fractal_model.data.sources.registry import load_source, register
+from fractal_model.data.sources.registered import load_source, register
 from tests.data import mini_imagenet as mini
 from tests.data.sources.checks import contents, refused
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
-from fractal_model.data.sources.registry import load_source, register, registered
+from fractal_model.data.sources.registered import load_source, register, registered
 from tests.data import mini_imagenet as mini
 from tests.data.sources.checks import contents, expected, refused
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.generation import sample_images
+from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parts import LARGEST_PART, MapParts, in_this_process
 from fractal_model.sampling.known import Known

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, ModelConfig, PixelConfig
-from fractal_model.model.pixels import CHANNEL_VALUES
-from fractal_model.planning.shapes import (
+from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
     guide_network,
@@ -27,6 +26,7 @@ from fractal_model.planning.shapes import (
     rows_per_image,
     training_shares,
 )
+from fractal_model.model.pixels import CHANNEL_VALUES
 
 FLOAT32, INT64 = 4, 8
 ADAMW_BYTES = 2 * FLOAT32

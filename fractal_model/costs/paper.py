@@ -18,9 +18,9 @@ used it; a test derives them again from the shipped sizes.
 from __future__ import annotations
 
 from fractal_model.config.model import ModelConfig
+from fractal_model.costs.flops import block_flops
+from fractal_model.costs.shapes import PIXEL_POSITIONS, Transformer, rows_per_image
 from fractal_model.model.pixels import CHANNEL_VALUES
-from fractal_model.planning.flops import block_flops
-from fractal_model.planning.shapes import PIXEL_POSITIONS, Transformer, rows_per_image
 
 NORM_OPERATIONS = 10
 """An element, as the paper counts."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import file_written_whole, require_writable, require_writable_file
-from fractal_model.images import picture_grid, save_png
+from fractal_model.generation.pictures import picture_grid, save_png
 
 LARGEST_GRID = 1024
 GRID_COLUMNS = 32

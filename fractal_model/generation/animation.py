@@ -21,8 +21,9 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import file_written_whole
+from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.images import NOT_GENERATED, enlarged
+from fractal_model.generation.pictures import NOT_GENERATED, enlarged
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.pixels import unpatchify
 from fractal_model.parts import is_out_of_memory
@@ -230,3 +231,15 @@ def _tiled(tiles: list[Image.Image], columns: int) -> Image.Image:
     for place, tile in enumerate(tiles):
         picture.paste(tile, (GAP + place % columns * step, GAP + place // columns * step))
     return picture
+
+
+GROWING_IMAGES = 3
+
+
+def growth(
+    model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
+) -> tuple[Path, Path]:
+    """An animation of the generation of the first classes' images, and a still sheet of it."""
+    labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
+    seeds = range(settings.seed, settings.seed + len(labels))
+    return animate(model, labels, seeds, sampling, folder / "growth.gif")

@@ -18,8 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fractal_model.benchmarking.timing import wait
 from fractal_model.config.model import ModelConfig
+from fractal_model.costs.timing import wait
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import Rows
 from fractal_model.sampling.sampler import Descent, Sampler

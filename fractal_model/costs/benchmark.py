@@ -19,17 +19,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fractal_model.benchmarking.levels import LevelCost, level_costs
-from fractal_model.benchmarking.timing import ceiling_gflops, median_seconds
 from fractal_model.common.memory import peak_memory
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
+from fractal_model.costs.benchmark_levels import LevelCost, level_costs
+from fractal_model.costs.flops import published_sampling_flops, sampling_flops
+from fractal_model.costs.timing import ceiling_gflops, median_seconds
 from fractal_model.data.loader import Batch
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.linear import FLOP_FORMULAS
-from fractal_model.planning.flops import published_sampling_flops, sampling_flops
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.training.trainer import Trainer
 

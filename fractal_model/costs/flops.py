@@ -13,8 +13,7 @@ from itertools import pairwise
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.model.pixels import CHANNEL_VALUES
-from fractal_model.planning.shapes import (
+from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
     guide_network,
@@ -22,6 +21,7 @@ from fractal_model.planning.shapes import (
     rows_per_image,
     training_shares,
 )
+from fractal_model.model.pixels import CHANNEL_VALUES
 from fractal_model.sampling.settings import masking_schedule
 
 

@@ -14,14 +14,10 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
-from fractal_model.data.digits import digits_splits
-from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
-from fractal_model.data.store import is_remote
-from fractal_model.model.fractal import FractalModel
-from fractal_model.planning.flops import pass_products, sampling_flops, training_flops
-from fractal_model.planning.hardware import Gpu
-from fractal_model.planning.memory import ADAMW_BYTES, FLOAT32, TrainingMemory, training_memory
-from fractal_model.planning.published import (
+from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
+from fractal_model.costs.gpus import Gpu
+from fractal_model.costs.memory import ADAMW_BYTES, FLOAT32, TrainingMemory, training_memory
+from fractal_model.costs.paper import (
     FULL_SEQUENCE_GFLOPS,
     LEVEL_GFLOPS,
     SAMPLING_UTILISATION,
@@ -30,7 +26,11 @@ from fractal_model.planning.published import (
     full_sequence_flops,
     paper_flops,
 )
-from fractal_model.planning.shapes import part_names, rows_per_image, training_shares
+from fractal_model.costs.shapes import part_names, rows_per_image, training_shares
+from fractal_model.data.digits import digits_splits
+from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
+from fractal_model.data.object_store import is_remote
+from fractal_model.model.fractal import FractalModel
 
 SAMPLES = 50_000
 """Of the published evaluation."""
