@@ -25,13 +25,14 @@ from fractal_model.common.locks import only_one
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import fit_size
 from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.metrics.protocol import Protocol, Record
+from fractal_model.evaluation import promotion
+from fractal_model.evaluation.inputs import EvaluationInputs
+from fractal_model.evaluation.promotion import Decision
+from fractal_model.evaluation.protocol import Protocol, Record
 from fractal_model.model.weights import weights_checksum
-from fractal_model.model_source import REGISTRY_SCHEME, registered
-from fractal_model.ray_workers import hardware, worker_count
-from fractal_model.tracking import champions, promotion, registration, registry, store
-from fractal_model.tracking.promotion import Decision
+from fractal_model.parallel.ray_workers import hardware, worker_count
+from fractal_model.tracking import champions, registration, registry, store
+from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
 
 
 @flow(name="evaluate-fractal")

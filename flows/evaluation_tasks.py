@@ -17,21 +17,22 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from fractal_model import evaluation
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Size
-from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.evaluation_levels import likelihood_by_level
-from fractal_model.evaluation_samples import SeenSamples, draw_samples, held_out_features
+from fractal_model.evaluation.inputs import EvaluationInputs
+from fractal_model.evaluation.likelihood import HeldOut, held_out_likelihood, likelihood_by_level
+from fractal_model.evaluation.protocol import Protocol, Record
+from fractal_model.evaluation.sample_metrics import sample_metrics
+from fractal_model.evaluation.sample_set import SampleSet
+from fractal_model.evaluation.samples import SeenSamples, draw_samples, held_out_features
+from fractal_model.generation.animation import growth
 from fractal_model.generation.pictures import sample_grid
-from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
-from fractal_model.metrics.protocol import Protocol, Record
-from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
-from fractal_model.ray_workers import shared_out
+from fractal_model.parallel.ray_workers import shared_out
 from fractal_model.reporting.report import shown_classes
 from fractal_model.tracking import registry, runs
 from fractal_model.tracking.reports import log_report
@@ -71,11 +72,11 @@ def spared(what: str) -> Iterator[None]:
 @task(name="likelihood", cache_policy=NO_CACHE)
 def measure_likelihood(
     inputs: EvaluationInputs, size: Size, protocol: Protocol, model: FractalModel, folder: Path
-) -> evaluation.HeldOut:
+) -> HeldOut:
     """Held-out bits per dimension, unconditional and conditional."""
     split = inputs.split("validation")
     with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
-        return evaluation.held_out_likelihood(
+        return held_out_likelihood(
             model,
             split,
             protocol.images,
@@ -113,7 +114,7 @@ def measure_samples(
     with progress_bar("DINOv2's reference, images", None) if extracts else nullcontext() as update:
         references = inputs.references(update)
     inception = load_inception(inputs.params.metrics.inception_weights)
-    return evaluation.sample_metrics(samples, references, inception, protocol)
+    return sample_metrics(samples, references, inception, protocol)
 
 
 def first_of_each_class(images: SampleSet, protocol: Protocol) -> Tensor:
@@ -128,7 +129,7 @@ def first_of_each_class(images: SampleSet, protocol: Protocol) -> Tensor:
 def draw_growth(size: Size, model: FractalModel) -> None:
     """The generation of a few images, moving and still, as artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
-        for file in evaluation.growth(model, size.sampling, size.evaluation, Path(scratch)):
+        for file in growth(model, size.sampling, size.evaluation, Path(scratch)):
             mlflow.log_artifact(str(file))
 
 
@@ -140,7 +141,7 @@ def report(
     model: FractalModel,
     results: MetricResults,
     samples: SeenSamples,
-    held_out: evaluation.HeldOut,
+    held_out: HeldOut,
 ) -> None:
     """`report.html` and its figures, as artifacts."""
     source = record.protocol.images

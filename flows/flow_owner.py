@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
 
 from fractal_model.common.locks import is_held
-from fractal_model.training.owner import Owner
+from fractal_model.training.ray_jobs.owner import Owner
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 

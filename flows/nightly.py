@@ -29,8 +29,8 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.locks import AtWork, only_one
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import read_manifest
-from fractal_model.metrics.protocol import Protocol
-from fractal_model.nightly import fits, forecast_seconds
+from fractal_model.evaluation.night_budget import fits, forecast_seconds
+from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, nights, registry, store
 
 T = TypeVar("T")

@@ -1,9 +1,9 @@
 """Flow `sweep-guidance`: how best to sample from a model, within a budget of images.
 
 As a command: `python -m flows.sweep --size digits`. Decided here: the order of the work is
-`fractal_model.sweep`'s, successive halving; a sweep that was stopped goes on with what is missing,
-as every setting is a run in MLflow and its images are kept until the end; the best setting is
-evaluated by the full protocol, but promotes nothing: that is for the settings of params.yaml.
+successive halving, by `fractal_model.evaluation.halving`; a stopped sweep goes on with what is
+missing, as every setting is a run in MLflow and its images are kept until the end; the best
+setting is evaluated by the full protocol, but promotes nothing: that is for params.yaml.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from fractal_model.common.locks import only_one
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation_inputs import EvaluationInputs, computed_by
-from fractal_model.model_source import REGISTRY_SCHEME, registered
-from fractal_model.ray_workers import shared_out
-from fractal_model.reporting.figures import guidance_sweep
-from fractal_model.reporting.heat_map import guidance_heat_map
-from fractal_model.reporting.published import published_optimum
-from fractal_model.sweep import Rung, lowest, plan_rungs
-from fractal_model.sweep_previews import Previews
+from fractal_model.evaluation.halving import Rung, lowest, plan_rungs
+from fractal_model.evaluation.inputs import EvaluationInputs, computed_by
+from fractal_model.evaluation.sweep_previews import Previews
+from fractal_model.parallel.ray_workers import shared_out
+from fractal_model.reporting.figures import guidance_heat_map, guidance_sweep
+from fractal_model.reporting.paper import published_optimum
 from fractal_model.tracking import registry, runs, store
+from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
 
 TABLE, HEAT_MAP, CURVES = "settings.json", "fid-heat-map.png", "fid-guidance.png"
 

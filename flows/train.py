@@ -27,10 +27,10 @@ from fractal_model.data.manifest import Manifest
 from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.training import launch
 from fractal_model.training.job import TrainingJob
-from fractal_model.training.owner import Owner
+from fractal_model.training.ray_jobs.owner import Owner
 
 if TYPE_CHECKING:
-    from fractal_model.training.ray_jobs import TrainingJobs
+    from fractal_model.training.ray_jobs.jobs import TrainingJobs
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
 """Where MLflow is away when a training of days ends."""
@@ -118,7 +118,7 @@ def _jobs(outputs: Path, size: str, mark: str) -> TrainingJobs | None:
     address = os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
-    from fractal_model.training.ray_jobs import TrainingJobs
+    from fractal_model.training.ray_jobs.jobs import TrainingJobs
 
     def over(owner: Owner, fingerprint: str) -> bool:
         ours = fingerprint == mark
@@ -153,7 +153,7 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
     with TrainingProgress(job, images) as progress:
         if jobs is not None:
             return jobs.train(job, on_report=progress.report, on_line=progress.line)
-        from fractal_model.training.driver import drive
+        from fractal_model.training.ray_jobs.driver import drive
 
         return drive(job, on_report=progress.report)
 

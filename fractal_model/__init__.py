@@ -9,7 +9,7 @@ import os
 _ENVIRONMENT = {
     # MKL's strict reproducibility mode, which it has on Intel's processors: a row of a matrix
     # product does not depend on how many rows stand beside it, so an image does not depend on
-    # the batch it is sampled in. `model/linear.py` sees to it on others.
+    # the batch it is sampled in. `model/kernels/linear.py` sees to it on others.
     "MKL_CBWR": "AUTO,STRICT",
     # One heap for all threads of the processes that this one starts: what a thread's own heap frees
     # goes back to the system, and Ray trains in a thread (see `memory.keep_freed_memory`).

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fractal_model.data.order import stream_indices
+from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
-from fractal_model.training.worker import train_worker
 
 
 def writes_down_what_it_sees(folder: Path):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fractal_model import evaluation_inputs
+import fractal_model.evaluation.inputs as inputs_module
 from fractal_model.config.params import load_params
-from fractal_model.evaluation_inputs import EvaluationInputs
+from fractal_model.evaluation.inputs import EvaluationInputs
 from tests.conftest import tiny_model
 from tests.metrics.test_protocol import protocol
 
@@ -18,7 +18,7 @@ def test_parts_that_other_libraries_made_are_not_gone_on_with(monkeypatch):
     model = tiny_model("mar")
     folder = inputs.folder("digits", protocol(), model)
     assert inputs.folder("digits", protocol(), model) == folder
-    monkeypatch.setattr(evaluation_inputs, "libraries", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(inputs_module, "libraries", lambda: {"torch": "0.1"})
     assert inputs.folder("digits", protocol(), model) != folder
 
 

@@ -7,8 +7,7 @@ import torch
 
 from fractal_model import evaluation_levels
 from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation import measure_likelihood
-from fractal_model.evaluation_levels import likelihood_by_level
+from fractal_model.evaluation.likelihood import likelihood_by_level, measure_likelihood
 from tests.commands.conftest import save_images
 from tests.conftest import tiny_model
 

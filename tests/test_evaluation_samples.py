@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from fractal_model import evaluation_samples as module
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.digits import prepare_digits
 from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation_samples import (
+from fractal_model.evaluation import samples as module
+from fractal_model.evaluation.protocol import ImageSource
+from fractal_model.evaluation.samples import (
     FeatureNetworks,
     draw_samples,
     extract,
@@ -21,10 +22,9 @@ from fractal_model.evaluation_samples import (
 )
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.metrics.inception import inception_checksum
-from fractal_model.metrics.protocol import ImageSource
-from fractal_model.parts import in_this_process
-from fractal_model.ray_cluster import ray_cluster
-from fractal_model.ray_workers import map_over_workers
+from fractal_model.parallel.parts import in_this_process
+from fractal_model.parallel.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_workers import map_over_workers
 from tests.conftest import random_images, tiny_model
 from tests.metrics.test_protocol import SETTINGS, manifest, protocol
 

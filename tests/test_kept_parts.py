@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractal_model.kept_parts import KeptParts, runs
-from fractal_model.parts import in_this_process
+from fractal_model.parallel.kept_parts import KeptParts, runs
+from fractal_model.parallel.parts import in_this_process
 
 
 class Squares:

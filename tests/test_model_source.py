@@ -3,7 +3,7 @@
 import pytest
 
 from fractal_model.common.errors import FractalError
-from fractal_model.model_source import load_model
+from fractal_model.tracking.model_source import load_model
 from tests.conftest import tiny_model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fractal_model.nightly import Measured, fits, forecast_seconds
+from fractal_model.evaluation.night_budget import Measured, fits, forecast_seconds
 
 
 def test_as_long_as_the_longest_of_as_many_images():

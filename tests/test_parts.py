@@ -12,7 +12,7 @@ import torch
 from fractal_model.common import memory
 from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, peak_memory
-from fractal_model.parts import (
+from fractal_model.parallel.parts import (
     PartResult,
     PartSizes,
     PartWorker,

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from fractal_model.common.errors import FractalError
-from fractal_model.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.job import TrainingJob
-from fractal_model.training.ray_training import run_training
+from fractal_model.training.ray_train.run import run_training
 from tests.conftest import tiny_config
 from tests.training.test_trainer import RECIPE
 
 CODE = """
 import os
-from fractal_model.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
 import ray
 with ray_cluster(cpus=1):
     task = ray.remote(lambda: os.environ["FRACTAL_TEST"])

@@ -9,8 +9,8 @@ from fractal_model.config.data import PreparationConfig
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.shard_job import in_processes
 from fractal_model.data.sources.registered import register
-from fractal_model.ray_cluster import ray_cluster
-from fractal_model.ray_preparation import over_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_shards import over_cluster
 from tests.data import mini_imagenet as mini
 from tests.data.preparing import SIDE, contents
 

@@ -15,11 +15,11 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.hardware import Hardware
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation import measure_likelihood
+from fractal_model.evaluation.likelihood import measure_likelihood
 from fractal_model.generation.sample_images import sample_images
-from fractal_model.parts import in_this_process
-from fractal_model.ray_cluster import ray_cluster
-from fractal_model.ray_workers import hardware, map_over_workers, shared_out
+from fractal_model.parallel.parts import in_this_process
+from fractal_model.parallel.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_workers import hardware, map_over_workers, shared_out
 from tests.commands.conftest import save_images
 from tests.conftest import tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.sweep import Rung, images_of, lowest, plan_rungs
+from fractal_model.evaluation.halving import Rung, images_of, lowest, plan_rungs
 
 SAMPLING = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(16, 4), order="raster")
 

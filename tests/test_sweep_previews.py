@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fractal_model.evaluation_samples import SeenSamples
-from fractal_model.sweep_previews import joined
+from fractal_model.evaluation.samples import SeenSamples
+from fractal_model.evaluation.sweep_previews import joined
 from tests.conftest import random_images
 
 

@@ -55,7 +55,7 @@ def animate(
     from fractal_model.common.memory import compute_device
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.sample_images import animation
-    from fractal_model.model_source import load_model
+    from fractal_model.tracking.model_source import load_model
 
     sheet = sheet or out.with_suffix(".png")
     require_request(classes, 1, seed)

@@ -138,7 +138,7 @@ def _prepare_registered(settings: Params, dataset: str) -> Manifest:
 
     def run_jobs(jobs: list[ShardJob]) -> None:
         if os.environ.get("RAY_ADDRESS"):
-            from fractal_model.ray_preparation import over_cluster
+            from fractal_model.parallel.ray_shards import over_cluster
 
             over_cluster(jobs)
         else:
@@ -188,7 +188,7 @@ def _published(settings: Params, dataset: str, resolution: int) -> PublishedStat
 
     Raises FractalError when it is not on this machine, or not what it was.
     """
-    from fractal_model.metrics.published import file_checksum, load_published
+    from fractal_model.metrics.adm import file_checksum, load_published
 
     data = settings.paths.data
     entry = registered(data).get(dataset)
@@ -218,7 +218,7 @@ def register_reference(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
-    from fractal_model.metrics.published import file_checksum, load_published
+    from fractal_model.metrics.adm import file_checksum, load_published
 
     data = load_params(params).paths.data
     known = registered(data)

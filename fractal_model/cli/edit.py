@@ -89,8 +89,8 @@ def edit(
     from fractal_model.generation import editing
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.pictures import picture_grid, save_png, with_gaps
-    from fractal_model.model_source import load_model
-    from fractal_model.parts import LARGEST_PART
+    from fractal_model.parallel.parts import LARGEST_PART
+    from fractal_model.tracking.model_source import load_model
 
     for target in (out, grid or out):
         _require_png(target)

@@ -18,10 +18,10 @@ from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import fit_size
 
 if TYPE_CHECKING:
-    from fractal_model.evaluation_inputs import EvaluationInputs
-    from fractal_model.evaluation_samples import SeenSamples
-    from fractal_model.metrics.evaluate import MetricResults
-    from fractal_model.metrics.protocol import Protocol, Record
+    from fractal_model.evaluation.inputs import EvaluationInputs
+    from fractal_model.evaluation.protocol import Protocol, Record
+    from fractal_model.evaluation.samples import SeenSamples
+    from fractal_model.metrics.image_metrics import MetricResults
     from fractal_model.model.fractal import FractalModel
 
 
@@ -61,7 +61,7 @@ def evaluate(
     A model gets everything: likelihood, samples of its own, and their distances from the data set.
     Samples get the distances. A set that is not the protocol's is refused.
     """
-    from fractal_model.evaluation_inputs import EvaluationInputs
+    from fractal_model.evaluation.inputs import EvaluationInputs
 
     settings = load_params(params)
     inputs = EvaluationInputs(settings, dataset)
@@ -73,7 +73,7 @@ def evaluate(
     if as_json:
         print(json.dumps(_as_object(found, record), indent=1, allow_nan=False))
         return
-    from fractal_model.metrics.evaluate import results_table
+    from fractal_model.metrics.image_metrics import results_table
 
     print_results(
         f"{record.model} on {dataset}, {record.protocol.samples:,} samples", results_table(found)
@@ -84,7 +84,7 @@ def evaluate(
 def _is_model(source: str) -> bool:
     from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY
     from fractal_model.model.pretrained import CONFIG, WEIGHTS
-    from fractal_model.model_source import AVERAGED, REGISTRY_SCHEME
+    from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME
 
     if source.endswith(AVERAGED):
         raise FractalError(
@@ -105,10 +105,10 @@ def _of_model(
     workers: int | None,
 ) -> tuple[MetricResults, Record]:
     from fractal_model.common.locks import only_one
-    from fractal_model.metrics.protocol import Record
+    from fractal_model.evaluation.protocol import Record
     from fractal_model.model.weights import weights_checksum
-    from fractal_model.model_source import REGISTRY_SCHEME
-    from fractal_model.ray_workers import hardware, worker_count
+    from fractal_model.parallel.ray_workers import hardware, worker_count
+    from fractal_model.tracking.model_source import REGISTRY_SCHEME
 
     model, chosen = _model_and_size(source, settings, size)
     fit_size(chosen.model_copy(update={"model": model.config}), inputs.manifest)
@@ -130,7 +130,7 @@ def _of_model(
 
 def _model_and_size(source: str, settings: Params, size: str | None) -> tuple[FractalModel, Size]:
     """With the weights that the size's evaluation asks for."""
-    from fractal_model.model_source import AVERAGED, load_model
+    from fractal_model.tracking.model_source import AVERAGED, load_model
 
     model = load_model(source, settings.paths.outputs)
     chosen = settings.size(size) if size is not None else settings.size_of(model.config)
@@ -147,9 +147,9 @@ def _measured(
     largest: int,
     workers: int,
 ) -> MetricResults:
-    from fractal_model.evaluation import held_out_likelihood
-    from fractal_model.evaluation_samples import draw_samples
-    from fractal_model.ray_workers import shared_out
+    from fractal_model.evaluation.likelihood import held_out_likelihood
+    from fractal_model.evaluation.samples import draw_samples
+    from fractal_model.parallel.ray_workers import shared_out
 
     split, source = inputs.split("validation"), protocol.images
     work = {"largest": largest, "map_parts": shared_out(workers, inputs.files)}
@@ -166,14 +166,14 @@ def _of_samples(
     place: Path, settings: Params, inputs: EvaluationInputs, size: str | None, preview: bool
 ) -> tuple[MetricResults, Record]:
     from fractal_model.common.memory import compute_device
-    from fractal_model.evaluation_samples import look_at
-    from fractal_model.metrics.protocol import Record
-    from fractal_model.metrics.sample_set import (
+    from fractal_model.evaluation.protocol import Record
+    from fractal_model.evaluation.sample_set import (
         open_sample_set,
         per_class_of,
         require_protocol,
         sample_request,
     )
+    from fractal_model.evaluation.samples import look_at
 
     samples = open_sample_set(place)
     chosen = settings.evaluation_of(inputs.dataset, size)
@@ -195,7 +195,7 @@ def _of_samples(
 def _sample_metrics(
     samples: SeenSamples, inputs: EvaluationInputs, protocol: Protocol
 ) -> MetricResults:
-    from fractal_model.evaluation import sample_metrics
+    from fractal_model.evaluation.sample_metrics import sample_metrics
     from fractal_model.metrics.inception import load_inception
 
     inception = load_inception(inputs.params.metrics.inception_weights)

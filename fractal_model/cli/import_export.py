@@ -72,7 +72,7 @@ def export_model(
     Load it with FractalModel.from_pretrained(FOLDER), or give the folder to any --model option.
     """
     from fractal_model.common.files import require_new, written_whole
-    from fractal_model.model_source import load_model
+    from fractal_model.tracking.model_source import load_model
 
     require_new(out)
     found = load_model(model, load_params(params).paths.outputs)

@@ -59,9 +59,9 @@ def likelihood(
     from fractal_model.data.manifest import manifest_files
     from fractal_model.data.object_store import is_remote
     from fractal_model.data.prepared import open_prepared
-    from fractal_model.evaluation import measure_likelihood
-    from fractal_model.model_source import load_model
-    from fractal_model.parts import LARGEST_PART
+    from fractal_model.evaluation.likelihood import measure_likelihood
+    from fractal_model.parallel.parts import LARGEST_PART
+    from fractal_model.tracking.model_source import load_model
 
     if out is not None:
         require_writable_file(out)

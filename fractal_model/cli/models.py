@@ -13,7 +13,7 @@ from fractal_model.common.console import console, say
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
-    from fractal_model.tracking.overview import RegisteredModel
+    from fractal_model.tracking.registry_view import RegisteredModel
 
 app = typer.Typer(
     help="The registered models: list them, choose the champion, go back to the one before.",
@@ -31,7 +31,7 @@ def list_models(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """All versions of all sizes: aliases, what was decided about each and why, key metrics."""
-    from fractal_model.tracking.overview import registered_models
+    from fractal_model.tracking.registry_view import registered_models
 
     _connect(params)
     found = registered_models()

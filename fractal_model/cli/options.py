@@ -12,7 +12,7 @@ import typer
 from fractal_model.common.errors import FractalError
 
 if TYPE_CHECKING:
-    from fractal_model.parts import MapParts
+    from fractal_model.parallel.parts import MapParts
 
 
 def path(text: str | Path) -> Path:
@@ -64,11 +64,11 @@ BatchSizeOption = Annotated[
 def parts_mapper(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
     """Who does the work, which reads `files`."""
     if workers is None:
-        from fractal_model.parts import in_this_process
+        from fractal_model.parallel.parts import in_this_process
 
         return in_this_process
     if workers < 1:
         raise FractalError(f"{workers} workers asked for: give 1 or more")
-    from fractal_model.ray_workers import map_over_workers
+    from fractal_model.parallel.ray_workers import map_over_workers
 
     return partial(map_over_workers, workers=workers, files=files)

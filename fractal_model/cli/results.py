@@ -69,7 +69,7 @@ def results(
 
 def _evaluated() -> list[Row]:
     from fractal_model.reporting.results_table import Row
-    from fractal_model.tracking.results import evaluations
+    from fractal_model.tracking.evaluations import evaluations
 
     rows = []
     for one in evaluations():

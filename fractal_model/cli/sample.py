@@ -55,13 +55,13 @@ def sample(
     import torch
 
     from fractal_model.common.fingerprint import fingerprint
+    from fractal_model.evaluation.protocol import ImageSource, SampleRequest
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.sample_files import open_writer
     from fractal_model.generation.sample_images import sample_images
-    from fractal_model.metrics.protocol import ImageSource, SampleRequest
     from fractal_model.model.weights import weights_checksum
-    from fractal_model.model_source import AVERAGED, load_model
-    from fractal_model.parts import LARGEST_PART
+    from fractal_model.parallel.parts import LARGEST_PART
+    from fractal_model.tracking.model_source import AVERAGED, load_model
 
     require_request(classes, n, seed, batch_size)
     settings = load_params(params)

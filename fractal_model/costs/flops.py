@@ -22,7 +22,7 @@ from fractal_model.costs.shapes import (
     training_shares,
 )
 from fractal_model.model.pixels import CHANNEL_VALUES
-from fractal_model.sampling.settings import masking_schedule
+from fractal_model.sampling.schedules import masking_schedule
 
 
 @dataclass(frozen=True)

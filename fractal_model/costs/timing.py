@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from fractal_model.model.linear import linear
+from fractal_model.model.kernels.linear import linear
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
 """Side of the square matrices: large enough that nothing but the product counts."""

@@ -1,7 +1,7 @@
 """One shard's work: read, decode, crop, encode. Runs in a process of its own.
 
 Decided here: on one machine `datasets`' processes run the jobs (`in_processes`); a cluster is
-`fractal_model.ray_preparation`'s.
+`fractal_model.parallel.ray_shards`'s.
 """
 
 from __future__ import annotations

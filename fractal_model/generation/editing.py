@@ -21,7 +21,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parts import LARGEST_PART, MapParts, in_this_process
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, in_this_process
 from fractal_model.sampling.known import Known
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parts import LARGEST_PART, MapParts, Work, in_this_process
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 

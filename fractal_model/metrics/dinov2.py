@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.metrics.published import file_checksum
+from fractal_model.metrics.adm import file_checksum
 
 SIDE = 224
 NAMES = {

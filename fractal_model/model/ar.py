@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fractal_model.config.model import LevelConfig
-from fractal_model.model.attention import FixedCache, KeyValueCache, rotary_factors
+from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.linear import Linear
+from fractal_model.model.kernels.linear import Linear
 from fractal_model.model.pixels import normalise
+from fractal_model.model.rotary import rotary_factors
 
 
 class ARLevel(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fractal_model.model.attention import Attention, FixedCache, KeyValueCache
-from fractal_model.model.feed_forward import GeluMLP, SwiGLU
+from fractal_model.model.kernels.dropout import Dropout
+from fractal_model.model.kernels.linear import Linear
 
 NORM_EPSILON = 1e-6
 _MOST_KINDS = 64
@@ -121,3 +122,32 @@ def compile_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True, recompile_limit=_MOST_KINDS)
+
+
+class GeluMLP(nn.Module):
+    """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.drop1 = Dropout(dropout)
+        self.fc2 = Linear(hidden, width)
+        self.drop2 = Dropout(dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.fc1(x_BSD, "gelu"))))
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, then dropout (Shazeer 2020, section 2)."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1_g = Linear(width, hidden, bias=False)
+        self.fc1_x = Linear(width, hidden, bias=False)
+        self.fc2 = Linear(hidden, width, bias=False)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        gate_BSH = nn.functional.silu(self.fc1_g(x_BSD))
+        return self.drop(self.fc2(gate_BSH * self.fc1_x(x_BSD)))

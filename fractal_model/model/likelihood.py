@@ -25,7 +25,7 @@ from fractal_model.common.memory import keep_freed_memory
 from fractal_model.config.model import ModelConfig
 from fractal_model.model.fractal import FractalModel, MaskSource, Rows, exact_guides
 from fractal_model.model.losses import nats_by_part
-from fractal_model.randomness import patches_per_image, ranks, stream_seed
+from fractal_model.model.randomness import patches_per_image, ranks, stream_seed
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.linear import Linear
+from fractal_model.model.kernels.linear import Linear
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import normalise
 

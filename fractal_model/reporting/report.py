@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fractal_model.common.files import file_written_whole
+from fractal_model.evaluation.protocol import STANDARD_ERROR
+from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.pictures import picture_grid, png_bytes
-from fractal_model.metrics.protocol import STANDARD_ERROR
-from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import (
     RealImages,

@@ -19,8 +19,8 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from fractal_model.metrics.protocol import STANDARD_ERROR
-from fractal_model.reporting.published import SOURCE
+from fractal_model.evaluation.protocol import STANDARD_ERROR
+from fractal_model.reporting.paper import SOURCE
 from fractal_model.reporting.results_table import KNOWN, SETTINGS
 
 PUBLISHED_MARK = " †"

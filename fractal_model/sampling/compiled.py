@@ -28,7 +28,7 @@ from fractal_model.model.ar import ARLevel
 from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
-from fractal_model.sampling.captured import Graphs
+from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
 _AT_A_TIME = 2

@@ -18,7 +18,7 @@ from torch import Tensor
 from fractal_model.model.blocks import run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.mar import MARLevel, around, with_neighbours
-from fractal_model.sampling.settings import masking_schedule
+from fractal_model.sampling.schedules import masking_schedule
 
 
 @dataclass(frozen=True)

@@ -25,22 +25,22 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
-from fractal_model.model.linear import reduced_weights
+from fractal_model.model.kernels.linear import reduced_weights
 from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import unpatchify
-from fractal_model.randomness import ImageNoise, ranks
+from fractal_model.model.randomness import ImageNoise, ranks
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
 from fractal_model.sampling.known import Known, KnownPatches
 from fractal_model.sampling.masked import CachedMaskedSteps, MaskedRows, schedules
 from fractal_model.sampling.orders import order_scores, require_order
-from fractal_model.sampling.reference import (
+from fractal_model.sampling.schedules import guidance_at
+from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
+from fractal_model.sampling.uncached import (
     UncachedLevelSteps,
     UncachedMaskedSteps,
     UncachedPixelSteps,
 )
-from fractal_model.sampling.settings import guidance_at
-from fractal_model.sampling.steps import CachedLevelSteps, CachedPixelSteps
 from fractal_model.sampling.values import Draw, guided_logits, inverse_transform
 
 Observer = Callable[[int, Rows, Tensor, Tensor], None]

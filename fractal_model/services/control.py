@@ -18,10 +18,16 @@ from fractal_model.services.configuration import (
     shell_lines,
     supervisor_configuration,
 )
-from fractal_model.services.deployments import deploy, log_end, pause, wait_until_ended
+from fractal_model.services.deployments import (
+    deploy,
+    log_end,
+    pause,
+    remove_settings,
+    wait_until_ended,
+    write_settings,
+)
 from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.health import checks
-from fractal_model.services.prefect_settings import remove_settings, write_settings
 from fractal_model.services.supervisor import DEAD, Supervisor
 
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 
@@ -82,3 +83,26 @@ def log_end(folder: ServicesFolder, service: str, lines: int = 4) -> str:
     text = log.read_text(errors="replace") if log.exists() else ""
     words = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
     return f"{' | '.join(words) or 'it said nothing'} (all of it: {log})"
+
+
+OURS = "# Written by `make up`, removed by `make down`.\n"
+
+
+def write_settings(file: Path, config: ServicesConfig) -> None:
+    """Point Prefect at our server. FractalError: the person has a file of their own."""
+    if file.exists() and not _is_ours(file):
+        raise FractalError(
+            f"{file} is not of `make up` and may name another server: move it away, or set "
+            f'url = "{config.prefect_api}" under [api] there'
+        )
+    file.write_text(f'{OURS}[api]\nurl = "{config.prefect_api}"\n')
+
+
+def remove_settings(file: Path) -> None:
+    """Remove it where it is ours."""
+    if file.exists() and _is_ours(file):
+        file.unlink()
+
+
+def _is_ours(file: Path) -> bool:
+    return file.read_text().startswith(OURS)

@@ -18,10 +18,10 @@ import mlflow
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.evaluation import PromotionConfig
+from fractal_model.evaluation.promotion import Decision, decide
 from fractal_model.tracking import registry
-from fractal_model.tracking.promotion import Decision, decide
+from fractal_model.tracking.promotion_lock import Turn, own_turn
 from fractal_model.tracking.registry import DECISION_TAG
-from fractal_model.tracking.turns import Turn, own_turn
 
 CHANGE_TAG = "fractal.champion."
 """Of a registered model, with a number of four digits: one `Change` as JSON."""

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import mlflow
 from mlflow.entities import Run, RunStatus
 
-from fractal_model.metrics.protocol import PROTOCOL_TAG
-from fractal_model.nightly import Measured
+from fractal_model.evaluation.night_budget import Measured
+from fractal_model.evaluation.protocol import PROTOCOL_TAG
 from fractal_model.tracking import registry, runs
 
 WAITS_TAG = "fractal.nightly_waits_since"

@@ -9,10 +9,10 @@ import mlflow
 from torch import Tensor
 
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation import HeldOut
-from fractal_model.evaluation_samples import SeenSamples
-from fractal_model.metrics.evaluate import MetricResults
-from fractal_model.metrics.protocol import Record
+from fractal_model.evaluation.likelihood import HeldOut
+from fractal_model.evaluation.protocol import Record
+from fractal_model.evaluation.samples import SeenSamples
+from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.reference import Reference
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import reference_images

@@ -24,8 +24,8 @@ from fractal_model.common.fingerprint import fingerprint as checksum_of
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest
-from fractal_model.metrics.evaluate import MetricResults, results_table
-from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record
+from fractal_model.evaluation.protocol import PROTOCOL_TAG, RECORD_FILE, Record
+from fractal_model.metrics.image_metrics import MetricResults, results_table
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
 from fractal_model.tracking.registry import FINGERPRINT_TAG
 from fractal_model.tracking.store import experiment

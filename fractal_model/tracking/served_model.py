@@ -24,7 +24,7 @@ from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.classes import class_number
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.generation.sample_images import sample_images
-from fractal_model.randomness import LARGEST_SEED
+from fractal_model.model.randomness import LARGEST_SEED
 
 SETTINGS = ("guidance", "logit_scale")
 """Columns that may be left out: then the model's own settings are taken."""

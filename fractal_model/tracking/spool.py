@@ -29,7 +29,7 @@ from mlflow.entities import Metric
 from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.tracking.delivery import Delivery, Refusal
+from fractal_model.tracking.spool_delivery import Delivery, Refusal
 
 METRICS, DELIVERED, REFUSED = "metrics.jsonl", "delivered.json", "refused.jsonl"
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.model.fractal import MaskSource, Rows
-from fractal_model.randomness import ranks
+from fractal_model.model.randomness import ranks
 
 MASK_RATIO_SD = 0.25
 GUIDE_NOISE_SD = 0.01

@@ -29,7 +29,7 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.model.fractal import NO_CLASS, FractalModel, MaskSource, Rows, exact_guides
 from fractal_model.model.likelihood import StratifiedMasks, mask_seeds
 from fractal_model.model.losses import nats_per_value
-from fractal_model.randomness import ranks, stream_seed
+from fractal_model.model.randomness import ranks, stream_seed
 
 MakeMasks = Callable[[ModelConfig, Sequence[int], int], list[MaskSource]]
 """From a model, the images' seeds and the number of passes to the masks of each pass."""

@@ -61,7 +61,7 @@ def milliseconds(attend: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> 
 def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("there is no CUDA GPU here, and nothing to measure")
-    from fractal_model.model.short_attention import short_attention
+    from fractal_model.model.kernels.short_attention import short_attention
 
     ways = {
         "cuDNN": partial(fused, SDPBackend.CUDNN_ATTENTION),

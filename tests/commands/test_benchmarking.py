@@ -126,7 +126,7 @@ def test_the_operations_of_a_likelihood_are_those_that_ran():
         "likelihood", network, work, batch=1, dtype="float32", repeats=1, reference=False
     )
     expected = sum(products.forward for products in pass_products(small))
-    # A single row of a product is computed as two (`model/linear.py`): 0.01 % here.
+    # A single row of a product is computed as two (`model/kernels/linear.py`): 0.01 % here.
     assert found.gflop_per_image * 1e9 == pytest.approx(expected, rel=1e-3)
 
 

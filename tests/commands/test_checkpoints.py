@@ -25,9 +25,9 @@ from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.losses import published_evaluation_loss
-from fractal_model.model_source import load_model
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registry, store
+from fractal_model.tracking.model_source import load_model
 
 REPOSITORY = Path(__file__).parents[2]
 CASES = REPOSITORY / "tests" / "parity"

@@ -15,8 +15,8 @@ from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.data.writing import write_prepared
 from fractal_model.generation.sample_files import open_writer
-from fractal_model.kept_parts import KeptParts
-from fractal_model.parts import in_this_process
+from fractal_model.parallel.kept_parts import KeptParts
+from fractal_model.parallel.parts import in_this_process
 from tests.commands.conftest import save_tiny
 from tests.conftest import random_images
 
@@ -46,7 +46,7 @@ def quick(monkeypatch):
     for module in ("metrics.inception", "evaluation_samples"):
         monkeypatch.setattr(f"fractal_model.{module}.load_inception", lambda *given: Pixels())
     monkeypatch.setattr(
-        "fractal_model.evaluation_inputs.inception_checksum", lambda weights: "sha256:0"
+        "fractal_model.evaluation.inputs.inception_checksum", lambda weights: "sha256:0"
     )
 
 

@@ -16,9 +16,9 @@ import ray
 from safetensors.torch import load_file
 
 from fractal_model.data.writing import write_prepared
-from fractal_model.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.job import Report, TrainingJob
-from fractal_model.training.ray_training import run_training
+from fractal_model.training.ray_train.run import run_training
 from tests.conftest import random_images, tiny_config
 from tests.training.test_trainer import RECIPE
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fractal_model.ray_cluster import ray_cluster
-from fractal_model.training.ray_training import PLACEMENT_SECONDS
+from fractal_model.parallel.ray_cluster import ray_cluster
+from fractal_model.training.ray_train.run import PLACEMENT_SECONDS
 from tests.faults.conftest import BATCH, IMAGES
 from tests.images_seen import steps_seen, writes_down_what_it_sees
 from tests.simulated_cluster import ACCELERATOR, add_machine, machines

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.errors import FractalError
-from fractal_model.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.launch import fetched
-from fractal_model.training.ray_training import run_training
+from fractal_model.training.ray_train.run import run_training
 from tests.faults.conftest import IMAGES, Run, assert_equal, workers
 
 STORAGE = "s3://runs/tiny"

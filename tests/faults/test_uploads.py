@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fractal_model.training.ray_train.upload import Upload
+from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
-from fractal_model.training.upload import Upload
-from fractal_model.training.worker import train_worker
 from tests.faults.conftest import BATCH, IMAGES
 
 FURTHER = IMAGES + 4 * BATCH

@@ -14,8 +14,8 @@ import torch
 from fractal_model.checkpoints.checkpoint import verify_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.data.order import stream_indices
+from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
-from fractal_model.training.worker import train_worker
 from tests.faults.conftest import BATCH, IMAGES, assert_equal, workers
 
 MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()

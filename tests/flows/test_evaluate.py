@@ -10,7 +10,7 @@ from flows import evaluation_tasks
 from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
-from fractal_model.metrics.protocol import Record
+from fractal_model.evaluation.protocol import Record
 from fractal_model.tracking import registry, store
 from tests.commands.conftest import save_tiny
 from tests.metrics.test_protocol import SETTINGS, manifest, protocol

@@ -14,7 +14,7 @@ from flows import nightly
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import AtWork
 from fractal_model.config.params import Params, load_params
-from fractal_model.metrics.protocol import PROTOCOL_TAG, Protocol
+from fractal_model.evaluation.protocol import PROTOCOL_TAG, Protocol
 from fractal_model.tracking import champions, nights, registry, runs, store
 from tests.flows.conftest import small_params
 from tests.reporting.test_results_table import protocol

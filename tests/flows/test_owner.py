@@ -9,7 +9,7 @@ from prefect import flow
 
 from flows.flow_owner import is_over, this_owner
 from fractal_model.common.locks import only_one
-from fractal_model.training.owner import Owner
+from fractal_model.training.ray_jobs.owner import Owner
 from tests.flows.prefect_away import prefect_away
 
 pytestmark = pytest.mark.usefixtures("prefect")

@@ -12,8 +12,8 @@ import pytest
 from flows import evaluate, train
 from fractal_model.cli.app import app
 from fractal_model.data.manifest import read_manifest
+from fractal_model.evaluation.protocol import SAMPLE_METRICS
 from fractal_model.generation.pictures import save_png
-from fractal_model.metrics.protocol import SAMPLE_METRICS
 from fractal_model.tracking import registry
 from tests.conftest import random_images
 from tests.flows.conftest import Project, make_project, small_params

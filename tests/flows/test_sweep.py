@@ -16,7 +16,7 @@ from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.sweep_previews import Previews
+from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.tracking import registry, store
 from tests.flows.conftest import Project, make_project, small_params
 
@@ -45,13 +45,13 @@ def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
     """Its own settings on the store of the shared project, which is left as it was."""
     for module in (
         "fractal_model.metrics.inception",
-        "fractal_model.evaluation_samples",
-        "fractal_model.sweep_previews",
+        "fractal_model.evaluation.samples",
+        "fractal_model.evaluation.sweep_previews",
         "flows.evaluation_tasks",
     ):
         monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
     monkeypatch.setattr(
-        "fractal_model.evaluation_inputs.inception_checksum", lambda weights: "sha256:0"
+        "fractal_model.evaluation.inputs.inception_checksum", lambda weights: "sha256:0"
     )
     mine = make_project(tmp_path / "a sweep", _settings())
     (mine.folder / "outputs").symlink_to(project.outputs)
@@ -156,5 +156,5 @@ def test_numbers_that_other_libraries_made_are_not_gone_on_with(swept, monkeypat
 
     before = folder()
     assert folder() == before
-    monkeypatch.setattr("fractal_model.evaluation_inputs.libraries", lambda: {"torch": "0.1"})
+    monkeypatch.setattr("fractal_model.evaluation.inputs.libraries", lambda: {"torch": "0.1"})
     assert folder() != before

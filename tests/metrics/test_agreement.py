@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fractal_model.common.errors import FractalError
-from fractal_model.metrics.agreement import nearest_neighbour_agreement
+from fractal_model.metrics.class_agreement import nearest_neighbour_agreement
 
 
 @pytest.fixture(scope="module")

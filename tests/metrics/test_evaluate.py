@@ -9,7 +9,7 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.metrics.distances import kernel_distance, precision_recall
-from fractal_model.metrics.evaluate import image_metrics
+from fractal_model.metrics.image_metrics import image_metrics
 
 NAMES = {"fid", "fid_stderr", "kid", "kid_stderr", "inception_score", "precision", "recall"}
 

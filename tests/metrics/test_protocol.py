@@ -11,7 +11,7 @@ from fractal_model.common.hardware import Hardware
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest
-from fractal_model.metrics.protocol import Record, make_protocol, read_record, short_count
+from fractal_model.evaluation.protocol import Record, make_protocol, read_record, short_count
 from fractal_model.metrics.reference import OWN_IMAGES, Reference
 from fractal_model.metrics.statistics import FeatureStatistics
 

@@ -10,8 +10,8 @@ import torch
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.metrics.evaluate import image_metrics
-from fractal_model.metrics.published import load_published
+from fractal_model.metrics.adm import load_published
+from fractal_model.metrics.image_metrics import image_metrics
 from fractal_model.metrics.reference import FORMAT_VERSION, build_reference, load_reference
 from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
 

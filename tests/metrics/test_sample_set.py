@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from fractal_model.common.errors import FractalError
+from fractal_model.evaluation.sample_set import open_sample_set, require_protocol
 from fractal_model.generation.sample_files import open_writer
-from fractal_model.metrics.sample_set import open_sample_set, require_protocol
 from tests.conftest import random_images
 from tests.metrics.test_protocol import SETTINGS, manifest, protocol
 

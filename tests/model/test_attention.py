@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fractal_model.model import attention as module
-from fractal_model.model.attention import attend
+from fractal_model.model.kernels.attend import attend
 
 
 def heads(length: int, rows: int = 7, seed: int = 0) -> torch.Tensor:

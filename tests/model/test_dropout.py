@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fractal_model.model.attention import Attention
-from fractal_model.model.dropout import Dropout, dropout
+from fractal_model.model.kernels.dropout import Dropout, dropout
 
 
 def dropped(rate: float, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fractal_model.model import linear as module
+from fractal_model.model.kernels import linear as module
+from fractal_model.model.kernels.linear import FLOP_FORMULAS, Linear, linear, reduced_weights
 from fractal_model.model.likelihood import mask_seeds, pass_bits
-from fractal_model.model.linear import FLOP_FORMULAS, Linear, linear, reduced_weights
 from tests.conftest import images_for, tiny_model
 
 SHAPES = [(16, 16), (48, 16), (12, 128), (128, 32), (512, 128), (128, 512), (64, 192)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractal_model.model.attention import Attention, rotary_factors, rotate
+from fractal_model.model.attention import Attention
 from fractal_model.model.fractal import Rows
 from fractal_model.model.mar import with_neighbours
 from fractal_model.model.pixels import MEAN, STD, mean_colour, normalise, patchify, unpatchify
+from fractal_model.model.rotary import rotary_factors, rotate
 from tests.conftest import random_images
 
 

@@ -12,11 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from fractal_model.model import attention
-from fractal_model.model.attention import Attention, rotary_factors
+from fractal_model.model.attention import Attention
+from fractal_model.model.rotary import rotary_factors
 
 pytest.importorskip("triton", reason="Triton is there for Linux alone")
 
-from fractal_model.model.short_attention import short_attention
+from fractal_model.model.kernels.short_attention import short_attention
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16  # which the interpreter knows

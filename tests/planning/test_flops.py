@@ -21,7 +21,7 @@ from fractal_model.costs.shapes import expected_masked_share
 from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
-from fractal_model.model.linear import FLOP_FORMULAS
+from fractal_model.model.kernels.linear import FLOP_FORMULAS
 from fractal_model.model.losses import training_loss
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.training import trainer
@@ -117,7 +117,7 @@ def test_a_real_training_step_agrees(kind, checkpointing, monkeypatch):
     config = tiny_config(kind)
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
     # Of oneDNN's products recomputation repeats the last one too, which torch's own stops before.
-    monkeypatch.setattr("fractal_model.model.linear._HAS_ONEDNN", not checkpointing)
+    monkeypatch.setattr("fractal_model.model.kernels.linear._HAS_ONEDNN", not checkpointing)
     recipe = PARAMS.size("digits").training.model_copy(
         update={"activation_checkpointing": checkpointing, "batch_size": 3}
     )
@@ -147,7 +147,7 @@ def fixed_masks(tokens: list[int], generator: torch.Generator):
 @pytest.mark.parametrize("labels", [[0, 1, 2], [NO_CLASS] * 3])
 def test_a_real_run_of_the_sampler_agrees(kind, guidance, labels, monkeypatch):
     # Models so small are computed with rows that are there for the rounding alone.
-    monkeypatch.setattr("fractal_model.model.linear._ONEDNN_FEWEST", 1)
+    monkeypatch.setattr("fractal_model.model.kernels.linear._ONEDNN_FEWEST", 1)
     model = tiny_model(kind)
     steps = tuple(v.tokens if v.generator == "ar" else v.tokens // 2 for v in model.config.levels)
     settings = SamplingConfig(guidance=guidance, iterations=steps)

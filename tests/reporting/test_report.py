@@ -25,7 +25,7 @@ from fractal_model.reporting.neighbours import (
     reference_images,
     share_by_class,
 )
-from fractal_model.reporting.published import published_optimum
+from fractal_model.reporting.paper import published_optimum
 from fractal_model.reporting.report import distinct_names, flattened, headlines, write_report
 from tests.conftest import random_images
 from tests.reporting.chromium import needs_chromium, opened

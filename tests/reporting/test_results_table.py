@@ -11,10 +11,10 @@ from rich.console import Console
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.metrics.protocol import ImageSource, Protocol
+from fractal_model.evaluation.protocol import ImageSource, Protocol
 from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats
-from fractal_model.reporting.published import PUBLISHED, published_optimum
+from fractal_model.reporting.paper import PUBLISHED, published_optimum
 from fractal_model.reporting.results_table import Row, of_dataset, results_table
 
 SAMPLING = SamplingConfig(guidance=2.5, logit_scale=1.1, iterations=(16, 4))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.sampling.captured import Graphs
+from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.sampler import Sampler
 from tests.conftest import tiny_model
 
@@ -44,7 +44,7 @@ def test_graphs_outlive_the_autocast_they_were_captured_in():
 
 
 def test_a_graph_for_each_shape_and_then_none(monkeypatch):
-    monkeypatch.setattr("fractal_model.sampling.captured._MOST_GRAPHS", 2)
+    monkeypatch.setattr("fractal_model.sampling.cuda_graphs._MOST_GRAPHS", 2)
     graphs = Graphs()
     for size in (1, 2, 3, 2, 2, 1):
         x = torch.arange(size, device="cuda")

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.sampling.settings import guidance_at, masking_schedule, still_masked
+from fractal_model.sampling.schedules import guidance_at, masking_schedule, still_masked
 from fractal_model.sampling.values import guided_logits, inverse_transform, most_likely
 
 

@@ -20,8 +20,8 @@ from flows import train
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.cli.app import app
 from fractal_model.tracking import registry, store
-from fractal_model.training import driver
-from fractal_model.training.ray_training import run_training
+from fractal_model.training.ray_jobs import driver
+from fractal_model.training.ray_train.run import run_training
 from tests.faults.conftest import workers
 from tests.flows.conftest import make_project, small_params
 from tests.images_seen import steps_seen, writes_down_what_it_sees

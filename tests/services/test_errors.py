@@ -18,7 +18,7 @@ from fractal_model.config.services import ServicesConfig
 from fractal_model.services import control, processes
 from fractal_model.services.configuration import MARK
 from fractal_model.services.control import Services
-from fractal_model.services.prefect_settings import remove_settings, write_settings
+from fractal_model.services.deployments import remove_settings, write_settings
 from tests.flows.conftest import small_params
 from tests.services.ports import free_ports
 

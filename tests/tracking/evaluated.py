@@ -7,16 +7,16 @@ from pathlib import Path
 
 import yaml
 
-from fractal_model import evaluation
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.config.params import Params, load_params
 from fractal_model.data.digits import prepare_digits
-from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.evaluation_levels import likelihood_by_level
-from fractal_model.evaluation_samples import draw_samples
+from fractal_model.evaluation.inputs import EvaluationInputs
+from fractal_model.evaluation.likelihood import held_out_likelihood, likelihood_by_level
+from fractal_model.evaluation.protocol import Record
+from fractal_model.evaluation.sample_metrics import sample_metrics
+from fractal_model.evaluation.samples import draw_samples
 from fractal_model.generation.pictures import sample_grid
 from fractal_model.metrics.inception import load_inception
-from fractal_model.metrics.protocol import Record
 from fractal_model.metrics.reference import build_reference
 from fractal_model.model.weights import weights_checksum
 from fractal_model.tracking import registration, runs, store
@@ -82,14 +82,14 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
     train, validation = inputs.split("train"), inputs.split("validation")
     source = protocol.images
     with runs.evaluation_run(size, train.manifest, record, params.paths.outputs) as run_id:
-        held_out = evaluation.held_out_likelihood(
+        held_out = held_out_likelihood(
             model, validation, source, parts, lambda done: None, largest=100
         )
         samples = draw_samples(
             model, protocol, source, inputs.networks, parts, lambda done: None, largest=100
         )
         references = inputs.references()
-        found = held_out.results | evaluation.sample_metrics(
+        found = held_out.results | sample_metrics(
             samples, references, load_inception("auto"), protocol
         )
         runs.log_results(found)

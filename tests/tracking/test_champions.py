@@ -14,7 +14,7 @@ import pytest
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.evaluation import PromotionConfig
-from fractal_model.tracking import champions, registry, turns
+from fractal_model.tracking import champions, promotion_lock, registry
 from fractal_model.tracking.champions import Change, succession, withdrawn
 from tests.tracking.conftest import SIZE
 
@@ -195,24 +195,26 @@ def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_
 
 
 def test_a_turn_that_a_dead_process_left_is_taken_over(new_version, monkeypatch):
-    monkeypatch.setattr(turns, "LONGEST_SECONDS", 1.0)
-    turns._make_sure_of_the_model()
-    mlflow.MlflowClient().create_model_version(turns.NAME, "test://none/none", description="dead")
+    monkeypatch.setattr(promotion_lock, "LONGEST_SECONDS", 1.0)
+    promotion_lock._make_sure_of_the_model()
+    mlflow.MlflowClient().create_model_version(
+        promotion_lock.NAME, "test://none/none", description="dead"
+    )
     assert _contest(new_version(), 20.0, {})
-    assert turns._tickets() == []
+    assert promotion_lock._tickets() == []
 
 
 def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, monkeypatch):
     """Its turn was taken for a dead one's while it stood still."""
     first, second = new_version(), new_version()
     _contest(first, 20.0, {})
-    require = turns.Turn.require
+    require = promotion_lock.Turn.require
 
     def standing_still(turn):
-        mlflow.MlflowClient().delete_model_version(turns.NAME, str(turn.number))
+        mlflow.MlflowClient().delete_model_version(promotion_lock.NAME, str(turn.number))
         require(turn)
 
-    monkeypatch.setattr(turns.Turn, "require", standing_still)
+    monkeypatch.setattr(promotion_lock.Turn, "require", standing_still)
     with pytest.raises(FractalError, match="others have gone on"):
         champions.promote_by_hand(SIZE, second, "now")
     with pytest.raises(FractalError, match="others have gone on"):
@@ -224,13 +226,13 @@ def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, mo
 
 
 def test_waiting_ends_with_the_name_of_who_does_not_give_way(new_version):
-    turns._make_sure_of_the_model()
+    promotion_lock._make_sure_of_the_model()
     mlflow.MlflowClient().create_model_version(
-        turns.NAME, "test://none/none", description="process 7"
+        promotion_lock.NAME, "test://none/none", description="process 7"
     )
     with (
         pytest.raises(FractalError, match="process 7 has been changing"),
-        turns.own_turn(wait_seconds=0.3),
+        promotion_lock.own_turn(wait_seconds=0.3),
     ):
         pytest.fail("two have their turn at once")
 
@@ -239,7 +241,7 @@ EVALUATION = """
 import json, sys
 import mlflow
 from fractal_model.tracking import champions
-from fractal_model.tracking.promotion import PromotionConfig
+from fractal_model.evaluation.promotion import PromotionConfig
 
 uri, versions, fids = json.loads(sys.argv[1])
 mlflow.set_tracking_uri(uri)
@@ -290,4 +292,4 @@ def test_evaluations_at_once_leave_the_best_as_champion(tmp_path, request, where
         promoted = version in {change.version for change in changes}
         tags = registry.version_tags(SIZE, version)
         assert tags["fractal.decision.promoted"] == str(promoted).lower()
-    assert turns._tickets() == []
+    assert promotion_lock._tickets() == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlflow
 
-from fractal_model.metrics.protocol import PROTOCOL_TAG
+from fractal_model.evaluation.protocol import PROTOCOL_TAG
 from fractal_model.tracking import nights, runs
 
 

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from fractal_model.tracking import champions, registry
-from fractal_model.tracking.overview import RegisteredVersion, registered_models
+from fractal_model.tracking.registry_view import RegisteredVersion, registered_models
 from tests.tracking.conftest import SIZE
 
 

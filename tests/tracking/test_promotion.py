@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from fractal_model.config.evaluation import PromotionConfig
-from fractal_model.tracking.promotion import Decision, decide
+from fractal_model.evaluation.promotion import Decision, decide
 
 RULES = PromotionConfig()
 CHAMPION = {"fid": 20.0, "fid_stderr": 0.3, "nll_bits_per_dim": 0.75}

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
-from fractal_model.metrics.protocol import PROTOCOL_TAG, Record
+from fractal_model.evaluation.protocol import PROTOCOL_TAG, Record
 from fractal_model.tracking import runs, store
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
-from fractal_model.tracking.results import evaluations
+from fractal_model.tracking.evaluations import evaluations
 from tests.reporting.test_results_table import protocol
 
 REPOSITORY = Path(__file__).parents[2]

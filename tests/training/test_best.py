@@ -12,9 +12,9 @@ import pyarrow
 import pytest
 from ray.train import Checkpoint
 
-from fractal_model.training import best
-from fractal_model.training.best import KeepBest, keep_best
 from fractal_model.training.job import TrainingJob
+from fractal_model.training.ray_train import best
+from fractal_model.training.ray_train.best import KeepBest, keep_best
 from tests.conftest import tiny_config
 from tests.training.test_trainer import RECIPE
 

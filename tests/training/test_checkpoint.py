@@ -24,7 +24,7 @@ from fractal_model.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from fractal_model.common.errors import FractalError
-from fractal_model.model_source import load_model
+from fractal_model.tracking.model_source import load_model
 from tests.conftest import tiny_model
 
 PROGRESS = Progress(size="tiny", fingerprint="f" * 64, position=640, steps=10)

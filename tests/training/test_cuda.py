@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
-from fractal_model.model.attention import attend
+from fractal_model.model.kernels.attend import attend
 from fractal_model.training.trainer import Trainer
 from tests.conftest import tiny_config
 from tests.training.test_trainer import BATCH, RECIPE, weights

@@ -19,7 +19,7 @@ NOT_NEEDED = (
 
 def test_a_worker_imports_no_library_that_it_does_not_need():
     code = (
-        "import sys, fractal_model.training.worker\n"
+        "import sys, fractal_model.training.ray_train.worker\n"
         f"print(*(name for name in {NOT_NEEDED} if name in sys.modules))"
     )
     found = subprocess.run(

@@ -14,11 +14,11 @@ import pytest
 
 import fractal_model
 from fractal_model.common.errors import FractalError
-from fractal_model.training import job_log, jobs_server
-from fractal_model.training.driver import JOB_VARIABLE, MARKER
 from fractal_model.training.job import TrainingJob
-from fractal_model.training.owner import Owner
-from fractal_model.training.ray_jobs import TrainingJobs
+from fractal_model.training.ray_jobs import log, server
+from fractal_model.training.ray_jobs.driver import JOB_VARIABLE, MARKER
+from fractal_model.training.ray_jobs.jobs import TrainingJobs
+from fractal_model.training.ray_jobs.owner import Owner
 from tests.conftest import tiny_config
 from tests.training.jobs_api import JobsApi, serve
 from tests.training.test_trainer import RECIPE
@@ -35,11 +35,11 @@ MINE, OTHER = "f" * 64, "e" * 64
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(jobs_server, "RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(jobs_server, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr(job_log, "REOPEN_SECONDS", 0.05)
-    monkeypatch.setattr("fractal_model.training.ray_jobs.STATUS_SECONDS", 0.3)
-    monkeypatch.setattr("fractal_model.training.ray_jobs.POLL_SECONDS", 0.1)
+    monkeypatch.setattr(server, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(server, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(log, "REOPEN_SECONDS", 0.05)
+    monkeypatch.setattr("fractal_model.training.ray_jobs.jobs.STATUS_SECONDS", 0.3)
+    monkeypatch.setattr("fractal_model.training.ray_jobs.jobs.POLL_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_log_that_hangs_does_not_hide_the_end(api, job):
 
 
 def test_a_quiet_connection_is_replaced(api, job, monkeypatch):
-    monkeypatch.setattr(job_log, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(log, "QUIET_SECONDS", 0.3)
     api.tails = [(100, "hang")]
     api.polls_until_end = 6
     screen = Screen()
@@ -271,8 +271,8 @@ def test_what_passes_is_asked_for_again(api, job):
 
 
 def test_a_submission_whose_answer_is_lost_is_made_once(api, job, monkeypatch):
-    server = jobs_server.JobsServer(api.address)
-    server.submit("job", entrypoint="true", metadata={"answer": "lost"})
+    ill = server.JobsServer(api.address)
+    ill.submit("job", entrypoint="true", metadata={"answer": "lost"})
     assert len(api.submitted) == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fractal_model.training.relay import Relay
+from fractal_model.training.ray_train.relay import Relay
 
 
 def report(step: int, waited: float = 0.0) -> dict:

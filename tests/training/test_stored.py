@@ -16,7 +16,7 @@ from ray.train import Checkpoint
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
-from fractal_model.training.stored import load_newest_whole, remove_incomplete
+from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
 from tests.conftest import tiny_model
 
 

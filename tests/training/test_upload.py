@@ -11,8 +11,8 @@ import pytest
 import ray.train
 from ray.train import Checkpoint
 
-from fractal_model.training import upload
-from fractal_model.training.upload import Upload, new_scratch, remove_left_behind
+from fractal_model.training.ray_train import upload
+from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_left_behind
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fractal_model.common.files import file_written_whole
-from fractal_model.parts import MapParts, StartWork, Work
+from fractal_model.parallel.parts import MapParts, StartWork, Work
 
 ROWS = "rows"
 

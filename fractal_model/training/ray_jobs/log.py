@@ -9,8 +9,8 @@ from typing import Self
 
 import aiohttp
 
-from fractal_model.training.driver import MARKER
 from fractal_model.training.job import Report
+from fractal_model.training.ray_jobs.driver import MARKER
 
 REOPEN_SECONDS = 1.0
 QUIET_SECONDS = 300.0

@@ -1,9 +1,9 @@
 """Drives one training run on a Ray cluster: in this process, or as a Ray job of its own.
 
-As a job (`python -m fractal_model.training.driver`, the job as JSON in FRACTAL_TRAINING_JOB) it
-says on standard output, one line of JSON after a marker each, how far it is and where the last
-checkpoint lies. Metrics go to MLflow from here, through the spool, so that they arrive whoever
-follows.
+As a job (`python -m fractal_model.training.ray_jobs.driver`, the job as JSON in
+FRACTAL_TRAINING_JOB) it says on standard output, one line of JSON after a marker each, how far it
+is and where the last checkpoint lies. Metrics go to MLflow from here, through the spool, so that
+they arrive whoever follows.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import mlflow
 
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
-from fractal_model.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.training.job import Report, TrainingJob
-from fractal_model.training.ray_training import run_training
+from fractal_model.training.ray_train.run import run_training
 from fractal_model.training.watch import Watch
 
 JOB_VARIABLE = "FRACTAL_TRAINING_JOB"

@@ -18,15 +18,15 @@ from torch import Tensor
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation import References, sample_metrics
-from fractal_model.evaluation_inputs import EvaluationInputs
-from fractal_model.evaluation_samples import SeenSamples, draw_samples
-from fractal_model.metrics.evaluate import MetricResults
+from fractal_model.evaluation.inputs import EvaluationInputs
+from fractal_model.evaluation.protocol import Protocol
+from fractal_model.evaluation.sample_metrics import References, sample_metrics
+from fractal_model.evaluation.sample_set import SampleSet
+from fractal_model.evaluation.samples import SeenSamples, draw_samples
+from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import InceptionFeatures, load_inception
-from fractal_model.metrics.protocol import Protocol
-from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parts import MapParts
+from fractal_model.parallel.parts import MapParts
 
 
 @dataclass(frozen=True)

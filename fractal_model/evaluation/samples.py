@@ -20,15 +20,15 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit
+from fractal_model.evaluation.protocol import ImageSource, Protocol
+from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.sample_images import sample_images
-from fractal_model.kept_parts import KeptParts
 from fractal_model.metrics.dinov2 import load_dinov2
 from fractal_model.metrics.inception import load_inception
-from fractal_model.metrics.protocol import ImageSource, Protocol
 from fractal_model.metrics.reference import chosen_images
-from fractal_model.metrics.sample_set import SampleSet
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parts import MapParts, StartWork, Work, in_this_process
+from fractal_model.parallel.kept_parts import KeptParts
+from fractal_model.parallel.parts import MapParts, StartWork, Work, in_this_process
 
 FEATURE_BATCH, FEATURE_THREADS = 8, 2
 INCEPTION_WIDTH = 2048

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.shard_job import ShardJob, build_row, to_row
-from fractal_model.ray_cluster import ray_cluster
+from fractal_model.parallel.ray_cluster import ray_cluster
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -23,9 +23,9 @@ from fractal_model.data.loader import Batch, train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.meter import Meter
-from fractal_model.training.stored import load_newest_whole, remove_incomplete
+from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
+from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_left_behind
 from fractal_model.training.trainer import NotFiniteError, Trainer
-from fractal_model.training.upload import Upload, new_scratch, remove_left_behind
 
 
 def train_worker(config: dict[str, str]) -> None:

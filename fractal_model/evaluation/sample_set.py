@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.manifest import Manifest
+from fractal_model.evaluation import protocol as protocols
 from fractal_model.generation.sample_files import (
     ARRAY,
     LABELS,
@@ -30,7 +31,6 @@ from fractal_model.generation.sample_files import (
     SOURCE_FILE,
     image_name,
 )
-from fractal_model.metrics import protocol as protocols
 
 _SHOWN = 3
 _LONGEST_REASON = 200

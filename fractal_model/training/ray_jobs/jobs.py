@@ -24,11 +24,11 @@ from ray.job_submission import JobDetails
 
 import fractal_model
 from fractal_model.common.errors import FractalError
-from fractal_model.training.driver import JOB_VARIABLE
 from fractal_model.training.job import Report, TrainingJob
-from fractal_model.training.job_log import JobLog, Tail
-from fractal_model.training.jobs_server import JobsServer
-from fractal_model.training.owner import Owner
+from fractal_model.training.ray_jobs.driver import JOB_VARIABLE
+from fractal_model.training.ray_jobs.log import JobLog, Tail
+from fractal_model.training.ray_jobs.owner import Owner
+from fractal_model.training.ray_jobs.server import JobsServer
 
 STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
@@ -154,7 +154,7 @@ class TrainingJobs:
         variables |= {"MLFLOW_TRACKING_URI": job.tracking_uri, JOB_VARIABLE: job.model_dump_json()}
         self._server.submit(
             name,
-            entrypoint=f"{self._interpreter()} -m fractal_model.training.driver",
+            entrypoint=f"{self._interpreter()} -m fractal_model.training.ray_jobs.driver",
             metadata={
                 _SIZE: job.size,
                 _FINGERPRINT: job.fingerprint,

@@ -28,10 +28,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.training import TrainingConfig
-from fractal_model.training.best import KeepBest
 from fractal_model.training.job import Report, TrainingJob
-from fractal_model.training.relay import Relay
-from fractal_model.training.worker import train_worker
+from fractal_model.training.ray_train.best import KeepBest
+from fractal_model.training.ray_train.relay import Relay
+from fractal_model.training.ray_train.worker import train_worker
 
 PLACEMENT_SECONDS = 30
 """Until the machines for a group of workers have to be there: where one was lost just now, Ray

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError
-from fractal_model.metrics.protocol import PROTOCOL_TAG, RECORD_FILE, Record, read_record
+from fractal_model.evaluation.protocol import PROTOCOL_TAG, RECORD_FILE, Record, read_record
 from fractal_model.tracking.registry import model_name
 from fractal_model.tracking.runs import KIND_TAG, SIZE_TAG, VERSION_TAG
 from fractal_model.tracking.store import EXPERIMENT_PREFIX, tracking_uri

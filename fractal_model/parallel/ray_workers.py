@@ -8,6 +8,7 @@ arrives as one FractalError.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import ActorPool
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.hardware import Hardware
-from fractal_model.parts import (
+from fractal_model.parallel.parts import (
     LARGEST_PART,
     MapParts,
     PartResult,
@@ -30,8 +32,7 @@ from fractal_model.parts import (
     StartWork,
     in_this_process,
 )
-from fractal_model.ray_cluster import ray_cluster
-from fractal_model.ray_files import require_files
+from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
@@ -167,3 +168,37 @@ def _require_resources(workers: int) -> int:
             f"with RAY_ADDRESS"
         )
     return 1 if gpus else 0
+
+
+def require_files(files: Sequence[Path], resource: str) -> None:
+    """`files` are absolute; asked are machines that offer the resource, CPU or GPU, of the cluster
+    that is connected. FractalError: one of them lacks a file."""
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(resource)]
+    asked = [_missing_on(node["NodeID"], files) for node in nodes if files]
+    lacking: list[tuple[str, str]] = []
+    for answer in asked:
+        try:
+            machine, missing = ray.get(answer)
+        except RayError:
+            continue  # a machine that is lost meanwhile runs no worker either
+        lacking += [(machine, file) for file in missing]
+    if lacking:
+        machine, file = lacking[0]
+        others = len(lacking) - 1
+        more = f", and {others} more are missing like it" if others else ""
+        raise FractalError(
+            f"the machine {machine} of the Ray cluster does not see {file}{more}: give all its "
+            f"machines the same files at the same paths, on a shared file system for example, or "
+            f"unset RAY_ADDRESS to run on this machine alone"
+        )
+
+
+def _missing_on(node: str, files: Sequence[Path]) -> ray.ObjectRef:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _missing.options(scheduling_strategy=there).remote([str(file) for file in files])
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _missing(files: list[str]) -> tuple[str, list[str]]:
+    """On a machine of the cluster: its name, and which of the files are not there."""
+    return socket.gethostname(), [file for file in files if not Path(file).exists()]

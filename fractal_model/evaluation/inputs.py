@@ -15,11 +15,11 @@ from fractal_model.config.params import Params
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest, manifest_files, read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
-from fractal_model.evaluation import References
-from fractal_model.evaluation_samples import FeatureNetworks
+from fractal_model.evaluation.protocol import Protocol, libraries, make_protocol
+from fractal_model.evaluation.sample_metrics import References
+from fractal_model.evaluation.samples import FeatureNetworks
 from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
 from fractal_model.metrics.inception import inception_checksum
-from fractal_model.metrics.protocol import Protocol, libraries, make_protocol
 from fractal_model.metrics.reference import Reference, build_reference, load_reference
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum

@@ -1,8 +1,4 @@
-"""Measure a model: held-out likelihood, samples, and what the samples are like.
-
-Knows no registry, no tracker and no cluster: models and data in, numbers and images out; who runs
-the parts of the work is given as a `MapParts`.
-"""
+"""."""
 
 from __future__ import annotations
 
@@ -15,25 +11,26 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import read_batch
+from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation_samples import Progress, SeenSamples
-from fractal_model.kept_parts import KeptParts
-from fractal_model.metrics.agreement import nearest_neighbour_agreement
-from fractal_model.metrics.dinov2 import NO_WEIGHTS
-from fractal_model.metrics.distances import frechet_distance
-from fractal_model.metrics.evaluate import MetricResults, image_metrics
-from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures
-from fractal_model.metrics.protocol import STANDARD_ERROR, ImageSource, Protocol
-from fractal_model.metrics.reference import Reference
-from fractal_model.metrics.sample_set import SampleSet, require_protocol
-from fractal_model.metrics.statistics import FeatureStatistics
+from fractal_model.evaluation.protocol import STANDARD_ERROR, ImageSource
+from fractal_model.evaluation.samples import Progress
+from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.model.fractal import NO_CLASS, FractalModel
-from fractal_model.model.likelihood import Likelihood, is_exact, mask_seeds, pass_bits
-from fractal_model.parts import LARGEST_PART, MapParts, Work, in_this_process
-from fractal_model.randomness import LARGEST_SEED
+from fractal_model.model.likelihood import (
+    Likelihood,
+    is_exact,
+    mask_seeds,
+    part_names,
+    pass_bits,
+    pass_bits_by_part,
+)
+from fractal_model.model.randomness import LARGEST_SEED
+from fractal_model.parallel.kept_parts import KeptParts
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
 
 UNCONDITIONAL, CONDITIONAL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
-AGREEMENT_LARGEST_SIDE = 16
+
 MOST_PASSES = 10_000
 
 
@@ -173,69 +170,43 @@ def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
     return MetricResults({name: found.mean}, {f"{name}{STANDARD_ERROR}": reason})
 
 
-@dataclass(frozen=True)
-class References:
-    """Real images that samples are compared with."""
-
-    train: PreparedSplit
-    inception: Reference
-    dinov2: Reference | None
-    """None where FD-DINOv2 is not computed."""
+IMAGES, AT_ONCE = 256, 8
+"""As many tell the shares well: the likelihood itself is of all images."""
 
 
-def sample_metrics(
-    samples: SeenSamples, references: References, inception: InceptionFeatures, protocol: Protocol
-) -> MetricResults:
-    """Everything that a balanced set of samples tells, under the names that the protocol gives:
-    FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement, and speed.
-
-    FractalError when the set or the reference is not the protocol's, or a feature is not finite.
-    """
-    require_protocol(samples.images, protocol, "the set of samples")
-    reference = references.inception
-    reference.require(
-        dataset_checksum=protocol.dataset_checksum, weights_checksum=inception.weights_checksum
-    )
-    features = samples.inception
-    found = image_metrics(
-        features,
-        reference.features,
-        real_statistics=reference.statistics,
-        fid_resamples=protocol.fid_resamples,
-        kid_subsets=protocol.kid_subsets,
-        kid_subset_size=protocol.kid_subset_size,
-        neighbours=protocol.neighbours,
-        logits=inception.logits_from_features(features) if inception.has_classifier else None,
-        reason_no_logits=NO_CLASSIFIER,
-    )
-    found |= dinov2_distance(samples.dinov2, references.dinov2)
-    found |= class_agreement(samples.images, references.train)
-    return found.renamed(protocol.label) | _speed(samples)
+def likelihood_by_level(
+    model: FractalModel,
+    split: PreparedSplit,
+    *,
+    passes: int,
+    seed: int,
+    images: int = IMAGES,
+    map_parts: MapParts = in_this_process,
+) -> dict[str, float]:
+    """Part to bits per dimension, unconditional; together they are the mean likelihood of
+    `images` images of the split, a fixed random choice (all where there are fewer). FractalError:
+    not even one image fits the memory."""
+    chosen = epoch_permutation(0, 0, len(split))[:images].tolist()
+    start = partial(_work, model, split, chosen, passes, seed)
+    bits = torch.cat([rows for _, rows in map_parts(start, len(chosen), largest=AT_ONCE)])
+    return dict(zip(part_names(model.config), bits.mean(0).tolist(), strict=True))
 
 
-def dinov2_distance(features: Tensor | None, reference: Reference | None) -> MetricResults:
-    """`fd_dinov2` of (N, D) features; absent where there are no weights."""
-    if features is None or reference is None:
-        return MetricResults({}, {"fd_dinov2": NO_WEIGHTS})
-    found = FeatureStatistics.from_features(features)
-    return MetricResults({"fd_dinov2": frechet_distance(found, reference.statistics)}, {})
+def _work(
+    model: FractalModel,
+    split: PreparedSplit,
+    chosen: list[int],
+    passes: int,
+    seed: int,
+    device: torch.device,
+) -> Work:
+    model = model.to(device)
 
+    def work(part: range) -> Tensor:
+        pixels, labels, indices = read_batch(split, chosen[part.start : part.stop])
+        seeds = mask_seeds(seed, indices.tolist())
+        labels = torch.full_like(labels, NO_CLASS).to(device)
+        bits = pass_bits_by_part(model, pixels.to(device), seeds, passes=passes, labels=labels)
+        return bits.mean(1)
 
-def _speed(samples: SeenSamples) -> MetricResults:
-    seconds, names = samples.seconds_per_image, ("seconds_per_image", "images_per_second")
-    if seconds is None:
-        return MetricResults({}, dict.fromkeys(names, "the images were not sampled here"))
-    return MetricResults(dict(zip(names, (seconds, 1 / seconds), strict=True)), {})
-
-
-def class_agreement(samples: SampleSet, train: PreparedSplit) -> MetricResults:
-    """`class_agreement`, for images small enough that their pixels are comparable."""
-    if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
-        reason = (
-            f"neighbours in pixels say nothing of images over {AGREEMENT_LARGEST_SIDE} px, these "
-            f"have {train.manifest.resolution}"
-        )
-        return MetricResults({}, {"class_agreement": reason})
-    images = samples.images(range(len(samples.labels)))
-    share = nearest_neighbour_agreement(images, samples.labels, *train.load_all())
-    return MetricResults({"class_agreement": share}, {})
+    return work

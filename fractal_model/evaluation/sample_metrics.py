@@ -1,0 +1,93 @@
+"""Measure a model: held-out likelihood, samples, and what the samples are like.
+
+Knows no registry, no tracker and no cluster: models and data in, numbers and images out; who runs
+the parts of the work is given as a `MapParts`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fractal_model.data.prepared import PreparedSplit
+from fractal_model.evaluation.protocol import Protocol
+from fractal_model.evaluation.sample_set import SampleSet, require_protocol
+from fractal_model.evaluation.samples import SeenSamples
+from fractal_model.metrics.class_agreement import nearest_neighbour_agreement
+from fractal_model.metrics.dinov2 import NO_WEIGHTS
+from fractal_model.metrics.distances import frechet_distance
+from fractal_model.metrics.image_metrics import MetricResults, image_metrics
+from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures
+from fractal_model.metrics.reference import Reference
+from fractal_model.metrics.statistics import FeatureStatistics
+
+AGREEMENT_LARGEST_SIDE = 16
+
+
+@dataclass(frozen=True)
+class References:
+    """Real images that samples are compared with."""
+
+    train: PreparedSplit
+    inception: Reference
+    dinov2: Reference | None
+    """None where FD-DINOv2 is not computed."""
+
+
+def sample_metrics(
+    samples: SeenSamples, references: References, inception: InceptionFeatures, protocol: Protocol
+) -> MetricResults:
+    """Everything that a balanced set of samples tells, under the names that the protocol gives:
+    FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement, and speed.
+
+    FractalError when the set or the reference is not the protocol's, or a feature is not finite.
+    """
+    require_protocol(samples.images, protocol, "the set of samples")
+    reference = references.inception
+    reference.require(
+        dataset_checksum=protocol.dataset_checksum, weights_checksum=inception.weights_checksum
+    )
+    features = samples.inception
+    found = image_metrics(
+        features,
+        reference.features,
+        real_statistics=reference.statistics,
+        fid_resamples=protocol.fid_resamples,
+        kid_subsets=protocol.kid_subsets,
+        kid_subset_size=protocol.kid_subset_size,
+        neighbours=protocol.neighbours,
+        logits=inception.logits_from_features(features) if inception.has_classifier else None,
+        reason_no_logits=NO_CLASSIFIER,
+    )
+    found |= dinov2_distance(samples.dinov2, references.dinov2)
+    found |= class_agreement(samples.images, references.train)
+    return found.renamed(protocol.label) | _speed(samples)
+
+
+def dinov2_distance(features: Tensor | None, reference: Reference | None) -> MetricResults:
+    """`fd_dinov2` of (N, D) features; absent where there are no weights."""
+    if features is None or reference is None:
+        return MetricResults({}, {"fd_dinov2": NO_WEIGHTS})
+    found = FeatureStatistics.from_features(features)
+    return MetricResults({"fd_dinov2": frechet_distance(found, reference.statistics)}, {})
+
+
+def _speed(samples: SeenSamples) -> MetricResults:
+    seconds, names = samples.seconds_per_image, ("seconds_per_image", "images_per_second")
+    if seconds is None:
+        return MetricResults({}, dict.fromkeys(names, "the images were not sampled here"))
+    return MetricResults(dict(zip(names, (seconds, 1 / seconds), strict=True)), {})
+
+
+def class_agreement(samples: SampleSet, train: PreparedSplit) -> MetricResults:
+    """`class_agreement`, for images small enough that their pixels are comparable."""
+    if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
+        reason = (
+            f"neighbours in pixels say nothing of images over {AGREEMENT_LARGEST_SIDE} px, these "
+            f"have {train.manifest.resolution}"
+        )
+        return MetricResults({}, {"class_agreement": reason})
+    images = samples.images(range(len(samples.labels)))
+    share = nearest_neighbour_agreement(images, samples.labels, *train.load_all())
+    return MetricResults({"class_agreement": share}, {})

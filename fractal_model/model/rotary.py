@@ -1,0 +1,35 @@
+"""."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rotary_factors(grid: int, head_width: int) -> Tensor:
+    """Cosines and sines of the AR level's positions, (T + 1, d/2, 2), T = grid².
+
+    The first d/4 pairs of neighbouring elements turn with the row of the sub-patch, the next d/4
+    with its column. Position 0 is the condition token; its factors are zero, so its query and key
+    vanish: this is how the published weights were trained.
+    """
+    frequency = 10000.0 ** (-2 * torch.arange(head_width // 4) / (head_width / 2))
+    position = torch.arange(grid, dtype=torch.float32)
+    angle = position[:, None] * frequency
+    rows = angle[:, None, :].expand(grid, grid, -1)
+    columns = angle[None, :, :].expand(grid, grid, -1)
+    angles = torch.cat([rows, columns], dim=-1).reshape(grid * grid, head_width // 2)
+    factors = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros_like(factors[:1]), factors])
+
+
+def rotate(x: Tensor, factors: Tensor) -> Tensor:
+    """Turn the pairs of (…, S, d) by (S, d/2, 2) factors, in float32, result in x's dtype."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch's compiler leaves complex numbers alone
+        (even, odd), (cosine, sine) = pairs.unbind(-1), factors.unbind(-1)
+        turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+    else:
+        product = torch.view_as_complex(pairs) * torch.view_as_complex(factors.float())
+        turned = torch.view_as_real(product)
+    return turned.flatten(-2).to(x.dtype)
