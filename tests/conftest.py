@@ -1,4 +1,4 @@
-"""Small models that the tests share."""
+"""What holds for every test: no server of the person's is reached."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
-from fractal_model.config.model import ModelConfig
-from fractal_model.config.presets import Architecture
-from fractal_model.model.fractal import FractalModel, initialise
+from tests.support import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -29,57 +27,16 @@ def no_tracking_server_is_left() -> Iterator[None]:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-KINDS = {
-    "ar": {"patch_sizes": (4, 2, 1), "generators": ("ar", "ar"), "conditions": 1},
-    "mar": {"patch_sizes": (4, 2, 1), "generators": ("mar", "mar"), "conditions": 5},
-    "guided": {
-        "patch_sizes": (8, 4, 2, 1),
-        "generators": ("mar", "mar", "mar"),
-        "conditions": 5,
-        "guiding_pixel": True,
-    },
-    "mar above ar": {"patch_sizes": (4, 2, 1), "generators": ("mar", "ar"), "conditions": 5},
-    "ar above mar": {"patch_sizes": (4, 2, 1), "generators": ("ar", "mar"), "conditions": 1},
-}
-
-
-def tiny_config(kind: str, **changes: object) -> ModelConfig:
-    row = {**KINDS[kind], "num_classes": 4, "dropout": 0.0, **changes}
-    levels = len(row["patch_sizes"])
-    row.setdefault("widths", (16,) * (levels - 1) + (8,))
-    row.setdefault("blocks", (1,) * levels)
-    row.setdefault("heads", (2,) * levels)
-    return Architecture(**row).to_model()
-
-
-def tiny_model(kind: str, *, sharpen: float = 8.0, **changes: object) -> FractalModel:
-    """Random weights; `sharpen` makes the logits of an untrained model uneven enough to matter."""
-    model = FractalModel(tiny_config(kind, **changes))
-    generator = torch.Generator().manual_seed(1)
-    initialise(model, generator)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "codebooks" in name or name.endswith(("embedding", "embedding.weight")):
-                parameter *= sharpen
-    return model.eval()
-
-
-def deeper(kind: str) -> FractalModel:
-    """The same with several blocks a level: a first, a last and one between."""
-    levels = len(KINDS[kind]["generators"])
-    return tiny_model(kind, blocks=(3,) * levels + (2,))
-
-
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of recursion in turn."""
     return request.param
 
 
-def images_for(model: FractalModel, count: int) -> torch.Tensor:
-    return random_images(count, model.config.image_size)
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[None]:
+    """A Prefect server of the tests' own, on a database of its own."""
+    from prefect.testing.utilities import prefect_test_harness
 
-
-def random_images(count: int, size: int = 8, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+    with prefect_test_harness(server_startup_timeout=180):
+        yield

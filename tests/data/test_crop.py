@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 from fractal_model.data.raw_images import center_crop, pixels_of_crop
-from tests.data.pillow_arithmetic import BICUBIC, BOX, resized
+from tests.support.pillow_arithmetic import BICUBIC, BOX, resized
 
 
 def by_the_paper(pixels: np.ndarray, side: int) -> np.ndarray:

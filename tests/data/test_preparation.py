@@ -19,8 +19,9 @@ from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.shard_job import ShardJob, in_processes
 from fractal_model.data.shards import ShardWriter
 from fractal_model.data.sources.registered import register
-from tests.data import mini_imagenet as mini
-from tests.data.preparing import SIDE, contents, cropped, prepare
+from tests.support import REPOSITORY
+from tests.support import mini_imagenet as mini
+from tests.support.preparing import SIDE, contents, cropped, prepare
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
     register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
     child = subprocess.Popen(
         [sys.executable, "-c", SLOW_RUN, str(data), str(processes)],
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
         start_new_session=True,
     )
     done = data / ".slow.partial" / shard_job.DONE_FOLDER

@@ -19,6 +19,7 @@ from fractal_model.data.digits import prepare_digits
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.writing import write_prepared
+from tests.support import REPOSITORY
 
 SIDE = 6
 CLASSES = ("cat", "dog")
@@ -152,8 +153,7 @@ def another_process(pristine, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("another")
     shutil.copytree(pristine, folder / "old")
     targets = [folder / name for name in ("digits", "old", "new")]
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", ANOTHER_PROCESS, *targets], check=True, cwd=root)
+    subprocess.run([sys.executable, "-c", ANOTHER_PROCESS, *targets], check=True, cwd=REPOSITORY)
     return folder
 
 
@@ -201,8 +201,9 @@ except ValueError as error:
 def test_open_files_are_few_however_many_shards(tmp_path):
     write(tmp_path / "many", {"train": noise(400, 0)}, shard_images=1)
     command = [sys.executable, "-c", MANY_SHARDS, str(tmp_path / "many")]
-    root = Path(__file__).parents[2]
-    found = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout
+    found = subprocess.run(
+        command, check=True, cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout
     assert "cannot be read" in found and "Too many open files" in found and "damaged" not in found
 
 

@@ -14,8 +14,9 @@ from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.raw_images import RawCounts, UnusableImage, decoding_rules
 from fractal_model.data.raw_images import cropped as prepared_image
 from fractal_model.data.sources.registered import register
-from tests.data import mini_imagenet as mini
-from tests.data.preparing import SIDE, cropped, prepare
+from tests.support import REPOSITORY
+from tests.support import mini_imagenet as mini
+from tests.support.preparing import SIDE, cropped, prepare
 
 
 def test_kinds_of_raw_images_are_counted(tmp_path):
@@ -54,9 +55,9 @@ def test_other_kinds_become_rgb_as_pillow_does(tmp_path, recwarn):
         assert (found == cropped(kinds[name])).all(), name
 
 
-def damaged_tree(root: Path) -> Path:
-    mini.write_tree(root)
-    folder = root / "train/n02012849"
+def damaged_tree(REPOSITORY: Path) -> Path:
+    mini.write_tree(REPOSITORY)
+    folder = REPOSITORY / "train/n02012849"
     whole = mini.encoded(mini.photograph(5))
     (folder / "n02012849_0.JPEG").write_bytes(whole[: len(whole) // 2])
     (folder / "n02012849_1.JPEG").write_bytes(b"<html>not found</html>")
@@ -64,7 +65,7 @@ def damaged_tree(root: Path) -> Path:
     (folder / "n02012849_3.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9")
     bomb = PIL.Image.new("1", (12_000, 12_000))
     (folder / "n02012849_4.JPEG").write_bytes(mini.encoded(bomb, "PNG"))
-    return root
+    return REPOSITORY
 
 
 REASONS = {
@@ -209,6 +210,7 @@ def test_the_largest_images_fit_in_memory(tmp_path):
     mini.put(folder / "validation/one/small.jpg", mini.encoded(mini.photograph(0)))
     register(folder, tmp_path / "data", name="large", resolutions=(64,))
     command = [sys.executable, "-c", PREPARE_AND_MEASURE, str(tmp_path / "data")]
-    root = Path(__file__).parents[2]
-    found = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True).stdout
+    found = subprocess.run(
+        command, check=True, cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout
     assert int(found) < 1.65 * 2**20, "well under 2 GiB"

@@ -15,7 +15,7 @@ import pytest
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.training.ray_jobs.driver import drive
-from tests.faults.conftest import IMAGES
+from tests.support.disturbed_runs import IMAGES
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pytest
 
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.ray_train.run import PLACEMENT_SECONDS
-from tests.faults.conftest import BATCH, IMAGES
-from tests.images_seen import steps_seen, writes_down_what_it_sees
-from tests.simulated_cluster import ACCELERATOR, add_machine, machines
+from tests.support.disturbed_runs import BATCH, IMAGES
+from tests.support.images_seen import steps_seen, writes_down_what_it_sees
+from tests.support.simulated_cluster import ACCELERATOR, add_machine, machines
 
 pytestmark = pytest.mark.slow
 EPOCHS = 6

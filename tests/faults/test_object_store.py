@@ -16,7 +16,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.launch import fetched
 from fractal_model.training.ray_train.run import run_training
-from tests.faults.conftest import IMAGES, Run, assert_equal, workers
+from tests.support.disturbed_runs import IMAGES, Run, assert_equal, workers
 
 STORAGE = "s3://runs/tiny"
 

@@ -10,7 +10,7 @@ import pytest
 from fractal_model.training.ray_train.upload import Upload
 from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
-from tests.faults.conftest import BATCH, IMAGES
+from tests.support.disturbed_runs import BATCH, IMAGES
 
 FURTHER = IMAGES + 4 * BATCH
 """Two reports after the first checkpoint."""

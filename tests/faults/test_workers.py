@@ -16,7 +16,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.data.order import stream_indices
 from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
-from tests.faults.conftest import BATCH, IMAGES, assert_equal, workers
+from tests.support.disturbed_runs import BATCH, IMAGES, assert_equal, workers
 
 MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()
 

@@ -9,7 +9,8 @@ from fractal_model.common.locks import only_one
 from fractal_model.config.params import load_params
 from fractal_model.tracking import registry, store
 from fractal_model.training import launch
-from tests.flows.conftest import Project, make_project, small_params
+from tests.support.params import small_params
+from tests.support.projects import Project, make_project
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from fractal_model.config.params import Params, load_params
 from fractal_model.tracking import runs, store
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.training import launch
-from tests.flows.conftest import Project, make_project, small_params
+from tests.support.params import small_params
+from tests.support.projects import Project, make_project
 
 
 @pytest.fixture(scope="module")

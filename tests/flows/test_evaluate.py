@@ -12,8 +12,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.evaluation.protocol import Record
 from fractal_model.tracking import registry, store
-from tests.commands.conftest import save_tiny
-from tests.metrics.test_protocol import SETTINGS, manifest, protocol
+from tests.support.protocols import SETTINGS, manifest, protocol
+from tests.support.tiny_files import save_tiny
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from flows import evaluate, train
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.config.params import load_params
 from fractal_model.tracking import registry, store
-from tests.flows.conftest import make_project, small_params
+from tests.support.params import small_params
+from tests.support.projects import make_project
 
 METRICS = {
     "nll_bits_per_dim",

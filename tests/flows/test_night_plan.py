@@ -16,8 +16,8 @@ from fractal_model.common.locks import AtWork
 from fractal_model.config.params import Params, load_params
 from fractal_model.evaluation.protocol import PROTOCOL_TAG, Protocol
 from fractal_model.tracking import champions, nights, registry, runs, store
-from tests.flows.conftest import small_params
-from tests.reporting.test_results_table import protocol
+from tests.support.evaluated_rows import protocol
+from tests.support.params import small_params
 
 OTHER = "digits-two"
 FULL, PREVIEW = protocol(), protocol(samples_per_class=5)

@@ -19,7 +19,8 @@ from flows import nightly
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
 from fractal_model.tracking import nights, store
-from tests.flows.conftest import Project, make_project, small_params
+from tests.support.params import small_params
+from tests.support.projects import Project, make_project
 
 OTHER, UNPREPARED = "digits-two", "digits-three"
 

@@ -11,7 +11,8 @@ from prefect.artifacts import Artifact
 
 from flows import evaluate, train
 from fractal_model.tracking import champions, registration, registry, store
-from tests.flows.conftest import Project, small_params
+from tests.support.params import small_params
+from tests.support.projects import Project
 
 NAME = "fractal-digits"
 

@@ -15,8 +15,9 @@ from fractal_model.data.manifest import read_manifest
 from fractal_model.evaluation.protocol import SAMPLE_METRICS
 from fractal_model.generation.pictures import save_png
 from fractal_model.tracking import registry
-from tests.conftest import random_images
-from tests.flows.conftest import Project, make_project, small_params
+from tests.support import random_images
+from tests.support.params import small_params
+from tests.support.projects import Project, make_project
 
 SIZE, DATASET = "tiny", "own"
 SAMPLES = 6

@@ -18,7 +18,8 @@ from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.tracking import registry, store
-from tests.flows.conftest import Project, make_project, small_params
+from tests.support.params import small_params
+from tests.support.projects import Project, make_project
 
 
 def _settings(**changes: object) -> dict:

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.infra.manifests import INFRA, all_containers
+from tests.support.manifests import INFRA, all_containers
 
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from tests.infra.manifests import (
+from tests.support.manifests import (
     INFRA,
     KUBERNETES,
     all_containers,

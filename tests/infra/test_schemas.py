@@ -6,7 +6,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from tests.infra.manifests import all_pods, documents, of_kind, title
+from tests.support.manifests import all_pods, documents, of_kind, title
 
 CORE = [d for d in documents() if not d["apiVersion"].startswith("ray.io/")]
 OLDEST, NEWEST = "1.30", "1.37"

@@ -10,7 +10,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.metrics.bootstrap import frechet_standard_error, resampled_distance
 from fractal_model.metrics.distances import frechet_distance
 from fractal_model.metrics.statistics import FeatureStatistics
-from tests.metrics.test_distances import normal
+from tests.support.features import normal
 
 REAL = FeatureStatistics.from_features(normal(200, 8, seed=0, shift=0.4, scale=1.3))
 

@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from fractal_model.common.errors import FractalError
 from fractal_model.metrics.dinov2 import load_dinov2
-from tests.conftest import random_images
+from tests.support import random_images
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,7 @@ from fractal_model.metrics.distances import (
     precision_recall,
 )
 from fractal_model.metrics.statistics import FeatureStatistics
-
-
-def normal(count, width=8, *, seed, shift=0.0, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, width, generator=generator) * scale + shift
+from tests.support.features import normal
 
 
 def with_bad(value):

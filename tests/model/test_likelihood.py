@@ -13,7 +13,7 @@ from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_see
 from fractal_model.model.losses import nats_per_value, training_loss
 from fractal_model.training.schedule import training_masks
 from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
-from tests.conftest import random_images, tiny_config, tiny_model
+from tests.support import random_images, tiny_config, tiny_model
 
 
 def null(count):

@@ -10,7 +10,7 @@ from fractal_model.model.fractal import Rows
 from fractal_model.model.mar import with_neighbours
 from fractal_model.model.pixels import MEAN, STD, mean_colour, normalise, patchify, unpatchify
 from fractal_model.model.rotary import rotary_factors, rotate
-from tests.conftest import random_images
+from tests.support import random_images
 
 
 def test_patchify_is_row_major_and_inverted():

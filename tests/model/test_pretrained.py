@@ -18,7 +18,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.model import pretrained
 from fractal_model.model.fractal import FractalModel
 from fractal_model.tracking.model_source import load_model
-from tests.conftest import tiny_model
+from tests.support import tiny_model
 
 
 @pytest.fixture(autouse=True)

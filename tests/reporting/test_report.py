@@ -27,8 +27,8 @@ from fractal_model.reporting.neighbours import (
 )
 from fractal_model.reporting.paper import published_optimum
 from fractal_model.reporting.report import distinct_names, flattened, headlines, write_report
-from tests.conftest import random_images
-from tests.reporting.chromium import needs_chromium, opened
+from tests.support import random_images
+from tests.support.chromium import needs_chromium, opened
 
 NAMES = ("cat", "<b>dog</b>", "cat")
 

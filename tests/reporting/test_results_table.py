@@ -10,46 +10,12 @@ import pytest
 from rich.console import Console
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.protocol import ImageSource, Protocol
+from fractal_model.evaluation.protocol import ImageSource
 from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats
 from fractal_model.reporting.paper import PUBLISHED, published_optimum
 from fractal_model.reporting.results_table import Row, of_dataset, results_table
-
-SAMPLING = SamplingConfig(guidance=2.5, logit_scale=1.1, iterations=(16, 4))
-
-
-def protocol(dataset: str = "digits", **changes: object) -> Protocol:
-    source = ImageSource(weights="model", sampling=SAMPLING, seed=0, likelihood_passes=2)
-    settings = {
-        "dataset": dataset,
-        "dataset_checksum": "a" * 64,
-        "resolution": 8,
-        "reference_source": OWN_IMAGES,
-        "reference_checksum": "b" * 64,
-        "network_checksum": "sha256:0",
-        "classes": 10,
-        "samples_per_class": 30,
-        "full_samples": 300,
-        "images": source,
-        "kid_subsets": 3,
-        "kid_subset_size": 10,
-        "fid_resamples": 4,
-    }
-    return Protocol(**settings | changes)
-
-
-def imagenet(**changes: object) -> Protocol:
-    like_published = {
-        "resolution": 64,
-        "reference_source": "ADM: adm_in64_stats.npz",
-        "classes": 1000,
-        "samples_per_class": 50,
-        "full_samples": 50_000,
-    }
-    return protocol("imagenet64", **like_published | changes)
-
+from tests.support.evaluated_rows import SAMPLING, imagenet, protocol
 
 VALUES = {"nll_bits_per_dim": 0.7425, "nll_bits_per_dim_stderr": 0.0044, "fid": 35.46, "kid": 0.01}
 DIGITS = [

@@ -15,7 +15,7 @@ from fractal_model.sampling import compiled
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.steps import CachedLevelSteps
-from tests.conftest import random_images, tiny_model
+from tests.support import random_images, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]

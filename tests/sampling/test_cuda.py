@@ -8,7 +8,7 @@ import torch
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.sampler import Sampler
-from tests.conftest import tiny_model
+from tests.support import tiny_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LABELS = torch.tensor([0, 1, 2, 3, 1])

@@ -10,7 +10,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.schedules import masking_schedule
-from tests.conftest import deeper, images_for, tiny_model
+from tests.support import deeper, images_for, tiny_model
 
 LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 1]), [11, 12, 13, 14, 15]
 GUIDED = SamplingConfig(guidance=2.0, logit_scale=1.2)

@@ -10,7 +10,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.sampling.sampler import Sampler
-from tests.conftest import tiny_model
+from tests.support import tiny_model
 
 LABELS, SEEDS = torch.tensor([0, 1, 2]), [11, 12, 13]
 

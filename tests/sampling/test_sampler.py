@@ -10,7 +10,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import NO_CLASS
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
-from tests.conftest import deeper, tiny_model
+from tests.support import deeper, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]

@@ -22,10 +22,11 @@ from fractal_model.cli.app import app
 from fractal_model.tracking import registry, store
 from fractal_model.training.ray_jobs import driver
 from fractal_model.training.ray_train.run import run_training
-from tests.faults.conftest import workers
-from tests.flows.conftest import make_project, small_params
-from tests.images_seen import steps_seen, writes_down_what_it_sees
-from tests.simulated_cluster import ACCELERATOR, machines
+from tests.support.disturbed_runs import workers
+from tests.support.images_seen import steps_seen, writes_down_what_it_sees
+from tests.support.params import small_params
+from tests.support.projects import make_project
+from tests.support.simulated_cluster import ACCELERATOR, machines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 EPOCHS, IMAGES, BATCH = 16, 1757, 320

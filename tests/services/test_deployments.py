@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,8 +15,8 @@ from flows.nightly import nightly_evaluation
 from flows.sweep import sweep_guidance
 from flows.train import train_fractal
 from fractal_model.config.params import load_params
+from tests.support import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 TRAIN, EVALUATE, SWEEP, NIGHTLY = (
     "flows/train.py:train_fractal",
     "flows/evaluate.py:evaluate_fractal",

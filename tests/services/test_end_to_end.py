@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from fractal_model.services import processes
-from tests.flows.conftest import small_params
-from tests.services.live_project import Project, environment, live_project
-from tests.services.ports import free_ports
+from tests.support.live_project import Project, environment, live_project
+from tests.support.params import small_params
+from tests.support.ports import free_ports
 
 SLOW = """
 import time

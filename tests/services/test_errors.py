@@ -19,8 +19,8 @@ from fractal_model.services import control, processes
 from fractal_model.services.configuration import MARK
 from fractal_model.services.control import Services
 from fractal_model.services.deployments import remove_settings, write_settings
-from tests.flows.conftest import small_params
-from tests.services.ports import free_ports
+from tests.support.params import small_params
+from tests.support.ports import free_ports
 
 
 @pytest.fixture

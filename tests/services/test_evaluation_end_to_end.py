@@ -14,10 +14,10 @@ import httpx
 import mlflow
 import pytest
 
-from tests.flows.conftest import small_params
-from tests.services.live_project import Project, live_project
-from tests.services.ports import free_ports
-from tests.tracking.conftest import answering
+from tests.support.live_project import Project, live_project
+from tests.support.mlflow_server import answering
+from tests.support.params import small_params
+from tests.support.ports import free_ports
 
 LITTLE, MUCH, HARDLY = 2, 40, 3
 """Epochs of the first version, of a much better one and of a much worse one."""

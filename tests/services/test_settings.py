@@ -21,8 +21,7 @@ from fractal_model.services.configuration import (
     supervisor_configuration,
 )
 from fractal_model.services.folder import ServicesFolder
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.support import REPOSITORY
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from tests.reporting.chromium import needs_chromium, opened
-from tests.tracking.evaluated import GUIDANCE, evaluate_three
-from tests.tracking.mlflow_server import Server
+from tests.support.chromium import needs_chromium, opened
+from tests.support.evaluated import GUIDANCE, evaluate_three
+from tests.support.mlflow_server import Server
 
 pytestmark = pytest.mark.slow  # make test-pages, which continuous integration runs too
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -16,9 +15,9 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.evaluation import PromotionConfig
 from fractal_model.tracking import champions, promotion_lock, registry
 from fractal_model.tracking.champions import Change, succession, withdrawn
-from tests.tracking.conftest import SIZE
+from tests.support import REPOSITORY
+from tests.support.mlflow_server import SIZE
 
-REPOSITORY = Path(__file__).parents[2]
 RULES = PromotionConfig()
 PROTOCOL = "0" * 64
 PROCESSES = 3

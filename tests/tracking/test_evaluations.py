@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from fractal_model.tracking import registry
-from tests.tracking.conftest import SIZE
+from tests.support.mlflow_server import SIZE
 
 PROTOCOL = "a" * 64
 

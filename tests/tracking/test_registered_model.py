@@ -28,10 +28,10 @@ from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, registry, served_model, store
-from tests.commands.conftest import REPOSITORY, TINY
-from tests.conftest import KINDS, tiny_model
-from tests.services.ports import free_ports
-from tests.tracking.conftest import answering
+from tests.support import KINDS, REPOSITORY, tiny_model
+from tests.support.mlflow_server import answering
+from tests.support.ports import free_ports
+from tests.support.tiny_files import TINY
 
 TAGS = {registry.FINGERPRINT_TAG: "f" * 64, registry.TRAINING_RUN_TAG: "a run"}
 

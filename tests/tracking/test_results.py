@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import mlflow
 import pytest
 from typer.testing import CliRunner
@@ -14,9 +12,8 @@ from fractal_model.evaluation.protocol import PROTOCOL_TAG, Record
 from fractal_model.tracking import runs, store
 from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
 from fractal_model.tracking.evaluations import evaluations
-from tests.reporting.test_results_table import protocol
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.support import REPOSITORY
+from tests.support.evaluated_rows import protocol
 
 
 @pytest.fixture

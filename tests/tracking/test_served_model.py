@@ -24,7 +24,7 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, served_model
 from fractal_model.tracking.served_model import BadRequest
-from tests.conftest import tiny_model
+from tests.support import tiny_model
 
 SETTINGS = SamplingConfig(guidance=3.0, logit_scale=1.2, iterations=(3, 2))
 NAMES = ("plaice", "tench, Tinca tinca", "2 of hearts", "pike")

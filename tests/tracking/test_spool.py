@@ -25,7 +25,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.tracking import runs
 from fractal_model.tracking.spool import DELIVERED, METRICS, REFUSED, MetricSpool
-from tests.tracking.mlflow_server import Server, eventually
+from tests.support.mlflow_server import Server, eventually
 
 NOWHERE = "http://127.0.0.1:9"
 RETRY = 0.1

@@ -8,8 +8,8 @@ import torch
 from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fractal_model.model.kernels.attend import attend
 from fractal_model.training.trainer import Trainer
-from tests.conftest import tiny_config
-from tests.training.test_trainer import BATCH, RECIPE, weights
+from tests.support import tiny_config
+from tests.support.recipes import BATCH, RECIPE, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -12,8 +12,8 @@ import torch.multiprocessing
 
 from fractal_model.data.loader import Batch
 from fractal_model.training.trainer import NotFiniteError, Trainer
-from tests.conftest import random_images, tiny_config
-from tests.training.test_trainer import RECIPE
+from tests.support import random_images, tiny_config
+from tests.support.recipes import RECIPE
 
 STEADY = RECIPE.model_copy(update={"label_drop": 0.0, "workers": 1, "clip_norm": 1e-2})
 BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, 100 + torch.arange(8))

@@ -9,7 +9,7 @@ import torch
 
 from fractal_model.training.meter import Meter
 from fractal_model.training.trainer import StepReport
-from tests.training.test_trainer import BATCH, trainer
+from tests.support.recipes import BATCH, trainer
 
 STEP = StepReport(torch.tensor(2.0), torch.tensor(1.0), 0.1)
 

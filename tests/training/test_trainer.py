@@ -15,29 +15,9 @@ from fractal_model.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from fractal_model.common.errors import FractalError
-from fractal_model.config.params import load_params
-from fractal_model.data.loader import Batch
 from fractal_model.training.trainer import NotFiniteError, Trainer, step_seed
-from tests.conftest import random_images, tiny_config
-from tests.test_params import SHIPPED
-
-RECIPE = (
-    load_params(SHIPPED)
-    .size("digits")
-    .training.model_copy(
-        update={"batch_size": 8, "epochs": 10, "warmup_epochs": 1, "base_learning_rate": 0.1}
-    )
-)
-BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, torch.arange(8))
-
-
-def trainer(kind="mar", **recipe):
-    config = tiny_config(kind, dropout=0.1)
-    return Trainer(config, RECIPE.model_copy(update=recipe), images=16)
-
-
-def weights(found: Trainer) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in found.model.parameters()]
+from tests.support import random_images, tiny_config
+from tests.support.recipes import BATCH, RECIPE, trainer, weights
 
 
 def test_loss_falls():

@@ -8,8 +8,8 @@ And a row of a product is the same, to the last bit, whatever stands beside it: 
 depend on the batch that it is in. For a handful of rows both libraries take another way to the
 product, with another rounding: oneDNN for one, MKL for fewer than four and where both factors are
 narrower than its threads could share. Such a product is computed with more rows than there are
-(`tests/model/kernels/test_linear.py`, on AMD and Intel processors; MKL's own strict mode works on Intel's
-alone).
+(`tests/model/kernels/test_linear.py`, on AMD and Intel processors; MKL's own strict mode works on
+Intel's alone).
 
 Shapes: M rows, K width of what comes in, N of what comes out.
 """

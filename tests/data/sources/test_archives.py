@@ -10,8 +10,8 @@ from fractal_model.data.sources.archives import list_archives
 from fractal_model.data.sources.imagenet import Companions
 from fractal_model.data.sources.listing import LARGEST_IMAGE
 from fractal_model.data.sources.registered import register
-from tests.data import mini_imagenet as mini
-from tests.data.sources.checks import refused
+from tests.support import mini_imagenet as mini
+from tests.support.listings import refused
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 

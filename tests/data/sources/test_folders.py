@@ -7,8 +7,8 @@ import pytest
 
 from fractal_model.data.sources.listing import LARGEST_IMAGE, printable
 from fractal_model.data.sources.registered import load_source, register
-from tests.data import mini_imagenet as mini
-from tests.data.sources.checks import contents, expected, refused
+from tests.support import mini_imagenet as mini
+from tests.support.listings import contents, expected, refused
 
 OWN = {"name": "own", "resolutions": (16,)}
 

@@ -13,8 +13,9 @@ from fractal_model.data.sources import parquet
 from fractal_model.data.sources.listing import ImageFile
 from fractal_model.data.sources.reading import SourceReader
 from fractal_model.data.sources.registered import load_source, register
-from tests.data import mini_imagenet as mini
-from tests.data.sources.checks import contents, refused
+from tests.support import REPOSITORY
+from tests.support import mini_imagenet as mini
+from tests.support.listings import contents, refused
 
 IMAGES = [mini.encoded(mini.photograph(seed)) for seed in range(6)]
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -203,7 +204,7 @@ def test_memory_is_that_of_pages_not_of_row_groups(tmp_path):
     )
     found = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],
-        cwd=Path(__file__).parents[3],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,

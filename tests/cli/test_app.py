@@ -1,0 +1,175 @@
+"""The command line as a person meets it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from fractal_model.cli.app import app, main
+from fractal_model.common.errors import FractalError
+from tests.support import REPOSITORY, tiny_model
+
+CASES = REPOSITORY / "tests/parity"
+
+
+def test_parity_prints_each_error_and_passes():
+    done = CliRunner().invoke(app, ["parity", str(CASES / "ar3")])
+    assert done.exit_code == 0, done.output
+    assert "greedy_sample_cfg3_uint8" in done.output
+    assert "within tolerance" in done.output
+
+
+def test_parity_exits_non_zero_when_one_is_missed(tmp_path):
+    case = tmp_path / "case"
+    shutil.copytree(CASES / "ar3", case)
+    weights = load_file(case / "weights.safetensors")
+    weights["fake_latent"] += 0.1
+    save_file(weights, case / "weights.safetensors")
+    done = CliRunner().invoke(app, ["parity", str(case)])
+    assert isinstance(done.exception, FractalError)
+    assert "eval_loss_unconditional_nats" in str(done.exception)
+
+
+def test_module_and_error_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "fractal_model", "parity", "no such folder"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no such folder is no folder: give")
+    assert done.stderr.count("\n") == 1
+
+
+def test_port_in_use(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params = tmp_path / "params.yaml"
+    shutil.copy(REPOSITORY / "params.yaml", params)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(
+            "sys.argv", ["fractal", "ui", "--port", str(port), "--params", str(params)]
+        )
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    assert stopped.value.code == 1
+    assert f"port {port}" in capsys.readouterr().err
+
+
+def test_unknown_data_set(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("sys.argv", ["fractal", "data", "prepare", "imagenet65"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "imagenet65" in capsys.readouterr().err
+
+
+def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data"))
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("fractal_model.data.digits.prepare_digits", full)
+    monkeypatch.setattr("sys.argv", ["fractal", "data", "prepare", "digits"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert "the disk is full" in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
+    name = "x" * 5000
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("sys.argv", ["fractal", "parity", name])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert error.startswith("error: xxx")
+    assert "file name too long; check the path" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bogus"], "No such command 'bogus'; see `"),
+        (["sample"], "Missing option '--model'; see `"),
+        (["sample", "--model", "x", "--out", "y", "--n", "abc"], "Invalid value for '--n': "),
+        (["sample", "--model", "x", "--out", ""], "Invalid value for '--out': it is empty: give"),
+        (["export", "--model", "x", "--out", " "], "Invalid value for '--out': it is empty: give"),
+    ],
+)
+def test_words_that_make_no_command_are_one_line(monkeypatch, capsys, words, said):
+    monkeypatch.setattr("sys.argv", ["fractal", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith(f"error: {said}")
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    """In the middle of the work, as a person presses it."""
+    tiny_model("mar").save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "fractal_model", "sample", "--size", "digits"]
+    command += ["--model", str(tmp_path / "model"), "--iterations", "4,4", "--n", "100000"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "x.npz")],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / ".x.npz.partial"
+    deadline = time.monotonic() + 120
+    while not partial.exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "interrupted; run the same command again to go on\n"
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_nothing_asked_is_answered_with_the_help(monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["fractal", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert "Commands" in capsys.readouterr().out
+
+
+def test_make_refuses_an_old_python(tmp_path):
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
+    old.chmod(0o755)
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    for name in ("constraints.txt", "pyproject.toml"):
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode != 0
+    assert len(errors) == 1
+    assert "3.11" in errors[0]
+    assert "3.9.2" in errors[0]

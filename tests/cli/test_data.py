@@ -1,0 +1,202 @@
+"""`fractal data …` as a person types it, and the stages that DVC runs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+
+from fractal_model.cli.app import app
+from fractal_model.data import shard_job
+from fractal_model.data.manifest import read_manifest
+from fractal_model.data.sources.listing import Listing
+from fractal_model.data.sources.registered import registered
+from fractal_model.metrics.reference import load_reference
+from tests.support import REPOSITORY
+from tests.support import mini_imagenet as mini
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A clone's files that the data commands use; the mini ImageNet lies in `raw`."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    settings = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    settings["metrics"]["statistics_images"] = {"digits": 8}
+    settings["metrics"]["feature_sample"] = 5
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "data").mkdir()
+    shutil.copy(REPOSITORY / "data/registered.yaml", tmp_path / "data")
+    mini.write_tree(tmp_path / "raw")
+    return tmp_path
+
+
+@pytest.fixture
+def fractal(project, monkeypatch, capsys):
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(project)
+        monkeypatch.setattr("sys.argv", ["fractal", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, " ".join(out.split()), err
+
+    return run
+
+
+def test_register_prepare_reference_report(project, fractal):
+    code, out, _ = fractal("data", "register", "raw", "--resolution", 16)
+    assert code == 0 and "imagenet: ImageNet tree" in out
+    assert "missing: 997 of 1000 classes" in out and "now builds imagenet16" in out
+    code, out, _ = fractal("data", "prepare", "imagenet16")
+    assert code == 0 and "27 train, 6 validation images of 16 px" in out
+    assert "ImageNet is not registered" not in out and "33/33" in out
+    assert fractal("data", "reference", "imagenet16")[0] == 0
+    reference = load_reference(project / "data/imagenet16-reference.npz")
+    assert reference.statistics.count == 27 and len(reference.features) == 5
+    assert reference.source == "training images"
+    code, out, _ = fractal("data", "report", "imagenet16")
+    metrics = json.loads((project / "data/imagenet16-report/metrics.json").read_text())
+    assert metrics["train_images"] == 27 and metrics["quarantined"] == 0
+    with PIL.Image.open(project / "data/imagenet16-report/contact-sheet.png") as sheet:
+        assert sheet.size == (8 * 64, 4 * (64 + 14))
+
+
+def test_digits_say_how_to_add_imagenet(project, fractal):
+    code, out, _ = fractal("data", "prepare", "digits")
+    assert code == 0 and "ImageNet is not registered: add it with" in out
+
+
+def test_adms_statistics_instead(project, fractal):
+    fractal("data", "register", "raw", "--resolution", 16)
+    fractal("data", "prepare", "imagenet16")
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    mu, sigma = random.normal(size=2048), np.eye(2048)
+    np.savez(project / "VIRTUAL_imagenet16_labeled.npz", arr_0=images, mu=mu, sigma=sigma)
+    file = "VIRTUAL_imagenet16_labeled.npz"
+    code, out, _ = fractal("data", "register-reference", "imagenet16", file)
+    assert code == 0 and "statistics and 6 images" in out
+    assert fractal("data", "reference", "imagenet16")[0] == 0
+    reference = load_reference(project / "data/imagenet16-reference.npz")
+    assert (
+        reference.source == "ADM: VIRTUAL_imagenet16_labeled.npz" and len(reference.features) == 5
+    )
+    assert (reference.statistics.mean == mu).all()
+    fractal("data", "register", "raw", "--resolution", 16)
+    assert registered(project / "data")["imagenet16"].statistics is not None, "it is kept"
+    np.savez(project / "VIRTUAL_imagenet16_labeled.npz", mu=mu, sigma=2 * sigma)
+    code, _, err = fractal("data", "reference", "imagenet16")
+    assert code == 1 and "has changed since it was registered: run `fractal data register-" in err
+    assert err.count("\n") == 1
+    assert fractal("data", "register-reference", "imagenet16", "--remove")[0] == 0
+    assert fractal("data", "reference", "imagenet16")[0] == 0
+    assert load_reference(project / "data/imagenet16-reference.npz").statistics.count == 27
+
+
+def test_where_adms_file_lies_is_of_this_machine(project, fractal):
+    """What is in git names the file and its checksum; elsewhere the way out is said."""
+    fractal("data", "register", "raw", "--resolution", 16)
+    fractal("data", "prepare", "imagenet16")
+    random = np.random.default_rng(0)
+    content = {"mu": random.normal(size=2048), "sigma": np.eye(2048)}
+    file = project / "mine/adm_stats.npz"
+    file.parent.mkdir()
+    np.savez(file, **content)
+    assert fractal("data", "register-reference", "imagenet16", file)[0] == 0
+    in_git = (project / "data/registered.yaml").read_text()
+    assert "file: adm_stats.npz" in in_git and str(project) not in in_git
+    location = project / "data/sources/imagenet16.statistics.location"
+    ignored = ["git", "check-ignore", "--no-index", "-q", location.relative_to(project)]
+    assert subprocess.run(ignored, cwd=REPOSITORY).returncode == 0
+
+    way_out = "register-reference imagenet16 FILE` with adm_stats.npz .*register-reference .*--rem"
+    file.rename(project / "moved.npz")
+    code, _, err = fractal("data", "reference", "imagenet16")
+    assert code == 1 and re.search(f"is not at {file} any more: run .*{way_out}", err)
+    location.unlink()
+    code, _, err = fractal("data", "reference", "imagenet16")
+    assert code == 1 and re.search(f"adm_stats.npz, which is not known on .*{way_out}", err)
+    assert err.count("\n") == 1
+    assert fractal("data", "register-reference", "imagenet16", "moved.npz")[0] == 0
+    assert fractal("data", "reference", "imagenet16")[0] == 0
+    assert fractal("data", "register-reference", "imagenet16", "--remove")[0] == 0
+    assert not location.exists()
+    assert registered(project / "data")["imagenet16"].statistics is None
+
+
+def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
+    fractal("data", "register", "raw", "--resolution", 16)
+    read, seen = Listing.read, []
+    monkeypatch.setattr(Listing, "read", lambda file: seen.append(file) or read(file))
+    monkeypatch.setattr(shard_job, "build_shard", lambda job: sys.exit(f"{len(seen)} readings"))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert fractal("data", "prepare", "imagenet16")[0] == "1 readings"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["register", "nowhere"], "nowhere does not exist: give the folder"),
+        (["register", "raw", "--resolution", "1"], "--resolution is 1, expected 2 to 4096"),
+        (["register", "raw", "--name", "own"], "say at which size"),
+        (["prepare", "imagenet64"], "'imagenet64' is unknown: choose digits, or add one"),
+        (["reference", "imagenet64"], "no prepared data set at .*fractal data register DIR"),
+        (["report", "nothing"], "no prepared data set at .*dvc repro"),
+        (["register-reference", "imagenet64", "x.npz"], "'imagenet64' is not registered"),
+    ],
+)
+def test_mistakes_have_one_line(fractal, words, message):
+    code, _, err = fractal("data", *words)
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+def dvc(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    command = [sys.executable, "-m", "dvc", *words]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_dvc_builds_what_is_registered(project, fractal):
+    """A fresh clone without ImageNet, then with it, then with nothing to do."""
+    shutil.copytree(REPOSITORY / "fractal_model", project / "fractal_model")
+    assert dvc(project, "init", "--no-scm", "--quiet").returncode == 0
+    found = dvc(project, "repro")
+    assert found.returncode == 0 and "ImageNet is not registered" in found.stdout, found.stderr
+    assert read_manifest(project / "data/digits").splits["train"].images == 1500
+    fractal("data", "register", "raw", "--resolution", 16)
+    found = dvc(project, "repro")
+    assert found.returncode == 0, found.stderr
+    assert read_manifest(project / "data/imagenet16").splits["train"].images == 27
+    assert "data/imagenet16-report/metrics.json" in dvc(project, "metrics", "show").stdout
+    assert "up to date" in dvc(project, "repro").stdout
+
+
+@pytest.mark.slow
+def test_ray_data_gives_the_same_bytes(project, fractal, monkeypatch):
+    fractal("data", "register", "raw", "--resolution", 16)
+    fractal("data", "prepare", "imagenet16")
+    here = read_manifest(project / "data/imagenet16")
+    shutil.rmtree(project / "data/imagenet16")
+    import ray
+
+    address = ray.init("local", num_cpus=2, include_dashboard=False).address_info["gcs_address"]
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert fractal("data", "prepare", "imagenet16")[0] == 0
+    finally:
+        ray.shutdown()
+    assert read_manifest(project / "data/imagenet16") == here

@@ -1,0 +1,228 @@
+"""`fractal evaluate`: of a model, of a folder, of an array; one JSON object; what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from fractal_model.cli.app import app
+from fractal_model.common.errors import FractalError
+from fractal_model.data.writing import write_prepared
+from fractal_model.generation.sample_files import open_writer
+from fractal_model.parallel.kept_parts import KeptParts
+from fractal_model.parallel.parts import in_this_process
+from tests.support import random_images
+from tests.support.tiny_files import save_tiny
+
+SAMPLE_METRICS = {"fid", "fid_stderr", "kid", "kid_stderr", "precision", "recall"}
+LIKELIHOODS = {"nll_bits_per_dim", "nll_conditional_bits_per_dim"}
+MODEL_METRICS = {
+    *SAMPLE_METRICS,
+    *LIKELIHOODS,
+    *(f"{name}_stderr" for name in LIKELIHOODS),
+    "class_agreement",
+    "seconds_per_image",
+    "images_per_second",
+}
+
+
+class Pixels:
+    """In place of Inception, whose way here is tested elsewhere: as wide, and quick."""
+
+    weights_source, weights_checksum, has_classifier = "pixels", "sha256:0", False
+
+    def __call__(self, images):
+        return images.flatten(1).float().repeat(1, 43)[:, :2048]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for module in ("metrics.inception", "evaluation_samples"):
+        monkeypatch.setattr(f"fractal_model.{module}.load_inception", lambda *given: Pixels())
+    monkeypatch.setattr(
+        "fractal_model.evaluation.inputs.inception_checksum", lambda weights: "sha256:0"
+    )
+
+
+@pytest.fixture
+def place(base, quick):
+    """With the quick network's reference."""
+    run(base, "data", "reference", "noise")
+    return base
+
+
+@pytest.fixture(scope="module")
+def base(workplace, tmp_path_factory):
+    """Settings, a data set and a model."""
+    folder = tmp_path_factory.mktemp("evaluating")
+    content = yaml.safe_load(workplace.params.read_text())
+    content["evaluation"]["digits"].update(
+        likelihood_passes=2,
+        samples_per_class=4,
+        preview_per_class=2,
+        kid_subset_size=5,
+        kid_subsets=3,
+        fid_resamples=3,
+    )
+    content["training"]["digits"]["dataset"] = "noise"
+    content["metrics"]["statistics_images"] = {}
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    pixels = random_images(20, size=4).permute(0, 2, 3, 1).numpy()
+    examples = [(image, number % 4) for number, image in enumerate(pixels)]
+    write_prepared(
+        folder / "data" / "noise",
+        dataset="noise",
+        source="random numbers",
+        preprocessing="none",
+        resolution=4,
+        class_names=[f"kind {i}" for i in range(4)],
+        splits={"train": examples[:12], "validation": examples[12:]},
+    )
+    save_tiny(folder / "model")
+    return folder
+
+
+def run(folder, *words):
+    done = CliRunner().invoke(
+        app, [*(str(word) for word in words), "--params", str(folder / "params.yaml")]
+    )
+    if done.exception is not None:
+        raise done.exception
+    return done
+
+
+def evaluate(folder, source, *words):
+    return run(folder, "evaluate", source, "--dataset", "noise", *words)
+
+
+def as_json(folder, source, *words):
+    """Standard output, which has to be one object and nothing else."""
+    return json.loads(evaluate(folder, source, "--json", *words).stdout)
+
+
+def samples(out, labels, size=4):
+    images = random_images(len(labels), size=size, seed=1)
+    writer = open_writer(
+        out, torch.tensor(labels), image_size=size, per_class=4, request="a request"
+    )
+    writer.add(range(len(labels)), images)
+    writer.finish()
+    return out
+
+
+BALANCED = [label for label in range(4) for _ in range(4)]
+
+
+def test_a_model_gets_everything_and_goes_on_from_its_parts(place):
+    found = as_json(place, place / "model")
+    assert set(found["metrics"]) == MODEL_METRICS
+    assert set(found["absent"]) == {"inception_score", "fd_dinov2"}
+    record = found["protocol"]
+    assert record["model"] == "model" and record["protocol"]["samples_per_class"] == 4
+    assert len(record["checksum"]) == len(record["model_checksum"]) == 64
+    again = as_json(place, place / "model", "--workers", 0)
+    assert again["metrics"] == found["metrics"]
+    assert again["protocol"]["hardware"]["workers"] == 1, "as many as this machine has room for"
+    shown = evaluate(place, place / "model", "--preview").stdout
+    assert "fid_8" in shown and "fd_dinov2_8 is absent" in shown and "nll_bits_per_dim" in shown
+
+
+def drawn(folder):
+    """The 16 images of the only evaluation of a project, as bytes."""
+    (samples,) = (folder / "outputs" / "evaluations").glob("*/samples")
+    return KeptParts(samples, in_this_process).rows(range(16), 3 * 4 * 4).numpy().tobytes()
+
+
+@pytest.mark.slow
+def test_two_workers_find_the_same_numbers_and_images(base, tmp_path):
+    """Through the real network, each in a project of its own, so that nothing is kept."""
+    found, images = [], []
+    for workers in (1, 2):
+        folder = tmp_path / f"with {workers}"
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns("outputs", "*.npz"))
+        run(folder, "data", "reference", "noise")
+        found.append(as_json(folder, folder / "model", "--workers", workers)["metrics"])
+        images.append(drawn(folder))
+    assert images[0] == images[1]
+    for name in MODEL_METRICS - {"seconds_per_image", "images_per_second"}:
+        assert found[1][name] == pytest.approx(found[0][name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["folder", "x.npz"])
+def test_samples_get_the_distances(place, tmp_path, name):
+    found = as_json(place, samples(tmp_path / name, BALANCED))
+    assert set(found["metrics"]) == {*SAMPLE_METRICS, "class_agreement"}
+    assert found["protocol"]["protocol"]["images"] is None
+    assert found["absent"]["seconds_per_image"] == "the images were not sampled here"
+
+
+def test_samples_of_our_own_say_how_they_were_made(place, tmp_path):
+    words = ("--classes", "0,1,2,3", "--n", 4, "--seed", 7, "--guidance", 3, "--logit-scale", 1)
+    out = tmp_path / "x"
+    run(place, "sample", "--model", place / "model", *words, "--out", out)
+    record = as_json(place, out)["protocol"]
+    assert record["protocol"]["images"]["seed"] == 7 and len(record["model_checksum"]) == 64
+    assert record["protocol"]["images"]["sampling"]["guidance"] == 3
+    (out / "request.json").write_text('{"images": 1}')
+    with pytest.raises(FractalError, match="request.json does not say how") as raised:
+        evaluate(place, out)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_preview_of_samples_takes_any_count(place, tmp_path):
+    out = samples(tmp_path / "x", [0, 1, 2, 3, 0, 1, 2, 3])
+    with pytest.raises(FractalError, match="8 images, the protocol of noise asks for 16"):
+        evaluate(place, out)
+    assert "fid_8" in as_json(place, out, "--preview")["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "message"),
+    [
+        ([*BALANCED[:-1], 0], 4, "is not balanced"),
+        (BALANCED, 8, "images of 8 px, the data set noise of 4 px"),
+    ],
+)
+@pytest.mark.parametrize("preview", [(), ("--preview",)])
+def test_samples_of_a_wrong_protocol(place, tmp_path, labels, size, message, preview):
+    out = samples(tmp_path / "x", labels, size)
+    with pytest.raises(FractalError, match=message):
+        evaluate(place, out, *preview)
+
+
+@pytest.mark.parametrize(
+    ("source", "words", "message"),
+    [
+        ("none", (), "none holds no samples: give a folder"),
+        ("model#ema", (), "says which weights"),
+        ("model", ("--dataset", "other"), "no prepared data set at"),
+        ("model", ("--size", "mar-xl"), "size 'mar-xl' is unknown"),
+        ("model", ("--size", "mar-l"), "has 3 entries: this model has 2 levels"),
+        ("model", ("--workers", -1), "-1 workers asked for: give 1 or more, or 0"),
+    ],
+)
+def test_refuses(place, source, words, message):
+    with pytest.raises(FractalError, match=message):
+        evaluate(place, place / source, *words)
+
+
+def test_a_reference_of_another_network(place, tmp_path):
+    """Statistics that another network made are no reference for ours."""
+    file = place / "data" / "noise-reference.npz"
+    whole = file.read_bytes()
+    try:
+        with np.load(file) as content:
+            changed = dict(content) | {"weights_checksum": "sha1:another"}
+        np.savez(file, **changed)
+        with pytest.raises(FractalError, match="belong to another network"):
+            evaluate(place, samples(tmp_path / "x", BALANCED))
+        with pytest.raises(FractalError, match="belong to another network"):
+            evaluate(place, place / "model")
+    finally:
+        file.write_bytes(whole)

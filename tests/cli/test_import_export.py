@@ -1,0 +1,418 @@
+"""`fractal import` and `fractal export`, from a downloaded file to the registry and the hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fractal_model.checkpoints.checkpoint import load_checkpoint
+from fractal_model.checkpoints.importing import IMAGENET_TRAINING_IMAGES, IMPORTED, read_published
+from fractal_model.checkpoints.parity import Case
+from fractal_model.cli.app import app
+from fractal_model.common.errors import FractalError
+from fractal_model.model.fractal import FractalModel
+from fractal_model.model.losses import published_evaluation_loss
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.tracking import registry, store
+from fractal_model.tracking.model_source import load_model
+from tests.support import REPOSITORY
+
+CASES = REPOSITORY / "tests" / "parity"
+
+
+def _row(settings: dict) -> dict:
+    levels = len(settings["img_size_list"])
+    return {
+        "patch_sizes": settings["img_size_list"],
+        "widths": settings["embed_dim_list"],
+        "blocks": settings["num_blocks_list"],
+        "heads": settings["num_heads_list"],
+        "generators": settings["generator_type_list"][: levels - 1],
+        "conditions": settings["num_conds"],
+        "guiding_pixel": settings["guiding_pixel"],
+        "num_classes": settings["num_classes"],
+    }
+
+
+@pytest.fixture
+def params(tmp_path) -> Path:
+    """The shipped settings with the parity cases as sizes, and mar3 with ImageNet's classes."""
+    content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    rows = {
+        name: _row(json.loads((CASES / name / "config.json").read_text()))
+        for name in ("mar3", "ar3", "mar4")
+    }
+    rows["mar3-1000"] = {**rows["mar3"], "num_classes": 1000}
+    for section in ("training", "evaluation"):
+        content[section] = dict.fromkeys(rows, content[section]["digits"])
+    content["models"] = rows
+    content["sweep"] = {}
+    content["sampling"] = {
+        name: {"guidance": 2.0, "iterations": [1] * len(row["generators"])}
+        for name, row in rows.items()
+    }
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def _content(case: str) -> dict:
+    """What a published training saves, its optimiser included."""
+    weights = load_file(CASES / case / "weights.safetensors")
+    args = argparse.Namespace(
+        output_dir=pathlib.PosixPath("/somewhere/out"),
+        batch_size=64,
+        lr=None,
+        betas=[0.9, 0.95],
+        device="cuda",
+        dtype=torch.bfloat16,
+        target=torch.device("cuda", 1),
+    )
+    state = {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(3)}}
+    return {
+        "model": weights,
+        "optimizer": {"state": state, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        "epoch": 799,
+        "scaler": {"scale": 65536.0, "_growth_tracker": 3},
+        "args": args,
+    }
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Writes a case as a checkpoint-last.pth, after what `change` does to its contents."""
+
+    def write(case: str = "mar3", change=lambda content: None) -> Path:
+        content = _content(case)
+        change(content)
+        file = tmp_path / "checkpoint-last.pth"
+        torch.save(content, file)
+        return file
+
+    return write
+
+
+@pytest.fixture
+def fractal(params):
+    def run(*arguments: object) -> str:
+        done = CliRunner().invoke(app, [*map(str, arguments), "--params", str(params)])
+        if done.exception:
+            raise done.exception
+        return done.output
+
+    return run
+
+
+@pytest.fixture
+def refused(fractal, tmp_path):
+    """The one line that refuses a file; nothing is written."""
+
+    def run(file: Path, size: str = "mar3") -> str:
+        with pytest.raises(FractalError) as caught:
+            fractal("import", file, "--size", size, "--out", tmp_path / "imported")
+        assert not (tmp_path / "imported").exists()
+        assert "\n" not in str(caught.value)
+        assert str(file) in str(caught.value)
+        return str(caught.value)
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["mar3", "ar3", "mar4"])
+def test_an_imported_model_is_the_published_one(fractal, published, tmp_path, name):
+    folder = tmp_path / "imported"
+    fractal("import", published(name), "--size", name, "--out", folder)
+    case = Case.read(CASES / name)
+    model = load_model(str(folder), tmp_path)
+    unconditional = torch.full_like(case.inputs["labels"], -1)
+    with torch.no_grad():
+        found = published_evaluation_loss(
+            Case(model, case.inputs, case.expected).run(unconditional)
+        )
+    expected = case.expected["eval_loss_unconditional_nats"]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_import_has_no_optimiser_state(fractal, published, tmp_path):
+    folder = tmp_path / "imported"
+    fractal("import", published(), "--size", "mar3", "--out", folder)
+    found = load_checkpoint(folder)
+    assert found.optimizer is None
+    assert found.progress.fingerprint == IMPORTED
+    assert found.progress.size == "mar3"
+    assert found.progress.position == 0  # ten classes: not ImageNet, its images are not known
+    assert found.config.class_names == ()
+    assert not (folder / "optimizer.pt").exists()
+
+
+def test_imagenet_sizes_know_their_classes_and_position(fractal, published, tmp_path, params):
+    def thousand(content):
+        content["model"]["class_emb.weight"] = torch.randn(1000, 64)
+
+    folder = tmp_path / "imported"
+    fractal("import", published(change=thousand), "--size", "mar3-1000", "--out", folder)
+    found = load_checkpoint(folder)
+    assert found.config.class_names[0] == "tench"
+    assert found.config.class_names[207] == "golden retriever"
+    batch_size = yaml.safe_load(params.read_text())["training"]["mar3-1000"]["batch_size"]
+    assert found.progress.position == 800 * IMAGENET_TRAINING_IMAGES
+    assert found.progress.steps == 800 * IMAGENET_TRAINING_IMAGES // batch_size
+
+
+def test_half_precision_weights_become_float32(fractal, published, tmp_path):
+    def halve(content):
+        content["model"] = {name: tensor.half() for name, tensor in content["model"].items()}
+
+    folder = tmp_path / "imported"
+    fractal("import", published(change=halve), "--size", "mar3", "--out", folder)
+    weights = load_checkpoint(folder).weights
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_an_existing_folder_is_not_overwritten(fractal, published, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    with pytest.raises(FractalError, match="exists already"):
+        fractal("import", published(), "--size", "mar3", "--out", tmp_path / "mine")
+    assert (tmp_path / "mine" / "file").read_text() == "kept"
+
+
+def test_another_size_is_named(refused, published):
+    line = refused(published("mar4"))
+    assert "--size mar4" in line
+    assert "extra" in line
+
+
+def test_missing_extra_and_misshapen_names_are_counted(refused, published):
+    def change(content):
+        weights = content["model"]
+        for name in [name for name in weights if "blocks.1" in name]:
+            del weights[name]
+        weights["generator.teacher"] = torch.zeros(1)
+        weights["fake_latent"] = torch.zeros(1, 3)
+
+    line = refused(published(change=change))
+    assert "1 extra (levels.0.teacher)" in line
+    assert "1 of another shape (null_embedding [1, 3] instead of [1, 64])" in line
+    assert "missing (levels.0.blocks.1." in line
+    assert ", …)" in line
+    assert "none of the sizes" in line
+
+
+class _Payload:
+    def __init__(self, call, *arguments):
+        self.call = (call, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("call", "named"), [(os.system, "posix.system"), (eval, "eval"), (Path.touch, "getattr")]
+)
+@pytest.mark.parametrize("place", ["args", "model", "optimizer", "hidden in args"])
+def test_code_is_refused_by_name_and_does_not_run(refused, published, tmp_path, call, named, place):
+    trap = tmp_path / "executed"
+    arguments = {
+        os.system: (f"touch '{trap}'",),
+        eval: (f"open({str(trap)!r}, 'w').close()",),
+        Path.touch: (trap,),
+    }[call]
+    payload = _Payload(call, *arguments)
+
+    def change(content):
+        if place == "hidden in args":
+            content["args"].output_dir = payload
+        else:
+            content[place] = payload
+
+    file = published(change=change)
+    assert not trap.exists()
+    line = refused(file)
+    assert named in line
+    assert "nothing in it was run" in line
+    assert not trap.exists()
+    torch.load(file, weights_only=False)  # the trap is a real one
+    assert trap.exists()
+
+
+def test_other_pickle_protocols_are_refused(refused, tmp_path):
+    """Their instructions can name a function in ways that are not seen beforehand."""
+    trap, file = tmp_path / "executed", tmp_path / "checkpoint-last.pth"
+    content = {**_content("mar3"), "args": _Payload(Path.touch, trap)}
+    torch.save(content, file, pickle_protocol=4)
+    assert "nothing in it was run" in refused(file)
+    assert not trap.exists()
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+
+def _hole(file: Path) -> None:
+    """As a parallel download leaves it: both ends are there."""
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    with file.open("r+b") as stream:
+        stream.seek(largest.header_offset + largest.file_size // 2)
+        stream.write(bytes(200))
+
+
+def _pickle_only(file: Path) -> None:
+    file.write_bytes(pickle.dumps({"model": {}}, protocol=2))
+
+
+def _old_format(file: Path) -> None:
+    torch.save({"model": {}}, file, _use_new_zipfile_serialization=False)
+
+
+def _other_zip(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("photo.png", b"pixels")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda file: file.unlink(), "does not exist"),
+        (lambda file: file.write_bytes(b""), "is empty"),
+        (_cut, "partial download"),
+        (_hole, "is damaged"),
+        (lambda file: file.write_bytes(b"\n<!DOCTYPE html><html>Sign in</html>"), "web page"),
+        (_pickle_only, "before 1.6"),
+        (_old_format, "before 1.6"),
+        (lambda file: file.write_bytes(b"version https://git-lfs"), "'version https"),
+        (_other_zip, "is refused"),
+    ],
+    ids=["missing", "empty", "cut", "hole", "html", "pickle", "old", "pointer", "other zip"],
+)
+def test_an_unusable_file_is_told_on_one_line(refused, published, spoil, said):
+    file = published()
+    spoil(file)
+    assert said in refused(file)
+
+
+def test_a_flipped_byte_anywhere_is_told_on_one_line(published, fractal, tmp_path):
+    """Of the table of contents above all: the reader fails there in many ways."""
+    file, random = published(), np.random.default_rng(0)
+    whole = file.read_bytes()
+    told = []
+    for trial in range(150):
+        content = bytearray(whole)
+        tail = trial % 3 > 0
+        place = random.integers(len(content) - 6000 if tail else 0, len(content))
+        content[place] ^= int(random.integers(1, 256))
+        file.write_bytes(content)
+        try:
+            read_published(file, lambda done: None)
+        except FractalError as error:
+            told.append(str(error))
+    assert len(told) > 100  # some bytes, such as dates, decide nothing
+    assert not any("\n" in line for line in told)
+
+
+def test_weights_of_a_training_that_failed(refused, published):
+    def spoil(content):
+        content["model"]["fake_latent"][0, 3] = float("nan")
+
+    assert "null_embedding holds values that are not finite" in refused(published(change=spoil))
+
+
+def test_a_weight_of_a_monstrous_shape_takes_no_memory(refused, published):
+    """A tensor that is expanded has few bytes in the file."""
+
+    def expand(content):
+        content["model"]["fake_latent"] = torch.zeros(1).expand(10**13)
+
+    assert "null_embedding [10000000000000] instead of [1, 64]" in refused(published(change=expand))
+
+
+def test_a_folder_is_no_checkpoint_file(refused, tmp_path):
+    assert "is a folder" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.pop("model"), "found the keys ['optimizer', 'epoch', 'scaler']"),
+        (lambda content: content.update(model=torch.zeros(3)), "table of weights"),
+        (lambda content: content["model"].update(fake_latent=3), "'fake_latent' of its `model`"),
+        (
+            lambda content: content["model"].update(fake_latent=torch.ones(1, 64).long()),
+            "torch.int64",
+        ),
+    ],
+)
+def test_something_else_that_torch_saved(refused, published, change, said):
+    assert said in refused(published(change=change))
+
+
+def test_two_names_for_one_parameter_are_refused(refused, published):
+    def change(content):
+        weights = content["model"]
+        (name, *_) = (n for n in weights if n.startswith("generator.") and ".mlp.fc1.w" in n)
+        weights[name.replace(".mlp.", ".feed_forward.")] = weights[name].clone()
+
+    assert "twice" in refused(published(change=change))
+
+
+def test_registered_import_is_the_candidate(fractal, published, tmp_path, monkeypatch):
+    sampled = []
+    monkeypatch.setattr(Sampler, "__call__", lambda *arguments: sampled.append(arguments))
+    file = published()
+    arguments = ("import", file, "--size", "mar3", "--register", "--out")
+    assert "version 1 as candidate" in fractal(*arguments, tmp_path / "first")
+    assert "version 1 is of the same file" in fractal(*arguments, tmp_path / "second")
+    assert not sampled  # a large model would take hours
+    outputs = tmp_path / "outputs"
+    model = load_model("models:/fractal-mar3@candidate", outputs)
+    expected = load_model(str(tmp_path / "first"), outputs).state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
+
+    store.connect(outputs)
+    tags = registry.resolve("mar3").tags
+    run = mlflow.MlflowClient().get_run(tags["fractal.import_run"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["fractal.kind"] == "import"
+    assert run.data.tags["fractal.source_sha256"] == tags["fractal.source_sha256"]
+    assert len(tags["fractal.source_sha256"]) == 64
+    assert run.data.tags["fractal.source"] == "checkpoint-last.pth"
+
+
+def test_a_server_that_is_down_is_told_before_anything_is_written(
+    fractal, published, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = tmp_path / "imported"
+    with pytest.raises(FractalError, match="does not answer"):
+        fractal("import", published(), "--size", "mar3", "--out", folder, "--register")
+    assert not folder.exists()
+
+
+def test_export_of_an_import_loads_everywhere(fractal, published, tmp_path):
+    imported, exported = tmp_path / "imported", tmp_path / "exported"
+    fractal("import", published(), "--size", "mar3", "--out", imported)
+    fractal("export", "--model", imported, "--out", exported)
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors"}
+    expected = load_model(str(imported), tmp_path)
+    for found in (load_model(str(exported), tmp_path), FractalModel.from_pretrained(exported)):
+        assert found.config == expected.config
+        weights = expected.state_dict()
+        assert all(tensor.equal(weights[name]) for name, tensor in found.state_dict().items())
+    with pytest.raises(FractalError, match="exists already"):
+        fractal("export", "--model", imported, "--out", exported)

@@ -1,0 +1,106 @@
+"""`fractal likelihood`."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fractal_model.cli.app import app
+from fractal_model.common.errors import FractalError
+from fractal_model.data.prepared import open_prepared
+from fractal_model.model.likelihood import mask_seeds, pass_bits
+from tests.support import tiny_model
+from tests.support.tiny_files import save_images, save_tiny
+
+
+def values(workplace, *arguments):
+    out = workplace.folder / "out.csv"
+    workplace.run("likelihood", "--data", "tiny", "--passes", 3, "--out", out, *arguments)
+    return pd.read_csv(out)
+
+
+def test_prints_the_mean_and_writes_every_image(workplace, tmp_path):
+    out = tmp_path / "new" / "out.csv"
+    said = workplace.run("likelihood", "--data", "tiny", "--passes", 3, "--seed", 5, "--out", out)
+    found = pd.read_csv(out)
+    images, labels = open_prepared(workplace.data, "validation").load_all()
+    none = torch.full_like(labels, -1)
+    expected = pass_bits(tiny_model("mar"), images, mask_seeds(5, range(11)), passes=3, labels=none)
+    assert list(found) == ["index", "label", "bits_per_dim"]
+    assert found["index"].tolist() == list(range(11))
+    assert found["label"].tolist() == labels.tolist()
+    assert found["bits_per_dim"].tolist() == expected.mean(1).tolist()
+    assert f"{expected.mean():.4f} bits/dim ±" in said
+    assert "upper bound, Monte Carlo error of the masks at most about 0." in said
+    assert "3 passes, 11 images, seed 5" in said
+
+
+def test_batches_do_not_matter_and_classes_do(workplace):
+    base = values(workplace)
+    assert base.equals(values(workplace, "--batch-size", 2))
+    assert not base.equals(values(workplace, "--conditional"))
+    assert not base.equals(values(workplace, "--seed", 1))
+
+
+def test_an_autoregressive_model_is_exact(workplace, tmp_path):
+    model = save_tiny(tmp_path / "model", "ar")
+    said = workplace.run("likelihood", "--data", workplace.data, "--model", model)
+    assert "exact, 11 images" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--passes", 0), "passes 0.*1 … 10000"),
+        (("--passes", 10**9), "passes 1000000000.*1 … 10000"),
+        (("--batch-size", 0), "batch size 0.*1 or more"),
+        (("--seed", -1), "seed -1.*0 … 4294967295"),
+        (("--split", "test"), "no split 'test': choose one of validation"),
+        (("--data", "none"), "none"),
+        (("--model", "none"), "no checkpoint folder none"),
+        (("--workers", 0), "0 workers asked for: give 1 or more"),
+        (("--out", "/dev/null/x.csv"), "cannot be made"),
+    ],
+)
+def test_refuses(workplace, arguments, message):
+    base = {"--data": "tiny"} | dict([arguments])
+    with pytest.raises(FractalError, match=message):
+        workplace.run("likelihood", *(word for pair in base.items() for word in pair))
+
+
+def test_a_folder_has_the_name_of_the_file(workplace, tmp_path):
+    with pytest.raises(FractalError, match="is a folder: give --out the name of a file"):
+        workplace.run("likelihood", "--data", "tiny", "--out", tmp_path)
+
+
+def test_refuses_images_of_another_size(workplace, tmp_path):
+    data = save_images(tmp_path / "other", size=8)
+    with pytest.raises(FractalError, match="data set other has 8 px, the model 4 px"):
+        workplace.run("likelihood", "--data", data)
+
+
+def test_other_classes_matter_only_where_the_model_is_told_them(workplace, tmp_path):
+    data = save_images(tmp_path / "other", classes=3)
+    assert "11 images" in workplace.run("likelihood", "--data", data, "--passes", 1)
+    with pytest.raises(FractalError, match="3 classes of the data set other are not the 4"):
+        workplace.run("likelihood", "--data", data, "--conditional")
+
+
+def test_classes_of_other_names_are_other_classes(workplace, tmp_path):
+    model = tiny_model("mar")
+    names = ("cat", "dog", "cow", "ant")
+    model.config = model.config.model_copy(update={"class_names": names})
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(FractalError, match="4 classes of the data set tiny are not the 4"):
+        workplace.run(
+            "likelihood", "--data", "tiny", "--conditional", "--model", tmp_path / "model"
+        )
+
+
+@pytest.mark.parametrize("command", ["likelihood", "sample"])
+def test_help(command):
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert "--workers" in done.output

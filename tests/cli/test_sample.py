@@ -1,0 +1,126 @@
+"""`fractal sample`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.sampling.sampler import Sampler
+from tests.support import tiny_model
+from tests.support.tiny_files import save_tiny
+
+
+def sample(workplace, *arguments):
+    out = workplace.folder / "x.npz"
+    workplace.run("sample", "--out", out, *arguments)
+    with np.load(out) as found:
+        return found["arr_0"], found["arr_1"].tolist()
+
+
+def test_every_image_has_the_seed_and_class_asked_for(workplace):
+    settings = ("--guidance", 3, "--logit-scale", 1.2, "--iterations", "3,2", "--seed", 7)
+    images, labels = sample(workplace, "--classes", "2,none", "--n", 3, *settings)
+    assert labels == [2, 2, 2, -1, -1, -1]
+    config = SamplingConfig(guidance=3, logit_scale=1.2, iterations=(3, 2))
+    expected = Sampler(tiny_model("mar"), config)(torch.tensor(labels), range(7, 13))
+    assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_batch_size_does_not_matter(workplace):
+    base, _ = sample(workplace, "--classes", "1,3", "--n", 5)
+    split, _ = sample(workplace, "--classes", "1,3", "--n", 5, "--batch-size", 3)
+    assert np.array_equal(base, split)
+
+
+def test_defaults_are_unconditional_and_of_the_model_s_size(workplace):
+    images, labels = sample(workplace)
+    assert labels == [-1] * 16
+    config = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(4, 4))
+    expected = Sampler(tiny_model("mar"), config)(torch.tensor(labels), range(16))
+    assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_class_names(workplace, tmp_path):
+    model = tiny_model("mar")
+    model.config = model.config.model_copy(update={"class_names": ("cat", "dog", "cow", "ant")})
+    from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
+
+    progress = Progress(size="digits", fingerprint="0" * 64, position=1, steps=1)
+    save_checkpoint(tmp_path / "model", model=model, optimizer={}, progress=progress)
+    _, labels = sample(workplace, "--model", tmp_path / "model", "--classes", "Dog,ant", "--n", 1)
+    assert labels == [1, 3]
+
+
+def test_a_model_of_no_size_needs_one_named(workplace, tmp_path):
+    model = save_tiny(tmp_path / "model", "mar", widths=(32, 16, 8))
+    with pytest.raises(FractalError, match="layers of no size in params.yaml: say with --size"):
+        sample(workplace, "--model", model)
+    images, _ = sample(workplace, "--model", model, "--size", "digits", "--n", 1)
+    assert images.shape == (1, 4, 4, 3)
+
+
+def test_an_order_as_numbers(workplace):
+    given, _ = sample(workplace, "--n", 2, "--order", "0,1, 2 3")
+    raster, _ = sample(workplace, "--n", 2, "--order", "raster")
+    assert np.array_equal(given, raster)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npz"])
+def test_a_folder_has_the_name_of_the_file(workplace, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(FractalError, match=f"{name} is a folder: give --out the name of a file"):
+        sample(workplace, "--out", tmp_path / name)
+
+
+def test_a_folder_is_gone_on_with(workplace, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "images"
+    workplace.run("sample", "--out", whole, "--n", 4, "--seed", 3)
+    workplace.run("sample", "--out", folder, "--n", 4, "--seed", 3)
+    (folder / "1.png").unlink()
+    kept = (folder / "2.png").stat().st_mtime_ns
+    workplace.run("sample", "--out", folder, "--n", 4, "--seed", 3)
+    assert (folder / "2.png").stat().st_mtime_ns == kept
+    for number in range(4):
+        made, expected = ((f / f"{number}.png").read_bytes() for f in (folder, whole))
+        assert made == expected
+    with pytest.raises(FractalError, match="images of another model, class, seed or setting"):
+        workplace.run("sample", "--out", folder, "--n", 4, "--seed", 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--classes", "4"), r"class '4' is unknown: this model knows 0 … 3"),
+        (("--guidance", "nan"), "guidance.*found nan; allowed: guidance 0 … 1000$"),
+        (("--guidance", "inf"), "guidance.*found inf.*guidance 0 … 1000"),
+        (("--guidance", -1), "guidance.*found -1.*guidance 0 … 1000"),
+        (("--guidance", 1001), "guidance.*found 1001.*guidance 0 … 1000"),
+        (("--logit-scale", 0), "logit_scale.*allowed: logit scale above 0, at most 1000$"),
+        (("--logit-scale", 1e39), "logit_scale.*logit scale above 0, at most 1000"),
+        (("--order", ""), "order '' is neither random, raster"),
+        (("--order", "x" * 5000), "order 'xxx.*' is neither random, raster"),
+        (("--order", "0,1,2"), "order does not fit: it has 3 numbers"),
+        (("--n", 0), "0 images asked for .* 1 … 1000000"),
+        (("--n", 10**9), "1000000000 images asked for .* 1 … 1000000"),
+        (("--iterations", "0,4"), "iterations.*found 0.*1 or more for each level"),
+        (("--iterations", "a"), "iterations: 'a' given; give whole numbers"),
+        (("--iterations", "5,4"), "iterations 5 .* give 1 … 4"),
+        (("--iterations", "4"), "iterations '4': 2 numbers are wanted, 1 given"),
+        (("--seed", -1), "seed -1 with 16 images .* 0 … 4294967280"),
+        (("--seed", 2**32 - 5), "seed 4294967291 with 16 images .* 0 … 4294967280"),
+        (("--size", "mar-9"), "size 'mar-9' is unknown: choose .* or digits"),
+        (("--batch-size", 0), "batch size 0 asked for"),
+        (("--out", "x.jpg"), "ending '.jpg'"),
+        (("--out", "/dev/null/x.png"), "cannot be made"),
+        (("--out", "/proc/x.png"), "cannot be made or written to"),
+        (("--workers", 0), "0 workers asked for"),
+        (("--classes", "٣"), "class '٣' is unknown"),
+    ],
+)
+def test_refuses(workplace, arguments, message):
+    with pytest.raises(FractalError, match=message):
+        sample(workplace, *arguments)
+    assert not list(workplace.folder.glob(".*partial"))

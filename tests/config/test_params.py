@@ -1,0 +1,126 @@
+"""params.yaml: the shipped file loads, and every mistake is named on one line."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from fractal_model.common.errors import FractalError
+from fractal_model.config.params import load_params
+from tests.support.params import SHIPPED
+
+
+def test_the_shipped_file():
+    params = load_params(SHIPPED)
+    digits = params.size("digits")
+    assert digits.model.image_size == 8
+    assert [level.generator for level in digits.model.levels] == ["mar", "mar"]
+    assert digits.training.peak_learning_rate == pytest.approx(2e-3)
+    assert params.paths.data == SHIPPED.parent / "data"
+
+
+def _change(*path, value):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return change
+
+
+def _rename(*path, to):
+    def change(content):
+        for key in path[:-1]:
+            content = content[key]
+        content[to] = content.pop(path[-1])
+
+    return change
+
+
+MISTAKES = [
+    (_rename("training", to="trainning"), ["'trainning'", "did you mean 'training'"]),
+    (
+        _rename("training", "digits", "batch_size", to="batchsize"),
+        ["training.digits.batchsize", "did you mean 'batch_size'", "is missing"],
+    ),
+    (_change("sampling", "digits", "temperature", value=1.1), ["sampling.digits.temperature"]),
+    (_change("models", "digits", "patch_sizes", value=[8, 3, 1]), ["8", "multiple", "3"]),
+    (_change("models", "digits", "patch_sizes", value=[8, 2]), ["down to the pixel"]),
+    (_change("models", "digits", "heads", value=[5, 2, 1]), ["heads 5", "width 128"]),
+    (_change("models", "digits", "heads", value=[4, 2]), ["heads has 2 entries"]),
+    (_change("models", "digits", "generators", value=["mar", "gan"]), ["models.digits.generators"]),
+    (_change("models", "digits", "generators", value=["ar", "mar"]), ["conditions to 1"]),
+    (_change("models", "digits", "generators", value=["mar"]), ["generators has 1"]),
+    (_change("training", "digits", "batch_size", value=63), ["63", "2 workers", "near are 1"]),
+    (_change("training", "digits", "min_workers", value=3), ["min_workers 3", "workers 2"]),
+    (
+        _change("training", "digits", "activation_checkpointing", value=[True, False]),
+        ["2 entries", "3, for 2 levels"],
+    ),
+    (_change("training", "digits", "resources_per_worker", value={"CPU": 0}), ["per_worker.CPU"]),
+    (_change("training", "digits", "non_finite", value="ignore"), ["non_finite", "'skip'"]),
+    (_change("training", "digits", "epochs", value=0), ["training.digits.epochs", "0"]),
+    (_change("training", "digits", "warmup_epochs", value=99), ["warmup_epochs 99"]),
+    (_change("training", "digits", "precision", value="float16"), ["precision", "float16"]),
+    (_change("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
+    (_change("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),
+    (_change("sampling", "digits", "iterations", value=[17, 4]), ["17", "1 … 16"]),
+    (_change("sampling", "digits", "guidance", value=1001), ["sampling.digits.guidance", "1000"]),
+    (_change("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
+    (
+        _change("evaluation", "digits", "weights", value="ema"),
+        ["evaluation.digits.weights is ema", "training.digits.ema_decay 0"],
+    ),
+    (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
+    (_change("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),
+    (_change("nightly", "timezone", value="Mars/Base"), ["nightly.timezone", "Europe/Berlin"]),
+    (_change("nightly", "budget_hours", value=0), ["nightly.budget_hours", "0"]),
+    (_change("nightly", "notification_block", value="slack"), ["notification_block", "slack"]),
+    (_rename("sweep", "digits", to="digit"), ["sweep has the size 'digit'"]),
+    (_change("sweep", "digits", "guidance", value=[]), ["sweep.digits.guidance"]),
+    (_change("sweep", "digits", "guidance", value=[-1.0]), ["sweep.digits.guidance", "-1"]),
+    (_change("sweep", "digits", "logit_scale", value=[0.0]), ["sweep.digits.logit_scale"]),
+    (_change("sweep", "digits", "iterations", value=[[17, 4]]), ["17", "1 … 16"]),
+    (_change("sweep", "digits", "keep", value=1), ["sweep.digits.keep", "1"]),
+    (_change("sweep", "digits", "samples", value=0), ["sweep.digits.samples", "0"]),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), MISTAKES)
+def test_a_mistake_is_named_on_one_line(tmp_path, change, named):
+    content = yaml.safe_load(SHIPPED.read_text())
+    change(content)
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(FractalError) as caught:
+        load_params(file)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith(str(file))
+    for part in named:
+        assert part in text
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FractalError, match="--params"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("content", ["training: [", "just text", ""])
+def test_not_settings_at_all(tmp_path, content):
+    file = tmp_path / "params.yaml"
+    file.write_text(content)
+    with pytest.raises(FractalError, match=r"params\.yaml") as caught:
+        load_params(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_size():
+    with pytest.raises(FractalError, match="digits"):
+        load_params(SHIPPED).size("mar-xl")
+
+
+def test_the_example_of_a_data_set_of_ones_own():
+    params = load_params(SHIPPED.parent / "examples/photos64/params.yaml")
+    assert params.size("photos-64").model.image_size == 64
+    assert params.dataset_folder("photos64") == SHIPPED.parent / "data/photos64"

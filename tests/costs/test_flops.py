@@ -1,0 +1,157 @@
+"""The formulas against torch's own count of the real modules' products."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import accumulate
+from operator import mul
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.params import load_params
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
+from fractal_model.costs.shapes import expected_masked_share
+from fractal_model.data.loader import Batch
+from fractal_model.model.blocks import checkpoint_activations
+from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
+from fractal_model.model.kernels.linear import FLOP_FORMULAS
+from fractal_model.model.losses import training_loss
+from fractal_model.sampling.sampler import Sampler
+from fractal_model.training import trainer
+from fractal_model.training.schedule import training_masks
+from tests.support import random_images, tiny_config, tiny_model
+from tests.support.masks import fixed_masks, masked, shares
+from tests.support.params import SHIPPED
+
+PARAMS = load_params(SHIPPED)
+TOLERANCE = 1e-6
+"""Relative; the requirement is 2 %."""
+
+
+class KnownMasks(TorchDispatchMode):
+    """Lets the meta device run what depends on data: each row of a MAR level has `masked(T)`
+    sub-patches masked, every label is legal."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        count = {
+            v.tokens: masked(v.tokens) if v.generator == "mar" else v.tokens for v in config.levels
+        }
+        self._count = lambda mask: len(mask) * count[mask.shape[1]]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((self._count(args[0]), 2), dtype=torch.long)
+        if func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
+            (mask,) = args[1]
+            return args[0].new_empty((self._count(mask), *args[0].shape[mask.ndim :]))
+        return func(*args, **(kwargs or {}))
+
+
+def counted_on_meta(config: ModelConfig, *, checkpointing: bool) -> tuple[int, int]:
+    """Operations of the forward pass and of forward and backward, for one image."""
+    with torch.device("meta"):
+        model = FractalModel(config).train()
+    if checkpointing:
+        checkpoint_activations(model)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, KnownMasks(config):
+        images = torch.empty((1, 3, config.image_size, config.image_size), dtype=torch.uint8)
+        outcome = model(
+            images,
+            torch.empty(1, dtype=torch.long),
+            masks=lambda level, rows: torch.empty(
+                (len(rows.image), config.levels[level].tokens), dtype=torch.bool
+            ),
+            guides=lambda means: (means.long(), means),
+        )
+        forward = counter.get_total_flops()
+        training_loss(outcome, red_weight=config.red_weight).backward()
+    return forward, counter.get_total_flops()
+
+
+@pytest.fixture(autouse=True)
+def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device has none, not even switched off; it changes types and no count."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+
+
+@pytest.mark.parametrize("size", PARAMS.models)
+def test_every_preset_agrees_with_the_counter(size):
+    config = PARAMS.size(size).model
+    forward, both = counted_on_meta(config, checkpointing=False)
+    assert sum(p.forward for p in pass_products(config, shares(config))) == pytest.approx(
+        forward, rel=TOLERANCE
+    )
+    assert sum(
+        training_flops(config, activation_checkpointing=False, shares=shares(config))
+    ) == pytest.approx(both, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("size", ["digits", "mar-b"])
+def test_activation_checkpointing_agrees_with_the_counter(size):
+    config = PARAMS.size(size).model
+    _, both = counted_on_meta(config, checkpointing=True)
+    assert sum(
+        training_flops(config, activation_checkpointing=True, shares=shares(config))
+    ) == pytest.approx(both, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_real_training_step_agrees(kind, checkpointing, monkeypatch):
+    config = tiny_config(kind)
+    monkeypatch.setattr(trainer, "training_masks", fixed_masks)
+    # Of oneDNN's products recomputation repeats the last one too, which torch's own stops before.
+    monkeypatch.setattr("fractal_model.model.kernels.linear._HAS_ONEDNN", not checkpointing)
+    recipe = PARAMS.size("digits").training.model_copy(
+        update={"activation_checkpointing": checkpointing, "batch_size": 3}
+    )
+    found = trainer.Trainer(config, recipe, images=3)
+    batch = Batch(random_images(3, config.image_size), torch.arange(3), torch.arange(3))
+    with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
+        found.step(batch)
+    ours = training_flops(config, activation_checkpointing=checkpointing, shares=shares(config))
+    assert 3 * sum(ours) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
+
+
+def flop_counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("labels", [[0, 1, 2], [NO_CLASS] * 3])
+def test_a_real_run_of_the_sampler_agrees(kind, guidance, labels, monkeypatch):
+    # Models so small are computed with rows that are there for the rounding alone.
+    monkeypatch.setattr("fractal_model.model.kernels.linear._ONEDNN_FEWEST", 1)
+    model = tiny_model(kind)
+    steps = tuple(v.tokens if v.generator == "ar" else v.tokens // 2 for v in model.config.levels)
+    settings = SamplingConfig(guidance=guidance, iterations=steps)
+    # Attention that the counter knows; on the CPU it does not know the fused one.
+    with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
+        Sampler(model, settings)(torch.tensor(labels), [0, 1, 2])
+    ours = sampling_flops(model.config, settings, with_class=labels[0] != NO_CLASS)
+    counted = counter.get_total_flops() - for_all_rows(model.config, steps)
+    assert 3 * sum(ours) == pytest.approx(counted, rel=TOLERANCE)
+
+
+def for_all_rows(config: ModelConfig, steps: tuple[int, ...]) -> int:
+    """Operations of masked sub-patches' part of first blocks, once a call of their level."""
+    calls = accumulate(steps[:-1], mul, initial=1)
+    levels = zip(config.levels, calls, strict=True)
+    return sum(n * 6 * v.tokens * v.width**2 for v, n in levels if v.generator == "mar")
+
+
+@pytest.mark.parametrize("tokens", [4, 16, 256])
+def test_the_expected_share_is_that_of_the_masks_drawn(tokens):
+    rows = Rows.whole_images(40_000 // tokens * 4, torch.device("cpu"))
+    drawn = training_masks([tokens], torch.Generator().manual_seed(0))(0, rows)
+    per_row = drawn.double().mean(1)
+    error = per_row.std() / len(per_row) ** 0.5
+    assert abs(per_row.mean() - expected_masked_share(tokens)) < 4 * error

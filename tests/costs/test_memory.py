@@ -1,0 +1,80 @@
+"""The formula against what autograd keeps in a real training step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fractal_model.config.params import load_params
+from fractal_model.costs.memory import activations
+from fractal_model.data.loader import Batch
+from fractal_model.model import attention
+from fractal_model.training import trainer
+from tests.support import random_images, tiny_config
+from tests.support.masks import fixed_masks, shares
+from tests.support.params import SHIPPED
+
+IMAGES = 5  # no activation then has the shape of a weight
+TOLERANCE = 0.02
+"""Relative; the requirement is 10 %."""
+
+
+def kept_by_autograd(step: trainer.Trainer, batch: Batch) -> int:
+    """Bytes of the distinct storages kept, without the weights and their bfloat16 copies."""
+    weights = {p.untyped_storage().data_ptr() for p in step.model.parameters()}
+    weights |= {b.untyped_storage().data_ptr() for b in step.model.buffers()}
+    shapes = {
+        p.shape[::-1] for m in step.model.modules() if isinstance(m, nn.Linear) for p in [m.weight]
+    }
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        is_copy = tensor.dtype == torch.bfloat16 and tensor.shape in shapes
+        if storage.data_ptr() not in weights and not is_copy:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no other storage takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step.step(batch)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"),
+    [("float32", False), ("bfloat16", False), ("bfloat16", True)],
+)
+def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing, monkeypatch):
+    config = tiny_config(kind)
+    levels = len(config.levels)
+    config = tiny_config(
+        kind, widths=(64,) * levels + (32,), blocks=(2,) * (levels + 1), heads=(4,) * (levels + 1)
+    )
+    monkeypatch.setattr(trainer, "training_masks", fixed_masks)
+    monkeypatch.setattr(attention, "_by_products", lambda *_: False)  # fused, as of long sequences
+    recipe = (
+        load_params(SHIPPED)
+        .size("digits")
+        .training.model_copy(
+            update={
+                "activation_checkpointing": checkpointing,
+                "precision": precision,
+                "batch_size": IMAGES,
+            }
+        )
+    )
+    found = trainer.Trainer(config, recipe, images=IMAGES)
+    labels = torch.zeros(IMAGES, dtype=torch.long)
+    batch = Batch(random_images(IMAGES, config.image_size), labels, labels)
+    ours = activations(
+        config,
+        images=IMAGES,
+        precision=precision,
+        activation_checkpointing=checkpointing,
+        shares=shares(config),
+    )
+    assert ours.kept == pytest.approx(kept_by_autograd(found, batch), rel=TOLERANCE)
+    assert (ours.recomputed > 0) == checkpointing

@@ -1,0 +1,250 @@
+"""Registering: each form of ImageNet, any folder, and what is refused."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
+from fractal_model.data.sources.registered import load_source, register, registered
+from tests.support import mini_imagenet as mini
+from tests.support.listings import contents, expected, refused
+
+NAMES = ("tench", "crane (n02012849)", "crane (n03126707)")
+
+
+@pytest.mark.parametrize("form", mini.FORMS)
+def test_each_form_has_the_same_images(tmp_path, form):
+    root = mini.FORMS[form](tmp_path / "raw")
+    source, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected()
+    assert source.images == {"train": 27, "validation": 6} and source.classes == 3
+    assert source.refused == 0 and "997 of 1000 classes" in source.missing
+    names = NAMES if form != "parquet" else ("tench", "crane (0001)", "crane (0002)")
+    assert listing.class_names == names
+
+
+def test_flat_validation_takes_the_ground_truth(tmp_path):
+    root = mini.write_tree(tmp_path / "raw", flat=True)
+    _, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected()
+
+
+def test_kaggle_layout(tmp_path):
+    mini.write_tree(tmp_path / "tree", flat=True)
+    root = tmp_path / "raw"
+    shutil.copytree(tmp_path / "tree" / "train", root / "ILSVRC/Data/CLS-LOC/train")
+    shutil.copytree(tmp_path / "tree" / "val", root / "ILSVRC/Data/CLS-LOC/val")
+    mapping = "".join(f"{wnid} {words}\n" for wnid, words in mini.CLASSES.items())
+    (root / "LOC_synset_mapping.txt").write_text(mapping)
+    rows = [f"{Path(n).stem},{w} 1 2 3 4\n" for n, (w, _) in mini.validation_images().items()]
+    (root / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + "".join(rows))
+    _, listing = register(root, tmp_path / "data")
+    assert contents(root, listing) == expected() and listing.class_names == NAMES
+
+
+def test_registering_is_written_down_the_same_each_time(tmp_path):
+    for place in ("one", "two"):
+        mini.write_tree(tmp_path / place / "raw")
+        register(tmp_path / place / "raw", tmp_path / place / "data")
+    one, two = (tmp_path / place / "data" for place in ("one", "two"))
+    for file in ("registered.yaml", "sources/imagenet.json"):
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+    entries = registered(one)
+    assert {name: entry.resolution for name, entry in entries.items()} == {
+        "imagenet64": 64,
+        "imagenet256": 256,
+    }
+    assert entries["imagenet64"].description == "data/sources/imagenet.json"
+
+
+def test_listing_is_made_again_and_held_against_the_description(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    _, listing = register(root, tmp_path / "data")
+    file = tmp_path / "data/sources/imagenet.listing.parquet"
+    file.unlink()
+    assert load_source(tmp_path / "data", "imagenet")[2].checksum == listing.checksum
+    file.unlink()
+    next((root / "train/n01440764").iterdir()).unlink()
+    refused(lambda: load_source(tmp_path / "data", "imagenet"), "has other images than when")
+    register(root, tmp_path / "data")
+    assert load_source(tmp_path / "data", "imagenet")[0].images["train"] == 26
+    file.write_bytes(b"PAR1")
+    refused(lambda: load_source(tmp_path / "data", "imagenet"), "listing .* is damaged.*remove it")
+
+
+def test_a_listing_of_other_images_is_not_used(tmp_path):
+    """As after `git pull`, which brings a description of other images than were listed here."""
+    root, data = mini.write_tree(tmp_path / "raw"), tmp_path / "data"
+    register(root, data)
+    older = (data / "sources/imagenet.json").read_text()
+    image = next((root / "train/n01440764").iterdir())
+    content = image.read_bytes()
+    image.unlink()
+    register(root, data)
+    (data / "sources/imagenet.json").write_text(older)
+    refused(lambda: load_source(data, "imagenet"), "has other images than when .*or restore")
+    image.write_bytes(content)
+    source, _, listing = load_source(data, "imagenet")
+    assert source.images["train"] == 27 and listing.count("train") == 27
+    kept = Listing.read(data / "sources/imagenet.listing.parquet")
+    assert kept.checksum == source.listing_checksum, "and the right one is kept"
+
+
+def test_checksum_tells_every_column_apart():
+    rows = [("train", "a", "1.png", "a/1.png", -1, 5), ("train", "b", "2.png", "b/2.png", -1, 6)]
+
+    def checksum(changed: dict[int, object]) -> str:
+        builder = ListingBuilder()
+        builder.add(*[changed.get(place, value) for place, value in enumerate(rows[0])])
+        builder.add(*rows[1])
+        return builder.build({"a": "a", "b": "b"}).checksum
+
+    changes = [{}, {0: "validation"}, {1: "b"}, {2: "3.png"}, {3: "a/3.png"}, {4: 0}, {5: 6}]
+    found = [checksum(change) for change in changes]
+    assert len(set(found)) == len(changes) and checksum({}) == found[0]
+
+
+@pytest.mark.parametrize("name", ["sources", "digits", "x-report", "x-reference", "x-quarantined"])
+def test_names_of_other_folders_are_refused(tmp_path, name):
+    root = mini.write_tree(tmp_path / "raw")
+    message = f"'{name}' (is the|ends like).*: choose another --name"
+    refused(
+        lambda: register(root, tmp_path / "data", name=name, resolutions=(8,), holdout=0.1), message
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    """Perhaps that of the raw images themselves."""
+    data = tmp_path / "data"
+    mini.put(data / "flowers/rose/1.png", b"x")
+    refused(
+        lambda: register(data / "flowers", data, name="flowers", resolutions=(8,), holdout=0.5),
+        "data/flowers is there and is no prepared data set.*choose another --name",
+    )
+
+
+def test_own_folder_with_a_share_held_out(tmp_path):
+    for name in ("rose", "daisy"):
+        for index in range(10):
+            mini.put(tmp_path / "raw" / name / f"{index}.png", b"x")
+    mini.put(tmp_path / "raw/README.txt", b"about")
+    options = {"name": "flowers", "resolutions": (16, 32), "holdout": 0.2}
+    source, listing = register(tmp_path / "raw", tmp_path / "data", **options)
+    assert source.kind == "folder" and source.images == {"train": 16, "validation": 4}
+    assert listing.class_names == ("daisy", "rose") and source.refused == 0
+    labels = [image.label for image in listing.rows("validation", 0, 4)]
+    assert labels == [0, 0, 1, 1], "each class has its share"
+    assert register(tmp_path / "raw", tmp_path / "data", **options)[0] == source
+    assert list(registered(tmp_path / "data")) == ["flowers16", "flowers32"]
+    register(tmp_path / "raw", tmp_path / "data", **{**options, "resolutions": (64,)})
+    assert list(registered(tmp_path / "data")) == ["flowers"], "registering again replaces"
+
+
+def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    folder = root / "train/n01440764"
+    (folder / "n01440764_0.JPEG").write_bytes(b"")
+    mini.put(folder / "n02012849_77.JPEG", b"x")
+    mini.put(folder / "notes.txt", b"x")
+    mini.put(root / "train/cats/1.JPEG", b"x")
+    mini.put(root / "val/ILSVRC2012_val_00000099.JPEG", b"x")
+    os.symlink(tmp_path / "nowhere.JPEG", folder / "n01440764_88.JPEG")
+    mini.put(tmp_path / "elsewhere.JPEG", mini.encoded(mini.photograph(0)))
+    os.symlink(tmp_path / "elsewhere.JPEG", folder / "n01440764_99.JPEG")
+    source, listing = register(root, tmp_path / "data")
+    assert {(entry.split, entry.file): entry.reason for entry in listing.refused} == {
+        ("train", "n01440764/n01440764_0.JPEG"): "the file is empty",
+        ("train", "n01440764/n02012849_77.JPEG"): (
+            "its name says class n02012849, it is in n01440764"
+        ),
+        ("train", "n01440764/notes.txt"): "its name does not end like an image's",
+        ("train", "n01440764/n01440764_88.JPEG"): "a link that leads nowhere",
+        ("train", "cats/1.JPEG"): "its folder's name is no class such as n01440764",
+        ("validation", "ILSVRC2012_val_00000099.JPEG"): (
+            "the ground truth does not name its class"
+        ),
+    }
+    assert source.refused == 6 and source.images["train"] == 27, "the working link is an image"
+
+
+def test_foreign_things(tmp_path):
+    data, empty = tmp_path / "data", tmp_path / "empty"
+    empty.mkdir()
+    refused(lambda: register(tmp_path / "no", data), "no does not exist: give the folder")
+    mini.put(tmp_path / "file", b"")
+    refused(lambda: register(tmp_path / "file", data), "file is a file: give the folder")
+    refused(lambda: register(empty, data), "does not look like ImageNet: expected .*--name")
+    own = {"name": "own", "resolutions": (8,)}
+    refused(lambda: register(empty, data, **own), "no train and validation images.*--holdout 0.1")
+    mini.put(tmp_path / "one/cat/1.png", b"x")
+    refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*--holdout")
+    for name in ("Own", "", "../x", "9", "a b"):
+        refused(lambda n=name: register(empty, data, name=n, resolutions=(8,)), "name .* cannot be")
+    refused(lambda: register(empty, data, name="own"), "say at which size .*--resolution 64")
+    for side in (0, -1, 1, 5000):
+        refused(
+            lambda s=side: register(empty, data, name="own", resolutions=(s,)),
+            f"--resolution is {side}, expected 2 to 4096",
+        )
+    refused(
+        lambda: register(empty, data, name="digits", resolutions=(8,)),
+        "'digits' is the embedded data set already",
+    )
+    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*register DIR")
+    assert not data.exists()
+
+
+def test_damaged_forms(tmp_path):
+    data = tmp_path / "data"
+    root = mini.write_archives(tmp_path / "archives")
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no archive")
+    refused(lambda: register(root, data), "devkit .* cannot be read")
+    mini.write_devkit(root)
+    packed = (root / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
+    middle = len(packed) // 2
+    flipped = packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
+    for damaged in (packed[:middle], flipped, packed[:-4], b""):
+        (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(damaged)
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
+    (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    for damaged in (b"", b"junk" * 100):
+        mini.put(root / "ILSVRC2012_devkit_t12/data/meta.mat", damaged)
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
+    shutil.rmtree(root / "ILSVRC2012_devkit_t12")
+    refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
+    root = mini.write_parquet(tmp_path / "parquet")
+    file = root / "data/train-00000-of-00002.parquet"
+    file.write_bytes(file.read_bytes()[:3000])
+    refused(lambda: register(root, data), "no whole parquet file.*fetch it again")
+    import pandas as pd
+
+    pd.DataFrame({"label": [1], "text": ["a"]}).to_parquet(file)
+    refused(lambda: register(root, data), r"columns label \(int64\), text \(.*string\), expected")
+
+
+def test_a_source_that_is_away_is_named(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    register(root, tmp_path / "data")
+    root.rename(tmp_path / "away")
+    refused(lambda: load_source(tmp_path / "data", "imagenet"), "raw, which is not there now: make")
+    register(tmp_path / "away", tmp_path / "data")
+    assert load_source(tmp_path / "data", "imagenet")[1] == tmp_path / "away"
+
+
+def test_damaged_registration(tmp_path):
+    data = tmp_path / "data"
+    register(mini.write_tree(tmp_path / "raw"), data)
+    (data / "sources/imagenet.json").write_text("{")
+    refused(lambda: load_source(data, "imagenet"), "imagenet.json is damaged.*register the source")
+    for text in ("[", "other: 1", "registered: 5", "registered: {a: 1}"):
+        (data / "registered.yaml").write_text(text)
+        refused(lambda: registered(data), "registered.yaml is damaged.*restore it")
+
+
+def test_names_are_told_apart():
+    ids = ["n1", "n2", "n3"]
+    names = {"n1": "crane, a bird", "n2": "crane"}
+    assert unique_names(ids, names) == ("crane (n1)", "crane (n2)", "n3")

@@ -1,0 +1,31 @@
+"""Where an evaluation keeps its parts."""
+
+from __future__ import annotations
+
+import fractal_model.evaluation.inputs as inputs_module
+from fractal_model.config.params import load_params
+from fractal_model.evaluation.inputs import EvaluationInputs
+from tests.support import REPOSITORY, tiny_model
+from tests.support.protocols import protocol
+
+PARAMS = REPOSITORY / "params.yaml"
+
+
+def test_parts_that_other_libraries_made_are_not_gone_on_with(monkeypatch):
+    inputs = EvaluationInputs(load_params(PARAMS), "digits")
+    model = tiny_model("mar")
+    folder = inputs.folder("digits", protocol(), model)
+    assert inputs.folder("digits", protocol(), model) == folder
+    monkeypatch.setattr(inputs_module, "libraries", lambda: {"torch": "0.1"})
+    assert inputs.folder("digits", protocol(), model) != folder
+
+
+def test_what_workers_on_other_machines_must_see(tmp_path):
+    params = load_params(PARAMS)
+    manifest = PARAMS.parent / "data/digits/manifest.json"
+    assert EvaluationInputs(params, "digits").files == (manifest,), "Inception is in a package"
+    own = {"inception_weights": str(tmp_path / "i.pth"), "dinov2_weights": str(tmp_path / "d.pth")}
+    metrics = params.metrics.model_copy(update=own)
+    paths = params.paths.model_copy(update={"remote": {"digits": "s3://bucket/digits"}})
+    away = params.model_copy(update={"metrics": metrics, "paths": paths})
+    assert EvaluationInputs(away, "digits").files == (tmp_path / "i.pth", tmp_path / "d.pth")

@@ -1,0 +1,54 @@
+"""What the bits of a likelihood are paid for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fractal_model import evaluation_levels
+from fractal_model.data.prepared import open_prepared
+from fractal_model.evaluation.likelihood import likelihood_by_level, measure_likelihood
+from tests.support import tiny_model
+from tests.support.tiny_files import save_images
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "names"),
+    [
+        ("mar", 4, {"red", "green", "blue"}),
+        ("ar", 4, {"red", "green", "blue"}),
+        (
+            "guided",
+            8,
+            {
+                "red",
+                "green",
+                "blue",
+                "guiding pixels of 4 px patches",
+                "guiding pixels of 2 px patches",
+            },
+        ),
+    ],
+)
+def test_the_parts_add_up_to_the_likelihood(kind, side, names, tmp_path):
+    split = open_prepared(save_images(tmp_path / "noise", size=side), "validation")
+    model = tiny_model(kind)
+    parts = likelihood_by_level(model, split, passes=2, seed=3)
+    whole = measure_likelihood(model, split, lambda done: None, passes=2, seed=3)
+    assert parts.keys() == names and all(bits > 0 for bits in parts.values())
+    assert sum(parts.values()) == pytest.approx(whole.mean, rel=1e-6)
+
+
+def test_images_that_do_not_fit_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
+    split = open_prepared(save_images(tmp_path / "noise"), "validation")
+    expected = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
+    computed = evaluation_levels.pass_bits_by_part
+
+    def narrow(model, images, *given, **options):
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return computed(model, images, *given, **options)
+
+    monkeypatch.setattr(evaluation_levels, "pass_bits_by_part", narrow)
+    found = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
+    assert found == pytest.approx(expected)

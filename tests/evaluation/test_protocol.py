@@ -1,0 +1,93 @@
+"""The protocol: what it depends on, how previews are named, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal_model.common.errors import FractalError
+from fractal_model.common.hardware import Hardware
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.evaluation.protocol import Record, make_protocol, read_record, short_count
+from fractal_model.metrics.reference import OWN_IMAGES
+from tests.support.protocols import SETTINGS, manifest, protocol, reference
+
+
+def test_the_checksum_follows_what_decides_the_numbers_and_nothing_else():
+    base = protocol()
+    assert base.checksum == protocol().checksum
+    for name, value in {"batch_size": 99, "workers": 2}.items():
+        assert protocol(SETTINGS.model_copy(update={name: value})).checksum == base.checksum
+    others = [
+        protocol(preview=True),
+        protocol(sampling=SamplingConfig(guidance=2.0)),
+        protocol(sampling=None),
+        protocol(dinov2_checksum="sha256:1"),
+        protocol(source="ADM: x.npz", preview=True),
+        protocol(of=manifest("others")),
+    ]
+    for name, value in {
+        "seed": 1,
+        "weights": "ema",
+        "likelihood_passes": 3,
+        "kid_subsets": 4,
+    }.items():
+        others.append(protocol(SETTINGS.model_copy(update={name: value})))
+    assert len({base.checksum, *(other.checksum for other in others)}) == len(others) + 1
+
+
+def test_a_preview_bears_its_count():
+    full, preview = protocol(), protocol(preview=True)
+    assert (full.samples, preview.samples) == (300, 50)
+    assert full.label("fid_stderr") == "fid_stderr"
+    assert preview.label("fid") == "fid_50"
+    assert preview.label("fid_stderr") == "fid_50_stderr"
+    assert preview.label("precision") == "precision_50"
+    assert preview.label("nll_bits_per_dim_stderr") == "nll_bits_per_dim_stderr"
+    assert preview.label("seconds_per_image") == "seconds_per_image"
+    assert [short_count(n) for n in (300, 5000, 50_000, 1500)] == ["300", "5k", "50k", "1500"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source"), [("imagenet64", OWN_IMAGES), ("noise", "ADM: adm_in64_stats.npz")]
+)
+def test_the_published_protocol_has_50000_samples(dataset, source):
+    of = manifest(dataset)
+    with pytest.raises(FractalError, match="makes 300 images .* has 50,000: set it to 5000"):
+        protocol(of=of, source=source)
+    many = SETTINGS.model_copy(update={"samples_per_class": 5000})
+    assert not protocol(many, of=of, source=source).preview
+    assert protocol(of=of, source=source, preview=True).label("fid") == "fid_50"
+
+
+def test_a_reference_of_other_images():
+    with pytest.raises(FractalError, match="reference features of noise belong to another data"):
+        make_protocol(
+            SETTINGS,
+            manifest(checksum="b" * 64),
+            reference(manifest()),
+            inception_checksum="sha1:1",
+        )
+
+
+def test_a_reference_of_another_network():
+    with pytest.raises(FractalError, match="reference features of noise belong to another network"):
+        protocol(inception_checksum="sha1:2")
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    record = Record.now(
+        protocol(), model="models:/fractal-digits/1", version="1", hardware=Hardware.here(2)
+    )
+    (tmp_path / "protocol.json").write_text(record.model_dump_json())
+    assert read_record(tmp_path / "protocol.json") == record
+    assert record.checksum == record.protocol.checksum
+    assert {"fractal-model", "torch", "timm"} <= set(record.libraries)
+    assert record.hardware.workers == 2
+
+
+def test_records_that_cannot_be_read(tmp_path):
+    with pytest.raises(FractalError, match="no.json is missing: evaluate again"):
+        read_record(tmp_path / "no.json")
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(FractalError, match="another version .protocol: Field required"):
+        read_record(tmp_path / "x.json")

@@ -1,0 +1,148 @@
+"""Samples that come as files: read as written, and refused where no number may come of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fractal_model.common.errors import FractalError
+from fractal_model.evaluation.sample_set import open_sample_set, require_protocol
+from fractal_model.generation.sample_files import open_writer
+from tests.support import random_images
+from tests.support.protocols import SETTINGS, manifest, protocol
+
+IMAGES = random_images(12, size=8)
+LABELS = torch.arange(4).repeat_interleave(3)
+FEW = SETTINGS.model_copy(update={"samples_per_class": 3})
+
+
+def write(out, images=IMAGES, labels=LABELS):
+    writer = open_writer(out, labels, image_size=images.shape[-1], per_class=3, request="a request")
+    writer.add(range(len(labels)), images)
+    writer.finish()
+    return out
+
+
+def wanted(settings=FEW, classes=4):
+    return protocol(settings, of=manifest(classes=classes))
+
+
+@pytest.mark.parametrize("name", ["folder", "x.npz"])
+def test_a_set_is_read_as_it_was_written(tmp_path, name):
+    samples = open_sample_set(write(tmp_path / name))
+    assert samples.side == 8 and samples.labels.equal(LABELS)
+    assert samples.images(range(12)).equal(IMAGES)
+    assert samples.images([7, 2]).equal(IMAGES[[7, 2]])
+    require_protocol(samples, wanted(), "the set")
+
+
+def test_a_compressed_array(tmp_path):
+    np.savez_compressed(
+        tmp_path / "x.npz", IMAGES.permute(0, 2, 3, 1).numpy(), LABELS.int().numpy()
+    )
+    assert open_sample_set(tmp_path / "x.npz").images([11, 0]).equal(IMAGES[[11, 0]])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (wanted(SETTINGS), "12 images, the protocol of noise asks for 120"),
+        (wanted(classes=12), "has 12 images, the protocol of noise asks for 36"),
+    ],
+)
+def test_another_count(tmp_path, given, message):
+    with pytest.raises(FractalError, match=f"{message}.*or ask for --preview"):
+        require_protocol(open_sample_set(write(tmp_path / "x")), given, "the set")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3], "not balanced, it has 4 images of class 0 and 2 of"),
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1], "3 images of class -1, the data set has the"),
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4], "3 images of class 4, the data set has the"),
+    ],
+)
+def test_an_unbalanced_set(tmp_path, labels, message):
+    samples = open_sample_set(write(tmp_path / "x", labels=torch.tensor(labels)))
+    with pytest.raises(FractalError, match=message):
+        require_protocol(samples, wanted(), "the set")
+
+
+def test_another_size(tmp_path):
+    samples = open_sample_set(write(tmp_path / "x", images=random_images(12, size=4)))
+    with pytest.raises(FractalError, match="images of 4 px, the data set noise of 8 px"):
+        require_protocol(samples, wanted(), "the set")
+
+
+def replace_by(content):
+    return lambda file: file.write_bytes(content)
+
+
+def save(mode, size):
+    return lambda file: Image.new(mode, size).save(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("05.png", lambda file: file.unlink(), r"lacks 1 file \(05.png\), expected 12 images"),
+        ("12.png", save("RGB", (8, 8)), r"also holds 1 file \(12.png\)"),
+        (".05.partial.png", save("RGB", (8, 8)), "also holds 1 file"),
+        ("labels.npy", lambda file: file.unlink(), "does not say its images' classes"),
+        ("labels.npy", replace_by(b"x"), "labels.npy is damaged"),
+        ("labels.npy", lambda file: np.save(file, np.zeros(12)), "float64 .12,., expected one"),
+        ("05.png", save("L", (8, 8)), "05.png is L of 8 × 8 px"),
+        ("05.png", save("RGB", (4, 4)), "RGB of 4 × 4 px, expected 8-bit RGB of 8 × 8 px"),
+        ("00.png", save("RGB", (8, 4)), "RGB of 8 × 4 px, expected 8-bit RGB squares"),
+        ("05.png", replace_by(b"no picture"), "05.png is damaged"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path, name, change, message):
+    change(write(tmp_path / "x") / name)
+    with pytest.raises(FractalError, match=message) as caught:
+        open_sample_set(tmp_path / "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_png_cut_short_is_told_when_it_is_read(tmp_path):
+    file = write(tmp_path / "x") / "05.png"
+    file.write_bytes(file.read_bytes()[:-60])
+    samples = open_sample_set(tmp_path / "x")
+    with pytest.raises(FractalError, match="05.png is damaged"):
+        samples.images(range(12))
+
+
+PIXELS = IMAGES.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"arr_0": PIXELS}, "holds no samples"),
+        ({"arr_1": LABELS.numpy()}, "holds no samples"),
+        ({"arr_0": np.full((12, 8, 8, 3), np.nan), "arr_1": LABELS.numpy()}, "of float64"),
+        ({"arr_0": PIXELS[:, :4], "arr_1": LABELS.numpy()}, r"uint8 \(12, 4, 8, 3\)"),
+        ({"arr_0": PIXELS[:9], "arr_1": LABELS.numpy()}, "and 12 classes, expected"),
+        ({"arr_0": PIXELS, "arr_1": np.zeros((12, 4))}, "expected one whole number an image"),
+    ],
+)
+def test_arrays_that_are_refused(tmp_path, content, message):
+    np.savez(tmp_path / "x.npz", **content)
+    with pytest.raises(FractalError, match=message):
+        open_sample_set(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["none", "none.npz", "none.txt"])
+def test_nothing_there(tmp_path, name):
+    with pytest.raises(FractalError, match="holds no samples"):
+        open_sample_set(tmp_path / name)
+
+
+def test_an_array_cut_short(tmp_path):
+    file = write(tmp_path / "x.npz")
+    file.write_bytes(file.read_bytes()[:900])
+    with pytest.raises(FractalError, match="holds no samples .*not a zip file"):
+        open_sample_set(file)

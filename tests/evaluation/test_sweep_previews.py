@@ -1,0 +1,37 @@
+"""Several sets of samples as one."""
+
+from __future__ import annotations
+
+import torch
+
+from fractal_model.evaluation.samples import SeenSamples
+from fractal_model.evaluation.sweep_previews import joined
+from tests.support import random_images
+
+
+class _InMemory:
+    def __init__(self, images: torch.Tensor) -> None:
+        self._images = images
+        self.labels = torch.arange(len(images))
+        self.side = images.shape[-1]
+
+    def images(self, numbers) -> torch.Tensor:
+        return self._images[list(numbers)]
+
+
+def _seen(count: int, seed: int, seconds: float) -> SeenSamples:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 5, generator=generator)
+    return SeenSamples(_InMemory(random_images(count, seed=seed)), features, None, seconds)
+
+
+def test_sets_follow_each_other():
+    first, second = _seen(2, 1, 1.0), _seen(4, 2, 4.0)
+    found = joined([first, second])
+    assert found.images.labels.tolist() == [0, 1, 0, 1, 2, 3]
+    assert found.images.images([0, 5, 2]).equal(
+        torch.stack([random_images(2, seed=1)[0], *random_images(4, seed=2)[[3, 0]]])
+    )
+    assert found.inception.equal(torch.cat([first.inception, second.inception]))
+    assert found.dinov2 is None
+    assert found.seconds_per_image == 3.0

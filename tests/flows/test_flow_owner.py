@@ -1,0 +1,63 @@
+"""Whether somebody still follows a job: only what is known counts."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from prefect import flow
+
+from flows.flow_owner import is_over, this_owner
+from fractal_model.common.locks import only_one
+from fractal_model.training.ray_jobs.owner import Owner
+from tests.support.prefect_away import prefect_away
+
+pytestmark = pytest.mark.usefixtures("prefect")
+
+
+@pytest.fixture(scope="module")
+def ended(prefect) -> Owner:
+    """A flow run that has ended, in a process that lives."""
+
+    @flow
+    def short() -> Owner:
+        owner = this_owner()
+        assert owner.flow_run
+        assert not is_over(owner, None)  # at work at this moment
+        return owner
+
+    return short()
+
+
+def test_a_flow_run_that_ended_is_over(ended, tmp_path):
+    assert not ended.process_is_dead()
+    assert is_over(ended, tmp_path / "lock")
+
+
+def test_a_run_that_another_process_has_joined_is_not_over(ended, tmp_path):
+    with only_one(tmp_path / "lock"):
+        assert not is_over(ended, tmp_path / "lock")
+
+
+def test_a_server_that_does_not_answer_says_nothing(ended):
+    with prefect_away() as asked:
+        assert not is_over(ended, None)
+    assert asked
+
+
+def test_an_unknown_flow_run_is_over_on_its_own_server_alone(ended):
+    deleted = ended.model_copy(update={"flow_run": str(uuid4())})
+    assert is_over(deleted, None)
+    assert not is_over(deleted.model_copy(update={"prefect": "http://another/api"}), None)
+
+
+def test_the_process_is_known_on_its_own_machine_alone(ended):
+    gone = ended.model_copy(update={"flow_run": "", "process_started": 1.0})
+    assert is_over(gone, None)
+    assert not is_over(gone.model_copy(update={"host": "elsewhere"}), None)
+    assert not is_over(ended.model_copy(update={"flow_run": ""}), None)
+
+
+def test_an_owner_is_read_back_from_a_job(ended):
+    assert Owner.read(ended.model_dump_json()) == ended
+    assert Owner.read("somebody") is None

@@ -1,0 +1,61 @@
+"""Progress is shown where Prefect takes it, and is no reason to end a training."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows import training_progress
+from fractal_model.training.job import TrainingJob
+from tests.support import tiny_config
+from tests.support.prefect_away import prefect_away
+from tests.support.recipes import RECIPE
+
+pytestmark = pytest.mark.usefixtures("prefect")
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch) -> TrainingJob:
+    monkeypatch.setattr(training_progress, "ARTIFACT_SECONDS", 0.0)
+    monkeypatch.setattr(training_progress, "AWAY_SECONDS", 0.0)
+    # A flow run keeps the client that it began with; outside one each request has its own.
+    monkeypatch.setattr(training_progress, "get_run_logger", lambda: logging.getLogger("progress"))
+    monkeypatch.setattr(training_progress.store, "run_page", lambda run: f"http://mlflow/{run}")
+    return TrainingJob(
+        size="tiny",
+        model=tiny_config("mar"),
+        recipe=RECIPE,
+        data=tmp_path,
+        storage=str(tmp_path),
+        local=tmp_path,
+        fingerprint="f" * 64,
+        tracking_uri="",
+        run_id="a",
+    )
+
+
+def _report(position: int) -> dict:
+    return {"position": position, "epoch": position / 100, "loss": 1.0, "images_per_second": 9.0}
+
+
+def test_training_goes_on_while_prefect_is_away(job, caplog):
+    with prefect_away() as asked, training_progress.TrainingProgress(job, images=100) as shown:
+        for position in (10, 20, 30):
+            shown.report(_report(position))
+    assert len(asked) >= 4
+    said = [r for r in caplog.records if "progress can't be shown" in r.getMessage()]
+    assert len(said) == 1
+
+
+def test_progress_is_shown_once_prefect_is_back(job):
+    with prefect_away():
+        shown = training_progress.TrainingProgress(job, images=100).__enter__()
+        shown.report(_report(10))
+    shown.report(_report(40))
+    shown.report(_report(70))
+    shown.__exit__()
+    with get_client(sync_client=True) as client:
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    assert [found["data"] for found in artifacts if found["key"] == "training-tiny"] == [70.0]

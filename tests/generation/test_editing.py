@@ -1,0 +1,115 @@
+"""Editing: from picture files and boxes to known pixels, and variants of an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.generation.editing import box_mask, edit, read_image, read_mask, uncropped
+from tests.support import images_for, random_images, tiny_model
+
+
+def save(file, array):
+    Image.fromarray(array).save(file)
+    return file
+
+
+def test_pictures_become_pixels(tmp_path):
+    image = random_images(1)[0]
+    array = image.permute(1, 2, 0).numpy()
+    assert read_image(save(tmp_path / "rgb.png", array), 8).equal(image)
+    grey = read_image(save(tmp_path / "grey.png", array[..., 0]), 8)
+    assert grey.equal(image[:1].expand(3, -1, -1))
+    alpha = np.dstack([array, np.full((8, 8), 255, np.uint8)])
+    alpha[:4, :, 3] = 0
+    laid = read_image(save(tmp_path / "alpha.png", alpha), 8)
+    assert laid[:, 4:].equal(image[:, 4:])
+    assert (laid[:, :4] == 255).all()
+
+
+def test_white_is_generated_and_black_is_kept(tmp_path):
+    array = np.zeros((8, 8), np.uint8)
+    array[:2] = 255
+    known = read_mask(save(tmp_path / "mask.png", array), 8)
+    assert known.equal(torch.arange(8)[:, None].expand(8, 8) >= 2)
+
+
+def test_fit_cuts_the_middle_square_of_both(tmp_path):
+    array = np.zeros((16, 32), np.uint8)
+    array[:, 8:16] = 255
+    file = save(tmp_path / "wide.png", array)
+    left = torch.arange(8).expand(8, 8) < 4
+    assert read_mask(file, 8, fit=True).equal(~left)
+    assert (read_image(file, 8, fit=True)[0] > 127).equal(left)
+
+
+def test_boxes():
+    inside = box_mask((1, 2, 3, 4), 8)
+    assert not inside[1:4, 2:6].any()
+    assert (~inside).sum() == 12
+    assert box_mask((1, 2, 3, 4), 8, outside=True).equal(~inside)
+
+
+@pytest.mark.parametrize(
+    ("box", "named"),
+    [
+        ((0, 0, 0, 4), "empty"),
+        ((0, 0, 4, -1), "empty"),
+        ((5, 0, 4, 4), "not inside"),
+        ((-1, 0, 4, 4), "not inside"),
+        ((0, 8, 1, 1), "not inside"),
+    ],
+)
+def test_boxes_that_do_not_fit(box, named):
+    with pytest.raises(FractalError, match=named):
+        box_mask(box, 8)
+
+
+def test_uncropping_shrinks_into_the_middle():
+    canvas, known = uncropped(torch.full((3, 8, 8), 200, dtype=torch.uint8), 0.5)
+    assert known.sum() == 16
+    assert known[2:6, 2:6].all()
+    assert (canvas[:, known] == 200).all()
+    assert (canvas[:, ~known] == 0).all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 1.0, 0.99, -1.0, float("nan")])
+def test_uncropping_out_of_range(fraction):
+    with pytest.raises(FractalError, match="between 0.12 and 0.88"):
+        uncropped(random_images(1)[0], fraction)
+
+
+def test_variants_keep_what_is_known_and_differ_in_the_rest():
+    model = tiny_model("mar")
+    image, mask = images_for(model, 1)[0], box_mask((0, 1, 3, 3), 4)
+    labels, done = torch.arange(20) % 4, []
+    found = edit(model, SamplingConfig(), image, mask, labels, range(20), done.append)
+    assert (found[:, :, mask] == image[:, mask]).all()
+    assert len({variant.numpy().tobytes() for variant in found}) == 20
+    assert done == sorted(done) and done[-1] == 20
+    alone = edit(model, SamplingConfig(), image, mask, labels[17:18], [17])
+    assert alone.equal(found[17:18])
+
+
+def test_pictures_that_cannot_be_used(tmp_path):
+    with pytest.raises(FractalError, match="nowhere.png cannot be read"):
+        read_image(tmp_path / "nowhere.png", 8)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(FractalError, match="text.png cannot be read"):
+        read_mask(tmp_path / "text.png", 8)
+    cut = save(tmp_path / "cut.png", random_images(1, 64)[0].permute(1, 2, 0).numpy())
+    cut.write_bytes(cut.read_bytes()[:3000])
+    with pytest.raises(FractalError, match="cut.png cannot be read"):
+        read_image(cut, 64)
+    large = save(tmp_path / "large.png", np.zeros((10, 12), np.uint8))
+    with pytest.raises(FractalError, match="12 × 10 pixels: this model takes 8 × 8.*--fit"):
+        read_image(large, 8)
+    with pytest.raises(FractalError, match="mask .* 12 × 10 pixels"):
+        read_mask(large, 8)
+    deep = save(tmp_path / "deep.png", np.zeros((8, 8), np.uint16))
+    with pytest.raises(FractalError, match="8 bits"):
+        read_image(deep, 8)

@@ -1,0 +1,126 @@
+"""What sampled images are written to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fractal_model.common.errors import FractalError
+from fractal_model.generation.sample_files import LARGEST_GRID, open_writer
+from tests.support import random_images
+
+LABELS = torch.tensor([3, 3, -1, -1])
+IMAGES = random_images(4, size=4)
+
+
+def write(out):
+    writer = open_writer(out, LABELS, image_size=4, per_class=2, request="r")
+    writer.add(range(2, 4), IMAGES[2:])
+    writer.add(range(0, 2), IMAGES[:2])
+    writer.finish()
+
+
+def test_array_as_adm_reads_it(tmp_path):
+    write(tmp_path / "new" / "x.npz")
+    with np.load(tmp_path / "new" / "x.npz") as found:
+        assert np.array_equal(found["arr_0"], IMAGES.permute(0, 2, 3, 1).numpy())
+        assert found["arr_0"].dtype == np.uint8
+        assert found["arr_1"].tolist() == LABELS.tolist()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["x.npz"]
+
+
+def test_an_array_that_is_not_finished_leaves_nothing(tmp_path):
+    writer = open_writer(tmp_path / "x.npz", LABELS, image_size=4, per_class=2, request="r")
+    writer.add(range(2), IMAGES[:2])
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_numbered_files(tmp_path):
+    write(tmp_path / "images")
+    files = sorted((tmp_path / "images").glob("*.png"))
+    assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
+    found = np.stack([np.asarray(Image.open(file)) for file in files])
+    assert np.array_equal(found, IMAGES.permute(0, 2, 3, 1).numpy())
+
+
+def test_a_folder_is_gone_on_with_by_an_equal_request_alone(tmp_path):
+    writer = open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="one")
+    assert writer.wanted == [0, 1, 2, 3]
+    writer.add([2], IMAGES[2:3])
+    writer.discard()
+    again = open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="one")
+    assert again.wanted == [0, 1, 3]
+    with pytest.raises(FractalError, match="images of another model, class, seed or setting"):
+        open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="two")
+
+
+def test_numbered_images_of_somebody_else(tmp_path):
+    (tmp_path / "7.png").touch()
+    with pytest.raises(FractalError, match="images of another model"):
+        open_writer(tmp_path, LABELS, image_size=4, per_class=2, request="r")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("name", ["x.npz", "x.png", "folder"])
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(small_disk, name):
+    def write_all():
+        labels = torch.zeros(200).long()
+        writer = open_writer(small_disk / name, labels, image_size=32, per_class=20, request="r")
+        writer.add(range(200), random_images(200, size=32))
+        writer.finish()
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_all()
+    assert caught.value.errno == errno.ENOSPC
+    for file in small_disk.rglob("*.png"):
+        Image.open(file).load()
+    assert not list(small_disk.rglob("*partial*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_grid_has_a_row_a_class(tmp_path):
+    write(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as grid:
+        assert grid.size == (2 * 66 + 2, 2 * 66 + 2)
+        pixels = np.asarray(grid)
+    assert np.array_equal(pixels[2:66:16, 68:132:16], IMAGES[1].permute(1, 2, 0).numpy())
+
+
+def test_a_grid_has_a_limit(tmp_path):
+    labels = torch.zeros(LARGEST_GRID + 1)
+    with pytest.raises(FractalError, match=r"at most 1024; for more give --out a folder"):
+        open_writer(tmp_path / "x.png", labels, image_size=4, per_class=2, request="r")
+
+
+def test_unknown_ending(tmp_path):
+    with pytest.raises(FractalError, match=r"ending '.jpg': give .png .* .npz .* or a folder"):
+        open_writer(tmp_path / "x.jpg", LABELS, image_size=4, per_class=2, request="r")
+
+
+@pytest.mark.parametrize("name", ["file/x.png", "file/x.npz", "file/folder"])
+def test_a_place_that_cannot_be_made(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(FractalError, match=r"file.* cannot be made .*give --out another place"):
+        open_writer(tmp_path / name, LABELS, image_size=4, per_class=2, request="r")
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    def refuse(dir):  # root may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(FractalError, match="written to .Permission denied.: give --out"):
+        open_writer(tmp_path / "x.png", LABELS, image_size=4, per_class=2, request="r")

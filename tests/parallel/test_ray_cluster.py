@@ -1,0 +1,70 @@
+"""The Ray instance that a command starts for itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fractal_model.common.errors import FractalError
+from fractal_model.parallel.ray_cluster import ray_cluster
+from fractal_model.training.job import TrainingJob
+from fractal_model.training.ray_train.run import run_training
+from tests.support import tiny_config
+from tests.support.recipes import RECIPE
+
+CODE = """
+import os
+from fractal_model.parallel.ray_cluster import ray_cluster
+import ray
+with ray_cluster(cpus=1):
+    task = ray.remote(lambda: os.environ["FRACTAL_TEST"])
+    environment = {"env_vars": {"FRACTAL_TEST": "reached"}}
+    print(ray.get(task.options(runtime_env=environment).remote(), timeout=120))
+    print({node["NodeManagerAddress"] for node in ray.nodes()})
+print(ray.is_initialized())
+"""
+
+
+def test_starts_workers_from_a_path_with_a_space_and_on_loopback(tmp_path):
+    environment = tmp_path / "with space"
+    environment.symlink_to(sys.prefix)
+    done = subprocess.run(
+        [environment / "bin/python", "-c", CODE], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["reached", "{'127.0.0.1'}", "False"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"])
+def test_a_cluster_that_does_not_answer(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(FractalError, match=f"RAY_ADDRESS={address} does not answer"),
+        ray_cluster(1),
+    ):
+        pass
+
+
+def test_an_address_for_jobs_is_no_cluster_to_connect_to(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(FractalError, match="takes jobs, which only training is"), ray_cluster(1):
+        pass
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
+    job = TrainingJob(
+        size="t",
+        model=tiny_config("mar"),
+        recipe=RECIPE.model_copy(update={"workers": 4, "min_workers": 4}),
+        data=Path("nowhere"),
+        storage=str(tmp_path),
+        local=tmp_path,
+        fingerprint="0" * 64,
+        tracking_uri="",
+        run_id="",
+    )
+    with ray_cluster(1), pytest.raises(FractalError, match="need 4 CPU, the Ray cluster has 1"):
+        run_training(job, on_report=print)

@@ -1,0 +1,40 @@
+"""Protocols of evaluated models, as rows of a table of results have them."""
+
+from __future__ import annotations
+
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.evaluation.protocol import ImageSource, Protocol
+from fractal_model.metrics.reference import OWN_IMAGES
+
+SAMPLING = SamplingConfig(guidance=2.5, logit_scale=1.1, iterations=(16, 4))
+
+
+def protocol(dataset: str = "digits", **changes: object) -> Protocol:
+    source = ImageSource(weights="model", sampling=SAMPLING, seed=0, likelihood_passes=2)
+    settings = {
+        "dataset": dataset,
+        "dataset_checksum": "a" * 64,
+        "resolution": 8,
+        "reference_source": OWN_IMAGES,
+        "reference_checksum": "b" * 64,
+        "network_checksum": "sha256:0",
+        "classes": 10,
+        "samples_per_class": 30,
+        "full_samples": 300,
+        "images": source,
+        "kid_subsets": 3,
+        "kid_subset_size": 10,
+        "fid_resamples": 4,
+    }
+    return Protocol(**settings | changes)
+
+
+def imagenet(**changes: object) -> Protocol:
+    like_published = {
+        "resolution": 64,
+        "reference_source": "ADM: adm_in64_stats.npz",
+        "classes": 1000,
+        "samples_per_class": 50,
+        "full_samples": 50_000,
+    }
+    return protocol("imagenet64", **like_published | changes)

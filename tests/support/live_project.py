@@ -1,0 +1,67 @@
+"""A project folder of its own, with the real servers and the commands that a person types in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from tests.support import REPOSITORY
+from tests.support.ports import free_ports
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without what would lead to other servers."""
+    dropped = ("MLFLOW_", "PREFECT_", "RAY_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
+
+
+class Project:
+    """`folder` is made; `content` is its params.yaml, apart from the servers' ports."""
+
+    def __init__(self, folder: Path, content: dict) -> None:
+        self.folder = folder
+        self.ports = free_ports()
+        self.said = ""
+        folder.mkdir()
+        for name in ("flows", "prefect.yaml"):
+            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+            copy(REPOSITORY / name, folder / name)
+        content = {**content, "services": {**self.ports, "ray_cpus": 3}}
+        (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+    def run(self, *command: str, timeout: float = 400) -> str:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(PREFECT_HOME=str(self.folder / "the person's")),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def fractal(self, *arguments: str) -> str:
+        return self.run(sys.executable, "-m", "fractal_model", *arguments)
+
+    def prefect(self, *arguments: str) -> str:
+        return self.run(sys.executable, "-m", "prefect", *arguments)
+
+
+@contextmanager
+def live_project(folder: Path, content: dict) -> Iterator[Project]:
+    """With its servers up, which have `said` where they are."""
+    project = Project(folder, content)
+    try:
+        project.said = project.fractal("services", "up")
+        yield project
+    finally:
+        project.fractal("services", "down")

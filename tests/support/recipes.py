@@ -1,0 +1,30 @@
+"""A recipe and a batch of images that a tiny model trains on."""
+
+from __future__ import annotations
+
+import torch
+
+from fractal_model.config.params import load_params
+from fractal_model.data.loader import Batch
+from fractal_model.training.trainer import Trainer
+from tests.support import random_images, tiny_config
+from tests.support.params import SHIPPED
+
+RECIPE = (
+    load_params(SHIPPED)
+    .size("digits")
+    .training.model_copy(
+        update={"batch_size": 8, "epochs": 10, "warmup_epochs": 1, "base_learning_rate": 0.1}
+    )
+)
+
+BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, torch.arange(8))
+
+
+def trainer(kind="mar", **recipe):
+    config = tiny_config(kind, dropout=0.1)
+    return Trainer(config, RECIPE.model_copy(update=recipe), images=16)
+
+
+def weights(found: Trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in found.model.parameters()]

@@ -1,0 +1,54 @@
+"""A tiny model and a tiny data set as files, and a folder to run commands in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
+from fractal_model.cli.app import app
+from fractal_model.data.writing import write_prepared
+from tests.support import random_images, tiny_model
+
+TINY = {"widths": [16, 16, 8], "blocks": [1, 1, 1], "heads": [2, 2, 2]}
+
+
+def save_tiny(folder: Path, kind: str = "mar", **changes: object) -> Path:
+    progress = Progress(size="digits", fingerprint="0" * 64, position=1, steps=1)
+    model = tiny_model(kind, **changes)
+    save_checkpoint(folder, model=model, optimizer={}, progress=progress)
+    return folder
+
+
+def save_images(folder: Path, *, size: int = 4, classes: int = 4, count: int = 11) -> Path:
+    pixels = random_images(count, size=size).permute(0, 2, 3, 1).numpy()
+    write_prepared(
+        folder,
+        dataset=folder.name,
+        source="random numbers",
+        preprocessing="none",
+        resolution=size,
+        class_names=[f"kind {i}" for i in range(classes)],
+        splits={"validation": [(image, i % classes) for i, image in enumerate(pixels)]},
+    )
+    return folder
+
+
+@dataclass(frozen=True)
+class Workplace:
+    folder: Path
+    model: Path
+    data: Path
+    params: Path
+
+    def run(self, command: str, *arguments: object) -> str:
+        """Output of a command; raises what it raises."""
+        words = [command, "--params", self.params, *arguments]
+        if "--model" not in arguments:
+            words += ["--model", self.model]
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        if done.exception is not None:
+            raise done.exception
+        return done.output
