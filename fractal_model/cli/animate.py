@@ -53,8 +53,8 @@ def animate(
 
     from fractal_model.common.files import require_writable_file
     from fractal_model.common.memory import compute_device
+    from fractal_model.generation import animation
     from fractal_model.generation.classes import parse_classes
-    from fractal_model.generation.sample_images import animation
     from fractal_model.tracking.model_source import load_model
 
     sheet = sheet or out.with_suffix(".png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractal_model import evaluation_levels
+import fractal_model.evaluation.likelihood as likelihood_module
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation.likelihood import likelihood_by_level, measure_likelihood
 from tests.support import tiny_model
@@ -49,6 +49,6 @@ def test_images_that_do_not_fit_are_taken_fewer_at_a_time(tmp_path, monkeypatch)
             raise torch.OutOfMemoryError
         return computed(model, images, *given, **options)
 
-    monkeypatch.setattr(evaluation_levels, "pass_bits_by_part", narrow)
+    monkeypatch.setattr(likelihood_module, "pass_bits_by_part", narrow)
     found = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
     assert found == pytest.approx(expected)

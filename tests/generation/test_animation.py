@@ -9,9 +9,9 @@ from PIL import Image, ImageSequence
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.generation import animation
 from fractal_model.generation.animation import GAP, OUTLINES, animate
 from fractal_model.generation.pictures import NOT_GENERATED
-from fractal_model.generation.sample_images import animation
 from fractal_model.sampling.sampler import Sampler
 from tests.support import tiny_model
 
