@@ -42,7 +42,7 @@ def test_the_parts_add_up_to_the_likelihood(kind, side, names, tmp_path):
 def test_images_that_do_not_fit_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
     split = open_prepared(save_images(tmp_path / "noise"), "validation")
     expected = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
-    computed = evaluation_levels.pass_bits_by_part
+    computed = likelihood_module.pass_bits_by_part
 
     def narrow(model, images, *given, **options):
         if len(images) > 2:
