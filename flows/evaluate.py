@@ -21,16 +21,14 @@ from flows import evaluation_tasks
 from flows.command import run_flow
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.console import print_results, say
-from fractal_model.common.locks import only_one
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import fit_size
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation import promotion
 from fractal_model.evaluation.inputs import EvaluationInputs
+from fractal_model.evaluation.prepared import prepare_evaluation
 from fractal_model.evaluation.promotion import Decision
-from fractal_model.evaluation.protocol import Protocol, Record
-from fractal_model.model.weights import weights_checksum
-from fractal_model.parallel.ray_workers import hardware, worker_count
+from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, registration, registry, store
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
 
@@ -57,7 +55,7 @@ def evaluate_fractal(
         params_file: The settings.
     """
     params = load_params(params_file)
-    chosen = with_workers(params.size(size), workers)
+    chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     protocol = protocol_of(params, size, preview).checksum
     source = model or f"{REGISTRY_SCHEME}{registry.model_name(size)}@{registry.CANDIDATE}"
@@ -74,14 +72,6 @@ def evaluate_fractal(
         outcome = "promoted to champion" if decision.promote else "no promotion"
         say(f"{outcome}: {decision.reason}")
     return metrics
-
-
-def with_workers(size: Size, workers: int | None) -> Size:
-    """The size with another number of workers for its evaluation, where one is given."""
-    if workers is None:
-        return size
-    changed = size.evaluation.model_copy(update={"workers": workers})
-    return size.model_copy(update={"evaluation": changed})
 
 
 def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
@@ -113,30 +103,20 @@ def _evaluate(
 ) -> str:
     """The id of the run that evaluates a checkpoint, of a version where it is registered.
     FractalError: the settings or the data set are not the model's."""
-    size = with_workers(size, worker_count(size.evaluation.workers))
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
-    inputs = EvaluationInputs(params, size.training.dataset)
-    fit_size(size.model_copy(update={"model": model.config}), inputs.manifest)
-    size.sampling.level_iterations(model.config)
-    protocol = inputs.protocol(size.evaluation, sampling=size.sampling, preview=preview)
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
-    record = Record.now(
-        protocol,
-        model=name,
-        version=version,
-        model_checksum=weights_checksum(model),
-        hardware=hardware(size.evaluation.workers),
+    evaluation = prepare_evaluation(
+        params, size, model, name=name, version=version, preview=preview
     )
-    folder = inputs.folder(size.name, protocol, model)
-    with only_one(folder.with_suffix(".lock")):
+    protocol = evaluation.record.checksum
+    with evaluation.lock():
         # Another process may have evaluated it while this one was on its way to the lock.
-        run_id = version and registry.evaluation_of(size.name, version, protocol.checksum)
+        run_id = version and registry.evaluation_of(size.name, version, protocol)
         if not run_id:
-            run_id = evaluation_tasks.measured(inputs, size, record, model, folder)
+            run_id = evaluation_tasks.evaluate_model(evaluation)
             if version:
-                tag = registry.evaluation_tag(protocol.checksum)
-                registry.tag_version(size.name, version, tag, run_id)
-        shutil.rmtree(folder, ignore_errors=True)  # the run has its numbers
+                registry.tag_version(size.name, version, registry.evaluation_tag(protocol), run_id)
+        shutil.rmtree(evaluation.folder, ignore_errors=True)  # the run has its numbers
     return run_id
 
 
@@ -180,7 +160,9 @@ def _show(params: Params, size: str, what: str, run_id: str) -> None:
         key=f"evaluation-{size}",
         table=results.astype(object).where(results.notna(), "").to_dict("records"),
     )
-    print_results(what, results)
+    absent = results["value"].isna()
+    rows = results.set_index("metric")
+    print_results(what, rows["value"].dropna(), rows["reason"][absent.values])
     with evaluation_tasks.spared("picture of the samples"):
         picture = mlflow.artifacts.download_artifacts(
             run_id=run_id,

@@ -32,7 +32,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.halving import Rung, lowest, plan_rungs
 from fractal_model.evaluation.inputs import EvaluationInputs, computed_by
 from fractal_model.evaluation.sweep_previews import Previews
-from fractal_model.parallel.ray_workers import shared_out
+from fractal_model.parallel.ray_workers import split_over_workers
 from fractal_model.reporting.figures import guidance_heat_map, guidance_sweep
 from fractal_model.reporting.paper import published_optimum
 from fractal_model.tracking import registry, runs, store
@@ -66,7 +66,7 @@ def sweep_guidance(
         params_file: The settings file, relative to the project's folder.
     """
     params = load_params(params_file)
-    chosen = evaluate.with_workers(params.size(size), workers)
+    chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     source = model or f"{REGISTRY_SCHEME}{registry.model_name(size)}@{registry.CANDIDATE}"
     version = registered(size, source)
@@ -101,7 +101,7 @@ class _Sweep:
         )
         self._mark = fingerprint(sweep, protocol, computed_by(model))
         folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._mark[:12]}"
-        workers = shared_out(size.evaluation.workers, inputs.files)
+        workers = split_over_workers(size.evaluation.workers, inputs.files)
         self._previews = Previews(model, size, inputs, folder, workers)
 
     def result(self) -> dict[str, float]:

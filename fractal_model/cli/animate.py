@@ -7,23 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import ModelOption, ParamsOption, path
+from fractal_model.cli.options import path
 from fractal_model.cli.sampling_options import (
     ClassesOption,
-    GuidanceOption,
-    IterationsOption,
-    LogitScaleOption,
-    OrderOption,
-    SizeOption,
+    SamplingOptions,
     require_request,
-    sampling_settings,
+    with_sampling_options,
 )
 from fractal_model.common.console import progress_bar, say
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.common.files import require_writable_file
 
 
+@with_sampling_options
 def animate(
-    model: ModelOption,
     classes: ClassesOption,
     out: Annotated[Path, typer.Option(parser=path, help="The animation to write: .gif or .webp.")],
     sheet: Annotated[
@@ -37,12 +33,8 @@ def animate(
         int, typer.Option(help="Seed of the first class's image; the next has one more.")
     ] = 0,
     frames: Annotated[int, typer.Option(help="Frames at most; steps are thinned evenly.")] = 120,
-    size: SizeOption = None,
-    guidance: GuidanceOption = None,
-    logit_scale: LogitScaleOption = None,
-    iterations: IterationsOption = None,
-    order: OrderOption = None,
-    params: ParamsOption = DEFAULT_FILE,
+    *,
+    options: SamplingOptions,
 ) -> None:
     """Watch images grow: patch by patch, and inside each patch down to its pixels.
 
@@ -51,33 +43,28 @@ def animate(
     """
     import torch
 
-    from fractal_model.common.files import require_writable_file
     from fractal_model.common.memory import compute_device
     from fractal_model.generation import animation
     from fractal_model.generation.classes import parse_classes
-    from fractal_model.tracking.model_source import load_model
 
     sheet = sheet or out.with_suffix(".png")
     require_request(classes, 1, seed)
     animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
-    file = load_params(params)
-    loaded = load_model(model, file.paths.outputs).to(compute_device())
-    settings = sampling_settings(
-        file,
-        loaded.config,
-        size,
-        guidance=guidance,
-        logit_scale=logit_scale,
-        iterations=iterations,
-        order=order,
-    )
-    labels = torch.tensor(parse_classes(classes, loaded.config))
+    network, sampling = options.load()
+    labels = torch.tensor(parse_classes(classes, network.config))
     for target in (out, sheet):
         require_writable_file(target)
     seeds = range(seed, seed + len(labels))
     with progress_bar("generating, %", 100) as update:
         written = animation.animate(
-            loaded, labels, seeds, settings, out, sheet=sheet, frames=frames, progress=update
+            network.to(compute_device()),
+            labels,
+            seeds,
+            sampling,
+            out,
+            sheet=sheet,
+            frames=frames,
+            progress=update,
         )
     for made in written:
         say(f"{made}: {made.stat().st_size / 1000:.0f} kB")

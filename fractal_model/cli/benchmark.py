@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
+from rich.table import Table
 
 from fractal_model.cli.options import JsonOption, ParamsOption, path
+from fractal_model.cli.sampling_options import changed_sampling
+from fractal_model.common.compiler import compiler_is_there
 from fractal_model.common.console import console, only_result_on_stdout, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
+from fractal_model.common.validation import describe
+from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.presets import Architecture
+from fractal_model.config.sampling import SamplingConfig
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from fractal_model.config.model import ModelConfig
-    from fractal_model.config.sampling import SamplingConfig
     from fractal_model.costs.benchmark import Measurement
     from fractal_model.costs.benchmark_levels import LevelCost
 
@@ -156,8 +160,6 @@ def benchmark(
 
 
 def _compiled(asked: bool | None) -> bool:
-    from fractal_model.common.compiler import compiler_is_there
-
     return compiler_is_there() if asked is None else asked
 
 
@@ -180,11 +182,6 @@ def _model(settings: Params, size: str | None, own: dict[str, str | None]) -> Mo
 
 
 def _own_model(own: dict[str, str | None]) -> ModelConfig:
-    from pydantic import ValidationError
-
-    from fractal_model.common.validation import describe
-    from fractal_model.config.presets import Architecture
-
     lists = {name: [part.strip() for part in (text or "").split(",")] for name, text in own.items()}
     masked = lists["generators"]
     five = "ar" not in masked or "mar" not in masked[masked.index("ar") :]
@@ -202,9 +199,6 @@ def _sampling(
     guidance: float | None,
     iterations: str | None,
 ) -> SamplingConfig:
-    from fractal_model.cli.sampling_options import changed_sampling
-    from fractal_model.config.sampling import SamplingConfig
-
     if size is not None:
         base = settings.size(size).sampling
     else:
@@ -215,8 +209,6 @@ def _sampling(
 
 
 def _print(found: Measurement) -> None:
-    from rich.table import Table
-
     table = Table("what", "value", title=f"{found.mode}, batch {found.batch}, {found.dtype}")
     rows = {
         "seconds an image": f"{found.seconds_per_image:.3f}",
@@ -239,8 +231,6 @@ def _print(found: Measurement) -> None:
 
 
 def _by_level(found: Measurement, levels: Sequence[LevelCost]) -> Table:
-    from rich.table import Table
-
     table = Table(title="an image by level, in one more run")
     table.add_column("level", no_wrap=True)
     for column in ("seconds", "share", "GFLOP", "utilisation"):

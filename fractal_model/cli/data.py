@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from fractal_model.metrics.reference import PublishedStatistics
 
 app = typer.Typer(
-    help="Register images, prepare them and describe what was prepared.", no_args_is_help=True
+    help="Register images, prepare them and describe what was prepared.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 DIGITS = "digits"

@@ -1,4 +1,4 @@
-"""`fractal edit` and `fractal animate`: generation from a known part, and generation watched."""
+"""`fractal edit`: generation from the known part of an image."""
 
 from __future__ import annotations
 
@@ -7,35 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.cli.options import (
-    BatchSizeOption,
-    ModelOption,
-    ParamsOption,
-    WorkersOption,
-    parts_mapper,
-    path,
-)
+from fractal_model.cli.options import BatchSizeOption, WorkersOption, path
 from fractal_model.cli.sampling_options import (
     ClassesOption,
-    GuidanceOption,
-    IterationsOption,
-    LogitScaleOption,
-    OrderOption,
-    SizeOption,
+    SamplingOptions,
     numbers,
     require_request,
-    sampling_settings,
+    with_sampling_options,
 )
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.common.files import require_writable_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@with_sampling_options
 def edit(
-    model: ModelOption,
     image: Annotated[Path, typer.Option(parser=path, help="The image, of the model's size.")],
     classes: ClassesOption,
     out: Annotated[Path, typer.Option(parser=path, help="The PNG file to write.")],
@@ -66,12 +55,8 @@ def edit(
     ] = None,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
-    size: SizeOption = None,
-    guidance: GuidanceOption = None,
-    logit_scale: LogitScaleOption = None,
-    iterations: IterationsOption = None,
-    order: OrderOption = None,
-    params: ParamsOption = DEFAULT_FILE,
+    *,
+    options: SamplingOptions,
 ) -> None:
     """Inpaint, outpaint, uncrop or change the class of an image.
 
@@ -85,30 +70,19 @@ def edit(
     """
     import torch
 
-    from fractal_model.common.files import require_writable_file
     from fractal_model.generation import editing
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.pictures import picture_grid, save_png, with_gaps
     from fractal_model.parallel.parts import LARGEST_PART
-    from fractal_model.tracking.model_source import load_model
+    from fractal_model.parallel.ray_workers import split_over_workers
 
     for target in (out, grid or out):
         _require_png(target)
     _require_one_mask(mask, box, uncrop, outside)
     require_request(classes, n, seed, batch_size)
-    file = load_params(params)
-    loaded = load_model(model, file.paths.outputs)
+    loaded, settings = options.load()
     labels = parse_classes(classes, loaded.config)
     _require_different(labels)
-    settings = sampling_settings(
-        file,
-        loaded.config,
-        size,
-        guidance=guidance,
-        logit_scale=logit_scale,
-        iterations=iterations,
-        order=order,
-    )
     side = loaded.config.image_size
     picture = editing.read_image(image, side, fit=fit)
     original = picture
@@ -136,7 +110,7 @@ def edit(
             seeds,
             update,
             largest=LARGEST_PART if batch_size is None else batch_size,
-            map_parts=parts_mapper(workers),
+            map_parts=split_over_workers(workers),
         )
     for image_made, file_made in zip(images, files, strict=True):
         save_png(image_made, file_made)

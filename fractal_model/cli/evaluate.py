@@ -14,15 +14,11 @@ import typer
 from fractal_model.cli.options import JsonOption, ParamsOption, given
 from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
 from fractal_model.common.errors import FractalError
-from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.data.manifest import fit_size
+from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 
 if TYPE_CHECKING:
-    from fractal_model.evaluation.inputs import EvaluationInputs
-    from fractal_model.evaluation.protocol import Protocol, Record
-    from fractal_model.evaluation.samples import SeenSamples
+    from fractal_model.evaluation.protocol import Record
     from fractal_model.metrics.image_metrics import MetricResults
-    from fractal_model.model.fractal import FractalModel
 
 
 def evaluate(
@@ -61,23 +57,17 @@ def evaluate(
     A model gets everything: likelihood, samples of its own, and their distances from the data set.
     Samples get the distances. A set that is not the protocol's is refused.
     """
-    from fractal_model.evaluation.inputs import EvaluationInputs
-
     settings = load_params(params)
-    inputs = EvaluationInputs(settings, dataset)
     with only_result_on_stdout(as_json):
         if _is_model(source):
-            found, record = _of_model(source, settings, inputs, size, preview, workers)
+            results, record = _evaluate_model(source, settings, dataset, size, preview, workers)
         else:
-            found, record = _of_samples(Path(source), settings, inputs, size, preview)
+            results, record = _evaluate_samples(Path(source), settings, dataset, size, preview)
     if as_json:
-        print(json.dumps(_as_object(found, record), indent=1, allow_nan=False))
+        print(json.dumps(_as_object(results, record), indent=1, allow_nan=False))
         return
-    from fractal_model.metrics.image_metrics import results_table
-
-    print_results(
-        f"{record.model} on {dataset}, {record.protocol.samples:,} samples", results_table(found)
-    )
+    title = f"{record.model} on {dataset}, {record.protocol.samples:,} samples"
+    print_results(title, results.values, results.absent)
     say(f"protocol {record.checksum[:12]}, reference: {record.protocol.reference_source}")
 
 
@@ -96,76 +86,43 @@ def _is_model(source: str) -> bool:
     return source.startswith(REGISTRY_SCHEME) or is_folder
 
 
-def _of_model(
+def _evaluate_model(
     source: str,
-    settings: Params,
-    inputs: EvaluationInputs,
+    params: Params,
+    dataset: str,
     size: str | None,
     preview: bool,
     workers: int | None,
 ) -> tuple[MetricResults, Record]:
-    from fractal_model.common.locks import only_one
-    from fractal_model.evaluation.protocol import Record
-    from fractal_model.model.weights import weights_checksum
-    from fractal_model.parallel.ray_workers import hardware, worker_count
-    from fractal_model.tracking.model_source import REGISTRY_SCHEME
+    from fractal_model.evaluation.prepared import prepare_evaluation
+    from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME, load_model
 
-    model, chosen = _model_and_size(source, settings, size)
-    fit_size(chosen.model_copy(update={"model": model.config}), inputs.manifest)
-    chosen.sampling.level_iterations(model.config)
-    protocol = inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
-    count = worker_count(chosen.evaluation.workers if workers is None else workers)
-    folder = inputs.folder(chosen.name, protocol, model)
-    with only_one(folder.with_suffix(".lock")):
-        found = _measured(model, inputs, protocol, folder, chosen.evaluation.batch_size, count)
-    say(f"the samples are kept in {folder}: remove it when you no longer need them")
-    record = Record.now(
-        protocol,
-        model=source if source.startswith(REGISTRY_SCHEME) else Path(source).name,
-        model_checksum=weights_checksum(model),
-        hardware=hardware(count),
+    model = load_model(source, params.paths.outputs)
+    settings = params.size(size) if size is not None else params.size_of(model.config)
+    if settings.evaluation.weights == "ema":
+        model = load_model(f"{source}{AVERAGED}", params.paths.outputs)
+    evaluation = prepare_evaluation(
+        params,
+        settings,
+        model,
+        name=source if source.startswith(REGISTRY_SCHEME) else Path(source).name,
+        dataset=dataset,
+        preview=preview,
+        workers=workers,
     )
-    return found, record
+    with evaluation.lock():
+        held_out = evaluation.measure_likelihood()
+        results = held_out.results | evaluation.measure_samples(evaluation.draw_samples())
+    say(f"the samples are kept in {evaluation.folder}: remove it when you no longer need them")
+    return results, evaluation.record
 
 
-def _model_and_size(source: str, settings: Params, size: str | None) -> tuple[FractalModel, Size]:
-    """With the weights that the size's evaluation asks for."""
-    from fractal_model.tracking.model_source import AVERAGED, load_model
-
-    model = load_model(source, settings.paths.outputs)
-    chosen = settings.size(size) if size is not None else settings.size_of(model.config)
-    if chosen.evaluation.weights == "ema":
-        model = load_model(f"{source}{AVERAGED}", settings.paths.outputs)
-    return model, chosen
-
-
-def _measured(
-    model: FractalModel,
-    inputs: EvaluationInputs,
-    protocol: Protocol,
-    folder: Path,
-    largest: int,
-    workers: int,
-) -> MetricResults:
-    from fractal_model.evaluation.likelihood import held_out_likelihood
-    from fractal_model.evaluation.samples import draw_samples
-    from fractal_model.parallel.ray_workers import shared_out
-
-    split, source = inputs.split("validation"), protocol.images
-    work = {"largest": largest, "map_parts": shared_out(workers, inputs.files)}
-    with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
-        held_out = held_out_likelihood(model, split, source, folder, update, **work)
-    with progress_bar("sampling and features, images", protocol.samples) as update:
-        samples = draw_samples(
-            model, protocol, source, inputs.networks, folder / "samples", update, **work
-        )
-    return held_out.results | _sample_metrics(samples, inputs, protocol)
-
-
-def _of_samples(
-    place: Path, settings: Params, inputs: EvaluationInputs, size: str | None, preview: bool
+def _evaluate_samples(
+    place: Path, params: Params, dataset: str, size: str | None, preview: bool
 ) -> tuple[MetricResults, Record]:
     from fractal_model.common.memory import compute_device
+    from fractal_model.evaluation.inputs import EvaluationInputs
+    from fractal_model.evaluation.prepared import measure_samples
     from fractal_model.evaluation.protocol import Record
     from fractal_model.evaluation.sample_set import (
         open_sample_set,
@@ -175,36 +132,27 @@ def _of_samples(
     )
     from fractal_model.evaluation.samples import look_at
 
+    inputs = EvaluationInputs(params, dataset)
     samples = open_sample_set(place)
-    chosen = settings.evaluation_of(inputs.dataset, size)
+    settings = params.evaluation_of(dataset, size)
     if preview:
         count = per_class_of(samples, inputs.manifest, place)
-        chosen = chosen.model_copy(update={"preview_per_class": count})
-    protocol = inputs.protocol(chosen, sampling=None, preview=preview)
+        settings = settings.model_copy(update={"preview_per_class": count})
+    protocol = inputs.protocol(settings, sampling=None, preview=preview)
     request = sample_request(place)
     if request is not None:
         protocol = protocol.model_copy(update={"images": request.images})
     require_protocol(samples, protocol, place)
     with progress_bar("features, images", protocol.samples) as update:
         seen = look_at(samples, protocol, inputs.networks, compute_device(), update)
-    found = _sample_metrics(seen, inputs, protocol)
+    results = measure_samples(inputs, protocol, seen)
     checksum = None if request is None else request.model_checksum
-    return found, Record.now(protocol, model=place.name, model_checksum=checksum)
+    return results, Record.now(protocol, model=place.name, model_checksum=checksum)
 
 
-def _sample_metrics(
-    samples: SeenSamples, inputs: EvaluationInputs, protocol: Protocol
-) -> MetricResults:
-    from fractal_model.evaluation.sample_metrics import sample_metrics
-    from fractal_model.metrics.inception import load_inception
-
-    inception = load_inception(inputs.params.metrics.inception_weights)
-    return sample_metrics(samples, inputs.references(), inception, protocol)
-
-
-def _as_object(found: MetricResults, record: Record) -> dict[str, object]:
+def _as_object(results: MetricResults, record: Record) -> dict[str, object]:
     return {
-        "metrics": found.values,
-        "absent": found.absent,
+        "metrics": results.values,
+        "absent": results.absent,
         "protocol": record.model_dump(mode="json"),
     }

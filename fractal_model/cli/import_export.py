@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fractal_model.cli.options import ModelOption, ParamsOption, path
 from fractal_model.common.console import progress_bar, say
-from fractal_model.config.params import DEFAULT_FILE, load_params
-
-if TYPE_CHECKING:
-    from fractal_model.config.params import Params, Size
+from fractal_model.common.files import require_new, written_whole
+from fractal_model.common.fingerprint import fingerprint
+from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 
 
 def import_checkpoint(
@@ -43,7 +42,6 @@ def import_checkpoint(
         require_archive,
         with_imagenet_names,
     )
-    from fractal_model.common.files import require_new
 
     settings = load_params(params)
     chosen = with_imagenet_names(settings.size(size))
@@ -71,7 +69,6 @@ def export_model(
 
     Load it with FractalModel.from_pretrained(FOLDER), or give the folder to any --model option.
     """
-    from fractal_model.common.files import require_new, written_whole
     from fractal_model.tracking.model_source import load_model
 
     require_new(out)
@@ -84,7 +81,6 @@ def export_model(
 def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
     """As in training: what is registered already, of the same file and model, is kept."""
     from fractal_model.checkpoints.importing import file_sha256
-    from fractal_model.common.fingerprint import fingerprint
     from fractal_model.tracking import registration, registry, runs
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:

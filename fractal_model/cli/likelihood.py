@@ -1,4 +1,4 @@
-"""Commands that measure a model: `fractal likelihood`."""
+"""`fractal likelihood`: how well a model predicts held-out images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fractal_model.cli.options import (
     ParamsOption,
     WorkersOption,
     given,
-    parts_mapper,
     path,
 )
 from fractal_model.common.console import progress_bar, say
+from fractal_model.common.files import file_written_whole, require_writable_file
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def likelihood(
 
     Exact for autoregressive models; for masked ones an upper bound, estimated with random masks.
     """
-    from fractal_model.common.files import require_writable_file
     from fractal_model.data.manifest import manifest_files
     from fractal_model.data.object_store import is_remote
     from fractal_model.data.prepared import open_prepared
     from fractal_model.evaluation.likelihood import measure_likelihood
     from fractal_model.parallel.parts import LARGEST_PART
+    from fractal_model.parallel.ray_workers import split_over_workers
     from fractal_model.tracking.model_source import load_model
 
     if out is not None:
@@ -79,7 +79,7 @@ def likelihood(
             seed=seed,
             conditional=conditional,
             largest=LARGEST_PART if batch_size is None else batch_size,
-            map_parts=parts_mapper(workers, manifest_files(found)),
+            map_parts=split_over_workers(workers, manifest_files(found)),
         )
     kind = "conditional" if conditional else "unconditional"
     say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
@@ -104,8 +104,6 @@ def _summary(result: Likelihood, seed: int) -> str:
 
 def _write_csv(out: Path, labels: list[int], result: Likelihood) -> None:
     import pandas as pd
-
-    from fractal_model.common.files import file_written_whole
 
     table = pd.DataFrame({"label": labels, "bits_per_dim": result.per_image.numpy()})
     with file_written_whole(out) as partial:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption, given
 from fractal_model.common.console import console, say
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The registered models: list them, choose the champion, go back to the one before.",
     no_args_is_help=True,
+    add_completion=False,
 )
 SizeArgument = Annotated[str, typer.Argument(help="A size that has a registered model.")]
 BecauseOption = Annotated[
@@ -87,8 +89,6 @@ def _connect(params: ParamsOption) -> None:
 
 
 def _print(model: RegisteredModel) -> None:
-    from rich.table import Table
-
     table = Table(title=f"fractal-{model.size}", title_justify="left")
     for name in ("version", "aliases", "registered", "bits/dim", "FID", "decision"):
         table.add_column(name, overflow="fold")

@@ -1,18 +1,11 @@
-"""Options that several commands have, and what is made of them."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-from fractal_model.common.errors import FractalError
-
-if TYPE_CHECKING:
-    from fractal_model.parallel.parts import MapParts
 
 
 def path(text: str | Path) -> Path:
@@ -46,7 +39,8 @@ WorkersOption = Annotated[
     typer.Option(
         "--workers",
         help="Split the work over this many Ray workers, on the cluster in RAY_ADDRESS or on this "
-        "machine; without it, it runs in this process. The result is the same.",
+        "machine; 0: all that there is room for. Without it, it runs in this process. The result "
+        "is the same.",
     ),
 ]
 JsonOption = Annotated[
@@ -59,16 +53,3 @@ BatchSizeOption = Annotated[
         help="At most so many images at a time; by default what fits the memory.",
     ),
 ]
-
-
-def parts_mapper(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
-    """Who does the work, which reads `files`."""
-    if workers is None:
-        from fractal_model.parallel.parts import in_this_process
-
-        return in_this_process
-    if workers < 1:
-        raise FractalError(f"{workers} workers asked for: give 1 or more")
-    from fractal_model.parallel.ray_workers import map_over_workers
-
-    return partial(map_over_workers, workers=workers, files=files)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from fractal_model.cli.options import ParamsOption, path
 from fractal_model.common.console import console, say
+from fractal_model.common.files import file_written_whole, require_writable_file
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -42,7 +44,6 @@ def results(
     Of each version the newest evaluation under each protocol. What was not measured as the others
     were stays in the table, marked and with the reason. CSV and JSON have all numbers in full.
     """
-    from fractal_model.common.files import require_writable_file
     from fractal_model.reporting.results_table import of_dataset, results_table
     from fractal_model.tracking import store
 
@@ -53,8 +54,6 @@ def results(
     if dataset is not None:
         frame = of_dataset(frame, dataset)
     if output is not None:
-        from fractal_model.common.files import file_written_whole
-
         with file_written_whole(output) as partial:
             partial.write_text(_text(frame, format), encoding="utf-8")
         say(f"{len(frame)} rows: {output}")
@@ -79,8 +78,6 @@ def _evaluated() -> list[Row]:
 
 
 def _text(frame: pd.DataFrame, format: Format) -> str:
-    from rich.console import Console
-
     from fractal_model.reporting import results_formats
 
     if format is not Format.TABLE:

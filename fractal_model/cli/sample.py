@@ -8,30 +8,19 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import (
-    BatchSizeOption,
-    ModelOption,
-    ParamsOption,
-    WorkersOption,
-    parts_mapper,
-    path,
-)
+from fractal_model.cli.options import BatchSizeOption, WorkersOption, path
 from fractal_model.cli.sampling_options import (
     ClassesOption,
-    GuidanceOption,
-    IterationsOption,
-    LogitScaleOption,
-    OrderOption,
-    SizeOption,
+    SamplingOptions,
     require_request,
-    sampling_settings,
+    with_sampling_options,
 )
 from fractal_model.common.console import progress_bar, say
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.common.fingerprint import fingerprint
 
 
+@with_sampling_options
 def sample(
-    model: ModelOption,
     out: Annotated[
         Path,
         typer.Option(
@@ -43,43 +32,28 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
-    size: SizeOption = None,
-    guidance: GuidanceOption = None,
-    logit_scale: LogitScaleOption = None,
-    iterations: IterationsOption = None,
-    order: OrderOption = None,
-    params: ParamsOption = DEFAULT_FILE,
+    *,
+    options: SamplingOptions,
 ) -> None:
     """Draw images from a model. An image depends on its class, its seed and the settings alone,
     whatever the batch size or the number of workers."""
     import torch
 
-    from fractal_model.common.fingerprint import fingerprint
     from fractal_model.evaluation.protocol import ImageSource, SampleRequest
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.sample_files import open_writer
     from fractal_model.generation.sample_images import sample_images
     from fractal_model.model.weights import weights_checksum
     from fractal_model.parallel.parts import LARGEST_PART
-    from fractal_model.tracking.model_source import AVERAGED, load_model
+    from fractal_model.parallel.ray_workers import split_over_workers
+    from fractal_model.tracking.model_source import AVERAGED
 
     require_request(classes, n, seed, batch_size)
-    settings = load_params(params)
-    network = load_model(model, settings.paths.outputs)
+    network, sampling = options.load()
     asked = parse_classes(classes, network.config)
-    sampling = sampling_settings(
-        settings,
-        network.config,
-        size,
-        guidance=guidance,
-        logit_scale=logit_scale,
-        iterations=iterations,
-        order=order,
-    )
     labels = torch.tensor(asked).repeat_interleave(n)
-    map_parts = parts_mapper(workers)
     checksum = weights_checksum(network)
-    weights = "ema" if model.endswith(AVERAGED) else "model"
+    weights = "ema" if options.model.endswith(AVERAGED) else "model"
     source = ImageSource(weights=weights, sampling=sampling, seed=seed)
     writer = open_writer(
         out,
@@ -102,7 +76,7 @@ def sample(
                 labels[wanted],
                 [seed + number for number in wanted],
                 largest=largest,
-                map_parts=map_parts,
+                map_parts=split_over_workers(workers),
             ):
                 writer.add([wanted[place] for place in part], images)
                 done += len(part)

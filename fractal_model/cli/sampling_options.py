@@ -2,50 +2,112 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+from pydantic import ValidationError
 
+from fractal_model.cli.options import ModelOption, ParamsOption
 from fractal_model.common.errors import FractalError
+from fractal_model.common.validation import describe
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.sampling import OrderName, PatchOrder, SamplingConfig
 
 if TYPE_CHECKING:
-    from fractal_model.config.model import ModelConfig
-    from fractal_model.config.params import Params
-    from fractal_model.config.sampling import PatchOrder, SamplingConfig
+    from fractal_model.model.fractal import FractalModel
 
 ClassesOption = Annotated[
     str, typer.Option(help="Numbers or names, with commas; `none` for no class.")
 ]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Take the sampling settings of this size in params.yaml; by default the size that "
-        "the model is of."
-    ),
-]
-GuidanceOption = Annotated[
-    float | None, typer.Option(help="Classifier-free guidance; 1 is none. Default: the size's.")
-]
-LogitScaleOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Multiplies the logits (the paper's temperature): above 1 is sharper. "
-        "Default: the size's."
-    ),
-]
-IterationsOption = Annotated[
-    str | None,
-    typer.Option(help="Steps of each level from the top, as 16,4. Default: the size's."),
-]
-OrderOption = Annotated[
-    str | None,
-    typer.Option(
-        help="In which order the first level's patches come: random, raster, centre-out, or all "
-        "their numbers (row by row from 0), as 3,1,0,2 or in a file. Patches inside them stay in "
-        "random order."
-    ),
-]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What `sample`, `edit` and `animate` have in common."""
+
+    model: ModelOption
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the sampling settings of this size in params.yaml; by default the size that "
+            "the model is of."
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance; 1 is none. Default: the size's."),
+    ] = None
+    logit_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Multiplies the logits (the paper's temperature): above 1 is sharper. "
+            "Default: the size's."
+        ),
+    ] = None
+    iterations: Annotated[
+        str | None,
+        typer.Option(help="Steps of each level from the top, as 16,4. Default: the size's."),
+    ] = None
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="In which order the first level's patches come: random, raster, centre-out, or "
+            "all their numbers (row by row from 0), as 3,1,0,2 or in a file. Patches inside them "
+            "stay in random order."
+        ),
+    ] = None
+    params: ParamsOption = DEFAULT_FILE
+
+    def load(self) -> tuple[FractalModel, SamplingConfig]:
+        """The model, and the settings of its size with the options put in their place.
+
+        FractalError: no such model, a model of no known size, or a value that is not allowed.
+        """
+        from fractal_model.tracking.model_source import load_model
+
+        params = load_params(self.params)
+        model = load_model(self.model, params.paths.outputs)
+        base = params.size(self.size) if self.size is not None else params.size_of(model.config)
+        try:
+            return model, changed_sampling(
+                base.sampling,
+                model.config,
+                guidance=self.guidance,
+                logit_scale=self.logit_scale,
+                iterations=self.iterations,
+                order=self.order,
+            )
+        except NotForModelError as error:
+            if self.iterations is not None or self.size is None:
+                raise
+            raise FractalError(
+                f"the settings of size {self.size} do not fit the model: {error}"
+            ) from error
+
+
+def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command each field of `SamplingOptions` as an option of its own, in the place of its
+    parameter `options`."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    shared = list(inspect.signature(SamplingOptions, eval_str=True).parameters.values())
+
+    @wraps(command)
+    def run(**values: object) -> None:
+        options = {parameter.name: values.pop(parameter.name) for parameter in shared}
+        command(**values, options=SamplingOptions(**options))
+
+    model, *others = shared
+    parameters = [model, *(p for p in own if p.name != "options"), *others]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
 LARGEST_REQUEST = 1_000_000
@@ -77,34 +139,6 @@ def require_request(classes: str, n: int, seed: int, batch_size: int | None = No
         raise FractalError(f"batch size {batch_size} asked for: give 1 or more")
 
 
-def sampling_settings(
-    params: Params,
-    model: ModelConfig,
-    size: str | None,
-    *,
-    guidance: float | None,
-    logit_scale: float | None,
-    iterations: str | None,
-    order: str | None,
-) -> SamplingConfig:
-    """The settings of a size of params.yaml, by default the model's own, with what is given put in
-    their place. FractalError: the model is of no known size, or a value is not allowed."""
-    base = params.size(size) if size is not None else params.size_of(model)
-    try:
-        return changed_sampling(
-            base.sampling,
-            model,
-            guidance=guidance,
-            logit_scale=logit_scale,
-            iterations=iterations,
-            order=order,
-        )
-    except NotForModelError as error:
-        if iterations is not None or size is None:
-            raise
-        raise FractalError(f"the settings of size {size} do not fit the model: {error}") from error
-
-
 class NotForModelError(FractalError):
     """The iterations are not of this model's levels."""
 
@@ -118,23 +152,20 @@ def changed_sampling(
     iterations: str | None = None,
     order: str | None = None,
 ) -> SamplingConfig:
-    """`base` with what is given put in its place. FractalError: a value is not allowed, or, as
-    NotForModelError, the iterations do not fit the model."""
-    from pydantic import ValidationError
+    """`base` with the options that are not None in its values' place.
 
-    from fractal_model.common.validation import describe
-    from fractal_model.config.sampling import SamplingConfig
+    FractalError: a value is not allowed, or, as NotForModelError, the iterations do not fit the
+    model.
+    """
     from fractal_model.sampling.orders import require_order
 
-    given = {
+    options = {
         "guidance": guidance,
         "logit_scale": logit_scale,
-        "iterations": None
-        if iterations is None
-        else numbers(iterations, "iterations", len(model.levels)),
-        "order": None if order is None else _order(order),
+        "iterations": iterations and numbers(iterations, "iterations", len(model.levels)),
+        "order": order and _order(order),
     }
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in options.items() if value is not None}
     try:
         settings = SamplingConfig.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
@@ -152,10 +183,6 @@ def changed_sampling(
 
 
 def _order(text: str) -> PatchOrder:
-    from typing import get_args
-
-    from fractal_model.config.sampling import OrderName
-
     if text in get_args(OrderName):
         return text
     if text.strip() and set(text) <= set("0123456789, "):
@@ -171,12 +198,15 @@ def _order(text: str) -> PatchOrder:
 
 
 def numbers(text: str, what: str, count: int | None) -> tuple[int, ...]:
-    """Whole numbers with commas or blanks between them; `count` of them, or any number."""
+    """Read whole numbers with commas or blanks between them.
+
+    FractalError: something else, or not `count` of them where that is given.
+    """
     try:
-        found = tuple(int(part) for part in text.replace(",", " ").split())
+        values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
         shown = repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
         raise FractalError(f"{what}: {shown} given; give whole numbers with commas") from error
-    if count is not None and len(found) != count:
-        raise FractalError(f"{what} {text!r}: {count} numbers are wanted, {len(found)} given")
-    return found
+    if count is not None and len(values) != count:
+        raise FractalError(f"{what} {text!r}: {count} numbers are wanted, {len(values)} given")
+    return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import typer
 from rich.table import Table
@@ -11,20 +11,16 @@ from rich.table import Table
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console, say
 from fractal_model.config.params import DEFAULT_FILE, load_params
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from fractal_model.services.control import Services
+from fractal_model.services.control import Services
 
 app = typer.Typer(
-    help="Prefect, MLflow and Ray on this machine, on loopback.", no_args_is_help=True
+    help="Prefect, MLflow and Ray on this machine, on loopback.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
 def _services(params: Path) -> Services:
-    from fractal_model.services.control import Services
-
     return Services(params, load_params(params))
 
 

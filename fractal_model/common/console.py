@@ -6,12 +6,11 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -79,17 +78,16 @@ def only_result_on_stdout(wanted: bool) -> Iterator[None]:
         console.stderr = before
 
 
-def print_results(title: str, results: pd.DataFrame) -> None:
-    """The table of `metrics.evaluate.results_table`: a value a metric, or why there is none."""
+def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, str]) -> None:
+    """A table with the value of each metric, and below it why others have none."""
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    absent = results["value"].isna()
-    for row in results[~absent].itertuples():
-        table.add_row(row.metric, f"{row.value:.4f}")
+    for metric, value in values.items():
+        table.add_row(metric, f"{value:.4f}")
     console.print(table)
-    for row in results[absent].itertuples():
-        say(f"{row.metric} is absent: {row.reason}")
+    for metric, reason in absent.items():
+        say(f"{metric} is absent: {reason}")
 
 
 @contextmanager
@@ -119,9 +117,7 @@ def run(app: typer.Typer) -> None:
         raise SystemExit(code)
     except typer.exceptions.TyperException as error:
         text = error.format_message()
-        if "\n" in text:  # the help, for a group of commands without one of them
-            print(text)
-        else:
+        if text:  # without one the help was shown, of a group of commands that none was named of
             context = getattr(error, "ctx", None)
             where = context.command_path if context is not None else Path(sys.argv[0]).name
             print(f"error: {text.rstrip('.')}; see `{where} --help`", file=sys.stderr)

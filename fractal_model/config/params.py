@@ -85,6 +85,13 @@ class Size(StrictModel):
         """What is evaluated is what is served."""
         return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
 
+    def with_workers(self, workers: int | None) -> Size:
+        """The same size, evaluated by this number of workers; None changes nothing."""
+        if workers is None:
+            return self
+        evaluation = self.evaluation.model_copy(update={"workers": workers})
+        return self.model_copy(update={"evaluation": evaluation})
+
     def with_class_names(self, names: tuple[str, ...]) -> Size:
         """The same, its model knowing what its `num_classes` classes are called."""
         model = self.model.model_copy(update={"class_names": names})

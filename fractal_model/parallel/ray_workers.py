@@ -77,10 +77,13 @@ def map_over_workers(
             ) from error
 
 
-def shared_out(workers: int, files: Sequence[Path] = ()) -> MapParts:
-    """Who does the work, which reads `files`: `workers` actors, or this process where that is 1; 0
-    stands for as many as `worker_count` finds. FractalError: see there."""
-    workers = worker_count(workers)
+def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
+    """Return the `MapParts` that runs on `workers` Ray workers, all of which read `files`.
+
+    None and 1 mean this process, 0 means as many workers as there is room for (`worker_count`).
+    FractalError: see there.
+    """
+    workers = 1 if workers is None else worker_count(workers)
     if workers == 1:
         return in_this_process
     return partial(map_over_workers, workers=workers, files=files)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from fractal_model.cli.app import app, main
+from fractal_model.cli.app import COMMANDS, app, load_command, main
 from fractal_model.common.errors import FractalError
 from tests.support import REPOSITORY, tiny_model
 
@@ -173,3 +173,31 @@ def test_make_refuses_an_old_python(tmp_path):
     assert len(errors) == 1
     assert "3.11" in errors[0]
     assert "3.9.2" in errors[0]
+
+
+NOT_FOR_HELP = {"torch", "torchvision", "pandas", "mlflow", "ray", "prefect", "datasets"}
+ASK_EVERY_COMMAND = """
+import sys
+from typer.testing import CliRunner
+from fractal_model.cli.app import COMMANDS, app
+for words in ([], ["bogus"], *([name, "--no-such-option"] for name in COMMANDS)):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2, (words, done.output, done.exception)
+print(*sys.modules)
+"""
+
+
+def test_help_and_mistyped_options_wait_for_no_slow_import():
+    done = subprocess.run(
+        [sys.executable, "-c", ASK_EVERY_COMMAND],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    assert not NOT_FOR_HELP & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_summary_of_a_command_begins_its_help(name):
+    assert " ".join((load_command(name).help or "").split()).startswith(COMMANDS[name].summary)

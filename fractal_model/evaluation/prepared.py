@@ -1,0 +1,135 @@
+"""An evaluation from its settings to its numbers; the flow and the command line both use it.
+
+Decided here: everything that can be wrong is found by `prepare_evaluation`, before anything is
+computed. The numbers come in three steps, and what a stopped evaluation has computed is kept in a
+folder of its own.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fractal_model.common.console import progress_bar
+from fractal_model.common.locks import only_one
+from fractal_model.config.params import Params, Size
+from fractal_model.data.manifest import fit_size
+from fractal_model.evaluation.inputs import EvaluationInputs
+from fractal_model.evaluation.likelihood import HeldOut, held_out_likelihood
+from fractal_model.evaluation.protocol import Protocol, Record
+from fractal_model.evaluation.sample_metrics import sample_metrics
+from fractal_model.evaluation.samples import SeenSamples, draw_samples
+from fractal_model.metrics.image_metrics import MetricResults
+from fractal_model.metrics.inception import load_inception
+from fractal_model.model.fractal import FractalModel
+from fractal_model.model.weights import weights_checksum
+from fractal_model.parallel.ray_workers import hardware, split_over_workers, worker_count
+
+
+@dataclass(frozen=True)
+class PreparedEvaluation:
+    """One model, the protocol that it is measured by, and where the parts of the work are kept."""
+
+    inputs: EvaluationInputs
+    size: Size
+    model: FractalModel
+    record: Record
+    folder: Path
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Only one process at a time computes into `folder`."""
+        return only_one(self.folder.with_suffix(".lock"))
+
+    def measure_likelihood(self) -> HeldOut:
+        """Held-out bits per dimension, unconditional and conditional."""
+        split = self.inputs.split("validation")
+        with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
+            return held_out_likelihood(
+                self.model,
+                split,
+                self.record.protocol.images,
+                self.folder,
+                update,
+                **self._division_of_work(),
+            )
+
+    def draw_samples(self) -> SeenSamples:
+        """A balanced set of samples, and their features."""
+        protocol = self.record.protocol
+        with progress_bar("sampling and features, images", protocol.samples) as update:
+            return draw_samples(
+                self.model,
+                protocol,
+                protocol.images,
+                self.inputs.networks,
+                self.folder / "samples",
+                update,
+                **self._division_of_work(),
+            )
+
+    def measure_samples(self, samples: SeenSamples) -> MetricResults:
+        """FID and its relatives against the reference of the data set."""
+        return measure_samples(self.inputs, self.record.protocol, samples)
+
+    def _division_of_work(self) -> dict[str, Any]:
+        settings = self.size.evaluation
+        return {
+            "largest": settings.batch_size,
+            "map_parts": split_over_workers(settings.workers, self.inputs.files),
+        }
+
+
+def prepare_evaluation(
+    params: Params,
+    size: Size,
+    model: FractalModel,
+    *,
+    name: str,
+    version: str | None = None,
+    dataset: str | None = None,
+    preview: bool = False,
+    workers: int | None = None,
+) -> PreparedEvaluation:
+    """Check that a model can be measured as its size says, and write down by which protocol.
+
+    Args:
+        name: What the record calls the model.
+        version: Its version in the registry, where it has one.
+        dataset: By default the one that the size is trained on.
+        preview: Take fewer samples; the metrics are named after their count.
+        workers: In place of the settings' number; 0: as many as there is room for.
+
+    FractalError: the settings, the data set or the reference are not the model's.
+    """
+    inputs = EvaluationInputs(params, dataset or size.training.dataset)
+    fit_size(size.model_copy(update={"model": model.config}), inputs.manifest)
+    size.sampling.level_iterations(model.config)
+    protocol = inputs.protocol(size.evaluation, sampling=size.sampling, preview=preview)
+    count = worker_count(size.evaluation.workers if workers is None else workers)
+    record = Record.now(
+        protocol,
+        model=name,
+        version=version,
+        model_checksum=weights_checksum(model),
+        hardware=hardware(count),
+    )
+    return PreparedEvaluation(
+        inputs,
+        size.with_workers(count),
+        model,
+        record,
+        inputs.folder(size.name, protocol, model),
+    )
+
+
+def measure_samples(
+    inputs: EvaluationInputs, protocol: Protocol, samples: SeenSamples
+) -> MetricResults:
+    """Every metric of a set of samples that has been looked at."""
+    extracts = inputs.networks.dinov2 is not None  # Inception's are there
+    with progress_bar("DINOv2's reference, images", None) if extracts else nullcontext() as update:
+        references = inputs.references(update)
+    inception = load_inception(inputs.params.metrics.inception_weights)
+    return sample_metrics(samples, references, inception, protocol)
