@@ -75,8 +75,3 @@ def _counted(stack: Transformer, rows: float, length: int, ends: float) -> float
     """Blocks, normalisations, and `ends` operations a row and element of the width."""
     norms = NORM_OPERATIONS * rows * length * stack.width * (2 * stack.blocks + 2)
     return block_flops(stack, rows, length) + norms + rows * ends * stack.width
-
-
-def implied_utilisation(flops: float, *, seconds: float, peak: float) -> float:
-    """Share of the peak (operations a second, of all GPUs) that a run of known length reached."""
-    return flops / (seconds * peak)

@@ -1,7 +1,12 @@
-"""."""
+"""Held-out likelihood of a model: of all images, and what each part of the model pays of it.
+
+Knows no registry, no tracker and no cluster; who runs the parts of the work is given as a
+`MapParts`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,8 +35,10 @@ from fractal_model.parallel.kept_parts import KeptParts
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
 
 UNCONDITIONAL, CONDITIONAL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
-
 MOST_PASSES = 10_000
+IMAGES_BY_LEVEL = 256
+"""As many tell the shares well: the likelihood itself is of all images."""
+_AT_ONCE_BY_LEVEL = 8
 
 
 def measure_likelihood(
@@ -51,33 +58,14 @@ def measure_likelihood(
     _require_legal(passes=passes, seed=seed, largest=largest)
     exact = is_exact(model.config)
     per_pass = torch.empty(len(split), 1 if exact else passes, dtype=torch.float64)
-    start = partial(_likelihood_work, model, split, passes, seed, conditional)
+    compute = partial(pass_bits, passes=passes)
+    start = partial(_start, compute, model, split, range(len(split)), seed, conditional)
     done = 0
     for part, bits in map_parts(start, len(split), largest=largest):
         per_pass[part.start : part.stop] = bits
         done += len(part)
         progress(done)
     return Likelihood(per_pass, exact)
-
-
-def _likelihood_work(
-    model: FractalModel,
-    split: PreparedSplit,
-    passes: int,
-    seed: int,
-    conditional: bool,
-    device: torch.device,
-) -> Work:
-    model = model.to(device)
-
-    def work(part: range) -> Tensor:
-        images, labels, indices = read_batch(split, part)
-        if not conditional:
-            labels = torch.full_like(labels, NO_CLASS)
-        seeds = mask_seeds(seed, indices.tolist())
-        return pass_bits(model, images.to(device), seeds, passes=passes, labels=labels.to(device))
-
-    return work
 
 
 def _require_fit(model: FractalModel, split: PreparedSplit, *, conditional: bool) -> None:
@@ -170,43 +158,44 @@ def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
     return MetricResults({name: found.mean}, {f"{name}{STANDARD_ERROR}": reason})
 
 
-IMAGES, AT_ONCE = 256, 8
-"""As many tell the shares well: the likelihood itself is of all images."""
-
-
 def likelihood_by_level(
     model: FractalModel,
     split: PreparedSplit,
     *,
     passes: int,
     seed: int,
-    images: int = IMAGES,
+    images: int = IMAGES_BY_LEVEL,
     map_parts: MapParts = in_this_process,
 ) -> dict[str, float]:
     """Part to bits per dimension, unconditional; together they are the mean likelihood of
     `images` images of the split, a fixed random choice (all where there are fewer). FractalError:
     not even one image fits the memory."""
     chosen = epoch_permutation(0, 0, len(split))[:images].tolist()
-    start = partial(_work, model, split, chosen, passes, seed)
-    bits = torch.cat([rows for _, rows in map_parts(start, len(chosen), largest=AT_ONCE)])
-    return dict(zip(part_names(model.config), bits.mean(0).tolist(), strict=True))
+    compute = partial(pass_bits_by_part, passes=passes)
+    start = partial(_start, compute, model, split, chosen, seed, False)
+    parts = map_parts(start, len(chosen), largest=_AT_ONCE_BY_LEVEL)
+    bits = torch.cat([rows for _, rows in parts]).mean((0, 1))
+    return dict(zip(part_names(model.config), bits.tolist(), strict=True))
 
 
-def _work(
+def _start(
+    compute: Callable[..., Tensor],
     model: FractalModel,
     split: PreparedSplit,
-    chosen: list[int],
-    passes: int,
+    images: Sequence[int],
     seed: int,
+    conditional: bool,
     device: torch.device,
 ) -> Work:
+    """Work on places in `images`, each the index of an image of the split; `compute` is one of the
+    likelihoods of `model.likelihood`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:
-        pixels, labels, indices = read_batch(split, chosen[part.start : part.stop])
+        pixels, labels, indices = read_batch(split, images[part.start : part.stop])
+        if not conditional:
+            labels = torch.full_like(labels, NO_CLASS)
         seeds = mask_seeds(seed, indices.tolist())
-        labels = torch.full_like(labels, NO_CLASS).to(device)
-        bits = pass_bits_by_part(model, pixels.to(device), seeds, passes=passes, labels=labels)
-        return bits.mean(1)
+        return compute(model, pixels.to(device), seeds, labels=labels.to(device))
 
     return work

@@ -1,4 +1,4 @@
-"""Measure a model: held-out likelihood, samples, and what the samples are like.
+"""What a set of samples tells of a model, beside real images of the data set.
 
 Knows no registry, no tracker and no cluster: models and data in, numbers and images out; who runs
 the parts of the work is given as a `MapParts`.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from fractal_model.common.files import file_written_whole
 from fractal_model.reporting.paper import FID, PublishedResult
 
 INK = "#1b1c1e"
@@ -134,14 +132,6 @@ def svg(figure: Figure) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-def save_figure(figure: Figure, file: Path) -> Path:
-    """As PNG on white. OSError where it cannot be written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file_written_whole(file) as partial, matplotlib.rc_context(STYLE):
-        figure.savefig(partial, format="png", dpi=150, facecolor="white")
-    return file
 
 
 def _axes(x: str, y: str, *, height: float = HEIGHT) -> tuple[Figure, Axes]:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from fractal_model.common.errors import FractalError
-from fractal_model.reporting.figures import STYLE, save_figure
+from fractal_model.reporting.figures import STYLE
 from tests.benchmarks.speed import BASE, BATCHES, BELOW, LEVELS, RESOLUTIONS, TABLES, Cell
 
 COLOURS = {"ar": "#0072b2", "mar": "#d55e00"}
@@ -187,7 +187,7 @@ def draw(cells: Cells, file: Path) -> None:
         panels[0].set_ylim(bottom, top)
         for axes in panels:
             _name_lines(axes, math.log10(top / bottom))
-        save_figure(figure, file)
+        figure.savefig(file, dpi=150, facecolor="white")
 
 
 def _draw_batch(axes: Axes, cells: Cells) -> None:

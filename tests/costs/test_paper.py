@@ -34,10 +34,15 @@ def test_full_sequence_is_near_the_published_one(size):
     assert ours == pytest.approx(paper.FULL_SEQUENCE_GFLOPS, rel=0.005)
 
 
+def implied_utilisation(flops: float, *, seconds: float, peak: float) -> float:
+    """Share of the peak (operations a second, of all GPUs) that a run of known length reached."""
+    return flops / (seconds * peak)
+
+
 def training_utilisation(size: str, *, checkpointing: bool) -> float:
     model = PARAMS.size(size).model
     flops = sum(training_flops(model, activation_checkpointing=checkpointing))
-    return paper.implied_utilisation(
+    return implied_utilisation(
         IMAGES_SEEN * flops,
         seconds=paper.TRAINING_DAYS[size] * 86_400,
         peak=paper.TRAINING_GPUS * gpu_named("h100").peak("bfloat16"),
@@ -55,7 +60,7 @@ def test_utilisations_are_what_the_published_times_imply():
 
 def test_sampling_utilisation_is_what_the_published_time_implies():
     size = PARAMS.size("mar-h")
-    implied = paper.implied_utilisation(
+    implied = implied_utilisation(
         sum(published_sampling_flops(size.model, size.sampling)),
         seconds=paper.SAMPLING_SECONDS["mar-h"],
         peak=gpu_named("h100-pcie").peak("bfloat16"),

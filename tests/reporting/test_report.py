@@ -204,7 +204,7 @@ def test_texts():
     ]
 
 
-def test_fid_against_guidance_has_the_published_optimum(tmp_path):
+def test_fid_against_guidance_has_the_published_optimum():
     points = {1.0: [(11.0, 9.0), (21.0, 8.0)], 1.1: [(21.0, 7.5), (31.0, 8.5)]}
     figure = figures.guidance_sweep(points, published=published_optimum("mar-l"))
     text = figures.svg(figure)
@@ -212,7 +212,6 @@ def test_fid_against_guidance_has_the_published_optimum(tmp_path):
         assert wanted in text
     star = figure.axes[0].lines[-1]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (21.0, 7.3)
-    assert figures.save_figure(figure, tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_many_classes_become_a_distribution():
