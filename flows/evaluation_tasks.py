@@ -21,7 +21,7 @@ from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Size
-from fractal_model.evaluation.likelihood import HeldOut, likelihood_by_level
+from fractal_model.evaluation.held_out_likelihood import HeldOut, likelihood_by_level
 from fractal_model.evaluation.prepared import PreparedEvaluation
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.evaluation.sample_set import SampleSet
@@ -32,7 +32,7 @@ from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.ray_workers import split_over_workers
-from fractal_model.reporting.report import shown_classes
+from fractal_model.reporting.evaluation_page import shown_classes
 from fractal_model.tracking import registry, runs
 from fractal_model.tracking.reports import log_report
 

@@ -34,7 +34,7 @@ from fractal_model.evaluation.inputs import EvaluationInputs, computed_by
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.parallel.ray_workers import split_over_workers
 from fractal_model.reporting.figures import guidance_heat_map, guidance_sweep
-from fractal_model.reporting.paper import published_optimum
+from fractal_model.reporting.published_results import published_optimum
 from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
 

@@ -14,8 +14,8 @@ from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.costs.gpus import GPUS, gpu_named
 
 if TYPE_CHECKING:
-    from fractal_model.costs.memory import TrainingMemory
     from fractal_model.costs.plan import Plan
+    from fractal_model.costs.training_memory import TrainingMemory
 
 
 def plan(
@@ -191,7 +191,7 @@ def _notes(found: Plan) -> list[str]:
 
 
 def _training_note(found: Plan) -> str:
-    from fractal_model.costs.paper import TRAINING_UTILISATION, TRAINING_UTILISATION_64
+    from fractal_model.costs.published_costs import TRAINING_UTILISATION, TRAINING_UTILISATION_64
 
     source = (
         "From FractalMAR-L's published 7.6 days on 32 H100; the 3.5 days of a 64 × 64 model "
@@ -208,7 +208,7 @@ def _training_note(found: Plan) -> str:
 
 
 def _sampling_note(found: Plan) -> str:
-    from fractal_model.costs.paper import SAMPLING_UTILISATION
+    from fractal_model.costs.published_costs import SAMPLING_UTILISATION
 
     source = (
         "From FractalMAR-H's published 1.29 s an image on one H100 PCIe, in mixed precision and "

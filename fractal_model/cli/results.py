@@ -58,7 +58,7 @@ def results(
             partial.write_text(_text(frame, format), encoding="utf-8")
         say(f"{len(frame)} rows: {output}")
     elif format is Format.TABLE:
-        from fractal_model.reporting.results_formats import rich_tables
+        from fractal_model.cli.fitted_tables import rich_tables
 
         for part in rich_tables(frame):
             console.print(part)
@@ -78,12 +78,13 @@ def _evaluated() -> list[Row]:
 
 
 def _text(frame: pd.DataFrame, format: Format) -> str:
+    from fractal_model.cli.fitted_tables import rich_tables
     from fractal_model.reporting import results_formats
 
     if format is not Format.TABLE:
         return getattr(results_formats, format.value)(frame)
     plain = Console(width=200, color_system=None)
     with plain.capture() as captured:
-        for part in results_formats.rich_tables(frame):
+        for part in rich_tables(frame):
             plain.print(part)
     return captured.get()

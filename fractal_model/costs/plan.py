@@ -16,8 +16,7 @@ from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
 from fractal_model.costs.gpus import Gpu
-from fractal_model.costs.memory import ADAMW_BYTES, FLOAT32, TrainingMemory, training_memory
-from fractal_model.costs.paper import (
+from fractal_model.costs.published_costs import (
     FULL_SEQUENCE_GFLOPS,
     LEVEL_GFLOPS,
     SAMPLING_UTILISATION,
@@ -27,6 +26,12 @@ from fractal_model.costs.paper import (
     paper_flops,
 )
 from fractal_model.costs.shapes import part_names, rows_per_image, training_shares
+from fractal_model.costs.training_memory import (
+    ADAMW_BYTES,
+    FLOAT32,
+    TrainingMemory,
+    training_memory,
+)
 from fractal_model.data.digits import digits_splits
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.object_store import is_remote

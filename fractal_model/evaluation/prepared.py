@@ -16,8 +16,8 @@ from fractal_model.common.console import progress_bar
 from fractal_model.common.locks import only_one
 from fractal_model.config.params import Params, Size
 from fractal_model.data.manifest import fit_size
+from fractal_model.evaluation.held_out_likelihood import HeldOut, held_out_likelihood
 from fractal_model.evaluation.inputs import EvaluationInputs
-from fractal_model.evaluation.likelihood import HeldOut, held_out_likelihood
 from fractal_model.evaluation.protocol import Protocol, Record
 from fractal_model.evaluation.sample_metrics import sample_metrics
 from fractal_model.evaluation.samples import SeenSamples, draw_samples

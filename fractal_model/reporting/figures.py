@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from fractal_model.reporting.paper import FID, PublishedResult
+from fractal_model.reporting.published_results import FID, PublishedResult
 
 INK = "#1b1c1e"
 """Of lines and texts, and of nothing else: the SVG's is the page's."""

@@ -1,26 +1,20 @@
-"""The results table as people and programs read it: terminal, Markdown, LaTeX, CSV, JSON.
+"""The results table as people and programs read it: Markdown, LaTeX, CSV, JSON, and the plain
+cells that the command line lays out for a terminal.
 
 Decided here: for people, a metric and its standard error share a cell, empty columns are left out,
 and rows that do not compare are dim or in italics, with the reason in a note below; for programs,
-every number has its own column. No number is folded in the terminal: columns that do not fit its
-width go on in a further table.
+every number has its own column.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
-from rich.table import Table
-from rich.text import Text
 
 from fractal_model.evaluation.protocol import STANDARD_ERROR
-from fractal_model.reporting.paper import SOURCE
+from fractal_model.reporting.published_results import SOURCE
 from fractal_model.reporting.results_table import KNOWN, SETTINGS
 
 PUBLISHED_MARK = " †"
@@ -33,7 +27,6 @@ HEADINGS = {
     "kid": "KID",
 }
 """Of columns that have a shorter or more usual name."""
-_FRAME, _BORDER, _LONG_HEADING = 1, 3, 12
 _LATEX = {
     "†": r"\textdagger{}",
     "±": r"$\pm$",
@@ -65,76 +58,6 @@ class Part:
 def parts(frame: pd.DataFrame) -> list[Part]:
     """Of the frame of `results_table`, by data set."""
     return [_part(str(dataset), rows) for dataset, rows in frame.groupby("dataset", sort=True)]
-
-
-def rich_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
-    """For the terminal: each data set's table, and its notes."""
-    shown: list[FittedTable | Text] = []
-    for part in parts(frame):
-        shown.append(FittedTable(part))
-        shown += [Text(f"[{i}] {note}", style="dim") for i, note in enumerate(part.notes, start=1)]
-    return [*shown, Text(f"† published: {SOURCE}", style="dim")]
-
-
-class FittedTable:
-    """A data set's rows for a terminal of any width: as many tables as its columns need, each
-    with the models that have something there."""
-
-    def __init__(self, part: Part) -> None:
-        self._title, self._marks = part.dataset, part.marks
-        cells = part.cells.map(lambda cell: cell.replace(" ± ", "±"))
-        names = zip(cells.pop("model"), part.marks, strict=True)
-        self._models = [f"{_short(name)}{f' [{mark}]' if mark else ''}" for name, mark in names]
-        self._cells = cells.rename(columns=_heading)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        title, filled = self._title, self._cells != ""
-        shown = ~filled.any(axis=1)  # a model without any number: once, in the first table
-        for columns in self._fitting(options.max_width):
-            shown |= filled[columns].any(axis=1)
-            yield self._table(title, columns, shown.to_numpy().nonzero()[0].tolist())
-            title, shown = f"{self._title}, continued", shown & False
-
-    def _fitting(self, width: int) -> Iterator[list[str]]:
-        """Columns that fit beside the models' names; one at least."""
-        free = room = width - _FRAME - _widest("model", *self._models)
-        columns: list[str] = []
-        for name in self._cells.columns:
-            wanted = _widest(name, *self._cells[name])
-            if columns and wanted > free:
-                yield columns
-                columns, free = [], room
-            columns.append(name)
-            free -= wanted
-        yield columns
-
-    def _table(self, title: str, columns: list[str], rows: list[int]) -> Table:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column("model", overflow="fold")
-        for name in columns:
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in rows:
-            cells = map(Text, self._cells[columns].iloc[row])
-            table.add_row(
-                Text(self._models[row]), *cells, style="dim" if self._marks[row] else None
-            )
-        return table
-
-
-def _widest(*texts: str) -> int:
-    """Letters that a column takes, with its border."""
-    return max(cell_len(line) for text in texts for line in text.split("\n")) + _BORDER
-
-
-def _short(model: str) -> str:
-    """`digits v3` of `fractal-digits version 3`."""
-    return re.sub(r"^fractal-(.*) version (?=\d)", r"\1 v", model)
-
-
-def _heading(name: str) -> str:
-    """On lines of its own words; what is one long word goes on after its underscores."""
-    words = name.replace(" ", "\n")
-    return words if len(name) <= _LONG_HEADING else words.replace("_", "_\n")
 
 
 def markdown(frame: pd.DataFrame) -> str:

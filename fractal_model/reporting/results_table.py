@@ -16,7 +16,12 @@ import pandas as pd
 
 from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.protocol import PUBLISHED_SAMPLES, Protocol
-from fractal_model.reporting.paper import CLASSES, PUBLISHED, RESOLUTIONS, PublishedResult
+from fractal_model.reporting.published_results import (
+    CLASSES,
+    PUBLISHED,
+    RESOLUTIONS,
+    PublishedResult,
+)
 
 IDENTITY = ("dataset", "model", "published")
 SETTINGS = ("guidance", "logit_scale", "iterations", "samples")

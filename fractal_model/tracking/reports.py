@@ -9,14 +9,14 @@ import mlflow
 from torch import Tensor
 
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation.likelihood import HeldOut
+from fractal_model.evaluation.held_out_likelihood import HeldOut
 from fractal_model.evaluation.protocol import Record
 from fractal_model.evaluation.samples import SeenSamples
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.reference import Reference
 from fractal_model.reporting import figures
+from fractal_model.reporting.evaluation_page import write_report
 from fractal_model.reporting.neighbours import reference_images
-from fractal_model.reporting.report import write_report
 from fractal_model.tracking.runs import curve, log_figure
 
 REPORT, HISTOGRAM, CURVES = "report.html", "likelihood.png", "curves.png"

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from fractal_model.reporting.figures import guidance_heat_map
-from fractal_model.reporting.paper import published_optimum
+from fractal_model.reporting.published_results import published_optimum
 
 VALUES = {(5.5, 1.0): 9.0, (6.5, 1.0): 7.0, (5.5, 1.02): math.nan, (6.5, 1.02): 3.25}
 

@@ -7,29 +7,14 @@ import json as json_module
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.protocol import ImageSource
 from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats
-from fractal_model.reporting.paper import PUBLISHED, published_optimum
+from fractal_model.reporting.published_results import PUBLISHED, published_optimum
 from fractal_model.reporting.results_table import Row, of_dataset, results_table
-from tests.support.evaluated_rows import SAMPLING, imagenet, protocol
-
-VALUES = {"nll_bits_per_dim": 0.7425, "nll_bits_per_dim_stderr": 0.0044, "fid": 35.46, "kid": 0.01}
-DIGITS = [
-    Row("digits", "fractal-digits version 3", VALUES, protocol(), "r3"),
-    Row(
-        "digits",
-        "fractal-digits version 3",
-        {"fid_50": 80.0, "fid_50_stderr": 2.0},
-        protocol(samples_per_class=5),
-        "r2",
-    ),
-    Row("digits", "fractal-digits version 2", VALUES, protocol(dataset_checksum="c" * 64), "r1"),
-    Row("digits", "fractal_digits version 1", VALUES, None, "r0"),
-]
+from tests.support.evaluated_rows import DIGITS, SAMPLING, VALUES, imagenet, protocol
 
 
 @pytest.fixture
@@ -179,57 +164,6 @@ def test_csv_and_json_have_every_number(frame):
     rows = json_module.loads(results_formats.json(frame))
     (preview,) = [row for row in rows if row["run"] == "r2"]
     assert preview["fid_50"] == 80.0 and preview["fid"] is None and not preview["comparable"]
-
-
-def shown_at(width: int, frame: pd.DataFrame, **settings: object) -> list[str]:
-    console = Console(width=width, **settings)
-    with console.capture() as captured:
-        for part in results_formats.rich_tables(frame):
-            console.print(part)
-    return captured.get().splitlines()
-
-
-def test_the_terminal_has_dim_rows_and_their_reasons(frame):
-    lines = shown_at(160, of_dataset(frame, "digits"), force_terminal=True, color_system="standard")
-    (full,) = [line for line in lines if "35.46" in line and "digits v3" in line]
-    (preview,) = [line for line in lines if "80.0±2.0" in line]
-    assert "\x1b[2m" in preview and "\x1b[2m" not in full
-    assert any("[1] preview of 50 samples" in line for line in lines)
-
-
-MANY = {
-    **VALUES,
-    "nll_conditional_bits_per_dim": 0.7311,
-    "nll_conditional_bits_per_dim_stderr": 0.0043,
-    "fid_stderr": 1.23,
-    "kid_stderr": 0.002,
-    "precision": 0.5833,
-    "recall": 0.7,
-    "class_agreement": 0.9833,
-}
-
-
-@pytest.mark.parametrize(("width", "tables"), [(80, 3), (100, 2), (200, 1)])
-def test_no_number_is_folded_in_a_narrow_terminal(width, tables):
-    rows = [Row("digits", "fractal-digits version 3", MANY, protocol(), "r3"), DIGITS[1]]
-    lines = shown_at(width, of_dataset(results_table(rows), "digits"))
-    assert max(map(len, lines)) <= width
-    ours = [line for line in lines if line.startswith("│ digits v3 ") and "[1]" not in line]
-    cells = [cell.strip() for line in ours for cell in line.strip("│").split("│")[1:]]
-    assert len(ours) == tables, "one line a table"
-    assert [cell for cell in cells if cell] == [
-        *("2.5", "1.1", "16, 4", "300", "0.7425±0.0044", "0.7311±0.0043", "35.5±1.2"),
-        *("0.5833", "0.7", "0.0100±0.0020", "0.9833"),
-    ]
-    headings = " ".join(lines)
-    for heading in ("bits/dim", "cond.", "FID", "agreement", "KID"):
-        assert heading in headings
-
-
-def test_a_model_is_where_it_has_numbers():
-    lines = shown_at(80, results_table([Row("imagenet64", "m", MANY, imagenet(), "r")]))
-    assert sum("VDM †" in line for line in lines) == 1
-    assert sum("│ m  " in line for line in lines) > sum("FractalAR-64 †" in x for x in lines) > 1
 
 
 def test_a_value_has_the_places_that_its_error_has_two_digits_of():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.protocol import ImageSource, Protocol
 from fractal_model.metrics.reference import OWN_IMAGES
+from fractal_model.reporting.results_table import Row
 
 SAMPLING = SamplingConfig(guidance=2.5, logit_scale=1.1, iterations=(16, 4))
 
@@ -38,3 +39,18 @@ def imagenet(**changes: object) -> Protocol:
         "full_samples": 50_000,
     }
     return protocol("imagenet64", **like_published | changes)
+
+
+VALUES = {"nll_bits_per_dim": 0.7425, "nll_bits_per_dim_stderr": 0.0044, "fid": 35.46, "kid": 0.01}
+DIGITS = [
+    Row("digits", "fractal-digits version 3", VALUES, protocol(), "r3"),
+    Row(
+        "digits",
+        "fractal-digits version 3",
+        {"fid_50": 80.0, "fid_50_stderr": 2.0},
+        protocol(samples_per_class=5),
+        "r2",
+    ),
+    Row("digits", "fractal-digits version 2", VALUES, protocol(dataset_checksum="c" * 64), "r1"),
+    Row("digits", "fractal_digits version 1", VALUES, None, "r0"),
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fractal_model.config.params import load_params
-from fractal_model.costs import paper
+from fractal_model.costs import published_costs
 from fractal_model.costs.flops import published_sampling_flops, training_flops
 from fractal_model.costs.gpus import gpu_named
 from tests.support.params import SHIPPED
@@ -15,8 +15,8 @@ IMAGES_SEEN = 800 * 1_281_167
 
 
 def test_levels_of_mar_l_are_the_published_ones():
-    ours = paper.paper_flops(PARAMS.size("mar-l").model)
-    assert tuple(round(f / 1e9) for f in ours) == paper.LEVEL_GFLOPS["mar-l"]
+    ours = published_costs.paper_flops(PARAMS.size("mar-l").model)
+    assert tuple(round(f / 1e9) for f in ours) == published_costs.LEVEL_GFLOPS["mar-l"]
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,14 @@ def test_levels_of_mar_l_are_the_published_ones():
     [("mar-64", 0), ("mar-64-two-level", 0), ("ar-64", 0.051), ("ar-64-two-level", 0.013)],
 )
 def test_totals_at_64_pixels(size, tolerance):
-    total = sum(paper.paper_flops(PARAMS.size(size).model)) / 1e9
-    assert round(total) == pytest.approx(paper.TOTAL_GFLOPS[size], rel=tolerance, abs=0)
+    total = sum(published_costs.paper_flops(PARAMS.size(size).model)) / 1e9
+    assert round(total) == pytest.approx(published_costs.TOTAL_GFLOPS[size], rel=tolerance, abs=0)
 
 
 @pytest.mark.parametrize("size", ["mar-64", "ar-64"])
 def test_full_sequence_is_near_the_published_one(size):
-    ours = paper.full_sequence_flops(PARAMS.size(size).model) / 1e9
-    assert ours == pytest.approx(paper.FULL_SEQUENCE_GFLOPS, rel=0.005)
+    ours = published_costs.full_sequence_flops(PARAMS.size(size).model) / 1e9
+    assert ours == pytest.approx(published_costs.FULL_SEQUENCE_GFLOPS, rel=0.005)
 
 
 def implied_utilisation(flops: float, *, seconds: float, peak: float) -> float:
@@ -44,25 +44,25 @@ def training_utilisation(size: str, *, checkpointing: bool) -> float:
     flops = sum(training_flops(model, activation_checkpointing=checkpointing))
     return implied_utilisation(
         IMAGES_SEEN * flops,
-        seconds=paper.TRAINING_DAYS[size] * 86_400,
-        peak=paper.TRAINING_GPUS * gpu_named("h100").peak("bfloat16"),
+        seconds=published_costs.TRAINING_DAYS[size] * 86_400,
+        peak=published_costs.TRAINING_GPUS * gpu_named("h100").peak("bfloat16"),
     )
 
 
 def test_utilisations_are_what_the_published_times_imply():
     assert training_utilisation("mar-l", checkpointing=True) == pytest.approx(
-        paper.TRAINING_UTILISATION, rel=0.005
+        published_costs.TRAINING_UTILISATION, rel=0.005
     )
     other = training_utilisation("mar-64", checkpointing=True)
-    assert other == pytest.approx(paper.TRAINING_UTILISATION_64, rel=0.005)
-    assert other > paper.TRAINING_UTILISATION
+    assert other == pytest.approx(published_costs.TRAINING_UTILISATION_64, rel=0.005)
+    assert other > published_costs.TRAINING_UTILISATION
 
 
 def test_sampling_utilisation_is_what_the_published_time_implies():
     size = PARAMS.size("mar-h")
     implied = implied_utilisation(
         sum(published_sampling_flops(size.model, size.sampling)),
-        seconds=paper.SAMPLING_SECONDS["mar-h"],
+        seconds=published_costs.SAMPLING_SECONDS["mar-h"],
         peak=gpu_named("h100-pcie").peak("bfloat16"),
     )
-    assert implied == pytest.approx(paper.SAMPLING_UTILISATION, rel=0.005)
+    assert implied == pytest.approx(published_costs.SAMPLING_UTILISATION, rel=0.005)

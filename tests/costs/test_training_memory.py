@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fractal_model.config.params import load_params
-from fractal_model.costs.memory import activations
+from fractal_model.costs.training_memory import activations
 from fractal_model.data.loader import Batch
 from fractal_model.model import attention
 from fractal_model.training import trainer

@@ -17,6 +17,12 @@ from fractal_model.metrics.distances import precision_recall
 from fractal_model.metrics.reference import OWN_IMAGES, Reference, chosen_images
 from fractal_model.metrics.statistics import FeatureStatistics
 from fractal_model.reporting import figures
+from fractal_model.reporting.evaluation_page import (
+    distinct_names,
+    flattened,
+    headlines,
+    write_report,
+)
 from fractal_model.reporting.neighbours import (
     RealImages,
     inside_manifold,
@@ -25,8 +31,7 @@ from fractal_model.reporting.neighbours import (
     reference_images,
     share_by_class,
 )
-from fractal_model.reporting.paper import published_optimum
-from fractal_model.reporting.report import distinct_names, flattened, headlines, write_report
+from fractal_model.reporting.published_results import published_optimum
 from tests.support import random_images
 from tests.support.chromium import needs_chromium, opened
 
