@@ -82,9 +82,10 @@ test-pages: $(INSTALLED) ## MLflow's pages in a headless Chromium (about 2 minut
 ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (PORT=… for another port)
 	$(RUN) python -m fractal_model ui --port $(PORT)
 
-lint: $(INSTALLED) ## formatting and common mistakes
+lint: $(INSTALLED) ## formatting, common mistakes, and which room imports which
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
+	$(RUN) lint-imports --no-logo
 
 clean: ## remove the environment and all results
 	rm -rf .venv outputs data/digits data/digits-reference.npz data/digits-report

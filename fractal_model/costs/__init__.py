@@ -1,1 +1,1 @@
-"""What a run costs, computed before it is started."""
+"""What a run costs: planned before it is started, and measured on this machine."""
