@@ -247,7 +247,7 @@ def _advice(published: Published, params: Params) -> str:
         if not differences(_empty_model(params.size(name).model).state_dict(), published.weights)
     ]
     if fitting:
-        return f"it fits {' and '.join(fitting)}, give --size {fitting[0]}"
+        return f"it fits {' and '.join(fitting)}, give the size {fitting[0]}"
     return f"none of the sizes of params.yaml fits it ({', '.join(params.models)})"
 
 

@@ -96,7 +96,8 @@ def errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except FractalError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        flag = f" (--{error.setting.replace('_', '-')})" if error.setting else ""
+        print(f"error: {one_line(error)}{flag}", file=sys.stderr)
         raise SystemExit(1) from error
     except OSError as error:
         if error.errno != errno.ENOSPC and error.filename is None:

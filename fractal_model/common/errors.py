@@ -6,7 +6,14 @@ prints it without a traceback and exits with 1; `assert` is kept for our own bug
 
 
 class FractalError(ValueError):
-    """A user's mistake, or a condition of the machine that the user can change."""
+    """A user's mistake, or a condition of the machine that the user can change.
+
+    `setting` names the one setting that mends it; the command line shows the flag of that name.
+    """
+
+    def __init__(self, message: str, *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def one_line(error: BaseException) -> str:

@@ -56,8 +56,8 @@ def require_new(folder: Path) -> None:
     """FractalError: the folder exists; what is there is never overwritten."""
     if folder.exists() or folder.is_symlink():
         raise FractalError(
-            f"{folder} exists already and is not overwritten: choose another folder with --out, "
-            f"or remove it first"
+            f"{folder} exists already and is not overwritten: choose another folder, or remove "
+            f"it first"
         )
 
 
@@ -65,7 +65,7 @@ def require_writable_file(file: Path) -> None:
     """Make the file's folder where it is missing. FractalError: nothing can be written there, or
     a folder has the name."""
     if file.is_dir():
-        raise FractalError(f"{file} is a folder: give --out the name of a file")
+        raise FractalError(f"{file} is a folder: give the name of a file")
     require_writable(file.absolute().parent)
 
 
@@ -77,6 +77,6 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise FractalError(
-            f"the folder {folder} cannot be made or written to ({error.strerror}): give --out "
+            f"the folder {folder} cannot be made or written to ({error.strerror}): choose "
             f"another place"
         ) from error

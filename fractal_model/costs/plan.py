@@ -207,7 +207,8 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
     if dataset not in _IMAGENET_DATASETS:
         raise FractalError(
             f"the number of images of the data set {dataset!r} is unknown: it is not prepared in "
-            f"{params.paths.data}; prepare it, or say how many there are with --images"
+            f"{params.paths.data}; prepare it, or say how many there are",
+            setting="images",
         )
     return _IMAGENET
 
@@ -222,7 +223,7 @@ def _require_legal(gpus: int, batch: int, *utilisations: float) -> None:
         allowed = ", ".join(str(n) for n in divisors[-4:])
         raise FractalError(
             f"a batch of {batch} images does not divide by {gpus} GPUs: choose GPUs that divide "
-            f"it (near are {allowed}) or another --batch-size"
+            f"it (near are {allowed}) or another batch size"
         )
     for share in utilisations:
         if not 0 < share <= 1:

@@ -82,7 +82,7 @@ def _require_fit(model: FractalModel, split: PreparedSplit, *, conditional: bool
         raise OtherClassesError(
             f"the {classes} classes of the data set {found.dataset} are not the "
             f"{config.num_classes} that the model knows: measure it on the classes that it was "
-            f"made for, or without --conditional"
+            f"made for, or measure it unconditionally"
         )
 
 

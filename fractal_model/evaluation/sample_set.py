@@ -87,7 +87,8 @@ def require_protocol(samples: SampleSet, protocol: protocols.Protocol, what: obj
     if len(samples.labels) != protocol.samples:
         raise FractalError(
             f"{what} has {len(samples.labels):,} images, the protocol of {protocol.dataset} asks "
-            f"for {protocol.samples:,}: sample as many, or ask for --preview"
+            f"for {protocol.samples:,}: sample as many, or ask for a preview",
+            setting="preview",
         )
     require_balance(samples.labels, protocol.classes, what)
 

@@ -142,7 +142,7 @@ def _sized(
     if picture.size != (side, side):
         raise FractalError(
             f"the {what} {file} is {picture.width} × {picture.height} pixels: this model takes "
-            f"{side} × {side}; give one of that size, or --fit to cut the middle square and scale "
-            f"it"
+            f"{side} × {side}; give one of that size, or have its middle square cut and scaled",
+            setting="fit",
         )
     return picture

@@ -66,7 +66,7 @@ def open_writer(
     if ending == ".png":
         if count > LARGEST_GRID:
             raise FractalError(
-                f"a grid of {count} images asked for: at most {LARGEST_GRID}; for more give --out "
+                f"a grid of {count} images asked for: at most {LARGEST_GRID}; for more choose "
                 f"a folder (numbered PNG files) or a .npz file"
             )
         require_writable_file(out)
@@ -144,7 +144,7 @@ class _Folder:
         if file.exists() or any(png.stem.isdecimal() for png in self._out.glob("*.png")):
             raise FractalError(
                 f"the folder {self._out} holds images of another model, class, seed or setting: "
-                f"give --out another folder, or remove them first"
+                f"choose another folder, or remove them first"
             )
         with file_written_whole(file) as partial:
             partial.write_text(f"{request}\n")

@@ -180,7 +180,7 @@ def _load_packaged() -> InceptionFeatures:
     if checksum != PACKAGE_SHA1:
         raise FractalError(
             f"Inception weights {path}: found SHA-1 {checksum}, expected {PACKAGE_SHA1}; "
-            f"reinstall with '{PACKAGE_INSTALL} --force-reinstall'"
+            f"uninstall {PACKAGE}, then run '{PACKAGE_INSTALL}'"
         )
     with warnings.catch_warnings():
         # There is no other reader of TorchScript files.

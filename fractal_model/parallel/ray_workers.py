@@ -72,8 +72,8 @@ def map_over_workers(
             ) from error
         except RayActorError as error:
             raise FractalError(
-                f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer --workers "
-                f"or a smaller --batch-size; Ray's logs are in /tmp/ray/session_latest/logs"
+                f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer workers "
+                f"or a smaller batch size; Ray's logs are in /tmp/ray/session_latest/logs"
             ) from error
 
 
@@ -167,7 +167,7 @@ def _require_resources(workers: int) -> int:
     if workers > count:
         raise FractalError(
             f"{workers} workers asked for, each takes one CPU{' and one GPU' if gpus else ''}: the "
-            f"cluster has room for {count}, give --workers 1 … {count} or connect to a larger one "
+            f"cluster has room for {count}, ask for 1 … {count} or connect to a larger one "
             f"with RAY_ADDRESS"
         )
     return 1 if gpus else 0

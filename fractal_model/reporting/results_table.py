@@ -82,7 +82,7 @@ def of_dataset(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     if dataset not in known:
         raise FractalError(
             f"no results of the data set {dataset!r}: there are some of {', '.join(known)}; "
-            f"evaluate a model on it, or leave --dataset out"
+            f"evaluate a model on it, or ask for all data sets"
         )
     rows = frame[frame["dataset"] == dataset].reset_index(drop=True)
     empty = [name for name in rows.columns if name not in KNOWN and rows[name].isna().all()]

@@ -176,7 +176,7 @@ def rollback(size: str, because: str) -> tuple[str, str]:
             now = f"version {line[-1]} is the first" if line else "there is none"
             raise FractalError(
                 f"{registry.model_name(size)} has no champion to go back to, {now}: choose a "
-                f"version with `fractal models promote {size} VERSION --because TEXT`"
+                f"version with `fractal models promote {size} VERSION`"
             )
         change = _change(before[-1], "rollback", because)
         decision = Decision(False, f"taken back by {change.who}: {because}")

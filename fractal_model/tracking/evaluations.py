@@ -51,7 +51,7 @@ def evaluations() -> list[Evaluation]:
     if not found:
         raise FractalError(
             f"the MLflow store {tracking_uri()} has no evaluated model: evaluate one with "
-            f"`python -m flows.evaluate --size digits`"
+            f"`python -m flows.evaluate`"
         )
     return [
         _evaluation(run, dataset, size, version)

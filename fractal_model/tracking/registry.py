@@ -56,7 +56,7 @@ def versions(size: str) -> list[ModelVersion]:
     if size not in known:
         raise FractalError(
             f"no model {model_name(size)} is registered: registered are the sizes "
-            f"{', '.join(known) or '(none)'}; train one with `python -m flows.train --size SIZE`"
+            f"{', '.join(known) or '(none)'}; train one with `python -m flows.train`"
         )
     found = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
     return sorted(found, key=lambda version: int(version.version), reverse=True)
@@ -100,8 +100,8 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
     number = aliased_version(size, alias)
     if number is None:
         raise FractalError(
-            f"no model models:/{model_name(size)}@{alias} is registered: train one with "
-            f"`python -m flows.train --size {size}`"
+            f"no model models:/{model_name(size)}@{alias} is registered: train the size {size} "
+            f"with `python -m flows.train`"
         )
     return fetch(size, number)
 

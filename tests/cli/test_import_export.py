@@ -192,7 +192,7 @@ def test_an_existing_folder_is_not_overwritten(fractal, published, tmp_path):
 
 def test_another_size_is_named(refused, published):
     line = refused(published("mar4"))
-    assert "--size mar4" in line
+    assert "give the size mar4" in line
     assert "extra" in line
 
 

@@ -71,7 +71,7 @@ def test_refuses(workplace, arguments, message):
 
 
 def test_a_folder_has_the_name_of_the_file(workplace, tmp_path):
-    with pytest.raises(FractalError, match="is a folder: give --out the name of a file"):
+    with pytest.raises(FractalError, match="is a folder: give the name of a file"):
         workplace.run("likelihood", "--data", "tiny", "--out", tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_an_order_as_numbers(workplace):
 @pytest.mark.parametrize("name", ["x.png", "x.npz"])
 def test_a_folder_has_the_name_of_the_file(workplace, tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(FractalError, match=f"{name} is a folder: give --out the name of a file"):
+    with pytest.raises(FractalError, match=f"{name} is a folder: give the name of a file"):
         sample(workplace, "--out", tmp_path / name)
 
 

@@ -111,7 +111,7 @@ def test_bad_numbers_are_refused(options, message):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(FractalError, match="'faces' is unknown: .* say how many .* with --images"):
+    with pytest.raises(FractalError, match="'faces' is unknown: .* say how many there are"):
         dataset_splits(PARAMS, "faces")
     with pytest.raises(FractalError, match="0 training images asked for"):
         dataset_splits(PARAMS, "faces", 0)

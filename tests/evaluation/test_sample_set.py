@@ -53,7 +53,7 @@ def test_a_compressed_array(tmp_path):
     ],
 )
 def test_another_count(tmp_path, given, message):
-    with pytest.raises(FractalError, match=f"{message}.*or ask for --preview"):
+    with pytest.raises(FractalError, match=f"{message}.*or ask for a preview"):
         require_protocol(open_sample_set(write(tmp_path / "x")), given, "the set")
 
 

@@ -106,7 +106,7 @@ def test_pictures_that_cannot_be_used(tmp_path):
     with pytest.raises(FractalError, match="cut.png cannot be read"):
         read_image(cut, 64)
     large = save(tmp_path / "large.png", np.zeros((10, 12), np.uint8))
-    with pytest.raises(FractalError, match="12 × 10 pixels: this model takes 8 × 8.*--fit"):
+    with pytest.raises(FractalError, match="12 × 10 pixels: this model takes 8 × 8.*middle square"):
         read_image(large, 8)
     with pytest.raises(FractalError, match="mask .* 12 × 10 pixels"):
         read_mask(large, 8)

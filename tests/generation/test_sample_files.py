@@ -101,7 +101,7 @@ def test_grid_has_a_row_a_class(tmp_path):
 
 def test_a_grid_has_a_limit(tmp_path):
     labels = torch.zeros(LARGEST_GRID + 1)
-    with pytest.raises(FractalError, match=r"at most 1024; for more give --out a folder"):
+    with pytest.raises(FractalError, match=r"at most 1024; for more choose a folder"):
         open_writer(tmp_path / "x.png", labels, image_size=4, per_class=2, request="r")
 
 
@@ -113,7 +113,7 @@ def test_unknown_ending(tmp_path):
 @pytest.mark.parametrize("name", ["file/x.png", "file/x.npz", "file/folder"])
 def test_a_place_that_cannot_be_made(tmp_path, name):
     (tmp_path / "file").touch()
-    with pytest.raises(FractalError, match=r"file.* cannot be made .*give --out another place"):
+    with pytest.raises(FractalError, match=r"file.* cannot be made .*choose another place"):
         open_writer(tmp_path / name, LABELS, image_size=4, per_class=2, request="r")
 
 
@@ -122,5 +122,5 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(FractalError, match="written to .Permission denied.: give --out"):
+    with pytest.raises(FractalError, match="written to .Permission denied.: choose"):
         open_writer(tmp_path / "x.png", LABELS, image_size=4, per_class=2, request="r")

@@ -152,7 +152,7 @@ def test_damaged_package_file(monkeypatch, tmp_path):
     damaged.write_bytes(content)
     entry = SimpleNamespace(name="default_1.pt", locate=lambda: damaged)
     monkeypatch.setattr(module.metadata, "files", lambda name: [entry])
-    with pytest.raises(FractalError, match="found SHA-1 .* expected a16e4d89.*reinstall"):
+    with pytest.raises(FractalError, match="found SHA-1 .* expected a16e4d89.*uninstall"):
         load_inception()
 
 

@@ -93,7 +93,7 @@ def _defect(device):
     [
         pytest.param(
             _always_dies,
-            "^a worker died 3 times, out of memory perhaps: give fewer --workers",
+            "^a worker died 3 times, out of memory perhaps: give fewer workers",
             marks=pytest.mark.slow,
         ),
         (_mistake, "^the folder x is missing$"),
@@ -107,9 +107,7 @@ def test_what_goes_wrong_is_one_line(start, message):
 
 
 def test_more_workers_than_the_cluster_has():
-    with pytest.raises(
-        FractalError, match=r"3 workers asked for.*room for 2, give --workers 1 … 2"
-    ):
+    with pytest.raises(FractalError, match=r"3 workers asked for.*room for 2, ask for 1 … 2"):
         list(map_over_workers(_defect, 4, workers=3))
 
 

@@ -71,13 +71,15 @@ def list_folder(root: Path, holdout: float, progress: Progress) -> ListingBuilde
     folders = split_folders(root)
     if VALIDATION in folders and holdout:
         raise FractalError(
-            f"--holdout is {holdout}, but {folders[VALIDATION]} has validation images already: "
-            f"leave --holdout out, or move that folder away"
+            f"{holdout} of the images are to be held out, but {folders[VALIDATION]} has validation "
+            f"images already: hold none out, or move that folder away",
+            setting="holdout",
         )
     if VALIDATION in folders and TRAIN not in folders:
         raise FractalError(
             f"{root} has {folders[VALIDATION].name}/ and no train/: put train/<class>/ there, or "
-            f"give the folder that has <class>/ with --holdout 0.1"
+            f"give the folder that has <class>/ and a share to hold out, such as 0.1",
+            setting="holdout",
         )
     for split, folder in (folders or {TRAIN: root}).items():
         trained = builder.classes()

@@ -54,8 +54,9 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
     kind = _kind(root, name)
     if holdout and kind != "folder":
         raise FractalError(
-            f"--holdout is {holdout}, but {root} is {kind}, which has validation images of its "
-            f"own: leave --holdout out"
+            f"{holdout} of the images are to be held out, but {root} is {kind}, which has "
+            f"validation images of its own: hold none out",
+            setting="holdout",
         )
     companions = imagenet.Companions()
     if kind in ("ImageNet archives", "ImageNet tree"):
@@ -96,7 +97,7 @@ def _kind(root: Path, name: str) -> Kind:
         raise FractalError(
             f"{root} does not look like ImageNet: expected {TRAIN_ARCHIVE} and "
             f"{VALIDATION_ARCHIVE}, or train/<wnid>/ and val/, or train-*.parquet and "
-            f"validation-*.parquet; for images of your own give --name and --resolution"
+            f"validation-*.parquet; for images of your own give a name and a resolution"
         )
     return "folder"
 
@@ -115,7 +116,7 @@ def _require_both(
         "ImageNet archives": f"put {TRAIN_ARCHIVE}, {VALIDATION_ARCHIVE} and the devkit there",
         "ImageNet tree": "put train/<wnid>/ and val/ there, and for a flat val/ the devkit",
         "ImageNet parquet": "put train-*.parquet and validation-*.parquet there",
-        "folder": "expected train/<class>/ and validation/<class>/, or <class>/ with --holdout 0.1",
+        "folder": "expected train/<class>/ and validation/<class>/, or <class>/ with holdout 0.1",
     }[kind]
     no_truth = ""
     if kind in ("ImageNet archives", "ImageNet tree") and not companions.validation:

@@ -140,7 +140,7 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
     if not root.is_dir():
         raise FractalError(
             f"the images of {name!r} were registered in {root}, which is not there now: make it "
-            f"available, or register them where they are, `fractal data register DIR --name {name}`"
+            f"available, or register them under that name where they are (`fractal data register`)"
         )
     try:
         listing = Listing.read(listing_file(data, name))
@@ -151,8 +151,8 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
         _, listing = inspect(root, name, source.holdout, lambda done: None)
         if listing.checksum != source.listing_checksum:
             raise FractalError(
-                f"{root} has other images than when {name!r} was registered: run "
-                f"`fractal data register {root} --name {name}` again, or restore the images, or "
+                f"{root} has other images than when {name!r} was registered: register it again "
+                f"under that name (`fractal data register`), or restore the images, or "
                 f"{data / 'sources' / name}.json, which describes them"
             )
         listing.write(listing_file(data, name))
@@ -161,8 +161,8 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
 
 def _not_here(name: str) -> FractalError:
     return FractalError(
-        f"the source {name!r} is not registered on this machine: run `fractal data register "
-        f"DIR --name {name}` with the folder that has its images, or `dvc pull` what was built"
+        f"the source {name!r} is not registered on this machine: register the "
+        f"folder that has its images (`fractal data register`), or `dvc pull` what was built"
     )
 
 
@@ -203,22 +203,24 @@ def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
             f"letter, such as flowers"
         )
     if not resolutions and name != IMAGENET:
-        raise FractalError(f"say at which size to build {name!r}: --resolution 64, for example")
+        raise FractalError(
+            f"say at which resolution to build {name!r}, 64 for example", setting="resolution"
+        )
     resolutions = resolutions or IMAGENET_RESOLUTIONS
     for resolution in resolutions:
         if not 2 <= resolution <= 4096:
-            raise FractalError(f"--resolution is {resolution}, expected 2 to 4096 pixels")
+            raise FractalError(f"a resolution of {resolution}, expected 2 to 4096 pixels")
     numbered = name == IMAGENET or len(resolutions) > 1
     names = {f"{name}{size}" if numbered else name: size for size in resolutions}
     taken = {"digits": "the embedded data set", "sources": "the folder of the sources"}
     taken |= {k: f"the source {v.source}" for k, v in registered(data).items() if v.source != name}
     for dataset in names:
         if dataset in taken:
-            raise FractalError(f"{dataset!r} is {taken[dataset]} already: choose another --name")
+            raise FractalError(f"{dataset!r} is {taken[dataset]} already: choose another name")
         if dataset.endswith(_RESERVED_ENDINGS):
             raise FractalError(
                 f"{dataset!r} ends like what is built beside a data set "
-                f"({', '.join(_RESERVED_ENDINGS)}): choose another --name"
+                f"({', '.join(_RESERVED_ENDINGS)}): choose another name"
             )
         _require_free(data / dataset)
     return names
@@ -229,7 +231,7 @@ def _require_free(folder: Path) -> None:
     if folder.exists() and not (folder / MANIFEST_NAME).is_file():
         raise FractalError(
             f"{folder} is there and is no prepared data set, which would take its place: choose "
-            f"another --name, or move it away"
+            f"another name, or move it away"
         )
 
 

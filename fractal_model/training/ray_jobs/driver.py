@@ -67,7 +67,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     if JOB_VARIABLE not in os.environ:
         raise FractalError(
-            f"{JOB_VARIABLE} is not set: start training with `python -m flows.train --size …`"
+            f"{JOB_VARIABLE} is not set: start training with `python -m flows.train`"
         )
     job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
     try:

@@ -148,13 +148,13 @@ def test_nothing_is_held_out_beside_validation_images(tmp_path):
     data = tmp_path / "data"
     refused(
         lambda: register(own, data, **OWN, holdout=0.3),
-        "--holdout is 0.3, but .*/validation has validation images already: leave --holdout out",
+        "0.3 of the images .*, but .*/validation has validation images already: hold none out",
     )
     for form, write in mini.FORMS.items():
         root = write(tmp_path / form)
         refused(
             lambda r=root: register(r, data, holdout=0.3),
-            "--holdout is 0.3, but .* is ImageNet .*: leave --holdout out",
+            "0.3 of the images .*, but .* is ImageNet .*: hold none out",
         )
     assert not data.exists()
 

@@ -109,7 +109,7 @@ def test_checksum_tells_every_column_apart():
 @pytest.mark.parametrize("name", ["sources", "digits", "x-report", "x-reference", "x-quarantined"])
 def test_names_of_other_folders_are_refused(tmp_path, name):
     root = mini.write_tree(tmp_path / "raw")
-    message = f"'{name}' (is the|ends like).*: choose another --name"
+    message = f"'{name}' (is the|ends like).*: choose another name"
     refused(
         lambda: register(root, tmp_path / "data", name=name, resolutions=(8,), holdout=0.1), message
     )
@@ -122,7 +122,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     mini.put(data / "flowers/rose/1.png", b"x")
     refused(
         lambda: register(data / "flowers", data, name="flowers", resolutions=(8,), holdout=0.5),
-        "data/flowers is there and is no prepared data set.*choose another --name",
+        "data/flowers is there and is no prepared data set.*choose another name",
     )
 
 
@@ -176,24 +176,24 @@ def test_foreign_things(tmp_path):
     refused(lambda: register(tmp_path / "no", data), "no does not exist: give the folder")
     mini.put(tmp_path / "file", b"")
     refused(lambda: register(tmp_path / "file", data), "file is a file: give the folder")
-    refused(lambda: register(empty, data), "does not look like ImageNet: expected .*--name")
+    refused(lambda: register(empty, data), "does not look like ImageNet: expected .*give a name")
     own = {"name": "own", "resolutions": (8,)}
-    refused(lambda: register(empty, data, **own), "no train and validation images.*--holdout 0.1")
+    refused(lambda: register(empty, data, **own), "no train and validation images.*holdout 0.1")
     mini.put(tmp_path / "one/cat/1.png", b"x")
-    refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*--holdout")
+    refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*holdout")
     for name in ("Own", "", "../x", "9", "a b"):
         refused(lambda n=name: register(empty, data, name=n, resolutions=(8,)), "name .* cannot be")
-    refused(lambda: register(empty, data, name="own"), "say at which size .*--resolution 64")
+    refused(lambda: register(empty, data, name="own"), "say at which resolution .*64 for example")
     for side in (0, -1, 1, 5000):
         refused(
             lambda s=side: register(empty, data, name="own", resolutions=(s,)),
-            f"--resolution is {side}, expected 2 to 4096",
+            f"a resolution of {side}, expected 2 to 4096",
         )
     refused(
         lambda: register(empty, data, name="digits", resolutions=(8,)),
         "'digits' is the embedded data set already",
     )
-    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*register DIR")
+    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*data register")
     assert not data.exists()
 
 
