@@ -26,7 +26,7 @@ from fractal_model.data.manifest import fit_size
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation import promotion
 from fractal_model.evaluation.inputs import EvaluationInputs
-from fractal_model.evaluation.prepared import prepare_evaluation
+from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
 from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, registration, registry, store

@@ -22,7 +22,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Size
 from fractal_model.evaluation.held_out_likelihood import HeldOut, likelihood_by_level
-from fractal_model.evaluation.prepared import PreparedEvaluation
+from fractal_model.evaluation.prepare_evaluation import PreparedEvaluation
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.evaluation.samples import SeenSamples, held_out_features

@@ -94,7 +94,7 @@ def _evaluate_model(
     preview: bool,
     workers: int | None,
 ) -> tuple[MetricResults, Record]:
-    from fractal_model.evaluation.prepared import prepare_evaluation
+    from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
     from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME, load_model
 
     model = load_model(source, params.paths.outputs)
@@ -122,7 +122,7 @@ def _evaluate_samples(
 ) -> tuple[MetricResults, Record]:
     from fractal_model.common.memory import compute_device
     from fractal_model.evaluation.inputs import EvaluationInputs
-    from fractal_model.evaluation.prepared import measure_samples
+    from fractal_model.evaluation.prepare_evaluation import measure_samples
     from fractal_model.evaluation.protocol import Record
     from fractal_model.evaluation.sample_set import (
         open_sample_set,

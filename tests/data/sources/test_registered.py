@@ -193,7 +193,7 @@ def test_foreign_things(tmp_path):
         lambda: register(empty, data, name="digits", resolutions=(8,)),
         "'digits' is the embedded data set already",
     )
-    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*data register")
+    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*register")
     assert not data.exists()
 
 
