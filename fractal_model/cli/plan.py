@@ -1,4 +1,4 @@
-"""`fractal plan`: prints what `planning.plan` computes."""
+"""`fractal plan`: prints what `costs.plan` computes."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ likelihoods, and what that took.
 
 Decided here: a step of training begins at the same position each time, so that all steps draw the
 same masks; its operations, and a likelihood's, are counted in a step of their own. A sampler's,
-which are far more and smaller, come from the architecture (`planning.flops`).
+which are far more and smaller, come from the architecture (`costs.flops`).
 """
 
 from __future__ import annotations
