@@ -19,7 +19,7 @@ from fractal_model.evaluation.held_out_likelihood import measure_likelihood
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.parallel.parts import in_this_process
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.parallel.ray_workers import hardware, map_over_workers, shared_out
+from fractal_model.parallel.ray_workers import hardware, map_over_workers, split_over_workers
 from tests.support import tiny_model
 from tests.support.tiny_files import save_images
 
@@ -145,8 +145,9 @@ def test_the_record_names_the_clusters_machines(monkeypatch):
 
 
 def test_who_shares_the_work():
-    assert shared_out(1) is in_this_process
-    assert shared_out(2).keywords == {"workers": 2, "files": ()}
-    assert shared_out(0).keywords["workers"] == 2, "the cluster of these tests has two CPUs"
+    assert split_over_workers(1) is in_this_process
+    assert split_over_workers(None) is in_this_process
+    assert split_over_workers(2).keywords == {"workers": 2, "files": ()}
+    assert split_over_workers(0).keywords["workers"] == 2, "the cluster of these tests has two CPUs"
     with pytest.raises(FractalError, match="-1 workers asked for: give 1 or more, or 0"):
-        shared_out(-1)
+        split_over_workers(-1)
