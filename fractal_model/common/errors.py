@@ -4,6 +4,10 @@ Its text is a single line: what, what was found, what was expected, the way out.
 prints it without a traceback and exits with 1; `assert` is kept for our own bugs.
 """
 
+import re
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class FractalError(ValueError):
     """A user's mistake, or a condition of the machine that the user can change.
@@ -19,3 +23,8 @@ class FractalError(ValueError):
 def one_line(error: BaseException) -> str:
     """An exception's text on one line, nothing left out."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def last_line(error: BaseException | str) -> str:
+    """The last line of a text that may hold a traceback: the exception that it ends with."""
+    return _COLOUR.sub("", str(error)).strip().rpartition("\n")[2].strip() or type(error).__name__

@@ -6,17 +6,14 @@ went wrong there comes back as a value, because Ray keeps of an exception only i
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError
 
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, last_line, one_line
 from fractal_model.data.shard_job import ShardJob, build_row, to_row
 from fractal_model.parallel.ray_cluster import ray_cluster
-
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def over_cluster(jobs: list[ShardJob]) -> None:
@@ -32,8 +29,7 @@ def over_cluster(jobs: list[ShardJob]) -> None:
                 if shard["failure"]:
                     raise _failed(shard["failure"])
         except RayError as error:
-            lines = _COLOURS.sub("", str(error)).strip().splitlines()
-            raise _failed(lines[-1].strip() if lines else type(error).__name__) from error
+            raise _failed(last_line(error)) from error
 
 
 def _build(row: dict[str, str | int]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from uuid import uuid4
 from ray.job_submission import JobDetails
 
 import fractal_model
-from fractal_model.common.errors import FractalError
+from fractal_model.common.errors import FractalError, last_line
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_jobs.driver import JOB_VARIABLE
 from fractal_model.training.ray_jobs.log import JobLog, Tail
@@ -190,10 +190,9 @@ class TrainingJobs:
 
 def _why(job: JobDetails, log: JobLog) -> str:
     """Why there is no checkpoint, on one line."""
-    reason = log.error or job.message or "no reason given"
-    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    reason = last_line(log.error or job.message or "no reason given")
     status = str(job.status.value).lower()
-    return f"the Ray job {job.submission_id} {status} without a checkpoint: {lines[-1]}"
+    return f"the Ray job {job.submission_id} {status} without a checkpoint: {reason}"
 
 
 def _require_no_password(uri: str) -> None:

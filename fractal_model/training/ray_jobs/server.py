@@ -11,7 +11,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from fractal_model.common.errors import FractalError
+from fractal_model.common.errors import FractalError, last_line
 
 REQUEST_SECONDS = 60.0
 RETRY_SECONDS, PATIENCE_SECONDS = 1.0, 30.0
@@ -106,8 +106,6 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """One line: a server's error holds a traceback, whose last line says it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[0] if len(lines) == 1 else f"{lines[0].removesuffix(':')}: {lines[-1]}"
+    """What was refused and, where a traceback follows, the exception that it ends with."""
+    first, last = str(error).strip().partition("\n")[0].strip(), last_line(error)
+    return last if first in ("", last) else f"{first.removesuffix(':')}: {last}"

@@ -26,7 +26,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, last_line, one_line
 from fractal_model.config.training import TrainingConfig
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_train.best import KeepBest
@@ -170,11 +170,5 @@ def _require_resources(recipe: TrainingConfig) -> None:
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
     """Of the workers' failures the one that was not for the loss of another worker."""
-    causes = [_cause(failure) for failure in failures.values()]
+    causes = [last_line(failure) for failure in failures.values()]
     return min(causes, key=lambda cause: any(word in cause for word in _OF_ANOTHER))
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of a worker's failure: its exception without the traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
