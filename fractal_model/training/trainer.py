@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
+from fractal_model.training.collectives import of_all_ranks
 from fractal_model.training.schedule import learning_rate, training_guides, training_masks
 
 
@@ -187,14 +189,10 @@ class Trainer:
         return total
 
     def _culprits(self, batch: Batch) -> list[int]:
-        """The images of the ranks whose own loss is not finite, or of all where none's is."""
-        mine = batch.indices.tolist(), not bool(self._local_loss.isfinite())
-        if self._world_size == 1:
-            return mine[0]
-        found: list[tuple[list[int], bool]] = [mine] * self._world_size
-        torch.distributed.all_gather_object(found, mine)
-        guilty = [images for images, bad in found if bad] or [images for images, _ in found]
-        return [image for images in guilty for image in images]
+        """The images of the ranks whose own loss is not finite; of all ranks if every loss is."""
+        shares = of_all_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
+        bad_shares = [images for images, is_finite in shares if not is_finite]
+        return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
 
     def _set_learning_rate(self) -> float:
         steps_per_epoch = self._images / self.recipe.batch_size

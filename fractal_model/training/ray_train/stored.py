@@ -19,7 +19,7 @@ import ray.train
 
 from fractal_model.checkpoints.checkpoint import MARKER, Checkpoint, load_checkpoint
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.training.ray_train.collectives import from_rank_zero, of_all_ranks
+from fractal_model.training.collectives import from_rank_zero, of_all_ranks
 
 Value = TypeVar("Value")
 

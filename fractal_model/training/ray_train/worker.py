@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 
 import ray.train
-import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import Batch, train_loader
 from fractal_model.data.prepared import open_prepared
+from fractal_model.training.collectives import from_rank_zero
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
@@ -92,7 +92,7 @@ class _Worker:
             self._step(batch)
             last = trainer.position >= trainer.end_position
             logged = trainer.steps % recipe.log_every_steps == 0
-            if last or trainer.steps % self._every == 0 or (logged and self._overdue()):
+            if last or trainer.steps % self._every == 0 or (logged and self._is_overdue()):
                 with self._meter.paused():
                     self._report_checkpoint()
             elif logged:
@@ -104,14 +104,10 @@ class _Worker:
             return
         self._meter.add(self._trainer.step(batch))
 
-    def _overdue(self) -> bool:
-        """Whether a checkpoint is due by the clock of rank 0."""
+    def _is_overdue(self) -> bool:
+        """True if a checkpoint is due by the clock of rank 0."""
         minutes = (time.monotonic() - self._saved_at) / 60
-        due = torch.tensor(float(minutes >= self._job.recipe.checkpoint_every_minutes))
-        if self._world_size > 1:
-            due = due.to(ray.train.torch.get_device())
-            torch.distributed.broadcast(due, src=0)
-        return bool(due)
+        return from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
         """All ranks come here together. StoppedError where this was once too often."""
