@@ -63,7 +63,7 @@ class TrainingProgress:
         self._logger.info(text)
 
     def report(self, report: Report) -> None:
-        done, now = int(report["position"]), time.monotonic()
+        done, now = report.position, time.monotonic()
         note = _note(report, self._images - done)
         self._bar(done, note)
         if now >= self._next_log:
@@ -103,7 +103,7 @@ class TrainingProgress:
 
 
 def _note(report: Report, left: int) -> str:
-    speed = report["images_per_second"]
-    loss = f", loss {report['loss']:.3f}" if "loss" in report else ""
+    speed = report.images_per_second
+    loss = f", loss {report.loss:.3f}" if report.loss is not None else ""
     remaining = timedelta(seconds=round(max(left, 0) / speed)) if speed else "unknown time"
-    return f"epoch {report['epoch']:.2f}, {speed:.0f} images/s{loss}, {remaining} left"
+    return f"epoch {report.epoch:.2f}, {speed:.0f} images/s{loss}, {remaining} left"

@@ -45,6 +45,11 @@ def connect(outputs: Path) -> str:
     return uri
 
 
+def use_store(uri: str) -> None:
+    """Point MLflow to the store that another process has connected to."""
+    mlflow.set_tracking_uri(uri)
+
+
 def experiment(dataset: str, outputs: Path) -> str:
     """The id of the data set's experiment `fractal-<dataset>`, created if need be."""
     name = f"{EXPERIMENT_PREFIX}{dataset}"

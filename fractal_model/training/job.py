@@ -1,21 +1,49 @@
-"""One training run as data: all that the machines need to know, and where its files are."""
+"""One training run as data: the job that its machines are given, and the reports that they send."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.training import TrainingConfig
 
-Report = dict[str, Any]
-"""Metrics of one moment: position, step, epoch, loss, learning_rate, gradient_norm,
-images_per_second, data_wait_share, workers, accumulation, skipped_batches. The first report after
-something that a person should read has it as `note`. A run that ends itself before its time
-reports why, as `stopped` alone."""
 Curve = tuple[tuple[float, float], ...]
 """Pairs of epoch and loss, by epoch."""
+
+
+class Report(StrictModel):
+    """Metrics of a run at one moment; means cover the time since the report before."""
+
+    position: int
+    """Images seen, over all workers and epochs."""
+    step: int
+    epoch: float
+    images_per_second: float
+    data_wait_share: float
+    """Share of the time in which the worker that waits longest waits for data."""
+    workers: int
+    accumulation: int
+    skipped_batches: int
+    loss: float | None = None
+    """None where every batch since the report before was skipped, like the two that follow."""
+    gradient_norm: float | None = None
+    learning_rate: float | None = None
+    note: str | None = None
+    """What happened since the report before that a person should read."""
+
+
+class Stopped(StrictModel):
+    """The last report of a run that ends itself before its time."""
+
+    stopped: str
+    """The reason."""
+
+
+REPORTED: TypeAdapter[Report | Stopped] = TypeAdapter(Report | Stopped)
+"""Reads either of them from the dict or the JSON that Ray Train and files hold."""
 
 
 class TrainingJob(StrictModel):

@@ -21,7 +21,6 @@ class Meter:
         self._trainer = trainer
         self._images = images
         self._workers = workers
-        self._notes: list[str] = []
         self._reset()
 
     def start(self) -> None:
@@ -49,40 +48,33 @@ class Meter:
             self._since += time.monotonic() - started
 
     def add(self, step: StepReport) -> None:
-        self._losses.append(step.loss)
-        self._last = step
+        self._steps.append(step)
 
     def note(self, text: str) -> None:
-        """Goes along with the next report."""
+        """Add a sentence to the next report."""
         self._notes.append(text)
 
     def report(self, skipped: int) -> Report:
-        seconds = time.monotonic() - self._since
-        seen = len(self._losses) * self._trainer.recipe.batch_size
-        found = {
-            "position": self._trainer.position,
-            "step": self._trainer.steps,
-            "epoch": self._trainer.position / self._images,
-            "images_per_second": seen / seconds,
-            "data_wait_share": self._waited / seconds,
-            "workers": self._workers,
-            "accumulation": self._trainer.recipe.accumulation(self._workers),
-            "skipped_batches": skipped,
-        }
-        if self._last is not None:
-            found |= {
-                "loss": torch.stack(self._losses).mean().item(),
-                "gradient_norm": self._last.gradient_norm.item(),
-                "learning_rate": self._last.learning_rate,
-            }
-        if self._notes:
-            found["note"] = "; ".join(self._notes)
-            self._notes.clear()
+        seconds, steps = time.monotonic() - self._since, self._steps
+        report = Report(
+            position=self._trainer.position,
+            step=self._trainer.steps,
+            epoch=self._trainer.position / self._images,
+            images_per_second=len(steps) * self._trainer.recipe.batch_size / seconds,
+            data_wait_share=self._waited / seconds,
+            workers=self._workers,
+            accumulation=self._trainer.recipe.accumulation(self._workers),
+            skipped_batches=skipped,
+            loss=torch.stack([step.loss for step in steps]).mean().item() if steps else None,
+            gradient_norm=steps[-1].gradient_norm.item() if steps else None,
+            learning_rate=steps[-1].learning_rate if steps else None,
+            note="; ".join(self._notes) or None,
+        )
         self._reset()
-        return found
+        return report
 
     def _reset(self) -> None:
         self._since = time.monotonic()
         self._waited = 0.0
-        self._losses: list[torch.Tensor] = []
-        self._last: StepReport | None = None
+        self._steps: list[StepReport] = []
+        self._notes: list[str] = []

@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from fractal_model.training.job import Curve
+from fractal_model.training.job import Curve, Report
 
 SLOW_SHARE, STARVED_SHARE, WORSE = 0.5, 0.3, 0.2
 """What is warned of; the loss is in nats a value."""
@@ -28,23 +28,23 @@ class Watch:
         self._told: set[str] = set()
         self._workers: int | None = None
 
-    def look(self, report: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    def look(self, report: Report) -> tuple[dict[str, float], list[str]]:
         """Further metrics, and what to warn of now.
 
         `throughput_ratio`: images a second over the median of the reports before;
         `loss_over_reference`: loss less the champion's at this epoch.
         """
         found: dict[str, float] = {}
-        changed = self._new_workers(int(report["workers"]))
-        speed = report["images_per_second"]
+        changed = self._new_workers(report.workers)
+        speed = report.images_per_second
         if len(self._speeds) >= _FEWEST:
             found["throughput_ratio"] = speed / median(self._speeds)
         self._speeds.append(speed)
         if self._reference:
             epochs, losses = zip(*self._reference, strict=True)
-            expected = float(np.interp(report["epoch"], epochs, losses))
-            found["loss_over_reference"] = report["loss"] - expected
-        return found, changed + self._warnings({**report, **found})
+            expected = float(np.interp(report.epoch, epochs, losses))
+            found["loss_over_reference"] = report.loss - expected
+        return found, changed + self._warnings(report.data_wait_share, found)
 
     def _new_workers(self, workers: int) -> list[str]:
         before, self._workers = self._workers, workers
@@ -53,9 +53,9 @@ class Watch:
         self._speeds.clear()  # not comparable any more
         return [f"goes on with {workers} workers, there were {before}"]
 
-    def _warnings(self, values: Mapping[str, float]) -> list[str]:
+    def _warnings(self, waiting: float, values: Mapping[str, float]) -> list[str]:
         ratio = values.get("throughput_ratio", 1.0)
-        over, waiting = values.get("loss_over_reference", 0.0), values["data_wait_share"]
+        over = values.get("loss_over_reference", 0.0)
         found = {
             "slow": (ratio < SLOW_SHARE, f"{ratio:.0%} of the usual images a second"),
             "starved": (

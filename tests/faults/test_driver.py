@@ -80,7 +80,7 @@ def test_training_goes_on_while_mlflow_is_away(new_run, cluster, server):
     back.join()
     assert load_checkpoint(Path(checkpoint)).progress.position == 12 * IMAGES
     points = server.client().get_metric_history(run_id, "loss")
-    expected = [(int(report["position"]), report["loss"]) for report in run.reports]
+    expected = [(report.position, report.loss) for report in run.reports]
     assert sorted((p.step, p.value) for p in points) == sorted(expected)
 
 

@@ -74,8 +74,8 @@ def test_killed_and_damaged_it_goes_on_to_the_same_weights(new_run, straight, st
         assert load_checkpoint(folder).progress.position == 6 * IMAGES
         assert_equal(load_file(folder / "model.safetensors"), straight)
     first = run.reports[0]
-    assert f"{newest} is damaged: model.safetensors" in first["note"]
-    assert first["position"] < 4 * IMAGES
+    assert f"{newest} is damaged: model.safetensors" in first.note
+    assert first.position < 4 * IMAGES
     assert not store.exists(partial)
     assert len(_checkpoints(store, run)) == 2
     best = json.loads(store.cat_file(f"runs/tiny/{run.job.name}/best.json"))["checkpoint"]

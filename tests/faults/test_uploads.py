@@ -47,4 +47,4 @@ def test_training_goes_on_while_a_checkpoint_is_uploaded(new_run, cluster, tmp_p
     run.train(worker=_slow(30.0, tmp_path / "reached"))
     assert int((tmp_path / "reached").read_text()) >= FURTHER
     every_report = list(range(2 * BATCH, 2 * IMAGES + 1, 2 * BATCH))
-    assert [report["position"] for report in run.reports] == every_report
+    assert [report.position for report in run.reports] == every_report

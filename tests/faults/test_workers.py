@@ -31,7 +31,7 @@ def test_a_killed_worker_leaves_the_same_weights(new_run, straight, moment):
     weights = run.train()
     killer.join()
     assert_equal(weights, straight)
-    positions = [report["position"] for report in run.reports]
+    positions = [report.position for report in run.reports]
     assert positions[-1] == 6 * IMAGES
     assert len(positions) > len(set(positions)) or positions != sorted(positions) or moment < IMAGES
 
@@ -114,12 +114,12 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, ch
     run = new_run(non_finite=choice, max_failures=0)
     weights = run.train(worker=_bad_at((bad,), rank=1))
     assert all(tensor.isfinite().all() for tensor in weights.values())
-    assert run.reports[-1]["skipped_batches"] == 1
-    assert run.reports[-1]["position"] == 6 * IMAGES
-    (note,) = [report["note"] for report in run.reports if "note" in report]
+    assert run.reports[-1].skipped_batches == 1
+    assert run.reports[-1].position == 6 * IMAGES
+    (note,) = [report.note for report in run.reports if report.note]
     images = stream_indices(seed=0, start=bad + BATCH // 2, count=BATCH // 2, size=IMAGES)
     assert f"images {images.tolist()}" in note
-    again = [report["position"] for report in run.reports].count(2 * IMAGES + 2 * BATCH)
+    again = [report.position for report in run.reports].count(2 * IMAGES + 2 * BATCH)
     assert again == (2 if choice == "roll-back" else 1)
     newest = sorted(run.folder.glob("checkpoint_*/progress.json"))[-1]
     assert json.loads(newest.read_text())["skipped"] == [bad]
@@ -134,7 +134,7 @@ def test_it_ends_after_so_many_at_once_and_says_which_images(new_run, cluster, c
     run = new_run(non_finite=choice, max_non_finite=most, max_failures=5)
     with pytest.raises(FractalError) as caught:
         run.train(worker=_bad_at(bad, rank=1))
-    positions = [report["position"] for report in run.reports]
+    positions = [report.position for report in run.reports]
     assert positions == sorted(set(positions))  # nothing was tried again
     images = stream_indices(seed=0, start=bad[-1] + BATCH // 2, count=BATCH // 2, size=IMAGES)
     assert f"images {images.tolist()}" in str(caught.value)

@@ -8,10 +8,11 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows import training_progress
-from fractal_model.training.job import TrainingJob
+from fractal_model.training.job import Report, TrainingJob
 from tests.support import tiny_config
 from tests.support.prefect_away import prefect_away
 from tests.support.recipes import RECIPE
+from tests.support.reports import make_report
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
@@ -36,8 +37,8 @@ def job(tmp_path, monkeypatch) -> TrainingJob:
     )
 
 
-def _report(position: int) -> dict:
-    return {"position": position, "epoch": position / 100, "loss": 1.0, "images_per_second": 9.0}
+def _report(position: int) -> Report:
+    return make_report(position=position, epoch=position / 100)
 
 
 def test_training_goes_on_while_prefect_is_away(job, caplog):

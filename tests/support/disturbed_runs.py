@@ -48,7 +48,7 @@ class Run:
 
     @property
     def position(self) -> int:
-        return int(self.reports[-1]["position"]) if self.reports else 0
+        return self.reports[-1].position if self.reports else 0
 
     def train(self, **options: object) -> dict:
         """To the end; returns the weights."""

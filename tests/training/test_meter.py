@@ -28,8 +28,8 @@ def test_the_start_of_the_loader_and_saving_are_not_training_time():
         with meter.paused():
             time.sleep(0.3)
     report = meter.report(skipped=0)
-    assert report["images_per_second"] > 2 * len(BATCH.images) / 0.5
-    assert report["data_wait_share"] < 0.5
+    assert report.images_per_second > 2 * len(BATCH.images) / 0.5
+    assert report.data_wait_share < 0.5
 
 
 def test_waiting_for_a_later_batch_is_counted():
@@ -37,13 +37,13 @@ def test_waiting_for_a_later_batch_is_counted():
     for _ in meter.waiting(slowly([BATCH] * 2, [0.0, 0.3])):
         meter.add(STEP)
     report = meter.report(skipped=0)
-    assert report["data_wait_share"] > 0.8
-    assert report["loss"] == pytest.approx(2.0)
+    assert report.data_wait_share > 0.8
+    assert report.loss == pytest.approx(2.0)
 
 
 def test_a_note_goes_along_once():
     meter = Meter(trainer(), images=16, workers=1)
     meter.note("look")
     meter.note("here")
-    assert meter.report(skipped=0)["note"] == "look; here"
-    assert "note" not in meter.report(skipped=0)
+    assert meter.report(skipped=0).note == "look; here"
+    assert meter.report(skipped=0).note is None

@@ -5,16 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fractal_model.training.watch import Watch
+from tests.support.reports import make_report
 
 
-def report(epoch=1.0, loss=3.0, speed=100.0, waiting=0.0, workers=4):
-    return {
-        "epoch": epoch,
-        "loss": loss,
-        "images_per_second": speed,
-        "data_wait_share": waiting,
-        "workers": workers,
-    }
+def report(speed=100.0, waiting=0.0, **changes):
+    return make_report(images_per_second=speed, data_wait_share=waiting, **changes)
 
 
 def test_a_drop_in_throughput_is_said_once_until_it_is_over():

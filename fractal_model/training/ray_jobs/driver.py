@@ -14,13 +14,12 @@ import os
 import sys
 from collections.abc import Callable
 
-import mlflow
-
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
+from fractal_model.tracking.store import use_store
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_train.run import run_training
 from fractal_model.training.watch import Watch
@@ -32,7 +31,7 @@ logger = logging.getLogger("fractal.training")
 
 def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
     """Train to the end; returns the last checkpoint's folder or address. FractalError: why not."""
-    mlflow.set_tracking_uri(job.tracking_uri)
+    use_store(job.tracking_uri)
     watch, recipe = Watch(job.reference), job.recipe
     cpus = int(recipe.workers * recipe.resources_per_worker.get("CPU", 1))
     logged = last_position(job.run_id)
@@ -41,15 +40,15 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
 
         def handle(report: Report) -> None:
             nonlocal logged
-            note = report.pop("note", None)
-            further, warnings = watch.look(report) if "loss" in report else ({}, [])
-            warnings += [note] if note else []
-            values, step = report_values({**report, **further})
+            further, warnings = watch.look(report) if report.loss is not None else ({}, [])
+            warnings += [report.note] if report.note else []
+            report = report.model_copy(update={"note": None})
+            values, step = report_values({**report.model_dump(exclude_none=True), **further})
             if step > logged:  # else it was there before workers had to begin again
                 spool.log(values, step=step)
                 logged = step
             for warning in warnings:
-                logger.warning("%s, epoch %.2f: %s", job.size, report["epoch"], warning)
+                logger.warning("%s, epoch %.2f: %s", job.size, report.epoch, warning)
             on_report(report)
 
         checkpoint = run_training(job, on_report=handle)
@@ -63,6 +62,10 @@ def _say(**content: object) -> None:
     print(f"{MARKER}{json.dumps(content)}", flush=True)
 
 
+def _say_report(report: Report) -> None:
+    _say(report=report.model_dump(exclude_none=True))
+
+
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     if JOB_VARIABLE not in os.environ:
@@ -71,7 +74,7 @@ def main() -> None:
         )
     job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
     try:
-        checkpoint = drive(job, on_report=lambda report: _say(report=report))
+        checkpoint = drive(job, on_report=_say_report)
     except FractalError as error:
         _say(error=str(error))
         raise

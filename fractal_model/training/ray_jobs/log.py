@@ -104,7 +104,7 @@ class JobLog:
                 self._on_line(line)
             return
         if "report" in content:
-            self._on_report(content["report"])
+            self._on_report(Report.model_validate(content["report"]))
         self.checkpoint = content.get("checkpoint", self.checkpoint)
         self.error = content.get("error", self.error)
 

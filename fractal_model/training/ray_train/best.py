@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.fs
 from ray.train import Checkpoint, UserCallback
 
-from fractal_model.training.job import Report, TrainingJob
+from fractal_model.training.job import REPORTED, Report, Stopped, TrainingJob
 
 FOLDER, SCORE_FILE = "best", "best.json"
 
@@ -36,14 +36,15 @@ class KeepBest(UserCallback):
         self._copied_loss = math.inf
 
     def after_report(
-        self, run_context: Any, metrics: list[Report], checkpoint: Checkpoint | None
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        if "loss" in metrics[0]:
-            self._losses.append(metrics[0]["loss"])
+        report = REPORTED.validate_python(metrics[0])
+        if isinstance(report, Report) and report.loss is not None:
+            self._losses.append(report.loss)
         if checkpoint is not None and self._losses:
             self._request(checkpoint, sum(self._losses) / len(self._losses))
             self._losses.clear()
-        if self._copy is not None and _is_last(run_context, metrics[0]):
+        if self._copy is not None and _is_last(run_context, report):
             wait([self._copy])
 
     def _request(self, checkpoint: Checkpoint, loss: float) -> None:
@@ -64,9 +65,9 @@ class KeepBest(UserCallback):
             logging.getLogger(__name__).warning("the best checkpoint was not kept: %s", error)
 
 
-def _is_last(run_context: Any, report: Report) -> bool:
+def _is_last(run_context: Any, report: Report | Stopped) -> bool:
     job = TrainingJob.model_validate_json(run_context.train_loop_config["job"])
-    return "stopped" in report or report["epoch"] >= job.recipe.epochs
+    return isinstance(report, Stopped) or report.epoch >= job.recipe.epochs
 
 
 def keep_best(

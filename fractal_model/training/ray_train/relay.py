@@ -8,7 +8,6 @@ file's name says for which run it was written.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -21,7 +20,7 @@ from ray.train import UserCallback
 
 from fractal_model.common.errors import one_line
 from fractal_model.common.files import file_written_whole
-from fractal_model.training.job import Report
+from fractal_model.training.job import REPORTED, Report, Stopped
 
 _LOOK_SECONDS = 0.1
 
@@ -33,7 +32,7 @@ class Relay:
     Leaving it raises what the callable raised first, or OSError: reports cannot be read.
     """
 
-    def __init__(self, folder: Path, on_report: Callable[[Report], None]) -> None:
+    def __init__(self, folder: Path, on_report: Callable[[Report | Stopped], None]) -> None:
         self._folder = folder
         self._on_report = on_report
         self._done = threading.Event()
@@ -70,18 +69,18 @@ class Relay:
         for file in sorted(self._folder.glob("[0-9]*.json")):
             report = self._read(file)
             # Why an earlier run ended itself was for that run.
-            if report is not None and (self._is_own(file) or "stopped" not in report):
+            if report is not None and (self._is_own(file) or isinstance(report, Report)):
                 try:
                     self._on_report(report)
                 except Exception as error:
                     self._error = self._error or error
             file.unlink(missing_ok=True)
 
-    def _read(self, file: Path) -> Report | None:
+    def _read(self, file: Path) -> Report | Stopped | None:
         """None: what a machine that lost power left, which is no reason to end a training."""
         content = file.read_bytes()
         try:
-            return json.loads(content)
+            return REPORTED.validate_json(content)
         except ValueError as error:
             if self._is_own(file):
                 self._error = self._error or error
@@ -98,17 +97,19 @@ class _ToFolder(UserCallback):
     def __init__(self, folder: Path, mark: str) -> None:
         self._folder = folder
         self._mark = mark
-        self._unwritten: list[Report] = []
+        self._unwritten: list[Report | Stopped] = []
 
-    def after_report(self, run_context: Any, metrics: list[Report], checkpoint: Any) -> None:
-        stopped = "stopped" in metrics[0]
-        self._unwritten.append(metrics[0] if stopped else _of_all(metrics))
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        report = _of_all([REPORTED.validate_python(each) for each in metrics])
+        self._unwritten.append(report)
         try:
             while self._unwritten:
                 self._write(self._unwritten[0])
                 del self._unwritten[0]
         except OSError as error:
-            if stopped:
+            if isinstance(report, Stopped):
                 raise
             logging.getLogger(__name__).warning(
                 "reports of the training wait for the next (%d now): "
@@ -118,12 +119,15 @@ class _ToFolder(UserCallback):
                 one_line(error),
             )
 
-    def _write(self, report: Report) -> None:
+    def _write(self, report: Report | Stopped) -> None:
         name = f"{time.time_ns():020d}-{self._mark}.json"
         with file_written_whole(self._folder / name) as partial:
-            partial.write_text(json.dumps(report))
+            partial.write_text(report.model_dump_json(exclude_none=True))
 
 
-def _of_all(metrics: list[Report]) -> Report:
-    """The loss is of all workers already; the slowest of them decides about the rest."""
-    return {**metrics[0], "data_wait_share": max(report["data_wait_share"] for report in metrics)}
+def _of_all(reports: list[Report | Stopped]) -> Report | Stopped:
+    """Rank 0's, whose loss is of all workers already, with the longest wait for data of any."""
+    if isinstance(reports[0], Stopped):
+        return reports[0]
+    longest = max(report.data_wait_share for report in reports)
+    return reports[0].model_copy(update={"data_wait_share": longest})

@@ -28,7 +28,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from fractal_model.common.errors import FractalError, last_line, one_line
 from fractal_model.config.training import TrainingConfig
-from fractal_model.training.job import Report, TrainingJob
+from fractal_model.training.job import Report, Stopped, TrainingJob
 from fractal_model.training.ray_train.best import KeepBest
 from fractal_model.training.ray_train.relay import Relay
 from fractal_model.training.ray_train.worker import train_worker
@@ -61,11 +61,11 @@ def run_training(
     FractalError: what a worker raised, why the run ended itself, or why no worker could be started.
     """
     recipe = job.recipe
-    stopped: list[str] = []
+    stopped: list[Stopped] = []
 
-    def sort(report: Report) -> None:
-        if "stopped" in report:
-            stopped.append(report["stopped"])
+    def sort(report: Report | Stopped) -> None:
+        if isinstance(report, Stopped):
+            stopped.append(report)
         else:
             on_report(report)
 
@@ -103,7 +103,7 @@ def run_training(
                 f"checkpoint (Ray's logs are in /tmp/ray/session_latest/logs/train)"
             ) from error
     if stopped:
-        raise FractalError(f"training ended: {stopped[0]}")
+        raise FractalError(f"training ended: {stopped[0].stopped}")
     return result.checkpoint
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import PurePosixPath
+from typing import Any
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
@@ -21,7 +22,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import Batch, train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import from_rank_zero
-from fractal_model.training.job import TrainingJob
+from fractal_model.training.job import Stopped, TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
 from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_left_behind
@@ -34,7 +35,7 @@ def train_worker(config: dict[str, str]) -> None:
         _Worker(TrainingJob.model_validate_json(config["job"])).run()
     except StoppedError as error:
         # As a report: what a worker raises, Ray tries again.
-        ray.train.report({"stopped": str(error)})
+        ray.train.report(Stopped(stopped=str(error)).model_dump())
 
 
 class StoppedError(FractalError):
@@ -156,17 +157,19 @@ class _Worker:
                 kept=frozenset(PurePosixPath(each.checkpoint.path).name for each in reported),
             )
 
+    def _metrics(self) -> dict[str, Any]:
+        return self._meter.report(len(self._skipped)).model_dump(exclude_none=True)
+
     def _report_metrics(self) -> None:
         # All that Ray sees of the mode is which thread of this rank waits: the ranks may differ.
         uploading = self._upload is not None and not self._upload.done
         mode = CheckpointUploadMode.ASYNC if uploading else CheckpointUploadMode.SYNC
-        report = self._meter.report(len(self._skipped))
-        ray.train.report(report, checkpoint_upload_mode=mode)
+        ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
     def _report_checkpoint(self) -> None:
         """All ranks report, rank 0 with the folder, which Ray copies to the run's storage."""
         self._saved_at = time.monotonic()
-        report = self._meter.report(len(self._skipped))
+        report = self._metrics()
         if self._rank != 0:
             ray.train.report(report)
             return

@@ -14,7 +14,7 @@ import pytest
 
 import fractal_model
 from fractal_model.common.errors import FractalError
-from fractal_model.training.job import TrainingJob
+from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_jobs import log, server
 from fractal_model.training.ray_jobs.driver import JOB_VARIABLE, MARKER
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
@@ -22,12 +22,13 @@ from fractal_model.training.ray_jobs.owner import Owner
 from tests.support import tiny_config
 from tests.support.jobs_api import JobsApi, serve
 from tests.support.recipes import RECIPE
+from tests.support.reports import make_report
 
 CODE = Path(fractal_model.__file__).parents[1]
-REPORTS = [{"position": position, "loss": 1.0} for position in range(0, 80, 8)]
+REPORTS = [make_report(position=position) for position in range(0, 80, 8)]
 LOG = "".join(
     ["the first line\n"]
-    + [f"{MARKER}{json.dumps({'report': report})}\n" for report in REPORTS]
+    + [f'{MARKER}{{"report": {report.model_dump_json(exclude_none=True)}}}\n' for report in REPORTS]
     + ["one more ä line\n", f"{MARKER}{json.dumps({'checkpoint': '/runs/checkpoint_3'})}\n"]
 )
 MINE, OTHER = "f" * 64, "e" * 64
@@ -67,7 +68,7 @@ class Screen:
     """What a person sees."""
 
     def __init__(self) -> None:
-        self.reports: list[dict] = []
+        self.reports: list[Report] = []
         self.lines: list[str] = []
 
     def train(self, api: JobsApi, job: TrainingJob, **options: object) -> str:
@@ -192,7 +193,7 @@ def test_a_job_that_fails_says_why(api, job):
 def test_only_cancelling_stops_the_job(api, job, error, stops):
     api.polls_until_end = 1000
 
-    def ends(report: dict) -> None:
+    def ends(report: Report) -> None:
         raise error("the screen is gone")
 
     jobs = TrainingJobs(api.address, Owner.here())

@@ -17,6 +17,7 @@ from fractal_model.training.ray_train import best
 from fractal_model.training.ray_train.best import KeepBest, keep_best
 from tests.support import tiny_config
 from tests.support.recipes import RECIPE
+from tests.support.reports import make_report
 
 
 @pytest.fixture
@@ -50,7 +51,8 @@ def report(run: Path):
             callback.after_report(context, [{"stopped": "why"}], None)
             return
         checkpoint = Checkpoint.from_directory(run / f"checkpoint_{number}")
-        callback.after_report(context, [{"loss": loss, "epoch": float(number)}], checkpoint)
+        metrics = make_report(loss=loss, epoch=float(number)).model_dump(exclude_none=True)
+        callback.after_report(context, [metrics], checkpoint)
 
     return report
 
