@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import run_flow
 from flows.flow_owner import is_over, this_owner
 from flows.training_progress import TrainingProgress
+from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
@@ -169,7 +170,7 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
 )
 def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
     """Put the checkpoint into the registry under the alias `candidate`."""
-    with launch.fetched(checkpoint) as folder:
+    with fetch_checkpoint(checkpoint) as folder:
         return registration.register(size.name, folder, serving=size.serving, tags=tags)
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow.fs
 from pydantic import ValidationError
 
 from fractal_model.common.errors import FractalError
@@ -95,17 +91,3 @@ def _deliver_metrics(local: Path) -> None:
                 f"{spool.waiting} reports of the earlier run wait for MLflow in {folder}: nothing "
                 f"was changed, run again once the server takes them"
             )
-
-
-@contextmanager
-def fetched(checkpoint: str) -> Iterator[Path]:
-    """The checkpoint's folder on this machine, fetched where it is in an object store."""
-    if not is_remote(checkpoint):
-        yield Path(checkpoint)
-        return
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(checkpoint)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / path.rsplit("/", 1)[1]
-        folder.mkdir()
-        pyarrow.fs.copy_files(path, str(folder), source_filesystem=filesystem)
-        yield folder

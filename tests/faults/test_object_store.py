@@ -12,9 +12,9 @@ from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
+from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.training.launch import fetched
 from fractal_model.training.ray_train.run import run_training
 from tests.support.disturbed_runs import IMAGES, Run, assert_equal, workers
 
@@ -70,7 +70,7 @@ def test_killed_and_damaged_it_goes_on_to_the_same_weights(new_run, straight, st
     store.pipe_file(f"{partial}/model.safetensors", b"of an upload that was killed")
 
     run.reports.clear()
-    with fetched(_address(run)) as folder:
+    with fetch_checkpoint(_address(run)) as folder:
         assert load_checkpoint(folder).progress.position == 6 * IMAGES
         assert_equal(load_file(folder / "model.safetensors"), straight)
     first = run.reports[0]
@@ -79,5 +79,5 @@ def test_killed_and_damaged_it_goes_on_to_the_same_weights(new_run, straight, st
     assert not store.exists(partial)
     assert len(_checkpoints(store, run)) == 2
     best = json.loads(store.cat_file(f"runs/tiny/{run.job.name}/best.json"))["checkpoint"]
-    with fetched(f"{STORAGE}/{run.job.name}/best/{best}") as folder:
+    with fetch_checkpoint(f"{STORAGE}/{run.job.name}/best/{best}") as folder:
         load_checkpoint(folder)

@@ -1,23 +1,24 @@
-"""A run's checkpoints in its storage, a folder or an object store: the way there and back.
+"""The checkpoints in a run's storage: which one to resume from, and which ones to remove.
 
-Decided here: an object store cannot rename, so the marker is copied after all the rest; what has
-none was never whole. Rank 0 chooses what all ranks resume from, and before they do they compare
-what they have read, so that a machine that sees something else ends the run instead of spoiling it.
+Decided here: an object store cannot rename, so the marker is uploaded after all other files; a
+checkpoint without it was never whole. Rank 0 chooses what all ranks resume from. Before they do,
+the ranks compare what they have read: a machine that sees other files ends the run instead of
+spoiling it.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
 
-import pyarrow.fs
 import ray.train
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from fractal_model.checkpoints.checkpoint import MARKER, Checkpoint, load_checkpoint
+from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.training.collectives import from_rank_zero, of_all_ranks
 
@@ -29,18 +30,18 @@ FOLDERS = "checkpoint_"
 
 @dataclass(frozen=True)
 class Resumed:
-    """What all ranks go on from."""
+    """The checkpoint that all ranks go on from."""
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]
-    """Of each newer checkpoint that was passed over: which, and what is wrong with it."""
+    """What is wrong with each newer checkpoint that was passed over."""
 
 
 def load_newest_whole(
     newest: ray.train.Checkpoint, context: ray.train.TrainContext | None = None
 ) -> Resumed:
-    """This checkpoint, or where it is damaged the next older whole one beside it; called by all
-    ranks together.
+    """Load this checkpoint, or if it is damaged the next older whole one beside it; all ranks call
+    this together.
 
     FractalError, on all ranks: none is whole (of the newest), the storage does not answer, or the
     ranks do not read the same.
@@ -49,52 +50,52 @@ def load_newest_whole(
     choice = from_rank_zero(_choose(newest) if context.get_world_rank() == 0 else None)
     chosen, damaged = _or_raise(choice)
     with _on_this_machine(chosen, context) as folder:
-        found = _load(folder, chosen)
-        marks = of_all_ranks(_mark(found, folder))
-    if len(set(marks)) > 1:
-        other = next(rank for rank, mark in enumerate(marks) if mark != marks[0])
+        checkpoint = _load(folder, chosen)
+        contents = of_all_ranks(_describe(checkpoint, folder))
+    if len(set(contents)) > 1:
+        other = next(rank for rank, content in enumerate(contents) if content != contents[0])
         raise FractalError(
-            f"the ranks do not read the same checkpoint {chosen.path}: rank 0 finds {marks[0]}, "
-            f"rank {other} finds {marks[other]}; every machine must see the same storage, mend "
+            f"the ranks do not read the same checkpoint {chosen.path}: rank 0 finds {contents[0]}, "
+            f"rank {other} finds {contents[other]}; every machine must see the same storage, mend "
             f"that and run again"
         )
-    return Resumed(_or_raise(found), damaged)
+    return Resumed(_or_raise(checkpoint), damaged)
 
 
-def remove_incomplete(
-    filesystem: pyarrow.fs.FileSystem, run: str, kept: frozenset[str] = frozenset()
-) -> None:
-    """Remove the run's checkpoints that never got their marker, as the upload was killed; none of
-    those named in `kept`."""
+def remove_incomplete(filesystem: FileSystem, run: str, kept: frozenset[str] = frozenset()) -> None:
+    """Remove the run's checkpoints that have no marker, because their upload was killed; keep those
+    named in `kept`."""
     for name in _names(filesystem, run):
         marker = filesystem.get_file_info(f"{run}/{name}/{MARKER}")
-        if marker.type == pyarrow.fs.FileType.NotFound and name not in kept:
+        if marker.type == FileType.NotFound and name not in kept:
             filesystem.delete_dir(f"{run}/{name}")
 
 
 def _choose(
     newest: ray.train.Checkpoint,
 ) -> tuple[ray.train.Checkpoint, tuple[str, ...]] | FractalError:
+    """The newest whole checkpoint, and what is wrong with the newer ones; else why there is none,
+    returned instead of raised so that it reaches all ranks."""
     run, name = newest.path.rstrip("/").rsplit("/", 1)
     damaged: list[FractalError] = []
     try:
         older = [other for other in _names(newest.filesystem, run) if other < name]
         for candidate in (name, *reversed(older)):
             stored = ray.train.Checkpoint(f"{run}/{candidate}", newest.filesystem)
-            with _fetched(stored) as folder:
-                found = _load(folder, stored)
-            if isinstance(found, Checkpoint):
+            with fetch_checkpoint(stored.path, stored.filesystem) as folder:
+                checkpoint = _load(folder, stored)
+            if isinstance(checkpoint, Checkpoint):
                 return stored, tuple(map(str, damaged))
-            damaged.append(found)
+            damaged.append(checkpoint)
     except OSError as error:
         return _unreachable(newest, error)
     return damaged[0]
 
 
-def _names(filesystem: pyarrow.fs.FileSystem, run: str) -> list[str]:
-    """Of the checkpoint folders of a run, oldest first."""
-    found = filesystem.get_file_info(pyarrow.fs.FileSelector(run, allow_not_found=True))
-    folders = (info.base_name for info in found if info.type == pyarrow.fs.FileType.Directory)
+def _names(filesystem: FileSystem, run: str) -> list[str]:
+    """The names of a run's checkpoint folders, oldest first."""
+    infos = filesystem.get_file_info(FileSelector(run, allow_not_found=True))
+    folders = (info.base_name for info in infos if info.type == FileType.Directory)
     return sorted(name for name in folders if name.startswith(FOLDERS))
 
 
@@ -106,44 +107,30 @@ def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalErr
         return FractalError(str(error).replace(str(folder), stored.path))
 
 
-def _mark(found: Checkpoint | FractalError, folder: Path) -> str:
-    """The marker is a checksum of all."""
-    if isinstance(found, FractalError):
-        return str(found)
-    return f"position {found.progress.position}, checksum {(folder / MARKER).read_text()[:16]}"
+def _describe(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
+    """What was read, as a text that ranks can compare: the marker is a checksum of all files."""
+    if isinstance(checkpoint, FractalError):
+        return str(checkpoint)
+    marker = (folder / MARKER).read_text()
+    return f"position {checkpoint.progress.position}, checksum {marker[:16]}"
 
 
 @contextmanager
 def _on_this_machine(
     stored: ray.train.Checkpoint, context: ray.train.TrainContext
 ) -> Iterator[Path]:
-    """A folder that holds it, fetched once a machine where it is in an object store. The block has
-    to wait for all ranks before it ends."""
+    """Yield a folder that holds it, fetched once a machine where it is in an object store. The
+    block has to wait for all ranks before it ends."""
     with ExitStack() as stack:
         mine: Path | FractalError | None = None
         if context.get_local_rank() == 0:
             try:
-                mine = stack.enter_context(_fetched(stored))
+                mine = stack.enter_context(fetch_checkpoint(stored.path, stored.filesystem))
             except OSError as error:
                 mine = _unreachable(stored, error)
-        told = of_all_ranks((context.get_node_rank(), mine))
-        folders = {node: _or_raise(folder) for node, folder in told if folder is not None}
+        answers = of_all_ranks((context.get_node_rank(), mine))
+        folders = {node: _or_raise(folder) for node, folder in answers if folder is not None}
         yield folders[context.get_node_rank()]
-
-
-@contextmanager
-def _fetched(stored: ray.train.Checkpoint) -> Iterator[Path]:
-    """OSError: the storage does not answer. What is not there is a folder that is not there."""
-    if isinstance(stored.filesystem, pyarrow.fs.LocalFileSystem):
-        yield Path(stored.path)
-        return
-    with tempfile.TemporaryDirectory(prefix="fractal-fetched-") as scratch:
-        folder = Path(scratch) / PurePosixPath(stored.path).name
-        there = stored.filesystem.get_file_info(stored.path).type
-        if there == pyarrow.fs.FileType.Directory:
-            folder.mkdir()
-            pyarrow.fs.copy_files(stored.path, str(folder), source_filesystem=stored.filesystem)
-        yield folder
 
 
 def _unreachable(stored: ray.train.Checkpoint, error: OSError) -> FractalError:

@@ -14,6 +14,7 @@ import torch.distributed
 import torch.multiprocessing
 from ray.train import Checkpoint
 
+from fractal_model.checkpoints import storage
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
@@ -81,7 +82,7 @@ def test_a_store_that_does_not_answer_is_no_damage(monkeypatch, run):
     def away(*_: object, **__: object) -> None:
         raise OSError("AWS Error NETWORK_CONNECTION\nno route")
 
-    monkeypatch.setattr(pyarrow.fs, "copy_files", away)
+    monkeypatch.setattr(storage, "copy_files", away)
     with pytest.raises(FractalError, match="cannot be fetched .AWS Error NETWORK.*check") as caught:
         load_newest_whole(Checkpoint("run/checkpoint_3", in_a_store(run)), place())
     assert "\n" not in str(caught.value)
