@@ -22,15 +22,10 @@ def published_evaluation_loss(outcome: Pass) -> Tensor:
     return sum(_channel_mean(v, 1.0) for v in (outcome.pixels, *outcome.guides))
 
 
-def nats_per_value(outcome: Pass, images: int) -> Tensor:
-    """(B,) float64: each image's negative log-likelihood bound per pixel channel, guiding pixels
-    weighted by how many of them there are."""
-    return nats_by_part(outcome, images).sum(1)
-
-
 def nats_by_part(outcome: Pass, images: int) -> Tensor:
-    """(B, 3 + G) float64: the same by what it is paid for: the pixels' red, green and blue, then
-    the guiding pixels of each of the G levels that have them."""
+    """(B, 3 + G) float64: each image's negative log-likelihood bound per pixel channel, as a sum of
+    parts: the pixels' red, green and blue, then the guiding pixels of each of the G levels that
+    have them, weighted by how many of them there are."""
     parts = []
     for values in (outcome.pixels, *outcome.guides):
         shares = values.weight.double() * values.per_image_value / 3

@@ -10,7 +10,7 @@ import torch
 
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
-from fractal_model.model.losses import nats_per_value, training_loss
+from fractal_model.model.losses import nats_by_part, training_loss
 from fractal_model.training.schedule import training_masks
 from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
 from tests.support import random_images, tiny_config, tiny_model
@@ -34,7 +34,7 @@ def test_bound_equals_the_expectation_over_all_masks():
                 outcome = model(
                     images, null(1), masks=lambda level, rows, m=mask: m, guides=exact_guides
                 )
-            exact += nats_per_value(outcome, 1).item() / len(subsets) / 4 / math.log(2)
+            exact += nats_by_part(outcome, 1).sum().item() / len(subsets) / 4 / math.log(2)
     drawn = torch.cat(
         [pass_bits(model, images, [seed], passes=4, labels=null(1)).mean(1) for seed in range(200)]
     )
@@ -136,7 +136,7 @@ def _expectation(model, images):
             with torch.no_grad():
                 outcome = model(images, null(1), masks=source, guides=exact_guides)
             # The bound is a sum over patches, so all of them may have the same mask below.
-            total += nats_per_value(outcome, 1).item() * top_probability * probability
+            total += nats_by_part(outcome, 1).sum().item() * top_probability * probability
     return total / math.log(2)
 
 
@@ -207,7 +207,7 @@ def test_guiding_pixels_weigh_what_there_are_of_them():
     assert [values.per_image_value for values in outcome.guides] == [1 / 16, 1 / 4]
     by_hand = outcome.pixels.nats.double().mean()
     by_hand += sum(v.nats.double().mean() * v.per_image_value for v in outcome.guides)
-    assert nats_per_value(outcome, 1).item() == pytest.approx(by_hand.item(), rel=1e-6)
+    assert nats_by_part(outcome, 1).sum().item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
 def test_ar_is_exact_in_one_pass():
