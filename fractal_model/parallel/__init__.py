@@ -1,2 +1,1 @@
-"""Work on many images in parts: in this process, kept on disk, or on the workers of a Ray
-cluster."""
+"""Work in parts: in this process, kept on disk, or on the workers of a Ray cluster."""

@@ -1,8 +1,9 @@
-"""Work on many images that survives being stopped: each part's rows are a file as soon as they are
-done, and only what is missing is done again.
+"""Work on many images that survives being stopped: each part's rows become a file as soon as they
+are done, and only missing rows are computed again.
 
-Decided here: one safetensors file a part, named after its images, written whole; what was begun is
-simply not there. A `MapParts` around another, so that whoever asks for the work need not know.
+Decided here: a part is one safetensors file, named after its first image and written whole, so that
+a part that was interrupted leaves no file. `KeptParts` wraps another `MapParts`: whoever asks for
+the work need not know that it is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROWS = "rows"
 
 
 class KeptParts:
-    """The `MapParts` that keeps rows in `folder`, whose name says what decides them."""
+    """The `MapParts` that keeps rows in `folder`; the folder's name identifies the work."""
 
     def __init__(self, folder: Path, map_parts: MapParts) -> None:
         self._folder = folder
@@ -33,68 +34,58 @@ class KeptParts:
     def __call__(
         self, start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        """First what is kept, then what is made. OSError: the disk is full."""
+        """Yield the kept parts, then those computed now. OSError: the disk is full."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        missing = torch.ones(total, dtype=torch.bool)
+        is_missing = torch.ones(total, dtype=torch.bool)
         for part, rows in self.kept():
-            missing[part.start : part.stop] = False
+            is_missing[part.start : part.stop] = False
             yield part, rows
-        wanted = missing.nonzero().flatten().tolist()
-        if not wanted:
+        missing = is_missing.nonzero().flatten().tolist()
+        if not missing:
             return
-        for places, rows in self._map_parts(
-            partial(_renumbered, start, wanted), len(wanted), largest=largest
-        ):
-            at = 0
-            for part in runs([wanted[place] for place in places]):
-                ours = rows[at : at + len(part)]
-                at += len(part)
-                self._keep(part, ours)
-                yield part, ours
+        start = partial(_start_renumbered, start, missing)
+        for places, rows in self._map_parts(start, len(missing), largest=largest):
+            parts = runs([missing[place] for place in places])
+            lengths = [len(part) for part in parts]
+            for part, part_rows in zip(parts, rows.split(lengths), strict=True):
+                with file_written_whole(self._folder / f"{part.start:09d}.safetensors") as file:
+                    save_file({ROWS: part_rows.contiguous()}, file)
+                yield part, part_rows
 
     def kept(self) -> Iterator[tuple[range, Tensor]]:
-        """By number of the first image. A file that cannot be read is removed."""
+        """Yield the kept parts by image number; remove damaged and unfinished files."""
         for file in sorted(self._folder.glob("*.safetensors")):
             try:
-                rows = load_file(file)[ROWS]
-            except SafetensorError:
+                first, rows = int(file.stem), load_file(file)[ROWS]
+            except (ValueError, SafetensorError):
                 file.unlink()
                 continue
-            first = int(file.stem)
             yield range(first, first + len(rows)), rows
 
     def rows(self, numbers: Sequence[int], width: int) -> Tensor:
-        """The first `width` columns of some rows, (n, width), read from the disk."""
-        files = {int(file.stem): file for file in sorted(self._folder.glob("*.safetensors"))}
-        firsts = list(files)
-        found = []
+        """The first `width` columns of the rows with these numbers, (n, width), from the disk."""
+        files = {int(file.stem): file for file in sorted(self._folder.glob("[0-9]*.safetensors"))}
+        firsts, rows = list(files), []
         for number in numbers:
             first = firsts[bisect_right(firsts, number) - 1]
             with safe_open(files[first], "pt") as content:
                 at = number - first
-                found.append(content.get_slice(ROWS)[at : at + 1, :width])
-        return torch.cat(found)
-
-    def _keep(self, part: range, rows: Tensor) -> None:
-        with file_written_whole(self._folder / f"{part.start:09d}.safetensors") as partial_file:
-            save_file({ROWS: rows.contiguous()}, partial_file)
+                rows.append(content.get_slice(ROWS)[at : at + 1, :width])
+        return torch.cat(rows)
 
 
 def runs(numbers: Sequence[int]) -> list[range]:
-    """Rising numbers as ranges without gaps."""
-    found: list[range] = []
+    """Split rising numbers into ranges without gaps."""
+    ranges: list[range] = []
     for number in numbers:
-        if found and found[-1].stop == number:
-            found[-1] = range(found[-1].start, number + 1)
+        if ranges and ranges[-1].stop == number:
+            ranges[-1] = range(ranges[-1].start, number + 1)
         else:
-            found.append(range(number, number + 1))
-    return found
+            ranges.append(range(number, number + 1))
+    return ranges
 
 
-def _renumbered(start: StartWork, wanted: list[int], device: torch.device) -> Work:
+def _start_renumbered(start: StartWork, missing: list[int], device: torch.device) -> Work:
+    """The work on places in `missing` instead of image numbers."""
     work = start(device)
-
-    def some(places: range) -> Tensor:
-        return torch.cat([work(part) for part in runs([wanted[place] for place in places])])
-
-    return some
+    return lambda places: torch.cat([work(part) for part in runs([missing[p] for p in places])])

@@ -1,10 +1,9 @@
 """Work on many images, cut into parts that fit memory.
 
-Decided here: how the work is cut decides nothing about its result, because an image's random
-numbers are its own; so parts start small and grow, as far as the memory measured on the parts
-before allows and as long as one does not take so long that progress stands still. A part that
-does not fit after all is halved. Who runs the parts, this process or workers, is the caller's
-choice: see `MapParts`.
+Decided here: how the work is cut does not change its result, because every image has its own random
+numbers. Parts start small. They grow as far as the memory measured on earlier parts allows, and as
+long as one part does not take so long that progress stands still. A part that does not fit after
+all is halved. The caller chooses who runs the parts, this process or workers: see `MapParts`.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
-"""One image first: what it takes is not known yet, and running out of memory ends the process
-where the system does not say no."""
+"""One image first: its memory is not known yet, and where the system does not refuse an allocation
+it kills the process."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
-"""Images of a part that time does not forbid: one at a time wastes the machine."""
+"""Images that a part may have however slow they are: one at a time wastes the machine."""
 MEMORY_SHARE = 0.5
-"""Of the memory that is free, what a part may take: the measure is of smaller parts."""
+"""Share of the free memory that a part may take: it was measured on smaller parts."""
 
 Work = Callable[[range], Tensor]
-"""From image numbers to one row of a tensor each."""
+"""From image numbers to a tensor with one row for each."""
 StartWork = Callable[[torch.device], Work]
-"""What each worker calls once: brings the model to its device. Must pickle."""
+"""Called once by each worker: brings the model to its device. Must pickle."""
 
 
 class MapParts(Protocol):
@@ -46,7 +45,7 @@ class MapParts(Protocol):
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a worker returns."""
+    """What a worker returns for a part."""
 
     rows: Tensor
     """On the CPU, one for each image."""
@@ -56,7 +55,7 @@ class PartResult:
 
 
 class PartWorker:
-    """Runs parts on one device that it shares with `sharing` workers like it."""
+    """Runs parts on one device, which it shares with other workers: `sharing` of them in all."""
 
     def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
         self._device = compute_device()
@@ -70,9 +69,7 @@ class PartWorker:
         seconds = time.monotonic() - started
         per_image = max(1, peak.added_bytes // fitted)
         fitting = max(1, int(self._share * available_memory(self._device)) // per_image)
-        if fitted < len(part):
-            fitting = min(fitting, fitted)
-        return PartResult(rows, fitting, seconds)
+        return PartResult(rows, fitting if fitted == len(part) else min(fitting, fitted), seconds)
 
 
 def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
@@ -99,9 +96,10 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return "can't allocate memory" in str(error)  # torch's CPU allocator has no type of its own
+    # Torch's allocator on the CPU raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "can't allocate memory" in str(error)
+    )
 
 
 class PartSizes:

@@ -1,8 +1,8 @@
 """Ray's adapter for work on many images: the same parts, on a pool of actors.
 
 Decided here: a worker is an actor with one CPU, and one GPU where the cluster has any, so that it
-holds the model once; Ray starts one that died again and repeats its part. Whatever goes wrong
-arrives as one FractalError.
+loads the model once. Ray restarts an actor that died and repeats its part. Every failure arrives as
+one FractalError.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,45 +37,7 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
-"""Of each worker, before the whole work is given up."""
-
-
-def map_over_workers(
-    start: StartWork,
-    total: int,
-    *,
-    largest: int = LARGEST_PART,
-    workers: int,
-    files: Sequence[Path] = (),
-) -> Iterator[tuple[range, Tensor]]:
-    """The `MapParts` on `workers` actors of the cluster in RAY_ADDRESS, else of this machine; they
-    read `files`.
-
-    FractalError: more workers than the cluster has CPUs or GPUs, a machine of it that does not see
-    a file, or what a worker raised.
-    """
-    if workers < 1:
-        raise FractalError(f"{workers} workers asked for: give 1 or more")
-    with ray_cluster(cpus=min(workers, os.cpu_count() or 1)):
-        gpus = _require_resources(workers)
-        require_files(files, "GPU" if gpus else "CPU")
-        workers = min(workers, total)
-        try:
-            yield from _run(
-                start, PartSizes(total, largest=largest, workers=workers), workers, gpus
-            )
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, FractalError):
-                raise FractalError(one_line(cause)) from error
-            raise FractalError(
-                f"a worker failed: {type(cause).__name__}: {one_line(cause)}"
-            ) from error
-        except RayActorError as error:
-            raise FractalError(
-                f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer workers "
-                f"or a smaller batch size; Ray's logs are in /tmp/ray/session_latest/logs"
-            ) from error
+"""How often each worker is restarted before the whole work is given up."""
 
 
 def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
@@ -90,8 +53,11 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
 
 
 def worker_count(workers: int) -> int:
-    """How many workers that is: 0 stands for as many as the cluster in RAY_ADDRESS has room for, or
-    one for each GPU of this machine. FractalError: fewer than 0, or the cluster does not answer."""
+    """Return `workers`, or for 0 the number that the cluster in RAY_ADDRESS has room for, without a
+    cluster one for each GPU of this machine.
+
+    FractalError: it is below 0, or the cluster does not answer.
+    """
     if workers < 0:
         raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
     if workers > 0:
@@ -99,8 +65,7 @@ def worker_count(workers: int) -> int:
     if not _has_cluster():
         return max(1, torch.cuda.device_count())
     with ray_cluster(cpus=os.cpu_count() or 1):
-        found = ray.cluster_resources()
-    return max(1, int(found.get("GPU", 0)) or int(found.get("CPU", 0)))
+        return max(1, _room(*_cpus_and_gpus()))
 
 
 def hardware(workers: int) -> Hardware:
@@ -110,41 +75,50 @@ def hardware(workers: int) -> Hardware:
     if workers == 1 or not _has_cluster():
         return here
     with ray_cluster(cpus=os.cpu_count() or 1):
-        found = ray.cluster_resources()
-        gpus = tuple(name for node in ray.nodes() if node["Alive"] for name in _gpus(node))
-    return here.model_copy(update={"cpus": max(1, int(found.get("CPU", 0))), "gpus": gpus})
+        cpus, _ = _cpus_and_gpus()
+        gpus = tuple(gpu for node in _live_nodes() for gpu in _gpu_types(node["Resources"]))
+    return here.model_copy(update={"cpus": max(1, cpus), "gpus": gpus})
 
 
-def _gpus(node: dict[str, Any]) -> list[str]:
-    """Type of each GPU of a machine, as Ray names it."""
-    resources = node["Resources"]
-    types = [name for name in resources if name.startswith(_ACCELERATOR)]
-    name = types[0].removeprefix(_ACCELERATOR) if types else "GPU"
-    return [name] * int(resources.get("GPU", 0))
-
-
-def _has_cluster() -> bool:
-    return bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
-
-
-def _run(
-    start: StartWork, sizes: PartSizes, workers: int, gpus: int
+def map_over_workers(
+    start: StartWork,
+    total: int,
+    *,
+    largest: int = LARGEST_PART,
+    workers: int,
+    files: Sequence[Path] = (),
 ) -> Iterator[tuple[range, Tensor]]:
-    shared = ray.put(start)
-    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS}
-    actor = _Worker.options(max_task_retries=RESTARTS, **options)
-    pool = ActorPool([actor.remote(workers) for _ in range(workers)])
-    part = sizes.next_part()
-    while part is not None or pool.has_next():
-        while part is not None and pool.has_free():
-            pool.submit(lambda worker, value: worker.run.remote([shared], value), part)
-            part = sizes.next_part()
-        done, result = pool.get_next_unordered()
-        sizes.record(done, result)
-        yield done, result.rows
+    """The `MapParts` on `workers` actors of the cluster in RAY_ADDRESS, else of this machine; they
+    read `files`, which are absolute.
+
+    FractalError: more workers than the cluster has CPUs or GPUs, a machine of it that does not see
+    a file, or what a worker raised.
+    """
+    with ray_cluster(cpus=min(workers, os.cpu_count() or 1)), _errors_on_one_line():
+        cpus, gpus = _cpus_and_gpus()
+        if workers > (room := _room(cpus, gpus)):
+            raise FractalError(
+                f"{workers} workers asked for, each takes one CPU{' and one GPU' if gpus else ''}: "
+                f"the cluster has room for {room}, give 1 … {room} workers or connect to a "
+                f"larger one with RAY_ADDRESS"
+            )
+        _require_files(files, "GPU" if gpus else "CPU")
+        workers = min(workers, total)
+        sizes = PartSizes(total, largest=largest, workers=workers)
+        pool = ActorPool(
+            [_Worker.options(num_gpus=min(1, gpus)).remote(workers) for _ in range(workers)]
+        )
+        shared, part = ray.put(start), sizes.next_part()
+        while part is not None or pool.has_next():
+            while part is not None and pool.has_free():
+                pool.submit(lambda worker, value: worker.run.remote([shared], value), part)
+                part = sizes.next_part()
+            done, result = pool.get_next_unordered()
+            sizes.record(done, result)
+            yield done, result.rows
 
 
-@ray.remote
+@ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
 class _Worker:
     """`PartWorker` in a process of its own."""
 
@@ -153,38 +127,70 @@ class _Worker:
         self._worker: PartWorker | None = None
 
     def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
-        """`start` in a list: so Ray hands on the reference, and the model is read once."""
+        """`start` is in a list so that Ray passes the reference on, and the model is read once."""
         if self._worker is None:
             self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)
 
 
-def _require_resources(workers: int) -> int:
-    """GPUs that a worker takes. FractalError where Ray would wait for ever."""
-    found = ray.cluster_resources()
-    gpus, cpus = int(found.get("GPU", 0)), int(found.get("CPU", 0))
-    count = min(cpus, gpus) if gpus else cpus
-    if workers > count:
+@contextmanager
+def _errors_on_one_line() -> Iterator[None]:
+    """Turn what Ray raises for its workers into a FractalError."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, FractalError):
+            raise FractalError(one_line(cause)) from error
+        message = f"a worker failed: {type(cause).__name__}: {one_line(cause)}"
+        raise FractalError(message) from error
+    except RayActorError as error:
         raise FractalError(
-            f"{workers} workers asked for, each takes one CPU{' and one GPU' if gpus else ''}: the "
-            f"cluster has room for {count}, ask for 1 … {count} or connect to a larger one "
-            f"with RAY_ADDRESS"
-        )
-    return 1 if gpus else 0
+            f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer workers "
+            f"or a smaller batch size; Ray's logs are in /tmp/ray/session_latest/logs"
+        ) from error
 
 
-def require_files(files: Sequence[Path], resource: str) -> None:
-    """`files` are absolute; asked are machines that offer the resource, CPU or GPU, of the cluster
-    that is connected. FractalError: one of them lacks a file."""
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(resource)]
-    asked = [_missing_on(node["NodeID"], files) for node in nodes if files]
+def _has_cluster() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
+
+
+def _cpus_and_gpus() -> tuple[int, int]:
+    """How many the connected cluster has."""
+    resources = ray.cluster_resources()
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+def _room(cpus: int, gpus: int) -> int:
+    """How many workers run at once on so many; Ray would wait for ever for more."""
+    return min(cpus, gpus) if gpus else cpus
+
+
+def _live_nodes() -> list[dict[str, Any]]:
+    """Ray's description of each machine of the connected cluster."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _gpu_types(resources: dict[str, float]) -> list[str]:
+    """The type of each GPU of a machine, as Ray names it."""
+    types = [name for name in resources if name.startswith(_ACCELERATOR)]
+    name = types[0].removeprefix(_ACCELERATOR) if types else "GPU"
+    return [name] * int(resources.get("GPU", 0))
+
+
+def _require_files(files: Sequence[Path], resource: str) -> None:
+    """FractalError: a machine of the connected cluster that offers `resource` lacks a file."""
+    answers = [
+        _missing_files.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote([str(file) for file in files])
+        for node in _live_nodes()
+        if files and node["Resources"].get(resource)
+    ]
     lacking: list[tuple[str, str]] = []
-    for answer in asked:
-        try:
-            machine, missing = ray.get(answer)
-        except RayError:
-            continue  # a machine that is lost meanwhile runs no worker either
-        lacking += [(machine, file) for file in missing]
+    for answer in answers:
+        with suppress(RayError):  # a machine that is lost meanwhile runs no worker either
+            lacking += ray.get(answer)
     if lacking:
         machine, file = lacking[0]
         others = len(lacking) - 1
@@ -196,12 +202,7 @@ def require_files(files: Sequence[Path], resource: str) -> None:
         )
 
 
-def _missing_on(node: str, files: Sequence[Path]) -> ray.ObjectRef:
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return _missing.options(scheduling_strategy=there).remote([str(file) for file in files])
-
-
 @ray.remote(num_cpus=0, max_retries=0)
-def _missing(files: list[str]) -> tuple[str, list[str]]:
-    """On a machine of the cluster: its name, and which of the files are not there."""
-    return socket.gethostname(), [file for file in files if not Path(file).exists()]
+def _missing_files(files: list[str]) -> list[tuple[str, str]]:
+    """On a machine of the cluster: its name beside each of the files that is not there."""
+    return [(socket.gethostname(), file) for file in files if not Path(file).exists()]
