@@ -57,27 +57,30 @@ benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillo
 benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: docs/speed.md, but for its last two sections
 	$(RUN) python -m tests.benchmarks.speed
 
-test: $(INSTALLED) ## all tests but the slow ones, with coverage
+# Two processes at a time; tests that share a server or a trained model stay in one of them.
+PYTEST := python -m pytest
+TOGETHER := -n 2 --dist loadgroup
+
+test: $(INSTALLED) ## all quick tests, with coverage (about 10 minutes)
 	$(RUN) python -m coverage erase
-	$(RUN) python -m coverage run -m pytest -m "not slow"
+	$(RUN) python -m coverage run -m pytest $(TOGETHER) -m "not (slow or faults or services or scale or pages)"
 	$(RUN) python -m coverage combine --quiet
 	$(RUN) python -m coverage report
 
-test-all: $(INSTALLED) ## the slow tests too
-	$(RUN) python -m pytest
+test-all: $(INSTALLED) ## every test
+	$(RUN) $(PYTEST)
 
-test-faults: $(INSTALLED) ## training under faults, all of them (about 15 minutes)
-	$(RUN) python -m pytest tests/faults tests/services/test_end_to_end.py
+test-faults: $(INSTALLED) ## training under faults (about 15 minutes)
+	$(RUN) $(PYTEST) -m faults
 
 test-services: $(INSTALLED) ## the real servers: training, evaluation, promotion, nights (2 to 5 minutes)
-	$(RUN) python -m pytest tests/services/test_end_to_end.py \
-	  tests/services/test_evaluation_end_to_end.py
+	$(RUN) $(PYTEST) -m services
 
 test-scale: $(INSTALLED) ## 32 workers on 4 simulated machines, one of which is lost
-	$(RUN) python -m pytest tests/scale
+	$(RUN) $(PYTEST) -m scale
 
 test-pages: $(INSTALLED) ## MLflow's pages in a headless Chromium (about 2 minutes)
-	$(RUN) python -m pytest tests/tracking/test_browser.py
+	$(RUN) $(PYTEST) -m pages
 
 ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (PORT=… for another port)
 	$(RUN) python -m fractal_model ui --port $(PORT)

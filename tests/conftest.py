@@ -13,10 +13,29 @@ for _name in [n for n in os.environ if n.startswith("MLFLOW_")]:
     del os.environ[_name]
 for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+    torch.set_num_threads(1)
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
-from tests.support import KINDS
+from tests.support import KINDS, REPOSITORY
+
+IN_ONE_PROCESS = ("flows", "tracking", "faults", "training", "parallel", "cli", "services")
+"""Folders of tests whose tests share servers, a Ray or trained models; the longest first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests stay together where pytest runs several processes, and begin with them."""
+
+    def group(item: pytest.Item) -> str:
+        folder, *_ = item.path.relative_to(REPOSITORY / "tests").parts
+        return folder if folder in IN_ONE_PROCESS else str(item.path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    order = {folder: place for place, folder in enumerate(IN_ONE_PROCESS)}
+    items.sort(key=lambda item: order.get(group(item), len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.training.ray_jobs.driver import drive
 from tests.support.disturbed_runs import IMAGES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 class Server:

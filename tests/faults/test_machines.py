@@ -13,7 +13,7 @@ from tests.support.disturbed_runs import BATCH, IMAGES
 from tests.support.images_seen import steps_seen, writes_down_what_it_sees
 from tests.support.simulated_cluster import ACCELERATOR, add_machine, machines
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 EPOCHS = 6
 EACH = {"CPU": 1.0, ACCELERATOR: 1.0}
 LONGER_THAN_PLACEMENT = PLACEMENT_SECONDS + 10

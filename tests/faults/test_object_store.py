@@ -20,7 +20,7 @@ from tests.support.disturbed_runs import IMAGES, Run, assert_equal, workers
 
 STORAGE = "s3://runs/tiny"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def _slow(seconds: float, file: Path):
     return worker
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_training_goes_on_while_a_checkpoint_is_uploaded(new_run, cluster, tmp_path):
     run = new_run(epochs=2, max_failures=0)
     run.train(worker=_slow(30.0, tmp_path / "reached"))

@@ -23,7 +23,7 @@ MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()
 
 @pytest.mark.parametrize(
     "moment",
-    [pytest.param(m, marks=() if i == 0 else pytest.mark.slow) for i, m in enumerate(MOMENTS)],
+    [pytest.param(m, marks=() if i == 0 else pytest.mark.faults) for i, m in enumerate(MOMENTS)],
 )
 def test_a_killed_worker_leaves_the_same_weights(new_run, straight, moment):
     run = new_run(max_failures=3)
@@ -36,7 +36,7 @@ def test_a_killed_worker_leaves_the_same_weights(new_run, straight, moment):
     assert len(positions) > len(set(positions)) or positions != sorted(positions) or moment < IMAGES
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
     run = new_run(max_failures=3)
     stopped = []
@@ -51,7 +51,7 @@ def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
     assert not stopped[0].is_running()
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_worker_that_hangs_holds_the_others_up_for_so_long_alone(new_run, straight, tmp_path):
     hung = tmp_path / "hung"
 
@@ -74,7 +74,7 @@ def test_a_worker_that_hangs_holds_the_others_up_for_so_long_alone(new_run, stra
     assert time.monotonic() - started < 300
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_last_checkpoints_and_the_best_are_kept_and_whole(new_run, straight, tmp_path):
     folder = tmp_path / "straight" / ("f" * 16)
     last = sorted(path for path in folder.glob("checkpoint_*") if path.is_dir())
@@ -108,7 +108,7 @@ def _bad_at(positions: tuple[int, ...], rank: int):
     return worker
 
 
-@pytest.mark.parametrize("choice", ["skip", pytest.param("roll-back", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("choice", ["skip", pytest.param("roll-back", marks=pytest.mark.faults)])
 def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, choice):
     bad = 2 * IMAGES + 3 * BATCH
     run = new_run(non_finite=choice, max_failures=0)
@@ -126,7 +126,7 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, ch
 
 
 @pytest.mark.parametrize(
-    ("choice", "most"), [("stop", 3), pytest.param("skip", 1, marks=pytest.mark.slow)]
+    ("choice", "most"), [("stop", 3), pytest.param("skip", 1, marks=pytest.mark.faults)]
 )
 def test_it_ends_after_so_many_at_once_and_says_which_images(new_run, cluster, choice, most):
     second = IMAGES + 2 * BATCH

@@ -28,7 +28,7 @@ from tests.support.params import small_params
 from tests.support.projects import make_project
 from tests.support.simulated_cluster import ACCELERATOR, machines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(1800)]
 EPOCHS, IMAGES, BATCH = 16, 1757, 320
 MOST_BYTES, MOST_MINUTES = 20e9, 15
 

@@ -48,7 +48,7 @@ def probe():
     Path("probe.txt").write_text(client.get_job_logs(job) + os.environ["MLFLOW_TRACKING_URI"])
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.services, pytest.mark.faults]
 
 
 WORKER_LOG = "outputs/services/worker.log"

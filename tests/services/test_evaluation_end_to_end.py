@@ -22,7 +22,7 @@ from tests.support.ports import free_ports
 LITTLE, MUCH, HARDLY = 2, 40, 3
 """Epochs of the first version, of a much better one and of a much worse one."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.support.chromium import needs_chromium, opened
 from tests.support.evaluated import GUIDANCE, evaluate_three
 from tests.support.mlflow_server import Server
 
-pytestmark = pytest.mark.slow  # make test-pages, which continuous integration runs too
+pytestmark = pytest.mark.pages
 
 
 class Evaluated:
