@@ -15,7 +15,6 @@ rank), so the position restores it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -31,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import written_whole
+from fractal_model.common.files import sha256, written_whole
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import ModelConfig
 from fractal_model.model.fractal import FractalModel
@@ -100,7 +99,7 @@ def save_checkpoint(
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
         if optimizer is not None:
             torch.save(optimizer, partial / OPTIMIZER)
-        _seal(partial, {file.name: _sha256(file) for file in sorted(partial.iterdir())})
+        _seal(partial, {file.name: sha256(file) for file in sorted(partial.iterdir())})
 
 
 def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
@@ -117,7 +116,7 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
-    _write_text(folder / MARKER, _sha256(folder / CHECKSUMS))
+    _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -161,14 +160,14 @@ def verify_checkpoint(folder: Path) -> None:
             f"the checkpoint {folder} is incomplete, it has no {MARKER} marker: writing it was "
             f"interrupted; {way_out}"
         )
-    if marker.read_bytes() != _sha256(checksums).encode():
+    if marker.read_bytes() != sha256(checksums).encode():
         raise FractalError(
             f"the checkpoint {folder} is damaged: {CHECKSUMS} changed or {MARKER} did; {way_out}"
         )
     for name, expected in json.loads(checksums.read_text()).items():
         if not (folder / name).is_file():
             raise FractalError(f"the checkpoint {folder} is damaged: {name} is missing; {way_out}")
-        if _sha256(folder / name) != expected:
+        if sha256(folder / name) != expected:
             raise FractalError(
                 f"the checkpoint {folder} is damaged: {name} ({(folder / name).stat().st_size} "
                 f"bytes) does not have its checksum, truncated or changed; {way_out}"
@@ -180,8 +179,3 @@ def _write_text(file: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

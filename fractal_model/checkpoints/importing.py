@@ -13,7 +13,6 @@ Such a file is a zip that `torch.save` wrote: a pickle, and the tensors' bytes. 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,16 +119,6 @@ def with_imagenet_names(size: Size) -> Size:
     from torchvision.models import ResNet18_Weights
 
     return size.with_class_names(tuple(ResNet18_Weights.DEFAULT.meta["categories"]))
-
-
-def file_sha256(file: Path, progress: BytesDone) -> str:
-    digest, done = hashlib.sha256(), 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(done)
-    return digest.hexdigest()
 
 
 def require_archive(file: Path) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
+from fractal_model.common.files import sha256
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.sources.inspection import IMAGENET, Source
@@ -190,7 +191,7 @@ def _published(settings: Params, dataset: str, resolution: int) -> PublishedStat
 
     Raises FractalError when it is not on this machine, or not what it was.
     """
-    from fractal_model.metrics.adm import file_checksum, load_published
+    from fractal_model.metrics.adm import load_published
 
     data = settings.paths.data
     entry = registered(data).get(dataset)
@@ -204,7 +205,7 @@ def _published(settings: Params, dataset: str, resolution: int) -> PublishedStat
     if file is None or not file.is_file():
         found = "is not known on this machine" if file is None else f"is not at {file} any more"
         raise FractalError(f"{dataset} is compared with {name}, which {found}: {way_out}")
-    if file_checksum(file) != entry.statistics.sha256:
+    if sha256(file) != entry.statistics.sha256:
         raise FractalError(f"{file} has changed since it was registered: {way_out}")
     return load_published(file, resolution)
 
@@ -220,7 +221,7 @@ def register_reference(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
-    from fractal_model.metrics.adm import file_checksum, load_published
+    from fractal_model.metrics.adm import load_published
 
     data = load_params(params).paths.data
     known = registered(data)
@@ -235,7 +236,7 @@ def register_reference(
         register_statistics(data, dataset, None)
         return
     published = load_published(file, known[dataset].resolution)
-    register_statistics(data, dataset, file, file_checksum(file))
+    register_statistics(data, dataset, file, sha256(file))
     images = 0 if published.images is None else len(published.images)
     say(f"{file.name}: statistics and {images:,} images; `dvc repro` takes them over")
 

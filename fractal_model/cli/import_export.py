@@ -11,7 +11,7 @@ import typer
 
 from fractal_model.cli.options import ModelOption, ParamsOption, path
 from fractal_model.common.console import progress_bar, say
-from fractal_model.common.files import require_new, written_whole
+from fractal_model.common.files import require_new, sha256, written_whole
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 
@@ -80,11 +80,10 @@ def export_model(
 
 def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
     """As in training: what is registered already, of the same file and model, is kept."""
-    from fractal_model.checkpoints.importing import file_sha256
     from fractal_model.tracking import registration, registry, runs
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
-        checksum = file_sha256(source, update)
+        checksum = sha256(source, update)
     mark = fingerprint(size.model, checksum)
     version = registration.reuse(size.name, mark, size.serving)
     if version is not None:

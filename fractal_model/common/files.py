@@ -1,17 +1,21 @@
-"""Folders that are whole or do not exist: written beside, then renamed."""
+"""Files and folders that are whole or do not exist: written beside their place, then renamed."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
 from fractal_model.common.errors import FractalError, one_line
+
+_CHUNK = 1 << 22  # bytes read at a time
 
 
 @contextmanager
@@ -40,16 +44,36 @@ def written_whole(folder: Path, what: str) -> Iterator[Path]:
 
 
 @contextmanager
-def file_written_whole(file: Path) -> Iterator[Path]:
-    """Yields a name beside `file` to write to; becomes `file` when all went well, and what was
-    there before stays otherwise."""
-    partial = file.with_name(f".{file.stem}.partial{file.suffix}")
+def file_written_whole(file: Path, *, unique: bool = False) -> Iterator[Path]:
+    """Yield a hidden name beside `file` to write to, and rename it to `file` at the end.
+
+    After an error `file` is what it was before. With `unique`, no other writer of `file` has the
+    same hidden name: a killed run's process may still be writing, here or on another machine.
+    """
+    mark = f".{uuid4().hex}" if unique else ""
+    partial = file.with_name(f".{file.stem}{mark}.partial{file.suffix}")
     try:
         yield partial
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed writers of `file_written_whole` left in `folder`."""
+    for file in folder.glob(".*.partial*"):
+        file.unlink(missing_ok=True)
+
+
+def sha256(file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+    """Hash a file, in hexadecimal; `progress` is told the number of bytes read so far."""
+    digest, done = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            progress(done := done + len(chunk))
+    return digest.hexdigest()
 
 
 def require_new(folder: Path) -> None:

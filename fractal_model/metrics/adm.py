@@ -7,7 +7,6 @@ like also `arr_0`, 10,000 images.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from pathlib import Path
@@ -52,17 +51,6 @@ def load_published(file: Path, resolution: int) -> PublishedStatistics:
     if images is not None:
         images = torch.from_numpy(_checked_images(file, images, resolution)).permute(0, 3, 1, 2)
     return PublishedStatistics(f"ADM: {file.name}", mean, covariance, images)
-
-
-def file_checksum(file: Path) -> str:
-    """SHA-256. Raises FractalError when the file cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise FractalError(
-            f"{file} cannot be read ({error.strerror}): allow it, or give another file"
-        ) from error
 
 
 def _require_statistics(file: Path, mean: np.ndarray, covariance: np.ndarray) -> None:

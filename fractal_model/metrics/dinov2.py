@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.metrics.adm import file_checksum
+from fractal_model.common.files import sha256
 
 SIDE = 224
 NAMES = {
@@ -61,8 +61,13 @@ class DINOv2Features:
 
 
 def dinov2_checksum(file: Path) -> str:
-    """What names the weights in a protocol. FractalError: there is no such file."""
-    return f"sha256:{file_checksum(file)}"
+    """What names the weights in a protocol. FractalError: the file is missing or not readable."""
+    try:
+        return f"sha256:{sha256(file)}"
+    except OSError as error:
+        raise FractalError(
+            f"{file} cannot be read ({error.strerror}): allow it, or give another file"
+        ) from error
 
 
 def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Features:
