@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import PIL
 from PIL import features
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.files import remove_partial_files
 from fractal_model.common.locks import only_one
 from fractal_model.config.data import PreparationConfig
 from fractal_model.data.manifest import (
@@ -39,7 +39,7 @@ from fractal_model.data.shard_job import (
     ShardDone,
     ShardJob,
 )
-from fractal_model.data.shards import images_per_shard, remove_partial, write_index
+from fractal_model.data.shards import images_per_shard, write_index
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing
 from fractal_model.data.sources.registered import Source, listing_file, load_source
 from fractal_model.data.writing import partial_folder, put_in_place, recover
@@ -108,7 +108,7 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
 
 def _sweep(partial: Path) -> None:
     for folder in (partial / DONE_FOLDER, *map(partial.joinpath, (TRAIN, VALIDATION))):
-        remove_partial(folder)
+        remove_partial_files(folder)
 
 
 def _plan(
@@ -132,7 +132,6 @@ def _plan(
                     stop=bounds[number + 1],
                     resolution=resolution,
                     slot=len(jobs),
-                    parent=os.getpid(),
                 )
             )
     return jobs

@@ -1,34 +1,37 @@
-"""One shard's work: read, decode, crop, encode. Runs in a process of its own.
+"""One shard's work: read, decode, crop, encode.
 
-Decided here: on one machine `datasets`' processes run the jobs (`in_processes`); a cluster is
-`fractal_model.parallel.ray_shards`'s.
+Decided here: on one machine a pool of processes builds the shards (`in_processes`), on a cluster
+`fractal_model.parallel.ray_shards` does. A process starts in the platform's own way, which is a
+fork on Linux: only a fork costs nothing, and the work uses neither torch nor any lock of the
+process that it was forked from. Shards are given out one by one, so that all processes end at
+about the same time.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 
-import datasets
 import numpy as np
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
 from fractal_model.data.raw_images import RawCounts, UnusableImage, cropped, decoding_rules
-from fractal_model.data.shards import ShardWriter, partial_name, shard_name
+from fractal_model.data.shards import shard_name, write_shard
 from fractal_model.data.sources.listing import ImageFile, Listing
 from fractal_model.data.sources.reading import SourceReader
 
-# Asking for the bars is setting HF_DATASETS_DISABLE_PROGRESS_BARS=0, which is not None.
-if datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:
-    datasets.disable_progress_bars()
-
 DONE_FOLDER = "done"
 PROGRESS_FILE = "progress"
-
-_PARENT_CHECK = 16  # images
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class ShardJob:
     """Where the data set is written."""
     listing: Path
     root: Path
-    """Of the source."""
+    """The source's folder."""
     split: str
     number: int
     start: int
@@ -47,8 +50,6 @@ class ShardJob:
     resolution: int
     slot: int
     """Place of this job's count in the progress file."""
-    parent: int
-    """The process that waits for the shard, 0 for one on another machine."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -93,19 +94,16 @@ class ShardDone(StrictModel):
 
 
 def build_shard(job: ShardJob) -> None:
-    """Writes the shard, its digests and, last, what is known of it.
+    """Write the shard, its digests and, last, what is known of it.
 
-    Raises FractalError when the source cannot be read. Ends the process when the one that waits
-    for the shard is gone: another run may be at work on it.
+    FractalError: the source cannot be read.
     """
     listing = Listing.read(job.listing)
     reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
-    with ShardWriter(job.shard_file, listing.class_names) as shard, decoding_rules():
+    with write_shard(job.shard_file, listing.class_names) as shard, decoding_rules():
         for done, image in enumerate(listing.rows(job.split, job.start, job.stop)):
             counts[job.slot] = done
-            if done % _PARENT_CHECK == 0:
-                _require_parent(job.parent)
             content = _read(reader, image)
             try:
                 shard.add(cropped(content, image.key, job.resolution, raw), image.label)
@@ -113,19 +111,12 @@ def build_shard(job: ShardJob) -> None:
                 quarantined.append(
                     QuarantinedFile(file=f"{job.split}/{image.key}", reason=str(error))
                 )
-        _require_parent(job.parent)
     counts[job.slot] = len(job)
-    _write_done(job, shard, raw, quarantined)
-
-
-def _require_parent(parent: int) -> None:
-    """Ends this process when the one that waits for it was killed.
-
-    Its number may be another process's by now, so that it is not looked for: a process whose
-    parent ends gets another parent.
-    """
-    if parent and parent not in (os.getpid(), os.getppid()):
-        raise SystemExit(1)
+    with file_written_whole(job.digests_file, unique=True) as partial:
+        np.savez(partial, digests=shard.digests, labels=shard.labels)
+    done = ShardDone(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
+    with file_written_whole(job.done_file, unique=True) as partial:
+        partial.write_text(done.model_dump_json())
 
 
 def _read(reader: SourceReader, image: ImageFile) -> bytes:
@@ -138,48 +129,39 @@ def _read(reader: SourceReader, image: ImageFile) -> bytes:
         ) from error
 
 
-def _write_done(
-    job: ShardJob, shard: ShardWriter, raw: RawCounts, quarantined: list[QuarantinedFile]
-) -> None:
-    done = ShardDone(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
-    partial = partial_name(job.digests_file)
-    with partial.open("wb") as opened:
-        np.savez(opened, digests=shard.digests, labels=shard.labels)
-    partial.replace(job.digests_file)
-    partial = partial_name(job.done_file)
-    partial.write_text(done.model_dump_json())
-    partial.replace(job.done_file)
-
-
-def to_row(job: ShardJob) -> dict[str, str | int]:
-    """The job as a row of a table, which holds no paths."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(job).items()}
-
-
-def build_row(row: dict[str, str | int]) -> dict[str, int]:
-    """`build_shard` of a job that travelled as a row."""
-    paths = {name: Path(row[name]) for name in ("folder", "listing", "root")}
-    build_shard(ShardJob(**{**row, **paths}))
-    return {"slot": row["slot"]}
-
-
 def in_processes(jobs: list[ShardJob], processes: int) -> None:
-    """Builds the shards on `processes` processes of this machine. FractalError: one died."""
+    """Build the shards on up to `processes` processes of this machine.
+
+    FractalError: a shard could not be built, or a process died. The others are ended at once then.
+    """
     processes = min(processes, len(jobs))
     if processes < 2:
         for job in jobs:
             build_shard(job)
         return
-    # Each process gets a contiguous stretch of the rows: dealt out, they take equally long.
-    dealt = [job for first in range(processes) for job in jobs[first::processes]]
-    try:
-        datasets.Dataset.from_list([to_row(job) for job in dealt]).map(
-            build_row, num_proc=processes, load_from_cache_file=False, new_fingerprint="shards"
-        )
-    except RuntimeError as error:
-        if "abruptly died" not in str(error):
-            raise
-        raise FractalError(
-            "a process of the preparation died, out of memory perhaps: run the same command again "
-            "to go on, with fewer preparation.processes"
-        ) from error
+    lifeline = Pipe(duplex=False)
+    pool = ProcessPoolExecutor(processes, initializer=_follow, initargs=lifeline)
+    with pool, lifeline[1]:  # closed first, so that no job is waited for after an error
+        try:
+            for built in as_completed([pool.submit(build_shard, job) for job in jobs]):
+                built.result()
+        except BrokenProcessPool as error:
+            raise FractalError(
+                "a process of the preparation died, out of memory perhaps: run the same command "
+                "again to go on, with fewer preparation.processes"
+            ) from error
+
+
+def _follow(reader: Connection, writer: Connection) -> None:
+    """In a process of the pool: end it when the one that waits for it closes the pipe or dies.
+
+    Otherwise it would write on beside the next run, or wait for ever for another job.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the one that waits
+    writer.close()  # this process's copy
+    Thread(target=_end_at_close, args=(reader,), daemon=True).start()
+
+
+def _end_at_close(reader: Connection) -> None:
+    reader.poll(None)
+    os._exit(1)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
-from uuid import uuid4
 
 import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
 
+from fractal_model.common.files import file_written_whole
 from fractal_model.data.manifest import ShardRecord, image_digest
 
 SHARD_BYTES = 256 * 2**20
@@ -36,45 +36,26 @@ def shard_name(number: int) -> str:
     return f"data-{number:05d}.arrow"
 
 
-def partial_name(file: Path) -> Path:
-    """Where `file` is written until it is whole: a name that no other writer has, because one that
-    was left behind by a killed run, here or on another machine, may still be writing the same."""
-    return file.with_name(f".{file.name}.{uuid4().hex}.partial")
-
-
-def remove_partial(folder: Path) -> None:
-    """What writers that were killed left in `folder`."""
-    for file in folder.glob(".*.partial"):
-        file.unlink(missing_ok=True)
-
-
 class ShardWriter:
-    """Writes one shard; use it in a `with`. Left by an error, it leaves nothing behind."""
+    """Takes the images of one shard, in order. Made by `write_shard`."""
 
-    def __init__(self, file: Path, class_names: Sequence[str]) -> None:
+    def __init__(self, file: Path, stream: pa.RecordBatchStreamWriter, schema: pa.Schema) -> None:
         self._file = file
-        self._partial = partial_name(file)
-        self._features = split_features(class_names)
+        self._stream = stream
+        self._schema = schema
         self._encoded: list[bytes] = []
         self._labels: list[int] = []
         self._digests: list[bytes] = []
-        self._written = 0
-
-    def __enter__(self) -> Self:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = self._partial.open("wb")
-        self._stream = pa.ipc.new_stream(self._sink, self._features.arrow_schema)
-        return self
 
     def add(self, image: PIL.Image.Image, label: int) -> None:
-        """An RGB image of the data set's resolution."""
+        """Encode and keep an RGB image of the data set's resolution."""
         webp = io.BytesIO()
         image.save(webp, format="WEBP", lossless=True, quality=0, method=0)
         self._encoded.append(webp.getvalue())
         self._labels.append(label)
         self._digests.append(image_digest(image.tobytes(), label))
         if len(self._encoded) == _ROWS:
-            self._flush()
+            self.flush()
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -89,38 +70,40 @@ class ShardWriter:
         """uint8 (N, 32)"""
         return np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(-1, 32)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._stream.close()
-        finally:
-            self._sink.close()
-            if kind is not None:
-                self._partial.unlink(missing_ok=True)
-        if kind is None:
-            self._partial.replace(self._file)
-
     def record(self) -> ShardRecord:
-        """Once it is closed."""
+        """The shard's entry in the manifest, once its file is complete."""
         return ShardRecord(
             file=f"{self._file.parent.name}/{self._file.name}",
             images=len(self),
             bytes=self._file.stat().st_size,
         )
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the images that are still in memory."""
         if not self._encoded:
             return
         paths = pa.nulls(len(self._encoded), pa.string())
         images = pa.StructArray.from_arrays(
             [pa.array(self._encoded, pa.binary()), paths], names=["bytes", "path"]
         )
-        labels = pa.array(self._labels[self._written :], pa.int64())
-        schema = self._features.arrow_schema
-        self._stream.write_batch(pa.record_batch([images, labels], schema=schema))
-        self._written = len(self._labels)
+        labels = pa.array(self._labels[-len(self._encoded) :], pa.int64())
+        self._stream.write_batch(pa.record_batch([images, labels], schema=self._schema))
         self._encoded.clear()
+
+
+@contextmanager
+def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]:
+    """Yield the writer of one shard; an error in the block leaves nothing behind."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    schema = split_features(class_names).arrow_schema
+    with (
+        file_written_whole(file, unique=True) as partial,
+        partial.open("wb") as opened,
+        pa.ipc.new_stream(opened, schema) as stream,
+    ):
+        shard = ShardWriter(file, stream, schema)
+        yield shard
+        shard.flush()
 
 
 def split_features(class_names: Sequence[str]) -> datasets.Features:

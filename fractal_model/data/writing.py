@@ -21,7 +21,7 @@ from fractal_model.data.manifest import (
     SplitRecord,
     write_manifest,
 )
-from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name, write_index
+from fractal_model.data.shards import images_per_shard, shard_name, write_index, write_shard
 
 LabelledImages = Iterable[tuple[np.ndarray, int]]
 
@@ -111,7 +111,7 @@ def _write_split(
 ) -> SplitRecord:
     shards, first = [], next(images, None)
     while first is not None:
-        with ShardWriter(folder / shard_name(len(shards)), class_names) as shard:
+        with write_shard(folder / shard_name(len(shards)), class_names) as shard:
             for image, label in chain([first], islice(images, shard_images - 1)):
                 shard.add(PIL.Image.fromarray(image), label)
         content.add(shard.digests, shard.labels)

@@ -38,7 +38,7 @@ from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.raw_images import center_crop
 from fractal_model.data.shard_job import in_processes
-from fractal_model.data.shards import ShardWriter, images_per_shard, shard_name
+from fractal_model.data.shards import images_per_shard, shard_name, write_shard
 from fractal_model.data.sources.registered import register, registered
 
 IMAGENET = 1_281_167
@@ -177,7 +177,7 @@ def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float
     manifest = read_manifest(source)
     images = open_prepared(source, "train")
     file = big / "train" / shard_name(0)
-    with ShardWriter(file, manifest.class_names) as shard:
+    with write_shard(file, manifest.class_names) as shard:
         for index in range(images_per_shard(256)):
             example = images[index % len(images)]
             picture = PIL.Image.fromarray(example.image.permute(1, 2, 0).numpy())

@@ -1,13 +1,14 @@
 """Preparing a registered source: the right pixels, the same bytes, nothing lost."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fractal_model.common.errors import FractalError
@@ -17,7 +18,7 @@ from fractal_model.data.manifest import read_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.shard_job import ShardJob, in_processes
-from fractal_model.data.shards import ShardWriter
+from fractal_model.data.shards import ShardWriter, write_shard
 from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
@@ -79,14 +80,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
     """A real run, killed as soon as a shard is there; what it left is kept and completed."""
     data = tmp_path / "data"
     register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
-    child = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, str(data), str(processes)],
-        cwd=REPOSITORY,
-        start_new_session=True,
-    )
+    child = start_slow_run(data, processes)
     done = data / ".slow.partial" / shard_job.DONE_FOLDER
-    wait_for(lambda: (done.is_dir() and any(done.glob("*.json"))) or child.poll() is not None)
-    os.killpg(child.pid, signal.SIGKILL)  # its processes too, which would wait for it for ever
+    os.killpg(child.pid, signal.SIGKILL)  # its processes too
     assert child.wait() == -signal.SIGKILL, "it was killed at work"
     assert not (data / "slow").exists()
     kept = {file: file.stat().st_mtime_ns for file in done.glob("*.json")}
@@ -125,6 +121,19 @@ prepare_source(
     run_jobs=lambda jobs: in_processes(jobs, int(sys.argv[2])),
 )
 """
+
+
+def start_slow_run(data: Path, processes: int, **options: object) -> subprocess.Popen[bytes]:
+    """The run, leader of a session of its own, as soon as it has built a shard."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, str(data), str(processes)],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        **options,
+    )
+    done = data / ".slow.partial" / shard_job.DONE_FOLDER
+    wait_for(lambda: (done.is_dir() and any(done.glob("*.json"))) or child.poll() is not None)
+    return child
 
 
 def slow_images(root: Path) -> Path:
@@ -208,27 +217,46 @@ def jobs_of(data: Path) -> list[ShardJob]:
     return found
 
 
-def test_a_process_left_behind_ends_though_its_parents_number_is_in_use(pristine, tmp_path):
-    """Process 1 is always there, and is not who waits for the shard."""
-    register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
-    job = jobs_of(tmp_path / "data")[0]
-    with pytest.raises(SystemExit):
-        shard_job.build_shard(replace(job, parent=1))
-    assert not job.done_file.exists() and not list(job.shard_file.parent.iterdir())
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_or_killed_run_leaves_no_process_behind(tmp_path, number):
+    """Ctrl-C reaches the processes too, which say nothing; a kill reaches the run alone."""
+    data = tmp_path / "data"
+    register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
+    with start_slow_run(data, 2, stderr=subprocess.PIPE) as child:
+        try:
+            (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
+            wait_for(lambda: not processes_of_session(child.pid), 10)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+        said = child.stderr.read().decode()
+    assert said.count("Traceback") == (number == signal.SIGINT), said
+    done = list((data / ".slow.partial" / shard_job.DONE_FOLDER).glob("*.json"))
+    assert len(done) < 5, "it was ended at work"
+
+
+def processes_of_session(leader: int) -> list[int]:
+    """Processes of this session that still run; a zombie is over."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == leader and process.info["status"] != "zombie":
+                found.append(process.pid)
+    return found
 
 
 def test_a_process_left_behind_does_not_disturb_the_next_run(pristine, tmp_path, monkeypatch):
     """It writes the same shard at the same time, and ends first, by an error."""
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
     left_behind = jobs_of(tmp_path / "data")[0]
-    (other := ShardWriter(left_behind.shard_file, ["a"])).__enter__()
+    (other := write_shard(left_behind.shard_file, ["a"])).__enter__()
     partial = list(left_behind.shard_file.parent.iterdir())
     ended = []
 
     def add(shard: ShardWriter, *image: object) -> None:
         if not ended:
-            other.__exit__(SystemExit, None, None)
             ended.append(True)
+            other.__exit__(SystemExit, SystemExit(), None)
         original(shard, *image)
 
     original = ShardWriter.add
