@@ -14,21 +14,19 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from fractal_model.common.errors import FractalError
-from fractal_model.data import digits
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.writing import write_prepared
 
 RESOLUTION = 8
 CLASS_NAMES = tuple("0123456789")
-
 _TOTAL = 1797
 
 
 def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[np.ndarray, int]]]:
     """The splits `train` and `validation`: lists of (image uint8 (8, 8, 3), label).
 
-    Each class has its share in both; the split is a function of the arguments alone, and images
-    keep the source's order within a split.
+    Each class has its share in both. Equal arguments give equal splits; images keep the source's
+    order within a split.
     Raises FractalError when either split would have fewer images than there are classes, and for
     a seed that does not fit in 32 bits.
     """
@@ -45,10 +43,7 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
     grey = ((values * 255 + 8) // 16).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
     parts = train_test_split(
-        np.arange(_TOTAL),
-        test_size=validation_images,
-        stratify=source.target,
-        random_state=seed,
+        np.arange(_TOTAL), test_size=validation_images, stratify=source.target, random_state=seed
     )
     return {
         name: [(images[i], int(source.target[i])) for i in np.sort(part)]
@@ -57,11 +52,11 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
 
 
 def prepare_digits(folder: Path, *, validation_images: int, seed: int) -> Manifest:
-    """Writes `digits` to `folder`; a second run gives the same bytes.
+    """Write `digits` to `folder`; a second run gives the same bytes.
 
     Raises FractalError when `validation_images` leaves a split without every class.
     """
-    splits = digits.digits_splits(validation_images=validation_images, seed=seed)
+    splits = digits_splits(validation_images=validation_images, seed=seed)
     return write_prepared(
         folder,
         dataset="digits",
@@ -70,7 +65,7 @@ def prepare_digits(folder: Path, *, validation_images: int, seed: int) -> Manife
             "digits version 1: grey 0..16 to round(255 v / 16), repeated in three channels; "
             f"{validation_images} validation images, stratified, seed {seed}"
         ),
-        resolution=digits.RESOLUTION,
-        class_names=digits.CLASS_NAMES,
+        resolution=RESOLUTION,
+        class_names=CLASS_NAMES,
         splits=splits,
     )

@@ -1,4 +1,4 @@
-"""Batches of a prepared split for training and for evaluation.
+"""Batches of a prepared split for training.
 
 Decided here: which images a batch holds is settled before the work is given to any worker, so
 the stream does not depend on the number of ranks or of loader processes. A rank gets its
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 class _Pick(NamedTuple):
-    """What a loader process is asked for."""
+    """One image that a loader process is asked for."""
 
     index: int
     flip: bool
@@ -56,7 +56,10 @@ def train_loader(
     Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.
     """
-    _require_rank(rank, world_size)
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise FractalError(
+            f"rank is {rank} of world_size {world_size}, expected 0 to world_size - 1"
+        )
     if batch_size < world_size:
         raise FractalError(
             f"batch_size {batch_size} leaves some of the {world_size} workers without an image: "
@@ -71,32 +74,14 @@ def train_loader(
         flip=flip,
         part=slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size),
     )
-    return _loader(_Flipped(split), sampler, num_workers)
-
-
-def evaluation_batches(
-    split: PreparedSplit,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-) -> DataLoader[Batch]:
-    """Each image once and unmirrored: rank after rank they give the split in its order.
-
-    `batch_size` is what this rank takes at a time; its last batch may be smaller, and a rank has
-    none when there are more ranks than images.
-    Raises FractalError for a batch size below 1 and a rank out of range.
-    """
-    _require_rank(rank, world_size)
-    if batch_size < 1:
-        raise FractalError(f"batch_size is {batch_size}, expected 1 or more")
-    start, end = (len(split) * r // world_size for r in (rank, rank + 1))
-    batches = [
-        [_Pick(index, False) for index in range(first, min(first + batch_size, end))]
-        for first in range(start, end, batch_size)
-    ]
-    return _loader(_Flipped(split), batches, num_workers)
+    return DataLoader(
+        _Flipped(split),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        # Its own generator: without one every new iterator takes from the global random state.
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def read_batch(split: PreparedSplit, indices: Sequence[int]) -> Batch:
@@ -140,29 +125,9 @@ class _Flipped(Dataset[Example]):
         ]
 
 
-def _loader(
-    examples: _Flipped, batches: Sampler[list[_Pick]] | list[list[_Pick]], num_workers: int
-) -> DataLoader[Batch]:
-    return DataLoader(
-        examples,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=_collate,
-        # Its own generator: without one every new iterator takes from the global random state.
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
 def _collate(examples: list[Example]) -> Batch:
     return Batch(
         images=torch.stack([example.image for example in examples]),
         labels=torch.tensor([example.label for example in examples]),
         indices=torch.tensor([example.index for example in examples]),
     )
-
-
-def _require_rank(rank: int, world_size: int) -> None:
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise FractalError(
-            f"rank is {rank} of world_size {world_size}, expected 0 to world_size - 1"
-        )

@@ -8,7 +8,6 @@ that is replaced in the store never mixes with what was fetched before.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ import fsspec
 from filelock import FileLock
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import file_written_whole
 
 CACHE_VARIABLE = "FRACTAL_CACHE"
 """Environment variable: where files of remote data sets are kept."""
@@ -95,10 +95,8 @@ class RemoteStore:
 
     def _fetch(self, name: str, path: Path) -> None:
         filesystem, root = self._filesystem()
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-            fetched = Path(folder, path.name)
-            filesystem.get_file(f"{root}/{name}", str(fetched))
-            fetched.replace(path)
+        with file_written_whole(path) as partial:
+            filesystem.get_file(f"{root}/{name}", str(partial))
 
     def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:
         try:

@@ -19,22 +19,29 @@ from fractal_model.common.errors import FractalError
 _ORDER, _FLIP = 0, 1  # what the random numbers are for: two uses share none
 
 
+# Two epochs are enough: a batch may cross from one into the next.
+@lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of one epoch: int64 (size,), each index once. Read-only, it is kept for reuse.
 
     Raises FractalError for a negative seed or epoch and for a size below 1.
     """
     _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
-    return _permutation(seed, epoch, size)
+    order = np.argsort(_random_bits(seed, _ORDER, epoch, size), kind="stable").astype(np.int64)
+    order.setflags(write=False)
+    return order
 
 
+@lru_cache(maxsize=4)
 def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
     """Which images are mirrored in one epoch, by index of the image: bool (size,), half of them.
 
     Read-only. Raises FractalError as `epoch_permutation` does.
     """
     _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
-    return _flips(seed, epoch, size)
+    flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
+    flips.setflags(write=False)
+    return flips
 
 
 def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
@@ -43,8 +50,10 @@ def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarra
     Raises FractalError for a negative seed, start or count and for a size below 1.
     """
     _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
-    pieces = [_permutation(seed, epoch, size)[part] for epoch, part in _epochs(start, count, size)]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+    pieces = [
+        epoch_permutation(seed, epoch, size)[part] for epoch, part in _epochs(start, count, size)
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
 
 
 def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
@@ -54,10 +63,10 @@ def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
     """
     _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
     pieces = [
-        _flips(seed, epoch, size)[_permutation(seed, epoch, size)[part]]
+        epoch_flips(seed, epoch, size)[epoch_permutation(seed, epoch, size)[part]]
         for epoch, part in _epochs(start, count, size)
     ]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=bool)
+    return np.concatenate([np.empty(0, dtype=bool), *pieces])
 
 
 def _epochs(start: int, count: int, size: int) -> list[tuple[int, slice]]:
@@ -68,21 +77,6 @@ def _epochs(start: int, count: int, size: int) -> list[tuple[int, slice]]:
         for epoch in range(start // size, -(-end // size))
         if count
     ]
-
-
-# Two epochs are enough: a batch may cross from one into the next.
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    order = np.argsort(_random_bits(seed, _ORDER, epoch, size), kind="stable").astype(np.int64)
-    order.setflags(write=False)
-    return order
-
-
-@lru_cache(maxsize=4)
-def _flips(seed: int, epoch: int, size: int) -> np.ndarray:
-    flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
-    flips.setflags(write=False)
-    return flips
 
 
 def _random_bits(seed: int, use: int, epoch: int, size: int) -> np.ndarray:

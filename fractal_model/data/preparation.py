@@ -25,22 +25,11 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import remove_partial_files
 from fractal_model.common.locks import only_one
 from fractal_model.config.data import PreparationConfig
-from fractal_model.data.manifest import (
-    ContentHash,
-    Manifest,
-    QuarantinedFile,
-    SplitRecord,
-    write_manifest,
-)
-from fractal_model.data.raw_images import PREPROCESSING
-from fractal_model.data.shard_job import (
-    DONE_FOLDER,
-    PROGRESS_FILE,
-    ShardDone,
-    ShardJob,
-)
-from fractal_model.data.shards import images_per_shard, write_index
-from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing
+from fractal_model.data.manifest import Manifest, QuarantinedFile, write_manifest
+from fractal_model.data.raw_images import PREPROCESSING, RawCounts
+from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardDone, ShardJob
+from fractal_model.data.shards import complete_split, images_per_shard
+from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress
 from fractal_model.data.sources.registered import Source, listing_file, load_source
 from fractal_model.data.writing import partial_folder, put_in_place, recover
 
@@ -52,6 +41,7 @@ _FEWEST_SHARDS, _SMALL_SHARD = 16, 128
 
 RunJobs = Callable[[list[ShardJob]], None]
 """Builds the shards, in any order and place that shares the file system."""
+Built = list[tuple[ShardJob, ShardDone]]
 
 
 def prepare_source(
@@ -62,9 +52,9 @@ def prepare_source(
     resolution: int,
     settings: PreparationConfig,
     run_jobs: RunJobs,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = lambda done: None,
 ) -> Manifest:
-    """Writes `<data>/<dataset>` from the registered `source`; goes on where a killed run stopped.
+    """Write `<data>/<dataset>` from the registered `source`; go on where a killed run stopped.
 
     `progress` is told how many images are done. Equal sources give equal bytes, for any number of
     processes.
@@ -76,12 +66,16 @@ def prepare_source(
     with only_one(data / f".{dataset}.lock"):
         recover(folder)
         partial = _start(folder, described, resolution)
-        jobs = _plan(partial, data, source, root, listing, resolution)
+        jobs = _plan(partial, listing_file(data, source), root, listing, resolution)
         missing = [job for job in jobs if not job.done_file.is_file()]
         with _progress(partial, jobs, progress):
             if missing:
                 run_jobs(missing)
-        return _finish(folder, dataset, described, listing, resolution, settings, jobs)
+        built = [(job, ShardDone.read(job.done_file)) for job in jobs]
+        left_out = _left_out(folder, listing, built, settings.max_quarantined_share)
+        manifest = _write_whole(partial, dataset, described, listing, resolution, built, left_out)
+        put_in_place(folder)
+        return manifest
 
 
 def _start(folder: Path, source: Source, resolution: int) -> Path:
@@ -107,29 +101,30 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
 
 
 def _sweep(partial: Path) -> None:
-    for folder in (partial / DONE_FOLDER, *map(partial.joinpath, (TRAIN, VALIDATION))):
-        remove_partial_files(folder)
+    for folder in (DONE_FOLDER, TRAIN, VALIDATION):
+        remove_partial_files(partial / folder)
 
 
 def _plan(
-    partial: Path, data: Path, source: str, root: Path, listing: Listing, resolution: int
+    partial: Path, listed: Path, root: Path, listing: Listing, resolution: int
 ) -> list[ShardJob]:
+    """Cut the splits into shards of about equal size, enough of them to keep all cores at work."""
     jobs: list[ShardJob] = []
     for split in listing.splits():
         images = listing.count(split)
-        small = min(_FEWEST_SHARDS, -(-images // _SMALL_SHARD))  # so that all cores have work
+        small = min(_FEWEST_SHARDS, -(-images // _SMALL_SHARD))
         shards = max(1, small, -(-images // images_per_shard(resolution)))
-        bounds = [images * number // shards for number in range(shards + 1)]
         for number in range(shards):
+            start, stop = (images * bound // shards for bound in (number, number + 1))
             jobs.append(
                 ShardJob(
                     folder=partial,
-                    listing=listing_file(data, source),
+                    listing=listed,
                     root=root,
                     split=split,
                     number=number,
-                    start=bounds[number],
-                    stop=bounds[number + 1],
+                    start=start,
+                    stop=stop,
                     resolution=resolution,
                     slot=len(jobs),
                 )
@@ -138,10 +133,8 @@ def _plan(
 
 
 @contextmanager
-def _progress(
-    partial: Path, jobs: list[ShardJob], progress: Callable[[int], None]
-) -> Iterator[None]:
-    """Tells how many images are done: each job counts in its own slot of a small mapped file."""
+def _progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterator[None]:
+    """Tell how many images are done: each job counts in its own slot of a small mapped file."""
     counts = np.memmap(partial / PROGRESS_FILE, np.int64, mode="w+", shape=(len(jobs),))
     for job in jobs:
         counts[job.slot] = len(job) if job.done_file.is_file() else 0
@@ -161,40 +154,68 @@ def _progress(
     progress(int(counts.sum()))
 
 
-def _finish(
-    folder: Path,
+def _left_out(
+    folder: Path, listing: Listing, built: Built, allowed: float
+) -> tuple[QuarantinedFile, ...]:
+    """The images that cannot be used.
+
+    FractalError: their share is more than `allowed`, or a split has no other. They are then listed
+    in a file beside `folder`, and the next run looks at them again: they may be mended.
+    """
+    table = folder.with_name(f"{folder.name}-quarantined.csv")
+    table.unlink(missing_ok=True)
+    left_out = [
+        QuarantinedFile(file=f"{entry.split}/{entry.file}", reason=entry.reason)
+        for entry in listing.refused
+    ]
+    left_out += [entry for _, shard in built for entry in shard.quarantined]
+    images = sum(len(job) for job, _ in built) + len(listing.refused)
+    share = len(left_out) / max(images, 1)
+    usable = {job.split for job, shard in built if shard.record.images}
+    empty = [split for split in listing.splits() if split not in usable]
+    if share <= allowed and not empty:
+        return tuple(left_out)
+    with table.open("w", newline="") as opened:
+        rows = ((entry.file, entry.reason) for entry in left_out)
+        csv.writer(opened).writerows([("file", "reason"), *rows])
+    for job, shard in built:
+        if shard.quarantined:
+            job.done_file.unlink()
+    first = "; ".join(f"{entry.file}: {entry.reason}" for entry in left_out[:3])
+    limit = f"no {empty[0]} image is left" if empty else f"at most {allowed:.2%} are allowed"
+    way_out = "" if empty else ", or raise preparation.max_quarantined_share"
+    raise FractalError(
+        f"{len(left_out)} of {images} images of {folder.name} cannot be used ({share:.2%}, "
+        f"{limit}): {first}; all are in {table}; mend the source and run again{way_out}"
+    )
+
+
+def _write_whole(
+    partial: Path,
     dataset: str,
     source: Source,
     listing: Listing,
     resolution: int,
-    settings: PreparationConfig,
-    jobs: list[ShardJob],
+    built: Built,
+    left_out: tuple[QuarantinedFile, ...],
 ) -> Manifest:
-    partial = partial_folder(folder)
-    done = [(job, ShardDone.read(job.done_file)) for job in jobs]
-    quarantined = [
-        QuarantinedFile(file=f"{entry.split}/{entry.file}", reason=entry.reason)
-        for entry in listing.refused
-    ]
-    quarantined += [entry for _, shard in done for entry in shard.quarantined]
-    images = sum(map(len, jobs)) + len(listing.refused)
-    try:
-        _require_usable(folder, quarantined, images, listing, done, settings)
-    except FractalError:
-        for job, shard in done:
-            if shard.quarantined:  # looked at again by the next run: the files may be mended
-                job.done_file.unlink()
-        raise
-    splits = {
-        name: _split_record(
-            partial / name,
-            [(job, shard) for job, shard in done if job.split == name],
-            resolution,
-            listing.class_names,
-        )
+    """Complete the data set in `partial`: indices, manifest, none of the work's own files."""
+    by_split = {
+        name: [(job, shard) for job, shard in built if job.split == name]
         for name in listing.splits()
     }
-    _write_preparation(partial, listing.splits(), done)
+    splits = {
+        name: complete_split(
+            partial / name,
+            listing.class_names,
+            resolution,
+            ((shard.record, *job.read_digests()) for job, shard in shards),
+        )
+        for name, shards in by_split.items()
+    }
+    counts = {name: _raw_counts([shard for _, shard in s]) for name, s in by_split.items()}
+    text = json.dumps({"splits": counts}, indent=2)
+    (partial / PREPARATION_FILE).write_text(text + "\n")
     manifest = Manifest(
         dataset=dataset,
         source=f"{source.name}: {source.kind}, listing {source.listing_checksum[:16]}",
@@ -202,81 +223,23 @@ def _finish(
         resolution=resolution,
         class_names=listing.class_names,
         splits=splits,
-        quarantined=tuple(quarantined),
+        quarantined=left_out,
     )
     write_manifest(partial, manifest)
     for leftover in (partial / _PLAN_FILE, partial / PROGRESS_FILE):
         leftover.unlink(missing_ok=True)
     _sweep(partial)
     shutil.rmtree(partial / DONE_FOLDER)
-    put_in_place(folder)
     return manifest
 
 
-def _split_record(
-    folder: Path,
-    done: list[tuple[ShardJob, ShardDone]],
-    resolution: int,
-    class_names: tuple[str, ...],
-) -> SplitRecord:
-    content = ContentHash(resolution, len(class_names))
-    for job, _ in done:
-        content.add(*job.read_digests())
-    shards = [shard.record for _, shard in done]
-    record = content.record(shards)
-    write_index(folder, class_names, shards, record.checksum)
-    return record
-
-
-def _require_usable(
-    folder: Path,
-    quarantined: list[QuarantinedFile],
-    images: int,
-    listing: Listing,
-    done: list[tuple[ShardJob, ShardDone]],
-    settings: PreparationConfig,
-) -> None:
-    """FractalError: too few images can be used. They are then listed in a file beside `folder`."""
-    file = folder.with_name(f"{folder.name}-quarantined.csv")
-    file.unlink(missing_ok=True)
-    share, allowed = len(quarantined) / max(images, 1), settings.max_quarantined_share
-    usable = {job.split for job, shard in done if shard.record.images}
-    empty = [split for split in listing.splits() if split not in usable]
-    if share <= allowed and not empty:
-        return
-    with file.open("w", newline="") as opened:
-        csv.writer(opened).writerows(
-            [("file", "reason"), *((entry.file, entry.reason) for entry in quarantined)]
-        )
-    first = "; ".join(f"{entry.file}: {entry.reason}" for entry in quarantined[:3])
-    limit = f"no {empty[0]} image is left" if empty else f"at most {allowed:.2%} are allowed"
-    way_out = "" if empty else ", or raise preparation.max_quarantined_share"
-    raise FractalError(
-        f"{len(quarantined)} of {images} images of {folder.name} cannot be used ({share:.2%}, "
-        f"{limit}): {first}; all are in {file}; mend the source and run again{way_out}"
-    )
-
-
-def _write_preparation(
-    partial: Path, splits: tuple[str, ...], done: list[tuple[ShardJob, ShardDone]]
-) -> None:
-    found = {}
-    for name in splits:
-        shards = [shard for job, shard in done if job.split == name]
-        found[name] = {
-            "formats": _sum(shard.formats for shard in shards),
-            "modes": _sum(shard.modes for shard in shards),
-            "short_sides": _sum(shard.short_sides for shard in shards),
-            "exif_rotated": sum(shard.exif_rotated for shard in shards),
-            "exif_unreadable": sum(shard.exif_unreadable for shard in shards),
-            "misnamed": sum(shard.misnamed for shard in shards),
-        }
-    text = json.dumps({"splits": found}, indent=2)
-    (partial / PREPARATION_FILE).write_text(text + "\n")
-
-
-def _sum(counts: Iterator[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(sorted(total.items()))
+def _raw_counts(shards: list[ShardDone]) -> dict[str, int | dict[str, int]]:
+    """What the raw images of these shards are like, added up."""
+    total: dict[str, int | dict[str, int]] = {}
+    for name, empty in vars(RawCounts()).items():
+        counts = [getattr(shard, name) for shard in shards]
+        if isinstance(empty, Counter):
+            total[name] = dict(sorted(sum(map(Counter, counts), Counter()).items()))
+        else:
+            total[name] = sum(counts)
+    return total

@@ -15,6 +15,7 @@ import mmap
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -121,16 +122,9 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return self._shards[number]
 
     def _opened(self, record: ShardRecord) -> _Shard:
-        try:
+        with _opening(self.store, self.name, record):
             file = self.store.local(record.file, record.bytes, self.manifest.checksum)
             return _Shard(file, record)
-        except FractalError:
-            raise
-        except (FileNotFoundError, ValueError, KeyError, pa.ArrowException) as error:
-            found = f"{record.file} cannot be opened ({one_line(error)})"
-            raise _damaged(self.store, self.name, found) from error
-        except OSError as error:
-            raise _unreadable(record.file, self.store, error) from error
 
     def _count_touched(self, number: int, encoded_bytes: int) -> None:
         """Lets go of pages now and then: read pages of a mapped file count as this process's."""
@@ -156,8 +150,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         except (OSError, ValueError) as error:
             raise _damaged(self.store, self.name, f"image {index} cannot be decoded") from error
         if pixels.shape != (side, side, 3):
-            found = f"image {index} has shape {pixels.shape}, expected {(side, side, 3)}"
-            raise _damaged(self.store, self.name, found)
+            reason = f"image {index} has shape {pixels.shape}, expected {(side, side, 3)}"
+            raise _damaged(self.store, self.name, reason)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -199,12 +193,8 @@ def open_prepared(place: Path | str, split: str) -> PreparedSplit:
         raise FractalError(f"{store} has no split {split!r}: choose one of {known}")
     if isinstance(store, LocalStore):
         for shard in manifest.splits[split].shards:
-            try:
+            with _opening(store, split, shard):
                 store.local(shard.file, shard.bytes, manifest.checksum)
-            except (FileNotFoundError, ValueError) as error:
-                raise _damaged(store, split, one_line(error)) from error
-            except OSError as error:
-                raise _unreadable(shard.file, store, error) from error
     return PreparedSplit(store=store, name=split, manifest=manifest)
 
 
@@ -226,24 +216,32 @@ def verify_prepared(place: Path | str) -> None:
                 image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
                 for image, label, _ in examples
             )
-            content.add(
-                np.frombuffer(digests, np.uint8).reshape(-1, 32),
-                labels[start : start + _CHUNK],
-            )
-        found = content.record(expected.shards)
-        if found != expected:
-            sums = f"its checksum is {found.checksum[:12]}…, expected {expected.checksum[:12]}…"
+            rows = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+            content.add(rows, labels[start : start + _CHUNK])
+        actual = content.record(expected.shards)
+        if actual != expected:
+            sums = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
             raise _damaged(split.store, name, sums)
 
 
-def _unreadable(file: str, store: Store, error: OSError) -> FractalError:
-    return FractalError(
-        f"{file} of {store} cannot be read ({one_line(error)}): mend that and run again, the data "
-        f"set itself may be whole"
-    )
+@contextmanager
+def _opening(store: Store, split: str, record: ShardRecord) -> Iterator[None]:
+    """Around opening a shard's file: what goes wrong becomes a FractalError."""
+    try:
+        yield
+    except FractalError:
+        raise
+    except (FileNotFoundError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = f"{record.file} cannot be opened ({one_line(error)})"
+        raise _damaged(store, split, reason) from error
+    except OSError as error:
+        raise FractalError(
+            f"{record.file} of {store} cannot be read ({one_line(error)}): mend that and run "
+            f"again, the data set itself may be whole"
+        ) from error
 
 
-def _damaged(store: Store, split: str, found: str) -> FractalError:
+def _damaged(store: Store, split: str, reason: str) -> FractalError:
     return FractalError(
-        f"split {split!r} of {store} is damaged: {found}; build it again with `dvc repro --force`"
+        f"split {split!r} of {store} is damaged: {reason}; build it again with `dvc repro --force`"
     )

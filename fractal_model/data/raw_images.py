@@ -1,5 +1,6 @@
 """One raw image: from a file's bytes to the prepared crop, or the reason why it cannot be used.
 
+
 Decided here: whatever a decoder says of damaged bytes is a reason, not a crash; notes beside the
 pixels, such as EXIF, never decide whether an image is used.
 """
@@ -17,6 +18,8 @@ import PIL.Image
 
 from fractal_model.common.errors import one_line
 
+PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
+"""What is done to every image, as the manifest names it. Another crop needs another version."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Decoded. Others, such as PostScript, would start other programs."""
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -26,11 +29,11 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class UnusableImage(Exception):
-    """Why an image is left out."""
+    """An image that is left out. The text is the reason."""
 
 
 class RawCounts:
-    """Counts what the raw images are like. Its attributes are fields of `ShardDone`."""
+    """What the raw images are like, counted. Each attribute is also a field of `ShardDone`."""
 
     def __init__(self) -> None:
         self.formats: Counter[str] = Counter()
@@ -44,9 +47,9 @@ class RawCounts:
         self.short_sides[str(min(image.size))] += 1
         if "exif" in image.info:
             self._add_exif(image)
-        suffix, theirs = Path(name).suffix.lower(), _SUFFIXES.get(image.format, ())
+        suffix, fitting = Path(name).suffix.lower(), _SUFFIXES.get(image.format, ())
         known = any(suffix in endings for endings in _SUFFIXES.values())
-        self.misnamed += known and suffix not in theirs
+        self.misnamed += known and suffix not in fitting
 
     def _add_exif(self, image: PIL.Image.Image) -> None:
         try:
@@ -78,7 +81,7 @@ def cropped(content: bytes, name: str, resolution: int, counts: RawCounts) -> PI
 
 
 def _decoded(content: bytes, name: str, resolution: int, counts: RawCounts) -> PIL.Image.Image:
-    """As RGB, and counted."""
+    """The image as RGB; the file's own format and mode are added to `counts`."""
     try:
         with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             _require_moderate(opened.size, resolution)
@@ -99,15 +102,13 @@ def _decoded(content: bytes, name: str, resolution: int, counts: RawCounts) -> P
 
 
 def _require_moderate(size: tuple[int, int], resolution: int) -> None:
+    """Raises UnusableImage when the crop would need more memory than the largest image may."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels_of_crop(size, resolution) > limit:
         width, height = size
         raise UnusableImage(
             f"{width} × {height} pixels, whose crop would pass through more than {limit:,}"
         )
-
-
-PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
 
 
 def pixels_of_crop(size: tuple[int, int], side: int) -> float:
@@ -117,7 +118,12 @@ def pixels_of_crop(size: tuple[int, int], side: int) -> float:
 
 
 def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """An RGB image of any size to `side` × `side`, as ADM's `center_crop_arr`."""
+    """Crop an RGB image of any size to `side` × `side`: the published preprocessing of ADM.
+
+    As `center_crop_arr` of Dhariwal and Nichol (2021): halve with a box filter while the short
+    side is at least twice the target, bicubic to the short side, centre crop. Nothing else: an
+    orientation noted in EXIF is not applied, as there.
+    """
     while min(image.size) >= 2 * side:
         image = image.resize(tuple(length // 2 for length in image.size), PIL.Image.Resampling.BOX)
     scale = side / min(image.size)

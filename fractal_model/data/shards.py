@@ -19,7 +19,7 @@ import PIL.Image
 import pyarrow as pa
 
 from fractal_model.common.files import file_written_whole
-from fractal_model.data.manifest import ShardRecord, image_digest
+from fractal_model.data.manifest import ContentHash, ShardRecord, SplitRecord, image_digest
 
 SHARD_BYTES = 256 * 2**20
 _COMPRESSED = 0.6
@@ -112,14 +112,25 @@ def split_features(class_names: Sequence[str]) -> datasets.Features:
     )
 
 
-def write_index(
-    folder: Path, class_names: Sequence[str], shards: Iterable[ShardRecord], checksum: str
-) -> None:
-    """The two files that `datasets.load_from_disk` wants beside the shards of a split."""
+def complete_split(
+    folder: Path,
+    class_names: Sequence[str],
+    resolution: int,
+    shards: Iterable[tuple[ShardRecord, np.ndarray, np.ndarray]],
+) -> SplitRecord:
+    """The split's entry in the manifest, from each shard's entry, digests and labels.
+
+    Writes the two files that `datasets.load_from_disk` wants beside the shards.
+    """
+    content, records = ContentHash(resolution, len(class_names)), []
+    for record, digests, labels in shards:
+        content.add(digests, labels)
+        records.append(record)
+    split = content.record(records)
     datasets.DatasetInfo(features=split_features(class_names)).write_to_directory(str(folder))
     state = {
-        "_data_files": [{"filename": Path(shard.file).name} for shard in shards],
-        "_fingerprint": checksum[:16],
+        "_data_files": [{"filename": Path(record.file).name} for record in records],
+        "_fingerprint": split.checksum[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
@@ -127,3 +138,4 @@ def write_index(
         "_split": folder.name,
     }
     (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    return split

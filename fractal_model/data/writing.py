@@ -15,13 +15,8 @@ import numpy as np
 import PIL.Image
 
 from fractal_model.common.errors import FractalError
-from fractal_model.data.manifest import (
-    ContentHash,
-    Manifest,
-    SplitRecord,
-    write_manifest,
-)
-from fractal_model.data.shards import images_per_shard, shard_name, write_index, write_shard
+from fractal_model.data.manifest import Manifest, ShardRecord, write_manifest
+from fractal_model.data.shards import complete_split, images_per_shard, shard_name, write_shard
 
 LabelledImages = Iterable[tuple[np.ndarray, int]]
 
@@ -37,7 +32,7 @@ def write_prepared(
     splits: Mapping[str, LabelledImages],
     shard_images: int | None = None,
 ) -> Manifest:
-    """Writes a prepared data set to `folder`, in place of the one that may be there.
+    """Write a prepared data set to `folder`, in place of the one that may be there.
 
     Each split is an iterable of (image uint8 (resolution, resolution, 3), label), read once and
     in bounded memory; `shard_images` of it make a file, by default about 256 MiB. One process at a
@@ -51,16 +46,12 @@ def write_prepared(
     recover(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        records = {
-            name: _write_split(
-                partial / name,
-                _checked(images, f"{dataset}/{name}", resolution, len(class_names)),
-                class_names,
-                ContentHash(resolution, len(class_names)),
-                shard_images or images_per_shard(resolution),
-            )
-            for name, images in splits.items()
-        }
+        largest = shard_images or images_per_shard(resolution)
+        records = {}
+        for name, images in splits.items():
+            checked = _checked(images, f"{dataset}/{name}", resolution, len(class_names))
+            shards = _write_shards(partial / name, checked, class_names, largest)
+            records[name] = complete_split(partial / name, class_names, resolution, shards)
         manifest = Manifest(
             dataset=dataset,
             source=source,
@@ -82,7 +73,7 @@ def partial_folder(folder: Path) -> Path:
 
 
 def put_in_place(folder: Path) -> None:
-    """Renames what `partial_folder` holds to `folder`, in place of what is there."""
+    """Rename what `partial_folder` holds to `folder`, in place of what is there."""
     old = _old_folder(folder)
     if folder.exists():
         folder.rename(old)
@@ -91,7 +82,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Mends what a run left that was killed while it put a data set in place."""
+    """Mend what a run left that was killed while it put a data set in place."""
     old = _old_folder(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -102,30 +93,23 @@ def _old_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _write_split(
-    folder: Path,
-    images: Iterator[tuple[np.ndarray, int]],
-    class_names: Sequence[str],
-    content: ContentHash,
-    shard_images: int,
-) -> SplitRecord:
-    shards, first = [], next(images, None)
+def _write_shards(
+    folder: Path, images: Iterator[tuple[np.ndarray, int]], class_names: Sequence[str], largest: int
+) -> Iterator[tuple[ShardRecord, np.ndarray, np.ndarray]]:
+    """Write shard after shard; yield the entry in the manifest, the digests and the labels."""
+    number, first = 0, next(images, None)
     while first is not None:
-        with write_shard(folder / shard_name(len(shards)), class_names) as shard:
-            for image, label in chain([first], islice(images, shard_images - 1)):
+        with write_shard(folder / shard_name(number), class_names) as shard:
+            for image, label in chain([first], islice(images, largest - 1)):
                 shard.add(PIL.Image.fromarray(image), label)
-        content.add(shard.digests, shard.labels)
-        shards.append(shard.record())
-        first = next(images, None)
-    record = content.record(shards)
-    write_index(folder, class_names, shards, record.checksum)
-    return record
+        yield shard.record(), shard.digests, shard.labels
+        number, first = number + 1, next(images, None)
 
 
 def _checked(
     images: LabelledImages, where: str, resolution: int, classes: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Passes the images on. Raises FractalError for one that is unfit."""
+    """Pass the images on. Raises FractalError for one that is unfit."""
     shape, index = (resolution, resolution, 3), -1
     for index, (image, label) in enumerate(images):
         if image.dtype != np.uint8 or image.shape != shape:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fractal_model.common.errors import FractalError
-from fractal_model.data.loader import Batch, evaluation_batches, train_loader
+from fractal_model.data.loader import Batch, read_batch, train_loader
 from fractal_model.data.order import stream_flips, stream_indices
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
@@ -98,22 +98,14 @@ def test_the_last_batch_is_full_and_the_end_is_the_end(split):
 def test_global_random_state_is_left_alone(split):
     before = torch.get_rng_state()
     list(train_loader(split, seed=9, position=0, batch_size=8, end_position=16, flip=True))
-    list(evaluation_batches(split, batch_size=8))
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("world_size", [1, 3, 60])
-def test_evaluation_gives_each_image_once_in_order(split, world_size):
+def test_images_are_read_unmirrored_in_the_order_asked_for(split):
     images, labels = split.load_all()
-    batches = [
-        batch
-        for rank in range(world_size)
-        for batch in evaluation_batches(split, batch_size=7, rank=rank, world_size=world_size)
-    ]
-    assert max(len(batch.labels) for batch in batches) <= 7
-    assert torch.equal(torch.cat([batch.indices for batch in batches]), torch.arange(SIZE))
-    assert torch.equal(torch.cat([batch.images for batch in batches]), images)
-    assert torch.equal(torch.cat([batch.labels for batch in batches]), labels)
+    batch = read_batch(split, [7, 3, 49])
+    assert torch.equal(batch.images, images[[7, 3, 49]])
+    assert torch.equal(batch.labels, labels[[7, 3, 49]]) and batch.indices.tolist() == [7, 3, 49]
 
 
 def test_the_loader_can_be_pickled(split):
@@ -143,15 +135,3 @@ def test_train_loader_refuses(split, changed, message):
     options = {"seed": 0, "position": 0, "batch_size": 8, "end_position": 8} | changed
     with pytest.raises(FractalError, match=message):
         train_loader(split, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "^batch_size is 0, expected 1 or more$"),
-        ({"batch_size": 4, "rank": 1}, "^rank is 1 of world_size 1"),
-    ],
-)
-def test_evaluation_batches_refuses(split, options, message):
-    with pytest.raises(FractalError, match=message):
-        evaluation_batches(split, **options)

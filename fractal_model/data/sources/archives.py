@@ -7,21 +7,17 @@ stretch of bytes of the outer file.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.data.sources.imagenet import (
-    WNID,
-    Companions,
-    validation_class,
-    wrong_class,
-)
+from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
 from fractal_model.data.sources.listing import (
     TRAIN,
     VALIDATION,
     ListingBuilder,
+    Progress,
     size_refusal,
 )
 
@@ -29,8 +25,6 @@ TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
 _NO_CLASS = "expected an archive named after a class, such as n01440764.tar"
 _END_BLOCK = 2**20
-
-Progress = Callable[[int], None]
 
 
 def list_archives(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
@@ -47,24 +41,24 @@ def list_archives(root: Path, companions: Companions, progress: Progress) -> Lis
 
 
 def _list_train(archive: Path, builder: ListingBuilder, progress: Progress) -> None:
-    for member, reason in _members(archive):
+    for opened, member, reason in _members(archive):
         name = PurePosixPath(member.name)
         if reason is None and (name.suffix != ".tar" or member.size == 0):
             reason = _NO_CLASS
         if reason is not None:
             builder.refuse(TRAIN, member.name, reason)
             continue
-        _list_class(archive, member, name.stem, builder)
+        _list_class(archive, opened, member, builder)
         progress(len(builder))
 
 
 def _list_class(
-    archive: Path, inner: tarfile.TarInfo, class_id: str, builder: ListingBuilder
+    archive: Path, outer: tarfile.TarFile, inner: tarfile.TarInfo, builder: ListingBuilder
 ) -> None:
     """An archive of another name is refused image by image, so that each of them counts."""
-    before = len(builder)
+    class_id, before = PurePosixPath(inner.name).stem, len(builder)
     misnamed = None if WNID.fullmatch(class_id) else f"in {inner.name}: {_NO_CLASS}"
-    for member, reason in _members(archive, (inner.offset_data, inner.size)):
+    for _, member, reason in _members(archive, outer, inner):
         name = PurePosixPath(member.name).name
         reason = reason or size_refusal(member.size) or misnamed or wrong_class(name, class_id)
         if reason is not None:
@@ -79,7 +73,7 @@ def _list_class(
 def _list_validation(
     archive: Path, companions: Companions, builder: ListingBuilder, progress: Progress
 ) -> None:
-    for member, reason in _members(archive):
+    for _, member, reason in _members(archive):
         name = PurePosixPath(member.name).name
         class_id = validation_class(name, companions)
         reason = reason or size_refusal(member.size)
@@ -93,32 +87,36 @@ def _list_validation(
 
 
 def _members(
-    archive: Path, stretch: tuple[int, int] | None = None
-) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
-    """The files of an archive, or of the one within it, each with why it is refused."""
-    inner = f" at byte {stretch[0]}" if stretch else ""
+    archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
+    """The files of an archive, or of `inner`, which the open archive `outer` holds.
+
+    With each comes the open archive that holds it, and why it is refused, if it is.
+    """
+    place = f" at byte {inner.offset_data}" if inner else ""
     try:
-        with archive.open("rb") as outer:
-            file = _Stretch(outer, *stretch) if stretch else outer
-            size = stretch[1] if stretch else archive.stat().st_size
-            # "r:" refuses what is compressed.
-            with tarfile.open(fileobj=file, mode="r:") as opened:
-                while (member := opened.next()) is not None:
-                    opened.members.clear()  # which would grow to every member of the archive
-                    if member.size < 0 or member.offset_data + member.size > size:
-                        raise tarfile.ReadError(f"it is cut off within {member.name}")
-                    if not member.isdir():
-                        yield member, _refusal(member)
-                _require_end(file, opened.offset)
+        size = inner.size if inner else archive.stat().st_size
+        with (
+            outer.extractfile(inner) if inner else archive.open("rb") as file,
+            tarfile.open(fileobj=file, mode="r:") as opened,  # "r:" refuses what is compressed
+        ):
+            while (member := opened.next()) is not None:
+                opened.members.clear()  # which would grow to every member of the archive
+                if member.size < 0 or member.offset_data + member.size > size:
+                    raise tarfile.ReadError(f"it is cut off within {member.name}")
+                if not member.isdir():
+                    yield opened, member, _refusal(member)
+            _require_end(file, opened.offset)
     except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of a damaged header
         raise FractalError(
-            f"{archive}{inner} is no whole, uncompressed tar archive ({one_line(error)}): compare "
+            f"{archive}{place} is no whole, uncompressed tar archive ({one_line(error)}): compare "
             f"its size and checksum with the publisher's and fetch it again"
         ) from error
 
 
-def _require_end(file: BinaryIO | _Stretch, offset: int) -> None:
-    """`tarfile` takes whatever is no header for the end; zeros alone are. ReadError: others."""
+def _require_end(file: BinaryIO, offset: int) -> None:
+    """Raises ReadError when what follows is not zeros: `tarfile` takes whatever is no header for
+    the archive's end."""
     file.seek(offset)
     first = file.read(tarfile.BLOCKSIZE)
     if len(first) < tarfile.BLOCKSIZE:
@@ -137,24 +135,3 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
     if not member.isfile() or member.issparse():
         return "a link, a device or a sparse file: not an ordinary one"
     return None
-
-
-class _Stretch:
-    """Part of a file as a file: what `tarfile` asks of one."""
-
-    def __init__(self, file, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._at)
-        self._file.seek(self._start + self._at)
-        content = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(content)
-        return content

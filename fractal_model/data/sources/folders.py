@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
 
 from fractal_model.common.errors import FractalError
-from fractal_model.data.sources.imagenet import (
-    WNID,
-    Companions,
-    validation_class,
-    wrong_class,
-)
+from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
 from fractal_model.data.sources.listing import (
     TRAIN,
     VALIDATION,
     WHOLE_FILE,
     ListingBuilder,
+    Progress,
     size_refusal,
 )
 
 _VALIDATION_FOLDERS = ("validation", "val")
-
-Progress = Callable[[int], None]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -42,6 +35,12 @@ def split_folders(root: Path) -> dict[str, Path]:
         )
     found = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
     return {split: folder for split, folder in found if folder.is_dir()}
+
+
+def has_class_folders(root: Path) -> bool:
+    """Whether there are training images in folders that are named as ImageNet's classes."""
+    train = split_folders(root).get(TRAIN)
+    return any(WNID.fullmatch(e.name) for e in _entries(train) if e.is_dir()) if train else False
 
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
@@ -180,11 +179,3 @@ def _entries(folder: Path) -> list[os.DirEntry]:
 
 def _has_image_ending(name: str) -> bool:
     return Path(name).suffix.lower() in PIL.Image.registered_extensions()
-
-
-def class_folders(root: Path) -> dict[str, int]:
-    """Classes found by split, by a look at the folders' names alone."""
-    counts: dict[str, int] = defaultdict(int)
-    for split, folder in split_folders(root).items():
-        counts[split] = sum(bool(WNID.fullmatch(e.name)) for e in _entries(folder) if e.is_dir())
-    return counts

@@ -6,7 +6,6 @@ anybody's own, also where they are called by WordNet ids, as in ImageNet-100.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,15 +16,14 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
 from fractal_model.data.sources import imagenet
 from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
-from fractal_model.data.sources.folders import class_folders, list_folder, list_imagenet_tree
-from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, RefusedFile
+from fractal_model.data.sources.folders import has_class_folders, list_folder, list_imagenet_tree
+from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
 
 IMAGENET = "imagenet"
 _NAMED = 3  # of a long list
 
 Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "folder"]
-Progress = Callable[[int], None]
 
 
 class Source(StrictModel):
@@ -92,7 +90,7 @@ def _kind(root: Path, name: str) -> Kind:
     if parquet_files(root):
         return "ImageNet parquet"
     if name == IMAGENET:
-        if class_folders(root).get(TRAIN):
+        if has_class_folders(root):
             return "ImageNet tree"
         raise FractalError(
             f"{root} does not look like ImageNet: expected {TRAIN_ARCHIVE} and "

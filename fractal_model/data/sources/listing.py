@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
 
 WHOLE_FILE = -1
@@ -26,7 +28,8 @@ LARGEST_IMAGE = 256 * 2**20
 photograph of ImageNet has 16 MB."""
 
 TRAIN, VALIDATION = "train", "validation"
-Split = Literal["train", "validation"]
+Progress = Callable[[int], None]
+"""Told how many images are done."""
 
 _HASHED_ROWS = 100_000
 _CONTROL = ("Cc", "Zl", "Zp")  # of Unicode: control characters, line and paragraph separators
@@ -120,10 +123,9 @@ class Listing:
         return json.dumps(notes, sort_keys=True).encode()
 
     def write(self, file: Path) -> None:
-        partial = file.with_name(f".{file.name}.partial")
         table = self.images.replace_schema_metadata({"fractal": self._notes()})
-        pq.write_table(table, partial)
-        partial.replace(file)
+        with file_written_whole(file) as partial:
+            pq.write_table(table, partial)
 
     @staticmethod
     def read(file: Path) -> Listing:
@@ -201,7 +203,7 @@ class ListingBuilder:
         if not in_order:
             keys += [("label", "ascending"), ("key", "ascending")]
         # Stable, unlike `sort_by`, once the position is the last key.
-        position = pa.array(range(len(self._classes)), pa.int64())
+        position = pa.array(range(len(self)), pa.int64())
         ordered = table.append_column("position", position).sort_by(
             [*keys, ("position", "ascending")]
         )

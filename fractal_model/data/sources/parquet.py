@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from fractal_model.data.sources.listing import (
     TRAIN,
     VALIDATION,
     ListingBuilder,
+    Progress,
     size_refusal,
 )
 from fractal_model.data.sources.reading import image_batches, open_parquet
@@ -31,8 +32,6 @@ _PAGE_ROWS = 1024
 """Arrow's writers look at a page's size after so many rows only."""
 _BYTES = "image.bytes"
 _TAIL = 8  # the footer's length and the magic number
-
-Progress = Callable[[int], None]
 
 
 class _Row(NamedTuple):

@@ -20,10 +20,11 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
 from fractal_model.data.manifest import MANIFEST_NAME
-from fractal_model.data.sources.inspection import IMAGENET, Progress, Source, inspect
-from fractal_model.data.sources.listing import Listing, printable
+from fractal_model.data.sources.inspection import IMAGENET, Source, inspect
+from fractal_model.data.sources.listing import Listing, Progress, printable
 
 IMAGENET_RESOLUTIONS = (64, 256)
 REGISTERED_FILE = "registered.yaml"
@@ -248,6 +249,5 @@ def _require_folder(root: Path) -> Path:
 
 
 def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
+    with file_written_whole(file) as partial:
+        partial.write_text(text)
