@@ -8,10 +8,11 @@ contiguous slice of each global batch. Training resumes by giving the position i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.order import stream_flips, stream_indices
@@ -72,7 +73,7 @@ def train_loader(
         seed=seed,
         starts=range(position, end_position, batch_size),
         flip=flip,
-        part=slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size),
+        part=range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size),
     )
     return DataLoader(
         _Flipped(split),
@@ -89,26 +90,28 @@ def read_batch(split: PreparedSplit, indices: Sequence[int]) -> Batch:
     return _collate(split.__getitems__(indices))
 
 
-class _StreamBatches(Sampler[list[_Pick]]):
-    """The batch sampler: one stretch of the stream a batch, of which `part` is this rank's."""
+@dataclass(frozen=True)
+class _StreamBatches:
+    """The batch sampler: each batch is a stretch of the stream."""
 
-    def __init__(self, *, size: int, seed: int, starts: range, flip: bool, part: slice) -> None:
-        self._size = size
-        self._seed = seed
-        self._starts = starts
-        self._flip = flip
-        self._part = part
+    size: int
+    """Images of the split."""
+    seed: int
+    starts: range
+    """Positions in the stream at which the global batches start."""
+    flip: bool
+    part: range
+    """Places in the global batch that are this rank's."""
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[_Pick]]:
-        count = self._part.stop - self._part.start
-        for start in self._starts:
-            where = {"seed": self._seed, "start": start + self._part.start, "count": count}
-            indices = stream_indices(**where, size=self._size).tolist()
-            flips = stream_flips(**where, size=self._size).tolist()
-            yield [_Pick(i, self._flip and f) for i, f in zip(indices, flips, strict=True)]
+        for start in self.starts:
+            stretch = {"start": start + self.part.start, "count": len(self.part)}
+            indices = stream_indices(seed=self.seed, size=self.size, **stretch).tolist()
+            flips = stream_flips(seed=self.seed, size=self.size, **stretch).tolist()
+            yield [_Pick(i, self.flip and f) for i, f in zip(indices, flips, strict=True)]
 
 
 class _Flipped(Dataset[Example]):

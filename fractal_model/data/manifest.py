@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.common.validation import describe
 from fractal_model.config.params import Size
 from fractal_model.data.object_store import LocalStore, Store, is_remote, store_at
 
@@ -52,15 +53,12 @@ class SplitRecord(StrictModel):
 
     @model_validator(mode="after")
     def _counts_agree(self) -> SplitRecord:
-        if sum(shard.images for shard in self.shards) != self.images:
-            raise ValueError(
-                f"its shards have {sum(shard.images for shard in self.shards)} images, "
-                f"images is {self.images}"
-            )
-        if sum(self.images_per_class) != self.images:
-            raise ValueError(
-                f"images_per_class adds up to {sum(self.images_per_class)}, images is {self.images}"
-            )
+        in_shards = sum(shard.images for shard in self.shards)
+        in_classes = sum(self.images_per_class)
+        if in_shards != self.images:
+            raise ValueError(f"its shards have {in_shards} images, images is {self.images}")
+        if in_classes != self.images:
+            raise ValueError(f"images_per_class adds up to {in_classes}, images is {self.images}")
         return self
 
 
@@ -132,7 +130,7 @@ def image_digest(pixels: bytes, label: int) -> bytes:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `manifest.json`; equal manifests give equal bytes."""
+    """Write `manifest.json`; equal manifests give equal bytes."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -160,20 +158,22 @@ def read_manifest(place: Path | str) -> Manifest:
             f"{store} cannot be read ({one_line(error)}): check the place, and the access to it"
         ) from error
     try:
-        found = json.loads(text.decode())
+        content = json.loads(text.decode())
         # Before the fields are checked: another version may have other fields.
-        version = found.get("format_version") if isinstance(found, dict) else FORMAT_VERSION
+        version = content.get("format_version") if isinstance(content, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:
             raise FractalError(
                 f"{store}/{MANIFEST_NAME} has format version {version!r}, this version of "
                 f"fractal-model reads {FORMAT_VERSION}: build the data set again with "
                 f"`dvc repro --force`"
             )
-        return Manifest.model_validate(found)
+        return Manifest.model_validate(content)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+        invalid = isinstance(error, ValidationError)
+        reason = describe(error, Manifest) if invalid else one_line(error)
         raise FractalError(
-            f"{store}/{MANIFEST_NAME} is not a readable manifest ({_reason(error)}): build the "
-            f"data set again with `dvc repro --force`"
+            f"{store}/{MANIFEST_NAME} is not a readable manifest ({reason}): build the data set "
+            f"again with `dvc repro --force`"
         ) from error
 
 
@@ -187,14 +187,6 @@ def _no_data_set(store: Store) -> FractalError:
     if Path(str(store)).name.startswith("imagenet"):
         hint = " (ImageNet is registered first, with `fractal data register DIR`)"
     return FractalError(f"no prepared data set at {store}: build it with `dvc repro`{hint}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}" if where else first["msg"]
-    return one_line(error)
 
 
 def fit_size(size: Size, manifest: Manifest) -> Size:

@@ -35,7 +35,6 @@ from fractal_model.data.manifest import (
 )
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
-_CHUNK = 128  # images held in memory at a time
 _OPEN_SHARDS = 256
 """Each holds a file open. Of 256 MiB each: more than ImageNet at 256 px has."""
 _RELEASE_BYTES = 256 * 2**20
@@ -87,10 +86,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
 
     def load_all(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Everything in memory, for small sets: images uint8 (N, 3, H, W), labels int64 (N,)."""
-        side = self.manifest.resolution
-        images = torch.empty(len(self), 3, side, side, dtype=torch.uint8)
-        for index in range(len(self)):
-            images[index] = self._example(index).image
+        images = torch.stack([example.image for example in self.in_order()])
         return images, torch.from_numpy(self.labels())
 
     def labels(self) -> np.ndarray:
@@ -210,14 +206,11 @@ def verify_prepared(place: Path | str) -> None:
         for index in np.flatnonzero((labels < 0) | (labels >= classes)):
             raise _damaged(split.store, name, f"image {index} has label {labels[index]}")
         content = ContentHash(manifest.resolution, classes)
-        for start in range(0, len(split), _CHUNK):
-            examples = split.__getitems__(range(start, min(start + _CHUNK, len(split))))
-            digests = b"".join(
-                image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
-                for image, label, _ in examples
-            )
-            rows = np.frombuffer(digests, np.uint8).reshape(-1, 32)
-            content.add(rows, labels[start : start + _CHUNK])
+        digests = b"".join(
+            image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
+            for image, label, _ in split.in_order()
+        )
+        content.add(np.frombuffer(digests, np.uint8).reshape(-1, 32), labels)
         actual = content.record(expected.shards)
         if actual != expected:
             sums = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"

@@ -30,7 +30,7 @@ _CAPTION = 14  # pixels below an image
 
 
 def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
-    """Writes the files above to `folder`, in place of those there; returns the metrics.
+    """Write the files above to `folder`, in place of those there; returns the metrics.
 
     Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened.
     """
@@ -41,9 +41,10 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
     with written_whole(folder, "the report") as partial:
         text = json.dumps(metrics, indent=2)
         (partial / "metrics.json").write_text(text + "\n")
+        left_out = [(entry.file, entry.reason) for entry in manifest.quarantined]
         tables = {
             "classes": _classes(manifest),
-            "quarantined": _table(("file", "reason"), _quarantined(manifest)),
+            "quarantined": pd.DataFrame(left_out, columns=["file", "reason"]),
             **_raw_images(dataset_folder),
         }
         for name, table in tables.items():
@@ -106,11 +107,7 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
         for split, record in manifest.splits.items()
         for class_name, images in zip(manifest.class_names, record.images_per_class, strict=True)
     ]
-    return _table(("class", "split", "images"), rows)
-
-
-def _quarantined(manifest: Manifest) -> list[tuple[str, str]]:
-    return [(entry.file, entry.reason) for entry in manifest.quarantined]
+    return pd.DataFrame(rows, columns=["class", "split", "images"])
 
 
 def _raw_images(dataset_folder: Path) -> dict[str, pd.DataFrame]:
@@ -119,25 +116,23 @@ def _raw_images(dataset_folder: Path) -> dict[str, pd.DataFrame]:
     splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
     sides = [
         (int(side), split, images)
-        for split, found in splits.items()
-        for side, images in found["short_sides"].items()
+        for split, counts in splits.items()
+        for side, images in counts["short_sides"].items()
     ]
     kinds = [
         (split, kind, value, images)
-        for split, found in splits.items()
-        for kind, values in (("format", found["formats"]), ("mode", found["modes"]))
+        for split, counts in splits.items()
+        for kind, values in (("format", counts["formats"]), ("mode", counts["modes"]))
         for value, images in values.items()
     ]
-    for split, found in splits.items():
-        kinds.append((split, "EXIF orientation (not applied)", "rotated", found["exif_rotated"]))
-        # Of a data set that was prepared before these were counted, they are not known.
-        kinds.append((split, "EXIF", "unreadable", found.get("exif_unreadable", 0)))
-        kinds.append((split, "name", "ends like another format", found["misnamed"]))
+    for split, counts in splits.items():
+        # Data sets that were prepared by the first versions have no count of unreadable EXIF.
+        kinds += [
+            (split, "EXIF orientation (not applied)", "rotated", counts["exif_rotated"]),
+            (split, "EXIF", "unreadable", counts.get("exif_unreadable", 0)),
+            (split, "name", "ends like another format", counts["misnamed"]),
+        ]
     return {
-        "short-sides": _table(("short_side", "split", "images"), sorted(sides)),
-        "kinds": _table(("split", "kind", "value", "images"), kinds),
+        "short-sides": pd.DataFrame(sorted(sides), columns=["short_side", "split", "images"]),
+        "kinds": pd.DataFrame(kinds, columns=["split", "kind", "value", "images"]),
     }
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns))

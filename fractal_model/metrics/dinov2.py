@@ -42,6 +42,9 @@ NO_WEIGHTS = (
 class DINOv2Features:
     """Images to features. Made by `load_dinov2`."""
 
+    FEATURES_VERSION = 1
+    """To be raised when equal images and weights give other features: references are made anew."""
+
     def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
         self._network = network
         self.weights_source = f"timm: {file.name}"

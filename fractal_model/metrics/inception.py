@@ -39,6 +39,9 @@ NO_CLASSIFIER = (
 class InceptionFeatures:
     """Images to pool_3 features. Made by `load_inception`."""
 
+    FEATURES_VERSION = 1
+    """To be raised when equal images and weights give other features: references are made anew."""
+
     def __init__(
         self,
         network: FeatureExtractorInceptionV3,

@@ -4,19 +4,20 @@ Decided here: an npz without pickled objects that names its data set and its net
 so that a comparison with the wrong one is refused. It has the mean and covariance of many images,
 for the Fréchet distance, and the features of a sample of them, for what needs single images. Mean
 and covariance may be ADM's published ones; the sample is then of our own network. Features of
-ImageNet take hours to days: a killed run goes on where its sums were last saved, and a file
-that was made of and with the same is kept.
+ImageNet take hours to days: a killed run goes on where its sums were last saved, and a file that
+was made from the same is kept. Code is not compared: what computes features or statistics has a
+version, which is raised when its numbers change.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
+import re
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +26,28 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import file_written_whole
+from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.metrics import statistics as statistics_module
 from fractal_model.metrics.inception import InceptionFeatures, extract_features
-from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
+from fractal_model.metrics.statistics import (
+    STATISTICS_VERSION,
+    FeatureStatistics,
+    RunningStatistics,
+)
 
 FORMAT_VERSION = 2
 OWN_IMAGES = "training images"
 _BATCH = 50
 _SAVE_SECONDS = 60.0
+_OLD_RULE = re.compile(r"[0-9a-f]{64}")
+"""`made_from` of older files: a checksum that covers source code, which cannot be compared. Such a
+file was made by the first versions; it is kept where all that it states beside this agrees."""
+_UNREADABLE = (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
+
+MadeFrom = dict[str, str | int]
+"""All that decides the numbers of a reference; the file states it as JSON."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +55,15 @@ class Reference:
     """Real images as the Inception network sees them."""
 
     statistics: FeatureStatistics
-    """Of all the images, pool_3."""
+    """Mean and covariance of the pool_3 features of all the images."""
     features: Tensor
-    """(N, 2048) float32: of a sample of the images."""
+    """(N, 2048) float32: the features of a sample of the images."""
     source: str
-    """OWN_IMAGES, or whose published statistics they are."""
+    """OWN_IMAGES, or whose published statistics these are."""
     dataset: str
     dataset_checksum: str
     weights_checksum: str
-    """Of the network that made the features."""
+    """The weights of the network that made the features."""
 
     @property
     def checksum(self) -> str:
@@ -63,14 +76,14 @@ class Reference:
 
     def require(self, *, dataset_checksum: str, weights_checksum: str) -> None:
         """FractalError when this reference is of other images or of another network."""
-        for what, ours, given in (
+        for name, ours, expected in (
             ("data set", self.dataset_checksum, dataset_checksum),
             ("network", self.weights_checksum, weights_checksum),
         ):
-            if ours != given:
+            if ours != expected:
                 raise FractalError(
-                    f"the reference features of {self.dataset} belong to another {what} "
-                    f"({ours[:16]}, now {given[:16]}): run `dvc repro` to make them anew"
+                    f"the reference features of {self.dataset} belong to another {name} "
+                    f"({ours[:16]}, now {expected[:16]}): run `dvc repro` to make them anew"
                 )
 
 
@@ -97,21 +110,24 @@ def build_reference(
     published: PublishedStatistics | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
-    """Statistics of `images` images of the split, a fixed random choice, and the features of the
-    first `sample` of these; written to `file`. With `published`, its statistics, and the features
-    of its images where it has some. A file there that was made so already is kept.
+    """Write to `file` the statistics of `images` images of the split, a fixed random choice, and
+    the features of the first `sample` of these. With `published`, its statistics take their place,
+    and the features are of its images where it has some. A file made from the same is kept.
 
-    FractalError when the split has fewer images.
+    FractalError: the split has fewer images.
     """
     chosen = chosen_images(split, images)
     made_from = _made_from(split, inception, images, sample, published)
-    if _says(file, made_from):
+    if _is_made_from(file, made_from):
         return load_reference(file)
+    pictures = None if published is None else published.images
     if published is not None:
-        chosen = chosen[:sample]
+        chosen = (chosen if pictures is None else np.arange(images))[: made_from["rows"]]
     sums = file.with_name(f".{file.name}.sums.npz")
     extraction = _Extraction.resumed(sums, made_from)
-    for batch in _batches(split, chosen[extraction.done :], published, extraction.done):
+    for start in range(extraction.done, len(chosen), _BATCH):
+        part = chosen[start : start + _BATCH]
+        batch = read_batch(split, part).images if pictures is None else pictures[part]
         extraction.add(extract_features([batch], inception), sample)
         extraction.save_now_and_then(sums, made_from)
         if progress is not None:
@@ -120,17 +136,30 @@ def build_reference(
         statistics = extraction.running.statistics()
     else:
         statistics = FeatureStatistics(published.mean, published.covariance, 0)
-    _write(file, statistics, extraction.features(), split, inception, published, made_from)
+    _save(
+        file,
+        made_from,
+        format_version=FORMAT_VERSION,
+        features=extraction.features().numpy(),
+        mean=statistics.mean,
+        covariance=statistics.covariance,
+        count=statistics.count,
+        source=made_from["source"],
+        dataset=split.manifest.dataset,
+        dataset_checksum=split.manifest.checksum,
+        weights_source=inception.weights_source,
+        weights_checksum=inception.weights_checksum,
+        preprocessing=split.manifest.preprocessing,
+    )
     sums.unlink(missing_ok=True)
     return load_reference(file)
 
 
 class _Extraction:
-    """Features so far: sums of all, and the first ones themselves."""
+    """The features so far: sums of all, and the first ones themselves."""
 
     def __init__(self) -> None:
-        self.done = 0
-        """Images."""
+        self.done = 0  # images
         self.running = RunningStatistics()
         self._kept: list[Tensor] = []
         self._saved = time.monotonic()
@@ -143,19 +172,19 @@ class _Extraction:
     def features(self) -> Tensor:
         return torch.cat(self._kept)
 
-    def save_now_and_then(self, file: Path, made_from: str) -> None:
+    def save_now_and_then(self, file: Path, made_from: MadeFrom) -> None:
         if time.monotonic() - self._saved < _SAVE_SECONDS:
             return
         state = {f"running_{name}": value for name, value in self.running.state().items()}
         features = self.features().numpy()
-        _save_whole(file, made_from=made_from, done=self.done, features=features, **state)
+        _save(file, made_from, done=self.done, features=features, **state)
         self._saved = time.monotonic()
 
     @classmethod
-    def resumed(cls, file: Path, made_from: str) -> _Extraction:
-        """As it was saved, or from the start: nothing is there, or of something else."""
+    def resumed(cls, file: Path, made_from: MadeFrom) -> _Extraction:
+        """The extraction that `file` keeps, or a new one where it keeps none made from the same."""
         extraction = cls()
-        if _says(file, made_from):
+        if _is_made_from(file, made_from):
             with np.load(file, allow_pickle=False) as content:
                 state = {name: content[f"running_{name}"] for name in RunningStatistics.STATE}
                 extraction.running = RunningStatistics.from_state(state)
@@ -170,38 +199,59 @@ def _made_from(
     images: int,
     sample: int,
     published: PublishedStatistics | None,
-) -> str:
-    """All that decides a reference, as one checksum."""
-    content = hashlib.sha256()
-    for code in (inspect.getfile(type(inception)), statistics_module.__file__):
-        content.update(Path(code).read_bytes())
+) -> MadeFrom:
+    made_from: MadeFrom = {
+        "format_version": FORMAT_VERSION,
+        "features_version": inception.FEATURES_VERSION,
+        "statistics_version": STATISTICS_VERSION,
+        "batch": _BATCH,
+        "split": split.name,
+        "dataset_checksum": split.manifest.checksum,
+        "weights_checksum": inception.weights_checksum,
+        "source": OWN_IMAGES,
+        "count": images,
+        "rows": min(sample, images),
+    }
     if published is not None:
-        content.update(published.mean.tobytes())
-        content.update(published.covariance.tobytes())
+        made_from |= {"source": published.source, "count": 0}
+        made_from["statistics"] = _checksum(published.mean, published.covariance)
         if published.images is not None:
-            content.update(published.images.numpy().tobytes())
-    source = OWN_IMAGES if published is None else published.source
-    of = [split.manifest.checksum, split.name, inception.weights_checksum, source]
-    content.update(json.dumps([FORMAT_VERSION, _BATCH, images, sample, *of]).encode())
-    return content.hexdigest()
+            made_from["images"] = _checksum(published.images.numpy())
+            made_from["rows"] = min(sample, images, len(published.images))
+    return made_from
 
 
-def _says(file: Path, made_from: str) -> bool:
+def _checksum(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def _is_made_from(file: Path, made_from: MadeFrom) -> bool:
     """Whether `file` is there, whole, and made from the same."""
     try:
         with zipfile.ZipFile(file) as archive:
             whole = archive.testzip() is None
         with np.load(file, allow_pickle=False) as content:
-            return whole and str(content["made_from"]) == made_from
-    except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile):
+            return whole and _agrees(content, made_from)
+    except _UNREADABLE:
         return False
 
 
-def _save_whole(file: Path, **content: object) -> None:
+def _agrees(content: Mapping[str, np.ndarray], made_from: MadeFrom) -> bool:
+    text = content["made_from"].item()
+    if not _OLD_RULE.fullmatch(text):
+        return text == json.dumps(made_from)
+    names = ("format_version", "dataset_checksum", "weights_checksum", "source", "count")
+    stated = {name: content[name].item() for name in names}
+    stated |= {"features_version": 1, "statistics_version": 1, "rows": len(content["features"])}
+    if "statistics" in made_from:
+        stated["statistics"] = _checksum(content["mean"], content["covariance"])
+    return stated.items() <= made_from.items()
+
+
+def _save(file: Path, made_from: MadeFrom, **content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial.npz")
-    np.savez(partial, **content)
-    partial.replace(file)
+    with file_written_whole(file) as partial:
+        np.savez(partial, made_from=json.dumps(made_from), **content)
 
 
 def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:
@@ -217,47 +267,9 @@ def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:
     return epoch_permutation(0, 0, len(split))[:images]
 
 
-def _batches(
-    split: PreparedSplit, chosen: np.ndarray, published: PublishedStatistics | None, done: int
-) -> Iterator[Tensor]:
-    """Of the images `chosen`, or of as many published ones after the first `done`."""
-    if published is not None and published.images is not None:
-        if len(images := published.images[done : done + len(chosen)]):
-            yield from images.split(_BATCH)
-        return
-    for start in range(0, len(chosen), _BATCH):
-        examples = split.__getitems__(chosen[start : start + _BATCH])
-        yield torch.stack([example.image for example in examples])
-
-
-def _write(
-    file: Path,
-    statistics: FeatureStatistics,
-    features: Tensor,
-    split: PreparedSplit,
-    inception: InceptionFeatures,
-    published: PublishedStatistics | None,
-    made_from: str,
-) -> None:
-    _save_whole(
-        file,
-        made_from=made_from,
-        format_version=FORMAT_VERSION,
-        features=features.numpy(),
-        mean=statistics.mean,
-        covariance=statistics.covariance,
-        count=statistics.count,
-        source=OWN_IMAGES if published is None else published.source,
-        dataset=split.manifest.dataset,
-        dataset_checksum=split.manifest.checksum,
-        weights_source=inception.weights_source,
-        weights_checksum=inception.weights_checksum,
-        preprocessing=split.manifest.preprocessing,
-    )
-
-
 def load_reference(file: Path) -> Reference:
-    """FractalError: missing, damaged, not finite, or of another format version."""
+    """Read a reference. FractalError: missing, damaged, not finite, of another format version."""
+    names = ("source", "dataset", "dataset_checksum", "weights_checksum")
     try:
         with np.load(file, allow_pickle=False) as content:
             if int(content["format_version"]) != FORMAT_VERSION:
@@ -270,14 +282,11 @@ def load_reference(file: Path) -> Reference:
                     content["mean"], content["covariance"], int(content["count"])
                 ),
                 features=torch.from_numpy(content["features"]),
-                source=str(content["source"]),
-                dataset=str(content["dataset"]),
-                dataset_checksum=str(content["dataset_checksum"]),
-                weights_checksum=str(content["weights_checksum"]),
+                **{name: content[name].item() for name in names},
             )
     except FileNotFoundError as error:
         raise FractalError(f"the reference features {file} are missing: run `dvc repro`") from error
-    except (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise FractalError(
             f"the reference features {file} are damaged ({one_line(error)}): run `dvc repro`"
         ) from error

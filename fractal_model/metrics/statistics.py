@@ -17,6 +17,9 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from fractal_model.common.errors import FractalError
 
+STATISTICS_VERSION = 1
+"""To be raised when equal features give other numbers: references are made anew."""
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:

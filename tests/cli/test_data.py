@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import yaml
 
-from fractal_model.cli.app import app
+from fractal_model.cli import app
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.listing import Listing

@@ -299,7 +299,10 @@ def refuse_classes(manifest):
     ("change", "message"),
     [
         (refuse_version, r"has format version 1, .* reads 2: .*dvc repro"),
-        (refuse_key, r"not a readable manifest \(resolutoin: Extra inputs.*dvc repro"),
+        (
+            refuse_key,
+            r"not a readable manifest \(unknown key 'resolutoin', did you mean 'resolution'",
+        ),
         (refuse_shards, r"splits\.train: .*its shards have 200 images, images is 300"),
         (refuse_path, r"splits\.train\.shards\.0\.file: String should match"),
         (refuse_sum, r"splits\.train: .*images_per_class adds up to 300, images is 299"),

@@ -2,6 +2,7 @@
 
 import gc
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,12 @@ from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
 from fractal_model.metrics.adm import load_published
 from fractal_model.metrics.image_metrics import image_metrics
-from fractal_model.metrics.reference import FORMAT_VERSION, build_reference, load_reference
+from fractal_model.metrics.reference import (
+    FORMAT_VERSION,
+    PublishedStatistics,
+    build_reference,
+    load_reference,
+)
 from fractal_model.metrics.statistics import FeatureStatistics, RunningStatistics
 
 
@@ -20,6 +26,7 @@ class Pixels:
     """In place of Inception: the network is tested elsewhere."""
 
     weights_source, weights_checksum = "pixels", "sha256:0"
+    FEATURES_VERSION = 1
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)[:, :12].float()
@@ -236,3 +243,73 @@ def test_an_equal_reference_is_kept_and_no_other(split, tmp_path):
     file.write_bytes(content)
     build(split, file, inception, images=129)
     assert inception.batches == 994, "a damaged one is built again"
+
+
+def as_the_old_rule_wrote_it(file) -> None:
+    """With a checksum that covers source code as `made_from`, before there were versions."""
+    with np.load(file) as content:
+        stated = dict(content)
+    np.savez(file, **stated | {"made_from": "0" * 64})
+
+
+def test_a_reference_of_the_old_rule_is_kept_where_what_it_states_agrees(split, tmp_path):
+    file, inception = tmp_path / "r.npz", Counted()
+    build(split, file, Pixels())
+    as_the_old_rule_wrote_it(file)
+    before = file.read_bytes()
+    build(split, file, inception)
+    assert inception.batches == 1000 and file.read_bytes() == before
+
+
+class OtherWeights(Counted):
+    weights_checksum = "sha256:1"
+
+
+class OtherFeatures(Counted):
+    FEATURES_VERSION = 2
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize(
+    ("network", "changes"),
+    [
+        (Counted, {"images": 129}),
+        (Counted, {"sample": 59}),
+        (OtherWeights, {}),
+        (OtherFeatures, {}),
+    ],
+)
+def test_what_decides_the_numbers_makes_a_reference_anew(split, tmp_path, old, network, changes):
+    file, inception = tmp_path / "r.npz", network()
+    build(split, file, Pixels())
+    if old:
+        as_the_old_rule_wrote_it(file)
+    build(split, file, inception, **changes)
+    assert inception.batches == 997
+
+
+def test_other_statistics_make_a_reference_anew(split, tmp_path, monkeypatch):
+    build(split, tmp_path / "r.npz", Pixels())
+    monkeypatch.setattr("fractal_model.metrics.reference.STATISTICS_VERSION", 2)
+    inception = Counted()
+    build(split, tmp_path / "r.npz", inception)
+    assert inception.batches == 997
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_published_statistics_are_compared(split, tmp_path, old):
+    file = tmp_path / "r.npz"
+    one = PublishedStatistics("ADM: x.npz", np.zeros(12), np.eye(12), None)
+    build(split, file, Pixels(), published=one)
+    if old:
+        as_the_old_rule_wrote_it(file)
+    for published, batches in (
+        (one, 1000),
+        (replace(one, mean=np.ones(12)), 998),
+        (replace(one, mean=np.ones(12), images=torch.ones(70, 3, 4, 4, dtype=torch.uint8)), 998),
+        (None, 997),
+    ):
+        inception = Counted()
+        reference = build(split, file, inception, published=published)
+        assert inception.batches == batches
+        assert reference.statistics.count == (130 if published is None else 0)
