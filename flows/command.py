@@ -16,6 +16,7 @@ from fractal_model.common.console import HideUserErrors, errors_on_one_line, lea
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 
 GRACE_SECONDS = 10.0
+ParamsOption = Annotated[Path, typer.Option(help="The settings file.")]
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -35,10 +36,19 @@ def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
 
     def command(
         size: Annotated[str, typer.Option(help="A size of params.yaml.")] = "digits",
-        params: Annotated[Path, typer.Option(help="The settings file.")] = DEFAULT_FILE,
+        params: ParamsOption = DEFAULT_FILE,
     ) -> None:
         check(load_params(params), size)
         flow(size=size, params_file=params.resolve())
+
+    run_command(command, flow)
+
+
+def run_flow_of_all_sizes(flow: Flow) -> None:
+    """Run a flow with `params_file` from the command line's --params."""
+
+    def command(params: ParamsOption = DEFAULT_FILE) -> None:
+        flow(params_file=params.resolve())
 
     run_command(command, flow)
 

@@ -11,14 +11,13 @@ import os
 import shutil
 from pathlib import Path
 
-import mlflow
-import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows import evaluation_tasks
 from flows.command import run_flow
+from flows.evaluation_tasks import PICTURE, publish_table
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.console import print_results, say
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
@@ -29,7 +28,7 @@ from fractal_model.evaluation.inputs import EvaluationInputs
 from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
 from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
-from fractal_model.tracking import champions, registration, registry, store
+from fractal_model.tracking import champions, registration, registry, runs, store
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
 
 
@@ -57,18 +56,13 @@ def evaluate_fractal(
     params = load_params(params_file)
     chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
-    protocol = protocol_of(params, size, preview).checksum
-    source = model or f"{REGISTRY_SCHEME}{registry.model_name(size)}@{registry.CANDIDATE}"
-    if not source.startswith(REGISTRY_SCHEME):
-        run_id = _evaluate(params, chosen, Path(source), None, preview)
-        _show(params, size, source, run_id)
-        return mlflow.get_run(run_id).data.metrics
-    version = registered(size, source)
-    run_id = evaluated(params, chosen, version, protocol, preview)
-    metrics = mlflow.get_run(run_id).data.metrics
-    _show(params, size, f"fractal-{size} version {version.version}", run_id)
+    if model is not None and not model.startswith(REGISTRY_SCHEME):
+        return _show(params, size, model, _evaluate(params, chosen, Path(model), None, preview))
+    version = registered(size, model)
+    run_id = get_or_run_evaluation(params, chosen, version, preview)
+    metrics = _show(params, size, f"fractal-{size} version {version.version}", run_id)
     if not preview:
-        decision = compare_with_champion(params, chosen, version, metrics, protocol)
+        decision = compare_with_champion(params, chosen, version, metrics)
         outcome = "promoted to champion" if decision.promote else "no promotion"
         say(f"{outcome}: {decision.reason}")
     return metrics
@@ -82,15 +76,12 @@ def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
     return inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
 
 
-def evaluated(
-    params: Params,
-    size: Size,
-    version: registry.RegisteredCheckpoint,
-    protocol: str,
-    preview: bool = False,
+def get_or_run_evaluation(
+    params: Params, size: Size, version: registry.RegisteredCheckpoint, preview: bool = False
 ) -> str:
-    """The id of the run that evaluated a version under the protocol with this checksum; evaluates
-    where none has."""
+    """The id of the run that evaluated a version under the protocol of its size; evaluates where
+    none has."""
+    protocol = protocol_of(params, size.name, preview).checksum
     kept = registry.evaluation_of(size.name, version.version, protocol)
     if kept is not None:
         say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
@@ -126,7 +117,6 @@ def compare_with_champion(
     size: Size,
     candidate: registry.RegisteredCheckpoint,
     metrics: dict[str, float],
-    protocol: str,
 ) -> Decision:
     """Promote the candidate where it is better; the decision and its numbers become tags of the
     version and an artifact. A champion of another protocol is evaluated under this one first; what
@@ -134,14 +124,14 @@ def compare_with_champion(
 
     def metrics_of(version: str) -> dict[str, float]:
         champion = registry.fetch(size.name, version)
-        return mlflow.get_run(evaluated(params, size, champion, protocol)).data.metrics
+        return runs.metrics_of(get_or_run_evaluation(params, size, champion))
 
     decision = champions.contest(
         size.name,
         candidate.version,
         metrics,
         params.promotion,
-        protocol=protocol,
+        protocol=protocol_of(params, size.name).checksum,
         metrics_of=metrics_of,
         objection=registration.serves_otherwise(size.name, candidate.version, size.serving),
     )
@@ -153,33 +143,25 @@ def compare_with_champion(
     return decision
 
 
-def _show(params: Params, size: str, what: str, run_id: str) -> None:
-    results = pd.DataFrame(mlflow.artifacts.load_dict(f"runs:/{run_id}/results.json")["data"])
-    results.columns = ["metric", "value", "reason"]
-    create_table_artifact(
-        key=f"evaluation-{size}",
-        table=results.astype(object).where(results.notna(), "").to_dict("records"),
-    )
-    absent = results["value"].isna()
-    rows = results.set_index("metric")
-    print_results(what, rows["value"].dropna(), rows["reason"][absent.values])
-    with evaluation_tasks.spared("picture of the samples"):
-        picture = mlflow.artifacts.download_artifacts(
-            run_id=run_id,
-            artifact_path=evaluation_tasks.PICTURE,
-            dst_path=str(params.paths.outputs / size),
-        )
+def _show(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
+    """Print and publish what an evaluation found; returns its metrics."""
+    results = runs.results_of(run_id)
+    publish_table(f"evaluation-{size}", results)
+    rows, absent = results.set_index("metric"), results["value"].isna()
+    print_results(model, rows["value"].dropna(), rows["reason"][absent.values])
+    with runs.optional_step("picture of the samples"):
+        picture = runs.download(run_id, PICTURE, params.paths.outputs / size)
         say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
+    return runs.metrics_of(run_id)
 
 
 def check(params: Params, size: str) -> None:
     """Before anything starts. FractalError: no data set, no reference or another's, no candidate,
     or a damaged one."""
     chosen = params.size(size)
-    dataset = chosen.training.dataset
-    manifest = open_prepared(params.dataset_folder(dataset), "validation").manifest
-    fit_size(chosen, manifest)
+    folder = params.dataset_folder(chosen.training.dataset)
+    fit_size(chosen, open_prepared(folder, "validation").manifest)
     protocol_of(params, size)
     store.connect(params.paths.outputs)
     verify_checkpoint(registry.resolve(size).checkpoint)

@@ -6,91 +6,56 @@ Decided here: numbers first; a picture, an animation or a report that cannot be 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
-import torch
-from mlflow.exceptions import MlflowException
+import pandas as pd
 from prefect import task
+from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor
 
-from fractal_model.common.console import say
-from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Size
 from fractal_model.evaluation.held_out_likelihood import HeldOut, likelihood_by_level
 from fractal_model.evaluation.prepare_evaluation import PreparedEvaluation
-from fractal_model.evaluation.protocol import Protocol
-from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.evaluation.samples import SeenSamples, held_out_features
 from fractal_model.generation.animation import growth
-from fractal_model.generation.pictures import sample_grid
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.ray_workers import split_over_workers
-from fractal_model.reporting.evaluation_page import shown_classes
+from fractal_model.reporting.evaluation_page import first_of_each_class
 from fractal_model.tracking import registry, runs
 from fractal_model.tracking.reports import log_report
 
-GRID_COLUMNS = 10
 PICTURE = "samples.png"
+_OPTIONS = {"cache_policy": NO_CACHE}
+measure_likelihood = task(PreparedEvaluation.measure_likelihood, name="likelihood", **_OPTIONS)
+draw_samples = task(PreparedEvaluation.draw_samples, name="sample", **_OPTIONS)
+measure_samples = task(PreparedEvaluation.measure_samples, name="sample-metrics", **_OPTIONS)
 
 
 def evaluate_model(evaluation: PreparedEvaluation) -> str:
     """The id of a new run with all numbers, and what goes with them."""
-    inputs, size, protocol = evaluation.inputs, evaluation.size, evaluation.record.protocol
-    manifest, outputs = inputs.split("train").manifest, inputs.params.paths.outputs
-    with runs.evaluation_run(size, manifest, evaluation.record, outputs) as run_id:
+    inputs, size = evaluation.inputs, evaluation.size
+    outputs = inputs.params.paths.outputs
+    with runs.evaluation_run(size, inputs.manifest, evaluation.record, outputs) as run_id:
         held_out = measure_likelihood(evaluation)
         samples = draw_samples(evaluation)
         results = held_out.results | measure_samples(evaluation, samples)
         runs.log_results(results)
-        with spared("picture of the samples"):
-            runs.log_picture(first_of_each_class(samples.images, protocol), PICTURE)
-        with spared("animation"):
+        with runs.optional_step("picture of the samples"):
+            runs.log_picture(first_of_each_class(samples.images), PICTURE)
+        with runs.optional_step("animation"):
             draw_growth(size, evaluation.model)
-        with spared("report"):
+        with runs.optional_step("report"):
             report(evaluation, results, samples, held_out)
     return run_id
 
 
-@contextmanager
-def spared(what: str) -> Iterator[None]:
-    """What only shows the numbers must not cost a run that has them."""
-    try:
-        yield
-    except (FractalError, OSError, MlflowException) as error:
-        say(f"the {what} is left out: {one_line(error)}")
-
-
-@task(name="likelihood", cache_policy=NO_CACHE)
-def measure_likelihood(evaluation: PreparedEvaluation) -> HeldOut:
-    """Held-out bits per dimension, unconditional and conditional."""
-    return evaluation.measure_likelihood()
-
-
-@task(name="sample", cache_policy=NO_CACHE)
-def draw_samples(evaluation: PreparedEvaluation) -> SeenSamples:
-    """A balanced set of samples, and their features."""
-    return evaluation.draw_samples()
-
-
-@task(name="sample-metrics", cache_policy=NO_CACHE)
-def measure_samples(evaluation: PreparedEvaluation, samples: SeenSamples) -> MetricResults:
-    """FID and its relatives against the reference of the data set."""
-    return evaluation.measure_samples(samples)
-
-
-def first_of_each_class(images: SampleSet, protocol: Protocol) -> Tensor:
-    """A picture with a row a class, for a few classes where there are many."""
-    shown = min(GRID_COLUMNS, protocol.samples_per_class)
-    classes = shown_classes(images.labels)
-    numbers = torch.arange(protocol.samples).view(protocol.classes, -1)[classes, :shown].flatten()
-    return sample_grid(images.images(numbers.tolist()), images.labels[numbers], per_class=shown)
+def publish_table(key: str, table: pd.DataFrame, description: str | None = None) -> None:
+    """Show a table on Prefect's pages; a cell without a value is empty."""
+    rows = table.astype(object).where(table.notna(), "").to_dict("records")
+    create_table_artifact(key=key, table=rows, description=description)
 
 
 @task(name="growth", cache_policy=NO_CACHE)
@@ -98,7 +63,7 @@ def draw_growth(size: Size, model: FractalModel) -> None:
     """The generation of a few images, moving and still, as artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
         for file in growth(model, size.sampling, size.evaluation, Path(scratch)):
-            mlflow.log_artifact(str(file))
+            runs.log_file(file)
 
 
 @task(name="report", cache_policy=NO_CACHE)

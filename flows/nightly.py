@@ -13,16 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
-import typer
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.blocks import notifications  # noqa: F401  (so that its blocks can be loaded)
 from prefect.blocks.core import Block
 
-from flows.command import run_command
+from flows.command import run_flow_of_all_sizes
 from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
@@ -31,11 +31,12 @@ from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import read_manifest
 from fractal_model.evaluation.night_budget import fits, forecast_seconds
 from fractal_model.evaluation.protocol import Protocol
+from fractal_model.metrics.names import FID, NLL
 from fractal_model.tracking import champions, nights, registry, store
 
 T = TypeVar("T")
 Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]
-SHOWN_METRICS = ("fid", "nll_bits_per_dim")
+SHOWN_METRICS = (FID, NLL)
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,6 @@ class Due:
     """None where there is one already, or the full evaluation is."""
     waits_since: str | None
     """When it first did not fit a night."""
-
-    @property
-    def place(self) -> tuple[bool, str]:
-        """Those that wait come first, who waited longest before the others."""
-        return self.waits_since is None, self.waits_since or ""
 
 
 @flow(name="nightly-evaluation")
@@ -105,12 +101,14 @@ class Night:
 
     def rows(self) -> list[Row]:
         """Do it all; what came of it, in this order."""
-        found = [_or_row(self._look_at, size) for size in registry.sizes()]
+        found = [_or_row(partial(self._look_at, size), size) for size in registry.sizes()]
         rows = [row for row in found if isinstance(row, Row)]
-        due = sorted((each for each in found if isinstance(each, Due)), key=lambda due: due.place)
-        previews = [self._evaluate(each, "preview") for each in due if each.preview is not None]
+        due = [each for each in found if isinstance(each, Due)]
+        # Sizes that wait come first, the one that waited longest before the others.
+        due.sort(key=lambda each: (each.waits_since is None, each.waits_since or ""))
+        previews = [self._evaluate(each, "preview", each.preview) for each in due if each.preview]
         failed = {row.size for row in previews if row.outcome == "failed"}
-        fulls = [self._evaluate(each, "full") for each in due if each.size not in failed]
+        fulls = [self._evaluate(each, "full", each.full) for each in due if each.size not in failed]
         return [*previews, *fulls, *rows]
 
     def _look_at(self, size: str) -> Due | Row | None:
@@ -131,19 +129,14 @@ class Night:
         seen = evaluated or registry.evaluation_of(size, version, preview.checksum) is not None
         return Due(size, version, full, None if seen else preview, nights.waits_since(size))
 
-    def _evaluate(self, due: Due, evaluation: Literal["preview", "full"]) -> Row:
-        return _or_row(
-            lambda _: self._if_it_fits(due, evaluation), due.size, due.version, evaluation
-        )
+    def _evaluate(self, due: Due, kind: str, protocol: Protocol) -> Row:
+        work = partial(self._evaluate_if_it_fits, due, kind, protocol)
+        return _or_row(work, due.size, due.version, kind)
 
-    def _if_it_fits(self, due: Due, evaluation: Literal["preview", "full"]) -> Row:
-        preview = evaluation == "preview"
-        protocol = due.preview if preview else due.full
-        assert protocol is not None
-        row = (due.size, due.version, evaluation)
+    def _evaluate_if_it_fits(self, due: Due, kind: str, protocol: Protocol) -> Row:
+        row, preview = (due.size, due.version, kind), kind == "preview"
         started = time.monotonic()
-        left = self._deadline - started
-        forecast = self._forecast(due, protocol)
+        left, forecast = self._deadline - started, self._forecast(due, protocol)
         if not fits(left, forecast, self._params.nightly.budget_seconds):
             nights.let_wait(due.size)
             return Row(*row, "did not fit", _why(left, forecast))
@@ -155,43 +148,37 @@ class Night:
         )
         if not preview:
             nights.end_waiting(due.size)
-        shown = {name: protocol.label(name) for name in SHOWN_METRICS}
-        numbers = [f"{name} {metrics[name]:.4g}" for name in shown.values() if name in metrics]
+        shown = [protocol.label(name) for name in SHOWN_METRICS]
+        numbers = [f"{name} {metrics[name]:.4g}" for name in shown if name in metrics]
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
         """Seconds; a full evaluation is followed by the champion's, where that has none yet."""
-        champion = None
-        if protocol == due.full:
-            champion = registry.aliased_version(due.size, registry.CHAMPION)
+        is_full = protocol == due.full
+        champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {due.version, champion} - {None}
-        missing = [
-            v for v in versions if not registry.evaluation_of(due.size, v, protocol.checksum)
-        ]
+        checksum = protocol.checksum
+        missing = [v for v in versions if not registry.evaluation_of(due.size, v, checksum)]
         if not missing:
             return 0.0
         dataset = self._params.training[due.size].dataset
         experiment_id = store.experiment(dataset, self._params.paths.outputs)
-        each = forecast_seconds(
-            nights.earlier_evaluations(experiment_id, due.size), protocol.samples
-        )
+        earlier = nights.earlier_evaluations(experiment_id, due.size)
+        each = forecast_seconds(earlier, protocol.samples)
         return None if each is None else each * len(missing)
 
 
-def _or_row(
-    work: Callable[[str], T], size: str, version: str = "", evaluation: str = ""
-) -> T | Row:
+def _or_row(work: Callable[[], T], size: str, version: str = "", kind: str = "") -> T | Row:
     """What the work on a size returns, or the row that says why it could not be done: whatever it
     is, the other sizes have their turn."""
     started = time.monotonic()
     try:
-        return work(size)
-    except AtWork as error:
-        return Row(size, version, evaluation, "skipped", one_line(error), _minutes(started))
+        return work()
     except Exception as error:
         if not isinstance(error, FractalError):
             get_run_logger().exception("the evaluation of %s failed", size)
-        return Row(size, version, evaluation, "failed", one_line(error), _minutes(started))
+        outcome = "skipped" if isinstance(error, AtWork) else "failed"
+        return Row(size, version, kind, outcome, one_line(error), _minutes(started))
 
 
 def _minutes(started: float) -> float:
@@ -223,12 +210,7 @@ def send(block: str | None, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    def command(
-        params: Annotated[Path, typer.Option(help="The settings file.")] = DEFAULT_FILE,
-    ) -> None:
-        nightly_evaluation(params_file=params.resolve())
-
-    run_command(command, nightly_evaluation)
+    run_flow_of_all_sizes(nightly_evaluation)
 
 
 if __name__ == "__main__":

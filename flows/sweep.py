@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows import evaluate
 from flows.command import run_flow
+from flows.evaluation_tasks import publish_table
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
@@ -29,16 +28,14 @@ from fractal_model.common.locks import only_one
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.halving import Rung, lowest, plan_rungs
+from fractal_model.evaluation.halving import lowest, plan_rungs
 from fractal_model.evaluation.inputs import EvaluationInputs, computed_by
 from fractal_model.evaluation.sweep_previews import Previews
+from fractal_model.metrics.names import FID
 from fractal_model.parallel.ray_workers import split_over_workers
-from fractal_model.reporting.figures import guidance_heat_map, guidance_sweep
-from fractal_model.reporting.published_results import published_optimum
+from fractal_model.reporting.sweep import SHOWN, sweep_figures, sweep_row
 from fractal_model.tracking import registry, runs, store
-from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
-
-TABLE, HEAT_MAP, CURVES = "settings.json", "fid-heat-map.png", "fid-guidance.png"
+from fractal_model.tracking.model_source import registered
 
 
 @flow(name="sweep-guidance")
@@ -68,8 +65,7 @@ def sweep_guidance(
     params = load_params(params_file)
     chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
-    source = model or f"{REGISTRY_SCHEME}{registry.model_name(size)}@{registry.CANDIDATE}"
-    version = registered(size, source)
+    version = registered(size, model)
     sweep = params.sweep.get(size, SweepConfig())
     if samples is not None:
         sweep = SweepConfig(**{**sweep.model_dump(), "samples": samples})
@@ -112,18 +108,16 @@ class _Sweep:
                 best = self._search(run_id)
             # An evaluation is a run of its own, outside the parent.
             evaluation = self._evaluate(best)
-            metrics = mlflow.get_run(evaluation).data.metrics
             with self._parent():
-                mlflow.log_metrics(metrics)
-                mlflow.log_params({f"best.{k}": v for k, v in best.model_dump().items()})
-                mlflow.set_tag(runs.BEST_RUN_TAG, evaluation)
+                runs.log_best_setting(best, evaluation)
             shutil.rmtree(folder, ignore_errors=True)
         say(
             f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}, iterations "
             f"{list(best.iterations)}; to use them, write them to sampling.{self._size.name} in "
             f"params.yaml"
         )
-        return {"guidance": best.guidance, "logit_scale": best.logit_scale} | metrics
+        shown = {"guidance": best.guidance, "logit_scale": best.logit_scale}
+        return shown | runs.metrics_of(evaluation)
 
     def _parent(self) -> AbstractContextManager[str]:
         outputs = self._params.paths.outputs
@@ -135,18 +129,23 @@ class _Sweep:
         table: list[dict[str, object]] = []
         for number, rung in enumerate(self._rungs):
             counts = [each.per_class for each in self._rungs[: number + 1]]
-            name = self._previews.protocol(self._size.sampling, rung.per_class).label("fid")
+            name = self._previews.protocol(self._size.sampling, rung.per_class).label(FID)
             fids = [self.preview(parent, self._settings[i], counts, name) for i in left]
-            table += [
-                {**self._settings[i].model_dump(mode="json"), "metric": name, "fid": fid}
-                for i, fid in zip(left, fids, strict=True)
-            ]
+            rows = zip(left, fids, strict=True)
+            table += [sweep_row(self._settings[i], name, fid) for i, fid in rows]
             last = rung is self._rungs[-1]
             keep = 1 if last else self._rungs[number + 1].settings
             left = [left[place] for place in lowest(fids, keep)]
         best = self._settings[left[0]]
-        _show(self._size.name, table, best, self._rungs)
+        self._show(pd.DataFrame(table), best)
         return best
+
+    def _show(self, table: pd.DataFrame, best: SamplingConfig) -> None:
+        """Table and figures as artifacts, of MLflow and Prefect."""
+        size, first = self._size.name, self._rungs[0].settings
+        runs.log_sweep(table, sweep_figures(table, best, size=size, first=first))
+        text = f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}"
+        publish_table(f"sweep-guidance-{size}", table[SHOWN], text)
 
     @task(name="preview", cache_policy=NO_CACHE)
     def preview(
@@ -160,46 +159,16 @@ class _Sweep:
                 return known[name]
             total = counts[-1] * self._size.model.num_classes
             with progress_bar(f"guidance {setting.guidance:g}, images", total) as update:
-                found = self._previews.measure(setting, counts, update)
-            runs.log_preview(found)
-        return found.values.get(name, math.nan)
+                results = self._previews.measure(setting, counts, update)
+            runs.log_preview(results)
+        return results.values.get(name, math.nan)
 
     def _evaluate(self, best: SamplingConfig) -> str:
         """The run that has it by the full protocol, with this setting in place of params.yaml's."""
-        name = self._size.name
-        sampling = {**self._params.sampling, name: best}
+        sampling = {**self._params.sampling, self._size.name: best}
         params = self._params.model_copy(update={"sampling": sampling})
         size = self._size.model_copy(update={"sampling": best})
-        protocol = evaluate.protocol_of(params, name).checksum
-        return evaluate.evaluated(params, size, self._version, protocol)
-
-
-def _show(
-    size: str, table: list[dict[str, object]], best: SamplingConfig, rungs: Sequence[Rung]
-) -> None:
-    """Table and figures as artifacts, of MLflow and Prefect. Figures compare the settings of the
-    first rung, which has them all with the same number of images."""
-    rows = pd.DataFrame(table)
-    mlflow.log_dict(rows.to_dict(orient="split", index=False), TABLE)
-    shown = rows[["guidance", "logit_scale", "iterations", "metric", "fid"]]
-    create_table_artifact(
-        key=f"sweep-guidance-{size}",
-        table=shown.astype(object).where(shown.notna(), "").to_dict("records"),
-        description=f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}",
-    )
-    metric = str(rows["metric"].iloc[0])
-    alike = rows[rows["metric"] == metric].iloc[: rungs[0].settings]
-    alike = alike[alike["iterations"].map(tuple) == best.iterations]
-    cells = {(row.guidance, row.logit_scale): row.fid for row in alike.itertuples()}
-    lines: dict[float, list[tuple[float, float]]] = {}
-    for (guidance, scale), fid in cells.items():
-        lines.setdefault(scale, []).append((guidance, fid))
-    published = published_optimum(size)
-    best_cell = (best.guidance, best.logit_scale)
-    heat_map = guidance_heat_map(cells, metric=metric, best=best_cell, published=published)
-    curves = guidance_sweep(lines, published=published, metric=metric)
-    for figure, name in ((heat_map, HEAT_MAP), (curves, CURVES)):
-        mlflow.log_figure(figure, name, save_kwargs={"dpi": 150, "facecolor": "white"})
+        return evaluate.get_or_run_evaluation(params, size, self._version)
 
 
 def check(params: Params, size: str) -> None:

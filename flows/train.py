@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
@@ -26,12 +26,12 @@ from fractal_model.common.locks import only_one
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import Manifest
 from fractal_model.tracking import registration, registry, runs, store
+from fractal_model.tracking.tags import FINGERPRINT_TAG, SIZE_TAG, TRAINING_RUN_TAG
 from fractal_model.training import launch
 from fractal_model.training.job import TrainingJob
+from fractal_model.training.ray_jobs.driver import drive
+from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
-
-if TYPE_CHECKING:
-    from fractal_model.training.ray_jobs.jobs import TrainingJobs
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
 """Where MLflow is away when a training of days ends."""
@@ -63,87 +63,80 @@ def train_fractal(
             and what was there is put aside.
         params_file: The settings.
     """
-    given = {
+    options = {
         "dataset": dataset,
         "epochs": epochs,
         "batch_size": batch_size,
         "workers": workers,
         "precision": precision,
     }
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in options.items() if value is not None}
     params = load_params(params_file)
     chosen, manifest = launch.with_data(params, size, changes)
     store.connect(params.paths.outputs)
-    mark = launch.mark_of(chosen, manifest)
-    version = registration.reuse(size, mark, chosen.serving) if resume else None
+    fingerprint = launch.mark_of(chosen, manifest)
+    version = registration.reuse(size, fingerprint, chosen.serving) if resume else None
     if version is not None:
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
         return version
-    return _train_and_register(params, chosen, manifest, mark, resume=resume)
+    return _train_and_register(params, chosen, manifest, fingerprint, resume=resume)
 
 
 def _train_and_register(
-    params: Params, size: Size, manifest: Manifest, mark: str, *, resume: bool
+    params: Params, size: Size, manifest: Manifest, fingerprint: str, *, resume: bool
 ) -> str:
     outputs = params.paths.outputs
-    with only_one(launch.lock_file(outputs, size.name, mark)):
+    with only_one(launch.lock_file(outputs, size.name, fingerprint)):
         if not resume:
-            _begin_anew(params, size, mark)
-        with runs.training_run(size, manifest, mark, outputs) as run_id:
-            job = _job(params, size, mark, run_id)
-            checkpoint = train(job, size.training.epochs * _images(manifest), outputs)
-            tags = {
-                registry.FINGERPRINT_TAG: mark,
-                runs.SIZE_TAG: size.name,
-                registry.TRAINING_RUN_TAG: run_id,
-            }
+            _begin_anew(params, size, fingerprint)
+        with runs.training_run(size, manifest, fingerprint, outputs) as run_id:
+            job = _job(params, size, fingerprint, run_id)
+            images = size.training.epochs * manifest.splits["train"].images
+            checkpoint = train(job, images, outputs)
+            tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
             version = register(size, checkpoint, tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
     return version
 
 
-def _begin_anew(params: Params, size: Size, mark: str) -> None:
+def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
     """Nothing of an earlier run of these settings is at work, found or added to any more."""
     outputs = params.paths.outputs
-    jobs = _jobs(outputs, size.name, mark)
+    jobs = _jobs(outputs, size.name, fingerprint)
     if jobs is not None:
-        jobs.stop_run(size.name, mark, on_line=say)
-    aside = launch.put_aside(params, size.name, mark)
-    runs.supersede_training(size, mark, outputs)
+        jobs.stop_run(size.name, fingerprint, on_line=say)
+    aside = launch.put_aside(params, size.name, fingerprint)
+    runs.supersede_training(size, fingerprint, outputs)
     if aside is not None:
         say(f"what was trained from these settings before is in {aside}")
 
 
-def _jobs(outputs: Path, size: str, mark: str) -> TrainingJobs | None:
+def _jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | None:
     """Those of the cluster in RAY_ADDRESS; None where it takes none."""
     address = os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
-    from fractal_model.training.ray_jobs.jobs import TrainingJobs
 
-    def over(owner: Owner, fingerprint: str) -> bool:
-        ours = fingerprint == mark
-        return is_over(owner, None if ours else launch.lock_file(outputs, size, fingerprint))
+    def over(owner: Owner, theirs: str) -> bool:
+        lock = None if theirs == fingerprint else launch.lock_file(outputs, size, theirs)
+        return is_over(owner, lock)
 
     return TrainingJobs(address, this_owner(), over)
 
 
-def _images(manifest: Manifest) -> int:
-    return manifest.splits["train"].images
-
-
-def _job(params: Params, size: Size, mark: str, run_id: str) -> TrainingJob:
+def _job(params: Params, size: Size, fingerprint: str, run_id: str) -> TrainingJob:
+    champion = registry.aliased_version(size.name, registry.CHAMPION)
     return TrainingJob(
         size=size.name,
         model=size.model,
         recipe=size.training,
         data=params.dataset_folder(size.training.dataset),
         storage=launch.storage(params, size.name),
-        local=launch.local_folder(params, size.name, mark),
-        fingerprint=mark,
+        local=launch.local_folder(params, size.name, fingerprint),
+        fingerprint=fingerprint,
         tracking_uri=store.tracking_uri(),
         run_id=run_id,
-        reference=runs.loss_curve(registry.champion_run(size.name)),
+        reference=runs.curve(registry.training_run(size.name, champion), "loss"),
     )
 
 
@@ -154,8 +147,6 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
     with TrainingProgress(job, images) as progress:
         if jobs is not None:
             return jobs.train(job, on_report=progress.report, on_line=progress.line)
-        from fractal_model.training.ray_jobs.driver import drive
-
         return drive(job, on_report=progress.report)
 
 

@@ -80,7 +80,7 @@ def export_model(
 
 def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
     """As in training: what is registered already, of the same file and model, is kept."""
-    from fractal_model.tracking import registration, registry, runs
+    from fractal_model.tracking import registration, runs, tags
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
         checksum = sha256(source, update)
@@ -90,13 +90,13 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
         say(f"fractal-{size.name} version {version} is of the same file: kept as candidate")
         return
     with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
-        tags = {
-            registry.FINGERPRINT_TAG: mark,
-            runs.SIZE_TAG: size.name,
-            runs.SOURCE_TAG: checksum,
-            "fractal.import_run": run_id,
+        own_tags = {
+            tags.FINGERPRINT_TAG: mark,
+            tags.SIZE_TAG: size.name,
+            tags.SOURCE_CHECKSUM_TAG: checksum,
+            tags.IMPORT_RUN_TAG: run_id,
         }
-        version = registration.register(size.name, checkpoint, serving=size.serving, tags=tags)
+        version = registration.register(size.name, checkpoint, serving=size.serving, tags=own_tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
 
 

@@ -17,8 +17,6 @@ from fractal_model.config.params import DEFAULT_FILE, load_params
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fractal_model.reporting.results_table import Row
-
 
 class Format(StrEnum):
     """How the table is written."""
@@ -46,11 +44,12 @@ def results(
     """
     from fractal_model.reporting.results_table import of_dataset, results_table
     from fractal_model.tracking import store
+    from fractal_model.tracking.evaluations import evaluations
 
     if output is not None:
         require_writable_file(output)
     store.connect(load_params(params).paths.outputs)
-    frame = results_table(_evaluated())
+    frame = results_table(evaluations())
     if dataset is not None:
         frame = of_dataset(frame, dataset)
     if output is not None:
@@ -64,17 +63,6 @@ def results(
             console.print(part)
     else:
         print(_text(frame, format), end="")
-
-
-def _evaluated() -> list[Row]:
-    from fractal_model.reporting.results_table import Row
-    from fractal_model.tracking.evaluations import evaluations
-
-    rows = []
-    for one in evaluations():
-        protocol = None if one.record is None else one.record.protocol
-        rows.append(Row(one.dataset, one.model, one.values, protocol, one.run_id))
-    return rows
 
 
 def _text(frame: pd.DataFrame, format: Format) -> str:

@@ -18,9 +18,10 @@ from fractal_model.common.errors import FractalError
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation.protocol import STANDARD_ERROR, ImageSource
+from fractal_model.evaluation.protocol import ImageSource
 from fractal_model.evaluation.samples import Progress
 from fractal_model.metrics.image_metrics import MetricResults
+from fractal_model.metrics.names import CONDITIONAL_NLL, NLL, error_of
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.model.likelihood import (
     Likelihood,
@@ -34,7 +35,6 @@ from fractal_model.model.randomness import LARGEST_SEED
 from fractal_model.parallel.kept_parts import KeptParts
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
 
-UNCONDITIONAL, CONDITIONAL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
 MOST_PASSES = 10_000
 IMAGES_BY_LEVEL = 256
 """As many tell the shares well: the likelihood itself is of all images."""
@@ -122,7 +122,7 @@ def held_out_likelihood(
     counts each image twice."""
 
     def measured(conditional: bool) -> Likelihood:
-        name = CONDITIONAL if conditional else UNCONDITIONAL
+        name = CONDITIONAL_NLL if conditional else NLL
         return measure_likelihood(
             model,
             split,
@@ -135,11 +135,11 @@ def held_out_likelihood(
         )
 
     unconditional = measured(False)
-    results = _likelihood_results(UNCONDITIONAL, unconditional)
+    results = _likelihood_results(NLL, unconditional)
     try:
-        results |= _likelihood_results(CONDITIONAL, measured(True))
+        results |= _likelihood_results(CONDITIONAL_NLL, measured(True))
     except OtherClassesError as error:
-        names = (CONDITIONAL, f"{CONDITIONAL}{STANDARD_ERROR}")
+        names = (CONDITIONAL_NLL, error_of(CONDITIONAL_NLL))
         results |= MetricResults({}, dict.fromkeys(names, str(error)))
     return HeldOut(results, unconditional.per_image)
 
@@ -152,10 +152,10 @@ def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
             f"of a training that failed, evaluate an earlier checkpoint"
         )
     if len(found.per_image) > 1:
-        error = {f"{name}{STANDARD_ERROR}": found.standard_error}
+        error = {error_of(name): found.standard_error}
         return MetricResults({name: found.mean} | error, {})
     reason = "a single image has no spread to tell an error from"
-    return MetricResults({name: found.mean}, {f"{name}{STANDARD_ERROR}": reason})
+    return MetricResults({name: found.mean}, {error_of(name): reason})
 
 
 def likelihood_by_level(

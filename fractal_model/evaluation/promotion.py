@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fractal_model.config.evaluation import PromotionConfig
-
-NLL, NLL_ERROR = "nll_bits_per_dim", "nll_bits_per_dim_stderr"
-FID, FID_ERROR = "fid", "fid_stderr"
+from fractal_model.metrics.names import FID, NLL, error_of
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,9 @@ def _compare(
     candidate: Mapping[str, float], champion: Mapping[str, float], rules: PromotionConfig
 ) -> Decision:
     must_gain = rules.fid_standard_errors * math.hypot(
-        _error(candidate, FID_ERROR), _error(champion, FID_ERROR)
+        _error(candidate, FID), _error(champion, FID)
     )
-    may_lose = rules.nll_standard_errors * _error(candidate, NLL_ERROR)
+    may_lose = rules.nll_standard_errors * _error(candidate, NLL)
     better = champion[FID] - candidate[FID] > must_gain
     no_worse = candidate[NLL] - champion[NLL] <= may_lose
     numbers = {
@@ -82,7 +80,8 @@ def _finite(metrics: Mapping[str, float], key: str) -> bool:
     return math.isfinite(metrics.get(key, math.nan))
 
 
-def _error(metrics: Mapping[str, float], key: str) -> float:
+def _error(metrics: Mapping[str, float], metric: str) -> float:
+    key = error_of(metric)
     return metrics[key] if _finite(metrics, key) else 0.0
 
 

@@ -22,28 +22,15 @@ from fractal_model.common.strict import PositiveInt, StrictModel
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest, Sha256
+from fractal_model.metrics.names import preview_name
 from fractal_model.metrics.reference import Reference
 
 PUBLISHED_SAMPLES = 50_000
 """Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
 PUBLISHED_DATASETS = ("imagenet64", "imagenet256")
 PROTOCOL_VERSION = 1
-PROTOCOL_TAG = "fractal.protocol"
-"""Of an MLflow run: the checksum of its protocol."""
 RECORD_FILE = "protocol.json"
-SAMPLE_METRICS = (
-    "fid",
-    "kid",
-    "inception_score",
-    "precision",
-    "recall",
-    "fd_dinov2",
-    "class_agreement",
-)
-"""Metrics that depend on how many images are sampled."""
-STANDARD_ERROR = "_stderr"
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
-_THOUSAND = 1000
 
 
 class ImageSource(StrictModel):
@@ -120,10 +107,7 @@ class Protocol(StrictModel):
     def label(self, metric: str) -> str:
         """The name to report a metric under: `fid`, but `fid_5k` and `fid_5k_stderr` in a preview
         of 5,000 samples; metrics that no sample decides keep theirs."""
-        base = metric.removesuffix(STANDARD_ERROR)
-        if not self.preview or base not in SAMPLE_METRICS:
-            return metric
-        return f"{base}_{short_count(self.samples)}{metric.removeprefix(base)}"
+        return preview_name(metric, self.samples) if self.preview else metric
 
 
 class Record(StrictModel):
@@ -224,11 +208,6 @@ def make_protocol(
         kid_subset_size=settings.kid_subset_size,
         fid_resamples=settings.fid_resamples,
     )
-
-
-def short_count(count: int) -> str:
-    """5000 to `5k`, 300 to `300`."""
-    return f"{count // _THOUSAND}k" if count % _THOUSAND == 0 else str(count)
 
 
 def read_record(file: Path) -> Record:

@@ -19,6 +19,7 @@ from fractal_model.metrics.dinov2 import NO_WEIGHTS
 from fractal_model.metrics.distances import frechet_distance
 from fractal_model.metrics.image_metrics import MetricResults, image_metrics
 from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures
+from fractal_model.metrics.names import CLASS_AGREEMENT, FD_DINOV2, SPEED
 from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.statistics import FeatureStatistics
 
@@ -68,16 +69,16 @@ def sample_metrics(
 def dinov2_distance(features: Tensor | None, reference: Reference | None) -> MetricResults:
     """`fd_dinov2` of (N, D) features; absent where there are no weights."""
     if features is None or reference is None:
-        return MetricResults({}, {"fd_dinov2": NO_WEIGHTS})
+        return MetricResults({}, {FD_DINOV2: NO_WEIGHTS})
     found = FeatureStatistics.from_features(features)
-    return MetricResults({"fd_dinov2": frechet_distance(found, reference.statistics)}, {})
+    return MetricResults({FD_DINOV2: frechet_distance(found, reference.statistics)}, {})
 
 
 def _speed(samples: SeenSamples) -> MetricResults:
-    seconds, names = samples.seconds_per_image, ("seconds_per_image", "images_per_second")
+    seconds = samples.seconds_per_image
     if seconds is None:
-        return MetricResults({}, dict.fromkeys(names, "the images were not sampled here"))
-    return MetricResults(dict(zip(names, (seconds, 1 / seconds), strict=True)), {})
+        return MetricResults({}, dict.fromkeys(SPEED, "the images were not sampled here"))
+    return MetricResults(dict(zip(SPEED, (seconds, 1 / seconds), strict=True)), {})
 
 
 def class_agreement(samples: SampleSet, train: PreparedSplit) -> MetricResults:
@@ -87,7 +88,7 @@ def class_agreement(samples: SampleSet, train: PreparedSplit) -> MetricResults:
             f"neighbours in pixels say nothing of images over {AGREEMENT_LARGEST_SIDE} px, these "
             f"have {train.manifest.resolution}"
         )
-        return MetricResults({}, {"class_agreement": reason})
+        return MetricResults({}, {CLASS_AGREEMENT: reason})
     images = samples.images(range(len(samples.labels)))
     share = nearest_neighbour_agreement(images, samples.labels, *train.load_all())
-    return MetricResults({"class_agreement": share}, {})
+    return MetricResults({CLASS_AGREEMENT: share}, {})

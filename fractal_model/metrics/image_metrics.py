@@ -20,6 +20,7 @@ from fractal_model.metrics.distances import (
     kernel_distance,
     precision_recall,
 )
+from fractal_model.metrics.names import FID, INCEPTION_SCORE, KID, PRECISION, RECALL, error_of
 from fractal_model.metrics.statistics import FeatureStatistics, checked_features
 
 
@@ -77,7 +78,7 @@ def image_metrics(
         found = FeatureStatistics.from_features(generated)
         wanted = real_statistics or FeatureStatistics.from_features(real)
         error = frechet_standard_error(generated, wanted, resamples=fid_resamples, seed=seed)
-        return {"fid": frechet_distance(found, wanted), "fid_stderr": error}
+        return {FID: frechet_distance(found, wanted), error_of(FID): error}
 
     def kid() -> dict[str, float | str]:
         found = kernel_distance(
@@ -88,23 +89,23 @@ def image_metrics(
             f"and {len(real)} real images leave nothing to estimate an error from"
         )
         error = found.standard_error
-        return {"kid": found.mean, "kid_stderr": no_error if error is None else error}
+        return {KID: found.mean, error_of(KID): no_error if error is None else error}
 
     def manifold() -> dict[str, float | str]:
         found = precision_recall(generated, real, neighbours=neighbours)
-        return dict(zip(("precision", "recall"), found, strict=True))
+        return dict(zip((PRECISION, RECALL), found, strict=True))
 
     def score() -> dict[str, float | str]:
         if logits is None:
-            return {"inception_score": reason_no_logits}
-        return {"inception_score": inception_score(logits, splits=splits, seed=seed)}
+            return {INCEPTION_SCORE: reason_no_logits}
+        return {INCEPTION_SCORE: inception_score(logits, splits=splits, seed=seed)}
 
     return _collect(
         {
-            ("fid", "fid_stderr"): fid,
-            ("kid", "kid_stderr"): kid,
-            ("inception_score",): score,
-            ("precision", "recall"): manifold,
+            (FID, error_of(FID)): fid,
+            (KID, error_of(KID)): kid,
+            (INCEPTION_SCORE,): score,
+            (PRECISION, RECALL): manifold,
         }
     )
 

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fractal_model.common.files import file_written_whole
-from fractal_model.evaluation.protocol import STANDARD_ERROR
 from fractal_model.evaluation.sample_set import SampleSet
-from fractal_model.generation.pictures import picture_grid, png_bytes
+from fractal_model.generation.pictures import picture_grid, png_bytes, sample_grid
+from fractal_model.metrics.names import STANDARD_ERROR, error_of
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import (
     RealImages,
@@ -106,7 +106,7 @@ def headlines(values: Mapping[str, float]) -> list[Headline]:
         Headline(name, f"{value:.4g}", f"{values[error]:.2g}" if error in values else "")
         for name, value in values.items()
         if not name.endswith(STANDARD_ERROR)
-        for error in [f"{name}{STANDARD_ERROR}"]
+        for error in [error_of(name)]
     ]
 
 
@@ -182,11 +182,23 @@ def shown_classes(labels: Tensor) -> list[int]:
     return [present[int(place)] for place in places]
 
 
+def first_of_each_class(samples: SampleSet) -> Tensor:
+    """A picture of a balanced set: a row a class, for a few classes where there are many."""
+    classes = shown_classes(samples.labels)
+    numbers = [number for label in classes for number in _first(samples, label)]
+    images, labels = samples.images(numbers), samples.labels[numbers]
+    return sample_grid(images, labels, per_class=len(numbers) // len(classes))
+
+
+def _first(samples: SampleSet, label: int) -> list[int]:
+    """The numbers of a class's first samples, as many as are shown."""
+    return (samples.labels == label).nonzero()[:SHOWN_PER_CLASS, 0].tolist()
+
+
 def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
     plates = []
     for number in shown_classes(samples.labels):
-        numbers = (samples.labels == number).nonzero()[:SHOWN_PER_CLASS, 0]
-        row = samples.images(numbers.tolist())
+        row = samples.images(_first(samples, number))
         alt = f"{len(row)} samples of class {names[number]}"
         plates.append(Plate(names[number], _png(row, columns=len(row)), alt))
     return plates

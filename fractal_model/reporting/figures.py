@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from fractal_model.reporting.published_results import FID, PublishedResult
+from fractal_model.metrics.names import FID
+from fractal_model.reporting.published_results import PublishedResult
 
 INK = "#1b1c1e"
 """Of lines and texts, and of nothing else: the SVG's is the page's."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fractal_model.metrics.names import FID, INCEPTION_SCORE, NLL, PRECISION, RECALL
+
 SOURCE = "Li et al., Fractal Generative Models, TMLR 2025"
 RESOLUTIONS = {"imagenet64": 64, "imagenet256": 256}
 """Data sets that numbers are published of."""
 CLASSES = 1000
-NLL, FID, SCORE = "nll_bits_per_dim", "fid", "inception_score"
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ class PublishedResult:
 
 
 def _fractal_64(model: str, size: str, w: float, scale: float, *, steps=(), fid, score, nll):
-    values = {NLL: nll, FID: fid, SCORE: score}
+    values = {NLL: nll, FID: fid, INCEPTION_SCORE: score}
     return PublishedResult(model, "imagenet64", values, size, w, scale, steps)
 
 
 def _fractal_256(model: str, size: str, w: float, *, fid, score, precision, recall):
-    values = {FID: fid, SCORE: score, "precision": precision, "recall": recall}
+    values = {FID: fid, INCEPTION_SCORE: score, PRECISION: precision, RECALL: recall}
     return PublishedResult(model, "imagenet256", values, size, w, 1.1, (64, 16, 16))
 
 

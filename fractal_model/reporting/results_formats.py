@@ -13,18 +13,26 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fractal_model.evaluation.protocol import STANDARD_ERROR
+from fractal_model.metrics.names import (
+    CONDITIONAL_NLL,
+    FID,
+    INCEPTION_SCORE,
+    KID,
+    NLL,
+    STANDARD_ERROR,
+    error_of,
+)
 from fractal_model.reporting.published_results import SOURCE
 from fractal_model.reporting.results_table import KNOWN, SETTINGS
 
 PUBLISHED_MARK = " †"
 HEADINGS = {
-    "nll_bits_per_dim": "bits/dim",
-    "nll_conditional_bits_per_dim": "bits/dim, cond.",
-    "inception_score": "IS",
+    NLL: "bits/dim",
+    CONDITIONAL_NLL: "bits/dim, cond.",
+    INCEPTION_SCORE: "IS",
     "logit_scale": "scale",
-    "fid": "FID",
-    "kid": "KID",
+    FID: "FID",
+    KID: "KID",
 }
 """Of columns that have a shorter or more usual name."""
 _LATEX = {
@@ -115,7 +123,7 @@ def _part(dataset: str, rows: pd.DataFrame) -> Part:
         cells[name] = rows[name].map(_plain)
     for name in rows.columns:
         if name not in KNOWN and not name.endswith(STANDARD_ERROR):
-            errors = rows.get(f"{name}{STANDARD_ERROR}", pd.Series(index=rows.index, dtype=float))
+            errors = rows.get(error_of(name), pd.Series(index=rows.index, dtype=float))
             cells[name] = [_measured(*pair) for pair in zip(rows[name], errors, strict=True)]
     table = pd.DataFrame(cells, index=rows.index)
     filled = [name for name in table.columns if (table[name] != "").any()]

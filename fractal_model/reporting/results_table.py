@@ -16,6 +16,18 @@ import pandas as pd
 
 from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.protocol import PUBLISHED_SAMPLES, Protocol
+from fractal_model.metrics.names import (
+    CONDITIONAL_NLL,
+    FD_DINOV2,
+    FID,
+    INCEPTION_SCORE,
+    KID,
+    NLL,
+    PRECISION,
+    RECALL,
+    SPEED,
+    STANDARD_ERROR,
+)
 from fractal_model.reporting.published_results import (
     CLASSES,
     PUBLISHED,
@@ -28,19 +40,9 @@ SETTINGS = ("guidance", "logit_scale", "iterations", "samples")
 VERDICT = ("comparable", "reason", "run")
 KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
 """Columns that are no metrics."""
-SPEED = ("seconds_per_image", "images_per_second")
-DINOV2 = "fd_dinov2"
 OWN_SETTINGS = {"sampling", "seed"}
 """Of `Protocol.images`: what may differ between rows that compare."""
-FIRST = (
-    "nll_bits_per_dim",
-    "nll_conditional_bits_per_dim",
-    "fid",
-    "inception_score",
-    "precision",
-    "recall",
-    "kid",
-)
+FIRST = (NLL, CONDITIONAL_NLL, FID, INCEPTION_SCORE, PRECISION, RECALL, KID)
 """Metrics of the columns from the left; others follow by name, previews after them."""
 
 
@@ -158,7 +160,7 @@ def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, 
     sampling = None if source is None else source.sampling
     values = {name: value for name, value in row.values.items() if name not in SPEED}
     if protocol is not None and protocol.dinov2_checksum != dinov2:
-        values = {n: value for n, value in values.items() if not n.startswith(DINOV2)}
+        values = {n: value for n, value in values.items() if not n.startswith(FD_DINOV2)}
     return {
         "dataset": row.dataset,
         "model": row.model,
@@ -176,5 +178,5 @@ def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, 
 
 def _place(metric: str) -> tuple[int, str]:
     """Known metrics first, each before its standard error."""
-    base = metric.removesuffix("_stderr")
+    base = metric.removesuffix(STANDARD_ERROR)
     return (FIRST.index(base) if base in FIRST else len(FIRST), metric)

@@ -1,16 +1,17 @@
 """Who is the champion, who was, and how that changes.
 
 Decided here: the alias `champion` is moved by these functions alone, one process at a time
-(`turns.py`); every change is kept, as a tag of the registered model that is never written again,
-so that a rollback finds what was before; and what a person has taken the title from gets it back
-from a person alone, not from the next evaluation.
+(`promotion_lock.py`); every change is kept, as a tag of the registered model that is never written
+again, so that a rollback finds what was before; and what a person has taken the title from gets it
+back from a person alone, not from the next evaluation.
 """
 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import mlflow
@@ -20,14 +21,9 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.config.evaluation import PromotionConfig
 from fractal_model.evaluation.promotion import Decision, decide
 from fractal_model.tracking import registry
-from fractal_model.tracking.promotion_lock import Turn, own_turn
-from fractal_model.tracking.registry import DECISION_TAG
-
-CHANGE_TAG = "fractal.champion."
-"""Of a registered model, with a number of four digits: one `Change` as JSON."""
-NOBODY = "none"
-DECIDED_TAG = f"{DECISION_TAG}.protocol"
-"""Of a version: the checksum of the protocol that it was last compared with a champion under."""
+from fractal_model.tracking.promotion_lock import PromotionLock, hold_promotion_lock
+from fractal_model.tracking.store import utc_now
+from fractal_model.tracking.tags import CHANGE_TAG, DECIDED_TAG, DECISION_TAG
 
 
 class Change(StrictModel):
@@ -40,10 +36,6 @@ class Change(StrictModel):
     who: str
     when: str
     """UTC, ISO 8601."""
-
-    @property
-    def by_a_person(self) -> bool:
-        return self.how != "evaluation"
 
 
 def history(size: str) -> list[Change]:
@@ -73,7 +65,7 @@ def withdrawn(changes: Sequence[Change], version: str) -> Change | None:
     for change in changes:
         if change.version == version:
             last = None
-        elif champion == version and change.by_a_person:
+        elif champion == version and change.how != "evaluation":
             last = change
         champion = change.version
     return last
@@ -111,31 +103,28 @@ def contest(
 def is_decided(size: str, version: str, protocol: str) -> bool:
     """Whether a version was compared under this protocol, or needs no comparison: it is the
     champion."""
-    if registry.version_tags(size, version).get(DECIDED_TAG) == protocol:
-        return True
-    return registry.aliased_version(size, registry.CHAMPION) == version
+    was_compared = registry.version_tags(size, version).get(DECIDED_TAG) == protocol
+    return was_compared or registry.aliased_version(size, registry.CHAMPION) == version
 
 
 def _settle(
     size: str, version: str, decision: Decision, protocol: str, *, against: str | None
 ) -> Decision | None:
     """Write down a decision made against the champion `against`, and promote where it says so;
-    returns the decision that stands. None where the champion is another by now: nothing is
-    written."""
-    with own_turn() as turn:
-        if registry.aliased_version(size, registry.CHAMPION) != against:
+    returns the decision that stands. None where the champion is another by now."""
+    with _hold_title(size) as title:
+        if title.champion != against:
             return None
-        changes = _up_to_date(size)
-        taken = withdrawn(changes, version)
+        taken = withdrawn(title.changes, version)
         if decision.promote and taken is not None:
             decision = _but(
                 decision,
                 f"{taken.who} put version {taken.version} in its place on {taken.when} "
                 f"({taken.because}): `fractal models promote {size} {version}` takes that back",
             )
-        _write_down(turn, size, version, decision, against=against)
+        title.write_down(version, decision, against)
         if decision.promote:
-            _crown(turn, size, changes, _change(version, "evaluation", decision.reason))
+            title.give(_change(version, "evaluation", decision.reason))
         # Last: where this process dies before it, the next night decides again.
         registry.tag_version(size, version, DECIDED_TAG, protocol)
     return decision
@@ -149,28 +138,25 @@ def promote_by_hand(size: str, version: str, because: str) -> str | None:
     """Make a version the champion whatever its numbers are; returns the one that it replaces.
     FractalError: unknown size or version, or it is the champion."""
     registry.require_version(size, version)
-    with own_turn() as turn:
-        champion = registry.aliased_version(size, registry.CHAMPION)
-        if champion == version:
+    with _hold_title(size) as title:
+        if title.champion == version:
             raise FractalError(
                 f"version {version} of {registry.model_name(size)} is the champion already: "
                 f"nothing to do"
             )
-        changes = _up_to_date(size)
         change = _change(version, "override", because)
         decision = Decision(True, f"promoted by {change.who}: {because}")
-        _write_down(turn, size, version, decision, against=champion)
-        _crown(turn, size, changes, change)
-    return champion
+        title.write_down(version, decision, title.champion)
+        title.give(change)
+    return title.champion
 
 
 def rollback(size: str, because: str) -> tuple[str, str]:
     """Give the title back to the champion before; returns both versions, the old one first.
     FractalError: unknown size, or there was none before."""
     there = {str(version.version) for version in registry.versions(size)}
-    with own_turn() as turn:
-        changes = _up_to_date(size)
-        line = succession(changes)
+    with _hold_title(size) as title:
+        line = succession(title.changes)
         before = [version for version in line[:-1] if version in there and version != line[-1]]
         if not before:
             now = f"version {line[-1]} is the first" if line else "there is none"
@@ -179,70 +165,68 @@ def rollback(size: str, because: str) -> tuple[str, str]:
                 f"version with `fractal models promote {size} VERSION`"
             )
         change = _change(before[-1], "rollback", because)
-        decision = Decision(False, f"taken back by {change.who}: {because}")
         if line[-1] in there:
-            _write_down(turn, size, line[-1], decision, against=before[-1])
-        _crown(turn, size, changes, change)
+            decision = Decision(False, f"taken back by {change.who}: {because}")
+            title.write_down(line[-1], decision, before[-1])
+        title.give(change)
     return line[-1], before[-1]
 
 
-def _up_to_date(size: str) -> list[Change]:
-    """The changes, the last of which is to the champion that there is: the alias decides."""
-    changes = history(size)
-    champion = registry.aliased_version(size, registry.CHAMPION)
-    if champion is not None and (not changes or changes[-1].version != champion):
-        found = _change(champion, "found", "the alias pointed to it")
-        _record(size, changes, found)
-        changes.append(found)
-    return changes
+@contextmanager
+def _hold_title(size: str) -> Iterator[_Title]:
+    """The title of champion, which no other process gives away within the block. If the alias was
+    moved by something else, that is a change too."""
+    with hold_promotion_lock() as lock:
+        champion = registry.aliased_version(size, registry.CHAMPION)
+        title = _Title(size, lock, champion, history(size))
+        if champion is not None and (not title.changes or title.changes[-1].version != champion):
+            title.record(_change(champion, "found", "the alias pointed to it"))
+        yield title
 
 
-def _crown(turn: Turn, size: str, changes: Sequence[Change], change: Change) -> None:
-    """The record first: whoever sees the new champion finds why."""
-    turn.require()
-    _record(size, changes, change)
-    registry.promote(size, change.version)
+@dataclass(frozen=True)
+class _Title:
+    """Who is the champion of a size, while this process may change it."""
 
+    size: str
+    lock: PromotionLock
+    champion: str | None
+    changes: list[Change]
 
-def _record(size: str, changes: Sequence[Change], change: Change) -> None:
-    mlflow.MlflowClient().set_registered_model_tag(
-        registry.model_name(size),
-        f"{CHANGE_TAG}{len(changes) + 1:04d}",
-        change.model_dump_json(),
-    )
+    def give(self, change: Change) -> None:
+        """Make a version the champion. The record first: whoever sees the new one finds why."""
+        self.lock.require()
+        self.record(change)
+        registry.set_alias(self.size, registry.CHAMPION, change.version)
+
+    def record(self, change: Change) -> None:
+        self.changes.append(change)
+        name, key = registry.model_name(self.size), f"{CHANGE_TAG}{len(self.changes):04d}"
+        mlflow.MlflowClient().set_registered_model_tag(name, key, change.model_dump_json())
+
+    def write_down(self, version: str, decision: Decision, against: str | None) -> None:
+        """A decision as tags of its version, in the place of those of an earlier one; the protocol
+        of the last comparison stays, so that a night does not take up again what a person
+        decided."""
+        self.lock.require()
+        details = {
+            "promoted": str(decision.promote).lower(),
+            "champion": against or "none",
+            "when": utc_now(),
+            **{name: f"{value:.6g}" for name, value in decision.numbers.items()},
+        }
+        wanted = {f"{DECISION_TAG}.{name}": value for name, value in details.items()}
+        client, name = mlflow.MlflowClient(), registry.model_name(self.size)
+        for key in registry.version_tags(self.size, version):
+            if key.startswith(f"{DECISION_TAG}.") and key not in (*wanted, DECIDED_TAG):
+                client.delete_model_version_tag(name, version, key)
+        for key, value in {**wanted, DECISION_TAG: decision.reason}.items():
+            registry.tag_version(self.size, version, key, value)
 
 
 def _change(version: str, how: str, because: str) -> Change:
-    return Change(version=version, how=how, because=because, who=_who(), when=_now())
-
-
-def _write_down(
-    turn: Turn, size: str, version: str, decision: Decision, *, against: str | None
-) -> None:
-    """As tags of the version, in the place of those of an earlier decision; the protocol of the
-    last comparison stays, so that a night does not take up again what a person decided."""
-    turn.require()
-    tags = {
-        "promoted": str(decision.promote).lower(),
-        "champion": against or NOBODY,
-        "when": _now(),
-        **{name: f"{value:.6g}" for name, value in decision.numbers.items()},
-    }
-    wanted = {f"{DECISION_TAG}.{name}": value for name, value in tags.items()}
-    client, name = mlflow.MlflowClient(), registry.model_name(size)
-    for key in registry.version_tags(size, version):
-        if key.startswith(f"{DECISION_TAG}.") and key not in (*wanted, DECIDED_TAG):
-            client.delete_model_version_tag(name, version, key)
-    for key, value in {**wanted, DECISION_TAG: decision.reason}.items():
-        registry.tag_version(size, version, key, value)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _who() -> str:
     try:
-        return getpass.getuser()
+        who = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
-        return "somebody without a name"
+        who = "somebody without a name"
+    return Change(version=version, how=how, because=because, who=who, when=utc_now())

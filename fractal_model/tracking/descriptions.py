@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-NOTE_TAG = "mlflow.note.content"
-"""The tag that MLflow shows as the description of a run or an experiment."""
+from fractal_model.tracking import tags
+
 _RUNS = {
     "train": (
         "Training of `fractal-{size}` on {dataset}. **Model metrics**: `loss` (training, in nats "
@@ -19,11 +19,11 @@ _RUNS = {
         "with its `_stderr` where it has one; a name that ends in a count, as `fid_5k`, is a "
         "preview of so many samples. **Artifacts**: `report.html` (all of it on one page), "
         "`results.json` (the numbers, and why one is missing), `protocol.json` (what they were "
-        "made with), `samples.png`. Only runs with an equal `fractal.protocol` compare."
+        "made with), `samples.png`. Only runs with an equal `{tags.PROTOCOL_TAG}` compare."
     ),
     "import": (
         "`fractal-{size}` ({dataset}) from a published file. Nothing was trained: the run holds "
-        "the registered model and its architecture; the tag `fractal.source` names the file."
+        "the registered model and its architecture; the tag `{tags.SOURCE_TAG}` names the file."
     ),
     "sweep": (
         "Search for the best guidance of `fractal-{size}` on {dataset}. The child runs are the "
@@ -33,17 +33,17 @@ _RUNS = {
 
 
 def describe_run(kind: str, size: str, dataset: str) -> str:
-    """What one looks at on the page of a run of this kind (`fractal.kind`), in Markdown."""
-    return _RUNS[kind].format(size=size, dataset=dataset)
+    """What the page of a run of this kind shows, in Markdown."""
+    return _RUNS[kind].format(size=size, dataset=dataset, tags=tags)
 
 
 def describe_experiment(dataset: str) -> str:
     """Of the experiment that has all runs of a data set."""
     return (
         f"Everything on the data set {dataset}: training, evaluation, import and sweep, told apart "
-        f"by the tag `fractal.kind`. Select evaluations of equal `fractal.protocol` and press "
-        f"Compare; metrics have the same names in all of them. `fractal results` prints the same "
-        f"numbers beside the published ones."
+        f"by the tag `{tags.KIND_TAG}`. Select evaluations of equal `{tags.PROTOCOL_TAG}` and "
+        f"press Compare; metrics have the same names in all of them. `fractal results` prints the "
+        f"same numbers beside the published ones."
     )
 
 
@@ -57,9 +57,9 @@ def describe_model(size: str) -> str:
     )
 
 
-def describe_version(size: str, tags: Mapping[str, str]) -> str:
+def describe_version(size: str, own_tags: Mapping[str, str]) -> str:
     """Of a registered version, from its tags."""
-    if "fractal.import_run" in tags:
-        return f"`{size}`, imported from a published file (`fractal.source_sha256`)."
-    run = tags.get("fractal.training_run")
+    if tags.IMPORT_RUN_TAG in own_tags:
+        return f"`{size}`, imported from a published file (`{tags.SOURCE_CHECKSUM_TAG}`)."
+    run = own_tags.get(tags.TRAINING_RUN_TAG)
     return f"`{size}`, trained here" + (f" in the run {run}." if run else ".")

@@ -43,9 +43,12 @@ def load_model(source: str, outputs: Path) -> FractalModel:
     return load_checkpoint(registry.fetch_checkpoint(source)).build_model(averaged=averaged)
 
 
-def registered(size: str, source: str) -> registry.RegisteredCheckpoint:
+def registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
     """The version of a size's model that `models:/fractal-<size>@ALIAS` or `…/VERSION` names, in
-    the store that is connected. FractalError: there is none, or it is another size's."""
+    the store that is connected; by default the candidate. FractalError: there is none, or it is
+    another size's."""
+    if source is None:
+        return registry.resolve(size)
     name, at, alias = source.removeprefix(REGISTRY_SCHEME).partition("@")
     name, _, version = name.partition("/")
     if name != registry.model_name(size) or bool(alias) == bool(version):
@@ -53,7 +56,4 @@ def registered(size: str, source: str) -> registry.RegisteredCheckpoint:
             f"{source} is no model of the size {size}: give models:/{registry.model_name(size)}"
             f"@{registry.CANDIDATE}, or models:/{registry.model_name(size)}/VERSION"
         )
-    if at:
-        return registry.resolve(size, alias)
-    checkpoint = registry.fetch_checkpoint(source)
-    return registry.RegisteredCheckpoint(version, checkpoint, registry.version_tags(size, version))
+    return registry.resolve(size, alias) if at else registry.fetch(size, version)

@@ -6,17 +6,14 @@ with it the next night, and a person sees it on the model's page.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import mlflow
-from mlflow.entities import Run, RunStatus
+from mlflow.entities import Run
 
 from fractal_model.evaluation.night_budget import Measured
-from fractal_model.evaluation.protocol import PROTOCOL_TAG
-from fractal_model.tracking import registry, runs
+from fractal_model.tracking import registry
+from fractal_model.tracking.store import find_runs, utc_now
+from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSION_TAG, WAITS_TAG
 
-WAITS_TAG = "fractal.nightly_waits_since"
-"""Of a registered model: when an evaluation of it first did not fit a night's budget (UTC)."""
 SAMPLES_PARAM = "evaluation.samples"
 REMEMBERED = 5
 """Earlier evaluations that a forecast looks at; older ones were of other machines perhaps."""
@@ -26,21 +23,9 @@ _MILLISECONDS = 1000
 def earlier_evaluations(experiment_id: str, size: str) -> list[Measured]:
     """The last that ended well, of any version and protocol, newest first. Left out is what may
     have gone on with the images of a run that was stopped: it took the remaining time alone."""
-    found = mlflow.search_runs(
-        [experiment_id],
-        f"tags.`{runs.KIND_TAG}` = 'evaluate' and tags.`{runs.SIZE_TAG}` = '{size}'",
-        order_by=["attributes.start_time DESC"],
-        output_format="list",
-    )
-    finished = RunStatus.to_string(RunStatus.FINISHED)
-    stopped = {_of(run) for run in found if run.info.status != finished}
-    whole = [
-        run
-        for run in found
-        if run.info.status == finished
-        and SAMPLES_PARAM in run.data.params
-        and _of(run) not in stopped
-    ]
+    runs = find_runs([experiment_id], {KIND_TAG: "evaluate", SIZE_TAG: size})
+    stopped = {_samples_key(run) for run in runs if run.info.status != "FINISHED"}
+    whole = [r for r in runs if SAMPLES_PARAM in r.data.params and _samples_key(r) not in stopped]
     return [
         Measured(
             samples=int(run.data.params[SAMPLES_PARAM]),
@@ -50,9 +35,9 @@ def earlier_evaluations(experiment_id: str, size: str) -> list[Measured]:
     ]
 
 
-def _of(run: Run) -> tuple[str, str]:
+def _samples_key(run: Run) -> tuple[str, str]:
     """Version and protocol: evaluations that share them share their images."""
-    return run.data.tags.get(runs.VERSION_TAG, ""), run.data.tags.get(PROTOCOL_TAG, "")
+    return run.data.tags.get(VERSION_TAG, ""), run.data.tags.get(PROTOCOL_TAG, "")
 
 
 def waits_since(size: str) -> str | None:
@@ -63,9 +48,9 @@ def waits_since(size: str) -> str | None:
 
 def let_wait(size: str) -> None:
     """It did not fit this night; one that waits already keeps its place."""
+    client, name = mlflow.MlflowClient(), registry.model_name(size)
     if waits_since(size) is None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        mlflow.MlflowClient().set_registered_model_tag(registry.model_name(size), WAITS_TAG, now)
+        client.set_registered_model_tag(name, WAITS_TAG, utc_now())
 
 
 def end_waiting(size: str) -> None:

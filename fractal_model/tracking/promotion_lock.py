@@ -1,143 +1,115 @@
-"""One at a time may change which version is the champion, over all machines of a registry.
+"""A lock over all machines of a registry: one process at a time changes a champion.
 
-MLflow sets an alias without a condition on what it was, so reading the champion, deciding and
-setting it must not mix with another's. What everyone who changes aliases shares is the registry
-itself: a file lock ends at the machine, and each may have another Prefect server. The registry
-does one thing atomically, it numbers versions, also in use by many, and never gives a number
-twice. So a turn is a version of the registered model `turns-of-promotion`, and the lowest number
-that is there has its turn: a smaller one cannot come later. A turn is given back by deleting it.
+MLflow sets an alias whatever it was before, so no two processes may read the champion, decide and
+set the alias at once. What all of them share is the registry: a file lock ends at the machine, and
+each machine may have another Prefect server. The lock is therefore an entry of the registry, which
+is there only while a champion changes.
 
-A process that died leaves its turn behind: the others delete it once nothing was heard of it for
-longer than a turn may last. Those who wait are heard of as they write down that they wait; the
-times are all of the registry's clock, so the clocks of the machines do not matter. A process that
-was only stopped so long must not go on as if it had its turn: it asks `Turn.require` before it
-writes.
+Each attempt creates an entry under a name that is never used again, and then lists the entries of
+all processes. If its own is the only one, the process holds the lock. Otherwise it deletes its own
+and tries again after a random pause. Why this is safe:
+
+- Two processes never hold the lock at once: each lists after its own entry is committed, so the one
+  whose entry is committed second sees the other's. (The registry's database must answer reads
+  itself: a replica that lags behind may hide an entry.)
+- A process that died holds the lock for `LONGEST_SECONDS` of the registry's clock; the next process
+  then deletes its entry. As names are unique, that never hits another process's entry.
+- A process that was only stopped for so long notices: it calls `require` before it writes.
+
+Earlier versions of this package left a registered model `turns-of-promotion` behind. Its name has
+the prefix of these entries, so it is deleted like the entry of a process that died.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from uuid import uuid4
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError, one_line
 
-NAME = "turns-of-promotion"
-_DESCRIPTION = "Not a model. Its versions are turns: who may change a champion, one at a time."
-_NO_FILES = "turn://promotion/none"
-"""MLflow wants to know where a version's files are."""
+PREFIX = "turns-of-promotion"
 LONGEST_SECONDS = 60.0
-"""A turn takes a few requests: what lasts longer belongs to a process that is gone."""
+"""Changing a champion takes a few requests: a process that holds the lock for longer is dead."""
 WAIT_SECONDS = 300.0
-POLL_SECONDS = 0.2
-_CROWDED = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST")
-"""What MLflow says when too many wanted to write to its database at the same moment."""
+PAUSE_SECONDS = 0.2
+"""Longest pause after the first attempt; each further one may be longer by as much."""
+_PASSING = (
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST"),  # many write at the same moment
+    "RESOURCE_ALREADY_EXISTS",  # the answer to our request was lost, and MLflow sent it again
+    "RESOURCE_DOES_NOT_EXIST",  # another process has deleted the dead process's entry
+)
 
 
 @dataclass(frozen=True)
-class Turn:
+class PromotionLock:
     """The right to change a champion now."""
 
-    number: int
+    entry: str
+    """Name of its registered model."""
 
     def require(self) -> None:
-        """FractalError: it was taken for a dead process's, as it lasted so long."""
-        if self.number not in {int(ticket.version) for ticket in _tickets()}:
-            raise _too_late()
+        """FractalError: this process held the lock for so long that others took it for dead."""
+        if not mlflow.MlflowClient().search_registered_models(f"name = '{self.entry}'"):
+            raise FractalError(
+                f"this process took more than {LONGEST_SECONDS:.0f} s to change the champion, and "
+                f"others have gone on: nothing more was changed, run again"
+            )
 
 
 @contextmanager
-def own_turn(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[Turn]:
-    """Wait for the turn of this process, and have it within the block.
+def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[PromotionLock]:
+    """Wait for the lock, and hold it within the block.
 
-    FractalError: others had theirs all the time, or the registry does not answer.
+    FractalError: others held it all the time, or the registry does not answer.
     """
-    deadline = time.monotonic() + wait_seconds
-    ticket = _draw(deadline)
-    try:
-        while (first := _first_before(ticket)) is not None:
-            if time.monotonic() > deadline:
-                raise FractalError(
-                    f"{first.description} has been changing the champion for more than "
-                    f"{wait_seconds:.0f} s: wait for it, then run again"
-                )
-            time.sleep(POLL_SECONDS)
-        yield Turn(int(ticket.version))
-    finally:
-        _discard(ticket)
-
-
-def _draw(deadline: float) -> ModelVersion:
-    """A ticket. Who draws at the same moment as many others may be refused, and draws again."""
-    holder = f"process {os.getpid()} of {socket.gethostname()}"
+    deadline, pause = time.monotonic() + wait_seconds, 0.0
     while True:
+        lock = PromotionLock(f"{PREFIX}-{uuid4().hex}")
         try:
-            _make_sure_of_the_model()
-            return mlflow.MlflowClient().create_model_version(NAME, _NO_FILES, description=holder)
-        except MlflowException as error:
-            if time.monotonic() > deadline or error.error_code not in _CROWDED:
-                raise FractalError(
-                    f"the registry {mlflow.get_tracking_uri()} gives no turn to change the "
-                    f"champion ({one_line(error)}): nothing was changed, run again"
-                ) from error
-            time.sleep(POLL_SECONDS)
+            obstacle = _take(lock)
+            if not obstacle:
+                yield lock
+                return
+        finally:
+            # An entry that can't be deleted now is taken for a dead process's later on.
+            with suppress(MlflowException):
+                mlflow.MlflowClient().delete_registered_model(lock.entry)
+        if time.monotonic() > deadline:
+            raise FractalError(
+                f"the champion could not be changed for {wait_seconds:.0f} s ({obstacle}): nothing "
+                f"was changed, run again"
+            )
+        pause += PAUSE_SECONDS
+        time.sleep(random.uniform(0, pause))
 
 
-def _make_sure_of_the_model() -> None:
+def _take(lock: PromotionLock) -> str:
+    """Create the lock's entry and delete those of dead processes; returns what keeps this process
+    from holding the lock, "" if it holds it."""
     client = mlflow.MlflowClient()
-    if client.search_registered_models(f"name = '{NAME}'"):
-        return
+    holder = f"process {os.getpid()} of {socket.gethostname()} is changing a champion"
     try:
-        client.create_registered_model(NAME, description=_DESCRIPTION)
+        own = client.create_registered_model(lock.entry, description=holder)
+        for other in client.search_registered_models(f"name LIKE '{PREFIX}%'"):
+            age = own.creation_timestamp - other.last_updated_timestamp
+            if other.name != lock.entry and age <= 1000 * LONGEST_SECONDS:
+                return other.description or other.name
+            if other.name != lock.entry:
+                client.delete_registered_model(other.name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by another, since
-            raise
-
-
-def _first_before(ticket: ModelVersion) -> ModelVersion | None:
-    """Whose turn it is before `ticket`, leaving out the dead; None where it is its own."""
-    now = _now(ticket)
-    for other in sorted(_tickets(), key=lambda other: int(other.version)):
-        if int(other.version) >= int(ticket.version):
-            break
-        if now - other.last_updated_timestamp <= 1000 * LONGEST_SECONDS:
-            return other
-        _discard(other)
-    return None
-
-
-def _now(ticket: ModelVersion) -> int:
-    """Milliseconds of the registry's clock, at which `ticket` was heard of."""
-    try:
-        heard = mlflow.MlflowClient().update_model_version(
-            NAME, ticket.version, description=ticket.description
-        )
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise _too_late() from error
-        raise
-    return heard.last_updated_timestamp
-
-
-def _tickets() -> list[ModelVersion]:
-    return list(mlflow.MlflowClient().search_model_versions(f"name = '{NAME}'"))
-
-
-def _discard(ticket: ModelVersion) -> None:
-    """A ticket that cannot be given back is taken for a dead process's later on."""
-    with suppress(MlflowException):
-        mlflow.MlflowClient().delete_model_version(NAME, ticket.version)
-
-
-def _too_late() -> FractalError:
-    return FractalError(
-        f"this process was not heard of for {LONGEST_SECONDS:.0f} s while it changed the champion, "
-        f"and others have gone on: nothing more was changed, run again"
-    )
+        if error.error_code in _PASSING:
+            return one_line(error)
+        raise FractalError(
+            f"the registry {mlflow.get_tracking_uri()} gives no lock on the champion "
+            f"({one_line(error)}): nothing was changed, run again"
+        ) from error
+    return ""

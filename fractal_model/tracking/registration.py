@@ -26,13 +26,14 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking.descriptions import describe_model, describe_version
 from fractal_model.tracking.registry import (
-    DECISION_TAG,
-    EVALUATION_TAG,
-    FINGERPRINT_TAG,
+    CANDIDATE,
     fetch_checkpoint,
     model_name,
-    nominate,
+    set_alias,
+    sizes,
+    versions,
 )
+from fractal_model.tracking.tags import DECISION_TAG, EVALUATION_TAG, FINGERPRINT_TAG
 
 SERVING = "serving"
 _SERVING_FILE = f"{SERVING}.json"
@@ -103,7 +104,7 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     client = mlflow.MlflowClient()
     number = str(logged.registered_model_version)
     # The alias first: once the tags let a later run find this version, it is the candidate.
-    nominate(size, number)
+    set_alias(size, CANDIDATE, number)
     for key, value in tags.items():
         client.set_model_version_tag(model_name(size), number, key, value)
     client.update_registered_model(model_name(size), describe_model(size))
@@ -114,14 +115,8 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
 def _example(serving: ServingConfig) -> pd.DataFrame:
     """Two images of the first class, as they are served."""
     settings = serving.sampling
-    return pd.DataFrame(
-        {
-            "class": [0, 0],
-            "seed": [0, 1],
-            "guidance": [settings.guidance] * 2,
-            "logit_scale": [settings.logit_scale] * 2,
-        }
-    )
+    own = {"guidance": settings.guidance, "logit_scale": settings.logit_scale}
+    return pd.DataFrame({"class": 0, "seed": [0, 1], **own})
 
 
 def serving_of(size: str, version: str) -> ServingConfig:
@@ -142,31 +137,24 @@ def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
     """The newest version that an equal run has registered, made the candidate; None where there is
     none. Where none of them serves in this way, the newest is registered once more, so that what
     is evaluated under changed settings can be served under them."""
-    equal = _of_equal_runs(size, fingerprint)
+    known = versions(size) if size in sizes() else []
+    equal = [version for version in known if version.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:
         if _serves(size, version.version, serving):
-            nominate(size, str(version.version))
+            set_alias(size, CANDIDATE, str(version.version))
             return str(version.version)
     return _register_again(size, equal[0], serving) if equal else None
-
-
-def _of_equal_runs(size: str, fingerprint: str) -> list[ModelVersion]:
-    """The newest first."""
-    found = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
-    equal = [version for version in found if version.tags.get(FINGERPRINT_TAG) == fingerprint]
-    return sorted(equal, key=lambda version: int(version.version), reverse=True)
 
 
 def serves_otherwise(size: str, version: str, evaluated: ServingConfig) -> str:
     """Why a version that was evaluated in this way is not the one that would be served, and the
     way out; "" where it is."""
     differences = serving_of(size, version).differences(evaluated)
-    if not differences:
-        return ""
-    return (
+    reason = (
         f"version {version} serves with {differences} as evaluated: train or import {size} again, "
         f"which registers the same weights once more with the settings of params.yaml"
     )
+    return reason if differences else ""
 
 
 def _serves(size: str, version: str, serving: ServingConfig) -> bool:

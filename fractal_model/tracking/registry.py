@@ -10,20 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LifecycleStage, RunStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.tracking.store import find_run, look_up
+from fractal_model.tracking.tags import EVALUATION_TAG, TRAINING_RUN_TAG
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-FINGERPRINT_TAG = "fractal.fingerprint"
-TRAINING_RUN_TAG = "fractal.training_run"
-EVALUATION_TAG = "fractal.evaluation"
-"""Tag of a version, `<this>.<protocol>`: the run that evaluated it under that protocol."""
-DECISION_TAG = "fractal.decision"
-"""Tag of a version: the reason of the last decision about it; `<this>.<name>` are its details."""
-_NOTHING_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 @dataclass(frozen=True)
@@ -32,16 +26,15 @@ class RegisteredCheckpoint:
 
     version: str
     checkpoint: Path
-    tags: dict[str, str]
 
 
 def model_name(size: str) -> str:
     return f"fractal-{size}"
 
 
-def nominate(size: str, version: str) -> None:
-    """Point `candidate` to a version."""
-    mlflow.MlflowClient().set_registered_model_alias(model_name(size), CANDIDATE, version)
+def set_alias(size: str, alias: str, version: str) -> None:
+    """Point an alias to a version. `champions.py` sees to when `champion` is moved."""
+    mlflow.MlflowClient().set_registered_model_alias(model_name(size), alias, version)
 
 
 def sizes() -> list[str]:
@@ -72,22 +65,9 @@ def require_version(size: str, version: str) -> None:
 
 def aliased_version(size: str, alias: str) -> str | None:
     """The version that an alias points to; None where there is none."""
-    try:
-        found = mlflow.MlflowClient().get_model_version_by_alias(model_name(size), alias)
-    except MlflowException as error:
-        # An unknown alias is reported as an invalid parameter, an unknown model as not existing.
-        if error.error_code in _NOTHING_THERE:
-            return None
-        raise FractalError(
-            f"MLflow could not say what {model_name(size)}@{alias} is ({one_line(error)}): "
-            f"nothing was changed, run again"
-        ) from error
-    return str(found.version)
-
-
-def champion_run(size: str) -> str | None:
-    """The MLflow run that trained the champion; None where there is none, or it was imported."""
-    return training_run(size, aliased_version(size, CHAMPION))
+    client, name = mlflow.MlflowClient(), model_name(size)
+    found = look_up(f"{name}@{alias}", lambda: client.get_model_version_by_alias(name, alias))
+    return None if found is None else str(found.version)
 
 
 def training_run(size: str, version: str | None) -> str | None:
@@ -108,8 +88,7 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
 
 def fetch(size: str, version: str) -> RegisteredCheckpoint:
     """A version, with its checkpoint. FractalError: unknown, or its files are gone."""
-    checkpoint = fetch_checkpoint(f"models:/{model_name(size)}/{version}")
-    return RegisteredCheckpoint(version, checkpoint, version_tags(size, version))
+    return RegisteredCheckpoint(version, fetch_checkpoint(f"models:/{model_name(size)}/{version}"))
 
 
 def fetch_checkpoint(uri: str) -> Path:
@@ -130,11 +109,6 @@ def fetch_checkpoint(uri: str) -> Path:
     return checkpoints[0]
 
 
-def promote(size: str, version: str) -> None:
-    """Point `champion` to a version; `champions.py` sees to when."""
-    mlflow.MlflowClient().set_registered_model_alias(model_name(size), CHAMPION, version)
-
-
 def evaluation_tag(protocol_checksum: str) -> str:
     return f"{EVALUATION_TAG}.{protocol_checksum[:12]}"
 
@@ -143,19 +117,8 @@ def evaluation_of(size: str, version: str, protocol_checksum: str) -> str | None
     """The finished run that evaluated a version under a protocol; None where there is none, or it
     was deleted since. FractalError: MLflow does not say."""
     run_id = version_tags(size, version).get(evaluation_tag(protocol_checksum))
-    if run_id is None:
-        return None
-    try:
-        info = mlflow.get_run(run_id).info
-    except MlflowException as error:
-        if error.error_code in _NOTHING_THERE:  # deleted for good
-            return None
-        raise FractalError(
-            f"MLflow could not say what evaluated {model_name(size)} version {version} "
-            f"({one_line(error)}): nothing was changed, run again"
-        ) from error
-    finished = info.status == RunStatus.to_string(RunStatus.FINISHED)
-    return run_id if finished and info.lifecycle_stage == LifecycleStage.ACTIVE else None
+    run = None if run_id is None else find_run(run_id)
+    return run_id if run is not None and run.info.status == "FINISHED" else None
 
 
 def tag_version(size: str, version: str, key: str, value: str) -> None:

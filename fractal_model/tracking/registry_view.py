@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import mlflow
-from mlflow.entities import LifecycleStage, Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from fractal_model.common.strict import StrictModel
+from fractal_model.metrics.names import is_preview_of
 from fractal_model.tracking import champions, registry
 from fractal_model.tracking.champions import Change
+from fractal_model.tracking.store import find_run
+from fractal_model.tracking.tags import DECIDED_TAG, DECISION_TAG, EVALUATION_TAG
 
 
 class RegisteredVersion(StrictModel):
@@ -39,12 +40,12 @@ class RegisteredVersion(StrictModel):
 
     def shown(self, metric: str, digits: int) -> str:
         """A metric, or under its name the one of a preview, such as fid_5k; "" without."""
-        names = [metric, *(n for n in self.metrics if _is_preview_of(metric, n))]
-        found = [name for name in names if name in self.metrics]
-        if not found:
-            return ""
-        of = found[0].removeprefix(metric).removeprefix("_")
-        return f"{self.metrics[found[0]]:.{digits}f}{f' ({of})' if of else ''}"
+        if metric in self.metrics:
+            return f"{self.metrics[metric]:.{digits}f}"
+        for name, value in self.metrics.items():
+            if is_preview_of(metric, name):
+                return f"{value:.{digits}f} ({name.removeprefix(f'{metric}_')})"
+        return ""
 
 
 class RegisteredModel(StrictModel):
@@ -57,28 +58,25 @@ class RegisteredModel(StrictModel):
 
 def registered_models() -> list[RegisteredModel]:
     """All sizes by name."""
-    return [_model(size) for size in registry.sizes()]
-
-
-def _model(size: str) -> RegisteredModel:
-    aliases = mlflow.MlflowClient().get_registered_model(registry.model_name(size)).aliases
-    return RegisteredModel(
-        size=size,
-        versions=tuple(_version(found, aliases) for found in registry.versions(size)),
-        champions=tuple(champions.history(size)),
-    )
+    models = []
+    for size in registry.sizes():
+        aliases = mlflow.MlflowClient().get_registered_model(registry.model_name(size)).aliases
+        versions = tuple(_version(version, aliases) for version in registry.versions(size))
+        history = tuple(champions.history(size))
+        models.append(RegisteredModel(size=size, versions=versions, champions=history))
+    return models
 
 
 def _version(found: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
     number, tags = str(found.version), found.tags
-    promoted = tags.get(f"{registry.DECISION_TAG}.promoted")
+    promoted = tags.get(f"{DECISION_TAG}.promoted")
     run_id, metrics = _evaluation(tags)
     return RegisteredVersion(
         version=number,
         aliases=tuple(sorted(name for name, v in aliases.items() if str(v) == number)),
         registered_at=found.creation_timestamp / 1000,
         promoted=None if promoted is None else promoted == "true",
-        decision=tags.get(registry.DECISION_TAG),
+        decision=tags.get(DECISION_TAG),
         evaluation_run=run_id,
         metrics=metrics,
     )
@@ -87,30 +85,13 @@ def _version(found: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
 def _evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
     """That of the decision's protocol, so that decision and numbers belong together, else the
     newest."""
-    decided = registry.evaluation_tag(tags.get(champions.DECIDED_TAG, ""))
+    decided = registry.evaluation_tag(tags.get(DECIDED_TAG, ""))
     runs = {
         key: run
         for key, run_id in tags.items()
-        if key.startswith(f"{registry.EVALUATION_TAG}.") and (run := _run(run_id)) is not None
+        if key.startswith(f"{EVALUATION_TAG}.") and (run := find_run(run_id)) is not None
     }
     if not runs:
         return None, {}
     run = runs.get(decided) or max(runs.values(), key=lambda run: run.info.start_time)
     return run.info.run_id, dict(run.data.metrics)
-
-
-def _run(run_id: str) -> Run | None:
-    """None for one that was deleted."""
-    try:
-        run = mlflow.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # for good
-            return None
-        raise
-    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
-
-
-def _is_preview_of(metric: str, name: str) -> bool:
-    """`fid_5k` and `fid_300` are of fid, `fid_stderr` is not."""
-    count = name.removeprefix(f"{metric}_").removesuffix("k")
-    return name.startswith(f"{metric}_") and count.isdecimal()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import mlflow
 from torch import Tensor
 
 from fractal_model.data.prepared import PreparedSplit
@@ -13,14 +12,15 @@ from fractal_model.evaluation.held_out_likelihood import HeldOut
 from fractal_model.evaluation.protocol import Record
 from fractal_model.evaluation.samples import SeenSamples
 from fractal_model.metrics.image_metrics import MetricResults
+from fractal_model.metrics.names import NLL
 from fractal_model.metrics.reference import Reference
 from fractal_model.reporting import figures
 from fractal_model.reporting.evaluation_page import write_report
 from fractal_model.reporting.neighbours import reference_images
-from fractal_model.tracking.runs import curve, log_figure
+from fractal_model.tracking.runs import curve, log_figure, log_file
 
 REPORT, HISTOGRAM, CURVES = "report.html", "likelihood.png", "curves.png"
-CURVE_METRICS = ("loss", "validation_loss", "nll_bits_per_dim")
+CURVE_METRICS = ("loss", "validation_loss", NLL)
 """Of a training run; those that it has are drawn."""
 
 
@@ -62,4 +62,4 @@ def log_report(
             level_bits=level_bits,
             curves=curves,
         )
-        mlflow.log_artifact(str(file))
+        log_file(file)

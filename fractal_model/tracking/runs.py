@@ -9,40 +9,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import mlflow
+import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from torch import Tensor
 
 import fractal_model
+from fractal_model.common.console import say
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.fingerprint import fingerprint as checksum_of
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest
-from fractal_model.evaluation.protocol import PROTOCOL_TAG, RECORD_FILE, Record
+from fractal_model.evaluation.protocol import RECORD_FILE, Record
 from fractal_model.metrics.image_metrics import MetricResults, results_table
-from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
-from fractal_model.tracking.registry import FINGERPRINT_TAG
-from fractal_model.tracking.store import experiment
+from fractal_model.tracking import tags
+from fractal_model.tracking.descriptions import describe_run
+from fractal_model.tracking.store import experiment, find_runs
 
-matplotlib.use("Agg")
-
-SIZE_TAG, KIND_TAG = "fractal.size", "fractal.kind"
-SUPERSEDED_TAG = "fractal.superseded"
-"""Of a training run that was begun anew: nothing is added to it any more."""
-VERSION_TAG = "fractal.model_version"
-"""Of an evaluation: the version that it is of."""
-SOURCE_TAG = "fractal.source_sha256"
-"""SHA-256 of the file that a model was imported from."""
-SETTING_TAG = "fractal.setting"
-"""Of a sweep's child run: the checksum of its sampling settings."""
-BEST_RUN_TAG = "fractal.evaluation_run"
-"""Of a sweep that is done: the run that evaluated its best setting by the full protocol."""
+RESULTS_FILE = "results.json"
 
 
 @contextmanager
@@ -54,51 +43,34 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
     metrics; yields the run's id.
     """
     here = "RAY_ADDRESS" not in os.environ
-    experiment_id = experiment(size.training.dataset, outputs)
-    known = _training_runs(experiment_id, fingerprint)
-    run_id = known[0].info.run_id if known else None
-    name = f"train-{size.name}-{fingerprint[:8]}"
-    with mlflow.start_run(run_id, experiment_id, run_name=name, log_system_metrics=here) as run:
-        if not known:
-            mlflow.log_params(_flat({"model": size.model.model_dump(exclude={"class_names"})}))
-            mlflow.log_params(_flat({"training": size.training.model_dump()}))
+    name, same = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
+    with _run(size, "train", name, outputs, same=same, log_system_metrics=here) as run:
+        if tags.FINGERPRINT_TAG not in run.data.tags:
+            _log_params(model=_model_settings(size), training=size.training.model_dump())
             _log_dataset(manifest, "training")
         # Last: a run that is found by its fingerprint has all of the above.
-        _tag(size, "train", {FINGERPRINT_TAG: fingerprint})
+        mlflow.set_tags(same)
         yield run.info.run_id
 
 
 def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:
-    """The runs of this fingerprint are not gone on with: the next one is a new run."""
-    for run in _training_runs(experiment(size.training.dataset, outputs), fingerprint):
-        mlflow.MlflowClient().set_tag(run.info.run_id, SUPERSEDED_TAG, "true")
-
-
-def _training_runs(experiment_id: str, fingerprint: str) -> list[Run]:
-    """Newest first."""
-    found = mlflow.search_runs(
-        [experiment_id],
-        f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}' and tags.`{KIND_TAG}` = 'train'",
-        output_format="list",
-    )
-    return [run for run in found if SUPERSEDED_TAG not in run.data.tags]
+    """Mark the runs of this fingerprint, so that the next training begins a new run."""
+    for run in _unsuperseded(size, "train", {tags.FINGERPRINT_TAG: fingerprint}, outputs):
+        mlflow.MlflowClient().set_tag(run.info.run_id, tags.SUPERSEDED_TAG, "true")
 
 
 @contextmanager
 def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path) -> Iterator[str]:
     """A new run that evaluates a model, its record as `protocol.json`; yields its id."""
-    experiment_id = experiment(size.training.dataset, outputs)
-    what = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
+    model = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
     kind = "preview" if record.protocol.preview else "evaluate"
-    name = f"{kind}-{size.name}-{what}-{record.checksum[:6]}"
-    with mlflow.start_run(None, experiment_id, run_name=name) as run:
-        version = {VERSION_TAG: record.version} if record.version else {}
-        _tag(size, "evaluate", version | {PROTOCOL_TAG: record.checksum})
-        settings = size.evaluation.model_dump() | {
-            "samples": record.protocol.samples,
-            "samples_per_class": record.protocol.samples_per_class,
-        }
-        mlflow.log_params(_flat({"sampling": size.sampling.model_dump(), "evaluation": settings}))
+    name = f"{kind}-{size.name}-{model}-{record.checksum[:6]}"
+    counts = {name: getattr(record.protocol, name) for name in ("samples", "samples_per_class")}
+    with _run(size, "evaluate", name, outputs) as run:
+        version = {tags.VERSION_TAG: record.version} if record.version else {}
+        mlflow.set_tags(version | {tags.PROTOCOL_TAG: record.checksum})
+        settings = size.evaluation.model_dump() | counts
+        _log_params(sampling=size.sampling.model_dump(), evaluation=settings)
         mlflow.log_dict(record.model_dump(mode="json"), RECORD_FILE)
         _log_dataset(manifest, "evaluation")
         yield run.info.run_id
@@ -107,22 +79,20 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
 @contextmanager
 def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterator[str]:
     """A new run that registers a model from a published file; yields its id."""
-    experiment_id = experiment(size.training.dataset, outputs)
-    name = f"import-{size.name}-{checksum[:8]}"
-    with mlflow.start_run(None, experiment_id, run_name=name) as run:
-        _tag(size, "import", {SOURCE_TAG: checksum, "fractal.source": source.name})
-        # The names are in the checkpoint; a thousand of them do not fit a parameter.
-        mlflow.log_params(_flat({"model": size.model.model_dump(exclude={"class_names"})}))
+    with _run(size, "import", f"import-{size.name}-{checksum[:8]}", outputs) as run:
+        mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: source.name})
+        _log_params(model=_model_settings(size))
         yield run.info.run_id
 
 
 @contextmanager
-def sweep_run(size: Size, version: str, mark: str, outputs: Path) -> Iterator[str]:
-    """The parent run of the sweep with this checksum: the interrupted one, else a new one."""
-    tags = {FINGERPRINT_TAG: mark, "fractal.model_version": version}
-    name = f"sweep-{size.name}-v{version}"
-    with _sweep_run(size, name, tags, f"tags.`{FINGERPRINT_TAG}` = '{mark}'", outputs) as run_id:
-        yield run_id
+def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iterator[str]:
+    """The parent run of the sweep with this fingerprint: the interrupted one, else a new one;
+    yields its id."""
+    same = {tags.FINGERPRINT_TAG: fingerprint}
+    with _run(size, "sweep", f"sweep-{size.name}-v{version}", outputs, same=same) as run:
+        mlflow.set_tags({**same, tags.VERSION_TAG: version})
+        yield run.info.run_id
 
 
 @contextmanager
@@ -130,36 +100,76 @@ def setting_run(
     size: Size, setting: SamplingConfig, parent: str, outputs: Path
 ) -> Iterator[dict[str, float]]:
     """The child run of a setting within the active parent; yields the metrics that it has."""
-    mark = checksum_of(setting)
-    tags = {SETTING_TAG: mark, MLFLOW_PARENT_RUN_ID: parent}
     name = f"guidance {setting.guidance:g}, logit scale {setting.logit_scale:g}"
-    found = f"tags.`{SETTING_TAG}` = '{mark}' and tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
-    with _sweep_run(size, name, tags, found, outputs, nested=True) as run_id:
-        mlflow.log_params(_flat({"sampling": setting.model_dump()}))
-        yield mlflow.get_run(run_id).data.metrics
+    same = {tags.SETTING_TAG: checksum_of(setting), tags.PARENT_TAG: parent}
+    with _run(size, "sweep", name, outputs, same=same, nested=True) as run:
+        mlflow.set_tags(same)
+        _log_params(sampling=setting.model_dump())
+        yield run.data.metrics
 
 
 @contextmanager
-def _sweep_run(
-    size: Size, name: str, tags: dict[str, str], query: str, outputs: Path, *, nested: bool = False
-) -> Iterator[str]:
-    experiment_id = experiment(size.training.dataset, outputs)
-    known = mlflow.search_runs(
-        [experiment_id],
-        f"{query} and tags.`{KIND_TAG}` = 'sweep'",
-        max_results=1,
-        output_format="list",
-    )
+def _run(
+    size: Size,
+    kind: str,
+    name: str,
+    outputs: Path,
+    *,
+    same: Mapping[str, str] | None = None,
+    **options: bool,
+) -> Iterator[mlflow.ActiveRun]:
+    """Go on with the newest run that has the tags `same`, as it was before; or begin a new one."""
+    known = _unsuperseded(size, kind, same, outputs) if same else []
     run_id = known[0].info.run_id if known else None
-    with mlflow.start_run(run_id, experiment_id, run_name=name, nested=nested) as run:
-        _tag(size, "sweep", tags)
-        yield run.info.run_id
+    experiment_id = experiment(size.training.dataset, outputs)
+    with mlflow.start_run(run_id, experiment_id, run_name=name, **options) as run:
+        shared_tags = {
+            tags.SIZE_TAG: size.name,
+            tags.KIND_TAG: kind,
+            tags.NOTE_TAG: describe_run(kind, size.name, size.training.dataset),
+            tags.PACKAGE_TAG: fractal_model.__version__,
+            tags.REVISION_TAG: git_revision(),
+        }
+        mlflow.set_tags(shared_tags)
+        yield run
+
+
+def _unsuperseded(size: Size, kind: str, same: Mapping[str, str], outputs: Path) -> list[Run]:
+    """Runs of a kind that have the tags `same` and are not superseded, newest first."""
+    experiments = [experiment(size.training.dataset, outputs)]
+    found = find_runs(experiments, {**same, tags.KIND_TAG: kind})
+    return [run for run in found if tags.SUPERSEDED_TAG not in run.data.tags]
 
 
 def log_preview(results: MetricResults) -> None:
-    """Of the active child run: metrics, and as tags why others are absent."""
+    """Metrics to the active child run, and as tags why others are absent."""
     mlflow.log_metrics(results.values)
-    mlflow.set_tags({f"fractal.absent.{name}": why for name, why in results.absent.items()})
+    mlflow.set_tags({f"{tags.ABSENT_TAG}.{name}": why for name, why in results.absent.items()})
+
+
+def log_sweep(table: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
+    """All tried settings as the artifact `settings.json` of the active run, and its figures."""
+    mlflow.log_dict(table.to_dict(orient="split", index=False), "settings.json")
+    for name, figure in figures.items():
+        log_figure(figure, name)
+
+
+def log_best_setting(setting: SamplingConfig, evaluation_run_id: str) -> None:
+    """The result of a sweep to its active run: the best setting, and the metrics and id of the run
+    that evaluated it by the full protocol."""
+    mlflow.log_metrics(metrics_of(evaluation_run_id))
+    _log_params(best=setting.model_dump())
+    mlflow.set_tag(tags.BEST_RUN_TAG, evaluation_run_id)
+
+
+def metrics_of(run_id: str) -> dict[str, float]:
+    """The newest value of each metric of a run."""
+    return mlflow.get_run(run_id).data.metrics
+
+
+def results_of(run_id: str) -> pd.DataFrame:
+    """The table that `log_results` has logged to a run."""
+    return pd.DataFrame(**mlflow.artifacts.load_dict(f"runs:/{run_id}/{RESULTS_FILE}"))
 
 
 def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
@@ -178,11 +188,6 @@ def last_position(run_id: str) -> int:
     return max((point.step for point in points), default=-1)
 
 
-def loss_curve(run_id: str | None) -> tuple[tuple[float, float], ...]:
-    """Pairs of epoch and loss of a training run, by epoch; none where there is no such run."""
-    return curve(run_id, "loss")
-
-
 def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
     """Pairs of epoch and metric of a training run, by epoch; none where there is no such run."""
     if run_id is None:
@@ -198,19 +203,39 @@ def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
 
 
 def log_results(results: MetricResults) -> None:
-    """Metrics, a table of them with the reasons of the absent ones, as artifact `results.json`."""
+    """Metrics to the active run; as its artifact `results.json` a table of them, with the reasons
+    of those that are absent."""
     mlflow.log_metrics(results.values)
-    mlflow.log_table(results_table(results), "results.json")
+    mlflow.log_table(results_table(results), RESULTS_FILE)
 
 
 def log_figure(figure: Figure, name: str) -> None:
-    """As the PNG artifact `name` of the active run."""
+    """Log a figure as the PNG artifact `name` of the active run."""
     mlflow.log_figure(figure, name, save_kwargs={"dpi": 150, "facecolor": "white"})
 
 
 def log_picture(image: Tensor, name: str) -> None:
-    """(3, H, W) uint8 as the PNG artifact `name` of the active run."""
+    """Log (3, H, W) uint8 as the PNG artifact `name` of the active run."""
     mlflow.log_image(image.permute(1, 2, 0).cpu().numpy(), name)
+
+
+def log_file(file: Path) -> None:
+    """Log a file as an artifact of the active run, under its own name."""
+    mlflow.log_artifact(str(file))
+
+
+def download(run_id: str, name: str, folder: Path) -> Path:
+    """Fetch an artifact of a run into a folder of this machine."""
+    return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=str(folder)))
+
+
+@contextmanager
+def optional_step(name: str) -> Iterator[None]:
+    """A step that only shows numbers: where it fails, the run that has them goes on without it."""
+    try:
+        yield
+    except (FractalError, OSError, MlflowException) as error:
+        say(f"the {name} is left out: {one_line(error)}")
 
 
 def git_revision() -> str:
@@ -222,15 +247,13 @@ def git_revision() -> str:
         return "unknown"
 
 
-def _tag(size: Size, kind: str, more: dict[str, str]) -> None:
-    tags = {
-        SIZE_TAG: size.name,
-        KIND_TAG: kind,
-        NOTE_TAG: describe_run(kind, size.name, size.training.dataset),
-        "fractal.version": fractal_model.__version__,
-        "fractal.git_revision": git_revision(),
-    }
-    mlflow.set_tags({**tags, **more})
+def _model_settings(size: Size) -> dict[str, object]:
+    """Without the names of the classes, which the checkpoint has: a thousand fit no parameter."""
+    return size.model.model_dump(exclude={"class_names"})
+
+
+def _log_params(**tree: object) -> None:
+    mlflow.log_params(dict(pair for name in tree for pair in _flat(tree[name], name)))
 
 
 def _log_dataset(manifest: Manifest, context: str) -> None:
@@ -238,17 +261,15 @@ def _log_dataset(manifest: Manifest, context: str) -> None:
     digest = manifest.checksum[:36]  # MLflow's limit
     dataset = MetaDataset(source=source, name=manifest.dataset, digest=digest)
     mlflow.log_input(dataset, context=context)
-    mlflow.set_tag("fractal.dataset_checksum", manifest.checksum)
+    mlflow.set_tag(tags.DATASET_TAG, manifest.checksum)
 
 
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} to {"a.b": 1}; lists by index."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, list | tuple) and any(isinstance(v, dict) for v in value):
-            value = dict(enumerate(value))
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _flat(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """("a", {"b": 1}) as pairs such as ("a.b", 1); nested settings in lists by their index."""
+    if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}")
+    else:
+        yield name, value

@@ -13,7 +13,6 @@ import mlflow
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from pydantic import ValidationError
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
@@ -34,8 +33,8 @@ class BadRequest(MlflowException):
     """What is wrong with a request, on one line. MLflow's server would put all rows before it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, error_code=BAD_REQUEST)
-        self._line = message
+        super().__init__(message)
+        self.error_code, self._line = "BAD_REQUEST", message
 
     def serialize_as_json(self) -> str:
         return json.dumps({"error_code": self.error_code, "message": self._line})

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,12 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow.entities import Metric
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import file_written_whole
 from fractal_model.tracking.spool_delivery import Delivery, Refusal
 
 METRICS, DELIVERED, REFUSED = "metrics.jsonl", "delivered.json", "refused.jsonl"
+REQUEST_POINTS = 1000
+"""Most metrics that MLflow takes in one request."""
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +43,8 @@ class _Batch:
     end: int
     reports: int = 0
     points: list[Metric] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    """Lines that are no reports, as rows of `refused.jsonl`."""
 
 
 class MetricSpool:
@@ -55,12 +57,7 @@ class MetricSpool:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        run_id: str,
-        *,
-        retry_seconds: float = 5.0,
-        leave_seconds: float = 30.0,
+        self, folder: Path, run_id: str, *, retry_seconds: float = 5.0, leave_seconds: float = 30.0
     ) -> None:
         self._folder, self._run_id = folder, run_id
         self._retry_seconds, self._leave_seconds = retry_seconds, leave_seconds
@@ -100,15 +97,11 @@ class MetricSpool:
                 # A request that still hangs must not move what another process then has moved.
                 self._abandoned.set()
                 unwritten = len(self._unwritten)
-            waiting = self.waiting
-            if waiting:
+            if waiting := self.waiting:
+                lost = f", but for {unwritten} lost, as there is no room" if unwritten else ""
                 _log.warning(
-                    "%d reports of the run %s are not in MLflow yet: they wait in %s and are sent "
-                    "when the same training is started again%s",
-                    waiting,
-                    self._run_id,
-                    self._folder,
-                    f", but for {unwritten} lost, as there is no room" if unwritten else "",
+                    f"{waiting} reports of the run {self._run_id} are not in MLflow yet: they wait "
+                    f"in {self._folder} and are sent when the same training is started again{lost}"
                 )
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
@@ -154,9 +147,8 @@ class MetricSpool:
         return position
 
     def _write_position(self) -> None:
-        scratch = self._folder / f".{DELIVERED}"
-        scratch.write_text(json.dumps({"run_id": self._run_id, "bytes": self._delivered}))
-        os.replace(scratch, self._folder / DELIVERED)
+        with file_written_whole(self._folder / DELIVERED) as partial:
+            partial.write_text(json.dumps({"run_id": self._run_id, "bytes": self._delivered}))
 
     def _write_unwritten(self) -> None:
         with self._lock:
@@ -190,11 +182,12 @@ class MetricSpool:
                 if not line:
                     raise OSError(f"{self._metrics} is shorter than it was: restore it")
                 points = _points(line)
-                room = MAX_METRICS_PER_BATCH - len(batch.points)
+                room = REQUEST_POINTS - len(batch.points)
                 if batch.reports and len(points or ()) > room:
                     break
                 if points is None:
-                    batch.unreadable.append(line.decode(errors="replace"))
+                    text = line.decode(errors="replace")
+                    batch.unreadable.append({"reason": "not a report", "line": text})
                 batch.points += points or ()
                 batch.reports += 1
                 batch.end += len(line)
@@ -202,14 +195,12 @@ class MetricSpool:
 
     def _settle(self, batch: _Batch, refusals: Sequence[Refusal]) -> None:
         """The batch is in MLflow, except what is set aside."""
-        rows: list[dict[str, object]] = [
-            {"reason": "not a report", "line": line} for line in batch.unreadable
-        ]
+        rows: list[dict[str, object]] = [*batch.unreadable]
         for refusal in refusals:
             for point in refusal.points:
                 value = {"key": point.key, "value": point.value}
-                when = {"step": point.step, "timestamp": point.timestamp}
-                rows.append({"reason": refusal.reason, **value, **when})
+                moment = {"step": point.step, "timestamp": point.timestamp}
+                rows.append({"reason": refusal.reason, **value, **moment})
         with self._lock:
             if self._abandoned.is_set():
                 return
@@ -223,8 +214,8 @@ class MetricSpool:
                 self._write_position()
         aside = f"set aside in {self._folder / REFUSED}"
         for refusal in refusals:
-            what = "all metrics" if refusal.run_is_gone else f"metric {refusal.points[0].key!r}"
-            self._say_once(what, f"MLflow refuses {what} ({refusal.reason}): {aside}")
+            text = f"MLflow refuses {refusal.subject} ({refusal.reason}): {aside}"
+            self._say_once(refusal.subject, text)
         if batch.unreadable:
             self._say_once("lines", f"{self._metrics} has lines that are no reports: {aside}")
 
@@ -235,14 +226,14 @@ class MetricSpool:
             self._news.clear()
             try:
                 batch = self._next_batch()
-                if batch is None:
-                    if self._closing.is_set():
-                        return
+                if batch is not None:
+                    refusals = self._delivery.send(batch.points)
+                    self._count_success()
+                    self._settle(batch, refusals)
+                elif self._closing.is_set():
+                    return
+                else:
                     self._news.wait()
-                    continue
-                refusals = self._delivery.send(batch.points)
-                self._count_success()
-                self._settle(batch, refusals)
             # Whatever a store raises, the next attempt may do better, and this thread is the
             # only one that makes it.
             except Exception as error:
@@ -258,24 +249,21 @@ class MetricSpool:
             self._away_since = time.monotonic()
         if self._failures == 2 and not self._abandoned.is_set():
             _log.warning(
-                "metrics do not get to MLflow (%s): training goes on, they are kept in %s",
-                one_line(error),
-                self._folder,
+                f"metrics do not get to MLflow ({one_line(error)}): training goes on, they are "
+                f"kept in {self._folder}"
             )
 
     def _count_success(self) -> None:
         if self._failures >= 2:
-            _log.warning(
-                "metrics get to MLflow again, after %.0f s: %d reports are being sent",
-                time.monotonic() - self._away_since,
-                self.waiting,
-            )
+            away = f"{time.monotonic() - self._away_since:.0f} s"
+            reports = f"{self.waiting} reports are being sent"
+            _log.warning(f"metrics get to MLflow again, after {away}: {reports}")
         self._failures = 0
 
-    def _say_once(self, what: str, text: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            _log.warning("%s", text)
+    def _say_once(self, subject: str, text: str) -> None:
+        if subject not in self._said:
+            self._said.add(subject)
+            _log.warning(text)
 
 
 def _append(path: Path, data: bytes, size: int) -> None:

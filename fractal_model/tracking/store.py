@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.tracking.descriptions import NOTE_TAG, describe_experiment
+from fractal_model.tracking.descriptions import describe_experiment
+from fractal_model.tracking.tags import NOTE_TAG
 
 EXPERIMENT_PREFIX = "fractal-"
 """Before the data set in an experiment's name."""
+T = TypeVar("T")
 
 
 def connect(outputs: Path) -> str:
@@ -25,14 +31,12 @@ def connect(outputs: Path) -> str:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
-        folder = outputs / "mlflow"
-        folder.mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{folder / 'mlflow.db'}"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-    chosen_by_user = "MLFLOW_TRACKING_URI" in os.environ
-    mlflow.set_tracking_uri(uri)
-    if not chosen_by_user:
+    if uri is not None:
+        use_store(uri)
+    else:
+        (outputs / "mlflow").mkdir(parents=True, exist_ok=True)
+        uri = f"sqlite:///{outputs / 'mlflow' / 'mlflow.db'}"
+        use_store(uri)
         # MLflow has just set it; left there, it would pass for the user's choice ever after.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
@@ -46,7 +50,9 @@ def connect(outputs: Path) -> str:
 
 
 def use_store(uri: str) -> None:
-    """Point MLflow to the store that another process has connected to."""
+    """Point MLflow to the store at an address. A request that fails is tried again for about 13 s,
+    not for minutes as MLflow does, unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     mlflow.set_tracking_uri(uri)
 
 
@@ -63,8 +69,47 @@ def experiment(dataset: str, outputs: Path) -> str:
 
 
 def tracking_uri() -> str:
-    """Of the store that `connect` has chosen."""
+    """The address of the store that `connect` has chosen."""
     return mlflow.get_tracking_uri()
+
+
+def find_runs(experiment_ids: Sequence[str], tags: Mapping[str, str]) -> list[Run]:
+    """All runs of the experiments that have these tags, newest first."""
+    if not experiment_ids:
+        return []  # MLflow would search the active experiment.
+    return mlflow.search_runs(
+        list(experiment_ids),
+        " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+
+
+def find_run(run_id: str) -> Run | None:
+    """The run with this id; None if it was deleted. FractalError: MLflow does not say."""
+    run = look_up(f"the run {run_id}", lambda: mlflow.get_run(run_id))
+    deleted = run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE
+    return None if deleted else run
+
+
+def look_up(subject: str, request: Callable[[], T]) -> T | None:
+    """What MLflow has; None where it has no such run, model or alias. FractalError: it does not
+    answer."""
+    try:
+        return request()
+    except MlflowException as error:
+        # An unknown alias is reported as an invalid parameter.
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise FractalError(
+            f"MLflow could not say what {subject} is ({one_line(error)}): nothing was changed, run "
+            f"again"
+        ) from error
+
+
+def utc_now() -> str:
+    """The time of this machine, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def run_page(run_id: str) -> str | None:

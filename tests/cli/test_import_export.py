@@ -383,7 +383,7 @@ def test_registered_import_is_the_candidate(fractal, published, tmp_path, monkey
     assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
 
     store.connect(outputs)
-    tags = registry.resolve("mar3").tags
+    tags = registry.version_tags("mar3", "1")
     run = mlflow.MlflowClient().get_run(tags["fractal.import_run"])
     assert run.info.status == "FINISHED"
     assert run.data.tags["fractal.kind"] == "import"

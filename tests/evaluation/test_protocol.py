@@ -7,7 +7,8 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.common.hardware import Hardware
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.protocol import Record, make_protocol, read_record, short_count
+from fractal_model.evaluation.protocol import Record, make_protocol, read_record
+from fractal_model.metrics.names import short_count
 from fractal_model.metrics.reference import OWN_IMAGES
 from tests.support.protocols import SETTINGS, manifest, protocol, reference
 

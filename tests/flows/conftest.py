@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from flows import evaluate, train
-from fractal_model.cli.app import app
+from fractal_model.cli import app
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
 

@@ -10,11 +10,12 @@ import mlflow
 import pytest
 
 from flows import train
-from fractal_model.cli.app import app
+from fractal_model.cli import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import Params, load_params
-from fractal_model.tracking import runs, store
+from fractal_model.tracking import store
 from fractal_model.tracking.spool import MetricSpool
+from fractal_model.tracking.tags import SUPERSEDED_TAG
 from fractal_model.training import launch
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
@@ -54,7 +55,7 @@ def test_the_old_run_is_neither_found_nor_added_to(started, anew):
     assert second != first
     assert started(resume=True) == second
     tags = mlflow.MlflowClient().get_run(first).data.tags
-    assert tags[runs.SUPERSEDED_TAG] == "true"
+    assert tags[SUPERSEDED_TAG] == "true"
     folders = sorted(path.name for path in (anew.outputs / "training/digits").iterdir())
     assert len(folders) == 2
     assert folders[1].startswith(f"{folders[0]}-20")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mlflow
 import pytest
-import torch
 
 from flows import evaluation_tasks
 from flows.evaluate import evaluate_fractal, protocol_of
@@ -12,7 +11,6 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.evaluation.protocol import Record
 from fractal_model.tracking import registry, store
-from tests.support.protocols import SETTINGS, manifest, protocol
 from tests.support.tiny_files import save_tiny
 
 
@@ -83,26 +81,6 @@ def test_a_deleted_evaluation_is_made_again_and_keeps_its_numbers(
     assert other != run_id and again["fid_20"] == pytest.approx(found["fid_20"])
     assert mlflow.get_run(other).info.status == "FINISHED"
     assert "the report is left out: [Errno 28] No space left" in capsys.readouterr().out
-
-
-def test_a_thousand_classes_make_a_picture_of_a_few():
-    of = manifest(classes=1000)
-    settings = SETTINGS.model_copy(update={"samples_per_class": 12})
-    labels = torch.arange(1000).repeat_interleave(12)
-    picture = evaluation_tasks.first_of_each_class(Grey(labels), protocol(settings, of=of))
-    assert picture.shape == (3, 20 * 66 + 2, 10 * 66 + 2)
-
-
-class Grey:
-    """`SampleSet` of 8 px."""
-
-    side = 8
-
-    def __init__(self, labels):
-        self.labels = labels
-
-    def images(self, numbers):
-        return torch.full((len(numbers), 3, 8, 8), 128, dtype=torch.uint8)
 
 
 def test_a_checkpoint_of_another_size_is_refused_before_anything_is_sampled(

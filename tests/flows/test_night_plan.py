@@ -14,8 +14,9 @@ from flows import nightly
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import AtWork
 from fractal_model.config.params import Params, load_params
-from fractal_model.evaluation.protocol import PROTOCOL_TAG, Protocol
-from fractal_model.tracking import champions, nights, registry, runs, store
+from fractal_model.evaluation.protocol import Protocol
+from fractal_model.tracking import champions, nights, registry, store
+from fractal_model.tracking.tags import DECIDED_TAG, KIND_TAG, PROTOCOL_TAG, SIZE_TAG
 from tests.support.evaluated_rows import protocol
 from tests.support.params import small_params
 
@@ -39,8 +40,8 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         mlflow.MlflowClient().create_registered_model(registry.model_name(size))
         new_candidate(size)
     evaluated(params, "digits", "1", FULL)
-    registry.promote("digits", "1")
-    registry.tag_version("digits", "1", champions.DECIDED_TAG, FULL.checksum)
+    registry.set_alias("digits", registry.CHAMPION, "1")
+    registry.tag_version("digits", "1", DECIDED_TAG, FULL.checksum)
     monkeypatch.setattr(nightly, "read_manifest", lambda folder: None)
     monkeypatch.setattr(
         nightly, "protocol_of", lambda given, size, preview: PREVIEW if preview else FULL
@@ -52,14 +53,14 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 def new_candidate(size: str) -> str:
     name = registry.model_name(size)
     version = str(mlflow.MlflowClient().create_model_version(name, "test://none/none").version)
-    registry.nominate(size, version)
+    registry.set_alias(size, registry.CANDIDATE, version)
     return version
 
 
 def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
     """As if it had taken `SECONDS`."""
     experiment = store.experiment("digits", params.paths.outputs)
-    tags = {runs.KIND_TAG: "evaluate", runs.SIZE_TAG: size, PROTOCOL_TAG: by.checksum}
+    tags = {KIND_TAG: "evaluate", SIZE_TAG: size, PROTOCOL_TAG: by.checksum}
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment, start_time=1000, tags=tags).info.run_id
     client.log_param(run_id, nights.SAMPLES_PARAM, by.samples)
@@ -103,10 +104,10 @@ def test_what_was_evaluated_but_not_compared_is_taken_up(params, begun, decided)
     new = new_candidate("digits")
     evaluated(params, "digits", new, FULL)
     if decided:
-        registry.tag_version("digits", new, champions.DECIDED_TAG, decided)
+        registry.tag_version("digits", new, DECIDED_TAG, decided)
     assert ("digits", "full", "evaluated") in outcomes(params)
     assert ("digits", False) in begun and ("digits", True) not in begun
-    registry.tag_version("digits", new, champions.DECIDED_TAG, FULL.checksum)
+    registry.tag_version("digits", new, DECIDED_TAG, FULL.checksum)
     assert ("digits", "", "up to date") in outcomes(params)
 
 

@@ -10,10 +10,10 @@ import mlflow
 import pytest
 
 from flows import evaluate, train
-from fractal_model.cli.app import app
+from fractal_model.cli import app
 from fractal_model.data.manifest import read_manifest
-from fractal_model.evaluation.protocol import SAMPLE_METRICS
 from fractal_model.generation.pictures import save_png
+from fractal_model.metrics.names import SAMPLE_METRICS
 from fractal_model.tracking import registry
 from tests.support import random_images
 from tests.support.params import small_params

@@ -12,11 +12,12 @@ import yaml
 from torch import Tensor
 
 from flows import sweep
-from fractal_model.cli.app import app
+from fractal_model.cli import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.sweep_previews import Previews
+from fractal_model.reporting.sweep import CURVES, HEAT_MAP
 from fractal_model.tracking import registry, store
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
@@ -47,6 +48,7 @@ def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
     """Its own settings on the store of the shared project, which is left as it was."""
     for module in (
         "fractal_model.metrics.inception",
+        "fractal_model.evaluation.prepare_evaluation",
         "fractal_model.evaluation.samples",
         "fractal_model.evaluation.sweep_previews",
         "flows.evaluation_tasks",
@@ -125,8 +127,8 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_full_protocol(swept, monkeypat
     assert parent.data.tags["fractal.evaluation_run"] == full.info.run_id
     assert parent.info.status == "FINISHED"
     artifacts = {each.path for each in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
-    assert {sweep.TABLE, sweep.HEAT_MAP, sweep.CURVES} <= artifacts
-    table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/{sweep.TABLE}")
+    assert {"settings.json", HEAT_MAP, CURVES} <= artifacts
+    table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/settings.json")
     assert len(table["data"]) == 6
     assert not list((swept.outputs / "sweeps").glob("*/"))
 

@@ -19,6 +19,7 @@ from fractal_model.metrics.statistics import FeatureStatistics
 from fractal_model.reporting import figures
 from fractal_model.reporting.evaluation_page import (
     distinct_names,
+    first_of_each_class,
     flattened,
     headlines,
     write_report,
@@ -129,6 +130,13 @@ def test_of_many_classes_a_few_are_shown(page):
     text = page(samples=samples, class_names=names, real=None).read_text()
     assert "20 of 50 classes" in text and text.count("<img") == 20
     assert "samples of class class 49" in text
+
+
+def test_a_thousand_classes_make_a_picture_of_a_few():
+    labels = torch.arange(1000).repeat_interleave(12)
+    grey = torch.full((len(labels), 3, 8, 8), 128, dtype=torch.uint8)
+    picture = first_of_each_class(Images(grey, labels))
+    assert picture.shape == (3, 20 * 66 + 2, 10 * 66 + 2)
 
 
 def test_broken_features_are_refused(page):

@@ -18,7 +18,7 @@ import pytest
 
 from flows import train
 from fractal_model.checkpoints.checkpoint import load_checkpoint
-from fractal_model.cli.app import app
+from fractal_model.cli import app
 from fractal_model.tracking import registry, store
 from fractal_model.training.ray_jobs import driver
 from fractal_model.training.ray_train.run import run_training

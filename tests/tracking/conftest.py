@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,10 +14,21 @@ from tests.support.mlflow_server import SIZE, answering
 from tests.support.ports import free_ports
 
 
+@pytest.fixture(scope="session")
+def empty_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs with an empty store: MLflow takes seconds to make its tables, so they are copied."""
+    outputs = tmp_path_factory.mktemp("empty") / "outputs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        store.connect(outputs)
+    return outputs
+
+
 @pytest.fixture
-def local_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def local_store(tmp_path: Path, empty_outputs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A SQLite file, connected to."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(empty_outputs, tmp_path / "outputs")
     return store.connect(tmp_path / "outputs")
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
 import pytest
@@ -112,7 +114,9 @@ def test_what_was_compared_or_is_the_champion_is_decided_also_after_a_person_spo
 def test_what_dies_before_its_version_is_crowned_is_not_decided(new_version, monkeypatch):
     version = new_version()
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "promote", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            registry, "set_alias", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             _contest(version, 20.0, {})
     assert not champions.is_decided(SIZE, version, PROTOCOL)
@@ -193,27 +197,39 @@ def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_
     assert registry.version_tags(SIZE, slow)["fractal.decision.champion"] == quick
 
 
-def test_a_turn_that_a_dead_process_left_is_taken_over(new_version, monkeypatch):
-    monkeypatch.setattr(promotion_lock, "LONGEST_SECONDS", 1.0)
-    promotion_lock._make_sure_of_the_model()
-    mlflow.MlflowClient().create_model_version(
-        promotion_lock.NAME, "test://none/none", description="dead"
-    )
+def _registered() -> list[str]:
+    return [model.name for model in mlflow.MlflowClient().search_registered_models()]
+
+
+def test_a_promotion_leaves_no_entry_of_the_lock_behind(new_version):
     assert _contest(new_version(), 20.0, {})
-    assert promotion_lock._tickets() == []
+    champions.promote_by_hand(SIZE, new_version(), "now")
+    champions.rollback(SIZE, "back")
+    assert _registered() == [f"fractal-{SIZE}"]
+
+
+@pytest.mark.parametrize("name", [f"{promotion_lock.PREFIX}-dead", promotion_lock.PREFIX])
+def test_what_a_dead_process_or_an_earlier_version_left_is_deleted(new_version, monkeypatch, name):
+    monkeypatch.setattr(promotion_lock, "LONGEST_SECONDS", 1.0)
+    mlflow.MlflowClient().create_registered_model(name)
+    mlflow.MlflowClient().create_model_version(name, "test://none/none")
+    began = time.monotonic()
+    assert _contest(new_version(), 20.0, {})
+    assert time.monotonic() - began >= 0.9, "who has just been heard of is not taken for dead"
+    assert _registered() == [f"fractal-{SIZE}"]
 
 
 def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, monkeypatch):
-    """Its turn was taken for a dead one's while it stood still."""
+    """Another process took it for dead while it stood still."""
     first, second = new_version(), new_version()
     _contest(first, 20.0, {})
-    require = promotion_lock.Turn.require
+    require = promotion_lock.PromotionLock.require
 
-    def standing_still(turn):
-        mlflow.MlflowClient().delete_model_version(promotion_lock.NAME, str(turn.number))
-        require(turn)
+    def standing_still(lock):
+        mlflow.MlflowClient().delete_registered_model(lock.entry)
+        require(lock)
 
-    monkeypatch.setattr(promotion_lock.Turn, "require", standing_still)
+    monkeypatch.setattr(promotion_lock.PromotionLock, "require", standing_still)
     with pytest.raises(FractalError, match="others have gone on"):
         champions.promote_by_hand(SIZE, second, "now")
     with pytest.raises(FractalError, match="others have gone on"):
@@ -224,16 +240,33 @@ def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, mo
     )
 
 
-def test_waiting_ends_with_the_name_of_who_does_not_give_way(new_version):
-    promotion_lock._make_sure_of_the_model()
-    mlflow.MlflowClient().create_model_version(
-        promotion_lock.NAME, "test://none/none", description="process 7"
-    )
+def test_waiting_ends_with_the_name_of_the_process_that_holds_the_lock(new_version):
+    entry = f"{promotion_lock.PREFIX}-7"
+    mlflow.MlflowClient().create_registered_model(entry, description="process 7 is at work")
     with (
-        pytest.raises(FractalError, match="process 7 has been changing"),
-        promotion_lock.own_turn(wait_seconds=0.3),
+        pytest.raises(FractalError, match="process 7 is at work"),
+        promotion_lock.hold_promotion_lock(wait_seconds=0.3),
     ):
-        pytest.fail("two have their turn at once")
+        pytest.fail("two processes hold the lock at once")
+    assert entry in _registered()
+
+
+def test_of_many_at_once_one_holds_the_lock(new_version):
+    inside, turns = [], []
+
+    def work() -> None:
+        for _ in range(3):
+            with promotion_lock.hold_promotion_lock() as lock:
+                inside.append(lock)
+                lock.require()
+                turns.append(list(inside))
+                inside.remove(lock)
+
+    with ThreadPoolExecutor(5) as pool:
+        for done in [pool.submit(work) for _ in range(5)]:
+            done.result()
+    assert len(turns) == 15
+    assert all(len(holders) == 1 for holders in turns)
 
 
 EVALUATION = """
@@ -291,4 +324,4 @@ def test_evaluations_at_once_leave_the_best_as_champion(tmp_path, request, where
         promoted = version in {change.version for change in changes}
         tags = registry.version_tags(SIZE, version)
         assert tags["fractal.decision.promoted"] == str(promoted).lower()
-    assert promotion_lock._tickets() == []
+    assert all(name.startswith("fractal-") for name in _registered())

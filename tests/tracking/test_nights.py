@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import mlflow
 
-from fractal_model.evaluation.protocol import PROTOCOL_TAG
-from fractal_model.tracking import nights, runs
+from fractal_model.tracking import nights
+from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSION_TAG
 
 
 def _evaluated(version: str, protocol: str, *, seconds: int, status: str = "FINISHED") -> None:
-    tags = {runs.KIND_TAG: "evaluate", runs.SIZE_TAG: "race"}
-    tags |= {runs.VERSION_TAG: version, PROTOCOL_TAG: protocol}
+    tags = {KIND_TAG: "evaluate", SIZE_TAG: "race"}
+    tags |= {VERSION_TAG: version, PROTOCOL_TAG: protocol}
     client = mlflow.MlflowClient()
     run_id = client.create_run("0", start_time=1000, tags=tags).info.run_id
     client.log_param(run_id, nights.SAMPLES_PARAM, 300)

@@ -28,12 +28,13 @@ from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, registry, served_model, store
+from fractal_model.tracking.tags import FINGERPRINT_TAG, TRAINING_RUN_TAG
 from tests.support import KINDS, REPOSITORY, tiny_model
 from tests.support.mlflow_server import answering
 from tests.support.ports import free_ports
 from tests.support.tiny_files import TINY
 
-TAGS = {registry.FINGERPRINT_TAG: "f" * 64, registry.TRAINING_RUN_TAG: "a run"}
+TAGS = {FINGERPRINT_TAG: "f" * 64, TRAINING_RUN_TAG: "a run"}
 
 
 @dataclass(frozen=True)

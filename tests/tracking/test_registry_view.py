@@ -5,8 +5,9 @@ from __future__ import annotations
 import mlflow
 import pytest
 
-from fractal_model.tracking import champions, registry
+from fractal_model.tracking import registry
 from fractal_model.tracking.registry_view import RegisteredVersion, registered_models
+from fractal_model.tracking.tags import DECIDED_TAG
 from tests.support.mlflow_server import SIZE
 
 
@@ -25,7 +26,7 @@ def test_the_numbers_are_of_the_decisions_protocol_and_of_no_deleted_run(new_ver
         return registered_models()[0].versions[0].evaluation_run
 
     assert shown() == newest
-    registry.tag_version(SIZE, version, champions.DECIDED_TAG, "a" * 64)
+    registry.tag_version(SIZE, version, DECIDED_TAG, "a" * 64)
     assert shown() == decided
     for run_id in (decided, newest):
         mlflow.MlflowClient().delete_run(run_id)

@@ -8,10 +8,17 @@ from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
-from fractal_model.evaluation.protocol import PROTOCOL_TAG, Record
-from fractal_model.tracking import runs, store
-from fractal_model.tracking.descriptions import NOTE_TAG, describe_run
+from fractal_model.evaluation.protocol import Record
+from fractal_model.tracking import store
+from fractal_model.tracking.descriptions import describe_run
 from fractal_model.tracking.evaluations import evaluations
+from fractal_model.tracking.tags import (
+    KIND_TAG,
+    NOTE_TAG,
+    PROTOCOL_TAG,
+    SIZE_TAG,
+    VERSION_TAG,
+)
 from tests.support import REPOSITORY
 from tests.support.evaluated_rows import protocol
 
@@ -26,7 +33,7 @@ def experiment(tmp_path, monkeypatch) -> str:
 def log(
     experiment: str, version: str, fid: float, *, kept: Record | None, kind="evaluate", name=None
 ) -> str:
-    tags = {runs.KIND_TAG: kind, runs.SIZE_TAG: "digits", runs.VERSION_TAG: version}
+    tags = {KIND_TAG: kind, SIZE_TAG: "digits", VERSION_TAG: version}
     tags[PROTOCOL_TAG] = kept.checksum if kept else "older"
     with mlflow.start_run(experiment_id=experiment, tags=tags, run_name=name) as run:
         mlflow.log_metric("fid", fid)
@@ -47,12 +54,12 @@ def test_the_newest_of_each_version_and_protocol(experiment):
     log(experiment, "2", 1.0, kept=record(), kind="train")
     failed = log(experiment, "3", 2.0, kept=record())
     mlflow.MlflowClient().set_terminated(failed, "FAILED")
-    found = {one.run_id: one for one in evaluations()}
+    found = {one.run: one for one in evaluations()}
     assert found.keys() == {newest, preview, other}
     assert found[newest].values == {"fid": 40.0}
     assert found[newest].model == "fractal-digits version 1"
-    assert found[preview].record.protocol.samples == 50
-    assert found[other].record is None
+    assert found[preview].protocol.samples == 50
+    assert found[other].protocol is None
 
 
 def test_a_checkpoint_under_two_protocols_has_two_rows(experiment):
@@ -60,7 +67,7 @@ def test_a_checkpoint_under_two_protocols_has_two_rows(experiment):
     log(experiment, "", 60.0, kept=record(), name="evaluate-digits-abd")
     other = log(experiment, "", 40.0, kept=record(kid_subsets=9), name="evaluate-digits-abc")
     newest = log(experiment, "", 30.0, kept=record(), name="evaluate-digits-abc")
-    found = {one.run_id for one in evaluations()}
+    found = {one.run for one in evaluations()}
     assert {newest, other} < found and first not in found and len(found) == 3
 
 

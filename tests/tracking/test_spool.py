@@ -105,7 +105,9 @@ def run_id(server) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _tracking_uri() -> Iterator[None]:
+def _tracking_uri(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # MLflow's client tries again once, at once: with more retries it waits for seconds.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     mlflow.set_tracking_uri(None)

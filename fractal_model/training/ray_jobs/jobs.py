@@ -24,6 +24,7 @@ from ray.job_submission import JobDetails
 
 import fractal_model
 from fractal_model.common.errors import FractalError, last_line
+from fractal_model.tracking.tags import FINGERPRINT_TAG, OWNER_TAG, SIZE_TAG
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_jobs.driver import JOB_VARIABLE
 from fractal_model.training.ray_jobs.log import JobLog, Tail
@@ -49,7 +50,6 @@ _PASSED_ON = (
     "MLFLOW_TRACKING_INSECURE_TLS",
     "MLFLOW_TRACKING_URI",
 )
-_SIZE, _FINGERPRINT, _OWNER = "fractal.size", "fractal.fingerprint", "fractal.owner"
 
 
 class TrainingJobs:
@@ -109,7 +109,7 @@ class TrainingJobs:
         """Stop what is at work on this run, so that it can begin anew. FractalError: somebody
         follows it."""
         for running in self._running(size):
-            if running.metadata.get(_FINGERPRINT) == fingerprint:
+            if running.metadata.get(FINGERPRINT_TAG) == fingerprint:
                 self._resolve(running, on_line)
 
     def _running(self, size: str) -> list[JobDetails]:
@@ -118,13 +118,13 @@ class TrainingJobs:
             for job in self._server.jobs()
             if job.submission_id
             and not job.status.is_terminal()
-            and (job.metadata or {}).get(_SIZE) == size
+            and (job.metadata or {}).get(SIZE_TAG) == size
         ]
 
     def _join(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
         for running in self._running(job.size):
             name = running.submission_id
-            if running.metadata.get(_FINGERPRINT) == job.fingerprint:
+            if running.metadata.get(FINGERPRINT_TAG) == job.fingerprint:
                 on_line(f"the Ray job {name} of this run is at work already: going on with it")
                 return name
             self._resolve(running, on_line)
@@ -132,10 +132,10 @@ class TrainingJobs:
 
     def _resolve(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
         """Stop it where it was left behind. FractalError: its owner may be there."""
-        name, owner = running.submission_id, Owner.read(running.metadata.get(_OWNER, ""))
-        if not self._was_left(owner, running.metadata.get(_FINGERPRINT, "")):
+        name, owner = running.submission_id, Owner.read(running.metadata.get(OWNER_TAG, ""))
+        if not self._was_left(owner, running.metadata.get(FINGERPRINT_TAG, "")):
             raise FractalError(
-                f"the Ray job {name} trains {running.metadata[_SIZE]}, submitted by "
+                f"the Ray job {name} trains {running.metadata[SIZE_TAG]}, submitted by "
                 f"{owner or 'somebody unknown'}: wait for it, cancel that flow run, or stop it "
                 f"with `ray job stop {name}`"
             )
@@ -156,9 +156,9 @@ class TrainingJobs:
             name,
             entrypoint=f"{self._interpreter()} -m fractal_model.training.ray_jobs.driver",
             metadata={
-                _SIZE: job.size,
-                _FINGERPRINT: job.fingerprint,
-                _OWNER: self._owner.model_dump_json(),
+                SIZE_TAG: job.size,
+                FINGERPRINT_TAG: job.fingerprint,
+                OWNER_TAG: self._owner.model_dump_json(),
             },
             runtime_env={
                 "working_dir": str(Path(fractal_model.__file__).parents[1]),

@@ -1,0 +1,45 @@
+"""The names of all metrics, as they stand in MLflow, in files and in tables."""
+
+from __future__ import annotations
+
+# Lower is better.
+NLL, CONDITIONAL_NLL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
+FID, KID, FD_DINOV2 = "fid", "kid", "fd_dinov2"
+SECONDS_PER_IMAGE = "seconds_per_image"
+# Higher is better.
+INCEPTION_SCORE, PRECISION, RECALL = "inception_score", "precision", "recall"
+CLASS_AGREEMENT = "class_agreement"
+IMAGES_PER_SECOND = "images_per_second"
+
+SAMPLE_METRICS = (FID, KID, INCEPTION_SCORE, PRECISION, RECALL, FD_DINOV2, CLASS_AGREEMENT)
+"""Metrics that depend on how many images are sampled."""
+SPEED = (SECONDS_PER_IMAGE, IMAGES_PER_SECOND)
+STANDARD_ERROR = "_stderr"
+"""Ends the name of a metric's standard error."""
+_THOUSAND = 1000
+
+
+def error_of(metric: str) -> str:
+    """The name of a metric's standard error."""
+    return f"{metric}{STANDARD_ERROR}"
+
+
+def preview_name(metric: str, samples: int) -> str:
+    """The name of a metric in a preview of `samples` images: `fid` becomes `fid_5k`, `fid_stderr`
+    becomes `fid_5k_stderr`; metrics that do not depend on samples keep theirs."""
+    base = metric.removesuffix(STANDARD_ERROR)
+    if base not in SAMPLE_METRICS:
+        return metric
+    return f"{base}_{short_count(samples)}{metric.removeprefix(base)}"
+
+
+def is_preview_of(metric: str, name: str) -> bool:
+    """True if `name` is the metric's in some preview: `fid_5k` and `fid_300` are, `fid_stderr` is
+    not."""
+    count = name.removeprefix(f"{metric}_").removesuffix("k")
+    return name.startswith(f"{metric}_") and count.isdecimal()
+
+
+def short_count(count: int) -> str:
+    """5000 to `5k`, 300 to `300`."""
+    return f"{count // _THOUSAND}k" if count % _THOUSAND == 0 else str(count)

@@ -1,0 +1,43 @@
+"""A guidance sweep as a table and as figures."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.metrics.names import FID
+from fractal_model.reporting.figures import guidance_heat_map, guidance_sweep
+from fractal_model.reporting.published_results import published_optimum
+
+HEAT_MAP, CURVES = "fid-heat-map.png", "fid-guidance.png"
+SHOWN = ["guidance", "logit_scale", "iterations", "metric", FID]
+"""Columns of the table that a person reads."""
+
+
+def sweep_row(setting: SamplingConfig, metric: str, fid: float) -> dict[str, object]:
+    """A setting and its FID, under the metric's name in a preview of so many samples."""
+    return {**setting.model_dump(mode="json"), "metric": metric, FID: fid}
+
+
+def sweep_figures(
+    table: pd.DataFrame, best: SamplingConfig, *, size: str, first: int
+) -> dict[str, Figure]:
+    """File name to figure: heat map and curves of FID against guidance and logit scale.
+
+    They compare the `first` rows of the table, which are the settings of the first round: all of
+    them, with the same number of images. Of several numbers of iterations, the best one's are
+    shown.
+    """
+    rows = table.iloc[:first]
+    rows = rows[rows["iterations"].map(tuple) == best.iterations]
+    cells = {(row.guidance, row.logit_scale): row.fid for row in rows.itertuples()}
+    lines: dict[float, list[tuple[float, float]]] = {}
+    for (guidance, scale), fid in cells.items():
+        lines.setdefault(scale, []).append((guidance, fid))
+    metric, published = str(table["metric"].iloc[0]), published_optimum(size)
+    best_cell = (best.guidance, best.logit_scale)
+    return {
+        HEAT_MAP: guidance_heat_map(cells, metric=metric, best=best_cell, published=published),
+        CURVES: guidance_sweep(lines, published=published, metric=metric),
+    }
