@@ -22,3 +22,21 @@ def project(tmp_path_factory: pytest.TempPathFactory, prefect: None) -> Project:
     project.run(train.main)
     project.run(evaluate.main)
     return project
+
+
+@pytest.fixture
+def error_line(capsys):
+    """The one line that a failing command leaves on standard error."""
+
+    def run(project, main, *arguments) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            project.run(main, *arguments)
+        shown = capsys.readouterr()
+        assert stopped.value.code == 1
+        assert shown.err.startswith("error: ")
+        assert shown.err.count("\n") == 1, shown.err
+        assert shown.out == ""
+        return shown.err
+
+    return run

@@ -13,24 +13,6 @@ from tests.support.params import small_params
 from tests.support.projects import Project, make_project
 
 
-@pytest.fixture
-def error_line(capsys):
-    """The one line that a failing command leaves on standard error."""
-
-    def run(project, main, *arguments) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            project.run(main, *arguments)
-        shown = capsys.readouterr()
-        assert stopped.value.code == 1
-        assert shown.err.startswith("error: ")
-        assert shown.err.count("\n") == 1, shown.err
-        assert shown.out == ""
-        return shown.err
-
-    return run
-
-
 def test_missing_data_set(error_line, tmp_path):
     project = make_project(tmp_path / "empty", small_params())
     line = error_line(project, train.main)
