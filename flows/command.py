@@ -17,6 +17,7 @@ from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 
 GRACE_SECONDS = 10.0
 ParamsOption = Annotated[Path, typer.Option(help="The settings file.")]
+DatasetOption = Annotated[str, typer.Option(help="digits, or a registered data set.")]
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -53,13 +54,17 @@ def run_flow_of_all_sizes(flow: Flow) -> None:
     run_command(command, flow)
 
 
-def run_command(command: Callable[..., None], flow: Flow) -> None:
-    """Run a function whose arguments are the command line's options, and that runs the flow."""
+def run_command(command: Callable[..., None], flow: Flow | None = None) -> None:
+    """Run a function whose arguments are the command line's options.
+
+    Its help is the description of the flow that it runs; without a flow, its own docstring.
+    """
     signal.signal(signal.SIGINT, _interrupt)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(HideUserErrors())
-    # What follows is for the form of Prefect's UI.
-    command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
+    if flow is not None:
+        # What follows "Args:" is for the form of Prefect's UI.
+        command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     with errors_on_one_line():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -12,21 +11,14 @@ from rich.table import Table
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
-from fractal_model.common.files import sha256
-from fractal_model.config.params import DEFAULT_FILE, Params, load_params
-from fractal_model.data.manifest import Manifest
+from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing
 from fractal_model.data.sources.registered import (
-    load_description,
     register,
     register_statistics,
     registered,
-    statistics_file,
 )
-
-if TYPE_CHECKING:
-    from fractal_model.metrics.reference import PublishedStatistics
 
 app = typer.Typer(
     help="Register images, prepare them and describe what was prepared.",
@@ -97,117 +89,23 @@ def _print_source(source: Source, listing: Listing) -> None:
 @app.command("prepare")
 def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
     """Build a prepared data set; `dvc repro` calls this. Killed, it goes on where it was."""
+    from fractal_model.data.datasets import prepare_dataset
+    from fractal_model.parallel.ray_shards import build_shards
+
     settings = load_params(params)
-    if dataset == DIGITS:
-        manifest = _prepare_digits(settings)
-    else:
-        manifest = _prepare_registered(settings, dataset)
-    counts = ", ".join(f"{record.images:,} {name}" for name, record in manifest.splits.items())
-    say(f"{dataset}: {counts} images of {manifest.resolution} px, {manifest.checksum[:16]}")
-    if manifest.quarantined:
-        count = len(manifest.quarantined)
-        files = "1 file" if count == 1 else f"{count:,} files"
-        say(f"{dataset}: {files} left out; the report says which and why")
+    prepare_dataset(settings, dataset, build_shards)
     if dataset == DIGITS and IMAGENET not in {
         entry.source for entry in registered(settings.paths.data).values()
     }:
         say(HOW_TO_ADD_IMAGENET)
 
 
-def _prepare_digits(settings: Params) -> Manifest:
-    from fractal_model.data.digits import prepare_digits
-
-    return prepare_digits(
-        settings.paths.data / DIGITS,
-        validation_images=settings.datasets.digits.validation_images,
-        seed=settings.datasets.digits.seed,
-    )
-
-
-def _prepare_registered(settings: Params, dataset: str) -> Manifest:
-    from fractal_model.data.preparation import prepare_source
-    from fractal_model.data.shard_job import ShardJob, in_processes
-
-    data = settings.paths.data
-    known = registered(data)
-    if dataset not in known:
-        raise FractalError(
-            f"the data set {dataset!r} is unknown: choose {' or '.join([DIGITS, *known])}, or add "
-            f"one with `fractal data register DIR`"
-        )
-    entry = known[dataset]
-    source = load_description(data, entry.source)
-    processes = settings.preparation.processes or os.cpu_count() or 1
-
-    def run_jobs(jobs: list[ShardJob]) -> None:
-        if os.environ.get("RAY_ADDRESS"):
-            from fractal_model.parallel.ray_shards import over_cluster
-
-            over_cluster(jobs)
-        else:
-            in_processes(jobs, processes)
-
-    images = sum(source.images.values())
-    with progress_bar(f"{dataset}: images", images, speed="images/s") as update:
-        return prepare_source(
-            data,
-            dataset,
-            source=entry.source,
-            resolution=entry.resolution,
-            settings=settings.preparation,
-            run_jobs=run_jobs,
-            progress=update,
-        )
-
-
 @app.command("reference")
 def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
     """Extract the Inception features that samples are compared with; `dvc repro` calls this."""
-    from fractal_model.common.memory import compute_device
-    from fractal_model.data.prepared import open_prepared
-    from fractal_model.metrics.inception import load_inception
-    from fractal_model.metrics.reference import build_reference
+    from fractal_model.metrics.dataset_reference import extract_reference
 
-    settings = load_params(params)
-    split = open_prepared(settings.dataset_folder(dataset), "train")
-    published = _published(settings, dataset, split.manifest.resolution)
-    images = settings.metrics.statistics_images.get(dataset, len(split))
-    sample = min(settings.metrics.feature_sample, images)
-    total = images if published is None else sample
-    with progress_bar(f"{dataset}: Inception features", total, speed="images/s") as update:
-        build_reference(
-            split,
-            load_inception(settings.metrics.inception_weights, compute_device()),
-            settings.reference_file(dataset),
-            images=images,
-            sample=sample,
-            published=published,
-            progress=update,
-        )
-
-
-def _published(settings: Params, dataset: str, resolution: int) -> PublishedStatistics | None:
-    """What was registered instead of our own statistics.
-
-    Raises FractalError when it is not on this machine, or not what it was.
-    """
-    from fractal_model.metrics.adm import load_published
-
-    data = settings.paths.data
-    entry = registered(data).get(dataset)
-    if entry is None or entry.statistics is None:
-        return None
-    name, file = entry.statistics.file, statistics_file(data, dataset)
-    way_out = (
-        f"run `fractal data register-reference {dataset} FILE` with {name} as it was, or "
-        f"`fractal data register-reference {dataset} --remove` to compare with our own statistics"
-    )
-    if file is None or not file.is_file():
-        found = "is not known on this machine" if file is None else f"is not at {file} any more"
-        raise FractalError(f"{dataset} is compared with {name}, which {found}: {way_out}")
-    if sha256(file) != entry.statistics.sha256:
-        raise FractalError(f"{file} has changed since it was registered: {way_out}")
-    return load_published(file, resolution)
+    extract_reference(load_params(params), dataset)
 
 
 @app.command("register-reference")
@@ -244,9 +142,6 @@ def register_reference(
 @app.command("report")
 def report(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
     """Describe a prepared data set in numbers, tables and a picture; `dvc repro` calls this."""
-    from fractal_model.data.report import write_report
+    from fractal_model.data.report import report_dataset
 
-    settings = load_params(params)
-    folder = settings.paths.data / f"{dataset}-report"
-    metrics = write_report(settings.paths.data / dataset, folder)
-    say(f"{dataset}: report of {metrics['train_images']:,.0f} training images in {folder}")
+    report_dataset(load_params(params), dataset)

@@ -19,7 +19,9 @@ import pandas as pd
 import PIL.Image
 import PIL.ImageDraw
 
+from fractal_model.common.console import say
 from fractal_model.common.files import written_whole
+from fractal_model.config.params import Params
 from fractal_model.data.manifest import Manifest, read_manifest
 from fractal_model.data.preparation import PREPARATION_FILE
 from fractal_model.data.prepared import PreparedSplit, open_prepared
@@ -27,6 +29,13 @@ from fractal_model.data.prepared import PreparedSplit, open_prepared
 _SHEET_SIDE = 8  # images a row
 _SMALLEST_CELL = 64  # pixels
 _CAPTION = 14  # pixels below an image
+
+
+def report_dataset(params: Params, dataset: str) -> None:
+    """Write the report of a project's data set beside it. FractalError: it is not prepared."""
+    folder = params.paths.data / f"{dataset}-report"
+    metrics = write_report(params.paths.data / dataset, folder)
+    say(f"{dataset}: report of {metrics['train_images']:,.0f} training images in {folder}")
 
 
 def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:

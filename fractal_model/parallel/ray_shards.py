@@ -6,12 +6,23 @@ tasks are spread over the machines, because reading the source takes as long as 
 
 from __future__ import annotations
 
+import os
+
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.data.shard_job import ShardJob, build_shard
+from fractal_model.data.shard_job import ShardJob, build_shard, in_processes
 from fractal_model.parallel.ray_cluster import ray_cluster
+
+
+def build_shards(jobs: list[ShardJob], processes: int) -> None:
+    """Build the shards on the cluster in RAY_ADDRESS; without one on `processes` processes of this
+    machine, 0 for one a core. FractalError: one could not be built."""
+    if os.environ.get("RAY_ADDRESS"):
+        over_cluster(jobs)
+    else:
+        in_processes(jobs, processes or os.cpu_count() or 1)
 
 
 def over_cluster(jobs: list[ShardJob]) -> None:

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +151,7 @@ class TrainingJobs:
         variables |= {"MLFLOW_TRACKING_URI": job.tracking_uri, JOB_VARIABLE: job.model_dump_json()}
         self._server.submit(
             name,
-            entrypoint=f"{self._interpreter()} -m fractal_model.training.ray_jobs.driver",
+            entrypoint=f"{self._server.interpreter()} -m fractal_model.training.ray_jobs.driver",
             metadata={
                 SIZE_TAG: job.size,
                 FINGERPRINT_TAG: job.fingerprint,
@@ -166,12 +163,6 @@ class TrainingJobs:
                 "env_vars": variables,
             },
         )
-
-    def _interpreter(self) -> str:
-        """This one where the head is this machine, else the one of the machine's image. The
-        address does not tell: behind 127.0.0.1 there may be a tunnel."""
-        here = self._server.head_host() == socket.gethostname()
-        return shlex.quote(sys.executable) if here else "python"
 
     def _follow(self, name: str, log: JobLog) -> JobDetails:
         """Read its log until the job has ended, which the log alone does not tell: it may break

@@ -3,6 +3,9 @@ line."""
 
 from __future__ import annotations
 
+import shlex
+import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
@@ -83,6 +86,12 @@ class JobsServer:
             return next(node["nodeManagerHostname"] for node in nodes if node.get("isHeadNode"))
         except (AuthenticationError, OSError, LookupError, TypeError, ValueError, StopIteration):
             return None
+
+    def interpreter(self) -> str:
+        """For a job's entrypoint: this Python where the head is this machine, else the one of the
+        machine's image. The address does not tell: behind 127.0.0.1 there may be a tunnel."""
+        here = self.head_host() == socket.gethostname()
+        return shlex.quote(sys.executable) if here else "python"
 
     def _ask(
         self, what: str, request: Callable[[], Answer], patience: float | None = None

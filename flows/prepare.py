@@ -1,0 +1,118 @@
+"""Flow `prepare-data`: a data set's images, the features that FID compares with, and its report.
+
+As a command: `python -m flows.prepare --dataset digits`. It does what the stages of `dvc repro` do;
+running it again goes on where it stopped.
+
+With RAY_ADDRESS=http://… a registered data set is prepared by a Ray job of that cluster, which is
+followed from here; with another address this process spreads the work over that cluster; without
+one, over the cores of this machine. The cluster's machines must see the source and the data folder
+at the same paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from uuid import uuid4
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.command import DatasetOption, ParamsOption, run_command
+from fractal_model.common.console import say
+from fractal_model.common.errors import FractalError
+from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.data.datasets import DIGITS, prepare_dataset, require_dataset
+from fractal_model.data.report import report_dataset
+from fractal_model.metrics.dataset_reference import extract_reference
+from fractal_model.parallel.ray_shards import build_shards
+from fractal_model.training.ray_jobs.log import JobLog, Tail
+from fractal_model.training.ray_jobs.server import JobsServer
+
+STAGES = ("prepare", "reference", "report")
+"""The commands `fractal data …` that the job runs."""
+POLL_SECONDS, LOST_SECONDS = 2.0, 600.0
+"""Between two looks at a job; how long the cluster may be away meanwhile."""
+
+
+@flow(name="prepare-data")
+def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> None:
+    """Prepare a data set: its images, the features that FID compares with, and its report.
+
+    Args:
+        dataset: digits, or a data set that `fractal data register` has added.
+        params_file: The settings.
+    """
+    params = load_params(params_file)
+    require_dataset(params, dataset)
+    address = os.environ.get("RAY_ADDRESS", "")
+    if dataset != DIGITS and address.startswith(("http://", "https://")):
+        prepare_on_cluster(address, dataset, params_file)
+    else:
+        prepare_images(params, dataset)
+        extract_features(params, dataset)
+        write_report(params, dataset)
+
+
+@task(name="images", cache_policy=NO_CACHE)
+def prepare_images(params: Params, dataset: str) -> None:
+    prepare_dataset(params, dataset, build_shards)
+
+
+@task(name="reference-features", cache_policy=NO_CACHE)
+def extract_features(params: Params, dataset: str) -> None:
+    extract_reference(params, dataset)
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def write_report(params: Params, dataset: str) -> None:
+    report_dataset(params, dataset)
+
+
+@task(name="ray-job", cache_policy=NO_CACHE)
+def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
+    """Run the stages as one job of the cluster at this address. Cancelling the flow stops the job.
+    FractalError: what the job says, or that it died."""
+    server = JobsServer(address)
+    name = f"prepare-{dataset}-{uuid4().hex[:6]}"
+    words = f"{dataset} --params {shlex.quote(str(params_file.resolve()))}"
+    stages = (f"{server.interpreter()} -m fractal_model data {stage} {words}" for stage in STAGES)
+    server.submit(name, entrypoint=" && ".join(stages), metadata={"dataset": dataset})
+    try:
+        status = _follow(server, name)
+    except BaseException as error:
+        if not isinstance(error, Exception):
+            with contextlib.suppress(FractalError):  # what ended this call has to be told
+                server.stop(name)
+        raise
+    if status != "SUCCEEDED":
+        lines = server.log(name).strip().splitlines() or ["it said nothing"]
+        raise FractalError(
+            f"the Ray job {name} ended as {status}: {lines[-1].removeprefix('error: ')}"
+        )
+
+
+def _follow(server: JobsServer, name: str) -> str:
+    """Say what the job says until it has ended; returns its last state."""
+    log = JobLog(on_report=lambda report: None, on_line=say)
+    with Tail(lambda: server.tail(name)) as tail:
+        while True:
+            log.read(tail.more(POLL_SECONDS))
+            job = server.job(name, patience=LOST_SECONDS)
+            if job.status.is_terminal():
+                log.complete(server.log(name))
+                return str(job.status.value)
+
+
+def main() -> None:
+    def command(dataset: DatasetOption = "digits", params: ParamsOption = DEFAULT_FILE) -> None:
+        require_dataset(load_params(params), dataset)
+        prepare_data(dataset=dataset, params_file=params.resolve())
+
+    run_command(command, prepare_data)
+
+
+if __name__ == "__main__":
+    main()

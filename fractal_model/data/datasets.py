@@ -1,0 +1,74 @@
+"""The data sets of a project by name: the embedded digits, and those in `registered.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fractal_model.common.console import progress_bar, say
+from fractal_model.common.errors import FractalError
+from fractal_model.config.params import Params
+from fractal_model.data.digits import prepare_digits
+from fractal_model.data.manifest import Manifest
+from fractal_model.data.preparation import prepare_source
+from fractal_model.data.shard_job import ShardJob
+from fractal_model.data.sources.registered import load_description, registered
+
+DIGITS = "digits"
+BuildShards = Callable[[list[ShardJob], int], None]
+"""Builds shards with a number of processes (0: one a core), or over a cluster."""
+
+
+def dataset_names(params: Params) -> list[str]:
+    """All data sets that can be prepared. FractalError: `registered.yaml` is damaged."""
+    return [DIGITS, *registered(params.paths.data)]
+
+
+def require_dataset(params: Params, dataset: str) -> None:
+    """FractalError: the name is neither digits nor that of a registered data set."""
+    names = dataset_names(params)
+    if dataset not in names:
+        raise FractalError(
+            f"the data set {dataset!r} is unknown: choose {' or '.join(names)}, or add one with "
+            f"`fractal data register DIR`"
+        )
+
+
+def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
+    """Build the prepared data set and say what it has; a killed preparation goes on where it was.
+
+    FractalError: the name is unknown, the source is missing or has changed, or too many of its
+    images cannot be read.
+    """
+    require_dataset(params, dataset)
+    if dataset == DIGITS:
+        settings = params.datasets.digits
+        manifest = prepare_digits(
+            params.paths.data / DIGITS,
+            validation_images=settings.validation_images,
+            seed=settings.seed,
+        )
+    else:
+        manifest = _prepare_registered(params, dataset, build_shards)
+    counts = ", ".join(f"{record.images:,} {name}" for name, record in manifest.splits.items())
+    say(f"{dataset}: {counts} images of {manifest.resolution} px, {manifest.checksum[:16]}")
+    if manifest.quarantined:
+        count = len(manifest.quarantined)
+        files = "1 file" if count == 1 else f"{count:,} files"
+        say(f"{dataset}: {files} left out; the report says which and why")
+    return manifest
+
+
+def _prepare_registered(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
+    data = params.paths.data
+    entry = registered(data)[dataset]
+    images = sum(load_description(data, entry.source).images.values())
+    with progress_bar(f"{dataset}: images", images, speed="images/s") as update:
+        return prepare_source(
+            data,
+            dataset,
+            source=entry.source,
+            resolution=entry.resolution,
+            settings=params.preparation,
+            run_jobs=lambda jobs: build_shards(jobs, params.preparation.processes),
+            progress=update,
+        )

@@ -1,0 +1,59 @@
+"""The reference file of a data set: from its own images, or from registered statistics."""
+
+from __future__ import annotations
+
+from fractal_model.common.console import progress_bar
+from fractal_model.common.errors import FractalError
+from fractal_model.common.files import sha256
+from fractal_model.common.memory import compute_device
+from fractal_model.config.params import Params
+from fractal_model.data.prepared import open_prepared
+from fractal_model.data.sources.registered import registered, statistics_file
+from fractal_model.metrics.adm import load_published
+from fractal_model.metrics.inception import load_inception
+from fractal_model.metrics.reference import PublishedStatistics, Reference, build_reference
+
+
+def extract_reference(params: Params, dataset: str) -> Reference:
+    """Extract the Inception features that samples are compared with, and write them beside the
+    prepared data set. FractalError: it is not prepared, or its registered statistics are not as
+    they were."""
+    split = open_prepared(params.dataset_folder(dataset), "train")
+    published = _registered_statistics(params, dataset, split.manifest.resolution)
+    images = params.metrics.statistics_images.get(dataset, len(split))
+    sample = min(params.metrics.feature_sample, images)
+    total = images if published is None else sample
+    with progress_bar(f"{dataset}: Inception features", total, speed="images/s") as update:
+        return build_reference(
+            split,
+            load_inception(params.metrics.inception_weights, compute_device()),
+            params.reference_file(dataset),
+            images=images,
+            sample=sample,
+            published=published,
+            progress=update,
+        )
+
+
+def _registered_statistics(
+    params: Params, dataset: str, resolution: int
+) -> PublishedStatistics | None:
+    """The statistics that were registered instead of our own; None where there are none.
+
+    FractalError: they are not on this machine, or have changed.
+    """
+    data = params.paths.data
+    entry = registered(data).get(dataset)
+    if entry is None or entry.statistics is None:
+        return None
+    name, file = entry.statistics.file, statistics_file(data, dataset)
+    way_out = (
+        f"run `fractal data register-reference {dataset} FILE` with {name} as it was, or "
+        f"`fractal data register-reference {dataset} --remove` to compare with our own statistics"
+    )
+    if file is None or not file.is_file():
+        place = "is not known on this machine" if file is None else f"is not at {file} any more"
+        raise FractalError(f"{dataset} is compared with {name}, which {place}: {way_out}")
+    if sha256(file) != entry.statistics.sha256:
+        raise FractalError(f"{file} has changed since it was registered: {way_out}")
+    return load_published(file, resolution)
