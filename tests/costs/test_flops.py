@@ -27,7 +27,7 @@ from fractal_model.training import trainer
 from fractal_model.training.schedule import training_masks
 from tests.support import random_images, tiny_config, tiny_model
 from tests.support.masks import fixed_masks, masked, shares
-from tests.support.params import SHIPPED
+from tests.support.params import SHIPPED, SIZES
 
 PARAMS = load_params(SHIPPED)
 TOLERANCE = 1e-6
@@ -83,7 +83,7 @@ def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 
-@pytest.mark.parametrize("size", PARAMS.models)
+@pytest.mark.parametrize("size", SIZES)
 def test_every_preset_agrees_with_the_counter(size):
     config = PARAMS.size(size).model
     forward, both = counted_on_meta(config, checkpointing=False)
