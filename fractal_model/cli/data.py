@@ -11,6 +11,7 @@ from rich.table import Table
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
+from fractal_model.common.files import sha256
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing

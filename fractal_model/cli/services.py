@@ -21,7 +21,8 @@ app = typer.Typer(
 
 
 def _services(params: Path) -> Services:
-    return Services(params, load_params(params))
+    settings = load_params(params)
+    return Services(params, settings.services, settings.paths.outputs)
 
 
 @app.command()

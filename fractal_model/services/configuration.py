@@ -29,24 +29,19 @@ FOREIGN = (
 """Of the person's shell; they may name servers elsewhere."""
 
 
-def server_environment(folder: ServicesFolder, run: Path, outputs: Path) -> dict[str, str]:
+def server_environment(folder: ServicesFolder, run: Path) -> dict[str, str]:
     """The environment of supervisord and of all that it starts."""
     inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    mlflow = outputs / "mlflow"
-    defaults = {
-        # The store that is used without a server too: earlier runs are seen, later ones kept.
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{mlflow / 'mlflow.db'}",
-    }
     return {
         **LOCAL_RAY,
-        **defaults,
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.mlflow / 'mlflow.db'}",
         **inherited,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder.token),
         # Nothing is moved to another node when the only one stops.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (mlflow / "artifacts").as_uri(),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (folder.mlflow / "artifacts").as_uri(),
         "PREFECT_HOME": str(folder.state / "prefect"),
         "PATH": f"{run}/python/bin:{os.environ.get('PATH', os.defpath)}",
         MARK: str(run),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
-from fractal_model.config.params import Params
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services import processes
 from fractal_model.services.configuration import (
@@ -21,14 +20,14 @@ from fractal_model.services.configuration import (
 from fractal_model.services.deployments import (
     deploy,
     log_end,
-    pause,
     remove_settings,
+    set_paused,
     wait_until_ended,
     write_settings,
 )
 from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.health import checks
-from fractal_model.services.supervisor import DEAD, Supervisor
+from fractal_model.services.supervisor import DEAD, Program, Supervisor
 
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 """In the environment of a flow run's process."""
@@ -49,10 +48,9 @@ class ServiceStatus:
 class Services:
     """The servers of the project that a settings file belongs to."""
 
-    def __init__(self, params_file: Path, params: Params) -> None:
-        self.config: ServicesConfig = params.services
-        self.folder = ServicesFolder.of(params_file, params.paths.outputs)
-        self._outputs = params.paths.outputs
+    def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
+        self.config = config
+        self.folder = ServicesFolder.of(params_file, outputs)
         self._checks = checks(self.config, self.folder.token)
 
     def up(self, say: Callable[[str], None]) -> None:
@@ -63,11 +61,9 @@ class Services:
         """
         with only_one(self.folder.state / "starting.lock"):
             self._require_nothing_running()
-            for needed in ("prefect.yaml", "flows/train.py"):
-                if not (self.folder.project / needed).is_file():
-                    raise FractalError(
-                        f"{self.folder.project} has no {needed}: run from the project's folder"
-                    )
+            project = self.folder.project
+            if not (project / "flows").is_dir():
+                raise FractalError(f"{project} has no flows: run from the project's folder")
             processes.require_free_ports(self.config)
             run = self.folder.create_run()
             try:
@@ -87,13 +83,12 @@ class Services:
         self._stop(run)  # what a machine or supervisord that was switched off has left
 
     def _start(self, run: Path, say: Callable[[str], None]) -> None:
-        (self._outputs / "mlflow").mkdir(parents=True, exist_ok=True)
         for name in SERVICES:
             self.folder.log(name).unlink(missing_ok=True)
         supervisor = Supervisor(run)
         supervisor.start(
             supervisor_configuration(self.config, self.folder, run),
-            server_environment(self.folder, run, self._outputs),
+            server_environment(self.folder, run),
         )
         self._wait_for("prefect", supervisor, say)
         names = deploy(self.config, self.folder)
@@ -138,7 +133,7 @@ class Services:
         # the worker is there to tell Prefect.
         flow_runs = processes.marked(str(run), FLOW_RUN)
         if flow_runs:
-            pause(self.config)
+            set_paused(self.config, True)
             processes.end(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
             wait_until_ended(self.config, seconds=10)
         supervisor.shut_down()
@@ -151,15 +146,13 @@ class Services:
         """Of each service; empty when nothing was started."""
         run = self.folder.run
         programs = Supervisor(run).programs() if run is not None else {}
-        found = []
-        for name in SERVICES:
-            if name in programs:
-                program = programs[name]
-                state = program.state.lower()
-                if program.pid:
-                    state = "healthy" if self._checks[name]() else "not answering"
-                found.append(ServiceStatus(name, state, program.pid, self.addresses()[name]))
-        return found
+        return [self._status(programs[name]) for name in SERVICES if name in programs]
+
+    def _status(self, program: Program) -> ServiceStatus:
+        state = program.state.lower()
+        if program.pid:
+            state = "healthy" if self._checks[program.name]() else "not answering"
+        return ServiceStatus(program.name, state, program.pid, self.addresses()[program.name])
 
     def addresses(self) -> dict[str, str]:
         """Where a person finds each: an address to open, or what it is."""

@@ -1,4 +1,8 @@
-"""What Prefect has to know before its worker starts: the work pool and the deployments."""
+"""Prefect's side of the servers: its deployments, its pause, and the file that names its server.
+
+Decided here: the flows make their own deployments, in a process of their own, since this room
+knows no flow; what else Prefect is asked for goes over its HTTP interface.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,16 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL, client_environment
 from fractal_model.services.folder import ServicesFolder
+from fractal_model.services.health import ask
 
 DEPLOY_SECONDS = 300
+DEPLOYED = "deployed "
+"""How `flows.deployments` begins the line of a deployment that it made."""
+OURS = "# Written by `make up`, removed by `make down`.\n"
 
 
 def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
-    """Make the work pool where there is none, and deploy all of prefect.yaml; returns the names.
+    """Make the work pool and the deployments of the settings; returns the deployments' names.
 
     FractalError: Prefect refuses, with its last words.
     """
@@ -29,38 +37,35 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
         **client_environment(config, folder.token),
         # The person's own profile is neither read nor written.
         "PREFECT_HOME": str(folder.state / "prefect"),
-        "PREFECT_CLI_COLORS": "false",
-        "COLUMNS": "200",
     }
-    pool = ["work-pool", "create", WORK_POOL, "--type", "process", "--overwrite"]
     log = folder.log("deploy")
     with log.open("w") as output:
-        for command in (pool, ["--no-prompt", "deploy", "--all"]):
-            done = subprocess.run(
-                [sys.executable, "-m", "prefect", *command],
-                cwd=folder.project,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=DEPLOY_SECONDS,
-                check=False,
-            )
-            if done.returncode:
-                raise FractalError(
-                    f"`prefect {' '.join(command)}` failed: {log_end(folder, 'deploy')}"
-                )
-    return [line.split("'")[1] for line in log.read_text().splitlines() if "successfully" in line]
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.deployments", "--params", str(folder.params_file)],
+            cwd=folder.project,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=DEPLOY_SECONDS,
+            check=False,
+        )
+    if done.returncode:
+        raise FractalError(f"the deployments could not be made: {log_end(folder, 'deploy')}")
+    set_paused(config, False)  # the last `down` may have set it
+    lines = log.read_text().splitlines()
+    return [line.removeprefix(DEPLOYED) for line in lines if line.startswith(DEPLOYED)]
 
 
-def pause(config: ServicesConfig) -> None:
-    """The worker takes nothing new; the next `deploy` ends it."""
-    with contextlib.suppress(httpx.HTTPError), httpx.Client(trust_env=False) as client:
-        client.patch(f"{config.prefect_api}/work_pools/{WORK_POOL}", json={"is_paused": True})
+def set_paused(config: ServicesConfig, paused: bool) -> None:
+    """Say whether the worker may take new runs; the next `deploy` lets it in any case."""
+    with contextlib.suppress(httpx.HTTPError):
+        address = f"{config.prefect_api}/work_pools/{WORK_POOL}"
+        ask("PATCH", address, json={"is_paused": paused})
 
 
 def wait_until_ended(config: ServicesConfig, *, seconds: float) -> None:
-    """Until Prefect knows that no flow run of the work pool runs, at most so long.
+    """Wait until Prefect knows that no flow run of the work pool runs, at most so long.
 
     One that it believed to be running would hold up the next run of its deployment.
     """
@@ -69,23 +74,12 @@ def wait_until_ended(config: ServicesConfig, *, seconds: float) -> None:
         "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},
     }
     deadline = time.monotonic() + seconds
-    with contextlib.suppress(httpx.HTTPError), httpx.Client(trust_env=False) as client:
+    with contextlib.suppress(httpx.HTTPError):
         while time.monotonic() < deadline:
-            found = client.post(f"{config.prefect_api}/flow_runs/filter", json=query)
-            if found.status_code != 200 or not found.json():
+            answer = ask("POST", f"{config.prefect_api}/flow_runs/filter", json=query)
+            if answer.status_code != 200 or not answer.json():
                 return
             time.sleep(0.5)
-
-
-def log_end(folder: ServicesFolder, service: str, lines: int = 4) -> str:
-    """The last words of a service on one line, and where the rest is."""
-    log = folder.log(service)
-    text = log.read_text(errors="replace") if log.exists() else ""
-    words = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-    return f"{' | '.join(words) or 'it said nothing'} (all of it: {log})"
-
-
-OURS = "# Written by `make up`, removed by `make down`.\n"
 
 
 def write_settings(file: Path, config: ServicesConfig) -> None:
@@ -106,3 +100,11 @@ def remove_settings(file: Path) -> None:
 
 def _is_ours(file: Path) -> bool:
     return file.read_text().startswith(OURS)
+
+
+def log_end(folder: ServicesFolder, service: str, lines: int = 4) -> str:
+    """The last words of a service on one line, and where the rest is."""
+    log = folder.log(service)
+    text = log.read_text(errors="replace") if log.exists() else ""
+    words = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
+    return f"{' | '.join(words) or 'it said nothing'} (all of it: {log})"

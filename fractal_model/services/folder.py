@@ -23,13 +23,20 @@ LONGEST_TEMPORARY = 24
 class ServicesFolder:
     """The files of one project's servers; `run` is None while nothing was started."""
 
+    params_file: Path
     project: Path
     state: Path
     """`outputs/services`."""
 
     @classmethod
     def of(cls, params_file: Path, outputs: Path) -> ServicesFolder:
-        return cls(project=params_file.resolve().parent, state=outputs / "services")
+        file = params_file.resolve()
+        return cls(params_file=file, project=file.parent, state=outputs / "services")
+
+    @property
+    def mlflow(self) -> Path:
+        """The store that is used without a server too: earlier runs are seen, later ones kept."""
+        return self.state.parent / "mlflow"
 
     @property
     def link(self) -> Path:
@@ -65,6 +72,7 @@ class ServicesFolder:
         """A new run folder, and the token that Ray asks for."""
         self.state.mkdir(parents=True, exist_ok=True)
         self.state.chmod(0o700)
+        self.mlflow.mkdir(exist_ok=True)
         usual = tempfile.gettempdir()
         base = usual if len(usual) <= LONGEST_TEMPORARY else "/tmp"
         run = Path(tempfile.mkdtemp(prefix="fractal-", dir=base)).resolve()

@@ -19,9 +19,8 @@ def marked(run: str, variable: str | None = None) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
-            if environment.get(MARK) != run or process.pid == os.getpid():
-                continue
-            if variable is None or variable in environment:
+            ours = environment.get(MARK) == run and process.pid != os.getpid()
+            if ours and (variable or MARK) in environment:
                 found.append(process)
     return [process for process in found if _alive(process)]
 

@@ -115,15 +115,15 @@ def test_the_servers_know_nothing_of_other_servers(folder, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere:4200/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
-    outputs = folder.project / "outputs"
-    environment = server_environment(folder, Path("/tmp/run"), outputs)
+    environment = server_environment(folder, Path("/tmp/run"))
     assert not any("elsewhere" in value for value in environment.values())
     assert environment[MARK] == "/tmp/run"
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{outputs}/mlflow/mlflow.db"
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{folder.mlflow}/mlflow.db"
+    assert folder.mlflow == folder.project / "outputs/mlflow"
 
 
 def test_postgresql_by_environment(folder, monkeypatch):
@@ -133,7 +133,7 @@ def test_postgresql_by_environment(folder, monkeypatch):
     }
     for name, value in theirs.items():
         monkeypatch.setenv(name, value)
-    environment = server_environment(folder, Path("/tmp/run"), folder.project / "outputs")
+    environment = server_environment(folder, Path("/tmp/run"))
     assert theirs.items() <= environment.items()
 
 

@@ -31,9 +31,7 @@ class Project:
         self.ports = free_ports()
         self.said = ""
         folder.mkdir()
-        for name in ("flows", "prefect.yaml"):
-            copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-            copy(REPOSITORY / name, folder / name)
+        shutil.copytree(REPOSITORY / "flows", folder / "flows")
         content = {**content, "services": {**self.ports, "ray_cpus": 3}}
         (folder / "params.yaml").write_text(yaml.safe_dump(content))
 
