@@ -35,19 +35,15 @@ from fractal_model.sampling.values import most_likely
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3
 SAMPLE_LOGIT_SCALE, SAMPLE_FILTER_THRESHOLD = 1.05, 1e-4
-CASE_FILES = (
-    "config.json",
-    "weights.safetensors",
-    "inputs.safetensors",
-    "expected.safetensors",
-)
-_GREEDY_SAMPLE = re.compile(r"greedy_sample_cfg(\d+(?:\.\d+)?)_uint8")
+TENSORS = ("weights", "inputs", "expected")
+"""Names of the case's safetensors files."""
 CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
+_GREEDY_SAMPLE = re.compile(r"greedy_sample_cfg(\d+(?:\.\d+)?)_uint8")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity: its error beside what is allowed."""
+    """The error of one quantity beside the largest that is allowed."""
 
     quantity: str
     error: float
@@ -71,19 +67,14 @@ class Case:
         """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
         if not folder.is_dir():
             raise FractalError(f"{folder} is no folder: give the folder of a parity case")
-        missing = [name for name in CASE_FILES if not (folder / name).is_file()]
-        if missing:
+        files = ("config.json", *(f"{name}.safetensors" for name in TENSORS))
+        if missing := [name for name in files if not (folder / name).is_file()]:
             raise FractalError(
-                f"{folder} is no parity case: it lacks {', '.join(missing)} of "
-                f"{', '.join(CASE_FILES)}"
+                f"{folder} is no parity case: it lacks {', '.join(missing)} of {', '.join(files)}"
             )
         try:
-            settings = json.loads((folder / "config.json").read_text())
-            model = FractalModel(model_config(settings))
-            weights, inputs, expected = (
-                load_file(folder / f"{name}.safetensors")
-                for name in ("weights", "inputs", "expected")
-            )
+            model = FractalModel(model_config(json.loads((folder / "config.json").read_text())))
+            weights, inputs, expected = (load_file(folder / name) for name in files[1:])
             weights = from_published(weights)
             if wrong := differences(model.state_dict(), weights):
                 raise FractalError(f"the weights of the parity case {folder} do not fit: {wrong}")
@@ -98,11 +89,10 @@ class Case:
             raise FractalError(
                 f"the parity case {folder} is unusable: {one_line(error)}"
             ) from error
-        needed = ["images_uint8", "labels", "sample_labels", "sample_num_iters"]
-        for i, level in enumerate(model.config.levels):
-            needed += [f"mask_level{i}"] if level.generator == "mar" else []
-        lacking = [name for name in needed if name not in inputs]
-        if lacking:
+        levels = enumerate(model.config.levels)
+        masks = [f"mask_level{i}" for i, level in levels if level.generator == "mar"]
+        needed = ["images_uint8", "labels", "sample_labels", "sample_num_iters", *masks]
+        if lacking := [name for name in needed if name not in inputs]:
             raise FractalError(
                 f"the parity case {folder} is unusable: inputs.safetensors lacks "
                 f"{', '.join(lacking)}"
@@ -121,14 +111,24 @@ class Case:
         return self.inputs[f"mask_level{level}"].bool()
 
 
+Quantities = Iterator[tuple[str, Tensor]]
+"""Those of a case's expected quantities that a function below knows, as our model has them."""
+
+
 def compare(folder: Path) -> Iterator[Comparison]:
     """Every expected quantity of a case with its error; runs on the CPU in float32."""
-    case = Case.read(folder)
-    known = 0
-    for group in (_losses, _gradients, _conditions, _samples):
-        for comparison in group(case):
+    case, known = Case.read(folder), 0
+    for quantities, measure_error, tolerance in (
+        (_losses(case), _relative_error, LOSS_TOLERANCE),
+        (_gradient_norms(case), _relative_error, GRADIENT_TOLERANCE),  # of the training loss above
+        (_conditions(case), _relative_error, LOSS_TOLERANCE),
+        (_samples(case), _differing_share, SAMPLE_TOLERANCE),
+    ):
+        for name, ours in quantities:
+            expected = case.expected[name]
+            _require_shape(name, ours, expected)
             known += 1
-            yield comparison
+            yield Comparison(name, measure_error(ours, expected), tolerance)
     if known != len(case.expected):
         raise FractalError(
             f"{folder} expects {len(case.expected)} quantities, {known} of them known here: "
@@ -136,84 +136,70 @@ def compare(folder: Path) -> Iterator[Comparison]:
         )
 
 
-def _losses(case: Case) -> Iterator[Comparison]:
+def _losses(case: Case) -> Quantities:
     labels = case.inputs["labels"]
     case.model.eval()
     with torch.no_grad():
         unconditional = case.run(torch.full_like(labels, NO_CLASS))
-    found = {"eval_loss_unconditional_nats": published_evaluation_loss(unconditional)}
     case.model.train().zero_grad()
     loss = training_loss(case.run(labels), red_weight=case.model.config.red_weight)
     loss.backward()
-    found["train_loss_conditional"] = loss.detach()
-    for name, value in found.items():
-        if name in case.expected:
-            error = _relative(name, value, case.expected[name])
-            yield Comparison(name, error, LOSS_TOLERANCE)
+    losses = {
+        "eval_loss_unconditional_nats": published_evaluation_loss(unconditional),
+        "train_loss_conditional": loss.detach(),
+    }
+    yield from ((name, value) for name, value in losses.items() if name in case.expected)
 
 
-def _gradients(case: Case) -> Iterator[Comparison]:
-    ours = {
+def _gradient_norms(case: Case) -> Quantities:
+    norms = {
         name: p.grad.norm() if p.grad is not None else torch.zeros(())
         for name, p in case.model.named_parameters()
     }
-    for name, expected in case.expected.items():
+    for name in case.expected:
+        parameter = our_name(name.removeprefix("grad_norm."))
         if name == "grad_norm_total":
-            found = torch.stack(list(ours.values())).norm()
-        else:
-            found = ours.get(our_name(name.removeprefix("grad_norm.")))
-            if found is None or not name.startswith("grad_norm."):
-                continue
-        yield Comparison(name, _relative(name, found, expected), GRADIENT_TOLERANCE)
+            yield name, torch.stack(list(norms.values())).norm()
+        elif name.startswith("grad_norm.") and parameter in norms:
+            yield name, norms[parameter]
 
 
-def _conditions(case: Case) -> Iterator[Comparison]:
-    """All positions are wanted here, also those that the mask keeps from the next level."""
+def _conditions(case: Case) -> Quantities:
+    """(B, T, D): what level 0 hands on at each position of the window, for all patches, also for
+    those that the mask keeps from the next level."""
     case.model.eval()
     level, images = case.model.levels[0], case.inputs["images_uint8"]
-    with torch.no_grad():
-        handed_on = level0_conditions(case.model, images, case.inputs)
-    names = CONDITION_NAMES[: handed_on.shape[1]]
-    for name, expected in case.expected.items():
-        middle, _, position = name.rpartition("_")
-        if middle == "level0_conditions" and position in names:
-            found = handed_on[:, names.index(position)].view(len(images), level.config.tokens, -1)
-            yield Comparison(name, _relative(name, found, expected), LOSS_TOLERANCE)
-
-
-def level0_conditions(model: FractalModel, images: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """(B · T, n, D): what level 0 hands on for `sample_labels`."""
-    level = model.levels[0]
     tokens = patchify(images, level.config.sub_patch_size)
-    root = model.root(inputs["sample_labels"])
-    if isinstance(level, ARLevel):
-        return level(tokens, root).values_NCD
-    mask = inputs["mask_level0"].bool()
-    return level(tokens, mask, root, wanted=torch.ones_like(mask)).values_NCD
+    with torch.no_grad():
+        root = case.model.root(case.inputs["sample_labels"])
+        if isinstance(level, ARLevel):
+            handed_on = level(tokens, root).values_NCD
+        else:
+            mask = case.inputs["mask_level0"].bool()
+            handed_on = level(tokens, mask, root, wanted=torch.ones_like(mask)).values_NCD
+    for position, name in enumerate(CONDITION_NAMES[: handed_on.shape[1]]):
+        if (name := f"level0_conditions_{name}") in case.expected:
+            yield name, handed_on[:, position].view(len(images), level.config.tokens, -1)
 
 
-def _samples(case: Case) -> Iterator[Comparison]:
+def _samples(case: Case) -> Quantities:
     labels = case.inputs["sample_labels"]
-    iterations = tuple(case.inputs["sample_num_iters"].tolist())
-    for name, expected in case.expected.items():
+    for name in case.expected:
         guidance = _GREEDY_SAMPLE.fullmatch(name)
         if guidance is None:
             continue
         settings = SamplingConfig(
             guidance=float(guidance[1]),
             logit_scale=SAMPLE_LOGIT_SCALE,
-            iterations=iterations,
+            iterations=tuple(case.inputs["sample_num_iters"].tolist()),
             filter_threshold=SAMPLE_FILTER_THRESHOLD,
         )
         sampler = Sampler(case.model, settings, draw=most_likely)
-        images = sampler.from_noise(labels, _in_order(len(labels), case.model))
-        _require_shape(name, images, expected)
-        differing = (images != expected).double().mean().item()
-        yield Comparison(name, differing, SAMPLE_TOLERANCE)
+        yield name, sampler.from_noise(labels, _noise_in_order(len(labels), case.model))
 
 
-def _in_order(images: int, model: FractalModel) -> ImageNoise:
-    """Orders 0, 1, 2, … in place of random ones, as the cases were measured."""
+def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:
+    """Noise with the orders 0, 1, 2, … in place of random ones, as the cases were measured."""
     noise = ImageNoise.draw([0] * images, model.config, torch.device("cpu"))
     orders = tuple(
         None if scores is None else torch.arange(scores.shape[-1]).expand_as(scores)
@@ -222,15 +208,18 @@ def _in_order(images: int, model: FractalModel) -> ImageNoise:
     return ImageNoise(noise.pixels, orders, noise.guides)
 
 
-def _relative(name: str, found: Tensor, expected: Tensor) -> float:
+def _relative_error(ours: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected value: for a vector its scale counts."""
-    _require_shape(name, found, expected)
-    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+    return ((ours - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
-def _require_shape(name: str, found: Tensor, expected: Tensor) -> None:
-    if found.numel() != expected.numel() or found.squeeze().shape != expected.squeeze().shape:
+def _differing_share(ours: Tensor, expected: Tensor) -> float:
+    return (ours != expected).double().mean().item()
+
+
+def _require_shape(name: str, ours: Tensor, expected: Tensor) -> None:
+    if ours.numel() != expected.numel() or ours.squeeze().shape != expected.squeeze().shape:
         raise FractalError(
             f"the expected {name} has the shape {list(expected.shape)}, this model's has "
-            f"{list(found.shape)}: the case belongs to another model"
+            f"{list(ours.shape)}: the case belongs to another model"
         )
