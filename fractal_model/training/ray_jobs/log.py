@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Self
 
 import aiohttp
@@ -14,22 +15,18 @@ from fractal_model.training.ray_jobs.driver import MARKER
 
 REOPEN_SECONDS = 1.0
 QUIET_SECONDS = 300.0
-"""After so long without a word the connection may be a half-open one: another is opened."""
-_BROKEN = (RuntimeError, OSError, aiohttp.ClientError)
+"""A connection that is silent for so long may be half open: another one is opened."""
 
 
 class Tail:
-    """What a job's log says, each part once; within its block.
+    """Follows a job's log within its block; every part of the log comes once.
 
-    `connect` opens the log from its beginning. Where that ends or breaks it is opened again, and
-    what was read before is left out.
+    `connect` opens the log from its beginning.
     """
 
     def __init__(self, connect: Callable[[], AsyncIterator[str]]) -> None:
-        self._connect = connect
-        self._texts: AsyncIterator[str] | None = None
-        self._next: asyncio.Task[str] | None = None
-        self._position = self._known = 0
+        self._texts = _follow(connect)
+        self._next: asyncio.Future[str] | None = None
 
     def __enter__(self) -> Self:
         self._runner = asyncio.Runner()
@@ -39,39 +36,34 @@ class Tail:
         self._runner.close()
 
     def more(self, seconds: float) -> str:
-        """What comes next; empty where nothing comes for so long."""
+        """The log's next part; empty if nothing comes within so many seconds."""
         return self._runner.run(self._more(seconds))
 
     async def _more(self, seconds: float) -> str:
         # Kept from call to call: to give up waiting for the next text would close the connection.
-        self._next = self._next or asyncio.create_task(self._new_text())
+        self._next = self._next or asyncio.ensure_future(anext(self._texts))
         done, _ = await asyncio.wait({self._next}, timeout=seconds)
         if not done:
             return ""
         text, self._next = self._next.result(), None
         return text
 
-    async def _new_text(self) -> str:
-        while True:
-            text = await self._text()
-            if text is None:
-                self._texts = None
-                await asyncio.sleep(REOPEN_SECONDS)
-                continue
-            new, self._known = text[self._known :], max(0, self._known - len(text))
-            self._position += len(new)
-            if new:
-                return new
 
-    async def _text(self) -> str | None:
-        """Of the open connection, or a new one; None where it has ended."""
-        if self._texts is None:
-            self._texts, self._known = self._connect(), self._position
-        try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                return await anext(self._texts, None)
-        except _BROKEN:
-            return None
+async def _follow(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
+    """Yield the log without end; when a connection ends or breaks, open another one and leave out
+    what was read before."""
+    position = 0
+    while True:
+        texts, known = connect(), position
+        with suppress(StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):
+            while True:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    text = await anext(texts)
+                new, known = text[known:], max(0, known - len(text))
+                position += len(new)
+                if new:
+                    yield new
+        await asyncio.sleep(REOPEN_SECONDS)
 
 
 class JobLog:
@@ -86,19 +78,21 @@ class JobLog:
         self.error: str | None = None
 
     def read(self, text: str) -> None:
-        """Some more of the log, cut anywhere."""
+        """Take some more of the log, cut anywhere."""
         self._position += len(text)
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._line(line)
 
     def complete(self, whole: str) -> None:
-        """The log of a job that has ended, of which a part was read before."""
-        self.read(whole[self._position :])
-        self.read("\n")
+        """Take the whole log of a job that has ended; what was read before is left out."""
+        self.read(whole[self._position :] + "\n")
 
     def _line(self, line: str) -> None:
-        content = _content(line)
+        content = None
+        if line.startswith(MARKER):
+            with suppress(ValueError):  # another process has written into the line
+                content = json.loads(line.removeprefix(MARKER))
         if content is None:
             if line.strip():
                 self._on_line(line)
@@ -107,13 +101,3 @@ class JobLog:
             self._on_report(Report.model_validate(content["report"]))
         self.checkpoint = content.get("checkpoint", self.checkpoint)
         self.error = content.get("error", self.error)
-
-
-def _content(line: str) -> dict | None:
-    """What the driver says to us; None for a line that is for people."""
-    if not line.startswith(MARKER):
-        return None
-    try:
-        return json.loads(line.removeprefix(MARKER))
-    except ValueError:  # another process has written into the line
-        return None

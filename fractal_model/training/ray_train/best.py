@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow
-import pyarrow.fs
+from pyarrow.fs import FileSelector, FileSystem, copy_files
 from ray.train import Checkpoint, UserCallback
 
 from fractal_model.training.job import REPORTED, Report, Stopped, TrainingJob
@@ -24,9 +24,12 @@ FOLDER, SCORE_FILE = "best", "best.json"
 
 
 class KeepBest(UserCallback):
-    """Runs in Ray's controller process, the copies in a thread of its own, so that workers are
-    looked after meanwhile; `run` is the run's folder or address. While one is copied the best of
-    those that follow waits. Waits itself for the copy after the run's last report alone."""
+    """Keeps the best checkpoint of `run`, the run's folder or address.
+
+    Runs in Ray's controller process, and copies in a thread, so that workers are looked after
+    meanwhile. While one checkpoint is copied, the best of those that follow is queued. Waits for
+    the copy only after the run's last report.
+    """
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -48,18 +51,18 @@ class KeepBest(UserCallback):
             wait([self._copy])
 
     def _request(self, checkpoint: Checkpoint, loss: float) -> None:
-        waiting = self._copy is not None and not (self._copy.running() or self._copy.done())
-        if waiting and self._copied_loss <= loss:
+        is_queued = self._copy is not None and not (self._copy.running() or self._copy.done())
+        if is_queued and self._copied_loss <= loss:
             return
         if self._copy is not None:
-            self._copy.cancel()  # only where it still waits
+            self._copy.cancel()  # only where it is queued
         self._thread = self._thread or ThreadPoolExecutor(max_workers=1)
         self._copy = self._thread.submit(self._keep, checkpoint, loss)
         self._copied_loss = loss
 
     def _keep(self, checkpoint: Checkpoint, loss: float) -> None:
         try:
-            filesystem, folder = pyarrow.fs.FileSystem.from_uri(self._run)
+            filesystem, folder = FileSystem.from_uri(self._run)
             keep_best(filesystem, folder, checkpoint, loss)
         except (OSError, pyarrow.ArrowException) as error:  # training does not depend on it
             logging.getLogger(__name__).warning("the best checkpoint was not kept: %s", error)
@@ -70,16 +73,13 @@ def _is_last(run_context: Any, report: Report | Stopped) -> bool:
     return isinstance(report, Stopped) or report.epoch >= job.recipe.epochs
 
 
-def keep_best(
-    filesystem: pyarrow.fs.FileSystem, run: str, checkpoint: Checkpoint, loss: float
-) -> None:
-    """Copy the checkpoint to the run's folder `best` where no better one is there."""
-    before = _score(filesystem, run)
-    if before is not None and before["loss"] <= loss:
+def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, loss: float) -> None:
+    """Copy the checkpoint to the run's folder `best` unless a better one is there."""
+    if _best_loss(filesystem, run) <= loss:
         return
     name = PurePosixPath(checkpoint.path).name
     filesystem.create_dir(f"{run}/{FOLDER}/{name}")
-    pyarrow.fs.copy_files(
+    copy_files(
         checkpoint.path,
         f"{run}/{FOLDER}/{name}",
         source_filesystem=checkpoint.filesystem,
@@ -88,16 +88,16 @@ def keep_best(
     )
     with filesystem.open_output_stream(f"{run}/{SCORE_FILE}") as stream:
         stream.write(json.dumps({"checkpoint": name, "loss": loss}).encode())
-    for other in filesystem.get_file_info(pyarrow.fs.FileSelector(f"{run}/{FOLDER}")):
+    for other in filesystem.get_file_info(FileSelector(f"{run}/{FOLDER}")):
         if other.base_name != name:
             filesystem.delete_dir(other.path)
 
 
-def _score(filesystem: pyarrow.fs.FileSystem, run: str) -> dict[str, Any] | None:
-    """Of the best so far, also of before the run was stopped. OSError: it cannot be told."""
+def _best_loss(filesystem: FileSystem, run: str) -> float:
+    """The loss of the best checkpoint, which may date from before the run was stopped; infinity
+    where there is none. OSError: it cannot be read."""
     try:
         with filesystem.open_input_stream(f"{run}/{SCORE_FILE}") as stream:
-            found = json.loads(stream.read())
-        return {"checkpoint": found["checkpoint"], "loss": float(found["loss"])}
+            return float(json.loads(stream.read())["loss"])
     except (FileNotFoundError, ValueError, KeyError):
-        return None
+        return math.inf

@@ -1,8 +1,8 @@
 """Brings the workers' reports from Ray's controller process to a callable in this one.
 
 Decided here: a report is a file of a folder, whole when it is seen and removed when it was handled.
-Controller and workers outlive a process that is killed by some seconds: what they report
-meanwhile is for the next run of the same training, which may find it before it begins or later. A
+Controller and workers outlive a process that is killed by some seconds. What they report meanwhile
+is for the next run of the same training, which may read it before its own reports or among them. A
 file's name says for which run it was written.
 """
 
@@ -13,9 +13,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from ray.train import UserCallback
 
 from fractal_model.common.errors import one_line
@@ -29,74 +32,60 @@ class Relay:
     """Within its block, `callback` hands on what all workers have reported together. `folder` is
     this run's alone, and on the machine of this process, where Ray runs the controller too.
 
-    Leaving it raises what the callable raised first, or OSError: reports cannot be read.
+    Leaving the block raises the first error of `on_report`, or OSError: reports cannot be read.
     """
 
     def __init__(self, folder: Path, on_report: Callable[[Report | Stopped], None]) -> None:
         self._folder = folder
         self._on_report = on_report
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = ThreadPoolExecutor(max_workers=1)
         self._error: Exception | None = None
-        self._unreadable: OSError | None = None
-        self._mark = uuid.uuid4().hex
-        self.callback = _ToFolder(folder, self._mark)
+        self._label = uuid.uuid4().hex
+        self.callback = _ToFolder(folder, self._label)
 
     def __enter__(self) -> Relay:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._hand_on()
-        self._thread.start()
+        self._handing_on = self._thread.submit(self._hand_on_until_done)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._done.set()
-        self._thread.join()
-        error = self._error or self._unreadable
+        self._thread.shutdown()
+        error = self._error or self._handing_on.exception()
         if error is not None and exception[0] is None:
             raise error
 
-    def _run(self) -> None:
-        finished = False
-        while not finished:
-            finished = self._done.wait(_LOOK_SECONDS)
-            try:
+    def _hand_on_until_done(self) -> None:
+        while not self._done.wait(_LOOK_SECONDS):
+            with suppress(OSError):  # as of a shared file system: the next look may do better
                 self._hand_on()
-                self._unreadable = None
-            except OSError as error:  # as of a shared file system: the next look may do better
-                self._unreadable = error
+        self._hand_on()
 
     def _hand_on(self) -> None:
         for file in sorted(self._folder.glob("[0-9]*.json")):
-            report = self._read(file)
-            # Why an earlier run ended itself was for that run.
-            if report is not None and (self._is_own(file) or isinstance(report, Report)):
-                try:
+            content, is_own = file.read_bytes(), file.stem.endswith(self._label)
+            try:
+                report = REPORTED.validate_json(content)
+                # The reason why an earlier run ended itself was for that run.
+                if is_own or isinstance(report, Report):
                     self._on_report(report)
-                except Exception as error:
+            except Exception as error:
+                # A file of an earlier run may have been damaged when its machine lost power: this
+                # does not end a training.
+                if is_own or not isinstance(error, ValidationError):
                     self._error = self._error or error
             file.unlink(missing_ok=True)
 
-    def _read(self, file: Path) -> Report | Stopped | None:
-        """None: what a machine that lost power left, which is no reason to end a training."""
-        content = file.read_bytes()
-        try:
-            return REPORTED.validate_json(content)
-        except ValueError as error:
-            if self._is_own(file):
-                self._error = self._error or error
-            return None
-
-    def _is_own(self, file: Path) -> bool:
-        return file.stem.endswith(self._mark)
-
 
 class _ToFolder(UserCallback):
-    """Runs in the controller. Where the disk is full the reports wait for the next one; that a run
-    ended itself has to be known."""
+    """Runs in the controller. Where the disk is full, reports wait for the next one to be written;
+    only the report that the run ended itself must not wait."""
 
-    def __init__(self, folder: Path, mark: str) -> None:
+    def __init__(self, folder: Path, label: str) -> None:
         self._folder = folder
-        self._mark = mark
+        self._label = label
         self._unwritten: list[Report | Stopped] = []
 
     def after_report(
@@ -106,7 +95,9 @@ class _ToFolder(UserCallback):
         self._unwritten.append(report)
         try:
             while self._unwritten:
-                self._write(self._unwritten[0])
+                name = f"{time.time_ns():020d}-{self._label}.json"
+                with file_written_whole(self._folder / name) as partial:
+                    partial.write_text(self._unwritten[0].model_dump_json(exclude_none=True))
                 del self._unwritten[0]
         except OSError as error:
             if isinstance(report, Stopped):
@@ -119,14 +110,9 @@ class _ToFolder(UserCallback):
                 one_line(error),
             )
 
-    def _write(self, report: Report | Stopped) -> None:
-        name = f"{time.time_ns():020d}-{self._mark}.json"
-        with file_written_whole(self._folder / name) as partial:
-            partial.write_text(report.model_dump_json(exclude_none=True))
-
 
 def _of_all(reports: list[Report | Stopped]) -> Report | Stopped:
-    """Rank 0's, whose loss is of all workers already, with the longest wait for data of any."""
+    """Rank 0's report, whose loss is of all workers, with the longest wait for data of any rank."""
     if isinstance(reports[0], Stopped):
         return reports[0]
     longest = max(report.data_wait_share for report in reports)
