@@ -9,8 +9,8 @@
     checksums.json      SHA-256 of each of these
     COMPLETE            written last; holds the SHA-256 of checksums.json
 
-Written beside and renamed. The random state of training is a pure function of (seed, position,
-rank), so the position restores it.
+It is written beside its place, then renamed. The random state of training is a pure function of
+(seed, position, rank), so the position restores it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Checkpoint:
     """The weights' moving average; None where training kept none."""
 
     def build_model(self, *, averaged: bool = False) -> FractalModel:
-        """With its weights, or with their moving average. FractalError: there is none."""
+        """The model with its weights, or with their moving average. FractalError: there is none."""
         if averaged and self.ema is None:
             raise FractalError(
                 "the checkpoint has no moving average of its weights: take the weights "
@@ -90,7 +90,7 @@ def save_checkpoint(
     ema: FractalModel | None = None,
 ) -> None:
     """Write beside `folder`, then rename; `optimizer` is None where training cannot go on.
-    FractalError when the disk is full; nothing that was complete before is touched."""
+    FractalError: the disk is full; nothing that was complete before is touched."""
     with written_whole(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
         if ema is not None:
@@ -103,8 +103,8 @@ def save_checkpoint(
 
 
 def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
-    """A checkpoint to the new `folder`, without the optimiser state: what can be sampled and
-    measured, in files of which none is a pickle. FractalError: it is damaged."""
+    """Copy a checkpoint to the new `folder` without the optimiser state: it can be sampled and
+    measured, and none of its files is a pickle. FractalError: it is damaged."""
     verify_checkpoint(checkpoint)
     sums = json.loads((checkpoint / CHECKSUMS).read_text())
     sums.pop(OPTIMIZER, None)
@@ -122,13 +122,16 @@ def _seal(folder: Path, checksums: dict[str, str]) -> None:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint after checking marker and checksums. FractalError names what is damaged."""
     verify_checkpoint(folder)
+    optimizer, ema = None, folder / EMA_WEIGHTS
     try:
+        if (folder / OPTIMIZER).is_file():
+            optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
         return Checkpoint(
             config=ModelConfig.model_validate_json((folder / CONFIG).read_text()),
             weights=load_file(folder / WEIGHTS),
             progress=Progress.model_validate_json((folder / PROGRESS).read_text()),
-            optimizer=_load_optimizer(folder / OPTIMIZER),
-            ema=load_file(folder / EMA_WEIGHTS) if (folder / EMA_WEIGHTS).is_file() else None,
+            optimizer=optimizer,
+            ema=load_file(ema) if ema.is_file() else None,
         )
     except pickle.UnpicklingError as error:
         raise FractalError(
@@ -141,37 +144,33 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         ) from error
 
 
-def _load_optimizer(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    return torch.load(file, weights_only=True, map_location="cpu")
-
-
 def verify_checkpoint(folder: Path) -> None:
-    """Marker, then every checksum. FractalError: missing, incomplete, truncated or changed."""
-    way_out = "use an earlier checkpoint or train again"
+    """Check the marker, then every checksum. FractalError: missing, incomplete or damaged."""
     if not folder.is_dir():
         raise FractalError(
             f"there is no checkpoint folder {folder}: train first, or check the path"
         )
+    if problem := _problem(folder):
+        raise FractalError(
+            f"the checkpoint {folder} is {problem}; use an earlier checkpoint or train again"
+        )
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a checkpoint is not whole; None if it is."""
     marker, checksums = folder / MARKER, folder / CHECKSUMS
     if not marker.is_file() or not checksums.is_file():
-        raise FractalError(
-            f"the checkpoint {folder} is incomplete, it has no {MARKER} marker: writing it was "
-            f"interrupted; {way_out}"
-        )
+        return f"incomplete, it has no {MARKER} marker: writing it was interrupted"
     if marker.read_bytes() != sha256(checksums).encode():
-        raise FractalError(
-            f"the checkpoint {folder} is damaged: {CHECKSUMS} changed or {MARKER} did; {way_out}"
-        )
+        return f"damaged: {CHECKSUMS} changed or {MARKER} did"
     for name, expected in json.loads(checksums.read_text()).items():
-        if not (folder / name).is_file():
-            raise FractalError(f"the checkpoint {folder} is damaged: {name} is missing; {way_out}")
-        if sha256(folder / name) != expected:
-            raise FractalError(
-                f"the checkpoint {folder} is damaged: {name} ({(folder / name).stat().st_size} "
-                f"bytes) does not have its checksum, truncated or changed; {way_out}"
-            )
+        file = folder / name
+        if not file.is_file():
+            return f"damaged: {name} is missing"
+        if sha256(file) != expected:
+            size = f"{file.stat().st_size} bytes"
+            return f"damaged: {name} ({size}) does not have its checksum, truncated or changed"
+    return None
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -21,8 +21,8 @@ from fractal_model.tracking.spool import MetricSpool
 def with_data(
     params: Params, name: str, changes: dict[str, object] | None = None
 ) -> tuple[Size, Manifest]:
-    """A size that fits its data set, and the data set's manifest; `changes` to its recipe are made
-    first. FractalError: it does not fit, or a change is not allowed."""
+    """A size, with `changes` made to its recipe, and the manifest of the data set that it fits.
+    FractalError: it does not fit, or a change is not allowed."""
     size = params.size(name)
     if changes:
         size = size.model_copy(update={"training": _changed(size.training, name, changes)})
@@ -40,32 +40,32 @@ def _changed(recipe: TrainingConfig, name: str, changes: dict[str, object]) -> T
 
 
 def mark_of(size: Size, manifest: Manifest) -> str:
-    """What decides the weights, as one checksum."""
+    """The run's fingerprint: one checksum of everything that decides the weights."""
     return fingerprint(size.model, size.training.deciding(), manifest.checksum)
 
 
 def local_folder(params: Params, size: str, mark: str) -> Path:
-    """Of a run, on the machine that launches it."""
+    """A run's folder on the machine that launches it."""
     return params.paths.outputs / "training" / size / mark[:16]
 
 
 def lock_file(outputs: Path, size: str, mark: str) -> Path:
-    """Held by the process that launches or follows a run."""
+    """The lock that the process holds that launches or follows a run."""
     return outputs / "training" / f"{size}-{mark[:16]}.lock"
 
 
 def storage(params: Params, size: str) -> str:
-    """Where a size's runs are kept: a folder or an address."""
+    """The folder or address that a size's runs are kept in."""
     root = params.paths.training or str(params.paths.outputs / "training")
     return f"{root.rstrip('/')}/{size}"
 
 
 def put_aside(params: Params, size: str, mark: str) -> Path | None:
-    """Rename what an earlier run left, here and where runs are kept, so that training begins anew;
-    returns the new folder of the latter. Its metrics are sent first, but for what its workers
-    reported after it was killed: that only its own next start takes.
+    """Rename the folders of an earlier run, here and where runs are kept, so that training begins
+    anew; return the new name of the latter.
 
-    FractalError: it is in an object store, or MLflow does not take the metrics now.
+    The run's metrics are sent to MLflow first, but for what its workers reported after it was
+    killed. FractalError: the run is in an object store, or MLflow does not take the metrics now.
     """
     kept, local = f"{storage(params, size)}/{mark[:16]}", local_folder(params, size, mark)
     if is_remote(kept):

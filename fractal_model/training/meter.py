@@ -14,7 +14,7 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Means since the last report. Neither the start of a loader nor the saving of a checkpoint
+    """Means since the report before. Neither the start of a loader nor the saving of a checkpoint
     counts: the speed is that of training."""
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
@@ -24,11 +24,11 @@ class Meter:
         self._reset()
 
     def start(self) -> None:
-        """Time counts from here."""
+        """Count time from here."""
         self._since = time.monotonic()
 
     def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The loader's batches; the time that they are waited for is counted."""
+        """Yield the loader's batches and count the time that is spent waiting for them."""
         batches = iter(loader)
         with self.paused():
             batch = next(batches, None)
@@ -40,7 +40,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within its block the clock stands still."""
+        """Stop the clock for the block."""
         started = time.monotonic()
         try:
             yield

@@ -2,9 +2,9 @@
 
 Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
 function of (seed, step, rank), so a resumed run repeats an uninterrupted one bit for bit. A
-worker's share of a batch goes through in parts that fit it, and gradients are exchanged once,
-with the last; each part weighs by its images, so that the step is that of the whole batch however
-it is split over workers and parts.
+worker's share of a batch goes through the model in parts that fit its memory, and gradients are
+exchanged once, with the last part. Each part weighs by its images: the step is that of the whole
+batch however it is split over workers and parts.
 """
 
 from __future__ import annotations
@@ -55,12 +55,8 @@ class NotFiniteError(FractalError):
             f"loss or gradient are not finite at step {step} (position {position}), images "
             f"{list(images)}: look at these images, or lower base_learning_rate or clip_norm"
         )
-        self.step = step
         self.position = position
         self.images = tuple(images)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.step, self.position, self.images)
 
 
 class Trainer:
@@ -94,7 +90,10 @@ class Trainer:
         if self._device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # what autocast leaves may be TF32
         self.optimizer = _adamw(self.model, recipe)
-        self._average = _moving_average(self.model, recipe.ema_decay)
+        self._average: AveragedModel | None = None
+        if recipe.ema_decay:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)
+            self._average = AveragedModel(self.model, multi_avg_fn=average)
         self._local_loss = torch.zeros(())
         loss: nn.Module = _TrainingLoss(self.model, recipe)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
@@ -117,7 +116,7 @@ class Trainer:
         return math.ceil(self.end_position / self.recipe.batch_size)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint. FractalError: it has not all that this training needs."""
+        """Go on from a checkpoint. FractalError: it lacks something that this training needs."""
         if checkpoint.optimizer is None:
             raise FractalError(
                 "training cannot go on from a checkpoint without optimiser state (it was "
@@ -136,8 +135,8 @@ class Trainer:
             self._average.n_averaged.fill_(self.steps)
 
     def step(self, batch: Batch) -> StepReport:
-        """One optimiser step on this rank's part of a global batch. NotFiniteError, on all ranks
-        and with nothing changed: its loss or gradient is not finite on some."""
+        """Take one optimiser step on this rank's share of a batch. NotFiniteError, on all ranks and
+        with nothing changed: the loss or the gradient is not finite on some rank."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # dropout draws from the global generator
@@ -155,7 +154,7 @@ class Trainer:
         return StepReport(loss, norm.detach(), rate)
 
     def start_again(self) -> None:
-        """As before the first step."""
+        """Go back to the state before the first step."""
         self.position = 0
         self.model.load_state_dict(_new_model(self.model.config, self.recipe.seed).state_dict())
         self.optimizer.state.clear()
@@ -240,10 +239,6 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def _drop_labels(labels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     dropped = torch.rand(labels.shape, generator=generator) < probability
     return torch.where(dropped, NO_CLASS, labels)
-
-
-def _moving_average(model: FractalModel, decay: float) -> AveragedModel | None:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:

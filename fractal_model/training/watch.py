@@ -1,7 +1,7 @@
 """Early warnings: what a person would want to hear of before a day is lost.
 
-Decided here: each is a metric of its own, so that it has a curve in MLflow, and a sentence that is
-said once each time it begins.
+Decided here: each warning is a metric of its own, so that it has a curve in MLflow, and a sentence
+that is said once each time it begins.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from fractal_model.training.job import Curve, Report
 
 SLOW_SHARE, STARVED_SHARE, WORSE = 0.5, 0.3, 0.2
-"""What is warned of; the loss is in nats a value."""
+"""Limits of speed, of waiting for data, and of the loss above the champion's, in nats per value."""
 _FEWEST, _KEPT = 5, 50
+"""Reports before the speed is compared, and reports that it is compared with."""
 
 
 class Watch:
@@ -29,22 +30,21 @@ class Watch:
         self._workers: int | None = None
 
     def look(self, report: Report) -> tuple[dict[str, float], list[str]]:
-        """Further metrics, and what to warn of now.
+        """Further metrics of a report that has a loss, and the warnings that begin with it.
 
-        `throughput_ratio`: images a second over the median of the reports before;
+        `throughput_ratio`: images per second over the median of the reports before;
         `loss_over_reference`: loss less the champion's at this epoch.
         """
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         changed = self._new_workers(report.workers)
-        speed = report.images_per_second
         if len(self._speeds) >= _FEWEST:
-            found["throughput_ratio"] = speed / median(self._speeds)
-        self._speeds.append(speed)
+            metrics["throughput_ratio"] = report.images_per_second / median(self._speeds)
+        self._speeds.append(report.images_per_second)
         if self._reference:
             epochs, losses = zip(*self._reference, strict=True)
             expected = float(np.interp(report.epoch, epochs, losses))
-            found["loss_over_reference"] = report.loss - expected
-        return found, changed + self._warnings(report.data_wait_share, found)
+            metrics["loss_over_reference"] = report.loss - expected
+        return metrics, changed + self._warnings(report.data_wait_share, metrics)
 
     def _new_workers(self, workers: int) -> list[str]:
         before, self._workers = self._workers, workers
@@ -53,19 +53,18 @@ class Watch:
         self._speeds.clear()  # not comparable any more
         return [f"goes on with {workers} workers, there were {before}"]
 
-    def _warnings(self, waiting: float, values: Mapping[str, float]) -> list[str]:
-        ratio = values.get("throughput_ratio", 1.0)
-        over = values.get("loss_over_reference", 0.0)
-        found = {
-            "slow": (ratio < SLOW_SHARE, f"{ratio:.0%} of the usual images a second"),
-            "starved": (
-                waiting > STARVED_SHARE,
+    def _warnings(self, waiting: float, metrics: Mapping[str, float]) -> list[str]:
+        ratio, over = metrics.get("throughput_ratio", 1.0), metrics.get("loss_over_reference", 0.0)
+        now: dict[str, str] = {}
+        if ratio < SLOW_SHARE:
+            now["slow"] = f"{ratio:.0%} of the usual images a second"
+        if waiting > STARVED_SHARE:
+            now["starved"] = (
                 f"waiting for data {waiting:.0%} of the time: more loader_processes or faster "
-                f"storage would help",
-            ),
-            "worse": (over > WORSE, f"the loss is {over:.2f} above the champion's at this epoch"),
-        }
-        now = {kind for kind, (on, _) in found.items() if on}
-        new = [found[kind][1] for kind in found if kind in now - self._told]
-        self._told = now
+                f"storage would help"
+            )
+        if over > WORSE:
+            now["worse"] = f"the loss is {over:.2f} above the champion's at this epoch"
+        new = [text for kind, text in now.items() if kind not in self._told]
+        self._told = set(now)
         return new

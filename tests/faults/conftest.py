@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.training.job import TrainingJob
 from tests.support import tiny_config
 from tests.support.disturbed_runs import BATCH, Run, save_training_images
-from tests.support.recipes import RECIPE
+from tests.support.recipes import RECIPE, make_job
 
 
 @pytest.fixture(scope="session")
@@ -33,16 +31,12 @@ def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
             "stall_seconds": 20.0,
             **recipe,
         }
-        job = TrainingJob(
-            size="tiny",
+        job = make_job(
+            tmp_path / name,
             model=tiny_config("mar", dropout=0.1),
             recipe=RECIPE.model_copy(update=changes),
             data=data,
-            storage=str(tmp_path / name),
             local=tmp_path / f"{name}-local",
-            fingerprint="f" * 64,
-            tracking_uri="",
-            run_id="",
         )
         return Run(job)
 
@@ -59,10 +53,3 @@ def cluster() -> Iterator[None]:
 def straight(new_run: Callable[..., Run], cluster: None) -> dict:
     """The weights of the run that nothing disturbs."""
     return new_run("straight").train()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

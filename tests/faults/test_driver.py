@@ -4,82 +4,42 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.training.ray_jobs.driver import drive
 from tests.support.disturbed_runs import IMAGES
+from tests.support.mlflow_server import Server
 
 pytestmark = pytest.mark.faults
 
 
-class Server:
-    """A real MLflow server that can be killed and started again."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.address = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        self._command += ["--port", str(port), "--workers", "1"]
-        self._command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-        self._process = subprocess.Popen(
-            self._command,
-            cwd=self._folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def kill(self) -> None:
-        family = psutil.Process(self._process.pid).children(recursive=True)
-        for process in (psutil.Process(self._process.pid), *family):
-            process.kill()
-        self._process.wait()
-
-    def client(self) -> mlflow.MlflowClient:
-        client = mlflow.MlflowClient(self.address)
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                client.search_experiments(max_results=1)
-                return client
-            except mlflow.MlflowException:
-                assert time.monotonic() < deadline
-                time.sleep(1)
-
-
 @pytest.fixture
-def server(tmp_path, monkeypatch, free_port):
+def server(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    server = Server(tmp_path, free_port)
+    server = Server(tmp_path)
+    server.start()
     yield server
     server.kill()
     mlflow.set_tracking_uri(None)
 
 
 def test_training_goes_on_while_mlflow_is_away(new_run, cluster, server):
-    client = server.client()
+    client = mlflow.MlflowClient(server.uri)
     run_id = client.create_run("0").info.run_id
     run = new_run(epochs=12)
-    run.job = run.job.model_copy(update={"tracking_uri": server.address, "run_id": run_id})
+    run.job = run.job.model_copy(update={"tracking_uri": server.uri, "run_id": run_id})
     away = run.when(2 * IMAGES, server.kill)
     back = run.when(6 * IMAGES, server.start)
     checkpoint = drive(run.job, on_report=run.reports.append)
     away.join()
     back.join()
     assert load_checkpoint(Path(checkpoint)).progress.position == 12 * IMAGES
-    points = server.client().get_metric_history(run_id, "loss")
+    points = client.get_metric_history(run_id, "loss")
     expected = [(report.position, report.loss) for report in run.reports]
     assert sorted((p.step, p.value) for p in points) == sorted(expected)
 

@@ -35,7 +35,7 @@ def test_training_goes_on_with_the_workers_that_are_left(new_run, seen):
         weights = run.train(worker=writes_down_what_it_sees(seen))
         lost.join()
     assert all(tensor.isfinite().all() for tensor in weights.values())
-    assert {report["workers"] for report in run.reports} == {2, 4}
+    assert {report.workers for report in run.reports} == {2, 4}
     steps = steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)
     assert (steps[0], steps[-1]) == (4, 2)
 

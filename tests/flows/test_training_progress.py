@@ -9,9 +9,8 @@ from prefect.client.orchestration import get_client
 
 from flows import training_progress
 from fractal_model.training.job import Report, TrainingJob
-from tests.support import tiny_config
 from tests.support.prefect_away import prefect_away
-from tests.support.recipes import RECIPE
+from tests.support.recipes import make_job
 from tests.support.reports import make_report
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -24,17 +23,7 @@ def job(tmp_path, monkeypatch) -> TrainingJob:
     # A flow run keeps the client that it began with; outside one each request has its own.
     monkeypatch.setattr(training_progress, "get_run_logger", lambda: logging.getLogger("progress"))
     monkeypatch.setattr(training_progress.store, "run_page", lambda run: f"http://mlflow/{run}")
-    return TrainingJob(
-        size="tiny",
-        model=tiny_config("mar"),
-        recipe=RECIPE,
-        data=tmp_path,
-        storage=str(tmp_path),
-        local=tmp_path,
-        fingerprint="f" * 64,
-        tracking_uri="",
-        run_id="a",
-    )
+    return make_job(tmp_path, run_id="a")
 
 
 def _report(position: int) -> Report:

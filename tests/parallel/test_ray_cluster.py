@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.training.job import TrainingJob
 from fractal_model.training.ray_train.run import run_training
-from tests.support import tiny_config
-from tests.support.recipes import RECIPE
+from tests.support.recipes import RECIPE, make_job
 
 CODE = """
 import os
@@ -55,16 +52,7 @@ def test_an_address_for_jobs_is_no_cluster_to_connect_to(monkeypatch):
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
-    job = TrainingJob(
-        size="t",
-        model=tiny_config("mar"),
-        recipe=RECIPE.model_copy(update={"workers": 4, "min_workers": 4}),
-        data=Path("nowhere"),
-        storage=str(tmp_path),
-        local=tmp_path,
-        fingerprint="0" * 64,
-        tracking_uri="",
-        run_id="",
-    )
+    recipe = RECIPE.model_copy(update={"workers": 4, "min_workers": 4})
+    job = make_job(tmp_path, recipe=recipe)
     with ray_cluster(1), pytest.raises(FractalError, match="need 4 CPU, the Ray cluster has 1"):
         run_training(job, on_report=print)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from fractal_model.config.params import load_params
 from fractal_model.data.loader import Batch
+from fractal_model.training.job import TrainingJob
 from fractal_model.training.trainer import Trainer
 from tests.support import random_images, tiny_config
 from tests.support.params import SHIPPED
@@ -19,6 +22,22 @@ RECIPE = (
 )
 
 BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, torch.arange(8))
+
+
+def make_job(folder: Path, **changes: object) -> TrainingJob:
+    """A training of a tiny model by RECIPE, whose files are all in `folder`."""
+    job = TrainingJob(
+        size="tiny",
+        model=tiny_config("mar"),
+        recipe=RECIPE,
+        data=folder,
+        storage=str(folder),
+        local=folder,
+        fingerprint="f" * 64,
+        tracking_uri="",
+        run_id="",
+    )
+    return job.model_copy(update=changes)
 
 
 def trainer(kind="mar", **recipe):

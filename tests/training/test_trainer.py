@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -131,8 +129,7 @@ def test_not_finite_stops_before_the_step():
     before = found.model.pixel.codebooks[0].weight.detach().clone()
     with pytest.raises(NotFiniteError, match=r"step 0 .*\[0, 1, 2, 3, 4, 5, 6, 7\]") as caught:
         found.step(BATCH)
-    again = pickle.loads(pickle.dumps(caught.value))  # as Ray brings it to the driver
-    assert (str(again), again.position, again.images) == (str(caught.value), 0, tuple(range(8)))
+    assert (caught.value.position, caught.value.images) == (0, tuple(range(8)))
     assert found.model.pixel.codebooks[0].weight.equal(before)
 
 

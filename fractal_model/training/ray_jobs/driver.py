@@ -1,9 +1,9 @@
 """Drives one training run on a Ray cluster: in this process, or as a Ray job of its own.
 
-As a job (`python -m fractal_model.training.ray_jobs.driver`, the job as JSON in
-FRACTAL_TRAINING_JOB) it says on standard output, one line of JSON after a marker each, how far it
-is and where the last checkpoint lies. Metrics go to MLflow from here, through the spool, so that
-they arrive whoever follows.
+As a job (`python -m fractal_model.training.ray_jobs.driver`, with the training as JSON in
+FRACTAL_TRAINING_JOB) it writes its reports, and at the end the last checkpoint's place, to standard
+output: lines of a marker and JSON. Metrics go to MLflow from here, through the spool, so that they
+arrive whoever follows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
+from fractal_model.data.object_store import is_remote
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
@@ -30,11 +32,10 @@ logger = logging.getLogger("fractal.training")
 
 
 def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
-    """Train to the end; returns the last checkpoint's folder or address. FractalError: why not."""
+    """Train to the end; return the last checkpoint's folder or address. FractalError: why not."""
     use_store(job.tracking_uri)
-    watch, recipe = Watch(job.reference), job.recipe
-    cpus = int(recipe.workers * recipe.resources_per_worker.get("CPU", 1))
-    logged = last_position(job.run_id)
+    watch, logged = Watch(job.reference), last_position(job.run_id)
+    cpus = int(job.recipe.workers * job.recipe.resources_per_worker.get("CPU", 1))
     metrics = MetricSpool(job.local / "metrics" / job.run_id, job.run_id)
     with metrics as spool, ray_cluster(cpus=cpus):
 
@@ -44,7 +45,7 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
             warnings += [report.note] if report.note else []
             report = report.model_copy(update={"note": None})
             values, step = report_values({**report.model_dump(exclude_none=True), **further})
-            if step > logged:  # else it was there before workers had to begin again
+            if step > logged:  # else it was logged before workers had to repeat the step
                 spool.log(values, step=step)
                 logged = step
             for warning in warnings:
@@ -52,10 +53,9 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
             on_report(report)
 
         checkpoint = run_training(job, on_report=handle)
-    # A local path as it is; in an object store the address that the checkpoint was kept at.
-    if "://" in job.storage:
-        return f"{job.storage}/{job.name}/{checkpoint.path.rstrip('/').rsplit('/', 1)[1]}"
-    return checkpoint.path
+    # Ray's path of a checkpoint in an object store lacks the address.
+    name = PurePosixPath(checkpoint.path).name
+    return f"{job.storage}/{job.name}/{name}" if is_remote(job.storage) else checkpoint.path
 
 
 def _say(**content: object) -> None:

@@ -1,18 +1,18 @@
 """Ray Jobs' adapter: a training run as a job of a cluster, followed from here.
 
-Decided here: a job belongs to a size and a run, and says who follows it (its metadata). One that is
-there already is joined where it is of the same run. One of another run is stopped where the flow
-that had submitted it is over, so that no orphan stays, and else left alone, as it may be a
-colleague's. A job is stopped by who cancels its flow; whatever else ends the following leaves it at
-work, for the next run to join. The code travels along, so that the job runs what the flow runs.
+Decided here: a job's metadata names its size, its run and who follows it. A running job of the same
+run is joined. A job of another run is stopped if the flow that submitted it is over, so that no
+orphan stays; else it is left alone, because it may be a colleague's. Cancelling the flow stops the
+job; whatever else ends the following leaves the job at work, for the next run to join. The code
+travels along, so that the job runs what the flow runs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -32,11 +32,11 @@ STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
 LOST_SECONDS = 600.0
 """How long the cluster may be away while a job is followed."""
-# Anchored: without the slash a pattern means folders of that name at any depth. Ray calls the
-# folder itself ".", which is no hidden one.
+# Without its slash a pattern means folders of that name at any depth. Ray calls the folder itself
+# ".", which "/.?*" does not match.
 _LEFT_OUT = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
-# Addresses and places alone: everybody who may see the cluster's jobs sees these. Secrets are in
-# the environment of its machines.
+# Only addresses and places: everybody who may see the cluster's jobs sees these. Secrets are in the
+# environment of its machines.
 _PASSED_ON = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -45,7 +45,6 @@ _PASSED_ON = (
     "FRACTAL_CACHE",
     "MLFLOW_S3_ENDPOINT_URL",
     "MLFLOW_TRACKING_INSECURE_TLS",
-    "MLFLOW_TRACKING_URI",
 )
 
 
@@ -55,7 +54,7 @@ class TrainingJobs:
     def __init__(
         self, address: str, owner: Owner, is_over: Callable[[Owner, str], bool] = lambda *_: False
     ) -> None:
-        """`is_over`: whether the flow of this owner, with this fingerprint, is known to have ended.
+        """`is_over` tells if the flow of this owner, with this fingerprint, is known to have ended.
         FractalError: no Ray Jobs server answers at `address`."""
         self._server = JobsServer(address)
         self._owner = owner
@@ -69,25 +68,28 @@ class TrainingJobs:
         on_line: Callable[[str], None],
     ) -> str:
         """Run the job to its end, and return the last checkpoint's folder or address. Cancelling
-        and Ctrl-C stop the job, other errors do not. FractalError: what the job says, that it
-        died, that somebody else trains this size, or what the cluster refuses."""
+        and Ctrl-C stop the job, other errors do not.
+
+        FractalError: the job failed, somebody else trains this size, or the cluster refuses.
+        """
         log = JobLog(on_report, on_line)
-        name = self._join(job, on_line)
-        new = name is None
-        name = name or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"
+        joined = self._join(job, on_line)
+        name = joined or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"
         try:
-            if new:
+            if joined is None:
                 self._submit(name, job)
             ended = self._follow(name, log)
         except BaseException as error:
             if not isinstance(error, Exception):
-                with contextlib.suppress(Exception):  # what ended this call has to be told
+                with suppress(Exception):  # the caller hears what ended this call
                     self.stop(name)
             raise
-        with contextlib.suppress(FractalError):  # the log may be gone with its machine
+        with suppress(FractalError):  # the log may be gone with its machine
             log.complete(self._server.log(name))
         if log.checkpoint is None:
-            raise FractalError(_why(ended, log))
+            status = str(ended.status.value).lower()
+            reason = last_line(log.error or ended.message or "no reason given")
+            raise FractalError(f"the Ray job {name} {status} without a checkpoint: {reason}")
         return log.checkpoint
 
     def stop(self, name: str) -> None:
@@ -103,11 +105,10 @@ class TrainingJobs:
             time.sleep(POLL_SECONDS)
 
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
-        """Stop what is at work on this run, so that it can begin anew. FractalError: somebody
-        follows it."""
+        """Stop the job of a run, so that it can begin anew. FractalError: somebody follows it."""
         for running in self._running(size):
             if running.metadata.get(FINGERPRINT_TAG) == fingerprint:
-                self._resolve(running, on_line)
+                self._stop_orphan(running, on_line)
 
     def _running(self, size: str) -> list[JobDetails]:
         return [
@@ -124,11 +125,11 @@ class TrainingJobs:
             if running.metadata.get(FINGERPRINT_TAG) == job.fingerprint:
                 on_line(f"the Ray job {name} of this run is at work already: going on with it")
                 return name
-            self._resolve(running, on_line)
+            self._stop_orphan(running, on_line)
         return None
 
-    def _resolve(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
-        """Stop it where it was left behind. FractalError: its owner may be there."""
+    def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
+        """Stop a job whose flow is over or is this one. FractalError: its owner may follow it."""
         name, owner = running.submission_id, Owner.read(running.metadata.get(OWNER_TAG, ""))
         if not self._was_left(owner, running.metadata.get(FINGERPRINT_TAG, "")):
             raise FractalError(
@@ -165,25 +166,18 @@ class TrainingJobs:
         )
 
     def _follow(self, name: str, log: JobLog) -> JobDetails:
-        """Read its log until the job has ended, which the log alone does not tell: it may break
+        """Read a job's log until the job has ended, which the log alone does not tell: it may break
         off before, or hang."""
-        look = 0.0
+        next_look = 0.0
         with Tail(lambda: self._server.tail(name)) as tail:
             while True:
                 log.read(tail.more(POLL_SECONDS))
-                if time.monotonic() < look:
+                if time.monotonic() < next_look:
                     continue
                 job = self._server.job(name, patience=LOST_SECONDS)
                 if job.status.is_terminal():
                     return job
-                look = time.monotonic() + STATUS_SECONDS
-
-
-def _why(job: JobDetails, log: JobLog) -> str:
-    """Why there is no checkpoint, on one line."""
-    reason = last_line(log.error or job.message or "no reason given")
-    status = str(job.status.value).lower()
-    return f"the Ray job {job.submission_id} {status} without a checkpoint: {reason}"
+                next_look = time.monotonic() + STATUS_SECONDS
 
 
 def _require_no_password(uri: str) -> None:

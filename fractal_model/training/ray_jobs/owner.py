@@ -1,4 +1,4 @@
-"""Who has submitted a job and follows it, written into the job so that others can ask."""
+"""Who has submitted a job and follows it: written into the job, so that others can tell."""
 
 from __future__ import annotations
 
@@ -42,25 +42,24 @@ class Owner(StrictModel):
 
     @classmethod
     def read(cls, text: str) -> Owner | None:
-        """What `model_dump_json` wrote; None for anything else."""
+        """Read what `model_dump_json` wrote; None for anything else."""
         try:
             return cls.model_validate_json(text)
         except ValidationError:
             return None
 
     def process_is_dead(self) -> bool:
-        """False too where nobody here can know: it is another machine's."""
+        """False also where this machine cannot tell, because the process is another machine's."""
         if self.host != socket.gethostname():
             return False
         try:
             process = psutil.Process(self.process)
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return True
-            return abs(process.create_time() - self.process_started) > 1
-        except psutil.NoSuchProcess:
-            return True
+            is_another = abs(process.create_time() - self.process_started) > 1
+            return is_another or process.status() == psutil.STATUS_ZOMBIE
         except psutil.AccessDenied:
             return False
+        except psutil.NoSuchProcess:
+            return True
 
     def __str__(self) -> str:
         flow = f" in the flow run {self.flow_run}" if self.flow_run else ""

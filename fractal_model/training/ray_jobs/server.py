@@ -18,26 +18,31 @@ from fractal_model.common.errors import FractalError, last_line
 
 REQUEST_SECONDS = 60.0
 RETRY_SECONDS, PATIENCE_SECONDS = 1.0, 30.0
+_ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError)
+_AWAY = (ConnectionError, requests.ConnectionError, requests.Timeout)
 _UNAVAILABLE = ("status code 429", "status code 5")
 Answer = TypeVar("Answer")
 
 
 class _Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        # Without it a connection that is half open is waited for without end.
+        # Ray's client sets no time limit: a half-open connection would be waited for without end.
         return super()._do_request(method, endpoint, timeout=REQUEST_SECONDS, **options)
 
 
 class JobsServer:
-    """The Jobs API at one address. All methods raise FractalError: what the server refuses, or that
-    it did not answer for the whole `patience` in seconds (PATIENCE_SECONDS where none is given)."""
+    """The Jobs API at one address.
+
+    All methods raise FractalError: the server refuses, or it did not answer for `patience` seconds
+    (by default PATIENCE_SECONDS).
+    """
 
     def __init__(self, address: str) -> None:
         """FractalError: no Ray Jobs server answers at `address`."""
         self._address = address
         try:
             self._client = _Client(address)
-        except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
+        except _ERRORS as error:
             raise FractalError(
                 f"the Ray cluster RAY_ADDRESS={address} does not answer ({_reason(error)}): "
                 f"start it (`make up` on one machine), or unset RAY_ADDRESS to run in this process"
@@ -47,36 +52,36 @@ class JobsServer:
         return self._ask("list its jobs", self._client.list_jobs)
 
     def job(self, name: str, *, patience: float | None = None) -> JobDetails:
-        """Its status and metadata."""
+        """A job's status and metadata."""
         return self._ask(
             f"tell the state of {name}", lambda: self._client.get_job_info(name), patience
         )
 
     def log(self, name: str) -> str:
-        """All of it."""
+        """A job's whole log."""
         return self._ask(f"give the log of {name}", lambda: self._client.get_job_logs(name))
 
     def tail(self, name: str) -> AsyncIterator[str]:
-        """The log from its beginning, as it is written. RuntimeError, OSError, aiohttp.ClientError:
-        the connection broke; it may end before the job, too."""
+        """A job's log from its beginning, as it is written. It may end before the job does.
+        RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
         return self._client.tail_job_logs(name)
 
     def stop(self, name: str) -> None:
-        """Ask the job to end."""
+        """Ask a job to end."""
         self._ask(f"stop {name}", lambda: self._client.stop_job(name))
 
     def submit(self, name: str, **options: Any) -> None:
-        """A job under this name, which no other has had."""
+        """Submit a job under a name that no other has had."""
 
-        def once() -> None:
+        def submit_once() -> None:
             try:
                 self._client.submit_job(submission_id=name, **options)
             except RuntimeError as error:
-                # The name is ours alone: an attempt before had arrived, its answer was lost.
+                # The name is ours alone: an earlier attempt arrived, its answer was lost.
                 if "already exists" not in str(error):
                     raise
 
-        self._ask(f"take {name}", once)
+        self._ask(f"take {name}", submit_once)
 
     def head_host(self) -> str | None:
         """The host name of the cluster's head; None where the dashboard does not tell."""
@@ -84,7 +89,7 @@ class JobsServer:
             answer = self._client._do_request("GET", "/nodes?view=summary").json()
             nodes = [node["raylet"] for node in answer["data"]["summary"]]
             return next(node["nodeManagerHostname"] for node in nodes if node.get("isHeadNode"))
-        except (AuthenticationError, OSError, LookupError, TypeError, ValueError, StopIteration):
+        except (*_ERRORS, LookupError, TypeError, StopIteration):
             return None
 
     def interpreter(self) -> str:
@@ -94,24 +99,20 @@ class JobsServer:
         return shlex.quote(sys.executable) if here else "python"
 
     def _ask(
-        self, what: str, request: Callable[[], Answer], patience: float | None = None
+        self, action: str, request: Callable[[], Answer], patience: float | None = None
     ) -> Answer:
         deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
         while True:
             try:
                 return request()
-            except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
-                if not _may_pass(error) or time.monotonic() > deadline:
+            except _ERRORS as error:
+                may_pass = isinstance(error, _AWAY) or any(x in str(error) for x in _UNAVAILABLE)
+                if not may_pass or time.monotonic() > deadline:
                     raise FractalError(
-                        f"the Ray cluster RAY_ADDRESS={self._address} does not {what} "
+                        f"the Ray cluster RAY_ADDRESS={self._address} does not {action} "
                         f"({_reason(error)}): see `ray job list` there, then run again"
                     ) from error
             time.sleep(RETRY_SECONDS)
-
-
-def _may_pass(error: Exception) -> bool:
-    away = (ConnectionError, requests.ConnectionError, requests.Timeout)
-    return isinstance(error, away) or any(text in str(error) for text in _UNAVAILABLE)
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""From a worker's scratch folder to the run's storage, while training goes on.
+"""A checkpoint's way from a worker's scratch folder to the run's storage, while training goes on.
 
-Decided here: a scratch folder is named by its machine and process, so that those of killed ones are
-known and removed by the next worker on that machine.
+Decided here: a scratch folder is named by its machine and process, so that the next worker on the
+machine removes those of killed processes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _PREFIX = f"fractal-checkpoint-{socket.gethostname()}-"
 
 
 def new_scratch() -> Path:
-    """An empty folder of this process, for one checkpoint."""
+    """Make an empty folder of this process, for one checkpoint."""
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{psutil.Process().pid}-"))
 
 
 def remove_left_behind() -> None:
-    """The scratch folders of processes of this machine that are no more."""
+    """Remove the scratch folders of this machine's processes that have ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         process = folder.name.removeprefix(_PREFIX).split("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -35,9 +35,11 @@ def remove_left_behind() -> None:
 
 
 class Upload:
-    """Copies one checkpoint, its marker last, and removes the scratch folder that held it. Ray
-    calls it in a thread, again where an object store says to try again; what it raises ends the
-    group of workers."""
+    """Copies one checkpoint, its marker last, and removes the scratch folder that held it.
+
+    Ray calls it in a thread, again if an object store says to try again; what it raises ends the
+    group of workers.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._scratch = folder.parent
@@ -59,5 +61,5 @@ class Upload:
         return self._done.is_set()
 
     def wait(self) -> None:
-        """Until it is done. Does not return where it has failed: Ray ends the process then."""
+        """Wait until it is done. Does not return if it failed: Ray ends the process then."""
         self._done.wait()

@@ -1,10 +1,10 @@
 """What every worker of a training runs, under Ray Train.
 
-Decided here: workers report metrics and checkpoints to Ray together, at steps that follow from the
-position alone, but for a checkpoint by the clock, which rank 0 decides for all. A checkpoint is
-written beside, and copied to the run's storage while training goes on: Ray hands reports on in
-their order, so rank 0 leaves those that follow to Ray's thread until the copy is done. The next
-checkpoint alone waits for it.
+Decided here: all workers report metrics and checkpoints to Ray together, at steps that follow from
+the position; whether a checkpoint is due by the clock, rank 0 decides for all. A checkpoint is
+written to a scratch folder and copied to the run's storage while training goes on. Ray hands on
+reports in their order, so rank 0 leaves the reports after a checkpoint to Ray's thread until the
+copy is done. Only the next checkpoint waits for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
-from fractal_model.data.loader import Batch, train_loader
+from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import from_rank_zero
 from fractal_model.training.job import Stopped, TrainingJob
@@ -30,16 +30,16 @@ from fractal_model.training.trainer import NotFiniteError, Trainer
 
 
 def train_worker(config: dict[str, str]) -> None:
-    """Trains from the run's last checkpoint to the recipe's end."""
+    """Train from the run's last checkpoint to the recipe's end."""
     try:
         _Worker(TrainingJob.model_validate_json(config["job"])).run()
     except StoppedError as error:
-        # As a report: what a worker raises, Ray tries again.
+        # A report, because Ray starts a worker again that raises.
         ray.train.report(Stopped(stopped=str(error)).model_dump())
 
 
 class StoppedError(FractalError):
-    """All ranks end the training together, and trying again would end the same way."""
+    """All ranks end the training together; to try again would end the same way."""
 
 
 class _Worker:
@@ -64,7 +64,7 @@ class _Worker:
         self._tidy()
         self._resume(ray.train.get_checkpoint())
         every = job.recipe.checkpoint_every_epochs * len(self._split) / job.recipe.batch_size
-        self._every = max(1, round(every))
+        self._steps_per_checkpoint = max(1, round(every))
         self._meter.start()
         self._saved_at = time.monotonic()
 
@@ -76,7 +76,7 @@ class _Worker:
                 self._recover(error)
 
     def _train(self) -> None:
-        """From the trainer's position to the end."""
+        """Train from the trainer's position to the end."""
         recipe, trainer = self._job.recipe, self._trainer
         loader = train_loader(
             self._split,
@@ -90,20 +90,18 @@ class _Worker:
             end_position=trainer.end_position,
         )
         for batch in self._meter.waiting(loader):
-            self._step(batch)
+            if trainer.position in self._skipped:
+                trainer.skip()
+            else:
+                self._meter.add(trainer.step(batch))
             last = trainer.position >= trainer.end_position
             logged = trainer.steps % recipe.log_every_steps == 0
-            if last or trainer.steps % self._every == 0 or (logged and self._is_overdue()):
+            due = trainer.steps % self._steps_per_checkpoint == 0
+            if last or due or (logged and self._is_overdue()):
                 with self._meter.paused():
                     self._report_checkpoint()
             elif logged:
                 self._report_metrics()
-
-    def _step(self, batch: Batch) -> None:
-        if self._trainer.position in self._skipped:
-            self._trainer.skip()
-            return
-        self._meter.add(self._trainer.step(batch))
 
     def _is_overdue(self) -> bool:
         """True if a checkpoint is due by the clock of rank 0."""
@@ -111,7 +109,7 @@ class _Worker:
         return from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
-        """All ranks come here together. StoppedError where this was once too often."""
+        """Skip a batch, on all ranks. StoppedError: the recipe allows no skipped batch more."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
         if recipe.non_finite == "stop":
@@ -127,24 +125,23 @@ class _Worker:
             self._trainer.start_again()
             self._resume(kept[-1].checkpoint if kept else None)
 
-    def _resume(self, found: Checkpoint | None) -> None:
-        if found is None:
+    def _resume(self, newest: Checkpoint | None) -> None:
+        if newest is None:
             return
-        resumed = load_newest_whole(found)
-        checkpoint = resumed.checkpoint
+        resumed = load_newest_whole(newest)
         for damage in resumed.damaged:
             self._meter.note(f"an earlier checkpoint is used: {damage}")
-        if checkpoint.progress.fingerprint != self._job.fingerprint:
+        progress = resumed.checkpoint.progress
+        if progress.fingerprint != self._job.fingerprint:
             raise StoppedError(
-                f"the checkpoint {found.path} belongs to another run "
-                f"({checkpoint.progress.fingerprint[:16]}, this one is {self._job.name}): remove "
-                f"the folder"
+                f"the checkpoint {newest.path} belongs to another run "
+                f"({progress.fingerprint[:16]}, this one is {self._job.name}): remove the folder"
             )
-        self._trainer.restore(checkpoint)
-        self._skipped = sorted({*self._skipped, *checkpoint.progress.skipped})
+        self._trainer.restore(resumed.checkpoint)
+        self._skipped = sorted({*self._skipped, *progress.skipped})
 
     def _tidy(self) -> None:
-        """What killed workers have left, on this machine and in the run's storage."""
+        """Remove what killed workers left on this machine and in the run's storage."""
         remove_left_behind()
         if self._rank != 0:
             return
@@ -161,7 +158,7 @@ class _Worker:
         return self._meter.report(len(self._skipped)).model_dump(exclude_none=True)
 
     def _report_metrics(self) -> None:
-        # All that Ray sees of the mode is which thread of this rank waits: the ranks may differ.
+        # The mode only tells Ray which thread of this rank waits, so the ranks' modes may differ.
         uploading = self._upload is not None and not self._upload.done
         mode = CheckpointUploadMode.ASYNC if uploading else CheckpointUploadMode.SYNC
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
@@ -169,35 +166,30 @@ class _Worker:
     def _report_checkpoint(self) -> None:
         """All ranks report, rank 0 with the folder, which Ray copies to the run's storage."""
         self._saved_at = time.monotonic()
-        report = self._metrics()
+        metrics, trainer = self._metrics(), self._trainer
         if self._rank != 0:
-            ray.train.report(report)
+            ray.train.report(metrics)
             return
         if self._upload is not None:
-            self._upload.wait()  # no more than one more copy on this machine's disk
-        folder = new_scratch() / self._folder_name()
-        trainer = self._trainer
-        progress = Progress(
-            size=self._job.size,
-            fingerprint=self._job.fingerprint,
-            position=trainer.position,
-            steps=trainer.steps,
-            skipped=tuple(self._skipped),
-        )
+            self._upload.wait()  # this machine's disk holds one copy more, not two
+        folder = new_scratch() / "checkpoint"
         save_checkpoint(
             folder,
             model=trainer.model,
             optimizer=trainer.optimizer.state_dict(),
-            progress=progress,
+            progress=Progress(
+                size=self._job.size,
+                fingerprint=self._job.fingerprint,
+                position=trainer.position,
+                steps=trainer.steps,
+                skipped=tuple(self._skipped),
+            ),
             ema=trainer.ema,
         )
         self._upload = Upload(folder)
         ray.train.report(
-            report,
+            metrics,
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._upload,
         )
-
-    def _folder_name(self) -> str:
-        return f"position-{self._trainer.position:012d}"

@@ -19,9 +19,8 @@ from fractal_model.training.ray_jobs import log, server
 from fractal_model.training.ray_jobs.driver import JOB_VARIABLE, MARKER
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
-from tests.support import tiny_config
 from tests.support.jobs_api import JobsApi, serve
-from tests.support.recipes import RECIPE
+from tests.support.recipes import make_job
 from tests.support.reports import make_report
 
 CODE = Path(fractal_model.__file__).parents[1]
@@ -51,17 +50,7 @@ def api():
 
 @pytest.fixture
 def job(tmp_path) -> TrainingJob:
-    return TrainingJob(
-        size="tiny",
-        model=tiny_config("mar"),
-        recipe=RECIPE,
-        data=tmp_path,
-        storage=str(tmp_path),
-        local=tmp_path,
-        fingerprint=MINE,
-        tracking_uri="http://mlflow:5000",
-        run_id="a",
-    )
+    return make_job(tmp_path, fingerprint=MINE, tracking_uri="http://mlflow:5000", run_id="a")
 
 
 class Screen:

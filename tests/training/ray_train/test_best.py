@@ -12,11 +12,9 @@ import pyarrow
 import pytest
 from ray.train import Checkpoint
 
-from fractal_model.training.job import TrainingJob
 from fractal_model.training.ray_train import best
 from fractal_model.training.ray_train.best import KeepBest, keep_best
-from tests.support import tiny_config
-from tests.support.recipes import RECIPE
+from tests.support.recipes import RECIPE, make_job
 from tests.support.reports import make_report
 
 
@@ -32,17 +30,7 @@ def run(tmp_path: Path) -> Path:
 def report(run: Path):
     """A function that reports checkpoint `number` with a loss to the callback; without a loss, that
     the run ends itself."""
-    job = TrainingJob(
-        size="t",
-        model=tiny_config("ar"),
-        recipe=RECIPE.model_copy(update={"epochs": 4}),
-        data=run,
-        storage="",
-        local=run,
-        fingerprint="f" * 64,
-        tracking_uri="",
-        run_id="",
-    )
+    job = make_job(run, recipe=RECIPE.model_copy(update={"epochs": 4}))
     context = SimpleNamespace(train_loop_config={"job": job.model_dump_json()})
     callback = KeepBest(str(run))
 
