@@ -59,7 +59,7 @@ benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: docs/speed
 
 # Two processes at a time; tests that share a server or a trained model stay in one of them.
 PYTEST := python -m pytest
-TOGETHER := -n 2 --dist loadgroup
+TOGETHER := -n 2
 
 test: $(INSTALLED) ## all quick tests, with coverage (about 10 minutes)
 	$(RUN) python -m coverage erase

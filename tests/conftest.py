@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before the package is imported, which reads them: tests never reach a server of the person's.
 for _name in [n for n in os.environ if n.startswith("MLFLOW_")]:
@@ -24,18 +26,28 @@ IN_ONE_PROCESS = ("flows", "tracking", "faults", "training", "parallel", "cli", 
 """Folders of tests whose tests share servers, a Ray or trained models; the longest first."""
 
 
-@pytest.hookimpl(tryfirst=True)
+def group(nodeid: str) -> str:
+    """Tests of one group run in one process, where pytest runs several."""
+    file = nodeid.partition("::")[0]
+    _, folder, *_ = file.split("/")
+    return folder if folder in IN_ONE_PROCESS else file
+
+
+class ByFolder(LoadScopeScheduling):
+    """Hands out whole groups, in the order in which they are collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFolder:
+    config.option.loadscopereorder = False
+    return ByFolder(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests stay together where pytest runs several processes, and begin with them."""
-
-    def group(item: pytest.Item) -> str:
-        folder, *_ = item.path.relative_to(REPOSITORY / "tests").parts
-        return folder if folder in IN_ONE_PROCESS else str(item.path)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     order = {folder: place for place, folder in enumerate(IN_ONE_PROCESS)}
-    items.sort(key=lambda item: order.get(group(item), len(order)))
+    items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
 
 
 @pytest.fixture(autouse=True)
