@@ -65,7 +65,7 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
     model = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
     kind = "preview" if record.protocol.preview else "evaluate"
     name = f"{kind}-{size.name}-{model}-{record.checksum[:6]}"
-    counts = {name: getattr(record.protocol, name) for name in ("samples", "samples_per_class")}
+    counts = {key: getattr(record.protocol, key) for key in ("samples", "samples_per_class")}
     with _run(size, "evaluate", name, outputs) as run:
         version = {tags.VERSION_TAG: record.version} if record.version else {}
         mlflow.set_tags(version | {tags.PROTOCOL_TAG: record.checksum})
