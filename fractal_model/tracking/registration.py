@@ -24,15 +24,9 @@ import fractal_model
 from fractal_model.checkpoints.checkpoint import EMA_WEIGHTS, copy_for_sampling
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.serving import ServingConfig
+from fractal_model.tracking import registry
 from fractal_model.tracking.descriptions import describe_model, describe_version
-from fractal_model.tracking.registry import (
-    CANDIDATE,
-    fetch_checkpoint,
-    model_name,
-    set_alias,
-    sizes,
-    versions,
-)
+from fractal_model.tracking.registry import CANDIDATE, model_name
 from fractal_model.tracking.tags import DECISION_TAG, EVALUATION_TAG, FINGERPRINT_TAG
 
 SERVING = "serving"
@@ -104,7 +98,7 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     client = mlflow.MlflowClient()
     number = str(logged.registered_model_version)
     # The alias first: once the tags let a later run find this version, it is the candidate.
-    set_alias(size, CANDIDATE, number)
+    registry.set_alias(size, CANDIDATE, number)
     for key, value in tags.items():
         client.set_model_version_tag(model_name(size), number, key, value)
     client.update_registered_model(model_name(size), describe_model(size))
@@ -137,11 +131,11 @@ def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
     """The newest version that an equal run has registered, made the candidate; None where there is
     none. Where none of them serves in this way, the newest is registered once more, so that what
     is evaluated under changed settings can be served under them."""
-    known = versions(size) if size in sizes() else []
+    known = registry.versions(size) if size in registry.sizes() else []
     equal = [version for version in known if version.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:
         if _serves(size, version.version, serving):
-            set_alias(size, CANDIDATE, str(version.version))
+            registry.set_alias(size, CANDIDATE, str(version.version))
             return str(version.version)
     return _register_again(size, equal[0], serving) if equal else None
 
@@ -165,7 +159,7 @@ def _serves(size: str, version: str, serving: ServingConfig) -> bool:
 
 
 def _register_again(size: str, version: ModelVersion, serving: ServingConfig) -> str:
-    checkpoint = fetch_checkpoint(f"models:/{model_name(size)}/{version.version}")
+    checkpoint = registry.fetch_checkpoint(f"models:/{model_name(size)}/{version.version}")
     own = (EVALUATION_TAG, DECISION_TAG)  # what holds for that version alone
     tags = {key: value for key, value in version.tags.items() if not key.startswith(own)}
     with mlflow.start_run(version.run_id):
