@@ -126,37 +126,39 @@ def require_archive(file: Path) -> None:
     something else than an archive of `torch.save`."""
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "is no regular file"
-        what = kind if file.exists() else "does not exist"
-        raise FractalError(f"{file} {what}: give the path of a downloaded checkpoint-last.pth")
-    size = file.stat().st_size
+        reason = kind if file.exists() else "does not exist"
+        raise FractalError(f"{file} {reason}: give the path of a downloaded checkpoint-last.pth")
     try:
         with file.open("rb") as stream:
             start = stream.read(512)
     except OSError as error:
         raise FractalError(f"{file} cannot be read: {error.strerror}") from error
+    if start.startswith(_ZIP_START) and _has_table_of_contents(file):
+        return
+    shown = repr(start[:24].decode("ascii", errors="replace"))
     if not start:
-        raise FractalError(f"{file} is empty: the download failed, start it again")
-    if start.startswith(_ZIP_START):
-        if not _has_table_of_contents(file):
-            raise FractalError(
-                f"{file} is a partial download: it stops after {size:,} bytes, before the table "
-                f"of contents that ends a checkpoint; download the whole file"
-            )
+        reason = "is empty: the download failed, start it again"
+    elif start.startswith(_ZIP_START):
+        reason = (
+            f"is a partial download: it stops after {file.stat().st_size:,} bytes, before the "
+            f"table of contents that ends a checkpoint; download the whole file"
+        )
     elif start.lstrip().startswith(b"<"):
-        raise FractalError(
-            f"{file} is a web page, not a checkpoint (it starts with {_shown(start)}): open it in "
-            f"a browser to see what the server wants, then download the file itself"
+        reason = (
+            f"is a web page, not a checkpoint (it starts with {shown}): open it in a browser to "
+            f"see what the server wants, then download the file itself"
         )
     elif start.startswith(_OLD_STARTS) or start[257:262] == b"ustar":
-        raise FractalError(
-            f"{file} has the format of torch before 1.6, or is a plain pickle: only zip files of "
-            f"torch.save are read; have whoever made it save it again with a newer torch"
+        reason = (
+            "has the format of torch before 1.6, or is a plain pickle: only zip files of "
+            "torch.save are read; have whoever made it save it again with a newer torch"
         )
     else:
-        raise FractalError(
-            f"{file} is not a checkpoint of torch.save: it starts with {_shown(start)}; give the "
-            f"path of a downloaded checkpoint-last.pth"
+        reason = (
+            f"is not a checkpoint of torch.save: it starts with {shown}; give the path of a "
+            f"downloaded checkpoint-last.pth"
         )
+    raise FractalError(f"{file} {reason}")
 
 
 def _has_table_of_contents(file: Path) -> bool:
@@ -169,7 +171,7 @@ def _has_table_of_contents(file: Path) -> bool:
 
 def _require_undamaged(file: Path, progress: BytesDone) -> None:
     """Every record against its CRC-32: mapped tensors would be taken as they are."""
-    done, reason = 0, ""
+    done = 0
     try:
         with zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
@@ -181,12 +183,10 @@ def _require_undamaged(file: Path, progress: BytesDone) -> None:
     # A damaged table of contents makes the reader fail in any way there is: a name that is no
     # text, an offset before the file's start, a record that seems encrypted.
     except Exception as error:
-        reason = one_line(error)
-    if reason:
         raise FractalError(
-            f"{file} is damaged ({reason}): part of it was not downloaded or has changed; "
-            f"download it again"
-        )
+            f"{file} is damaged ({one_line(error)}): part of it was not downloaded or has "
+            f"changed; download it again"
+        ) from error
 
 
 def _load_plain_data(file: Path) -> Any:
@@ -197,10 +197,9 @@ def _load_plain_data(file: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         # A crafted pickle makes the reader fail in any way there is; none of them runs its code.
         except Exception as error:
-            reason = one_line(error)
             raise FractalError(
                 f"{file} is refused, nothing in it was run: its contents are not those of a "
-                f"published checkpoint ({type(error).__name__}: {reason[:200]})"
+                f"published checkpoint ({type(error).__name__}: {one_line(error)[:200]})"
             ) from error
     raise FractalError(
         f"{file} is refused, nothing in it was run: it holds {', '.join(sorted(refused))}, which "
@@ -246,7 +245,3 @@ def _progress(published: Published, size: Size) -> Progress:
     position = (published.epoch + 1) * IMAGENET_TRAINING_IMAGES if known else 0
     steps = position // size.training.batch_size
     return Progress(size=size.name, fingerprint=IMPORTED, position=position, steps=steps)
-
-
-def _shown(start: bytes) -> str:
-    return repr(start[:24].decode("ascii", errors="replace"))

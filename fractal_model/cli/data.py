@@ -146,3 +146,16 @@ def report(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FIL
     from fractal_model.data.report import report_dataset
 
     report_dataset(load_params(params), dataset)
+
+
+@app.command("verify")
+def verify(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
+    """Decode every image of a prepared data set and hold it against the manifest's checksums."""
+    from fractal_model.data.manifest import read_manifest
+    from fractal_model.data.prepared import verify_prepared
+
+    place = load_params(params).dataset_folder(dataset)
+    images = sum(record.images for record in read_manifest(place).splits.values())
+    with progress_bar(f"{dataset}: images verified", images, speed="images/s") as update:
+        manifest = verify_prepared(place, update)
+    say(f"{dataset}: all {images:,} images are as prepared, checksum {manifest.checksum[:16]}")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -194,27 +194,30 @@ def open_prepared(place: Path | str, split: str) -> PreparedSplit:
     return PreparedSplit(store=store, name=split, manifest=manifest)
 
 
-def verify_prepared(place: Path | str) -> None:
-    """Decodes every image and compares counts and checksums with the manifest.
+def verify_prepared(
+    place: Path | str, progress: Callable[[int], None] = lambda images: None
+) -> Manifest:
+    """Decode every image and compare counts and checksums with the manifest, which is returned.
 
     Raises FractalError that names the split that disagrees, and for all that `open_prepared` does.
     """
-    manifest = read_manifest(place)
+    manifest, verified = read_manifest(place), 0
     for name, expected in manifest.splits.items():
         split = open_prepared(place, name)
         labels, classes = split.labels(), len(manifest.class_names)
         for index in np.flatnonzero((labels < 0) | (labels >= classes)):
             raise _damaged(split.store, name, f"image {index} has label {labels[index]}")
-        content = ContentHash(manifest.resolution, classes)
-        digests = b"".join(
-            image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
-            for image, label, _ in split.in_order()
-        )
+        content, digests = ContentHash(manifest.resolution, classes), bytearray()
+        for image, label, index in split.in_order():
+            digests += image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
+            progress(verified + index + 1)
         content.add(np.frombuffer(digests, np.uint8).reshape(-1, 32), labels)
+        verified += len(split)
         actual = content.record(expected.shards)
         if actual != expected:
             sums = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
             raise _damaged(split.store, name, sums)
+    return manifest
 
 
 @contextmanager

@@ -159,26 +159,26 @@ class _Extraction:
     """The features so far: sums of all, and the first ones themselves."""
 
     def __init__(self) -> None:
-        self.done = 0  # images
         self.running = RunningStatistics()
         self._kept: list[Tensor] = []
         self._saved = time.monotonic()
 
+    @property
+    def done(self) -> int:
+        """Images so far."""
+        return self.running.count
+
     def add(self, features: Tensor, sample: int) -> None:
-        self.running.add(features)
         self._kept.append(features[: max(0, sample - self.done)])
-        self.done += len(features)
+        self.running.add(features)
 
     def features(self) -> Tensor:
         return torch.cat(self._kept)
 
     def save_now_and_then(self, file: Path, made_from: MadeFrom) -> None:
-        if time.monotonic() - self._saved < _SAVE_SECONDS:
-            return
-        state = {f"running_{name}": value for name, value in self.running.state().items()}
-        features = self.features().numpy()
-        _save(file, made_from, done=self.done, features=features, **state)
-        self._saved = time.monotonic()
+        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+            _save(file, made_from, features=self.features().numpy(), **self.running.state())
+            self._saved = time.monotonic()
 
     @classmethod
     def resumed(cls, file: Path, made_from: MadeFrom) -> _Extraction:
@@ -186,10 +186,8 @@ class _Extraction:
         extraction = cls()
         if _is_made_from(file, made_from):
             with np.load(file, allow_pickle=False) as content:
-                state = {name: content[f"running_{name}"] for name in RunningStatistics.STATE}
-                extraction.running = RunningStatistics.from_state(state)
+                extraction.running = RunningStatistics.from_state(content)
                 extraction._kept = [torch.from_numpy(content["features"])]
-                extraction.done = int(content["done"])
         return extraction
 
 

@@ -46,15 +46,14 @@ class RunningStatistics:
     Sums are of differences from the first batch's mean, in float64: nothing cancels.
     """
 
-    STATE = ("count", "shift", "sum", "products")
-
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
+        """Images so far."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything there is, to go on from with `from_state`; after the first batch."""
         return {
-            "count": np.array(self._count),
+            "count": np.array(self.count),
             "shift": self._shift,
             "sum": self._sum,
             "products": self._products,
@@ -64,7 +63,7 @@ class RunningStatistics:
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
         """Goes on exactly where `state` was taken."""
         running = cls()
-        running._count = int(state["count"])
+        running.count = int(state["count"])
         running._shift, running._sum = state["shift"], state["sum"]
         running._products = state["products"]
         return running
@@ -72,22 +71,22 @@ class RunningStatistics:
     def add(self, features: Tensor) -> None:
         """Features (N, D). Raises FractalError for non-finite values."""
         batch = checked_features(features, "features").numpy().astype(np.float64)
-        if not self._count:
+        if not self.count:
             self._shift = batch.mean(axis=0)
             self._sum = np.zeros_like(self._shift)
             self._products = np.zeros((len(self._shift), len(self._shift)))
         batch -= self._shift
-        self._count += len(batch)
+        self.count += len(batch)
         self._sum += batch.sum(axis=0)
         self._products += batch.T @ batch
 
     def statistics(self) -> FeatureStatistics:
         """Raises FractalError for fewer than 2 images."""
-        if self._count < 2:
-            raise FractalError(f"features: found {self._count} images, expected 2 or more")
-        mean = self._sum / self._count
-        covariance = (self._products - self._count * np.outer(mean, mean)) / (self._count - 1)
-        return FeatureStatistics(self._shift + mean, covariance, self._count)
+        if self.count < 2:
+            raise FractalError(f"features: found {self.count} images, expected 2 or more")
+        mean = self._sum / self.count
+        covariance = (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return FeatureStatistics(self._shift + mean, covariance, self.count)
 
 
 def checked_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:

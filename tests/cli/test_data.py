@@ -69,6 +69,22 @@ def test_register_prepare_reference_report(project, fractal):
         assert sheet.size == (8 * 64, 4 * (64 + 14))
 
 
+def test_verify(project, fractal):
+    fractal("data", "register", "raw", "--resolution", 16)
+    fractal("data", "prepare", "imagenet16")
+    code, out, _ = fractal("data", "verify", "imagenet16")
+    checksum = read_manifest(project / "data/imagenet16").checksum[:16]
+    assert code == 0 and "33/33" in out
+    assert f"imagenet16: all 33 images are as prepared, checksum {checksum}" in out
+    shard = project / "data/imagenet16/train/data-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"WEBP")] ^= 255
+    shard.write_bytes(content)
+    code, _, err = fractal("data", "verify", "imagenet16")
+    assert code == 1 and err.startswith("error: split 'train' of ") and err.count("\n") == 1
+    assert "image 0 cannot be decoded; build it again" in err
+
+
 def test_digits_say_how_to_add_imagenet(project, fractal):
     code, out, _ = fractal("data", "prepare", "digits")
     assert code == 0 and "ImageNet is not registered: add it with" in out
@@ -145,11 +161,12 @@ def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
     ("words", "message"),
     [
         (["register", "nowhere"], "nowhere does not exist: give the folder"),
-        (["register", "raw", "--resolution", "1"], "--resolution is 1, expected 2 to 4096"),
-        (["register", "raw", "--name", "own"], "say at which size"),
+        (["register", "raw", "--resolution", "1"], "a resolution of 1, expected 2 to 4096"),
+        (["register", "raw", "--name", "own"], "say at which resolution"),
         (["prepare", "imagenet64"], "'imagenet64' is unknown: choose digits, or add one"),
         (["reference", "imagenet64"], "no prepared data set at .*fractal data register DIR"),
         (["report", "nothing"], "no prepared data set at .*dvc repro"),
+        (["verify", "nothing"], "no prepared data set at .*dvc repro"),
         (["register-reference", "imagenet64", "x.npz"], "'imagenet64' is not registered"),
     ],
 )

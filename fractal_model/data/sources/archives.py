@@ -14,6 +14,7 @@ from typing import BinaryIO
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
 from fractal_model.data.sources.listing import (
+    NO_TRUTH,
     TRAIN,
     VALIDATION,
     ListingBuilder,
@@ -43,12 +44,12 @@ def list_archives(root: Path, companions: Companions, progress: Progress) -> Lis
 def _list_train(archive: Path, builder: ListingBuilder, progress: Progress) -> None:
     for opened, member, reason in _members(archive):
         name = PurePosixPath(member.name)
-        if reason is None and (name.suffix != ".tar" or member.size == 0):
+        if not reason and (name.suffix != ".tar" or member.size == 0):
             reason = _NO_CLASS
-        if reason is not None:
+        if reason:
             builder.refuse(TRAIN, member.name, reason)
-            continue
-        _list_class(archive, opened, member, builder)
+        else:
+            _list_class(archive, opened, member, builder)
         progress(len(builder))
 
 
@@ -61,7 +62,7 @@ def _list_class(
     for _, member, reason in _members(archive, outer, inner):
         name = PurePosixPath(member.name).name
         reason = reason or size_refusal(member.size) or misnamed or wrong_class(name, class_id)
-        if reason is not None:
+        if reason:
             builder.refuse(TRAIN, f"{class_id}/{member.name}", reason)
         else:
             offset = inner.offset_data + member.offset_data
@@ -76,13 +77,11 @@ def _list_validation(
     for _, member, reason in _members(archive):
         name = PurePosixPath(member.name).name
         class_id = validation_class(name, companions)
-        reason = reason or size_refusal(member.size)
-        if reason is None and class_id is None:
-            reason = "the ground truth does not name its class"
-        if reason is not None:
+        reason = reason or size_refusal(member.size) or (None if class_id else NO_TRUTH)
+        if reason:
             builder.refuse(VALIDATION, member.name, reason)
-            continue
-        builder.add(VALIDATION, class_id, name, archive.name, member.offset_data, member.size)
+        else:
+            builder.add(VALIDATION, class_id, name, archive.name, member.offset_data, member.size)
         progress(len(builder))
 
 

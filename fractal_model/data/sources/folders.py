@@ -12,6 +12,7 @@ import PIL.Image
 from fractal_model.common.errors import FractalError
 from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
 from fractal_model.data.sources.listing import (
+    NO_TRUTH,
     TRAIN,
     VALIDATION,
     WHOLE_FILE,
@@ -53,7 +54,7 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
             elif split == VALIDATION and (known := validation_class(entry.name, companions)):
                 _list_file(root, split, known, entry.name, entry, builder)
             elif split == VALIDATION and _has_image_ending(entry.name):
-                builder.refuse(split, entry.name, "the ground truth does not name its class")
+                builder.refuse(split, entry.name, NO_TRUTH)
             else:
                 builder.refuse(split, entry.name, "not in a class's folder")
             progress(len(builder))

@@ -27,6 +27,9 @@ LARGEST_IMAGE = 256 * 2**20
 """Bytes. Larger files are refused by their size, before they are read into memory; the largest
 photograph of ImageNet has 16 MB."""
 
+NO_TRUTH = "the ground truth does not name its class"
+"""Why a validation image is refused."""
+
 TRAIN, VALIDATION = "train", "validation"
 Progress = Callable[[int], None]
 """Told how many images are done."""

@@ -134,19 +134,16 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
     Raises FractalError when it is not registered here, or is not what it was.
     """
     source = load_description(data, name)
-    try:
-        root = Path(_location(data, name).read_text().strip())
-    except FileNotFoundError as error:
-        raise _not_here(name) from error
+    root = _read_location(data, name)
+    if root is None:
+        raise _not_here(name)
     if not root.is_dir():
         raise FractalError(
             f"the images of {name!r} were registered in {root}, which is not there now: make it "
             f"available, or register them under that name where they are (`fractal data register`)"
         )
-    try:
-        listing = Listing.read(listing_file(data, name))
-    except FileNotFoundError:
-        listing = None
+    file = listing_file(data, name)
+    listing = Listing.read(file) if file.is_file() else None
     if listing is None or listing.checksum != source.listing_checksum:
         # The description may have come with git, and be of what the folder has by now.
         _, listing = inspect(root, name, source.holdout, lambda done: None)
@@ -156,7 +153,7 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
                 f"under that name (`fractal data register`), or restore the images, or "
                 f"{data / 'sources' / name}.json, which describes them"
             )
-        listing.write(listing_file(data, name))
+        listing.write(file)
     return source, root, listing
 
 
@@ -182,14 +179,16 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
 
 def statistics_file(data: Path, dataset: str) -> Path | None:
     """Where the registered statistics are on this machine, if that is known."""
-    try:
-        return Path(_location(data, f"{dataset}.statistics").read_text().strip())
-    except FileNotFoundError:
-        return None
+    return _read_location(data, f"{dataset}.statistics")
 
 
 def _location(data: Path, name: str) -> Path:
     return data / "sources" / f"{name}.location"
+
+
+def _read_location(data: Path, name: str) -> Path | None:
+    file = _location(data, name)
+    return Path(file.read_text().strip()) if file.is_file() else None
 
 
 def listing_file(data: Path, name: str) -> Path:
@@ -223,17 +222,13 @@ def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
                 f"{dataset!r} ends like what is built beside a data set "
                 f"({', '.join(_RESERVED_ENDINGS)}): choose another name"
             )
-        _require_free(data / dataset)
+        folder = data / dataset
+        if folder.exists() and not (folder / MANIFEST_NAME).is_file():
+            raise FractalError(
+                f"{folder} is there and is no prepared data set, which would take its place: "
+                f"choose another name, or move it away"
+            )
     return names
-
-
-def _require_free(folder: Path) -> None:
-    """Preparing replaces this folder: it must be a prepared data set, if it is there."""
-    if folder.exists() and not (folder / MANIFEST_NAME).is_file():
-        raise FractalError(
-            f"{folder} is there and is no prepared data set, which would take its place: choose "
-            f"another name, or move it away"
-        )
 
 
 def _require_folder(root: Path) -> Path:
