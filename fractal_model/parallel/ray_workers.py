@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -76,7 +75,9 @@ def hardware(workers: int) -> Hardware:
         return here
     with ray_cluster(cpus=os.cpu_count() or 1):
         cpus, _ = _cpus_and_gpus()
-        gpus = tuple(gpu for node in _live_nodes() for gpu in _gpu_types(node["Resources"]))
+        gpus = tuple(
+            gpu for node in ray.nodes() if node["Alive"] for gpu in _gpu_types(node["Resources"])
+        )
     return here.model_copy(update={"cpus": max(1, cpus), "gpus": gpus})
 
 
@@ -166,11 +167,6 @@ def _room(cpus: int, gpus: int) -> int:
     return min(cpus, gpus) if gpus else cpus
 
 
-def _live_nodes() -> list[dict[str, Any]]:
-    """Ray's description of each machine of the connected cluster."""
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
 def _gpu_types(resources: dict[str, float]) -> list[str]:
     """The type of each GPU of a machine, as Ray names it."""
     types = [name for name in resources if name.startswith(_ACCELERATOR)]
@@ -184,8 +180,8 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
         _missing_files.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote([str(file) for file in files])
-        for node in _live_nodes()
-        if files and node["Resources"].get(resource)
+        for node in ray.nodes()
+        if files and node["Alive"] and node["Resources"].get(resource)
     ]
     lacking: list[tuple[str, str]] = []
     for answer in answers:

@@ -111,10 +111,6 @@ class Trainer:
     def steps(self) -> int:
         return self.position // self.recipe.batch_size
 
-    @property
-    def total_steps(self) -> int:
-        return math.ceil(self.end_position / self.recipe.batch_size)
-
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint. FractalError: it lacks something that this training needs."""
         if checkpoint.optimizer is None:
@@ -141,7 +137,8 @@ class Trainer:
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # dropout draws from the global generator
         generator = torch.Generator().manual_seed(seed)
-        labels = _drop_labels(batch.labels, self.recipe.label_drop, generator)
+        dropped = torch.rand(batch.labels.shape, generator=generator) < self.recipe.label_drop
+        labels = torch.where(dropped, NO_CLASS, batch.labels)
         self.optimizer.zero_grad()
         loss = self._backward(batch.images, labels, generator)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -167,7 +164,7 @@ class Trainer:
         self.position += self.recipe.batch_size
 
     def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Gradients of the whole batch's mean loss, exchanged; returns that loss."""
+        """Compute and exchange the gradients of the whole batch's mean loss; return that loss."""
         size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         total = torch.zeros((), device=self._device)
@@ -199,7 +196,7 @@ class Trainer:
             self.steps,
             peak=self.recipe.peak_learning_rate,
             warmup_steps=round(self.recipe.warmup_epochs * steps_per_epoch),
-            total_steps=self.total_steps,
+            total_steps=math.ceil(self.end_position / self.recipe.batch_size),
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -234,11 +231,6 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed for one step of one rank."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return int(state) >> 1
-
-
-def _drop_labels(labels: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    dropped = torch.rand(labels.shape, generator=generator) < probability
-    return torch.where(dropped, NO_CLASS, labels)
 
 
 def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:
