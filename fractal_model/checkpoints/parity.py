@@ -37,6 +37,8 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3
 SAMPLE_LOGIT_SCALE, SAMPLE_FILTER_THRESHOLD = 1.05, 1e-4
 TENSORS = ("weights", "inputs", "expected")
 """Names of the case's safetensors files."""
+_UNUSABLE = (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError, TypeError)
+"""What reading a case raises that is damaged or belongs to another model."""
 CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
 _GREEDY_SAMPLE = re.compile(r"greedy_sample_cfg(\d+(?:\.\d+)?)_uint8")
 
@@ -79,13 +81,7 @@ class Case:
             if wrong := differences(model.state_dict(), weights):
                 raise FractalError(f"the weights of the parity case {folder} do not fit: {wrong}")
             model.load_state_dict(weights)
-        except (
-            ValidationError,
-            SafetensorError,
-            json.JSONDecodeError,
-            RuntimeError,
-            TypeError,
-        ) as error:
+        except _UNUSABLE as error:
             raise FractalError(
                 f"the parity case {folder} is unusable: {one_line(error)}"
             ) from error

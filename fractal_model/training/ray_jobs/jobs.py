@@ -24,7 +24,7 @@ from fractal_model.common.errors import FractalError, last_line
 from fractal_model.tracking.tags import FINGERPRINT_TAG, OWNER_TAG, SIZE_TAG
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_jobs.driver import JOB_VARIABLE
-from fractal_model.training.ray_jobs.log import JobLog, Tail
+from fractal_model.training.ray_jobs.log import JobLog, follow_log
 from fractal_model.training.ray_jobs.owner import Owner
 from fractal_model.training.ray_jobs.server import JobsServer
 
@@ -169,9 +169,9 @@ class TrainingJobs:
         """Read a job's log until the job has ended, which the log alone does not tell: it may break
         off before, or hang."""
         next_look = 0.0
-        with Tail(lambda: self._server.tail(name)) as tail:
+        with follow_log(lambda: self._server.tail(name)) as next_part:
             while True:
-                log.read(tail.more(POLL_SECONDS))
+                log.read(next_part(POLL_SECONDS))
                 if time.monotonic() < next_look:
                     continue
                 job = self._server.job(name, patience=LOST_SECONDS)

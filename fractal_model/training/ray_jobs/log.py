@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from typing import Self
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import aiohttp
 
@@ -18,38 +17,30 @@ QUIET_SECONDS = 300.0
 """A connection that is silent for so long may be half open: another one is opened."""
 
 
-class Tail:
-    """Follows a job's log within its block; every part of the log comes once.
+@contextmanager
+def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
+    """Follow a job's log for the block; `connect` opens the log from its beginning.
 
-    `connect` opens the log from its beginning.
+    Yields a function that waits at most so many seconds and returns the next part of the log, empty
+    if nothing comes. Every part comes once.
     """
+    texts, coming = _new_texts(connect), None
 
-    def __init__(self, connect: Callable[[], AsyncIterator[str]]) -> None:
-        self._texts = _follow(connect)
-        self._next: asyncio.Future[str] | None = None
-
-    def __enter__(self) -> Self:
-        self._runner = asyncio.Runner()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._runner.close()
-
-    def more(self, seconds: float) -> str:
-        """The log's next part; empty if nothing comes within so many seconds."""
-        return self._runner.run(self._more(seconds))
-
-    async def _more(self, seconds: float) -> str:
+    async def next_part(seconds: float) -> str:
+        nonlocal coming
         # Kept from call to call: to give up waiting for the next text would close the connection.
-        self._next = self._next or asyncio.ensure_future(anext(self._texts))
-        done, _ = await asyncio.wait({self._next}, timeout=seconds)
+        coming = coming or asyncio.ensure_future(anext(texts))
+        done, _ = await asyncio.wait({coming}, timeout=seconds)
         if not done:
             return ""
-        text, self._next = self._next.result(), None
+        text, coming = coming.result(), None
         return text
 
+    with asyncio.Runner() as runner:
+        yield lambda seconds: runner.run(next_part(seconds))
 
-async def _follow(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
+
+async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
     """Yield the log without end; when a connection ends or breaks, open another one and leave out
     what was read before."""
     position = 0

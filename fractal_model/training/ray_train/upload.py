@@ -45,7 +45,8 @@ class Upload:
         self._scratch = folder.parent
         self._marker = (folder / MARKER).read_bytes()
         (folder / MARKER).unlink()
-        self._done = threading.Event()
+        self.done = threading.Event()
+        """Never set if the upload fails: Ray ends the process then."""
 
     def __call__(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         storage = ray.train.get_context().get_storage()
@@ -53,13 +54,5 @@ class Upload:
         with stored.filesystem.open_output_stream(f"{stored.path}/{MARKER}") as stream:
             stream.write(self._marker)
         shutil.rmtree(self._scratch, ignore_errors=True)
-        self._done.set()
+        self.done.set()
         return stored
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    def wait(self) -> None:
-        """Wait until it is done. Does not return if it failed: Ray ends the process then."""
-        self._done.wait()

@@ -159,7 +159,7 @@ class _Worker:
 
     def _report_metrics(self) -> None:
         # The mode only tells Ray which thread of this rank waits, so the ranks' modes may differ.
-        uploading = self._upload is not None and not self._upload.done
+        uploading = self._upload is not None and not self._upload.done.is_set()
         mode = CheckpointUploadMode.ASYNC if uploading else CheckpointUploadMode.SYNC
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
@@ -171,7 +171,7 @@ class _Worker:
             ray.train.report(metrics)
             return
         if self._upload is not None:
-            self._upload.wait()  # this machine's disk holds one copy more, not two
+            self._upload.done.wait()  # this machine's disk holds one copy more, not two
         folder = new_scratch() / "checkpoint"
         save_checkpoint(
             folder,

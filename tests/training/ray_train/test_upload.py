@@ -71,9 +71,9 @@ def test_the_marker_comes_last_and_nothing_is_left(context, folder, tmp_path, te
 
     context.persist_current_checkpoint = watch
     way = Upload(folder)
-    assert not way.done
+    assert not way.done.is_set()
     way(Checkpoint.from_directory(folder), "checkpoint_1")
-    way.wait()
+    assert way.done.is_set()
     assert copied == ["model.safetensors"]
     assert (tmp_path / "run/checkpoint_1" / upload.MARKER).read_bytes() == b"sum"
     assert list(temporary.iterdir()) == []
@@ -89,7 +89,7 @@ def test_one_that_fails_can_be_tried_again(context, folder, tmp_path):
     way = Upload(folder)
     with pytest.raises(OSError, match="SLOW_DOWN"):
         way(Checkpoint.from_directory(folder), "checkpoint_1")
-    assert not way.done
+    assert not way.done.is_set()
     context.persist_current_checkpoint = persist
     way(Checkpoint.from_directory(folder), "checkpoint_1")
-    assert way.done
+    assert way.done.is_set()
