@@ -25,7 +25,7 @@ from fractal_model.checkpoints.published_names import from_published, model_conf
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
-from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass, Rows
+from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass
 from fractal_model.model.losses import published_evaluation_loss, training_loss
 from fractal_model.model.pixels import patchify
 from fractal_model.model.randomness import ImageNoise
@@ -99,12 +99,9 @@ class Case:
         return self.model(
             self.inputs["images_uint8"],
             labels,
-            masks=self._mask,
+            masks=lambda level, rows: self.inputs[f"mask_level{level}"].bool(),
             guides=lambda means: (means.round().long(), means),
         )
-
-    def _mask(self, level: int, rows: Rows) -> Tensor:
-        return self.inputs[f"mask_level{level}"].bool()
 
 
 Quantities = Iterator[tuple[str, Tensor]]

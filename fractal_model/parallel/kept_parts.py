@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -76,13 +77,8 @@ class KeptParts:
 
 def runs(numbers: Sequence[int]) -> list[range]:
     """Split rising numbers into ranges without gaps."""
-    ranges: list[range] = []
-    for number in numbers:
-        if ranges and ranges[-1].stop == number:
-            ranges[-1] = range(ranges[-1].start, number + 1)
-        else:
-            ranges.append(range(number, number + 1))
-    return ranges
+    gaps = np.flatnonzero(np.diff(numbers) > 1) + 1
+    return [range(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, gaps) if len(run)]
 
 
 def _start_renumbered(start: StartWork, missing: list[int], device: torch.device) -> Work:

@@ -131,7 +131,11 @@ class TrainingJobs:
     def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
         """Stop a job whose flow is over or is this one. FractalError: its owner may follow it."""
         name, owner = running.submission_id, Owner.read(running.metadata.get(OWNER_TAG, ""))
-        if not self._was_left(owner, running.metadata.get(FINGERPRINT_TAG, "")):
+        is_orphan = owner is not None and (
+            owner.flow_run == self._owner.flow_run != ""
+            or self._is_over(owner, running.metadata.get(FINGERPRINT_TAG, ""))
+        )
+        if not is_orphan:
             raise FractalError(
                 f"the Ray job {name} trains {running.metadata[SIZE_TAG]}, submitted by "
                 f"{owner or 'somebody unknown'}: wait for it, cancel that flow run, or stop it "
@@ -139,12 +143,6 @@ class TrainingJobs:
             )
         on_line(f"the Ray job {name} was left behind by {owner}: stopping it")
         self.stop(name)
-
-    def _was_left(self, owner: Owner | None, fingerprint: str) -> bool:
-        if owner is None:
-            return False
-        ours = owner.flow_run != "" and owner.flow_run == self._owner.flow_run
-        return ours or self._is_over(owner, fingerprint)
 
     def _submit(self, name: str, job: TrainingJob) -> None:
         _require_no_password(job.tracking_uri)
