@@ -28,7 +28,7 @@ from fractal_model.data.datasets import DIGITS, prepare_dataset, require_dataset
 from fractal_model.data.report import report_dataset
 from fractal_model.metrics.dataset_reference import extract_reference
 from fractal_model.parallel.ray_shards import build_shards
-from fractal_model.training.ray_jobs.log import JobLog, Tail
+from fractal_model.training.ray_jobs.log import JobLog, follow_log
 from fractal_model.training.ray_jobs.server import JobsServer
 
 STAGES = ("prepare", "reference", "report")
@@ -97,9 +97,9 @@ def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
 def _follow(server: JobsServer, name: str) -> str:
     """Say what the job says until it has ended; returns its last state."""
     log = JobLog(on_report=lambda report: None, on_line=say)
-    with Tail(lambda: server.tail(name)) as tail:
+    with follow_log(lambda: server.tail(name)) as next_part:
         while True:
-            log.read(tail.more(POLL_SECONDS))
+            log.read(next_part(POLL_SECONDS))
             job = server.job(name, patience=LOST_SECONDS)
             if job.status.is_terminal():
                 log.complete(server.log(name))

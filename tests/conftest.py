@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
-from tests.support import KINDS, REPOSITORY
+from tests.support import KINDS
 
 IN_ONE_PROCESS = ("flows", "tracking", "faults", "training", "parallel", "cli", "services")
 """Folders of tests whose tests share servers, a Ray or trained models; the longest first."""
