@@ -1,0 +1,43 @@
+"""How long the command line takes to answer: `python -m tests.benchmarks.start_up`.
+
+Prints the median processor and wall-clock seconds of help, of a mistyped command and of a mistyped
+option of every command.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from fractal_model.cli.app import COMMANDS
+from fractal_model.common.console import console
+
+RUNS = 5
+
+
+def measure(words: list[str]) -> tuple[float, float]:
+    """Median processor and wall-clock seconds of `fractal WORDS`, over some runs after one more."""
+    rows = []
+    for _ in range(RUNS + 1):
+        begun, before = time.perf_counter(), os.times()
+        subprocess.run([sys.executable, "-m", "fractal_model", *words], capture_output=True)
+        after = os.times()
+        processor = after.children_user + after.children_system
+        processor -= before.children_user + before.children_system
+        rows.append((processor, time.perf_counter() - begun))
+    return tuple(statistics.median(column) for column in zip(*rows[1:], strict=True))
+
+
+def main() -> None:
+    for words in (["--help"], ["bogus"], *([name, "--no-such-option"] for name in COMMANDS)):
+        processor, wall = measure(words)
+        console.print(
+            f"{processor:5.2f} s of processor time, {wall:5.2f} s: fractal {' '.join(words)}"
+        )
+
+
+if __name__ == "__main__":
+    main()
