@@ -19,11 +19,11 @@ _CHUNK = 1 << 22  # bytes read at a time
 
 
 @contextmanager
-def written_whole(folder: Path, what: str) -> Iterator[Path]:
-    """Yields an empty folder beside `folder` to write to; becomes `folder` when all went well.
+def written_whole(folder: Path, content: str) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` to write to, and rename it to `folder` at the end.
 
-    FractalError, saying that `what` cannot be saved, when the disk is full or not writable;
-    nothing that was complete before is touched.
+    FractalError, saying that `content` cannot be saved: the disk is full or not writable. Nothing
+    that was complete before is touched.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -38,7 +38,7 @@ def written_whole(folder: Path, what: str) -> Iterator[Path]:
         reason = f"the disk is full ({free / 1e9:.1f} GB free)" if full else one_line(error)
         way_out = "free some space" if full else "mend that"
         raise FractalError(
-            f"cannot save {what} {folder}: {reason}; {way_out} and run again, what was complete "
+            f"cannot save {content} {folder}: {reason}; {way_out} and run again, what was complete "
             f"before is unharmed"
         ) from error
 

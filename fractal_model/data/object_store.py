@@ -25,10 +25,6 @@ def is_remote(place: str | Path) -> bool:
     return "://" in str(place)
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "fractal-model")
-
-
 class Store(Protocol):
     """The files of one prepared data set, by their names relative to it."""
 
@@ -66,7 +62,8 @@ class RemoteStore:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._cache = cache_folder()
+        folder = os.environ.get(CACHE_VARIABLE)
+        self._cache = Path(folder) if folder else Path.home() / ".cache" / "fractal-model"
 
     def __str__(self) -> str:
         return self.url

@@ -62,7 +62,9 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         self.record = manifest.splits[name]
         self.class_names = manifest.class_names
         self._starts = np.cumsum([0, *(shard.images for shard in self.record.shards)])
-        self._forget()
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()  # the one used last comes last
+        self._touched: set[int] = set()
+        self._touched_bytes = 0
 
     def __len__(self) -> int:
         return self.record.images
@@ -92,7 +94,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
     def labels(self) -> np.ndarray:
         """int64 (N,), without decoding images."""
         shards = range(len(self.record.shards))
-        # Copied shard by shard: what is of a mapped file would keep it open.
+        # Copied shard by shard: a view of a mapped file would keep it open.
         columns = [np.concatenate(self._shard(shard).labels) for shard in shards]
         return np.concatenate([np.empty(0, np.int64), *columns])
 
@@ -108,22 +110,19 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return Example(image, label, index)
 
     def _shard(self, number: int) -> _Shard:
-        if number in self._shards:
-            self._shards.move_to_end(number)
-        else:
-            self._shards[number] = self._opened(self.record.shards[number])
+        if number not in self._shards:
+            record = self.record.shards[number]
+            with _opening(self.store, self.name, record):
+                file = self.store.local(record.file, record.bytes, self.manifest.checksum)
+                self._shards[number] = _Shard(file, record)
             if len(self._shards) > _OPEN_SHARDS:
                 oldest, _ = self._shards.popitem(last=False)
                 self._touched.discard(oldest)
+        self._shards.move_to_end(number)
         return self._shards[number]
 
-    def _opened(self, record: ShardRecord) -> _Shard:
-        with _opening(self.store, self.name, record):
-            file = self.store.local(record.file, record.bytes, self.manifest.checksum)
-            return _Shard(file, record)
-
     def _count_touched(self, number: int, encoded_bytes: int) -> None:
-        """Lets go of pages now and then: read pages of a mapped file count as this process's."""
+        """Let go of pages now and then: read pages of a mapped file count as this process's."""
         self._touched.add(number)
         self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
         if self._touched_bytes > _RELEASE_BYTES:
@@ -131,11 +130,6 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
                 self._shards[touched].release()
             self._touched.clear()
             self._touched_bytes = 0
-
-    def _forget(self) -> None:
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()  # the one used last comes last
-        self._touched: set[int] = set()
-        self._touched_bytes = 0
 
     def _decode(self, encoded: bytes, index: int) -> torch.Tensor:
         """uint8 (3, H, W). Raises FractalError that names the image."""

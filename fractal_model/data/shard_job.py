@@ -1,10 +1,10 @@
 """One shard's work: read, decode, crop, encode.
 
 Decided here: on one machine a pool of processes builds the shards (`in_processes`), on a cluster
-`fractal_model.parallel.ray_shards` does. A process starts in the platform's own way, which is a
-fork on Linux: only a fork costs nothing, and the work uses neither torch nor any lock of the
-process that it was forked from. Shards are given out one by one, so that all processes end at
-about the same time.
+`fractal_model.parallel.ray_shards` does. A process starts in the platform's own way. On Linux that
+is a fork, which is safe here, because the work uses neither torch nor a lock that another thread
+may hold; a fresh interpreter would import for seconds. Shards are given out one by one, so that all
+processes end at about the same time.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ShardJob:
 
 
 class ShardDone(StrictModel):
-    """What is known of a shard that is built."""
+    """What the run that waits for a shard has to know of it."""
 
     record: ShardRecord
     quarantined: tuple[QuarantinedFile, ...]
@@ -94,7 +94,7 @@ class ShardDone(StrictModel):
 
 
 def build_shard(job: ShardJob) -> None:
-    """Write the shard, its digests and, last, what is known of it.
+    """Write the shard, its digests and, last, the file that says that the shard is done.
 
     FractalError: the source cannot be read.
     """

@@ -56,9 +56,8 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
             f"validation images of its own: hold none out",
             setting="holdout",
         )
-    companions = imagenet.Companions()
-    if kind in ("ImageNet archives", "ImageNet tree"):
-        companions = imagenet.find_companions(root)
+    has_companions = kind in ("ImageNet archives", "ImageNet tree")
+    companions = imagenet.find_companions(root) if has_companions else imagenet.Companions()
     names, in_order = companions.names, kind == "ImageNet parquet"
     if kind == "ImageNet archives":
         builder = list_archives(root, companions, progress)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,17 +37,6 @@ Progress = Callable[[int], None]
 _HASHED_ROWS = 100_000
 _CONTROL = ("Cc", "Zl", "Zp")  # of Unicode: control characters, line and paragraph separators
 
-SCHEMA = pa.schema(
-    {
-        "split": pa.string(),
-        "label": pa.int64(),
-        "key": pa.string(),
-        "file": pa.string(),
-        "offset": pa.int64(),
-        "size": pa.int64(),
-    }
-)
-
 
 class ImageFile(NamedTuple):
     """One image of a source."""
@@ -62,6 +51,10 @@ class ImageFile(NamedTuple):
     """WHOLE_FILE; in a tar archive the first byte; in a parquet file the row group."""
     size: int
     """Bytes; in a parquet file the row of the row group."""
+
+
+_TYPES = {str: pa.string(), int: pa.int64()}
+SCHEMA = pa.schema({name: _TYPES[kind] for name, kind in get_type_hints(ImageFile).items()})
 
 
 class RefusedFile(StrictModel):
