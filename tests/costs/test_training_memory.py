@@ -9,7 +9,7 @@ from torch import nn
 from fractal_model.config.params import load_params
 from fractal_model.costs.training_memory import activations
 from fractal_model.data.loader import Batch
-from fractal_model.model import attention
+from fractal_model.model.kernels import attend
 from fractal_model.training import trainer
 from tests.support import random_images, tiny_config
 from tests.support.masks import fixed_masks, shares
@@ -54,7 +54,7 @@ def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing,
         kind, widths=(64,) * levels + (32,), blocks=(2,) * (levels + 1), heads=(4,) * (levels + 1)
     )
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
-    monkeypatch.setattr(attention, "_by_products", lambda *_: False)  # fused, as of long sequences
+    monkeypatch.setattr(attend, "_by_products", lambda *_: False)  # fused, as of long sequences
     recipe = (
         load_params(SHIPPED)
         .size("digits")
