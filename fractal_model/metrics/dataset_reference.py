@@ -48,8 +48,8 @@ def _registered_statistics(
         return None
     name, file = entry.statistics.file, statistics_file(data, dataset)
     way_out = (
-        f"run `fractal data register-reference {dataset} FILE` with {name} as it was, or "
-        f"`fractal data register-reference {dataset} --remove` to compare with our own statistics"
+        f"run `fractal data register-reference {dataset} FILE` with {name} as it was, or have that "
+        f"command remove it, to compare with our own statistics"
     )
     if file is None or not file.is_file():
         place = "is not known on this machine" if file is None else f"is not at {file} any more"

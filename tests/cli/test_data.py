@@ -133,7 +133,9 @@ def test_where_adms_file_lies_is_of_this_machine(project, fractal):
     ignored = ["git", "check-ignore", "--no-index", "-q", location.relative_to(project)]
     assert subprocess.run(ignored, cwd=REPOSITORY).returncode == 0
 
-    way_out = "register-reference imagenet16 FILE` with adm_stats.npz .*register-reference .*--rem"
+    way_out = (
+        "register-reference imagenet16 FILE` with adm_stats.npz .* or have that command remove it"
+    )
     file.rename(project / "moved.npz")
     code, _, err = fractal("data", "reference", "imagenet16")
     assert code == 1 and re.search(f"is not at {file} any more: run .*{way_out}", err)
