@@ -107,7 +107,7 @@ def test_what_goes_wrong_is_one_line(start, message):
 
 
 def test_more_workers_than_the_cluster_has():
-    with pytest.raises(FractalError, match=r"3 workers asked for.*room for 2, ask for 1 … 2"):
+    with pytest.raises(FractalError, match=r"3 workers asked for.*room for 2, give 1 … 2 workers"):
         list(map_over_workers(_defect, 4, workers=3))
 
 
