@@ -162,10 +162,14 @@ def changed_sampling(
     options = {
         "guidance": guidance,
         "logit_scale": logit_scale,
-        "iterations": iterations and numbers(iterations, "iterations", len(model.levels)),
-        "order": order and _order(order),
+        "iterations": iterations,
+        "order": order,
     }
     changes = {name: value for name, value in options.items() if value is not None}
+    if iterations is not None:
+        changes["iterations"] = numbers(iterations, "iterations", len(model.levels))
+    if order is not None:
+        changes["order"] = _order(order)
     try:
         settings = SamplingConfig.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
