@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test test-all test-faults test-services test-scale test-pages ui lint clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test test-all test-faults test-services test-scale test-pages ui lint types clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -89,6 +89,9 @@ lint: $(INSTALLED) ## formatting, common mistakes, and which room imports which
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) lint-imports --no-logo
+
+types: $(INSTALLED) ## the annotations, checked by mypy
+	$(RUN) mypy
 
 clean: ## remove the environment and all results
 	rm -rf .venv outputs data/digits data/digits-reference.npz data/digits-report
