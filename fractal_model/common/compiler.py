@@ -1,4 +1,4 @@
-"""Whether there is what compiled code is built with: looked for where torch and Triton look."""
+"""The compilers that compiled code is built with, looked for where torch and Triton look."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fractal_model.common.errors import FractalError
 
 
 def compiler_is_there() -> bool:
-    """Whether torch.compile finds a C++ compiler: $CXX, or the one of the system."""
+    """True if torch.compile finds a C++ compiler: $CXX, or the system's."""
     return shutil.which(_cpp_compiler()) is not None
 
 
 def triton_builds() -> bool:
-    """Whether Triton can build what starts its kernels: there is a C compiler, $CC (a program
-    alone, without arguments), gcc or clang, and Python's header."""
+    """True if Triton can build what starts its kernels: with a C compiler ($CC, a program alone
+    without arguments, or gcc or clang) and Python's header."""
     named = os.environ.get("CC")
     names = ["gcc", "clang"] if named is None else [named]
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -27,7 +27,7 @@ def triton_builds() -> bool:
 
 
 def require_compiler() -> None:
-    """FractalError: there is none."""
+    """FractalError: there is no C++ compiler."""
     if not compiler_is_there():
         wanted = _cpp_compiler() or "what CXX names, nothing,"
         raise FractalError(
@@ -37,6 +37,6 @@ def require_compiler() -> None:
 
 
 def _cpp_compiler() -> str:
-    """Its program, without the arguments that CXX may give it."""
+    """The compiler's program, without the arguments that CXX may hold."""
     named = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return next(iter(shlex.split(named)), named)

@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: progress bars, result tables, errors on one line."""
+"""The terminal: progress bars, result tables, errors on one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from rich.text import Text
 
 from fractal_model.common.errors import FractalError, one_line
 
+if TYPE_CHECKING:
+    pass  # at run time every command would pay for it
+
 console = Console()
 INTERRUPTED = 130
 _SHOWN_NAME = 120
@@ -37,8 +40,8 @@ _SHOWN_NAME = 120
 def progress_bar(
     description: str, total: int | None, *, speed: str = ""
 ) -> Iterator[Callable[..., None]]:
-    """Yields `update(done, note="")`; shows counts, time left (where `total` is known), the note,
-    and with `speed` (what it counts) how fast it goes."""
+    """Yield `update(done, note="")`, which shows the count, the time left where `total` is known,
+    the note, and the speed in units of `speed` where that is given."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -68,8 +71,8 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def only_result_on_stdout(wanted: bool) -> Iterator[None]:
-    """Where wanted, what is said and shown in the block goes to standard error, so that a program
-    can read the result."""
+    """Where wanted, send the block's messages and bars to standard error, so that a program can
+    read the result."""
     before = console.stderr
     console.stderr = before or wanted
     try:
@@ -109,11 +112,11 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 def run(app: typer.Typer) -> None:
-    """The app; what is wrong about the words of a command is told on one line, exit code 2."""
+    """Run the app. A mistake in the words of a command is told on one line, with exit code 2."""
     command = typer.main.get_command(app)
     try:
         code = command.main(standalone_mode=False) or 0
-        if code == INTERRUPTED:  # typer has made a number of the interrupt
+        if code == INTERRUPTED:  # typer returns this number for an interrupt
             leave_interrupted()
         raise SystemExit(code)
     except typer.exceptions.TyperException as error:
@@ -128,12 +131,12 @@ def run(app: typer.Typer) -> None:
 
 
 def _of_the_system(error: OSError) -> str:
-    """A file that cannot be read or written, on one line."""
+    """The system's error about a file that cannot be read or written, on one line."""
     if error.errno == errno.ENOSPC:
         where = f" at {error.filename}" if error.filename else ""
         return (
             f"the disk is full{where}: free some space and run the same command again, what was "
-            f"complete is kept"
+            "complete is kept"
         )
     name = str(error.filename)
     shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}…"
@@ -142,13 +145,13 @@ def _of_the_system(error: OSError) -> str:
 
 
 def leave_interrupted() -> NoReturn:
-    """End the process now: what had to be closed is closed, and libraries wait for nothing."""
+    """End the process at once, without waiting for the threads of libraries."""
     print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 
 class HideUserErrors(logging.Filter):
-    """Keeps Prefect from printing the traceback of an error that has its own line."""
+    """Keep Prefect from printing the traceback of an error that is told on one line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], FractalError):
@@ -157,4 +160,5 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
+    """Print a message as it is, in lines as long as they are."""
     console.print(escape(text), soft_wrap=True)

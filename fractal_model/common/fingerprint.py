@@ -1,4 +1,4 @@
-"""What decides a result, as one checksum: equal fingerprints need not be computed again."""
+"""One checksum of all that decides a result: an equal fingerprint need not be computed again."""
 
 from __future__ import annotations
 

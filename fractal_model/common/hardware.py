@@ -1,4 +1,4 @@
-"""Which processors and machines a result was made on."""
+"""The processors and machines on which a result was computed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from fractal_model.common.strict import PositiveInt, StrictModel
 
 
 class Hardware(StrictModel):
-    """Where numbers were computed."""
+    """The hardware of one result."""
 
     machine: str
-    """Such as x86_64."""
+    """Processor architecture, such as x86_64."""
     cpus: PositiveInt
-    """Of all machines."""
+    """Number of CPUs of all machines."""
     gpus: tuple[str, ...]
-    """Type of each, of all machines."""
+    """Type of each GPU of all machines."""
     workers: PositiveInt
 
     @classmethod
     def here(cls, workers: int = 1) -> Hardware:
         """This machine."""
-        gpus = range(torch.cuda.device_count())
         return cls(
             machine=platform.machine(),
             cpus=os.cpu_count() or 1,
-            gpus=tuple(torch.cuda.get_device_name(number) for number in gpus),
+            gpus=tuple(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())),
             workers=workers,
         )

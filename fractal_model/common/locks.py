@@ -1,4 +1,4 @@
-"""One process at a time may write to a run."""
+"""Locks, so that one process at a time writes to a folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from fractal_model.common.errors import FractalError
 
 
 class AtWork(FractalError):
-    """Another process does it at this moment."""
+    """Another process holds the lock at this moment."""
 
 
 @contextmanager
 def only_one(file: Path) -> Iterator[None]:
-    """Hold the lock `file` within the block; the system frees it when the process dies.
-
-    AtWork: another process holds it.
-    """
+    """Hold the lock `file` within the block; the system frees it when the process dies. AtWork:
+    another process holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=0):
@@ -32,7 +30,7 @@ def only_one(file: Path) -> Iterator[None]:
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process holds the lock `file` at this moment."""
+    """True if a process holds the lock `file` at this moment."""
     if not file.exists():
         return False
     try:

@@ -1,9 +1,8 @@
-"""How much memory some work takes, how much there is, and what becomes of it when it is freed.
+"""How much memory some work takes, how much is available, and how freed memory is kept.
 
-Decided here: on the CPU the peak is the resident size, looked at fifty times a second; on CUDA it
-is what the allocator counted. On Linux a process that computes on a CPU keeps what it frees, until
-somebody asks how much memory there is: handed out anew, a page is filled with zeros first, which is
-a fifth of a training step.
+Decided here: on the CPU the peak is the resident size, sampled fifty times a second; on CUDA it is
+the allocator's count. On Linux a process that computes on a CPU keeps memory that it frees until
+somebody asks how much there is: filling new pages with zeros takes a fifth of a training step.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
 
 @dataclass
 class Peak:
-    """Filled in when the block of `peak_memory` ends."""
+    """The result of `peak_memory`, filled in when its block ends."""
 
     added_bytes: int = 0
 
 
 def compute_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """A CUDA GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @cache
 def keep_freed_memory(device: torch.device) -> None:
-    """From now on, in this process, what is freed on this device is there for the next tensor, as
-    CUDA's allocator has it anyway: no block of its own for a large one, nothing returned, and one
-    heap for all threads that begin from now on."""
+    """Keep memory that this process frees on a CPU for its next tensors, as CUDA's allocator does
+    anyway: no block of its own for a large tensor, nothing returned to the system, and one heap for
+    all threads that begin from now on."""
     if device.type == "cpu" and _GLIBC is not None:
         _GLIBC.mallopt(_M_MMAP_MAX, 0)
         _GLIBC.mallopt(_M_TRIM_THRESHOLD, -1)
@@ -55,7 +54,7 @@ def _return_freed_memory() -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken, also within the limit of a Linux container."""
+    """Bytes that can still be taken, within the limit of a Linux container too."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -72,7 +71,7 @@ def available_memory(device: torch.device) -> int:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measures what the block takes at its peak beyond what was taken before."""
+    """Measure the memory that the block takes at its peak, beyond what was taken before."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

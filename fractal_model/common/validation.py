@@ -1,4 +1,4 @@
-"""What is wrong with a person's settings, on one line."""
+"""The problems of a person's settings, on one line."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             problems.append(f"key {key!r} is missing")
         else:
             text = item["msg"].removeprefix("Value error, ")
-            found = item["input"]
-            shown = f", found {found!r}" if isinstance(found, str | int | float) else ""
+            value = item["input"]
+            shown = f", found {value!r}" if isinstance(value, str | int | float) else ""
             problems.append(f"{key}: {text}{shown}" if key else text)
     return "; ".join(problems)
 
@@ -35,7 +35,7 @@ def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 def _fields_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
-        arguments = getattr(annotation, "__args__", ())
+        arguments: tuple[object, ...] = getattr(annotation, "__args__", ())
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             field = annotation.model_fields.get(str(part))
             annotation = field.annotation if field else None

@@ -1,2 +1,1 @@
-"""params.yaml as frozen, strict objects: one file a section, read once by `params.load_params`; no
-numerical library is imported."""
+"""params.yaml as frozen, strict objects, one file a section, without any numerical library."""

@@ -1,4 +1,4 @@
-"""What a person sets about the preparation of images."""
+"""The `preparation` section of params.yaml."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ class PreparationConfig(StrictModel):
     """How registered sources are prepared."""
 
     max_quarantined_share: Annotated[float, Field(ge=0, le=1)]
-    """Of the images; with more left out the preparation fails."""
+    """Largest share of the images that may be left out; with more the preparation fails."""
     processes: Annotated[int, Field(ge=0)]
-    """0: one a core."""
+    """Processes that prepare images; 0: one for each core."""

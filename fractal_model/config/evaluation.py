@@ -1,4 +1,4 @@
-"""How models are evaluated: protocol, promotion, nights, sweeps, a section of params.yaml each."""
+"""The sections `evaluation`, `promotion`, `nightly` and `sweep` of params.yaml."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class EvaluationConfig(StrictModel):
-    """Protocol of one size."""
+    """How models of one size are evaluated."""
 
     weights: Literal["model", "ema"]
-    """The weights themselves, or the moving average that training kept of them."""
+    """Which weights are evaluated: the model's own, or training's moving average of them."""
     likelihood_passes: PositiveInt
     """Forward passes an image; an AR model's likelihood is exact and takes one."""
     samples_per_class: PositiveInt
     preview_per_class: PositiveInt
-    """Of a quick look, whose metrics bear the count in their names."""
+    """Samples of a class for a preview, whose metrics bear their number in their names."""
     batch_size: PositiveInt
     kid_subset_size: Annotated[int, Field(ge=2)]
     kid_subsets: PositiveInt
     fid_resamples: Annotated[int, Field(ge=2)]
-    """Bootstrap sets behind the standard error of the FID."""
+    """Bootstrap sets for the standard error of the FID."""
     workers: Annotated[int, Field(ge=0)] = 1
     """Ray workers that share the work; 0: as many as the cluster has room for."""
     seed: Annotated[int, Field(ge=0)]
-    """Seed of the first sampled image; the next ones count up."""
+    """Seed of the first sampled image; the seeds of the next ones count up."""
 
 
 class PromotionConfig(StrictModel):
-    """How sure a candidate must be better, in standard errors."""
+    """How much better than the champion a candidate must be, in standard errors."""
 
     fid_standard_errors: Factor = 1.0
-    """FID must be lower by more than so many of the errors of both, combined; 0: just lower."""
+    """Combined standard errors of both FIDs by which the FID must be lower; 0: just lower."""
     nll_standard_errors: Factor = 1.0
-    """The likelihood may be worse by at most so many of its own; 0: not at all."""
+    """Standard errors of its own by which bits per dimension may be higher; 0: not at all."""
 
 
 class NightlyConfig(StrictModel):
-    """Of the deployment `nightly-evaluation/all`."""
+    """The schedule of the deployment `nightly-evaluation/all`."""
 
     cron: str = "0 1 * * *"
-    """Minute, hour, day of the month, month, day of the week."""
+    """When a night starts: minute, hour, day of the month, month, day of the week."""
     timezone: str = "UTC"
-    """Of the cron line, as Europe/Berlin."""
+    """IANA time zone in which `cron` is read, such as Europe/Berlin."""
     budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False)] = 6.0
-    """No evaluation is begun that would not end within so many hours from the start."""
+    """Hours from the night's start within which an evaluation must end to be started."""
     notification_block: str | None = None
-    """A notification block of Prefect, as slack-webhook/on-call; None: no message is sent."""
+    """Prefect's block for messages, such as slack-webhook/on-call; None: no message is sent."""
 
     @field_validator("cron")
     @classmethod
@@ -86,7 +86,7 @@ class NightlyConfig(StrictModel):
 
 
 class SweepConfig(StrictModel):
-    """What `sweep-guidance/<size>` tries, all combinations."""
+    """The values of which `sweep-guidance/<size>` tries all combinations."""
 
     guidance: Annotated[
         tuple[Annotated[FiniteFloat, Field(ge=0, le=STRONGEST)], ...], Field(min_length=1)
@@ -95,24 +95,16 @@ class SweepConfig(StrictModel):
         tuple[Annotated[FiniteFloat, Field(gt=0, le=STRONGEST)], ...], Field(min_length=1)
     ] = (1.0, 1.05, 1.1)
     iterations: tuple[tuple[PositiveInt, ...], ...] = ()
-    """Steps of each level; empty: the size's own alone."""
+    """Steps of each level, from the top; empty: those of the size's sampling settings."""
     samples: PositiveInt = 60_000
-    """Images of all previews together; those of the full protocol come on top."""
+    """Images of all previews together; the full protocol's come on top."""
     keep: Annotated[int, Field(ge=2)] = 3
-    """One setting in so many is looked at more closely, with so many times the images."""
+    """Of how many settings a round keeps one; the next has that many times the images of each."""
 
     def settings(self, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-        """Each combination once, the rest as in `sampling`."""
-        given = product(self.iterations or (sampling.iterations,), self.logit_scale, self.guidance)
-        found = (
-            SamplingConfig(
-                **{
-                    **sampling.model_dump(),
-                    "guidance": guidance,
-                    "logit_scale": logit_scale,
-                    "iterations": iterations,
-                }
-            )
-            for iterations, logit_scale, guidance in given
-        )
-        return tuple(dict.fromkeys(found))
+        """Each combination once; what a sweep does not vary is as in `sampling`."""
+        names = ("iterations", "logit_scale", "guidance")
+        iterations = self.iterations or (sampling.iterations,)
+        combinations = product(iterations, self.logit_scale, self.guidance)
+        updates = (dict(zip(names, values, strict=True)) for values in combinations)
+        return tuple(dict.fromkeys(sampling.model_copy(update=update) for update in updates))

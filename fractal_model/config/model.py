@@ -1,6 +1,6 @@
-"""Configuration objects of the model: frozen, strict, one object per level of the fractal.
+"""The model's configuration, one object for each level of the fractal.
 
-`presets.py` builds them from the tables of `params.yaml`; a checkpoint stores them as JSON.
+`presets.py` builds it from the table in `params.yaml`; a checkpoint stores it as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractal_model.common.strict import PositiveInt, StrictModel
 
 Generator = Literal["ar", "mar"]
 MAX_CONDITIONS = 5
-"""That a MAR level hands on: its own output at a sub-patch, and its four neighbours'."""
+"""Conditions that a MAR level hands on: its output at a sub-patch and at its four neighbours."""
 
 
 class PixelConfig(StrictModel):
@@ -35,7 +35,7 @@ class LevelConfig(StrictModel):
 
     generator: Generator
     patch_size: PositiveInt
-    """Side of the patch that the level models, in pixels."""
+    """Side of the patches that the level models, in pixels."""
     sub_patch_size: PositiveInt
     """Side of the sub-patches that it hands on, in pixels."""
     width: PositiveInt
@@ -89,31 +89,33 @@ class ModelConfig(StrictModel):
     red_weight: Annotated[float, Field(gt=0)] = 5.0
     """Weight of the red channel in the training loss; green and blue weigh 1."""
     class_names: tuple[str, ...] = ()
-    """In the order of the class numbers; empty where they are not known."""
+    """In the order of the class numbers; empty where the names are not known."""
 
     @property
     def image_size(self) -> int:
         return self.levels[0].patch_size
 
     def conditions_read(self, level: int) -> int:
-        """How many of the conditions that a level hands on the next part reads: 1, or all 5."""
+        """How many of the conditions that `level` hands on the next level reads: 1, or all 5."""
         below = self.levels[level + 1 :]
         return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
 
     @model_validator(mode="after")
     def _levels_fit(self) -> ModelConfig:
-        for upper, lower in zip(self.levels, (*self.levels[1:], self.pixel), strict=True):
-            size = getattr(lower, "patch_size", 1)
+        below: tuple[LevelConfig | PixelConfig, ...] = (*self.levels[1:], self.pixel)
+        for upper, lower in zip(self.levels, below, strict=True):
+            size, conditions = 1, 1
+            if isinstance(lower, LevelConfig):
+                size, conditions = lower.patch_size, lower.conditions
             if upper.sub_patch_size != size or lower.condition_width != upper.width:
                 raise ValueError(
                     f"levels do not fit together: {upper.sub_patch_size} px and width "
                     f"{upper.width} are handed to a level of {size} px that expects width "
                     f"{lower.condition_width}"
                 )
-            handed_on = 1 if upper.generator == "ar" else 5
-            if getattr(lower, "conditions", 1) > handed_on:
+            if upper.generator == "ar" and conditions > 1:
                 raise ValueError(
-                    f"the MAR level of patch size {size} reads {lower.conditions} conditions but "
+                    f"the MAR level of patch size {size} reads {conditions} conditions but "
                     f"the AR level above hands on one: set conditions to 1"
                 )
         if len(self.class_names) not in (0, self.num_classes):

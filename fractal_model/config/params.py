@@ -1,4 +1,4 @@
-"""`params.yaml`: read once, into frozen models; DVC stages, flows and commands use the same."""
+"""params.yaml, read once into frozen objects; DVC stages, flows and commands use the same."""
 
 from __future__ import annotations
 
@@ -27,21 +27,20 @@ from fractal_model.config.training import TrainingConfig
 
 DEFAULT_FILE = Path("params.yaml")
 
-
 SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
-"""Part of the names of experiments, artifacts and folders."""
+"""The name of a model size, which is part of the names of experiments, artifacts and folders."""
 
 
 class PathsConfig(StrictModel):
-    """Folders; absolute once read."""
+    """Where data and results are; folders are absolute once the file is read."""
 
     data: Path
     outputs: Path
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
-    """Data sets read straight from an object store, such as s3://bucket/imagenet64, by name."""
+    """Addresses in an object store, such as s3://bucket/imagenet64, of the data sets read there."""
     training: str | None = None
-    """Where training runs keep their checkpoints: a folder that all machines see, or an address
-    such as s3://bucket/training; by default in `outputs`."""
+    """Where training keeps checkpoints: a folder that all machines see, or an address such as
+    s3://bucket/training; None: in `outputs`."""
 
 
 class DigitsConfig(StrictModel):
@@ -55,19 +54,20 @@ class MetricsConfig(StrictModel):
     """Networks that metrics are computed with."""
 
     statistics_images: dict[str, Annotated[int, Field(ge=4)]]
-    """Training images whose Inception features give the reference's mean and covariance, by data
-    set; all of them for one that is not named."""
+    """Training images of each data set whose Inception features give the reference's mean and
+    covariance; all of them for a data set that is not named."""
     feature_sample: Annotated[int, Field(ge=4)]
-    """Of these, how many features are kept for KID, precision and recall."""
+    """Number of these images whose features are kept for KID, precision and recall."""
     inception_weights: str
-    """`auto` (what is installed), `download`, or the path of torch-fidelity's weights, relative to
-    the settings file; only those have the classifier that the Inception Score needs."""
+    """`auto` (the installed weights), `download`, or the path of torch-fidelity's weights, relative
+    to params.yaml; only those have the classifier that the Inception Score needs."""
     dinov2_weights: str | None = None
-    """The path of timm's weights of a DINOv2 network, relative to the settings file; without them
-    there is no FD-DINOv2."""
+    """Path of timm's weights of a DINOv2 network, relative to params.yaml; None: no FD-DINOv2."""
 
 
 class DatasetsConfig(StrictModel):
+    """The data sets that come with the package."""
+
     digits: DigitsConfig
 
 
@@ -82,7 +82,7 @@ class Size(StrictModel):
 
     @property
     def serving(self) -> ServingConfig:
-        """What is evaluated is what is served."""
+        """The weights and settings that are evaluated, which are also those that are served."""
         return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
 
     def with_workers(self, workers: int | None) -> Size:
@@ -93,7 +93,7 @@ class Size(StrictModel):
         return self.model_copy(update={"evaluation": evaluation})
 
     def with_class_names(self, names: tuple[str, ...]) -> Size:
-        """The same, its model knowing what its `num_classes` classes are called."""
+        """This size with the names of its model's `num_classes` classes."""
         model = self.model.model_copy(update={"class_names": names})
         return self.model_copy(update={"model": model})
 
@@ -113,15 +113,15 @@ class Params(StrictModel):
     evaluation: dict[str, EvaluationConfig]
     nightly: Annotated[NightlyConfig, Field(default_factory=NightlyConfig)]
     sweep: Annotated[dict[str, SweepConfig], Field(default_factory=dict)]
-    """By size; one that is not named has the defaults."""
+    """By size; a size that is not named has the defaults."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Params:
         for section in ("training", "sampling", "evaluation"):
-            found = set(getattr(self, section))
-            if found != set(self.models):
+            sizes = set(getattr(self, section))
+            if sizes != set(self.models):
                 raise ValueError(
-                    f"{section} has the sizes {sorted(found)}, models has {sorted(self.models)}: "
+                    f"{section} has the sizes {sorted(sizes)}, models has {sorted(self.models)}: "
                     f"every size needs an entry in each"
                 )
         for name in self.models:
@@ -148,7 +148,7 @@ class Params(StrictModel):
         return self
 
     def size(self, name: str) -> Size:
-        """Everything about one size. FractalError names the sizes there are."""
+        """All settings of one size. FractalError: there is no such size."""
         if name not in self.models:
             raise FractalError(f"size {name!r} is unknown: choose {' or '.join(self.models)}")
         return Size(
@@ -160,35 +160,35 @@ class Params(StrictModel):
         )
 
     def size_of(self, model: ModelConfig) -> Size:
-        """The size that a model is of, by its layers. FractalError: none, or several."""
+        """The one size whose model has the layers of `model`. FractalError: none, or several."""
         sizes = [
             name for name in self.models if _layers(self.models[name].to_model()) == _layers(model)
         ]
         if len(sizes) != 1:
-            found = " and of ".join(sizes) or "no size in params.yaml"
+            owners = " and of ".join(sizes) or "no size in params.yaml"
             raise FractalError(
-                f"the model has the layers of {found}: "
+                f"the model has the layers of {owners}: "
                 f"say with --size whose settings to take, {' or '.join(self.models)}"
             )
         return self.size(sizes[0])
 
     def evaluation_of(self, dataset: str, size: str | None) -> EvaluationConfig:
-        """How samples are compared with a data set: as a size does, or as all sizes that are
-        trained on it do. FractalError: none is, or they differ."""
+        """How samples are compared with a data set: as `size` says, or as all sizes say that train
+        on it. FractalError: no size does, or they differ."""
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
         different = {self.evaluation[name] for name in sizes}
         if len(different) != 1:
-            found = f"{len(different)} different ways" if sizes else "no size"
+            ways = f"{len(different)} different ways" if sizes else "no size"
             raise FractalError(
-                f"params.yaml has {found} to evaluate on {dataset}: say with --size whose settings "
+                f"params.yaml has {ways} to evaluate on {dataset}: say with --size whose settings "
                 f"to take, {' or '.join(sizes or self.models)}"
             )
         return different.pop()
 
     def dataset_folder(self, name: str) -> Path | str:
-        """Where the prepared data set is: a folder, or an address in an object store."""
+        """The folder of the prepared data set, or its address in an object store."""
         return self.paths.remote.get(name, self.paths.data / name)
 
     def reference_file(self, dataset: str) -> Path:
@@ -196,23 +196,22 @@ class Params(StrictModel):
         return self.paths.data / f"{dataset}-reference.npz"
 
     def dinov2_reference_file(self, dataset: str) -> Path:
-        """The same images' DINOv2 features, where there are weights."""
+        """The DINOv2 features of the same images, made where there are weights for them."""
         return self.paths.data / f"{dataset}-reference-dinov2.npz"
 
 
-def _place(base: Path, given: str | None) -> str | None:
-    """A folder, absolute; an address as it is."""
-    return given if given is None or "://" in given else str((base / given).resolve())
+def _absolute(base: Path, place: str | None) -> str | None:
+    """A folder made absolute; an address as it is."""
+    return place if place is None or "://" in place else str((base / place).resolve())
 
 
 def _layers(model: ModelConfig) -> tuple[object, ...]:
-    """What makes a model of one size: all but dropout, classes and loss weights."""
+    """The settings by which a model is of one size: all but dropout, classes and loss weights."""
     return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
 
 
 def load_params(file: Path = DEFAULT_FILE) -> Params:
-    """Read and check the file. FractalError: one line with the key, what was found, what is
-    allowed."""
+    """Read and check the file. FractalError: the key, the value found, the values allowed."""
     try:
         content = yaml.safe_load(file.read_text())
     except FileNotFoundError as error:
@@ -228,18 +227,17 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     except ValidationError as error:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     base = file.resolve().parent
-    paths = params.paths.model_copy(
-        update={
-            "data": (base / params.paths.data).resolve(),
-            "outputs": (base / params.paths.outputs).resolve(),
-            "training": _place(base, params.paths.training),
-        }
-    )
-    weights = params.metrics.inception_weights
-    if weights not in ("auto", "download"):
-        weights = str(base / weights)
-    dinov2 = _place(base, params.metrics.dinov2_weights)
-    metrics = params.metrics.model_copy(
-        update={"inception_weights": weights, "dinov2_weights": dinov2}
-    )
-    return params.model_copy(update={"paths": paths, "metrics": metrics})
+    paths, metrics = params.paths, params.metrics
+    places = {
+        "data": (base / paths.data).resolve(),
+        "outputs": (base / paths.outputs).resolve(),
+        "training": _absolute(base, paths.training),
+    }
+    weights = {"dinov2_weights": _absolute(base, metrics.dinov2_weights)}
+    if metrics.inception_weights not in ("auto", "download"):
+        weights["inception_weights"] = str(base / metrics.inception_weights)
+    sections = {
+        "paths": paths.model_copy(update=places),
+        "metrics": metrics.model_copy(update=weights),
+    }
+    return params.model_copy(update=sections)

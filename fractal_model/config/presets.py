@@ -1,7 +1,7 @@
-"""From the table rows that people write to the model configuration that the code uses.
+"""The rows of the table `models` in params.yaml, as in Table 2 of the paper.
 
-A row gives one list entry per level, the last for the pixel network, as in Table 2 of the paper;
-the same conversion serves `params.yaml` and the configuration of published checkpoints.
+A row gives one list entry per level, the last for the pixel network; the configuration of published
+checkpoints is read as such a row too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fractal_model.config.model import Generator, LevelConfig, ModelConfig, Pixe
 
 
 class Architecture(StrictModel):
-    """One row of the table `models` in params.yaml."""
+    """One row: the architecture of one model size."""
 
     patch_sizes: tuple[PositiveInt, ...]
     widths: tuple[PositiveInt, ...]
@@ -36,10 +36,9 @@ class Architecture(StrictModel):
                 f"patch_sizes {list(self.patch_sizes)} must go down to the pixel: end it in 1"
             )
         for name in ("widths", "blocks", "heads"):
-            found = len(getattr(self, name))
-            if found != levels:
+            if (entries := len(getattr(self, name))) != levels:
                 raise ValueError(
-                    f"{name} has {found} entries, patch_sizes has {levels}: match them"
+                    f"{name} has {entries} entries, patch_sizes has {levels}: match them"
                 )
         if len(self.generators) != levels - 1:
             raise ValueError(
@@ -50,7 +49,7 @@ class Architecture(StrictModel):
         return self
 
     def to_model(self) -> ModelConfig:
-        """The same architecture, one object per level. ValueError where levels do not fit."""
+        """The model's configuration. ValueError where levels do not fit."""
         condition_widths = (self.widths[0], *self.widths)
         levels = tuple(
             LevelConfig(

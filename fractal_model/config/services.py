@@ -1,4 +1,4 @@
-"""What a person sets about the servers of `make up`."""
+"""The `services` section of params.yaml: the servers that `make up` starts."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ PORTS = ("prefect", "mlflow", "ray", "ray_client", "ray_dashboard")
 
 
 class ServicesConfig(StrictModel):
-    """Ports on 127.0.0.1, and how much of the machine Ray may use."""
+    """Ports on 127.0.0.1, and the share of the machine that Ray may use."""
 
     prefect: Port = 4200
     mlflow: Port = 5000
     ray: Port = 6379
-    """Ray's own protocol, spoken by its nodes and drivers."""
+    """Port of the protocol between Ray's nodes and drivers."""
     ray_client: Port = 10001
-    """`ray://…`; Ray offers no way to leave it out."""
+    """Port of `ray://…` addresses; Ray cannot start without it."""
     ray_dashboard: Port = 8265
-    """Ray's dashboard, and its Jobs API."""
+    """Port of Ray's dashboard and of its Jobs API."""
     ray_cpus: Annotated[int, Field(ge=0)] = 0
-    """Logical CPUs that Ray offers; 0: as many as the machine has."""
+    """Logical CPUs that Ray offers; 0: all that the machine has."""
     startup_seconds: Annotated[int, Field(ge=1)] = 180
-    """How long a server may take until it answers."""
+    """Seconds within which a server must answer."""
 
     def ports(self) -> dict[str, int]:
-        """By key of this section."""
+        """Each port by its key in this section."""
         return {name: getattr(self, name) for name in PORTS}
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
-"""How a registered model serves: with which weights and sampling settings.
+"""The weights and sampling settings with which a registered model is served.
 
-It is a file of the registered version, so that what is served is what was registered; what is
-promoted must have been evaluated in the same way.
+They are a file of the registered version, so that a version is served as it was registered; it is
+promoted only if it was evaluated with the same.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from fractal_model.config.sampling import SamplingConfig
 
 
 class ServingConfig(StrictModel):
+    """How one registered version is served."""
+
     weights: Literal["model", "ema"]
-    """The weights themselves, or the moving average that training kept of them."""
+    """Which weights are served: the model's own, or training's moving average of them."""
     sampling: SamplingConfig
-    """Where a request does not say."""
+    """Used for the settings that a request leaves out."""
 
     def differences(self, other: ServingConfig) -> str:
-        """What is another in `other`, on one line; "" where nothing is."""
+        """The settings that differ in `other`, on one line; "" where none do."""
         ours, theirs = (
             {"weights": each.weights, **each.sampling.model_dump()} for each in (self, other)
         )

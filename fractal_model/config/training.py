@@ -1,4 +1,4 @@
-"""The training recipe: what a person may change about a run."""
+"""The `training` section of params.yaml: the recipe and resources of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-# What the weights do not depend on, or only through the rounding and the random numbers of another
+# The weights do not depend on these, or only through the rounding and the random numbers of another
 # split of the same batches: a run that goes on with more or fewer workers is the same run.
 _OPERATIONAL = {
     "workers": 1,
@@ -30,7 +30,7 @@ _OPERATIONAL = {
     "log_every_steps": 1,
     "max_failures": 1,
     "stall_seconds": 1.0,
-    "non_finite": "skip",  # what was left out is in the checkpoint
+    "non_finite": "skip",  # the checkpoint knows which batches were left out
     "max_non_finite": 0,
 }
 
@@ -42,56 +42,55 @@ class TrainingConfig(StrictModel):
     epochs: PositiveInt
     warmup_epochs: Annotated[int, Field(ge=0)]
     batch_size: PositiveInt
-    """Images a step, over all workers."""
+    """Images of one step, over all workers."""
     base_learning_rate: Positive
-    """At a batch of 256; the peak is this · batch_size / 256."""
+    """Peak learning rate for a batch of 256; the peak is this · batch_size / 256."""
     weight_decay: NotNegative
     """Not applied to biases and other one-dimensional parameters."""
     betas: tuple[Share, Share]
     clip_norm: Positive
     ema_decay: Share
-    """Of the exponential moving average of the weights that is kept beside them; 0: none, as
-    published."""
+    """Decay of the exponential moving average of the weights; 0: none is kept, as published."""
     label_drop: Share
     """Probability that an image trains the null embedding instead of its class."""
     flip: bool
     precision: Literal["float32", "bfloat16"]
-    """bfloat16: autocast, and TF32 for what it leaves in float32; float32 is never rounded so."""
+    """bfloat16: autocast, and TF32 for products that stay in float32; float32: no rounding."""
     activation_checkpointing: bool | tuple[bool, ...]
-    """Keep a block's input alone and compute the rest again on the way back: everywhere, or one
-    answer for each level from the top and one for the pixel network."""
+    """Keep the input of a block alone and compute the rest again on the way back: everywhere, or as
+    said for each level from the top and for the pixel network."""
     compile: bool
     """Compile the transformer blocks with torch.compile."""
     workers: PositiveInt
-    """The most that are used."""
+    """Largest number of workers."""
     min_workers: PositiveInt
-    """Where fewer than `workers`: training goes on with fewer when machines are lost, and takes
-    more when they come back."""
+    """Smallest number of workers: with fewer machines than `workers` training goes on with fewer,
+    and takes more when machines come back."""
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]]
-    """By Ray's names: CPU, GPU, memory in bytes, or a resource of the cluster's own."""
+    """By Ray's names: CPU, GPU, memory in bytes, or a custom resource of the cluster."""
     accelerator_type: str | None
-    """As Ray calls it, such as H100: only machines that have it are used."""
+    """Ray's name of a GPU, such as H100: only machines that have it are used."""
     images_per_worker: PositiveInt
-    """That a worker takes at a time; the rest of its share of a batch follows before the step
-    (gradient accumulation)."""
+    """Images that a worker takes at a time; the rest of its share of a batch follows before the
+    step (gradient accumulation)."""
     loader_processes: Annotated[int, Field(ge=0)]
-    """Of each worker, for reading images; 0: the worker reads itself."""
+    """Processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: PositiveInt
     checkpoint_every_minutes: Positive
-    """Looked at when metrics are logged."""
+    """Minutes after which a checkpoint is also due; looked at when metrics are logged."""
     keep_checkpoints: PositiveInt
-    """The last ones; the best stays beside them."""
+    """How many of the last checkpoints are kept; the best one is kept too."""
     log_every_steps: PositiveInt
     max_failures: Annotated[int, Field(ge=-1)]
     """How often a failed group of workers is started again from its last checkpoint; −1: always."""
     stall_seconds: Positive
-    """A worker that does not answer for so long is torn down, and one that the others wait for in
-    an exchange of gradients; a first step, with compilation, has to fit."""
+    """Seconds after which a worker that does not answer, or that the others wait for in an exchange
+    of gradients, is torn down; a first step, with compilation, must be shorter."""
     non_finite: Literal["skip", "roll-back", "stop"]
-    """What follows a batch whose loss or gradient is not finite: it is left out, or training also
-    returns to the last checkpoint, or it ends."""
+    """After a batch whose loss or gradient is not finite: leave it out, or also return to the last
+    checkpoint, or end the training."""
     max_non_finite: Annotated[int, Field(ge=0)]
-    """Such batches after which training ends in any case."""
+    """Number of batches that are not finite after which training ends in any case."""
     seed: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
@@ -115,23 +114,24 @@ class TrainingConfig(StrictModel):
         return self
 
     def deciding(self) -> TrainingConfig:
-        """The same with what does not decide about the run set to one value, to compare runs."""
+        """The recipe with one value for all settings that do not decide a run, to compare runs."""
         return self.model_copy(update=_OPERATIONAL)
 
     def checkpointed(self, levels: int) -> tuple[bool, ...]:
-        """Of each level, and of the pixel network. ValueError: not that many answers."""
-        given = self.activation_checkpointing
-        if isinstance(given, bool):
-            return (given,) * (levels + 1)
-        if len(given) != levels + 1:
+        """`activation_checkpointing` of each level and of the pixel network. ValueError: it has
+        another number of entries."""
+        entries = self.activation_checkpointing
+        if isinstance(entries, bool):
+            return (entries,) * (levels + 1)
+        if len(entries) != levels + 1:
             raise ValueError(
-                f"activation_checkpointing has {len(given)} entries: give true or false, or "
+                f"activation_checkpointing has {len(entries)} entries: give true or false, or "
                 f"{levels + 1}, for {levels} levels and the pixel network"
             )
-        return given
+        return entries
 
     def accumulation(self, workers: int) -> int:
-        """Times that each of so many workers goes through the model before a step."""
+        """Passes of each of `workers` workers through the model before a step."""
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property

@@ -1,4 +1,2 @@
-"""Metrics of generated images: Inception features, distances between sets, class agreement.
-
-Numbers come out, nothing is stored: no experiment tracker, scheduler or cluster is known here.
-"""
+"""Metrics of generated images: Inception and DINOv2 features, distances between sets of them, class
+agreement. Numbers are returned and nothing is stored."""

@@ -54,13 +54,14 @@ class DINOv2Features:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) to float32 (B, D), on the network's device."""
-        device = self._network.pos_embed.device
+        device = next(self._network.parameters()).device
         size = [SIDE, SIDE]
         bicubic = transforms.InterpolationMode.BICUBIC
         scaled = transforms.resize(images.to(device), size, interpolation=bicubic, antialias=True)
         values = transforms.to_dtype(scaled, torch.float32, scale=True)
         values = transforms.normalize(values, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        return self._network(values)
+        features: Tensor = self._network(values)
+        return features
 
 
 def dinov2_checksum(file: Path) -> str:
@@ -82,6 +83,7 @@ def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Feature
         width = state["cls_token"].shape[-1]
         with torch.random.fork_rng(devices=[]):
             network = timm.create_model(NAMES[width], num_classes=0, img_size=SIDE)
+        assert isinstance(network, VisionTransformer)
         network.load_state_dict(checkpoint_filter_fn(state, network))
     except (
         RuntimeError,

@@ -13,10 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_statistics_to_metric,
-)
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import (
     KEY_METRIC_KID_MEAN,
@@ -43,7 +40,7 @@ class KernelDistance:
     mean: float
     """Mean over the subsets of the unbiased squared MMD; may be slightly below 0."""
     standard_error: float | None
-    """None where the subset is the whole of a set: nothing is left to tell an error from."""
+    """None where a subset is the whole of a set, so that no error can be estimated."""
     subsets: int
     subset_size: int
     """Images in a subset, after the cap at the smaller set."""
@@ -51,9 +48,7 @@ class KernelDistance:
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """The Fréchet inception distance (FID), float64. Source: Heusel et al. 2017, section 3.
-
-    Raises FractalError for non-finite statistics or unequal D.
-    """
+    FractalError: non-finite statistics or unequal D."""
     stats = [
         {
             "mu": np.asarray(one.mean, dtype=np.float64),
@@ -67,7 +62,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             "again from finite features"
         )
     _same_width(*(one["mu"].shape[0] for one in stats))
-    return fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID]
+    return float(fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID])
 
 
 def kernel_distance(
@@ -80,17 +75,14 @@ def kernel_distance(
 ) -> KernelDistance:
     """The kernel inception distance (KID) of (N, D) features, with the cubic polynomial kernel.
 
-    Subsets are drawn without replacement; their size is capped at the smaller set (see the
-    result). The standard error is that of drawing the images and the subsets: σ √(m / (N − m) +
-    1 / subsets), where σ is the deviation among subsets of m out of N images, N that of the
-    smaller set. The first term is the delete-d jackknife (Shao & Wu 1989), as subsets of one set
-    overlap; the second is for having drawn only so many of them.
-
-    Source: Binkowski et al. 2018, section 4 (there: subsets of 1000).
-    Raises FractalError for fewer than 2 images, options below their least value (1 and 2),
-    non-finite features or unequal D.
+    Subsets are drawn without replacement; their size is capped at the smaller set. The standard
+    error is that of drawing the images and the subsets: σ √(m / (N − m) + 1 / subsets), where σ is
+    the deviation among subsets of m out of the N images of the smaller set. The first term is the
+    delete-d jackknife (Shao & Wu 1989), as subsets of one set overlap; the second is for the number
+    of subsets. Source: Binkowski et al. 2018, section 4 (there: subsets of 1000).
+    FractalError: fewer than 2 images, options below 1 and 2, non-finite features or unequal D.
     """
-    generated, real = _checked_pair(generated, real, at_least=2)
+    generated, real = checked_pair(generated, real, at_least=2)
     if subsets < 1 or subset_size < 2:
         raise FractalError(
             f"KID: found {subsets} subsets of {subset_size} images, expected at least 1 of at "
@@ -99,7 +91,7 @@ def kernel_distance(
     smaller, larger = sorted((len(generated), len(real)))
     size = min(subset_size, smaller)
     drawn = 1 if size == larger else subsets  # every subset would be the whole of both sets
-    found = kid_features_to_metric(
+    metrics = kid_features_to_metric(
         generated,
         real,
         kid_subsets=drawn,
@@ -114,9 +106,9 @@ def kernel_distance(
     error = None
     if size < smaller and drawn > 1:
         # torch-fidelity divides by the number of subsets; the jackknife wants one less.
-        deviation = found[KEY_METRIC_KID_STD] * math.sqrt(drawn / (drawn - 1))
+        deviation = metrics[KEY_METRIC_KID_STD] * math.sqrt(drawn / (drawn - 1))
         error = deviation * math.sqrt(size / (smaller - size) + 1 / drawn)
-    return KernelDistance(found[KEY_METRIC_KID_MEAN], error, drawn, size)
+    return KernelDistance(metrics[KEY_METRIC_KID_MEAN], error, drawn, size)
 
 
 def precision_recall(
@@ -126,14 +118,13 @@ def precision_recall(
 
     Precision is the share of generated images inside the real ones' manifold (the union of balls
     that reach the k-th nearest neighbour), recall the share of real images inside the generated
-    ones'. Source: Kynkäänniemi et al. 2019; in ADM's sense (Dhariwal & Nichol 2021): Inception
-    pool_3 features and k = 3.
-    Raises FractalError for k < 1, fewer than k + 1 images, non-finite features or unequal D.
+    ones'. Source: Kynkäänniemi et al. 2019; as in ADM (Dhariwal & Nichol 2021) with k = 3.
+    FractalError: k < 1, fewer than k + 1 images, non-finite features or unequal D.
     """
     if neighbours < 1:
         raise FractalError(f"neighbours: found {neighbours}, expected at least 1; raise it")
-    generated, real = _checked_pair(generated, real, at_least=neighbours + 1)
-    found = prc_features_to_metric(
+    generated, real = checked_pair(generated, real, at_least=neighbours + 1)
+    metrics = prc_features_to_metric(
         generated,
         real,
         prc_neighborhood=neighbours,
@@ -141,7 +132,7 @@ def precision_recall(
         save_cpu_ram=True,
         verbose=False,
     )
-    return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
+    return metrics[KEY_METRIC_PRECISION], metrics[KEY_METRIC_RECALL]
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float:
@@ -153,11 +144,12 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
     if splits < 1:
         raise FractalError(f"Inception Score splits: found {splits}, expected at least 1; raise it")
     logits = checked_features(logits, "logits", at_least=splits)
-    found = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
-    return found[KEY_METRIC_ISC_MEAN]
+    metrics = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
+    return float(metrics[KEY_METRIC_ISC_MEAN])
 
 
-def _checked_pair(generated: Tensor, real: Tensor, *, at_least: int) -> tuple[Tensor, Tensor]:
+def checked_pair(generated: Tensor, real: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and (M, D) as float64. FractalError: unequal D, or as `checked_features`."""
     generated = checked_features(generated, "generated features", at_least=at_least)
     real = checked_features(real, "real features", at_least=at_least)
     _same_width(generated.shape[1], real.shape[1])

@@ -15,6 +15,7 @@ from torch import Tensor
 from fractal_model.common.errors import FractalError
 from fractal_model.metrics.bootstrap import frechet_standard_error
 from fractal_model.metrics.distances import (
+    checked_pair,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -37,7 +38,7 @@ class MetricResults:
         return MetricResults(self.values | other.values, self.absent | other.absent)
 
     def renamed(self, label: Callable[[str], str]) -> MetricResults:
-        """The same under other names."""
+        """These results under other names."""
         values = {label(name): value for name, value in self.values.items()}
         return MetricResults(values, {label(name): why for name, why in self.absent.items()})
 
@@ -60,40 +61,33 @@ def image_metrics(
 
     real_statistics are of all real images where real_features are a sample of them: the Fréchet
     distance takes the former, the other metrics the latter. logits (N, 1008) are the generated
-    images'; without them the Inception Score is absent for reason_no_logits. Sources: see
-    `distances`.
+    images'; without them the Inception Score is absent for reason_no_logits.
     Raises FractalError for non-finite features or logits and for unequal widths.
     """
-    generated = checked_features(generated_features, "generated features")
-    real = checked_features(real_features, "real features")
-    if generated.shape[1] != real.shape[1]:
-        raise FractalError(
-            f"features: found widths {generated.shape[1]} and {real.shape[1]}, expected equal "
-            "ones; use one network for both"
-        )
+    generated, real = checked_pair(generated_features, real_features)
     if logits is not None:
         logits = checked_features(logits, "logits")
 
     def fid() -> dict[str, float | str]:
-        found = FeatureStatistics.from_features(generated)
-        wanted = real_statistics or FeatureStatistics.from_features(real)
-        error = frechet_standard_error(generated, wanted, resamples=fid_resamples, seed=seed)
-        return {FID: frechet_distance(found, wanted), error_of(FID): error}
+        ours = FeatureStatistics.from_features(generated)
+        theirs = real_statistics or FeatureStatistics.from_features(real)
+        error = frechet_standard_error(generated, theirs, resamples=fid_resamples, seed=seed)
+        return {FID: frechet_distance(ours, theirs), error_of(FID): error}
 
     def kid() -> dict[str, float | str]:
-        found = kernel_distance(
+        distance = kernel_distance(
             generated, real, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed
         )
         no_error = (
-            f"{found.subsets} subsets of {found.subset_size} out of {len(generated)} generated "
-            f"and {len(real)} real images leave nothing to estimate an error from"
+            f"{distance.subsets} subsets of {distance.subset_size} out of {len(generated)} "
+            f"generated and {len(real)} real images leave nothing to estimate an error from"
         )
-        error = found.standard_error
-        return {KID: found.mean, error_of(KID): no_error if error is None else error}
+        error = distance.standard_error
+        return {KID: distance.mean, error_of(KID): no_error if error is None else error}
 
     def manifold() -> dict[str, float | str]:
-        found = precision_recall(generated, real, neighbours=neighbours)
-        return dict(zip((PRECISION, RECALL), found, strict=True))
+        precision, recall = precision_recall(generated, real, neighbours=neighbours)
+        return {PRECISION: precision, RECALL: recall}
 
     def score() -> dict[str, float | str]:
         if logits is None:
@@ -112,7 +106,7 @@ def image_metrics(
 
 def results_table(results: MetricResults) -> pd.DataFrame:
     """Columns metric, value, reason: one row a metric; a value or why there is none."""
-    rows = [(name, value, "") for name, value in results.values.items()]
+    rows: list[tuple[str, float | None, str]] = [(k, v, "") for k, v in results.values.items()]
     rows += [(name, None, reason) for name, reason in results.absent.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "reason"])
 
@@ -123,10 +117,10 @@ def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]])
     absent: dict[str, str] = {}
     for names, compute in parts.items():
         try:
-            found = compute()
+            results = compute()
         except FractalError as error:
-            found = dict.fromkeys(names, str(error))
-        for name, value in found.items():
+            results = dict.fromkeys(names, str(error))
+        for name, value in results.items():
             if isinstance(value, str):
                 absent[name] = value
             else:

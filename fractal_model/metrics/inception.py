@@ -59,7 +59,8 @@ class InceptionFeatures:
 
     @property
     def device(self) -> torch.device:
-        return self._network.fc.weight.device
+        weight: Tensor = self._network.fc.weight
+        return weight.device
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -72,8 +73,8 @@ class InceptionFeatures:
                 f"images for Inception: found {images.dtype} {tuple(images.shape)}, expected "
                 "torch.uint8 (B, 3, H, W); convert them to 8-bit RGB first"
             )
-        (features,) = self._network(images.to(self.device))
-        return features
+        features: tuple[Tensor] = self._network(images.to(self.device))
+        return features[0]
 
     @torch.no_grad()
     def logits_from_features(self, features: Tensor) -> Tensor:
@@ -85,7 +86,8 @@ class InceptionFeatures:
         """
         if not self.has_classifier:
             raise FractalError(NO_CLASSIFIER)
-        return features.to(self.device) @ self._network.fc.weight.T
+        weight: Tensor = self._network.fc.weight
+        return features.to(self.device) @ weight.T
 
 
 def load_inception(
@@ -144,10 +146,10 @@ def extract_features(
     return torch.cat(batches)
 
 
-class _PackagedInception(FeatureExtractorInceptionV3):
+class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # of an untyped library
     """Takes the package's tensors: its 94 convolutions are torch-fidelity's 94, in order."""
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], *args, **kwargs):
+    def load_state_dict(self, state_dict: dict[str, Tensor], *args: bool, **kwargs: bool) -> object:
         ours = [name for name, part in self.named_modules() if isinstance(part, BasicConv2d)]
         theirs = [name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")]
         translated: dict[str, Tensor] = {}
@@ -166,7 +168,9 @@ class _PackagedInception(FeatureExtractorInceptionV3):
         return super().load_state_dict(translated, *args, **kwargs)
 
 
-def _build(kind: type[FeatureExtractorInceptionV3], state: dict[str, Tensor]):
+def _build(
+    kind: type[FeatureExtractorInceptionV3], state: dict[str, Tensor]
+) -> FeatureExtractorInceptionV3:
     """torch-fidelity's constructor wants a file to unpickle without checks, or downloads: it gets
     one in memory, that was written here from tensors alone."""
     file = io.BytesIO()

@@ -8,12 +8,14 @@ Shapes: R rows, T sub-patches of 3 × p × p, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from fractal_model.config.model import LevelConfig
 from fractal_model.model.attention import FixedCache, KeyValueCache
-from fractal_model.model.blocks import NORM_EPSILON, ar_block, run_blocks
+from fractal_model.model.blocks import NORM_EPSILON, Block, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.kernels.linear import Linear
 from fractal_model.model.pixels import normalise
@@ -23,6 +25,9 @@ from fractal_model.model.rotary import rotary_factors
 class ARLevel(nn.Module):
     """A causal transformer over the sub-patches of a patch."""
 
+    blocks: Sequence[Block]
+    rotary: Tensor
+
     def __init__(self, config: LevelConfig) -> None:
         super().__init__()
         self.config = config
@@ -31,17 +36,16 @@ class ARLevel(nn.Module):
         self.condition = Linear(config.condition_width, width)
         self.positions = nn.Parameter(torch.zeros(1, config.tokens + 1, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.blocks = nn.ModuleList(
-            ar_block(width, config.heads, dropout=config.dropout) for _ in range(config.blocks)
-        )
+        blocks = (ar_block(width, config.heads, config.dropout) for _ in range(config.blocks))
+        self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
-        rotary = rotary_factors(config.grid, width // config.heads)
-        self.register_buffer("rotary", rotary, persistent=False)
+        factors = rotary_factors(config.grid, width // config.heads)
+        self.register_buffer("rotary", factors, persistent=False)
 
     def forward(self, tokens: Tensor, conditions: Conditions) -> Conditions:
         """(R, T, 3, p, p) uint8 sub-patches to one condition each, (R · T, 1, D)."""
         first = self.first_token(conditions)[:, None]
-        x = torch.cat([first, self._embed(normalise(tokens[:, :-1]).flatten(2))], dim=1)
+        x = torch.cat([first, self.patch(normalise(tokens[:, :-1]).flatten(2))], dim=1)
         x = self.norm_in(x + self.positions[:, :-1])
         x = self.norm_out(run_blocks(self.blocks, x, rotary=self.rotary[:-1]))
         return Conditions(x.flatten(0, 1)[:, None])
@@ -52,14 +56,7 @@ class ARLevel(nn.Module):
 
     def next_token(self, sub_patches: Tensor) -> Tensor:
         """(R, 3, p, p) uint8, the sub-patch just made, to (R, D): what the next `step` takes."""
-        return self._embed(normalise(sub_patches).flatten(1))
-
-    def new_caches(self, token_RD: Tensor) -> list[KeyValueCache]:
-        rows = token_RD.shape[0]
-        return [
-            KeyValueCache.empty(block.attention, rows, self.config.tokens, token_RD)
-            for block in self.blocks
-        ]
+        return self.patch(normalise(sub_patches).flatten(1))
 
     def step(self, token_RD: Tensor, caches: list[KeyValueCache]) -> Conditions:
         """The condition of the next sub-patch, (R, 1, D), from the newest token alone."""
@@ -69,12 +66,9 @@ class ARLevel(nn.Module):
         return Conditions(self.norm_out(x))
 
     def step_at(self, token_RD: Tensor, caches: list[FixedCache]) -> Conditions:
-        """The same at the place that the caches say, with shapes that never change."""
+        """The condition (R, 1, D) of the sub-patch at the caches' place, from the newest token
+        alone, with shapes that never change."""
         place = caches[0].place
         x = self.norm_in(token_RD[:, None] + self.positions.index_select(1, place))
         x = run_blocks(self.blocks, x, rotary=self.rotary.index_select(0, place), caches=caches)
         return Conditions(self.norm_out(x))
-
-    def _embed(self, values: Tensor) -> Tensor:
-        """(..., 3p²) normalised sub-patches to (..., D)."""
-        return self.patch(values)

@@ -1,6 +1,9 @@
-"""The two pre-norm transformer blocks: the vision transformer's and the AR levels'.
+"""The two pre-norm transformer blocks and their feed-forward parts.
 
-Shapes: B rows, S positions, D width.
+AR levels have LLaMA's block (RMSNorm, SwiGLU); MAR levels and pixel networks have the vision
+transformer's (LayerNorm, MLP). A block can be recomputed on the way back, or compiled.
+
+Shapes: B rows, S positions, D width, H hidden width of a feed-forward part.
 """
 
 from __future__ import annotations
@@ -17,17 +20,50 @@ from fractal_model.model.kernels.dropout import Dropout
 from fractal_model.model.kernels.linear import Linear
 
 NORM_EPSILON = 1e-6
+SWIGLU_MULTIPLE = 256
 _MOST_KINDS = 64
 """Of compiled blocks: by width, heads and length, in training and not, with gradients and without.
 torch would give up after eight, and a model of three levels with guiding pixels trains six."""
-SWIGLU_MULTIPLE = 256
+
+
+class GeluMLP(nn.Module):
+    """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.drop1 = Dropout(dropout)
+        self.fc2 = Linear(hidden, width)
+        self.drop2 = Dropout(dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.fc1(x_BSD, "gelu"))))
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, then dropout (Shazeer 2020, section 2)."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.fc1_g = Linear(width, hidden, bias=False)
+        self.fc1_x = Linear(width, hidden, bias=False)
+        self.fc2 = Linear(hidden, width, bias=False)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        gate_BSH = nn.functional.silu(self.fc1_g(x_BSD))
+        return self.drop(self.fc2(gate_BSH * self.fc1_x(x_BSD)))
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm1(x)), then x + feed_forward(norm2(x))."""
 
     def __init__(
-        self, norm1: nn.Module, attention: Attention, norm2: nn.Module, feed_forward: nn.Module
+        self,
+        norm1: nn.LayerNorm | nn.RMSNorm,
+        attention: Attention,
+        norm2: nn.LayerNorm | nn.RMSNorm,
+        feed_forward: GeluMLP | SwiGLU,
     ) -> None:
         super().__init__()
         self.recompute = False
@@ -58,7 +94,8 @@ class Block(nn.Module):
         return self._feed_forward(x_BQD + self.attention.mix(query, key, value))
 
     def _feed_forward(self, x_BSD: Tensor) -> Tensor:
-        return x_BSD + self.feed_forward(self.norm2(x_BSD))
+        change: Tensor = self.feed_forward(self.norm2(x_BSD))
+        return x_BSD + change
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
@@ -78,7 +115,7 @@ def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
     )
 
 
-def ar_block(width: int, heads: int, *, dropout: float) -> Block:
+def ar_block(width: int, heads: int, dropout: float) -> Block:
     """The AR level's block: RMSNorm, causal attention without biases, SwiGLU."""
     hidden = math.ceil((8 * width // 3) / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
     return Block(
@@ -90,15 +127,15 @@ def ar_block(width: int, heads: int, *, dropout: float) -> Block:
 
 
 def run_blocks(
-    blocks: nn.ModuleList,
+    blocks: Sequence[Block],
     x_BSD: Tensor,
     *,
     rotary: Tensor | None = None,
     caches: Sequence[KeyValueCache | FixedCache] | None = None,
     at_BQ: Tensor | None = None,
 ) -> Tensor:
-    """Apply the blocks in turn, each with its own cache where caches are given; with `at_BQ` the
-    last one computes these positions alone, and they are what comes out."""
+    """Apply the blocks in turn, each with its own cache where caches are given. With `at_BQ` the
+    last block computes the output (B, Q, D) of these positions alone."""
     assert at_BQ is None or (rotary is None and caches is None)
     for i, block in enumerate(blocks):
         if at_BQ is not None and i == len(blocks) - 1:
@@ -110,44 +147,22 @@ def run_blocks(
     return x_BSD
 
 
+def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> list[KeyValueCache]:
+    """A cache for each block, for as many rows as there are tokens and `capacity` positions."""
+    shapes = [block.attention.cache_shape(len(token_BD), capacity) for block in blocks]
+    return [KeyValueCache(token_BD.new_empty(s), token_BD.new_empty(s)) for s in shapes]
+
+
 def checkpoint_activations(model: nn.Module) -> None:
-    """Training keeps the input of each block alone and computes the rest again on the way back."""
+    """Make training keep the input of each block alone and compute the rest again on the way
+    back."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Each block as one compiled function, for any number of rows."""
+    """Compile each block into one function, for any number of rows."""
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True, recompile_limit=_MOST_KINDS)
-
-
-class GeluMLP(nn.Module):
-    """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
-
-    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.drop1 = Dropout(dropout)
-        self.fc2 = Linear(hidden, width)
-        self.drop2 = Dropout(dropout)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.drop2(self.fc2(self.drop1(self.fc1(x_BSD, "gelu"))))
-
-
-class SwiGLU(nn.Module):
-    """fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, then dropout (Shazeer 2020, section 2)."""
-
-    def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
-        super().__init__()
-        self.fc1_g = Linear(width, hidden, bias=False)
-        self.fc1_x = Linear(width, hidden, bias=False)
-        self.fc2 = Linear(hidden, width, bias=False)
-        self.drop = Dropout(dropout)
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        gate_BSH = nn.functional.silu(self.fc1_g(x_BSD))
-        return self.drop(self.fc2(gate_BSH * self.fc1_x(x_BSD)))

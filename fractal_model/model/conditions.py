@@ -1,4 +1,4 @@
-"""What one level of the fractal hands to the next.
+"""The conditions that one level of the fractal hands to the next.
 
 Shapes: N rows of the receiving level, n conditions (1 from an AR level, 5 from a MAR level), D
 width of the handing level.
@@ -21,6 +21,3 @@ class Conditions:
     def middle(self) -> Tensor:
         """(N, D): condition 0, the only one that AR levels and the pixel network read."""
         return self.values_NCD[:, 0]
-
-    def __len__(self) -> int:
-        return self.values_NCD.shape[0]

@@ -1,15 +1,16 @@
 """The recursive model: levels of AR or MAR transformers from the image down to the pixel.
 
-Decided here: one pass goes breadth first, all sub-patches of all images of a level in one batch;
-a pass returns log-probabilities of the values per pixel, with the row that each belongs to, and
-what is made of them (training loss, likelihood) is somebody else's: see `losses.py`.
+Decided here: a pass goes breadth first, all sub-patches of all images of a level in one batch. It
+returns the negative log-probabilities of the values, with the image that each belongs to;
+`losses.py` makes the training loss and the likelihood of them.
 
-Shapes: B images of side S, R rows of a level, T sub-patches of a row, N rows handed on.
+Shapes: B images of side S; R rows (patches of side P) of a level, T sub-patches of side p of a row,
+N of them predicted and handed on; n conditions of a row, C their width, D the level's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,11 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.model import MAX_CONDITIONS, ModelConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
+from fractal_model.model.kernels.spare_rows import spare_rows, with_spare
 from fractal_model.model.mar import MARLevel
 from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.pixels import mean_colour, patchify
-from fractal_model.model.pretrained import PretrainedMixin
+from fractal_model.model.pretrained import PretrainedModule
 
 NO_CLASS = -1
 """The label of an image without a class: it gets the null embedding."""
@@ -31,7 +33,7 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of a level lie: image, and the top-left pixel within it; each (R,) int64."""
+    """Where the rows of a level lie: image, and top-left pixel within it; each (R,) int64."""
 
     image: Tensor
     top: Tensor
@@ -42,10 +44,10 @@ class Rows:
         zeros = torch.zeros(count, dtype=torch.long, device=device)
         return cls(torch.arange(count, device=device), zeros, zeros)
 
-    def sub_patches(self, chosen: Tensor, size: int) -> Rows:
-        """The rows one level down: the sub-patches of side `size` where (R, T) `chosen` is true."""
-        row, token = chosen.nonzero(as_tuple=True)
-        grid = round(chosen.shape[1] ** 0.5)
+    def sub_patches(self, mask: Tensor, size: int) -> Rows:
+        """The rows one level down: the sub-patches of side `size` where (R, T) `mask` is true."""
+        row, token = mask.nonzero(as_tuple=True)
+        grid = round(mask.shape[1] ** 0.5)
         return Rows(
             self.image[row],
             self.top[row] + token // grid * size,
@@ -78,8 +80,7 @@ class Pass:
 
     pixels: ValueNats
     guides: tuple[ValueNats, ...]
-    level0: Conditions
-    """What level 0 handed on."""
+    """Of the guiding pixels of each level that has them."""
 
 
 MaskSource = Callable[[int, Rows], Tensor]
@@ -95,9 +96,12 @@ def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
     return targets, targets.float()
 
 
-class FractalModel(nn.Module, PretrainedMixin):
+class FractalModel(PretrainedModule):
     """A fractal generative model. Weights are uninitialised memory's defaults until `initialise`
     or a checkpoint fills them."""
+
+    __call__: Callable[..., Pass]
+    levels: Sequence[ARLevel | MARLevel]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,10 +109,44 @@ class FractalModel(nn.Module, PretrainedMixin):
         root_width = config.levels[0].condition_width
         self.class_embedding = nn.Embedding(config.num_classes, root_width)
         self.null_embedding = nn.Parameter(torch.zeros(1, root_width))
-        self.levels = nn.ModuleList(
-            (ARLevel if level.generator == "ar" else MARLevel)(level) for level in config.levels
-        )
+        kinds = {"ar": ARLevel, "mar": MARLevel}
+        levels = nn.ModuleList(kinds[level.generator](level) for level in config.levels)
+        self.add_module("levels", levels)
         self.pixel = PixelNetwork(config.pixel)
+
+    def forward(
+        self, images: Tensor, labels: Tensor, *, masks: MaskSource, guides: GuideSource
+    ) -> Pass:
+        """Predict the values of images from the true values before them (paper, section 4).
+
+        (B, 3, S, S) uint8 images and (B,) labels. Each level turns R patches (R, 3, P, P) and their
+        conditions (R, n, C) into conditions (N, n, D) of the sub-patches (N, 3, p, p) that it
+        predicts; these are the patches of the next level, down to the pixels.
+        """
+        self._require_size(images)
+        patches, conditions = images, self.root(labels)
+        rows = Rows.whole_images(len(images), images.device)
+        weight = torch.ones(len(images), device=images.device)
+        guide_nats = []
+        for i, level in enumerate(self.levels):
+            sub_patches = patchify(patches, level.config.sub_patch_size)
+            if isinstance(level, MARLevel):
+                mask = masks(i, rows)
+            else:
+                mask = sub_patches.new_ones(sub_patches.shape[:2], dtype=torch.bool)
+            colours, spare = None, self._spare_rows(i, patches)
+            if isinstance(level, MARLevel) and level.config.guiding_pixel:
+                targets, colours = guides(mean_colour(patches))
+                nats = channel_nats(level.guide_network, conditions, targets, spare)
+                share = 1 / level.config.patch_size**2
+                guide_nats.append(ValueNats(nats, rows.image, weight, share))
+            conditions = self._hand_on(i, sub_patches, mask, conditions, colours, spare)
+            patches = sub_patches[mask]
+            weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
+            rows = rows.sub_patches(mask, level.config.sub_patch_size)
+        spare = self._spare_rows(len(self.levels), patches)
+        nats = channel_nats(self.pixel, conditions, patches.flatten(1).long(), spare)
+        return Pass(ValueNats(nats, rows.image, weight, 1.0), tuple(guide_nats))
 
     @property
     def device(self) -> torch.device:
@@ -127,45 +165,28 @@ class FractalModel(nn.Module, PretrainedMixin):
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)
         return Conditions(embedded[:, None].expand(-1, MAX_CONDITIONS, -1))
 
-    def forward(
-        self, images: Tensor, labels: Tensor, *, masks: MaskSource, guides: GuideSource
-    ) -> Pass:
-        """(B, 3, S, S) uint8 images, (B,) labels; all levels, teacher forced."""
-        self._require_size(images)
-        patches = images
-        conditions = self.root(labels)
-        rows = Rows.whole_images(len(images), images.device)
-        weight = torch.ones(len(images), device=images.device)
-        guide_nats, level0, masked, spare = [], None, False, 0
-        for i, level in enumerate(self.levels):
-            size = level.config.sub_patch_size
-            tokens = patchify(patches, size)
-            content = with_spare(tokens, spare)
-            given = Conditions(with_spare(conditions.values_NCD, spare))
-            if isinstance(level, ARLevel):
-                mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
-                conditions = Conditions(level(content, given).values_NCD[: mask.numel()])
-            else:
-                mask = masks(i, rows)
-                fed = None
-                if level.config.guiding_pixel:
-                    targets, means = guides(mean_colour(patches))
-                    nats = channel_nats(level.guide_network, given.middle, targets)
-                    share = 1 / level.config.patch_size**2
-                    guide_nats.append(ValueNats(nats, rows.image, weight, share))
-                    fed = with_spare(means, spare)
-                read = MAX_CONDITIONS if i == 0 else self.config.conditions_read(i)
-                hidden = with_spare(mask, spare)
-                conditions = level(content, hidden, given, guides=fed, read=read)
-            level0 = conditions if level0 is None else level0
-            weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
-            rows = rows.sub_patches(mask, size)
-            patches = tokens[mask]
-            masked = masked or isinstance(level, MARLevel)
-            spare = spare_rows(patches) if masked else 0
-        values = patches.flatten(1).long()
-        nats = channel_nats(self.pixel, with_spare(conditions.middle, spare), values)
-        return Pass(ValueNats(nats, rows.image, weight, 1.0), tuple(guide_nats), level0)
+    def _hand_on(
+        self,
+        i: int,
+        sub_patches: Tensor,
+        mask: Tensor,
+        conditions: Conditions,
+        colours: Tensor | None,
+        spare: int,
+    ) -> Conditions:
+        """The conditions (N, n, D) of the masked sub-patches of level i, row by row."""
+        level, content = self.levels[i], with_spare(sub_patches, spare)
+        conditions = Conditions(with_spare(conditions.values_NCD, spare))
+        if isinstance(level, ARLevel):
+            return Conditions(level(content, conditions).values_NCD[: mask.numel()])
+        colours = None if colours is None else with_spare(colours, spare)
+        hidden, read = with_spare(mask, spare), self.config.conditions_read(i)
+        return level(content, hidden, conditions, guides=colours, read=read)
+
+    def _spare_rows(self, i: int, patches: Tensor) -> int:
+        """Spare rows for part i: below a MAR level, whose masks vary the number of rows."""
+        varies = any(level.generator == "mar" for level in self.config.levels[:i])
+        return spare_rows(patches) if varies else 0
 
     def _require_size(self, images: Tensor) -> None:
         side = self.config.image_size
@@ -176,27 +197,16 @@ class FractalModel(nn.Module, PretrainedMixin):
             )
 
 
-def spare_rows(rows: Tensor) -> int:
-    """How many rows more a CPU computes, so that masks, which leave another number of them each
-    time, make few shapes: sixteen between a power of two and the next. oneDNN compiles a product
-    for its shape, which takes longer than a small one does."""
-    count = len(rows)
-    step = max(1, 2 ** (count.bit_length() - 1) // 16)
-    return -count % step if rows.device.type == "cpu" else 0
-
-
-def with_spare(x: Tensor, spare: int) -> Tensor:
-    """(N, ...) and so many rows of zeros."""
-    return torch.cat([x, x.new_zeros(spare, *x.shape[1:])]) if spare else x
-
-
-def channel_nats(network: PixelNetwork, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
-    """(N, 3) negative log-probabilities of 8-bit values, float32, under (N + spare, C) conditions,
-    the spare ones last."""
+def channel_nats(
+    network: PixelNetwork, conditions: Conditions, values_N3: Tensor, spare: int
+) -> Tensor:
+    """(N, 3) float32: negative log-probabilities of 8-bit values under their conditions; the
+    network computes `spare` more rows."""
     count = len(values_N3)
-    fed = with_spare(values_N3, len(conditions_NC) - count)
-    logits = (x[:count] for x in network.channel_logits(conditions_NC, fed))
-    pairs = zip(logits, values_N3.unbind(1), strict=True)
+    logits = network.channel_logits(
+        with_spare(conditions.middle, spare), with_spare(values_N3, spare)
+    )
+    pairs = zip((x[:count] for x in logits), values_N3.unbind(1), strict=True)
     return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
 
 

@@ -1,13 +1,13 @@
 """Likelihood in bits per dimension: exact for AR models, the any-order bound for MAR models.
 
 The bound is the expected mean loss of the masked sub-patches, over a mask count uniform on 1 … T
-and a random order, at every level. Decided here: the passes of an image share the work. Each mask
-alone has a uniform count and a uniformly random set of that size, independent of the masks above
-it, so the estimate is unbiased; but over the passes the counts are stratified, and the sets are
-chosen so that every sub-patch weighs about the same in the whole, which takes most of the
-variance away (`tests/benchmarks/likelihood_variance.py`). The random numbers are the image's own,
-so the result does not depend on batch or workers. No noise is added, and guiding pixels enter
-rounded to 8 bits and weighted by their number: the result is a true bound.
+and a random order, at every level. Decided here: each mask alone has a uniform count and a
+uniformly random set of that size, independent of the masks above it, so the estimate is unbiased.
+Over the passes of an image the counts are stratified, and the sets are chosen so that all
+sub-patches weigh about the same, which removes most of the variance
+(`tests/benchmarks/likelihood_variance.py`). The random numbers are the image's own, so the result
+does not depend on batch or workers. No noise is added, and guiding pixels enter rounded to 8 bits
+and weighted by their number: the result is a true bound.
 
 Shapes: B images, P passes; level i has n patches an image, of T sub-patches each.
 """
@@ -51,18 +51,15 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean over images, the masks' share included; NaN for a single image."""
+        """Standard error of the mean over images, the masks' share included; NaN for one image."""
         return (self.per_image.std() / math.sqrt(len(self.per_image))).item()
 
     @property
     def monte_carlo_error(self) -> float:
         """An upper estimate of the standard deviation of `mean` over mask seeds; 0 where exact,
-        NaN from a single pass.
-
-        From the differences of passes that follow each other, whose level 0 counts lie in
-        neighbouring strata ("collapsed strata": Cochran, Sampling Techniques, section 5A.12). What
-        the passes gain by sharing the sub-patches out among them it does not see.
-        """
+        NaN from a single pass. From the differences of passes that follow each other, whose level 0
+        counts lie in neighbouring strata ("collapsed strata": Cochran, Sampling Techniques, section
+        5A.12); what the passes gain by sharing out the sub-patches is not seen."""
         if self.exact:
             return 0.0
         if self.passes == 1:
@@ -78,8 +75,8 @@ def is_exact(config: ModelConfig) -> bool:
 
 
 def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """The seeds of the images `indices` of a set. Sets of masks with different `seed` share none,
-    as they would if it were the sum: their spread is the Monte Carlo error."""
+    """The mask seeds of the images `indices` of a set. They are hashed, not added, so that sets of
+    masks with different `seed` share none: their spread is the Monte Carlo error."""
     return [stream_seed(seed, int(index)) for index in indices]
 
 
@@ -112,7 +109,7 @@ def pass_bits_by_part(
 
 
 def part_names(config: ModelConfig) -> tuple[str, ...]:
-    """What the bits of a model's images are paid for."""
+    """Names of the terms of a model's bits, in the order of `nats_by_part`."""
     guided = (level.patch_size for level in config.levels if level.guiding_pixel)
     guides = (f"guiding pixels of {size} px patches" for size in guided)
     return ("red", "green", "blue", *guides)
@@ -157,14 +154,11 @@ def _all_masks(
 
 
 def _counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
-    """(P, n) mask counts of an image's patches.
-
-    A patch visits each of the P bands of [0, 1) once over the passes, in a random order of its own
-    (Latin hypercube sampling), so that the counts of a patch and of the one that it lies in are
-    independent; within a band the patches of the image lie evenly. The whole image, alone at its
-    level, goes from the lowest band to the highest: few masked sub-patches, which weigh the most,
-    come first.
-    """
+    """(P, n) mask counts of an image's patches. Over the passes a patch visits each of the P bands
+    of [0, 1) once, in a random order of its own (Latin hypercube sampling), so that the counts of a
+    patch and of the one around it are independent; within a band the patches of the image lie
+    evenly. The whole image, alone at its level, goes from the lowest band to the highest: few
+    masked sub-patches, which weigh the most, come first."""
     visits = torch.rand(passes, n, generator=generator).argsort(dim=0)
     band = visits if n > 1 else torch.arange(passes)[:, None]
     place = torch.rand(passes, n, generator=generator).argsort(dim=1)
@@ -175,19 +169,16 @@ def _counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Ten
 
 def _share_out(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
     """(B, P, n) counts, (B, n, T) random scores and (B, P, n) weights of the rows in the passes
-    (0: not there) to (B, P, n, T) masks: each pass masks the sub-patches that have weighed the
-    least so far.
-
-    That is decided for numbered places, and which sub-patch has which place is random: each mask
-    alone is a uniformly random set of its size.
-    """
+    (0: absent) to (B, P, n, T) masks: each pass masks the sub-patches that have weighed the least
+    so far. This is decided for numbered places, and which sub-patch has which place is random, so
+    that each mask alone is a uniformly random set of its size."""
     total = torch.zeros(scores.shape, dtype=torch.float64)
     places = []
     for number in range(counts.shape[1]):
         count = counts[:, number, :, None]
-        chosen = ranks(total.flatten(0, 1)).view(total.shape) < count
-        total += chosen * (weight[:, number, :, None] / count)
-        places.append(chosen)
+        lightest = ranks(total.flatten(0, 1)).view(total.shape) < count
+        total += lightest * (weight[:, number, :, None] / count)
+        places.append(lightest)
     order = ranks(scores.flatten(0, 1)).view(scores.shape)
     return torch.stack(places, dim=1).gather(-1, order[:, None].expand(-1, len(places), -1, -1))
 

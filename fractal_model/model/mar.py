@@ -7,12 +7,13 @@ n conditions read, D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
-from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
+from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.kernels.linear import Linear
 from fractal_model.model.pixel import PixelNetwork
@@ -26,6 +27,9 @@ _AROUND = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 class MARLevel(nn.Module):
     """A bidirectional transformer over the sub-patches of a patch, some of them masked."""
 
+    __call__: Callable[..., Conditions]
+    blocks: Sequence[Block]
+
     def __init__(self, config: LevelConfig) -> None:
         super().__init__()
         self.config = config
@@ -36,10 +40,11 @@ class MARLevel(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, self.prefix_length + config.tokens, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.blocks = nn.ModuleList(
+        blocks = (
             vit_block(width, config.heads, causal=False, dropout=config.dropout)
             for _ in range(config.blocks)
         )
+        self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
         if config.guiding_pixel:
             self.guide_network = PixelNetwork(
@@ -79,16 +84,19 @@ class MARLevel(nn.Module):
     def prefix(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
         """(R, P, D): what the blocks take for what stands before the sub-patches."""
         x = torch.cat(self._prefix(conditions, guides), dim=1)
-        return self.norm_in(x + self.positions[:, : self.prefix_length])
+        prefix: Tensor = self.norm_in(x + self.positions[:, : self.prefix_length])
+        return prefix
 
     def masked(self) -> Tensor:
         """(1, T, D): what the blocks take for sub-patches, each of them masked."""
-        return self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
+        masked: Tensor = self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
+        return masked
 
     def shown(self, sub_patches: Tensor, places_N: Tensor) -> Tensor:
         """(N, 3, p, p) uint8 sub-patches to (N, D): what the blocks take for them."""
         x = self.patch(normalise(sub_patches).flatten(1))
-        return self.norm_in(x + self.positions[0, self.prefix_length + places_N])
+        shown: Tensor = self.norm_in(x + self.positions[0, self.prefix_length + places_N])
+        return shown
 
     def _prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
         read = conditions.values_NCD[:, : self.config.conditions]
@@ -101,8 +109,8 @@ class MARLevel(nn.Module):
 
 
 def with_neighbours(x_RTD: Tensor, wanted: Tensor, read: int = MAX_CONDITIONS) -> Conditions:
-    """Gather each wanted output with those above, right, below and left; zeros past the border.
-    The first `read` of these."""
+    """The conditions (N, read, D) of each wanted sub-patch: its output and those above, right,
+    below and left of it, zeros past the border, the first `read` of these."""
     row, token = wanted.nonzero(as_tuple=True)
     places, inside = around(token, math.isqrt(x_RTD.shape[1]), read)
     return Conditions(x_RTD[row[:, None], places].where(inside[..., None], 0.0))
@@ -112,9 +120,7 @@ def around(token: Tensor, grid: int, read: int) -> tuple[Tensor, Tensor]:
     """Sub-patches (...) to themselves and those above, right, below and left, (..., read), and
     whether these are within the grid; one that is not is given as the nearest that is."""
     offsets = torch.tensor(_AROUND[:read], device=token.device)
-    down, right = (
-        (token // grid)[..., None] + offsets[:, 0],
-        (token % grid)[..., None] + offsets[:, 1],
-    )
+    down = (token // grid)[..., None] + offsets[:, 0]
+    right = (token % grid)[..., None] + offsets[:, 1]
     inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)
     return down.clamp(0, grid - 1) * grid + right.clamp(0, grid - 1), inside

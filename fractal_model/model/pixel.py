@@ -8,14 +8,14 @@ Shapes: N pixels, C width of the condition, W width, V = 256 values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fractal_model.config.model import PixelConfig
 from fractal_model.model.attention import FixedCache, KeyValueCache
-from fractal_model.model.blocks import NORM_EPSILON, run_blocks, vit_block
+from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.kernels.linear import Linear, linear
 from fractal_model.model.pixels import CHANNEL_VALUES
 
@@ -25,18 +25,24 @@ CHANNELS = 3
 class PixelNetwork(nn.Module):
     """Logits of a pixel's three channels, each given the condition and the channels before it."""
 
+    __call__: Callable[..., Tensor]
+    codebooks: Sequence[nn.Embedding]
+    blocks: Sequence[Block]
+
     def __init__(self, config: PixelConfig) -> None:
         super().__init__()
         width = config.width
         self.condition = Linear(config.condition_width, width)
-        self.codebooks = nn.ModuleList(nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS))
+        codebooks = (nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS))
+        self.add_module("codebooks", nn.ModuleList(codebooks))
         self.biases = nn.ParameterList(
             nn.Parameter(torch.zeros(1, CHANNEL_VALUES)) for _ in range(CHANNELS)
         )
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        self.blocks = nn.ModuleList(
+        blocks = (
             vit_block(width, config.heads, causal=True, dropout=0.0) for _ in range(config.blocks)
         )
+        self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
 
     def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
@@ -44,7 +50,7 @@ class PixelNetwork(nn.Module):
         return torch.stack(self.channel_logits(conditions_NC, values_N3), dim=1)
 
     def channel_logits(self, conditions_NC: Tensor, values_N3: Tensor) -> list[Tensor]:
-        """The same by channel, each (N, V)."""
+        """The logits of each channel in turn, (N, V) in float32."""
         tokens = [
             self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
@@ -59,14 +65,9 @@ class PixelNetwork(nn.Module):
         return self.condition(conditions_NC)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
-        """(N, W): what `step` takes for the channel after `channel`, whose values are given."""
-        return self.codebooks[channel](values_N)
-
-    def new_caches(self, token_NW: Tensor) -> list[KeyValueCache]:
-        rows = token_NW.shape[0]
-        return [
-            KeyValueCache.empty(block.attention, rows, CHANNELS, token_NW) for block in self.blocks
-        ]
+        """(N, W): what `step` takes for the channel after `channel`, whose values these are."""
+        token: Tensor = self.codebooks[channel](values_N)
+        return token
 
     def step(
         self, token_NW: Tensor, channel: int, caches: Sequence[KeyValueCache | FixedCache]
@@ -77,6 +78,5 @@ class PixelNetwork(nn.Module):
 
     def _logits(self, hidden_NW: Tensor, channel: int) -> Tensor:
         with torch.autocast(hidden_NW.device.type, enabled=False):
-            return linear(
-                hidden_NW.float(), self.codebooks[channel].weight, self.biases[channel][0]
-            )
+            weight, bias = self.codebooks[channel].weight, self.biases[channel][0]
+            return linear(hidden_NW.float(), weight, bias)

@@ -4,9 +4,9 @@
     config.json         the model's configuration
     README.md           the model card
 
-Decided here: saving, the model card and `push_to_hub` are the hub library's; loading is ours and
-strict. The library's own loader warns of a missing configuration, skips unknown keys and reads a
-pickle where there are no safetensors; here each of these is an error.
+Decided here: saving, the model card and `push_to_hub` are the hub library's; loading is ours. The
+library's loader warns of a missing configuration, skips unknown keys and reads a pickle where there
+are no safetensors; here each of these is an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.validation import describe
@@ -45,15 +45,16 @@ model = FractalModel.from_pretrained("FOLDER or USER/NAME")
 """
 
 
-class PretrainedMixin(
+class PretrainedModule(
+    nn.Module,
     ModelHubMixin,
     library_name="fractal-model",
     pipeline_tag="unconditional-image-generation",
     paper_url="https://arxiv.org/abs/2502.17437",
     model_card_template=_CARD,
 ):
-    """`save_pretrained(folder)`, `from_pretrained(folder)` and `push_to_hub(name)` for a module
-    that is built from its `config`."""
+    """A module that is built from its `config`, with `save_pretrained(folder)`,
+    `from_pretrained(folder)` and `push_to_hub(name)`."""
 
     config: ModelConfig
 
@@ -63,15 +64,12 @@ class PretrainedMixin(
         (save_directory / CONFIG).write_text(self.config.model_dump_json(indent=1))
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # without the options of the library's loader
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Self:
         """The model in a folder, without any network; where there is no such folder, of the
-        hub's repository USER/NAME. On the CPU, in evaluation mode.
-
-        FractalError: a file is missing or damaged, a key of the configuration is unknown, or the
-        weights are not exactly those of the configuration.
-        """
+        hub's repository USER/NAME. On the CPU, in evaluation mode. FractalError: a file is missing
+        or damaged, a key of the configuration is unknown, or the weights are not exactly its."""
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source), revision, token)
@@ -87,8 +85,8 @@ class PretrainedMixin(
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
-    """Whether a folder has a file of an exported model and none of the `foreign` ones, with which
-    it would be something else."""
+    """True if a folder has a file of an exported model, and none of the `foreign` files that
+    belong to other kinds of folders."""
     ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
     return ours and not any((folder / name).exists() for name in foreign)
 
@@ -118,7 +116,7 @@ def _read_weights(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
-    """Only the two files are fetched, so no pickle can come along."""
+    """Fetch the model's two files alone, so that no pickle can come along."""
     try:
         files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))

@@ -39,13 +39,19 @@ class ImageNoise:
         wrong = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
         if wrong:
             raise FractalError(f"seed {wrong[0]} of an image is out of range: 0 … {LARGEST_SEED}")
-        drawn = [_draw_one(torch.Generator().manual_seed(seed), config) for seed in seeds]
-        pixels, orders, guides = zip(*drawn, strict=True)
-        return cls(
-            pixels=torch.stack(pixels).to(device),
-            orders=tuple(_stack(level, device) for level in zip(*orders, strict=True)),
-            guides=tuple(_stack(level, device) for level in zip(*guides, strict=True)),
-        )
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.stack([torch.rand(shape, generator=g) for g in generators]).to(device)
+
+        pixels = uniform(config.image_size**2, 3)
+        orders: list[Tensor | None] = []
+        guides: list[Tensor | None] = []
+        for level in config.levels:
+            rows = patches_per_image(config, level)
+            orders.append(uniform(rows, level.tokens) if level.generator == "mar" else None)
+            guides.append(uniform(rows, 3) if level.guiding_pixel else None)
+        return cls(pixels, tuple(orders), tuple(guides))
 
     def to(self, device: torch.device) -> ImageNoise:
         return ImageNoise(
@@ -59,24 +65,9 @@ def patches_per_image(config: ModelConfig, level: LevelConfig) -> int:
     return (config.image_size // level.patch_size) ** 2
 
 
-def _draw_one(generator: torch.Generator, config: ModelConfig) -> tuple[Tensor, list, list]:
-    pixels = torch.rand(config.image_size**2, 3, generator=generator)
-    orders, guides = [], []
-    for level in config.levels:
-        rows = patches_per_image(config, level)
-        is_mar = level.generator == "mar"
-        orders.append(torch.rand(rows, level.tokens, generator=generator) if is_mar else None)
-        guides.append(torch.rand(rows, 3, generator=generator) if level.guiding_pixel else None)
-    return pixels, orders, guides
-
-
-def _stack(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
-    return None if tensors[0] is None else torch.stack(tensors).to(device)
-
-
 def ranks(scores: Tensor) -> Tensor:
-    """(R, T) scores to each entry's place, 0 … T − 1, in its row's ascending order; ties by
-    position."""
+    """(R, T) scores to the place, 0 … T − 1, that each has in its row in ascending order; of equal
+    scores the first comes first."""
     return scores.argsort(dim=1, stable=True).argsort(dim=1)
 
 

@@ -1,4 +1,7 @@
-"""."""
+"""The 2-D rotary embedding of the AR levels, which turns queries and keys by their position.
+
+Shapes: T sub-patches on a grid, S positions of a call, d elements of a head.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether weights fit a model: their names and shapes, and on one line what does not."""
+"""Weights of a model: how they differ from what is expected, their checksum, their file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from torch import Tensor, nn
 _SHOWN = 3
 
 
-def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What is missing, extra or of another shape, the first few of each; "" where all fits.
-
-    Compares two state dicts; only names and shapes count, so `expected` may lie on `meta`.
-    """
+def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
+    """Weights of a state dict that are missing, extra or of another shape, the first few of each,
+    on one line; "" where all fit. Only names and shapes count: `expected` may lie on `meta`."""
     shapes = [
-        f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
+        f"{name} {list(actual[name].shape)} instead of {list(expected[name].shape)}"
         for name in expected
-        if name in found and found[name].shape != expected[name].shape
+        if name in actual and actual[name].shape != expected[name].shape
     ]
     kinds = {
-        "missing": [name for name in expected if name not in found],
-        "extra": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in actual],
+        "extra": [name for name in actual if name not in expected],
         "of another shape": shapes,
     }
     return "; ".join(
@@ -49,7 +47,8 @@ def weights_checksum(model: nn.Module) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """As safetensors, readable for whom other new files are: the library's own are the owner's."""
+    """Write a safetensors file that has a new file's usual permissions; the library's own files
+    are readable by their owner alone."""
     save_file(dict(tensors), file, metadata={"format": "pt"})
     probe = file.with_name(f".{file.name}.mode")
     probe.touch()

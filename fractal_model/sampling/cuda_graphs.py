@@ -1,8 +1,8 @@
 """Functions of tensors as CUDA graphs: thousands of small kernels, started as one.
 
-Decided here: one graph for each set of shapes, captured when they come a second time, for there
-are shapes that come once; past a limit of graphs the function is called as it is. All graphs of a
-process take turns, captures too, whatever threads ask for them; those of one object share memory.
+Decided here: one graph for each set of shapes, captured when they come a second time, for some come
+once; past a limit of graphs the function is called as it is. All graphs of a process take turns,
+captures too, whatever threads ask for them; those of one object share memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 _MOST_GRAPHS = 16
 _WARM_UPS = 2
-"""Calls before the capture, in which libraries and compilers do what they do once."""
+"""Calls before the capture, in which libraries and compilers do what is done once."""
 _TURN = threading.Lock()
 
 
@@ -29,13 +29,13 @@ class _Graph:
 
 
 class Graphs:
-    """The graphs of one function that is the same in all calls. What it does must depend on the
-    shapes and types of its arguments alone, and on weights that it is given the addresses of."""
+    """The graphs of one function, the same in all calls. Its operations must depend on the shapes
+    and types of its arguments alone, and on the weights, whose addresses are part of the key."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: Counter[Hashable] = Counter()
-        self._pool: tuple[int, int] | None = None
+        self._pool: torch.cuda._POOL_HANDLE | None = None
 
     @torch.no_grad()
     def __call__(
@@ -51,15 +51,15 @@ class Graphs:
         wanted = self._seen[key] > 1 and len(self._graphs) < _MOST_GRAPHS
         if key not in self._graphs and not wanted:
             return function(*arguments)
-        with _TURN, torch.cuda.device(arguments[0].device):
+        with _TURN, torch.cuda.device(next(a.device for a in arguments if a is not None)):
             if key not in self._graphs:
                 self._graphs[key] = self._capture(function, arguments)
-            found = self._graphs[key]
-            for held, given in zip(found.arguments, arguments, strict=True):
-                if held is not None:
-                    held.copy_(given)
-            found.graph.replay()
-            return found.result.clone()
+            captured = self._graphs[key]
+            for held, argument in zip(captured.arguments, arguments, strict=True):
+                if held is not None and argument is not None:
+                    held.copy_(argument)
+            captured.graph.replay()
+            return captured.result.clone()
 
     def _capture(
         self, function: Callable[..., Tensor], arguments: tuple[Tensor | None, ...]

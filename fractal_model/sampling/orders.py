@@ -1,8 +1,7 @@
-"""In which order an image's patches are generated: the published random one, or a chosen one.
+"""The order in which an image's patches are generated: the published random one, or another.
 
 Decided here: an order is of the first level's patches, the ones that are seen as the image grows;
 inside a patch the sub-patches keep the published random order. An AR level has one order, raster.
-
 An order is held as scores: of the patches still hidden, those with the highest come next.
 
 Shapes: B images, T patches of the first level on a grid of side g.
@@ -22,31 +21,30 @@ def require_order(order: PatchOrder, model: ModelConfig) -> None:
     """FractalError: the model cannot generate in this order."""
     level = model.levels[0]
     if level.generator == "ar" and order not in ("random", "raster"):
+        shown = repr(order) if isinstance(order, str) else f"of {len(order)} patches"
         raise FractalError(
-            f"order {_shown(order)} asked of a model whose first level is AR, which always "
+            f"order {shown} asked of a model whose first level is AR, which always "
             f"generates in raster order: leave the order out, or take a model whose first level is "
             f"MAR"
         )
     if not isinstance(order, tuple) or sorted(order) == list(range(level.tokens)):
         return
     if len(order) != level.tokens:
-        found = f"it has {len(order)} numbers"
+        reason = f"it has {len(order)} numbers"
     elif outside := [n for n in order if not 0 <= n < level.tokens]:
-        found = f"{outside[0]} is out of range"
+        reason = f"{outside[0]} is out of range"
     else:
-        found = f"it repeats {next(n for n in order if order.count(n) > 1)}"
+        reason = f"it repeats {next(n for n in order if order.count(n) > 1)}"
     raise FractalError(
-        f"the given order does not fit: {found}; give each of this model's {level.tokens} "
+        f"the given order does not fit: {reason}; give each of this model's {level.tokens} "
         f"first-level patches once, 0 … {level.tokens - 1} row by row"
     )
 
 
 def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
-    """(B, 1, T) uniform numbers of the images' own seeds to scores of the same shape.
-
-    `centre-out` goes by the distance of the patches' middles from the image's; patches at the same
-    distance come in an order of the image's own seed.
-    """
+    """(B, 1, T) uniform numbers of the images' own seeds to scores of the same shape. `centre-out`
+    goes by the distance of the patches' middles from the image's; patches at the same distance come
+    in an order of the image's own seed."""
     tokens, device = random_scores.shape[-1], random_scores.device
     if isinstance(order, tuple):
         rank = torch.tensor(order, device=device).argsort()
@@ -60,10 +58,7 @@ def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
 
 
 def _squared_distance(grid: int, device: torch.device) -> Tensor:
-    """(T,) in units of half a patch; those that differ do so by 4 or more."""
+    """(T,) squared distances from the image's middle in units of half a patch; two that differ do
+    so by 4 or more."""
     along = (2 * torch.arange(grid, device=device) - (grid - 1)).square()
     return (along[:, None] + along[None, :]).flatten()
-
-
-def _shown(order: PatchOrder) -> str:
-    return repr(order) if isinstance(order, str) else f"of {len(order)} patches"

@@ -1,6 +1,6 @@
 """One step of an AR level or a pixel network at a time, on cached keys and values.
 
-The caches belong to these objects, and so to the sampler; `reference.py` holds the same interface
+The caches belong to these functions, and so to the sampler; `uncached.py` has the same functions
 without caches, as the yardstick of the tests and benchmarks.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches.
@@ -9,63 +9,51 @@ Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from torch import Tensor
 
 from fractal_model.model.ar import ARLevel
+from fractal_model.model.blocks import empty_caches
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.pixel import PixelNetwork
+from fractal_model.model.pixel import CHANNELS, PixelNetwork
+
+LevelSteps = Callable[[Tensor, int], Conditions]
+"""From a canvas (R, T, 3, p, p) filled up to sub-patch t, and t, to its conditions (G · R, 1, D);
+called for each t in turn."""
+PixelSteps = Callable[[Tensor, int], Tensor]
+"""From values (R, 3) int64 known up to a channel, and the channel, to its logits (G · R, 256);
+called for each channel in turn."""
 
 
-class LevelSteps(Protocol):
-    """Conditions (G · R, 1, D) of sub-patch t, from a canvas (R, T, 3, p, p) filled up to t."""
+def cached_level_steps(
+    level: ARLevel,
+    conditions: Conditions,
+    branches: int,
+    compute: Callable[..., Conditions] = ARLevel.step,
+) -> LevelSteps:
+    """The steps of an AR level: each embeds and computes the newest sub-patch alone, through
+    `compute(level, token, caches)`."""
+    first = level.first_token(conditions)
+    caches = empty_caches(level.blocks, level.config.tokens, first)
 
-    def __call__(self, canvas: Tensor, t: int) -> Conditions: ...
+    def step(canvas: Tensor, t: int) -> Conditions:
+        if t == 0:
+            return compute(level, first, caches)
+        token = level.next_token(canvas[:, t - 1]).repeat(branches, 1)
+        return compute(level, token, caches)
 
-
-class PixelSteps(Protocol):
-    """Logits (G · R, 256) of a channel, from values (R, 3) int64 known up to it."""
-
-    def __call__(self, values: Tensor, channel: int) -> Tensor: ...
-
-
-class CachedLevelSteps:
-    """An AR level that embeds and computes the newest sub-patch alone, by `step` in place of its
-    own."""
-
-    def __init__(
-        self,
-        level: ARLevel,
-        conditions: Conditions,
-        branches: int,
-        step: Callable[..., Conditions] = ARLevel.step,
-    ) -> None:
-        self._level = level
-        self._step = step
-        self._branches = branches
-        self._first = level.first_token(conditions)
-        self._caches = level.new_caches(self._first)
-
-    def __call__(self, canvas: Tensor, t: int) -> Conditions:
-        token = self._first
-        if t > 0:
-            token = self._level.next_token(canvas[:, t - 1]).repeat(self._branches, 1)
-        return self._step(self._level, token, self._caches)
+    return step
 
 
-class CachedPixelSteps:
-    """A pixel network that computes the newest channel alone."""
+def cached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
+    """The steps of a pixel network: each computes the newest channel alone."""
+    first = network.first_token(conditions)
+    caches = empty_caches(network.blocks, CHANNELS, first)
 
-    def __init__(self, network: PixelNetwork, conditions: Tensor, branches: int) -> None:
-        self._network = network
-        self._branches = branches
-        self._first = network.first_token(conditions)
-        self._caches = network.new_caches(self._first)
+    def step(values: Tensor, channel: int) -> Tensor:
+        if channel == 0:
+            return network.step(first, channel, caches)
+        token = network.next_token(channel - 1, values[:, channel - 1])
+        return network.step(token.to(first.dtype).repeat(branches, 1), channel, caches)
 
-    def __call__(self, values: Tensor, channel: int) -> Tensor:
-        token = self._first
-        if channel > 0:
-            token = self._network.next_token(channel - 1, values[:, channel - 1])
-            token = token.to(self._first.dtype).repeat(self._branches, 1)
-        return self._network.step(token, channel, self._caches)
+    return step

@@ -10,37 +10,31 @@ from torch import Tensor
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import PixelNetwork
-from fractal_model.sampling.masked import MaskedRows
+from fractal_model.sampling.masked import MaskedRows, MaskedSteps
+from fractal_model.sampling.steps import LevelSteps, PixelSteps
 
 
-class UncachedLevelSteps:
-    def __init__(self, level: ARLevel, conditions: Conditions, branches: int) -> None:
-        self._level = level
-        self._conditions = conditions
-        self._branches = branches
-
-    def __call__(self, canvas: Tensor, t: int) -> Conditions:
-        tokens = canvas.repeat(self._branches, 1, 1, 1, 1)
-        outputs = self._level(tokens, self._conditions).values_NCD
+def uncached_level_steps(level: ARLevel, conditions: Conditions, branches: int) -> LevelSteps:
+    def step(canvas: Tensor, t: int) -> Conditions:
+        tokens = canvas.repeat(branches, 1, 1, 1, 1)
+        outputs = level(tokens, conditions).values_NCD
         return Conditions(outputs.unflatten(0, tokens.shape[:2])[:, t])
 
-
-class UncachedPixelSteps:
-    def __init__(self, network: PixelNetwork, conditions: Tensor, branches: int) -> None:
-        self._network = network
-        self._conditions = conditions
-        self._branches = branches
-
-    def __call__(self, values: Tensor, channel: int) -> Tensor:
-        return self._network(self._conditions, values.repeat(self._branches, 1))[:, channel]
+    return step
 
 
-class UncachedMaskedSteps:
-    def __init__(self, rows: MaskedRows) -> None:
-        self._rows = rows
+def uncached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
+    def step(values: Tensor, channel: int) -> Tensor:
+        return network(conditions, values.repeat(branches, 1))[:, channel]
 
-    def __call__(self, canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
-        rows, branches = self._rows, (self._rows.branches, 1)
-        tokens, masks = canvas.repeat(*branches, 1, 1, 1), mask.repeat(branches)
+    return step
+
+
+def uncached_masked_steps(rows: MaskedRows) -> MaskedSteps:
+    def step(canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
+        tokens = canvas.repeat(rows.branches, 1, 1, 1, 1)
+        masks = mask.repeat(rows.branches, 1)
         handed_on = rows.level(tokens, masks, rows.conditions, guides=rows.guides, read=rows.read)
-        return Conditions(handed_on.values_NCD[wanted.repeat(branches)[masks]])
+        return Conditions(handed_on.values_NCD[wanted.repeat(rows.branches, 1)[masks]])
+
+    return step

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fractal_model.config.sampling import SamplingConfig
+
 Draw = Callable[[Tensor, Tensor], Tensor]
 """From logits (N, V) and uniform numbers (N,) to values (N,) int64."""
 
@@ -23,24 +25,21 @@ def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The greedy draw of the parity cases; `uniforms` is not looked at."""
+    """The greedy draw of the parity cases; `uniforms` is not used."""
     return logits.argmax(-1)
 
 
 def guided_logits(
-    logits: Tensor, *, guidance: Tensor | float | None, logit_scale: float, filter_threshold: float
+    logits: Tensor, guidance: Tensor | float | None, settings: SamplingConfig
 ) -> Tensor:
-    """(N, V) logits to draw from: null + guidance · (conditional − null).
-
-    `guidance`, one for all or (N, 1), is None where there are no null rows. Where the conditional
-    probability is below the threshold, the null logit is raised so that guidance cannot favour the
-    value.
-    """
-    logits = logits * logit_scale
+    """(N, V) logits to draw from: null + guidance · (conditional − null). `guidance`, one for all
+    or (N, 1), is None where there are no null rows. Where the conditional probability is below the
+    threshold, the null logit is raised so that guidance cannot favour the value."""
+    logits = logits * settings.logit_scale
     if guidance is None:
         return logits
     conditional, null = logits.chunk(2)
-    unlikely = conditional.softmax(-1) < filter_threshold
+    unlikely = conditional.softmax(-1) < settings.filter_threshold
     shift = null.amax(-1, keepdim=True) - conditional.amax(-1, keepdim=True)
     null = torch.where(unlikely, torch.maximum(null, conditional + shift), null)
     return null + guidance * (conditional - null)

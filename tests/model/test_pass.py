@@ -15,9 +15,9 @@ from fractal_model.model import fractal
 from fractal_model.model.fractal import (
     NO_CLASS,
     FractalModel,
+    Rows,
     exact_guides,
     initialise,
-    spare_rows,
 )
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.losses import training_loss
@@ -115,12 +115,17 @@ def test_mar_what_is_masked_is_not_read():
     def masks(level, rows):
         return mask if level == 0 else torch.ones(len(rows.image), 16, dtype=torch.bool)
 
-    before = run(model, image, masks).level0.values_NCD
+    handed_on = []
+    model.levels[0].register_forward_hook(
+        lambda level, inputs, conditions: handed_on.append(conditions.values_NCD)
+    )
     hidden, visible = image.clone(), image.clone()
     hidden[:, :, :4, :4] = 255 - hidden[:, :, :4, :4]
     visible[:, :, :4, 4:] = 255 - visible[:, :, :4, 4:]
-    assert run(model, hidden, masks).level0.values_NCD.equal(before)
-    assert not run(model, visible, masks).level0.values_NCD.equal(before)
+    for images in (image, hidden, visible):
+        run(model, images, masks)
+    assert handed_on[1].equal(handed_on[0])
+    assert not handed_on[2].equal(handed_on[0])
 
 
 def test_weights_of_an_image_sum_to_one(kind):
@@ -227,7 +232,7 @@ def test_spare_rows_change_nothing(kind, monkeypatch):
         monkeypatch.setattr(fractal, "spare_rows", lambda rows, spare=spare: spare)
         masks = training_masks([4, 4, 4], torch.Generator().manual_seed(0))
         outcome = run(model, images, masks)
-        outcomes.append([outcome.level0.values_NCD, *(v.nats for v in nats_of(outcome))])
+        outcomes.append([v.nats for v in (outcome.pixels, *outcome.guides)])
         masks = training_masks([4, 4, 4], torch.Generator().manual_seed(0))
         model.zero_grad()
         labels = torch.zeros(len(images), dtype=torch.long)
@@ -239,20 +244,14 @@ def test_spare_rows_change_nothing(kind, monkeypatch):
         torch.testing.assert_close(with_some, with_none, rtol=1e-4, atol=1e-6)
 
 
-def nats_of(outcome):
-    return outcome.pixels, *outcome.guides
-
-
-def test_masks_make_few_numbers_of_rows():
-    found = set()
-    for rows in range(1024, 2048):
-        spare = spare_rows(torch.zeros(rows))
-        assert 0 <= spare <= rows / 16
-        found.add(rows + spare)
-    assert len(found) == 17
-
-
-def test_few_rows_and_other_devices_have_none_to_spare():
-    assert [spare_rows(torch.zeros(rows)) for rows in range(32)] == [0] * 32
-    assert spare_rows(torch.zeros(33)) == 1
-    assert spare_rows(torch.zeros(1025, device="meta")) == 0
+def test_rows_know_their_place():
+    rows = Rows.whole_images(2, torch.device("cpu"))
+    chosen = torch.tensor([[False, True, False, False], [False, False, True, True]])
+    inner = rows.sub_patches(chosen, 4)
+    assert inner.image.tolist() == [0, 1, 1]
+    assert list(zip(inner.top.tolist(), inner.left.tolist(), strict=True)) == [
+        (0, 4),
+        (4, 0),
+        (4, 4),
+    ]
+    assert inner.index(8, 4).tolist() == [1, 2, 3]

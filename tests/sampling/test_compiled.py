@@ -14,7 +14,7 @@ from fractal_model.model.ar import ARLevel
 from fractal_model.sampling import compiled
 from fractal_model.sampling.known import Known
 from fractal_model.sampling.sampler import Sampler
-from fractal_model.sampling.steps import CachedLevelSteps
+from fractal_model.sampling.steps import cached_level_steps
 from tests.support import random_images, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
@@ -61,18 +61,29 @@ def test_which_steps_are_compiled(monkeypatch, widest, dtype, lengths):
     """Of a level that has four and is 16 wide: not the last, none of a wider one, none in
     bfloat16."""
     monkeypatch.setattr(compiled, "_WIDEST", widest)
-    model, step, seen = tiny_model("ar"), compiled.CompiledSteps(), []
+    model = tiny_model("ar")
+    step, seen = compiled.CompiledSteps(model.levels), []
 
     def compiled_step(level, token, caches):
         seen.append(caches[0].length)
         return ARLevel.step(level, token, caches)
 
     monkeypatch.setattr(step, "_step", compiled_step)
-    steps = CachedLevelSteps(model.levels[0], model.root(LABELS), 1, step)
+    steps = cached_level_steps(model.levels[0], model.root(LABELS), 1, step)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         for t in range(4):
             steps(torch.zeros(5, 4, 3, 2, 2, dtype=torch.uint8), t)
     assert seen == lengths
+
+
+@needs_compiler
+def test_a_level_that_is_not_named_takes_plain_steps(monkeypatch):
+    model = tiny_model("ar")
+    step = compiled.CompiledSteps(model.levels[:1])
+    monkeypatch.setattr(step, "_step", lambda *_: pytest.fail("this level is not compiled"))
+    steps = cached_level_steps(model.levels[1], model.root(LABELS), 1, step)
+    with torch.no_grad():
+        steps(torch.zeros(5, 4, 3, 1, 1, dtype=torch.uint8), 0)
 
 
 @needs_compiler

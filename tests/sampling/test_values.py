@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.sampling.schedules import guidance_at, masking_schedule, still_masked
+from fractal_model.sampling.schedules import guidance_at, masking_schedule
 from fractal_model.sampling.values import guided_logits, inverse_transform, most_likely
 
 
@@ -29,8 +29,9 @@ def test_more_steps_than_sub_patches_go_one_at_a_time():
 
 
 def test_cosine_schedule_starts_slowly():
-    assert still_masked(0, before=256, steps=64, tokens=256) == 255
-    assert still_masked(31, before=200, steps=64, tokens=256) == 181
+    left = masking_schedule(256, 64)
+    assert left[0] == 255
+    assert left[31] == 181
 
 
 def test_guidance_grows_linearly():
@@ -56,7 +57,7 @@ def test_inverse_transform_frequencies():
 
 def test_guidance_moves_away_from_null():
     logits = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    found = guided_logits(logits, guidance=3.0, logit_scale=1.0, filter_threshold=0.0)
+    found = guided_logits(logits, 3.0, SamplingConfig(filter_threshold=0.0))
     assert found.tolist() == [[3.0, 0.0]]
     assert most_likely(found, torch.zeros(1)).tolist() == [0]
 
@@ -65,15 +66,15 @@ def test_filter_keeps_guidance_from_raising_an_unlikely_value():
     conditional = torch.tensor([[10.0, -5.0, 9.0]])
     null = torch.tensor([[3.0, -40.0, 2.0]])
     both = torch.cat([conditional, null])
-    kept = guided_logits(both, guidance=10.0, logit_scale=1.0, filter_threshold=1e-4)
-    raised = guided_logits(both, guidance=10.0, logit_scale=1.0, filter_threshold=0.0)
+    kept = guided_logits(both, 10.0, SamplingConfig(filter_threshold=1e-4))
+    raised = guided_logits(both, 10.0, SamplingConfig(filter_threshold=0.0))
     assert raised.argmax() == 1  # without the filter the unlikely value would win
     assert kept.softmax(-1)[0, 1] < conditional.softmax(-1)[0, 1] + 1e-6
 
 
 def test_logit_scale_sharpens():
     logits = torch.tensor([[1.0, 0.0]])
-    found = guided_logits(logits, guidance=None, logit_scale=2.0, filter_threshold=1e-4)
+    found = guided_logits(logits, None, SamplingConfig(logit_scale=2.0))
     assert found.tolist() == [[2.0, 0.0]]
 
 

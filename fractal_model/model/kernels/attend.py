@@ -1,4 +1,11 @@
-"""."""
+"""Scaled dot-product attention, computed in the way that is fastest on the processor at hand.
+
+Decided here: torch's fused attention, but on a CPU two plain products where these are faster, and
+on a GPU our own kernel for short sequences (`short_attention.py`). Rows are computed in parts where
+all of them would leave the cache of a CPU or exceed a dimension of a GPU's grid.
+
+Shapes: B rows, Q queries, S positions, H heads, d elements a head, D = H · d.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +22,39 @@ from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
 _MOST_SCORES = 2**21
-"""At a time: they stay in the cache of a core or two."""
-
+"""Scores of plain products at a time: they stay in the cache of a core or two."""
 _FEW_SCORES = 2**15
-"""Of a row: up to 64 positions and 8 heads."""
-
-_SHORT = 32
-"""Positions."""
-
-_NARROW = 128
-"""Elements of a head."""
-
+"""Scores of a row up to which plain products are faster in inference: 64 positions and 8 heads."""
+_MOST_ROWS = 2**15
+"""Rows at a time on a GPU, whose fused kernels count them in a grid's second or third dimension:
+that ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
+_SHORT, _NARROW = 32, 128
+"""Positions, and elements of a head, up to which the kernel for short sequences is used."""
 _HAS_TRITON = find_spec("triton") is not None and triton_builds()
 
-_MOST_ROWS = 2**15
-"""At a time on a GPU, whose fused kernels count them in a grid's second or third dimension: that
-ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
+
+def attend_to_all(
+    heads_3BHSd: Tensor, rotary: Tensor | None, *, causal: bool, drop: float
+) -> Tensor:
+    """The mixed values (B, S, D) of S positions that attend to each other, or with `causal` to the
+    earlier ones. Queries and keys are rotated by `rotary`; weights are dropped at the rate `drop`.
+    """
+    if not _is_short(heads_3BHSd):
+        query, key, value = heads_3BHSd
+        if rotary is not None:
+            query, key = rotate(heads_3BHSd[:2], rotary)
+        return attend(query, key, value, causal=causal, drop=drop).transpose(1, 2).flatten(2)
+    from fractal_model.model.kernels.short_attention import short_attention  # needs Triton
+
+    if rotary is not None:
+        heads_3BHSd = torch.cat([rotate(heads_3BHSd[:2], rotary), heads_3BHSd[2:]])
+    return short_attention(heads_3BHSd, causal=causal, drop=drop)
 
 
 def attend(
-    query_BHQd: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    causal: bool = False,
-    drop: float = 0.0,
+    query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, drop: float = 0.0
 ) -> Tensor:
-    """The mixed values, (B, H, Q, d), of keys and values (B, H, S, d); `drop` is the rate at which
+    """The mixed values (B, H, Q, d) of keys and values (B, H, S, d); `drop` is the rate at which
     weights are dropped."""
     on_cpu = query_BHQd.device.type == "cpu" and not torch.compiler.is_compiling()
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
@@ -54,33 +67,22 @@ def attend(
 
 
 def _is_short(heads_3BHSd: Tensor) -> bool:
-    """Whether it is for the kernel of short sequences."""
+    """True where the kernel for short sequences takes these heads."""
     length, width = heads_3BHSd.shape[-2:]
     if not (heads_3BHSd.is_cuda and _HAS_TRITON and length <= _SHORT and width <= _NARROW):
         return False
-    return _multiplies_bfloat16(heads_3BHSd.device.index)
+    multiplies: bool = _multiplies_bfloat16(heads_3BHSd.device.index)
+    return multiplies
 
 
 @torch.compiler.assume_constant_result
 def _multiplies_bfloat16(gpu: int) -> bool:
-    """Whether its tensor cores do, which began with Ampere."""
+    """True if the GPU multiplies bfloat16 in its tensor cores (Ampere or newer)."""
     return torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
-def _attend_short(
-    heads_3BHSd: Tensor, rotary: Tensor | None, *, causal: bool, drop: float
-) -> Tensor:
-    from fractal_model.model.kernels.short_attention import (
-        short_attention,  # Triton is there on a GPU
-    )
-
-    if rotary is not None:
-        heads_3BHSd = torch.cat([rotate(heads_3BHSd[:2], rotary), heads_3BHSd[2:]])
-    return short_attention(heads_3BHSd, causal=causal, drop=drop)
-
-
 def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
-    """So many rows at a time."""
+    """Apply `function` to at most `rows` rows per call and concatenate the results."""
     if len(tensors[0]) <= rows:
         return function(*tensors)
     parts = zip(*(x.split(rows) for x in tensors), strict=True)
@@ -88,7 +90,7 @@ def _in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> T
 
 
 def _by_products(query_BHQd: Tensor, scores: int, drop: float) -> bool:
-    """Whether two plain products a head are faster than the fused attention of a CPU, which is
+    """True where two plain products a head are faster than the fused attention of a CPU, which is
     made for long sequences, float32 and inference, and has no dropout."""
     if drop:
         return True
@@ -103,6 +105,6 @@ def _products(
     query, key, value = (x.flatten(0, 1) for x in (query_BHQd, key, value))
     places = query.shape[1], key.shape[1]
     later = query.new_full(places, -torch.inf).triu(1) if causal else query.new_empty(())
-    how = {"beta": int(causal), "alpha": query.shape[-1] ** -0.5}
-    scores = torch.baddbmm(later, query, key.mT, **how)
+    scale = query.shape[-1] ** -0.5
+    scores = torch.baddbmm(later, query, key.mT, beta=int(causal), alpha=scale)
     return torch.bmm(dropout(scores.softmax(-1), drop), value).view(query_BHQd.shape)

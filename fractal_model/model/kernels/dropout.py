@@ -7,6 +7,8 @@ On a GPU it is torch's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ _STEPS = 2**16
 
 class Dropout(nn.Dropout):
     """In training, elements are zero at the rate p, and the others grow to make up for it."""
+
+    __call__: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p) if self.training else x
@@ -32,7 +36,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def _kept(x: Tensor, dropped: int) -> Tensor:
-    """One or zero, in the shape and the type of x."""
+    """1 where an element of x is kept and 0 where it is dropped, in the shape and type of x."""
     words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
     # Written as numbers at once: through bools it takes four times as long, in bfloat16 eight.

@@ -11,29 +11,43 @@ Shapes: B rows, S positions, H heads, d elements a head, D = H · d, T positions
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
 _NARROWEST = 16
-"""Of what a GPU's tensor cores multiply."""
+"""Side of the smallest matrices that a GPU's tensor cores multiply."""
+
+
+class _Context(Protocol):
+    saved_tensors: tuple[Tensor, Tensor]
+    save_for_backward: Callable[[Tensor, Tensor], None]
+    causal: bool
+    drop: float
 
 
 def short_attention(heads_3BHSd: Tensor, *, causal: bool, drop: float) -> Tensor:
     """The mixed values (B, S, D) of queries, keys and values, whose elements lie side by side;
     `drop`, under 1, is the rate at which weights are dropped. S and d are meant to be small, up to
     32 and 128: larger ones take more registers than there are."""
-    draws = {"dtype": torch.int64, "device": heads_3BHSd.device}
-    seed = torch.randint(2**62, (1,), **draws) if drop else torch.zeros(1, **draws)
-    return _mixed(heads_3BHSd, seed, causal, drop)
+    device = heads_3BHSd.device
+    if drop:
+        seed = torch.randint(2**62, (1,), dtype=torch.int64, device=device)
+    else:
+        seed = torch.zeros(1, dtype=torch.int64, device=device)
+    mixed_BSD: Tensor = _mixed(heads_3BHSd, seed, causal, drop)
+    return mixed_BSD
 
 
 @torch.library.custom_op("fractal::short_attention", mutates_args=())
 def _mixed(heads_3BHSd: Tensor, seed: Tensor, causal: bool, drop: float) -> Tensor:
-    mixed_BSD = _like_mixed(heads_3BHSd, seed, causal, drop)
+    mixed_BSD: Tensor = _like_mixed(heads_3BHSd)
     _launch(_forward, heads_3BHSd, mixed_BSD, seed, causal=causal, drop=drop)
     return mixed_BSD
 
@@ -42,7 +56,7 @@ def _mixed(heads_3BHSd: Tensor, seed: Tensor, causal: bool, drop: float) -> Tens
 def _gradients(
     heads_3BHSd: Tensor, grad_BSD: Tensor, seed: Tensor, causal: bool, drop: float
 ) -> Tensor:
-    grads_3BHSd = _like_heads(heads_3BHSd, grad_BSD, seed, causal, drop)
+    grads_3BHSd: Tensor = _like_heads(heads_3BHSd)
     _launch(
         _backward, heads_3BHSd, grad_BSD.contiguous(), seed, grads_3BHSd, causal=causal, drop=drop
     )
@@ -51,7 +65,7 @@ def _gradients(
 
 @_mixed.register_fake
 def _like_mixed(heads_3BHSd: Tensor, *_: object) -> Tensor:
-    _, rows, heads, length, width = heads_3BHSd.shape
+    _kinds, rows, heads, length, width = heads_3BHSd.shape
     return heads_3BHSd.new_empty(rows, length, heads * width)
 
 
@@ -62,12 +76,12 @@ def _like_heads(heads_3BHSd: Tensor, *_: object) -> Tensor:
     return heads_3BHSd.new_empty(rows, length, kinds, heads, width).permute(2, 0, 3, 1, 4)
 
 
-def _keep(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _keep(ctx: _Context, inputs: tuple[Tensor, Tensor, bool, float], output: Tensor) -> None:
     heads_3BHSd, seed, ctx.causal, ctx.drop = inputs
     ctx.save_for_backward(heads_3BHSd, seed)
 
 
-def _way_back(ctx: FunctionCtx, grad_BSD: Tensor) -> tuple[Tensor | None, ...]:
+def _way_back(ctx: _Context, grad_BSD: Tensor) -> tuple[Tensor, None, None, None]:
     heads_3BHSd, seed = ctx.saved_tensors
     return _gradients(heads_3BHSd, grad_BSD, seed, ctx.causal, ctx.drop), None, None, None
 
@@ -75,21 +89,15 @@ def _way_back(ctx: FunctionCtx, grad_BSD: Tensor) -> tuple[Tensor | None, ...]:
 _mixed.register_autograd(_way_back, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.fractal.short_attention)
-def _forward_flops(heads_3BHSd: torch.Size, *_: object, **also: object) -> int:
-    """Two products."""
-    return 2 * _product_flops(heads_3BHSd)
+def _flops(products: int, heads_3BHSd: torch.Size, *_: object, **also: object) -> int:
+    """Operations of so many products of (S, d) and (d, S), or (S, S) and (S, d), matrices."""
+    _kinds, rows, heads, length, width = heads_3BHSd
+    return products * 2 * rows * heads * length**2 * width
 
 
-@register_flop_formula(torch.ops.fractal.short_attention_backward)
-def _backward_flops(heads_3BHSd: torch.Size, *_: object, **also: object) -> int:
-    """Scores again, and two of each product that there was."""
-    return 5 * _product_flops(heads_3BHSd)
-
-
-def _product_flops(heads_3BHSd: torch.Size) -> int:
-    _, rows, heads, length, width = heads_3BHSd
-    return 2 * rows * heads * length**2 * width
+register_flop_formula(torch.ops.fractal.short_attention)(partial(_flops, 2))
+# The scores again, and two for each product on the way there.
+register_flop_formula(torch.ops.fractal.short_attention_backward)(partial(_flops, 5))
 
 
 def _launch(
@@ -103,7 +111,7 @@ def _launch(
 ) -> None:
     _, rows, heads, length, width = heads_3BHSd.shape
     tile = max(_NARROWEST, triton.next_power_of_2(length))
-    with torch.cuda.device_of(heads_3BHSd):  # Triton starts on the current one
+    with torch.cuda.device_of(heads_3BHSd):  # Triton starts a kernel on the current GPU
         kernel[(triton.cdiv(rows, tile // length) * heads,)](
             *(heads_3BHSd, mixed_BSD, *grads_3BHSd, seed, rows, heads),
             *(stride for x in (heads_3BHSd, *grads_3BHSd) for stride in x.stride()[:4]),
@@ -123,7 +131,8 @@ def _launch(
 def _places(
     rows, heads, LENGTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Of a program's tile: row, head and position (T, 1), elements (1, d), and which there are."""
+    """A program's tile: its rows, head and positions (T, 1), elements (1, d), and which of them
+    exist."""
     together: tl.constexpr = TILE // LENGTH
     place = tl.arange(0, TILE)[:, None]
     element = tl.arange(0, PADDED)[None, :]
@@ -134,7 +143,8 @@ def _places(
 
 @triton.jit
 def _heads(query_at, kind_stride, inside):
-    """Three (T, d). Twice the stride may be more than its own type holds: the pointers add up."""
+    """Queries, keys and values, each (T, d). The pointers are added one after the other, for
+    twice the stride may exceed the stride's own type."""
     key_at = query_at + kind_stride
     value_at = key_at + kind_stride
     query, key = tl.load(query_at, inside, 0.0), tl.load(key_at, inside, 0.0)
@@ -143,7 +153,7 @@ def _heads(query_at, kind_stride, inside):
 
 @triton.jit
 def _weights(query, key, scale, LENGTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr):
-    """(T, T) float32."""
+    """The attention weights of a tile, (T, T) float32."""
     place = tl.arange(0, TILE)
     sees = (place // LENGTH)[:, None] == (place // LENGTH)[None, :]
     if CAUSAL:
@@ -156,7 +166,7 @@ def _weights(query, key, scale, LENGTH: tl.constexpr, TILE: tl.constexpr, CAUSAL
 
 @triton.jit
 def _growth(seed, drop, TILE: tl.constexpr):
-    """(T, T): what each weight is multiplied by, zero where it is dropped."""
+    """(T, T) factors of the weights: zero where a weight is dropped."""
     place = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     quarter = tl.arange(0, TILE // 4)
     a, b, c, d = tl.rand4x(tl.load(seed), place[:, None] * (TILE // 4) + quarter[None, :])

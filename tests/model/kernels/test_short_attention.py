@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from fractal_model.model import attention
 from fractal_model.model.attention import Attention
+from fractal_model.model.kernels import attend as attend_module
 from fractal_model.model.rotary import rotary_factors
 
 pytest.importorskip("triton", reason="Triton is there for Linux alone")
@@ -110,7 +110,7 @@ def test_an_attention_takes_it_for_short_sequences(monkeypatch, turned):
     rotary = rotary_factors(2, 32).to(DEVICE) if turned else None
     found = []
     for short in (False, True):
-        monkeypatch.setattr(attention, "_is_short", lambda heads, short=short: short)
+        monkeypatch.setattr(attend_module, "_is_short", lambda heads, short=short: short)
         found.append(both_ways(lambda x: module(x, rotary=rotary), x))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
