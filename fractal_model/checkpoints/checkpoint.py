@@ -71,13 +71,14 @@ class Checkpoint:
 
     def build_model(self, *, averaged: bool = False) -> FractalModel:
         """The model with its weights, or with their moving average. FractalError: there is none."""
-        if averaged and self.ema is None:
+        weights = self.ema if averaged else self.weights
+        if weights is None:
             raise FractalError(
                 "the checkpoint has no moving average of its weights: take the weights "
                 "themselves, or train with ema_decay above 0"
             )
         model = FractalModel(self.config)
-        model.load_state_dict(self.ema if averaged else self.weights)
+        model.load_state_dict(weights)
         return model.eval()
 
 

@@ -36,7 +36,7 @@ IMPORTED = "imported"
 IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES = 1000, 1_281_167
 _ZIP_START, _OLD_STARTS = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04")
 _CHUNK = 1 << 22
-_HARMLESS = [argparse.Namespace] + [
+_PURE_PATHS = [
     (pure, f"{module}.{name}")
     for module in ("pathlib", "pathlib._local")  # the second is what Python 3.13 wrote
     for name, pure in {
@@ -190,7 +190,7 @@ def _require_undamaged(file: Path, progress: BytesDone) -> None:
 
 
 def _load_plain_data(file: Path) -> Any:
-    with safe_globals(_HARMLESS):
+    with safe_globals([argparse.Namespace, *_PURE_PATHS]):
         try:
             refused = get_unsafe_globals_in_checkpoint(file)
             if not refused:
@@ -241,7 +241,7 @@ def _advice(published: Published, params: Params) -> str:
 
 def _progress(published: Published, size: Size) -> Progress:
     """Position from the epoch where the training data is known: ImageNet's sizes."""
-    known = published.epoch is not None and size.model.num_classes == IMAGENET_CLASSES
-    position = (published.epoch + 1) * IMAGENET_TRAINING_IMAGES if known else 0
+    epoch = published.epoch if size.model.num_classes == IMAGENET_CLASSES else None
+    position = 0 if epoch is None else (epoch + 1) * IMAGENET_TRAINING_IMAGES
     steps = position // size.training.batch_size
     return Progress(size=size.name, fingerprint=IMPORTED, position=position, steps=steps)

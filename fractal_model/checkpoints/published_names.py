@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -65,7 +66,7 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {our_name(name): tensor for name, tensor in weights.items()}
 
 
-def model_config(settings: Mapping[str, object], *, dropout: float = 0.0) -> ModelConfig:
+def model_config(settings: Mapping[str, Any], *, dropout: float = 0.0) -> ModelConfig:
     """The configuration of a published model from its lists (`img_size_list` and so on).
 
     FractalError names a missing or unknown key.

@@ -63,15 +63,14 @@ class Stopwatch:
         self._since = now
 
 
+@dataclass
 class _TimedDescent(Descent):
-    def __init__(self, stopwatch: Stopwatch, *arguments: object) -> None:
-        super().__init__(*arguments)
-        self._stopwatch = stopwatch
+    stopwatch: Stopwatch
 
     def patches(
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
-        with self._stopwatch.of(i):
+        with self.stopwatch.of(i):
             return super().patches(i, conditions, rows, guidance)
 
 
@@ -87,7 +86,7 @@ def level_costs(
     """One more run, of a sampler that has run before; `flops` are of an image, by level."""
     stopwatch = Stopwatch(device)
     timed = copy(sampler)
-    timed.descent = partial(_TimedDescent, stopwatch)
+    timed.descent = partial(_TimedDescent, stopwatch=stopwatch)
     timed(labels, seeds)
     return _costs(config, stopwatch.seconds, flops, len(seeds))
 

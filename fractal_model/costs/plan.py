@@ -7,6 +7,7 @@ include those that activation checkpointing repeats, so switching it off shorten
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
@@ -197,13 +198,13 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
             raise FractalError(f"{images} training images asked for: give 1 or more")
         return {"train": images}
     folder = params.dataset_folder(dataset)
-    if is_remote(folder) or (folder / MANIFEST_NAME).is_file():
+    if is_remote(folder) or (Path(folder) / MANIFEST_NAME).is_file():
         splits = read_manifest(folder).splits
         return {name: record.images for name, record in splits.items()}
     if dataset == "digits":
         settings = params.datasets.digits
-        splits = digits_splits(validation_images=settings.validation_images, seed=settings.seed)
-        return {name: len(images) for name, images in splits.items()}
+        digits = digits_splits(validation_images=settings.validation_images, seed=settings.seed)
+        return {name: len(images) for name, images in digits.items()}
     if dataset not in _IMAGENET_DATASETS:
         raise FractalError(
             f"the number of images of the data set {dataset!r} is unknown: it is not prepared in "

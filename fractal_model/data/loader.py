@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 class _Pick(NamedTuple):
     """One image that a loader process is asked for."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple's method
     flip: bool
 
 
@@ -76,7 +76,7 @@ def train_loader(
         part=range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size),
     )
     return DataLoader(
-        _Flipped(split),
+        _Flipped(split),  # type: ignore[arg-type]  # torch's annotation leaves out collate_fn
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,

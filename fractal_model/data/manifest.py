@@ -111,7 +111,7 @@ class ContentHash:
 
     def add(self, digests: np.ndarray, labels: np.ndarray) -> None:
         """`digests` uint8 (N, 32) of `image_digest`, `labels` int64 (N,)."""
-        self._sha.update(np.ascontiguousarray(digests))
+        self._sha.update(np.ascontiguousarray(digests).data)
         self._per_class += np.bincount(labels, minlength=len(self._per_class))
 
     def record(self, shards: Iterable[ShardRecord]) -> SplitRecord:
@@ -169,8 +169,9 @@ def read_manifest(place: Path | str) -> Manifest:
             )
         return Manifest.model_validate(content)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        invalid = isinstance(error, ValidationError)
-        reason = describe(error, Manifest) if invalid else one_line(error)
+        reason = one_line(error)
+        if isinstance(error, ValidationError):
+            reason = describe(error, Manifest)
         raise FractalError(
             f"{store}/{MANIFEST_NAME} is not a readable manifest ({reason}): build the data set "
             f"again with `dvc repro --force`"

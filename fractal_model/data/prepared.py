@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -45,7 +45,7 @@ class Example(NamedTuple):
     image: torch.Tensor
     """uint8 (3, H, W)"""
     label: int
-    index: int
+    index: int  # type: ignore[assignment]  # in place of tuple's method
     """Position in the split."""
 
 
@@ -72,8 +72,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
     def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("store", "name", "manifest")}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        PreparedSplit.__init__(self, **state)
 
     def __getitem__(self, index: int) -> Example:
         """Raises IndexError outside the split, FractalError when an image cannot be decoded."""
@@ -199,8 +199,8 @@ def verify_prepared(
     for name, expected in manifest.splits.items():
         split = open_prepared(place, name)
         labels, classes = split.labels(), len(manifest.class_names)
-        for index in np.flatnonzero((labels < 0) | (labels >= classes)):
-            raise _damaged(split.store, name, f"image {index} has label {labels[index]}")
+        for wrong in np.flatnonzero((labels < 0) | (labels >= classes)):
+            raise _damaged(split.store, name, f"image {wrong} has label {labels[wrong]}")
         content, digests = ContentHash(manifest.resolution, classes), bytearray()
         for image, label, index in split.in_order():
             digests += image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)

@@ -42,12 +42,12 @@ class RawCounts:
         self.exif_rotated = self.exif_unreadable = self.misnamed = 0
 
     def add(self, image: PIL.Image.Image, name: str) -> None:
-        self.formats[image.format] += 1
+        self.formats[str(image.format)] += 1
         self.modes[image.mode] += 1
         self.short_sides[str(min(image.size))] += 1
         if "exif" in image.info:
             self._add_exif(image)
-        suffix, fitting = Path(name).suffix.lower(), _SUFFIXES.get(image.format, ())
+        suffix, fitting = Path(name).suffix.lower(), _SUFFIXES.get(str(image.format), ())
         known = any(suffix in endings for endings in _SUFFIXES.values())
         self.misnamed += known and suffix not in fitting
 
@@ -125,10 +125,9 @@ def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
     orientation noted in EXIF is not applied, as there.
     """
     while min(image.size) >= 2 * side:
-        image = image.resize(tuple(length // 2 for length in image.size), PIL.Image.Resampling.BOX)
+        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
     scale = side / min(image.size)
-    image = image.resize(
-        tuple(round(length * scale) for length in image.size), PIL.Image.Resampling.BICUBIC
-    )
+    size = round(image.width * scale), round(image.height * scale)
+    image = image.resize(size, PIL.Image.Resampling.BICUBIC)
     left, top = ((length - side) // 2 for length in image.size)
     return image.crop((left, top, left + side, top + side))

@@ -102,8 +102,8 @@ def build_shard(job: ShardJob) -> None:
     reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
     with write_shard(job.shard_file, listing.class_names) as shard, decoding_rules():
-        for done, image in enumerate(listing.rows(job.split, job.start, job.stop)):
-            counts[job.slot] = done
+        for number, image in enumerate(listing.rows(job.split, job.start, job.stop)):
+            counts[job.slot] = number
             content = _read(reader, image)
             try:
                 shard.add(cropped(content, image.key, job.resolution, raw), image.label)

@@ -128,7 +128,7 @@ def complete_split(
         records.append(record)
     split = content.record(records)
     datasets.DatasetInfo(features=split_features(class_names)).write_to_directory(str(folder))
-    state = {
+    state: dict[str, object] = {
         "_data_files": [{"filename": Path(record.file).name} for record in records],
         "_fingerprint": split.checksum[:16],
         "_format_columns": None,

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -173,7 +174,7 @@ def _save_animation(moments: list[Snapshot], patch: int, file: Path) -> None:
     ]
     duration = [min(250, max(30, round(1000 * SECONDS / len(pictures))))] * len(pictures)
     duration[-1] = 1000 * LAST_SECONDS
-    options = {"save_all": True, "duration": duration, "loop": 0}
+    options: dict[str, Any] = {"save_all": True, "duration": duration, "loop": 0}
     if file.suffix.lower() == ".gif":
         palette = _palette(pictures[-1])
         pictures = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
@@ -186,7 +187,7 @@ def _palette(finished: Image.Image) -> Image.Image:
     """One palette for all frames, so that they do not flicker: the finished picture's colours, and
     those that only the way there has."""
     own = (NOT_GENERATED, GRID_LINES, *OUTLINES)
-    colours = finished.quantize(256 - len(own)).getpalette()
+    colours = finished.quantize(256 - len(own)).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette([value for colour in own for value in colour] + colours)
     return palette

@@ -33,8 +33,9 @@ LABELS_FILE = "labels.npy"
 
 
 class SampleWriter(Protocol):
-    wanted: Sequence[int]
-    """Numbers of the images that are to be made."""
+    @property
+    def wanted(self) -> Sequence[int]:
+        """Numbers of the images that are to be made."""
 
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         """(n, 3, S, S) uint8 images of these numbers."""

@@ -127,7 +127,7 @@ def build_reference(
     extraction = _Extraction.resumed(sums, made_from)
     for start in range(extraction.done, len(chosen), _BATCH):
         part = chosen[start : start + _BATCH]
-        batch = read_batch(split, part).images if pictures is None else pictures[part]
+        batch = read_batch(split, part.tolist()).images if pictures is None else pictures[part]
         extraction.add(extract_features([batch], inception), sample)
         extraction.save_now_and_then(sums, made_from)
         if progress is not None:
@@ -235,7 +235,7 @@ def _is_made_from(file: Path, made_from: MadeFrom) -> bool:
 
 
 def _agrees(content: Mapping[str, np.ndarray], made_from: MadeFrom) -> bool:
-    text = content["made_from"].item()
+    text: str = content["made_from"].item()
     if not _OLD_RULE.fullmatch(text):
         return text == json.dumps(made_from)
     names = ("format_version", "dataset_checksum", "weights_checksum", "source", "count")
@@ -246,10 +246,10 @@ def _agrees(content: Mapping[str, np.ndarray], made_from: MadeFrom) -> bool:
     return stated.items() <= made_from.items()
 
 
-def _save(file: Path, made_from: MadeFrom, **content: object) -> None:
+def _save(file: Path, made_from: MadeFrom, **content: np.ndarray | str | int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file_written_whole(file) as partial:
-        np.savez(partial, made_from=json.dumps(made_from), **content)
+        np.savez(partial, allow_pickle=False, made_from=json.dumps(made_from), **content)
 
 
 def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:

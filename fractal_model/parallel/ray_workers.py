@@ -106,9 +106,9 @@ def map_over_workers(
         _require_files(files, "GPU" if gpus else "CPU")
         workers = min(workers, total)
         sizes = PartSizes(total, largest=largest, workers=workers)
-        pool = ActorPool(
-            [_Worker.options(num_gpus=min(1, gpus)).remote(workers) for _ in range(workers)]
-        )
+        # mypy does not apply the decorators of classes.
+        actor = _Worker.options(num_gpus=min(1, gpus))  # type: ignore[attr-defined]
+        pool = ActorPool([actor.remote(workers) for _ in range(workers)])
         shared, part = ray.put(start), sizes.next_part()
         while part is not None or pool.has_next():
             while part is not None and pool.has_free():
@@ -186,7 +186,8 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
     lacking: list[tuple[str, str]] = []
     for answer in answers:
         with suppress(RayError):  # a machine that is lost meanwhile runs no worker either
-            lacking += ray.get(answer)
+            missing = ray.get(answer)
+            lacking += missing
     if lacking:
         machine, file = lacking[0]
         others = len(lacking) - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from fractal_model.reporting.published_results import PublishedResult
 INK = "#1b1c1e"
 """Of lines and texts, and of nothing else: the SVG's is the page's."""
 BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a8f98"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -87,8 +88,8 @@ def guidance_sweep(
             axes.plot(guidance, values, "o-", color=colour, label=f"logit scale {scale:g}")
         if published is not None and published.guidance is not None:
             label = f"{published.model}, published (logit scale {published.logit_scale:g})"
-            star = {"color": ORANGE, "markersize": 13, "linestyle": "none"}
-            axes.plot(published.guidance, published.values[FID], "*", label=label, **star)
+            x, y = published.guidance, published.values[FID]
+            axes.plot(x, y, "*", color=ORANGE, markersize=13, linestyle="none", label=label)
         axes.legend()
         return figure
 
@@ -117,7 +118,7 @@ def distance_histograms(distances: Mapping[str, Tensor], label: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(label, "share of images")
         together = np.concatenate([d.numpy() for d in distances.values()])
-        edges = np.histogram_bin_edges(together, bins=40)
+        edges = np.histogram_bin_edges(together, bins=40).tolist()
         for colour, (name, found) in zip((ORANGE, BLUE, GREY), distances.items(), strict=False):
             weights = np.full(len(found), 1 / len(found))
             axes.hist(found.numpy(), edges, weights=weights, color=colour, alpha=0.55, label=name)
@@ -168,7 +169,7 @@ def guidance_heat_map(
         _numbers(axes, table)
         corner = (columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48)
         axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=ORANGE, linewidth=3))
-        if published is not None and published.guidance is not None:
+        if published is not None:
             _star(axes, columns, rows, published)
         return figure
 
@@ -185,6 +186,8 @@ def _numbers(axes: matplotlib.axes.Axes, table: np.ndarray) -> None:
 def _star(
     axes: matplotlib.axes.Axes, columns: list[float], rows: list[float], published: PublishedResult
 ) -> None:
+    if published.guidance is None or published.logit_scale is None:
+        return
     x = np.interp(published.guidance, columns, range(len(columns)))
     y = np.interp(published.logit_scale, rows, range(len(rows)))
     label = (

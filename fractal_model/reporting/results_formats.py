@@ -130,7 +130,7 @@ def _part(dataset: str, rows: pd.DataFrame) -> Part:
     return Part(dataset, table[filled].rename(columns=HEADINGS), marks, notes)
 
 
-def _plain(value: object) -> str:
+def _plain(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return "" if pd.isna(value) else f"{value:,g}" if value < 1000 else f"{int(value):,}"

@@ -65,7 +65,7 @@ def require_free_port(port: int, way_out: str) -> None:
 def _listener(port: int) -> str:
     with contextlib.suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-            if listens and connection.pid:
+            is_at_port = connection.laddr and connection.laddr.port == port
+            if is_at_port and connection.status == psutil.CONN_LISTEN and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return "a process of somebody else"

@@ -77,9 +77,9 @@ def _list_validation(
     for _, member, reason in _members(archive):
         name = PurePosixPath(member.name).name
         class_id = validation_class(name, companions)
-        reason = reason or size_refusal(member.size) or (None if class_id else NO_TRUTH)
-        if reason:
-            builder.refuse(VALIDATION, member.name, reason)
+        reason = reason or size_refusal(member.size)
+        if reason or not class_id:
+            builder.refuse(VALIDATION, member.name, reason or NO_TRUTH)
         else:
             builder.add(VALIDATION, class_id, name, archive.name, member.offset_data, member.size)
         progress(len(builder))
@@ -96,11 +96,12 @@ def _members(
     try:
         size = inner.size if inner else archive.stat().st_size
         with (
-            outer.extractfile(inner) if inner else archive.open("rb") as file,
+            tarfile.ExFileObject(outer, inner) if outer and inner else archive.open("rb") as file,
             tarfile.open(fileobj=file, mode="r:") as opened,  # "r:" refuses what is compressed
         ):
             while (member := opened.next()) is not None:
-                opened.members.clear()  # which would grow to every member of the archive
+                # The list would grow to every member of the archive; typeshed does not know it.
+                opened.members.clear()  # type: ignore[attr-defined]
                 if member.size < 0 or member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it is cut off within {member.name}")
                 if not member.isdir():

@@ -74,9 +74,10 @@ def _devkit_files(root: Path) -> dict[str, bytes]:
         unpacked = io.BytesIO(gzip.decompress(packed.read_bytes()))
         with tarfile.open(fileobj=unpacked, mode="r:") as archive:
             return {
-                Path(member.name).name: archive.extractfile(member).read()
+                Path(member.name).name: opened.read()
                 for member in archive
                 if member.isfile() and Path(member.name).name in (_META, _TRUTH)
+                if (opened := archive.extractfile(member))
             }
     folders = (root / _DEVKIT / "data", root / "data", root)
     return {

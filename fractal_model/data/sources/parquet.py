@@ -63,7 +63,8 @@ def list_parquet(
     file that cannot be read, cannot be read in little memory, or has not the columns `image`
     (bytes, path) and `label`.
     """
-    builder, names = ListingBuilder(), {}
+    builder = ListingBuilder()
+    names: dict[str, str] = {}
     files = parquet_files(root)
     usual = _usual_classes([file for split in files.values() for file in split]) if imagenet else {}
     for split, in_split in files.items():
@@ -113,11 +114,11 @@ def _open(file: Path) -> pq.ParquetFile:
         raise FractalError(
             f"{file} is no whole parquet file ({one_line(error)}): fetch it again"
         ) from error
-    struct, label = fields.get("image"), fields.get("label")
-    inner = {f.name: f.type for f in struct} if pa.types.is_struct(struct or pa.null()) else {}
+    struct, label = (fields.get(name, pa.null()) for name in ("image", "label"))
+    inner = {f.name: f.type for f in struct} if pa.types.is_struct(struct) else {}
     content = inner.get("bytes", pa.null())
     is_bytes = pa.types.is_binary(content) or pa.types.is_large_binary(content)
-    if not is_bytes or not pa.types.is_integer(label or pa.null()):
+    if not is_bytes or not pa.types.is_integer(label):
         columns = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
         raise FractalError(
             f"{file} has the columns {' '.join(columns.split())}, expected image (with bytes) and "
@@ -150,7 +151,7 @@ def _fingerprint(file: Path) -> str:
         return f"{size} bytes, footer {hashlib.sha256(opened.read(length)).hexdigest()}"
 
 
-def _too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str]:
+def _too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str | None]:
     """(row group, row) of the images that are too large, with the reason.
 
     Only a row group that is large itself is read for it. FractalError: a page of it may be too
