@@ -83,7 +83,7 @@ def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "data"))
 
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr("fractal_model.data.digits.prepare_digits", full)
+    monkeypatch.setattr("fractal_model.data.datasets.prepare_digits", full)
     monkeypatch.setattr("sys.argv", ["fractal", "data", "prepare", "digits"])
     with pytest.raises(SystemExit) as stopped:
         main()

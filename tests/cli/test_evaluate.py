@@ -18,6 +18,7 @@ from fractal_model.generation.sample_files import open_writer
 from fractal_model.parallel.kept_parts import KeptParts
 from fractal_model.parallel.parts import in_this_process
 from tests.support import random_images
+from tests.support.pixel_features import take_pixels_for_inception
 from tests.support.tiny_files import save_tiny
 
 SAMPLE_METRICS = {"fid", "fid_stderr", "kid", "kid_stderr", "precision", "recall"}
@@ -32,23 +33,9 @@ MODEL_METRICS = {
 }
 
 
-class Pixels:
-    """In place of Inception, whose way here is tested elsewhere: as wide, and quick."""
-
-    weights_source, weights_checksum, has_classifier = "pixels", "sha256:0", False
-    FEATURES_VERSION = 1
-
-    def __call__(self, images):
-        return images.flatten(1).float().repeat(1, 43)[:, :2048]
-
-
 @pytest.fixture
 def quick(monkeypatch):
-    for module in ("metrics.inception", "evaluation_samples"):
-        monkeypatch.setattr(f"fractal_model.{module}.load_inception", lambda *given: Pixels())
-    monkeypatch.setattr(
-        "fractal_model.evaluation.inputs.inception_checksum", lambda weights: "sha256:0"
-    )
+    take_pixels_for_inception(monkeypatch)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
-from torch import Tensor
 
 from flows import sweep
 from fractal_model.cli import app
@@ -20,6 +19,7 @@ from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.reporting.sweep import CURVES, HEAT_MAP
 from fractal_model.tracking import registry, store
 from tests.support.params import small_params
+from tests.support.pixel_features import take_pixels_for_inception
 from tests.support.projects import Project, make_project
 
 
@@ -33,30 +33,10 @@ def _settings(**changes: object) -> dict:
     return content
 
 
-class Pixels:
-    """In place of Inception, whose way here is tested elsewhere: as wide, and quick."""
-
-    weights_source, weights_checksum, has_classifier = "pixels", "sha256:0", False
-    FEATURES_VERSION = 1
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1).float().repeat(1, 11)[:, :2048]
-
-
 @pytest.fixture
 def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
     """Its own settings on the store of the shared project, which is left as it was."""
-    for module in (
-        "fractal_model.metrics.inception",
-        "fractal_model.evaluation.prepare_evaluation",
-        "fractal_model.evaluation.samples",
-        "fractal_model.evaluation.sweep_previews",
-        "flows.evaluation_tasks",
-    ):
-        monkeypatch.setattr(f"{module}.load_inception", lambda *given: Pixels())
-    monkeypatch.setattr(
-        "fractal_model.evaluation.inputs.inception_checksum", lambda weights: "sha256:0"
-    )
+    take_pixels_for_inception(monkeypatch)
     mine = make_project(tmp_path / "a sweep", _settings())
     (mine.folder / "outputs").symlink_to(project.outputs)
     (mine.folder / "data").mkdir()
