@@ -191,6 +191,7 @@ def _apply(each: Deployment, storage: LocalStorage, parameters: dict[str, str]) 
         concurrency_limit=ONE_AT_A_TIME,
         work_pool_name=WORK_POOL,
     )
+    assert isinstance(deployment, RunnerDeployment)  # no coroutine outside of a loop
     deployment.apply()
     return deployment.full_name
 

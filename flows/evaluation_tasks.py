@@ -28,10 +28,13 @@ from fractal_model.tracking import registry, runs
 from fractal_model.tracking.reports import log_report
 
 PICTURE = "samples.png"
-_OPTIONS = {"cache_policy": NO_CACHE}
-measure_likelihood = task(PreparedEvaluation.measure_likelihood, name="likelihood", **_OPTIONS)
-draw_samples = task(PreparedEvaluation.draw_samples, name="sample", **_OPTIONS)
-measure_samples = task(PreparedEvaluation.measure_samples, name="sample-metrics", **_OPTIONS)
+measure_likelihood = task(name="likelihood", cache_policy=NO_CACHE)(
+    PreparedEvaluation.measure_likelihood
+)
+draw_samples = task(name="sample", cache_policy=NO_CACHE)(PreparedEvaluation.draw_samples)
+measure_samples = task(name="sample-metrics", cache_policy=NO_CACHE)(
+    PreparedEvaluation.measure_samples
+)
 
 
 def evaluate_model(evaluation: PreparedEvaluation) -> str:
@@ -72,7 +75,7 @@ def report(
 ) -> None:
     """`report.html` and its figures, as artifacts."""
     inputs, record, size = evaluation.inputs, evaluation.record, evaluation.size
-    source, references = record.protocol.images, inputs.references()
+    references = inputs.references()
     inception = load_inception(inputs.params.metrics.inception_weights, compute_device())
     validation = inputs.split("validation")
     log_report(
@@ -86,8 +89,8 @@ def report(
         level_bits=likelihood_by_level(
             evaluation.model,
             validation,
-            passes=source.likelihood_passes,
-            seed=source.seed,
+            passes=size.evaluation.likelihood_passes,
+            seed=evaluation.source.seed,
             map_parts=split_over_workers(size.evaluation.workers, inputs.files),
         ),
         training_run=registry.training_run(size.name, record.version),

@@ -156,7 +156,7 @@ class Night:
         """Seconds; a full evaluation is followed by the champion's, where that has none yet."""
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
-        versions = {due.version, champion} - {None}
+        versions = {each for each in (due.version, champion) if each is not None}
         checksum = protocol.checksum
         missing = [v for v in versions if not registry.evaluation_of(due.size, v, checksum)]
         if not missing:
@@ -177,7 +177,7 @@ def _or_row(work: Callable[[], T], size: str, version: str = "", kind: str = "")
     except Exception as error:
         if not isinstance(error, FractalError):
             get_run_logger().exception("the evaluation of %s failed", size)
-        outcome = "skipped" if isinstance(error, AtWork) else "failed"
+        outcome: Outcome = "skipped" if isinstance(error, AtWork) else "failed"
         return Row(size, version, kind, outcome, one_line(error), _minutes(started))
 
 
@@ -203,7 +203,8 @@ def send(block: str | None, rows: list[Row]) -> list[str]:
     lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]
     try:
         subject = f"Nightly evaluation: {summary(rows)}"
-        Block.load(block).notify("\n".join(lines), subject=subject)
+        # Prefect's annotation has the coroutine that an event loop would get.
+        Block.load(block).notify("\n".join(lines), subject=subject)  # type: ignore[union-attr]
     except Exception as error:  # the service's own; the table is written in any case
         return [f"the notification block {block} sent no message ({one_line(error)})"]
     return []

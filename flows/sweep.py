@@ -125,14 +125,16 @@ class _Sweep:
 
     def _search(self, parent: str) -> SamplingConfig:
         """The best setting, after all rungs; table and figures are logged to the active run."""
-        left = range(len(self._settings))
+        left: Sequence[int] = range(len(self._settings))
         table: list[dict[str, object]] = []
         for number, rung in enumerate(self._rungs):
             counts = [each.per_class for each in self._rungs[: number + 1]]
             name = self._previews.protocol(self._size.sampling, rung.per_class).label(FID)
-            fids = [self.preview(parent, self._settings[i], counts, name) for i in left]
-            rows = zip(left, fids, strict=True)
-            table += [sweep_row(self._settings[i], name, fid) for i, fid in rows]
+            settings = [self._settings[i] for i in left]
+            # Prefect binds a method's task when it runs, but not in its annotations.
+            fids = [self.preview(parent, each, counts, name) for each in settings]  # type: ignore[call-overload]
+            rows = zip(settings, fids, strict=True)
+            table += [sweep_row(each, name, fid) for each, fid in rows]
             last = rung is self._rungs[-1]
             keep = 1 if last else self._rungs[number + 1].settings
             left = [left[place] for place in lowest(fids, keep)]

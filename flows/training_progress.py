@@ -95,7 +95,8 @@ class TrainingProgress:
 
     def _share(self, percent: float, note: str) -> None:
         if self._artifact is None:
-            self._artifact = create_progress_artifact(
+            # Prefect's annotation has the coroutine that an event loop would get.
+            self._artifact = create_progress_artifact(  # type: ignore[assignment]
                 progress=percent, key=f"training-{self._job.size}", description=note
             )
         else:

@@ -46,20 +46,23 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-def _layers(help: str) -> object:
-    return Annotated[str | None, typer.Option(help=help)]
-
-
 def benchmark(
     mode: Annotated[Mode, typer.Argument(help="What to time.")],
     size: Annotated[
         str | None, typer.Option(help="A size of params.yaml; or give the layers below.")
     ] = None,
-    levels: _layers("Patch sizes from the image to the pixel, as 64,4,1.") = None,
-    widths: _layers("One for each of them, the last for the pixel network, as 256,128,64.") = None,
-    blocks: _layers("The same, as 6,3,2.") = None,
-    heads: _layers("The same, as 4,4,4.") = None,
-    generators: _layers("ar or mar for each level but the pixel, as mar,mar.") = None,
+    levels: Annotated[
+        str | None, typer.Option(help="Patch sizes from the image to the pixel, as 64,4,1.")
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(help="One for each of them, the last for the pixel network, as 256,128,64."),
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="The same, as 6,3,2.")] = None,
+    heads: Annotated[str | None, typer.Option(help="The same, as 4,4,4.")] = None,
+    generators: Annotated[
+        str | None, typer.Option(help="ar or mar for each level but the pixel, as mar,mar.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
     guidance: Annotated[
         float | None, typer.Option(help="Default: the size's, or 3; 1 is none.")

@@ -91,6 +91,7 @@ def edit(
     elif box is not None:
         known = editing.box_mask(numbers(box, "box", 4), side, outside=outside)
     else:
+        assert mask is not None  # one of the three is given
         known = editing.read_mask(mask, side, fit=fit)
     _require_something(known)
     files = _variant_files(labels, seed, n, out)

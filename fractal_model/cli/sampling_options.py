@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
@@ -97,11 +97,11 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(command, eval_str=True).parameters.values()
     shared = list(inspect.signature(SamplingOptions, eval_str=True).parameters.values())
 
-    @wraps(command)
-    def run(**values: object) -> None:
+    def with_options(**values: Any) -> None:
         options = {parameter.name: values.pop(parameter.name) for parameter in shared}
         command(**values, options=SamplingOptions(**options))
 
+    run: Any = wraps(command)(with_options)
     model, *others = shared
     parameters = [model, *(p for p in own if p.name != "options"), *others]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
@@ -112,6 +112,7 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 LARGEST_REQUEST = 1_000_000
 _SHOWN = 40
+_ORDERS: dict[str, OrderName] = {name: name for name in get_args(OrderName)}
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
     "logit_scale": "logit scale above 0, at most 1000",
@@ -187,15 +188,15 @@ def changed_sampling(
 
 
 def _order(text: str) -> PatchOrder:
-    if text in get_args(OrderName):
-        return text
+    if text in _ORDERS:
+        return _ORDERS[text]
     if text.strip() and set(text) <= set("0123456789, "):
         return numbers(text, "order", None)
     try:
         content = Path(text).read_text(errors="replace")
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise FractalError(
-            f"order {text[:60]!r} is neither {', '.join(get_args(OrderName))} nor a file that can "
+            f"order {text[:60]!r} is neither {', '.join(_ORDERS)} nor a file that can "
             f"be read: choose one, or give the patches' numbers"
         ) from error
     return numbers(content, f"order file {text}", None)

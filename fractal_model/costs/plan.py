@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -87,7 +88,7 @@ class Plan(StrictModel):
     images_per_gpu: int
     """At a time."""
     steps: int
-    precision: str
+    precision: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
     utilisation: float
     sampling_utilisation: float

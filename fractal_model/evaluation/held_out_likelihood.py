@@ -127,7 +127,7 @@ def held_out_likelihood(
             model,
             split,
             lambda done: progress(done + conditional * len(split)),
-            passes=source.likelihood_passes,
+            passes=source.likelihood_passes or 0,  # 0 is refused
             seed=source.seed,
             conditional=conditional,
             largest=largest,

@@ -18,7 +18,7 @@ from fractal_model.config.params import Params, Size
 from fractal_model.data.manifest import fit_size
 from fractal_model.evaluation.held_out_likelihood import HeldOut, held_out_likelihood
 from fractal_model.evaluation.inputs import EvaluationInputs
-from fractal_model.evaluation.protocol import Protocol, Record
+from fractal_model.evaluation.protocol import ImageSource, Protocol, Record
 from fractal_model.evaluation.sample_metrics import sample_metrics
 from fractal_model.evaluation.samples import SeenSamples, draw_samples
 from fractal_model.metrics.image_metrics import MetricResults
@@ -38,6 +38,13 @@ class PreparedEvaluation:
     record: Record
     folder: Path
 
+    @property
+    def source(self) -> ImageSource:
+        """How the samples are drawn; only images that came as files need not say."""
+        source = self.record.protocol.images
+        assert source is not None
+        return source
+
     def lock(self) -> AbstractContextManager[None]:
         """Only one process at a time computes into `folder`."""
         return only_one(self.folder.with_suffix(".lock"))
@@ -49,7 +56,7 @@ class PreparedEvaluation:
             return held_out_likelihood(
                 self.model,
                 split,
-                self.record.protocol.images,
+                self.source,
                 self.folder,
                 update,
                 **self._division_of_work(),
@@ -62,7 +69,7 @@ class PreparedEvaluation:
             return draw_samples(
                 self.model,
                 protocol,
-                protocol.images,
+                self.source,
                 self.inputs.networks,
                 self.folder / "samples",
                 update,

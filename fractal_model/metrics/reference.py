@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from fractal_model.metrics.statistics import (
     FeatureStatistics,
     RunningStatistics,
 )
+
+if TYPE_CHECKING:
+    from fractal_model.metrics.dinov2 import DINOv2Features
 
 FORMAT_VERSION = 2
 OWN_IMAGES = "training images"
@@ -102,7 +106,7 @@ class PublishedStatistics:
 
 def build_reference(
     split: PreparedSplit,
-    inception: InceptionFeatures,
+    inception: InceptionFeatures | DINOv2Features,
     file: Path,
     *,
     images: int,
@@ -193,7 +197,7 @@ class _Extraction:
 
 def _made_from(
     split: PreparedSplit,
-    inception: InceptionFeatures,
+    inception: InceptionFeatures | DINOv2Features,
     images: int,
     sample: int,
     published: PublishedStatistics | None,

@@ -44,7 +44,7 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
     """
     here = "RAY_ADDRESS" not in os.environ
     name, same = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
-    with _run(size, "train", name, outputs, same=same, log_system_metrics=here) as run:
+    with _run(size, "train", name, outputs, same=same, system=here) as run:
         if tags.FINGERPRINT_TAG not in run.data.tags:
             _log_params(model=_model_settings(size), training=size.training.model_dump())
             _log_dataset(manifest, "training")
@@ -116,13 +116,14 @@ def _run(
     outputs: Path,
     *,
     same: Mapping[str, str] | None = None,
-    **options: bool,
+    nested: bool = False,
+    system: bool | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
     """Go on with the newest run that has the tags `same`, as it was before; or begin a new one."""
     known = _unsuperseded(size, kind, same, outputs) if same else []
     run_id = known[0].info.run_id if known else None
     experiment_id = experiment(size.training.dataset, outputs)
-    with mlflow.start_run(run_id, experiment_id, run_name=name, **options) as run:
+    with mlflow.start_run(run_id, experiment_id, name, nested, log_system_metrics=system) as run:
         shared_tags = {
             tags.SIZE_TAG: size.name,
             tags.KIND_TAG: kind,
@@ -259,7 +260,8 @@ def _log_params(**tree: object) -> None:
 def _log_dataset(manifest: Manifest, context: str) -> None:
     source = CodeDatasetSource(tags={"mlflow.source.name": manifest.source})
     digest = manifest.checksum[:36]  # MLflow's limit
-    dataset = MetaDataset(source=source, name=manifest.dataset, digest=digest)
+    # MLflow marks `profile` as abstract, and makes this class without it.
+    dataset = MetaDataset(source, name=manifest.dataset, digest=digest)  # type: ignore[abstract]
     mlflow.log_input(dataset, context=context)
     mlflow.set_tag(tags.DATASET_TAG, manifest.checksum)
 

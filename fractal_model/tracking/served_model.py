@@ -8,11 +8,13 @@ import json
 import numbers
 from collections import defaultdict
 from pathlib import Path
+from typing import SupportsInt
 
 import mlflow
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel
 from pydantic import ValidationError
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
@@ -40,7 +42,7 @@ class BadRequest(MlflowException):
         return json.dumps({"error_code": self.error_code, "message": self._line})
 
 
-class ServedFractalModel(mlflow.pyfunc.PythonModel):
+class ServedFractalModel(PythonModel):
     """One image a row; rows of equal settings are sampled together."""
 
     def load_context(self, context):
@@ -76,21 +78,26 @@ class ServedFractalModel(mlflow.pyfunc.PythonModel):
             raise BadRequest(f"row {place}: {one_line(error)}") from error
 
     def _label(self, asked: object) -> int:
-        config = self._model.config
-        if isinstance(asked, numbers.Real) and float(asked).is_integer():
-            asked = int(asked)
-            if 0 <= asked < config.num_classes:
-                return asked
-        return class_number(str(asked), config)
+        config, number = self._model.config, _whole(asked)
+        if number is not None and 0 <= number < config.num_classes:
+            return number
+        return class_number(str(asked if number is None else number), config)
 
     def _settings(self, row: dict) -> SamplingConfig:
         given = {name: row[name] for name in SETTINGS if name in row}
         return SamplingConfig.model_validate(self._serving.sampling.model_dump() | given)
 
 
+def _whole(asked: object) -> int | None:
+    if not isinstance(asked, numbers.Real) or not isinstance(asked, SupportsInt):
+        return None
+    return int(asked) if float(asked).is_integer() else None
+
+
 def _seed(asked: object) -> int:
-    if isinstance(asked, numbers.Real) and float(asked).is_integer() and 0 <= asked <= LARGEST_SEED:
-        return int(asked)
+    seed = _whole(asked)
+    if seed is not None and 0 <= seed <= LARGEST_SEED:
+        return seed
     raise FractalError(f"seed {asked} given: a whole number is wanted, 0 … {LARGEST_SEED}")
 
 

@@ -43,7 +43,7 @@ class _Batch:
     end: int
     reports: int = 0
     points: list[Metric] = field(default_factory=list)
-    unreadable: list[dict[str, str]] = field(default_factory=list)
+    unreadable: list[dict[str, object]] = field(default_factory=list)
     """Lines that are no reports, as rows of `refused.jsonl`."""
 
 

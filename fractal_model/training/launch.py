@@ -19,7 +19,7 @@ from fractal_model.tracking.spool import MetricSpool
 
 
 def with_data(
-    params: Params, name: str, changes: dict[str, object] | None = None
+    params: Params, name: str, changes: dict[str, str | int] | None = None
 ) -> tuple[Size, Manifest]:
     """A size, with `changes` made to its recipe, and the manifest of the data set that it fits.
     FractalError: it does not fit, or a change is not allowed."""
@@ -30,7 +30,7 @@ def with_data(
     return fit_size(size, manifest), manifest
 
 
-def _changed(recipe: TrainingConfig, name: str, changes: dict[str, object]) -> TrainingConfig:
+def _changed(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) -> TrainingConfig:
     if "workers" in changes:  # a number given on the way is a number, not a range
         changes = {"min_workers": min(recipe.min_workers, int(changes["workers"])), **changes}
     try:

@@ -101,7 +101,8 @@ class Trainer:
     @property
     def ema(self) -> FractalModel | None:
         """The model with the moving average of its weights, where the recipe keeps one."""
-        return None if self._average is None else self._average.module
+        module = None if self._average is None else self._average.module
+        return module if isinstance(module, FractalModel) else None
 
     @property
     def end_position(self) -> int:
@@ -168,9 +169,10 @@ class Trainer:
         size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         total = torch.zeros((), device=self._device)
+        ddp = self._loss if isinstance(self._loss, DistributedDataParallel) else None
         for number, (part, classes) in enumerate(parts):
             last = number == len(parts) - 1
-            with nullcontext() if last or self._world_size == 1 else self._loss.no_sync():
+            with nullcontext() if last or ddp is None else ddp.no_sync():
                 with torch.autocast(
                     self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
                 ):
@@ -234,11 +236,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:
-    groups = [
-        {"params": [], "weight_decay": recipe.weight_decay},
-        {"params": [], "weight_decay": 0.0},
-    ]
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
         is_bias = parameter.ndim <= 1 or ".biases." in name  # the pixel logits' biases are (1, V)
-        groups[is_bias]["params"].append(parameter)
-    return torch.optim.AdamW(groups, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)
+        groups[is_bias].append(parameter)
+    decays = zip(groups, (recipe.weight_decay, 0.0), strict=True)
+    options = [{"params": group, "weight_decay": decay} for group, decay in decays]
+    return torch.optim.AdamW(options, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)

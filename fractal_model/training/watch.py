@@ -40,7 +40,7 @@ class Watch:
         if len(self._speeds) >= _FEWEST:
             metrics["throughput_ratio"] = report.images_per_second / median(self._speeds)
         self._speeds.append(report.images_per_second)
-        if self._reference:
+        if self._reference and report.loss is not None:
             epochs, losses = zip(*self._reference, strict=True)
             expected = float(np.interp(report.epoch, epochs, losses))
             metrics["loss_over_reference"] = report.loss - expected

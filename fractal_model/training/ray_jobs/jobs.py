@@ -107,22 +107,20 @@ class TrainingJobs:
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
         """Stop the job of a run, so that it can begin anew. FractalError: somebody follows it."""
         for running in self._running(size):
-            if running.metadata.get(FINGERPRINT_TAG) == fingerprint:
+            if _tag(running, FINGERPRINT_TAG) == fingerprint:
                 self._stop_orphan(running, on_line)
 
     def _running(self, size: str) -> list[JobDetails]:
         return [
             job
             for job in self._server.jobs()
-            if job.submission_id
-            and not job.status.is_terminal()
-            and (job.metadata or {}).get(SIZE_TAG) == size
+            if job.submission_id and not job.status.is_terminal() and _tag(job, SIZE_TAG) == size
         ]
 
     def _join(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
         for running in self._running(job.size):
             name = running.submission_id
-            if running.metadata.get(FINGERPRINT_TAG) == job.fingerprint:
+            if _tag(running, FINGERPRINT_TAG) == job.fingerprint:
                 on_line(f"the Ray job {name} of this run is at work already: going on with it")
                 return name
             self._stop_orphan(running, on_line)
@@ -130,14 +128,14 @@ class TrainingJobs:
 
     def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
         """Stop a job whose flow is over or is this one. FractalError: its owner may follow it."""
-        name, owner = running.submission_id, Owner.read(running.metadata.get(OWNER_TAG, ""))
+        name, owner = str(running.submission_id), Owner.read(_tag(running, OWNER_TAG))
         is_orphan = owner is not None and (
             owner.flow_run == self._owner.flow_run != ""
-            or self._is_over(owner, running.metadata.get(FINGERPRINT_TAG, ""))
+            or self._is_over(owner, _tag(running, FINGERPRINT_TAG))
         )
         if not is_orphan:
             raise FractalError(
-                f"the Ray job {name} trains {running.metadata[SIZE_TAG]}, submitted by "
+                f"the Ray job {name} trains {_tag(running, SIZE_TAG)}, submitted by "
                 f"{owner or 'somebody unknown'}: wait for it, cancel that flow run, or stop it "
                 f"with `ray job stop {name}`"
             )
@@ -176,6 +174,10 @@ class TrainingJobs:
                 if job.status.is_terminal():
                     return job
                 next_look = time.monotonic() + STATUS_SECONDS
+
+
+def _tag(job: JobDetails, name: str) -> str:
+    return (job.metadata or {}).get(name, "")
 
 
 def _require_no_password(uri: str) -> None:

@@ -115,5 +115,5 @@ def _of_all(reports: list[Report | Stopped]) -> Report | Stopped:
     """Rank 0's report, whose loss is of all workers, with the longest wait for data of any rank."""
     if isinstance(reports[0], Stopped):
         return reports[0]
-    longest = max(report.data_wait_share for report in reports)
+    longest = max(each.data_wait_share for each in reports if isinstance(each, Report))
     return reports[0].model_copy(update={"data_wait_share": longest})

@@ -16,7 +16,11 @@ from contextlib import contextmanager
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+
+# What `ray.train` has under these names when it runs, but not in its annotations.
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from fractal_model.common.errors import FractalError, last_line, one_line
 from fractal_model.config.training import TrainingConfig
@@ -66,11 +70,11 @@ def run_training(
                 backend="nccl" if recipe.uses_gpu else "gloo",
                 timeout_s=math.ceil(recipe.stall_seconds),  # of the others, where one hangs
             ),
-            run_config=ray.train.RunConfig(
+            run_config=RunConfig(
                 name=job.name,
                 storage_path=job.storage,
-                failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+                failure_config=FailureConfig(max_failures=recipe.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
                 callbacks=[relay.callback, KeepBest(f"{job.storage}/{job.name}")],
             ),
         )
@@ -90,12 +94,13 @@ def run_training(
             ) from error
     if reasons:
         raise FractalError(f"training ended: {reasons[0]}")
+    assert result.checkpoint is not None  # a training ends with one
     return result.checkpoint
 
 
-def _scaling(recipe: TrainingConfig) -> ray.train.ScalingConfig:
+def _scaling(recipe: TrainingConfig) -> ScalingConfig:
     fixed = recipe.min_workers == recipe.workers
-    return ray.train.ScalingConfig(
+    return ScalingConfig(
         num_workers=recipe.workers if fixed else (recipe.min_workers, recipe.workers),
         use_gpu=recipe.uses_gpu,
         resources_per_worker=dict(recipe.resources_per_worker),

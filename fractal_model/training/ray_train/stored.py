@@ -47,7 +47,8 @@ def load_newest_whole(
     ranks do not read the same.
     """
     context = context or ray.train.get_context()
-    choice = from_rank_zero(_choose(newest) if context.get_world_rank() == 0 else None)
+    is_zero = context.get_world_rank() == 0
+    choice = from_rank_zero(_choose(newest) if is_zero else FractalError("rank 0 chooses"))
     chosen, damaged = _or_raise(choice)
     with _on_this_machine(chosen, context) as folder:
         checkpoint = _load(folder, chosen)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
-import ray.train
+import ray.train.torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
