@@ -166,7 +166,7 @@ def changed_sampling(
         "iterations": iterations,
         "order": order,
     }
-    changes = {name: value for name, value in options.items() if value is not None}
+    changes: dict[str, object] = {k: value for k, value in options.items() if value is not None}
     if iterations is not None:
         changes["iterations"] = numbers(iterations, "iterations", len(model.levels))
     if order is not None:
