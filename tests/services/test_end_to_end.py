@@ -18,7 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from fractal_model.data.manifest import read_manifest
 from fractal_model.services import processes
+from tests.support import mini_imagenet
 from tests.support.live_project import Project, environment, live_project
 from tests.support.params import small_params
 from tests.support.ports import free_ports
@@ -162,6 +164,19 @@ def test_training_digits_ends_completed(project):
     code = "from pathlib import Path; from fractal_model.tracking import registry, store; "
     code += "store.connect(Path('outputs').resolve()); print(registry.resolve('digits').version)"
     assert project.run(sys.executable, "-c", code).strip() == "1"
+
+
+def test_a_registered_data_set_is_prepared_by_a_job_of_the_cluster(project):
+    """Its deployment comes with the next `make up`; until then any other prepares it."""
+    mini_imagenet.write_tree(project.folder / "raw")
+    project.fractal("data", "register", "raw", "--resolution", "16")
+    words = ("prepare-data/digits", "--param", "dataset=imagenet16", "--watch")
+    assert "Completed" in project.prefect("deployment", "run", *words)
+    data = project.folder / "data"
+    assert read_manifest(data / "imagenet16").splits["train"].images == 27
+    assert (data / "imagenet16-reference.npz").is_file()
+    assert (data / "imagenet16-report/metrics.json").is_file()
+    assert "entrypoint for job prepare-imagenet16-" in (project.folder / WORKER_LOG).read_text()
 
 
 def _start_training(project: Project, **parameters: object) -> str:
