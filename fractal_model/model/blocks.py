@@ -154,8 +154,7 @@ def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> li
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Make training keep the input of each block alone and compute the rest again on the way
-    back."""
+    """Keep the input of each block alone in training and compute the rest again on the way back."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True

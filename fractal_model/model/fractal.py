@@ -48,11 +48,8 @@ class Rows:
         """The rows one level down: the sub-patches of side `size` where (R, T) `mask` is true."""
         row, token = mask.nonzero(as_tuple=True)
         grid = round(mask.shape[1] ** 0.5)
-        return Rows(
-            self.image[row],
-            self.top[row] + token // grid * size,
-            self.left[row] + token % grid * size,
-        )
+        top, left = token // grid * size, token % grid * size
+        return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
 
     def index(self, image_size: int, size: int) -> Tensor:
         """Row-major number of each row among all patches of side `size` of its image."""
@@ -203,10 +200,9 @@ def channel_nats(
     """(N, 3) float32: negative log-probabilities of 8-bit values under their conditions; the
     network computes `spare` more rows."""
     count = len(values_N3)
-    logits = network.channel_logits(
-        with_spare(conditions.middle, spare), with_spare(values_N3, spare)
-    )
-    pairs = zip((x[:count] for x in logits), values_N3.unbind(1), strict=True)
+    fed = with_spare(conditions.middle, spare), with_spare(values_N3, spare)
+    logits = (channel[:count] for channel in network.channel_logits(*fed))
+    pairs = zip(logits, values_N3.unbind(1), strict=True)
     return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
 
 

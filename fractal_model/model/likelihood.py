@@ -4,10 +4,9 @@ The bound is the expected mean loss of the masked sub-patches, over a mask count
 and a random order, at every level. Decided here: each mask alone has a uniform count and a
 uniformly random set of that size, independent of the masks above it, so the estimate is unbiased.
 Over the passes of an image the counts are stratified, and the sets are chosen so that all
-sub-patches weigh about the same, which removes most of the variance
-(`tests/benchmarks/likelihood_variance.py`). The random numbers are the image's own, so the result
-does not depend on batch or workers. No noise is added, and guiding pixels enter rounded to 8 bits
-and weighted by their number: the result is a true bound.
+sub-patches weigh about the same, which removes most of the variance. The random numbers are the
+image's own, so the result does not depend on batch or workers. No noise is added, and guiding
+pixels enter rounded to 8 bits and weighted by their number: the result is a true bound.
 
 Shapes: B images, P passes; level i has n patches an image, of T sub-patches each.
 """

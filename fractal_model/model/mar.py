@@ -33,28 +33,24 @@ class MARLevel(nn.Module):
     def __init__(self, config: LevelConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        width, heads, drop = config.width, config.heads, config.dropout
         self.prefix_length = config.conditions + config.guiding_pixel
         self.patch = Linear(3 * config.sub_patch_size**2, width)
         self.condition = Linear(config.condition_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, self.prefix_length + config.tokens, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        blocks = (
-            vit_block(width, config.heads, causal=False, dropout=config.dropout)
-            for _ in range(config.blocks)
-        )
+        blocks = (vit_block(width, heads, causal=False, dropout=drop) for _ in range(config.blocks))
         self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
         if config.guiding_pixel:
-            self.guide_network = PixelNetwork(
-                PixelConfig(
-                    width=GUIDING_WIDTH,
-                    blocks=GUIDING_BLOCKS,
-                    heads=GUIDING_HEADS,
-                    condition_width=config.condition_width,
-                )
+            guide = PixelConfig(
+                width=GUIDING_WIDTH,
+                blocks=GUIDING_BLOCKS,
+                heads=GUIDING_HEADS,
+                condition_width=config.condition_width,
             )
+            self.guide_network = PixelNetwork(guide)
             self.guide = Linear(3, width)
 
     def forward(
@@ -67,13 +63,10 @@ class MARLevel(nn.Module):
         wanted: Tensor | None = None,
         read: int = MAX_CONDITIONS,
     ) -> Conditions:
-        """Five conditions for each wanted sub-patch, (N, 5, D), row-major over (row, sub-patch).
-
-        `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden;
-        `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `wanted` (R, T)
-        bool, by default the mask itself. With `read` of 1 the next level reads the first condition
-        alone, and gets that.
-        """
+        """The first `read` conditions of each wanted sub-patch, (N, read, D), row by row. `tokens`
+        (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden; `guides`
+        (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `wanted` (R, T) bool, by
+        default the mask itself."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
@@ -117,8 +110,8 @@ def with_neighbours(x_RTD: Tensor, wanted: Tensor, read: int = MAX_CONDITIONS) -
 
 
 def around(token: Tensor, grid: int, read: int) -> tuple[Tensor, Tensor]:
-    """Sub-patches (...) to themselves and those above, right, below and left, (..., read), and
-    whether these are within the grid; one that is not is given as the nearest that is."""
+    """Sub-patches (...) to themselves and those above, right, below and left of them, (..., read),
+    and whether these are within the grid; for one outside, the nearest one inside is returned."""
     offsets = torch.tensor(_AROUND[:read], device=token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]

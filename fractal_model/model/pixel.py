@@ -31,7 +31,7 @@ class PixelNetwork(nn.Module):
 
     def __init__(self, config: PixelConfig) -> None:
         super().__init__()
-        width = config.width
+        width, heads = config.width, config.heads
         self.condition = Linear(config.condition_width, width)
         codebooks = (nn.Embedding(CHANNEL_VALUES, width) for _ in range(CHANNELS))
         self.add_module("codebooks", nn.ModuleList(codebooks))
@@ -39,9 +39,7 @@ class PixelNetwork(nn.Module):
             nn.Parameter(torch.zeros(1, CHANNEL_VALUES)) for _ in range(CHANNELS)
         )
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        blocks = (
-            vit_block(width, config.heads, causal=True, dropout=0.0) for _ in range(config.blocks)
-        )
+        blocks = (vit_block(width, heads, causal=True, dropout=0.0) for _ in range(config.blocks))
         self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
 

@@ -85,8 +85,7 @@ class PretrainedModule(
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
-    """True if a folder has a file of an exported model, and none of the `foreign` files that
-    belong to other kinds of folders."""
+    """True if a folder has a file of an exported model, and none of the files of other kinds."""
     ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
     return ours and not any((folder / name).exists() for name in foreign)
 

@@ -54,11 +54,9 @@ class ImageNoise:
         return cls(pixels, tuple(orders), tuple(guides))
 
     def to(self, device: torch.device) -> ImageNoise:
-        return ImageNoise(
-            self.pixels.to(device),
-            tuple(level if level is None else level.to(device) for level in self.orders),
-            tuple(level if level is None else level.to(device) for level in self.guides),
-        )
+        orders = tuple(level if level is None else level.to(device) for level in self.orders)
+        guides = tuple(level if level is None else level.to(device) for level in self.guides)
+        return ImageNoise(self.pixels.to(device), orders, guides)
 
 
 def patches_per_image(config: ModelConfig, level: LevelConfig) -> int:

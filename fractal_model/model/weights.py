@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,13 +27,11 @@ def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) ->
         "extra": [name for name in actual if name not in expected],
         "of another shape": shapes,
     }
-    return "; ".join(
-        f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names
-    )
+    parts = (f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names)
+    return "; ".join(parts)
 
 
-def _first(names: Iterable[str]) -> str:
-    names = list(names)
+def _first(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 

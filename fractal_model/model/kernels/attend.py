@@ -1,7 +1,7 @@
 """Scaled dot-product attention, computed in the way that is fastest on the processor at hand.
 
-Decided here: torch's fused attention, but on a CPU two plain products where these are faster, and
-on a GPU our own kernel for short sequences (`short_attention.py`). Rows are computed in parts where
+Decided here: torch's fused attention, but two plain products on a CPU where these are faster, and
+our own kernel for short sequences on a GPU (`short_attention.py`). Rows are computed in parts where
 all of them would leave the cache of a CPU or exceed a dimension of a GPU's grid.
 
 Shapes: B rows, Q queries, S positions, H heads, d elements a head, D = H · d.

@@ -1,10 +1,10 @@
 """Attention of short sequences on a GPU, as one Triton kernel each way.
 
 Decided here: the rows that fit share one tile, in which a position sees those of its own row
-alone. The fused kernels of torch take 64 queries by 128 keys at a time, of which the 22 positions
-of a lower level fill little, and the three of a pixel hardly any; there are millions of pixels. A
-tile's weights are few: they are computed again on the way back, and nothing is kept for it. A row
-that is not finite spoils its neighbours' too: a loss that is not finite was lost before.
+alone. torch's fused kernels take 64 queries by 128 keys at a time, of which the 22 positions of a
+lower level fill little, and the three of a pixel hardly any. A tile's weights are few: they are
+computed again on the way back, and none is kept. A row that is not finite spoils its neighbours
+too: a loss that is not finite was lost before.
 
 Shapes: B rows, S positions, H heads, d elements a head, D = H · d, T positions of a tile.
 """
@@ -34,8 +34,8 @@ class _Context(Protocol):
 
 def short_attention(heads_3BHSd: Tensor, *, causal: bool, drop: float) -> Tensor:
     """The mixed values (B, S, D) of queries, keys and values, whose elements lie side by side;
-    `drop`, under 1, is the rate at which weights are dropped. S and d are meant to be small, up to
-    32 and 128: larger ones take more registers than there are."""
+    `drop`, under 1, is the rate at which weights are dropped. S and d up to 32 and 128 are meant:
+    larger ones take more registers than there are."""
     device = heads_3BHSd.device
     if drop:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=device)

@@ -1,8 +1,8 @@
 """Rows of zeros that a CPU computes beside the real ones, so that there are few shapes.
 
-Decided here: masks leave another number of rows each time, and oneDNN compiles a product for each
-shape, which takes longer than a small product does. Numbers of rows are therefore rounded up, to
-sixteen steps between a power of two and the next. A spare row changes no other.
+Decided here: masks leave another number of rows each time, and oneDNN compiles its code for each
+shape, which takes longer than a small product. The number of rows is therefore rounded up, to one
+of sixteen between a power of two and the next. A spare row changes no other.
 """
 
 from __future__ import annotations
