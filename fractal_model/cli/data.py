@@ -120,7 +120,7 @@ def register_reference(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
-    from fractal_model.metrics.adm import load_published
+    from fractal_model.metrics.adm_statistics import load_published
 
     data = load_params(params).paths.data
     known = registered(data)

@@ -25,8 +25,9 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import remove_partial_files
 from fractal_model.common.locks import only_one
 from fractal_model.config.data import PreparationConfig
+from fractal_model.data.adm_crop import PREPROCESSING
 from fractal_model.data.manifest import Manifest, QuarantinedFile, write_manifest
-from fractal_model.data.raw_images import PREPROCESSING, RawCounts
+from fractal_model.data.raw_images import RawCounts
 from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardDone, ShardJob
 from fractal_model.data.shards import complete_split, images_per_shard
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress

@@ -1,6 +1,5 @@
 """One raw image: from a file's bytes to the prepared crop, or the reason why it cannot be used.
 
-
 Decided here: whatever a decoder says of damaged bytes is a reason, not a crash; notes beside the
 pixels, such as EXIF, never decide whether an image is used.
 """
@@ -17,9 +16,8 @@ from pathlib import Path
 import PIL.Image
 
 from fractal_model.common.errors import one_line
+from fractal_model.data.adm_crop import center_crop, pixels_of_crop
 
-PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
-"""What is done to every image, as the manifest names it. Another crop needs another version."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Decoded. Others, such as PostScript, would start other programs."""
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
@@ -109,25 +107,3 @@ def _require_moderate(size: tuple[int, int], resolution: int) -> None:
         raise UnusableImage(
             f"{width} × {height} pixels, whose crop would pass through more than {limit:,}"
         )
-
-
-def pixels_of_crop(size: tuple[int, int], side: int) -> float:
-    """How many pixels the bicubic step of `center_crop` makes of an image of (width, height): the
-    long side grows with the short one."""
-    return max(size) / min(size) * side**2
-
-
-def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """Crop an RGB image of any size to `side` × `side`: the published preprocessing of ADM.
-
-    As `center_crop_arr` of Dhariwal and Nichol (2021): halve with a box filter while the short
-    side is at least twice the target, bicubic to the short side, centre crop. Nothing else: an
-    orientation noted in EXIF is not applied, as there.
-    """
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
-    scale = side / min(image.size)
-    size = round(image.width * scale), round(image.height * scale)
-    image = image.resize(size, PIL.Image.Resampling.BICUBIC)
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.crop((left, top, left + side, top + side))

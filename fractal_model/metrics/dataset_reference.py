@@ -9,7 +9,7 @@ from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Params
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.sources.registered import registered, statistics_file
-from fractal_model.metrics.adm import load_published
+from fractal_model.metrics.adm_statistics import load_published
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import PublishedStatistics, Reference, build_reference
 

@@ -131,7 +131,8 @@ class FractalModel(PretrainedModule):
                 mask = masks(i, rows)
             else:
                 mask = sub_patches.new_ones(sub_patches.shape[:2], dtype=torch.bool)
-            colours, spare = None, self._spare_rows(i, patches)
+            spare = self._spare_rows(i, patches)  # for the processor alone: they change no value
+            colours = None
             if isinstance(level, MARLevel) and level.config.guiding_pixel:
                 targets, colours = guides(mean_colour(patches))
                 nats = channel_nats(level.guide_network, conditions, targets, spare)
@@ -139,6 +140,7 @@ class FractalModel(PretrainedModule):
                 guide_nats.append(ValueNats(nats, rows.image, weight, share))
             conditions = self._hand_on(i, sub_patches, mask, conditions, colours, spare)
             patches = sub_patches[mask]
+            # A row's share in its image is split evenly over its predicted sub-patches.
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
             rows = rows.sub_patches(mask, level.config.sub_patch_size)
         spare = self._spare_rows(len(self.levels), patches)

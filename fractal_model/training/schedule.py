@@ -1,17 +1,8 @@
-"""Learning rate and masks of the published recipe: pure functions of progress and generator."""
+"""The learning-rate schedule of the published recipe, a pure function of progress."""
 
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
-
-from fractal_model.model.fractal import MaskSource, Rows
-from fractal_model.model.randomness import ranks
-
-MASK_RATIO_SD = 0.25
-GUIDE_NOISE_SD = 0.01
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
@@ -20,27 +11,3 @@ def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
-    """Masks for training: in each row a random order and a count of ⌈T · r⌉, r from a normal of
-    mean 1 and standard deviation 0.25 truncated to [0, 1]. `tokens` holds T of each level."""
-
-    def draw(level: int, rows: Rows) -> Tensor:
-        count, device = len(rows.image), rows.image.device
-        ratio = torch.empty(count)
-        torch.nn.init.trunc_normal_(
-            ratio, mean=1.0, std=MASK_RATIO_SD, a=0.0, b=1.0, generator=generator
-        )
-        masked = (ratio * tokens[level]).ceil().clamp(min=1)
-        scores = torch.rand(count, tokens[level], generator=generator)
-        return (ranks(scores) < masked[:, None]).to(device)
-
-    return draw
-
-
-def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Targets and inputs of the guiding pixels: a little noise decides rounding ties at random;
-    the exact mean is fed in, as published."""
-    noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
-    return (means + noise).round().clamp(0, 255).long(), means

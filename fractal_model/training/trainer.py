@@ -34,7 +34,8 @@ from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
 from fractal_model.training.collectives import of_all_ranks
-from fractal_model.training.schedule import learning_rate, training_guides, training_masks
+from fractal_model.training.masks import training_guides, training_masks
+from fractal_model.training.schedule import learning_rate
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ from rich.table import Table
 from fractal_model.common.console import console, errors_on_one_line, progress_bar
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import PreparationConfig
+from fractal_model.data.adm_crop import center_crop
 from fractal_model.data.manifest import ContentHash, read_manifest, write_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared
-from fractal_model.data.raw_images import center_crop
 from fractal_model.data.shard_job import in_processes
 from fractal_model.data.shards import images_per_shard, shard_name, write_shard
 from fractal_model.data.sources.registered import register, registered

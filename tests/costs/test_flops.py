@@ -24,7 +24,7 @@ from fractal_model.model.kernels.linear import FLOP_FORMULAS
 from fractal_model.model.losses import training_loss
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.training import trainer
-from fractal_model.training.schedule import training_masks
+from fractal_model.training.masks import training_masks
 from tests.support import random_images, tiny_config, tiny_model
 from tests.support.masks import fixed_masks, masked, shares
 from tests.support.params import SHIPPED, SIZES

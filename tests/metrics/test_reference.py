@@ -11,7 +11,7 @@ import torch
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.metrics.adm import load_published
+from fractal_model.metrics.adm_statistics import load_published
 from fractal_model.metrics.image_metrics import image_metrics
 from fractal_model.metrics.reference import (
     FORMAT_VERSION,

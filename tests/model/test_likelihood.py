@@ -11,7 +11,7 @@ import torch
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
 from fractal_model.model.losses import nats_by_part, training_loss
-from fractal_model.training.schedule import training_masks
+from fractal_model.training.masks import training_masks
 from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
 from tests.support import random_images, tiny_config, tiny_model
 

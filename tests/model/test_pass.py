@@ -21,7 +21,7 @@ from fractal_model.model.fractal import (
 )
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.losses import training_loss
-from fractal_model.training.schedule import training_masks
+from fractal_model.training.masks import training_masks
 from tests.support import images_for, random_images, tiny_model
 from tests.support.params import SHIPPED
 

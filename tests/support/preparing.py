@@ -9,9 +9,9 @@ import numpy as np
 import PIL.Image
 
 from fractal_model.config.data import PreparationConfig
+from fractal_model.data.adm_crop import center_crop
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.preparation import prepare_source
-from fractal_model.data.raw_images import center_crop
 from fractal_model.data.shard_job import in_processes
 
 SIDE = 16

@@ -1,10 +1,8 @@
 """Learning rate and training masks."""
 
 import pytest
-import torch
 
-from fractal_model.model.fractal import Rows
-from fractal_model.training.schedule import learning_rate, training_guides, training_masks
+from fractal_model.training.schedule import learning_rate
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -17,25 +15,3 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rate(60) == pytest.approx(1.0)
     assert rate(110) == pytest.approx(0.0, abs=1e-12)
     assert rate(200) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_masks_follow_the_truncated_normal():
-    draw = training_masks([16, 4], torch.Generator().manual_seed(0))
-    rows = Rows.whole_images(4000, torch.device("cpu"))
-    counts = draw(0, rows).sum(1)
-    assert counts.min() >= 1
-    assert counts.max() == 16
-    # |z| < 1/16 / 0.25 of a half normal stays in the top sixteenth: all are masked.
-    expected = 2 * (torch.distributions.Normal(0, 1).cdf(torch.tensor(0.25)).item() - 0.5)
-    assert (counts == 16).float().mean().item() == pytest.approx(expected, abs=0.03)
-    masked = draw(1, rows).float().mean(0)
-    assert (masked - masked.mean()).abs().max() < 0.03  # no position is favoured
-
-
-def test_guide_noise_decides_only_ties():
-    means = torch.tensor([[10.2, 99.8, 0.0], [254.5, 255.0, 100.5]]).repeat(200, 1)
-    targets, fed = training_guides(means, torch.Generator().manual_seed(0))
-    assert fed.equal(means)
-    assert targets[0].tolist() == [10, 100, 0]
-    assert set(targets[1::2, 0].tolist()) == {254, 255}
-    assert set(targets[1::2, 1].tolist()) == {255}

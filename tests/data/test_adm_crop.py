@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fractal_model.data.raw_images import center_crop, pixels_of_crop
+from fractal_model.data.adm_crop import center_crop, pixels_of_crop
 from tests.support.pillow_arithmetic import BICUBIC, BOX, resized
 
 
