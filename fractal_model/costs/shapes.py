@@ -16,7 +16,7 @@ from statistics import NormalDist
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.model.blocks import SWIGLU_MULTIPLE
 from fractal_model.model.mar import GUIDING_BLOCKS, GUIDING_HEADS, GUIDING_WIDTH
-from fractal_model.training.schedule import MASK_RATIO_SD
+from fractal_model.training.masks import MASK_RATIO_SD
 
 PIXEL_POSITIONS = 3
 """The condition, red, green: blue is never fed in."""

@@ -1,2 +1,3 @@
-"""Metrics of generated images: Inception and DINOv2 features, distances between sets of them, class
-agreement. Numbers are returned and nothing is stored."""
+"""Metrics of generated images, numbers alone: features, distances between sets of them, agreement
+with classes.
+"""

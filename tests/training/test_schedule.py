@@ -1,4 +1,4 @@
-"""Learning rate and training masks."""
+"""Learning-rate schedule."""
 
 import pytest
 
