@@ -27,7 +27,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Pass
 from fractal_model.model.losses import published_evaluation_loss, training_loss
-from fractal_model.model.pixels import patchify
+from fractal_model.model.patches import patchify
 from fractal_model.model.randomness import ImageNoise
 from fractal_model.model.weights import differences
 from fractal_model.sampling.sampler import Sampler

@@ -21,7 +21,7 @@ from fractal_model.costs.shapes import (
     rows_per_image,
     training_shares,
 )
-from fractal_model.model.pixels import CHANNEL_VALUES
+from fractal_model.model.patches import CHANNEL_VALUES
 from fractal_model.sampling.schedules import masking_schedule
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from fractal_model.config.model import ModelConfig
 from fractal_model.costs.flops import block_flops
 from fractal_model.costs.shapes import PIXEL_POSITIONS, Transformer, rows_per_image
-from fractal_model.model.pixels import CHANNEL_VALUES
+from fractal_model.model.patches import CHANNEL_VALUES
 
 NORM_OPERATIONS = 10
 """An element, as the paper counts."""

@@ -26,7 +26,7 @@ from fractal_model.costs.shapes import (
     rows_per_image,
     training_shares,
 )
-from fractal_model.model.pixels import CHANNEL_VALUES
+from fractal_model.model.patches import CHANNEL_VALUES
 
 FLOAT32, INT64 = 4, 8
 ADAMW_BYTES = 2 * FLOAT32

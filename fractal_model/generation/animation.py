@@ -26,7 +26,7 @@ from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.generation.pictures import NOT_GENERATED, enlarged
 from fractal_model.model.fractal import FractalModel, Rows
-from fractal_model.model.pixels import unpatchify
+from fractal_model.model.patches import unpatchify
 from fractal_model.parallel.parts import is_out_of_memory
 from fractal_model.sampling.sampler import Sampler
 

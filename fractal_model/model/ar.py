@@ -18,7 +18,7 @@ from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.blocks import NORM_EPSILON, Block, ar_block, run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.kernels.linear import Linear
-from fractal_model.model.pixels import normalise
+from fractal_model.model.patches import normalise
 from fractal_model.model.rotary import rotary_factors
 
 

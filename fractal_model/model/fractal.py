@@ -23,8 +23,8 @@ from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.kernels.spare_rows import spare_rows, with_spare
 from fractal_model.model.mar import MARLevel
+from fractal_model.model.patches import mean_colour, patchify
 from fractal_model.model.pixel import PixelNetwork
-from fractal_model.model.pixels import mean_colour, patchify
 from fractal_model.model.pretrained import PretrainedModule
 
 NO_CLASS = -1

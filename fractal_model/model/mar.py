@@ -16,8 +16,8 @@ from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, PixelConfig
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.kernels.linear import Linear
+from fractal_model.model.patches import normalise
 from fractal_model.model.pixel import PixelNetwork
-from fractal_model.model.pixels import normalise
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
 _AROUND = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))

@@ -17,7 +17,7 @@ from fractal_model.config.model import PixelConfig
 from fractal_model.model.attention import FixedCache, KeyValueCache
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.kernels.linear import Linear, linear
-from fractal_model.model.pixels import CHANNEL_VALUES
+from fractal_model.model.patches import CHANNEL_VALUES
 
 CHANNELS = 3
 

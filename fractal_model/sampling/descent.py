@@ -23,13 +23,13 @@ from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.mar import MARLevel
+from fractal_model.model.patches import unpatchify
 from fractal_model.model.pixel import PixelNetwork
-from fractal_model.model.pixels import unpatchify
 from fractal_model.model.randomness import ImageNoise, ranks
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels
 from fractal_model.sampling.known import KnownPatches
-from fractal_model.sampling.masked import MaskedRows, MaskedSteps, schedules
-from fractal_model.sampling.schedules import guidance_at
+from fractal_model.sampling.masked import MaskedRows, MaskedSteps
+from fractal_model.sampling.schedules import guidance_at, masking_schedules
 from fractal_model.sampling.steps import LevelSteps, PixelSteps
 from fractal_model.sampling.values import Draw, guided_logits
 
@@ -150,7 +150,7 @@ class Descent:
         )
         # Known sub-patches rank above all hidden ones: they have come already.
         rank = ranks(torch.where(mask, _at(self.noise.orders[i], places), math.inf))
-        for remaining in schedules(mask.sum(1), self.iterations[i]):
+        for remaining in masking_schedules(mask.sum(1), self.iterations[i]):
             still = rank < remaining[:, None]
             drawn = mask & ~still
             handed_on = compute(canvas, mask, drawn)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.model import LevelConfig
-from fractal_model.model.pixels import patchify
+from fractal_model.model.patches import patchify
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 from fractal_model.model.blocks import run_blocks
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.mar import MARLevel, around, with_neighbours
-from fractal_model.sampling.schedules import masking_schedule
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,3 @@ class CachedMaskedSteps:
         x = self._x.gather(1, at_BQ[..., None].expand(-1, -1, self._x.shape[-1]))
         here = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
         return first.mix(x, query.gather(2, here), key, value)
-
-
-def schedules(hidden_R: Tensor, steps: int) -> Tensor:
-    """(K, R): sub-patches still masked after each step; a row with few ends before the others."""
-    counts, row = hidden_R.unique(return_inverse=True)
-    of_counts = [masking_schedule(count, steps) for count in counts.tolist()]
-    longest = max((len(schedule) for schedule in of_counts), default=0)
-    padded = [schedule + (0,) * (longest - len(schedule)) for schedule in of_counts]
-    return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]

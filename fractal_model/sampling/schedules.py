@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import torch
+from torch import Tensor
+
 
 @lru_cache(maxsize=4096)
 def masking_schedule(tokens: int, steps: int) -> tuple[int, ...]:
@@ -17,6 +20,15 @@ def masking_schedule(tokens: int, steps: int) -> tuple[int, ...]:
         masked = max(1, min(masked - 1, scheduled))
         counts.append(masked)
     return (*counts[:-1], 0) if counts else ()
+
+
+def masking_schedules(hidden_R: Tensor, steps: int) -> Tensor:
+    """(K, R): sub-patches still masked after each step; a row with few ends before the others."""
+    counts, row = hidden_R.unique(return_inverse=True)
+    of_counts = [masking_schedule(count, steps) for count in counts.tolist()]
+    longest = max((len(schedule) for schedule in of_counts), default=0)
+    padded = [schedule + (0,) * (longest - len(schedule)) for schedule in of_counts]
+    return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]
 
 
 def guidance_at(progress: float, guidance: float) -> float:

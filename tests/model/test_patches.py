@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fractal_model.model.pixels import MEAN, STD, mean_colour, normalise, patchify, unpatchify
+from fractal_model.model.patches import MEAN, STD, mean_colour, normalise, patchify, unpatchify
 from tests.support import random_images
 
 
