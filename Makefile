@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test test-all test-faults test-services test-scale test-pages ui lint types clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test coverage test-all test-faults test-services test-scale test-pages ui lint types clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -57,13 +57,17 @@ benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillo
 benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: docs/speed.md, but for its last two sections
 	$(RUN) python -m tests.benchmarks.speed
 
-# Two processes at a time; tests that share a server or a trained model stay in one of them.
 PYTEST := python -m pytest
-TOGETHER := -n 2
+# More processes than two cores, since many tests wait; those that share a server or a trained model
+# stay in one process.
+QUICK := -n 3 -m "not (slow or faults or services or scale or pages)"
 
-test: $(INSTALLED) ## all quick tests, with coverage (about 10 minutes)
+test: $(INSTALLED) ## all quick tests (about 10 minutes on two cores)
+	$(RUN) $(PYTEST) $(QUICK)
+
+coverage: $(INSTALLED) ## the same, and which lines they reach (a third longer)
 	$(RUN) python -m coverage erase
-	$(RUN) python -m coverage run -m pytest $(TOGETHER) -m "not (slow or faults or services or scale or pages)"
+	$(RUN) python -m coverage run -m pytest $(QUICK)
 	$(RUN) python -m coverage combine --quiet
 	$(RUN) python -m coverage report
 

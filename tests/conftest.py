@@ -23,7 +23,9 @@ if not torch.cuda.is_available():  # before Triton is imported: its kernels are 
 from tests.support import KINDS
 
 IN_ONE_PROCESS = ("flows", "tracking", "faults", "training", "parallel", "cli", "services")
-"""Folders of tests whose tests share servers, a Ray or trained models; the longest first."""
+"""Folders of tests whose tests share servers, a Ray or trained models."""
+LONGEST_FIRST = ("flows", "tests/sampling/test_compiled.py", *IN_ONE_PROCESS[1:])
+"""Groups that begin before the others, so that no process is left alone with a long one."""
 
 
 def group(nodeid: str) -> str:
@@ -46,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFolde
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {folder: place for place, folder in enumerate(IN_ONE_PROCESS)}
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(group(item.nodeid), len(order)))
 
 

@@ -51,6 +51,7 @@ def test_levels_share_out_the_time_and_the_operations(generators):
     assert operations == pytest.approx(found["gflop_per_image"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
 def test_what_is_compiled_together_is_one_entry():
     arguments = ["--batch", "2", "--repeats", "1", "--no-reference", "--compile"]

@@ -31,6 +31,7 @@ def test_the_levels_together_are_no_more_than_the_run(kind):
     check(tiny_model(kind), compiled=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
 def test_what_is_compiled_stands_with_the_pixels():
     check(tiny_model("ar"), compiled=True)

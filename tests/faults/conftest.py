@@ -20,6 +20,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
+    return runs_in(tmp_path, data)
+
+
+def runs_in(folder: Path, data: Path) -> Callable[..., Run]:
+    """Makes runs on `data` that keep all they write in `folder`."""
+
     def make(name: str = "run", epochs: int = 6, **recipe: object) -> Run:
         changes = {
             "batch_size": BATCH,
@@ -32,11 +38,11 @@ def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
             **recipe,
         }
         job = make_job(
-            tmp_path / name,
+            folder / name,
             model=tiny_config("mar", dropout=0.1),
             recipe=RECIPE.model_copy(update=changes),
             data=data,
-            local=tmp_path / f"{name}-local",
+            local=folder / f"{name}-local",
         )
         return Run(job)
 
@@ -49,7 +55,15 @@ def cluster() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def straight_run(data: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing disturbs, at its end."""
+    run = runs_in(tmp_path_factory.mktemp("straight"), data)()
+    run.train()
+    return run
+
+
 @pytest.fixture
-def straight(new_run: Callable[..., Run], cluster: None) -> dict:
+def straight(straight_run: Run) -> dict:
     """The weights of the run that nothing disturbs."""
-    return new_run("straight").train()
+    return straight_run.weights()

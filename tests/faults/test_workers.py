@@ -75,8 +75,8 @@ def test_a_worker_that_hangs_holds_the_others_up_for_so_long_alone(new_run, stra
 
 
 @pytest.mark.faults
-def test_the_last_checkpoints_and_the_best_are_kept_and_whole(new_run, straight, tmp_path):
-    folder = tmp_path / "straight" / ("f" * 16)
+def test_the_last_checkpoints_and_the_best_are_kept_and_whole(straight_run):
+    folder = straight_run.folder
     last = sorted(path for path in folder.glob("checkpoint_*") if path.is_dir())
     assert len(last) == 2
     best = json.loads((folder / "best.json").read_text())
@@ -108,7 +108,8 @@ def _bad_at(positions: tuple[int, ...], rank: int):
     return worker
 
 
-@pytest.mark.parametrize("choice", ["skip", pytest.param("roll-back", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("choice", ["skip", "roll-back"])
 def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, choice):
     bad = 2 * IMAGES + 3 * BATCH
     run = new_run(non_finite=choice, max_failures=0)
@@ -125,9 +126,8 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, ch
     assert json.loads(newest.read_text())["skipped"] == [bad]
 
 
-@pytest.mark.parametrize(
-    ("choice", "most"), [("stop", 3), pytest.param("skip", 1, marks=pytest.mark.faults)]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize(("choice", "most"), [("stop", 3), ("skip", 1)])
 def test_it_ends_after_so_many_at_once_and_says_which_images(new_run, cluster, choice, most):
     second = IMAGES + 2 * BATCH
     bad = (IMAGES + BATCH,) if choice == "stop" else (IMAGES + BATCH, second)

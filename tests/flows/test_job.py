@@ -188,14 +188,8 @@ assert images[0] == images[2] != images[1]
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "killed, newest damaged",
-        pytest.param("killed", marks=pytest.mark.slow),
-        pytest.param("Ctrl-C", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("how", ["killed, newest damaged", "killed", "Ctrl-C"])
 def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_path, how):
     """Stopped after its first checkpoints, then started again as before."""
     again = make_project(tmp_path / "killed", small_params())

@@ -70,6 +70,7 @@ def _dies_once(folder, device):
     return work
 
 
+@pytest.mark.faults
 def test_a_worker_that_dies_is_started_again(tmp_path):
     found = dict(map_over_workers(partial(_dies_once, tmp_path), 10, workers=2))
     assert (tmp_path / "0").exists()

@@ -36,6 +36,7 @@ def test_compiled_gives_the_images_of_the_uncached_path(kind):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_each_model_has_its_own_code():
     """Not that of another model before it whose shapes are the same."""
     deeper = tiny_model("ar", blocks=(2, 1, 2))

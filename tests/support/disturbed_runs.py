@@ -52,8 +52,13 @@ class Run:
 
     def train(self, **options: object) -> dict:
         """To the end; returns the weights."""
-        checkpoint = run_training(self.job, on_report=self.reports.append, **options)
-        return load_file(Path(checkpoint.path) / "model.safetensors")
+        run_training(self.job, on_report=self.reports.append, **options)
+        return self.weights()
+
+    def weights(self) -> dict:
+        """Of the newest checkpoint."""
+        newest = max(path for path in self.folder.glob("checkpoint_*") if path.is_dir())
+        return load_file(newest / "model.safetensors")
 
     def when(self, reached: int, action: Callable[[], None]) -> threading.Thread:
         """Does it once the run has reported this position."""
