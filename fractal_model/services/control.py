@@ -35,13 +35,9 @@ FLOW_GRACE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class ServiceStatus:
-    """What `status` says of one service."""
+class ServiceStatus(Program):
+    """What `status` says of one service: `healthy`, `not answering`, or supervisord's word."""
 
-    name: str
-    state: str
-    """`healthy`, `not answering`, or supervisord's word for it."""
-    pid: int
     address: str
 
 
@@ -50,7 +46,7 @@ class Services:
 
     def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
         self.config = config
-        self.folder = ServicesFolder.of(params_file, outputs)
+        self.folder = ServicesFolder(params_file, outputs)
         self._checks = checks(self.config, self.folder.token)
 
     def up(self, say: Callable[[str], None]) -> None:
@@ -60,7 +56,10 @@ class Services:
         stopped again then).
         """
         with only_one(self.folder.state / "starting.lock"):
-            self._require_nothing_running()
+            if states := ", ".join(f"{s.name} {s.state}" for s in self.status()):
+                raise FractalError(f"the servers run already ({states}): `make down` stops them")
+            if self.folder.run is not None:  # left when the machine or supervisord was switched off
+                self._stop(self.folder.run)
             project = self.folder.project
             if not (project / "flows").is_dir():
                 raise FractalError(f"{project} has no flows: run from the project's folder")
@@ -71,16 +70,6 @@ class Services:
             except BaseException:
                 self._stop(run)
                 raise
-
-    def _require_nothing_running(self) -> None:
-        run = self.folder.run
-        if run is None:
-            return
-        supervisor = Supervisor(run)
-        if supervisor.running():
-            states = ", ".join(f"{s.name} {s.state}" for s in self.status())
-            raise FractalError(f"the servers run already ({states}): `make down` stops them")
-        self._stop(run)  # what a machine or supervisord that was switched off has left
 
     def _start(self, run: Path, say: Callable[[str], None]) -> None:
         for name in SERVICES:

@@ -12,56 +12,35 @@ import secrets
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 LONGEST_TEMPORARY = 24
 """Ray adds up to 70 characters to it for its sockets."""
 
 
-@dataclass(frozen=True)
 class ServicesFolder:
-    """The files of one project's servers; `run` is None while nothing was started."""
+    """The files of one project's servers."""
 
-    params_file: Path
-    project: Path
-    state: Path
-    """`outputs/services`."""
-
-    @classmethod
-    def of(cls, params_file: Path, outputs: Path) -> ServicesFolder:
-        file = params_file.resolve()
-        return cls(params_file=file, project=file.parent, state=outputs / "services")
-
-    @property
-    def mlflow(self) -> Path:
+    def __init__(self, params_file: Path, outputs: Path) -> None:
+        self.params_file = params_file.resolve()
+        self.project = self.params_file.parent
+        self.state = outputs / "services"
+        self.mlflow = outputs / "mlflow"
         """The store that is used without a server too: earlier runs are seen, later ones kept."""
-        return self.state.parent / "mlflow"
-
-    @property
-    def link(self) -> Path:
-        return self.state / "run"
-
-    @property
-    def token(self) -> Path:
-        return self.state / "ray-token"
-
-    @property
-    def environment(self) -> Path:
+        self.link = self.state / "run"
+        self.token = self.state / "ray-token"
+        self.environment = self.state / "environment"
         """To be sourced by a shell."""
-        return self.state / "environment"
-
-    @property
-    def prefect_settings(self) -> Path:
+        self.prefect_settings = self.project / "prefect.toml"
         """Prefect reads it where a command is typed in the project's folder."""
-        return self.project / "prefect.toml"
 
     def log(self, service: str) -> Path:
         return self.state / f"{service}.log"
 
     @property
     def run(self) -> Path | None:
-        """The run folder of this project. A copy of the project has the link, but is another."""
+        """The run folder of this project, None while nothing was started. A copy of the project has
+        the link, but is another."""
         run = self.link.resolve()
         owner = run / "project"
         if not self.link.is_symlink() or not owner.is_symlink():

@@ -44,7 +44,7 @@ class Supervisor:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         deadline = time.monotonic() + 30
         while done.returncode == 0 and time.monotonic() < deadline:
-            if self.running():
+            if self.programs():
                 return
             time.sleep(0.1)
         raise FractalError(
@@ -57,14 +57,6 @@ class Supervisor:
         # The address is not used: the transport goes through the socket.
         with xmlrpc.client.ServerProxy("http://127.0.0.1", transport) as server:
             return getattr(server.supervisor, method)(*arguments)
-
-    def running(self) -> bool:
-        """It answers."""
-        try:
-            self._call("getState")
-        except (OSError, xmlrpc.client.Error):
-            return False
-        return True
 
     def programs(self) -> dict[str, Program]:
         """By name; empty where supervisord does not answer."""
@@ -86,5 +78,5 @@ class Supervisor:
         with contextlib.suppress(OSError, xmlrpc.client.Error):
             self._call("shutdown")
         deadline = time.monotonic() + STOP_SECONDS
-        while self.running() and time.monotonic() < deadline:
+        while self.programs() and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -32,7 +32,7 @@ def folder(tmp_path) -> ServicesFolder:
         content[section] = {"digits": content[section]["digits"]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "flows").symlink_to(REPOSITORY / "flows")
-    folder = ServicesFolder.of(tmp_path / "params.yaml", tmp_path / "outputs")
+    folder = ServicesFolder(tmp_path / "params.yaml", tmp_path / "outputs")
     folder.state.mkdir(parents=True)
     return folder
 

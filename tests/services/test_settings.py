@@ -28,7 +28,7 @@ from tests.support import REPOSITORY
 def folder(tmp_path, monkeypatch) -> ServicesFolder:
     project = tmp_path / "100% of a project; it's here"
     project.mkdir()
-    return ServicesFolder.of(project / "params.yaml", project / "outputs")
+    return ServicesFolder(project / "params.yaml", project / "outputs")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_configuration_survives_any_project_path(folder):
 def test_sockets_have_short_paths_whatever_the_project_is_called(tmp_path):
     project = tmp_path / ("deep" * 40)
     project.mkdir()
-    folder = ServicesFolder.of(project / "params.yaml", project / "outputs")
+    folder = ServicesFolder(project / "params.yaml", project / "outputs")
     run = folder.create_run()
     try:
         assert len(f"{run}/ray/session_2026-11-24_22-34-08_316306_9999999/sockets/raylet") < 107
@@ -163,6 +163,6 @@ def test_a_copy_of_the_project_is_another_project(folder, tmp_path):
     try:
         copy = tmp_path / "copy"
         shutil.copytree(folder.project, copy, symlinks=True)
-        assert ServicesFolder.of(copy / "params.yaml", copy / "outputs").run is None
+        assert ServicesFolder(copy / "params.yaml", copy / "outputs").run is None
     finally:
         folder.remove_run(run)
