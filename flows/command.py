@@ -45,15 +45,6 @@ def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
     run_command(command, flow)
 
 
-def run_flow_of_all_sizes(flow: Flow) -> None:
-    """Run a flow with `params_file` from the command line's --params."""
-
-    def command(params: ParamsOption = DEFAULT_FILE) -> None:
-        flow(params_file=params.resolve())
-
-    run_command(command, flow)
-
-
 def run_command(command: Callable[..., None], flow: Flow | None = None) -> None:
     """Run a function whose arguments are the command line's options.
 

@@ -22,7 +22,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.blocks import notifications  # noqa: F401  (so that its blocks can be loaded)
 from prefect.blocks.core import Block
 
-from flows.command import run_flow_of_all_sizes
+from flows.command import ParamsOption, run_command
 from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
@@ -211,7 +211,10 @@ def send(block: str | None, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    run_flow_of_all_sizes(nightly_evaluation)
+    def command(params: ParamsOption = DEFAULT_FILE) -> None:
+        nightly_evaluation(params_file=params.resolve())
+
+    run_command(command, nightly_evaluation)
 
 
 if __name__ == "__main__":

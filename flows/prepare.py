@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import DatasetOption, ParamsOption, run_command
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
-from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.data.datasets import DIGITS, prepare_dataset, require_dataset
 from fractal_model.data.report import report_dataset
 from fractal_model.metrics.dataset_reference import extract_reference
@@ -35,6 +35,9 @@ STAGES = ("prepare", "reference", "report")
 """The commands `fractal data …` that the job runs."""
 POLL_SECONDS, LOST_SECONDS = 2.0, 600.0
 """Between two looks at a job; how long the cluster may be away meanwhile."""
+prepare_images = task(name="images", cache_policy=NO_CACHE)(prepare_dataset)
+extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extract_reference)
+write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
 
 
 @flow(name="prepare-data")
@@ -51,24 +54,9 @@ def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> N
     if dataset != DIGITS and address.startswith(("http://", "https://")):
         prepare_on_cluster(address, dataset, params_file)
     else:
-        prepare_images(params, dataset)
+        prepare_images(params, dataset, build_shards)
         extract_features(params, dataset)
         write_report(params, dataset)
-
-
-@task(name="images", cache_policy=NO_CACHE)
-def prepare_images(params: Params, dataset: str) -> None:
-    prepare_dataset(params, dataset, build_shards)
-
-
-@task(name="reference-features", cache_policy=NO_CACHE)
-def extract_features(params: Params, dataset: str) -> None:
-    extract_reference(params, dataset)
-
-
-@task(name="report", cache_policy=NO_CACHE)
-def write_report(params: Params, dataset: str) -> None:
-    report_dataset(params, dataset)
 
 
 @task(name="ray-job", cache_policy=NO_CACHE)
