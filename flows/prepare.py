@@ -28,13 +28,12 @@ from fractal_model.data.datasets import DIGITS, prepare_dataset, require_dataset
 from fractal_model.data.report import report_dataset
 from fractal_model.metrics.dataset_reference import extract_reference
 from fractal_model.parallel.ray_shards import build_shards
-from fractal_model.training.ray_jobs.log import JobLog, follow_log
+from fractal_model.training.ray_jobs.jobs import follow
+from fractal_model.training.ray_jobs.log import JobLog
 from fractal_model.training.ray_jobs.server import JobsServer
 
 STAGES = ("prepare", "reference", "report")
 """The commands `fractal data …` that the job runs."""
-POLL_SECONDS, LOST_SECONDS = 2.0, 600.0
-"""Between two looks at a job; how long the cluster may be away meanwhile."""
 prepare_images = task(name="images", cache_policy=NO_CACHE)(prepare_dataset)
 extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extract_reference)
 write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
@@ -68,30 +67,21 @@ def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
     words = f"{dataset} --params {shlex.quote(str(params_file.resolve()))}"
     stages = (f"{server.interpreter()} -m fractal_model data {stage} {words}" for stage in STAGES)
     server.submit(name, entrypoint=" && ".join(stages), metadata={"dataset": dataset})
+    log = JobLog(on_report=lambda report: None, on_line=say)
     try:
-        status = _follow(server, name)
+        status = follow(server, name, log).status.value
     except BaseException as error:
         if not isinstance(error, Exception):
             with contextlib.suppress(FractalError):  # what ended this call has to be told
                 server.stop(name)
         raise
+    whole = server.log(name)
+    log.complete(whole)
     if status != "SUCCEEDED":
-        lines = server.log(name).strip().splitlines() or ["it said nothing"]
+        lines = whole.strip().splitlines() or ["it said nothing"]
         raise FractalError(
             f"the Ray job {name} ended as {status}: {lines[-1].removeprefix('error: ')}"
         )
-
-
-def _follow(server: JobsServer, name: str) -> str:
-    """Say what the job says until it has ended; returns its last state."""
-    log = JobLog(on_report=lambda report: None, on_line=say)
-    with follow_log(lambda: server.tail(name)) as next_part:
-        while True:
-            log.read(next_part(POLL_SECONDS))
-            job = server.job(name, patience=LOST_SECONDS)
-            if job.status.is_terminal():
-                log.complete(server.log(name))
-                return str(job.status.value)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from fractal_model.config.params import load_params
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.registered import register
 from fractal_model.metrics.reference import load_reference
-from fractal_model.training.ray_jobs import log
+from fractal_model.training.ray_jobs import jobs, log
 from tests.support import mini_imagenet
 from tests.support.jobs_api import JobsApi, serve
 from tests.support.params import small_params
@@ -51,7 +51,8 @@ def test_an_unknown_data_set(fresh, error_line):
 def api(fresh, monkeypatch):
     """A cluster that takes jobs; a data set of 16 px is registered."""
     monkeypatch.setattr(log, "REOPEN_SECONDS", 0.05)
-    monkeypatch.setattr(prepare, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "STATUS_SECONDS", 0.1)
     root = fresh.folder / "raw"
     mini_imagenet.write_tree(root)
     register(root, load_params(fresh.params).paths.data, resolutions=(16,))
@@ -81,7 +82,7 @@ def test_who_cancels_the_flow_stops_the_job(fresh, api, prefect, monkeypatch):
     def cancel(*arguments: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "_follow", cancel)
+    monkeypatch.setattr(prepare, "follow", cancel)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare_on_cluster.fn(api.address, "imagenet16", fresh.params)
     assert [job["status"] for job in api.jobs.values()] == ["STOPPED"]

@@ -78,7 +78,7 @@ class TrainingJobs:
         try:
             if joined is None:
                 self._submit(name, job)
-            ended = self._follow(name, log)
+            ended = follow(self._server, name, log)
         except BaseException as error:
             if not isinstance(error, Exception):
                 with suppress(Exception):  # the caller hears what ended this call
@@ -161,19 +161,20 @@ class TrainingJobs:
             },
         )
 
-    def _follow(self, name: str, log: JobLog) -> JobDetails:
-        """Read a job's log until the job has ended, which the log alone does not tell: it may break
-        off before, or hang."""
-        next_look = 0.0
-        with follow_log(lambda: self._server.tail(name)) as next_part:
-            while True:
-                log.read(next_part(POLL_SECONDS))
-                if time.monotonic() < next_look:
-                    continue
-                job = self._server.job(name, patience=LOST_SECONDS)
-                if job.status.is_terminal():
-                    return job
-                next_look = time.monotonic() + STATUS_SECONDS
+
+def follow(server: JobsServer, name: str, log: JobLog) -> JobDetails:
+    """Read a job's log until the job has ended, which the log alone does not tell: it may break
+    off before, or hang."""
+    next_look = 0.0
+    with follow_log(lambda: server.tail(name)) as next_part:
+        while True:
+            log.read(next_part(POLL_SECONDS))
+            if time.monotonic() < next_look:
+                continue
+            job = server.job(name, patience=LOST_SECONDS)
+            if job.status.is_terminal():
+                return job
+            next_look = time.monotonic() + STATUS_SECONDS
 
 
 def _tag(job: JobDetails, name: str) -> str:
