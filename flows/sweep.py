@@ -28,7 +28,7 @@ from fractal_model.common.locks import only_one
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.halving import lowest, plan_rungs
+from fractal_model.evaluation.halving import Rung, lowest, plan_rungs
 from fractal_model.evaluation.inputs import EvaluationInputs, computed_by
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.metrics.names import FID
@@ -88,13 +88,7 @@ class _Sweep:
         model = load_checkpoint(version.checkpoint).build_model(averaged=averaged)
         inputs = EvaluationInputs(params, size.training.dataset)
         protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
-        self._rungs = plan_rungs(
-            len(self._settings),
-            classes=protocol.classes,
-            samples=sweep.samples,
-            keep=sweep.keep,
-            largest=protocol.samples_per_class,
-        )
+        self._rungs = _plan(size, sweep)
         self._mark = fingerprint(sweep, protocol, computed_by(model))
         folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._mark[:12]}"
         workers = split_over_workers(size.evaluation.workers, inputs.files)
@@ -125,20 +119,18 @@ class _Sweep:
 
     def _search(self, parent: str) -> SamplingConfig:
         """The best setting, after all rungs; table and figures are logged to the active run."""
-        left: Sequence[int] = range(len(self._settings))
+        left: Sequence[SamplingConfig] = self._settings
+        counts: list[int] = []
         table: list[dict[str, object]] = []
-        for number, rung in enumerate(self._rungs):
-            counts = [each.per_class for each in self._rungs[: number + 1]]
+        kept = (*(rung.settings for rung in self._rungs[1:]), 1)
+        for rung, keep in zip(self._rungs, kept, strict=True):
+            counts = [*counts, rung.per_class]
             name = self._previews.protocol(self._size.sampling, rung.per_class).label(FID)
-            settings = [self._settings[i] for i in left]
             # Prefect binds a method's task when it runs, but not in its annotations.
-            fids = [self.preview(parent, each, counts, name) for each in settings]  # type: ignore[call-overload]
-            rows = zip(settings, fids, strict=True)
-            table += [sweep_row(each, name, fid) for each, fid in rows]
-            last = rung is self._rungs[-1]
-            keep = 1 if last else self._rungs[number + 1].settings
+            fids = [self.preview(parent, each, counts, name) for each in left]  # type: ignore[call-overload]
+            table += [sweep_row(each, name, fid) for each, fid in zip(left, fids, strict=True)]
             left = [left[place] for place in lowest(fids, keep)]
-        best = self._settings[left[0]]
+        (best,) = left
         self._show(pd.DataFrame(table), best)
         return best
 
@@ -173,17 +165,20 @@ class _Sweep:
         return evaluate.get_or_run_evaluation(params, size, self._version)
 
 
+def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
+    return plan_rungs(
+        len(sweep.settings(size.sampling)),
+        classes=size.model.num_classes,
+        samples=sweep.samples,
+        keep=sweep.keep,
+        largest=size.evaluation.samples_per_class,
+    )
+
+
 def check(params: Params, size: str) -> None:
     """Before anything starts. FractalError: as for an evaluation, or a budget that is too small."""
     evaluate.check(params, size)
-    chosen, sweep = params.size(size), params.sweep.get(size, SweepConfig())
-    plan_rungs(
-        len(sweep.settings(chosen.sampling)),
-        classes=chosen.model.num_classes,
-        samples=sweep.samples,
-        keep=sweep.keep,
-        largest=chosen.evaluation.samples_per_class,
-    )
+    _plan(params.size(size), params.sweep.get(size, SweepConfig()))
 
 
 def main() -> None:
