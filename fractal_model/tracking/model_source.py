@@ -23,24 +23,23 @@ def load_model(source: str, outputs: Path) -> FractalModel:
     FractalError: there is none, or it is damaged.
     """
     source, averaged = source.removesuffix(AVERAGED), source.endswith(AVERAGED)
-    if not source.startswith(REGISTRY_SCHEME):
-        folder = Path(source)
-        # What is left of an interrupted checkpoint must not pass for an exported model.
-        if is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY):
-            if averaged:
-                raise FractalError(
-                    f"{folder} is an exported model, which has no moving average: leave out "
-                    f"{AVERAGED}, or give the checkpoint that it was exported from"
-                )
-            return FractalModel.from_pretrained(folder)
-        if folder.is_dir() and not any((folder / name).exists() for name in CHECKPOINT_ONLY):
+    folder = Path(source)
+    if source.startswith(REGISTRY_SCHEME):
+        store.connect(outputs)
+        folder = registry.fetch_checkpoint(source)
+    # What is left of an interrupted checkpoint must not pass for an exported model.
+    elif is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY):
+        if averaged:
             raise FractalError(
-                f"the folder {folder} holds neither a checkpoint nor an exported model: check the "
-                f"path"
+                f"{folder} is an exported model, which has no moving average: leave out "
+                f"{AVERAGED}, or give the checkpoint that it was exported from"
             )
-        return load_checkpoint(folder).build_model(averaged=averaged)
-    store.connect(outputs)
-    return load_checkpoint(registry.fetch_checkpoint(source)).build_model(averaged=averaged)
+        return FractalModel.from_pretrained(folder)
+    elif folder.is_dir() and not any((folder / name).exists() for name in CHECKPOINT_ONLY):
+        raise FractalError(
+            f"the folder {folder} holds neither a checkpoint nor an exported model: check the path"
+        )
+    return load_checkpoint(folder).build_model(averaged=averaged)
 
 
 def registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:

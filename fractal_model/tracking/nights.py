@@ -10,14 +10,13 @@ import mlflow
 from mlflow.entities import Run
 
 from fractal_model.evaluation.night_budget import Measured
-from fractal_model.tracking import registry
+from fractal_model.tracking.registry import model_name
 from fractal_model.tracking.store import find_runs, utc_now
 from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSION_TAG, WAITS_TAG
 
 SAMPLES_PARAM = "evaluation.samples"
 REMEMBERED = 5
 """Earlier evaluations that a forecast looks at; older ones were of other machines perhaps."""
-_MILLISECONDS = 1000
 
 
 def earlier_evaluations(experiment_id: str, size: str) -> list[Measured]:
@@ -29,7 +28,7 @@ def earlier_evaluations(experiment_id: str, size: str) -> list[Measured]:
     return [
         Measured(
             samples=int(run.data.params[SAMPLES_PARAM]),
-            seconds=(run.info.end_time - run.info.start_time) / _MILLISECONDS,
+            seconds=(run.info.end_time - run.info.start_time) / 1000,
         )
         for run in whole[:REMEMBERED]
     ]
@@ -42,17 +41,16 @@ def _samples_key(run: Run) -> tuple[str, str]:
 
 def waits_since(size: str) -> str | None:
     """When a size that waits began to; None for one that does not."""
-    model = mlflow.MlflowClient().get_registered_model(registry.model_name(size))
+    model = mlflow.MlflowClient().get_registered_model(model_name(size))
     return model.tags.get(WAITS_TAG)
 
 
 def let_wait(size: str) -> None:
     """It did not fit this night; one that waits already keeps its place."""
-    client, name = mlflow.MlflowClient(), registry.model_name(size)
     if waits_since(size) is None:
-        client.set_registered_model_tag(name, WAITS_TAG, utc_now())
+        mlflow.MlflowClient().set_registered_model_tag(model_name(size), WAITS_TAG, utc_now())
 
 
 def end_waiting(size: str) -> None:
     if waits_since(size) is not None:
-        mlflow.MlflowClient().delete_registered_model_tag(registry.model_name(size), WAITS_TAG)
+        mlflow.MlflowClient().delete_registered_model_tag(model_name(size), WAITS_TAG)

@@ -19,7 +19,6 @@ from fractal_model.reporting.evaluation_page import write_report
 from fractal_model.reporting.neighbours import reference_images
 from fractal_model.tracking.runs import curve, log_figure, log_file
 
-REPORT, HISTOGRAM, CURVES = "report.html", "likelihood.png", "curves.png"
 CURVE_METRICS = ("loss", "validation_loss", NLL)
 """Of a training run; those that it has are drawn."""
 
@@ -31,8 +30,8 @@ def log_report(
     train: PreparedSplit,
     reference: Reference,
     *,
-    held_out: HeldOut | None = None,
-    level_bits: dict[str, float] | None = None,
+    held_out: HeldOut,
+    level_bits: dict[str, float],
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
 ) -> None:
@@ -40,13 +39,11 @@ def log_report(
     trained the model, whose curves are shown. FractalError: see `write_report`."""
     found = {name: curve(training_run, name) for name in CURVE_METRICS}
     curves = {name: points for name, points in found.items() if points}
-    bits = None if held_out is None else held_out.bits
-    if bits is not None:
-        log_figure(figures.likelihood_histogram(bits), HISTOGRAM)
+    log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:
-        log_figure(figures.training_curves(curves), CURVES)
+        log_figure(figures.training_curves(curves), "curves.png")
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / REPORT
+        file = Path(scratch) / "report.html"
         write_report(
             file,
             title=f"{record.model} on {record.protocol.dataset}",
@@ -58,7 +55,7 @@ def log_report(
             features=samples.inception,
             real=reference_images(train, reference),
             held_out_features=held_out_features,
-            held_out_bits=bits,
+            held_out_bits=held_out.bits,
             level_bits=level_bits,
             curves=curves,
         )
