@@ -139,7 +139,9 @@ class Night:
         left, forecast = self._deadline - started, self._forecast(due, protocol)
         if not fits(left, forecast, self._params.nightly.budget_seconds):
             nights.let_wait(due.size)
-            return Row(*row, "did not fit", _why(left, forecast))
+            needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
+            left_hours = f"{max(0.0, left) / 3600:.2f} h left: comes first next night"
+            return Row(*row, "did not fit", needed + left_hours)
         metrics = evaluate_fractal(
             size=due.size,
             model=f"models:/{registry.model_name(due.size)}/{due.version}",
@@ -183,11 +185,6 @@ def _or_row(work: Callable[[], T], size: str, version: str = "", kind: str = "")
 
 def _minutes(started: float) -> float:
     return round((time.monotonic() - started) / 60, 2)
-
-
-def _why(left: float, forecast: float | None) -> str:
-    needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
-    return f"{needed}{max(0.0, left) / 3600:.2f} h left: comes first next night"
 
 
 def summary(rows: list[Row]) -> str:
