@@ -45,7 +45,6 @@ TRAIN, EVALUATE, SWEEP, PREPARE, NIGHTLY = (
     "flows/nightly.py:nightly_evaluation",
 )
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def training_resources(recipe: TrainingConfig) -> str:
     amounts = {
         recipe.accelerator_type or "GPU": "one" if gpus == 1 else f"{gpus:g}",
         "CPU" if cpus == 1 else "CPUs": f"{cpus:g}",
-        "GiB of memory": f"{memory / GIB:g}",
+        "GiB of memory": f"{memory / 2**30:g}",
         **{name: f"{amount:g}" for name, amount in others.items()},
     }
     parts = [f"{amount} {name}" for name, amount in amounts.items() if amount != "0"]

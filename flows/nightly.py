@@ -36,7 +36,6 @@ from fractal_model.tracking import champions, nights, registry, store
 
 T = TypeVar("T")
 Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]
-SHOWN_METRICS = (FID, NLL)
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class Night:
         )
         if not preview:
             nights.end_waiting(due.size)
-        shown = [protocol.label(name) for name in SHOWN_METRICS]
+        shown = [protocol.label(name) for name in (FID, NLL)]
         numbers = [f"{name} {metrics[name]:.4g}" for name in shown if name in metrics]
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 

@@ -20,15 +20,10 @@ def marked(run: str, variable: str | None = None) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
             ours = environment.get(MARK) == run and process.pid != os.getpid()
-            if ours and (variable or MARK) in environment:
+            lives = process.status() != psutil.STATUS_ZOMBIE
+            if ours and lives and (variable or MARK) in environment:
                 found.append(process)
-    return [process for process in found if _alive(process)]
-
-
-def _alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+    return found
 
 
 def end(processes: list[psutil.Process], *, grace_seconds: float) -> None:
