@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
@@ -122,7 +125,8 @@ class Services:
         # the worker is there to tell Prefect.
         flow_runs = processes.marked(str(run), FLOW_RUN)
         if flow_runs:
-            set_paused(self.config, True)
+            with suppress(httpx.HTTPError):
+                set_paused(self.config, True)
             processes.end(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
             wait_until_ended(self.config, seconds=10)
         supervisor.shut_down()

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import httpx
 
-from fractal_model.common.errors import FractalError
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL, client_environment
 from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.health import ask
 
 DEPLOY_SECONDS = 300
+CHANGE_SECONDS = 30
+"""For one change; a busy server takes seconds."""
 DEPLOYED = "deployed "
 """How `flows.deployments` begins the line of a deployment that it made."""
 OURS = "# Written by `make up`, removed by `make down`.\n"
@@ -52,16 +54,23 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
         )
     if done.returncode:
         raise FractalError(f"the deployments could not be made: {log_end(folder, 'deploy')}")
-    set_paused(config, False)  # the last `down` may have set it
+    try:
+        set_paused(config, False)  # the last `down` may have set it
+    except httpx.HTTPError as error:
+        raise FractalError(
+            f"Prefect does not let the worker take runs: {one_line(error)}; `make up` tries again"
+        ) from error
     lines = log.read_text().splitlines()
     return [line.removeprefix(DEPLOYED) for line in lines if line.startswith(DEPLOYED)]
 
 
 def set_paused(config: ServicesConfig, paused: bool) -> None:
-    """Say whether the worker may take new runs; the next `deploy` lets it in any case."""
-    with contextlib.suppress(httpx.HTTPError):
-        address = f"{config.prefect_api}/work_pools/{WORK_POOL}"
-        ask("PATCH", address, json={"is_paused": paused})
+    """Say whether the worker may take new runs; the next `deploy` lets it in any case.
+
+    httpx.HTTPError: Prefect does not answer, or refuses.
+    """
+    address = f"{config.prefect_api}/work_pools/{WORK_POOL}"
+    ask("PATCH", address, json={"is_paused": paused}, timeout=CHANGE_SECONDS).raise_for_status()
 
 
 def wait_until_ended(config: ServicesConfig, *, seconds: float) -> None:

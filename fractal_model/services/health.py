@@ -24,9 +24,11 @@ def checks(config: ServicesConfig, token: Path) -> dict[str, Callable[[], bool]]
     }
 
 
-def ask(method: str, address: str, **options: Any) -> httpx.Response:
+def ask(
+    method: str, address: str, *, timeout: float = TIMEOUT_SECONDS, **options: Any
+) -> httpx.Response:
     """Send a request to this machine, past every proxy. httpx.HTTPError: there is no answer."""
-    return httpx.request(method, address, timeout=TIMEOUT_SECONDS, trust_env=False, **options)
+    return httpx.request(method, address, timeout=timeout, trust_env=False, **options)
 
 
 def _answers(address: str, headers: dict[str, str] | None = None) -> bool:

@@ -162,6 +162,14 @@ def test_prefect_refuses_the_deployments(services):
     assert "\n" not in line
 
 
+def test_prefect_does_not_let_the_worker_in(services, monkeypatch):
+    """The deployments are made, and then it is gone."""
+    services.folder.state.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", "true")
+    with pytest.raises(FractalError, match=r"^Prefect does not let the worker take runs: .*again$"):
+        control.deploy(services.config, services.folder)
+
+
 def test_a_prefect_toml_of_the_persons_own_is_left_alone(tmp_path):
     file = tmp_path / "prefect.toml"
     file.write_text("[api]\nurl = 'http://theirs/api'\n")
