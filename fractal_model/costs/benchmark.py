@@ -16,7 +16,7 @@ from typing import Literal
 import psutil
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
@@ -115,7 +115,8 @@ def training_work(
     """Forward, backward, clipping and the optimiser on a batch of noise."""
     recipe = recipe.model_copy(update={"batch_size": batch, "images_per_worker": batch})
     trainer = Trainer(config, recipe, images=max(batch, 1000), device=device)
-    data = Batch(_noise(config, batch), _labels(config, batch), torch.arange(batch))
+    numbers = torch.arange(batch)
+    data = Batch(_noise(config, batch), numbers % config.num_classes, numbers)
 
     def step() -> None:
         trainer.position = 0
@@ -162,7 +163,9 @@ def measure(
         if warm_up:  # unwatched: to watch takes a fortieth of two cores
             seconds = median_seconds(work.step, repeats, device)
         if trace is not None:
-            _write_trace(work.step, trace, device)
+            with profile() as profiler:
+                work.step()
+            profiler.export_chrome_trace(str(trace))
         # Afterwards: it keeps more at a time than the step itself, and ends compiling.
         flops = counted_flops(work.step) if work.flops is None else work.flops
         levels = work.levels() if by_level and work.levels is not None else None
@@ -219,15 +222,6 @@ def counted_flops(step: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def _write_trace(step: Callable[[], object], file: Path, device: torch.device) -> None:
-    kinds = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        kinds.append(ProfilerActivity.CUDA)
-    with profile(activities=kinds) as profiler:
-        step()
-    profiler.export_chrome_trace(str(file))
-
-
 def _random_model(config: ModelConfig) -> FractalModel:
     model = FractalModel(config)
     initialise(model, torch.Generator().manual_seed(0))
@@ -238,7 +232,3 @@ def _noise(config: ModelConfig, batch: int) -> torch.Tensor:
     shape = (batch, 3, config.image_size, config.image_size)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-
-
-def _labels(config: ModelConfig, batch: int) -> torch.Tensor:
-    return torch.arange(batch) % config.num_classes

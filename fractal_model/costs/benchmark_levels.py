@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -88,23 +89,17 @@ def level_costs(
     timed = copy(sampler)
     timed.descent = partial(_TimedDescent, stopwatch=stopwatch)
     timed(labels, seeds)
-    return _costs(config, stopwatch.seconds, flops, len(seeds))
-
-
-def _costs(
-    config: ModelConfig, seconds: dict[int, float], flops: Sequence[float], images: int
-) -> tuple[LevelCost, ...]:
-    """Parts that never ran by themselves have run within the one above."""
-    names = (*(_name(config, i) for i in range(len(config.levels))), "pixels")
-    starts = sorted(seconds)
+    names = [
+        f"level {i} ({level.patch_size} → {level.sub_patch_size}, {level.generator})"
+        for i, level in enumerate(config.levels)
+    ]
+    names.append("pixels")
+    # Parts that never ran by themselves have run within the one above.
     return tuple(
         LevelCost(
-            " and ".join(names[start:end]), seconds[start] / images, sum(flops[start:end]) / 1e9
+            " and ".join(names[start:end]),
+            stopwatch.seconds[start] / len(seeds),
+            sum(flops[start:end]) / 1e9,
         )
-        for start, end in zip(starts, (*starts[1:], len(names)), strict=True)
+        for start, end in pairwise((*sorted(stopwatch.seconds), len(names)))
     )
-
-
-def _name(config: ModelConfig, i: int) -> str:
-    level = config.levels[i]
-    return f"level {i} ({level.patch_size} → {level.sub_patch_size}, {level.generator})"

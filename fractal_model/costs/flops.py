@@ -8,8 +8,9 @@ count. Everything is per image; tuples go from level 0 down, the pixel network l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
+from operator import add
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.sampling import SamplingConfig
@@ -39,12 +40,7 @@ class Products:
     other: float = 0.0
 
     def __add__(self, more: Products) -> Products:
-        return Products(
-            self.blocks + more.blocks,
-            self.not_repeated + more.not_repeated,
-            self.data + more.data,
-            self.other + more.other,
-        )
+        return Products(*map(add, astuple(self), astuple(more)))
 
     @property
     def forward(self) -> float:
@@ -97,12 +93,10 @@ def sampling_flops(
     return (*levels, _sampled_pixel_network(model.pixel, branches * pixels))
 
 
-def published_sampling_flops(
-    model: ModelConfig, sampling: SamplingConfig, *, with_class: bool = True
-) -> tuple[float, ...]:
+def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tuple[float, ...]:
     """The same of the published sampler: a MAR level's whole sequence through all blocks in each
     iteration, and for each channel of a pixel its whole network, all four positions of it."""
-    branches = 2 if with_class and sampling.guidance != 1 else 1
+    branches = 1 if sampling.guidance == 1 else 2
     *rows, pixels = rows_per_image(model)
     levels = (
         steps * _level_transformer(level, branches * r).forward

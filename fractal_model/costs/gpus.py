@@ -11,23 +11,19 @@ from appendix A of NVIDIA's Ada architecture paper.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class Gpu(StrictModel):
     """One kind of GPU."""
 
     name: str
-    bfloat16_tflops: Positive
-    float32_tflops: Positive
-    memory_gb: Positive
+    bfloat16_tflops: float
+    float32_tflops: float
+    memory_gb: float
 
     def peak(self, precision: Literal["float32", "bfloat16"]) -> float:
         """Operations a second."""

@@ -16,18 +16,10 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
+from fractal_model.costs import published_costs
 from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
 from fractal_model.costs.gpus import Gpu
-from fractal_model.costs.published_costs import (
-    FULL_SEQUENCE_GFLOPS,
-    LEVEL_GFLOPS,
-    SAMPLING_UTILISATION,
-    TOTAL_GFLOPS,
-    TRAINING_UTILISATION,
-    full_sequence_flops,
-    paper_flops,
-)
-from fractal_model.costs.shapes import part_names, rows_per_image, training_shares
+from fractal_model.costs.shapes import rows_per_image, training_shares
 from fractal_model.costs.training_memory import (
     ADAMW_BYTES,
     FLOAT32,
@@ -110,12 +102,6 @@ class Plan(StrictModel):
     sampling_hours: float
     """All samples, on all GPUs."""
 
-    def training_flops(self, *, activation_checkpointing: bool) -> float:
-        """Per image."""
-        if activation_checkpointing:
-            return sum(p.training_flops_checkpointed for p in self.parts)
-        return sum(p.training_flops for p in self.parts)
-
 
 def plan(
     size: Size,
@@ -124,8 +110,8 @@ def plan(
     gpus: int,
     splits: dict[str, int],
     batch_size: int | None = None,
-    utilisation: float = TRAINING_UTILISATION,
-    sampling_utilisation: float = SAMPLING_UTILISATION,
+    utilisation: float = published_costs.TRAINING_UTILISATION,
+    sampling_utilisation: float = published_costs.SAMPLING_UTILISATION,
 ) -> Plan:
     """The cost of a size's recipe and sampling settings on `gpus` of a kind.
 
@@ -177,9 +163,13 @@ def plan(
         parts=parts,
         embedding_parameters=embeddings,
         parameters=parameters,
-        published_gflops=TOTAL_GFLOPS.get(size.name, sum(LEVEL_GFLOPS.get(size.name, ())) or None),
-        full_sequence_gflops=full_sequence_flops(size.model) / 1e9,
-        published_full_sequence_gflops=FULL_SEQUENCE_GFLOPS if size.name in TOTAL_GFLOPS else None,
+        published_gflops=published_costs.TOTAL_GFLOPS.get(
+            size.name, sum(published_costs.LEVEL_GFLOPS.get(size.name, ())) or None
+        ),
+        full_sequence_gflops=published_costs.full_sequence_flops(size.model) / 1e9,
+        published_full_sequence_gflops=published_costs.FULL_SEQUENCE_GFLOPS
+        if size.name in published_costs.TOTAL_GFLOPS
+        else None,
         memory=memory,
         memory_checkpointed=memory_checkpointed,
         training_days=seconds / DAY,
@@ -236,9 +226,11 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
     """Levels and pixel network, parameters of the class embeddings, elements of all matrices."""
     model = size.model
     counts, embeddings, weights = _parameters(model)
-    published = LEVEL_GFLOPS.get(size.name, (None,) * len(counts))
-    names, rows = part_names(model), rows_per_image(model, training_shares(model))
-    forward, paper = pass_products(model), paper_flops(model)
+    published = published_costs.LEVEL_GFLOPS.get(size.name, (None,) * len(counts))
+    names = [f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels]
+    names.append("pixel network")
+    rows = rows_per_image(model, training_shares(model))
+    forward, paper = pass_products(model), published_costs.paper_flops(model)
     plain, repeated = (training_flops(model, activation_checkpointing=c) for c in (False, True))
     sampled = sampling_flops(model, size.sampling)
     parts = tuple(

@@ -69,12 +69,6 @@ def guide_network(level: LevelConfig) -> PixelConfig:
     )
 
 
-def part_names(model: ModelConfig) -> tuple[str, ...]:
-    """Levels from the top, then the pixel network."""
-    levels = (f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels)
-    return (*levels, "pixel network")
-
-
 def expected_masked_share(tokens: int) -> float:
     """E⌈T·r⌉ / T for r from a normal of mean 1 and standard deviation 0.25 truncated to [0, 1].
 

@@ -44,10 +44,6 @@ class Kept:
     rest: float
     """Outside the blocks."""
 
-    def total(self, *, activation_checkpointing: bool) -> float:
-        inside = self.block_input if activation_checkpointing else self.block
-        return self.blocks * inside + self.rest
-
 
 class Activations(StrictModel):
     """Bytes of a batch's activations."""
@@ -57,10 +53,6 @@ class Activations(StrictModel):
     recomputed: float
     """With activation checkpointing: the rest of the one block that is computed again, the
     largest of all."""
-
-    @property
-    def peak(self) -> float:
-        return self.kept + self.recomputed
 
 
 class TrainingMemory(StrictModel):
@@ -82,7 +74,8 @@ class TrainingMemory(StrictModel):
     @property
     def total(self) -> float:
         fixed = self.parameters + self.gradients + self.buckets + self.optimizer + self.average
-        return fixed + self.weight_copies + self.activations.peak + self.logits
+        activations = self.activations.kept + self.activations.recomputed
+        return fixed + self.weight_copies + activations + self.logits
 
 
 def training_memory(
@@ -132,9 +125,13 @@ def activations(
         parts += _level(level, count, below, handed_on, given, precision)
         handed_on = given
     parts.append(_pixel_network(model.pixel, rows[-1], handed_on, precision))
-    kept = sum(p.total(activation_checkpointing=activation_checkpointing) for p in parts)
-    again = max(p.block - p.block_input for p in parts) if activation_checkpointing else 0.0
-    return Activations(kept=kept, recomputed=again)
+    rest = sum(p.rest for p in parts)
+    if not activation_checkpointing:
+        return Activations(kept=rest + sum(p.blocks * p.block for p in parts), recomputed=0.0)
+    return Activations(
+        kept=rest + sum(p.blocks * p.block_input for p in parts),
+        recomputed=max(p.block - p.block_input for p in parts),
+    )
 
 
 def _handed_on(model: ModelConfig, level: int) -> int:
