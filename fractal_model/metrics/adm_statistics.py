@@ -49,7 +49,12 @@ def load_published(file: Path, resolution: int) -> PublishedStatistics:
         ) from error
     _require_statistics(file, mean, covariance)
     if images is not None:
-        images = torch.from_numpy(_checked_images(file, images, resolution)).permute(0, 3, 1, 2)
+        if images.dtype != np.uint8 or images.shape[1:] != (resolution, resolution, 3):
+            raise FractalError(
+                f"{file} has images {images.dtype} {images.shape[1:]}, the data set "
+                f"uint8 {(resolution, resolution, 3)}: give the file of the same resolution"
+            )
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
     return PublishedStatistics(f"ADM: {file.name}", mean, covariance, images)
 
 
@@ -62,15 +67,6 @@ def _require_statistics(file: Path, mean: np.ndarray, covariance: np.ndarray) ->
         raise _unfit(file, "sigma is not symmetric")
     if np.linalg.eigvalsh(covariance)[0] < -_NEGATIVE * max(np.trace(covariance), 0.0):
         raise _unfit(file, "sigma has negative eigenvalues, so it is no covariance")
-
-
-def _checked_images(file: Path, images: np.ndarray, resolution: int) -> np.ndarray:
-    if images.dtype != np.uint8 or images.shape[1:] != (resolution, resolution, 3):
-        raise FractalError(
-            f"{file} has images {images.dtype} {images.shape[1:]}, the data set "
-            f"uint8 {(resolution, resolution, 3)}: give the file of the same resolution"
-        )
-    return images
 
 
 def _unfit(file: Path, found: str) -> FractalError:

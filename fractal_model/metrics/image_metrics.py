@@ -113,16 +113,13 @@ def results_table(results: MetricResults) -> pd.DataFrame:
 
 def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]]) -> MetricResults:
     """A float is a value, a text the reason for none; a FractalError is a reason for all names."""
-    values: dict[str, float] = {}
-    absent: dict[str, str] = {}
+    found: dict[str, float | str] = {}
     for names, compute in parts.items():
         try:
-            results = compute()
+            found |= compute()
         except FractalError as error:
-            results = dict.fromkeys(names, str(error))
-        for name, value in results.items():
-            if isinstance(value, str):
-                absent[name] = value
-            else:
-                values[name] = value
-    return MetricResults(values=values, absent=absent)
+            found |= dict.fromkeys(names, str(error))
+    return MetricResults(
+        values={name: value for name, value in found.items() if not isinstance(value, str)},
+        absent={name: value for name, value in found.items() if isinstance(value, str)},
+    )

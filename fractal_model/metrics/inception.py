@@ -14,10 +14,10 @@ import io
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from urllib.error import URLError
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,26 +36,18 @@ NO_CLASSIFIER = (
 )
 
 
+@dataclass(frozen=True)
 class InceptionFeatures:
     """Images to pool_3 features. Made by `load_inception`."""
 
-    FEATURES_VERSION = 1
+    FEATURES_VERSION: ClassVar[int] = 1
     """To be raised when equal images and weights give other features: references are made anew."""
-
-    def __init__(
-        self,
-        network: FeatureExtractorInceptionV3,
-        *,
-        weights_source: str,
-        weights_checksum: str,
-        has_classifier: bool,
-    ) -> None:
-        self._network = network
-        self.weights_source = weights_source
-        """Which file, of which package."""
-        self.weights_checksum = weights_checksum
-        """Of the weights file: 'sha1:…' or 'sha256:…'."""
-        self.has_classifier = has_classifier
+    _network: FeatureExtractorInceptionV3
+    weights_source: str
+    """Which file, of which package."""
+    weights_checksum: str
+    """Of the weights file: 'sha1:…' or 'sha256:…'."""
+    has_classifier: bool
 
     @property
     def device(self) -> torch.device:
@@ -120,30 +112,9 @@ def _own_file(weights: str | Path) -> Path | None:
     if weights not in ("auto", "download"):
         return Path(weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
-    if weights == "download":
+    if weights == "download" and not cached.is_file():
         _download(cached)
-    return cached if weights == "download" or cached.is_file() else None
-
-
-def extract_features(
-    images_batches: Iterable[Tensor],
-    inception: Callable[[Tensor], Tensor],
-    progress: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Batches of uint8 (B, 3, H, W) to float32 (N, 2048) in main memory, in order.
-
-    progress is called after each batch with the number of images done so far.
-    Raises FractalError when there is no batch.
-    """
-    batches, done = [], 0
-    for images in images_batches:
-        batches.append(inception(images).cpu())
-        done += len(images)
-        if progress is not None:
-            progress(done)
-    if not batches:
-        raise FractalError("images for Inception: found none, expected at least one batch")
-    return torch.cat(batches)
+    return cached if cached.is_file() else None
 
 
 class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # of an untyped library
@@ -219,12 +190,10 @@ def _packaged_file() -> Path:
 
 
 def _download(path: Path) -> None:
-    if path.is_file():
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), progress=False)
-    except (URLError, OSError) as error:
+    except OSError as error:
         raise FractalError(
             f"Inception weights: found no way to download {URL_INCEPTION_V3} "
             f"({one_line(error)}), expected internet; use inception weights 'auto' with "

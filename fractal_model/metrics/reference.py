@@ -31,7 +31,7 @@ from fractal_model.common.files import file_written_whole
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.metrics.inception import InceptionFeatures, extract_features
+from fractal_model.metrics.inception import InceptionFeatures
 from fractal_model.metrics.statistics import (
     STATISTICS_VERSION,
     FeatureStatistics,
@@ -128,16 +128,16 @@ def build_reference(
     if published is not None:
         chosen = (chosen if pictures is None else np.arange(images))[: made_from["rows"]]
     sums = file.with_name(f".{file.name}.sums.npz")
-    extraction = _Extraction.resumed(sums, made_from)
-    for start in range(extraction.done, len(chosen), _BATCH):
+    extraction = _Extraction(sums, made_from)
+    running = extraction.running
+    for start in range(running.count, len(chosen), _BATCH):
         part = chosen[start : start + _BATCH]
         batch = read_batch(split, part.tolist()).images if pictures is None else pictures[part]
-        extraction.add(extract_features([batch], inception), sample)
-        extraction.save_now_and_then(sums, made_from)
+        extraction.add(inception(batch).cpu(), sample)
         if progress is not None:
-            progress(extraction.done)
+            progress(running.count)
     if published is None:
-        statistics = extraction.running.statistics()
+        statistics = running.statistics()
     else:
         statistics = FeatureStatistics(published.mean, published.covariance, 0)
     _save(
@@ -160,39 +160,29 @@ def build_reference(
 
 
 class _Extraction:
-    """The features so far: sums of all, and the first ones themselves."""
+    """The features so far: sums of all, and the first ones themselves. They are saved to `file` now
+    and then, and begin with what it keeps, where that was made from the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path, made_from: MadeFrom) -> None:
+        self._file, self._made_from, self._saved = file, made_from, time.monotonic()
         self.running = RunningStatistics()
         self._kept: list[Tensor] = []
-        self._saved = time.monotonic()
-
-    @property
-    def done(self) -> int:
-        """Images so far."""
-        return self.running.count
+        if _is_made_from(file, made_from):
+            with np.load(file, allow_pickle=False) as content:
+                sums = (content[name] for name in ("shift", "sum", "products"))
+                self.running = RunningStatistics(int(content["count"]), *sums)
+                self._kept = [torch.from_numpy(content["features"])]
 
     def add(self, features: Tensor, sample: int) -> None:
-        self._kept.append(features[: max(0, sample - self.done)])
+        self._kept.append(features[: max(0, sample - self.running.count)])
         self.running.add(features)
+        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+            sums = vars(self.running)
+            _save(self._file, self._made_from, features=self.features().numpy(), **sums)
+            self._saved = time.monotonic()
 
     def features(self) -> Tensor:
         return torch.cat(self._kept)
-
-    def save_now_and_then(self, file: Path, made_from: MadeFrom) -> None:
-        if time.monotonic() - self._saved >= _SAVE_SECONDS:
-            _save(file, made_from, features=self.features().numpy(), **self.running.state())
-            self._saved = time.monotonic()
-
-    @classmethod
-    def resumed(cls, file: Path, made_from: MadeFrom) -> _Extraction:
-        """The extraction that `file` keeps, or a new one where it keeps none made from the same."""
-        extraction = cls()
-        if _is_made_from(file, made_from):
-            with np.load(file, allow_pickle=False) as content:
-                extraction.running = RunningStatistics.from_state(content)
-                extraction._kept = [torch.from_numpy(content["features"])]
-        return extraction
 
 
 def _made_from(

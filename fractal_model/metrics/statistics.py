@@ -6,9 +6,7 @@ distance changes. Shapes: N images with D features each; D is 2048 (Inception po
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,53 +38,38 @@ class FeatureStatistics:
         return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
 
 
+@dataclass
 class RunningStatistics:
     """`FeatureStatistics` of features that pass by in batches, however many.
 
     Sums are of differences from the first batch's mean, in float64: nothing cancels.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        """Images so far."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything there is, to go on from with `from_state`; after the first batch."""
-        return {
-            "count": np.array(self.count),
-            "shift": self._shift,
-            "sum": self._sum,
-            "products": self._products,
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
-        """Goes on exactly where `state` was taken."""
-        running = cls()
-        running.count = int(state["count"])
-        running._shift, running._sum = state["shift"], state["sum"]
-        running._products = state["products"]
-        return running
+    count: int = 0
+    """Images so far."""
+    shift: np.ndarray = field(default_factory=lambda: np.empty(0))
+    sum: np.ndarray = field(default_factory=lambda: np.empty(0))
+    products: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def add(self, features: Tensor) -> None:
         """Features (N, D). Raises FractalError for non-finite values."""
         batch = checked_features(features, "features").numpy().astype(np.float64)
         if not self.count:
-            self._shift = batch.mean(axis=0)
-            self._sum = np.zeros_like(self._shift)
-            self._products = np.zeros((len(self._shift), len(self._shift)))
-        batch -= self._shift
+            self.shift = batch.mean(axis=0)
+            self.sum = np.zeros_like(self.shift)
+            self.products = np.zeros((len(self.shift), len(self.shift)))
+        batch -= self.shift
         self.count += len(batch)
-        self._sum += batch.sum(axis=0)
-        self._products += batch.T @ batch
+        self.sum += batch.sum(axis=0)
+        self.products += batch.T @ batch
 
     def statistics(self) -> FeatureStatistics:
         """Raises FractalError for fewer than 2 images."""
         if self.count < 2:
             raise FractalError(f"features: found {self.count} images, expected 2 or more")
-        mean = self._sum / self.count
-        covariance = (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
-        return FeatureStatistics(self._shift + mean, covariance, self.count)
+        mean = self.sum / self.count
+        covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        return FeatureStatistics(self.shift + mean, covariance, self.count)
 
 
 def checked_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:

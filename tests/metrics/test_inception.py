@@ -16,7 +16,7 @@ from torch_fidelity.interpolate_compat_tensorflow import (
 
 from fractal_model.common.errors import FractalError
 from fractal_model.metrics import inception as module
-from fractal_model.metrics.inception import extract_features, inception_checksum, load_inception
+from fractal_model.metrics.inception import inception_checksum, load_inception
 
 
 @pytest.fixture(autouse=True)
@@ -90,13 +90,6 @@ def test_features_are_those_of_the_packaged_network(images, features):
 def test_features_do_not_depend_on_the_batch(network, images, features):
     alone = network(images[3:4])
     torch.testing.assert_close(alone, features[3:4], rtol=1e-4, atol=1e-4)
-
-
-def test_extract_features_keeps_order_and_counts(network, images, features):
-    seen = []
-    found = extract_features(iter([images[:2], images[2:]]), network, seen.append)
-    torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
-    assert seen == [2, 5]
 
 
 def test_loading_leaves_the_random_state_alone():
@@ -209,8 +202,3 @@ def test_wrong_images(network, images):
 def test_no_classifier_no_logits(network, features):
     with pytest.raises(FractalError, match="have no classifier"):
         network.logits_from_features(features)
-
-
-def test_no_images(network):
-    with pytest.raises(FractalError, match="found none"):
-        extract_features([], network)
