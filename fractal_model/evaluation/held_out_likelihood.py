@@ -55,7 +55,11 @@ def measure_likelihood(
     """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
     `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
     _require_fit(model, split, conditional=conditional)
-    _require_legal(passes=passes, seed=seed, largest=largest)
+    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
+        raise FractalError(
+            f"passes {passes}, batch size {largest} and seed {seed} asked for: passes are "
+            f"1 … {MOST_PASSES}, the batch size is 1 or more, the seed 0 … {LARGEST_SEED}"
+        )
     exact = is_exact(model.config)
     per_pass = torch.empty(len(split), 1 if exact else passes, dtype=torch.float64)
     compute = partial(pass_bits, passes=passes)
@@ -88,14 +92,6 @@ def _require_fit(model: FractalModel, split: PreparedSplit, *, conditional: bool
 
 class OtherClassesError(FractalError):
     """The data set's classes are not those that the model was made for."""
-
-
-def _require_legal(*, passes: int, seed: int, largest: int) -> None:
-    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
-        raise FractalError(
-            f"passes {passes}, batch size {largest} and seed {seed} asked for: passes are "
-            f"1 … {MOST_PASSES}, the batch size is 1 or more, the seed 0 … {LARGEST_SEED}"
-        )
 
 
 @dataclass(frozen=True)

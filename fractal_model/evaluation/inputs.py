@@ -80,36 +80,27 @@ class EvaluationInputs:
         )
 
     def references(self, progress: Callable[[int], None] | None = None) -> References:
-        """Those of DINOv2 are extracted where they are missing and there are weights."""
-        train = self.split("train")
-        return References(
-            train, self._inception_reference(), self._dinov2_reference(train, progress)
-        )
+        """Those of DINOv2 are extracted where they are missing and there are weights, of the same
+        training images as Inception's, so that both distances tell of one set."""
+        train, dinov2 = self.split("train"), None
+        if self._dinov2 is not None:
+            dinov2 = build_reference(
+                train,
+                load_dinov2(self._dinov2, compute_device()),
+                self.params.dinov2_reference_file(self.dataset),
+                images=self.params.metrics.statistics_images.get(self.dataset, len(train)),
+                sample=self.params.metrics.feature_sample,
+                progress=progress,
+            )
+        return References(train, self._inception_reference(), dinov2)
 
     def _inception_reference(self) -> Reference:
         return load_reference(self.params.reference_file(self.dataset))
 
-    def _dinov2_reference(
-        self, train: PreparedSplit, progress: Callable[[int], None] | None
-    ) -> Reference | None:
-        """Of the same training images as Inception's, so that both distances tell of one set."""
-        if self._dinov2 is None:
-            return None
-        images = self.params.metrics.statistics_images.get(self.dataset, len(train))
-        return build_reference(
-            train,
-            load_dinov2(self._dinov2, compute_device()),
-            self.params.dinov2_reference_file(self.dataset),
-            images=images,
-            sample=min(self.params.metrics.feature_sample, images),
-            progress=progress,
-        )
-
     def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
         """Where the parts of an evaluation are kept: one for each protocol, model and version of
         the libraries, so that its numbers are all made with what the record names."""
-        mark = computed_by(model)
-        name = f"{size}-{protocol.checksum[:12]}-{mark[:12]}"
+        name = f"{size}-{protocol.checksum[:12]}-{computed_by(model)[:12]}"
         return self.params.paths.outputs / "evaluations" / name
 
 

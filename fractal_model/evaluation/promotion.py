@@ -40,20 +40,6 @@ def decide(
     missing = [key for key in (NLL, FID) if not _finite(champion, key)]
     if missing:
         return Decision(False, f"not comparable, the champion has no {' and no '.join(missing)}")
-    return _compare(candidate, champion, rules)
-
-
-def as_markdown(size: str, version: str, decision: Decision) -> str:
-    """A decision with a table of its numbers."""
-    outcome = "promoted to champion" if decision.promote else "not promoted"
-    rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
-    table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""
-    return f"**fractal-{size} version {version}: {outcome}**\n\n{decision.reason}\n\n{table}"
-
-
-def _compare(
-    candidate: Mapping[str, float], champion: Mapping[str, float], rules: PromotionConfig
-) -> Decision:
     must_gain = rules.fid_standard_errors * math.hypot(
         _error(candidate, FID), _error(champion, FID)
     )
@@ -68,12 +54,21 @@ def _compare(
         f"champion_{NLL}": champion[NLL],
         "nll_may_lose": may_lose,
     }
+    answer = {True: "yes", False: "no"}
     reason = (
         f"FID {candidate[FID]:.3f} against {champion[FID]:.3f} (lower by more than "
-        f"{must_gain:.3f}: {_yes(better)}), {candidate[NLL]:.4f} against {champion[NLL]:.4f} "
-        f"bits/dim (worse by at most {may_lose:.4f}: {_yes(no_worse)})"
+        f"{must_gain:.3f}: {answer[better]}), {candidate[NLL]:.4f} against {champion[NLL]:.4f} "
+        f"bits/dim (worse by at most {may_lose:.4f}: {answer[no_worse]})"
     )
     return Decision(better and no_worse, reason, numbers)
+
+
+def as_markdown(size: str, version: str, decision: Decision) -> str:
+    """A decision with a table of its numbers."""
+    outcome = "promoted to champion" if decision.promote else "not promoted"
+    rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
+    table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""
+    return f"**fractal-{size} version {version}: {outcome}**\n\n{decision.reason}\n\n{table}"
 
 
 def _finite(metrics: Mapping[str, float], key: str) -> bool:
@@ -83,7 +78,3 @@ def _finite(metrics: Mapping[str, float], key: str) -> bool:
 def _error(metrics: Mapping[str, float], metric: str) -> float:
     key = error_of(metric)
     return metrics[key] if _finite(metrics, key) else 0.0
-
-
-def _yes(fulfilled: bool) -> str:
-    return "yes" if fulfilled else "no"

@@ -80,7 +80,8 @@ class Protocol(StrictModel):
     samples_per_class: PositiveInt
     """The set is balanced: the same number of each class."""
     full_samples: PositiveInt
-    """What the full protocol of the data set asks for; see `full_samples`."""
+    """What the full protocol asks for: 50,000 for ImageNet and wherever the statistics are ADM's,
+    else what params.yaml says."""
     images: ImageSource | None
     """None for images that came as files which do not say."""
     kid_subsets: PositiveInt
@@ -151,13 +152,6 @@ class Record(StrictModel):
         )
 
 
-def full_samples(dataset: str, reference_source: str, configured: int) -> int:
-    """Images of the full protocol: 50,000 for ImageNet and wherever the statistics are ADM's, else
-    what params.yaml asks for."""
-    published = dataset in PUBLISHED_DATASETS or reference_source.startswith("ADM")
-    return PUBLISHED_SAMPLES if published else configured
-
-
 def make_protocol(
     settings: EvaluationConfig,
     manifest: Manifest,
@@ -177,7 +171,8 @@ def make_protocol(
     reference.require(dataset_checksum=manifest.checksum, weights_checksum=inception_checksum)
     classes = len(manifest.class_names)
     configured = settings.samples_per_class * classes
-    full = full_samples(manifest.dataset, reference.source, configured)
+    published = manifest.dataset in PUBLISHED_DATASETS or reference.source.startswith("ADM")
+    full = PUBLISHED_SAMPLES if published else configured
     if not preview and configured != full:
         raise FractalError(
             f"samples_per_class {settings.samples_per_class} makes {configured:,} images of "

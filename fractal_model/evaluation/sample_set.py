@@ -177,7 +177,9 @@ class _Array:
         self._file = file
         try:
             self._archive = zipfile.ZipFile(file)
-            self.labels = _as_labels(self._read(LABELS), file, LABELS)
+            with self._archive.open(f"{LABELS}.npy") as stream:
+                labels = np.lib.format.read_array(stream, allow_pickle=False)
+            self.labels = _as_labels(labels, file, LABELS)
             self._stream = self._archive.open(f"{ARRAY}.npy")
             shape, order, dtype = _array_header(self._stream)
             self._start = self._stream.tell()
@@ -205,10 +207,6 @@ class _Array:
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise _damaged(self._file, error) from error
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
-
-    def _read(self, name: str) -> np.ndarray:
-        with self._archive.open(f"{name}.npy") as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
+from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.protocol import ImageSource, Protocol
 from fractal_model.evaluation.sample_set import SampleSet
@@ -114,7 +114,13 @@ def draw_samples(
     """
     labels = torch.arange(protocol.classes).repeat_interleave(protocol.samples_per_class)
     seeds = range(source.seed, source.seed + len(labels))
-    kept = KeptParts(folder, partial(_map_with_features, map_parts, networks, protocol))
+
+    def map_with_features(
+        start: StartWork, total: int, *, largest: int
+    ) -> Iterator[tuple[range, Tensor]]:
+        return map_parts(partial(_see, start, networks, protocol), total, largest=largest)
+
+    kept = KeptParts(folder, map_with_features)
     side, done = model.config.image_size, 0
     seen: list[Tensor] = [torch.empty(0)] * len(labels)
     parts = sample_images(model, source.sampling, labels, seeds, largest=largest, map_parts=kept)
@@ -158,41 +164,21 @@ def look_at(
 def held_out_features(split: PreparedSplit, network: Network) -> Tensor:
     """(K, D) float32 of validation images, a fixed random choice of at most `HELD_OUT_IMAGES`."""
     chosen = torch.tensor(chosen_images(split, min(HELD_OUT_IMAGES, len(split))))
-    batches = (split.__getitems__(numbers.tolist()) for numbers in chosen.split(FEATURE_BATCH))
-    images = (torch.stack([example.image for example in batch]) for batch in batches)
-    return torch.cat([extract(network, batch) for batch in images])
+    batches = (read_batch(split, numbers.tolist()) for numbers in chosen.split(FEATURE_BATCH))
+    return torch.cat([extract(network, batch.images) for batch in batches])
 
 
 def extract(network: Network, images: Tensor) -> Tensor:
     """uint8 (n, 3, S, S) to (n, D) float32 on the CPU, the same for any n and order."""
-    rows = []
-    with _threads(FEATURE_THREADS):
+    rows, threads = [], torch.get_num_threads()
+    torch.set_num_threads(FEATURE_THREADS)
+    try:
         for batch in images.split(FEATURE_BATCH):
             empty = batch.new_zeros(FEATURE_BATCH - len(batch), *batch.shape[1:])
             rows.append(network(torch.cat([batch, empty]))[: len(batch)].cpu())
-    return torch.cat(rows)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
     finally:
-        torch.set_num_threads(before)
-
-
-def _map_with_features(
-    map_parts: MapParts,
-    networks: FeatureNetworks,
-    protocol: Protocol,
-    start: StartWork,
-    total: int,
-    *,
-    largest: int,
-) -> Iterator[tuple[range, Tensor]]:
-    return map_parts(partial(_see, start, networks, protocol), total, largest=largest)
+        torch.set_num_threads(threads)
+    return torch.cat(rows)
 
 
 def _see(
@@ -206,13 +192,10 @@ def _see(
         seconds = (time.monotonic() - started) / len(part)
         columns = [images, *(extract(network, images) for network in loaded)]
         columns.append(torch.full((len(part), 1), seconds, dtype=torch.float64))
-        return torch.cat([_as_bytes(column) for column in columns], dim=1)
+        flat = (column.flatten(1).contiguous() for column in columns)
+        return torch.cat([column.view(torch.uint8) for column in flat], dim=1)
 
     return work
-
-
-def _as_bytes(rows: Tensor) -> Tensor:
-    return rows.flatten(1).contiguous().view(torch.uint8)
 
 
 def _from_bytes(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -85,16 +85,16 @@ class Previews:
 
 
 def joined(sets: Sequence[SeenSamples]) -> SeenSamples:
-    """One after the other, as one set."""
+    """Drawn sets, one after the other, as one."""
+    inception = torch.cat([each.inception for each in sets])
     dinov2 = [each.dinov2 for each in sets if each.dinov2 is not None]
-    seconds = [(each.seconds_per_image, len(each.inception)) for each in sets]
-    known = [(per_image, count) for per_image, count in seconds if per_image is not None]
-    images = sum(count for _, count in known)
+    # Only images that came as files have no seconds.
+    seconds = sum((each.seconds_per_image or 0.0) * len(each.inception) for each in sets)
     return SeenSamples(
         _Joined([each.images for each in sets]),
-        torch.cat([each.inception for each in sets]),
+        inception,
         torch.cat(dinov2) if dinov2 else None,
-        sum(per_image * count for per_image, count in known) / images if images else None,
+        seconds / len(inception),
     )
 
 
