@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -36,6 +36,7 @@ from fractal_model.reporting.neighbours import (
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 NEAREST_SAMPLES, NEIGHBOURS = 8, 4
 DISTANCE = "distance to the nearest training image"
+AGREEMENT = "nearest training image is of the class"
 Numbers = TypeVar("Numbers", bound=Sized)
 
 
@@ -83,21 +84,23 @@ def write_report(
     its section out, with a line that says why. FractalError: non-finite features.
     """
     names = distinct_names(class_names)
-    page = _template().render(
+    loader = PackageLoader("fractal_model.reporting", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html").render(
         title=title,
         headlines=headlines(values),
         absent=absent,
         record=flattened(record),
         curves=_figure(figures.training_curves, curves),
         likelihood=_figure(figures.likelihood_histogram, held_out_bits),
-        levels=_figure(figures.likelihood_by_level, level_bits),
+        levels=_figure(partial(figures.bars, label="bits per dimension"), level_bits),
         classes=_class_plates(samples, names),
         class_count=len(names),
         **_in_feature_space(samples, names, features, real, held_out_features),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file_written_whole(file) as partial:
-        partial.write_text(page, encoding="utf-8")
+    with file_written_whole(file) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
 
 
 def headlines(values: Mapping[str, float]) -> list[Headline]:
@@ -149,11 +152,8 @@ def _in_feature_space(
         "real": real,
         "distances": _figure(partial(figures.distance_histograms, label=DISTANCE), shown),
         "pairs": _neighbour_plates(samples, names, distances, numbers, real),
-        "precision": _figure(lambda shares: figures.bars(shares, "precision"), inside),
-        "agreement": _figure(
-            lambda shares: figures.bars(shares, "nearest training image is of the class"),
-            agreement,
-        ),
+        "precision": _figure(partial(figures.bars, label="precision"), inside),
+        "agreement": _figure(partial(figures.bars, label=AGREEMENT), agreement),
     }
 
 
@@ -212,9 +212,3 @@ def _png(images: Tensor, *, columns: int) -> str:
 def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
     """An SVG; None where there is nothing to draw."""
     return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))
-
-
-def _template() -> Template:
-    loader = PackageLoader("fractal_model.reporting", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html")

@@ -70,11 +70,6 @@ def likelihood_histogram(bits: Tensor) -> Figure:
         return figure
 
 
-def likelihood_by_level(bits: Mapping[str, float]) -> Figure:
-    """Level to the bits per dimension that it pays; together they are the likelihood."""
-    return bars(bits, "bits per dimension")
-
-
 def guidance_sweep(
     points: Mapping[float, Points], *, published: PublishedResult | None = None, metric: str = FID
 ) -> Figure:
@@ -136,8 +131,8 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-def _axes(x: str, y: str, *, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+def _axes(x: str, y: str, *, width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
     return figure, axes
@@ -158,23 +153,20 @@ def guidance_heat_map(
     rows = sorted({scale for _, scale in values})
     table = np.array([[values.get((w, s), np.nan) for w in columns] for s in rows])
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        size = (MARGIN + CELL_WIDTH * len(columns), MARGIN + CELL_HEIGHT * len(rows))
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+        width, height = MARGIN + CELL_WIDTH * len(columns), MARGIN + CELL_HEIGHT * len(rows)
+        figure, axes = _axes("guidance", "logit scale", width=width, height=height)
         picture = axes.imshow(table, cmap="viridis_r", origin="lower", aspect="auto")
         figure.colorbar(picture, label=metric)
-        axes.set(xlabel="guidance", ylabel="logit scale")
         axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
         axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
         _numbers(axes, table)
         corner = (columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48)
         axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=ORANGE, linewidth=3))
-        if published is not None:
-            _star(axes, columns, rows, published)
+        _star(axes, columns, rows, published)
         return figure
 
 
-def _numbers(axes: matplotlib.axes.Axes, table: np.ndarray) -> None:
+def _numbers(axes: Axes, table: np.ndarray) -> None:
     known = table[np.isfinite(table)]
     middle = (known.min() + known.max()) / 2 if len(known) else 0.0
     for (row, column), value in np.ndenumerate(table):
@@ -184,9 +176,9 @@ def _numbers(axes: matplotlib.axes.Axes, table: np.ndarray) -> None:
 
 
 def _star(
-    axes: matplotlib.axes.Axes, columns: list[float], rows: list[float], published: PublishedResult
+    axes: Axes, columns: list[float], rows: list[float], published: PublishedResult | None
 ) -> None:
-    if published.guidance is None or published.logit_scale is None:
+    if published is None or published.guidance is None or published.logit_scale is None:
         return
     x = np.interp(published.guidance, columns, range(len(columns)))
     y = np.interp(published.logit_scale, rows, range(len(rows)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.metrics.reference import OWN_IMAGES, Reference, chosen_images
 from fractal_model.metrics.statistics import checked_features
@@ -73,8 +74,7 @@ def reference_images(split: PreparedSplit, reference: Reference) -> RealImages |
     chosen = chosen_images(split, len(reference.features))
 
     def pictures(numbers: Sequence[int]) -> Tensor:
-        found = split.__getitems__([int(chosen[number]) for number in numbers])
-        return torch.stack([example.image for example in found])
+        return read_batch(split, chosen[list(numbers)].tolist()).images
 
     labels = torch.from_numpy(split.labels()[chosen])
     return RealImages(reference.features, labels, pictures, len(split))
