@@ -7,6 +7,7 @@ include those that activation checkpointing repeats, so switching it off shorten
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,6 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
-from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
@@ -225,7 +225,10 @@ def _require_legal(gpus: int, batch: int, *utilisations: float) -> None:
 def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
     """Levels and pixel network, parameters of the class embeddings, elements of all matrices."""
     model = size.model
-    counts, embeddings, weights = _parameters(model)
+    with torch.device("meta"):  # the real modules, built without memory
+        network = FractalModel(model)
+    counts = [_elements(part.parameters()) for part in (*network.levels, network.pixel)]
+    linear = (part for part in network.modules() if isinstance(part, torch.nn.Linear))
     published = published_costs.LEVEL_GFLOPS.get(size.name, (None,) * len(counts))
     names = [f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels]
     names.append("pixel network")
@@ -247,17 +250,12 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
         )
         for i in range(len(counts))
     )
-    return parts, embeddings, weights
+    embeddings = _elements(network.parameters()) - sum(counts)
+    return parts, embeddings, _elements(layer.weight for layer in linear)
 
 
-def _parameters(config: ModelConfig) -> tuple[list[int], int, int]:
-    """Of the real modules, built without memory."""
-    with torch.device("meta"):
-        model = FractalModel(config)
-    counts = [sum(p.numel() for p in m.parameters()) for m in (*model.levels, model.pixel)]
-    total = sum(p.numel() for p in model.parameters())
-    linear = (m for m in model.modules() if isinstance(m, torch.nn.Linear))
-    return counts, total - sum(counts), sum(m.weight.numel() for m in linear)
+def _elements(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:

@@ -83,17 +83,17 @@ class SeenSamples:
     """Of one worker, for sampling alone; None for images that came as files."""
 
 
+@dataclass
 class _Drawn:
     """`SampleSet` of images in kept parts."""
 
-    def __init__(self, parts: KeptParts, labels: Tensor, side: int) -> None:
-        self._parts = parts
-        self.labels = labels
-        self.side = side
+    parts: KeptParts
+    labels: Tensor
+    side: int
 
     def images(self, numbers: Sequence[int]) -> Tensor:
         shape = (3, self.side, self.side)
-        return self._parts.rows(numbers, 3 * self.side**2).unflatten(1, shape)
+        return self.parts.rows(numbers, 3 * self.side**2).unflatten(1, shape)
 
 
 def draw_samples(

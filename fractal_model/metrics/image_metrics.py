@@ -6,7 +6,8 @@ Broken features are an error, as every number from them would be wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pandas as pd
@@ -68,39 +69,40 @@ def image_metrics(
     if logits is not None:
         logits = checked_features(logits, "logits")
 
-    def fid() -> dict[str, float | str]:
+    found: dict[str, float | str] = {}
+
+    @contextmanager
+    def or_reason(*names: str) -> Iterator[None]:
+        """A FractalError is the reason why none of these has a value."""
+        try:
+            yield
+        except FractalError as error:
+            found.update(dict.fromkeys(names, str(error)))
+
+    with or_reason(FID, error_of(FID)):
         ours = FeatureStatistics.from_features(generated)
         theirs = real_statistics or FeatureStatistics.from_features(real)
         error = frechet_standard_error(generated, theirs, resamples=fid_resamples, seed=seed)
-        return {FID: frechet_distance(ours, theirs), error_of(FID): error}
-
-    def kid() -> dict[str, float | str]:
-        distance = kernel_distance(
+        found |= {FID: frechet_distance(ours, theirs), error_of(FID): error}
+    with or_reason(KID, error_of(KID)):
+        kid = kernel_distance(
             generated, real, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed
         )
         no_error = (
-            f"{distance.subsets} subsets of {distance.subset_size} out of {len(generated)} "
-            f"generated and {len(real)} real images leave nothing to estimate an error from"
+            f"{kid.subsets} subsets of {kid.subset_size} out of {len(generated)} generated and "
+            f"{len(real)} real images leave nothing to estimate an error from"
         )
-        error = distance.standard_error
-        return {KID: distance.mean, error_of(KID): no_error if error is None else error}
-
-    def manifold() -> dict[str, float | str]:
-        precision, recall = precision_recall(generated, real, neighbours=neighbours)
-        return {PRECISION: precision, RECALL: recall}
-
-    def score() -> dict[str, float | str]:
+        found[KID] = kid.mean
+        found[error_of(KID)] = no_error if kid.standard_error is None else kid.standard_error
+    with or_reason(INCEPTION_SCORE):
         if logits is None:
-            return {INCEPTION_SCORE: reason_no_logits}
-        return {INCEPTION_SCORE: inception_score(logits, splits=splits, seed=seed)}
-
-    return _collect(
-        {
-            (FID, error_of(FID)): fid,
-            (KID, error_of(KID)): kid,
-            (INCEPTION_SCORE,): score,
-            (PRECISION, RECALL): manifold,
-        }
+            raise FractalError(reason_no_logits)
+        found[INCEPTION_SCORE] = inception_score(logits, splits=splits, seed=seed)
+    with or_reason(PRECISION, RECALL):
+        found[PRECISION], found[RECALL] = precision_recall(generated, real, neighbours=neighbours)
+    return MetricResults(
+        values={name: value for name, value in found.items() if not isinstance(value, str)},
+        absent={name: value for name, value in found.items() if isinstance(value, str)},
     )
 
 
@@ -109,17 +111,3 @@ def results_table(results: MetricResults) -> pd.DataFrame:
     rows: list[tuple[str, float | None, str]] = [(k, v, "") for k, v in results.values.items()]
     rows += [(name, None, reason) for name, reason in results.absent.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "reason"])
-
-
-def _collect(parts: dict[tuple[str, ...], Callable[[], dict[str, float | str]]]) -> MetricResults:
-    """A float is a value, a text the reason for none; a FractalError is a reason for all names."""
-    found: dict[str, float | str] = {}
-    for names, compute in parts.items():
-        try:
-            found |= compute()
-        except FractalError as error:
-            found |= dict.fromkeys(names, str(error))
-    return MetricResults(
-        values={name: value for name, value in found.items() if not isinstance(value, str)},
-        absent={name: value for name, value in found.items() if isinstance(value, str)},
-    )

@@ -65,7 +65,8 @@ def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     records = [_published(row) for row in PUBLISHED]
     for dataset in {row.dataset for row in rows}:
         ours = [row for row in rows if row.dataset == dataset]
-        full = [r.protocol for r in ours if r.protocol and _is_standard(r.protocol, dataset)]
+        protocols = [row.protocol for row in ours if row.protocol is not None]
+        full = [one for one in protocols if not why_unlike(one, dataset, None)]
         standard = full[0] if full else None
         dinov2 = next((one.dinov2_checksum for one in full if one.dinov2_checksum), None)
         records += [_ours(row, standard, dinov2) for row in ours]
@@ -130,11 +131,6 @@ def _why_unlike_published(protocol: Protocol, resolution: int) -> str:
     return ""
 
 
-def _is_standard(protocol: Protocol, dataset: str) -> bool:
-    """Whether others may be measured by it."""
-    return not why_unlike(protocol, dataset, None)
-
-
 def _published(row: PublishedResult) -> dict[str, object]:
     fractal = row.guidance is not None
     return {
@@ -156,8 +152,8 @@ def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, 
     """`dinov2`: the checksum of the weights that distances of DINOv2 compare under."""
     protocol = row.protocol
     reason = why_unlike(protocol, row.dataset, standard)
-    source = None if protocol is None else protocol.images
-    sampling = None if source is None else source.sampling
+    source = protocol and protocol.images
+    sampling = source and source.sampling
     values = {name: value for name, value in row.values.items() if name not in SPEED}
     if protocol is not None and protocol.dinov2_checksum != dinov2:
         values = {n: value for n, value in values.items() if not n.startswith(FD_DINOV2)}
@@ -165,10 +161,10 @@ def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, 
         "dataset": row.dataset,
         "model": row.model,
         "published": False,
-        "guidance": None if sampling is None else sampling.guidance,
-        "logit_scale": None if sampling is None else sampling.logit_scale,
-        "iterations": "" if sampling is None else ", ".join(map(str, sampling.iterations)),
-        "samples": None if protocol is None else protocol.samples,
+        "guidance": sampling and sampling.guidance,
+        "logit_scale": sampling and sampling.logit_scale,
+        "iterations": ", ".join(map(str, sampling.iterations)) if sampling else "",
+        "samples": protocol and protocol.samples,
         **values,
         "comparable": not reason,
         "reason": reason,
