@@ -7,7 +7,7 @@ include those that activation checkpointing repeats, so switching it off shorten
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -229,26 +229,21 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
         network = FractalModel(model)
     counts = [_elements(part.parameters()) for part in (*network.levels, network.pixel)]
     linear = (part for part in network.modules() if isinstance(part, torch.nn.Linear))
-    published = published_costs.LEVEL_GFLOPS.get(size.name, (None,) * len(counts))
-    names = [f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels]
-    names.append("pixel network")
-    rows = rows_per_image(model, training_shares(model))
-    forward, paper = pass_products(model), published_costs.paper_flops(model)
-    plain, repeated = (training_flops(model, activation_checkpointing=c) for c in (False, True))
-    sampled = sampling_flops(model, size.sampling)
+    names = (f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels)
+    columns: dict[str, Sequence[object]] = {
+        "name": (*names, "pixel network"),
+        "parameters": counts,
+        "rows": rows_per_image(model, training_shares(model)),
+        "forward_flops": [products.forward for products in pass_products(model)],
+        "paper_flops": published_costs.paper_flops(model),
+        "published_gflops": published_costs.LEVEL_GFLOPS.get(size.name, (None,) * len(counts)),
+        "training_flops": training_flops(model, activation_checkpointing=False),
+        "training_flops_checkpointed": training_flops(model, activation_checkpointing=True),
+        "sampling_flops": sampling_flops(model, size.sampling),
+    }
     parts = tuple(
-        PartCost(
-            name=names[i],
-            parameters=counts[i],
-            rows=rows[i],
-            forward_flops=forward[i].forward,
-            paper_flops=paper[i],
-            published_gflops=published[i],
-            training_flops=plain[i],
-            training_flops_checkpointed=repeated[i],
-            sampling_flops=sampled[i],
-        )
-        for i in range(len(counts))
+        PartCost.model_validate(dict(zip(columns, part, strict=True)))
+        for part in zip(*columns.values(), strict=True)
     )
     embeddings = _elements(network.parameters()) - sum(counts)
     return parts, embeddings, _elements(layer.weight for layer in linear)

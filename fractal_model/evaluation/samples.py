@@ -151,13 +151,12 @@ def look_at(
     """The same of images that came as files. FractalError: one is damaged; see
     `FeatureNetworks.load`."""
     loaded = networks.load(device, protocol)
-    found: list[list[Tensor]] = [[] for _ in loaded]
+    rows = []
     for numbers in torch.arange(len(samples.labels)).split(FEATURE_BATCH):
         images = samples.images(numbers.tolist())
-        for network, features in zip(loaded, found, strict=True):
-            features.append(extract(network, images))
+        rows.append([extract(network, images) for network in loaded])
         progress(int(numbers[-1]) + 1)
-    inception, *dinov2 = (torch.cat(features) for features in found)
+    inception, *dinov2 = (torch.cat(features) for features in zip(*rows, strict=True))
     return SeenSamples(samples, inception, dinov2[0] if dinov2 else None, None)
 
 

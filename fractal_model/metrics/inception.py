@@ -14,6 +14,7 @@ import io
 import pickle
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -174,14 +175,11 @@ def _load_packaged() -> InceptionFeatures:
 
 def _packaged_file() -> Path:
     """Found through the package's metadata: importing the package would want OpenCV."""
-    try:
-        listed = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        listed = []
-    for entry in listed:
-        path = Path(str(entry.locate()))
-        if entry.name == PACKAGE_FILE and path.is_file():
-            return path
+    with suppress(metadata.PackageNotFoundError):
+        for entry in metadata.files(PACKAGE) or []:
+            path = Path(str(entry.locate()))
+            if entry.name == PACKAGE_FILE and path.is_file():
+                return path
     raise FractalError(
         "Inception weights: found neither torch-fidelity's file in torch hub's cache nor the "
         f"package {PACKAGE}, expected one of them; install it with '{PACKAGE_INSTALL}', or use "

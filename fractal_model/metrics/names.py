@@ -5,15 +5,14 @@ from __future__ import annotations
 # Lower is better.
 NLL, CONDITIONAL_NLL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
 FID, KID, FD_DINOV2 = "fid", "kid", "fd_dinov2"
-SECONDS_PER_IMAGE = "seconds_per_image"
 # Higher is better.
 INCEPTION_SCORE, PRECISION, RECALL = "inception_score", "precision", "recall"
 CLASS_AGREEMENT = "class_agreement"
-IMAGES_PER_SECOND = "images_per_second"
 
 SAMPLE_METRICS = (FID, KID, INCEPTION_SCORE, PRECISION, RECALL, FD_DINOV2, CLASS_AGREEMENT)
 """Metrics that depend on how many images are sampled."""
-SPEED = (SECONDS_PER_IMAGE, IMAGES_PER_SECOND)
+SPEED = ("seconds_per_image", "images_per_second")
+"""Lower is better, and higher."""
 STANDARD_ERROR = "_stderr"
 """Ends the name of a metric's standard error."""
 _THOUSAND = 1000

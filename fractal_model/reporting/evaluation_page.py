@@ -20,7 +20,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fractal_model.common.files import file_written_whole
 from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.pictures import picture_grid, png_bytes, sample_grid
 from fractal_model.metrics.names import STANDARD_ERROR, error_of
@@ -98,9 +97,7 @@ def write_report(
         class_count=len(names),
         **_in_feature_space(samples, names, features, real, held_out_features),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file_written_whole(file) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    file.write_text(page, encoding="utf-8")
 
 
 def headlines(values: Mapping[str, float]) -> list[Headline]:
@@ -171,7 +168,7 @@ def _neighbour_plates(
         name = names[int(samples.labels[i])]
         far = ", ".join(f"{d:.2f}" for d in distances[i].tolist())
         alt = f"sample {i} of class {name}, then its {len(row) - 1} nearest training images"
-        plates.append(Plate(f"{name}, sample {i}: {far}", _png(row, columns=len(row)), alt))
+        plates.append(Plate(f"{name}, sample {i}: {far}", _png(row), alt))
     return plates
 
 
@@ -200,12 +197,12 @@ def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
     for number in shown_classes(samples.labels):
         row = samples.images(_first(samples, number))
         alt = f"{len(row)} samples of class {names[number]}"
-        plates.append(Plate(names[number], _png(row, columns=len(row)), alt))
+        plates.append(Plate(names[number], _png(row), alt))
     return plates
 
 
-def _png(images: Tensor, *, columns: int) -> str:
-    encoded = base64.b64encode(png_bytes(picture_grid(images, columns=columns)))
+def _png(row: Tensor) -> str:
+    encoded = base64.b64encode(png_bytes(picture_grid(row, columns=len(row))))
     return f"data:image/png;base64,{encoded.decode()}"
 
 
