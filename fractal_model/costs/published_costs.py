@@ -17,7 +17,7 @@ used it; a test derives them again from the shipped sizes.
 
 from __future__ import annotations
 
-from fractal_model.config.model import ModelConfig
+from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.costs.flops import block_flops
 from fractal_model.costs.shapes import PIXEL_POSITIONS, Transformer, rows_per_image
 from fractal_model.model.patches import CHANNEL_VALUES
@@ -49,29 +49,22 @@ SAMPLING_UTILISATION = 0.111
 def paper_flops(model: ModelConfig) -> tuple[float, ...]:
     """Operations of a forward pass as the paper counts them, per image, pixel network last."""
     *rows, pixels = rows_per_image(model)
-    levels = (
-        _counted(
-            Transformer.of(level),
-            r,
-            level.tokens,
-            2 * level.condition_width + 2 * level.tokens * 3 * level.sub_patch_size**2,
-        )
-        for level, r in zip(model.levels, rows, strict=True)
-    )
+    counted = []
+    for level, r in zip(model.levels, rows, strict=True):
+        taken_in = level.condition_width + level.tokens * 3 * level.sub_patch_size**2
+        counted.append(_counted(level, r, level.tokens, taken_in))
     pixel = model.pixel
-    return (
-        *levels,
-        _counted(Transformer.of(pixel), pixels, PIXEL_POSITIONS, 2 * pixel.condition_width),
-    )
+    return (*counted, _counted(pixel, pixels, PIXEL_POSITIONS, pixel.condition_width))
 
 
 def full_sequence_flops(model: ModelConfig) -> float:
     """Of the first level's transformer over every channel of every pixel as one sequence."""
     length = model.image_size**2 * PIXEL_POSITIONS
-    return _counted(Transformer.of(model.levels[0]), 1, length, 2 * length * CHANNEL_VALUES)
+    return _counted(model.levels[0], 1, length, length * CHANNEL_VALUES)
 
 
-def _counted(stack: Transformer, rows: float, length: int, ends: float) -> float:
-    """Blocks, normalisations, and `ends` operations a row and element of the width."""
+def _counted(part: LevelConfig | PixelConfig, rows: float, length: int, ends: int) -> float:
+    """Blocks, normalisations, and a row's products of `ends` elements with the width."""
+    stack = Transformer.of(part)
     norms = NORM_OPERATIONS * rows * length * stack.width * (2 * stack.blocks + 2)
-    return block_flops(stack, rows, length) + norms + rows * ends * stack.width
+    return block_flops(stack, rows, length) + norms + 2 * rows * ends * stack.width

@@ -28,7 +28,7 @@ from fractal_model.costs.shapes import (
 )
 from fractal_model.model.patches import CHANNEL_VALUES
 
-FLOAT32, INT64 = 4, 8
+BFLOAT16, FLOAT32, INT64 = 2, 4, 8
 ADAMW_BYTES = 2 * FLOAT32
 """Of AdamW's two float32 moments, a parameter."""
 
@@ -97,7 +97,7 @@ def training_memory(
         buckets=FLOAT32 * parameters if gpus > 1 else 0,
         optimizer=ADAMW_BYTES * parameters,
         average=FLOAT32 * parameters if averaged else 0,
-        weight_copies=_width(precision) * weights if precision == "bfloat16" else 0,
+        weight_copies=BFLOAT16 * weights if precision == "bfloat16" else 0,
         activations=activations(
             model,
             images=images,
@@ -117,19 +117,19 @@ def activations(
     shares: tuple[float, ...] | None = None,
 ) -> Activations:
     """Of `images` images; by default expected over the masks that training draws."""
-    shares = shares or training_shares(model)
-    rows = [images * r for r in rows_per_image(model, shares)]
+    # Bytes of an element of what autocast narrows.
+    width = BFLOAT16 if precision == "bfloat16" else FLOAT32
+    rows = [images * r for r in rows_per_image(model, shares or training_shares(model))]
     parts, handed_on = [], 1  # the root repeats one condition without copying it
     for i, (level, count, below) in enumerate(zip(model.levels, rows, rows[1:], strict=False)):
         given = _handed_on(model, i)
-        parts += _level(level, count, below, handed_on, given, precision)
+        parts += _level(level, count, below, handed_on, given, width)
         handed_on = given
-    parts.append(_pixel_network(model.pixel, rows[-1], handed_on, precision))
-    rest = sum(p.rest for p in parts)
+    parts.append(_pixel_network(model.pixel, rows[-1], handed_on, width))
     if not activation_checkpointing:
-        return Activations(kept=rest + sum(p.blocks * p.block for p in parts), recomputed=0.0)
+        return Activations(kept=sum(p.blocks * p.block + p.rest for p in parts), recomputed=0.0)
     return Activations(
-        kept=rest + sum(p.blocks * p.block_input for p in parts),
+        kept=sum(p.blocks * p.block_input + p.rest for p in parts),
         recomputed=max(p.block - p.block_input for p in parts),
     )
 
@@ -142,55 +142,52 @@ def _handed_on(model: ModelConfig, level: int) -> int:
 
 
 def _level(
-    level: LevelConfig, rows: float, below: float, handed_on: int, given: int, precision: str
+    level: LevelConfig, rows: float, below: float, handed_on: int, given: int, width: int
 ) -> list[Kept]:
     """The level's transformer, and its guide network if it has one; each row reads one of
     `handed_on` conditions and gives `given` to each of the `below` rows."""
-    width, parts = _width(precision), []
-    ar = level.generator == "ar"
+    parts, ar = [], level.generator == "ar"
     elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
     if ar:
-        rest = rows * _condition(level, handed_on, precision)
+        rest = rows * _condition(level, handed_on, width)
     else:
         conditions = level.conditions * level.condition_width * width
         rest = rows * (conditions + level.tokens) + below * (INT64 + given * (INT64 + 1))
     if level.guiding_pixel:
         rest += rows * 3 * width
-        parts = [_pixel_network(guide_network(level), rows, handed_on, precision)]
+        parts = [_pixel_network(guide_network(level), rows, handed_on, width)]
     rest += rows * elements * width
-    return [_transformer(Transformer.of(level), rows, positions(level), rest, precision), *parts]
+    return [_transformer(Transformer.of(level), rows, positions(level), rest, width), *parts]
 
 
-def _pixel_network(pixel: PixelConfig, rows: float, handed_on: int, precision: str) -> Kept:
+def _pixel_network(pixel: PixelConfig, rows: float, handed_on: int, width: int) -> Kept:
     """Ends in the output of the last norm and the logarithms of the probabilities, float32."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
-    rest = rows * (_condition(pixel, handed_on, precision) + output + values) + _logits(rows)
-    return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, precision)
+    rest = rows * (_condition(pixel, handed_on, width) + output + values) + _logits(rows)
+    return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, width)
 
 
-def _transformer(stack: Transformer, rows: float, length: int, rest: float, precision: str) -> Kept:
+def _transformer(stack: Transformer, rows: float, length: int, rest: float, width: int) -> Kept:
     """Blocks, and the norms before and after them with their float32 inputs."""
     count = rows * length
     stream = FLOAT32 * stack.width
     norms = 2 * (stream + 2 * FLOAT32)
     return Kept(
-        block=count * _block(stack, precision),
+        block=count * _block(stack, width),
         block_input=count * stream,
         blocks=stack.blocks,
         rest=rest + count * norms,
     )
 
 
-def _block(stack: Transformer, precision: str) -> float:
+def _block(stack: Transformer, width: int) -> float:
     """Bytes a position: two norms with their inputs, attention, feed-forward network."""
-    width = _width(precision)
-    half = precision == "bfloat16"
     if stack.gated:
         norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
         # Rotated queries and keys beside the projection's output; under autocast each of the two
         # gate products casts its own input.
-        narrow = (1 + 5 + 1 + 1 + half) * stack.width + 4 * stack.hidden
+        narrow = (1 + 5 + 1 + 1 + (width == BFLOAT16)) * stack.width + 4 * stack.hidden
         masks = 2 * stack.width
     else:
         norms = 2 * (FLOAT32 * stack.width + 2 * FLOAT32)
@@ -199,16 +196,10 @@ def _block(stack: Transformer, precision: str) -> float:
     return norms + narrow * width + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
 
 
-def _condition(part: LevelConfig | PixelConfig, handed_on: int, precision: str) -> float:
+def _condition(part: LevelConfig | PixelConfig, handed_on: int, width: int) -> float:
     """Bytes a row of the one condition read: in float32 a view, which keeps all it is a view of."""
-    if precision == "bfloat16":
-        return part.condition_width * _width(precision)
-    return handed_on * part.condition_width * FLOAT32
+    return (handed_on if width == FLOAT32 else 1) * part.condition_width * width
 
 
 def _logits(rows: float) -> float:
     return rows * PIXEL_POSITIONS * CHANNEL_VALUES * FLOAT32
-
-
-def _width(precision: str) -> int:
-    return 2 if precision == "bfloat16" else FLOAT32

@@ -27,7 +27,8 @@ from fractal_model.metrics.reference import Reference
 
 PUBLISHED_SAMPLES = 50_000
 """Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
-PUBLISHED_DATASETS = ("imagenet64", "imagenet256")
+PUBLISHED_DATASETS = {"imagenet64": 64, "imagenet256": 256}
+"""That numbers are published of, with their resolutions."""
 PROTOCOL_VERSION = 1
 RECORD_FILE = "protocol.json"
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -126,7 +127,11 @@ class _Folder:
         self.side = self._common_side()
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        return torch.stack([self._image(self._file(number)) for number in numbers])
+        pictures = []
+        for number in numbers:
+            with _opened_png(self._file(number)) as picture:
+                pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+        return torch.stack(pictures)
 
     def _file(self, number: int) -> Path:
         return self._folder / image_name(number, len(self.labels))
@@ -151,7 +156,7 @@ class _Folder:
     def _common_side(self) -> int:
         side = None
         for number in range(len(self.labels)):
-            with _open_png(self._file(number)) as picture:
+            with _opened_png(self._file(number)) as picture:
                 width, height = picture.size
                 if picture.mode != "RGB" or width != height or side not in (None, width):
                     raise FractalError(
@@ -161,13 +166,6 @@ class _Folder:
                     )
                 side = width
         return side or 0
-
-    def _image(self, file: Path) -> Tensor:
-        with _open_png(file) as picture:
-            try:
-                return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-            except (OSError, SyntaxError) as error:
-                raise _damaged(file, error) from error
 
 
 class _Array:
@@ -239,9 +237,11 @@ def _as_labels(labels: np.ndarray, place: Path, name: str) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _open_png(file: Path) -> PIL.Image.Image:
+@contextmanager
+def _opened_png(file: Path) -> Iterator[PIL.Image.Image]:
     try:
-        return PIL.Image.open(file, formats=["PNG"])
+        with PIL.Image.open(file, formats=["PNG"]) as picture:
+            yield picture
     except (OSError, SyntaxError) as error:
         raise _damaged(file, error) from error
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from fractal_model.metrics.names import FID, INCEPTION_SCORE, NLL, PRECISION, RECALL
 
 SOURCE = "Li et al., Fractal Generative Models, TMLR 2025"
-RESOLUTIONS = {"imagenet64": 64, "imagenet256": 256}
-"""Data sets that numbers are published of."""
 CLASSES = 1000
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from fractal_model.common.errors import FractalError
-from fractal_model.evaluation.protocol import PUBLISHED_SAMPLES, Protocol
+from fractal_model.evaluation.protocol import PUBLISHED_DATASETS, PUBLISHED_SAMPLES, Protocol
 from fractal_model.metrics.names import (
     CONDITIONAL_NLL,
     FD_DINOV2,
@@ -28,12 +28,7 @@ from fractal_model.metrics.names import (
     SPEED,
     STANDARD_ERROR,
 )
-from fractal_model.reporting.published_results import (
-    CLASSES,
-    PUBLISHED,
-    RESOLUTIONS,
-    PublishedResult,
-)
+from fractal_model.reporting.published_results import CLASSES, PUBLISHED, PublishedResult
 
 IDENTITY = ("dataset", "model", "published")
 SETTINGS = ("guidance", "logit_scale", "iterations", "samples")
@@ -98,7 +93,8 @@ def why_unlike(protocol: Protocol | None, dataset: str, standard: Protocol | Non
     there is one."""
     if protocol is None:
         return "no record of its protocol is kept"
-    if dataset in RESOLUTIONS and (why := _why_unlike_published(protocol, RESOLUTIONS[dataset])):
+    resolution = PUBLISHED_DATASETS.get(dataset)
+    if resolution and (why := _why_unlike_published(protocol, resolution)):
         return why
     if protocol.preview:
         return (
