@@ -126,7 +126,7 @@ def _evaluate_samples(
     from fractal_model.evaluation.protocol import Record
     from fractal_model.evaluation.sample_set import (
         open_sample_set,
-        per_class_of,
+        require_balance,
         require_protocol,
         sample_request,
     )
@@ -136,7 +136,7 @@ def _evaluate_samples(
     samples = open_sample_set(place)
     settings = params.evaluation_of(dataset, size)
     if preview:
-        count = per_class_of(samples, inputs.manifest, place)
+        count = require_balance(samples.labels, len(inputs.manifest.class_names), place)
         settings = settings.model_copy(update={"preview_per_class": count})
     protocol = inputs.protocol(settings, sampling=None, preview=preview)
     request = sample_request(place)

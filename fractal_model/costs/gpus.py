@@ -31,20 +31,19 @@ class Gpu(StrictModel):
         return teraflops * 1e12
 
 
-_TABLE = (  # name, bfloat16 and float32 in TFLOP/s, memory in GB
-    ("h100", 989.4, 66.9, 80),
-    ("h100-pcie", 756.0, 51.2, 80),
-    ("h200", 989.4, 66.9, 141),
-    ("b200", 2250.0, 75.0, 180),
-    ("a100-80", 312.0, 19.5, 80),
-    ("a100-40", 312.0, 19.5, 40),
-    ("l40s", 362.0, 91.6, 48),
-    ("l4", 121.0, 30.3, 24),
-    ("rtx-4090", 165.2, 82.6, 24),
-)
 GPUS = {
     name: Gpu(name=name, bfloat16_tflops=bf16, float32_tflops=fp32, memory_gb=memory)
-    for name, bf16, fp32, memory in _TABLE
+    for name, bf16, fp32, memory in (  # in TFLOP/s and GB
+        ("h100", 989.4, 66.9, 80),
+        ("h100-pcie", 756.0, 51.2, 80),
+        ("h200", 989.4, 66.9, 141),
+        ("b200", 2250.0, 75.0, 180),
+        ("a100-80", 312.0, 19.5, 80),
+        ("a100-40", 312.0, 19.5, 40),
+        ("l40s", 362.0, 91.6, 48),
+        ("l4", 121.0, 30.3, 24),
+        ("rtx-4090", 165.2, 82.6, 24),
+    )
 }
 
 

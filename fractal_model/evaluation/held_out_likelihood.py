@@ -1,7 +1,6 @@
 """Held-out likelihood of a model: of all images, and what each part of the model pays of it.
 
-Knows no registry, no tracker and no cluster; who runs the parts of the work is given as a
-`MapParts`.
+Who runs the parts of the work is given as a `MapParts`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a set of samples tells of a model, beside real images of the data set.
-
-Knows no registry, no tracker and no cluster: models and data in, numbers and images out; who runs
-the parts of the work is given as a `MapParts`.
-"""
+"""What a set of samples tells of a model, beside real images of the data set."""
 
 from __future__ import annotations
 

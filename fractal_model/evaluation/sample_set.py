@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.data.manifest import Manifest
 from fractal_model.evaluation import protocol as protocols
 from fractal_model.generation.sample_files import (
     ARRAY,
@@ -110,11 +109,6 @@ def require_balance(labels: Tensor, classes: int, what: object) -> int:
             f"{counts[fewest]} of class {fewest}: sample the same number of each class"
         )
     return int(counts[0])
-
-
-def per_class_of(samples: SampleSet, manifest: Manifest, what: object) -> int:
-    """Images of each class in a balanced set of the data set's classes. FractalError: it is not."""
-    return require_balance(samples.labels, len(manifest.class_names), what)
 
 
 class _Folder:

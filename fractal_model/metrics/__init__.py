@@ -1,3 +1,2 @@
 """Metrics of generated images, numbers alone: features, distances between sets of them, agreement
-with classes.
-"""
+with classes."""

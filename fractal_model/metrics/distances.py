@@ -13,18 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import (
-    KEY_METRIC_KID_MEAN,
-    KEY_METRIC_KID_STD,
-    kid_features_to_metric,
-)
-from torch_fidelity.metric_prc import (
-    KEY_METRIC_PRECISION,
-    KEY_METRIC_RECALL,
-    prc_features_to_metric,
-)
+from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
 from fractal_model.common.errors import FractalError
 from fractal_model.metrics.statistics import FeatureStatistics, checked_features
@@ -62,7 +51,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             "again from finite features"
         )
     _same_width(*(one["mu"].shape[0] for one in stats))
-    return float(fid_statistics_to_metric(*stats, verbose=False)[KEY_METRIC_FID])
+    found = metric_fid.fid_statistics_to_metric(*stats, verbose=False)
+    return float(found[metric_fid.KEY_METRIC_FID])
 
 
 def kernel_distance(
@@ -91,7 +81,7 @@ def kernel_distance(
     smaller, larger = sorted((len(generated), len(real)))
     size = min(subset_size, smaller)
     drawn = 1 if size == larger else subsets  # every subset would be the whole of both sets
-    metrics = kid_features_to_metric(
+    metrics = metric_kid.kid_features_to_metric(
         generated,
         real,
         kid_subsets=drawn,
@@ -106,9 +96,9 @@ def kernel_distance(
     error = None
     if size < smaller and drawn > 1:
         # torch-fidelity divides by the number of subsets; the jackknife wants one less.
-        deviation = metrics[KEY_METRIC_KID_STD] * math.sqrt(drawn / (drawn - 1))
+        deviation = metrics[metric_kid.KEY_METRIC_KID_STD] * math.sqrt(drawn / (drawn - 1))
         error = deviation * math.sqrt(size / (smaller - size) + 1 / drawn)
-    return KernelDistance(metrics[KEY_METRIC_KID_MEAN], error, drawn, size)
+    return KernelDistance(metrics[metric_kid.KEY_METRIC_KID_MEAN], error, drawn, size)
 
 
 def precision_recall(
@@ -124,7 +114,7 @@ def precision_recall(
     if neighbours < 1:
         raise FractalError(f"neighbours: found {neighbours}, expected at least 1; raise it")
     generated, real = checked_pair(generated, real, at_least=neighbours + 1)
-    metrics = prc_features_to_metric(
+    metrics = metric_prc.prc_features_to_metric(
         generated,
         real,
         prc_neighborhood=neighbours,
@@ -132,7 +122,7 @@ def precision_recall(
         save_cpu_ram=True,
         verbose=False,
     )
-    return metrics[KEY_METRIC_PRECISION], metrics[KEY_METRIC_RECALL]
+    return metrics[metric_prc.KEY_METRIC_PRECISION], metrics[metric_prc.KEY_METRIC_RECALL]
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float:
@@ -144,8 +134,8 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
     if splits < 1:
         raise FractalError(f"Inception Score splits: found {splits}, expected at least 1; raise it")
     logits = checked_features(logits, "logits", at_least=splits)
-    metrics = isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
-    return float(metrics[KEY_METRIC_ISC_MEAN])
+    metrics = metric_isc.isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
+    return float(metrics[metric_isc.KEY_METRIC_ISC_MEAN])
 
 
 def checked_pair(generated: Tensor, real: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,6 @@ def image_metrics(
     generated, real = checked_pair(generated_features, real_features)
     if logits is not None:
         logits = checked_features(logits, "logits")
-
     found: dict[str, float | str] = {}
 
     @contextmanager
