@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator
 
 from fractal_model.common.strict import PositiveInt, StrictModel
-from fractal_model.config.sampling import STRONGEST, FiniteFloat, SamplingConfig
+from fractal_model.config.sampling import Guidance, LogitScale, SamplingConfig
 
-SECONDS_PER_HOUR = 3600.0
+NONEMPTY = Field(min_length=1)
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -82,18 +82,14 @@ class NightlyConfig(StrictModel):
 
     @property
     def budget_seconds(self) -> float:
-        return self.budget_hours * SECONDS_PER_HOUR
+        return self.budget_hours * 3600
 
 
 class SweepConfig(StrictModel):
     """The values of which `sweep-guidance/<size>` tries all combinations."""
 
-    guidance: Annotated[
-        tuple[Annotated[FiniteFloat, Field(ge=0, le=STRONGEST)], ...], Field(min_length=1)
-    ] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
-    logit_scale: Annotated[
-        tuple[Annotated[FiniteFloat, Field(gt=0, le=STRONGEST)], ...], Field(min_length=1)
-    ] = (1.0, 1.05, 1.1)
+    guidance: Annotated[tuple[Guidance, ...], NONEMPTY] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+    logit_scale: Annotated[tuple[LogitScale, ...], NONEMPTY] = (1.0, 1.05, 1.1)
     iterations: tuple[tuple[PositiveInt, ...], ...] = ()
     """Steps of each level, from the top; empty: those of the size's sampling settings."""
     samples: PositiveInt = 60_000

@@ -133,10 +133,6 @@ class Params(StrictModel):
             model = self.models[name].to_model()
             self.sampling[name].level_iterations(model)
             self.training[name].checkpointed(len(model.levels))
-        return self
-
-    @model_validator(mode="after")
-    def _sweeps_fit(self) -> Params:
         for name, sweep in self.sweep.items():
             if name not in self.models:
                 raise ValueError(
@@ -161,9 +157,8 @@ class Params(StrictModel):
 
     def size_of(self, model: ModelConfig) -> Size:
         """The one size whose model has the layers of `model`. FractalError: none, or several."""
-        sizes = [
-            name for name in self.models if _layers(self.models[name].to_model()) == _layers(model)
-        ]
+        wanted = _layers(model)
+        sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == wanted]
         if len(sizes) != 1:
             owners = " and of ".join(sizes) or "no size in params.yaml"
             raise FractalError(
@@ -236,8 +231,5 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     weights = {"dinov2_weights": _absolute(base, metrics.dinov2_weights)}
     if metrics.inception_weights not in ("auto", "download"):
         weights["inception_weights"] = str(base / metrics.inception_weights)
-    sections = {
-        "paths": paths.model_copy(update=places),
-        "metrics": metrics.model_copy(update=weights),
-    }
-    return params.model_copy(update=sections)
+    paths, metrics = paths.model_copy(update=places), metrics.model_copy(update=weights)
+    return params.model_copy(update={"paths": paths, "metrics": metrics})

@@ -50,7 +50,6 @@ class Architecture(StrictModel):
 
     def to_model(self) -> ModelConfig:
         """The model's configuration. ValueError where levels do not fit."""
-        condition_widths = (self.widths[0], *self.widths)
         levels = tuple(
             LevelConfig(
                 generator=generator,
@@ -59,7 +58,7 @@ class Architecture(StrictModel):
                 width=self.widths[i],
                 blocks=self.blocks[i],
                 heads=self.heads[i],
-                condition_width=condition_widths[i],
+                condition_width=self.widths[max(0, i - 1)],
                 conditions=self.conditions if generator == "mar" else 1,
                 guiding_pixel=self.guiding_pixel and i > 0 and generator == "mar",
                 dropout=self.dropout,

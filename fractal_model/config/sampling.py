@@ -18,23 +18,23 @@ PatchOrder = Annotated[
 ]
 """A name, or the row-major numbers of all patches of the first level in the order to generate."""
 
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
-
 STRONGEST = 1000.0
 """Largest guidance and logit scale; far above, float32 overflows and images are of one colour."""
+Guidance = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False)]
+LogitScale = Annotated[float, Field(gt=0, le=STRONGEST, allow_inf_nan=False)]
 
 
 class SamplingConfig(StrictModel):
     """How images are sampled (paper, section 5 and appendix)."""
 
-    guidance: Annotated[FiniteFloat, Field(ge=0, le=STRONGEST)] = 1.0
+    guidance: Guidance = 1.0
     """Scale of classifier-free guidance; 1 is no guidance."""
-    logit_scale: Annotated[FiniteFloat, Field(gt=0, le=STRONGEST)] = 1.0
+    logit_scale: LogitScale = 1.0
     """Factor of the logits, which the paper calls temperature; above 1 it sharpens."""
     iterations: tuple[PositiveInt, ...] = ()
     """Steps of each level, from the top; an AR level always takes one a sub-patch. Empty: one
     sub-patch at a time at every level."""
-    filter_threshold: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 1e-4
+    filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 1e-4
     """Conditional probability below which guidance may not raise a value."""
     compile: bool = False
     """Compile AR levels (on a GPU the innermost alone) and, on a CPU, the pixels below a MAR level.

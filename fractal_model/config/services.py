@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -34,14 +35,12 @@ class ServicesConfig(StrictModel):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServicesConfig:
-        seen: dict[int, str] = {}
-        for name, port in self.ports().items():
-            if port in seen:
+        for (name, port), (other, its_port) in combinations(self.ports().items(), 2):
+            if port == its_port:
                 raise ValueError(
-                    f"services.{seen[port]} and services.{name} are both {port}: give each server "
-                    f"a port of its own"
+                    f"services.{name} and services.{other} are both {port}: give each server a "
+                    f"port of its own"
                 )
-            seen[port] = name
         return self
 
     @property
