@@ -39,15 +39,9 @@ _CHUNK = 1 << 22
 _PURE_PATHS = [
     (pure, f"{module}.{name}")
     for module in ("pathlib", "pathlib._local")  # the second is what Python 3.13 wrote
-    for name, pure in {
-        "PosixPath": PurePosixPath,
-        "PurePosixPath": PurePosixPath,
-        "WindowsPath": PureWindowsPath,
-        "PureWindowsPath": PureWindowsPath,
-    }.items()
+    for pure in (PurePosixPath, PureWindowsPath)
+    for name in (pure.__name__, pure.__name__.removeprefix("Pure"))
 ]
-BytesDone = Callable[[int], None]
-"""Called with the number of bytes done so far."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +54,10 @@ class Published:
     """The last finished one, counted from 0; None where the file does not say."""
 
 
-def read_published(file: Path, progress: BytesDone) -> Published:
-    """Read and check a checkpoint. FractalError: missing, partial, damaged, of another format, or
-    with anything in it that is not plain data."""
+def read_published(file: Path, progress: Callable[[int], None]) -> Published:
+    """Read and check a checkpoint; `progress` is told the number of bytes done so far.
+    FractalError: missing, partial, damaged, of another format, or with anything in it that is not
+    plain data."""
     require_archive(file)
     _require_undamaged(file, progress)
     content = _load_plain_data(file)
@@ -95,8 +90,7 @@ def import_published(
     """Write a read checkpoint as one of ours, without optimiser state. FractalError: it is not of
     this size (names the size that it is of), a weight is not finite, or the disk is full."""
     model = _empty_model(size.model)
-    wrong = differences(model.state_dict(), published.weights)
-    if wrong:
+    if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(
             f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
         )
@@ -169,7 +163,7 @@ def _has_table_of_contents(file: Path) -> bool:
         return True
 
 
-def _require_undamaged(file: Path, progress: BytesDone) -> None:
+def _require_undamaged(file: Path, progress: Callable[[int], None]) -> None:
     """Every record against its CRC-32: mapped tensors would be taken as they are."""
     done = 0
     try:

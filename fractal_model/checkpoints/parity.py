@@ -35,8 +35,6 @@ from fractal_model.sampling.values import most_likely
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3
 SAMPLE_LOGIT_SCALE, SAMPLE_FILTER_THRESHOLD = 1.05, 1e-4
-TENSORS = ("weights", "inputs", "expected")
-"""Names of the case's safetensors files."""
 _UNUSABLE = (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError, TypeError)
 """What reading a case raises that is damaged or belongs to another model."""
 CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
@@ -69,7 +67,7 @@ class Case:
         """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
         if not folder.is_dir():
             raise FractalError(f"{folder} is no folder: give the folder of a parity case")
-        files = ("config.json", *(f"{name}.safetensors" for name in TENSORS))
+        files = ("config.json", *(f"{n}.safetensors" for n in ("weights", "inputs", "expected")))
         if missing := [name for name in files if not (folder / name).is_file()]:
             raise FractalError(
                 f"{folder} is no parity case: it lacks {', '.join(missing)} of {', '.join(files)}"
@@ -119,7 +117,11 @@ def compare(folder: Path) -> Iterator[Comparison]:
     ):
         for name, ours in quantities:
             expected = case.expected[name]
-            _require_shape(name, ours, expected)
+            if ours.squeeze().shape != expected.squeeze().shape:
+                raise FractalError(
+                    f"the expected {name} has the shape {list(expected.shape)}, this model's has "
+                    f"{list(ours.shape)}: the case belongs to another model"
+                )
             known += 1
             yield Comparison(name, measure_error(ours, expected), tolerance)
     if known != len(case.expected):
@@ -208,11 +210,3 @@ def _relative_error(ours: Tensor, expected: Tensor) -> float:
 
 def _differing_share(ours: Tensor, expected: Tensor) -> float:
     return (ours != expected).double().mean().item()
-
-
-def _require_shape(name: str, ours: Tensor, expected: Tensor) -> None:
-    if ours.numel() != expected.numel() or ours.squeeze().shape != expected.squeeze().shape:
-        raise FractalError(
-            f"the expected {name} has the shape {list(expected.shape)}, this model's has "
-            f"{list(ours.shape)}: the case belongs to another model"
-        )

@@ -66,7 +66,7 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {our_name(name): tensor for name, tensor in weights.items()}
 
 
-def model_config(settings: Mapping[str, Any], *, dropout: float = 0.0) -> ModelConfig:
+def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     """The configuration of a published model from its lists (`img_size_list` and so on).
 
     FractalError names a missing or unknown key.
@@ -90,4 +90,4 @@ def model_config(settings: Mapping[str, Any], *, dropout: float = 0.0) -> ModelC
         )
     row = {ours: settings[name] for name, ours in keys.items()}
     row["generators"] = row["generators"][: len(row["patch_sizes"]) - 1]
-    return Architecture(**row, dropout=dropout).to_model()
+    return Architecture(**row, dropout=0.0).to_model()
