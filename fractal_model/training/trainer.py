@@ -96,7 +96,7 @@ class Trainer:
             average = get_ema_multi_avg_fn(recipe.ema_decay)
             self._average = AveragedModel(self.model, multi_avg_fn=average)
         self._local_loss = torch.zeros(())
-        loss: nn.Module = _TrainingLoss(self.model, recipe)
+        loss: nn.Module = _TrainingLoss(self.model)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
 
     @property
@@ -209,7 +209,7 @@ class Trainer:
 class _TrainingLoss(nn.Module):
     """The whole forward pass as one module, so that DDP sees one output."""
 
-    def __init__(self, model: FractalModel, recipe: TrainingConfig) -> None:
+    def __init__(self, model: FractalModel) -> None:
         super().__init__()
         self.model = model
         self._tokens = [level.tokens for level in model.config.levels]

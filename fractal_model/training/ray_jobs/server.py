@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import requests
@@ -58,7 +59,6 @@ class JobsServer:
         )
 
     def log(self, name: str) -> str:
-        """A job's whole log."""
         return self._ask(f"give the log of {name}", lambda: self._client.get_job_logs(name))
 
     def tail(self, name: str) -> AsyncIterator[str]:
@@ -83,20 +83,17 @@ class JobsServer:
 
         self._ask(f"take {name}", submit_once)
 
-    def head_host(self) -> str | None:
-        """The host name of the cluster's head; None where the dashboard does not tell."""
-        try:
+    def interpreter(self) -> str:
+        """For a job's entrypoint: this Python where the dashboard says that the head is this
+        machine, else the one of the machine's image. The address does not tell: behind 127.0.0.1
+        there may be a tunnel."""
+        with suppress(*_ERRORS, LookupError, TypeError):
             answer = self._client._do_request("GET", "/nodes?view=summary").json()
             nodes = [node["raylet"] for node in answer["data"]["summary"]]
-            return next(node["nodeManagerHostname"] for node in nodes if node.get("isHeadNode"))
-        except (*_ERRORS, LookupError, TypeError, StopIteration):
-            return None
-
-    def interpreter(self) -> str:
-        """For a job's entrypoint: this Python where the head is this machine, else the one of the
-        machine's image. The address does not tell: behind 127.0.0.1 there may be a tunnel."""
-        here = self.head_host() == socket.gethostname()
-        return shlex.quote(sys.executable) if here else "python"
+            heads = [node["nodeManagerHostname"] for node in nodes if node.get("isHeadNode")]
+            if heads[0] == socket.gethostname():
+                return shlex.quote(sys.executable)
+        return "python"
 
     def _ask(
         self, action: str, request: Callable[[], Answer], patience: float | None = None
