@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -35,19 +34,8 @@ sub-patch."""
 OWN_CLASSES = 1000
 
 
-class Mode(StrEnum):
-    SAMPLE = "sample"
-    TRAIN = "train"
-    LIKELIHOOD = "likelihood"
-
-
-class Precision(StrEnum):
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
 def benchmark(
-    mode: Annotated[Mode, typer.Argument(help="What to time.")],
+    mode: Annotated[Literal["sample", "train", "likelihood"], typer.Argument(help="What to time.")],
     size: Annotated[
         str | None, typer.Option(help="A size of params.yaml; or give the layers below.")
     ] = None,
@@ -72,8 +60,9 @@ def benchmark(
         typer.Option(help="Of each level, as 64,16. Default: the size's, or 64, then 16."),
     ] = None,
     dtype: Annotated[
-        Precision, typer.Option(help="bfloat16: autocast; weights stay float32.")
-    ] = Precision.FLOAT32,
+        Literal["float32", "bfloat16"],
+        typer.Option(help="bfloat16: autocast; weights stay float32."),
+    ] = "float32",
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="In training, at every level.")
     ] = False,
@@ -117,24 +106,19 @@ def benchmark(
     if profile is not None:
         require_writable_file(profile)
     settings = load_params(params)
-    own = {
-        "patch_sizes": levels,
-        "widths": widths,
-        "blocks": blocks,
-        "heads": heads,
-        "generators": generators,
-    }
-    model = _model(settings, size, own)
+    own = {"levels": levels, "widths": widths, "blocks": blocks, "heads": heads}
+    model, base = _model_and_sampling(settings, size, {**own, "generators": generators})
     device = compute_device()
     with only_result_on_stdout(as_json):
-        if mode is Mode.SAMPLE:
-            sampling = _sampling(settings, size, model, guidance, iterations)
-            sampling = sampling.model_copy(update={"compile": _compiled(compiled)})
+        if mode == "sample":
+            sampling = changed_sampling(base, model, guidance=guidance, iterations=iterations)
+            compiles = compiler_is_there() if compiled is None else compiled
+            sampling = sampling.model_copy(update={"compile": compiles})
             network, work = benchmark.sampling_work(model, sampling, batch, device)
-        elif mode is Mode.TRAIN:
+        elif mode == "train":
             recipe = settings.training[size or next(iter(settings.training))].model_copy(
                 update={
-                    "precision": dtype.value,
+                    "precision": dtype,
                     "activation_checkpointing": activation_checkpointing,
                     "compile": bool(compiled),
                 }
@@ -143,11 +127,11 @@ def benchmark(
         else:
             network, work = benchmark.likelihood_work(model, batch, device)
         found = benchmark.measure(
-            mode.value,
+            mode,
             network,
             work,
             batch=batch,
-            dtype=dtype.value,
+            dtype=dtype,
             repeats=repeats,
             reference=reference,
             by_level=by_level,
@@ -162,12 +146,10 @@ def benchmark(
             say(f"trace: {profile} (open it in chrome://tracing or https://ui.perfetto.dev)")
 
 
-def _compiled(asked: bool | None) -> bool:
-    return compiler_is_there() if asked is None else asked
-
-
-def _model(settings: Params, size: str | None, own: dict[str, str | None]) -> ModelConfig:
-    given = [f"--{name.replace('patch_sizes', 'levels')}" for name, text in own.items() if text]
+def _model_and_sampling(
+    settings: Params, size: str | None, own: dict[str, str | None]
+) -> tuple[ModelConfig, SamplingConfig]:
+    given = [f"--{name}" for name, text in own.items() if text]
     if (size is not None) == bool(given):
         raise FractalError(
             f"{'both --size and ' + given[0] if given else 'no model'} given: name a size of "
@@ -175,40 +157,26 @@ def _model(settings: Params, size: str | None, own: dict[str, str | None]) -> Mo
             f"--heads and --generators"
         )
     if size is not None:
-        return settings.size(size).model
-    missing = [
-        f"--{name.replace('patch_sizes', 'levels')}" for name, text in own.items() if not text
-    ]
-    if missing:
+        chosen = settings.size(size)
+        return chosen.model, chosen.sampling
+    if missing := [f"--{name}" for name, text in own.items() if not text]:
         raise FractalError(f"{given[0]} without {', '.join(missing)}: the layers need all five")
-    return _own_model(own)
+    model = _own_model(own)
+    first, below = OWN_ITERATIONS
+    steps = [min(first if i == 0 else below, lv.tokens) for i, lv in enumerate(model.levels)]
+    return model, SamplingConfig(guidance=OWN_GUIDANCE, iterations=tuple(steps))
 
 
 def _own_model(own: dict[str, str | None]) -> ModelConfig:
     lists = {name: [part.strip() for part in (text or "").split(",")] for name, text in own.items()}
     masked = lists["generators"]
     five = "ar" not in masked or "mar" not in masked[masked.index("ar") :]
+    lists["patch_sizes"] = lists.pop("levels")
     try:
         content = {**lists, "num_classes": OWN_CLASSES, "conditions": 5 if five else 1}
         return Architecture.model_validate(content).to_model()
     except ValidationError as error:
         raise FractalError(describe(error, Architecture)) from error
-
-
-def _sampling(
-    settings: Params,
-    size: str | None,
-    model: ModelConfig,
-    guidance: float | None,
-    iterations: str | None,
-) -> SamplingConfig:
-    if size is not None:
-        base = settings.size(size).sampling
-    else:
-        first, below = OWN_ITERATIONS
-        steps = [min(first if i == 0 else below, lv.tokens) for i, lv in enumerate(model.levels)]
-        base = SamplingConfig(guidance=OWN_GUIDANCE, iterations=tuple(steps))
-    return changed_sampling(base, model, guidance=guidance, iterations=iterations)
 
 
 def _print(found: Measurement) -> None:

@@ -8,25 +8,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fractal_model.cli.options import ParamsOption
+from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.data.sources.inspection import IMAGENET, Source
 from fractal_model.data.sources.listing import Listing
-from fractal_model.data.sources.registered import (
-    register,
-    register_statistics,
-    registered,
-)
+from fractal_model.data.sources.registered import register, register_statistics, registered
 
-app = typer.Typer(
-    help="Register images, prepare them and describe what was prepared.",
-    no_args_is_help=True,
-    add_completion=False,
-)
-
+app = group("Register images, prepare them and describe what was prepared.")
 DIGITS = "digits"
 HOW_TO_ADD_IMAGENET = (
     "ImageNet is not registered: add it with `fractal data register DIR`, where DIR has the "
@@ -95,9 +86,8 @@ def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FI
 
     settings = load_params(params)
     prepare_dataset(settings, dataset, build_shards)
-    if dataset == DIGITS and IMAGENET not in {
-        entry.source for entry in registered(settings.paths.data).values()
-    }:
+    sources = {entry.source for entry in registered(settings.paths.data).values()}
+    if dataset == DIGITS and IMAGENET not in sources:
         say(HOW_TO_ADD_IMAGENET)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from fractal_model.cli.sampling_options import (
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @with_sampling_options
@@ -77,15 +74,17 @@ def edit(
     from fractal_model.parallel.ray_workers import split_over_workers
 
     for target in (out, grid or out):
-        _require_png(target)
+        if target.suffix.lower() != ".png":
+            raise FractalError(
+                f"{target} is no PNG file: name it .png, other formats would change known pixels"
+            )
     _require_one_mask(mask, box, uncrop, outside)
     require_request(classes, n, seed, batch_size)
     loaded, settings = options.load()
     labels = parse_classes(classes, loaded.config)
     _require_different(labels)
     side = loaded.config.image_size
-    picture = editing.read_image(image, side, fit=fit)
-    original = picture
+    picture = original = editing.read_image(image, side, fit=fit)
     if uncrop is not None:
         picture, known = editing.uncropped(picture, uncrop)
     elif box is not None:
@@ -93,7 +92,11 @@ def edit(
     else:
         assert mask is not None  # one of the three is given
         known = editing.read_mask(mask, side, fit=fit)
-    _require_something(known)
+    if bool(known.all()):
+        raise FractalError(
+            "nothing is left to generate: in a mask, white (128 or more) is generated and black is "
+            "kept"
+        )
     files = _variant_files(labels, seed, n, out)
     if grid is not None and grid.resolve() in {file.resolve() for file in files}:
         raise FractalError(f"--grid {grid} is the name of an edited image: give another")
@@ -113,8 +116,8 @@ def edit(
             largest=LARGEST_PART if batch_size is None else batch_size,
             map_parts=split_over_workers(workers),
         )
-    for image_made, file_made in zip(images, files, strict=True):
-        save_png(image_made, file_made)
+    for variant, file in zip(images, files, strict=True):
+        save_png(variant, file)
     if grid is not None:
         shown = torch.stack([original, with_gaps(picture[None], ~known[None])[0]])
         rows = [torch.cat([shown, part]) for part in images.split(n)]
@@ -122,13 +125,6 @@ def edit(
         say(f"image, mask and variants side by side: {grid}")
     share = 1 - known.float().mean().item()
     say(f"{share:.0%} of the pixels generated: {_summary(files)}")
-
-
-def _require_png(file: Path) -> None:
-    if file.suffix.lower() != ".png":
-        raise FractalError(
-            f"{file} is no PNG file: name it .png, other formats would change known pixels"
-        )
 
 
 def _require_different(labels: list[int]) -> None:
@@ -144,11 +140,8 @@ def _require_different(labels: list[int]) -> None:
 def _require_one_mask(
     mask: Path | None, box: str | None, uncrop: float | None, outside: bool
 ) -> None:
-    given = [
-        name
-        for name, value in (("--mask", mask), ("--box", box), ("--uncrop", uncrop))
-        if value is not None
-    ]
+    options = {"--mask": mask, "--box": box, "--uncrop": uncrop}
+    given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise FractalError(
             f"{' and '.join(given) or 'nothing'} says what to generate: give one of --mask, --box "
@@ -156,14 +149,6 @@ def _require_one_mask(
         )
     if outside and box is None:
         raise FractalError("--outside is given without a box: say what to keep with --box")
-
-
-def _require_something(known: Tensor) -> None:
-    if bool(known.all()):
-        raise FractalError(
-            "nothing is left to generate: in a mask, white (128 or more) is generated and black is "
-            "kept"
-        )
 
 
 def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path]:

@@ -64,7 +64,9 @@ def evaluate(
         else:
             results, record = _evaluate_samples(Path(source), settings, dataset, size, preview)
     if as_json:
-        print(json.dumps(_as_object(results, record), indent=1, allow_nan=False))
+        protocol = record.model_dump(mode="json")
+        found = {"metrics": results.values, "absent": results.absent, "protocol": protocol}
+        print(json.dumps(found, indent=1, allow_nan=False))
         return
     title = f"{record.model} on {dataset}, {record.protocol.samples:,} samples"
     print_results(title, results.values, results.absent)
@@ -148,11 +150,3 @@ def _evaluate_samples(
     results = measure_samples(inputs, protocol, seen)
     checksum = None if request is None else request.model_checksum
     return results, Record.now(protocol, model=place.name, model_checksum=checksum)
-
-
-def _as_object(results: MetricResults, record: Record) -> dict[str, object]:
-    return {
-        "metrics": results.values,
-        "absent": results.absent,
-        "protocol": record.model_dump(mode="json"),
-    }

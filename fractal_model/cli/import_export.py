@@ -102,6 +102,5 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
 
 @contextmanager
 def _bytes_bar(description: str, file: Path) -> Iterator[Callable[[int], None]]:
-    """A bar over a file's megabytes."""
     with progress_bar(description, max(1, file.stat().st_size // 10**6)) as update:
         yield lambda done: update(done // 10**6)

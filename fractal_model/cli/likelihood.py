@@ -84,7 +84,11 @@ def likelihood(
     kind = "conditional" if conditional else "unconditional"
     say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
     if out is not None:
-        _write_csv(out, images.labels().tolist(), result)
+        import pandas as pd
+
+        values = {"label": images.labels().tolist(), "bits_per_dim": result.per_image.numpy()}
+        with file_written_whole(out) as partial:
+            pd.DataFrame(values).to_csv(partial, index_label="index")
         say(f"every image's value: {out}")
 
 
@@ -100,11 +104,3 @@ def _summary(result: Likelihood, seed: int) -> str:
         f"{value}; upper bound, Monte Carlo error of the masks {masks}; {result.passes} passes, "
         f"{count} images, seed {seed}"
     )
-
-
-def _write_csv(out: Path, labels: list[int], result: Likelihood) -> None:
-    import pandas as pd
-
-    table = pd.DataFrame({"label": labels, "bits_per_dim": result.per_image.numpy()})
-    with file_written_whole(out) as partial:
-        table.to_csv(partial, index_label="index")

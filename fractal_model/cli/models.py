@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from fractal_model.cli.options import ParamsOption, given
+from fractal_model.cli.options import ParamsOption, given, group
 from fractal_model.common.console import console, say
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
     from fractal_model.tracking.registry_view import RegisteredModel
 
-app = typer.Typer(
-    help="The registered models: list them, choose the champion, go back to the one before.",
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("The registered models: list them, choose the champion, go back to the one before.")
 SizeArgument = Annotated[str, typer.Argument(help="A size that has a registered model.")]
 BecauseOption = Annotated[
     str, typer.Option("--because", parser=given, metavar="TEXT", help="Why; it is written down.")
@@ -39,9 +35,10 @@ def list_models(
     found = registered_models()
     if as_json:
         print(json.dumps([model.model_dump() for model in found], indent=1))
-    elif not found:
+        return
+    if not found:
         say("no model is registered: train one with `python -m flows.train --size digits`")
-    for model in () if as_json else found:
+    for model in found:
         _print(model)
 
 
@@ -93,16 +90,15 @@ def _print(model: RegisteredModel) -> None:
     for name in ("version", "aliases", "registered", "bits/dim", "FID", "decision"):
         table.add_column(name, overflow="fold")
     for version in model.versions:
-        registered = datetime.fromtimestamp(version.registered_at, UTC)
         table.add_row(
             version.version,
             ", ".join(version.aliases),
-            registered.strftime("%Y-%m-%d %H:%M"),
+            f"{datetime.fromtimestamp(version.registered_at, UTC):%Y-%m-%d %H:%M}",
             version.shown("nll_bits_per_dim", 4),
             version.shown("fid", 2),
             version.outcome,
         )
     console.print(table)
     for change in model.champions:
-        how = f"{change.how}: {change.because}"
-        say(f"champion from {change.when}: version {change.version} ({how})")
+        reason = f"({change.how}: {change.because})"
+        say(f"champion from {change.when}: version {change.version} {reason}")

@@ -8,6 +8,11 @@ from typing import Annotated
 import typer
 
 
+def group(help: str) -> typer.Typer:
+    """An app of commands; alone it shows its help."""
+    return typer.Typer(help=help, no_args_is_help=True, add_completion=False)
+
+
 def path(text: str | Path) -> Path:
     """What an option names. An empty text, as of a variable that is not set, would be the folder
     that the command runs in."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,19 +17,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Format(StrEnum):
-    """How the table is written."""
-
-    TABLE = "table"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    CSV = "csv"
-    JSON = "json"
+Format = Literal["table", "markdown", "latex", "csv", "json"]
 
 
 def results(
     dataset: Annotated[str | None, typer.Option(help="Of one data set only.")] = None,
-    format: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.TABLE,
+    format: Annotated[Format, typer.Option("--format", help="How it is written.")] = "table",
     output: Annotated[
         Path | None,
         typer.Option(parser=path, help="A file to write instead of the terminal."),
@@ -56,7 +48,7 @@ def results(
         with file_written_whole(output) as partial:
             partial.write_text(_text(frame, format), encoding="utf-8")
         say(f"{len(frame)} rows: {output}")
-    elif format is Format.TABLE:
+    elif format == "table":
         from fractal_model.cli.fitted_tables import rich_tables
 
         for part in rich_tables(frame):
@@ -69,8 +61,8 @@ def _text(frame: pd.DataFrame, format: Format) -> str:
     from fractal_model.cli.fitted_tables import rich_tables
     from fractal_model.reporting import results_formats
 
-    if format is not Format.TABLE:
-        return getattr(results_formats, format.value)(frame)
+    if format != "table":
+        return getattr(results_formats, format)(frame)
     plain = Console(width=200, color_system=None)
     with plain.capture() as captured:
         for part in rich_tables(frame):

@@ -73,22 +73,22 @@ class SamplingOptions:
 
         params = load_params(self.params)
         model = load_model(self.model, params.paths.outputs)
-        base = params.size(self.size) if self.size is not None else params.size_of(model.config)
-        try:
-            return model, changed_sampling(
-                base.sampling,
-                model.config,
-                guidance=self.guidance,
-                logit_scale=self.logit_scale,
-                iterations=self.iterations,
-                order=self.order,
-            )
-        except NotForModelError as error:
-            if self.iterations is not None or self.size is None:
-                raise
-            raise FractalError(
-                f"the settings of size {self.size} do not fit the model: {error}"
-            ) from error
+        size = params.size(self.size) if self.size is not None else params.size_of(model.config)
+        if self.iterations is None:
+            try:
+                size.sampling.level_iterations(model.config)
+            except FractalError as error:
+                raise FractalError(
+                    f"the settings of size {size.name} do not fit the model: {error}"
+                ) from error
+        return model, changed_sampling(
+            size.sampling,
+            model.config,
+            guidance=self.guidance,
+            logit_scale=self.logit_scale,
+            iterations=self.iterations,
+            order=self.order,
+        )
 
 
 def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -140,33 +140,19 @@ def require_request(classes: str, n: int, seed: int, batch_size: int | None = No
         raise FractalError(f"batch size {batch_size} asked for: give 1 or more")
 
 
-class NotForModelError(FractalError):
-    """The iterations are not of this model's levels."""
-
-
 def changed_sampling(
     base: SamplingConfig,
     model: ModelConfig,
     *,
-    guidance: float | None = None,
-    logit_scale: float | None = None,
     iterations: str | None = None,
     order: str | None = None,
+    **factors: float | None,
 ) -> SamplingConfig:
-    """`base` with the options that are not None in its values' place.
-
-    FractalError: a value is not allowed, or, as NotForModelError, the iterations do not fit the
-    model.
-    """
+    """`base` with the options that are not None in its values' place; `factors` are guidance and
+    logit_scale. FractalError: a value is not allowed or does not fit the model."""
     from fractal_model.sampling.orders import require_order
 
-    options = {
-        "guidance": guidance,
-        "logit_scale": logit_scale,
-        "iterations": iterations,
-        "order": order,
-    }
-    changes: dict[str, object] = {k: value for k, value in options.items() if value is not None}
+    changes: dict[str, object] = {k: value for k, value in factors.items() if value is not None}
     if iterations is not None:
         changes["iterations"] = numbers(iterations, "iterations", len(model.levels))
     if order is not None:
@@ -179,10 +165,7 @@ def changed_sampling(
         raise FractalError(
             f"{describe(error, SamplingConfig)}{f'; allowed: {allowed}' if allowed else ''}"
         ) from error
-    try:
-        settings.level_iterations(model)
-    except FractalError as error:
-        raise NotForModelError(str(error)) from error
+    settings.level_iterations(model)
     require_order(settings.order, model)
     return settings
 

@@ -5,19 +5,14 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import typer
 from rich.table import Table
 
-from fractal_model.cli.options import ParamsOption
+from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, say
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.services.control import Services
 
-app = typer.Typer(
-    help="Prefect, MLflow and Ray on this machine, on loopback.",
-    no_args_is_help=True,
-    add_completion=False,
-)
+app = group("Prefect, MLflow and Ray on this machine, on loopback.")
 
 
 def _services(params: Path) -> Services:
