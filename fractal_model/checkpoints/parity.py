@@ -180,17 +180,15 @@ def _conditions(case: Case) -> Quantities:
 def _samples(case: Case) -> Quantities:
     labels = case.inputs["sample_labels"]
     for name in case.expected:
-        guidance = _GREEDY_SAMPLE.fullmatch(name)
-        if guidance is None:
-            continue
-        settings = SamplingConfig(
-            guidance=float(guidance[1]),
-            logit_scale=SAMPLE_LOGIT_SCALE,
-            iterations=tuple(case.inputs["sample_num_iters"].tolist()),
-            filter_threshold=SAMPLE_FILTER_THRESHOLD,
-        )
-        sampler = Sampler(case.model, settings, draw=most_likely)
-        yield name, sampler.from_noise(labels, _noise_in_order(len(labels), case.model))
+        if guidance := _GREEDY_SAMPLE.fullmatch(name):
+            settings = SamplingConfig(
+                guidance=float(guidance[1]),
+                logit_scale=SAMPLE_LOGIT_SCALE,
+                iterations=tuple(case.inputs["sample_num_iters"].tolist()),
+                filter_threshold=SAMPLE_FILTER_THRESHOLD,
+            )
+            sampler = Sampler(case.model, settings, draw=most_likely)
+            yield name, sampler.from_noise(labels, _noise_in_order(len(labels), case.model))
 
 
 def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:

@@ -83,18 +83,12 @@ def _is_model(source: str) -> bool:
             f"{source} says which weights: evaluation.<size>.weights in params.yaml does, leave "
             f"out {AVERAGED}"
         )
-    names = (CONFIG, WEIGHTS, *CHECKPOINT_ONLY)
-    is_folder = any((Path(source) / name).exists() for name in names)
-    return source.startswith(REGISTRY_SCHEME) or is_folder
+    files = (Path(source) / name for name in (CONFIG, WEIGHTS, *CHECKPOINT_ONLY))
+    return source.startswith(REGISTRY_SCHEME) or any(file.exists() for file in files)
 
 
 def _evaluate_model(
-    source: str,
-    params: Params,
-    dataset: str,
-    size: str | None,
-    preview: bool,
-    workers: int | None,
+    source: str, params: Params, dataset: str, size: str | None, preview: bool, workers: int | None
 ) -> tuple[MetricResults, Record]:
     from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
     from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME, load_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,10 +24,7 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(help="How many GPUs. Default: the recipe's workers.")
     ] = None,
-    gpu: Annotated[
-        str,
-        typer.Option(help=f"{', '.join(GPUS)}."),
-    ] = "h100",
+    gpu: Annotated[str, typer.Option(help=f"{', '.join(GPUS)}.")] = "h100",
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step, over all GPUs. Default: the recipe's.")
     ] = None,
@@ -81,15 +79,8 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _operations(found: Plan) -> Table:
-    table = _table(
-        f"{found.size}: parameters, and GFLOPs an image",
-        "level",
-        "parameters",
-        "forward",
-        "training",
-        "recomputing",
-        "sampling",
-    )
+    headings = ("level", "parameters", "forward", "training", "recomputing", "sampling")
+    table = _table(f"{found.size}: parameters, and GFLOPs an image", *headings)
     table.add_row("classes", f"{found.embedding_parameters:,}", *[""] * 4)
     columns = ("forward_flops", "training_flops", "training_flops_checkpointed", "sampling_flops")
     for part in found.parts:
@@ -115,12 +106,8 @@ def _paper(found: Plan) -> Table:
 
 
 def _memory(found: Plan) -> Table:
-    table = _table(
-        f"GB on each GPU in training, {found.images_per_gpu} images, {found.precision}",
-        "",
-        "plain",
-        "recomputing",
-    )
+    title = f"GB on each GPU in training, {found.images_per_gpu} images, {found.precision}"
+    table = _table(title, "", "plain", "recomputing")
     both = (found.memory, found.memory_checkpointed)
     rows = {
         "parameters": "parameters",
@@ -130,11 +117,11 @@ def _memory(found: Plan) -> Table:
         "average": "moving average of the weights",
         "weight_copies": "weights in bfloat16",
         "logits": "logits, temporary",
+        "activations.kept": "activations",
+        "activations.recomputed": "one block again",
     }
     for field, name in rows.items():
-        table.add_row(name, *(_gigabytes(getattr(m, field)) for m in both))
-    table.add_row("activations", *(_gigabytes(m.activations.kept) for m in both))
-    table.add_row("one block again", *(_gigabytes(m.activations.recomputed) for m in both))
+        table.add_row(name, *(_gigabytes(attrgetter(field)(m)) for m in both))
     table.add_section()
     table.add_row("total", *(_gigabytes(m.total) for m in both))
     memory = found.gpu.memory_gb

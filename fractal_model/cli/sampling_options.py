@@ -17,7 +17,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.validation import describe
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, load_params
-from fractal_model.config.sampling import OrderName, PatchOrder, SamplingConfig
+from fractal_model.config.sampling import OrderName, SamplingConfig
 
 if TYPE_CHECKING:
     from fractal_model.model.fractal import FractalModel
@@ -112,7 +112,7 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 LARGEST_REQUEST = 1_000_000
 _SHOWN = 40
-_ORDERS: dict[str, OrderName] = {name: name for name in get_args(OrderName)}
+_ORDERS: tuple[str, ...] = get_args(OrderName)
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
     "logit_scale": "logit scale above 0, at most 1000",
@@ -170,9 +170,9 @@ def changed_sampling(
     return settings
 
 
-def _order(text: str) -> PatchOrder:
+def _order(text: str) -> str | tuple[int, ...]:
     if text in _ORDERS:
-        return _ORDERS[text]
+        return text
     if text.strip() and set(text) <= set("0123456789, "):
         return numbers(text, "order", None)
     try:
