@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import ray.train
 from pyarrow.fs import FileSelector, FileSystem, FileType
@@ -20,9 +19,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from fractal_model.checkpoints.checkpoint import MARKER, Checkpoint, load_checkpoint
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.training.collectives import from_rank_zero, of_all_ranks
-
-Value = TypeVar("Value")
+from fractal_model.training.collectives import Value, from_rank_zero, of_all_ranks
 
 FOLDERS = "checkpoint_"
 """How Ray's names of a run's checkpoints begin; they sort by age."""
