@@ -10,6 +10,7 @@ same in every version and on every platform, which it does not for `Generator.pe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -26,7 +27,6 @@ def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
     Raises FractalError for a negative seed or epoch and for a size below 1.
     """
-    _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
     order = np.argsort(_random_bits(seed, _ORDER, epoch, size), kind="stable").astype(np.int64)
     order.setflags(write=False)
     return order
@@ -38,7 +38,6 @@ def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
 
     Read-only. Raises FractalError as `epoch_permutation` does.
     """
-    _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
     flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
     flips.setflags(write=False)
     return flips
@@ -49,11 +48,7 @@ def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarra
 
     Raises FractalError for a negative seed, start or count and for a size below 1.
     """
-    _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
-    pieces = [
-        epoch_permutation(seed, epoch, size)[part] for epoch, part in _epochs(start, count, size)
-    ]
-    return np.concatenate([np.empty(0, dtype=np.int64), *pieces])
+    return np.concatenate([indices for _, indices in _by_epoch(seed, start, count, size)])
 
 
 def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
@@ -61,26 +56,23 @@ def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
 
     Decided by (seed, epoch, index of the image). Raises FractalError as `stream_indices` does.
     """
+    pieces = _by_epoch(seed, start, count, size)
+    return np.concatenate([epoch_flips(seed, epoch, size)[indices] for epoch, indices in pieces])
+
+
+def _by_epoch(seed: int, start: int, count: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The stretch of the stream, cut where an epoch ends: each epoch and its indices, one epoch
+    without any where `count` is 0."""
     _require(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
-    pieces = [
-        epoch_flips(seed, epoch, size)[epoch_permutation(seed, epoch, size)[part]]
-        for epoch, part in _epochs(start, count, size)
-    ]
-    return np.concatenate([np.empty(0, dtype=bool), *pieces])
-
-
-def _epochs(start: int, count: int, size: int) -> list[tuple[int, slice]]:
-    """The stretch of the stream as (epoch, part of that epoch) pairs."""
     end = start + count
-    return [
-        (epoch, slice(max(start - epoch * size, 0), min(end - epoch * size, size)))
-        for epoch in range(start // size, -(-end // size))
-        if count
-    ]
+    for epoch in range(start // size, max(start, end - 1) // size + 1):
+        before = epoch * size
+        yield epoch, epoch_permutation(seed, epoch, size)[max(start - before, 0) : end - before]
 
 
 def _random_bits(seed: int, use: int, epoch: int, size: int) -> np.ndarray:
     """uint64 (size,)"""
+    _require(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
     sequence = np.random.SeedSequence(seed, spawn_key=(use, epoch))
     return np.random.Philox(sequence).random_raw(size)
 
