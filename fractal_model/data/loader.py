@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.order import stream_flips, stream_indices
@@ -28,11 +28,8 @@ class Batch(NamedTuple):
     """int64 (B,): positions in the split."""
 
 
-class _Pick(NamedTuple):
-    """One image that a loader process is asked for."""
-
-    index: int  # type: ignore[assignment]  # in place of tuple's method
-    flip: bool
+_Pick = tuple[int, bool]
+"""One image that a loader process is asked for: its index, and whether it is mirrored."""
 
 
 def train_loader(
@@ -111,7 +108,7 @@ class _StreamBatches:
             stretch = {"start": start + self.part.start, "count": len(self.part)}
             indices = stream_indices(seed=self.seed, size=self.size, **stretch).tolist()
             flips = stream_flips(seed=self.seed, size=self.size, **stretch).tolist()
-            yield [_Pick(i, self.flip and f) for i, f in zip(indices, flips, strict=True)]
+            yield [(i, self.flip and f) for i, f in zip(indices, flips, strict=True)]
 
 
 class _Flipped(Dataset[Example]):
@@ -121,16 +118,12 @@ class _Flipped(Dataset[Example]):
         self._split = split
 
     def __getitems__(self, picks: Sequence[_Pick]) -> list[Example]:
-        examples = self._split.__getitems__([pick.index for pick in picks])
+        examples = self._split.__getitems__([index for index, _ in picks])
         return [
-            example._replace(image=example.image.flip(-1)) if pick.flip else example
-            for example, pick in zip(examples, picks, strict=True)
+            example._replace(image=example.image.flip(-1)) if flip else example
+            for example, (_, flip) in zip(examples, picks, strict=True)
         ]
 
 
 def _collate(examples: list[Example]) -> Batch:
-    return Batch(
-        images=torch.stack([example.image for example in examples]),
-        labels=torch.tensor([example.label for example in examples]),
-        indices=torch.tensor([example.index for example in examples]),
-    )
+    return Batch(*default_collate(examples))
