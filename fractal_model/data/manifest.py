@@ -47,7 +47,7 @@ class SplitRecord(StrictModel):
     images_per_class: tuple[Count, ...]
     """In the order of the class names."""
     checksum: Sha256
-    """SHA-256 over the digests of decoded pixels and labels in order (`ContentHash`)."""
+    """SHA-256 over the digests of decoded pixels and labels in order (`split_record`)."""
     shards: Annotated[tuple[ShardRecord, ...], Field(min_length=1)]
     """In the order of their images."""
 
@@ -102,26 +102,22 @@ class Manifest(StrictModel):
         return self
 
 
-class ContentHash:
-    """Counts the images of a split and hashes their digests, in order."""
-
-    def __init__(self, resolution: int, classes: int) -> None:
-        self._per_class = np.zeros(classes, dtype=np.int64)
-        self._sha = hashlib.sha256(f"{resolution}x{resolution}x3 uint8, int64\n".encode())
-
-    def add(self, digests: np.ndarray, labels: np.ndarray) -> None:
-        """`digests` uint8 (N, 32) of `image_digest`, `labels` int64 (N,)."""
-        self._sha.update(np.ascontiguousarray(digests).data)
-        self._per_class += np.bincount(labels, minlength=len(self._per_class))
-
-    def record(self, shards: Iterable[ShardRecord]) -> SplitRecord:
-        """The record of everything added so far, which is in these shards."""
-        return SplitRecord(
-            images=int(self._per_class.sum()),
-            images_per_class=tuple(self._per_class.tolist()),
-            checksum=self._sha.hexdigest(),
-            shards=tuple(shards),
-        )
+def split_record(
+    resolution: int,
+    classes: int,
+    digests: bytes,
+    labels: np.ndarray,
+    shards: Iterable[ShardRecord],
+) -> SplitRecord:
+    """The record of the images in these shards: all their `image_digest`s, and their labels, int64
+    (N,), in order."""
+    kind = f"{resolution}x{resolution}x3 uint8, int64\n"
+    return SplitRecord(
+        images=len(labels),
+        images_per_class=tuple(np.bincount(labels, minlength=classes).tolist()),
+        checksum=hashlib.sha256(kind.encode() + digests).hexdigest(),
+        shards=tuple(shards),
+    )
 
 
 def image_digest(pixels: bytes, label: int) -> bytes:
@@ -131,7 +127,7 @@ def image_digest(pixels: bytes, label: int) -> bytes:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`; equal manifests give equal bytes."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    text = manifest.model_dump_json(indent=2)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -169,9 +165,9 @@ def read_manifest(place: Path | str) -> Manifest:
             )
         return Manifest.model_validate(content)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
-        reason = one_line(error)
-        if isinstance(error, ValidationError):
-            reason = describe(error, Manifest)
+        reason = (
+            describe(error, Manifest) if isinstance(error, ValidationError) else one_line(error)
+        )
         raise FractalError(
             f"{store}/{MANIFEST_NAME} is not a readable manifest ({reason}): build the data set "
             f"again with `dvc repro --force`"

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 import PIL.Image
@@ -27,11 +28,11 @@ import torch
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.manifest import (
-    ContentHash,
     Manifest,
     ShardRecord,
     image_digest,
     read_manifest,
+    split_record,
 )
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
@@ -62,8 +63,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         self.record = manifest.splits[name]
         self.class_names = manifest.class_names
         self._starts = np.cumsum([0, *(shard.images for shard in self.record.shards)])
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()  # the one used last comes last
-        self._touched: set[int] = set()
+        self._shard = lru_cache(_OPEN_SHARDS)(partial(_open_shard, store, name, manifest))
+        self._touched: WeakSet[_Shard] = WeakSet()
         self._touched_bytes = 0
 
     def __len__(self) -> int:
@@ -104,30 +105,19 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
 
     def _example(self, index: int) -> Example:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        encoded, label = self._shard(number).row(index - int(self._starts[number]))
+        shard = self._shard(number)
+        encoded, label = shard.row(index - int(self._starts[number]))
         image = self._decode(encoded, index)
-        self._count_touched(number, len(encoded))
+        self._count_touched(shard, len(encoded))
         return Example(image, label, index)
 
-    def _shard(self, number: int) -> _Shard:
-        if number not in self._shards:
-            record = self.record.shards[number]
-            with _opening(self.store, self.name, record):
-                file = self.store.local(record.file, record.bytes, self.manifest.checksum)
-                self._shards[number] = _Shard(file, record)
-            if len(self._shards) > _OPEN_SHARDS:
-                oldest, _ = self._shards.popitem(last=False)
-                self._touched.discard(oldest)
-        self._shards.move_to_end(number)
-        return self._shards[number]
-
-    def _count_touched(self, number: int, encoded_bytes: int) -> None:
+    def _count_touched(self, shard: _Shard, encoded_bytes: int) -> None:
         """Let go of pages now and then: read pages of a mapped file count as this process's."""
-        self._touched.add(number)
+        self._touched.add(shard)
         self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
         if self._touched_bytes > _RELEASE_BYTES:
             for touched in self._touched:
-                self._shards[touched].release()
+                touched.release()
             self._touched.clear()
             self._touched_bytes = 0
 
@@ -169,6 +159,12 @@ class _Shard:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+def _open_shard(store: Store, split: str, manifest: Manifest, number: int) -> _Shard:
+    record = manifest.splits[split].shards[number]
+    with _opening(store, split, record):
+        return _Shard(store.local(record.file, record.bytes, manifest.checksum), record)
+
+
 def open_prepared(place: Path | str, split: str) -> PreparedSplit:
     """Opens the split `split` of the prepared data set in a folder or at an address (s3://…).
 
@@ -201,16 +197,16 @@ def verify_prepared(
         labels, classes = split.labels(), len(manifest.class_names)
         for wrong in np.flatnonzero((labels < 0) | (labels >= classes)):
             raise _damaged(split.store, name, f"image {wrong} has label {labels[wrong]}")
-        content, digests = ContentHash(manifest.resolution, classes), bytearray()
+        digests = bytearray()
         for image, label, index in split.in_order():
             digests += image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
             progress(verified + index + 1)
-        content.add(np.frombuffer(digests, np.uint8).reshape(-1, 32), labels)
         verified += len(split)
-        actual = content.record(expected.shards)
+        side, sums = manifest.resolution, bytes(digests)
+        actual = split_record(side, classes, sums, labels, expected.shards)
         if actual != expected:
-            sums = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
-            raise _damaged(split.store, name, sums)
+            found = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
+            raise _damaged(split.store, name, found)
     return manifest
 
 

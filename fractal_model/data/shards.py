@@ -19,7 +19,7 @@ import PIL.Image
 import pyarrow as pa
 
 from fractal_model.common.files import file_written_whole
-from fractal_model.data.manifest import ContentHash, ShardRecord, SplitRecord, image_digest
+from fractal_model.data.manifest import ShardRecord, SplitRecord, image_digest, split_record
 
 SHARD_BYTES = 256 * 2**20
 _COMPRESSED = 0.6
@@ -57,9 +57,6 @@ class ShardWriter:
         if len(self._encoded) == _ROWS:
             self.flush()
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
     @property
     def labels(self) -> np.ndarray:
         """int64 (N,)"""
@@ -74,7 +71,7 @@ class ShardWriter:
         """The shard's entry in the manifest, once its file is complete."""
         return ShardRecord(
             file=f"{self._file.parent.name}/{self._file.name}",
-            images=len(self),
+            images=len(self._labels),
             bytes=self._file.stat().st_size,
         )
 
@@ -122,11 +119,9 @@ def complete_split(
 
     Writes the two files that `datasets.load_from_disk` wants beside the shards.
     """
-    content, records = ContentHash(resolution, len(class_names)), []
-    for record, digests, labels in shards:
-        content.add(digests, labels)
-        records.append(record)
-    split = content.record(records)
+    records, digests, labels = zip(*shards, strict=True)
+    content = np.concatenate(digests).tobytes(), np.concatenate(labels)
+    split = split_record(resolution, len(class_names), *content, records)
     datasets.DatasetInfo(features=split_features(class_names)).write_to_directory(str(folder))
     state: dict[str, object] = {
         "_data_files": [{"filename": Path(record.file).name} for record in records],

@@ -34,7 +34,7 @@ from fractal_model.common.console import console, errors_on_one_line, progress_b
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import PreparationConfig
 from fractal_model.data.adm_crop import center_crop
-from fractal_model.data.manifest import ContentHash, read_manifest, write_manifest
+from fractal_model.data.manifest import read_manifest, split_record, write_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.shard_job import in_processes
@@ -188,9 +188,8 @@ def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float
     for number in range(1, times):
         os.link(file, file.with_name(shard_name(number)))
         shards.append(record.model_copy(update={"file": f"train/{shard_name(number)}"}))
-    content = ContentHash(256, len(manifest.class_names))
-    content.add(np.tile(shard.digests, (times, 1)), np.tile(shard.labels, times))
-    splits = {"train": content.record(shards)}
+    content = shard.digests.tobytes() * times, np.tile(shard.labels, times)
+    splits = {"train": split_record(256, len(manifest.class_names), *content, shards)}
     write_manifest(big, manifest.model_copy(update={"splits": splits}))
     command = [sys.executable, "-c", READER, str(big), str(reads)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -192,7 +192,7 @@ assert all((one == other).all() for one, other in zip(images, images[len(split):
 assert len(split.labels()) == len(split)
 prepared._OPEN_SHARDS = 1000  # as if nothing were closed
 try:
-    split.labels()
+    prepared.open_prepared(sys.argv[1], "train").labels()
 except ValueError as error:
     print(error)
 """
