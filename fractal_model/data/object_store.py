@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
 
 import fsspec
 from filelock import FileLock
@@ -25,20 +24,6 @@ def is_remote(place: str | Path) -> bool:
     return "://" in str(place)
 
 
-class Store(Protocol):
-    """The files of one prepared data set, by their names relative to it."""
-
-    def read(self, name: str) -> bytes:
-        """The whole file, straight from its place. Raises FileNotFoundError, OSError."""
-
-    def local(self, name: str, size: int, version: str) -> Path:
-        """The file's path on this machine, fetched first where it is remote.
-
-        Raises FileNotFoundError, OSError, ValueError when it has not `size` bytes, and
-        FractalError when it cannot be fetched.
-        """
-
-
 class LocalStore:
     """A folder."""
 
@@ -49,9 +34,15 @@ class LocalStore:
         return str(self.folder)
 
     def read(self, name: str) -> bytes:
+        """The whole file, straight from its place. Raises FileNotFoundError, OSError."""
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:
+        """The file's path on this machine, fetched first where it is remote.
+
+        Raises FileNotFoundError, OSError, ValueError when it has not `size` bytes, and
+        FractalError when it cannot be fetched.
+        """
         path = self.folder / name
         _require_size(path, size)
         return path
@@ -106,6 +97,10 @@ class RemoteStore:
         # A listing kept from before would hide a data set that was written since.
         filesystem.invalidate_cache()
         return filesystem, root
+
+
+Store = LocalStore | RemoteStore
+"""The files of one prepared data set, by their names relative to it."""
 
 
 def store_at(place: str | Path) -> Store:
