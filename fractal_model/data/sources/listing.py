@@ -10,7 +10,6 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -65,8 +64,7 @@ class RefusedFile(StrictModel):
     reason: str
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(StrictModel, arbitrary_types_allowed=True):
     """All images of a source. Made by `ListingBuilder`."""
 
     images: pa.Table
@@ -75,9 +73,9 @@ class Listing:
     class_names: tuple[str, ...]
     """Unique and without commas, in the order of the labels."""
     refused: tuple[RefusedFile, ...]
-    unused: tuple[str, ...] = ()
+    unused: tuple[str, ...]
     """`<split>/<class>`: classes without an image that can be used."""
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str]
     """What tells a file's contents apart, by its name, where rows do not tell images' sizes."""
 
     def splits(self) -> tuple[str, ...]:
@@ -109,14 +107,8 @@ class Listing:
         return self.images.filter(pc.equal(self.images["split"], split))
 
     def _notes(self) -> bytes:
-        notes = {
-            "class_ids": self.class_ids,
-            "class_names": self.class_names,
-            "refused": [entry.model_dump() for entry in self.refused],
-            "unused": self.unused,
-            "files": self.files,
-        }
-        return json.dumps(notes, sort_keys=True).encode()
+        """All but the images."""
+        return json.dumps(self.model_dump(exclude={"images"}), sort_keys=True).encode()
 
     def write(self, file: Path) -> None:
         table = self.images.replace_schema_metadata({"fractal": self._notes()})
@@ -129,14 +121,7 @@ class Listing:
         try:
             table = pq.read_table(file)
             notes = json.loads(table.schema.metadata[b"fractal"])
-            return Listing(
-                images=table.replace_schema_metadata(None),
-                class_ids=tuple(notes["class_ids"]),
-                class_names=tuple(notes["class_names"]),
-                refused=tuple(RefusedFile(**entry) for entry in notes["refused"]),
-                unused=tuple(notes["unused"]),
-                files=notes["files"],
-            )
+            return Listing(images=table.replace_schema_metadata(None), **notes)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
@@ -190,11 +175,8 @@ class ListingBuilder:
         found. `in_order` keeps the order of adding within a split."""
         ids = sorted(self.classes() | set(names))
         label = {class_id: number for number, class_id in enumerate(ids)}
-        table = (
-            pa.table({"label": [label[class_id] for class_id in self._classes], **self._columns})
-            .select(SCHEMA.names)
-            .cast(SCHEMA)
-        )
+        columns = {"label": [label[class_id] for class_id in self._classes], **self._columns}
+        table = pa.table(columns, schema=SCHEMA)
         keys = [("split", "ascending")]
         if not in_order:
             keys += [("label", "ascending"), ("key", "ascending")]
