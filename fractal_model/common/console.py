@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -27,9 +27,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fractal_model.common.errors import FractalError, one_line
-
-if TYPE_CHECKING:
-    pass  # at run time every command would pay for it
 
 console = Console()
 INTERRUPTED = 130
