@@ -72,7 +72,7 @@ def prepare_source(
         with _progress(partial, jobs, progress):
             if missing:
                 run_jobs(missing)
-        built = [(job, ShardDone.read(job.done_file)) for job in jobs]
+        built = [(job, ShardDone.model_validate_json(job.done_file.read_text())) for job in jobs]
         left_out = _left_out(folder, listing, built, settings.max_quarantined_share)
         manifest = _write_whole(partial, dataset, described, listing, resolution, built, left_out)
         put_in_place(folder)
@@ -201,20 +201,12 @@ def _write_whole(
     left_out: tuple[QuarantinedFile, ...],
 ) -> Manifest:
     """Complete the data set in `partial`: indices, manifest, none of the work's own files."""
-    by_split = {
-        name: [(job, shard) for job, shard in built if job.split == name]
-        for name in listing.splits()
-    }
-    splits = {
-        name: complete_split(
-            partial / name,
-            listing.class_names,
-            resolution,
-            ((shard.record, *job.read_digests()) for job, shard in shards),
-        )
-        for name, shards in by_split.items()
-    }
-    counts = {name: _raw_counts([shard for _, shard in s]) for name, s in by_split.items()}
+    splits, counts = {}, {}
+    for name in listing.splits():
+        shards = [(job, shard) for job, shard in built if job.split == name]
+        contents = ((shard.record, *job.read_digests()) for job, shard in shards)
+        splits[name] = complete_split(partial / name, listing.class_names, resolution, contents)
+        counts[name] = _raw_counts([shard for _, shard in shards])
     text = json.dumps({"splits": counts}, indent=2)
     (partial / PREPARATION_FILE).write_text(text + "\n")
     manifest = Manifest(
@@ -240,7 +232,7 @@ def _raw_counts(shards: list[ShardDone]) -> dict[str, int | dict[str, int]]:
     for name, empty in vars(RawCounts()).items():
         counts = [getattr(shard, name) for shard in shards]
         if isinstance(empty, Counter):
-            total[name] = dict(sorted(sum(map(Counter, counts), Counter()).items()))
+            total[name] = dict(sorted(sum(counts, Counter()).items()))
         else:
             total[name] = sum(counts)
     return total

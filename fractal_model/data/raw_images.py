@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
+from pydantic import BaseModel
 
 from fractal_model.common.errors import one_line
 from fractal_model.data.adm_crop import center_crop, pixels_of_crop
@@ -30,14 +31,18 @@ class UnusableImage(Exception):
     """An image that is left out. The text is the reason."""
 
 
-class RawCounts:
-    """What the raw images are like, counted. Each attribute is also a field of `ShardDone`."""
+class RawCounts(BaseModel):
+    """What the raw images are like, counted."""
 
-    def __init__(self) -> None:
-        self.formats: Counter[str] = Counter()
-        self.modes: Counter[str] = Counter()
-        self.short_sides: Counter[str] = Counter()
-        self.exif_rotated = self.exif_unreadable = self.misnamed = 0
+    formats: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    """Pillow's, before the conversion to RGB."""
+    short_sides: Counter[str] = Counter()
+    """In pixels, before the crop."""
+    exif_rotated: int = 0
+    exif_unreadable: int = 0
+    misnamed: int = 0
+    """Images whose name ends like another format."""
 
     def add(self, image: PIL.Image.Image, name: str) -> None:
         self.formats[str(image.format)] += 1

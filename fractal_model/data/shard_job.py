@@ -23,7 +23,6 @@ import numpy as np
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
-from fractal_model.common.strict import StrictModel
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
 from fractal_model.data.raw_images import RawCounts, UnusableImage, cropped, decoding_rules
 from fractal_model.data.shards import shard_name, write_shard
@@ -73,24 +72,11 @@ class ShardJob:
             return content["digests"], content["labels"]
 
 
-class ShardDone(StrictModel):
+class ShardDone(RawCounts):
     """What the run that waits for a shard has to know of it."""
 
     record: ShardRecord
     quarantined: tuple[QuarantinedFile, ...]
-    formats: dict[str, int]
-    modes: dict[str, int]
-    """Pillow's, before the conversion to RGB."""
-    short_sides: dict[str, int]
-    """In pixels, before the crop."""
-    exif_rotated: int
-    exif_unreadable: int
-    misnamed: int
-    """Images whose name ends like another format."""
-
-    @staticmethod
-    def read(file: Path) -> ShardDone:
-        return ShardDone.model_validate_json(file.read_text())
 
 
 def build_shard(job: ShardJob) -> None:
