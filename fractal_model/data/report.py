@@ -111,37 +111,27 @@ def _metrics(manifest: Manifest) -> dict[str, float]:
 
 
 def _classes(manifest: Manifest) -> pd.DataFrame:
-    rows = [
-        (class_name, split, images)
-        for split, record in manifest.splits.items()
-        for class_name, images in zip(manifest.class_names, record.images_per_class, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["class", "split", "images"])
+    counts = {name: record.images_per_class for name, record in manifest.splits.items()}
+    wide = pd.DataFrame({"class": manifest.class_names, **counts})
+    return wide.melt("class", var_name="split", value_name="images")
 
 
 def _raw_images(dataset_folder: Path) -> dict[str, pd.DataFrame]:
     """What the preparation noted of the raw images; empty for images that had no files."""
     file = dataset_folder / PREPARATION_FILE
     splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
-    sides = [
-        (int(side), split, images)
-        for split, counts in splits.items()
-        for side, images in counts["short_sides"].items()
-    ]
-    kinds = [
-        (split, kind, value, images)
-        for split, counts in splits.items()
-        for kind, values in (("format", counts["formats"]), ("mode", counts["modes"]))
-        for value, images in values.items()
-    ]
+    sides, kinds, notes = [], [], []
     for split, counts in splits.items():
+        sides += [(int(side), split, images) for side, images in counts["short_sides"].items()]
+        for kind in ("format", "mode"):
+            kinds += [(split, kind, value, images) for value, images in counts[f"{kind}s"].items()]
         # Data sets that were prepared by the first versions have no count of unreadable EXIF.
-        kinds += [
+        notes += [
             (split, "EXIF orientation (not applied)", "rotated", counts["exif_rotated"]),
             (split, "EXIF", "unreadable", counts.get("exif_unreadable", 0)),
             (split, "name", "ends like another format", counts["misnamed"]),
         ]
     return {
         "short-sides": pd.DataFrame(sorted(sides), columns=["short_side", "split", "images"]),
-        "kinds": pd.DataFrame(kinds, columns=["split", "kind", "value", "images"]),
+        "kinds": pd.DataFrame(kinds + notes, columns=["split", "kind", "value", "images"]),
     }
