@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,10 +30,9 @@ LABELS_FILE = "labels.npy"
 """Of a folder: (N,) int64, the class of each image, −1 for none."""
 
 
-class SampleWriter(Protocol):
-    @property
-    def wanted(self) -> Sequence[int]:
-        """Numbers of the images that are to be made."""
+class SampleWriter:
+    wanted: Sequence[int]
+    """Numbers of the images that are to be made."""
 
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         """(n, 3, S, S) uint8 images of these numbers."""
@@ -89,7 +86,7 @@ def image_name(number: int, count: int) -> str:
     return f"{number:0{len(str(count - 1))}d}.png"
 
 
-class _Grid:
+class _Grid(SampleWriter):
     """A row or more for each class, as one PNG."""
 
     def __init__(self, out: Path, count: int, image_size: int, per_class: int) -> None:
@@ -105,11 +102,8 @@ class _Grid:
     def finish(self) -> None:
         save_png(picture_grid(self._images, columns=self._columns), self._out)
 
-    def discard(self) -> None:
-        pass
 
-
-class _Folder:
+class _Folder(SampleWriter):
     """000.png, 001.png, … and their classes; those that are complete stay whatever happens, and an
     equal request makes the others."""
 
@@ -128,12 +122,6 @@ class _Folder:
         for number, image in zip(numbers, images, strict=True):
             save_png(image, self._file(number))
 
-    def finish(self) -> None:
-        pass
-
-    def discard(self) -> None:
-        pass
-
     def _file(self, number: int) -> Path:
         return self._out / image_name(number, self._count)
 
@@ -151,7 +139,7 @@ class _Folder:
             partial.write_text(f"{request}\n")
 
 
-class _Array:
+class _Array(SampleWriter):
     """One .npz as ADM's evaluation reads it: `arr_0` (N, H, W, 3) uint8, and the classes (−1: none)
     as `arr_1`. The images are on the disk as they come, in a folder beside the file."""
 
@@ -178,12 +166,8 @@ class _Array:
         self._images[list(numbers)] = images.permute(0, 2, 3, 1).numpy()
 
     def finish(self) -> None:
-        self._images.flush()
-        np.save(self._folder / f"{LABELS}.npy", self._labels.numpy())
-        packed = self._folder / self._out.name
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for name in (ARRAY, LABELS):
-                archive.write(self._folder / f"{name}.npy", f"{name}.npy")
+        packed = self._folder / "packed.npz"
+        np.savez(packed, self._images, self._labels.numpy())  # as `arr_0` and `arr_1`
         packed.replace(self._out)
         self.discard()
 
