@@ -113,7 +113,7 @@ class _Recorder:
         self._last_level = len(model.levels) - 1
         self._images = torch.zeros(images, 3, side, side, dtype=torch.uint8)
         self._hidden = torch.ones(images, side, side, dtype=torch.bool)
-        self._boxes: dict[int, tuple[int, Rows]] = {}
+        self._boxes: list[tuple[int, int, Rows]] = []
         self._frames = frames
         snapshot_bytes = self._images.nbytes + self._hidden.nbytes
         self._most = min(2 * frames, MOST_BYTES // snapshot_bytes)
@@ -124,10 +124,10 @@ class _Recorder:
     def __call__(self, level: int, rows: Rows, hidden: Tensor, canvas: Tensor) -> None:
         rows = Rows(rows.image.cpu(), rows.top.cpu(), rows.left.cpu())
         self._write(rows, hidden.cpu(), canvas.cpu())
-        self._boxes = {i: box for i, box in self._boxes.items() if i < level}
+        self._boxes = [box for box in self._boxes if box[0] < level]
         if level > 0:
             side = canvas.shape[-1] * round(canvas.shape[1] ** 0.5)
-            self._boxes[level] = side, rows
+            self._boxes.append((level, side, rows))
         if level == self._last_level or not self._kept:
             self._keep()
 
@@ -148,8 +148,8 @@ class _Recorder:
 
     def _keep(self) -> None:
         if self._seen % self._every == 0:
-            boxes = tuple((level, side, rows) for level, (side, rows) in self._boxes.items())
-            self._kept.append(Snapshot(self._images.clone(), self._hidden.clone(), boxes))
+            images, hidden = self._images.clone(), self._hidden.clone()
+            self._kept.append(Snapshot(images, hidden, tuple(self._boxes)))
         self._seen += 1
         if len(self._kept) > self._most:
             self._kept, self._every = self._kept[::2], 2 * self._every
