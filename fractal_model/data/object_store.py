@@ -28,7 +28,7 @@ class LocalStore:
     """A folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder).resolve()
+        self.folder = folder.resolve()
 
     def __str__(self) -> str:
         return str(self.folder)

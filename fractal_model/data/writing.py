@@ -41,7 +41,6 @@ def write_prepared(
     Raises FractalError when an image has another shape or type, a label no class, or a split no
     images. After any error `folder` is what it was before.
     """
-    folder = Path(folder)
     partial = partial_folder(folder)
     recover(folder)
     shutil.rmtree(partial, ignore_errors=True)

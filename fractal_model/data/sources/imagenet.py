@@ -47,7 +47,7 @@ def find_companions(root: Path) -> Companions:
     try:
         devkit = _devkit_files(root)
         if _META in devkit:
-            found = _from_devkit(devkit[_META], devkit.get(_TRUTH))
+            found = _from_devkit(devkit[_META], devkit.get(_TRUTH, b""))
         for folder in (root, *list(root.parents)[:3]):
             mapping, solution = folder / _KAGGLE_NAMES, folder / _KAGGLE_TRUTH
             if not found.names and mapping.is_file():
@@ -88,7 +88,7 @@ def _devkit_files(root: Path) -> dict[str, bytes]:
     }
 
 
-def _from_devkit(meta: bytes, truth: bytes | None) -> Companions:
+def _from_devkit(meta: bytes, truth: bytes) -> Companions:
     synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
     # Inner nodes of the WordNet tree are listed too, after the classes.
     classes = {
@@ -96,10 +96,8 @@ def _from_devkit(meta: bytes, truth: bytes | None) -> Companions:
         for row in synsets.ravel()
         if int(row["num_children"]) == 0
     }
-    validation = {}
-    if truth is not None:
-        for number, line in enumerate(truth.decode().split(), start=1):
-            validation[f"ILSVRC2012_val_{number:08d}"] = classes[int(line)][0]
+    lines = enumerate(truth.decode().split(), start=1)
+    validation = {f"ILSVRC2012_val_{number:08d}": classes[int(line)][0] for number, line in lines}
     return Companions(names=dict(classes.values()), validation=validation)
 
 
