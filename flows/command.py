@@ -1,7 +1,5 @@
 """A flow as a command: options, errors on one line, no server needed."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

@@ -9,8 +9,6 @@ deployment one run is at work, the next one waits, since both would write to the
 deployment of this folder whose size or data set is gone is removed, as its runs would fail.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field

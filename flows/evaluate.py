@@ -5,8 +5,6 @@ same protocol is not evaluated again. What is sampled is kept while the evaluati
 one that was stopped goes on with the images that are missing.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

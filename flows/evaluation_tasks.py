@@ -3,8 +3,6 @@
 Decided here: numbers first; a picture, an animation or a report that cannot be made is left out.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

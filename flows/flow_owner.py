@@ -1,7 +1,5 @@
 """Whose flow run this is, and whether another one is over."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from uuid import UUID
 

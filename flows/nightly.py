@@ -7,8 +7,6 @@ evaluation did, after all others are done and the table is written, since that s
 person; what did not fit the time, or is evaluated by another process, is no failure.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable

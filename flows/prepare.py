@@ -9,8 +9,6 @@ one, over the cores of this machine. The cluster's machines must see the source 
 at the same paths.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

@@ -6,8 +6,6 @@ missing, as every setting is a run in MLflow and its images are kept until the e
 setting is evaluated by the full protocol, but promotes nothing: that is for params.yaml.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ With RAY_ADDRESS=http://… training is submitted to that cluster as a Ray job a
 here; with another address this process drives it there; without one, on a Ray of its own.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Literal

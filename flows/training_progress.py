@@ -1,7 +1,5 @@
 """How far a training is, for whoever looks: a bar in the terminal, artifacts and log in Prefect."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import ExitStack

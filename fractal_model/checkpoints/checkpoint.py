@@ -13,8 +13,6 @@ It is written beside its place, then renamed. The random state of training is a 
 (seed, position, rank), so the position restores it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -10,8 +10,6 @@ Such a file is a zip that `torch.save` wrote: a pickle, and the tensors' bytes. 
 - Weights are mapped from the file, not read into memory; optimiser state is never touched.
 """
 
-from __future__ import annotations
-
 import argparse
 import zipfile
 from collections.abc import Callable, Mapping

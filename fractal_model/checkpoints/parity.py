@@ -7,13 +7,12 @@ Tolerances, float32: losses and conditions 1e-5 relative, gradient norms 1e-4 re
 samples equal in 99.9 % of the values.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from pydantic import ValidationError
@@ -63,7 +62,7 @@ class Case:
     expected: dict[str, Tensor]
 
     @classmethod
-    def read(cls, folder: Path) -> Case:
+    def read(cls, folder: Path) -> Self:
         """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
         if not folder.is_dir():
             raise FractalError(f"{folder} is no folder: give the folder of a parity case")

@@ -3,8 +3,6 @@
 The published modules are nested (`next_fractal.next_fractal.…`); ours are a list.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

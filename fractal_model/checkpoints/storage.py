@@ -1,7 +1,5 @@
 """Checkpoints that are kept in an object store: the way to this machine."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`fractal animate`: images as they grow, patch by patch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

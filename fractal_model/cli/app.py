@@ -5,8 +5,6 @@ Decided here: a command's module is imported when the command is called, and wha
 are answered at once.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """`fractal data …`: sources of images, and what `dvc repro` builds from them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`fractal edit`: generation from the known part of an image."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`fractal import` and `fractal export`: models from elsewhere, and models for elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fractal parity`: hold the model against numbers of the published implementation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`fractal sample`: images from a model, of any number of classes and in any number."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Annotated

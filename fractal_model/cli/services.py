@@ -1,7 +1,5 @@
 """`fractal services up | down | status`: the servers on this machine; `make up` and so on."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`fractal ui`: MLflow's pages on this machine's own store."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The compilers that compiled code is built with, looked for where torch and Triton look."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """The terminal: progress bars, result tables, errors on one line."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

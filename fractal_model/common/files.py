@@ -1,7 +1,5 @@
 """Files and folders that are whole or do not exist: written beside their place, then renamed."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import shutil

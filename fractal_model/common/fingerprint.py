@@ -1,7 +1,5 @@
 """One checksum of all that decides a result: an equal fingerprint need not be computed again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -1,9 +1,8 @@
 """The processors and machines on which a result was computed."""
 
-from __future__ import annotations
-
 import os
 import platform
+from typing import Self
 
 import torch
 
@@ -22,7 +21,7 @@ class Hardware(StrictModel):
     workers: PositiveInt
 
     @classmethod
-    def here(cls, workers: int = 1) -> Hardware:
+    def here(cls, workers: int = 1) -> Self:
         """This machine."""
         return cls(
             machine=platform.machine(),

@@ -1,7 +1,5 @@
 """Locks, so that one process at a time writes to a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -5,8 +5,6 @@ the allocator's count. On Linux a process that computes on a CPU keeps memory th
 somebody asks how much there is: filling new pages with zeros takes a fifth of a training step.
 """
 
-from __future__ import annotations
-
 import ctypes
 import platform
 import threading

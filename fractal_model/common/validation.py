@@ -1,7 +1,5 @@
 """The problems of a person's settings, on one line."""
 
-from __future__ import annotations
-
 import difflib
 
 from pydantic import BaseModel, ValidationError

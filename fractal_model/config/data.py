@@ -1,7 +1,5 @@
 """The `preparation` section of params.yaml."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field

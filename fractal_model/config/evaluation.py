@@ -1,7 +1,5 @@
 """The sections `evaluation`, `promotion`, `nightly` and `sweep` of params.yaml."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo

@@ -3,9 +3,7 @@
 `presets.py` builds it from the table in `params.yaml`; a checkpoint stores it as JSON.
 """
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -25,7 +23,7 @@ class PixelConfig(StrictModel):
     condition_width: PositiveInt
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> PixelConfig:
+    def _heads_divide_width(self) -> Self:
         _require_heads(self.width, self.heads, "the pixel network")
         return self
 
@@ -59,7 +57,7 @@ class LevelConfig(StrictModel):
         return self.grid**2
 
     @model_validator(mode="after")
-    def _check(self) -> LevelConfig:
+    def _check(self) -> Self:
         where = f"the level of patch size {self.patch_size}"
         if self.sub_patch_size >= self.patch_size or self.patch_size % self.sub_patch_size:
             raise ValueError(
@@ -101,7 +99,7 @@ class ModelConfig(StrictModel):
         return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
 
     @model_validator(mode="after")
-    def _levels_fit(self) -> ModelConfig:
+    def _levels_fit(self) -> Self:
         below: tuple[LevelConfig | PixelConfig, ...] = (*self.levels[1:], self.pixel)
         for upper, lower in zip(self.levels, below, strict=True):
             size, conditions = 1, 1

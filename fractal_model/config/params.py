@@ -1,9 +1,7 @@
 """params.yaml, read once into frozen objects; DVC stages, flows and commands use the same."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -85,14 +83,14 @@ class Size(StrictModel):
         """The weights and settings that are evaluated, which are also those that are served."""
         return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
 
-    def with_workers(self, workers: int | None) -> Size:
+    def with_workers(self, workers: int | None) -> Self:
         """The same size, evaluated by this number of workers; None changes nothing."""
         if workers is None:
             return self
         evaluation = self.evaluation.model_copy(update={"workers": workers})
         return self.model_copy(update={"evaluation": evaluation})
 
-    def with_class_names(self, names: tuple[str, ...]) -> Size:
+    def with_class_names(self, names: tuple[str, ...]) -> Self:
         """This size with the names of its model's `num_classes` classes."""
         model = self.model.model_copy(update={"class_names": names})
         return self.model_copy(update={"model": model})
@@ -116,7 +114,7 @@ class Params(StrictModel):
     """By size; a size that is not named has the defaults."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Params:
+    def _consistent(self) -> Self:
         for section in ("training", "sampling", "evaluation"):
             sizes = set(getattr(self, section))
             if sizes != set(self.models):

@@ -4,9 +4,7 @@ A row gives one list entry per level, the last for the pixel network; the config
 checkpoints is read as such a row too.
 """
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -29,7 +27,7 @@ class Architecture(StrictModel):
     red_weight: Annotated[float, Field(gt=0)] = 5.0
 
     @model_validator(mode="after")
-    def _check(self) -> Architecture:
+    def _check(self) -> Self:
         levels = len(self.patch_sizes)
         if levels < 2 or self.patch_sizes[-1] != 1:
             raise ValueError(

@@ -1,7 +1,5 @@
 """The `sampling` section of params.yaml: guidance, iterations, order."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag

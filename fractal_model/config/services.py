@@ -1,9 +1,7 @@
 """The `services` section of params.yaml: the servers that `make up` starts."""
 
-from __future__ import annotations
-
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -34,7 +32,7 @@ class ServicesConfig(StrictModel):
         return {name: getattr(self, name) for name in PORTS}
 
     @model_validator(mode="after")
-    def _ports_differ(self) -> ServicesConfig:
+    def _ports_differ(self) -> Self:
         for (name, port), (other, its_port) in combinations(self.ports().items(), 2):
             if port == its_port:
                 raise ValueError(

@@ -1,9 +1,7 @@
 """The `training` section of params.yaml: the recipe and resources of a run."""
 
-from __future__ import annotations
-
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -94,7 +92,7 @@ class TrainingConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _fits(self) -> TrainingConfig:
+    def _fits(self) -> Self:
         if self.batch_size % self.workers:
             near = [n for n in range(1, 2 * self.workers + 1) if self.batch_size % n == 0]
             raise ValueError(
@@ -113,7 +111,7 @@ class TrainingConfig(StrictModel):
             )
         return self
 
-    def deciding(self) -> TrainingConfig:
+    def deciding(self) -> Self:
         """The recipe with one value for all settings that do not decide a run, to compare runs."""
         return self.model_copy(update=_OPERATIONAL)
 

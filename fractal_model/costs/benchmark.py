@@ -6,8 +6,6 @@ same masks; its operations, and a likelihood's, are counted in a step of their o
 which are far more and smaller, come from the architecture (`costs.flops`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path

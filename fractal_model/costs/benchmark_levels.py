@@ -5,8 +5,6 @@ that the level does: its steps, the draws and what is moved in between. A level 
 pixels too, as the compiled innermost one does, stands with them in one entry.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

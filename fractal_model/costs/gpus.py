@@ -9,8 +9,6 @@ Sources: NVIDIA's data sheets of the H100 (SXM and PCIe, 2023), H200 (2024), HGX
 from appendix A of NVIDIA's Ada architecture paper.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from fractal_model.common.errors import FractalError

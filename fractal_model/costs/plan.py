@@ -4,8 +4,6 @@ Decided here: time is operations over (GPUs × peak × utilisation), nothing els
 include those that activation checkpointing repeats, so switching it off shortens the plan.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -15,8 +15,6 @@ bfloat16 peak and with the products that activation checkpointing repeats, since
 used it; a test derives them again from the shipped sizes.
 """
 
-from __future__ import annotations
-
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.costs.flops import block_flops
 from fractal_model.costs.shapes import PIXEL_POSITIONS, Transformer, rows_per_image

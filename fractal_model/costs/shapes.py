@@ -8,10 +8,9 @@ Notation: level i has Rᵢ rows an image, of Tᵢ sub-patches each; the last ent
 pixel network's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Self
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.model.blocks import SWIGLU_MULTIPLE
@@ -36,7 +35,7 @@ class Transformer:
     dropout: bool
 
     @classmethod
-    def of(cls, part: LevelConfig | PixelConfig) -> Transformer:
+    def of(cls, part: LevelConfig | PixelConfig) -> Self:
         gated = getattr(part, "generator", "mar") == "ar"
         hidden = 4 * part.width
         if gated:

@@ -4,8 +4,6 @@ Decided here: the ceiling is measured in the same process as what stands beside 
 and neighbours change from minute to minute.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -12,8 +12,6 @@ Not counted: the CUDA context and the kernels (about 1 GB), fragmentation of the
 temporaries except the logits'.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fractal_model.common.strict import StrictModel

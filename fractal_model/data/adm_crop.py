@@ -1,7 +1,5 @@
 """The crop of ADM (Dhariwal and Nichol, 2021), as published."""
 
-from __future__ import annotations
-
 import PIL.Image
 
 PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"

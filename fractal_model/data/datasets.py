@@ -1,7 +1,5 @@
 """The data sets of a project by name: the embedded digits, and those in `registered.yaml`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from fractal_model.common.console import progress_bar, say

@@ -5,8 +5,6 @@ end up 15 or 16 apart, so round(16 p / 255) gives the original back exactly. Gre
 the three channels. An ink-free pixel is 0 (black), as in the source.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -5,8 +5,6 @@ the stream does not depend on the number of ranks or of loader processes. A rank
 contiguous slice of each global batch. Training resumes by giving the position in images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -5,13 +5,11 @@ decoded pixels and label, in order: so it stays the same however the images are 
 and when another version of Arrow or of the image encoder writes other bytes for them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -52,7 +50,7 @@ class SplitRecord(StrictModel):
     """In the order of their images."""
 
     @model_validator(mode="after")
-    def _counts_agree(self) -> SplitRecord:
+    def _counts_agree(self) -> Self:
         in_shards = sum(shard.images for shard in self.shards)
         in_classes = sum(self.images_per_class)
         if in_shards != self.images:
@@ -92,7 +90,7 @@ class Manifest(StrictModel):
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @model_validator(mode="after")
-    def _classes_agree(self) -> Manifest:
+    def _classes_agree(self) -> Self:
         for name, record in self.splits.items():
             if len(record.images_per_class) != len(self.class_names):
                 raise ValueError(

@@ -5,8 +5,6 @@ first; the others wait for it. The cache is keyed by the data set's checksum, so
 that is replaced in the store never mixes with what was fetched before.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

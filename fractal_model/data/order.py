@@ -8,8 +8,6 @@ Only a bit generator's raw output and `SeedSequence` are used: NumPy promises to
 same in every version and on every platform, which it does not for `Generator.permutation`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 

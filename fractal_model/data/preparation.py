@@ -6,8 +6,6 @@ in a hidden folder beside the data set, and the next run builds the others. Imag
 read are left out, with the reason; more of them than `max_quarantined_share` fail the preparation.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

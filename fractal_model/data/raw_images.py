@@ -4,8 +4,6 @@ Decided here: whatever a decoder says of damaged bytes is a reason, not a crash;
 pixels, such as EXIF, never decide whether an image is used.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections import Counter

@@ -8,8 +8,6 @@ quarantined.csv     what was left out, and why
 contact-sheet.png   up to 64 training images, spread over the classes
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

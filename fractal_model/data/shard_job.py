@@ -7,8 +7,6 @@ may hold; a fresh interpreter would import for seconds. Shards are given out one
 processes end at about the same time.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed

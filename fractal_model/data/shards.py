@@ -5,8 +5,6 @@ measured (`make benchmark-data`); a shard has a number of images that its resolu
 256 MiB; a shard is written beside its place and renamed.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence

@@ -4,8 +4,6 @@ Decided here: a data set is written in a hidden folder beside its place and rena
 equal images give equal bytes. What takes files as its source, many of them, is `preparation`.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice

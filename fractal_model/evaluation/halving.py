@@ -6,8 +6,6 @@ times the images; images of earlier rungs count, so that only the new ones cost;
 as large as the budget allows. FIDs are compared within a rung alone, as they depend on the count.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Who runs the parts of the work is given as a `MapParts`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

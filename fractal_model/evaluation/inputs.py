@@ -1,8 +1,6 @@
 """What an evaluation reads from disk, found from params.yaml: images, references, networks, and
 the protocol that they make."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

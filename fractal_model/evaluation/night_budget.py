@@ -3,8 +3,6 @@
 Decided here: a forecast errs on the long side, as an evaluation that was begun is not cut off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ computed. The numbers come in three steps, and what a stopped evaluation has com
 folder of its own.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path

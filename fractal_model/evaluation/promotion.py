@@ -1,7 +1,5 @@
 """Whether a candidate becomes the champion: a pure rule over two sets of metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

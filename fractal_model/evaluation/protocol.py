@@ -5,12 +5,10 @@ mean comparable numbers; `Record` adds which model, with which libraries, where 
 and number of workers are in neither: they decide nothing.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -139,7 +137,7 @@ class Record(StrictModel):
         version: str | None = None,
         model_checksum: str | None = None,
         hardware: Hardware | None = None,
-    ) -> Record:
+    ) -> Self:
         """Of an evaluation at this moment, in this process unless `hardware` says otherwise."""
         return cls(
             protocol=protocol,

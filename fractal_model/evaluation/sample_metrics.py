@@ -1,7 +1,5 @@
 """What a set of samples tells of a model, beside real images of the data set."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

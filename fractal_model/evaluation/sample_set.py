@@ -6,8 +6,6 @@ be unknown. Names, types, sizes and counts are checked before any image is looke
 are read as they are wanted: 50,000 of 256 px do not fit every memory.
 """
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence

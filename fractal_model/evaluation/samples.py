@@ -6,8 +6,6 @@ networks always see batches of one size on the same number of threads, so that h
 does not even change how a feature is rounded.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

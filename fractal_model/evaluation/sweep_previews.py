@@ -4,8 +4,6 @@ Decided here: what is added is a balanced set of its own, whose seeds go on wher
 ended, so that images of earlier previews count and none is sampled twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

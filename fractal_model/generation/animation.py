@@ -8,8 +8,6 @@ the number of steps or beyond half a gigabyte; pictures are at most about 1000 p
 Shapes: B images of side S, R rows of a level.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Classes as people ask for them: numbers, or names of the model's data set."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 

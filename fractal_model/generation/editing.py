@@ -7,8 +7,6 @@ generated and black is kept; inside the program a mask is true where a pixel is 
 Shapes: S side of the model's images, N variants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

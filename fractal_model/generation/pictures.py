@@ -1,7 +1,5 @@
 """Pictures of images: a grid, enlarged without smoothing, as PNG."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

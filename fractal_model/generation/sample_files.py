@@ -5,8 +5,6 @@ sampled; memory does not grow with the number of images (a grid has a limit inst
 in any order.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

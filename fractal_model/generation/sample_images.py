@@ -4,8 +4,6 @@ Decided here: an image's seed is its own, so how the work is cut decides nothing
 who runs the parts is given as a `MapParts`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 

@@ -5,8 +5,6 @@ Source: the `evaluations` folder of ADM's repository (Dhariwal and Nichol, 2021)
 like also `arr_0`, 10,000 images.
 """
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from pathlib import Path

@@ -8,8 +8,6 @@ features 420 GFLOP and 2 s of eigenvalues, 7 s on 2 cores, less on a GPU.
 Shapes: N generated images with D features each; a set draws N of them with replacement.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Does a sample show the class that was asked for? For sets too small or plain for Inception."""
 
-from __future__ import annotations
-
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The reference file of a data set: from its own images, or from registered statistics."""
 
-from __future__ import annotations
-
 from fractal_model.common.console import progress_bar
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256

@@ -8,8 +8,6 @@ Source: Stein et al. 2023, "Exposing flaws of generative model evaluation metric
 Shapes: B images of H × W; D features, 1024 of the large network that the paper uses.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

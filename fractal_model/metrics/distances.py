@@ -6,8 +6,6 @@ defaults cannot move a published number. Non-finite features are refused.
 Shapes: N images with D features each; D is 2048 (Inception pool_3).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

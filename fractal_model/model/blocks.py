@@ -6,8 +6,6 @@ transformer's (LayerNorm, MLP). A block can be recomputed on the way back, or co
 Shapes: B rows, S positions, D width, H hidden width of a feed-forward part.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

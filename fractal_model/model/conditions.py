@@ -4,8 +4,6 @@ Shapes: N rows of the receiving level, n conditions (1 from an AR level, 5 from 
 width of the handing level.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

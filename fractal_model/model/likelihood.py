@@ -11,8 +11,6 @@ pixels enter rounded to 8 bits and weighted by their number: the result is a tru
 Shapes: B images, P passes; level i has n patches an image, of T sub-patches each.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shapes: N rows, B images.
 """
 
-from __future__ import annotations
-
 from functools import reduce
 from operator import add
 

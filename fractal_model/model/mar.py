@@ -4,8 +4,6 @@ Shapes: R rows, T sub-patches of 3 × p × p on a grid of side g, N masked sub-p
 n conditions read, D width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

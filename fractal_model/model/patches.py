@@ -7,8 +7,6 @@ normalised with ImageNet's mean and standard deviation per channel.
 Shapes: R rows (patches of one level), T sub-patches of a patch, p side of a sub-patch.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -6,8 +6,6 @@ network predicts guiding pixels. The blue value is never fed in: nothing comes a
 Shapes: N pixels, C width of the condition, W width, V = 256 values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

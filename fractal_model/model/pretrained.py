@@ -9,8 +9,6 @@ library's loader warns of a missing configuration, skips unknown keys and reads 
 are no safetensors; here each of these is an error.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

@@ -6,10 +6,9 @@ image does not depend on the batch it is in, on the number of workers, or on the
 Shapes: B images of side S; level i has Rᵢ patches an image, of Tᵢ sub-patches each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ class ImageNoise:
     """Per level (B, Rᵢ, 3). None where there is no guiding pixel."""
 
     @classmethod
-    def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> ImageNoise:
+    def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> Self:
         """The numbers of the images with these seeds. FractalError: not in 0 … 2³² − 1."""
         wrong = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
         if wrong:
@@ -53,7 +52,7 @@ class ImageNoise:
             guides.append(uniform(rows, 3) if level.guiding_pixel else None)
         return cls(pixels, tuple(orders), tuple(guides))
 
-    def to(self, device: torch.device) -> ImageNoise:
+    def to(self, device: torch.device) -> Self:
         orders = tuple(level if level is None else level.to(device) for level in self.orders)
         guides = tuple(level if level is None else level.to(device) for level in self.guides)
         return ImageNoise(self.pixels.to(device), orders, guides)

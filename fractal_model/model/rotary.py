@@ -3,8 +3,6 @@
 Shapes: T sub-patches on a grid, S positions of a call, d elements of a head.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

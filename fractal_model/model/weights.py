@@ -1,7 +1,5 @@
 """Weights of a model: how they differ from what is expected, their checksum, their file."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ a part that was interrupted leaves no file. `KeptParts` wraps another `MapParts`
 the work need not know that it is kept.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial

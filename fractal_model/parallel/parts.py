@@ -6,8 +6,6 @@ long as one part does not take so long that progress stands still. A part that d
 all is halved. The caller chooses who runs the parts, this process or workers: see `MapParts`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

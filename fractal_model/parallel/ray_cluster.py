@@ -4,8 +4,6 @@ Decided here: our own listens on loopback alone, asks for a token, and is closed
 that started it. Ray's own messages stay in its log folder; a person reads one line.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

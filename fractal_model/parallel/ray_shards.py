@@ -4,8 +4,6 @@ Decided here: the cluster's machines must see the source and the data folder at 
 tasks are spread over the machines, because reading the source takes as long as decoding it.
 """
 
-from __future__ import annotations
-
 import os
 
 import ray

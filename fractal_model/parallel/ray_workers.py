@@ -5,8 +5,6 @@ loads the model once. Ray restarts an actor that died and repeats its part. Ever
 one FractalError.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator, Sequence

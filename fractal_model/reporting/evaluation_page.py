@@ -6,8 +6,6 @@ are escaped; of many classes a few are shown, evenly spread, and the page says s
 Shapes: N samples of side S, M real images, D features each.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass

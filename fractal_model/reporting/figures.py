@@ -5,8 +5,6 @@ have a white ground; as SVG they have none, and lines and texts take the colour 
 they stand in, so that they can be read on a light and on a dark one.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -9,8 +9,6 @@ float64.
 Shapes: N samples, M real images, D features each (2048: Inception pool_3), k neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

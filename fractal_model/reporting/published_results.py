@@ -6,8 +6,6 @@ same number of each of 1000 classes, against ADM's statistics of the training se
 unconditional, on the validation images.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fractal_model.metrics.names import FID, INCEPTION_SCORE, NLL, PRECISION, RECALL

@@ -6,8 +6,6 @@ and rows that do not compare are dim or in italics, with the reason in a note be
 every number has its own column.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

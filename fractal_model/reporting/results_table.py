@@ -7,8 +7,6 @@ they have columns; so may seeds. Where only the weights of DINOv2 are others, on
 left out. Every other row stays, marked, with the reason.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """A guidance sweep as a table and as figures."""
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

@@ -12,8 +12,6 @@ value whose draw was close.
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain

@@ -5,8 +5,6 @@ once; past a limit of graphs the function is called as it is. All graphs of a pr
 captures too, whatever threads ask for them; those of one object share memory.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable

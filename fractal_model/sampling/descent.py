@@ -8,8 +8,6 @@ Shapes: B images, G branches (2 with guidance: conditional rows, then null rows)
 sub-patches of side p, N of them handed on.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, 
 P other positions, S = P + T, n conditions read, D width, H heads of d elements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ An order is held as scores: of the patches still hidden, those with the highest 
 Shapes: B images, T patches of the first level on a grid of side g.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

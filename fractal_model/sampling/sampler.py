@@ -5,8 +5,6 @@ own seed; with guidance, null rows run beside the conditional ones. The recursio
 `descent.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The masking schedule of MAR levels and the guidance schedule: pure functions of progress."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

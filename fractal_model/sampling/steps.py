@@ -6,8 +6,6 @@ without caches, as the yardstick of the tests and benchmarks.
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 Kept as the plain statement of what the fast path computes; tests hold the two equal.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from fractal_model.model.ar import ARLevel

@@ -3,8 +3,6 @@
 Shapes: N pixels, V = 256 values; with guidance the logits hold N conditional rows, then N null.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """What the servers are started with: supervisord's configuration and the environment."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from pathlib import Path

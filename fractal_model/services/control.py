@@ -1,7 +1,5 @@
 """Up, down and status of a project's servers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import suppress

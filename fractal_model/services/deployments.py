@@ -4,8 +4,6 @@ Decided here: the flows make their own deployments, in a process of their own, s
 knows no flow; what else Prefect is asked for goes over its HTTP interface.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

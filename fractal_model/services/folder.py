@@ -6,8 +6,6 @@ project's path may be longer. The run folder's own links to the project keep spa
 characters out of supervisord's configuration and of Ray's command lines.
 """
 
-from __future__ import annotations
-
 import secrets
 import shutil
 import sys

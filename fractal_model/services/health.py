@@ -1,7 +1,5 @@
 """Whether the servers answer, asked as their clients do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

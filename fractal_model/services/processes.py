@@ -1,7 +1,5 @@
 """Processes that the servers left, found by the mark in their environment, and who has a port."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

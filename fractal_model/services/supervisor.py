@@ -1,7 +1,5 @@
 """supervisord of one run folder: started, asked and stopped through its socket."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys

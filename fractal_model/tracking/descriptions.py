@@ -1,7 +1,5 @@
 """What MLflow's pages say about themselves: texts for people who open one without knowing it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from fractal_model.tracking import tags

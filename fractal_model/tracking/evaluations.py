@@ -1,7 +1,5 @@
 """What MLflow knows of evaluated models: the newest evaluation of each version and protocol."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import mlflow

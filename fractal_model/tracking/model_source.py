@@ -1,7 +1,5 @@
 """Where a command takes its model from: a checkpoint, an exported folder or the registry."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY, load_checkpoint

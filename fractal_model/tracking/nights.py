@@ -4,8 +4,6 @@ Decided here: that a size waits is a tag of its registered model, so that anothe
 with it the next night, and a person sees it on the model's page.
 """
 
-from __future__ import annotations
-
 import mlflow
 from mlflow.entities import Run
 

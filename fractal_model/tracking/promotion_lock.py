@@ -20,8 +20,6 @@ Earlier versions of this package left a registered model `turns-of-promotion` be
 the prefix of these entries, so it is deleted like the entry of a process that died.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import socket

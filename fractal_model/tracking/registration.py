@@ -4,8 +4,6 @@ A registered version is a real MLflow model, code and checkpoint together (`serv
 Its tags say what it came from, so that a run that is unchanged finds it again.
 """
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from importlib.metadata import version as installed

@@ -4,8 +4,6 @@ Decided here: a version's tags say which run trained it and which evaluated it u
 so that nothing is done twice; how versions come to be is `registration.py`'s.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is in the registry, for people and programs that look."""
 
-from __future__ import annotations
-
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 

@@ -1,7 +1,5 @@
 """The pictures and the page of an evaluation, as artifacts of its MLflow run."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MLflow runs, from training to sweep: what is written down, under which names."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess

@@ -13,8 +13,6 @@ time), for as long as it takes. What it decides:
   machine that loses power may lose the last seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -23,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from mlflow.entities import Metric
 
@@ -81,7 +80,7 @@ class MetricSpool:
         with self._lock:
             return self._reports + len(self._unwritten)
 
-    def __enter__(self) -> MetricSpool:
+    def __enter__(self) -> Self:
         self._delivery = Delivery(self._run_id)
         self._thread.start()
         return self

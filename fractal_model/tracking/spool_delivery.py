@@ -6,8 +6,6 @@ batch again is harmless, as MLflow's SQL store keeps a point (key, timestamp, st
 once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

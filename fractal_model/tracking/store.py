@@ -1,7 +1,5 @@
 """Which MLflow store: the server in MLFLOW_TRACKING_URI, else a SQLite file in the outputs."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence

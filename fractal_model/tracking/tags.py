@@ -1,7 +1,5 @@
 """The names of all tags that this package writes: to MLflow, and to the metadata of Ray jobs."""
 
-from __future__ import annotations
-
 # On a run; a version of a registered model has some of them too.
 KIND_TAG, SIZE_TAG = "fractal.kind", "fractal.size"
 """Kinds are train, evaluate, import and sweep."""

@@ -4,8 +4,6 @@ All ranks call a function here together; without a process group there is one ra
 travel over the group's own device, that of gloo or NCCL.
 """
 
-from __future__ import annotations
-
 from typing import TypeVar
 
 import torch.distributed

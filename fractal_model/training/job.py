@@ -1,7 +1,5 @@
 """One training run as data: the job that its machines are given, and the reports that they send."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import TypeAdapter

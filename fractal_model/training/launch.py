@@ -1,7 +1,5 @@
 """From settings to a job: what a run is, where its files are, and what it is compared with."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

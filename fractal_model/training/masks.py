@@ -1,7 +1,5 @@
 """What a training pass draws: the masks of MAR levels, and the noise of guiding pixels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What a worker measures between two reports."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

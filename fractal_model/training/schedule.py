@@ -1,7 +1,5 @@
 """The learning-rate schedule of the published recipe, a pure function of progress."""
 
-from __future__ import annotations
-
 import math
 
 

@@ -7,8 +7,6 @@ exchanged once, with the last part. Each part weighs by its images: the step is 
 batch however it is split over workers and parts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext

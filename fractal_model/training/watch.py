@@ -4,8 +4,6 @@ Decided here: each warning is a metric of its own, so that it has a curve in MLf
 that is said once each time it begins.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping
 from statistics import median

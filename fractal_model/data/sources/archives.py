@@ -4,8 +4,6 @@ The training archive holds an archive a class. Neither level is compressed, so t
 stretch of bytes of the outer file.
 """
 
-from __future__ import annotations
-
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """Images in folders, a folder a class: ImageNet unpacked, or anybody's own."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

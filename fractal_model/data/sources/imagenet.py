@@ -5,8 +5,6 @@ label is the place of the class's WordNet id among the sorted ids, as everywhere
 devkit numbers the classes in another way.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

@@ -4,8 +4,6 @@ Decided here: the name says whether it is ImageNet. Class folders under another 
 anybody's own, also where they are called by WordNet ids, as in ImageNet-100.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

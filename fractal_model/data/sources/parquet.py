@@ -1,7 +1,5 @@
 """ImageNet, or other labelled images, as parquet files in the layout of the Hugging Face hub."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter, defaultdict

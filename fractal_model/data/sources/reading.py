@@ -1,7 +1,5 @@
 """Reading one image's bytes from where they are, without holding more than a few images."""
 
-from __future__ import annotations
-
 import os
 import weakref
 from collections.abc import Iterator

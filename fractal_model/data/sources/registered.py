@@ -10,8 +10,6 @@ Decided here: what is in git follows from the images alone, so that a colleague 
 images elsewhere, or who pulls the prepared ones, finds nothing to build.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated

@@ -7,8 +7,6 @@ all of them would leave the cache of a CPU or exceed a dimension of a GPU's grid
 Shapes: B rows, Q queries, S positions, H heads, d elements a head, D = H · d.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec

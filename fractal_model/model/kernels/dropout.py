@@ -5,8 +5,6 @@ step; here one 64-bit number makes four, so that the rate is rounded to 1/65536 
 On a GPU it is torch's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -12,8 +12,6 @@ computed with more rows (tested on AMD and Intel; MKL's own strict mode works on
 Shapes: M rows, K width of what comes in, N of what comes out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol

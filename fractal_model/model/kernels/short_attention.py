@@ -9,8 +9,6 @@ too: a loss that is not finite was lost before.
 Shapes: B rows, S positions, H heads, d elements a head, D = H · d, T positions of a tile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol

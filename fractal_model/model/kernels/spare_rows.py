@@ -5,8 +5,6 @@ shape, which takes longer than a small product. The number of rows is therefore 
 of sixteen between a power of two and the next. A spare row changes no other.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

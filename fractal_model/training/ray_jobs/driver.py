@@ -6,8 +6,6 @@ output: lines of a marker and JSON. Metrics go to MLflow from here, through the 
 arrive whoever follows.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

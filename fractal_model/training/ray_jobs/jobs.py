@@ -7,8 +7,6 @@ job; whatever else ends the following leaves the job at work, for the next run t
 travels along, so that the job runs what the flow runs.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A job's log: followed over connections that end, and taken apart."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator

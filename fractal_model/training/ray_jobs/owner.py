@@ -1,11 +1,10 @@
 """Who has submitted a job and follows it: written into the job, so that others can tell."""
 
-from __future__ import annotations
-
 import getpass
 import os
 import socket
 import time
+from typing import Self
 
 import psutil
 from pydantic import ValidationError
@@ -28,7 +27,7 @@ class Owner(StrictModel):
     since: str
 
     @classmethod
-    def here(cls, flow_run: str = "", prefect: str = "") -> Owner:
+    def here(cls, flow_run: str = "", prefect: str = "") -> Self:
         """This process."""
         return cls(
             flow_run=flow_run,
@@ -41,7 +40,7 @@ class Owner(StrictModel):
         )
 
     @classmethod
-    def read(cls, text: str) -> Owner | None:
+    def read(cls, text: str) -> Self | None:
         """Read what `model_dump_json` wrote; None for anything else."""
         try:
             return cls.model_validate_json(text)

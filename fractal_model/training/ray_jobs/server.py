@@ -1,8 +1,6 @@
 """Ray's Jobs API over HTTP: every request ends, is made again where that may help, and fails on one
 line."""
 
-from __future__ import annotations
-
 import shlex
 import socket
 import sys

@@ -5,8 +5,6 @@ before it. Ray keeps the last ones by itself and knows one rule only, so this is
 run's folder `best`. An object store cannot rename: the copy is whole once `best.json` names it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

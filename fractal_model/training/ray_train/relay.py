@@ -6,8 +6,6 @@ is for the next run of the same training, which may read it before its own repor
 file's name says for which run it was written.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -16,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 from ray.train import UserCallback
@@ -44,7 +42,7 @@ class Relay:
         self._label = uuid.uuid4().hex
         self.callback = _ToFolder(folder, self._label)
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._hand_on()
         self._handing_on = self._thread.submit(self._hand_on_until_done)

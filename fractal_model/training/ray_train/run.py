@@ -4,8 +4,6 @@ A run that is started again goes on from the last checkpoint of its folder. Ray 
 worker dies or stops answering, with as many workers as the recipe's range allows.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

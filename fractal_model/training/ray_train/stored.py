@@ -6,8 +6,6 @@ the ranks compare what they have read: a machine that sees other files ends the 
 spoiling it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass

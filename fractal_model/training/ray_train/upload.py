@@ -4,8 +4,6 @@ Decided here: a scratch folder is named by its machine and process, so that the 
 machine removes those of killed processes.
 """
 
-from __future__ import annotations
-
 import shutil
 import socket
 import tempfile

@@ -7,8 +7,6 @@ reports in their order, so rank 0 leaves the reports after a checkpoint to Ray's
 copy is done. Only the next checkpoint waits for it.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 from pathlib import PurePosixPath
