@@ -29,9 +29,10 @@ from prefect.workers.process import ProcessWorker
 from flows.command import ParamsOption, run_command
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.config.data import DIGITS
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.training import TrainingConfig
-from fractal_model.data.datasets import DIGITS, dataset_names
+from fractal_model.data.datasets import dataset_names
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.services.deployments import DEPLOYED
 
@@ -59,24 +60,19 @@ class Deployment:
 
 def deployments(params: Params) -> Iterator[Deployment]:
     """All deployments of these settings."""
-    sizes = [params.size(name) for name in params.models]
-    for size in sizes:
-        resources = training_resources(size.training)
-        yield _of_size(TRAIN, size, f"{_title(size)}. Resources: {resources}.")
-    for size in sizes:
-        yield _of_size(
-            EVALUATE,
-            size,
-            f"Likelihood, FID and more of a fractal-{size.name} by the protocol of params.yaml, "
-            f"and its promotion where it is better. Resources: {evaluation_resources(size)}.",
-        )
-    for size in sizes:
-        yield _of_size(
-            SWEEP,
-            size,
-            f"The best guidance, logit scale and iterations of a fractal-{size.name}, within a "
-            f"budget of images. Resources: {evaluation_resources(size)}.",
-        )
+    for size in map(params.size, params.models):
+        model, resources = f"a fractal-{size.name}", evaluation_resources(size)
+        purposes = {
+            TRAIN: f"{_title(size)}. Resources: {training_resources(size.training)}.",
+            EVALUATE: f"Likelihood, FID and more of {model} by the protocol of params.yaml, and "
+            f"its promotion where it is better. Resources: {resources}.",
+            SWEEP: f"The best guidance, logit scale and iterations of {model}, within a budget of "
+            f"images. Resources: {resources}.",
+        }
+        device = size.training.accelerator_type or ("gpu" if size.training.uses_gpu else "cpu")
+        tags = ("fractal", size.training.dataset, device.lower())
+        for entrypoint, purpose in purposes.items():
+            yield Deployment(entrypoint, size.name, purpose, tags, {"size": size.name})
     for dataset in dataset_names(params):
         place = "this machine" if dataset == DIGITS else "the Ray cluster, or this machine"
         yield Deployment(
@@ -95,13 +91,6 @@ def deployments(params: Params) -> Iterator[Deployment]:
         ("fractal", "nightly"),
         schedule=Cron(params.nightly.cron, timezone=params.nightly.timezone),
     )
-
-
-def _of_size(entrypoint: str, size: Size, description: str) -> Deployment:
-    recipe = size.training
-    device = recipe.accelerator_type or ("gpu" if recipe.uses_gpu else "cpu")
-    tags = ("fractal", recipe.dataset, device.lower())
-    return Deployment(entrypoint, size.name, description, tags, {"size": size.name})
 
 
 def _title(size: Size) -> str:
@@ -213,10 +202,8 @@ def main() -> None:
     def command(params: ParamsOption = DEFAULT_FILE) -> None:
         """Make Prefect's deployments from the settings; remove those of sizes that are gone."""
         made, removed = deploy(params)
-        for name in made:
-            say(f"{DEPLOYED}{name}")
-        for name in removed:
-            say(f"removed {name}")
+        for line in (*(DEPLOYED + name for name in made), *(f"removed {name}" for name in removed)):
+            say(line)
 
     run_command(command)
 

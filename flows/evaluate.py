@@ -111,10 +111,7 @@ def _evaluate(
 
 @task(name="compare-with-champion", cache_policy=NO_CACHE)
 def compare_with_champion(
-    params: Params,
-    size: Size,
-    candidate: registry.RegisteredCheckpoint,
-    metrics: dict[str, float],
+    params: Params, size: Size, candidate: registry.RegisteredCheckpoint, metrics: dict[str, float]
 ) -> Decision:
     """Promote the candidate where it is better; the decision and its numbers become tags of the
     version and an artifact. A champion of another protocol is evaluated under this one first; what

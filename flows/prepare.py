@@ -21,8 +21,9 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import DatasetOption, ParamsOption, run_command
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
+from fractal_model.config.data import DIGITS
 from fractal_model.config.params import DEFAULT_FILE, load_params
-from fractal_model.data.datasets import DIGITS, prepare_dataset, require_dataset
+from fractal_model.data.datasets import prepare_dataset, require_dataset
 from fractal_model.data.report import report_dataset
 from fractal_model.metrics.dataset_reference import extract_reference
 from fractal_model.parallel.ray_shards import build_shards

@@ -74,11 +74,7 @@ class _Sweep:
     """One sweep over the settings of one version."""
 
     def __init__(
-        self,
-        params: Params,
-        size: Size,
-        version: registry.RegisteredCheckpoint,
-        sweep: SweepConfig,
+        self, params: Params, size: Size, version: registry.RegisteredCheckpoint, sweep: SweepConfig
     ) -> None:
         self._params, self._size, self._version = params, size, version
         self._settings = sweep.settings(size.sampling)

@@ -6,66 +6,36 @@ are answered at once.
 """
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from fractal_model.common.console import errors_on_one_line, run
 
-
-class Command(NamedTuple):
-    """Where a command is, and its line in the list of commands."""
-
-    place: str
-    """Module in `fractal_model.cli` and name in it: a function, or a Typer app of commands."""
-    summary: str
-
-
 COMMANDS = {
-    "data": Command("data:app", "Register images, prepare them and describe what was prepared."),
-    "models": Command(
-        "models:app",
-        "The registered models: list them, choose the champion, go back to the one before.",
-    ),
-    "services": Command("services:app", "Prefect, MLflow and Ray on this machine, on loopback."),
-    "parity": Command(
-        "parity:parity", "Hold the model against numbers measured on the published implementation."
-    ),
-    "ui": Command("ui:ui", "Open the MLflow UI on this machine's own store."),
-    "evaluate": Command(
-        "evaluate:evaluate",
-        "Measure a model, or samples that are there, by the protocol of params.yaml.",
-    ),
-    "likelihood": Command(
-        "likelihood:likelihood",
-        "How well a model predicts held-out images, in bits per dimension (lower is better).",
-    ),
-    "sample": Command("sample:sample", "Draw images from a model."),
-    "edit": Command("edit:edit", "Inpaint, outpaint, uncrop or change the class of an image."),
-    "animate": Command(
-        "animate:animate",
-        "Watch images grow: patch by patch, and inside each patch down to its pixels.",
-    ),
-    "plan": Command(
-        "plan:plan", "What training and sampling a size would cost: operations, memory, time, disk."
-    ),
-    "results": Command(
-        "results:results",
-        "All evaluated models of the MLflow store, beside the published numbers.",
-    ),
-    "benchmark": Command(
-        "benchmark:benchmark",
-        "Time sampling, a training step or a likelihood pass of a model with random weights.",
-    ),
-    "import": Command(
-        "import_export:import_checkpoint", "Turn a published checkpoint into one of ours."
-    ),
-    "export": Command(
-        "import_export:export_model",
-        "Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects it.",
-    ),
+    "data": "Register images, prepare them and describe what was prepared.",
+    "models": "The registered models: list them, choose the champion, go back to the one before.",
+    "services": "Prefect, MLflow and Ray on this machine, on loopback.",
+    "parity": "Hold the model against numbers measured on the published implementation.",
+    "ui": "Open the MLflow UI on this machine's own store.",
+    "evaluate": "Measure a model, or samples that are there, by the protocol of params.yaml.",
+    "likelihood": "How well a model predicts held-out images, in bits per dimension (lower is "
+    "better).",
+    "sample": "Draw images from a model.",
+    "edit": "Inpaint, outpaint, uncrop or change the class of an image.",
+    "animate": "Watch images grow: patch by patch, and inside each patch down to its pixels.",
+    "plan": "What training and sampling a size would cost: operations, memory, time, disk.",
+    "results": "All evaluated models of the MLflow store, beside the published numbers.",
+    "benchmark": "Time sampling, a training step or a likelihood pass of a model with random "
+    "weights.",
+    "import": "Turn a published checkpoint into one of ours.",
+    "export": "Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects "
+    "it.",
 }
+"""Summaries. A command is the function of its name, or the Typer `app`, of the module of its name;
+Python keeps `import` for itself."""
+ELSEWHERE = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
 
 
 class LazyGroup(TyperGroup):
@@ -78,7 +48,7 @@ class LazyGroup(TyperGroup):
         """A command that can be listed; `resolve_command` gives the one that can be called."""
         if cmd_name not in COMMANDS:
             return None
-        return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name].summary)
+        return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
@@ -87,8 +57,9 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import a command's module; returns the command as Typer runs it."""
-    module, attribute = COMMANDS[name].place.split(":")
-    target = getattr(import_module(f"fractal_model.cli.{module}"), attribute)
+    place, _, function = ELSEWHERE.get(name, f"{name}:{name}").partition(":")
+    module = import_module(f"fractal_model.cli.{place}")
+    target = module.app if hasattr(module, "app") else getattr(module, function)
     if not isinstance(target, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(name)(target)

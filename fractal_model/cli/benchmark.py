@@ -83,8 +83,7 @@ def benchmark(
         bool, typer.Option(help="Also measure what of sampling each level takes, in one more run.")
     ] = True,
     warm_up: Annotated[
-        bool,
-        typer.Option(help="Begin with a run that does not count, outside sampling two."),
+        bool, typer.Option(help="Begin with a run that does not count, outside sampling two.")
     ] = True,
     profile: Annotated[
         Path | None,

@@ -10,13 +10,10 @@ from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
+from fractal_model.config.data import DIGITS, IMAGENET
 from fractal_model.config.params import DEFAULT_FILE, load_params
-from fractal_model.data.sources.inspection import IMAGENET, Source
-from fractal_model.data.sources.listing import Listing
-from fractal_model.data.sources.registered import register, register_statistics, registered
 
 app = group("Register images, prepare them and describe what was prepared.")
-DIGITS = "digits"
 HOW_TO_ADD_IMAGENET = (
     "ImageNet is not registered: add it with `fractal data register DIR`, where DIR has the "
     "official archives, the extracted tree or the parquet files; then run `dvc repro` again"
@@ -50,18 +47,15 @@ def register_source(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Say where images are. Nothing is copied; `dvc repro` prepares them afterwards."""
+    from fractal_model.data.sources.registered import register, registered
+
     data = load_params(params).paths.data
     resolutions = tuple(dict.fromkeys(resolution or ()))
     with progress_bar(f"{name}: images found", None) as update:
         source, listing = register(
             folder, data, name=name, resolutions=resolutions, holdout=holdout, progress=update
         )
-    _print_source(source, listing)
     datasets = [dataset for dataset, entry in registered(data).items() if entry.source == name]
-    say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
-
-
-def _print_source(source: Source, listing: Listing) -> None:
     table = Table(title=f"{source.name}: {source.kind}", title_justify="left", show_header=False)
     table.add_row("classes", f"{source.classes:,}")
     for split, images in source.images.items():
@@ -74,12 +68,14 @@ def _print_source(source: Source, listing: Listing) -> None:
         say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set names them all")
+    say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
 
 
 @app.command("prepare")
 def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
     """Build a prepared data set; `dvc repro` calls this. Killed, it goes on where it was."""
     from fractal_model.data.datasets import prepare_dataset
+    from fractal_model.data.sources.registered import registered
     from fractal_model.parallel.ray_shards import build_shards
 
     settings = load_params(params)
@@ -108,6 +104,7 @@ def register_reference(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
+    from fractal_model.data.sources.registered import register_statistics, registered
     from fractal_model.metrics.adm_statistics import load_published
 
     data = load_params(params).paths.data

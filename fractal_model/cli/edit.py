@@ -37,8 +37,7 @@ def edit(
         typer.Option(help="Shrink the image to this fraction of the side, generate around it."),
     ] = None,
     fit: Annotated[
-        bool,
-        typer.Option("--fit", help="Cut image and mask to the middle square and scale them."),
+        bool, typer.Option("--fit", help="Cut image and mask to the middle square and scale them.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first variant.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Variants of each class.")] = 1,

@@ -39,8 +39,7 @@ def evaluate(
         typer.Option(help="Whose settings in params.yaml to take; by default the model's own."),
     ] = None,
     preview: Annotated[
-        bool,
-        typer.Option("--preview", help="Fewer samples; the metrics bear their count: fid_5k."),
+        bool, typer.Option("--preview", help="Fewer samples; the metrics bear their count: fid_5k.")
     ] = False,
     workers: Annotated[
         int | None,

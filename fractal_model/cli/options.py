@@ -52,7 +52,6 @@ JsonOption = Annotated[
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
-        "--batch-size",
-        help="At most so many images at a time; by default what fits the memory.",
+        "--batch-size", help="At most so many images at a time; by default what fits the memory."
     ),
 ]

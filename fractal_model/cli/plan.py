@@ -29,8 +29,7 @@ def plan(
         int | None, typer.Option(help="Images a step, over all GPUs. Default: the recipe's.")
     ] = None,
     images: Annotated[
-        int | None,
-        typer.Option(help="Training images. Default: those of the data set."),
+        int | None, typer.Option(help="Training images. Default: those of the data set.")
     ] = None,
     utilisation: Annotated[
         float | None,

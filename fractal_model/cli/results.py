@@ -24,8 +24,7 @@ def results(
     dataset: Annotated[str | None, typer.Option(help="Of one data set only.")] = None,
     format: Annotated[Format, typer.Option("--format", help="How it is written.")] = "table",
     output: Annotated[
-        Path | None,
-        typer.Option(parser=path, help="A file to write instead of the terminal."),
+        Path | None, typer.Option(parser=path, help="A file to write instead of the terminal.")
     ] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:

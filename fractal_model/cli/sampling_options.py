@@ -40,8 +40,7 @@ class SamplingOptions:
         ),
     ] = None
     guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance; 1 is none. Default: the size's."),
+        float | None, typer.Option(help="Classifier-free guidance; 1 is none. Default: the size's.")
     ] = None
     logit_scale: Annotated[
         float | None,

@@ -1,10 +1,15 @@
-"""The `preparation` section of params.yaml."""
+"""The `preparation` section of params.yaml, and the names that data sets may not take."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from fractal_model.common.strict import StrictModel
+
+DIGITS = "digits"
+"""The data set that lies in scikit-learn."""
+IMAGENET = "imagenet"
+"""The source whose classes and counts are known."""
 
 
 class PreparationConfig(StrictModel):

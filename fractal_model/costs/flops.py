@@ -62,10 +62,7 @@ def pass_products(
 
 
 def training_flops(
-    model: ModelConfig,
-    *,
-    activation_checkpointing: bool,
-    shares: tuple[float, ...] | None = None,
+    model: ModelConfig, *, activation_checkpointing: bool, shares: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
     """Forward and backward; by default expected over the masks that training draws."""
     products = pass_products(model, shares or training_shares(model))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
+from fractal_model.config.data import DIGITS
 from fractal_model.config.params import Params
 from fractal_model.data.digits import prepare_digits
 from fractal_model.data.manifest import Manifest
@@ -11,7 +12,6 @@ from fractal_model.data.preparation import prepare_source
 from fractal_model.data.shard_job import ShardJob
 from fractal_model.data.sources.registered import load_description, registered
 
-DIGITS = "digits"
 BuildShards = Callable[[list[ShardJob], int], None]
 """Builds shards with a number of processes (0: one a core), or over a cluster."""
 

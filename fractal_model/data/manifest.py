@@ -101,11 +101,7 @@ class Manifest(StrictModel):
 
 
 def split_record(
-    resolution: int,
-    classes: int,
-    digests: bytes,
-    labels: np.ndarray,
-    shards: Iterable[ShardRecord],
+    resolution: int, classes: int, digests: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
 ) -> SplitRecord:
     """The record of the images in these shards: all their `image_digest`s, and their labels, int64
     (N,), in order."""

@@ -58,11 +58,7 @@ class EvaluationInputs:
         return open_prepared(self.params.dataset_folder(self.dataset), name)
 
     def protocol(
-        self,
-        settings: EvaluationConfig,
-        *,
-        sampling: SamplingConfig | None,
-        preview: bool = False,
+        self, settings: EvaluationConfig, *, sampling: SamplingConfig | None, preview: bool = False
     ) -> Protocol:
         """Reads no images. FractalError: no data set, no reference or one of another data set or
         network, no Inception weights, no DINOv2 weights where they are named, or not the number of

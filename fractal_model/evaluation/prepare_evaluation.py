@@ -52,12 +52,7 @@ class PreparedEvaluation:
         split = self.inputs.split("validation")
         with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
             return held_out_likelihood(
-                self.model,
-                split,
-                self.source,
-                self.folder,
-                update,
-                **self._division_of_work(),
+                self.model, split, self.source, self.folder, update, **self._division_of_work()
             )
 
     def draw_samples(self) -> SeenSamples:
@@ -121,11 +116,7 @@ def prepare_evaluation(
         hardware=hardware(count),
     )
     return PreparedEvaluation(
-        inputs,
-        size.with_workers(count),
-        model,
-        record,
-        inputs.folder(size.name, protocol, model),
+        inputs, size.with_workers(count), model, record, inputs.folder(size.name, protocol, model)
     )
 
 

@@ -128,12 +128,7 @@ def _open(file: Path, what: str) -> Image.Image:
 
 
 def _sized(
-    picture: Image.Image,
-    file: Path,
-    what: str,
-    side: int,
-    fit: bool,
-    resampling: Image.Resampling,
+    picture: Image.Image, file: Path, what: str, side: int, fit: bool, resampling: Image.Resampling
 ) -> Image.Image:
     if fit:
         return ImageOps.fit(picture, (side, side), resampling)

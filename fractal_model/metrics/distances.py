@@ -54,12 +54,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def kernel_distance(
-    generated: Tensor,
-    real: Tensor,
-    *,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 0,
+    generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
     """The kernel inception distance (KID) of (N, D) features, with the cubic polynomial kernel.
 

@@ -7,7 +7,7 @@ Shapes: B images of side S; level i has Rᵢ patches an image, of Tᵢ sub-patch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -55,7 +55,7 @@ class ImageNoise:
     def to(self, device: torch.device) -> Self:
         orders = tuple(level if level is None else level.to(device) for level in self.orders)
         guides = tuple(level if level is None else level.to(device) for level in self.guides)
-        return ImageNoise(self.pixels.to(device), orders, guides)
+        return replace(self, pixels=self.pixels.to(device), orders=orders, guides=guides)
 
 
 def patches_per_image(config: ModelConfig, level: LevelConfig) -> int:

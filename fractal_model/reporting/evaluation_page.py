@@ -153,11 +153,7 @@ def _in_feature_space(
 
 
 def _neighbour_plates(
-    samples: SampleSet,
-    names: Sequence[str],
-    distances: Tensor,
-    numbers: Tensor,
-    real: RealImages,
+    samples: SampleSet, names: Sequence[str], distances: Tensor, numbers: Tensor, real: RealImages
 ) -> list[Plate]:
     """The samples that are nearest to a training image, each in a row before its neighbours."""
     plates = []

@@ -33,20 +33,11 @@ HEADINGS = {
     KID: "KID",
 }
 """Of columns that have a shorter or more usual name."""
-_LATEX = {
-    "†": r"\textdagger{}",
-    "±": r"$\pm$",
-    "_": r"\_",
-    "%": r"\%",
-    "&": r"\&",
-    "#": r"\#",
-    "$": r"\$",
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "{": r"\{",
-    "}": r"\}",
-}
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "_%&#${}"}
+    | {"†": r"\textdagger{}", "±": r"$\pm$", "\\": r"\textbackslash{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 
 
 @dataclass(frozen=True)
@@ -145,4 +136,4 @@ def _measured(value: float, error: float) -> str:
 
 
 def _latex(text: object) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in str(text))
+    return str(text).translate(_LATEX)

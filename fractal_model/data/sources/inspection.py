@@ -12,13 +12,13 @@ from pydantic import Field
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.data import IMAGENET
 from fractal_model.data.sources import imagenet
 from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
 from fractal_model.data.sources.folders import has_class_folders, list_folder, list_imagenet_tree
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
 
-IMAGENET = "imagenet"
 _NAMED = 3  # of a long list
 
 Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "folder"]

@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.data import IMAGENET
 from fractal_model.data.manifest import MANIFEST_NAME
-from fractal_model.data.sources.inspection import IMAGENET, Source, inspect
+from fractal_model.data.sources.inspection import Source, inspect
 from fractal_model.data.sources.listing import Listing, Progress, printable
 
 IMAGENET_RESOLUTIONS = (64, 256)
