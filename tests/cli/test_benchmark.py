@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cache
 
 import pytest
 import torch
@@ -20,6 +21,14 @@ from tests.support.params import SHIPPED
 
 LAYERS = ["--levels", "4,2,1", "--widths", "16,16,16", "--blocks", "1,2,1", "--heads", "2,2,2"]
 TINY = [*LAYERS, "--batch", "2", "--repeats", "1", "--no-compile"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_ceiling():
+    """The machine's ceiling is measured once for all these tests: it takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ceiling_gflops", cache(module.ceiling_gflops))
+        yield
 
 
 def run(*arguments: str) -> dict:

@@ -116,7 +116,7 @@ def test_every_change_gets_what_the_script_of_ci_runs():
     assert steps("ci")[-1]["run"] == "bash .ci/run"
     script = (REPOSITORY / ".ci" / "run").read_text()
     targets = re.findall(r"^make (.+)$", script, re.MULTILINE)
-    assert targets == ["lint", "types", "test", "test-pages"]
+    assert targets == ["lint", "types", "coverage", "test-pages"]
     makefile = (REPOSITORY / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
