@@ -202,8 +202,10 @@ def main() -> None:
     def command(params: ParamsOption = DEFAULT_FILE) -> None:
         """Make Prefect's deployments from the settings; remove those of sizes that are gone."""
         made, removed = deploy(params)
-        for line in (*(DEPLOYED + name for name in made), *(f"removed {name}" for name in removed)):
-            say(line)
+        for name in made:
+            say(f"{DEPLOYED}{name}")
+        for name in removed:
+            say(f"removed {name}")
 
     run_command(command)
 

@@ -12,6 +12,7 @@ at the same paths.
 import contextlib
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,9 +34,10 @@ from fractal_model.training.ray_jobs.server import JobsServer
 
 STAGES = ("prepare", "reference", "report")
 """The commands `fractal data …` that the job runs."""
-prepare_images = task(name="images", cache_policy=NO_CACHE)(prepare_dataset)
-extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extract_reference)
-write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
+stage = partial(task, cache_policy=NO_CACHE, persist_result=False)  # results are files already
+prepare_images = stage(name="images")(prepare_dataset)
+extract_features = stage(name="reference-features")(extract_reference)
+write_report = stage(name="report")(report_dataset)
 
 
 @flow(name="prepare-data")
@@ -74,7 +76,9 @@ def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
             with contextlib.suppress(FractalError):  # what ended this call has to be told
                 server.stop(name)
         raise
-    whole = server.log(name)
+    whole = ""
+    with contextlib.suppress(FractalError):  # the log went with its machine; the state is known
+        whole = server.log(name)
     log.complete(whole)
     if status != "SUCCEEDED":
         lines = whole.strip().splitlines() or ["it said nothing"]

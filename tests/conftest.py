@@ -15,8 +15,10 @@ for _name in [n for n in os.environ if n.startswith("MLFLOW_")]:
     del os.environ[_name]
 for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # about as many processes as cores
     torch.set_num_threads(1)
+# Ray makes its workers nicer than the tests that wait for them.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -33,8 +33,9 @@ COMMANDS = {
     "export": "Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects "
     "it.",
 }
-"""Summaries. A command is the function of its name, or the Typer `app`, of the module of its name;
-Python keeps `import` for itself."""
+"""Summaries. A command is the function of its name in the module of its name, a group of commands
+the Typer `app` there; Python keeps `import` for itself."""
+GROUPS = {"data", "models", "services"}
 ELSEWHERE = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
 
 
@@ -59,7 +60,7 @@ def load_command(name: str) -> Any:
     """Import a command's module; returns the command as Typer runs it."""
     place, _, function = ELSEWHERE.get(name, f"{name}:{name}").partition(":")
     module = import_module(f"fractal_model.cli.{place}")
-    target = module.app if hasattr(module, "app") else getattr(module, function)
+    target = getattr(module, "app" if function in GROUPS else function)
     if not isinstance(target, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(name)(target)

@@ -143,14 +143,18 @@ def changed_sampling(
     base: SamplingConfig,
     model: ModelConfig,
     *,
+    guidance: float | None = None,
+    logit_scale: float | None = None,
     iterations: str | None = None,
     order: str | None = None,
-    **factors: float | None,
 ) -> SamplingConfig:
-    """`base` with the options that are not None in its values' place; `factors` are guidance and
-    logit_scale. FractalError: a value is not allowed or does not fit the model."""
+    """`base` with the options that are not None in its values' place.
+
+    FractalError: a value is not allowed or does not fit the model.
+    """
     from fractal_model.sampling.orders import require_order
 
+    factors = {"guidance": guidance, "logit_scale": logit_scale}
     changes: dict[str, object] = {k: value for k, value in factors.items() if value is not None}
     if iterations is not None:
         changes["iterations"] = numbers(iterations, "iterations", len(model.levels))

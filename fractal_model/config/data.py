@@ -6,10 +6,8 @@ from pydantic import Field
 
 from fractal_model.common.strict import StrictModel
 
-DIGITS = "digits"
-"""The data set that lies in scikit-learn."""
-IMAGENET = "imagenet"
-"""The source whose classes and counts are known."""
+DIGITS, IMAGENET = "digits", "imagenet"
+"""The data set that lies in scikit-learn, and the source whose classes and counts are known."""
 
 
 class PreparationConfig(StrictModel):

@@ -228,13 +228,17 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
     counts = [_elements(part.parameters()) for part in (*network.levels, network.pixel)]
     linear = (part for part in network.modules() if isinstance(part, torch.nn.Linear))
     names = (f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels)
+    # A size of a person's own may have a published one's name.
+    published = published_costs.LEVEL_GFLOPS.get(size.name, ())
+    if len(published) != len(counts):
+        published = (None,) * len(counts)
     columns: dict[str, Sequence[object]] = {
         "name": (*names, "pixel network"),
         "parameters": counts,
         "rows": rows_per_image(model, training_shares(model)),
         "forward_flops": [products.forward for products in pass_products(model)],
         "paper_flops": published_costs.paper_flops(model),
-        "published_gflops": published_costs.LEVEL_GFLOPS.get(size.name, (None,) * len(counts)),
+        "published_gflops": published,
         "training_flops": training_flops(model, activation_checkpointing=False),
         "training_flops_checkpointed": training_flops(model, activation_checkpointing=True),
         "sampling_flops": sampling_flops(model, size.sampling),

@@ -116,14 +116,14 @@ def activations(
 ) -> Activations:
     """Of `images` images; by default expected over the masks that training draws."""
     # Bytes of an element of what autocast narrows.
-    width = BFLOAT16 if precision == "bfloat16" else FLOAT32
+    itemsize = BFLOAT16 if precision == "bfloat16" else FLOAT32
     rows = [images * r for r in rows_per_image(model, shares or training_shares(model))]
     parts, handed_on = [], 1  # the root repeats one condition without copying it
     for i, (level, count, below) in enumerate(zip(model.levels, rows, rows[1:], strict=False)):
         given = _handed_on(model, i)
-        parts += _level(level, count, below, handed_on, given, width)
+        parts += _level(level, count, below, handed_on, given, itemsize)
         handed_on = given
-    parts.append(_pixel_network(model.pixel, rows[-1], handed_on, width))
+    parts.append(_pixel_network(model.pixel, rows[-1], handed_on, itemsize))
     if not activation_checkpointing:
         return Activations(kept=sum(p.blocks * p.block + p.rest for p in parts), recomputed=0.0)
     return Activations(
@@ -140,63 +140,63 @@ def _handed_on(model: ModelConfig, level: int) -> int:
 
 
 def _level(
-    level: LevelConfig, rows: float, below: float, handed_on: int, given: int, width: int
+    level: LevelConfig, rows: float, below: float, handed_on: int, given: int, itemsize: int
 ) -> list[Kept]:
     """The level's transformer, and its guide network if it has one; each row reads one of
     `handed_on` conditions and gives `given` to each of the `below` rows."""
     parts, ar = [], level.generator == "ar"
     elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
     if ar:
-        rest = rows * _condition(level, handed_on, width)
+        rest = rows * _condition(level, handed_on, itemsize)
     else:
-        conditions = level.conditions * level.condition_width * width
+        conditions = level.conditions * level.condition_width * itemsize
         rest = rows * (conditions + level.tokens) + below * (INT64 + given * (INT64 + 1))
     if level.guiding_pixel:
-        rest += rows * 3 * width
-        parts = [_pixel_network(guide_network(level), rows, handed_on, width)]
-    rest += rows * elements * width
-    return [_transformer(Transformer.of(level), rows, positions(level), rest, width), *parts]
+        rest += rows * 3 * itemsize
+        parts = [_pixel_network(guide_network(level), rows, handed_on, itemsize)]
+    rest += rows * elements * itemsize
+    return [_transformer(Transformer.of(level), rows, positions(level), rest, itemsize), *parts]
 
 
-def _pixel_network(pixel: PixelConfig, rows: float, handed_on: int, width: int) -> Kept:
+def _pixel_network(pixel: PixelConfig, rows: float, handed_on: int, itemsize: int) -> Kept:
     """Ends in the output of the last norm and the logarithms of the probabilities, float32."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
-    rest = rows * (_condition(pixel, handed_on, width) + output + values) + _logits(rows)
-    return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, width)
+    rest = rows * (_condition(pixel, handed_on, itemsize) + output + values) + _logits(rows)
+    return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, itemsize)
 
 
-def _transformer(stack: Transformer, rows: float, length: int, rest: float, width: int) -> Kept:
+def _transformer(stack: Transformer, rows: float, length: int, rest: float, itemsize: int) -> Kept:
     """Blocks, and the norms before and after them with their float32 inputs."""
     count = rows * length
     stream = FLOAT32 * stack.width
     norms = 2 * (stream + 2 * FLOAT32)
     return Kept(
-        block=count * _block(stack, width),
+        block=count * _block(stack, itemsize),
         block_input=count * stream,
         blocks=stack.blocks,
         rest=rest + count * norms,
     )
 
 
-def _block(stack: Transformer, width: int) -> float:
+def _block(stack: Transformer, itemsize: int) -> float:
     """Bytes a position: two norms with their inputs, attention, feed-forward network."""
     if stack.gated:
         norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
         # Rotated queries and keys beside the projection's output; under autocast each of the two
         # gate products casts its own input.
-        narrow = (1 + 5 + 1 + 1 + (width == BFLOAT16)) * stack.width + 4 * stack.hidden
+        narrow = (1 + 5 + 1 + 1 + (itemsize == BFLOAT16)) * stack.width + 4 * stack.hidden
         masks = 2 * stack.width
     else:
         norms = 2 * (FLOAT32 * stack.width + 2 * FLOAT32)
         narrow = (1 + 3 + 1 + 1) * stack.width + 2 * stack.hidden
         masks = 2 * stack.width + stack.hidden
-    return norms + narrow * width + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
+    return norms + narrow * itemsize + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
 
 
-def _condition(part: LevelConfig | PixelConfig, handed_on: int, width: int) -> float:
+def _condition(part: LevelConfig | PixelConfig, handed_on: int, itemsize: int) -> float:
     """Bytes a row of the one condition read: in float32 a view, which keeps all it is a view of."""
-    return (handed_on if width == FLOAT32 else 1) * part.condition_width * width
+    return (handed_on if itemsize == FLOAT32 else 1) * part.condition_width * itemsize
 
 
 def _logits(rows: float) -> float:

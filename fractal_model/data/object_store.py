@@ -36,7 +36,7 @@ class LocalStore:
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:
-        """The file's path on this machine, fetched first where it is remote.
+        """The file's path on this machine.
 
         Raises FileNotFoundError, OSError, ValueError when it has not `size` bytes, and
         FractalError when it cannot be fetched.

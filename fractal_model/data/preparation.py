@@ -87,7 +87,7 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
         "pillow": PIL.__version__,
         "jpeg": features.version("jpg"),
         "webp": features.version("webp"),
-        "recorded": list(ShardDone.model_fields),
+        "recorded": ["record", "quarantined", *RawCounts.model_fields],
     }
     text = json.dumps(plan, indent=2)
     file = partial / _PLAN_FILE

@@ -169,7 +169,6 @@ class _Array:
             self._archive = zipfile.ZipFile(file)
             with self._archive.open(f"{LABELS}.npy") as stream:
                 labels = np.lib.format.read_array(stream, allow_pickle=False)
-            self.labels = _as_labels(labels, file, LABELS)
             self._stream = self._archive.open(f"{ARRAY}.npy")
             shape, order, dtype = _array_header(self._stream)
             self._start = self._stream.tell()
@@ -178,6 +177,7 @@ class _Array:
                 f"{file} holds no samples ({one_line(error)}): give an .npz of {ARRAY}, uint8 "
                 f"(N, H, W, 3), and {LABELS}, the N classes"
             ) from error
+        self.labels = _as_labels(labels, file, LABELS)
         wanted = (len(self.labels), *shape[1:2] * 2, 3)
         if dtype != np.uint8 or order or shape != wanted:
             raise FractalError(

@@ -81,7 +81,7 @@ class SeenSamples:
     """Of one worker, for sampling alone; None for images that came as files."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Drawn:
     """`SampleSet` of images in kept parts."""
 

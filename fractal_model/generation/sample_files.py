@@ -7,6 +7,7 @@ in any order.
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,22 +24,25 @@ GRID_COLUMNS = 32
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
 SOURCE_FILE = "request.json"
-"""Of a folder: how its images were sampled, see `metrics.protocol.SampleRequest`."""
+"""Of a folder: how its images were sampled, see `evaluation.protocol.SampleRequest`."""
 LABELS_FILE = "labels.npy"
 """Of a folder: (N,) int64, the class of each image, −1 for none."""
 
 
-class SampleWriter:
+class SampleWriter(ABC):
+    """Takes images in any order and makes files of them."""
+
     wanted: Sequence[int]
     """Numbers of the images that are to be made."""
 
+    @abstractmethod
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         """(n, 3, S, S) uint8 images of these numbers."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """Complete what was added."""
 
-    def discard(self) -> None:
+    def discard(self) -> None:  # noqa: B027
         """Remove what is incomplete, after a failure."""
 
 

@@ -13,7 +13,7 @@ import pickle
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
@@ -35,13 +35,14 @@ NO_CLASSIFIER = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InceptionFeatures:
     """Images to pool_3 features. Made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
     """To be raised when equal images and weights give other features: references are made anew."""
     _network: FeatureExtractorInceptionV3
+    _: KW_ONLY
     weights_source: str
     """Which file, of which package."""
     weights_checksum: str

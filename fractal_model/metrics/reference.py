@@ -169,8 +169,8 @@ class _Extraction:
         self._kept: list[Tensor] = []
         if _is_made_from(file, made_from):
             with np.load(file, allow_pickle=False) as content:
-                sums = (content[name] for name in ("shift", "sum", "products"))
-                self.running = RunningStatistics(int(content["count"]), *sums)
+                sums = {name: content[name] for name in ("shift", "sum", "products")}
+                self.running = RunningStatistics(int(content["count"]), **sums)
                 self._kept = [torch.from_numpy(content["features"])]
 
     def add(self, features: Tensor, sample: int) -> None:

@@ -37,7 +37,7 @@ class FeatureStatistics:
         return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningStatistics:
     """`FeatureStatistics` of features that pass by in batches, however many.
 

@@ -1,4 +1,4 @@
-"""The masking schedule of MAR levels and the guidance schedule: pure functions of progress."""
+"""The masking schedule of MAR levels and the guidance schedule, as pure functions."""
 
 import math
 from functools import lru_cache

@@ -13,12 +13,14 @@ import difflib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -150,20 +152,36 @@ class TestsOfLines:
         return chosen
 
 
+def run_tests(tests: list[str], project: Path, seconds: float) -> int | None:
+    """pytest's exit status for these tests in a copy of the project; None where it took longer."""
+    environment = os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    process = subprocess.Popen(
+        command,
+        cwd=project,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def is_noticed(mutant: Mutant, tests: list[str], project: Path) -> bool:
-    """Run the tests on a copy of the project that has the change."""
+    """Run the tests on a copy of the project that has the change: does one of them fail, or the
+    import, or do they take far too long?"""
     file = project / mutant.path
     before, after = mutant.code()
     file.write_text(after)
-    environment = os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     try:
-        ended = subprocess.run(
-            command, cwd=project, env=environment, capture_output=True, timeout=5 * MOST_SECONDS
-        )
-        return ended.returncode != 0
-    except subprocess.TimeoutExpired:
-        return True
+        return run_tests(tests, project, 5 * MOST_SECONDS) != pytest.ExitCode.OK
     finally:
         file.write_text(before)
 
@@ -186,14 +204,18 @@ def main(
             copies.put(project)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
-        files = subprocess.check_output(["git", "ls-files", "-z"], text=True).split("\0")[:-1]
+        listed = ["git", "ls-files", "-z"]
+        names = subprocess.check_output(listed, text=True).split("\0")
         for number in range(processes):
-            for name in files:
+            for name in filter(os.path.isfile, names):
                 copy = Path(folder, str(number), name)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(name, copy)
             copies.put(Path(folder, str(number)))
         drawn = draw(count, seed)
+        every = sorted({test for mutant in drawn for test in lines.of(mutant)})
+        if run_tests(every, Path(folder, "0"), 3600) != pytest.ExitCode.OK:
+            raise RuntimeError("a test fails in a copy of the project, without any change")
         survivors = []
         for mutant, noticed in zip(drawn, pool.map(notice, drawn), strict=True):
             if not noticed:

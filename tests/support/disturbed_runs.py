@@ -52,13 +52,18 @@ class Run:
 
     def train(self, **options: object) -> dict:
         """To the end; returns the weights."""
-        run_training(self.job, on_report=self.reports.append, **options)
+        checkpoint = run_training(self.job, on_report=self.reports.append, **options)
+        assert Path(checkpoint.path) == self.newest
         return self.weights()
+
+    @property
+    def newest(self) -> Path:
+        """The last of its checkpoints."""
+        return max(path for path in self.folder.glob("checkpoint_*") if path.is_dir())
 
     def weights(self) -> dict:
         """Of the newest checkpoint."""
-        newest = max(path for path in self.folder.glob("checkpoint_*") if path.is_dir())
-        return load_file(newest / "model.safetensors")
+        return load_file(self.newest / "model.safetensors")
 
     def when(self, reached: int, action: Callable[[], None]) -> threading.Thread:
         """Does it once the run has reported this position."""
