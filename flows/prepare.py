@@ -12,7 +12,6 @@ at the same paths.
 import contextlib
 import os
 import shlex
-from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,10 +33,9 @@ from fractal_model.training.ray_jobs.server import JobsServer
 
 STAGES = ("prepare", "reference", "report")
 """The commands `fractal data …` that the job runs."""
-stage = partial(task, cache_policy=NO_CACHE, persist_result=False)  # results are files already
-prepare_images = stage(name="images")(prepare_dataset)
-extract_features = stage(name="reference-features")(extract_reference)
-write_report = stage(name="report")(report_dataset)
+prepare_images = task(name="images", cache_policy=NO_CACHE)(prepare_dataset)
+extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extract_reference)
+write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
 
 
 @flow(name="prepare-data")

@@ -229,7 +229,7 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
     linear = (part for part in network.modules() if isinstance(part, torch.nn.Linear))
     names = (f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels)
     # A size of a person's own may have a published one's name.
-    published = published_costs.LEVEL_GFLOPS.get(size.name, ())
+    published: Sequence[float | None] = published_costs.LEVEL_GFLOPS.get(size.name, ())
     if len(published) != len(counts):
         published = (None,) * len(counts)
     columns: dict[str, Sequence[object]] = {
