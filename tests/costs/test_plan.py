@@ -41,6 +41,13 @@ def test_parameters_are_the_published_numbers(size):
     assert levels + found.embedding_parameters == found.parameters
 
 
+def test_other_levels_under_a_published_name_have_no_published_figures():
+    other = PARAMS.size("mar-64-two-level").model_copy(update={"name": "mar-l"})
+    splits = dataset_splits(PARAMS, other.training.dataset)
+    found = plan(other, gpu=gpu_named("h100"), gpus=32, splits=splits)
+    assert [part.published_gflops for part in found.parts] == [None] * 2
+
+
 def test_the_published_run_takes_its_published_time():
     found = plan_for("mar-l")
     assert found.training_days == pytest.approx(7.6, rel=0.005)
