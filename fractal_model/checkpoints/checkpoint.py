@@ -114,6 +114,7 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
+    # An upload to an object store takes the marker away and writes it last: `ray_train/upload.py`.
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
     _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 

@@ -8,6 +8,8 @@ from fractal_model.common.strict import StrictModel
 
 DIGITS, IMAGENET = "digits", "imagenet"
 """The data set that lies in scikit-learn, and the source whose classes and counts are known."""
+IMAGENET_SIDES = {"imagenet64": 64, "imagenet256": 256}
+"""The data sets that the paper measures, with the side of their images."""
 
 
 class PreparationConfig(StrictModel):

@@ -13,6 +13,7 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.config.params import Params, Size
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
@@ -32,7 +33,6 @@ from fractal_model.model.fractal import FractalModel
 SAMPLES = 50_000
 """Of the published evaluation."""
 _IMAGENET = {"train": 1_281_167, "validation": 50_000}
-_IMAGENET_DATASETS = ("imagenet64", "imagenet256")
 RAW_ARCHIVES_BYTES = 144.1e9
 """ImageNet's two official archives, train 137.8 GB and validation 6.3 GB."""
 DAY, HOUR = 86_400, 3_600
@@ -194,7 +194,7 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
         settings = params.datasets.digits
         digits = digits_splits(validation_images=settings.validation_images, seed=settings.seed)
         return {name: len(images) for name, images in digits.items()}
-    if dataset not in _IMAGENET_DATASETS:
+    if dataset not in IMAGENET_SIDES:
         raise FractalError(
             f"the number of images of the data set {dataset!r} is unknown: it is not prepared in "
             f"{params.paths.data}; prepare it, or say how many there are",
@@ -260,7 +260,7 @@ def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:
     checkpoint = (FLOAT32 + averages + ADAMW_BYTES) * parameters
     return Disk(
         data_at_most=sum(splits.values()) * 3 * size.model.image_size**2,
-        raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset in _IMAGENET_DATASETS else 0,
+        raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset in IMAGENET_SIDES else 0,
         checkpoint=checkpoint,
         checkpoints_kept=size.training.keep_checkpoints * checkpoint,
     )

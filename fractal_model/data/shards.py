@@ -118,8 +118,8 @@ def complete_split(
     Writes the two files that `datasets.load_from_disk` wants beside the shards.
     """
     records, digests, labels = zip(*shards, strict=True)
-    content = np.concatenate(digests).tobytes(), np.concatenate(labels)
-    split = split_record(resolution, len(class_names), *content, records)
+    sums, classes = np.concatenate(digests).tobytes(), np.concatenate(labels)
+    split = split_record(resolution, len(class_names), sums, classes, records)
     datasets.DatasetInfo(features=split_features(class_names)).write_to_directory(str(folder))
     state: dict[str, object] = {
         "_data_files": [{"filename": Path(record.file).name} for record in records],

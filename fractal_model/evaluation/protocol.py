@@ -17,6 +17,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.hardware import Hardware
 from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest, Sha256
@@ -25,8 +26,6 @@ from fractal_model.metrics.reference import Reference
 
 PUBLISHED_SAMPLES = 50_000
 """Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
-PUBLISHED_DATASETS = {"imagenet64": 64, "imagenet256": 256}
-"""That numbers are published of, with their resolutions."""
 PROTOCOL_VERSION = 1
 RECORD_FILE = "protocol.json"
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
@@ -170,7 +169,7 @@ def make_protocol(
     reference.require(dataset_checksum=manifest.checksum, weights_checksum=inception_checksum)
     classes = len(manifest.class_names)
     configured = settings.samples_per_class * classes
-    published = manifest.dataset in PUBLISHED_DATASETS or reference.source.startswith("ADM")
+    published = manifest.dataset in IMAGENET_SIDES or reference.source.startswith("ADM")
     full = PUBLISHED_SAMPLES if published else configured
     if not preview and configured != full:
         raise FractalError(

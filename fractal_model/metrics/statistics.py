@@ -31,7 +31,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_features(cls, features: Tensor) -> Self:
-        """Of features (N, D). Raises FractalError for fewer than 2 images or non-finite values."""
+        """Of generated images, (N, D). FractalError: fewer than 2 images, or not finite."""
         features = checked_features(features, "features", at_least=2)
         found = fid_features_to_statistics(features)
         return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
@@ -39,7 +39,7 @@ class FeatureStatistics:
 
 @dataclass(eq=False)
 class RunningStatistics:
-    """`FeatureStatistics` of features that pass by in batches, however many.
+    """`FeatureStatistics` of features that pass by in batches, however many: of real images.
 
     Sums are of differences from the first batch's mean, in float64: nothing cancels.
     """

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from fractal_model.common.errors import FractalError
-from fractal_model.evaluation.protocol import PUBLISHED_DATASETS, PUBLISHED_SAMPLES, Protocol
+from fractal_model.config.data import IMAGENET_SIDES
+from fractal_model.evaluation.protocol import PUBLISHED_SAMPLES, Protocol
 from fractal_model.metrics.names import (
     CONDITIONAL_NLL,
     FD_DINOV2,
@@ -91,7 +92,7 @@ def why_unlike(protocol: Protocol | None, dataset: str, standard: Protocol | Non
     there is one."""
     if protocol is None:
         return "no record of its protocol is kept"
-    resolution = PUBLISHED_DATASETS.get(dataset)
+    resolution = IMAGENET_SIDES.get(dataset)
     if resolution and (why := _why_unlike_published(protocol, resolution)):
         return why
     if protocol.preview:

@@ -188,8 +188,8 @@ def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float
     for number in range(1, times):
         os.link(file, file.with_name(shard_name(number)))
         shards.append(record.model_copy(update={"file": f"train/{shard_name(number)}"}))
-    content = shard.digests.tobytes() * times, np.tile(shard.labels, times)
-    splits = {"train": split_record(256, len(manifest.class_names), *content, shards)}
+    digests, labels = shard.digests.tobytes() * times, np.tile(shard.labels, times)
+    splits = {"train": split_record(256, len(manifest.class_names), digests, labels, shards)}
     write_manifest(big, manifest.model_copy(update={"splits": splits}))
     command = [sys.executable, "-c", READER, str(big), str(reads)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -52,7 +52,6 @@ TESTS = (
     "tests/data/test_order.py",
     "tests/training/test_trainer.py",
 )
-QUICK = "not (slow or faults or services or scale or pages)"
 MOST_SECONDS = 60.0
 """Of tests for one mutant: the shortest ones come first."""
 
@@ -132,7 +131,7 @@ class TestsOfLines:
     def record(self) -> None:
         """Run the tests once. RuntimeError: one of them fails without any change."""
         with self.recorder.collect():
-            if pytest.main(["-q", "-m", QUICK, *TESTS], plugins=[self]):
+            if pytest.main(["-q", "-m", "not slow", *TESTS], plugins=[self]):
                 raise RuntimeError("a test fails before anything is changed: mend it first")
         data = self.recorder.get_data()
         for path in data.measured_files():

@@ -20,12 +20,11 @@ from pydantic import Field, ValidationError
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
-from fractal_model.config.data import IMAGENET
+from fractal_model.config.data import IMAGENET, IMAGENET_SIDES
 from fractal_model.data.manifest import MANIFEST_NAME
 from fractal_model.data.sources.inspection import Source, inspect
 from fractal_model.data.sources.listing import Listing, Progress, printable
 
-IMAGENET_RESOLUTIONS = (64, 256)
 REGISTERED_FILE = "registered.yaml"
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _RESERVED_ENDINGS = ("-report", "-reference", "-quarantined")
@@ -205,7 +204,7 @@ def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
         raise FractalError(
             f"say at which resolution to build {name!r}, 64 for example", setting="resolution"
         )
-    resolutions = resolutions or IMAGENET_RESOLUTIONS
+    resolutions = resolutions or tuple(IMAGENET_SIDES.values())
     for resolution in resolutions:
         if not 2 <= resolution <= 4096:
             raise FractalError(f"a resolution of {resolution}, expected 2 to 4096 pixels")
