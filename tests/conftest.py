@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # about as many processes as cores
+    # Before torch is imported, and for all that tests start: threads of several processes wait for
+    # each other, at worst forty times as long as one of them works.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from xdist.remote import Producer
@@ -15,8 +20,6 @@ for _name in [n for n in os.environ if n.startswith("MLFLOW_")]:
     del os.environ[_name]
 for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
-if "PYTEST_XDIST_WORKER" in os.environ:  # about as many processes as cores
-    torch.set_num_threads(1)
 # Ray makes its workers nicer than the tests that wait for them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
