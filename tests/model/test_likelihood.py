@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from fractal_model.model import likelihood as module
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
 from fractal_model.model.losses import nats_by_part, training_loss
@@ -189,6 +190,20 @@ def test_monte_carlo_error_is_not_below_the_spread_over_mask_seeds():
 def test_monte_carlo_error_where_there_is_none():
     assert Likelihood(torch.ones(3, 1), exact=True).monte_carlo_error == 0
     assert math.isnan(Likelihood(torch.ones(3, 1), exact=False).monte_carlo_error)
+
+
+def test_monte_carlo_error_is_of_passes_that_follow_each_other():
+    """Squared differences 1 + 4 and 0 of two images' three passes, over 2 · 3 · 2."""
+    bits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 3.0]], dtype=torch.float64)
+    found = Likelihood(bits, exact=False).monte_carlo_error
+    assert found == pytest.approx(math.sqrt(5 / 12) / 2)
+
+
+def test_what_is_known_of_sub_patches_lies_row_major_in_the_image():
+    """Four patches of four sub-patches each, in a picture of 4 × 4 numbers."""
+    image = torch.arange(16)
+    by_patch = image.view(2, 2, 2, 2).transpose(1, 2).reshape(1, 1, 4, 4)
+    assert module._on_sub_patches(by_patch, 2).flatten().equal(image)
 
 
 def test_mask_seeds_of_different_seeds_share_none():
