@@ -33,7 +33,7 @@ from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
-from fractal_model.common.console import console
+from fractal_model.common.console import progress_bar, say
 
 SUBJECTS = (
     "fractal_model/model",
@@ -119,7 +119,9 @@ class TestsOfLines:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.recorder = coverage.Coverage(data_file=None, source=["fractal_model"])
+        self.recorder = coverage.Coverage(
+            data_file=None, source=["fractal_model"], config_file=False
+        )
         self.reached: dict[str, dict[int, list[str]]] = {}
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -217,12 +219,14 @@ def main(
         if run_tests(every, Path(folder, "0"), 3600) != pytest.ExitCode.OK:
             raise RuntimeError("a test fails in a copy of the project, without any change")
         survivors = []
-        for mutant, noticed in zip(drawn, pool.map(notice, drawn), strict=True):
-            if not noticed:
-                survivors.append(mutant)
-                console.print(f"survives {mutant}", markup=False, soft_wrap=True)
+        with progress_bar("changes tried", count) as update:
+            for tried, noticed in enumerate(pool.map(notice, drawn), start=1):
+                if not noticed:
+                    survivors.append(drawn[tried - 1])
+                    say(f"survives {drawn[tried - 1]}")
+                update(tried)
     share = 1 - len(survivors) / count
-    console.print(f"{count - len(survivors)} of {count} changes noticed: {share:.1%}")
+    say(f"{count - len(survivors)} of {count} changes noticed: {share:.1%}")
 
 
 if __name__ == "__main__":
