@@ -44,6 +44,8 @@ def test_inverse_transform_at_the_edges():
     assert inverse_transform(logits, torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, 255]
     logits = torch.zeros(1, 256)
     assert inverse_transform(logits, torch.tensor([0.5 + 1e-3])).tolist() == [128]
+    # Rounded up to 1, a number still gives a value.
+    assert inverse_transform(logits, torch.tensor([1.0])).tolist() == [255]
 
 
 def test_inverse_transform_frequencies():
