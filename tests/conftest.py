@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # about as many processes as cores
@@ -22,6 +23,8 @@ for _name in ("RAY_ADDRESS", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(_name, None)
 # Ray makes its workers nicer than the tests that wait for them.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+# A shell's background job ignores Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():  # before Triton is imported: its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
 
