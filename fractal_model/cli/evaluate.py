@@ -64,8 +64,8 @@ def evaluate(
             results, record = _evaluate_samples(Path(source), settings, dataset, size, preview)
     if as_json:
         protocol = record.model_dump(mode="json")
-        found = {"metrics": results.values, "absent": results.absent, "protocol": protocol}
-        print(json.dumps(found, indent=1, allow_nan=False))
+        content = {"metrics": results.values, "absent": results.absent, "protocol": protocol}
+        print(json.dumps(content, indent=1, allow_nan=False))
         return
     title = f"{record.model} on {dataset}, {record.protocol.samples:,} samples"
     print_results(title, results.values, results.absent)

@@ -205,8 +205,8 @@ def verify_prepared(
         side, sums = manifest.resolution, bytes(digests)
         actual = split_record(side, classes, sums, labels, expected.shards)
         if actual != expected:
-            found = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
-            raise _damaged(split.store, name, found)
+            differs = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
+            raise _damaged(split.store, name, differs)
     return manifest
 
 

@@ -24,7 +24,7 @@ GRID_COLUMNS = 32
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
 SOURCE_FILE = "request.json"
-"""Of a folder: how its images were sampled, see `evaluation.protocol.SampleRequest`."""
+"""The file that says how a folder's images were sampled: `evaluation.protocol.SampleRequest`."""
 LABELS_FILE = "labels.npy"
 """Of a folder: (N,) int64, the class of each image, −1 for none."""
 

@@ -49,8 +49,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
             "again from finite features"
         )
     _same_width(*(one["mu"].shape[0] for one in stats))
-    found = metric_fid.fid_statistics_to_metric(*stats, verbose=False)
-    return float(found[metric_fid.KEY_METRIC_FID])
+    metrics = metric_fid.fid_statistics_to_metric(*stats, verbose=False)
+    return float(metrics[metric_fid.KEY_METRIC_FID])
 
 
 def kernel_distance(

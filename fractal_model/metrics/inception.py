@@ -46,7 +46,7 @@ class InceptionFeatures:
     weights_source: str
     """Which file, of which package."""
     weights_checksum: str
-    """Of the weights file: 'sha1:…' or 'sha256:…'."""
+    """The weights file's checksum: 'sha1:…' or 'sha256:…'."""
     has_classifier: bool
 
     @property

@@ -31,7 +31,7 @@ class FeatureStatistics:
 
     @classmethod
     def from_features(cls, features: Tensor) -> Self:
-        """Of generated images, (N, D). FractalError: fewer than 2 images, or not finite."""
+        """The statistics of features (N, D). FractalError: N is below 2, or not all are finite."""
         features = checked_features(features, "features", at_least=2)
         found = fid_features_to_statistics(features)
         return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))

@@ -53,7 +53,7 @@ TESTS = (
     "tests/training/test_trainer.py",
 )
 MOST_SECONDS = 40.0
-"""Of tests for one mutant: the shortest ones come first."""
+"""The time that the tests of one mutant may take together; the shortest tests come first."""
 
 Place = tuple[int, int]
 """Line and column."""

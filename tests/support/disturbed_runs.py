@@ -62,7 +62,7 @@ class Run:
         return max(path for path in self.folder.glob("checkpoint_*") if path.is_dir())
 
     def weights(self) -> dict:
-        """Of the newest checkpoint."""
+        """The weights of the newest checkpoint."""
         return load_file(self.newest / "model.safetensors")
 
     def when(self, reached: int, action: Callable[[], None]) -> threading.Thread:
