@@ -199,7 +199,9 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="where Linux tells the peak")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc"
+)
 def test_the_largest_images_fit_in_memory(tmp_path):
     """Of 88 million pixels, the limit: kinds whose decoders hold the most beside the image."""
     folder, size = tmp_path / "raw", (9_400, 9_400)
