@@ -53,6 +53,8 @@ def sample(
     checksum = weights_checksum(network)
     weights = "ema" if options.model.endswith(AVERAGED) else "model"
     source = ImageSource(weights=weights, sampling=sampling, seed=seed)
+    total = len(labels)
+    largest = LARGEST_PART if batch_size is None else batch_size
     writer = open_writer(
         out,
         labels,
@@ -61,11 +63,9 @@ def sample(
         request=fingerprint(network.config, sampling, checksum, str((seed, asked, n))),
         source=SampleRequest(images=source, model_checksum=checksum).model_dump_json(indent=1),
     )
-    wanted, total = writer.wanted, len(labels)
-    largest = LARGEST_PART if batch_size is None else batch_size
-    started, kept = time.monotonic(), total - len(writer.wanted)
-    done = kept
     try:
+        wanted, started = writer.wanted, time.monotonic()
+        done = kept = total - len(wanted)
         with progress_bar("sampling, images", total) as update:
             update(done)
             for part, images in sample_images(

@@ -146,23 +146,23 @@ class _Array(SampleWriter):
     as `arr_1`. The images are on the disk as they come, in a folder beside the file."""
 
     def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
-        self._out = out
-        self._labels = labels
-        self._folder = out.with_name(f".{out.name}.partial")
+        self._out, self._labels = out, labels
+        self._folder, self.wanted = out.with_name(f".{out.name}.partial"), range(len(labels))
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir()
-        self.wanted = range(len(labels))
         file = self._folder / f"{ARRAY}.npy"
         try:
+            self._folder.mkdir()
             self._images = np.lib.format.open_memmap(
                 file, mode="w+", dtype=np.uint8, shape=(len(labels), image_size, image_size, 3)
             )
             # A mapped page that the disk has no room for would end the process without a word.
             with file.open("r+b") as stream:
                 os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too: to make room for many images takes a while
             self.discard()
-            raise OSError(error.errno, error.strerror, str(out)) from error
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(out)) from error
+            raise
 
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         self._images[list(numbers)] = images.permute(0, 2, 3, 1).numpy()

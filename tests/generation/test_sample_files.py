@@ -84,6 +84,16 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(small_disk, nam
     assert not list(small_disk.rglob("*partial*"))
 
 
+def test_ctrl_c_while_room_is_made_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "posix_fallocate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_writer(tmp_path / "x.npz", LABELS, image_size=4, per_class=2, request="r")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
