@@ -1,9 +1,11 @@
 """Ray Train's adapter: launches the workers of a run and waits for them.
 
 A run that is started again goes on from the last checkpoint of its folder. Ray does the same when a
-worker dies or stops answering, with as many workers as the recipe's range allows.
+worker dies or stops answering, with as many workers as the recipe's range allows. Where Ray gives
+up because a machine has too little memory, training goes on with three quarters of the workers.
 """
 
+import logging
 import math
 import os
 import re
@@ -33,8 +35,13 @@ plans with it, and after this time with those that are left."""
 POLL_SECONDS = 0.25
 """How often workers are asked for reports. A worker waits at its next report until the last one is
 taken; Ray's default of two seconds is longer than a small step."""
+_OUT_OF_MEMORY = re.compile(
+    r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
+)
+"""Matches what Ray says where it ends processes before the system would."""
 _LOSS_OF_ANOTHER = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|DistBackend")
 """Matches what a worker raises when another worker is gone."""
+logger = logging.getLogger("fractal.training")
 
 
 def run_training(
@@ -57,13 +64,11 @@ def run_training(
         else:
             on_report(report)
 
-    _require_resources(recipe)
-    _set_deadlines(recipe)
-    with Relay(job.local / "reports" / job.run_id, sort) as relay:
+    def train(workers: int) -> ray.train.Result:
         trainer = TorchTrainer(
             worker,
             train_loop_config={"job": job.model_dump_json()},
-            scaling_config=_scaling(recipe),
+            scaling_config=_scaling(recipe, workers),
             torch_config=TorchConfig(
                 backend="nccl" if recipe.uses_gpu else "gloo",
                 timeout_s=math.ceil(recipe.stall_seconds),  # of the others, where one hangs
@@ -76,30 +81,69 @@ def run_training(
                 callbacks=[relay.callback, KeepBest(f"{job.storage}/{job.name}")],
             ),
         )
-        try:
-            with _keyboard_interrupt():
-                result = trainer.fit()
-        except ray.train.WorkerGroupError as error:
-            raise FractalError(
-                f"training failed on a worker and max_failures is {recipe.max_failures}: "
-                f"{_first_cause(error.worker_failures)}; mend it and run again, it goes on from "
-                f"the last checkpoint"
-            ) from error
-        except ray.train.TrainingFailedError as error:
-            raise FractalError(
-                f"training failed: {one_line(error)}; run again, it goes on from the last "
-                f"checkpoint (Ray's logs are in /tmp/ray/session_latest/logs/train)"
-            ) from error
+        with _keyboard_interrupt():
+            return trainer.fit()
+
+    _require_resources(recipe)
+    _set_deadlines(recipe)
+    with Relay(job.local / "reports" / job.run_id, sort) as relay:
+        result = _train_within_memory(train, recipe)
     if reasons:
         raise FractalError(f"training ended: {reasons[0]}")
     assert result.checkpoint is not None  # a training ends with one
     return result.checkpoint
 
 
-def _scaling(recipe: TrainingConfig) -> ScalingConfig:
-    fixed = recipe.min_workers == recipe.workers
+def _train_within_memory(
+    train: Callable[[int], ray.train.Result], recipe: TrainingConfig
+) -> ray.train.Result:
+    """Train with fewer workers each time that a machine's memory does not hold its share of them,
+    `max_failures` times. FractalError: why training failed."""
+    workers, failures = recipe.workers, 0
+    while True:
+        try:
+            return train(workers)
+        except (ray.train.TrainingFailedError, ray.exceptions.OutOfMemoryError) as error:
+            failures += 1
+            shortage = _memory_shortage(error, workers)
+            if shortage is None or failures > recipe.max_failures:
+                raise FractalError(f"training failed{_reason(error, shortage, recipe)}") from error
+        workers = max(recipe.min_workers, workers * 3 // 4)
+        logger.warning("%s; training goes on with at most %d", shortage, workers)
+
+
+def _memory_shortage(error: BaseException, workers: int) -> str | None:
+    """Which machine had too little memory for its workers, if the error is about that."""
+    failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
+    for cause in (error, *failures.values()):
+        if match := _OUT_OF_MEMORY.search(str(cause)):
+            machine, used, limit = match.groups()
+            return (
+                f"the machine {machine} has too little memory for its share of {workers} workers: "
+                f"{used} of {limit} GB were in use, and Ray ended processes there"
+            )
+    return None
+
+
+def _reason(error: BaseException, shortage: str | None, recipe: TrainingConfig) -> str:
+    again = "run again, it goes on from the last checkpoint"
+    if shortage is not None:
+        return (
+            f": {shortage}; lower workers and min_workers in params.yaml or add memory, and {again}"
+        )
+    if isinstance(error, ray.train.WorkerGroupError):
+        return (
+            f" on a worker and max_failures is {recipe.max_failures}: "
+            f"{_first_cause(error.worker_failures)}; mend it and {again}"
+        )
+    return f": {one_line(error)}; {again} (Ray's logs are in /tmp/ray/session_latest/logs/train)"
+
+
+def _scaling(recipe: TrainingConfig, workers: int) -> ScalingConfig:
+    """Resources of a group of at most `workers` workers."""
+    fixed = recipe.min_workers == workers
     return ScalingConfig(
-        num_workers=recipe.workers if fixed else (recipe.min_workers, recipe.workers),
+        num_workers=workers if fixed else (recipe.min_workers, workers),
         use_gpu=recipe.uses_gpu,
         resources_per_worker=dict(recipe.resources_per_worker),
         accelerator_type=recipe.accelerator_type,
