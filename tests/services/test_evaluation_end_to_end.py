@@ -1,4 +1,5 @@
-"""From training to the served champion, through the real servers and their deployments.
+"""From training to the served champion, through the real servers and their deployments, on SQLite
+and on PostgreSQL.
 
 The tests are one story and need each other in this order.
 """
@@ -9,6 +10,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import httpx
 import mlflow
@@ -18,6 +20,7 @@ from tests.support.live_project import Project, live_project
 from tests.support.mlflow_server import answering
 from tests.support.params import small_params
 from tests.support.ports import free_ports
+from tests.support.postgres import postgres
 
 LITTLE, MUCH, HARDLY = 2, 40, 3
 """Epochs of the first version, of a much better one and of a much worse one."""
@@ -25,13 +28,14 @@ LITTLE, MUCH, HARDLY = 2, 40, 3
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Iterator[Project]:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def project(request, tmp_path_factory) -> Iterator[Project]:
     content = small_params()
     content["metrics"]["statistics_images"] = {"digits": 40}
     content["evaluation"]["digits"].update(samples_per_class=4, preview_per_class=1)
     folder = tmp_path_factory.mktemp("evaluation") / "a project"
-    with live_project(folder, content) as project:
+    databases = postgres() if request.param == "postgresql" else nullcontext({})
+    with databases as variables, live_project(folder, content, **variables) as project:
         project.fractal("data", "prepare", "digits")
         project.fractal("data", "reference", "digits")
         yield project

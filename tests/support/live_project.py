@@ -24,10 +24,12 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Project:
-    """`folder` is made; `content` is its params.yaml, apart from the servers' ports."""
+    """`folder` is made; `content` is its params.yaml, apart from the servers' ports. Its commands
+    see `variables` too."""
 
-    def __init__(self, folder: Path, content: dict) -> None:
+    def __init__(self, folder: Path, content: dict, **variables: str) -> None:
         self.folder = folder
+        self.variables = variables
         self.ports = free_ports()
         self.said = ""
         folder.mkdir()
@@ -39,7 +41,7 @@ class Project:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment(PREFECT_HOME=str(self.folder / "the person's")),
+            env=environment(PREFECT_HOME=str(self.folder / "the person's"), **self.variables),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -55,9 +57,9 @@ class Project:
 
 
 @contextmanager
-def live_project(folder: Path, content: dict) -> Iterator[Project]:
+def live_project(folder: Path, content: dict, **variables: str) -> Iterator[Project]:
     """With its servers up, which have `said` where they are."""
-    project = Project(folder, content)
+    project = Project(folder, content, **variables)
     try:
         project.said = project.fractal("services", "up")
         yield project
