@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import LARGEST_SEED
+from fractal_model.config.evaluation import MOST_PASSES
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
@@ -28,11 +30,9 @@ from fractal_model.model.likelihood import (
     pass_bits,
     pass_bits_by_part,
 )
-from fractal_model.model.randomness import LARGEST_SEED
 from fractal_model.parallel.kept_parts import KeptParts
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
 
-MOST_PASSES = 10_000
 IMAGES_BY_LEVEL = 256
 """As many tell the shares well: the likelihood itself is of all images."""
 _AT_ONCE_BY_LEVEL = 8

@@ -19,13 +19,13 @@ from pydantic import ValidationError
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.strict import LARGEST_SEED
 from fractal_model.common.validation import describe
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.classes import class_number
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.generation.sample_images import sample_images
-from fractal_model.model.randomness import LARGEST_SEED
 
 SETTINGS = ("guidance", "logit_scale")
 """Columns that may be left out: then the model's own settings are taken."""
