@@ -143,6 +143,12 @@ class TrainingConfig(StrictModel):
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property
+    def cpus(self) -> int:
+        """Whole CPUs that all workers need together; Ray itself counts them in 1/10,000."""
+        needed = self.workers * self.resources_per_worker.get("CPU", 1)
+        return math.ceil(round(needed, 4))
+
+    @property
     def uses_gpu(self) -> bool:
         return "GPU" in self.resources_per_worker
 
