@@ -37,7 +37,7 @@ def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarr
                     found[name] = npy.read_array(stream, allow_pickle=False)
                     stream.read()  # to its end, where the checksum is compared
             return found
-    except (FileNotFoundError, NotNpzError):
+    except (FileNotFoundError, NotNpzError, MemoryError):
         raise
     except zipfile.BadZipFile as error:
         with file.open("rb") as stream:
