@@ -68,13 +68,13 @@ class _StrictLoader(yaml.SafeLoader):
         self._merged = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        anchor = getattr(event, "anchor", None)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor, mark = getattr(event, "anchor", None), event.start_mark
         if isinstance(event, yaml.AliasEvent) and anchor in self._anchors_above:
-            raise ComposerError(None, None, f"*{anchor} stands inside itself", event.start_mark)
+            raise ComposerError(None, None, f"*{anchor} stands inside itself", mark)
         if len(self._anchors_above) > DEEPEST:
             problem = f"more than {DEEPEST} lists and mappings are inside one another"
-            raise ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, mark)
         self._anchors_above.append(anchor)
         node = super().compose_node(parent, index)
         self._anchors_above.pop()
