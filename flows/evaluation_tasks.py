@@ -82,6 +82,7 @@ def report(
         samples,
         references.train,
         references.inception,
+        evaluation.model.config,
         held_out=held_out,
         held_out_features=held_out_features(validation, inception),
         level_bits=likelihood_by_level(

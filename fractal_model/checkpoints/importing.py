@@ -27,7 +27,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.model.fractal import FractalModel
-from fractal_model.model.weights import differences
+from fractal_model.model.weights import as_float32, differences
 
 IMPORTED = "imported"
 """The fingerprint in an imported checkpoint's progress: no run of ours made it."""
@@ -92,14 +92,13 @@ def import_published(
         raise FractalError(
             f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
         )
-    for name, tensor in published.weights.items():
-        if not bool(tensor.isfinite().all()):
-            raise FractalError(
-                f"{file} is damaged or of a training that failed: {name} holds values that are "
-                f"not finite; take an earlier checkpoint"
-            )
-    # Only now: a crafted shape would ask for any amount of memory.
-    weights = {name: w.detach().float().contiguous() for name, w in published.weights.items()}
+    try:
+        # Only now: a crafted shape would ask for any amount of memory.
+        weights = as_float32(published.weights)
+    except FractalError as error:
+        raise FractalError(
+            f"{file} is damaged or of a training that failed: {error}; take an earlier checkpoint"
+        ) from error
     model.load_state_dict(weights, assign=True)
     save_checkpoint(folder, model=model, optimizer=None, progress=_progress(published, size))
 

@@ -105,7 +105,7 @@ def register_reference(
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
     from fractal_model.data.sources.registered import register_statistics, registered
-    from fractal_model.metrics.adm_statistics import load_published
+    from fractal_model.metrics.adm_statistics import load_published, other_resolution
 
     data = load_params(params).paths.data
     known = registered(data)
@@ -119,7 +119,13 @@ def register_reference(
     if file is None:
         register_statistics(data, dataset, None)
         return
-    published = load_published(file, known[dataset].resolution)
+    resolution = known[dataset].resolution
+    published = load_published(file, resolution)
+    if told := other_resolution(file, resolution):
+        say(
+            f"warning: {file.name} is named after {told} px, {dataset} has {resolution}: an FID "
+            f"against statistics of another resolution says nothing"
+        )
     register_statistics(data, dataset, file, sha256(file))
     images = 0 if published.images is None else len(published.images)
     say(f"{file.name}: statistics and {images:,} images; `dvc repro` takes them over")

@@ -121,7 +121,7 @@ _ALLOWED = {
 
 def require_request(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
     """`n` images of each class. FractalError: too many or none, a seed or batch out of range."""
-    from fractal_model.model.randomness import LARGEST_SEED
+    from fractal_model.common.strict import LARGEST_SEED
 
     kinds = len(classes.split(","))
     total = kinds * n

@@ -4,12 +4,16 @@ import difflib
 
 from pydantic import BaseModel, ValidationError
 
+SHOWN_PROBLEMS = 20
+_LONGEST = 100
+
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """All problems of a pydantic error on one line, with the nearest known key for a typo."""
+    """The problems of a pydantic error on one line, with the nearest known key for a typo; of very
+    many the first, and how many more there are."""
     problems = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+    for item in error.errors()[:SHOWN_PROBLEMS]:
+        key = ".".join(_shortened(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r}{_suggestion(model, item['loc'])}")
         elif item["type"] == "missing":
@@ -17,9 +21,23 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             text = item["msg"].removeprefix("Value error, ")
             value = item["input"]
-            shown = f", found {value!r}" if isinstance(value, str | int | float) else ""
+            shown = f", found {_shown(value)}" if isinstance(value, str | int | float) else ""
             problems.append(f"{key}: {text}{shown}" if key else text)
+    if (more := error.error_count() - SHOWN_PROBLEMS) > 0:
+        problems.append(f"and {more:,} more problems")
     return "; ".join(problems)
+
+
+def _shown(value: str | int | float) -> str:
+    """A value as Python writes it; a long one cut short."""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python refuses to write some
+        return f"an integer of {value.bit_length():,} bits"
+    return repr(_shortened(value)) if isinstance(value, str) else repr(value)
+
+
+def _shortened(part: str | int) -> str:
+    text = str(part)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -7,9 +7,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.common.strict import NUMBER, StrictModel
 
 Generator = Literal["ar", "mar"]
+LARGEST_SIDE = 4096
+"""Pixels along one side of an image, as for prepared data sets."""
+MOST_LEVELS = 12
+"""Of halving patches from the largest side; the pixel network comes on top."""
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE), NUMBER]
+Width = Annotated[int, Field(ge=1, le=65_536), NUMBER]
+Blocks = Annotated[int, Field(ge=1, le=1000), NUMBER]
+Classes = Annotated[int, Field(ge=1, le=1_000_000), NUMBER]
+Conditions = Annotated[int, Field(ge=1, le=5), NUMBER]
+Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
+RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
 MAX_CONDITIONS = 5
 """Conditions that a MAR level hands on: its output at a sub-patch and at its four neighbours."""
 
@@ -17,10 +28,10 @@ MAX_CONDITIONS = 5
 class PixelConfig(StrictModel):
     """The pixel network: predicts three 8-bit channels one after the other (paper, section 4)."""
 
-    width: PositiveInt
-    blocks: PositiveInt
-    heads: PositiveInt
-    condition_width: PositiveInt
+    width: Width
+    blocks: Blocks
+    heads: Width
+    condition_width: Width
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -32,19 +43,19 @@ class LevelConfig(StrictModel):
     """One transformer of the recursion: a patch in, one condition per sub-patch out."""
 
     generator: Generator
-    patch_size: PositiveInt
+    patch_size: Side
     """Side of the patches that the level models, in pixels."""
-    sub_patch_size: PositiveInt
+    sub_patch_size: Side
     """Side of the sub-patches that it hands on, in pixels."""
-    width: PositiveInt
-    blocks: PositiveInt
-    heads: PositiveInt
-    condition_width: PositiveInt
+    width: Width
+    blocks: Blocks
+    heads: Width
+    condition_width: Width
     """Width of the conditions that it receives."""
-    conditions: Annotated[int, Field(ge=1, le=5)] = 1
+    conditions: Conditions = 1
     """How many of the received conditions a MAR level reads; an AR level reads the first."""
     guiding_pixel: bool = False
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Dropout = 0.1
 
     @property
     def grid(self) -> int:
@@ -81,10 +92,10 @@ class LevelConfig(StrictModel):
 class ModelConfig(StrictModel):
     """A fractal generative model: levels from the whole image down, then the pixel network."""
 
-    num_classes: PositiveInt
-    levels: Annotated[tuple[LevelConfig, ...], Field(min_length=1)]
+    num_classes: Classes
+    levels: Annotated[tuple[LevelConfig, ...], Field(min_length=1, max_length=MOST_LEVELS)]
     pixel: PixelConfig
-    red_weight: Annotated[float, Field(gt=0)] = 5.0
+    red_weight: RedWeight = 5.0
     """Weight of the red channel in the training loss; green and blue weigh 1."""
     class_names: tuple[str, ...] = ()
     """In the order of the class numbers; empty where the names are not known."""

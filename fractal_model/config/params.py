@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.strict import StrictModel
+from fractal_model.common.strict import LARGEST_SEED, NUMBER, Seed, StrictModel
+from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
 from fractal_model.config.data import PreparationConfig
 from fractal_model.config.evaluation import (
@@ -25,7 +25,7 @@ from fractal_model.config.training import TrainingConfig
 
 DEFAULT_FILE = Path("params.yaml")
 
-SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$")]
+SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=100)]
 """The name of a model size, which is part of the names of experiments, artifacts and folders."""
 
 
@@ -44,17 +44,20 @@ class PathsConfig(StrictModel):
 class DigitsConfig(StrictModel):
     """The embedded data set."""
 
-    validation_images: Annotated[int, Field(ge=1)]
-    seed: Annotated[int, Field(ge=0)]
+    validation_images: Annotated[int, Field(ge=1, le=2**31), NUMBER]
+    seed: Seed
+
+
+SampleSize = Annotated[int, Field(ge=4, le=2**31), NUMBER]
 
 
 class MetricsConfig(StrictModel):
     """Networks that metrics are computed with."""
 
-    statistics_images: dict[str, Annotated[int, Field(ge=4)]]
+    statistics_images: dict[str, SampleSize]
     """Training images of each data set whose Inception features give the reference's mean and
     covariance; all of them for a data set that is not named."""
-    feature_sample: Annotated[int, Field(ge=4)]
+    feature_sample: SampleSize
     """Number of these images whose features are kept for KID, precision and recall."""
     inception_weights: str
     """`auto` (the installed weights), `download`, or the path of torch-fidelity's weights, relative
@@ -128,7 +131,13 @@ class Params(StrictModel):
                     f"evaluation.{name}.weights is ema, but training.{name}.ema_decay 0 keeps no "
                     f"moving average: set ema_decay above 0, as 0.999, or weights to model"
                 )
-            model = self.models[name].to_model()
+            model, evaluation = self.models[name].to_model(), self.evaluation[name]
+            last_seed = evaluation.seed + evaluation.samples_per_class * model.num_classes - 1
+            if last_seed > LARGEST_SEED:
+                raise ValueError(
+                    f"the seeds of evaluation.{name} count up to {last_seed}, which is above "
+                    f"{LARGEST_SEED}: lower its seed or samples_per_class"
+                )
             self.sampling[name].level_iterations(model)
             self.training[name].checkpointed(len(model.levels))
         for name, sweep in self.sweep.items():
@@ -206,20 +215,26 @@ def _layers(model: ModelConfig) -> tuple[object, ...]:
 def load_params(file: Path = DEFAULT_FILE) -> Params:
     """Read and check the file. FractalError: the key, the value found, the values allowed."""
     try:
-        content = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
     except FileNotFoundError as error:
         raise FractalError(
             f"{file} is missing in {Path.cwd()}: run from the project's folder or give --params"
         ) from error
     except OSError as error:
         raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FractalError(f"{file} is not valid YAML: {one_line(error)}") from error
+    except NotYAMLError as error:
+        raise FractalError(f"{file}: {error}") from error
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
-    base = file.resolve().parent
+    try:
+        return _with_absolute_paths(params, file.resolve().parent)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, or links in a circle
+        raise FractalError(f"{file}: a path cannot be used ({one_line(error)})") from error
+
+
+def _with_absolute_paths(params: Params, base: Path) -> Params:
     paths, metrics = params.paths, params.metrics
     places = {
         "data": (base / paths.data).resolve(),

@@ -4,27 +4,43 @@ A row gives one list entry per level, the last for the pixel network; the config
 checkpoints is read as such a row too.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from fractal_model.common.strict import PositiveInt, StrictModel
-from fractal_model.config.model import Generator, LevelConfig, ModelConfig, PixelConfig
+from fractal_model.common.strict import StrictModel
+from fractal_model.config.model import (
+    MOST_LEVELS,
+    Blocks,
+    Classes,
+    Conditions,
+    Dropout,
+    Generator,
+    LevelConfig,
+    ModelConfig,
+    PixelConfig,
+    RedWeight,
+    Side,
+    Width,
+)
+
+Entry = TypeVar("Entry")
+ByLevel = Annotated[tuple[Entry, ...], Field(max_length=MOST_LEVELS + 1)]
 
 
 class Architecture(StrictModel):
     """One row: the architecture of one model size."""
 
-    patch_sizes: tuple[PositiveInt, ...]
-    widths: tuple[PositiveInt, ...]
-    blocks: tuple[PositiveInt, ...]
-    heads: tuple[PositiveInt, ...]
-    generators: tuple[Generator, ...]
-    conditions: Annotated[int, Field(ge=1, le=5)] = 1
+    patch_sizes: ByLevel[Side]
+    widths: ByLevel[Width]
+    blocks: ByLevel[Blocks]
+    heads: ByLevel[Width]
+    generators: ByLevel[Generator]
+    conditions: Conditions = 1
     guiding_pixel: bool = False
-    num_classes: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    red_weight: Annotated[float, Field(gt=0)] = 5.0
+    num_classes: Classes
+    dropout: Dropout = 0.1
+    red_weight: RedWeight = 5.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

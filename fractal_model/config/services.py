@@ -5,9 +5,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from fractal_model.common.strict import StrictModel
+from fractal_model.common.strict import NUMBER, StrictModel
 
-Port = Annotated[int, Field(ge=1024, le=65535)]
+Port = Annotated[int, Field(ge=1024, le=65535), NUMBER]
 PORTS = ("prefect", "mlflow", "ray", "ray_client", "ray_dashboard")
 
 
@@ -22,9 +22,9 @@ class ServicesConfig(StrictModel):
     """Port of `ray://…` addresses; Ray cannot start without it."""
     ray_dashboard: Port = 8265
     """Port of Ray's dashboard and of its Jobs API."""
-    ray_cpus: Annotated[int, Field(ge=0)] = 0
+    ray_cpus: Annotated[int, Field(ge=0, le=10_000), NUMBER] = 0
     """Logical CPUs that Ray offers; 0: all that the machine has."""
-    startup_seconds: Annotated[int, Field(ge=1)] = 180
+    startup_seconds: Annotated[int, Field(ge=1, le=86_400), NUMBER] = 180
     """Seconds within which a server must answer."""
 
     def ports(self) -> dict[str, int]:

@@ -5,11 +5,21 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fractal_model.common.strict import PositiveInt, StrictModel
+from fractal_model.common.strict import NUMBER, Seed, StrictModel
+from fractal_model.config.model import MOST_LEVELS
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+MOST_WORKERS = 10_000
+LARGEST_NUMBER = 1_000_000
+"""Of a count or a time, where no smaller bound is natural: far above what anybody needs, and small
+enough for whatever is computed from it."""
+Count = Annotated[int, Field(ge=0, le=LARGEST_NUMBER), NUMBER]
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NUMBER]
+AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
+Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
+Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
+"""Of a resource; of memory up to a petabyte."""
 
 # The weights do not depend on these, or only through the rounding and the random numbers of another
 # split of the same batches: a run that goes on with more or fewer workers is the same run.
@@ -36,10 +46,10 @@ _OPERATIONAL = {
 class TrainingConfig(StrictModel):
     """Recipe and resources of one size (paper, appendix "implementation details")."""
 
-    dataset: str
-    epochs: PositiveInt
-    warmup_epochs: Annotated[int, Field(ge=0)]
-    batch_size: PositiveInt
+    dataset: Annotated[str, Field(min_length=1, max_length=100)]
+    epochs: AtLeastOne
+    warmup_epochs: Count
+    batch_size: AtLeastOne
     """Images of one step, over all workers."""
     base_learning_rate: Positive
     """Peak learning rate for a batch of 256; the peak is this · batch_size / 256."""
@@ -54,32 +64,32 @@ class TrainingConfig(StrictModel):
     flip: bool
     precision: Literal["float32", "bfloat16"]
     """bfloat16: autocast, and TF32 for products that stay in float32; float32: no rounding."""
-    activation_checkpointing: bool | tuple[bool, ...]
+    activation_checkpointing: bool | Annotated[tuple[bool, ...], Field(max_length=MOST_LEVELS + 1)]
     """Keep the input of a block alone and compute the rest again on the way back: everywhere, or as
     said for each level from the top and for the pixel network."""
     compile: bool
     """Compile the transformer blocks with torch.compile."""
-    workers: PositiveInt
+    workers: Workers
     """Largest number of workers."""
-    min_workers: PositiveInt
+    min_workers: Workers
     """Smallest number of workers: with fewer machines than `workers` training goes on with fewer,
     and takes more when machines come back."""
-    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]]
+    resources_per_worker: dict[str, Amount]
     """By Ray's names: CPU, GPU, memory in bytes, or a custom resource of the cluster."""
     accelerator_type: str | None
     """Ray's name of a GPU, such as H100: only machines that have it are used."""
-    images_per_worker: PositiveInt
+    images_per_worker: AtLeastOne
     """Images that a worker takes at a time; the rest of its share of a batch follows before the
     step (gradient accumulation)."""
-    loader_processes: Annotated[int, Field(ge=0)]
+    loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Processes of each worker that read images; 0: the worker reads them itself."""
-    checkpoint_every_epochs: PositiveInt
+    checkpoint_every_epochs: AtLeastOne
     checkpoint_every_minutes: Positive
     """Minutes after which a checkpoint is also due; looked at when metrics are logged."""
-    keep_checkpoints: PositiveInt
+    keep_checkpoints: AtLeastOne
     """How many of the last checkpoints are kept; the best one is kept too."""
-    log_every_steps: PositiveInt
-    max_failures: Annotated[int, Field(ge=-1)]
+    log_every_steps: AtLeastOne
+    max_failures: Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), NUMBER]
     """How often a failed group of workers is started again from its last checkpoint; −1: always."""
     stall_seconds: Positive
     """Seconds after which a worker that does not answer, or that the others wait for in an exchange
@@ -87,9 +97,9 @@ class TrainingConfig(StrictModel):
     non_finite: Literal["skip", "roll-back", "stop"]
     """After a batch whose loss or gradient is not finite: leave it out, or also return to the last
     checkpoint, or end the training."""
-    max_non_finite: Annotated[int, Field(ge=0)]
+    max_non_finite: Count
     """Number of batches that are not finite after which training ends in any case."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -131,6 +141,12 @@ class TrainingConfig(StrictModel):
     def accumulation(self, workers: int) -> int:
         """Passes of each of `workers` workers through the model before a step."""
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
+
+    @property
+    def cpus(self) -> int:
+        """Whole CPUs that all workers need together; Ray itself counts them in 1/10,000."""
+        needed = self.workers * self.resources_per_worker.get("CPU", 1)
+        return math.ceil(round(needed, 4))
 
     @property
     def uses_gpu(self) -> bool:

@@ -15,6 +15,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.config.params import Params, Size
+from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
 from fractal_model.costs.gpus import Gpu
@@ -101,6 +102,9 @@ class Plan(StrictModel):
     """All samples, on all GPUs."""
 
 
+MOST_IMAGES = 10**12
+
+
 def plan(
     size: Size,
     *,
@@ -183,8 +187,8 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
     """Images of each split: `images` to train where given, else what is prepared or known of
     ImageNet. FractalError: neither."""
     if images is not None:
-        if images < 1:
-            raise FractalError(f"{images} training images asked for: give 1 or more")
+        if not 1 <= images <= MOST_IMAGES:
+            raise FractalError(f"{images} training images asked for: give 1 … {MOST_IMAGES:,}")
         return {"train": images}
     folder = params.dataset_folder(dataset)
     if is_remote(folder) or (Path(folder) / MANIFEST_NAME).is_file():
@@ -204,10 +208,10 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
 
 
 def _require_legal(gpus: int, batch: int, *utilisations: float) -> None:
-    if gpus < 1:
-        raise FractalError(f"{gpus} GPUs asked for: give 1 or more")
-    if batch < 1:
-        raise FractalError(f"a batch of {batch} images asked for: give 1 or more")
+    if not 1 <= gpus <= MOST_WORKERS:
+        raise FractalError(f"{gpus} GPUs asked for: give 1 … {MOST_WORKERS:,}")
+    if not 1 <= batch <= LARGEST_NUMBER:
+        raise FractalError(f"a batch of {batch} images asked for: give 1 … {LARGEST_NUMBER:,}")
     if batch % gpus:
         divisors = [n for n in range(1, min(batch, 2 * gpus) + 1) if batch % n == 0]
         allowed = ", ".join(str(n) for n in divisors[-4:])

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import LARGEST_SEED
+from fractal_model.config.evaluation import MOST_PASSES
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.protocol import ImageSource
+from fractal_model.evaluation.same_classes import other_classes
 from fractal_model.evaluation.samples import Progress
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.names import CONDITIONAL_NLL, NLL, error_of
@@ -28,11 +31,9 @@ from fractal_model.model.likelihood import (
     pass_bits,
     pass_bits_by_part,
 )
-from fractal_model.model.randomness import LARGEST_SEED
 from fractal_model.parallel.kept_parts import KeptParts
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
 
-MOST_PASSES = 10_000
 IMAGES_BY_LEVEL = 256
 """As many tell the shares well: the likelihood itself is of all images."""
 _AT_ONCE_BY_LEVEL = 8
@@ -51,7 +52,9 @@ def measure_likelihood(
 ) -> Likelihood:
     """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
     `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
-    _require_fit(model, split, conditional=conditional)
+    _require_side(model, split)
+    if conditional and (reason := other_classes(model.config, split.manifest)):
+        raise FractalError(reason)
     if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
         raise FractalError(
             f"passes {passes}, batch size {largest} and seed {seed} asked for: passes are "
@@ -69,26 +72,13 @@ def measure_likelihood(
     return Likelihood(per_pass, exact)
 
 
-def _require_fit(model: FractalModel, split: PreparedSplit, *, conditional: bool) -> None:
-    """An unconditional likelihood does not ask what the classes are."""
-    config, found = model.config, split.manifest
-    if found.resolution != config.image_size:
+def _require_side(model: FractalModel, split: PreparedSplit) -> None:
+    found, side = split.manifest, model.config.image_size
+    if found.resolution != side:
         raise FractalError(
-            f"the data set {found.dataset} has {found.resolution} px, the model "
-            f"{config.image_size} px: prepare the images at the model's size"
+            f"the data set {found.dataset} has {found.resolution} px, the model {side} px: prepare "
+            f"the images at the model's size"
         )
-    classes = len(found.class_names)
-    unlike = config.class_names and config.class_names != found.class_names
-    if conditional and (classes != config.num_classes or unlike):
-        raise OtherClassesError(
-            f"the {classes} classes of the data set {found.dataset} are not the "
-            f"{config.num_classes} that the model knows: measure it on the classes that it was "
-            f"made for, or measure it unconditionally"
-        )
-
-
-class OtherClassesError(FractalError):
-    """The data set's classes are not those that the model was made for."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +119,11 @@ def held_out_likelihood(
 
     unconditional = measured(False)
     results = _likelihood_results(NLL, unconditional)
-    try:
-        results |= _likelihood_results(CONDITIONAL_NLL, measured(True))
-    except OtherClassesError as error:
+    if reason := other_classes(model.config, split.manifest):
         names = (CONDITIONAL_NLL, error_of(CONDITIONAL_NLL))
-        results |= MetricResults({}, dict.fromkeys(names, str(error)))
+        results |= MetricResults({}, dict.fromkeys(names, reason))
+    else:
+        results |= _likelihood_results(CONDITIONAL_NLL, measured(True))
     return HeldOut(results, unconditional.per_image)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fractal_model.common.console import progress_bar
 from fractal_model.common.locks import only_one
+from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.data.manifest import fit_size
 from fractal_model.evaluation.held_out_likelihood import HeldOut, held_out_likelihood
@@ -71,7 +72,7 @@ class PreparedEvaluation:
 
     def measure_samples(self, samples: SeenSamples) -> MetricResults:
         """FID and its relatives against the reference of the data set."""
-        return measure_samples(self.inputs, self.record.protocol, samples)
+        return measure_samples(self.inputs, self.record.protocol, samples, model=self.model.config)
 
     def _division_of_work(self) -> dict[str, Any]:
         settings = self.size.evaluation
@@ -121,11 +122,16 @@ def prepare_evaluation(
 
 
 def measure_samples(
-    inputs: EvaluationInputs, protocol: Protocol, samples: SeenSamples
+    inputs: EvaluationInputs,
+    protocol: Protocol,
+    samples: SeenSamples,
+    *,
+    model: ModelConfig | None = None,
 ) -> MetricResults:
-    """Every metric of a set of samples that has been looked at."""
+    """Every metric of a set of samples that has been looked at; `model` drew them, None for images
+    that came as files."""
     extracts = inputs.networks.dinov2 is not None  # Inception's are there
     with progress_bar("DINOv2's reference, images", None) if extracts else nullcontext() as update:
         references = inputs.references(update)
     inception = load_inception(inputs.params.metrics.inception_weights)
-    return sample_metrics(samples, references, inception, protocol)
+    return sample_metrics(samples, references, inception, protocol, model=model)

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fractal_model.config.model import ModelConfig
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.protocol import Protocol
+from fractal_model.evaluation.same_classes import other_classes
 from fractal_model.evaluation.sample_set import SampleSet, require_protocol
 from fractal_model.evaluation.samples import SeenSamples
 from fractal_model.metrics.class_agreement import nearest_neighbour_agreement
@@ -31,10 +33,16 @@ class References:
 
 
 def sample_metrics(
-    samples: SeenSamples, references: References, inception: InceptionFeatures, protocol: Protocol
+    samples: SeenSamples,
+    references: References,
+    inception: InceptionFeatures,
+    protocol: Protocol,
+    *,
+    model: ModelConfig | None,
 ) -> MetricResults:
     """Everything that a balanced set of samples tells, under the names that the protocol gives:
-    FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement, and speed.
+    FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement, and speed. `model`
+    drew them; None for images that came as files.
 
     FractalError when the set or the reference is not the protocol's, or a feature is not finite.
     """
@@ -56,7 +64,7 @@ def sample_metrics(
         reason_no_logits=NO_CLASSIFIER,
     )
     found |= dinov2_distance(samples.dinov2, references.dinov2)
-    found |= class_agreement(samples.images, references.train)
+    found |= class_agreement(samples.images, references.train, model)
     return found.renamed(protocol.label) | _speed(samples)
 
 
@@ -75,8 +83,13 @@ def _speed(samples: SeenSamples) -> MetricResults:
     return MetricResults(dict(zip(SPEED, (seconds, 1 / seconds), strict=True)), {})
 
 
-def class_agreement(samples: SampleSet, train: PreparedSplit) -> MetricResults:
-    """`class_agreement`, for images small enough that their pixels are comparable."""
+def class_agreement(
+    samples: SampleSet, train: PreparedSplit, model: ModelConfig | None
+) -> MetricResults:
+    """`class_agreement`, for images small enough that their pixels are comparable, of a model that
+    knows the same classes."""
+    if model is not None and (reason := other_classes(model, train.manifest)):
+        return MetricResults({}, {CLASS_AGREEMENT: reason})
     if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
         reason = (
             f"neighbours in pixels say nothing of images over {AGREEMENT_LARGEST_SIDE} px, these "

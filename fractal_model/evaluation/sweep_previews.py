@@ -53,7 +53,13 @@ class Previews:
             self._draw(setting, before, until, progress) for before, until in pairwise((0, *counts))
         ]
         protocol = self.protocol(setting, counts[-1])
-        return sample_metrics(joined(sets), self._references, self._inception, protocol)
+        return sample_metrics(
+            joined(sets),
+            self._references,
+            self._inception,
+            protocol,
+            model=self.model.config,
+        )
 
     def _draw(
         self, setting: SamplingConfig, before: int, until: int, progress: Callable[[int], None]

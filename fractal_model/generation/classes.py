@@ -34,7 +34,9 @@ def class_number(part: str, config: ModelConfig) -> int:
     if found:
         numbers = " and ".join(map(str, found))
         raise FractalError(f"class {part!r} is the name of classes {numbers}: give the number")
-    if part.isascii() and part.isdecimal() and int(part) < config.num_classes:
+    # Python refuses to read a number of thousands of digits.
+    is_short = part.isascii() and part.isdecimal() and len(part) <= 18
+    if is_short and int(part) < config.num_classes:
         return int(part)
     is_number = part.lstrip("+-").isdecimal()
     near = [] if is_number else difflib.get_close_matches(part.casefold(), names, n=1)

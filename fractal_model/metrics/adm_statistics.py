@@ -5,66 +5,93 @@ Source: the `evaluations` folder of ADM's repository (Dhariwal and Nichol, 2021)
 like also `arr_0`, 10,000 images.
 """
 
-import zipfile
-import zlib
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError
+from fractal_model.metrics.npz import NotNpzError, array_names, read_arrays
 from fractal_model.metrics.reference import PublishedStatistics
 
 WIDTH = 2048
+MOST_IMAGES = 50_000
 _SYMMETRIC, _NEGATIVE = 1e-6, 1e-3
 """Relative to the largest entry; relative to the trace, for what rounding leaves below 0."""
+_MEANS, _TRACES = (-1e-3, 100.0), (1e-3, 1e5)
+"""Pool_3 averages what a ReLU leaves: means are some tenths, the trace of a data set some hundreds.
+Sums in place of means, or products in place of a covariance, are far outside."""
+_RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
+_SHOWN = 5
 
 
 def load_published(file: Path, resolution: int) -> PublishedStatistics:
     """The statistics in ADM's file, for a data set of this resolution.
 
-    Raises FractalError: missing, damaged, pickled, without mu or sigma, of another shape, not
-    finite, no covariance, or with images of another resolution.
+    Raises FractalError: missing, damaged, pickled, without mu or sigma, of another shape, not real
+    floating-point numbers, not finite, of a scale that features do not have, no covariance, or with
+    images of another resolution, or none.
     """
+    images_bytes = MOST_IMAGES * resolution**2 * 3
+    most_bytes = {"mu": 16 * WIDTH, "sigma": 16 * WIDTH**2, "arr_0": images_bytes}
     try:
-        # Opened here, because numpy leaves a damaged file open.
-        with file.open("rb") as opened:
-            content = np.load(opened, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                raise _unfit(file, "it is a single array")
-            missing = {"mu", "sigma"} - set(content.files)
-            if missing:
-                raise _unfit(file, f"it has {', '.join(content.files) or 'nothing'}")
-            mean, covariance = (np.asarray(content[k], np.float64) for k in ("mu", "sigma"))
-            images = content["arr_0"] if "arr_0" in content.files else None
+        content = read_arrays(file, most_bytes)
     except FileNotFoundError as error:
         raise FractalError(f"{file} is missing: give ADM's reference file") from error
-    except FractalError:
-        raise
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (NotNpzError, OSError) as error:
         raise FractalError(
-            f"{file} cannot be read ({one_line(error)}): fetch ADM's reference file again"
+            f"{file} cannot be read ({error}): fetch ADM's reference file again"
         ) from error
-    _require_statistics(file, mean, covariance)
-    if images is not None:
-        if images.dtype != np.uint8 or images.shape[1:] != (resolution, resolution, 3):
-            raise FractalError(
-                f"{file} has images {images.dtype} {images.shape[1:]}, the data set "
-                f"uint8 {(resolution, resolution, 3)}: give the file of the same resolution"
-            )
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if {"mu", "sigma"} - content.keys():
+        names = ", ".join(map(repr, array_names(file)[:_SHOWN]))
+        raise _unfit(file, f"it has {names or 'nothing'}")
+    mean, covariance = _statistics(file, content["mu"], content["sigma"])
+    images = _images(file, content["arr_0"], resolution) if "arr_0" in content else None
     return PublishedStatistics(f"ADM: {file.name}", mean, covariance, images)
 
 
-def _require_statistics(file: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+def other_resolution(file: Path, resolution: int) -> int | None:
+    """The resolution that a file's name tells, where that is not the data set's."""
+    told = [int(number) for number in re.findall(r"\d+", file.name)]
+    sides = [number for number in told if number in _RESOLUTIONS]
+    return sides[0] if sides and resolution not in sides else None
+
+
+def _images(file: Path, images: np.ndarray, resolution: int) -> Tensor:
+    if images.dtype != np.uint8 or images.shape[1:] != (resolution, resolution, 3):
+        raise FractalError(
+            f"{file} has images {images.dtype} {images.shape[1:]}, the data set "
+            f"uint8 {(resolution, resolution, 3)}: give the file of the same resolution"
+        )
+    if not len(images):
+        raise _unfit(file, "arr_0 holds no images")
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _statistics(
+    file: Path, mean: np.ndarray, covariance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64, checked as they are kept."""
     if mean.shape != (WIDTH,) or covariance.shape != (WIDTH, WIDTH):
         raise _unfit(file, f"mu has shape {mean.shape}, sigma {covariance.shape}")
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype.kind != "f":
+            raise _unfit(file, f"{name} holds {array.dtype}, not real floating-point numbers")
+    mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise _unfit(file, "there are NaN or infinite numbers")
+    if not (_MEANS[0] <= mean.min() and mean.max() <= _MEANS[1]):
+        raise _unfit(file, f"mu reaches from {mean.min():.3g} to {mean.max():.3g}")
+    trace = np.trace(covariance)
+    if not _TRACES[0] <= trace <= _TRACES[1]:
+        raise _unfit(file, f"sigma has the trace {trace:.3g}, features have some hundreds")
     if np.abs(covariance - covariance.T).max() > _SYMMETRIC * np.abs(covariance).max():
         raise _unfit(file, "sigma is not symmetric")
-    if np.linalg.eigvalsh(covariance)[0] < -_NEGATIVE * max(np.trace(covariance), 0.0):
+    if np.linalg.eigvalsh(covariance)[0] < -_NEGATIVE * trace:
         raise _unfit(file, "sigma has negative eigenvalues, so it is no covariance")
+    return mean, covariance
 
 
 def _unfit(file: Path, found: str) -> FractalError:

@@ -32,6 +32,7 @@ from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.metrics.inception import InceptionFeatures
+from fractal_model.metrics.npz import read_arrays
 from fractal_model.metrics.statistics import (
     STATISTICS_VERSION,
     FeatureStatistics,
@@ -49,6 +50,9 @@ _OLD_RULE = re.compile(r"[0-9a-f]{64}")
 """`made_from` of older files: a checksum that covers source code, which cannot be compared. Such a
 file was made by the first versions; it is kept where all that it states beside this agrees."""
 _UNREADABLE = (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
+
+_NUMBERS = ("mean", "covariance", "features")
+_TEXTS = ("source", "dataset", "dataset_checksum", "weights_checksum")
 
 MadeFrom = dict[str, str | int]
 """All that decides the numbers of a reference; the file states it as JSON."""
@@ -261,24 +265,42 @@ def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:
 
 def load_reference(file: Path) -> Reference:
     """Read a reference. FractalError: missing, damaged, not finite, of another format version."""
-    names = ("source", "dataset", "dataset_checksum", "weights_checksum")
     try:
-        with np.load(file, allow_pickle=False) as content:
-            if int(content["format_version"]) != FORMAT_VERSION:
-                raise ValueError(f"format version {content['format_version']}")
-            for name in ("mean", "covariance", "features"):
-                if not np.isfinite(content[name]).all():
-                    raise ValueError(f"NaN or infinite numbers in {name}")
-            return Reference(
-                statistics=FeatureStatistics(
-                    content["mean"], content["covariance"], int(content["count"])
-                ),
-                features=torch.from_numpy(content["features"]),
-                **{name: content[name].item() for name in names},
-            )
+        content = read_arrays(file, _most_bytes(file))
+        if int(content["format_version"]) != FORMAT_VERSION:
+            raise ValueError(f"format version {content['format_version']}")
+        _require_statistics(content)
+        return Reference(
+            statistics=FeatureStatistics(
+                content["mean"], content["covariance"], int(content["count"])
+            ),
+            features=torch.from_numpy(content["features"]),
+            **{name: str(content[name].item()) for name in _TEXTS},
+        )
     except FileNotFoundError as error:
         raise FractalError(f"the reference features {file} are missing: run `dvc repro`") from error
-    except _UNREADABLE as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise FractalError(
             f"the reference features {file} are damaged ({one_line(error)}): run `dvc repro`"
         ) from error
+
+
+def _most_bytes(file: Path) -> dict[str, int]:
+    """Our own files are not compressed: no array is larger than the file."""
+    return dict.fromkeys((*_NUMBERS, *_TEXTS, "format_version", "count"), file.stat().st_size)
+
+
+def _require_statistics(content: Mapping[str, np.ndarray]) -> None:
+    """ValueError: not mean (D,), covariance (D, D) and features (N, D), real and finite."""
+    for name in _NUMBERS:
+        if content[name].dtype.kind != "f":
+            raise ValueError(f"{name} holds {content[name].dtype}, not real numbers")
+        if not np.isfinite(content[name]).all():
+            raise ValueError(f"NaN or infinite numbers in {name}")
+    mean, covariance, features = (content[name] for name in _NUMBERS)
+    width = mean.size
+    if (mean.shape, covariance.shape) != ((width,), (width, width)) or (
+        features.ndim != 2 or features.shape[1] != width or not len(features)
+    ):
+        shapes = ", ".join(f"{name} {content[name].shape}" for name in _NUMBERS)
+        raise ValueError(f"{shapes} do not fit together")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.validation import describe
 from fractal_model.config.model import ModelConfig
-from fractal_model.model.weights import differences, save_weights
+from fractal_model.model.weights import as_float32, differences, save_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CARD = """---
@@ -109,7 +109,10 @@ def _read_weights(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     wrong = differences(expected, weights)
     if wrong:
         raise FractalError(f"{file} does not fit {CONFIG} beside it: {wrong}")
-    return weights
+    try:
+        return as_float32(weights)
+    except FractalError as error:
+        raise FractalError(f"{file} cannot be used: {error}") from error
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.strict import LARGEST_SEED
 from fractal_model.config.model import LevelConfig, ModelConfig
-
-LARGEST_SEED = 2**32 - 1
-"""Torch's CPU generator uses 32 bits of its seed; a larger one would alias a smaller."""
 
 
 @dataclass(frozen=True)

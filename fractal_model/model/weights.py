@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fractal_model.common.errors import FractalError
+
 _SHOWN = 3
 
 
@@ -31,6 +33,19 @@ def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) ->
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as models keep them. FractalError: one is no floating-point number, or not finite
+    once it is float32, as 1e300 of float64 is not."""
+    kept = {}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise FractalError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
+        kept[name] = tensor.detach().float().contiguous()
+        if not bool(kept[name].isfinite().all()):
+            raise FractalError(f"{name} holds values that are not finite in float32")
+    return kept
 
 
 def weights_checksum(model: nn.Module) -> str:

@@ -66,6 +66,7 @@ def write_report(
     absent: Mapping[str, str],
     samples: SampleSet,
     class_names: Sequence[str],
+    other_classes: str = "",
     features: Tensor | None,
     real: RealImages | None,
     held_out_features: Tensor | None = None,
@@ -76,9 +77,11 @@ def write_report(
     """Write the page of an evaluation.
 
     record: the protocol's, nested as it is. values, absent: metrics, and why others have no value.
-    samples: N of them, with features (N, D); real: see `reference_images`;
-    held_out_features (K, D) and held_out_bits (K,): of validation images. What is not given leaves
-    its section out, with a line that says why. FractalError: non-finite features.
+    samples: N of them, of classes of these names, with features (N, D). other_classes: why these
+    are not the real images' classes, where they are not; then nothing is told by class.
+    real: see `reference_images`. held_out_features (K, D) and held_out_bits (K,): of validation
+    images. What is not given leaves its section out, with a line that says why. FractalError:
+    non-finite features.
     """
     names = distinct_names(class_names)
     loader = PackageLoader("fractal_model.reporting", "templates")
@@ -93,7 +96,10 @@ def write_report(
         levels=_figure(partial(figures.bars, label="bits per dimension"), level_bits),
         classes=_class_plates(samples, names),
         class_count=len(names),
-        **_in_feature_space(samples, names, features, real, held_out_features),
+        other_classes=other_classes,
+        **_in_feature_space(
+            samples, names, features, real, held_out_features, by_class=not other_classes
+        ),
     )
     file.write_text(page, encoding="utf-8")
 
@@ -132,6 +138,8 @@ def _in_feature_space(
     features: Tensor | None,
     real: RealImages | None,
     held_out: Tensor | None,
+    *,
+    by_class: bool,
 ) -> dict[str, object]:
     """Neighbours, distances and per-class figures; all None without features of both."""
     nothing = dict.fromkeys(("memory", "real", "distances", "pairs", "precision", "agreement"))
@@ -140,8 +148,11 @@ def _in_feature_space(
     distances, numbers = nearest(features, real.features, k=min(NEIGHBOURS, len(real.features)))
     found = memorisation(distances[:, 0], real, held_out)
     shown = {"samples": found.samples, found.baseline_are: found.baseline}
-    agreement = share_by_class(real.labels[numbers[:, 0]] == samples.labels, samples.labels, names)
-    inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
+    agreement = inside = None
+    if by_class:
+        right = real.labels[numbers[:, 0]] == samples.labels
+        agreement = share_by_class(right, samples.labels, names)
+        inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
     return {
         "memory": found,
         "real": real,

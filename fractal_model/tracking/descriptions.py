@@ -51,7 +51,7 @@ def describe_model(size: str) -> str:
         f"Fractal generative model of the size `{size}`. `candidate` is the newest version, "
         f"`champion` the best evaluated one. `mlflow.pyfunc.load_model"
         f'("models:/fractal-{size}@champion").predict(...)` takes a table of class, seed and, '
-        f"where wanted, guidance and logit_scale, and returns PNG images."
+        f"where wanted, guidance and logit_scale, at most 1,000 rows, and returns PNG images."
     )
 
 

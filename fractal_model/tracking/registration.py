@@ -15,7 +15,6 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
-from mlflow.types.schema import AnyType
 from pydantic import ValidationError
 
 import fractal_model
@@ -40,17 +39,8 @@ SERVED_PACKAGES = (
     "pillow",
     "psutil",
 )
-_SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(AnyType(), "class"),  # a number or a name
-            ColSpec("long", "seed"),
-            ColSpec("double", "guidance", required=False),
-            ColSpec("double", "logit_scale", required=False),
-        ]
-    ),
-    outputs=Schema([ColSpec("binary", "png")]),
-)
+# Without inputs: by these MLflow would cast and drop what `served_model.py` has to refuse.
+_SIGNATURE = ModelSignature(outputs=Schema([ColSpec("binary", "png")]))
 
 
 class _WithoutTrial:

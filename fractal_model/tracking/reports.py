@@ -5,9 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fractal_model.config.model import ModelConfig
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.held_out_likelihood import HeldOut
 from fractal_model.evaluation.protocol import Record
+from fractal_model.evaluation.same_classes import other_classes
 from fractal_model.evaluation.samples import SeenSamples
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.names import NLL
@@ -27,13 +29,15 @@ def log_report(
     samples: SeenSamples,
     train: PreparedSplit,
     reference: Reference,
+    model: ModelConfig,
     *,
     held_out: HeldOut,
     level_bits: dict[str, float],
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
 ) -> None:
-    """`report.html`, and its figures as PNG, to the active run. `training_run` is the one that
+    """`report.html`, and its figures as PNG, to the active run. `model` drew the samples;
+    `training_run` is the one that
     trained the model, whose curves are shown. FractalError: see `write_report`."""
     found = {name: curve(training_run, name) for name in CURVE_METRICS}
     curves = {name: points for name, points in found.items() if points}
@@ -49,7 +53,8 @@ def log_report(
             values=results.values,
             absent=results.absent,
             samples=samples.images,
-            class_names=train.class_names,
+            class_names=model.class_names or train.class_names,
+            other_classes=other_classes(model, train.manifest),
             features=samples.inception,
             real=reference_images(train, reference),
             held_out_features=held_out_features,

@@ -331,6 +331,18 @@ def test_weights_of_a_training_that_failed(refused, published):
     assert "null_embedding holds values that are not finite" in refused(published(change=spoil))
 
 
+def test_a_weight_that_float32_cannot_hold(refused, published):
+    """What is checked is what is kept: 1e300 is a number in float64 and infinity in float32."""
+
+    def spoil(content):
+        weight = content["model"]["fake_latent"].double()
+        weight.flatten()[0] = 1e300
+        assert weight.isfinite().all()
+        content["model"]["fake_latent"] = weight
+
+    assert "null_embedding holds values that are not finite" in refused(published(change=spoil))
+
+
 def test_a_weight_of_a_monstrous_shape_takes_no_memory(refused, published):
     """A tensor that is expanded has few bytes in the file."""
 

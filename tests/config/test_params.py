@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import yaml
 
 from fractal_model.common.errors import FractalError
-from fractal_model.config.params import load_params
+from fractal_model.config.params import Params, load_params
 from tests.support.params import SHIPPED
 
 
@@ -83,7 +85,56 @@ MISTAKES = [
     (_change("sweep", "digits", "iterations", value=[[17, 4]]), ["17", "1 … 16"]),
     (_change("sweep", "digits", "keep", value=1), ["sweep.digits.keep", "1"]),
     (_change("sweep", "digits", "samples", value=0), ["sweep.digits.samples", "0"]),
+    (_change("sweep", "digits", "guidance", value=[1.0] * 400), ["1,200 combinations", "1,000"]),
+    (_change("training", "digits", "epochs", value=True), ["digits.epochs", "not true or false"]),
+    (_change("training", "digits", "clip_norm", value=True), ["clip_norm", "not true or false"]),
+    (
+        _change("training", "digits", "workers", value=2**31),
+        ["digits.workers", "10000", str(2**31)],
+    ),
+    (_change("training", "digits", "clip_norm", value=10**400), ["clip_norm", "1,329 bits"]),
+    (_change("training", "digits", "seed", value=2**32), ["digits.seed", str(2**32 - 1)]),
+    (_change("training", "digits", "dataset", value="d" * 9999), ["dataset", "found 'ddd", "…"]),
+    (
+        _change("training", "digits", "resources_per_worker", value={"CPU": float("inf")}),
+        ["per_worker.CPU", "finite"],
+    ),
+    (_change("models", "digits", "widths", value=[2**20, 64, 32]), ["digits.widths.0", "65536"]),
+    (_change("models", "digits", "patch_sizes", value=[1] * 99), ["digits.patch_sizes", "13"]),
+    (_change("models", "digits", "num_classes", value=10**12), ["num_classes", "1000000"]),
+    (_change("sampling", "digits", "iterations", value=[10**9, 4]), ["digits.iterations.0"]),
+    (_change("evaluation", "digits", "samples_per_class", value=10**12), ["samples_per_class"]),
+    (_change("evaluation", "digits", "fid_resamples", value=10**9), ["fid_resamples", "100000"]),
+    (
+        _change("evaluation", "digits", "seed", value=2**32 - 299),
+        ["evaluation.digits count up to 4294967296", "4294967295"],
+    ),
+    (_change("preparation", "processes", value=10**6), ["preparation.processes", "1024"]),
 ]
+
+
+def test_every_number_of_params_yaml_has_a_largest_value():
+    schema = Params.model_json_schema()
+    parts = {"": schema, **schema["$defs"]}
+    unbounded = [
+        f"{name}.{field}"
+        for name, part in parts.items()
+        for field, its in part.get("properties", {}).items()
+        for number in _numbers_in(its)
+        if not number.keys() & {"maximum", "exclusiveMaximum"}
+    ]
+    assert unbounded == []
+
+
+def _numbers_in(part: object) -> Iterator[dict]:
+    if isinstance(part, dict):
+        if part.get("type") in ("integer", "number"):
+            yield part
+        for value in part.values():
+            yield from _numbers_in(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _numbers_in(value)
 
 
 @pytest.mark.parametrize(("change", "named"), MISTAKES)
@@ -99,6 +150,28 @@ def test_a_mistake_is_named_on_one_line(tmp_path, change, named):
     assert text.startswith(str(file))
     for part in named:
         assert part in text
+
+
+def test_a_key_that_stands_twice_is_an_error_with_both_lines(tmp_path):
+    text = SHIPPED.read_text()
+    lines = text.splitlines()
+    line = next(i for i, line in enumerate(lines, 1) if line.strip().startswith("epochs: 22"))
+    file = tmp_path / "params.yaml"
+    file.write_text("\n".join([*lines[:line], "    epochs: 800", *lines[line:]]))
+    with pytest.raises(
+        FractalError, match=f"'epochs' stands twice, in line {line} and in .*{line + 1}"
+    ):
+        load_params(file)
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", "[" * 500 + "]" * 500, '"\\0"', "1" * 5000])
+def test_values_that_yaml_itself_stumbles_over(tmp_path, value):
+    file = tmp_path / "params.yaml"
+    file.write_text(SHIPPED.read_text().replace("epochs: 22", f"epochs: {value}"))
+    with pytest.raises(FractalError) as caught:
+        load_params(file)
+    text = str(caught.value)
+    assert text.startswith(f"{file}: ") and "\n" not in text and len(text) < 400
 
 
 def test_missing_file(tmp_path):

@@ -101,11 +101,13 @@ def test_a_moving_average_takes_memory_and_disk():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gpus": 0}, "0 GPUs asked for: give 1 or more"),
-        ({"gpus": -3}, "-3 GPUs asked for: give 1 or more"),
+        ({"gpus": 0}, "0 GPUs asked for: give 1 … 10,000"),
+        ({"gpus": 2**31}, "2147483648 GPUs asked for: give 1 … 10,000"),
+        ({"gpus": -3}, "-3 GPUs asked for: give 1 … 10,000"),
         ({"gpus": 24}, "batch of 1024 images does not divide by 24 GPUs.*8, 16, 32"),
         ({"batch_size": 100}, "batch of 100 images does not divide by 32 GPUs"),
-        ({"batch_size": 0}, "0 images .*give 1 or more"),
+        ({"batch_size": 0}, "0 images .*give 1 … 1,000,000"),
+        ({"batch_size": 10**400}, "images asked for: give 1 … 1,000,000"),
         ({"utilisation": 0.0}, "utilisation 0.0 is out of range: above 0, at most 1"),
         ({"utilisation": 1.5}, "utilisation 1.5 is out of range"),
         ({"utilisation": float("nan")}, "utilisation nan is out of range"),

@@ -2,7 +2,9 @@
 
 import gc
 import io
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.metrics.adm_statistics import load_published
+from fractal_model.metrics.adm_statistics import load_published, other_resolution
 from fractal_model.metrics.image_metrics import image_metrics
 from fractal_model.metrics.reference import (
     FORMAT_VERSION,
@@ -116,6 +118,21 @@ def test_a_reference_that_is_not_finite_is_refused_when_it_is_read(tmp_path, nam
         load_reference(tmp_path / "r.npz")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mean": np.zeros(4)}, "mean .4,., covariance .3, 3., features .2, 3. do not fit"),
+        ({"features": np.zeros((0, 3))}, "features .0, 3. do not fit"),
+        ({"features": np.zeros((2, 3), complex)}, "features holds complex128"),
+    ],
+)
+def test_a_reference_whose_numbers_are_no_statistics_is_refused(tmp_path, changes, said):
+    numbers = {"mean": np.zeros(3), "covariance": np.eye(3), "features": np.zeros((2, 3))}
+    np.savez(tmp_path / "r.npz", format_version=FORMAT_VERSION, **numbers | changes)
+    with pytest.raises(FractalError, match=f"{said}.*: run `dvc repro`"):
+        load_reference(tmp_path / "r.npz")
+
+
 def test_reference_of_an_older_version(tmp_path):
     np.savez(tmp_path / "r.npz", format_version=1)
     with pytest.raises(FractalError, match="damaged .format version 1.: run `dvc repro`"):
@@ -139,21 +156,39 @@ def test_adms_files_are_read(tmp_path):
     assert found.images.shape == (3, 3, 64, 64) and found.images[1, :, 2, 3].tolist() == [5, 6, 7]
 
 
-def asymmetric() -> np.ndarray:
+def identity_but(row: int, column: int, value: float) -> np.ndarray:
     sigma = np.eye(2048)
-    sigma[0, 1] = 0.1
+    sigma[row, column] = value
     return sigma
+
+
+def test_float32_statistics_are_kept_in_float64(tmp_path):
+    mean = np.full(2048, 0.1, np.float32)
+    np.savez(tmp_path / "x.npz", **statistics(mu=mean, sigma=np.eye(2048, dtype=np.float16)))
+    found = load_published(tmp_path / "x.npz", 64)
+    assert found.mean.dtype == found.covariance.dtype == np.float64
+    assert found.mean[0] == float(np.float32(0.1)) and np.trace(found.covariance) == 2048
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"mu": np.zeros(2048)}, "is not ADM's reference file: it has mu; expected"),
+        ({"mu": np.zeros(2048)}, "is not ADM's reference file: it has 'mu'; expected"),
         (statistics(mu=np.zeros(64)), r"mu has shape \(64,\), sigma \(2048, 2048\)"),
         (statistics(sigma=np.eye(3)), r"sigma \(3, 3\)"),
         (statistics(mu=np.full(2048, np.nan)), "NaN or infinite"),
-        (statistics(sigma=asymmetric()), "not symmetric"),
-        (statistics(sigma=-np.eye(2048)), "negative eigenvalues"),
+        (statistics(sigma=identity_but(0, 1, 0.1)), "not symmetric"),
+        (statistics(sigma=identity_but(0, 0, -9.0)), "negative eigenvalues"),
+        (statistics(sigma=-np.eye(2048)), "sigma has the trace -2.05e"),
+        (statistics(sigma=np.zeros((2048, 2048))), "sigma has the trace 0"),
+        (statistics(sigma=np.eye(2048) * 50_000), "sigma has the trace 1.02e.08"),
+        (statistics(mu=np.full(2048, 25_000.0)), "mu reaches from 2.5e.04 to 2.5e.04"),
+        (statistics(mu=np.full(2048, -0.5)), "mu reaches from -0.5"),
+        (statistics(mu=np.full(2048, 1 + 1j)), "mu holds complex128, not real floating-point"),
+        (statistics(mu=np.full(2048, "1.5")), "mu holds <U3, not real"),
+        (statistics(sigma=np.eye(2048, dtype=np.int64)), "sigma holds int64, not real"),
+        (statistics(arr_0=np.zeros((0, 64, 64, 3), np.uint8)), "arr_0 holds no images"),
+        (statistics(arr_0=np.uint8(0)), "of the same resolution"),
         (statistics(arr_0=np.zeros((2, 32, 32, 3), np.uint8)), "of the same resolution"),
         (statistics(arr_0=np.zeros((2, 64, 64, 3), np.float32)), "images float32"),
         ({"mu": np.array([len], dtype=object), "sigma": np.eye(2048)}, "cannot be read .*pickle"),
@@ -175,7 +210,40 @@ def test_damaged_files_of_adm_are_refused(tmp_path):
     single = io.BytesIO()
     np.save(single, np.zeros(2048))
     (tmp_path / "x.npz").write_bytes(single.getvalue())
-    refused(tmp_path / "x.npz", "is not ADM's reference file: it is a single array; expected")
+    refused(tmp_path / "x.npz", "cannot be read .it is a single array.: fetch")
+
+
+@pytest.mark.parametrize("shape", ["(1000000, 1000000)", "(9999999999999999999999,)", "(-1, 2)"])
+def test_an_array_that_claims_a_monstrous_shape_takes_no_memory(tmp_path, shape):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}".encode()
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("mu.npy", array)
+        archive.writestr("sigma.npy", array)
+    refused(tmp_path / "x.npz", "(mu|sigma) is float64 .* of more than .* bytes")
+    with zipfile.ZipFile(tmp_path / "r.npz", "w") as archive:
+        archive.writestr("mean.npy", array)
+    with pytest.raises(FractalError, match="mean is float64 .* bytes.: run `dvc repro`"):
+        load_reference(tmp_path / "r.npz")
+
+
+def test_an_array_that_unpacks_to_more_than_it_may_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mu.npy", bytes(10_000_000))
+    refused(tmp_path / "x.npz", "mu unpacks to 10,000,000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("adm_in64_stats.npz", 64),
+        ("VIRTUAL_imagenet256_labeled.npz", None),
+        ("statistics-2021.npz", None),
+        ("in64-to-256.npz", None),
+    ],
+)
+def test_the_resolution_that_a_name_tells(name, told):
+    assert other_resolution(Path(name), 256) == told
 
 
 def refused(file, message: str) -> None:

@@ -56,6 +56,30 @@ def test_the_folder_is_what_the_hub_expects(exported):
     assert "library_name: fractal-model" in card
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda tensor: tensor.double().fill_(1e300), "not finite in float32"),
+        (lambda tensor: tensor.fill_(torch.nan), "not finite in float32"),
+        (lambda tensor: tensor.to(torch.int32), "holds torch.int32, expected floating-point"),
+    ],
+)
+def test_weights_that_the_model_cannot_keep_are_refused(exported, changed, said):
+    weights = load_file(exported / "model.safetensors")
+    name = next(iter(weights))
+    save_file(weights | {name: changed(weights[name])}, exported / "model.safetensors")
+    with pytest.raises(FractalError, match=f"{name} holds .*{said}|{said}"):
+        FractalModel.from_pretrained(exported)
+
+
+def test_weights_of_less_precision_are_kept_as_float32(exported):
+    weights = load_file(exported / "model.safetensors")
+    half = {name: tensor.half() for name, tensor in weights.items()}
+    save_file(half, exported / "model.safetensors")
+    found = FractalModel.from_pretrained(exported).state_dict()
+    assert all(found[name].equal(half[name].float()) for name in half)
+
+
 def _change(file, **changes):
     content = json.loads(file.read_text())
     content.update(changes)

@@ -62,6 +62,13 @@ def real_images(count: int = 40, *, of: int | None = None) -> RealImages:
     )
 
 
+def test_nothing_is_told_by_class_where_the_classes_are_others(page):
+    html = page(other_classes="the classes are others").read_text()
+    assert "Nothing is told by class: the classes are others." in html
+    assert "Precision of each class" not in html and "nearest training images" in html
+    assert "Precision of each class" in page().read_text()
+
+
 @pytest.fixture
 def page(tmp_path):
     def write(**changes: object):

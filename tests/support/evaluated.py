@@ -89,7 +89,7 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
         )
         references = inputs.references()
         found = held_out.results | sample_metrics(
-            samples, references, load_inception("auto"), protocol
+            samples, references, load_inception("auto"), protocol, model=model.config
         )
         runs.log_results(found)
         labels = samples.images.labels
@@ -101,6 +101,7 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
             samples,
             train,
             references.inception,
+            model.config,
             held_out=held_out,
             level_bits=likelihood_by_level(model, validation, passes=1, seed=0),
         )

@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from fastapi.testclient import TestClient
+from mlflow.pyfunc import scoring_server
 from typer.testing import CliRunner
 
 from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -91,13 +93,28 @@ def _image(serving: ServingConfig, label: int, seed: int) -> bytes:
 
 def test_signature_example_and_requirements_are_set(registered):
     found = mlflow.models.get_model_info("models:/fractal-digits/1")
-    names = {column.name: column.required for column in found.signature.inputs}
-    assert names == {"class": True, "seed": True, "guidance": False, "logit_scale": False}
     assert found.signature.outputs.input_names() == ["png"]
     requirements = (registered.files / "requirements.txt").read_text().splitlines()
     assert f"torch=={torch.__version__.split('+')[0]}" in [r.split("+")[0] for r in requirements]
     assert all("==" in line for line in requirements)
     assert found.saved_input_example_info["type"] == "dataframe"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1.5}, "row 0: seed 1.5 given"),
+        ({"seed": True}, "row 0: seed True given"),
+        ({"guidence": 2.0}, "column 'guidence' is unknown, did you mean 'guidance'?"),
+    ],
+)
+def test_mlflows_server_refuses_what_it_would_else_cast_or_drop(registered, change, said):
+    """Through MLflow's own reading of a request, without a socket."""
+    app = scoring_server.init(mlflow.pyfunc.load_model("models:/fractal-digits@champion"))
+    body = {"dataframe_records": [{"class": 1, "seed": 1} | change]}
+    answer = TestClient(app).post("/invocations", json=body)
+    assert answer.status_code == 400
+    assert said in answer.json()["message"] and "\n" not in answer.json()["message"]
 
 
 def test_the_example_is_a_request_that_is_answered(registered):

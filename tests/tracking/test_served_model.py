@@ -23,7 +23,7 @@ from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, served_model
-from fractal_model.tracking.served_model import BadRequest
+from fractal_model.tracking.served_model import MOST_ROWS, BadRequest
 from tests.support import tiny_model
 
 SETTINGS = SamplingConfig(guidance=3.0, logit_scale=1.2, iterations=(3, 2))
@@ -95,6 +95,15 @@ def test_a_class_by_its_name_its_number_or_none(served):
         ({"class": 1.5}, "class '1.5' is unknown"),
         ({"class": "tensh, Tinca tinca"}, "did you mean 'tench, Tinca tinca'"),
         ({"class": None}, "class 'nan' is unknown"),
+        ({"class": True}, "class 'True' is unknown"),
+        ({"seed": 1.5}, "seed 1.5 given: a whole number is wanted"),
+        ({"seed": True}, "seed True given: a whole number is wanted"),
+        ({"seed": "1"}, "seed '1' given: a whole number is wanted"),
+        ({"seed": math.inf}, "seed inf given: a whole number is wanted"),
+        ({"seed": 10**400}, "seed 1000"),
+        ({"guidance": True}, "guidance True given: a number is wanted"),
+        ({"guidance": "2.0"}, "guidance '2.0' given: a number is wanted"),
+        ({"logit_scale": [1.0]}, "logit_scale [1.0] given: a number is wanted"),
         ({"seed": -1}, "seed -1 given: a whole number is wanted, 0 … 4294967295"),
         ({"seed": 2**32}, "seed 4294967296"),
         ({"seed": 0.5}, "seed 0.5"),
@@ -115,6 +124,38 @@ def test_a_bad_request_is_told_on_one_line(served, requests, change, said):
     assert "\n" not in line
     assert caught.value.get_http_status_code() == 400
     assert requests == []
+
+
+RIGHT = {"class": 0, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (pd.DataFrame([RIGHT | {"guidence": 2.0}]), "column 'guidence' is unknown, did you mean"),
+        (pd.DataFrame([RIGHT | {"Seed": 2}]), "column 'Seed' is unknown, did you mean 'seed'"),
+        (pd.DataFrame([RIGHT | {"size": 2}]), "column 'size' is unknown, known are class, seed"),
+        (pd.DataFrame({"class": [0]}), "column seed is missing"),
+        (pd.DataFrame(), "column class and seed is missing"),
+        (pd.DataFrame([[0, 0, 1]], columns=["class", "seed", "seed"]), "'seed' is there 2 times"),
+        (pd.DataFrame([RIGHT] * (MOST_ROWS + 1)), "1,001 rows given, at most 1,000"),
+        (pd.DataFrame({"class": 0, "seed": range(10**6)}), "1,000,000 rows given"),
+        ([[0, 0]], "column '0' is unknown"),
+        ({"class": [0, 1], "seed": [0]}, "a table is wanted"),
+        (7, "a table is wanted"),
+    ],
+)
+def test_a_request_of_other_columns_or_too_many_rows(served, requests, table, said):
+    with pytest.raises(BadRequest) as caught:
+        served.predict(None, table)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.get_http_status_code() == 400
+    assert requests == []
+
+
+def test_lists_by_column_are_a_request_too(served):
+    by_column = served.predict(None, {"class": [1, 2], "seed": [5, 6]})
+    assert by_column == served.predict(None, pd.DataFrame({"class": [1, 2], "seed": [5, 6]}))
 
 
 def test_its_requirements_name_every_package_that_its_code_imports():

@@ -20,6 +20,8 @@ from pydantic import Field, ValidationError
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
+from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
+from fractal_model.common.validation import describe
 from fractal_model.config.data import IMAGENET, IMAGENET_SIDES
 from fractal_model.data.manifest import MANIFEST_NAME
 from fractal_model.data.sources.inspection import Source, inspect
@@ -48,6 +50,13 @@ class Registered(StrictModel):
     """The source's description, relative to the settings' folder: what DVC looks at."""
     statistics: RegisteredStatistics | None = None
     """Instead of those of the prepared images."""
+
+
+class RegisteredFile(StrictModel):
+    """What `registered.yaml` holds."""
+
+    registered: dict[str, Registered] | None
+    """By the name of the data set."""
 
 
 def register(
@@ -102,15 +111,17 @@ def registered(data: Path) -> dict[str, Registered]:
     """Data sets by name. Raises FractalError when the file is damaged."""
     file = data / REGISTERED_FILE
     try:
-        content = yaml.safe_load(file.read_text())
-        return {k: Registered.model_validate(v) for k, v in (content["registered"] or {}).items()}
+        return RegisteredFile.model_validate(read_yaml(file)).registered or {}
     except FileNotFoundError:
         return {}
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError, ValidationError) as error:
-        raise FractalError(
-            f"{file} is damaged ({one_line(error)}): restore it, or write 'registered: {{}}' into "
-            f"it and register again"
-        ) from error
+    except ValidationError as error:
+        reason = describe(error, RegisteredFile)
+    except (OSError, NotYAMLError) as error:
+        reason = one_line(error)
+    raise FractalError(
+        f"{file} is damaged ({reason}): restore it, or write 'registered: {{}}' into it and "
+        f"register again"
+    )
 
 
 def load_description(data: Path, name: str) -> Source:

@@ -33,9 +33,8 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
     """Train to the end; return the last checkpoint's folder or address. FractalError: why not."""
     use_store(job.tracking_uri)
     watch, logged = Watch(job.reference), last_position(job.run_id)
-    cpus = int(job.recipe.workers * job.recipe.resources_per_worker.get("CPU", 1))
     metrics = MetricSpool(job.local / "metrics" / job.run_id, job.run_id)
-    with metrics as spool, ray_cluster(cpus=cpus):
+    with metrics as spool, ray_cluster(cpus=job.recipe.cpus):
 
         def handle(report: Report) -> None:
             nonlocal logged

@@ -1,0 +1,122 @@
+"""YAML that people write, read strictly.
+
+Decided here: a key that stands twice in one mapping is an error. A date is text, as no setting is
+one. Text has no control characters, which no path and no name can have. A file that nests or grows
+without end is refused before it takes memory.
+"""
+
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+
+from fractal_model.common.errors import one_line
+
+LARGEST_BYTES = 1 << 20
+DEEPEST = 50
+"""Lists and mappings inside one another; params.yaml has four."""
+MOST_MERGED = 100_000
+"""Keys that all `<<` together may bring in; params.yaml has some hundred."""
+_TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
+
+
+class NotYAMLError(ValueError):
+    """Why a text cannot be read, on one line."""
+
+
+def read_yaml(file: Path) -> Any:
+    """What a file says. OSError: it cannot be read. NotYAMLError: it is no YAML, or one of the
+    things that this module refuses."""
+    with file.open("rb") as stream:
+        content = stream.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise NotYAMLError(f"it has more than {LARGEST_BYTES:,} bytes, which no settings need")
+    try:
+        return parse_yaml(content.decode())
+    except UnicodeDecodeError as error:
+        raise NotYAMLError(one_line(error)) from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text says. NotYAMLError: as for `read_yaml`."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        raise NotYAMLError(_where(error)) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise NotYAMLError(one_line(error)) from error
+
+
+def _where(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark
+    text = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
+
+
+class _StrictLoader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML declares it
+        start: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._anchors_above: list[str | None] = []
+        self._merged = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        anchor, mark = getattr(event, "anchor", None), event.start_mark
+        if isinstance(event, yaml.AliasEvent) and anchor in self._anchors_above:
+            raise ComposerError(None, None, f"*{anchor} stands inside itself", mark)
+        if len(self._anchors_above) > DEEPEST:
+            problem = f"more than {DEEPEST} lists and mappings are inside one another"
+            raise ComposerError(None, None, problem, mark)
+        self._anchors_above.append(anchor)
+        node = super().compose_node(parent, index)
+        self._anchors_above.pop()
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if (identity := (key.tag, key.value)) in lines:
+                raise NotYAMLError(
+                    f"the key {key.value[:40]!r} stands twice, in line {lines[identity]} and in "
+                    f"line {line}: remove one of them"
+                )
+            lines[identity] = line
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put the keys of `<<` in its place."""
+        for part in _merged_into(node):
+            self.flatten_mapping(part)
+            self._merged += len(part.value)
+            if self._merged > MOST_MERGED:
+                problem = f"<< brings in more than {MOST_MERGED:,} keys"
+                raise ConstructorError(None, None, problem, node.start_mark)
+        super().flatten_mapping(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{str(node.value)[:40]!r} cannot be read as {kind}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
+        if isinstance(value, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+            problem = f"{value[:40]!r} has a control character, which no setting can have"
+            raise ConstructorError(None, None, problem, node.start_mark)
+        return value
+
+
+def _merged_into(node: yaml.MappingNode) -> list[yaml.MappingNode]:
+    values = [value for key, value in node.value if key.tag == _MERGE]
+    parts = (v.value if isinstance(v, yaml.SequenceNode) else [v] for v in values)
+    return [part for some in parts for part in some if isinstance(part, yaml.MappingNode)]
