@@ -37,8 +37,8 @@ def client_secrets(folder: ServicesFolder) -> dict[str, str]:
 def mlflow_options(port: int) -> list[str]:
     """The options of `mlflow server` on loopback: it asks for a login, and refuses other hosts and
     origins than its own. (By default MLflow also accepts `10.any.name`.)"""
-    options = ["--host", "127.0.0.1", "--port", str(port), "--app-name", "basic-auth"]
-    options += ["--allowed-hosts", ",".join(own_hosts(port))]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    options += ["--app-name", "basic-auth", "--allowed-hosts", ",".join(own_hosts(port))]
     return [*options, "--cors-allowed-origins", own_origins(port)]
 
 
@@ -59,6 +59,7 @@ def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
     lines = [f"{key} = {value}" for key, value in settings.items()]
     write_private(file, "\n".join(["[mlflow]", *lines, ""]))
     return {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_AUTH_CONFIG_PATH": str(file),
         "MLFLOW_AUTH_ADMIN_USERNAME": user,
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,

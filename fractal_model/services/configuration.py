@@ -45,7 +45,6 @@ def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path
         **client_secrets(folder),
         # Nothing is moved to another node when the only one stops.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (folder.mlflow / "artifacts").as_uri(),
         **write_mlflow_login(folder.login(), run),
         "PREFECT_HOME": str(folder.state / "prefect"),
@@ -83,8 +82,7 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
     words = {
         "prefect": f"prefect server start --host 127.0.0.1 --port {config.prefect}",
         # Clients are on this machine: they write artifacts themselves, as without a server.
-        "mlflow": f"mlflow server {' '.join(mlflow_options(config.mlflow))} --workers 1 "
-        "--no-serve-artifacts",
+        "mlflow": f"mlflow server {' '.join(mlflow_options(config.mlflow))} --no-serve-artifacts",
         # Port 0 is any free one: Ray's fixed ones would meet those of another Ray.
         "ray": "ray.scripts.scripts start --head --block --disable-usage-stats "
         f"--node-ip-address 127.0.0.1 --port {config.ray} --dashboard-host 127.0.0.1 "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 
 from tests.support.chromium import needs_chromium, text_once_logged_in
 from tests.support.live_project import Project, live_project
+from tests.support.mlflow_server import answering
 from tests.support.params import small_params
+from tests.support.ports import free_ports
 
 FOREIGN = {"Host": "10.evil.example", "Origin": "http://evil.example"}
 """What a page of somebody else's sends; MLflow's own rules take the host for a private address."""
@@ -43,11 +46,8 @@ def prefect(project) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture
-def mlflow(project) -> Iterator[httpx.Client]:
-    address = f"http://127.0.0.1:{project.ports['mlflow']}/"
-    with httpx.Client(base_url=address, trust_env=False, timeout=30) as client:
-        yield client
+def _mlflow(port: int) -> httpx.Client:
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}/", trust_env=False, timeout=30)
 
 
 def _run_a_shell(prefect: httpx.Client, file: Path, **options: object) -> list[int]:
@@ -94,7 +94,8 @@ def test_a_browser_lets_only_prefects_own_pages_read_its_answers(prefect, projec
     assert list(allowed.values()) == [f"http://localhost:{project.ports['prefect']}", None]
 
 
-def test_mlflow_asks_for_the_login_and_refuses_foreign_pages(mlflow, login):
+def _require_the_login(mlflow: httpx.Client, login: str) -> None:
+    """It answers nobody else, and no page but its own."""
     user, _, password = login.partition(":")
     create = "api/2.0/mlflow/experiments/create"
     for auth in (None, ("fractal", "guessed")):
@@ -109,6 +110,22 @@ def test_mlflow_asks_for_the_login_and_refuses_foreign_pages(mlflow, login):
         assert mlflow.post(create, json=EXPERIMENT, auth=known, headers=headers).status_code == 403
         assert mlflow.put(ASSISTANT, json={}, auth=known, headers=headers).status_code == 403
     assert mlflow.post(create, json=EXPERIMENT, auth=known).status_code == 200
+
+
+def test_mlflow_asks_for_the_login_and_refuses_foreign_pages(project, login):
+    with _mlflow(project.ports["mlflow"]) as mlflow:
+        _require_the_login(mlflow, login)
+
+
+def test_so_does_the_ui_without_a_server(project, tmp_path):
+    file = tmp_path / "params.yaml"
+    shutil.copy(project.folder / "params.yaml", file)
+    port = free_ports(("ui",))["ui"]
+    command = ["fractal_model", "ui", "--port", str(port), "--params", str(file)]
+    with answering(command, f"http://127.0.0.1:{port}/health", tmp_path), _mlflow(port) as mlflow:
+        secret = tmp_path / "outputs/services/login"
+        assert secret.stat().st_mode & 0o777 == 0o600
+        _require_the_login(mlflow, secret.read_text())
 
 
 def test_files_that_hold_a_secret_are_for_their_owner_alone(project, login):
