@@ -122,7 +122,8 @@ def test_so_does_the_ui_without_a_server(project, tmp_path):
     shutil.copy(project.folder / "params.yaml", file)
     port = free_ports(("ui",))["ui"]
     command = ["fractal_model", "ui", "--port", str(port), "--params", str(file)]
-    with answering(command, f"http://127.0.0.1:{port}/health", tmp_path), _mlflow(port) as mlflow:
+    health = f"http://127.0.0.1:{port}/health"
+    with answering(command, health, tmp_path, TMPDIR=str(tmp_path)), _mlflow(port) as mlflow:
         secret = tmp_path / "outputs/services/login"
         assert secret.stat().st_mode & 0o777 == 0o600
         _require_the_login(mlflow, secret.read_text())
