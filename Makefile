@@ -86,7 +86,7 @@ test-scale: $(INSTALLED) ## 32 workers on 4 simulated machines, one of which is 
 test-pages: $(INSTALLED) ## MLflow's pages in a headless Chromium (about 2 minutes)
 	$(RUN) $(PYTEST) -m pages
 
-ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (PORT=… for another port)
+ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (login: outputs/services/login; PORT=… for another port)
 	$(RUN) python -m fractal_model ui --port $(PORT)
 
 lint: $(INSTALLED) ## formatting, common mistakes, and which room imports which

@@ -1,7 +1,10 @@
 """`fractal ui`: MLflow's pages on this machine's own store."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -10,6 +13,8 @@ from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.services.access import mlflow_options, write_mlflow_login
+from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.processes import require_free_port
 
 
@@ -20,11 +25,16 @@ def ui(
     """Open the MLflow UI on this machine's own store."""
     from fractal_model.tracking.store import connect
 
-    uri = connect(load_params(params).paths.outputs)
+    outputs = load_params(params).paths.outputs
+    uri = connect(outputs)
     if uri.startswith("http"):
         raise FractalError(f"MLFLOW_TRACKING_URI names the server {uri}: open it in a browser")
     require_free_port(port, "choose another with --port")
-    say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri]
-    raise SystemExit(subprocess.run([sys.executable, "-m", *command], check=False).returncode)
+    folder = ServicesFolder(params, outputs)
+    login = folder.login()
+    say(f"MLflow on http://127.0.0.1:{port} (login: {folder.login_file}; Ctrl-C stops it)")
+    command = ["mlflow", "server", *mlflow_options(port), "--backend-store-uri", uri]
+    with TemporaryDirectory() as private:
+        environment = {**os.environ, **write_mlflow_login(login, Path(private))}
+        done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
+    raise SystemExit(done.returncode)

@@ -6,6 +6,12 @@ from pathlib import Path
 
 from fractal_model import LOCAL_RAY
 from fractal_model.config.services import ServicesConfig
+from fractal_model.services.access import (
+    client_secrets,
+    mlflow_options,
+    own_origins,
+    write_mlflow_login,
+)
 from fractal_model.services.folder import ServicesFolder
 
 SERVICES = ("prefect", "mlflow", "ray", "worker")
@@ -21,45 +27,52 @@ FOREIGN = (
     "PREFECT_PROFILE",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_REGISTRY_URI",
+    "MLFLOW_TRACKING_AUTH",
+    "MLFLOW_TRACKING_TOKEN",
     "RAY_ADDRESS",
     "RAY_AUTH_TOKEN",
 )
 """Of the person's shell; they may name servers elsewhere."""
 
 
-def server_environment(folder: ServicesFolder, run: Path) -> dict[str, str]:
+def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path) -> dict[str, str]:
     """The environment of supervisord and of all that it starts."""
     inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     return {
         **LOCAL_RAY,
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.mlflow / 'mlflow.db'}",
         **inherited,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder.token),
+        **client_secrets(folder),
         # Nothing is moved to another node when the only one stops.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (folder.mlflow / "artifacts").as_uri(),
+        **write_mlflow_login(folder.login(), run),
         "PREFECT_HOME": str(folder.state / "prefect"),
+        "PREFECT_SERVER_API_AUTH_STRING": folder.login(),
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": own_origins(config.prefect),
+        # Where its pages find it; else at port 4200, whatever its own is.
+        "PREFECT_SERVER_UI_API_URL": config.prefect_api,
         "PATH": f"{run}/python/bin:{os.environ.get('PATH', os.defpath)}",
         MARK: str(run),
     }
 
 
-def client_environment(config: ServicesConfig, token: Path) -> dict[str, str]:
-    """What a program needs to use the servers."""
+def _addresses(config: ServicesConfig) -> dict[str, str]:
     return {
         "PREFECT_API_URL": config.prefect_api,
         "MLFLOW_TRACKING_URI": config.mlflow_address,
         "RAY_ADDRESS": config.ray_jobs,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
     }
 
 
-def shell_lines(config: ServicesConfig, token: Path) -> str:
+def client_environment(config: ServicesConfig, folder: ServicesFolder) -> dict[str, str]:
+    """What a program needs to use the servers."""
+    return _addresses(config) | client_secrets(folder)
+
+
+def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
     """The same, for a shell to source."""
-    variables = client_environment(config, token).items()
+    variables = client_environment(config, folder).items()
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables)
 
 
@@ -69,8 +82,7 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
     words = {
         "prefect": f"prefect server start --host 127.0.0.1 --port {config.prefect}",
         # Clients are on this machine: they write artifacts themselves, as without a server.
-        "mlflow": f"mlflow server --host 127.0.0.1 --port {config.mlflow} --workers 1 "
-        "--no-serve-artifacts",
+        "mlflow": f"mlflow server {' '.join(mlflow_options(config.mlflow))} --no-serve-artifacts",
         # Port 0 is any free one: Ray's fixed ones would meet those of another Ray.
         "ray": "ray.scripts.scripts start --head --block --disable-usage-stats "
         f"--node-ip-address 127.0.0.1 --port {config.ray} --dashboard-host 127.0.0.1 "
@@ -105,9 +117,8 @@ def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run
         lines += [f"stdout_logfile={run}/state/{name}.log"]
         if name == "worker":
             # Started once Prefect answers and the deployments are known.
-            variables = client_environment(config, folder.token)
-            del variables["RAY_AUTH_TOKEN_PATH"]  # inherited; a path may hold any character
-            settings = ",".join(f'{key}="{value}"' for key, value in variables.items())
+            # It inherits the secrets.
+            settings = ",".join(f'{key}="{value}"' for key, value in _addresses(config).items())
             lines += ["autostart=false", f"directory={run}/project", f"environment={settings}"]
     return "\n".join(lines) + "\n"
 

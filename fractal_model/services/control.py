@@ -26,7 +26,7 @@ from fractal_model.services.deployments import (
     wait_until_ended,
     write_settings,
 )
-from fractal_model.services.folder import ServicesFolder
+from fractal_model.services.folder import ServicesFolder, write_private
 from fractal_model.services.health import checks
 from fractal_model.services.supervisor import DEAD, Program, Supervisor
 
@@ -48,7 +48,7 @@ class Services:
     def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
         self.config = config
         self.folder = ServicesFolder(params_file, outputs)
-        self._checks = checks(self.config, self.folder.token)
+        self._checks = checks(self.config, self.folder)
 
     def up(self, say: Callable[[str], None]) -> None:
         """Start all and wait until they answer; `say` gets a line for each.
@@ -78,7 +78,7 @@ class Services:
         supervisor = Supervisor(run)
         supervisor.start(
             supervisor_configuration(self.config, self.folder, run),
-            server_environment(self.folder, run),
+            server_environment(self.config, self.folder, run),
         )
         self._wait_for("prefect", supervisor, say)
         names = deploy(self.config, self.folder)
@@ -86,8 +86,8 @@ class Services:
         supervisor.start_program("worker")
         for name in ("mlflow", "ray", "worker"):
             self._wait_for(name, supervisor, say)
-        self.folder.environment.write_text(shell_lines(self.config, self.folder.token))
-        write_settings(self.folder.prefect_settings, self.config)
+        write_private(self.folder.environment, shell_lines(self.config, self.folder))
+        write_settings(self.config, self.folder)
 
     def _wait_for(self, name: str, supervisor: Supervisor, say: Callable[[str], None]) -> None:
         begin = time.monotonic()
@@ -124,9 +124,9 @@ class Services:
         flow_runs = processes.marked(str(run), FLOW_RUN)
         if flow_runs:
             with suppress(httpx.HTTPError):
-                set_paused(self.config, True)
+                set_paused(self.config, self.folder, True)
             processes.end(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
-            wait_until_ended(self.config, seconds=10)
+            wait_until_ended(self.config, self.folder, seconds=10)
         supervisor.shut_down()
         processes.end(processes.marked(str(run)), grace_seconds=5)
         remove_settings(self.folder.prefect_settings)
@@ -148,8 +148,8 @@ class Services:
     def addresses(self) -> dict[str, str]:
         """Where a person finds each: an address to open, or what it is."""
         return {
-            "prefect": f"http://127.0.0.1:{self.config.prefect}",
-            "mlflow": self.config.mlflow_address,
+            "prefect": f"http://127.0.0.1:{self.config.prefect} (login: {self.folder.login_file})",
+            "mlflow": f"{self.config.mlflow_address} (login: the same)",
             "ray": f"{self.config.ray_jobs} (token: {self.folder.token})",
             "worker": "takes the flow runs of work pool fractal",
         }

@@ -16,8 +16,8 @@ import httpx
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL, client_environment
-from fractal_model.services.folder import ServicesFolder
-from fractal_model.services.health import ask
+from fractal_model.services.folder import ServicesFolder, write_private
+from fractal_model.services.health import ask_prefect
 
 DEPLOY_SECONDS = 300
 CHANGE_SECONDS = 30
@@ -34,7 +34,7 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     """
     environment = {
         **os.environ,
-        **client_environment(config, folder.token),
+        **client_environment(config, folder),
         # The person's own profile is neither read nor written.
         "PREFECT_HOME": str(folder.state / "prefect"),
     }
@@ -53,7 +53,7 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     if done.returncode:
         raise FractalError(f"the deployments could not be made: {log_end(folder, 'deploy')}")
     try:
-        set_paused(config, False)  # the last `down` may have set it
+        set_paused(config, folder, False)  # the last `down` may have set it
     except httpx.HTTPError as error:
         raise FractalError(
             f"Prefect does not let the worker take runs: {one_line(error)}; `make up` tries again"
@@ -62,16 +62,16 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     return [line.removeprefix(DEPLOYED) for line in lines if line.startswith(DEPLOYED)]
 
 
-def set_paused(config: ServicesConfig, paused: bool) -> None:
+def set_paused(config: ServicesConfig, folder: ServicesFolder, paused: bool) -> None:
     """Say whether the worker may take new runs; the next `deploy` lets it in any case.
 
     httpx.HTTPError: Prefect does not answer, or refuses.
     """
-    address = f"{config.prefect_api}/work_pools/{WORK_POOL}"
-    ask("PATCH", address, json={"is_paused": paused}, timeout=CHANGE_SECONDS).raise_for_status()
+    change = {"json": {"is_paused": paused}, "timeout": CHANGE_SECONDS}
+    ask_prefect(config, folder, "PATCH", f"/work_pools/{WORK_POOL}", **change).raise_for_status()
 
 
-def wait_until_ended(config: ServicesConfig, *, seconds: float) -> None:
+def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds: float) -> None:
     """Wait until Prefect knows that no flow run of the work pool runs, at most so long.
 
     One that it believed to be running would hold up the next run of its deployment.
@@ -83,20 +83,23 @@ def wait_until_ended(config: ServicesConfig, *, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     with contextlib.suppress(httpx.HTTPError):
         while time.monotonic() < deadline:
-            answer = ask("POST", f"{config.prefect_api}/flow_runs/filter", json=query)
+            answer = ask_prefect(config, folder, "POST", "/flow_runs/filter", json=query)
             if answer.status_code != 200 or not answer.json():
                 return
             time.sleep(0.5)
 
 
-def write_settings(file: Path, config: ServicesConfig) -> None:
+def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
     """Point Prefect at our server. FractalError: the person has a file of their own."""
+    file = folder.prefect_settings
     if file.exists() and not _is_ours(file):
         raise FractalError(
             f"{file} is not of `make up` and may name another server: move it away, or set "
-            f'url = "{config.prefect_api}" under [api] there'
+            f'url = "{config.prefect_api}" and auth_string = "…" under [api] there, as in '
+            f"{folder.login_file}"
         )
-    file.write_text(f'{OURS}[api]\nurl = "{config.prefect_api}"\n')
+    lines = f'[api]\nurl = "{config.prefect_api}"\nauth_string = "{folder.login()}"\n'
+    write_private(file, OURS + lines)
 
 
 def remove_settings(file: Path) -> None:

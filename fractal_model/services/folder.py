@@ -1,6 +1,6 @@
 """Where the servers of a project keep their files.
 
-Databases, logs and Ray's token lie in `outputs/services`. Sockets lie in a private folder in the
+Databases, logs and the secrets lie in `outputs/services`. Sockets lie in a private folder in the
 system's temporary folder, the run folder: their paths may have 107 characters at most, and a
 project's path may be longer. The run folder's own links to the project keep spaces and special
 characters out of supervisord's configuration and of Ray's command lines.
@@ -12,8 +12,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fractal_model.common.files import file_written_whole
+
 LONGEST_TEMPORARY = 24
 """Ray adds up to 70 characters to it for its sockets."""
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that its owner alone may read, whole or not at all."""
+    with file_written_whole(file, unique=True) as partial:
+        partial.touch(mode=0o600)
+        partial.write_text(text)
 
 
 class ServicesFolder:
@@ -27,6 +36,8 @@ class ServicesFolder:
         """The store that is used without a server too: earlier runs are seen, later ones kept."""
         self.link = self.state / "run"
         self.token = self.state / "ray-token"
+        self.login_file = self.state / "login"
+        """`user:password`, for Prefect and MLflow."""
         self.environment = self.state / "environment"
         """To be sourced by a shell."""
         self.prefect_settings = self.project / "prefect.toml"
@@ -45,9 +56,20 @@ class ServicesFolder:
             return None
         return run if owner.resolve() == self.project else None
 
-    def create_run(self) -> Path:
-        """A new run folder, and the token that Ray asks for."""
+    def login(self) -> str:
+        """The login of Prefect and MLflow, as `user:password`; made once."""
+        return self._secret(self.login_file, "fractal:")
+
+    def _secret(self, file: Path, beginning: str = "") -> str:
         self.state.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_private(file, beginning + secrets.token_hex(32))
+        return file.read_text().strip()
+
+    def create_run(self) -> Path:
+        """A new run folder, and the secrets that the servers ask for."""
+        self._secret(self.token)
+        self.login()
         self.state.chmod(0o700)
         self.mlflow.mkdir(exist_ok=True)
         usual = tempfile.gettempdir()
@@ -58,9 +80,6 @@ class ServicesFolder:
         (run / "python").symlink_to(sys.prefix)
         self.link.unlink(missing_ok=True)
         self.link.symlink_to(run)
-        if not self.token.exists():
-            self.token.touch(mode=0o600)
-            self.token.write_text(secrets.token_hex(32))
         return run
 
     def remove_run(self, run: Path) -> None:

@@ -1,24 +1,24 @@
 """Whether the servers answer, asked as their clients do."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL
+from fractal_model.services.folder import ServicesFolder
 
 TIMEOUT_SECONDS = 5.0
 
 
-def checks(config: ServicesConfig, token: Path) -> dict[str, Callable[[], bool]]:
+def checks(config: ServicesConfig, folder: ServicesFolder) -> dict[str, Callable[[], bool]]:
     """By service: whether it does its work now."""
     return {
         "prefect": lambda: _answers(f"{config.prefect_api}/health"),
         "mlflow": lambda: _answers(f"{config.mlflow_address}/health"),
-        "ray": lambda: _ray_takes_jobs(config, token),
-        "worker": lambda: _worker_polls(config),
+        "ray": lambda: _ray_takes_jobs(config, folder),
+        "worker": lambda: _worker_polls(config, folder),
     }
 
 
@@ -29,6 +29,14 @@ def ask(
     return httpx.request(method, address, timeout=timeout, trust_env=False, **options)
 
 
+def ask_prefect(
+    config: ServicesConfig, folder: ServicesFolder, method: str, path: str, **options: Any
+) -> httpx.Response:
+    """Send a request to Prefect's API, with the login. httpx.HTTPError: there is no answer."""
+    user, _, password = folder.login().partition(":")
+    return ask(method, f"{config.prefect_api}{path}", auth=(user, password), **options)
+
+
 def _answers(address: str, headers: dict[str, str] | None = None) -> bool:
     try:
         return ask("GET", address, headers=headers).status_code == 200
@@ -36,18 +44,18 @@ def _answers(address: str, headers: dict[str, str] | None = None) -> bool:
         return False
 
 
-def _ray_takes_jobs(config: ServicesConfig, token: Path) -> bool:
+def _ray_takes_jobs(config: ServicesConfig, folder: ServicesFolder) -> bool:
     try:
-        headers = {"Authorization": f"Bearer {token.read_text()}"}
+        headers = {"Authorization": f"Bearer {folder.token.read_text()}"}
     except OSError:
         return False
     return _answers(f"{config.ray_jobs}/api/jobs/", headers)
 
 
-def _worker_polls(config: ServicesConfig) -> bool:
-    address = f"{config.prefect_api}/work_pools/{WORK_POOL}/workers/filter"
+def _worker_polls(config: ServicesConfig, folder: ServicesFolder) -> bool:
+    path = f"/work_pools/{WORK_POOL}/workers/filter"
     try:
-        answer = ask("POST", address, json={})
+        answer = ask_prefect(config, folder, "POST", path, json={})
     except httpx.HTTPError:
         return False
     return answer.status_code == 200 and any(w["status"] == "ONLINE" for w in answer.json())

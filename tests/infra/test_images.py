@@ -85,6 +85,15 @@ def test_passwords_come_from_the_environment_and_their_absence_is_an_error():
     assert seen >= 10
 
 
+def test_prefect_and_mlflow_ask_for_a_login():
+    environment = {name: SERVICES[name]["environment"] for name in ("prefect", "mlflow")}
+    assert "PREFECT_SERVER_API_AUTH_STRING" in environment["prefect"]
+    assert "*" not in environment["prefect"]["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"]
+    assert "MLFLOW_AUTH_ADMIN_PASSWORD" in environment["mlflow"]
+    assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]
+    assert "mlflow[auth]" in DOCKERFILE
+
+
 def test_the_example_names_every_variable_and_gives_no_password():
     lines = (INFRA / ".env.example").read_text().splitlines()
     given = dict(line.lstrip("# ").split("=") for line in lines if re.match(r"#? ?[A-Z_]+=", line))

@@ -109,6 +109,29 @@ def test_ray_token_secret_is_the_flow_workers():
     assert env["RAY_AUTH_TOKEN"] == {"secretKeyRef": {"name": "ray-token", "key": "auth_token"}}
 
 
+def test_prefect_and_mlflow_ask_for_a_login_and_their_clients_have_it():
+    containers = {c["name"]: c for _, c in all_containers()}
+
+    def secret(name, key):
+        return {"secretKeyRef": {"name": name, "key": key}}
+
+    prefect = variables(containers["prefect"])
+    login = secret("prefect-login", "auth-string")
+    assert prefect["PREFECT_SERVER_API_AUTH_STRING"] == login
+    assert prefect["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"].startswith("http://127.0.0.1:4200,")
+    assert "--app-name=basic-auth" in containers["mlflow"]["command"]
+    server = variables(containers["mlflow"])
+    user, password = (secret("mlflow-login", key) for key in ("user", "password"))
+    assert server["MLFLOW_AUTH_ADMIN_USERNAME"] == user
+    assert server["MLFLOW_AUTH_ADMIN_PASSWORD"] == password
+    clients = [v for v in (variables(c) for _, c in all_containers()) if "MLFLOW_TRACKING_URI" in v]
+    assert len(clients) == 5
+    for client in clients:
+        assert client["MLFLOW_TRACKING_USERNAME"] == user
+        assert client["MLFLOW_TRACKING_PASSWORD"] == password
+    assert variables(containers["flow-worker"])["PREFECT_API_AUTH_STRING"] == login
+
+
 def test_no_password_is_written_down():
     for secret in of_kind("Secret"):
         assert secret["_file"] == "secrets.example.yaml"

@@ -40,7 +40,7 @@ def folder(tmp_path) -> ServicesFolder:
 def test_deploying_names_the_deployments_and_lets_the_worker_in(folder, config):
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"), overwrite=True)
-        set_paused(config, True)
+        set_paused(config, folder, True)
         assert client.read_work_pool(WORK_POOL).is_paused
         names = deploy(config, folder)
         flows = ("train-fractal", "evaluate-fractal", "sweep-guidance", "prepare-data")

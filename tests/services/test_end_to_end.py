@@ -43,8 +43,13 @@ import time
 @flow
 def probe():
     client = JobSubmissionClient(os.environ["RAY_ADDRESS"])
-    code = "import ray; ray.init(); print('workers on', ray.nodes()[0]['NodeManagerAddress'])"
-    job = client.submit_job(entrypoint=f'python -c "{code}"')
+    code = "import mlflow, ray; ray.init(); "
+    code += "print('workers on', ray.nodes()[0]['NodeManagerAddress']); "
+    code += "print('experiments', [e.name for e in mlflow.search_experiments()])"
+    variables = {"MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"]}
+    job = client.submit_job(
+        entrypoint=f'python -c "{code}"', runtime_env={"env_vars": variables}
+    )
     while client.get_job_status(job) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
         time.sleep(0.5)
     Path("probe.txt").write_text(client.get_job_logs(job) + os.environ["MLFLOW_TRACKING_URI"])
@@ -146,13 +151,14 @@ def test_ray_asks_for_the_token(project):
 
 
 def test_a_flow_run_reaches_ray_and_mlflow(project):
-    """By the environment that the worker hands on."""
+    """By the environment that the worker hands on; a job's own has the login from Ray's."""
     (project.folder / "probe.py").write_text(PROBE)
     project.prefect("--no-prompt", "deploy", "probe.py:probe", "-n", "probe", "-p", "fractal")
     said = project.prefect("deployment", "run", "probe/probe", "--watch")
     assert "Completed" in said
     found = (project.folder / "probe.txt").read_text()
     assert "workers on 127.0.0.1" in found
+    assert "experiments ['Default']" in found
     assert found.endswith(f"http://127.0.0.1:{project.ports['mlflow']}")
 
 

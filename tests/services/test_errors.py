@@ -19,6 +19,7 @@ from fractal_model.services import control, processes
 from fractal_model.services.configuration import MARK
 from fractal_model.services.control import Services
 from fractal_model.services.deployments import remove_settings, write_settings
+from fractal_model.services.folder import ServicesFolder
 from tests.support.params import small_params
 from tests.support.ports import free_ports
 
@@ -171,9 +172,11 @@ def test_prefect_does_not_let_the_worker_in(services, monkeypatch):
 
 
 def test_a_prefect_toml_of_the_persons_own_is_left_alone(tmp_path):
-    file = tmp_path / "prefect.toml"
+    folder = ServicesFolder(tmp_path / "params.yaml", tmp_path / "outputs")
+    file = folder.prefect_settings
     file.write_text("[api]\nurl = 'http://theirs/api'\n")
-    with pytest.raises(FractalError, match=r"not of `make up`.*127.0.0.1:4200/api"):
-        write_settings(file, ServicesConfig())
+    with pytest.raises(FractalError, match=r"not of `make up`.*127.0.0.1:4200/api.*login") as found:
+        write_settings(ServicesConfig(), folder)
+    assert folder.login() not in str(found.value)
     remove_settings(file)
     assert "theirs" in file.read_text()

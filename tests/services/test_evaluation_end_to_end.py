@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
+from unittest import mock
 
 import httpx
 import mlflow
@@ -55,14 +57,12 @@ def _versions(project: Project) -> dict[str, dict]:
 
 def _evaluations(project: Project) -> list[str]:
     """Names of the runs that evaluated something, without their protocol, from MLflow's server."""
-    client = mlflow.MlflowClient(_mlflow(project))
-    experiment = client.get_experiment_by_name("fractal-digits")
-    found = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
+    server = project.mlflow()
+    client = mlflow.MlflowClient(server["MLFLOW_TRACKING_URI"])
+    with mock.patch.dict(os.environ, server):
+        experiment = client.get_experiment_by_name("fractal-digits")
+        found = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
     return sorted(re.sub("-[0-9a-f]{6}$", "", run.info.run_name) for run in found)
-
-
-def _mlflow(project: Project) -> str:
-    return f"http://127.0.0.1:{project.ports['mlflow']}"
 
 
 def test_the_first_version_becomes_the_champion(project):
@@ -118,7 +118,7 @@ def test_the_champion_is_served_as_the_command_samples_it(project, tmp_path):
     command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", source]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (
-        answering(command, f"{url}/ping", tmp_path, MLFLOW_TRACKING_URI=_mlflow(project)),
+        answering(command, f"{url}/ping", tmp_path, **project.mlflow()),
         httpx.Client(trust_env=False, timeout=120) as client,
     ):
         rows = [{"class": 3, "seed": seed} for seed in (7, 8)]

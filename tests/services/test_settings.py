@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from fractal_model.services.configuration import (
     shell_lines,
     supervisor_configuration,
 )
-from fractal_model.services.folder import ServicesFolder
+from fractal_model.services.folder import ServicesFolder, write_private
 from tests.support import REPOSITORY
 
 
@@ -57,6 +59,13 @@ def test_settings_without_the_section_have_the_defaults(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(content))
     assert load_params(file).services == shipped == ServicesConfig()
+
+
+@pytest.fixture
+def run(folder) -> Iterator[Path]:
+    run = folder.create_run()
+    yield run
+    folder.remove_run(run)
 
 
 def _programs(folder: ServicesFolder, config: ServicesConfig) -> configparser.RawConfigParser:
@@ -111,13 +120,13 @@ def test_as_many_cpus_as_wished(folder):
         assert ("--num-cpus" in command) is expected
 
 
-def test_the_servers_know_nothing_of_other_servers(folder, monkeypatch):
+def test_the_servers_know_nothing_of_other_servers(folder, run, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere:4200/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
-    environment = server_environment(folder, Path("/tmp/run"))
+    environment = server_environment(ServicesConfig(), folder, run)
     assert not any("elsewhere" in value for value in environment.values())
-    assert environment[MARK] == "/tmp/run"
+    assert environment[MARK] == str(run)
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
@@ -126,36 +135,72 @@ def test_the_servers_know_nothing_of_other_servers(folder, monkeypatch):
     assert folder.mlflow == folder.project / "outputs/mlflow"
 
 
-def test_postgresql_by_environment(folder, monkeypatch):
+def test_postgresql_by_environment(folder, run, monkeypatch):
     theirs = {
         "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:p@127.0.0.1/prefect",
         "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://u:p@127.0.0.1/mlflow",
     }
     for name, value in theirs.items():
         monkeypatch.setenv(name, value)
-    environment = server_environment(folder, Path("/tmp/run"))
+    environment = server_environment(ServicesConfig(), folder, run)
     assert theirs.items() <= environment.items()
 
 
-def test_the_token_is_for_its_owner_alone_and_kept(folder):
-    tokens = []
+def test_the_secrets_are_for_their_owner_alone_and_kept(folder):
+    found = []
     for _ in range(2):
         folder.remove_run(folder.create_run())
         assert folder.token.stat().st_mode & 0o777 == 0o600
-        tokens.append(folder.token.read_text())
-    assert len(tokens[0]) == 64
-    assert tokens[0] == tokens[1]
+        assert folder.login_file.stat().st_mode & 0o777 == 0o600
+        found.append((folder.token.read_text(), folder.login()))
+    assert found[0] == found[1]
+    token, login = found[0]
+    assert re.fullmatch("[0-9a-f]{64}", token)
+    assert re.fullmatch("fractal:[0-9a-f]{64}", login)
+    assert token not in login
     assert folder.state.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_secret_is_on_a_command_line(folder):
+    parser = _programs(folder, ServicesConfig())
+    text = str([dict(parser[section]) for section in parser.sections()])
+    assert folder.login().partition(":")[2] not in text
+    assert folder.token.read_text() not in text
+
+
+def test_pages_ask_for_the_login_and_know_their_own_address(folder, run, monkeypatch):
+    """Whatever the person's shell says of other servers."""
+    monkeypatch.setenv("PREFECT_SERVER_UI_API_URL", "http://elsewhere:4200/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of elsewhere")
+    environment = server_environment(ServicesConfig(prefect=4300), folder, run)
+    assert environment["PREFECT_SERVER_API_AUTH_STRING"] == folder.login()
+    assert environment["PREFECT_API_AUTH_STRING"] == folder.login()
+    assert environment["PREFECT_SERVER_UI_API_URL"] == "http://127.0.0.1:4300/api"
+    origins = "http://127.0.0.1:4300,http://localhost:4300"
+    assert environment["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"] == origins
+    assert "MLFLOW_TRACKING_TOKEN" not in environment
+    assert f"fractal:{environment['MLFLOW_TRACKING_PASSWORD']}" == folder.login()
+
+
+def test_a_file_that_others_could_read_is_made_private(tmp_path):
+    file = tmp_path / "prefect.toml"
+    file.write_text("of an earlier version")
+    file.chmod(0o644)
+    write_private(file, "secret")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["prefect.toml"]
 
 
 def test_the_environment_can_be_sourced(folder):
     folder.state.mkdir(parents=True)
-    folder.environment.write_text(shell_lines(ServicesConfig(), folder.token))
-    script = '. "$1"; printf "%s\\n" "$PREFECT_API_URL" "$RAY_AUTH_TOKEN_PATH"'
+    folder.environment.write_text(shell_lines(ServicesConfig(), folder))
+    script = '. "$1"; printf "%s\\n" "$PREFECT_API_URL" "$RAY_AUTH_TOKEN_PATH" '
+    script += '"$PREFECT_API_AUTH_STRING" "$MLFLOW_TRACKING_USERNAME:$MLFLOW_TRACKING_PASSWORD"'
     done = subprocess.run(
         ["sh", "-c", script, "sh", str(folder.environment)], capture_output=True, text=True
     )
-    assert done.stdout.splitlines() == ["http://127.0.0.1:4200/api", str(folder.token)]
+    known = ["http://127.0.0.1:4200/api", str(folder.token), *[folder.login()] * 2]
+    assert done.stdout.splitlines() == known
 
 
 def test_a_copy_of_the_project_is_another_project(folder, tmp_path):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+from websockets.sync.client import ClientConnection, connect
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(
@@ -37,3 +43,52 @@ def opened(
             [*command, address], capture_output=True, text=True, timeout=120, check=True
         )
     return done.stdout
+
+
+def text_once_logged_in(address: str, storage: dict[str, str], expected: str) -> str:
+    """The words of a page as soon as `expected` is among them, or after a minute; pages of its
+    origin find `storage` in the browser's local storage."""
+    keep = "".join(
+        f"localStorage.setItem({json.dumps(k)}, {json.dumps(storage[k])});" for k in storage
+    )
+    with _debugged() as page:
+        _call(page, "Page.enable")
+        _call(page, "Page.addScriptToEvaluateOnNewDocument", source=keep)
+        _call(page, "Page.navigate", url=address)
+        deadline = time.monotonic() + 60
+        text = ""
+        while expected not in text and time.monotonic() < deadline:
+            time.sleep(0.5)
+            found = _call(page, "Runtime.evaluate", expression="document.body?.innerText ?? ''")
+            text = found["result"]["value"]
+    return text
+
+
+@contextmanager
+def _debugged() -> Iterator[ClientConnection]:
+    """An empty page of a browser that listens to the DevTools protocol."""
+    with tempfile.TemporaryDirectory() as profile:
+        command = [BINARY, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-port=0"]
+        browser = subprocess.Popen(
+            [*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            file, deadline = Path(profile) / "DevToolsActivePort", time.monotonic() + 60
+            while not (file.exists() and file.read_text().strip()):
+                assert browser.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+            port = file.read_text().split()[0]
+            pages = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
+            (url,) = [each["webSocketDebuggerUrl"] for each in pages if each["type"] == "page"]
+            with connect(url, proxy=None, max_size=None) as page:
+                yield page
+        finally:
+            browser.terminate()
+            browser.wait(30)
+
+
+def _call(page: ClientConnection, method: str, **parameters: object) -> dict:
+    page.send(json.dumps({"id": 1, "method": method, "params": parameters}))
+    while (answer := json.loads(page.recv(timeout=60))).get("id") != 1:
+        pass  # an event
+    return answer["result"]

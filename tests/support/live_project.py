@@ -49,6 +49,13 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def mlflow(self) -> dict[str, str]:
+        """The variables by which a program uses its MLflow server."""
+        login = (self.folder / "outputs/services/login").read_text()
+        names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+        address = f"http://127.0.0.1:{self.ports['mlflow']}"
+        return {"MLFLOW_TRACKING_URI": address, **dict(zip(names, login.split(":"), strict=True))}
+
     def fractal(self, *arguments: str) -> str:
         return self.run(sys.executable, "-m", "fractal_model", *arguments)
 
