@@ -12,7 +12,7 @@ import json
 import numbers
 from collections import defaultdict
 from pathlib import Path
-from typing import SupportsInt
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -101,7 +101,7 @@ class ServedFractalModel(PythonModel):
         return SamplingConfig.model_validate(self._serving.sampling.model_dump() | given)
 
 
-def _rows(table: object) -> list[dict]:
+def _rows(table: Any) -> list[dict]:
     """The rows of a request. BadRequest: too many, or not the columns that there are."""
     if not isinstance(table, pd.DataFrame):  # of MLflow's other formats, such as `inputs`
         try:
@@ -130,8 +130,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _whole(asked: object) -> int | None:
-    if not _is_number(asked) or not isinstance(asked, SupportsInt):
+def _whole(asked: Any) -> int | None:
+    if not _is_number(asked):
         return None
     return int(asked) if asked == asked // 1 else None
 
