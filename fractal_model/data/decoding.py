@@ -10,7 +10,7 @@ picture is used.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, NamedTuple
 
@@ -18,6 +18,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from PIL.ExifTags import Base as ExifTag
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fractal_model.common.errors import one_line
 
@@ -45,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 @contextmanager
-def open_picture(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Iterator[PIL.Image.Image]:
+def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile]:
     """Yield the picture, not decoded yet. Whatever goes wrong, here or in the block, is
     UnusableImage: of no known format, damaged, too large."""
     try:
@@ -65,7 +67,7 @@ def open_picture(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Iterator[P
         raise UnusableImage(f"damaged: {one_line(error)}") from None
 
 
-def decode(opened: PIL.Image.Image) -> Decoded:
+def decode(opened: ImageFile) -> Decoded:
     """The picture as a viewer shows it. UnusableImage: its numbers do not say what is white."""
     _scale_transparent_colour(opened)
     orientation = _orientation(opened)
@@ -75,7 +77,7 @@ def decode(opened: PIL.Image.Image) -> Decoded:
     return _on_white(_eight_bits(opened), orientation)
 
 
-def decode_as_adm(opened: PIL.Image.Image) -> Decoded:
+def decode_as_adm(opened: ImageFile) -> Decoded:
     """The picture as ADM reads it: neither turned nor laid on white."""
     orientation = _orientation(opened)
     opened.load()
@@ -86,7 +88,7 @@ def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
 
 
-def _orientation(opened: PIL.Image.Image) -> int | None:
+def _orientation(opened: ImageFile) -> int | None:
     try:
         return opened.getexif().get(ExifTag.Orientation, 1)
     except Exception:  # its parser raises what it likes; the pixels are intact
@@ -97,15 +99,14 @@ def _on_white(image: PIL.Image.Image, orientation: int | None) -> Decoded:
     if not image.has_transparency_data:
         return Decoded(_as_rgb(image), orientation)
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    lowest_alpha = rgba.getextrema()[-1][0]
-    if lowest_alpha == _OPAQUE:
+    if rgba.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE):
         return Decoded(_as_rgb(rgba), orientation)
     canvas = PIL.Image.new("RGB", rgba.size, "white")
     canvas.paste(rgba, mask=rgba)
     return Decoded(canvas, orientation, composited=True)
 
 
-def _scale_transparent_colour(opened: PIL.Image.Image) -> None:
+def _scale_transparent_colour(opened: ImageFile) -> None:
     """Pillow scales a PNG's pixels to 8 bits, and leaves the colour that is transparent as it is
     in the file: bring it to the same scale. Before the pixels are decoded."""
     colour = opened.info.get("transparency")
@@ -118,7 +119,7 @@ def _scale_transparent_colour(opened: PIL.Image.Image) -> None:
         opened.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+def _eight_bits(image: ImageFile) -> PIL.Image.Image:
     """Grey of more than 8 bits in 8, with alpha where a grey is transparent; others as they are."""
     if not image.mode.startswith(("I", "F")):
         return image
@@ -133,7 +134,7 @@ def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return grey
 
 
-def _white_level(image: PIL.Image.Image) -> tuple[int, bool]:
+def _white_level(image: ImageFile) -> tuple[int, bool]:
     """The number that is white, or black where the flag is set. UnusableImage: nobody knows."""
     if image.format == "PPM" and image.mode == "I":
         return 2**16 - 1, False  # to which Pillow has scaled
@@ -142,7 +143,7 @@ def _white_level(image: PIL.Image.Image) -> tuple[int, bool]:
             f"its numbers (mode {image.mode}) do not say what is white: save it with 8 bits a "
             f"channel"
         )
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         return 2**16 - 1, False
     tags = image.tag_v2
     return 2 ** tags[_BITS_PER_SAMPLE][0] - 1, tags[_PHOTOMETRIC] == _WHITE_IS_ZERO

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
-import PIL.Image
 import torch
+from PIL.ImageFile import ImageFile
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -232,15 +232,15 @@ def _as_labels(labels: np.ndarray, place: Path, name: str) -> Tensor:
 
 
 @contextmanager
-def _opened_png(file: Path) -> Iterator[PIL.Image.Image]:
+def _opened_png(file: Path) -> Iterator[ImageFile]:
     try:
-        with file.open("rb") as content, open_picture(content, ["PNG"]) as picture:
+        with file.open("rb") as content, open_picture(content, ("PNG",)) as picture:
             yield picture
     except (OSError, UnusableImage) as error:
         raise _damaged(file, error) from error
 
 
-def _kind(picture: PIL.Image.Image) -> str:
+def _kind(picture: ImageFile) -> str:
     """RGB for a PNG file of three channels of 8 bits, else what it is instead. Pillow's own mode is
     RGB also where there are 16 bits a channel, or a colour that is transparent."""
     kind = str(picture.tile[0].args) if picture.tile else picture.mode
