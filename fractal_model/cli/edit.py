@@ -24,7 +24,10 @@ def edit(
     classes: ClassesOption,
     out: Annotated[Path, typer.Option(parser=path, help="The PNG file to write.")],
     mask: Annotated[
-        Path | None, typer.Option(parser=path, help="A picture: white is generated, black is kept.")
+        Path | None,
+        typer.Option(
+            parser=path, help="A picture: white or transparent is generated, black is kept."
+        ),
     ] = None,
     box: Annotated[
         str | None, typer.Option(help="TOP,LEFT,HEIGHT,WIDTH in pixels: generate this box.")

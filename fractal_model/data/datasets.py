@@ -8,7 +8,7 @@ from fractal_model.config.data import DIGITS
 from fractal_model.config.params import Params
 from fractal_model.data.digits import prepare_digits
 from fractal_model.data.manifest import Manifest
-from fractal_model.data.preparation import prepare_source
+from fractal_model.data.preparation import prepare_source, read_raw_counts
 from fractal_model.data.shard_job import ShardJob
 from fractal_model.data.sources.registered import load_description, registered
 
@@ -53,7 +53,20 @@ def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> 
         count = len(manifest.quarantined)
         files = "1 file" if count == 1 else f"{count:,} files"
         say(f"{dataset}: {files} left out; the report says which and why")
+    _say_what_was_done(params, dataset, manifest)
     return manifest
+
+
+def _say_what_was_done(params: Params, dataset: str, manifest: Manifest) -> None:
+    counts = read_raw_counts(params.paths.data / dataset).values()
+    enlarged = sum(split.enlarged(manifest.resolution) for split in counts)
+    for images, what in (
+        (enlarged, f"smaller than {manifest.resolution} px, enlarged"),
+        (sum(split.composited for split in counts), "transparent in places, laid on white"),
+        (sum(split.several_frames for split in counts), "of several frames, the first was taken"),
+    ):
+        if images:
+            say(f"{dataset}: {images:,} {'image' if images == 1 else 'images'} {what}")
 
 
 def _prepare_registered(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:

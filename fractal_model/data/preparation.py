@@ -22,8 +22,9 @@ from PIL import features
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import remove_partial_files
 from fractal_model.common.locks import only_one
-from fractal_model.config.data import PreparationConfig
+from fractal_model.config.data import IMAGENET, PreparationConfig
 from fractal_model.data.adm_crop import PREPROCESSING
+from fractal_model.data.decoding import READING
 from fractal_model.data.manifest import Manifest, QuarantinedFile, write_manifest
 from fractal_model.data.raw_images import RawCounts
 from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardDone, ShardJob
@@ -65,7 +66,9 @@ def prepare_source(
     with only_one(data / f".{dataset}.lock"):
         recover(folder)
         partial = _start(folder, described, resolution)
-        jobs = _plan(partial, listing_file(data, source), root, listing, resolution)
+        jobs = _plan(
+            partial, listing_file(data, source), root, listing, resolution, _as_adm(described)
+        )
         missing = [job for job in jobs if not job.done_file.is_file()]
         with _progress(partial, jobs, progress):
             if missing:
@@ -83,7 +86,7 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
     plan = {
         "listing": source.listing_checksum,
         "resolution": resolution,
-        "preprocessing": PREPROCESSING,
+        "preprocessing": _preprocessing(source),
         "pillow": PIL.__version__,
         "jpeg": features.version("jpg"),
         "webp": features.version("webp"),
@@ -99,13 +102,22 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
     return partial
 
 
+def _as_adm(source: Source) -> bool:
+    """True for ImageNet, whose published numbers are of pictures as ADM reads them."""
+    return source.name == IMAGENET
+
+
+def _preprocessing(source: Source) -> str:
+    return PREPROCESSING if _as_adm(source) else f"{READING}; {PREPROCESSING}"
+
+
 def _sweep(partial: Path) -> None:
     for folder in (DONE_FOLDER, TRAIN, VALIDATION):
         remove_partial_files(partial / folder)
 
 
 def _plan(
-    partial: Path, listed: Path, root: Path, listing: Listing, resolution: int
+    partial: Path, listed: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
 ) -> list[ShardJob]:
     """Cut the splits into shards of about equal size, enough of them to keep all cores at work."""
     jobs: list[ShardJob] = []
@@ -125,6 +137,7 @@ def _plan(
                     start=start,
                     stop=stop,
                     resolution=resolution,
+                    as_adm=as_adm,
                     slot=len(jobs),
                 )
             )
@@ -210,7 +223,7 @@ def _write_whole(
     manifest = Manifest(
         dataset=dataset,
         source=f"{source.name}: {source.kind}, listing {source.listing_checksum[:16]}",
-        preprocessing=f"{PREPROCESSING}; {resolution} px",
+        preprocessing=f"{_preprocessing(source)}; {resolution} px",
         resolution=resolution,
         class_names=listing.class_names,
         splits=splits,
@@ -222,6 +235,14 @@ def _write_whole(
     _sweep(partial)
     shutil.rmtree(partial / DONE_FOLDER)
     return manifest
+
+
+def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
+    """What the raw images of a prepared data set are like, by split; empty for images that had no
+    files."""
+    file = folder / PREPARATION_FILE
+    splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
+    return {name: RawCounts.model_validate(counts) for name, counts in splits.items()}
 
 
 def _raw_counts(shards: list[ShardDone]) -> dict[str, int | dict[str, int]]:

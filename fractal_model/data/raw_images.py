@@ -1,32 +1,20 @@
-"""One raw image: from a file's bytes to the prepared crop, or the reason why it cannot be used.
-
-Decided here: whatever a decoder says of damaged bytes is a reason, not a crash; notes beside the
-pixels, such as EXIF, never decide whether an image is used.
-"""
+"""One raw image: from a file's bytes to the prepared crop, or the reason why it cannot be used."""
 
 import io
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import PIL.Image
 from pydantic import BaseModel
 
-from fractal_model.common.errors import one_line
 from fractal_model.data.adm_crop import center_crop, pixels_of_crop
+from fractal_model.data.decoding import Decoded, UnusableImage, decode, decode_as_adm, open_picture
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Decoded. Others, such as PostScript, would start other programs."""
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _SUFFIXES = {"JPEG": _JPEG, "MPO": (*_JPEG, ".mpo"), "PNG": (".png",)}
 """MPO is a JPEG file with more pictures behind the first, as many cameras write."""
-_EXIF_ORIENTATION = 0x0112
-
-
-class UnusableImage(Exception):
-    """An image that is left out. The text is the reason."""
+_TURNED = range(2, 9)
+"""Orientations of EXIF that are not upright."""
 
 
 class RawCounts(BaseModel):
@@ -41,65 +29,58 @@ class RawCounts(BaseModel):
     exif_unreadable: int = 0
     misnamed: int = 0
     """Images whose name ends like another format."""
+    composited: int = 0
+    """Images that are transparent in places and were laid on white."""
+    several_frames: int = 0
+    """Animations and files of several pages, of which the first was taken."""
 
-    def add(self, image: PIL.Image.Image, name: str) -> None:
+    def add(self, image: PIL.Image.Image, decoded: Decoded, name: str) -> None:
+        """Count an image that was opened and decoded."""
         self.formats[str(image.format)] += 1
         self.modes[image.mode] += 1
         self.short_sides[str(min(image.size))] += 1
-        if "exif" in image.info:
-            self._add_exif(image)
+        self.exif_unreadable += decoded.orientation is None
+        self.exif_rotated += decoded.orientation in _TURNED
+        self.composited += decoded.composited
+        self.several_frames += _has_several_frames(image)
         suffix, fitting = Path(name).suffix.lower(), _SUFFIXES.get(str(image.format), ())
         known = any(suffix in endings for endings in _SUFFIXES.values())
         self.misnamed += known and suffix not in fitting
 
-    def _add_exif(self, image: PIL.Image.Image) -> None:
-        try:
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        except Exception:  # its parser raises what it likes; the pixels are intact
-            self.exif_unreadable += 1
-        else:
-            self.exif_rotated += orientation not in (0, 1)
+    def enlarged(self, resolution: int) -> int:
+        """How many images have a short side below the resolution."""
+        return sum(images for side, images in self.short_sides.items() if int(side) < resolution)
 
 
-@contextmanager
-def decoding_rules() -> Iterator[None]:
-    """Around `cropped`: corrupt metadata is no warning, a decompression bomb an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of metadata: ImageNet has corrupt EXIF
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        yield
-
-
-def cropped(content: bytes, name: str, resolution: int, counts: RawCounts) -> PIL.Image.Image:
-    """The prepared image, RGB, resolution × resolution; use it within `decoding_rules`.
+def cropped(
+    content: bytes, name: str, resolution: int, counts: RawCounts, *, as_adm: bool = False
+) -> PIL.Image.Image:
+    """The prepared image, RGB, resolution × resolution, added to `counts`.
 
     Raises UnusableImage: empty, of no known format, damaged, or too large before or in the crop.
     """
     if not content:
         raise UnusableImage("the file is empty")
     # What was opened is let go of before the crop: a decoder may hold several copies.
-    return center_crop(_decoded(content, name, resolution, counts), resolution)
+    return center_crop(_decoded(content, name, resolution, counts, as_adm), resolution)
 
 
-def _decoded(content: bytes, name: str, resolution: int, counts: RawCounts) -> PIL.Image.Image:
-    """The image as RGB; the file's own format and mode are added to `counts`."""
+def _decoded(
+    content: bytes, name: str, resolution: int, counts: RawCounts, as_adm: bool
+) -> PIL.Image.Image:
+    with open_picture(io.BytesIO(content)) as opened:
+        _require_moderate(opened.size, resolution)
+        decoded = decode_as_adm(opened) if as_adm else decode(opened)
+        counts.add(opened, decoded, name)
+    return decoded.rgb
+
+
+def _has_several_frames(image: PIL.Image.Image) -> bool:
+    """True for an animation, also where its further frames are damaged."""
     try:
-        with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            _require_moderate(opened.size, resolution)
-            opened.load()
-            # `convert` would copy what is RGB already.
-            rgb = opened if opened.mode == "RGB" else opened.convert("RGB")
-            counts.add(opened, name)
-            return rgb
-    except UnusableImage:
-        raise
-    except PIL.UnidentifiedImageError:
-        raise UnusableImage(f"not an image of {', '.join(FORMATS)}") from None
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        limit = PIL.Image.MAX_IMAGE_PIXELS
-        raise UnusableImage(f"more than {limit:,} pixels, perhaps a decompression bomb") from None
-    except Exception as error:  # TypeError, MemoryError, struct.error …: each decoder has its own
-        raise UnusableImage(f"damaged: {one_line(error)}") from None
+        return getattr(image, "is_animated", False)
+    except Exception:  # a decoder may look for the next frame only now, and raises what it likes
+        return True
 
 
 def _require_moderate(size: tuple[int, int], resolution: int) -> None:

@@ -3,7 +3,7 @@
 metrics.json        counts, sizes                     dvc metrics show
 classes.csv         images of each class and split    dvc plots show
 short-sides.csv     of the raw images, in pixels      dvc plots show
-kinds.csv           formats and modes of the raw images
+kinds.csv           formats and modes of the raw images, and what had to be done to some
 quarantined.csv     what was left out, and why
 contact-sheet.png   up to 64 training images, spread over the classes
 """
@@ -21,7 +21,7 @@ from fractal_model.common.console import say
 from fractal_model.common.files import written_whole
 from fractal_model.config.params import Params
 from fractal_model.data.manifest import Manifest, read_manifest
-from fractal_model.data.preparation import PREPARATION_FILE
+from fractal_model.data.preparation import read_raw_counts
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 
 _SHEET_SIDE = 8  # images a row
@@ -52,7 +52,7 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
         tables = {
             "classes": _classes(manifest),
             "quarantined": pd.DataFrame(left_out, columns=["file", "reason"]),
-            **_raw_images(dataset_folder),
+            **_raw_images(dataset_folder, manifest.resolution),
         }
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False)
@@ -114,20 +114,20 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
     return wide.melt("class", var_name="split", value_name="images")
 
 
-def _raw_images(dataset_folder: Path) -> dict[str, pd.DataFrame]:
+def _raw_images(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
     """What the preparation noted of the raw images; empty for images that had no files."""
-    file = dataset_folder / PREPARATION_FILE
-    splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
     sides, kinds, notes = [], [], []
-    for split, counts in splits.items():
-        sides += [(int(side), split, images) for side, images in counts["short_sides"].items()]
-        for kind in ("format", "mode"):
-            kinds += [(split, kind, value, images) for value, images in counts[f"{kind}s"].items()]
-        # Data sets that were prepared by the first versions have no count of unreadable EXIF.
+    for split, counts in read_raw_counts(dataset_folder).items():
+        sides += [(int(side), split, images) for side, images in counts.short_sides.items()]
+        kinds += [(split, "format", value, images) for value, images in counts.formats.items()]
+        kinds += [(split, "mode", value, images) for value, images in counts.modes.items()]
         notes += [
-            (split, "EXIF orientation (not applied)", "rotated", counts["exif_rotated"]),
-            (split, "EXIF", "unreadable", counts.get("exif_unreadable", 0)),
-            (split, "name", "ends like another format", counts["misnamed"]),
+            (split, "EXIF orientation", "rotated", counts.exif_rotated),
+            (split, "EXIF", "unreadable", counts.exif_unreadable),
+            (split, "name", "ends like another format", counts.misnamed),
+            (split, "transparency", "laid on white", counts.composited),
+            (split, "frames", "several, the first is taken", counts.several_frames),
+            (split, "short side", "below the resolution, enlarged", counts.enlarged(resolution)),
         ]
     return {
         "short-sides": pd.DataFrame(sorted(sides), columns=["short_side", "split", "images"]),

@@ -21,8 +21,9 @@ import numpy as np
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
+from fractal_model.data.decoding import UnusableImage
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
-from fractal_model.data.raw_images import RawCounts, UnusableImage, cropped, decoding_rules
+from fractal_model.data.raw_images import RawCounts, cropped
 from fractal_model.data.shards import shard_name, write_shard
 from fractal_model.data.sources.listing import ImageFile, Listing
 from fractal_model.data.sources.reading import SourceReader
@@ -45,6 +46,8 @@ class ShardJob:
     start: int
     stop: int
     resolution: int
+    as_adm: bool
+    """True if the pictures are read as ADM reads them: ImageNet's."""
     slot: int
     """Place of this job's count in the progress file."""
 
@@ -85,12 +88,13 @@ def build_shard(job: ShardJob) -> None:
     listing = Listing.read(job.listing)
     reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
-    with write_shard(job.shard_file, listing.class_names) as shard, decoding_rules():
+    with write_shard(job.shard_file, listing.class_names) as shard:
         for number, image in enumerate(listing.rows(job.split, job.start, job.stop)):
             counts[job.slot] = number
             content = _read(reader, image)
             try:
-                shard.add(cropped(content, image.key, job.resolution, raw), image.label)
+                crop = cropped(content, image.key, job.resolution, raw, as_adm=job.as_adm)
+                shard.add(crop, image.label)
             except UnusableImage as error:
                 quarantined.append(
                     QuarantinedFile(file=f"{job.split}/{image.key}", reason=str(error))

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
-import PIL.Image
 import torch
+from PIL.ImageFile import ImageFile
 from pydantic import ValidationError
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.evaluation import protocol as protocols
 from fractal_model.generation.sample_files import (
     ARRAY,
@@ -122,7 +123,8 @@ class _Folder:
         pictures = []
         for number in numbers:
             with _opened_png(self._file(number)) as picture:
-                pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+                rgb = decode(picture).rgb
+            pictures.append(torch.from_numpy(np.array(rgb)).permute(2, 0, 1))
         return torch.stack(pictures)
 
     def _file(self, number: int) -> Path:
@@ -149,14 +151,14 @@ class _Folder:
         side = None
         for number in range(len(self.labels)):
             with _opened_png(self._file(number)) as picture:
-                width, height = picture.size
-                if picture.mode != "RGB" or width != height or side not in (None, width):
-                    raise FractalError(
-                        f"{self._file(number)} is {picture.mode} of {width} × {height} px, "
-                        f"expected 8-bit RGB{f' of {side} × {side} px' if side else ' squares'}: "
-                        f"give one set of equal images"
-                    )
-                side = width
+                (width, height), kind = picture.size, _kind(picture)
+            if kind != "RGB" or width != height or side not in (None, width):
+                raise FractalError(
+                    f"{self._file(number)} is {kind} of {width} × {height} px, "
+                    f"expected 8-bit RGB{f' of {side} × {side} px' if side else ' squares'}: "
+                    f"give one set of equal images"
+                )
+            side = width
         return side or 0
 
 
@@ -230,12 +232,19 @@ def _as_labels(labels: np.ndarray, place: Path, name: str) -> Tensor:
 
 
 @contextmanager
-def _opened_png(file: Path) -> Iterator[PIL.Image.Image]:
+def _opened_png(file: Path) -> Iterator[ImageFile]:
     try:
-        with PIL.Image.open(file, formats=["PNG"]) as picture:
+        with file.open("rb") as content, open_picture(content, ("PNG",)) as picture:
             yield picture
-    except (OSError, SyntaxError) as error:
+    except (OSError, UnusableImage) as error:
         raise _damaged(file, error) from error
+
+
+def _kind(picture: ImageFile) -> str:
+    """RGB for a PNG file of three channels of 8 bits, else what it is instead. Pillow's own mode is
+    RGB also where there are 16 bits a channel, or a colour that is transparent."""
+    kind = str(picture.tile[0].args) if picture.tile else picture.mode
+    return f"{kind} with transparency" if "transparency" in picture.info else kind
 
 
 def _damaged(file: Path, error: Exception) -> FractalError:

@@ -15,36 +15,34 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, in_this_process
 from fractal_model.sampling.known import Known
 
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 WHITE = 128
 """From here on a grey mask pixel counts as white."""
 
 
 def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """(3, S, S) uint8. Grey becomes three equal channels; what is transparent is laid on white.
+    """(3, S, S) uint8, read as `prepare` reads the pictures of a data set (`data.decoding`).
 
     `fit` cuts the middle square and scales it. FractalError: unreadable, or of another size.
     """
-    picture = _open(file, "image")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    picture = _sized(picture.convert("RGB"), file, "image", side, fit, Image.Resampling.LANCZOS)
+    picture = _sized(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """(S, S) bool, true where known, from a picture: white is generated, black is kept."""
-    picture = _open(file, "mask").convert("L")
-    picture = _sized(picture, file, "mask", side, fit, Image.Resampling.NEAREST)
+    """(S, S) bool, true where known, from a picture: what is white or transparent is generated,
+    black is kept."""
+    picture = _sized(
+        _read(file, "mask").convert("L"), file, "mask", side, fit, Image.Resampling.NEAREST
+    )
     return torch.from_numpy(np.array(picture) < WHITE)
 
 
@@ -110,27 +108,23 @@ def edit(
     return found
 
 
-def _open(file: Path, what: str) -> Image.Image:
+def _read(file: Path, what: str) -> Image.Image:
     try:
-        with Image.open(file) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with file.open("rb") as content, open_picture(content) as opened:
+            return decode(opened).rgb
+    except (OSError, ValueError, UnusableImage) as error:
         raise FractalError(
             f"the {what} {file} cannot be read ({one_line(error)}): give a picture file, for "
             f"example PNG"
         ) from error
-    if picture.mode not in EIGHT_BIT_MODES:
-        raise FractalError(
-            f"the {what} {file} is of mode {picture.mode}: save it with 8 bits a channel"
-        )
-    return picture
 
 
 def _sized(
     picture: Image.Image, file: Path, what: str, side: int, fit: bool, resampling: Image.Resampling
 ) -> Image.Image:
     if fit:
+        if min(picture.size) < side:
+            say(f"{what} {file}: {picture.width} × {picture.height} pixels, enlarged to {side}")
         return ImageOps.fit(picture, (side, side), resampling)
     if picture.size != (side, side):
         raise FractalError(

@@ -1,6 +1,8 @@
-"""Raw images of every kind: RGB as Pillow makes it, counted, left out with a reason, in bounds."""
+"""Raw images of every kind: RGB, counted, left out with a reason, in bounds."""
 
+import csv
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +10,23 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.data import PreparationConfig
+from fractal_model.config.params import load_params
+from fractal_model.data.datasets import prepare_dataset
+from fractal_model.data.decoding import UnusableImage
+from fractal_model.data.manifest import read_manifest
 from fractal_model.data.prepared import open_prepared, verify_prepared
-from fractal_model.data.raw_images import RawCounts, UnusableImage, decoding_rules
+from fractal_model.data.raw_images import RawCounts
 from fractal_model.data.raw_images import cropped as prepared_image
+from fractal_model.data.report import write_report
+from fractal_model.data.shard_job import in_processes
 from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
+from tests.support.picture_files import FLOAT, GREY, png, tiff
 from tests.support.preparing import SIDE, cropped, prepare
 
 
@@ -31,28 +42,101 @@ def test_kinds_of_raw_images_are_counted(tmp_path):
     assert sum(found["short_sides"].values()) == 27
 
 
-def test_other_kinds_become_rgb_as_pillow_does(tmp_path, recwarn):
-    photograph, folder = mini.photograph(0), tmp_path / "raw"
-    grey16 = PIL.Image.fromarray(np.linspace(0, 65535, 50 * 37).reshape(37, 50).astype(np.uint16))
+def test_other_kinds_become_rgb(tmp_path, recwarn):
+    photograph = mini.photograph(0)
     kinds = {
         "palette.png": mini.encoded(photograph.quantize(16), "PNG"),
         "alpha.png": mini.encoded(photograph.convert("RGBA"), "PNG"),
-        "grey16.png": mini.encoded(grey16, "PNG"),
         "bilevel.tiff": mini.encoded(photograph.convert("1"), "TIFF"),
         "moving.gif": mini.encoded(photograph, "GIF", save_all=True, append_images=[photograph]),
         "tiny.png": mini.encoded(mini.photograph(1, 1, 1), "PNG"),
         "corrupt-exif.jpg": mini.encoded(photograph, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1"),
     }
-    for name, content in kinds.items():
-        mini.put(folder / "train/one" / name, content)
-        mini.put(folder / "validation/one" / name, content)
-    register(folder, tmp_path / "data", name="kinds", resolutions=(SIDE,))
-    prepare(tmp_path / "data", source="kinds")
+    split = open_prepared(prepared_folder(tmp_path, kinds), "train")
     assert not [warning for warning in recwarn if warning.category is UserWarning]
-    split = open_prepared(tmp_path / "data/imagenet16", "train")
     for example, name in zip(split.in_order(), sorted(kinds), strict=True):
         found = example.image.permute(1, 2, 0).numpy()
         assert (found == cropped(kinds[name])).all(), name
+
+
+def register_folder(tmp_path: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        mini.put(tmp_path / "raw/train/one" / name, content)
+        mini.put(tmp_path / "raw/validation/one" / name, content)
+    register(tmp_path / "raw", tmp_path / "data", name="kinds", resolutions=(SIDE,))
+
+
+def prepared_folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
+    """A folder of one's own with these files of one class in both splits, prepared."""
+    register_folder(tmp_path, files)
+    prepare(tmp_path / "data", source="kinds", share=0.9)
+    return tmp_path / "data/imagenet16"
+
+
+ODD = {
+    "deep.png": png(SIDE, 16, GREY, struct.pack(f">{SIDE}H", *range(0, 257 * SIDE, 257)), SIDE),
+    "float.tiff": tiff(2, 32, struct.pack("<2f", 0, 1), kind=FLOAT),
+    "hidden.png": mini.encoded(PIL.Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 0)), "PNG"),
+    "large.png": mini.encoded(PIL.Image.new("RGB", (SIDE, SIDE), (1, 2, 3)), "PNG"),
+    "small.png": mini.encoded(PIL.Image.new("RGB", (SIDE, SIDE - 1), (4, 5, 6)), "PNG"),
+}
+
+
+def test_a_folder_of_ones_own_is_read_as_a_viewer_shows_it(tmp_path):
+    folder = prepared_folder(tmp_path, ODD)
+    images = [example.image for example in open_prepared(folder, "train").in_order()]
+    deep, hidden, large, small = images
+    assert (deep == torch.arange(SIDE)).all(), "257 of 65,535 are 1 of 255"
+    assert (hidden == 255).all()
+    assert (large.permute(1, 2, 0) == torch.tensor([1, 2, 3])).all()
+    assert (small.permute(1, 2, 0) == torch.tensor([4, 5, 6])).all()
+    left_out = read_manifest(folder).quarantined
+    assert {entry.file for entry in left_out} == {
+        "train/one/float.tiff",
+        "validation/one/float.tiff",
+    }
+    assert "save it with 8 bits a channel" in left_out[0].reason
+
+
+def test_what_was_done_to_pictures_is_in_the_report(tmp_path):
+    frames = [PIL.Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue")]
+    moving = mini.encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    folder = prepared_folder(tmp_path, ODD | {"moving.gif": moving})
+    write_report(folder, tmp_path / "report")
+    rows = csv.DictReader((tmp_path / "report/kinds.csv").open())
+    found = {(row["kind"], row["value"]): row["images"] for row in rows if row["split"] == "train"}
+    assert found["transparency", "laid on white"] == "1"
+    assert found["short side", "below the resolution, enlarged"] == "1"
+    assert found["frames", "several, the first is taken"] == "1"
+    assert found["mode", "I;16"] == "1"
+
+
+def test_what_was_done_to_pictures_is_said(tmp_path, capsys):
+    register_folder(tmp_path, ODD)
+    params = load_params(REPOSITORY / "params.yaml")
+    changed = {
+        "paths": params.paths.model_copy(update={"data": tmp_path / "data"}),
+        "preparation": PreparationConfig(max_quarantined_share=0.9, processes=1),
+    }
+    prepare_dataset(params.model_copy(update=changed), "kinds", in_processes)
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).splitlines()
+    assert "kinds: 2 images smaller than 16 px, enlarged" in lines
+    assert "kinds: 2 images transparent in places, laid on white" in lines
+
+
+def test_imagenet_is_read_as_adm_reads_it(tmp_path):
+    folder = mini.write_tree(tmp_path / "raw")
+    hidden = folder / "train/n01440764/n01440764_1.JPEG"
+    hidden.write_bytes(ODD["hidden.png"])
+    register(folder, tmp_path / "data", resolutions=(SIDE,))
+    manifest = prepare(tmp_path / "data")
+    images = [e.image for e in open_prepared(tmp_path / "data/imagenet16", "train").in_order()]
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8)
+    assert (images[1].permute(1, 2, 0) == red).all(), "not what is seen"
+    turned = (folder / "train/n01440764/n01440764_4.JPEG").read_bytes()
+    assert (images[4].permute(1, 2, 0).numpy() == cropped(turned)).all(), "EXIF turns nothing"
+    assert manifest.preprocessing.startswith("ADM centre crop version 1: RGB, halved")
 
 
 def damaged_tree(REPOSITORY: Path) -> Path:
@@ -107,8 +191,7 @@ def prepared_and_counts(
     content: bytes, name: str = "one/x.jpg"
 ) -> tuple[PIL.Image.Image, RawCounts]:
     counts = RawCounts()
-    with decoding_rules():
-        return prepared_image(content, name, SIDE, counts), counts
+    return prepared_image(content, name, SIDE, counts), counts
 
 
 CORRUPT_EXIF = [

@@ -11,6 +11,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.sample_set import open_sample_set, require_protocol
 from fractal_model.generation.sample_files import open_writer
 from tests.support import random_images
+from tests.support.picture_files import RGB, png
 from tests.support.protocols import SETTINGS, manifest, protocol
 
 IMAGES = random_images(12, size=8)
@@ -85,6 +86,10 @@ def save(mode, size):
     return lambda file: Image.new(mode, size).save(file)
 
 
+DEEP = png(8, 16, RGB, bytes(48), 8)
+HOLES = png(8, 8, RGB, bytes(24), 8, tRNS=bytes(6))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -95,6 +100,10 @@ def save(mode, size):
         ("labels.npy", replace_by(b"x"), "labels.npy is damaged"),
         ("labels.npy", lambda file: np.save(file, np.zeros(12)), "float64 .12,., expected one"),
         ("05.png", save("L", (8, 8)), "05.png is L of 8 × 8 px"),
+        ("05.png", save("RGBA", (8, 8)), "05.png is RGBA of 8 × 8 px"),
+        ("05.png", save("I;16", (8, 8)), "05.png is I;16B of 8 × 8 px"),
+        ("05.png", replace_by(DEEP), "05.png is RGB;16B of 8 × 8 px, expected 8-bit RGB"),
+        ("05.png", replace_by(HOLES), "05.png is RGB with transparency of 8 × 8 px"),
         ("05.png", save("RGB", (4, 4)), "RGB of 4 × 4 px, expected 8-bit RGB of 8 × 8 px"),
         ("00.png", save("RGB", (8, 4)), "RGB of 8 × 4 px, expected 8-bit RGB squares"),
         ("05.png", replace_by(b"no picture"), "05.png is damaged"),

@@ -31,6 +31,28 @@ def test_pictures_become_pixels(tmp_path):
     assert (laid[:, :4] == 255).all()
 
 
+def test_16_bit_grey_is_scaled(tmp_path):
+    ramp = np.arange(8, dtype=np.uint16) * 9_252  # 36 steps of 257
+    file = save(tmp_path / "ramp.png", np.tile(ramp, (8, 1)))
+    assert (read_image(file, 8) == torch.arange(8) * 36).all()
+    assert read_mask(file, 8).equal((torch.arange(8) * 36 < 128).expand(8, 8))
+
+
+def test_transparent_is_generated(tmp_path):
+    """Also where the hidden colour is black, as where an editor's eraser was used."""
+    mask = np.zeros((8, 8, 4), np.uint8)
+    mask[:, 3:, 3] = 255
+    known = read_mask(save(tmp_path / "erased.png", mask), 8)
+    assert known.equal((torch.arange(8) >= 3).expand(8, 8))
+
+
+def test_enlarging_is_said(tmp_path, capsys):
+    small = save(tmp_path / "small.png", np.zeros((5, 7, 3), np.uint8))
+    read_image(small, 8, fit=True)
+    shown = capsys.readouterr()
+    assert "small.png: 7 × 5 pixels, enlarged to 8" in shown.out + shown.err
+
+
 def test_white_is_generated_and_black_is_kept(tmp_path):
     array = np.zeros((8, 8), np.uint8)
     array[:2] = 255
@@ -110,6 +132,6 @@ def test_pictures_that_cannot_be_used(tmp_path):
         read_image(large, 8)
     with pytest.raises(FractalError, match="mask .* 12 × 10 pixels"):
         read_mask(large, 8)
-    deep = save(tmp_path / "deep.png", np.zeros((8, 8), np.uint16))
-    with pytest.raises(FractalError, match="8 bits"):
-        read_image(deep, 8)
+    fractions = save(tmp_path / "fractions.tiff", np.full((8, 8), 0.5, np.float32))
+    with pytest.raises(FractalError, match="save it with 8 bits a channel"):
+        read_image(fractions, 8)

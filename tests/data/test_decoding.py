@@ -1,0 +1,195 @@
+"""Every kind of picture becomes the 8-bit RGB that a viewer shows, or a reason: each expectation is
+written down as numbers, none comes from the library that decodes."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from fractal_model.data.decoding import (
+    FORMATS,
+    Decoded,
+    UnusableImage,
+    decode,
+    decode_as_adm,
+    open_picture,
+)
+from tests.support.mini_imagenet import encoded
+from tests.support.picture_files import FLOAT, GREY, PALETTE, RGB, SIGNED, UNSIGNED, png, tiff
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+HALF = (255, 127, 127)
+"""Red of alpha 128 on white: 128 / 255 of red and 127 / 255 of white."""
+
+
+def read(content: bytes, reading=decode) -> Decoded:
+    with open_picture(io.BytesIO(content)) as opened:
+        return reading(opened)
+
+
+def pixels(content: bytes, reading=decode) -> list[tuple[int, ...]]:
+    """Those of the first row."""
+    return [tuple(pixel) for pixel in np.asarray(read(content, reading).rgb)[0].tolist()]
+
+
+def picture(mode: str, *row: tuple[int, ...]) -> PIL.Image.Image:
+    return PIL.Image.frombytes(mode, (len(row), 1), bytes(v for pixel in row for v in pixel))
+
+
+def gif_colours(*colours: tuple[int, int, int]) -> PIL.Image.Image:
+    """One pixel of each colour of the palette."""
+    image = PIL.Image.frombytes("P", (len(colours), 1), bytes(range(len(colours))))
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+HIDDEN = picture("RGBA", (*RED, 0), (*RED, 128), (*RED, 255))
+TRANSPARENT = {
+    "PNG": (encoded(HIDDEN, "PNG"), [WHITE, HALF, RED]),
+    "TIFF": (encoded(HIDDEN, "TIFF"), [WHITE, HALF, RED]),
+    "WEBP": (encoded(HIDDEN, "WEBP", lossless=True, exact=True), [WHITE, HALF, RED]),
+    "grey": (
+        encoded(picture("LA", (0, 0), (0, 128), (0, 255)), "PNG"),
+        [WHITE, (127,) * 3, (0,) * 3],
+    ),
+    "palette": (
+        png(2, 8, PALETTE, b"\0\1", PLTE=bytes([*RED, 0, 0, 9]), tRNS=b"\x80"),
+        [HALF, (0, 0, 9)],
+    ),
+    "palette, 1 colour": (
+        png(2, 8, PALETTE, b"\0\1", PLTE=bytes([*RED, 0, 0, 9]), tRNS=b"\0"),
+        [WHITE, (0, 0, 9)],
+    ),
+    "GIF": (encoded(gif_colours(RED, (0, 0, 9)), "GIF", transparency=0), [WHITE, (0, 0, 9)]),
+    "1-bit": (png(2, 1, GREY, b"\x40", tRNS=b"\0\0"), [WHITE, WHITE]),
+    "2-bit": (png(4, 2, GREY, b"\x1b", tRNS=b"\0\2"), [(0,) * 3, (85,) * 3, WHITE, WHITE]),
+    "4-bit": (png(2, 4, GREY, b"\x12", tRNS=b"\0\1"), [WHITE, (34,) * 3]),
+    "8-bit": (png(2, 8, GREY, b"\1\2", tRNS=b"\0\1"), [WHITE, (2,) * 3]),
+    "16-bit": (png(2, 16, GREY, b"\1\1\2\2", tRNS=b"\1\1"), [WHITE, (2,) * 3]),
+    "colour": (png(2, 8, RGB, b"\1\2\3\4\5\6", tRNS=b"\0\1\0\2\0\3"), [WHITE, (4, 5, 6)]),
+    "16-bit colour": (
+        png(2, 16, RGB, b"\1\1\2\2\3\3\4\4\5\5\6\6", tRNS=b"\1\1\2\2\3\3"),
+        [WHITE, (4, 5, 6)],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_what_is_transparent_is_laid_on_white(kind):
+    content, expected = TRANSPARENT[kind]
+    assert read(content).composited and pixels(content) == expected
+
+
+def test_adm_reads_the_colours_that_are_hidden():
+    content = TRANSPARENT["PNG"][0]
+    assert pixels(content, decode_as_adm) == [RED, RED, RED]
+    assert not read(content, decode_as_adm).composited
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGB", "LA", "L"])
+def test_an_opaque_picture_is_not_composited(mode):
+    content = encoded(PIL.Image.new("RGBA", (3, 1), (7, 7, 7, 255)).convert(mode), "PNG")
+    assert not read(content).composited and pixels(content) == [(7, 7, 7)] * 3
+
+
+RAMP = (0, 128, 129, 4096, 32767, 32768, 65406, 65407, 65535)
+IN_8_BITS = [0, 0, 1, 16, 127, 128, 254, 255, 255]
+"""Of 257 steps each, rounded: 128 / 257 is below a half, 129 / 257 above."""
+LITTLE, BIG = struct.pack("<9H", *RAMP), struct.pack(">9H", *RAMP)
+SIXTEEN_BITS = {
+    "PNG": (png(9, 16, GREY, BIG), IN_8_BITS),
+    "TIFF": (tiff(9, 16, LITTLE), IN_8_BITS),
+    "TIFF, big-endian": (tiff(9, 16, BIG, order=">"), IN_8_BITS),
+    "TIFF, white is 0": (tiff(9, 16, LITTLE, white_is_zero=True), [255 - v for v in IN_8_BITS]),
+    "TIFF, 12 bits": (tiff(4, 12, b"\x00\x00\x80\x80\x8f\xff"), [0, 8, 128, 255]),
+    "PGM": (b"P5 9 1 65535\n" + BIG, IN_8_BITS),
+    "PGM to 1000": (b"P5 3 1 1000\n" + struct.pack(">3H", 0, 500, 1000), [0, 128, 255]),
+}
+
+
+@pytest.mark.parametrize("reading", [decode, decode_as_adm])
+@pytest.mark.parametrize("kind", SIXTEEN_BITS)
+def test_16_bit_grey_is_scaled(kind, reading):
+    content, expected = SIXTEEN_BITS[kind]
+    assert pixels(content, reading) == [(v, v, v) for v in expected]
+
+
+def test_16_bit_colours_are_within_a_level():
+    found = np.array(pixels(png(3, 16, RGB, BIG)))
+    assert np.abs(found - np.reshape(IN_8_BITS, (3, 3))).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(2, 16, struct.pack("<2h", -5, 9), kind=SIGNED),
+        tiff(2, 32, struct.pack("<2I", 5, 2**32 - 1), kind=UNSIGNED),
+        tiff(2, 32, struct.pack("<2i", -5, 2**31 - 1), kind=SIGNED),
+        tiff(2, 32, struct.pack("<2f", 0.5, 2.0), kind=FLOAT),
+        b"Pf 2 1 -1.0\n" + struct.pack("<2f", 0.5, 2.0),
+    ],
+)
+@pytest.mark.parametrize("reading", [decode, decode_as_adm])
+def test_numbers_without_a_white_are_refused(content, reading):
+    with pytest.raises(UnusableImage, match="do not say what is white: save it with 8 bits"):
+        read(content, reading)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "expected"),
+    [
+        (
+            picture("CMYK", (0, 255, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)),
+            "TIFF",
+            [RED, (0,) * 3, WHITE],
+        ),
+        (picture("LAB", (0, 0, 0), (255, 0, 0)), "TIFF", [(0,) * 3, WHITE]),
+        (picture("YCbCr", (76, 85, 255), (255, 128, 128)), "TIFF", [RED, WHITE]),
+        (PIL.Image.frombytes("1", (2, 1), b"\x40"), "PNG", [(0,) * 3, WHITE]),
+        (PIL.Image.frombytes("1", (2, 1), b"\x40"), "TIFF", [(0,) * 3, WHITE]),
+    ],
+)
+@pytest.mark.parametrize("reading", [decode, decode_as_adm])
+def test_other_colours(image, kind, expected, reading):
+    found = pixels(encoded(image, kind), reading)
+    assert np.abs(np.array(found) - np.array(expected)).max() <= 2, found
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("reading", [decode, decode_as_adm])
+def test_no_exif_is_upright(kind, reading):
+    found = read(encoded(PIL.Image.new("RGB", (32, 16)), kind), reading)
+    assert found.orientation == 1 and found.rgb.size == (32, 16)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_picture_is_turned_as_exif_says(kind):
+    """Orientation 6: what is stored on the left is shown on top."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:, :16] = 200
+    content = encoded(PIL.Image.fromarray(stored), kind, exif=exif)
+    decoded = read(content)
+    assert decoded.orientation == 6
+    found = np.asarray(decoded.rgb).astype(int)
+    assert found.shape == (32, 16, 3)
+    assert found[:12].min() > 180 and found[-12:].max() < 20
+
+
+def test_adm_does_not_turn():
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    found = read(encoded(PIL.Image.new("RGB", (32, 16)), "JPEG", exif=exif), decode_as_adm)
+    assert found.rgb.size == (32, 16) and found.orientation == 6
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_of_several_frames_the_first_is_taken(kind):
+    frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    found = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    assert np.abs(np.array(found) - RED).max() <= 2

@@ -1,0 +1,57 @@
+"""Picture files written byte by byte, so that what they show is known without a decoder."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+GREY, RGB, PALETTE = 0, 2, 3
+"""Colour types of PNG."""
+
+
+def png(width: int, depth: int, colour: int, row: bytes, height: int = 1, **chunks: bytes) -> bytes:
+    """Equal rows of pixels; `chunks` come before them, by name: PLTE, tRNS."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = {"IHDR": header, **chunks, "IDAT": zlib.compress((b"\0" + row) * height), "IEND": b""}
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in parts.items():
+        named = name.encode() + data
+        content += struct.pack(">I", len(data)) + named + struct.pack(">I", zlib.crc32(named))
+    return content
+
+
+SHORT, LONG = 3, 4
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+"""Sample formats of TIFF."""
+
+
+def tiff(
+    width: int,
+    bits: int,
+    row: bytes,
+    *,
+    order: str = "<",
+    kind: int = UNSIGNED,
+    white_is_zero: bool = False,
+) -> bytes:
+    """One row of grey pixels."""
+    tags = [
+        (256, LONG, width),
+        (257, LONG, 1),
+        (258, SHORT, bits),
+        (259, SHORT, 1),  # not compressed
+        (262, SHORT, 0 if white_is_zero else 1),
+        (273, LONG, 8),  # where the pixels begin
+        (277, SHORT, 1),
+        (278, LONG, 1),
+        (279, LONG, len(row)),
+        (339, SHORT, kind),
+    ]
+    content = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(row)) + row
+    content += struct.pack(f"{order}H", len(tags))
+    for tag, size, value in tags:
+        content += struct.pack(f"{order}HHI", tag, size, 1)
+        content += struct.pack(
+            f"{order}{'HH' if size == SHORT else 'I'}", value, *[0] * (size == SHORT)
+        )
+    return content + struct.pack(f"{order}I", 0)
