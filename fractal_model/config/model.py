@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from fractal_model.common.strict import PositiveInt, StrictModel
 
 Generator = Literal["ar", "mar"]
+UNCONDITIONAL = "none"
+"""Asks for no class where a class is asked for, so that it cannot be a class's name."""
 MAX_CONDITIONS = 5
 """Conditions that a MAR level hands on: its output at a sub-patch and at its four neighbours."""
 
