@@ -52,7 +52,7 @@ def class_number(part: str, config: ModelConfig) -> int:
         named = _named(part.removeprefix(_NAME), names)
     elif not named and part.startswith(_NUMBER):
         number = _number(part.removeprefix(_NUMBER), config.num_classes)
-    elif named and part.startswith("0") and part in names:
+    elif part in names and part != str(number):
         number = None  # a name such as 01; numbers are written without zeros in front
     if len(named) > 1:
         numbers = " and ".join(map(str, named))

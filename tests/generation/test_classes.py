@@ -64,6 +64,7 @@ PADDED_FROM_ONE = tuple(f"{number:02d}" for number in range(1, 13))
     [
         (BY_TEXT, "2", r"name of class 4 \('2'\) and the number of class 2 \('10'\)"),
         (BY_TEXT, "10", r"name of class 2 \('10'\) and the number of class 10 \('8'\)"),
+        (("1", "0"), "0", r"name of class 1 \('0'\) and the number of class 0 \('1'\)"),
         (FROM_ONE, "2", r"name of class 1 \('2'\) and the number of class 2 \('3'\)"),
         (PADDED_FROM_ONE, "2", r"name of class 1 \('02'\) and the number of class 2 \('03'\)"),
     ],
