@@ -43,11 +43,11 @@ def animate(
 
     from fractal_model.common.memory import compute_device
     from fractal_model.generation import animation
-    from fractal_model.generation.classes import parse_classes
+    from fractal_model.generation.classes import parse_classes, split_classes
 
     sheet = sheet or out.with_suffix(".png")
     require_request(classes, 1, seed)
-    animation.require_animation(out, sheet, frames=frames, images=len(classes.split(",")))
+    animation.require_animation(out, sheet, frames=frames, images=len(split_classes(classes)))
     network, sampling = options.load()
     labels = torch.tensor(parse_classes(classes, network.config))
     for target in (out, sheet):

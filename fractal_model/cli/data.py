@@ -30,7 +30,7 @@ def register_source(
         typer.Argument(
             metavar="DIR",
             help="ImageNet's archives, its extracted tree or its parquet files; "
-            "or train/CLASS/* and validation/CLASS/*, or CLASS/*.",
+            "or train/CLASS/* and validation/CLASS/*, or CLASS/*, or the hub's parquet files.",
         ),
     ],
     name: Annotated[
@@ -47,7 +47,7 @@ def register_source(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Say where images are. Nothing is copied; `dvc repro` prepares them afterwards."""
-    from fractal_model.data.sources.registered import register, registered
+    from fractal_model.data.sources.registered import register, registered, renumbered_class
 
     data = load_params(params).paths.data
     resolutions = tuple(dict.fromkeys(resolution or ()))
@@ -68,6 +68,12 @@ def register_source(
         say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set names them all")
+    for dataset in datasets:
+        if change := renumbered_class(data, dataset, listing.class_names):
+            say(
+                f"{dataset}: the order of the classes changes, {change}, when `dvc repro` prepares "
+                f"it again; a model that was trained on it keeps its own order"
+            )
     say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
 
 

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from fractal_model.model.fractal import FractalModel
 
 ClassesOption = Annotated[
-    str, typer.Option(help="Numbers or names, with commas; `none` for no class.")
+    str,
+    typer.Option(
+        help="Numbers or names, with commas; `none` for no class. name:2 or number:2 where "
+        "both are classes; a name that has a comma in double quotes.",
+    ),
 ]
 
 
@@ -122,8 +126,9 @@ _ALLOWED = {
 def require_request(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
     """`n` images of each class. FractalError: too many or none, a seed or batch out of range."""
     from fractal_model.common.strict import LARGEST_SEED
+    from fractal_model.generation.classes import split_classes
 
-    kinds = len(classes.split(","))
+    kinds = len(split_classes(classes))
     total = kinds * n
     if not 1 <= total <= LARGEST_REQUEST:
         raise FractalError(

@@ -21,6 +21,8 @@ Classes = Annotated[int, Field(ge=1, le=1_000_000), NUMBER]
 Conditions = Annotated[int, Field(ge=1, le=5), NUMBER]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
+UNCONDITIONAL = "none"
+"""Asks for no class where a class is asked for, so that it cannot be a class's name."""
 MAX_CONDITIONS = 5
 """Conditions that a MAR level hands on: its output at a sub-patch and at its four neighbours."""
 

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.litter import is_litter
 from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.evaluation import protocol as protocols
 from fractal_model.generation.sample_files import (
@@ -133,7 +134,9 @@ class _Folder:
     def _require_exactly_the_images(self) -> None:
         expected = {self._file(number).name for number in range(len(self.labels))}
         ours = {LABELS_FILE, REQUEST_FILE, SOURCE_FILE}
-        found = {file.name for file in self._folder.iterdir()} - ours
+        names = {file.name for file in self._folder.iterdir()} - ours
+        # An unfinished image, which is hidden too, tells that the folder is being written.
+        found = {name for name in names if ".partial" in name or not is_litter(name)}
         for names, problem, way_out in (
             (expected - found, "lacks", "sample again, it goes on where it stopped"),
             (found - expected, "also holds", "remove what does not belong to the set"),

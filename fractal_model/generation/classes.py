@@ -1,13 +1,31 @@
-"""Classes as people ask for them: numbers, or names of the model's data set."""
+"""Classes as people ask for them: numbers, or names of the model's data set.
 
+Decided here: the command lines and the served model read a class alike. A word that may mean two
+classes is refused; `name:` or `number:` before it says which one is meant.
+"""
+
+import csv
 import difflib
 from collections.abc import Sequence
 
-from fractal_model.common.errors import FractalError
-from fractal_model.config.model import ModelConfig
+from fractal_model.common.errors import FractalError, one_line
+from fractal_model.config.model import UNCONDITIONAL, ModelConfig
 from fractal_model.model.fractal import NO_CLASS
 
-UNCONDITIONAL = "none"
+_NAME, _NUMBER = "name:", "number:"
+_LONGEST_NUMBER = 18  # digits
+
+
+def split_classes(text: str) -> list[str]:
+    """The parts of `207, "a name, with a comma"`. FractalError: a quote that does not end."""
+    try:
+        (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise FractalError(
+            f"the classes cannot be read ({one_line(error)}): separate them with commas, and put a "
+            f"name that has a comma in double quotes, and all into single ones: '\"a,b\",c'"
+        ) from error
+    return [part.strip() for part in parts or [""]]
 
 
 def parse_classes(text: str, config: ModelConfig) -> list[int]:
@@ -15,33 +33,68 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
 
     FractalError names what is unknown, and the allowed range or the nearest name.
     """
-    return [class_number(part.strip(), config) for part in text.split(",")]
-
-
-def _matches(name: str, names: Sequence[str]) -> list[int]:
-    return [number for number, known in enumerate(names) if known == name]
+    try:
+        return [class_number(part, config) for part in split_classes(text)]
+    except FractalError as error:
+        for name in config.class_names:
+            if "," in name and name.casefold() in text.casefold():
+                raise FractalError(f"{error}; for the class {name!r} write '\"{name}\"'") from None
+        raise
 
 
 def class_number(part: str, config: ModelConfig) -> int:
     """One class, as `parse_classes` takes several; its name may have commas."""
     if part == UNCONDITIONAL:
         return NO_CLASS
-    names = [name.casefold() for name in config.class_names]
-    # Names first: those of digits are numerals, and equal their numbers.
-    found = _matches(part, config.class_names) or _matches(part.casefold(), names)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        numbers = " and ".join(map(str, found))
+    names = config.class_names
+    named, number = _named(part, names), _number(part, config.num_classes)
+    if not named and part.startswith(_NAME):
+        named = _named(part.removeprefix(_NAME), names)
+    elif not named and part.startswith(_NUMBER):
+        number = _number(part.removeprefix(_NUMBER), config.num_classes)
+    elif part in names and part != str(number):
+        number = None  # a name such as 01; numbers are written without zeros in front
+    if len(named) > 1:
+        numbers = " and ".join(map(str, named))
         raise FractalError(f"class {part!r} is the name of classes {numbers}: give the number")
-    # Python refuses to read a number of thousands of digits.
-    is_short = part.isascii() and part.isdecimal() and len(part) <= 18
-    if is_short and int(part) < config.num_classes:
-        return int(part)
+    if named and number not in (None, named[0]):
+        raise FractalError(
+            f"class {part!r} is unclear: it is the name of class {named[0]} ({names[named[0]]!r}) "
+            f"and the number of class {number} ({names[number]!r}): write {_NAME}{part} or "
+            f"{_NUMBER}{part}"
+        )
+    if named or number is not None:
+        return named[0] if named else number
+    raise _unknown(part, config)
+
+
+def _named(part: str, names: Sequence[str]) -> list[int]:
+    """Numbers of the classes of this name: written so, in other capitals, or as the same numeral
+    with other zeros in front."""
+    for key in (str, str.casefold, _numeral):
+        wanted = key(part)
+        same = [number for number, name in enumerate(names) if key(name) == wanted]
+        if same and wanted is not None:
+            return same
+    return []
+
+
+def _numeral(text: str) -> int | None:
+    is_numeral = text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER
+    return int(text) if is_numeral else None
+
+
+def _number(part: str, classes: int) -> int | None:
+    number = _numeral(part)
+    return number if number is not None and number < classes else None
+
+
+def _unknown(part: str, config: ModelConfig) -> FractalError:
+    names = [name.casefold() for name in config.class_names]
     is_number = part.lstrip("+-").isdecimal()
     near = [] if is_number else difflib.get_close_matches(part.casefold(), names, n=1)
     hint = f", or did you mean {config.class_names[names.index(near[0])]!r}?" if near else ""
-    raise FractalError(
+    return FractalError(
         f"class {part!r} is unknown: this model knows 0 … {config.num_classes - 1} and "
         f"{UNCONDITIONAL!r}{hint}"
     )

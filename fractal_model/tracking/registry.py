@@ -12,6 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.litter import is_litter
 from fractal_model.tracking.store import find_run, look_up
 from fractal_model.tracking.tags import EVALUATION_TAG, TRAINING_RUN_TAG
 
@@ -99,7 +100,8 @@ def fetch_checkpoint(uri: str) -> Path:
             f"the registry {mlflow.get_tracking_uri()} has no files for {uri} "
             f"({one_line(error)}): check the name, or train or import the model again"
         ) from error
-    checkpoints = [path for path in (folder / "artifacts").glob("*") if path.is_dir()]
+    places = (folder / "artifacts").glob("*")
+    checkpoints = [path for path in places if path.is_dir() and not is_litter(path.name)]
     if len(checkpoints) != 1:
         raise FractalError(
             f"{uri} holds {len(checkpoints)} checkpoints in {folder}, expected 1: train again"

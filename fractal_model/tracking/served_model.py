@@ -88,10 +88,8 @@ class ServedFractalModel(PythonModel):
             raise BadRequest(f"row {place}: {one_line(error)[:_LONGEST_LINE]}") from error
 
     def _label(self, asked: object) -> int:
-        config, number = self._model.config, _whole(asked)
-        if number is not None and 0 <= number < config.num_classes:
-            return number
-        return class_number(str(asked if number is None else number), config)
+        number = _whole(asked)
+        return class_number(str(asked if number is None else number), self._model.config)
 
     def _settings(self, row: dict) -> SamplingConfig:
         given = {name: row[name] for name in SETTINGS if name in row}

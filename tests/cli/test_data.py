@@ -178,6 +178,31 @@ def test_mistakes_have_one_line(fractal, words, message):
     assert re.search(message, err), err
 
 
+def test_registering_says_when_classes_get_other_numbers(project, fractal, monkeypatch):
+    """A data set that was prepared when numerals were sorted as text."""
+    for number in range(11):
+        for index in range(2):
+            image = mini.encoded(mini.photograph(number))
+            mini.put(project / f"numerals/{number}/{index}.jpg", image)
+    words = ["register", "numerals", "--name", "own", "--resolution", 8, "--holdout", 0.5]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("fractal_model.data.sources.listing._place_of_class", lambda name: name)
+        assert "order of the classes" not in fractal("data", *words)[1]
+    by_text = ("0", "1", "10", *map(str, range(2, 10)))
+    for _ in range(2):
+        assert fractal("data", "prepare", "own")[0] == 0
+        prepared = read_manifest(project / "data/own")
+        assert prepared.class_names == by_text, "as long as nobody registers it again"
+    change = (
+        "own: the order of the classes changes, '2' was number 3 and becomes 2, when `dvc repro`"
+    )
+    assert change in fractal("data", *words)[1]
+    assert read_manifest(project / "data/own") == prepared
+    assert fractal("data", "prepare", "own")[0] == 0
+    assert read_manifest(project / "data/own").class_names == tuple(map(str, range(11)))
+    assert "order of the classes" not in fractal("data", *words)[1]
+
+
 def dvc(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

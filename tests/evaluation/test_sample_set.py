@@ -11,6 +11,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.sample_set import open_sample_set, require_protocol
 from fractal_model.generation.sample_files import open_writer
 from tests.support import random_images
+from tests.support.litter import strew
 from tests.support.picture_files import RGB, png
 from tests.support.protocols import SETTINGS, manifest, protocol
 
@@ -114,6 +115,12 @@ def test_folders_that_are_refused(tmp_path, name, change, message):
     with pytest.raises(FractalError, match=message) as caught:
         open_sample_set(tmp_path / "x")
     assert "\n" not in str(caught.value)
+
+
+def test_litter_does_not_belong_to_a_set(tmp_path):
+    strew(write(tmp_path / "x"), b"x")
+    samples = open_sample_set(tmp_path / "x")
+    assert samples.labels.equal(LABELS) and samples.images(range(12)).equal(IMAGES)
 
 
 def test_a_png_cut_short_is_told_when_it_is_read(tmp_path):

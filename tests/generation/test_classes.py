@@ -45,3 +45,61 @@ def test_unknown_classes_are_refused_with_the_range(text):
 def test_the_nearest_name_is_suggested():
     with pytest.raises(FractalError, match="did you mean 'golden retriever'"):
         parse_classes("golden retreiver", NAMED)
+
+
+def named(*names: str):
+    """A configuration with classes of these names."""
+    return tiny_config("ar").model_copy(
+        update={"num_classes": len(names), "class_names": tuple(names)}
+    )
+
+
+BY_TEXT = ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
+FROM_ONE = tuple(str(number) for number in range(1, 13))
+PADDED_FROM_ONE = tuple(f"{number:02d}" for number in range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "meanings"),
+    [
+        (BY_TEXT, "2", r"name of class 4 \('2'\) and the number of class 2 \('10'\)"),
+        (BY_TEXT, "10", r"name of class 2 \('10'\) and the number of class 10 \('8'\)"),
+        (("1", "0"), "0", r"name of class 1 \('0'\) and the number of class 0 \('1'\)"),
+        (FROM_ONE, "2", r"name of class 1 \('2'\) and the number of class 2 \('3'\)"),
+        (PADDED_FROM_ONE, "2", r"name of class 1 \('02'\) and the number of class 2 \('03'\)"),
+    ],
+)
+def test_a_numeral_that_means_two_classes_is_refused_and_both_can_be_asked_for(
+    names, text, meanings
+):
+    with pytest.raises(FractalError, match=f"class '{text}' .*{meanings}.* name:{text} or number:"):
+        parse_classes(text, named(*names))
+    by_name = next(number for number, name in enumerate(names) if int(name) == int(text))
+    both = parse_classes(f"name:{text},number:{text}", named(*names))
+    assert both == [by_name, int(text)]
+
+
+def test_numerals_that_mean_one_class():
+    in_order = named(*map(str, range(12)))
+    assert parse_classes(",".join(map(str, range(12))), in_order) == list(range(12))
+    padded = named(*(f"{number:04d}" for number in range(12)))
+    assert parse_classes("0011,11,2", padded) == [11, 11, 2]
+    assert parse_classes("12", named(*FROM_ONE)) == [11], "there is no class number 12"
+    assert parse_classes("02", named(*PADDED_FROM_ONE)) == [1], "numbers have no such zeros"
+
+
+def test_names_with_commas_go_in_quotes():
+    commas = named("a,b", "c", "d, e", "none")
+    assert parse_classes('"a,b", c,"D, e"', commas) == [0, 1, 2]
+    assert parse_classes("none,name:none,3", commas) == [NO_CLASS, 3, 3]
+    with pytest.raises(FractalError, match="""class 'a' is unknown.*'a,b' write '"a,b"'"""):
+        parse_classes("a,b", commas)
+    for text in ('"a,b', '"a,b" c', "c\nc", "c" * 200_000):
+        with pytest.raises(FractalError, match="cannot be read.*double quotes|is unknown"):
+            parse_classes(text, commas)
+
+
+@pytest.mark.parametrize("text", ["\n", "name:", "number:4", "number:x", "name:tiger", "9" * 5000])
+def test_what_no_class_is_called_is_refused(text):
+    with pytest.raises(FractalError, match=r"unknown: this model knows 0 … 3"):
+        parse_classes(text, NAMED)

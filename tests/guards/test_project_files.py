@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tomllib
 
@@ -124,3 +125,27 @@ def test_every_change_gets_what_the_script_of_ci_runs():
 def test_the_weekly_job_installs_the_newest_releases():
     text = "\n".join(step.get("run", "") for step in steps("weekly"))
     assert "pip install" in text and "--constraint" not in text and "make test-all" in text
+
+
+def test_git_takes_descriptions_and_no_images(tmp_path):
+    """Also after a build that was interrupted, when DVC has not listed what it builds."""
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
+    described = {"data/registered.yaml", "data/sources/flowers.json", "data/raw.dvc"}
+    others = {
+        "data/flowers/train/00000.parquet",
+        "data/flowers-reference.npz",
+        "data/flowers-report/contact-sheet.png",
+        "data/flowers-quarantined.csv",
+        "data/.flowers.partial/train/00000.parquet",
+        "data/raw/rose/1.jpg",
+        "data/sources/flowers.location",
+        "data/sources/flowers.statistics.location",
+        "data/sources/flowers.listing.parquet",
+    }
+    for name in described | others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    found = subprocess.run(listed, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) == described | {".gitignore"}

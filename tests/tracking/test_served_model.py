@@ -32,8 +32,12 @@ NAMES = ("plaice", "tench, Tinca tinca", "2 of hearts", "pike")
 
 @pytest.fixture
 def served(tmp_path):
+    return serve(tmp_path, NAMES)
+
+
+def serve(tmp_path: Path, names: tuple[str, ...]) -> served_model.ServedFractalModel:
     model = tiny_model("mar")
-    named = FractalModel(model.config.model_copy(update={"class_names": NAMES}))
+    named = FractalModel(model.config.model_copy(update={"class_names": names}))
     named.load_state_dict(model.state_dict())
     progress = Progress(size="t", fingerprint="", position=0, steps=0)
     save_checkpoint(tmp_path / "c", model=named, optimizer={}, progress=progress)
@@ -85,6 +89,16 @@ def test_a_class_by_its_name_its_number_or_none(served):
     assert len(set(images[:4])) == 1
     unconditional = Sampler(tiny_model("mar"), SETTINGS)(torch.tensor([NO_CLASS]), [5])
     assert images[4] == png_bytes(unconditional[0])
+
+
+def test_a_number_and_its_text_are_the_same_class(tmp_path):
+    served = serve(tmp_path, ("1", "2", "3", "4"))
+    classes = [4, 4.0, "4", "name:4", "number:3", 0, "number:0", "name:1"]
+    images = served.predict(None, pd.DataFrame({"class": classes, "seed": [5] * 8}))
+    assert len(set(images[:5])) == 1 and len(set(images[5:])) == 1
+    for asked in (2, 2.0, "2"):
+        with pytest.raises(BadRequest, match=r"class '2' .* name of class 1 .*class 2 \('3'\)"):
+            served.predict(None, pd.DataFrame({"class": [asked], "seed": [5]}))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.litter import is_litter
 from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
 from fractal_model.data.sources.listing import (
     NO_TRUTH,
@@ -86,7 +87,7 @@ def _list_validation(
 def _members(
     archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """The files of an archive, or of `inner`, which the open archive `outer` holds.
+    """The files of an archive, or of `inner`, which the open archive `outer` holds; no litter.
 
     With each comes the open archive that holds it, and why it is refused, if it is.
     """
@@ -102,7 +103,7 @@ def _members(
                 opened.members.clear()  # type: ignore[attr-defined]
                 if member.size < 0 or member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it is cut off within {member.name}")
-                if not member.isdir():
+                if not member.isdir() and not any(map(is_litter, PurePosixPath(member.name).parts)):
                     yield opened, member, _refusal(member)
             _require_end(file, opened.offset)
     except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of a damaged header

@@ -1,6 +1,5 @@
 """Images in folders, a folder a class: ImageNet unpacked, or anybody's own."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import PIL.Image
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.litter import is_litter
 from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
 from fractal_model.data.sources.listing import (
     NO_TRUTH,
@@ -59,20 +59,31 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
     return builder
 
 
-def list_folder(root: Path, holdout: float, progress: Progress) -> ListingBuilder:
-    """`train/<class>/**` and `validation/<class>/**`, or `<class>/**` with a share held out.
+def require_no_validation_folder(root: Path, holdout: float) -> None:
+    """FractalError: there is one, so that no share of the training images can be held out."""
+    folder = split_folders(root).get(VALIDATION)
+    if folder is None:
+        return
+    has_images = any(_has_image_ending(name) for name, _ in _files(folder))
+    problem, way_out = "has no images", "remove that folder, or put the validation images there"
+    if has_images:
+        problem, way_out = (
+            "has validation images already",
+            "hold none out, or move that folder away",
+        )
+    raise FractalError(
+        f"{holdout} of the images are to be held out, but {folder} {problem}: {way_out}",
+        setting="holdout",
+    )
 
-    Raises FractalError for validation images without training images, and for a share to hold out
-    where there is a validation folder.
+
+def list_folder(root: Path, progress: Progress) -> ListingBuilder:
+    """`train/<class>/**` and `validation/<class>/**`, or `<class>/**`.
+
+    Raises FractalError for validation images without training images.
     """
     builder = ListingBuilder()
     folders = split_folders(root)
-    if VALIDATION in folders and holdout:
-        raise FractalError(
-            f"{holdout} of the images are to be held out, but {folders[VALIDATION]} has validation "
-            f"images already: hold none out, or move that folder away",
-            setting="holdout",
-        )
     if VALIDATION in folders and TRAIN not in folders:
         raise FractalError(
             f"{root} has {folders[VALIDATION].name}/ and no train/: put train/<class>/ there, or "
@@ -84,7 +95,7 @@ def list_folder(root: Path, holdout: float, progress: Progress) -> ListingBuilde
         for entry in _entries(folder):
             if entry.is_dir():
                 known = trained if split == VALIDATION else None
-                _list_class(root, split, Path(entry.path), builder, known=known, holdout=holdout)
+                _list_class(root, split, Path(entry.path), builder, known=known)
                 progress(len(builder))
             elif _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, "not in a class's folder")
@@ -99,7 +110,6 @@ def _list_class(
     *,
     imagenet: bool = False,
     known: set[str] | None = None,
-    holdout: float = 0.0,
 ) -> None:
     """The files of a class's folder and of the folders in it; of `known` classes, if given.
 
@@ -111,17 +121,14 @@ def _list_class(
         misplaced = "its folder's name is no class such as n01440764"
     elif known is not None and class_id not in known:
         misplaced = f"there are no training images of the class {class_id}"
-    files = list(_files(folder))
-    held_out = _held_out(class_id, [name for name, _ in files], holdout)
-    for name, entry in files:
+    for name, entry in _files(folder):
         reason = misplaced or (wrong_class(entry.name, class_id) if imagenet else None)
         if entry.is_dir():
             reason = "a link to a folder: put the folder itself there"
         if reason:
             builder.refuse(split, f"{class_id}/{name}", reason)
         else:
-            chosen = VALIDATION if name in held_out else split
-            _list_file(root, chosen, class_id, name, entry, builder)
+            _list_file(root, split, class_id, name, entry, builder)
     if len(builder) == before:
         builder.note_unused(split, class_id)
 
@@ -155,21 +162,12 @@ def _list_file(
         builder.add(split, class_id, name, file, WHOLE_FILE, size)
 
 
-def _held_out(class_id: str, names: list[str], share: float) -> set[str]:
-    """This share of a class's images, at least one: those whose names have the lowest hashes."""
-    names = [name for name in names if _has_image_ending(name)]
-    if not share or len(names) < 2:
-        return set()
-    names.sort(key=lambda name: hashlib.sha256(os.fsencode(f"{class_id}/{name}")).digest())
-    return set(names[: max(1, round(share * len(names)))])
-
-
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """By name, without hidden files, which no one means as images."""
+    """By name, without litter."""
     try:
         with os.scandir(folder) as found:
             return sorted(
-                (entry for entry in found if not entry.name.startswith(".")),
+                (entry for entry in found if not is_litter(entry.name)),
                 key=lambda entry: entry.name,
             )
     except OSError as error:

@@ -1,7 +1,8 @@
 """Looking at a folder: which form its images are in, how many there are and what is missing.
 
-Decided here: the name says whether it is ImageNet. Class folders under another name are read as
-anybody's own, also where they are called by WordNet ids, as in ImageNet-100.
+Decided here: the name says whether it is ImageNet, whose classes and counts are known. Class
+folders and parquet files under another name are read as anybody's own, also where classes are
+called by WordNet ids, as in ImageNet-100.
 """
 
 from pathlib import Path
@@ -15,13 +16,18 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET
 from fractal_model.data.sources import imagenet
 from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
-from fractal_model.data.sources.folders import has_class_folders, list_folder, list_imagenet_tree
+from fractal_model.data.sources.folders import (
+    has_class_folders,
+    list_folder,
+    list_imagenet_tree,
+    require_no_validation_folder,
+)
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
 
 _NAMED = 3  # of a long list
 
-Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "folder"]
+Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "parquet", "folder"]
 
 
 class Source(StrictModel):
@@ -42,21 +48,17 @@ class Source(StrictModel):
 
 
 def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
-    """What images there are in `root`; `holdout` is the share of a folder's that validate.
+    """What images there are in `root`; `holdout` is the share of anybody's own that validate.
 
     Raises FractalError when nothing usable is found, and for a holdout where there are validation
     images already.
     """
     kind = _kind(root, name)
-    if holdout and kind != "folder":
-        raise FractalError(
-            f"{holdout} of the images are to be held out, but {root} is {kind}, which has "
-            f"validation images of its own: hold none out",
-            setting="holdout",
-        )
+    if holdout:
+        _require_no_validation(root, kind, holdout)
     has_companions = kind in ("ImageNet archives", "ImageNet tree")
     companions = imagenet.find_companions(root) if has_companions else imagenet.Companions()
-    names, in_order = companions.names, kind == "ImageNet parquet"
+    names, in_order = companions.names, kind in ("ImageNet parquet", "parquet")
     if kind == "ImageNet archives":
         builder = list_archives(root, companions, progress)
     elif kind == "ImageNet tree":
@@ -64,7 +66,9 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
     elif in_order:
         builder, names = list_parquet(root, progress, imagenet=name == IMAGENET)
     else:
-        builder = list_folder(root, holdout, progress)
+        builder = list_folder(root, progress)
+    if holdout:
+        builder.hold_out(holdout)
     listing = builder.build(names, in_order=in_order)
     images = {split: listing.count(split) for split in (TRAIN, VALIDATION)}
     _require_both(root, kind, images, companions, listing.refused)
@@ -74,7 +78,7 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
         classes=len(listing.class_ids),
         images=images,
         refused=len(listing.refused),
-        missing=_missing(kind, listing, images, companions),
+        missing=_missing(name, kind, listing, images, companions),
         holdout=holdout,
         listing_checksum=listing.checksum,
     )
@@ -85,7 +89,7 @@ def _kind(root: Path, name: str) -> Kind:
     if (root / TRAIN_ARCHIVE).is_file() or (root / VALIDATION_ARCHIVE).is_file():
         return "ImageNet archives"
     if parquet_files(root):
-        return "ImageNet parquet"
+        return "ImageNet parquet" if name == IMAGENET else "parquet"
     if name == IMAGENET:
         if has_class_folders(root):
             return "ImageNet tree"
@@ -95,6 +99,18 @@ def _kind(root: Path, name: str) -> Kind:
             f"validation-*.parquet; for images of your own give a name and a resolution"
         )
     return "folder"
+
+
+def _require_no_validation(root: Path, kind: Kind, holdout: float) -> None:
+    """FractalError: a share cannot be held out, as there are validation images, or may be."""
+    if kind == "folder":
+        require_no_validation_folder(root, holdout)
+    elif kind != "parquet" or VALIDATION in parquet_files(root):
+        raise FractalError(
+            f"{holdout} of the images are to be held out, but {root} is {kind}, which has "
+            f"validation images of its own: hold none out",
+            setting="holdout",
+        )
 
 
 def _require_both(
@@ -111,6 +127,8 @@ def _require_both(
         "ImageNet archives": f"put {TRAIN_ARCHIVE}, {VALIDATION_ARCHIVE} and the devkit there",
         "ImageNet tree": "put train/<wnid>/ and val/ there, and for a flat val/ the devkit",
         "ImageNet parquet": "put train-*.parquet and validation-*.parquet there",
+        "parquet": "put train-*.parquet and validation-*.parquet there, or only the first with "
+        "holdout 0.1",
         "folder": "expected train/<class>/ and validation/<class>/, or <class>/ with holdout 0.1",
     }[kind]
     no_truth = ""
@@ -125,12 +143,16 @@ def _require_both(
 
 
 def _missing(
-    kind: Kind, listing: Listing, images: dict[str, int], companions: imagenet.Companions
+    name: str,
+    kind: Kind,
+    listing: Listing,
+    images: dict[str, int],
+    companions: imagenet.Companions,
 ) -> tuple[str, ...]:
-    missing = [f"images of {name} that can be used" for name in listing.unused[:_NAMED]]
+    missing = [f"images of {unused} that can be used" for unused in listing.unused[:_NAMED]]
     if len(listing.unused) > _NAMED:
         missing.append(f"images of {len(listing.unused) - _NAMED:,} more classes")
-    if kind == "folder":
+    if name != IMAGENET:
         return tuple(missing)
     found = pc.count_distinct(listing.images["label"]).as_py()
     if found < imagenet.CLASSES:

@@ -1,14 +1,17 @@
 """The listing of a source: every image, where its bytes are and what it shows.
 
 Decided here: a listing is columns, because ImageNet has 1.3 million rows; its order, by class and
-name (or the files' own, for parquet), is the order of the prepared data set.
+name (or the files' own, for parquet), is the order of the prepared data set. Classes that are
+called by numerals are in the order of their numbers, so that 0 … n - 1 are their own labels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
@@ -20,6 +23,7 @@ import pyarrow.parquet as pq
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.model import UNCONDITIONAL
 
 WHOLE_FILE = -1
 LARGEST_IMAGE = 256 * 2**20
@@ -71,7 +75,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     """Columns of SCHEMA, split after split."""
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    """Unique and without commas, in the order of the labels."""
+    """Unique, in the order of the labels."""
     refused: tuple[RefusedFile, ...]
     unused: tuple[str, ...]
     """`<split>/<class>`: classes without an image that can be used."""
@@ -170,10 +174,25 @@ class ListingBuilder:
     def classes(self) -> set[str]:
         return set(self._classes)
 
+    def hold_out(self, share: float) -> None:
+        """Move this share of each class's images, at least one, to the validation split: those
+        whose keys have the lowest hashes. A class of one image keeps it."""
+        keys, positions = self._columns["key"], defaultdict(list)
+        for position, class_id in enumerate(self._classes):
+            positions[class_id].append(position)
+        for of_class in positions.values():
+            of_class.sort(key=lambda at: hashlib.sha256(os.fsencode(keys[at])).digest())
+            count = max(1, round(share * len(of_class))) if len(of_class) > 1 else 0
+            for position in of_class[:count]:
+                self._columns["split"][position] = VALIDATION
+
     def build(self, names: dict[str, str], *, in_order: bool = False) -> Listing:
         """`names` is what classes are called, by id: its ids are the label space, with those
-        found. `in_order` keeps the order of adding within a split."""
-        ids = sorted(self.classes() | set(names))
+        found. `in_order` keeps the order of adding within a split. FractalError: a class's name
+        is not allowed."""
+        ids = sorted(self.classes() | set(names), key=_place_of_class)
+        class_names = unique_names(ids, names)
+        _require_askable(class_names)
         label = {class_id: number for number, class_id in enumerate(ids)}
         columns = {"label": [label[class_id] for class_id in self._classes], **self._columns}
         table = pa.table(columns, schema=SCHEMA)
@@ -188,11 +207,26 @@ class ListingBuilder:
         return Listing(
             images=ordered.select(SCHEMA.names).combine_chunks(),
             class_ids=tuple(ids),
-            class_names=unique_names(ids, names),
+            class_names=class_names,
             refused=tuple(self.refused),
             unused=tuple(sorted(self.unused)),
             files=dict(sorted(self.files.items())),
         )
+
+
+def _require_askable(class_names: tuple[str, ...]) -> None:
+    for name in class_names:
+        if name.strip().casefold() == UNCONDITIONAL:
+            raise FractalError(
+                f"a class is called {name!r}, the word that asks for no class (--classes "
+                f"{UNCONDITIONAL}): rename it, to nothing for example"
+            )
+
+
+def _place_of_class(class_id: str) -> tuple[bool, int, str]:
+    """Sorts numerals as numbers, before other names."""
+    is_numeral = class_id.isascii() and class_id.isdecimal()
+    return not is_numeral, int(class_id) if is_numeral else 0, class_id
 
 
 def printable(name: str) -> str:
@@ -216,8 +250,8 @@ def size_refusal(size: int) -> str | None:
 
 
 def unique_names(ids: list[str], names: dict[str, str]) -> tuple[str, ...]:
-    """The first of each class's names; with its id where two classes would be called the same."""
-    first = [names.get(class_id, class_id).split(",")[0].strip() or class_id for class_id in ids]
+    """The first of each class's names, or its id, which is added where two would be the same."""
+    first = [names.get(class_id, "").split(",")[0].strip() or class_id for class_id in ids]
     return tuple(
         f"{name} ({class_id})" if first.count(name) > 1 else name
         for class_id, name in zip(ids, first, strict=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.litter import is_litter
 from fractal_model.data.sources.imagenet import WNID, wrong_class
 from fractal_model.data.sources.listing import (
     LARGEST_IMAGE,
@@ -23,7 +25,9 @@ from fractal_model.data.sources.listing import (
 )
 from fractal_model.data.sources.reading import image_batches, open_parquet
 
-_PREFIXES = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION}
+_SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
+"""By the first word of a file's name, or by its folder's name."""
+_FIRST_WORD = re.compile(r"[^-_.]*")
 _LARGEST_PAGE = 512 * 2**20
 """Bytes. A page is decoded as a whole, and is in memory twice on the way: packed and unpacked."""
 _PAGE_ROWS = 1024
@@ -41,13 +45,36 @@ class _Row(NamedTuple):
 
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
-    """By split, in the order of their names; other splits, such as test, are not looked at."""
+    """By split, in the order of their names; other splits, such as test, are not looked at.
+
+    They are in `root` or its data/, or else in the folder of a configuration of the hub's, as
+    `default/train/0000.parquet`. Raises FractalError where there are several configurations.
+    """
+    if files := _files_by_split(root, root / "data"):
+        return files
+    folders = (f for f in sorted(root.iterdir()) if f.is_dir() and not is_litter(f.name))
+    found = {folder.name: files for folder in folders if (files := _files_by_split(folder))}
+    if len(found) > 1:
+        raise FractalError(
+            f"{root} has parquet files of {len(found)} configurations ({', '.join(found)}): give "
+            f"the folder of one of them, such as {root / min(found)}"
+        )
+    return next(iter(found.values()), {})
+
+
+def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
+    """`train-*.parquet` and the like in the folders, and numbered files in their train/ and so on.
+
+    Other files of split folders, such as metadata.parquet, lie beside images.
+    """
     files: dict[str, list[Path]] = {}
-    for folder in (root, root / "data"):
-        for file in sorted(folder.glob("*.parquet")):
-            split = _PREFIXES.get(file.name.split("-")[0].removesuffix(".parquet"))
-            if split:
-                files.setdefault(split, []).append(file)
+    for folder in folders:
+        for place in (folder, *(folder / name for name in _SPLITS)):
+            for file in sorted(place.glob("*.parquet")):
+                word = _FIRST_WORD.match(file.name).group()
+                is_part = place != folder and (word.isdecimal() or word == "part")
+                if split := _SPLITS.get(place.name if is_part else word):
+                    files.setdefault(split, []).append(file)
     return files
 
 

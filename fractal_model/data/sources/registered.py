@@ -23,7 +23,7 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
 from fractal_model.config.data import IMAGENET, IMAGENET_SIDES
-from fractal_model.data.manifest import MANIFEST_NAME
+from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.sources.inspection import Source, inspect
 from fractal_model.data.sources.listing import Listing, Progress, printable
 
@@ -70,7 +70,7 @@ def register(
 ) -> tuple[Source, Listing]:
     """Lists the images in `root` and writes the files above; registering again replaces.
 
-    `holdout` is the share of a folder of classes that becomes the validation split.
+    `holdout` is the share of anybody's own images that becomes the validation split.
     Raises FractalError when nothing usable is found, and for a bad name or resolution.
     """
     datasets = _dataset_names(data, name, resolutions)
@@ -158,12 +158,25 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
         _, listing = inspect(root, name, source.holdout, lambda done: None)
         if listing.checksum != source.listing_checksum:
             raise FractalError(
-                f"{root} has other images than when {name!r} was registered: register it again "
+                f"{root} has other images than when {name!r} was registered, or an earlier "
+                f"version read them otherwise: register it again "
                 f"under that name (`fractal data register`), or restore the images, or "
                 f"{data / 'sources' / name}.json, which describes them"
             )
         listing.write(file)
     return source, root, listing
+
+
+def renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
+    """Which class of the prepared data set, if there is one, gets another number with `names`."""
+    try:
+        before = read_manifest(data / dataset).class_names
+    except FractalError:  # not prepared, or not readable
+        return None
+    for number, name in enumerate(names):
+        if name in before and before.index(name) != number:
+            return f"{name!r} was number {before.index(name)} and becomes {number}"
+    return None
 
 
 def _not_here(name: str) -> FractalError:

@@ -12,6 +12,7 @@ from fractal_model.data.sources.listing import LARGEST_IMAGE
 from fractal_model.data.sources.registered import register
 from tests.support import mini_imagenet as mini
 from tests.support.listings import refused
+from tests.support.litter import LITTER
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -181,3 +182,20 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
             "its name is not UTF-8 or has control characters: rename it",
         )
     ]
+
+
+def test_litter_in_archives_is_ignored(tmp_path):
+    root = mini.write_archives(tmp_path / "raw")
+    before = register(root, tmp_path / "data")[0]
+    image = mini.encoded(mini.photograph(0))
+    litter = {f"{folder}{name}": image for name in LITTER for folder in ("", "./sub/")}
+    classes = {
+        f"{wnid}.tar": mini.tar_of(litter | files) for wnid, files in mini.train_images().items()
+    }
+    outer = litter | classes | {"._n01440764.tar": b"x", "@eaDir/n01440764.tar": image}
+    (root / TRAIN).write_bytes(mini.tar_of(outer))
+    validation = {name: content for name, (_, content) in mini.validation_images().items()}
+    (root / VALIDATION).write_bytes(mini.tar_of(litter | validation))
+    after = register(root, tmp_path / "data")[0]
+    assert after.images == before.images and after.refused == 0
+    assert after.missing == before.missing

@@ -9,6 +9,7 @@ from fractal_model.data.sources.listing import LARGEST_IMAGE, printable
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import mini_imagenet as mini
 from tests.support.listings import contents, expected, refused
+from tests.support.litter import strew
 
 OWN = {"name": "own", "resolutions": (16,)}
 
@@ -157,6 +158,61 @@ def test_nothing_is_held_out_beside_validation_images(tmp_path):
             "0.3 of the images .*, but .* is ImageNet .*: hold none out",
         )
     assert not data.exists()
+
+
+def test_nothing_is_held_out_beside_an_empty_validation_folder(tmp_path):
+    own, data = own_folder(tmp_path / "raw", "a", "b"), tmp_path / "data"
+    for name in ("validation", "validation/a"):
+        (own / name).mkdir()
+        mini.put(own / "validation/Thumbs.db", b"x")
+        message = "0.5 of .*, but .*/validation has no images: remove that folder, or put the valid"
+        refused(lambda: register(own, data, **OWN, holdout=0.5), message)
+    assert not data.exists()
+
+
+def test_class_folders_called_by_numerals_are_in_the_order_of_the_numbers(tmp_path):
+    names = [str(number) for number in range(12)]
+    root = own_folder(tmp_path / "raw", *names, images=2)
+    _, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    assert listing.class_names == tuple(names)
+    for split in ("train", "validation"):
+        images = listing.rows(split, 0, 12)
+        assert [image.key.split("/")[0] for image in images] == names
+        assert [image.label for image in images] == list(range(12))
+    own_folder(root, "007", "cat", "-1", "3b", images=2)
+    _, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    assert listing.class_names == (*names[:7], "007", *names[7:], "-1", "3b", "cat")
+
+
+def test_a_class_keeps_the_whole_name_of_its_folder(tmp_path):
+    root = own_folder(tmp_path / "raw", "a,b", "a,c", " d")
+    _, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    assert listing.class_names == (" d", "a,b", "a,c")
+
+
+@pytest.mark.parametrize("name", ["none", "None"])
+def test_the_word_that_asks_for_no_class_is_no_name_of_a_class(tmp_path, name):
+    root = own_folder(tmp_path / "raw", "a", name)
+    message = f"a class is called '{name}', the word that asks for no class .--classes none.: renam"
+    refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_litter_is_no_image_no_class_and_no_damage(tmp_path, split):
+    places = ("train/a/more", "train/b", "validation/a") if split else ("a/more", "b")
+    root, data, share = own_folder(tmp_path / "raw", *places), tmp_path / "data", 0.5 * (not split)
+    before = register(root, data, **OWN, holdout=share)
+    strew(root, mini.encoded(mini.photograph(0)))
+    assert register(root, data, **OWN, holdout=share) == before
+    assert before[0].refused == 0 and before[0].classes == 2
+
+
+def test_litter_in_the_tree_of_imagenet(tmp_path):
+    root = mini.write_tree(tmp_path / "raw", flat=True)
+    before = register(root, tmp_path / "data")
+    strew(root / "train", mini.encoded(mini.photograph(0)))
+    strew(root / "val", mini.encoded(mini.photograph(0)))
+    assert register(root, tmp_path / "data") == before
 
 
 def test_splits_that_cannot_be_told(tmp_path):

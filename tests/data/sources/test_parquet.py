@@ -16,6 +16,7 @@ from fractal_model.data.sources.registered import load_source, register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
 from tests.support.listings import contents, refused
+from tests.support.litter import strew
 
 IMAGES = [mini.encoded(mini.photograph(seed)) for seed in range(6)]
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -170,6 +171,71 @@ def test_row_groups_that_take_too_much_memory(tmp_path, monkeypatch):
     refused(lambda: register(root, tmp_path / "data"), message)
     both(root, images=images, use_dictionary=False, row_group_size=1)
     assert register(root, tmp_path / "data")[0].images["train"] == 6
+
+
+OWN = {"name": "own", "resolutions": (16,)}
+LAYOUTS = {
+    "converted by the hub": ("default/train/0000.parquet", "default/validation/0000.parquet"),
+    "a configuration": ("plain/train-00000-of-00001.parquet", "plain/valid-00000-of-00001.parquet"),
+    "in data": ("data/train-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"),
+    "folders of splits": ("train/part-00000.snappy.parquet", "val/part-00000.snappy.parquet"),
+    "folders in data": ("data/train/0.parquet", "data/validation/0.parquet"),
+    "two files": ("train.parquet", "validation.parquet"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_hub(tmp_path, layout):
+    root = tmp_path / "raw"
+    for file in LAYOUTS[layout]:
+        write(root / file)
+    write(root / "default/test/0000.parquet")
+    write(root / "data/test-00000-of-00001.parquet")
+    mini.put(root / "README.md", b"x")
+    strew(root, b"x")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images == {"train": 6, "validation": 6} and source.classes == 3
+    assert source.kind == "parquet" and source.missing == (), "1,000 classes are ImageNet's"
+    assert contents(root, listing)["train", 1] == [IMAGES[1], IMAGES[4]]
+    assert load_source(tmp_path / "data", "own")[2] == listing
+    assert "997 of 1000 classes" in register(root, tmp_path / "data")[0].missing
+
+
+def test_several_configurations(tmp_path):
+    for name in ("large", "small"):
+        write(tmp_path / "raw" / name / "train/0000.parquet")
+    message = r"parquet files of 2 configurations \(large, small\): give .* such as .*/raw/large$"
+    refused(lambda: register(tmp_path / "raw", tmp_path / "data", **OWN), message)
+
+
+def test_parquet_files_beside_images_do_not_hide_them(tmp_path):
+    """As `metadata.parquet` of the hub's image folders."""
+    for place in ("train/a", "validation/a"):
+        mini.put(tmp_path / "raw" / place / "1.jpg", IMAGES[0])
+    for name in ("train/metadata.parquet", "metadata.parquet", "train/a/0.parquet"):
+        write(tmp_path / "raw" / name)
+    assert register(tmp_path / "raw", tmp_path / "data", **OWN)[0].kind == "folder"
+
+
+def test_a_share_of_own_parquet_files_is_held_out(tmp_path):
+    root, data = tmp_path / "raw", tmp_path / "data"
+    write(root / "train.parquet", images=IMAGES * 2, labels=LABELS * 2)
+    refused(lambda: register(root, data, **OWN), "no validation images .*with holdout 0.1")
+    source, listing = register(root, data, **OWN, holdout=0.25)
+    assert source.images == {"train": 9, "validation": 3}
+    assert [image.label for image in listing.rows("validation", 0, 3)] == [0, 1, 2]
+    found = contents(root, listing)
+    for label in range(3):
+        both_splits = found["train", label] + found["validation", label]
+        assert sorted(both_splits) == sorted([IMAGES[label], IMAGES[label + 3]] * 2)
+    write(root / "validation.parquet")
+    refused(lambda: register(root, data, **OWN, holdout=0.25), "has validation images of its own")
+
+
+def test_more_than_ten_thousand_labels_sort_as_numbers(tmp_path):
+    root = both(tmp_path / "raw", labels=[9999, 10_000, 2, 9999, 10_000, 2])
+    _, listing = register(root, tmp_path / "data", **OWN)
+    assert listing.class_names == ("0000", "0001", "0002", "9999", "10000")
 
 
 MEMORY = """
