@@ -40,5 +40,25 @@ if not os.environ.get("RAY_ADDRESS"):
     _ENVIRONMENT |= LOCAL_RAY
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _exclude_loopback_from_proxies() -> None:
+    """Add this machine to the hosts that are reached without the proxy of the person's shell.
+
+    Libraries read either spelling of the variable, gRPC another one first where that is set.
+    """
+    lower, upper = os.environ.get("no_proxy"), os.environ.get("NO_PROXY")
+    variables = {"no_proxy": lower or upper, "NO_PROXY": upper or lower}
+    if grpc := os.environ.get("no_grpc_proxy"):
+        variables["no_grpc_proxy"] = grpc
+    for name, value in variables.items():
+        hosts = [host.strip() for host in (value or "").split(",") if host.strip()]
+        if "*" not in hosts:  # which stands for all hosts, and only alone
+            hosts += [host for host in LOOPBACK if host not in hosts]
+        os.environ[name] = ",".join(hosts)
+
+
+_exclude_loopback_from_proxies()
 
 __version__ = "0.1.0"

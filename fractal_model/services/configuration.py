@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from fractal_model import LOCAL_RAY
+from fractal_model import LOCAL_RAY, LOOPBACK
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.folder import ServicesFolder
 
@@ -41,6 +41,9 @@ def server_environment(folder: ServicesFolder, run: Path) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (folder.mlflow / "artifacts").as_uri(),
         "PREFECT_HOME": str(folder.state / "prefect"),
+        # `--watch` shows the lines of a run's log, and so the reason of a failure.
+        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "PATH": f"{run}/python/bin:{os.environ.get('PATH', os.defpath)}",
         MARK: str(run),
     }
@@ -60,7 +63,10 @@ def client_environment(config: ServicesConfig, token: Path) -> dict[str, str]:
 def shell_lines(config: ServicesConfig, token: Path) -> str:
     """The same, for a shell to source."""
     variables = client_environment(config, token).items()
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables)
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
+    for name in ("no_proxy", "NO_PROXY"):  # before what the shell has there
+        lines.append(f"export {name}={','.join(LOOPBACK)}${{{name}:+,${name}}}\n")
+    return "".join(lines)
 
 
 def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:

@@ -96,7 +96,9 @@ def write_settings(file: Path, config: ServicesConfig) -> None:
             f"{file} is not of `make up` and may name another server: move it away, or set "
             f'url = "{config.prefect_api}" under [api] there'
         )
-    file.write_text(f'{OURS}[api]\nurl = "{config.prefect_api}"\n')
+    # The plugin is ours (pyproject.toml): it keeps Prefect's own commands off the shell's proxy.
+    plugins = "[plugins]\nenabled = true\n"
+    file.write_text(f'{OURS}[api]\nurl = "{config.prefect_api}"\n{plugins}')
 
 
 def remove_settings(file: Path) -> None:
