@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fractal_model.common.console import errors_on_one_line, leave_interrupted, run
 from fractal_model.common.errors import FractalError
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params import load_params
 
 GRACE_SECONDS = 10.0
 PARAMS_FILE = "params_file"

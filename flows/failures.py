@@ -1,18 +1,21 @@
-"""How a flow tells its failure: one line, which is the message of its run's state.
+"""What a flow run tells: its lines in Prefect's log, and its failure as the state's message.
 
-Decided here: `--watch`, `prefect flow-run inspect` and Prefect's pages show that message, so it is
-the reason alone. What a person can mend has no traceback in Prefect's logs; a bug of ours has one.
+Decided here: a deployment's run has no terminal, so what a command says there is a line of the
+run's log; the message is the reason alone, as `--watch`, `prefect flow-run inspect` and Prefect's
+pages show it; what a person can mend has no traceback in the log, a bug of ours has one.
 """
 
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ParamSpec, TypeVar
 
 from prefect import get_run_logger
+from prefect.context import FlowRunContext
 from prefect.states import Failed
 
-from fractal_model.common.console import HideUserErrors
+from fractal_model.common.console import HideUserErrors, lines_to
 from fractal_model.common.errors import FractalError, one_line
 
 P = ParamSpec("P")
@@ -24,13 +27,14 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 def failure_reason(error: Exception) -> str:
     """The line that a person reads; a bug's begins with the kind of the exception."""
-    return (
-        one_line(error) if isinstance(error, FractalError) else f"{_kind(error)}{one_line(error)}"
-    )
+    reason, kind = one_line(error), type(error).__name__
+    return reason if isinstance(error, FractalError) or reason == kind else f"{kind}: {reason}"
 
 
-def _kind(error: Exception) -> str:
-    return f"{type(error).__name__}: " if str(error).strip() else ""
+def _lines_to_prefect() -> AbstractContextManager[None]:
+    context = FlowRunContext.get()
+    is_deployed = context is not None and context.flow_run and context.flow_run.deployment_id
+    return lines_to(get_run_logger().info) if is_deployed else nullcontext()
 
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:
@@ -42,7 +46,8 @@ def report_failure(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return function(*args, **kwargs)
+            with _lines_to_prefect():
+                return function(*args, **kwargs)
         except Exception as error:
             if not isinstance(error, FractalError):
                 get_run_logger().exception("this is a bug of ours:")

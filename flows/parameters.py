@@ -1,4 +1,4 @@
-"""Which parameters a deployment's runs may have: the schema by which Prefect's server refuses others.
+"""Which parameters a deployment's runs may have; Prefect's server refuses others by this schema.
 
 Decided here: bounds stand in the flows' annotations; what depends on params.yaml is added when a
 deployment is made. A schema cannot divide one parameter by another: where a run gives both the
@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect.deployments.runner import RunnerDeployment
 from prefect.utilities.callables import ParameterSchema
+from pydantic import Field
 
 from fractal_model.config.params import Params
 from fractal_model.config.training import TrainingConfig
@@ -19,7 +20,7 @@ from fractal_model.data.manifest import MANIFEST_NAME
 class _Schema(ParameterSchema):
     """Prefect's, with conditions on several parameters."""
 
-    allOf: list[dict[str, Any]] = []
+    allOf: list[dict[str, Any]] = Field(default_factory=list)
 
 
 def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:

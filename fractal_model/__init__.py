@@ -48,12 +48,12 @@ def _exclude_loopback_from_proxies() -> None:
 
     Libraries read either spelling of the variable, gRPC another one first where that is set.
     """
-    lower, upper = os.environ.get("no_proxy"), os.environ.get("NO_PROXY")
-    variables = {"no_proxy": lower or upper, "NO_PROXY": upper or lower}
-    if grpc := os.environ.get("no_grpc_proxy"):
-        variables["no_grpc_proxy"] = grpc
-    for name, value in variables.items():
-        hosts = [host.strip() for host in (value or "").split(",") if host.strip()]
+    names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    lower, upper, grpc = (os.environ.get(name, "") for name in names)
+    for name, value in zip(names, (lower or upper, upper or lower, grpc), strict=True):
+        if name == "no_grpc_proxy" and not value:
+            continue
+        hosts = [host.strip() for host in value.split(",") if host.strip()]
         if "*" not in hosts:  # which stands for all hosts, and only alone
             hosts += [host for host in LOOPBACK if host not in hosts]
         os.environ[name] = ",".join(hosts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
 
 from flows.evaluate import evaluate_fractal
 from flows.failures import report_failure
@@ -12,6 +13,7 @@ from flows.nightly import nightly_evaluation
 from flows.prepare import prepare_data
 from flows.sweep import sweep_guidance
 from flows.train import train_fractal
+from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 
 pytestmark = pytest.mark.usefixtures("prefect")
@@ -64,3 +66,22 @@ def test_every_flow_says_why(each, tmp_path):
     message = _stored_message(state)
     assert message.startswith(f"{tmp_path / 'none.yaml'} is missing in ")
     assert "\n" not in message
+
+
+@flow(name="says")
+@report_failure
+def says() -> None:
+    say("a line for people")
+
+
+def test_what_a_deployments_run_says_is_in_prefects_log(caplog, capsys):
+    caplog.set_level("INFO")
+    says()
+    assert "a line for people" in capsys.readouterr().out
+    assert "a line for people" not in caplog.messages
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(client.create_flow(says), name="any")
+        run = client.create_flow_run_from_deployment(deployment)
+    run_flow(says, flow_run=run)
+    assert "a line for people" in caplog.messages
+    assert "a line for people" not in capsys.readouterr().out
