@@ -1,8 +1,8 @@
 """Which parameters a deployment's runs may have; Prefect's server refuses others by this schema.
 
 Decided here: bounds stand in the flows' annotations; what depends on params.yaml is added when a
-deployment is made. A schema cannot divide one parameter by another: where a run gives both the
-batch and the workers, the flow itself refuses those that do not fit.
+deployment is made. A schema cannot divide one parameter by another, so that there is a condition
+for each number of workers; beyond `MOST_WORKERS` the flow itself refuses a batch that does not fit.
 """
 
 from typing import Any
@@ -15,6 +15,8 @@ from fractal_model.config.params import Params
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.datasets import dataset_names
 from fractal_model.data.manifest import MANIFEST_NAME
+
+MOST_WORKERS = 64
 
 
 class _Schema(ParameterSchema):
@@ -48,7 +50,7 @@ def _datasets(params: Params, trains: bool) -> list[str]:
 
 
 def _divides(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
-    """What of batch and workers a run may give alone, the other being the recipe's."""
+    """The batch divides over the workers, whichever of the two is the recipe's."""
     workers = [n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     ours = {"size": {"const": size}}
     return [
@@ -60,4 +62,11 @@ def _divides(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
             "if": {"properties": {**ours, "batch_size": {"type": "null"}}},
             "then": {"properties": {"workers": {"enum": [None, *workers]}}},
         },
+        *(
+            {
+                "if": {"properties": {"workers": {"const": number}}, "required": ["workers"]},
+                "then": {"properties": {"batch_size": {"multipleOf": number}}},
+            }
+            for number in range(2, MOST_WORKERS + 1)
+        ),
     ]

@@ -53,6 +53,7 @@ def _create(deployment: str, **parameters: object) -> FlowRun:
         ("train-fractal/digits", {"precision": "float16"}, "'float16' is not one of"),
         ("train-fractal/digits", {"batch_size": 33}, "33 is not a multiple of 2"),
         ("train-fractal/emoji", {"batch_size": 32}, "32 is not a multiple of 3"),
+        ("train-fractal/emoji", {"batch_size": 33, "workers": 2}, "33 is not a multiple of 2"),
         ("train-fractal/emoji", {"workers": 5}, "5 is not one of [None, 1, 2, 3, 4, 6, 12]"),
         ("evaluate-fractal/emoji", {"workers": -1}, "-1 is less than the minimum of 0"),
         ("evaluate-fractal/emoji", {"size": "emojo"}, "'emojo' is not one of"),
@@ -63,7 +64,7 @@ def _create(deployment: str, **parameters: object) -> FlowRun:
 def test_a_run_that_cannot_succeed_is_not_created(deployed, deployment, parameters, reason):
     with pytest.raises(httpx.HTTPStatusError) as refused:
         _create(deployment, **parameters)
-    (name,) = parameters
+    name = next(iter(parameters))
     detail = refused.value.response.json()["detail"]
     assert f"Validation failed for field '{name}'. Failure reason: {reason}" in detail
 
