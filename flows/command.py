@@ -1,21 +1,29 @@
-"""A flow as a command: options, errors on one line, no server needed."""
+"""A flow as a command: options, errors on one line, no server needed.
 
+Decided here: the options are the flow's own parameters, with the same names, values and help as in
+Prefect's form, so that a run is asked for in the same way at both places.
+"""
+
+import inspect
 import logging
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from prefect import Flow
+from prefect.utilities.callables import parameter_docstrings
+from pydantic import TypeAdapter, ValidationError
 
-from fractal_model.common.console import HideUserErrors, errors_on_one_line, leave_interrupted, run
-from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.common.console import errors_on_one_line, leave_interrupted, run
+from fractal_model.common.errors import FractalError
+from fractal_model.config.params import load_params
 
 GRACE_SECONDS = 10.0
+PARAMS_FILE = "params_file"
 ParamsOption = Annotated[Path, typer.Option(help="The settings file.")]
-DatasetOption = Annotated[str, typer.Option(help="digits, or a registered data set.")]
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -27,33 +35,65 @@ def _interrupt(signal_number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def run_flow(flow: Flow, *, check: Callable[[Params, str], None]) -> None:
-    """Run a flow with `size` and `params_file` from the command line's --size and --params.
+def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) -> None:
+    """Run a flow with its parameters from the command line, `params_file` from --params.
 
-    `check` tells a mistake at once, before Prefect and Ray are started.
+    `check` gets the settings and the other parameters, and tells a mistake at once, before Prefect
+    and Ray are started.
     """
 
-    def command(
-        size: Annotated[str, typer.Option(help="A size of params.yaml.")] = "digits",
-        params: ParamsOption = DEFAULT_FILE,
-    ) -> None:
-        check(load_params(params), size)
-        flow(size=size, params_file=params.resolve())
+    def command(**parameters: Any) -> None:
+        _require_allowed(flow, parameters)
+        file = parameters.pop(PARAMS_FILE)
+        check(load_params(file), **parameters)
+        flow(**parameters, **{PARAMS_FILE: file.resolve()})
 
-    run_command(command, flow)
+    command.__signature__ = _options(flow)  # type: ignore[attr-defined]
+    # What follows "Args:" is the help of the options.
+    command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
+    logging.getLogger("prefect.flow_runs").addFilter(_is_no_failure)
+    run_command(command)
 
 
-def run_command(command: Callable[..., None], flow: Flow | None = None) -> None:
-    """Run a function whose arguments are the command line's options.
+def _is_no_failure(record: logging.LogRecord) -> bool:
+    """False for Prefect's line of a failed run: the command's last line says it."""
+    return not record.getMessage().startswith("Finished in state Failed(")
 
-    Its help is the description of the flow that it runs; without a flow, its own docstring.
-    """
+
+def _options(flow: Flow) -> inspect.Signature:
+    """The flow's signature as Typer reads it; the bounds of the values are left to the flow."""
+    types, help_texts = get_type_hints(flow.fn), parameter_docstrings(inspect.getdoc(flow.fn) or "")
+    return inspect.Signature(
+        [
+            each.replace(
+                kind=inspect.Parameter.KEYWORD_ONLY,
+                annotation=Annotated[
+                    types[name],
+                    typer.Option(
+                        *(["--params"] if name == PARAMS_FILE else []),
+                        help=" ".join(help_texts[name].split()),
+                    ),
+                ],
+            )
+            for name, each in inspect.signature(flow.fn).parameters.items()
+        ]
+    )
+
+
+def _require_allowed(flow: Flow, parameters: dict[str, Any]) -> None:
+    """FractalError: a value is out of the bounds that the flow's parameter has."""
+    types = get_type_hints(flow.fn, include_extras=True)
+    for name, value in parameters.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise FractalError(f"{name}: {problem}, found {value!r}", setting=name) from error
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """Run a function whose arguments are the command line's options; its docstring is the help."""
     signal.signal(signal.SIGINT, _interrupt)
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(HideUserErrors())
-    if flow is not None:
-        # What follows "Args:" is for the form of Prefect's UI.
-        command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     with errors_on_one_line():

@@ -6,7 +6,8 @@
 
 Decided here: a flow is loaded from the folder that it was deployed from, nothing is cloned; of one
 deployment one run is at work, the next one waits, since both would write to the same files; a
-deployment of this folder whose size or data set is gone is removed, as its runs would fail.
+deployment of this folder whose size or data set is gone is removed, as its runs would fail; the
+server refuses a run with parameters that params.yaml has no place for (`flows.parameters`).
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
 from flows.command import ParamsOption, run_command
+from flows.parameters import restrict_parameters
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.data import DIGITS
@@ -138,7 +140,8 @@ def deploy(params_file: Path) -> tuple[list[str], list[str]]:
     Returns the names of those made and of those removed. FractalError: the folder has no flows,
     or Prefect's server does not answer or refuses.
     """
-    wanted = list(deployments(load_params(params_file)))
+    params = load_params(params_file)
+    wanted = list(deployments(params))
     storage = LocalStorage(str(Path.cwd()))
     if not (storage.destination / TRAIN.partition(":")[0]).is_file():
         raise FractalError(f"{storage.destination} has no flows: run from the project's folder")
@@ -147,7 +150,7 @@ def deploy(params_file: Path) -> tuple[list[str], list[str]]:
     try:
         with get_client(sync_client=True) as client:
             _make_work_pool(client)
-            made = [_apply(each, storage, more) for each in wanted]
+            made = [_apply(each, storage, more, params) for each in wanted]
             return made, _remove_others(client, made, storage)
     except (httpx.HTTPError, DeploymentApplyError) as error:
         server = get_current_settings().api.url or "of this process"
@@ -164,7 +167,9 @@ def _make_work_pool(client: SyncPrefectClient) -> None:
         client.create_work_pool(pool)
 
 
-def _apply(each: Deployment, storage: LocalStorage, parameters: dict[str, str]) -> str:
+def _apply(
+    each: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
+) -> str:
     """Make or change one deployment; returns its full name."""
     deployment = RunnerDeployment.from_storage(
         storage,
@@ -178,6 +183,7 @@ def _apply(each: Deployment, storage: LocalStorage, parameters: dict[str, str]) 
         work_pool_name=WORK_POOL,
     )
     assert isinstance(deployment, RunnerDeployment)  # no coroutine outside of a loop
+    restrict_parameters(deployment, params)
     deployment.apply()
     return deployment.full_name
 

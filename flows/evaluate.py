@@ -16,8 +16,10 @@ from prefect.cache_policies import NO_CACHE
 from flows import evaluation_tasks
 from flows.command import run_flow
 from flows.evaluation_tasks import PICTURE, publish_table
+from flows.failures import report_failure
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.console import print_results, say
+from fractal_model.common.strict import NotNegativeInt
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import fit_size
 from fractal_model.data.prepared import open_prepared
@@ -31,11 +33,13 @@ from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
 
 
 @flow(name="evaluate-fractal")
+@report_failure
 def evaluate_fractal(
     size: str = "digits",
     model: str | None = None,
     preview: bool = False,
-    workers: int | None = None,
+    workers: NotNegativeInt | None = None,
+    wait: bool = True,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
     """Evaluate a model of a size; returns its metrics.
@@ -49,15 +53,19 @@ def evaluate_fractal(
         preview: Take fewer samples, name the metrics after their count and promote nothing.
         workers: Ray workers that share the work, in the place of the settings'; 0: all there is
             room for.
+        wait: Where another process evaluates the same model by the same protocol, wait for it and
+            take its result; without it the run fails at once.
         params_file: The settings.
     """
     params = load_params(params_file)
     chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     if model is not None and not model.startswith(REGISTRY_SCHEME):
-        return _show(params, size, model, _evaluate(params, chosen, Path(model), None, preview))
+        return _show(
+            params, size, model, _evaluate(params, chosen, Path(model), None, preview, wait)
+        )
     version = registered(size, model)
-    run_id = get_or_run_evaluation(params, chosen, version, preview)
+    run_id = get_or_run_evaluation(params, chosen, version, preview, wait)
     metrics = _show(params, size, f"fractal-{size} version {version.version}", run_id)
     if not preview:
         decision = compare_with_champion(params, chosen, version, metrics)
@@ -75,31 +83,35 @@ def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
 
 
 def get_or_run_evaluation(
-    params: Params, size: Size, version: registry.RegisteredCheckpoint, preview: bool = False
+    params: Params,
+    size: Size,
+    version: registry.RegisteredCheckpoint,
+    preview: bool = False,
+    wait: bool = True,
 ) -> str:
     """The id of the run that evaluated a version under the protocol of its size; evaluates where
-    none has."""
+    none has. AtWork: another process does now, and `wait` is False."""
     protocol = protocol_of(params, size.name, preview).checksum
     kept = registry.evaluation_of(size.name, version.version, protocol)
     if kept is not None:
         say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
         return kept
-    return _evaluate(params, size, version.checkpoint, version.version, preview)
+    return _evaluate(params, size, version.checkpoint, version.version, preview, wait)
 
 
 def _evaluate(
-    params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool
+    params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool, wait: bool
 ) -> str:
     """The id of the run that evaluates a checkpoint, of a version where it is registered.
-    FractalError: the settings or the data set are not the model's."""
+    FractalError: the settings or the data set are not the model's. AtWork: see above."""
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
         params, size, model, name=name, version=version, preview=preview
     )
     protocol = evaluation.record.checksum
-    with evaluation.lock():
-        # Another process may have evaluated it while this one was on its way to the lock.
+    with evaluation.lock(wait=wait):
+        # Another process may have evaluated it while this one waited for the lock.
         run_id = version and registry.evaluation_of(size.name, version, protocol)
         if not run_id:
             run_id = evaluation_tasks.evaluate_model(evaluation)
@@ -151,15 +163,18 @@ def _show(params: Params, size: str, model: str, run_id: str) -> dict[str, float
     return runs.metrics_of(run_id)
 
 
-def check(params: Params, size: str) -> None:
+def check(
+    params: Params, size: str, model: str | None = None, preview: bool = False, **how: object
+) -> None:
     """Before anything starts. FractalError: no data set, no reference or another's, no candidate,
     or a damaged one."""
     chosen = params.size(size)
     folder = params.dataset_folder(chosen.training.dataset)
     fit_size(chosen, open_prepared(folder, "validation").manifest)
-    protocol_of(params, size)
+    protocol_of(params, size, preview)
     store.connect(params.paths.outputs)
-    verify_checkpoint(registry.resolve(size).checkpoint)
+    if model is None or model.startswith(REGISTRY_SCHEME):
+        verify_checkpoint(registered(size, model).checkpoint)
 
 
 def main() -> None:

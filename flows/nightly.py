@@ -20,8 +20,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.blocks import notifications  # noqa: F401  (so that its blocks can be loaded)
 from prefect.blocks.core import Block
 
-from flows.command import ParamsOption, run_command
+from flows.command import run_flow
 from flows.evaluate import evaluate_fractal, protocol_of
+from flows.failures import report_failure
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.locks import AtWork, only_one
@@ -63,6 +64,7 @@ class Due:
 
 
 @flow(name="nightly-evaluation")
+@report_failure
 def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, object]]:
     """Evaluate every registered size whose candidate has no evaluation under the current protocol.
 
@@ -143,6 +145,7 @@ class Night:
             size=due.size,
             model=f"models:/{registry.model_name(due.size)}/{due.version}",
             preview=preview,
+            wait=False,
             params_file=self._params_file,
         )
         if not preview:
@@ -205,10 +208,7 @@ def send(block: str | None, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    def command(params: ParamsOption = DEFAULT_FILE) -> None:
-        nightly_evaluation(params_file=params.resolve())
-
-    run_command(command, nightly_evaluation)
+    run_flow(nightly_evaluation)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from uuid import uuid4
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.command import DatasetOption, ParamsOption, run_command
+from flows.command import run_flow
+from flows.failures import report_failure
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import DIGITS
@@ -39,6 +40,7 @@ write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
 
 
 @flow(name="prepare-data")
+@report_failure
 def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> None:
     """Prepare a data set: its images, the features that FID compares with, and its report.
 
@@ -86,11 +88,7 @@ def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
 
 
 def main() -> None:
-    def command(dataset: DatasetOption = "digits", params: ParamsOption = DEFAULT_FILE) -> None:
-        require_dataset(load_params(params), dataset)
-        prepare_data(dataset=dataset, params_file=params.resolve())
-
-    run_command(command, prepare_data)
+    run_flow(prepare_data, check=require_dataset)
 
 
 if __name__ == "__main__":

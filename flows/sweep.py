@@ -19,10 +19,12 @@ from prefect.cache_policies import NO_CACHE
 from flows import evaluate
 from flows.command import run_flow
 from flows.evaluation_tasks import publish_table
+from flows.failures import report_failure
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.locks import only_one
+from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.sampling import SamplingConfig
@@ -37,11 +39,12 @@ from fractal_model.tracking.model_source import registered
 
 
 @flow(name="sweep-guidance")
+@report_failure
 def sweep_guidance(
     size: str = "digits",
     model: str | None = None,
-    samples: int | None = None,
-    workers: int | None = None,
+    samples: PositiveInt | None = None,
+    workers: NotNegativeInt | None = None,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
     """Find the guidance, logit scale and iterations with the lowest FID; returns them and the
@@ -64,10 +67,7 @@ def sweep_guidance(
     chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     version = registered(size, model)
-    sweep = params.sweep.get(size, SweepConfig())
-    if samples is not None:
-        sweep = SweepConfig(**{**sweep.model_dump(), "samples": samples})
-    return _Sweep(params, chosen, version, sweep).result()
+    return _Sweep(params, chosen, version, _settings(params, size, samples)).result()
 
 
 class _Sweep:
@@ -169,10 +169,18 @@ def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
     )
 
 
-def check(params: Params, size: str) -> None:
+def _settings(params: Params, size: str, samples: int | None) -> SweepConfig:
+    """The size's sweep, with another budget where one is given."""
+    sweep = params.sweep.get(size, SweepConfig())
+    return sweep if samples is None else sweep.model_copy(update={"samples": samples})
+
+
+def check(
+    params: Params, size: str, model: str | None, samples: int | None, workers: int | None
+) -> None:
     """Before anything starts. FractalError: as for an evaluation, or a budget that is too small."""
-    evaluate.check(params, size)
-    _plan(params.size(size), params.sweep.get(size, SweepConfig()))
+    evaluate.check(params, size, model)
+    _plan(params.size(size), _settings(params, size, samples))
 
 
 def main() -> None:

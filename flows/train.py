@@ -15,12 +15,14 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
+from flows.failures import report_failure
 from flows.flow_owner import is_over, this_owner
 from flows.training_progress import TrainingProgress
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
+from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import Manifest
 from fractal_model.tracking import registration, registry, runs, store
@@ -36,12 +38,14 @@ REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 6
 
 
 @flow(name="train-fractal")
+@report_failure
 def train_fractal(
     size: str = "digits",
     dataset: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
+    epochs: PositiveInt | None = None,
+    warmup_epochs: NotNegativeInt | None = None,
+    batch_size: PositiveInt | None = None,
+    workers: PositiveInt | None = None,
     precision: Literal["float32", "bfloat16"] | None = None,
     resume: bool = True,
     params_file: Path = DEFAULT_FILE,
@@ -53,7 +57,9 @@ def train_fractal(
     Args:
         size: A row of `models` in params.yaml, such as mar-l.
         dataset: A prepared data set of the size's resolution.
-        epochs: Times that every image is seen.
+        epochs: Times that every image is seen; with fewer than the recipe's the warm-up is shorter
+            in proportion.
+        warmup_epochs: Epochs in which the learning rate rises to its peak.
         batch_size: Images a step, over all workers; the learning rate follows it.
         workers: The most that are used; the batch has to divide by it.
         precision: float32, or bfloat16 by autocast.
@@ -61,16 +67,17 @@ def train_fractal(
             and what was there is put aside.
         params_file: The settings.
     """
-    options = {
-        "dataset": dataset,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "workers": workers,
-        "precision": precision,
-    }
-    changes = {name: value for name, value in options.items() if value is not None}
     params = load_params(params_file)
-    chosen, manifest = launch.with_data(params, size, changes)
+    chosen, manifest = launch.with_data(
+        params,
+        size,
+        dataset=dataset,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+    )
     store.connect(params.paths.outputs)
     fingerprint = launch.mark_of(chosen, manifest)
     version = registration.reuse(size, fingerprint, chosen.serving) if resume else None
@@ -163,10 +170,10 @@ def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
         return registration.register(size.name, folder, serving=size.serving, tags=tags)
 
 
-def check(params: Params, size: str) -> None:
-    """Before anything starts. FractalError: the data set is missing, damaged or another's, or the
-    MLflow server does not answer."""
-    launch.with_data(params, size)
+def check(params: Params, size: str, resume: bool, **changes: str | int | None) -> None:
+    """Before anything starts. FractalError: a change of the recipe is not allowed, the data set is
+    missing, damaged or another's, or the MLflow server does not answer."""
+    launch.with_data(params, size, **changes)
     store.connect(params.paths.outputs)
 
 

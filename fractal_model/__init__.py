@@ -40,5 +40,25 @@ if not os.environ.get("RAY_ADDRESS"):
     _ENVIRONMENT |= LOCAL_RAY
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _exclude_loopback_from_proxies() -> None:
+    """Add this machine to the hosts that are reached without the proxy of the person's shell.
+
+    Libraries read either spelling of the variable, gRPC another one first where that is set.
+    """
+    names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+    lower, upper, grpc = (os.environ.get(name, "") for name in names)
+    for name, value in zip(names, (lower or upper, upper or lower, grpc), strict=True):
+        if name == "no_grpc_proxy" and not value:
+            continue
+        hosts = [host.strip() for host in value.split(",") if host.strip()]
+        if "*" not in hosts:  # which stands for all hosts, and only alone
+            hosts += [host for host in LOOPBACK if host not in hosts]
+        os.environ[name] = ",".join(hosts)
+
+
+_exclude_loopback_from_proxies()
 
 __version__ = "0.1.0"

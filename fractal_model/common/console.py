@@ -28,6 +28,7 @@ from fractal_model.common.errors import FractalError, one_line
 
 console = Console()
 INTERRUPTED = 130
+_logs: list[Callable[[str], None]] = []
 _SHOWN_NAME = 120
 
 
@@ -155,5 +156,18 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message as it is, in lines as long as they are."""
-    console.print(escape(text), soft_wrap=True)
+    """Print a message as it is, in lines as long as they are; see also `lines_to`."""
+    if _logs:
+        _logs[-1](text)
+    else:
+        console.print(escape(text), soft_wrap=True)
+
+
+@contextmanager
+def lines_to(log: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, hand the messages of `say` to `log`, those of other threads too."""
+    _logs.append(log)
+    try:
+        yield
+    finally:
+        _logs.pop()

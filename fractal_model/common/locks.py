@@ -1,6 +1,6 @@
 """Locks, so that one process at a time writes to a folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,23 @@ def only_one(file: Path) -> Iterator[None]:
         raise AtWork(
             f"another process is at work here, it holds {file}: wait for it or stop it"
         ) from error
+
+
+@contextmanager
+def take_turns(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock `file` within the block, however long another process holds it before;
+    `on_wait` is called once where this has to wait."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_held(file: Path) -> bool:

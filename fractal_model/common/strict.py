@@ -22,6 +22,7 @@ NUMBER = BeforeValidator(_refuse_bool)
 """Beside a numeric type: pydantic would read true as 1."""
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), NUMBER]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER]
+NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]
 
 
 class StrictModel(BaseModel):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fractal_model.common.console import progress_bar
-from fractal_model.common.locks import only_one
+from fractal_model.common.console import progress_bar, say
+from fractal_model.common.locks import only_one, take_turns
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.data.manifest import fit_size
@@ -44,9 +44,19 @@ class PreparedEvaluation:
         assert source is not None
         return source
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Only one process at a time computes into `folder`."""
-        return only_one(self.folder.with_suffix(".lock"))
+    def lock(self, *, wait: bool = True) -> AbstractContextManager[None]:
+        """Only one process at a time computes into `folder`. AtWork: another one does, and `wait`
+        is False."""
+        file = self.folder.with_suffix(".lock")
+        if not wait:
+            return only_one(file)
+        return take_turns(
+            file,
+            lambda: say(
+                f"waiting for another process that evaluates {self.record.model} by the same "
+                f"protocol; it holds {file}"
+            ),
+        )
 
     def measure_likelihood(self) -> HeldOut:
         """Held-out bits per dimension, unconditional and conditional."""

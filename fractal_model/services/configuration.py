@@ -4,7 +4,7 @@ import os
 import shlex
 from pathlib import Path
 
-from fractal_model import LOCAL_RAY
+from fractal_model import LOCAL_RAY, LOOPBACK
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.access import (
     client_secrets,
@@ -52,6 +52,9 @@ def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": own_origins(config.prefect),
         # Where its pages find it; else at port 4200, whatever its own is.
         "PREFECT_SERVER_UI_API_URL": config.prefect_api,
+        # `--watch` shows the lines of a run's log, and so the reason of a failure.
+        "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+        "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "PATH": f"{run}/python/bin:{os.environ.get('PATH', os.defpath)}",
         MARK: str(run),
     }
@@ -73,7 +76,10 @@ def client_environment(config: ServicesConfig, folder: ServicesFolder) -> dict[s
 def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
     """The same, for a shell to source."""
     variables = client_environment(config, folder).items()
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables)
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
+    for name in ("no_proxy", "NO_PROXY"):  # before what the shell has there
+        lines.append(f"export {name}={','.join(LOOPBACK)}${{{name}:+,${name}}}\n")
+    return "".join(lines)
 
 
 def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:

@@ -98,8 +98,10 @@ def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
             f'url = "{config.prefect_api}" and auth_string = "…" under [api] there, as in '
             f"{folder.login_file}"
         )
-    lines = f'[api]\nurl = "{config.prefect_api}"\nauth_string = "{folder.login()}"\n'
-    write_private(file, OURS + lines)
+    lines = [f'url = "{config.prefect_api}"', f'auth_string = "{folder.login()}"']
+    # The plugin is ours (pyproject.toml): it keeps Prefect's own commands off the shell's proxy.
+    lines = ["[api]", *lines, "[plugins]", "enabled = true"]
+    write_private(file, OURS + "".join(f"{line}\n" for line in lines))
 
 
 def remove_settings(file: Path) -> None:

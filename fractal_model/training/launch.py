@@ -16,14 +16,13 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.tracking.spool import MetricSpool
 
 
-def with_data(
-    params: Params, name: str, changes: dict[str, str | int] | None = None
-) -> tuple[Size, Manifest]:
-    """A size, with `changes` made to its recipe, and the manifest of the data set that it fits.
-    FractalError: it does not fit, or a change is not allowed."""
+def with_data(params: Params, name: str, **changes: str | int | None) -> tuple[Size, Manifest]:
+    """A size, with the `changes` that are not None made to its recipe, and the manifest of the data
+    set that it fits. FractalError: it does not fit, or a change is not allowed."""
     size = params.size(name)
-    if changes:
-        size = size.model_copy(update={"training": _changed(size.training, name, changes)})
+    wanted = {key: value for key, value in changes.items() if value is not None}
+    if wanted:
+        size = size.model_copy(update={"training": _changed(size.training, name, wanted)})
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
     return fit_size(size, manifest), manifest
 
@@ -31,10 +30,20 @@ def with_data(
 def _changed(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) -> TrainingConfig:
     if "workers" in changes:  # a number given on the way is a number, not a range
         changes = {"min_workers": min(recipe.min_workers, int(changes["workers"])), **changes}
+    if "epochs" in changes:
+        changes = {"warmup_epochs": _shorter_warmup(recipe, int(changes["epochs"])), **changes}
     try:
         return TrainingConfig.model_validate({**recipe.model_dump(), **changes})
     except ValidationError as error:
         raise FractalError(f"training.{name}: {describe(error, TrainingConfig)}") from error
+
+
+def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
+    """The same share of fewer epochs, rounded down; one epoch at least, where there are others."""
+    if not 0 < epochs < recipe.epochs:
+        return recipe.warmup_epochs
+    share = recipe.warmup_epochs * epochs // recipe.epochs
+    return max(share, min(recipe.warmup_epochs, 1, epochs - 1))
 
 
 def mark_of(size: Size, manifest: Manifest) -> str:

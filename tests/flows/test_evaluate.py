@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+
 import mlflow
 import pytest
 
 from flows import evaluation_tasks
 from flows.evaluate import evaluate_fractal, protocol_of
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.errors import FractalError
+from fractal_model.common.locks import AtWork
 from fractal_model.config.params import load_params
+from fractal_model.evaluation import prepare_evaluation
 from fractal_model.evaluation.protocol import Record
 from fractal_model.tracking import registry, store
 from tests.support.tiny_files import save_tiny
@@ -101,6 +108,36 @@ def test_a_checkpoint_is_evaluated_and_the_registry_left_alone(project, new_runs
     assert "fractal.model_version" not in mlflow.get_run(run_id).data.tags
     assert record_of(run_id).model == folder.name and record_of(run_id).version is None
     assert record_of(run_id).hardware.workers == 1, "0 stands for as many as there is room for"
+
+
+def test_two_evaluations_of_the_same_share_one_result(project, new_runs, monkeypatch):
+    """The second says that it waits, and takes the numbers of the first."""
+    said: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(prepare_evaluation, "say", said.put)
+    params = load_params(project.params)
+    version = registry.resolve("digits")
+    evaluation = prepare_evaluation.prepare_evaluation(
+        params,
+        params.size("digits"),
+        load_checkpoint(version.checkpoint).build_model(averaged=False),
+        name="models:/fractal-digits/1",
+        version=version.version,
+        preview=True,
+    )
+    run = partial(evaluate_fractal, preview=True, params_file=project.params)
+    with ThreadPoolExecutor(1) as other:
+        with evaluation.lock():
+            with pytest.raises(AtWork, match="another process is at work here"):
+                run(wait=False)
+            waiting = other.submit(run)
+            line = said.get(timeout=120)
+            assert line.startswith("waiting for another process that evaluates models:/fractal-di")
+            run_id = evaluation_tasks.evaluate_model(evaluation)
+            tag = registry.evaluation_tag(evaluation.record.checksum)
+            registry.tag_version("digits", version.version, tag, run_id)
+        metrics = waiting.result()
+    assert new_runs() == [run_id]
+    assert metrics["fid_20"] == pytest.approx(mlflow.get_run(run_id).data.metrics["fid_20"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from flows import nightly
-from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import AtWork
 from fractal_model.config.params import Params, load_params
 from fractal_model.evaluation.protocol import Protocol
@@ -73,7 +72,10 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """Evaluations that the night begins: size, and whether a preview."""
     calls: list[tuple[str, bool]] = []
 
-    def evaluation(size: str, model: str, preview: bool, params_file: Path) -> dict[str, float]:
+    def evaluation(
+        size: str, model: str, preview: bool, wait: bool, params_file: Path
+    ) -> dict[str, float]:
+        assert not wait, "the night has other work"
         calls.append((size, preview))
         return {}
 
@@ -172,6 +174,7 @@ def test_the_run_ends_as_failed_with_its_table_written(params, begun, monkeypatc
     written: list[object] = []
     monkeypatch.setattr(champions, "is_decided", _broken)
     monkeypatch.setattr(nightly, "create_table_artifact", lambda **given: written.append(given))
-    with pytest.raises(FractalError, match="digits: the registry is away"):
-        nightly.nightly_evaluation.fn(params_file=params.paths.outputs.parent / "params.yaml")
+    file = params.paths.outputs.parent / "params.yaml"
+    state = nightly.nightly_evaluation.fn(params_file=file)
+    assert state.is_failed() and "digits: the registry is away" in state.message
     assert len(written) == 1

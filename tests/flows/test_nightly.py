@@ -115,7 +115,10 @@ def test_one_size_that_fails_does_not_stop_the_others(night, monkeypatch):
     nights.let_wait(OTHER)
     begun = []
 
-    def evaluation(size: str, model: str, preview: bool, params_file: Path) -> dict[str, float]:
+    def evaluation(
+        size: str, model: str, preview: bool, wait: bool, params_file: Path
+    ) -> dict[str, float]:
+        assert not wait, "the night has other work"
         begun.append((model, preview))
         if size == OTHER:
             raise RuntimeError("the machine\nis on fire")

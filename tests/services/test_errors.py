@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -169,6 +170,14 @@ def test_prefect_does_not_let_the_worker_in(services, monkeypatch):
     monkeypatch.setattr(sys, "executable", "true")
     with pytest.raises(FractalError, match=r"^Prefect does not let the worker take runs: .*again$"):
         control.deploy(services.config, services.folder)
+
+
+def test_the_prefect_toml_keeps_prefects_commands_off_a_proxy(tmp_path):
+    file = tmp_path / "prefect.toml"
+    write_settings(file, ServicesConfig())
+    content = tomllib.loads(file.read_text())
+    assert content["plugins"] == {"enabled": True}
+    assert content["api"]["url"] == "http://127.0.0.1:4200/api"
 
 
 def test_a_prefect_toml_of_the_persons_own_is_left_alone(tmp_path):

@@ -203,6 +203,21 @@ def test_the_environment_can_be_sourced(folder):
     assert done.stdout.splitlines() == known
 
 
+@pytest.mark.parametrize("theirs", ["", "example.org"])
+def test_the_environment_keeps_loopback_off_a_proxy(folder, theirs):
+    folder.state.mkdir(parents=True)
+    folder.environment.write_text(shell_lines(ServicesConfig(), folder.token))
+    script = '. "$1"; printf "%s\\n" "$no_proxy" "$NO_PROXY"'
+    shown = subprocess.run(
+        ["sh", "-uc", script, "sh", str(folder.environment)],
+        env={"NO_PROXY": theirs} if theirs else {},
+        capture_output=True,
+        text=True,
+    ).stdout
+    first = "127.0.0.1,localhost,::1"
+    assert shown.splitlines() == [first, f"{first},{theirs}" if theirs else first]
+
+
 def test_a_copy_of_the_project_is_another_project(folder, tmp_path):
     run = folder.create_run()
     try:

@@ -37,11 +37,13 @@ class Project:
         content = {**content, "services": {**self.ports, "ray_cpus": 3}}
         (folder / "params.yaml").write_text(yaml.safe_dump(content))
 
-    def run(self, *command: str, timeout: float = 400) -> str:
+    def run(self, *command: str, timeout: float = 400, **variables: str) -> str:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment(PREFECT_HOME=str(self.folder / "the person's"), **self.variables),
+            env=environment(
+                PREFECT_HOME=str(self.folder / "the person's"), **self.variables, **variables
+            ),
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -57,7 +59,9 @@ class Project:
         return {"MLFLOW_TRACKING_URI": address, **dict(zip(names, login.split(":"), strict=True))}
 
     def fractal(self, *arguments: str) -> str:
-        return self.run(sys.executable, "-m", "fractal_model", *arguments)
+        """In a shell with a proxy that is down: all of ours are on loopback."""
+        command = [sys.executable, "-m", "fractal_model", *arguments]
+        return self.run(*command, HTTP_PROXY="http://127.0.0.1:9")
 
     def prefect(self, *arguments: str) -> str:
         return self.run(sys.executable, "-m", "prefect", *arguments)

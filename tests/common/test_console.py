@@ -1,0 +1,20 @@
+"""Where messages go."""
+
+from __future__ import annotations
+
+import threading
+
+from fractal_model.common.console import lines_to, say
+
+
+def test_messages_go_to_a_log_within_a_block(capsys):
+    lines: list[str] = []
+    with lines_to(lines.append):
+        say("[registered] version 1")
+        other = threading.Thread(target=say, args=["of another thread"])
+        other.start()
+        other.join()
+    assert capsys.readouterr().out == ""
+    assert lines == ["[registered] version 1", "of another thread"]
+    say("in the terminal")
+    assert capsys.readouterr().out == "in the terminal\n"

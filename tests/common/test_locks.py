@@ -1,0 +1,42 @@
+"""Locks: taken by one at a time, refused or waited for."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+import pytest
+
+from fractal_model.common.locks import AtWork, is_held, only_one, take_turns
+
+
+def test_a_turn_begins_when_the_other_ends(tmp_path):
+    file = tmp_path / "new" / "lock"
+    order: SimpleQueue[str] = SimpleQueue()
+
+    def second() -> None:
+        with take_turns(file, lambda: order.put("waits")):
+            order.put("second")
+
+    with ThreadPoolExecutor(1) as other:
+        with only_one(file):
+            done = other.submit(second)
+            assert order.get(timeout=60) == "waits"
+            order.put("first ends")
+        done.result(timeout=60)
+    assert [order.get() for _ in range(2)] == ["first ends", "second"]
+    assert not is_held(file)
+
+
+def test_a_free_lock_is_not_waited_for(tmp_path):
+    with take_turns(tmp_path / "lock", lambda: pytest.fail("it waits")):
+        with pytest.raises(AtWork, match="another process"), only_one(tmp_path / "lock"):
+            pass
+        assert is_held(tmp_path / "lock")
+    assert not is_held(tmp_path / "lock")
+
+
+def test_an_error_within_a_turn_frees_the_lock(tmp_path):
+    with pytest.raises(KeyError), take_turns(tmp_path / "lock", lambda: None):
+        raise KeyError
+    assert not is_held(tmp_path / "lock")

@@ -1,0 +1,144 @@
+"""Parameters of a run that are refused when it is created, and what a few epochs do to a recipe."""
+
+from __future__ import annotations
+
+import copy
+
+import httpx
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+
+from flows import deployments, evaluate, train
+from fractal_model.config.params import load_params
+from fractal_model.training import launch
+from tests.support import REPOSITORY
+from tests.support.params import small_params
+from tests.support.projects import Project, make_project
+
+SECTIONS = ("models", "training", "sampling", "evaluation")
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect: None, tmp_path_factory) -> None:
+    """The deployments of digits and of a person's own size, whose recipe is another."""
+    content = small_params()
+    for section in SECTIONS:
+        digits = content[section]["digits"]
+        content[section] = {"digits": digits, "emoji": copy.deepcopy(digits)}
+    content["sweep"] = {}
+    content["training"]["emoji"].update(batch_size=12, workers=3, min_workers=1)
+    project = make_project(tmp_path_factory.mktemp("deployed") / "a project", content)
+    (project.folder / "flows").symlink_to(REPOSITORY / "flows")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.folder)
+        deployments.deploy(project.params)
+
+
+def _create(deployment: str, **parameters: object) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name(deployment)
+        return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters", "reason"),
+    [
+        ("train-fractal/digits", {"epochs": -1}, "-1 is less than the minimum of 1"),
+        ("train-fractal/digits", {"epochs": 2.5}, "2.5 is not"),
+        ("train-fractal/digits", {"epochs": "three"}, "'three' is not"),
+        ("train-fractal/digits", {"warmup_epochs": -1}, "-1 is less than the minimum of 0"),
+        ("train-fractal/digits", {"size": "emojo"}, "'emojo' is not one of ['digits', 'emoji']"),
+        ("train-fractal/digits", {"dataset": "emojo"}, "'emojo' is not one of ['digits'"),
+        ("train-fractal/digits", {"precision": "float16"}, "'float16' is not one of"),
+        ("train-fractal/digits", {"batch_size": 33}, "33 is not a multiple of 2"),
+        ("train-fractal/emoji", {"batch_size": 32}, "32 is not a multiple of 3"),
+        ("train-fractal/emoji", {"batch_size": 33, "workers": 2}, "33 is not a multiple of 2"),
+        ("train-fractal/emoji", {"workers": 5}, "5 is not one of [None, 1, 2, 3, 4, 6, 12]"),
+        ("evaluate-fractal/emoji", {"workers": -1}, "-1 is less than the minimum of 0"),
+        ("evaluate-fractal/emoji", {"size": "emojo"}, "'emojo' is not one of"),
+        ("sweep-guidance/emoji", {"samples": 0}, "0 is less than the minimum of 1"),
+        ("prepare-data/digits", {"dataset": "imagenet"}, "'imagenet' is not one of ['digits']"),
+    ],
+)
+def test_a_run_that_cannot_succeed_is_not_created(deployed, deployment, parameters, reason):
+    with pytest.raises(httpx.HTTPStatusError) as refused:
+        _create(deployment, **parameters)
+    name = next(iter(parameters))
+    detail = refused.value.response.json()["detail"]
+    assert f"Validation failed for field '{name}'. Failure reason: {reason}" in detail
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters"),
+    [
+        ("train-fractal/digits", {"epochs": 1}),
+        ("train-fractal/digits", {"epochs": None, "dataset": None, "precision": None}),
+        ("train-fractal/digits", {"batch_size": 34, "workers": None}),
+        ("train-fractal/digits", {"batch_size": 33, "workers": 3}),
+        ("train-fractal/digits", {"size": "emoji", "batch_size": 9}),
+        ("train-fractal/emoji", {"workers": 4}),
+        ("evaluate-fractal/emoji", {"workers": 0, "preview": True}),
+        ("sweep-guidance/emoji", {}),
+        ("prepare-data/digits", {}),
+        ("nightly-evaluation/all", {}),
+    ],
+)
+def test_a_run_that_may_succeed_is_created(deployed, deployment, parameters):
+    run = _create(deployment, **parameters)
+    assert parameters.items() <= run.parameters.items()
+
+
+@pytest.fixture
+def long_recipe(project: Project, tmp_path) -> Project:
+    """22 epochs, of them 3 to warm up."""
+    content = small_params()
+    content["training"]["digits"].update(epochs=22, warmup_epochs=3)
+    other = make_project(tmp_path / "long", content)
+    (other.folder / "data").symlink_to(project.folder / "data")
+    return other
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup"),
+    [
+        ({}, 3),
+        ({"epochs": 22}, 3),
+        ({"epochs": 44}, 3),
+        ({"epochs": 15}, 2),
+        ({"epochs": 3}, 1),
+        ({"epochs": 2}, 1),
+        ({"epochs": 1}, 0),
+        ({"epochs": 3, "warmup_epochs": 2}, 2),
+        ({"warmup_epochs": 0}, 0),
+    ],
+)
+def test_fewer_epochs_have_a_shorter_warm_up(long_recipe, changes, warmup):
+    size, _ = launch.with_data(load_params(long_recipe.params), "digits", **changes)
+    assert size.training.warmup_epochs == warmup
+    assert size.training.epochs == changes.get("epochs", 22)
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "expected"),
+    [
+        (train.main, ["--epochs", "-1"], "epochs: Input should be greater than or equal to 1"),
+        (train.main, ["--precision", "float8"], "--precision"),
+        (train.main, ["--epochs", "3", "--warmup-epochs", "3"], "warmup_epochs 3 must be fewer"),
+        (train.main, ["--batch-size", "33"], "batch_size 33 does not divide by the 2 workers"),
+        (train.main, ["--size", "emojo"], "size 'emojo' is unknown: choose "),
+        (evaluate.main, ["--workers", "-1"], "workers: Input should be greater than or equal"),
+        (evaluate.main, ["--model", "models:/fractal-digits/99"], "models:/fractal-digits/99"),
+    ],
+)
+def test_the_command_line_refuses_the_same_on_one_line(
+    long_recipe, project, capsys, main, words, expected
+):
+    if main is evaluate.main:
+        long_recipe = project
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        long_recipe.run(main, *words)
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1, shown.err
+    assert shown.err.startswith("error: ") and expected in shown.err
