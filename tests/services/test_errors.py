@@ -173,9 +173,9 @@ def test_prefect_does_not_let_the_worker_in(services, monkeypatch):
 
 
 def test_the_prefect_toml_keeps_prefects_commands_off_a_proxy(tmp_path):
-    file = tmp_path / "prefect.toml"
-    write_settings(file, ServicesConfig())
-    content = tomllib.loads(file.read_text())
+    folder = ServicesFolder(tmp_path / "params.yaml", tmp_path / "outputs")
+    write_settings(ServicesConfig(), folder)
+    content = tomllib.loads(folder.prefect_settings.read_text())
     assert content["plugins"] == {"enabled": True}
     assert content["api"]["url"] == "http://127.0.0.1:4200/api"
 

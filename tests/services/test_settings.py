@@ -206,7 +206,7 @@ def test_the_environment_can_be_sourced(folder):
 @pytest.mark.parametrize("theirs", ["", "example.org"])
 def test_the_environment_keeps_loopback_off_a_proxy(folder, theirs):
     folder.state.mkdir(parents=True)
-    folder.environment.write_text(shell_lines(ServicesConfig(), folder.token))
+    folder.environment.write_text(shell_lines(ServicesConfig(), folder))
     script = '. "$1"; printf "%s\\n" "$no_proxy" "$NO_PROXY"'
     shown = subprocess.run(
         ["sh", "-uc", script, "sh", str(folder.environment)],
