@@ -63,7 +63,9 @@ class KeepBest(UserCallback):
             filesystem, folder = FileSystem.from_uri(self._run)
             keep_best(filesystem, folder, checkpoint, loss)
         except (OSError, pyarrow.ArrowException) as error:  # training does not depend on it
-            logging.getLogger(__name__).warning("the best checkpoint was not kept: %s", error)
+            logging.getLogger(__name__).warning(
+                "the best checkpoint was not kept: %s", one_line(error)
+            )
 
 
 def _is_last(run_context: Any, report: Report | Stopped) -> bool:
