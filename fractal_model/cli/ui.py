@@ -1,5 +1,6 @@
 """`fractal ui`: MLflow's pages on this machine's own store."""
 
+import os
 import subprocess
 import sys
 from typing import Annotated
@@ -26,5 +27,7 @@ def ui(
     require_free_port(port, "choose another with --port")
     say(f"MLflow on http://127.0.0.1:{port} (Ctrl-C stops it)")
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", uri]
-    raise SystemExit(subprocess.run([sys.executable, "-m", *command], check=False).returncode)
+    # Everybody on the machine sees a command's words: the address may hold a password.
+    environment = os.environ | {"MLFLOW_BACKEND_STORE_URI": uri}
+    done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
+    raise SystemExit(done.returncode)

@@ -41,7 +41,7 @@ _HEADER = re.compile(
 )
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW(OR)?D|KEY|AUTH_STRING|CREDENTIAL")
 _PLACE = re.compile(r"_(PATH|FILE|DIR|MODE|URL|URI)$")
-_ADDRESS = re.compile(r"://[^/?#\s@:]*:([^\s@]+)@")
+_ADDRESS = re.compile(rf"[a-z][a-z0-9+.-]*://[^/?#\s@:\[]*:(?!{_PORT})(\S+)@", re.I)
 _LONG, _SHORTEST = 8, 6
 
 
@@ -105,7 +105,7 @@ def _secret_values() -> list[str]:
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _PLACE.search(name):
             values.add(value)
-        for password in _ADDRESS.findall(value):
-            values |= {password, unquote(password)}
+        if address := _ADDRESS.match(value):
+            values |= {address[1], unquote(address[1])}
     searched = {v for v in values if len(v) >= (_LONG if v.isalpha() else _SHORTEST)}
     return sorted(searched, key=len, reverse=True)

@@ -16,6 +16,7 @@ import pyarrow
 from pyarrow.fs import FileSelector, FileSystem, copy_files
 from ray.train import Checkpoint, UserCallback
 
+from fractal_model.common.errors import one_line
 from fractal_model.training.job import REPORTED, Report, Stopped, TrainingJob
 
 FOLDER, SCORE_FILE = "best", "best.json"
