@@ -12,6 +12,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from fractal_model.common.memory import compute_device
+from fractal_model.common.safe_text import safe_text
 from fractal_model.config.params import Size
 from fractal_model.evaluation.held_out_likelihood import HeldOut, likelihood_by_level
 from fractal_model.evaluation.prepare_evaluation import PreparedEvaluation
@@ -55,7 +56,10 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
 
 def publish_table(key: str, table: pd.DataFrame, description: str | None = None) -> None:
     """Show a table on Prefect's pages; a cell without a value is empty."""
-    rows = table.astype(object).where(table.notna(), "").to_dict("records")
+    cells = table.astype(object).where(table.notna(), "")
+    rows = cells.map(lambda cell: safe_text(cell) if isinstance(cell, str) else cell).to_dict(
+        "records"
+    )
     create_table_artifact(key=key, table=rows, description=description)
 
 

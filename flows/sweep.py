@@ -146,7 +146,9 @@ class _Sweep:
             if name in known:
                 return known[name]
             total = counts[-1] * self._size.model.num_classes
-            with progress_bar(f"guidance {setting.guidance:g}, images", total) as update:
+            with progress_bar(
+                f"guidance {setting.guidance:g}, images", total, images=True
+            ) as update:
                 results = self._previews.measure(setting, counts, update)
             runs.log_preview(results)
         return results.values.get(name, math.nan)

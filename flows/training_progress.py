@@ -16,6 +16,8 @@ from prefect.artifacts import (
 
 from fractal_model.common.console import progress_bar
 from fractal_model.common.errors import one_line
+from fractal_model.common.progress import pace
+from fractal_model.common.safe_text import safe_text
 from fractal_model.tracking import store
 from fractal_model.training.job import Report, TrainingJob
 
@@ -39,7 +41,7 @@ class TrainingProgress:
     def __enter__(self) -> Self:
         job, recipe = self._job, self._job.recipe
         self._bar = self._stack.enter_context(
-            progress_bar(f"training fractal-{job.size}, images", self._images)
+            progress_bar(f"training fractal-{job.size}, images", self._images, lines=False)
         )
         self._show(self._link)
         self._show(self._share, 0.0, f"training fractal-{job.size}")
@@ -58,7 +60,7 @@ class TrainingProgress:
 
     def line(self, text: str) -> None:
         """A line of the job's log."""
-        self._logger.info(text)
+        self._logger.info(safe_text(text))
 
     def report(self, report: Report) -> None:
         done, now = report.position, time.monotonic()
@@ -105,4 +107,5 @@ def _note(report: Report, left: int) -> str:
     speed = report.images_per_second
     loss = f", loss {report.loss:.3f}" if report.loss is not None else ""
     remaining = timedelta(seconds=round(max(left, 0) / speed)) if speed else "unknown time"
-    return f"epoch {report.epoch:.2f}, {speed:.0f} images/s{loss}, {remaining} left"
+    shown = pace(speed) or "no speed yet"
+    return f"epoch {report.epoch:.2f}, {shown}{loss}, {remaining} left"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table
 
 from fractal_model.cli.options import JsonOption, ParamsOption, path
 from fractal_model.cli.sampling_options import changed_sampling
@@ -17,6 +16,7 @@ from fractal_model.common.compiler import compiler_is_there
 from fractal_model.common.console import console, only_result_on_stdout, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
+from fractal_model.common.tables import FittedTable
 from fractal_model.common.validation import describe
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
@@ -179,7 +179,8 @@ def _own_model(own: dict[str, str | None]) -> ModelConfig:
 
 
 def _print(found: Measurement) -> None:
-    table = Table("what", "value", title=f"{found.mode}, batch {found.batch}, {found.dtype}")
+    title = f"{found.mode}, batch {found.batch}, {found.dtype}"
+    table = FittedTable(title, ["what", "value"])
     rows = {
         "seconds an image": f"{found.seconds_per_image:.3f}",
         "seconds a batch": f"{found.seconds_per_step:.3f}",
@@ -200,11 +201,9 @@ def _print(found: Measurement) -> None:
     say(f"{found.device}, {found.threads} threads, median of {found.repeats} runs")
 
 
-def _by_level(found: Measurement, levels: Sequence[LevelCost]) -> Table:
-    table = Table(title="an image by level, in one more run")
-    table.add_column("level", no_wrap=True)
-    for column in ("seconds", "share", "GFLOP", "utilisation"):
-        table.add_column(column, justify="right")
+def _by_level(found: Measurement, levels: Sequence[LevelCost]) -> FittedTable:
+    headings = ["level", "seconds", "share", "GFLOP", "utilisation"]
+    table = FittedTable("an image by level, in one more run", headings)
     total = sum(level.seconds_per_image for level in levels)
     for level in levels:
         seconds, gflop = level.seconds_per_image, level.gflop_per_image

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
+from fractal_model.common.tables import FittedTable
 from fractal_model.config.data import DIGITS, IMAGENET
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
@@ -56,7 +56,7 @@ def register_source(
             folder, data, name=name, resolutions=resolutions, holdout=holdout, progress=update
         )
     datasets = [dataset for dataset, entry in registered(data).items() if entry.source == name]
-    table = Table(title=f"{source.name}: {source.kind}", title_justify="left", show_header=False)
+    table = FittedTable(f"{source.name}: {source.kind}", ["", "images"], headings=False)
     table.add_row("classes", f"{source.classes:,}")
     for split, images in source.images.items():
         table.add_row(f"{split} images", f"{images:,}")
@@ -153,6 +153,6 @@ def verify(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FIL
 
     place = load_params(params).dataset_folder(dataset)
     images = sum(record.images for record in read_manifest(place).splits.values())
-    with progress_bar(f"{dataset}: images verified", images, speed="images/s") as update:
+    with progress_bar(f"{dataset}: images verified", images, images=True) as update:
         manifest = verify_prepared(place, update)
     say(f"{dataset}: all {images:,} images are as prepared, checksum {manifest.checksum[:16]}")

@@ -138,7 +138,7 @@ def _evaluate_samples(
     if request is not None:
         protocol = protocol.model_copy(update={"images": request.images})
     require_protocol(samples, protocol, place)
-    with progress_bar("features, images", protocol.samples) as update:
+    with progress_bar("features, images", protocol.samples, images=True) as update:
         seen = look_at(samples, protocol, inputs.networks, compute_device(), update)
     results = measure_samples(inputs, protocol, seen)
     checksum = None if request is None else request.model_checksum

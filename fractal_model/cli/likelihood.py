@@ -70,7 +70,7 @@ def likelihood(
     found = data if is_place else settings.dataset_folder(data)
     images = open_prepared(found, split)
     network = load_model(model, settings.paths.outputs)
-    with progress_bar("likelihood, images", len(images)) as update:
+    with progress_bar("likelihood, images", len(images), images=True) as update:
         result = measure_likelihood(
             network,
             images,

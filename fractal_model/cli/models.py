@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from fractal_model.cli.options import ParamsOption, given, group
 from fractal_model.common.console import console, say
+from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ def _connect(params: ParamsOption) -> None:
 
 
 def _print(model: RegisteredModel) -> None:
-    table = Table(title=f"fractal-{model.size}", title_justify="left")
-    for name in ("version", "aliases", "registered", "bits/dim", "FID", "decision"):
-        table.add_column(name, overflow="fold")
+    headings = ["version", "aliases", "registered", "bits/dim", "FID", "decision"]
+    table = FittedTable(f"fractal-{model.size}", headings, texts=(0, 1, 2, 5))
     for version in model.versions:
         table.add_row(
             version.version,

@@ -7,6 +7,7 @@ import typer
 
 from fractal_model.common.console import console, say
 from fractal_model.common.errors import FractalError
+from fractal_model.common.tables import FittedTable
 
 
 def parity(
@@ -16,14 +17,14 @@ def parity(
 
     Prints each quantity's error beside its tolerance; exits with 1 when one is missed.
     """
-    from rich.table import Table
+    from rich.text import Text
 
     from fractal_model.checkpoints.parity import compare
 
-    table = Table("quantity", "error", "tolerance", "", title=folder.name, title_justify="left")
+    table = FittedTable(folder.name, ["quantity", "error", "tolerance", ""], texts=(0, 3))
     comparisons = list(compare(folder))
     for c in comparisons:
-        verdict = "ok" if c.passed else "[red]missed"
+        verdict = "ok" if c.passed else Text("missed", style="red")
         table.add_row(c.quantity, f"{c.error:.2e}", f"{c.tolerance:.0e}", verdict)
     console.print(table)
     missed = [c.quantity for c in comparisons if not c.passed]

@@ -6,11 +6,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console
+from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.costs.gpus import GPUS, gpu_named
 
@@ -66,20 +66,12 @@ def plan(
         console.print(table)
         console.print()
     for note in _notes(found):
-        console.print(escape(f"• {note}"))
+        console.print(f"• {note}", markup=False)
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _operations(found: Plan) -> Table:
+def _operations(found: Plan) -> FittedTable:
     headings = ("level", "parameters", "forward", "training", "recomputing", "sampling")
-    table = _table(f"{found.size}: parameters, and GFLOPs an image", *headings)
+    table = FittedTable(f"{found.size}: parameters, and GFLOPs an image", headings)
     table.add_row("classes", f"{found.embedding_parameters:,}", *[""] * 4)
     columns = ("forward_flops", "training_flops", "training_flops_checkpointed", "sampling_flops")
     for part in found.parts:
@@ -91,8 +83,9 @@ def _operations(found: Plan) -> Table:
     return table
 
 
-def _paper(found: Plan) -> Table:
-    table = _table("GFLOPs of a forward pass, counted as the paper counts", "", "ours", "published")
+def _paper(found: Plan) -> FittedTable:
+    title = "GFLOPs of a forward pass, counted as the paper counts"
+    table = FittedTable(title, ["", "ours", "published"])
     for part in found.parts:
         table.add_row(part.name, _giga(part.paper_flops), _published(part.published_gflops))
     table.add_section()
@@ -104,9 +97,9 @@ def _paper(found: Plan) -> Table:
     return table
 
 
-def _memory(found: Plan) -> Table:
+def _memory(found: Plan) -> FittedTable:
     title = f"GB on each GPU in training, {found.images_per_gpu} images, {found.precision}"
-    table = _table(title, "", "plain", "recomputing")
+    table = FittedTable(title, ["", "plain", "recomputing"])
     both = (found.memory, found.memory_checkpointed)
     rows = {
         "parameters": "parameters",
@@ -128,13 +121,15 @@ def _memory(found: Plan) -> Table:
     return table
 
 
-def _verdict(memory: TrainingMemory, available_gb: float) -> str:
-    return "[green]fits" if memory.total < available_gb * 1e9 else "[red]does not fit"
+def _verdict(memory: TrainingMemory, available_gb: float) -> Text:
+    if memory.total < available_gb * 1e9:
+        return Text("fits", style="green")
+    return Text("does not fit", style="red")
 
 
-def _totals(found: Plan) -> Table:
+def _totals(found: Plan) -> FittedTable:
     title = f"{found.size} on {found.gpus} {found.gpu.name}"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = FittedTable(title, ["", "cost"], texts=(0, 1), headings=False)
     disk = found.disk
     table.add_row(
         "training", f"{found.epochs} epochs × {found.images:,} images = {found.steps:,} steps"

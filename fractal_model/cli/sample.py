@@ -1,6 +1,5 @@
 """`fractal sample`: images from a model, of any number of classes and in any number."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -64,9 +63,9 @@ def sample(
         source=SampleRequest(images=source, model_checksum=checksum).model_dump_json(indent=1),
     )
     try:
-        wanted, started = writer.wanted, time.monotonic()
-        done = kept = total - len(wanted)
-        with progress_bar("sampling, images", total) as update:
+        wanted = writer.wanted
+        done = total - len(wanted)
+        with progress_bar("sampling, images", total, images=True) as update:
             update(done)
             for part, images in sample_images(
                 network,
@@ -78,7 +77,7 @@ def sample(
             ):
                 writer.add([wanted[place] for place in part], images)
                 done += len(part)
-                update(done, f"{(done - kept) / (time.monotonic() - started):.1f} images/s")
+                update(done)
         writer.finish()
     except BaseException:
         writer.discard()

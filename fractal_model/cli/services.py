@@ -3,10 +3,9 @@
 import time
 from pathlib import Path
 
-from rich.table import Table
-
 from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, say
+from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.services.control import Services
 
@@ -43,7 +42,7 @@ def status(params: ParamsOption = DEFAULT_FILE) -> None:
     if not found:
         say("nothing is running: `make up` starts the servers")
         return
-    table = Table("service", "state", "process", "address")
+    table = FittedTable("", ["service", "state", "process", "address"], texts=(0, 1, 3))
     for service in found:
         table.add_row(service.name, service.state, str(service.pid or ""), service.address)
     console.print(table)

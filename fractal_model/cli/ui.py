@@ -33,8 +33,10 @@ def ui(
     folder = ServicesFolder(params, outputs)
     login = folder.login()
     say(f"MLflow on http://127.0.0.1:{port} (login: {folder.login_file}; Ctrl-C stops it)")
-    command = ["mlflow", "server", *mlflow_options(port), "--backend-store-uri", uri]
+    command = ["mlflow", "server", *mlflow_options(port)]
     with TemporaryDirectory() as private:
-        environment = {**os.environ, **write_mlflow_login(login, Path(private))}
+        # Everybody on the machine sees a command's words: the address may hold a password.
+        secret = {"MLFLOW_BACKEND_STORE_URI": uri, **write_mlflow_login(login, Path(private))}
+        environment = os.environ | secret
         done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)
     raise SystemExit(done.returncode)

@@ -11,7 +11,6 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,48 +20,61 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.logs import keep_secrets_out_of_logs
+from fractal_model.common.progress import LogLines, pace
+from fractal_model.common.safe_text import LONGEST_NAME, safe_text
+from fractal_model.common.tables import FittedTable
 
 console = Console()
 INTERRUPTED = 130
 _logs: list[Callable[[str], None]] = []
-_SHOWN_NAME = 120
 
 
 @contextmanager
 def progress_bar(
-    description: str, total: int | None, *, speed: str = ""
+    description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
     """Yield `update(done, note="")`, which shows the count, the time left where `total` is known,
-    the note, and the speed in units of `speed` where that is given."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        *([_Speed(speed)] if speed else []),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(description, total=total, note="")
+    the note, and the speed where what is counted are `images`; in a terminal as a bar, elsewhere as
+    lines, if the caller does not write its own."""
+    shown = _bar if console.is_terminal or not lines else _log_lines
+    with shown(safe_text(description, LONGEST_NAME), total, images) as show:
 
         def update(done: int, note: str = "") -> None:
-            progress.update(task, completed=min(done, total or done), note=note)
+            show(min(done, total or done), safe_text(note, LONGEST_NAME))
 
         yield update
 
 
-class _Speed(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
+@contextmanager
+def _bar(description: str, total: int | None, images: bool) -> Iterator[Callable[[int, str], None]]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        *([_Pace()] if images else []),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda done, note: progress.update(task, completed=done, note=note)
 
+
+@contextmanager
+def _log_lines(
+    description: str, total: int | None, images: bool
+) -> Iterator[Callable[[int, str], None]]:
+    with LogLines(description, total, images=images, say=say) as lines:
+        yield lines.update
+
+
+class _Pace(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self._unit}" if speed else "")
+        return Text(pace(task.finished_speed or task.speed or 0.0))
 
 
 @contextmanager
@@ -79,9 +91,7 @@ def only_result_on_stdout(wanted: bool) -> Iterator[None]:
 
 def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, str]) -> None:
     """A table with the value of each metric, and below it why others have none."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
+    table = FittedTable(title, ["metric", "value"])
     for metric, value in values.items():
         table.add_row(metric, f"{value:.4f}")
     console.print(table)
@@ -109,6 +119,7 @@ def errors_on_one_line() -> Iterator[None]:
 
 def run(app: typer.Typer) -> None:
     """Run the app. A mistake in the words of a command is told on one line, with exit code 2."""
+    keep_secrets_out_of_logs()
     command = typer.main.get_command(app)
     try:
         code = command.main(standalone_mode=False) or 0
@@ -116,11 +127,13 @@ def run(app: typer.Typer) -> None:
             leave_interrupted()
         raise SystemExit(code)
     except typer.exceptions.TyperException as error:
-        text = error.format_message()
-        if text:  # without one the help was shown, of a group of commands that none was named of
+        text = error.format_message().strip()
+        if type(error).__name__ == "NoArgsIsHelpError":  # as Typer knows it: it has no public name
+            print(text, end="\n" if text else "")  # Rich has printed the help already
+        else:
             context = getattr(error, "ctx", None)
             where = context.command_path if context is not None else Path(sys.argv[0]).name
-            print(f"error: {text.rstrip('.')}; see `{where} --help`", file=sys.stderr)
+            print(f"error: {safe_text(text).rstrip('.')}; see `{where} --help`", file=sys.stderr)
         raise SystemExit(2) from error
     except typer.Abort:
         leave_interrupted()
@@ -129,15 +142,14 @@ def run(app: typer.Typer) -> None:
 def _of_the_system(error: OSError) -> str:
     """The system's error about a file that cannot be read or written, on one line."""
     if error.errno == errno.ENOSPC:
-        where = f" at {error.filename}" if error.filename else ""
+        where = f" at {safe_text(error.filename, LONGEST_NAME)}" if error.filename else ""
         return (
             f"the disk is full{where}: free some space and run the same command again, what was "
             "complete is kept"
         )
-    name = str(error.filename)
-    shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}…"
     reason = (error.strerror or type(error).__name__).lower()
-    return f"{shown}: {reason}; check the path and who may read and write there"
+    name = safe_text(error.filename, LONGEST_NAME)
+    return f"{name}: {reason}; check the path and who may read and write there"
 
 
 def leave_interrupted() -> NoReturn:
@@ -156,11 +168,11 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message as it is, in lines as long as they are; see also `lines_to`."""
+    """Print a message, whatever is in it, as one line however long it is; see also `lines_to`."""
     if _logs:
-        _logs[-1](text)
+        _logs[-1](safe_text(text))
     else:
-        console.print(escape(text), soft_wrap=True)
+        console.print(safe_text(text), soft_wrap=True, markup=False)
 
 
 @contextmanager

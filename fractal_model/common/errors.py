@@ -4,27 +4,27 @@ Its text is a single line: what, what was found, what was expected, the way out.
 prints it without a traceback and exits with 1; `assert` is kept for our own bugs.
 """
 
-import re
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+from fractal_model.common.safe_text import safe_text, without_colours
 
 
 class FractalError(ValueError):
     """A user's mistake, or a condition of the machine that the user can change.
 
-    `setting` names the one setting that mends it; the command line shows the flag of that name.
+    Its text is safe to show (see `safe_text`). `setting` names the one setting that mends it; the
+    command line shows the flag of that name.
     """
 
     def __init__(self, message: str, *, setting: str = "") -> None:
-        super().__init__(message)
+        super().__init__(safe_text(message))
         self.setting = setting
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line, nothing left out."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An exception's text on one line, safe to show."""
+    return safe_text(" ".join(str(error).split())) or type(error).__name__
 
 
 def last_line(error: BaseException | str) -> str:
     """The last line of a text that may hold a traceback: the exception that it ends with."""
-    return _COLOUR.sub("", str(error)).strip().rpartition("\n")[2].strip() or type(error).__name__
+    line = without_colours(str(error)).strip().rpartition("\n")[2].strip()
+    return safe_text(line) or type(error).__name__

@@ -73,7 +73,7 @@ def _prepare_registered(params: Params, dataset: str, build_shards: BuildShards)
     data = params.paths.data
     entry = registered(data)[dataset]
     images = sum(load_description(data, entry.source).images.values())
-    with progress_bar(f"{dataset}: images", images, speed="images/s") as update:
+    with progress_bar(f"{dataset}: images", images, images=True) as update:
         return prepare_source(
             data,
             dataset,

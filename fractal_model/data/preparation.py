@@ -150,6 +150,7 @@ def _progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterat
     counts = np.memmap(partial / PROGRESS_FILE, np.int64, mode="w+", shape=(len(jobs),))
     for job in jobs:
         counts[job.slot] = len(job) if job.done_file.is_file() else 0
+    progress(int(counts.sum()))
     ended = Event()
 
     def watch() -> None:

@@ -19,6 +19,7 @@ import PIL.ImageDraw
 
 from fractal_model.common.console import say
 from fractal_model.common.files import written_whole
+from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.config.params import Params
 from fractal_model.data.manifest import Manifest, read_manifest
 from fractal_model.data.preparation import read_raw_counts
@@ -48,7 +49,9 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
     with written_whole(folder, "the report") as partial:
         text = json.dumps(metrics, indent=2)
         (partial / "metrics.json").write_text(text + "\n")
-        left_out = [(entry.file, entry.reason) for entry in manifest.quarantined]
+        left_out = [
+            (safe_text(entry.file), safe_text(entry.reason)) for entry in manifest.quarantined
+        ]
         tables = {
             "classes": _classes(manifest),
             "quarantined": pd.DataFrame(left_out, columns=["file", "reason"]),
@@ -74,7 +77,7 @@ def contact_sheet(split: PreparedSplit) -> PIL.Image.Image:
         left, top = place % _SHEET_SIDE * side, place // _SHEET_SIDE * (side + _CAPTION)
         image = PIL.Image.fromarray(example.image.permute(1, 2, 0).numpy())
         sheet.paste(image.resize((side, side), PIL.Image.Resampling.NEAREST), (left, top))
-        name = split.class_names[example.label]
+        name = safe_text(split.class_names[example.label], LONGEST_NAME)
         while draw.textlength(name) > side - 2 and len(name) > 1:
             name = name[:-2].rstrip() + "…"
         draw.text((left + 1, top + side + 1), name, fill="black")
@@ -110,7 +113,7 @@ def _metrics(manifest: Manifest) -> dict[str, float]:
 
 def _classes(manifest: Manifest) -> pd.DataFrame:
     counts = {name: record.images_per_class for name, record in manifest.splits.items()}
-    wide = pd.DataFrame({"class": manifest.class_names, **counts})
+    wide = pd.DataFrame({"class": map(safe_text, manifest.class_names), **counts})
     return wide.melt("class", var_name="split", value_name="images")
 
 

@@ -61,7 +61,7 @@ class PreparedEvaluation:
     def measure_likelihood(self) -> HeldOut:
         """Held-out bits per dimension, unconditional and conditional."""
         split = self.inputs.split("validation")
-        with progress_bar("held-out likelihood, images", 2 * len(split)) as update:
+        with progress_bar("held-out likelihood, images", 2 * len(split), images=True) as update:
             return held_out_likelihood(
                 self.model, split, self.source, self.folder, update, **self._division_of_work()
             )
@@ -69,7 +69,7 @@ class PreparedEvaluation:
     def draw_samples(self) -> SeenSamples:
         """A balanced set of samples, and their features."""
         protocol = self.record.protocol
-        with progress_bar("sampling and features, images", protocol.samples) as update:
+        with progress_bar("sampling and features, images", protocol.samples, images=True) as update:
             return draw_samples(
                 self.model,
                 protocol,

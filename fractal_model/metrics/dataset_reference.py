@@ -21,7 +21,7 @@ def extract_reference(params: Params, dataset: str) -> Reference:
     images = params.metrics.statistics_images.get(dataset, len(split))
     sample = min(params.metrics.feature_sample, images)
     total = images if published is None else sample
-    with progress_bar(f"{dataset}: Inception features", total, speed="images/s") as update:
+    with progress_bar(f"{dataset}: Inception features", total, images=True) as update:
         return build_reference(
             split,
             load_inception(params.metrics.inception_weights, compute_device()),

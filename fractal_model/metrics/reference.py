@@ -134,6 +134,8 @@ def build_reference(
     sums = file.with_name(f".{file.name}.sums.npz")
     extraction = _Extraction(sums, made_from)
     running = extraction.running
+    if progress is not None:
+        progress(running.count)  # kept by an earlier process
     for start in range(running.count, len(chosen), _BATCH):
         part = chosen[start : start + _BATCH]
         batch = read_batch(split, part.tolist()).images if pictures is None else pictures[part]

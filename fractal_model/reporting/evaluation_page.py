@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.pictures import picture_grid, png_bytes, sample_grid
 from fractal_model.metrics.names import STANDARD_ERROR, error_of
@@ -83,13 +84,13 @@ def write_report(
     images. What is not given leaves its section out, with a line that says why. FractalError:
     non-finite features.
     """
-    names = distinct_names(class_names)
+    names = distinct_names([safe_text(name, LONGEST_NAME) for name in class_names])
     loader = PackageLoader("fractal_model.reporting", "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(
-        title=title,
+        title=safe_text(title),
         headlines=headlines(values),
-        absent=absent,
+        absent={name: safe_text(reason) for name, reason in absent.items()},
         record=flattened(record),
         curves=_figure(figures.training_curves, curves),
         likelihood=_figure(figures.likelihood_histogram, held_out_bits),
@@ -121,9 +122,9 @@ def flattened(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flattened(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
-            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) or "none"
+            flat[f"{prefix}{key}"] = safe_text(", ".join(map(str, value))) or "none"
         else:
-            flat[f"{prefix}{key}"] = "none" if value is None else str(value)
+            flat[f"{prefix}{key}"] = "none" if value is None else safe_text(value)
     return flat
 
 

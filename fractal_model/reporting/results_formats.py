@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.metrics.names import (
     CONDITIONAL_NLL,
     FID,
@@ -54,7 +55,9 @@ class Part:
 
 def parts(frame: pd.DataFrame) -> list[Part]:
     """Of the frame of `results_table`, by data set."""
-    return [_part(str(dataset), rows) for dataset, rows in frame.groupby("dataset", sort=True)]
+    return [
+        _part(safe_text(dataset), rows) for dataset, rows in frame.groupby("dataset", sort=True)
+    ]
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -116,7 +119,11 @@ def _part(dataset: str, rows: pd.DataFrame) -> Part:
             cells[name] = [_measured(*pair) for pair in zip(rows[name], errors, strict=True)]
     table = pd.DataFrame(cells, index=rows.index)
     filled = [name for name in table.columns if (table[name] != "").any()]
-    return Part(dataset, table[filled].rename(columns=HEADINGS), marks, notes)
+    return Part(dataset, table[filled].rename(columns=_heading), marks, notes)
+
+
+def _heading(name: str) -> str:
+    return HEADINGS.get(name) or safe_text(name, LONGEST_NAME)
 
 
 def _plain(value: str | float) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.safe_text import safe_text
 from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.evaluation.protocol import PUBLISHED_SAMPLES, Protocol
 from fractal_model.metrics.names import (
@@ -154,7 +155,7 @@ def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, 
         values = {n: value for n, value in values.items() if not n.startswith(FD_DINOV2)}
     return {
         "dataset": row.dataset,
-        "model": row.model,
+        "model": safe_text(row.model),
         "published": False,
         "guidance": sampling and sampling.guidance,
         "logit_scale": sampling and sampling.logit_scale,

@@ -20,6 +20,7 @@ import fractal_model
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.fingerprint import fingerprint as checksum_of
+from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest
@@ -78,7 +79,8 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
 def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterator[str]:
     """A new run that registers a model from a published file; yields its id."""
     with _run(size, "import", f"import-{size.name}-{checksum[:8]}", outputs) as run:
-        mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: source.name})
+        name = safe_text(source.name, LONGEST_NAME)
+        mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: name})
         _log_params(model=_model_settings(size))
         yield run.info.run_id
 
@@ -143,7 +145,8 @@ def _unsuperseded(size: Size, kind: str, same: Mapping[str, str], outputs: Path)
 def log_preview(results: MetricResults) -> None:
     """Metrics to the active child run, and as tags why others are absent."""
     mlflow.log_metrics(results.values)
-    mlflow.set_tags({f"{tags.ABSENT_TAG}.{name}": why for name, why in results.absent.items()})
+    reasons = {f"{tags.ABSENT_TAG}.{n}": safe_text(why) for n, why in results.absent.items()}
+    mlflow.set_tags(reasons)
 
 
 def log_sweep(table: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
@@ -256,7 +259,7 @@ def _log_params(**tree: object) -> None:
 
 
 def _log_dataset(manifest: Manifest, context: str) -> None:
-    source = CodeDatasetSource(tags={"mlflow.source.name": manifest.source})
+    source = CodeDatasetSource(tags={"mlflow.source.name": safe_text(manifest.source)})
     digest = manifest.checksum[:36]  # MLflow's limit
     # MLflow marks `profile` as abstract, and makes this class without it.
     dataset = MetaDataset(source, name=manifest.dataset, digest=digest)  # type: ignore[abstract]
@@ -272,4 +275,4 @@ def _flat(value: object, name: str) -> Iterator[tuple[str, object]]:
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}")
     else:
-        yield name, value
+        yield name, safe_text(value) if isinstance(value, str) else value

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.safe_text import without_user
 from fractal_model.tracking.descriptions import describe_experiment
 from fractal_model.tracking.tags import NOTE_TAG
 
@@ -49,8 +51,15 @@ def connect(outputs: Path) -> str:
 
 def use_store(uri: str) -> None:
     """Point MLflow to the store at an address. A request that fails is tried again for about 13 s,
-    not for minutes as MLflow does, unless the environment says otherwise."""
+    not for minutes as MLflow does, unless the environment says otherwise.
+
+    A server's user and password go to MLflow's own variables, since it prints addresses."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    parts = urlsplit(uri) if uri.startswith("http") else None
+    if parts is not None and parts.username and parts.password:
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password))
+        uri = without_user(uri)
     mlflow.set_tracking_uri(uri)
 
 
@@ -112,7 +121,7 @@ def utc_now() -> str:
 
 def run_page(run_id: str) -> str | None:
     """The page of a run in the server's UI; None where there is no server."""
-    uri = mlflow.get_tracking_uri()
+    uri = without_user(mlflow.get_tracking_uri())
     if not uri.startswith("http"):
         return None
     experiment_id = mlflow.get_run(run_id).info.experiment_id

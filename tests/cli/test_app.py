@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import COMMANDS, app, load_command, main
+from fractal_model.cli.ui import ui
+from fractal_model.common.console import console
 from fractal_model.common.errors import FractalError
 from tests.support import REPOSITORY, tiny_model
+from tests.support.outside_texts import NAMES, controls
 
 CASES = REPOSITORY / "tests/parity"
 
@@ -150,14 +153,6 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("words", [[], ["data"]])
-def test_nothing_asked_is_answered_with_the_help(monkeypatch, capsys, words):
-    monkeypatch.setattr("sys.argv", ["fractal", *words])
-    with pytest.raises(SystemExit):
-        main()
-    assert "Commands" in capsys.readouterr().out
-
-
 def test_make_refuses_an_old_python(tmp_path):
     old = tmp_path / "python3.9"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
@@ -201,3 +196,62 @@ def test_help_and_mistyped_options_wait_for_no_slow_import():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_summary_of_a_command_begins_its_help(name):
     assert " ".join((load_command(name).help or "").split()).startswith(COMMANDS[name])
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["models"], ["services"]])
+@pytest.mark.parametrize("rich", [True, False])
+def test_help_is_no_error(monkeypatch, capsys, words, rich):
+    """Typer prints its help itself with Rich, and hands it over without."""
+    monkeypatch.setattr("typer.core.HAS_RICH", rich)
+    monkeypatch.setattr("sys.argv", ["fractal", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert shown.err == ""
+    assert "Commands" in shown.out
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "\udcff" not in name])
+def test_a_name_in_an_error_controls_no_terminal(monkeypatch, capsys, name):
+    for words in (["parity", name], ["data", "verify", name], [name], ["sample", f"--{name}"]):
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setattr("sys.argv", ["fractal", *words])
+        with pytest.raises(SystemExit):
+            main()
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        assert controls(error) == [] and len(error) < 2200
+
+
+@pytest.mark.parametrize("width", [200, 60, 40])
+def test_the_plan_cuts_no_digit(monkeypatch, capsys, width):
+    """The parameters of mar-l's levels, from its checkpoint's shapes."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("sys.argv", ["fractal", "plan", "mar-l", "--images", "1281167"])
+    monkeypatch.setattr(console, "width", width)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    out = capsys.readouterr().out
+    for number in ("405,188,608", "26,610,432", "4,059,392", "437,000,064", "27,159", "1,281,167"):
+        assert number in out
+    assert "…" not in out
+
+
+def test_the_ui_gets_the_address_where_others_do_not_see_it(monkeypatch, tmp_path):
+    seen = []
+
+    def run(command, *, env, check):
+        seen.append((command, env["MLFLOW_BACKEND_STORE_URI"]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("fractal_model.cli.ui.require_free_port", lambda *_: None)
+    monkeypatch.setattr("fractal_model.cli.ui.subprocess.run", run)
+    address = "postgresql://me:s3cret@db/mlflow"
+    monkeypatch.setattr("fractal_model.tracking.store.connect", lambda outputs: address)
+    with pytest.raises(SystemExit):
+        ui(params=REPOSITORY / "params.yaml")
+    ((command, environment),) = seen
+    assert "s3cret" not in " ".join(command)
+    assert environment == address

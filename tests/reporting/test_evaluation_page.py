@@ -35,6 +35,8 @@ from fractal_model.reporting.neighbours import (
 from fractal_model.reporting.published_results import published_optimum
 from tests.support import random_images
 from tests.support.chromium import needs_chromium, opened
+from tests.support.outside_texts import NAMES as OUTSIDE
+from tests.support.outside_texts import controls
 
 NAMES = ("cat", "<b>dog</b>", "cat")
 
@@ -105,6 +107,15 @@ def test_it_needs_nothing_from_elsewhere_and_escapes_names(page):
     assert "<script" not in text and "<b>dog" not in text and "&lt;b&gt;dog" in text
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]*)""", text)
     assert addresses and all(a.startswith(("data:image/png", "#")) for a in addresses)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_control_neither_the_page_nor_its_figures(page, name):
+    secret = {"storage": "s3://KEY:s3cret@bucket"}
+    text = page(class_names=(name, "cat", name), title=name, record=secret, absent={"fid": name})
+    text = text.read_text()
+    assert controls(text) == [] and "s3cret" not in text and "s3://***@bucket" in text
+    assert "x" * 3000 not in text
 
 
 def test_the_page_says_how_much_of_the_training_images_is_searched(page):

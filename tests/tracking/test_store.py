@@ -1,6 +1,8 @@
 """Which MLflow store is used."""
 
 import os
+import traceback
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -77,3 +79,32 @@ def test_git_revision_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert runs.git_revision() == "unknown"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_password_in_the_address_is_nowhere_said(tmp_path, monkeypatch, scheme, caplog, capfd):
+    """MLflow gets user and password by its own variables; its errors hold the address."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:s3cr%2Ft@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(FractalError, match=f"{scheme}://.*127.0.0.1:9") as caught:
+        store.connect(tmp_path)
+    chain = "".join(traceback.format_exception(caught.value))
+    for text in (chain, caplog.text, *capfd.readouterr(), store.tracking_uri()):
+        assert "s3cr" not in text
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr/t"
+
+
+def test_the_page_of_a_run_has_no_password(monkeypatch):
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="7"))
+    monkeypatch.setattr(mlflow, "get_run", lambda run_id: run)
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:s3cret@host:5000/")
+    assert store.run_page("a") == "http://host:5000/#/experiments/7/runs/a"
+
+
+def test_settings_are_written_without_secrets():
+    written = dict(runs._flat({"storage": "s3://KEY:s3cret@bucket", "name": "a\x1b[2J"}, "x"))
+    assert written == {"x.storage": "s3://***@bucket", "x.name": r"a\x1b[2J"}

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
+from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.data.object_store import is_remote
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.tracking.runs import last_position, report_values
@@ -64,6 +65,7 @@ def _say_report(report: Report) -> None:
 
 
 def main() -> None:
+    keep_secrets_out_of_logs()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     if JOB_VARIABLE not in os.environ:
         raise FractalError(

@@ -16,6 +16,7 @@ import pyarrow
 from pyarrow.fs import FileSelector, FileSystem, copy_files
 from ray.train import Checkpoint, UserCallback
 
+from fractal_model.common.errors import one_line
 from fractal_model.training.job import REPORTED, Report, Stopped, TrainingJob
 
 FOLDER, SCORE_FILE = "best", "best.json"
@@ -63,7 +64,9 @@ class KeepBest(UserCallback):
             filesystem, folder = FileSystem.from_uri(self._run)
             keep_best(filesystem, folder, checkpoint, loss)
         except (OSError, pyarrow.ArrowException) as error:  # training does not depend on it
-            logging.getLogger(__name__).warning("the best checkpoint was not kept: %s", error)
+            logging.getLogger(__name__).warning(
+                "the best checkpoint was not kept: %s", one_line(error)
+            )
 
 
 def _is_last(run_context: Any, report: Report | Stopped) -> bool:

@@ -17,6 +17,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
+from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import from_rank_zero
@@ -29,6 +30,7 @@ from fractal_model.training.trainer import NotFiniteError, Trainer
 
 def train_worker(config: dict[str, str]) -> None:
     """Train from the run's last checkpoint to the recipe's end."""
+    keep_secrets_out_of_logs()
     try:
         _Worker(TrainingJob.model_validate_json(config["job"])).run()
     except StoppedError as error:

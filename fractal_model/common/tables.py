@@ -1,0 +1,116 @@
+"""Tables for a terminal of any width, and for files.
+
+Decided here: no number is cut or broken. Numbers stay on one line, texts go on at their spaces, and
+columns that do not fit the width go on in a further table, beside the first column. Cells are shown
+as they are, without markup.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.table import Column, Table
+from rich.text import Text
+
+from fractal_model.common.safe_text import LONGEST_NAME, safe_lines, safe_text
+
+_FRAME, _BORDER = 1, 3
+_LONGEST_CELL, _LONGEST_WORD = 500, 24
+"""Characters; a longer word may be broken."""
+
+
+class FittedTable:
+    """Rows below headings. `texts` are the places of the columns of text; others have numbers."""
+
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[str],
+        *,
+        texts: Collection[int] = (0,),
+        headings: bool = True,
+    ) -> None:
+        self._title, self._headings = safe_text(title, LONGEST_NAME), headings
+        self._columns = [Text(safe_lines(heading)) for heading in columns]
+        self._texts = texts
+        self._rows: list[tuple[Sequence[Text], str]] = []
+        self._sections: set[int] = set()
+
+    def add_row(self, *cells: str | Text, style: str = "") -> None:
+        """A cell for each column; a `Text` may have a style of its own."""
+        texts = (c if isinstance(c, Text) else Text(safe_text(c, _LONGEST_CELL)) for c in cells)
+        self._rows.append((tuple(texts), style))
+
+    def add_section(self) -> None:
+        """Draw a line below the last row."""
+        self._sections.add(len(self._rows) - 1)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        everything = range(1, len(self._columns))
+        title, alone = self._title, self._rows_with(everything, False)
+        for columns in self._fitting(options.max_width):
+            # A row that has nothing but its name: once, in the first table.
+            rows = sorted(alone + self._rows_with(columns, True))
+            yield self._table(title, self._widths([0, *columns], options.max_width), rows)
+            title, alone = f"{self._title}, continued", []
+
+    def _rows_with(self, columns: Sequence[int], something: bool) -> list[int]:
+        filled = [any(cells[i].plain for i in columns) for cells, _ in self._rows]
+        return [row for row, has in enumerate(filled) if has == something]
+
+    def _fitting(self, width: int) -> Iterator[list[int]]:
+        """Columns that fit beside the first one; one at least."""
+        least = [self._least(column) + _BORDER for column in range(len(self._columns))]
+        room = width - _FRAME - self._whole(0) - _BORDER
+        if room < max(least[1:]):
+            room = width - _FRAME - least[0]
+        columns, free = [1], room - least[1]
+        for column in range(2, len(least)):
+            if least[column] > free:
+                yield columns
+                columns, free = [], room
+            columns.append(column)
+            free -= least[column]
+        yield columns
+
+    def _widths(self, columns: Sequence[int], width: int) -> dict[int, int]:
+        """The room of each column: what it needs; texts get what is left over."""
+        widths = {column: self._least(column) for column in columns}
+        spare = width - _FRAME - sum(widths.values()) - _BORDER * len(widths)
+        for column in columns:
+            if column in self._texts:
+                more = min(spare, self._whole(column) - widths[column])
+                widths[column] = max(1, widths[column] + more)
+                spare -= more
+        return widths
+
+    def _table(self, title: str, widths: dict[int, int], rows: Sequence[int]) -> Table:
+        columns = [
+            Column(
+                self._columns[column],
+                justify="left" if column in self._texts else "right",
+                overflow="fold",
+                width=width,
+            )
+            for column, width in widths.items()
+        ]
+        table = Table(*columns, show_header=self._headings)
+        table.title, table.title_justify = Text(title, style="bold"), "left"
+        for row in rows:
+            cells, style = self._rows[row]
+            shown = [cells[column] for column in widths]
+            table.add_row(*shown, style=style, end_section=row in self._sections)
+        return table
+
+    def _whole(self, column: int) -> int:
+        return max(map(cell_len, self._lines(column)), default=0)
+
+    def _least(self, column: int) -> int:
+        if column not in self._texts:
+            return self._whole(column)
+        words = (cell_len(word) for line in self._lines(column) for word in line.split())
+        return min(_LONGEST_WORD, max(words, default=0))
+
+    def _lines(self, column: int) -> list[str]:
+        heading = self._columns[column].plain.split("\n") if self._headings else []
+        return [*heading, *(cells[column].plain for cells, _ in self._rows)]

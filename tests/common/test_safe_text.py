@@ -1,0 +1,99 @@
+"""Texts from outside are shown without secrets and without control characters."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal_model.common.errors import FractalError, last_line, one_line
+from fractal_model.common.safe_text import hide_secrets, safe_lines, safe_text
+from tests.support.outside_texts import NAMES, controls
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:s3cret@host:5000/api", "http://***@host:5000/api"),
+        ("https://ghp_s3cret@github.com/x", "https://***@github.com/x"),
+        ("postgresql+psycopg2://me:s3%2Fcret@db/x", "postgresql+psycopg2://***@db/x"),
+        ("postgresql://me:s3/cr@et@db/x", "postgresql://***@db/x"),
+        ("mysql://me:it's3cret@db/x", "mysql://***@db/x"),
+        ("redis://:s3cret@cache:6379/0", "redis://***@cache:6379/0"),
+        ("s3://KEY:s3cret@bucket/k, then", "s3://***@bucket/k, then"),
+        ("http://h/x?a=1&token=s3cret&b=2", "http://h/x?a=1&token=***&b=2"),
+        ("http://h/x?X-Amz-Credential=s3cret&X-Amz-Signature=s3cret#f", None),
+        ("https://h/x?sig=s3cret", "https://h/x?sig=***"),
+        ("AWS_SECRET_ACCESS_KEY=s3cret, next", "AWS_SECRET_ACCESS_KEY=***, next"),
+        ("{'PREFECT_API_AUTH_STRING': 'admin s3cret', 'x': 1}", None),
+        ('{"password": "s3 s3cret", "x": 1}', None),
+        ("host=db password=s3cret dbname=x", "host=db password=*** dbname=x"),
+        ("Authorization: Basic s3cret==", "Authorization: Basic ***"),
+    ],
+)
+def test_secrets_in_addresses_and_beside_their_names(text, shown):
+    hidden = hide_secrets(text)
+    assert "s3" not in hidden.replace("s3://", "") and "cret" not in hidden
+    assert shown is None or hidden == shown
+    assert hide_secrets(hidden) == hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:5000/#/experiments/1",
+        "http://[::1]:5000/a@b",
+        "http://host:80/x?mail=a@b.c",
+        "models:/fractal-digits@champion",
+        "abfss://container@account.dfs.core.windows.net/x",
+        "sqlite:////a/b:c@d/mlflow.db",
+        "tokens=16, key=lambda x: x",
+        "RAY_AUTH_TOKEN_PATH=/run/token",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here",
+        "unknown key 'token', known are password, key",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert hide_secrets(text) == text
+
+
+def test_values_of_variables_are_found_anywhere(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_AbCdEf0123")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2%21@host")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/run/the-token")
+    shown = hide_secrets("signed hf_AbCdEf0123 by hunter2! of hunter2%21, see /run/the-token")
+    assert shown == "signed *** by *** of ***, see /run/the-token"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_have_no_controls_and_are_short(name):
+    shown = safe_text(name, 120)
+    assert controls(shown) == [] and "\n" not in shown
+    assert len(shown) <= 120
+    assert shown.startswith(name[:3])
+    assert safe_text(shown, 120) == shown
+
+
+def test_an_escape_says_what_was_there():
+    assert safe_text("a\x1b[2Jb\x07\u202ec\nd\udcff") == r"a\x1b[2Jb\x07\u202ec\nd\udcff"
+    for usual in ("Zürich, 東京, عربى, 👨‍👩‍👧", "C:\\new", "[bold]", "a  b"):
+        assert safe_text(usual) == usual
+
+
+def test_both_ends_of_a_long_message_stay():
+    shown = safe_text(f"the class {'x' * 10_000} is unknown: choose another")
+    assert len(shown) == 2000
+    assert shown.startswith("the class xxx") and shown.endswith("xxx is unknown: choose another")
+
+
+def test_every_error_of_ours_is_safe():
+    error = FractalError(f"{NAMES[0]} of http://me:s3cret@host is damaged", setting="out")
+    assert str(error) == r"cat\x1b[2J of http://***@host is damaged"
+    assert one_line(OSError("no\n\x1b[2Jroute to redis://:s3cret@h")) == (
+        r"no \x1b[2Jroute to redis://***@h"
+    )
+    assert last_line("Traceback\nValueError: \x07 http://me:s3cret@h") == (
+        r"ValueError: \x07 http://***@h"
+    )
+
+
+def test_lines_stay_lines():
+    assert safe_lines("\x1b[31ma\x1b[0m\n\tb\x07\n") == "a\n\tb\\x07\n"

@@ -1,0 +1,19 @@
+"""Texts as an attacker or an odd machine gives them, and what must never be shown of them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+CLEAR_SCREEN, TITLE, BELL = "\x1b[2J", "\x1b]0;owned\x07", "\x07"
+RIGHT_TO_LEFT, ISOLATE, NEW_LINE, LONE_BYTE = "\u202e", "\u2066", "\nnext", "\udcff"
+NAMES = (
+    *(f"cat{part}" for part in (CLEAR_SCREEN, TITLE, BELL, RIGHT_TO_LEFT, ISOLATE, NEW_LINE)),
+    *("cat\x9b31m", "cat\r", "cat\u2028", "cat[bold]x[/bold]", f"cat{LONE_BYTE}", "x" * 10_000),
+)
+
+
+def controls(text: str) -> list[str]:
+    """The characters of a text that control a terminal or turn the direction of writing; lines may
+    end."""
+    kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return [c for c in text if unicodedata.category(c) in kinds and c != "\n"]
