@@ -5,6 +5,7 @@ prints it without a traceback and exits with 1; `assert` is kept for our own bug
 """
 
 import re
+from collections.abc import Callable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -18,6 +19,25 @@ class FractalError(ValueError):
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(message)
         self.setting = setting
+
+
+_EXPLAINED: dict[type[BaseException], Callable[[BaseException], str]] = {}
+
+
+def explain(family: type[BaseException], line: Callable[[BaseException], str]) -> None:
+    """Have errors of a library's family told by `line` where nothing else has caught them. For
+    libraries whose errors mean a condition of the machine: a database on a full disk."""
+    _EXPLAINED[family] = line
+
+
+def explanation(error: BaseException) -> str | None:
+    """The one line for a person about an error; None where it is a bug of ours."""
+    if isinstance(error, FractalError):
+        return one_line(error)
+    for family, line in _EXPLAINED.items():
+        if isinstance(error, family):
+            return line(error)
+    return None
 
 
 def one_line(error: BaseException) -> str:
