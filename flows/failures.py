@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Failed
 
 from fractal_model.common.console import HideUserErrors, lines_to
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import explanation, one_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,8 +27,10 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 def failure_reason(error: Exception) -> str:
     """The line that a person reads; a bug's begins with the kind of the exception."""
+    if (reason := explanation(error)) is not None:
+        return reason
     reason, kind = one_line(error), type(error).__name__
-    return reason if isinstance(error, FractalError) or reason == kind else f"{kind}: {reason}"
+    return reason if reason == kind else f"{kind}: {reason}"
 
 
 def _lines_to_prefect() -> AbstractContextManager[None]:
@@ -49,7 +51,7 @@ def report_failure(function: Callable[P, T]) -> Callable[P, T]:
             with _lines_to_prefect():
                 return function(*args, **kwargs)
         except Exception as error:
-            if not isinstance(error, FractalError):
+            if explanation(error) is None:
                 get_run_logger().exception("this is a bug of ours:")
             return Failed(message=failure_reason(error), data=error)  # type: ignore[return-value]
 

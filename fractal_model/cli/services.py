@@ -1,7 +1,10 @@
 """`fractal services up | down | status`: the servers on this machine; `make up` and so on."""
 
+import os
 import time
 from pathlib import Path
+
+import typer
 
 from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, say
@@ -20,8 +23,12 @@ def _services(params: Path) -> Services:
 @app.command()
 def up(params: ParamsOption = DEFAULT_FILE) -> None:
     """Start them and wait until all answer."""
+    from fractal_model.tracking.local_store import prepare_local_store
+
     services = _services(params)
     begin = time.monotonic()
+    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:  # else the server has another store
+        prepare_local_store(load_params(params).paths.outputs)
     services.up(say)
     say(f"all up after {time.monotonic() - begin:.0f} s; train with")
     say("  prefect deployment run train-fractal/digits --watch")
@@ -37,12 +44,15 @@ def down(params: ParamsOption = DEFAULT_FILE) -> None:
 
 @app.command()
 def status(params: ParamsOption = DEFAULT_FILE) -> None:
-    """What runs where."""
-    found = _services(params).status()
+    """What runs where. The exit code is 1 when nothing does."""
+    services = _services(params)
+    found = services.status()
     if not found:
         say("nothing is running: `make up` starts the servers")
-        return
+        raise typer.Exit(1)
     table = FittedTable("", ["service", "state", "process", "address"], texts=(0, 1, 3))
     for service in found:
         table.add_row(service.name, service.state, str(service.pid or ""), service.address)
     console.print(table)
+    if not services.is_supervised():
+        say("supervisord was killed, so what dies stays dead: `make down`, then `make up`")

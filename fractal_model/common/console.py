@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError, explanation
 from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.common.progress import LogLines, pace
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
@@ -104,17 +104,20 @@ def errors_on_one_line() -> Iterator[None]:
     """Turn a person's mistake into one line on standard error and exit code 1."""
     try:
         yield
-    except FractalError as error:
-        flag = f" (--{error.setting.replace('_', '-')})" if error.setting else ""
-        print(f"error: {one_line(error)}{flag}", file=sys.stderr)
-        raise SystemExit(1) from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC and error.filename is None:
-            raise
-        print(f"error: {_of_the_system(error)}", file=sys.stderr)
-        raise SystemExit(1) from error
     except KeyboardInterrupt:
         leave_interrupted()
+    except Exception as error:
+        line = explanation(error)
+        if isinstance(error, OSError) and (
+            error.errno == errno.ENOSPC or error.filename is not None
+        ):
+            line = _of_the_system(error)
+        if line is None:
+            raise
+        setting = error.setting if isinstance(error, FractalError) else ""
+        flag = f" (--{setting.replace('_', '-')})" if setting else ""
+        print(f"error: {line}{flag}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def run(app: typer.Typer) -> None:
@@ -159,12 +162,19 @@ def leave_interrupted() -> NoReturn:
 
 
 class HideUserErrors(logging.Filter):
-    """Keep Prefect from printing the traceback of an error that is told on one line."""
+    """Keep Prefect from printing the traceback of an error that is told on one line, and the
+    records that name it afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = {FractalError.__name__}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], FractalError):
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and explanation(error) is not None:
+            self._told.add(type(error).__name__)
             return False
-        return "FractalError" not in record.getMessage()
+        return not any(name in record.getMessage() for name in self._told)
 
 
 def say(text: str) -> None:

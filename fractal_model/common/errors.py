@@ -4,6 +4,8 @@ Its text is a single line: what, what was found, what was expected, the way out.
 prints it without a traceback and exits with 1; `assert` is kept for our own bugs.
 """
 
+from collections.abc import Callable
+
 from fractal_model.common.safe_text import safe_text, without_colours
 
 
@@ -17,6 +19,25 @@ class FractalError(ValueError):
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(safe_text(message))
         self.setting = setting
+
+
+_EXPLAINED: dict[type[BaseException], Callable[[BaseException], str]] = {}
+
+
+def explain(family: type[BaseException], line: Callable[[BaseException], str]) -> None:
+    """Have errors of a library's family told by `line` where nothing else has caught them. For
+    libraries whose errors mean a condition of the machine: a database on a full disk."""
+    _EXPLAINED[family] = line
+
+
+def explanation(error: BaseException) -> str | None:
+    """The one line for a person about an error; None where it is a bug of ours."""
+    if isinstance(error, FractalError):
+        return one_line(error)
+    for family, line in _EXPLAINED.items():
+        if isinstance(error, family):
+            return line(error)
+    return None
 
 
 def one_line(error: BaseException) -> str:

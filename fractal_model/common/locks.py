@@ -14,12 +14,12 @@ class AtWork(FractalError):
 
 
 @contextmanager
-def only_one(file: Path) -> Iterator[None]:
+def only_one(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
     """Hold the lock `file` within the block; the system frees it when the process dies. AtWork:
-    another process holds it."""
+    another process holds it, and did for as long as this one waited."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(file, timeout=0):
+        with FileLock(file, timeout=wait_seconds):
             yield
     except Timeout as error:
         raise AtWork(

@@ -63,9 +63,11 @@ def class_number(part: str, config: ModelConfig) -> int:
             f"and the number of class {number} ({names[number]!r}): write {_NAME}{part} or "
             f"{_NUMBER}{part}"
         )
-    if named or number is not None:
-        return named[0] if named else number
-    raise _unknown(part, config)
+    if named:
+        return named[0]
+    if number is None:
+        raise _unknown(part, config)
+    return number
 
 
 def _named(part: str, names: Sequence[str]) -> list[int]:

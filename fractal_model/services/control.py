@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+import psutil
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import only_one
@@ -26,18 +28,20 @@ from fractal_model.services.deployments import (
     wait_until_ended,
     write_settings,
 )
+from fractal_model.services.flow_runs import crash_dead_runs
 from fractal_model.services.folder import ServicesFolder, write_private
 from fractal_model.services.health import checks
 from fractal_model.services.supervisor import DEAD, Program, Supervisor
 
-FLOW_RUN = "PREFECT__FLOW_RUN_ID"
-"""In the environment of a flow run's process."""
 FLOW_GRACE_SECONDS = 15.0
+REST_SECONDS = 5.0
+"""How long workers of a Ray that was killed may take to notice it."""
 
 
 @dataclass(frozen=True)
 class ServiceStatus(Program):
-    """What `status` says of one service: `healthy`, `not answering`, or supervisord's word."""
+    """What `status` says of one service: `healthy`, `not answering`, or supervisord's word; of a
+    flow run: `running`."""
 
     address: str
 
@@ -57,10 +61,13 @@ class Services:
         stopped again then).
         """
         with only_one(self.folder.state / "starting.lock"):
+            left = self.folder.run
+            if left is not None and not self.is_supervised():
+                psutil.wait_procs(processes.marked(str(left)), timeout=REST_SECONDS)
             if states := ", ".join(f"{s.name} {s.state}" for s in self.status()):
                 raise FractalError(f"the servers run already ({states}): `make down` stops them")
-            if self.folder.run is not None:  # left when the machine or supervisord was switched off
-                self._stop(self.folder.run)
+            if left is not None:  # of servers that are gone: nothing of it is at work
+                self._stop(left)
             project = self.folder.project
             if not (project / "flows").is_dir():
                 raise FractalError(f"{project} has no flows: run from the project's folder")
@@ -75,7 +82,7 @@ class Services:
     def _start(self, run: Path, say: Callable[[str], None]) -> None:
         for name in SERVICES:
             self.folder.log(name).unlink(missing_ok=True)
-        supervisor = Supervisor(run)
+        supervisor, begin = Supervisor(run), datetime.now(UTC)
         supervisor.start(
             supervisor_configuration(self.config, self.folder, run),
             server_environment(self.config, self.folder, run),
@@ -83,6 +90,8 @@ class Services:
         self._wait_for("prefect", supervisor, say)
         names = deploy(self.config, self.folder)
         say(f"deployments: {', '.join(names)}")
+        for flow_run in crash_dead_runs(self.config, self.folder, before=begin):
+            say(f"flow run {flow_run} ended with the servers before: it is Crashed now")
         supervisor.start_program("worker")
         for name in ("mlflow", "ray", "worker"):
             self._wait_for(name, supervisor, say)
@@ -113,7 +122,7 @@ class Services:
             if run is None:
                 remove_settings(self.folder.prefect_settings)
                 return []
-            ran = [p.name for p in Supervisor(run).programs().values() if p.pid]
+            ran = [program.name for program in self._programs(run) if program.pid]
             self._stop(run)
             return ran
 
@@ -121,7 +130,7 @@ class Services:
         supervisor = Supervisor(run)
         # Flow runs have sessions of their own, so supervisord does not reach them. They end while
         # the worker is there to tell Prefect.
-        flow_runs = processes.marked(str(run), FLOW_RUN)
+        flow_runs = processes.marked(str(run), processes.FLOW_RUN)
         if flow_runs:
             with suppress(httpx.HTTPError):
                 set_paused(self.config, self.folder, True)
@@ -134,16 +143,27 @@ class Services:
         self.folder.remove_run(run)
 
     def status(self) -> list[ServiceStatus]:
-        """Of each service; empty when nothing was started."""
+        """Of each service and flow run; empty when nothing runs."""
         run = self.folder.run
-        programs = Supervisor(run).programs() if run is not None else {}
-        return [self._status(programs[name]) for name in SERVICES if name in programs]
+        return [] if run is None else [self._status(program) for program in self._programs(run)]
+
+    def is_supervised(self) -> bool:
+        """Whether supervisord answers, which starts a service again that dies."""
+        return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
+
+    def _programs(self, run: Path) -> list[Program]:
+        """As supervisord knows them, else as they run: it may have been killed."""
+        found = processes.services_and_flow_runs(str(run))
+        running = {name: Program(name, "RUNNING", pid) for name, pid in found.items()}
+        services = Supervisor(run).programs() or running
+        flow_runs = [program for name, program in running.items() if name not in SERVICES]
+        return [services[name] for name in SERVICES if name in services] + flow_runs
 
     def _status(self, program: Program) -> ServiceStatus:
-        state = program.state.lower()
-        if program.pid:
+        state, address = program.state.lower(), self.addresses().get(program.name, "")
+        if program.pid and program.name in self._checks:
             state = "healthy" if self._checks[program.name]() else "not answering"
-        return ServiceStatus(program.name, state, program.pid, self.addresses()[program.name])
+        return ServiceStatus(program.name, state, program.pid, address)
 
     def addresses(self) -> dict[str, str]:
         """Where a person finds each: an address to open, or what it is."""

@@ -50,11 +50,12 @@ class ServicesFolder:
     def run(self) -> Path | None:
         """The run folder of this project, None while nothing was started. A copy of the project has
         the link, but is another."""
-        run = self.link.resolve()
-        owner = run / "project"
-        if not self.link.is_symlink() or not owner.is_symlink():
+        if not self.link.is_symlink():
             return None
-        return run if owner.resolve() == self.project else None
+        run = self.link.resolve()
+        owner = (run / "project").resolve()
+        # No folder: the project was moved, or the system has cleaned its temporary folder.
+        return run if owner == self.project or not owner.is_dir() else None
 
     def login(self) -> str:
         """The login of Prefect and MLflow, as `user:password`; made once."""

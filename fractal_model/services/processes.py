@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 
 import psutil
 
@@ -10,17 +11,39 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import MARK
 
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"
+"""In the environment of a flow run's process."""
+SERVICE = "SUPERVISOR_PROCESS_NAME"
+"""In the environment of a service and all that it starts, set by supervisord."""
 
-def marked(run: str, variable: str | None = None) -> list[psutil.Process]:
-    """The living processes that inherited this run folder's mark, and `variable` where given."""
-    found = []
+
+def living() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """The living processes that may be looked at, and their environments."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
-            ours = environment.get(MARK) == run and process.pid != os.getpid()
-            lives = process.status() != psutil.STATUS_ZOMBIE
-            if ours and lives and (variable or MARK) in environment:
-                found.append(process)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process, environment
+
+
+def marked(run: str, variable: str = MARK) -> list[psutil.Process]:
+    """The living processes that inherited this run folder's mark, and have `variable`."""
+    return [
+        process
+        for process, environment in living()
+        if environment.get(MARK) == run and variable in environment and process.pid != os.getpid()
+    ]
+
+
+def services_and_flow_runs(run: str) -> dict[str, int]:
+    """Process numbers of what runs of this run folder, whether supervisord does or not: services by
+    name, flow runs as `flow run <id>`. Of several processes it is the oldest."""
+    found: dict[str, int] = {}
+    ours = [each for each in living() if each[1].get(MARK) == run and SERVICE in each[1]]
+    for process, environment in sorted(ours, key=lambda each: each[0].create_time()):
+        flow_run = environment.get(FLOW_RUN)
+        name = f"flow run {flow_run}" if flow_run else environment[SERVICE]
+        found.setdefault(name, process.pid)
     return found
 
 

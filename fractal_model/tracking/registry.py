@@ -13,7 +13,8 @@ from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.litter import is_litter
-from fractal_model.tracking.store import find_run, look_up
+from fractal_model.tracking.local_store import describe_store_error, is_absence
+from fractal_model.tracking.store import find_run, look_up, tracking_uri
 from fractal_model.tracking.tags import EVALUATION_TAG, TRAINING_RUN_TAG
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -96,8 +97,10 @@ def fetch_checkpoint(uri: str) -> Path:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
+        if not is_absence(error):
+            raise FractalError(describe_store_error(error, tracking_uri())) from error
         raise FractalError(
-            f"the registry {mlflow.get_tracking_uri()} has no files for {uri} "
+            f"the registry {tracking_uri()} has no files for {uri} "
             f"({one_line(error)}): check the name, or train or import the model again"
         ) from error
     places = (folder / "artifacts").glob("*")

@@ -12,9 +12,19 @@ import mlflow
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import FractalError
 from fractal_model.common.safe_text import without_user
 from fractal_model.tracking.descriptions import describe_experiment
+from fractal_model.tracking.local_store import (
+    SCHEME,
+    STORE_ERRORS,
+    describe_store_error,
+    is_absence,
+    local_artifacts,
+    prepare_database,
+    prepare_local_store,
+    store_reason,
+)
 from fractal_model.tracking.tags import NOTE_TAG
 
 EXPERIMENT_PREFIX = "fractal-"
@@ -25,25 +35,28 @@ T = TypeVar("T")
 def connect(outputs: Path) -> str:
     """Point MLflow to its store, made if need be; return its address.
 
-    FractalError: a server that does not answer.
+    FractalError: a server that does not answer, a file that cannot be used.
     """
     # MLflow announces every table that it creates; what matters is said by the commands.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is not None:
-        use_store(uri)
-    else:
-        (outputs / "mlflow").mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{outputs / 'mlflow' / 'mlflow.db'}"
+    if uri is None:
+        uri = f"{SCHEME}{prepare_local_store(outputs)}"
         use_store(uri)
         # MLflow has just set it; left there, it would pass for the user's choice ever after.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        if uri.startswith(SCHEME):
+            prepare_database(Path(uri.removeprefix(SCHEME)))
+        use_store(uri)
     try:
         mlflow.MlflowClient().search_experiments(max_results=1)
-    except MlflowException as error:
+    except STORE_ERRORS as error:
+        if uri.startswith(SCHEME):
+            raise FractalError(describe_store_error(error, uri)) from error
         raise FractalError(
-            f"the MLflow store {uri} does not answer ({one_line(error)}): start the server, or "
+            f"the MLflow store {uri} does not answer ({store_reason(error)}): start the server, or "
             f"unset MLFLOW_TRACKING_URI to use a local file"
         ) from error
     return uri
@@ -64,15 +77,29 @@ def use_store(uri: str) -> None:
 
 
 def experiment(dataset: str, outputs: Path) -> str:
-    """The id of the data set's experiment `fractal-<dataset>`, created if need be."""
+    """The id of the data set's experiment `fractal-<dataset>`, created if need be.
+
+    FractalError: a person has deleted it, and its name is not free before it is purged.
+    """
     name = f"{EXPERIMENT_PREFIX}{dataset}"
     found = mlflow.get_experiment_by_name(name)
     if found is not None:
+        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise FractalError(
+                f"the experiment {name} was deleted in MLflow: bring it back with "
+                f"`MLFLOW_TRACKING_URI={tracking_uri()} mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or purge it with `mlflow gc`"
+            )
         return found.experiment_id
-    local = mlflow.get_tracking_uri().startswith("sqlite:")
-    artifacts = (outputs / "mlflow" / "artifacts").as_uri() if local else None
+    local = tracking_uri().startswith("sqlite:")
+    artifacts = local_artifacts(outputs).as_uri() if local else None
     tags = {NOTE_TAG: describe_experiment(dataset)}
-    return mlflow.create_experiment(name, artifact_location=artifacts, tags=tags)
+    try:
+        return mlflow.create_experiment(name, artifact_location=artifacts, tags=tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return experiment(dataset, outputs)  # another process was faster
 
 
 def tracking_uri() -> str:
@@ -105,12 +132,11 @@ def look_up(subject: str, request: Callable[[], T]) -> T | None:
     try:
         return request()
     except MlflowException as error:
-        # An unknown alias is reported as an invalid parameter.
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if is_absence(error):
             return None
         raise FractalError(
-            f"MLflow could not say what {subject} is ({one_line(error)}): nothing was changed, run "
-            f"again"
+            f"MLflow could not say what {subject} is ({store_reason(error)}): nothing was changed, "
+            f"run again"
         ) from error
 
 

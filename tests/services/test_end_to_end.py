@@ -279,4 +279,4 @@ def test_down_leaves_nothing_of_ours_and_all_of_others(project, other_ray):
     assert not (project.folder / "prefect.toml").exists()
     assert other_ray.is_running()
     assert {"gcs_server", "raylet"} <= {p.name() for p in others if p.is_running()}
-    assert "nothing is running" in project.fractal("services", "status")
+    assert not project.fractal("services", "down").startswith("stopped: ")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -89,6 +91,7 @@ def test_a_server_that_never_answers(services, monkeypatch):
 def test_they_run_already(services, monkeypatch):
     _stand_in(monkeypatch, "import time; time.sleep(600)")
     monkeypatch.setattr(control, "deploy", lambda *_: ["train-fractal/digits"])
+    monkeypatch.setattr(control, "crash_dead_runs", lambda *_, before: [])
     services._checks = dict.fromkeys(services._checks, lambda: True)
     lines: list[str] = []
     services.up(lines.append)
@@ -107,20 +110,100 @@ def test_they_run_already(services, monkeypatch):
     assert services.down() == []
 
 
-def test_what_a_killed_supervisord_left_is_stopped(services, monkeypatch):
+@pytest.fixture
+def started(services, monkeypatch) -> Iterator[Path]:
+    """The run folder of stand-ins that run."""
     _stand_in(monkeypatch, "import time; time.sleep(600)")
     monkeypatch.setattr(control, "deploy", lambda *_: [])
+    monkeypatch.setattr(control, "crash_dead_runs", lambda *_, before: [])
+    monkeypatch.setattr(control, "REST_SECONDS", 0.1)
     services._checks = dict.fromkeys(services._checks, lambda: True)
     services.up(print)
     run = services.folder.run
+    yield run
+    processes.end(processes.marked(str(run)), grace_seconds=5)
+    shutil.rmtree(run, ignore_errors=True)
+
+
+def _kill_supervisord(run: Path) -> None:
+    daemon = psutil.Process(int((run / "supervisord.pid").read_text()))
+    daemon.kill()
+    daemon.wait(10)
+
+
+def test_what_a_killed_supervisord_left_is_known_and_stopped(services, started):
+    flow_run = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        env={MARK: str(started), processes.SERVICE: "worker", processes.FLOW_RUN: "its-id"},
+    )
+    _kill_supervisord(started)
+    assert not services.is_supervised()
+    found = {service.name: (service.state, service.pid) for service in services.status()}
+    flow_run_state = found.pop("flow run its-id")
+    assert list(found) == ["prefect", "mlflow", "ray", "worker"]
+    assert {state for state, _ in found.values()} == {"healthy"}
+    assert flow_run_state == ("running", flow_run.pid)
+    before = {process.pid for process in processes.marked(str(started))}
+    assert before == {flow_run.pid, *(pid for _, pid in found.values())}
+    with pytest.raises(FractalError, match=r"run already \(prefect healthy, .*its-id running\)"):
+        services.up(print)
+    assert {process.pid for process in processes.marked(str(started))} == before
+    assert services.down() == [*found, "flow run its-id"]
+    assert processes.marked(str(started)) == []
+    assert services.status() == []
+    flow_run.wait(10)
+
+
+def test_after_a_power_cut_they_start_again(services, started):
+    _kill_supervisord(started)
+    processes.end(processes.marked(str(started)), grace_seconds=0)
+    assert services.status() == []
+    services.up(print)
     try:
-        daemon = psutil.Process(int((run / "supervisord.pid").read_text()))
-        daemon.kill()
-        daemon.wait(10)
-        assert len(processes.marked(str(run))) == 4
+        assert services.folder.run not in (None, started)
+        assert not started.exists()
+        assert len(services.status()) == 4
     finally:
         services.down()
-    assert processes.marked(str(run)) == []
+
+
+def _at(services: Services, project: Path) -> Services:
+    """The same project in another folder."""
+    other = Services(project / "params.yaml", services.config, project / "outputs")
+    other._checks = services._checks
+    return other
+
+
+def test_they_are_known_after_their_project_was_moved(services, started, tmp_path):
+    moved = services.folder.project.rename(tmp_path / "moved")
+    assert len(_at(services, moved).status()) == 4
+    assert len(_at(services, moved).down()) == 4
+    assert processes.marked(str(started)) == []
+
+
+def test_they_are_known_after_the_temporary_folder_was_cleaned(services, started):
+    shutil.rmtree(started)
+    assert len(services.status()) == 4
+    assert len(services.down()) == 4
+    assert processes.marked(str(started)) == []
+
+
+def test_a_copy_of_the_project_leaves_them_alone(services, started, tmp_path):
+    copy = shutil.copytree(services.folder.project, tmp_path / "copy", symlinks=True)
+    assert _at(services, copy).status() == []
+    assert _at(services, copy).down() == []
+    assert len(services.status()) == 4
+
+
+def test_nothing_runs_is_an_exit_code(services):
+    done = subprocess.run(
+        [sys.executable, "-m", "fractal_model", "services", "status"],
+        cwd=services.folder.project,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout == "nothing is running: `make up` starts the servers\n"
 
 
 def test_only_marked_processes_are_ended(tmp_path):

@@ -27,7 +27,6 @@ from fractal_model.data.sources.reading import image_batches, open_parquet
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
 """By the first word of a file's name, or by its folder's name."""
-_FIRST_WORD = re.compile(r"[^-_.]*")
 _LARGEST_PAGE = 512 * 2**20
 """Bytes. A page is decoded as a whole, and is in memory twice on the way: packed and unpacked."""
 _PAGE_ROWS = 1024
@@ -71,7 +70,7 @@ def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
     for folder in folders:
         for place in (folder, *(folder / name for name in _SPLITS)):
             for file in sorted(place.glob("*.parquet")):
-                word = _FIRST_WORD.match(file.name).group()
+                word = re.split("[-_.]", file.name, maxsplit=1)[0]
                 is_part = place != folder and (word.isdecimal() or word == "part")
                 if split := _SPLITS.get(place.name if is_part else word):
                     files.setdefault(split, []).append(file)
