@@ -86,9 +86,9 @@ def experiment(dataset: str, outputs: Path) -> str:
     if found is not None:
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
             raise FractalError(
-                f"the experiment {name} was deleted in MLflow: bring it back with "
-                f"`MLFLOW_TRACKING_URI={tracking_uri()} mlflow experiments restore "
-                f"--experiment-id {found.experiment_id}`, or purge it with `mlflow gc`"
+                f"the experiment {name} was deleted in MLflow: bring it back with `mlflow "
+                f"experiments restore` (its id is {found.experiment_id}), or purge it with `mlflow "
+                f"gc`"
             )
         return found.experiment_id
     local = tracking_uri().startswith("sqlite:")

@@ -191,7 +191,7 @@ def test_a_busy_store_is_not_taken_for_lost_files(outputs, monkeypatch):
 def test_a_deleted_experiment_is_named_with_the_way_back(outputs):
     identity = store.experiment("digits", outputs)
     mlflow.delete_experiment(identity)
-    with pytest.raises(FractalError, match=rf"was deleted .* restore --experiment-id {identity}"):
+    with pytest.raises(FractalError, match=rf"was deleted .* restore` .its id is {identity}.,"):
         store.experiment("digits", outputs)
     mlflow.MlflowClient().restore_experiment(identity)
     assert store.experiment("digits", outputs) == identity
