@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import socket
 import subprocess
@@ -46,10 +47,10 @@ def _stand_in(monkeypatch, code: str) -> None:
     whole = control.supervisor_configuration
 
     def configuration(config, folder, run):
-        script = run / "server.py"
+        script = folder.state / "server.py"
         script.write_text(code)
         lines = whole(config, folder, run).splitlines()
-        command = f"command={Path(sys.executable).resolve()} {script}"
+        command = f"command={shlex.join([str(Path(sys.executable).resolve()), str(script)])}"
         return "\n".join(command if x.startswith("command=") else x for x in lines)
 
     monkeypatch.setattr(control, "supervisor_configuration", configuration)

@@ -218,8 +218,8 @@ def _require_askable(class_names: tuple[str, ...]) -> None:
     for name in class_names:
         if name.strip().casefold() == UNCONDITIONAL:
             raise FractalError(
-                f"a class is called {name!r}, the word that asks for no class (--classes "
-                f"{UNCONDITIONAL}): rename it, to nothing for example"
+                f"a class is called {name!r}, the word by which a sample of no class is asked "
+                f"for: rename it, to nothing for example"
             )
 
 
