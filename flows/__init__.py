@@ -24,4 +24,4 @@ def _safe_message(*args: Any, **options: Any) -> str:
 keep_secrets_out_of_logs()
 # Prefect has no hook for the message of a failed run.
 for _module in (prefect.states, prefect._internal.states):
-    _module.format_exception = _safe_message
+    _module.format_exception = _safe_message  # type: ignore[attr-defined]
