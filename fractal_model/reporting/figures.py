@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from fractal_model.common.safe_text import shorten
 from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
 
@@ -41,7 +42,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fractal",
 }
 WIDTH, HEIGHT = 5.4, 3.2
-MOST_BARS = 30
+MOST_BARS, LONGEST_LABEL = 30, 30
 Points = Sequence[tuple[float, float]]
 
 
@@ -97,7 +98,7 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
         figure, axes = _axes(label, "", height=0.9 + 0.27 * len(values))
         drawn = axes.barh(range(len(values)), list(values.values()), color=BLUE, height=0.72)
         axes.bar_label(drawn, fmt="%.3g", padding=3)
-        names = [name.replace("$", r"\$") for name in values]
+        names = [shorten(name, LONGEST_LABEL).replace("$", r"\$") for name in values]
         axes.set_yticks(range(len(values)), names)
         axes.invert_yaxis()
         axes.margins(x=0.12)

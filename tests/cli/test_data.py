@@ -57,7 +57,7 @@ def test_register_prepare_reference_report(project, fractal):
     assert "missing: 997 of 1000 classes" in out and "now builds imagenet16" in out
     code, out, _ = fractal("data", "prepare", "imagenet16")
     assert code == 0 and "27 train, 6 validation images of 16 px" in out
-    assert "ImageNet is not registered" not in out and "33/33" in out
+    assert "ImageNet is not registered" not in out and "33 of 33" in out
     assert fractal("data", "reference", "imagenet16")[0] == 0
     reference = load_reference(project / "data/imagenet16-reference.npz")
     assert reference.statistics.count == 27 and len(reference.features) == 5
@@ -74,7 +74,7 @@ def test_verify(project, fractal):
     fractal("data", "prepare", "imagenet16")
     code, out, _ = fractal("data", "verify", "imagenet16")
     checksum = read_manifest(project / "data/imagenet16").checksum[:16]
-    assert code == 0 and "33/33" in out
+    assert code == 0 and "33 of 33" in out
     assert f"imagenet16: all 33 images are as prepared, checksum {checksum}" in out
     shard = project / "data/imagenet16/train/data-00000.arrow"
     content = bytearray(shard.read_bytes())
