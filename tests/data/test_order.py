@@ -63,6 +63,11 @@ def test_half_of_the_images_are_flipped_and_epochs_differ():
     assert len({row.tobytes() for row in flips}) == 10
 
 
+def test_an_epoch_is_drawn_once():
+    for function in (epoch_permutation, epoch_flips):
+        assert function(0, 0, 10) is function(0, 0, 10)
+
+
 def test_what_is_kept_for_reuse_cannot_be_changed():
     for kept in (epoch_permutation(0, 0, 10), epoch_flips(0, 0, 10)):
         with pytest.raises(ValueError, match="read-only"):

@@ -83,6 +83,11 @@ def test_kernel_distance_caps_the_subset_at_the_smaller_set():
     assert (found.subset_size, found.subsets, found.standard_error) == (30, 7, None)
 
 
+def test_kernel_distance_prints_nothing(capfd):
+    kernel_distance(normal(20, seed=0), normal(20, seed=1), subsets=2, subset_size=10)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_kernel_distance_is_repeatable_and_follows_the_seed():
     x, y = normal(60, seed=12), normal(60, seed=13, shift=0.5)
     first, again = (kernel_distance(x, y, subset_size=20, seed=1) for _ in range(2))

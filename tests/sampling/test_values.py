@@ -26,6 +26,8 @@ def test_every_step_predicts_something_and_all_are_predicted(tokens):
 def test_more_steps_than_sub_patches_go_one_at_a_time():
     assert masking_schedule(3, 64) == (2, 1, 0)
     assert masking_schedule(0, 64) == ()
+    # floor(16 cos(π/2 · k/4)) of k = 1, 2, 3; nothing is left after the last step.
+    assert masking_schedule(16, 4) == (14, 11, 6, 0)
 
 
 def test_cosine_schedule_starts_slowly():

@@ -81,3 +81,33 @@ def test_the_kernel_of_short_sequences_is_for_few_narrow_positions_and_ampere(
     with FakeTensorMode():
         heads_3BHSd = torch.empty(3, 7, 2, length, width, device="cuda")
     assert module._is_short(heads_3BHSd) == short
+
+
+@pytest.mark.parametrize(
+    ("training", "queries", "drop", "products"),
+    [
+        (False, 5, 0.0, True),  # few scores
+        (False, 1, 0.0, False),  # one position at a time
+        (False, 200, 0.0, False),
+        (True, 200, 0.0, True),
+        (True, 1, 0.0, True),
+        (True, 5, 0.1, True),
+    ],
+)
+def test_a_cpu_takes_what_is_faster_there(monkeypatch, training, queries, drop, products):
+    """`_FEW_SCORES` and `_MOST_SCORES` are of scores a row; the rest of the choice is here."""
+    fused = []
+    whole = F.scaled_dot_product_attention
+
+    def count(*tensors: torch.Tensor, **options: object) -> torch.Tensor:
+        fused.append(len(tensors[0]))
+        return whole(*tensors, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", count)
+    query, key, value = heads(queries), heads(200, seed=1), heads(200, seed=2)
+    if queries == 5:
+        key, value = key[:, :, :5], value[:, :, :5]
+    monkeypatch.setattr(module, "_MOST_ROWS", 2)  # of a GPU alone
+    with torch.set_grad_enabled(training):
+        attend(query, key, value, drop=drop)
+    assert fused == ([] if products else [7])

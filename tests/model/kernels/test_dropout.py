@@ -23,6 +23,19 @@ def test_as_many_are_dropped_as_asked_for(rate):
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)), rtol=1e-4, atol=0)
 
 
+def test_a_cpu_draws_its_own_masks(monkeypatch):
+    monkeypatch.setattr("torch.nn.functional.dropout", None)
+    assert (dropped(0.5, 1000) == 0).any()
+
+
+def test_a_device_with_a_dropout_of_its_own_takes_that(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.nn.functional.dropout", lambda x, rate: asked.append(rate) or x)
+    x = torch.ones(3, device="meta")
+    assert dropout(x, 0.25) is x
+    assert asked == [0.25]
+
+
 def test_neighbours_are_independent():
     """Four of them come from one random number."""
     zeros = (dropped(0.5, 100_000, 4) == 0).double()
