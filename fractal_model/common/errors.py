@@ -17,7 +17,7 @@ class FractalError(ValueError):
     """
 
     def __init__(self, message: str, *, setting: str = "") -> None:
-        super().__init__(safe_text(message))
+        super().__init__(safe_text(" ".join(message.split())))
         self.setting = setting
 
 

@@ -149,9 +149,10 @@ def describe_store_error(error: BaseException, uri: str) -> str:
 
 def is_absence(error: BaseException) -> bool:
     """True if the store answers that it has no such thing; else it does not do its work."""
-    # An unknown alias is reported as an invalid parameter.
+    # An unknown alias is an invalid parameter for it; nonsense like models:/ has its text alone.
     absent = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-    return isinstance(error, OSError) or getattr(error, "error_code", "") in absent
+    is_nonsense = "Not a proper models:/ URI" in str(error)
+    return isinstance(error, OSError) or getattr(error, "error_code", "") in absent or is_nonsense
 
 
 def store_reason(error: BaseException) -> str:

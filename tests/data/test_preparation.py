@@ -196,7 +196,7 @@ def test_shards_of_another_source_are_not_kept(tmp_path):
 
 def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
-    monkeypatch.setattr(shard_job, "cropped", lambda *_: os._exit(1))
+    monkeypatch.setattr(shard_job, "cropped", lambda *_, **__: os._exit(1))
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
     with pytest.raises(FractalError, match="a process of the preparation died.*to go on"):
         prepare(tmp_path / "data", 2)

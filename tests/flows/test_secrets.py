@@ -28,4 +28,4 @@ def test_the_state_and_the_log_of_a_failed_run_have_none(caplog):
         run = client.read_flow_run(state.state_details.flow_run_id)
     for text in (state.message, run.state.message, caplog.text):
         assert "http://***@host" in text
-        assert "s3cret" not in text and controls(text) == []
+        assert "s3cret" not in text and set(controls(text)) <= {"\t"}

@@ -159,11 +159,19 @@ def test_training_computes_nothing_more(monkeypatch):
     monkeypatch.setattr(
         module, "_onednn", lambda x, *rest: seen.append(len(x)) or product(x, *rest)
     )
-    layer, x = Linear(5, 3), normal(1, 5)
+    layer, x = Linear(5, 64), normal(1, 5)
     layer(x)
     with torch.no_grad():
         layer(x)
     assert seen == [1, 2]
+
+
+def test_small_products_of_a_training_take_mkl(monkeypatch):
+    monkeypatch.setattr(module, "_HAS_ONEDNN", True)
+    monkeypatch.setattr(module, "_onednn", None)
+    layer, x = Linear(16, 8), normal(100, 16)
+    expected = x @ layer.weight.T + layer.bias
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_a_likelihood_is_the_same_in_any_batch(kind, threads):
