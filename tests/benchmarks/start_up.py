@@ -1,7 +1,7 @@
 """How long the command line takes to answer: `python -m tests.benchmarks.start_up`.
 
 Prints the median processor and wall-clock seconds of help, of a mistyped command and of a mistyped
-option of every command.
+option of every command; and the memory of a training worker before it has a model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from fractal_model.cli.app import COMMANDS
 from fractal_model.common.console import console
 
 RUNS = 5
+WORKER_MEMORY = """
+import psutil, fractal_model.training.ray_train.worker
+print(psutil.Process().memory_full_info().uss)
+"""
 
 
 def measure(words: list[str]) -> tuple[float, float]:
@@ -37,6 +41,8 @@ def main() -> None:
         console.print(
             f"{processor:5.2f} s of processor time, {wall:5.2f} s: fractal {' '.join(words)}"
         )
+    own = subprocess.check_output([sys.executable, "-c", WORKER_MEMORY], text=True)
+    console.print(f"{int(own) / 1e6:.0f} MB of its own: a training worker that has no model yet")
 
 
 if __name__ == "__main__":

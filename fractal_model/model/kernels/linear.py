@@ -148,7 +148,8 @@ def _through_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.numel() == 0:
         return False
     training = torch.is_grad_enabled()
-    if training and len(weight) < 64 and x.numel() * len(weight) < 1 << 19:
+    narrow = len(weight) <= 64 and x.shape[-1] >= 8
+    if training and narrow and x.numel() * len(weight) < 1 << 20:
         return False  # MKL's call is shorter, and oneDNN keeps 0.6 MB for every number of rows
     if x.dtype == torch.bfloat16:
         return _HAS_BFLOAT16 and not training
