@@ -18,7 +18,7 @@ from fractal_model.common.console import console
 RUNS = 5
 WORKER_MEMORY = """
 import psutil, fractal_model.training.ray_train.worker
-print(psutil.Process().memory_full_info().uss)
+print(sum(part.private_dirty for part in psutil.Process().memory_maps()))
 """
 
 
