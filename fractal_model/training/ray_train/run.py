@@ -106,7 +106,7 @@ def _train_within_memory(
         except (ray.train.TrainingFailedError, ray.exceptions.OutOfMemoryError) as error:
             failures += 1
             shortage = _memory_shortage(error, workers)
-            if shortage is None or failures > recipe.max_failures:
+            if shortage is None or 0 <= recipe.max_failures < failures:  # -1: no limit
                 raise FractalError(f"training failed{_reason(error, shortage, recipe)}") from error
         workers = max(recipe.min_workers, workers * 3 // 4)
         logger.warning("%s; training goes on with at most %d", shortage, workers)
