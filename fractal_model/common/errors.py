@@ -36,7 +36,7 @@ def explanation(error: BaseException) -> str | None:
         return one_line(error)
     for family, line in _EXPLAINED.items():
         if isinstance(error, family):
-            return line(error)
+            return safe_text(line(error))
     return None
 
 

@@ -48,7 +48,7 @@ def connect(outputs: Path) -> str:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         if uri.startswith(SCHEME):
-            prepare_database(Path(uri.removeprefix(SCHEME)))
+            prepare_database(Path(uri.removeprefix(SCHEME).partition("?")[0]))
         use_store(uri)
     try:
         mlflow.MlflowClient().search_experiments(max_results=1)
@@ -66,12 +66,13 @@ def use_store(uri: str) -> None:
     """Point MLflow to the store at an address. A request that fails is tried again for about 13 s,
     not for minutes as MLflow does, unless the environment says otherwise.
 
-    A server's user and password go to MLflow's own variables, since it prints addresses."""
+    A server's user and password go to MLflow's own variables, since it prints addresses; what the
+    variables held was of another server."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     parts = urlsplit(uri) if uri.startswith("http") else None
     if parts is not None and parts.username and parts.password:
-        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
-        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password))
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
         uri = without_user(uri)
     mlflow.set_tracking_uri(uri)
 

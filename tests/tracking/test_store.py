@@ -1,6 +1,7 @@
 """Which MLflow store is used."""
 
 import os
+import sqlite3
 import traceback
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from fractal_model.common.errors import FractalError
+from fractal_model.common.errors import FractalError, explanation
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking import registration, registry, runs, store
@@ -85,8 +86,7 @@ def test_git_revision_outside_a_clone(tmp_path, monkeypatch):
 def test_a_password_in_the_address_is_nowhere_said(tmp_path, monkeypatch, scheme, caplog, capfd):
     """MLflow gets user and password by its own variables; its errors hold the address."""
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+        monkeypatch.setenv(name, "of another server")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:s3cr%2Ft@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(FractalError, match=f"{scheme}://.*127.0.0.1:9") as caught:
@@ -96,6 +96,12 @@ def test_a_password_in_the_address_is_nowhere_said(tmp_path, monkeypatch, scheme
         assert "s3cr" not in text
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cr/t"
+
+
+@pytest.mark.parametrize("error", [MlflowException("away"), sqlite3.OperationalError("away")])
+def test_an_error_of_the_store_that_nothing_has_caught_has_none(monkeypatch, error):
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:s3cret@host/mlflow")
+    assert "postgresql://***@host/mlflow does not do its work (away)" in explanation(error)
 
 
 def test_the_page_of_a_run_has_no_password(monkeypatch):
