@@ -25,8 +25,12 @@ from fractal_model.services.folder import ServicesFolder
 from fractal_model.services.health import ask_prefect
 from fractal_model.services.processes import FLOW_RUN, living
 
-DATABASE = ("PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
-"""Name a database that Prefect's servers of other folders may use too."""
+DATABASE = tuple(
+    f"PREFECT_{part}_DATABASE_{name}"
+    for part in ("API", "SERVER")
+    for name in ("CONNECTION_URL", "HOST")
+)
+"""Variables that name a database that Prefect's servers of other folders may use too."""
 AT_WORK = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
 OF_OUR_POOL = {"work_pools": {"name": {"any_": [WORK_POOL]}}}
 RUNS_AT_WORK = {**OF_OUR_POOL, "flow_runs": AT_WORK}
@@ -66,7 +70,7 @@ def _crash_dead_runs(config: ServicesConfig, folder: ServicesFolder, before: dat
     ours = [
         each["id"]
         for each in _all(send, "deployments", OF_OUR_POOL)
-        if not shared or str(folder.project) in str(each["pull_steps"])
+        if not shared or _works_in(each, folder)
     ]
     dead = [
         run
@@ -79,6 +83,13 @@ def _crash_dead_runs(config: ServicesConfig, folder: ServicesFolder, before: dat
         _crash(send, run["id"])
     _free_slots(send, ours)
     return [run["name"] for run in dead]
+
+
+def _works_in(deployment: dict[str, Any], folder: ServicesFolder) -> bool:
+    """True if the deployment's flow is loaded from the folder's project."""
+    steps = deployment["pull_steps"] or []
+    options = [each for step in steps for each in step.values() if isinstance(each, dict)]
+    return any(each.get("directory") == str(folder.project) for each in options)
 
 
 def _free_slots(send: Send, deployments: list[str]) -> None:

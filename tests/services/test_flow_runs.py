@@ -158,12 +158,17 @@ def test_a_run_that_has_just_been_taken_is_left_alone(runs, config, folder):
     assert (runs.state(run), runs.slots(run)) == ("Running", 1)
 
 
-def test_in_a_shared_database_only_runs_of_our_folder_are_ours(runs, config, folder, monkeypatch):
-    monkeypatch.setenv(DATABASE[0], "postgresql+asyncpg://127.0.0.1/prefect")
-    ours, theirs = runs.start(folder=str(folder.project)), runs.start(folder="/another/project")
+@pytest.mark.parametrize("variable", DATABASE)
+def test_in_a_shared_database_only_runs_of_our_folder_are_ours(
+    runs, config, folder, monkeypatch, variable
+):
+    monkeypatch.setenv(variable, "postgresql+asyncpg://127.0.0.1/prefect")
+    ours = runs.start(folder=str(folder.project))
+    theirs = [runs.start(folder=f"{folder.project}{more}") for more in ("-2", "/within")]
     crash_dead_runs(config, folder, before=_later())
     assert (runs.state(ours), runs.slots(ours)) == ("Crashed", 0)
-    assert (runs.state(theirs), runs.slots(theirs)) == ("Running", 1)
+    for run in theirs:
+        assert (runs.state(run), runs.slots(run)) == ("Running", 1)
 
 
 def test_a_prefect_that_does_not_answer(folder):
