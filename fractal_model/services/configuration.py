@@ -77,8 +77,9 @@ def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
     """The same, for a shell to source."""
     variables = client_environment(config, folder).items()
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
-    for name in ("no_proxy", "NO_PROXY"):  # before what the shell has there
-        lines.append(f"export {name}={','.join(LOOPBACK)}${{{name}:+,${name}}}\n")
+    for name in ("no_proxy", "NO_PROXY"):  # before what the shell has there, if that is not all
+        value = f"{','.join(LOOPBACK)}${{{name}:+,${name}}}"
+        lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="{value}"\n')
     return "".join(lines)
 
 

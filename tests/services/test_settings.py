@@ -203,7 +203,7 @@ def test_the_environment_can_be_sourced(folder):
     assert done.stdout.splitlines() == known
 
 
-@pytest.mark.parametrize("theirs", ["", "example.org"])
+@pytest.mark.parametrize("theirs", ["", "example.org", "*"])
 def test_the_environment_keeps_loopback_off_a_proxy(folder, theirs):
     folder.state.mkdir(parents=True)
     folder.environment.write_text(shell_lines(ServicesConfig(), folder))
@@ -215,7 +215,8 @@ def test_the_environment_keeps_loopback_off_a_proxy(folder, theirs):
         text=True,
     ).stdout
     first = "127.0.0.1,localhost,::1"
-    assert shown.splitlines() == [first, f"{first},{theirs}" if theirs else first]
+    both = {"": first, "*": "*"}.get(theirs, f"{first},{theirs}")
+    assert shown.splitlines() == [first, both]
 
 
 def test_a_copy_of_the_project_is_another_project(folder, tmp_path):
