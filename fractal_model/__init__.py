@@ -40,6 +40,7 @@ if not os.environ.get("RAY_ADDRESS"):
     _ENVIRONMENT |= LOCAL_RAY
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -44,7 +44,7 @@ def progress_bar(
     with shown(safe_text(description, LONGEST_NAME), total, images) as show:
 
         def update(done: int, note: str = "") -> None:
-            show(min(done, total or done), safe_text(note, LONGEST_NAME))
+            show(min(done, total or done), safe_text(note, LONGEST_NAME) if note else "")
 
         yield update
 

@@ -4,6 +4,8 @@ import difflib
 
 from pydantic import BaseModel, ValidationError
 
+from fractal_model.common.safe_text import shorten
+
 SHOWN_PROBLEMS = 20
 _LONGEST = 100
 
@@ -13,7 +15,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
     many the first, and how many more there are."""
     problems = []
     for item in error.errors()[:SHOWN_PROBLEMS]:
-        key = ".".join(_shortened(part) for part in item["loc"])
+        key = ".".join(shorten(str(part), _LONGEST) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             problems.append(f"unknown key {key!r}{_suggestion(model, item['loc'])}")
         elif item["type"] == "missing":
@@ -32,12 +34,7 @@ def _shown(value: str | int | float) -> str:
     """A value as Python writes it; a long one cut short."""
     if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python refuses to write some
         return f"an integer of {value.bit_length():,} bits"
-    return repr(_shortened(value)) if isinstance(value, str) else repr(value)
-
-
-def _shortened(part: str | int) -> str:
-    text = str(part)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return repr(shorten(value, _LONGEST)) if isinstance(value, str) else repr(value)
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fractal_model.common.errors import one_line
+from fractal_model.common.safe_text import shorten
 
-_HEADER = 1 << 16
+_HEADER, _LONGEST = 1 << 16, 200
 
 
 class NotNpzError(ValueError):
@@ -45,7 +46,7 @@ def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarr
         raise NotNpzError("it is a single array" if single else one_line(error)) from error
     # Damage makes zipfile and numpy fail in any way there is.
     except Exception as error:
-        raise NotNpzError(one_line(error)[:200]) from error
+        raise NotNpzError(shorten(one_line(error), _LONGEST)) from error
 
 
 def array_names(file: Path) -> list[str]:

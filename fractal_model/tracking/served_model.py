@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.safe_text import shorten
 from fractal_model.common.strict import LARGEST_SEED
 from fractal_model.common.validation import describe
 from fractal_model.config.sampling import SamplingConfig
@@ -85,7 +86,7 @@ class ServedFractalModel(PythonModel):
         except ValidationError as error:
             raise BadRequest(f"row {place}: {describe(error, SamplingConfig)}") from error
         except FractalError as error:
-            raise BadRequest(f"row {place}: {one_line(error)[:_LONGEST_LINE]}") from error
+            raise BadRequest(f"row {place}: {shorten(one_line(error), _LONGEST_LINE)}") from error
 
     def _label(self, asked: object) -> int:
         number = _whole(asked)
@@ -105,7 +106,7 @@ def _rows(table: Any) -> list[dict]:
         try:
             table = pd.DataFrame(table)
         except (ValueError, TypeError) as error:
-            raise BadRequest(f"a table is wanted ({one_line(error)[:_LONGEST]})") from error
+            raise BadRequest(f"a table is wanted ({shorten(one_line(error), _LONGEST)})") from error
     if len(table) > MOST_ROWS:
         raise BadRequest(
             f"{len(table):,} rows given, at most {MOST_ROWS:,} are drawn at a time: send several "
@@ -135,8 +136,7 @@ def _whole(asked: Any) -> int | None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return shorten(repr(value), _LONGEST)
 
 
 def _seed(asked: object) -> int:
