@@ -55,4 +55,4 @@ def status(params: ParamsOption = DEFAULT_FILE) -> None:
         table.add_row(service.name, service.state, str(service.pid or ""), service.address)
     console.print(table)
     if not services.is_supervised():
-        say("supervisord was killed, so what dies stays dead: `make down`, then `make up`")
+        say("supervisord does not answer, so what dies may stay dead: `make down`, then `make up`")

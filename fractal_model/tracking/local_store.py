@@ -78,7 +78,7 @@ def prepare_database(file: Path, artifacts: Path | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     # MLflow logs the traceback of each error that it raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    with _told(file), _turn(file):
+    with _explain_errors(file), _wait_for_turn(file):
         if not file.exists() or file.stat().st_size == 0:
             remove_partial_files(file.parent)
             # A new name each time: MLflow keeps connections to one that failed.
@@ -96,7 +96,7 @@ def _client(file: Path) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
 
 
-def _turn(file: Path) -> AbstractContextManager[None]:
+def _wait_for_turn(file: Path) -> AbstractContextManager[None]:
     """One process at a time; where nothing can be written, there is nothing to wait for."""
     if not os.access(file.parent, os.W_OK):
         return nullcontext()
@@ -104,15 +104,17 @@ def _turn(file: Path) -> AbstractContextManager[None]:
 
 
 def _follow_artifacts(database: sqlite3.Connection, artifacts: Path) -> None:
-    database.create_function("moved", 1, lambda address: _moved(address, artifacts))
+    database.create_function(
+        "current_address", 1, lambda address: _current_address(address, artifacts)
+    )
     for table, column in _ADDRESSES:
-        stale = f"WHERE {column} IS NOT moved({column})"
+        stale = f"WHERE {column} IS NOT current_address({column})"
         # Asked first: an update locks the database, and fails where it cannot be written.
         if database.execute(f"SELECT 1 FROM {table} {stale} LIMIT 1").fetchone():
-            database.execute(f"UPDATE {table} SET {column} = moved({column}) {stale}")
+            database.execute(f"UPDATE {table} SET {column} = current_address({column}) {stale}")
 
 
-def _moved(address: str | None, artifacts: Path) -> str | None:
+def _current_address(address: str | None, artifacts: Path) -> str | None:
     """The address of the same artifact below `artifacts`; any other address as it is."""
     match = _ROOT.match(address or "")
     if address is None or match is None:
@@ -130,7 +132,7 @@ def _stays(before: Path, artifacts: Path) -> bool:
 
 
 @contextmanager
-def _told(file: Path) -> Iterator[None]:
+def _explain_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:

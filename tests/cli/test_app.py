@@ -200,7 +200,7 @@ def test_the_summary_of_a_command_begins_its_help(name):
 
 @pytest.mark.parametrize("words", [[], ["data"], ["models"], ["services"]])
 @pytest.mark.parametrize("rich", [True, False])
-def test_help_is_no_error(monkeypatch, capsys, words, rich):
+def test_nothing_asked_is_answered_with_the_help_alone(monkeypatch, capsys, words, rich):
     """Typer prints its help itself with Rich, and hands it over without."""
     monkeypatch.setattr("typer.core.HAS_RICH", rich)
     monkeypatch.setattr("sys.argv", ["fractal", *words])

@@ -90,13 +90,13 @@ def test_a_copy_has_files_of_its_own(outputs, tmp_path):
 def test_addresses_that_are_not_of_the_store_stay(tmp_path):
     artifacts = tmp_path / "outputs/mlflow/artifacts"
     for address in (None, "", "s3://bucket/mlflow/artifacts/1", "mlflow-artifacts:/1", "models:/m"):
-        assert local_store._moved(address, artifacts) == address
-    assert local_store._moved("/b/mlflow/artifacts", artifacts) == str(artifacts)
+        assert local_store._current_address(address, artifacts) == address
+    assert local_store._current_address("/b/mlflow/artifacts", artifacts) == str(artifacts)
     link = tmp_path / "link"
     artifacts.mkdir(parents=True)
     link.symlink_to(tmp_path)
     same = f"{link}/outputs/mlflow/artifacts/1"
-    assert local_store._moved(same, artifacts) == same
+    assert local_store._current_address(same, artifacts) == same
 
 
 def _connect(outputs: Path, start, codes) -> None:
