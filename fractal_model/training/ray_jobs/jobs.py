@@ -33,6 +33,7 @@ LOST_SECONDS = 600.0
 # Without its slash a pattern means folders of that name at any depth. Ray calls the folder itself
 # ".", which "/.?*" does not match.
 _LEFT_OUT = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
+_LEFT_OUT += ["/prefect.toml"]  # of `make up`; it holds the login
 # Only addresses and places: everybody who may see the cluster's jobs sees these. Secrets are in the
 # environment of its machines.
 _PASSED_ON = (

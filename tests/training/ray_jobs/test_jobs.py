@@ -93,10 +93,11 @@ def test_what_is_left_out_is_so_at_the_top_alone(tmp_path, api, job, folder, mon
         place.mkdir(parents=True)
         (place / "file.py").write_text("1")
     (tmp_path / "fractal_model/__init__.py").write_text("")
+    (tmp_path / "prefect.toml").write_text("of `make up`, with the login")
     monkeypatch.setattr(fractal_model, "__file__", str(tmp_path / "fractal_model/__init__.py"))
     Screen().train(api, job)
     (package,) = api.packages.values()
-    files = {n for n in zipfile.ZipFile(io.BytesIO(package)).namelist() if n.endswith(".py")}
+    files = {n for n in zipfile.ZipFile(io.BytesIO(package)).namelist() if not n.endswith("/")}
     assert files == {"fractal_model/__init__.py", "fractal_model/data/file.py"}
 
 
