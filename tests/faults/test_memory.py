@@ -11,6 +11,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.ray_train import run as ray_run
 from tests.support.disturbed_runs import IMAGES
+from tests.support.recipes import RECIPE
 
 pytestmark = pytest.mark.faults
 RAYS_WORDS = (
@@ -71,6 +72,21 @@ def test_the_same_number_is_tried_again_where_fewer_are_not_allowed(new_run, mac
     with ray_cluster(cpus=2):
         run.train()
     assert tried == [2, 2]
+
+
+def test_without_an_end_of_failures_there_is_no_end_of_tries():
+    """`max_failures` -1 is always, as where a worker dies."""
+    recipe = RECIPE.model_copy(update={"workers": 4, "min_workers": 2, "max_failures": -1})
+    tried: list[int] = []
+
+    def train(workers: int) -> str:
+        tried.append(workers)
+        if len(tried) < 5:
+            raise ray.exceptions.OutOfMemoryError(RAYS_WORDS)
+        return "trained"
+
+    assert ray_run._train_within_memory(train, recipe) == "trained"
+    assert tried == [4, 3, 2, 2, 2]
 
 
 def test_ray_ends_every_process_and_the_error_names_the_machine(new_run, monkeypatch):
