@@ -21,12 +21,12 @@ class FractalError(ValueError):
         self.setting = setting
 
 
-_EXPLAINED: dict[type[BaseException], Callable[[BaseException], str]] = {}
+_EXPLAINED: dict[type[BaseException], Callable[[BaseException], str | None]] = {}
 
 
-def explain(family: type[BaseException], line: Callable[[BaseException], str]) -> None:
-    """Have errors of a library's family told by `line` where nothing else has caught them. For
-    libraries whose errors mean a condition of the machine: a database on a full disk."""
+def explain(family: type[BaseException], line: Callable[[BaseException], str | None]) -> None:
+    """Have errors of a library's family told by `line` where nothing else has caught them, unless it
+    returns None. For errors that mean a condition of the machine: a database on a full disk."""
     _EXPLAINED[family] = line
 
 
@@ -35,8 +35,8 @@ def explanation(error: BaseException) -> str | None:
     if isinstance(error, FractalError):
         return one_line(error)
     for family, line in _EXPLAINED.items():
-        if isinstance(error, family):
-            return safe_text(line(error))
+        if isinstance(error, family) and (told := line(error)) is not None:
+            return safe_text(told)
     return None
 
 

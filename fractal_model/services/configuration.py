@@ -87,7 +87,8 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
     cpus = f"--num-cpus {config.ray_cpus}" if config.ray_cpus else ""
     # In this text there is no space but between words: the run folder's path has none.
     words = {
-        "prefect": f"prefect server start --host 127.0.0.1 --port {config.prefect}",
+        "prefect": "uvicorn --factory flows.prefect_server:create_app --log-level warning "
+        f"--host 127.0.0.1 --port {config.prefect}",
         # Clients are on this machine: they write artifacts themselves, as without a server.
         "mlflow": f"mlflow server {' '.join(mlflow_options(config.mlflow))} --no-serve-artifacts",
         # Port 0 is any free one: Ray's fixed ones would meet those of another Ray.

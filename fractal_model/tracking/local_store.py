@@ -163,5 +163,10 @@ def store_reason(error: BaseException) -> str:
     return re.sub(r"^.*?\((\w+\.)+\w+\) ", "", text)
 
 
+def _explanation(error: BaseException) -> str | None:
+    """None where the store does its work: what was asked of it is wrong, by a fault of ours."""
+    return None if is_absence(error) else describe_store_error(error, mlflow.get_tracking_uri())
+
+
 for _family in STORE_ERRORS:
-    explain(_family, lambda error: describe_store_error(error, mlflow.get_tracking_uri()))
+    explain(_family, _explanation)

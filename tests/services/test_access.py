@@ -81,6 +81,9 @@ def test_prefect_runs_a_shell_for_nobody_without_the_login(prefect, login, tmp_p
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert not refused.exists() and not wrong.exists()
+    # A browser that was logged in sends the login with what a foreign page asks for.
+    foreign = prefect.post("flows/", json={"name": "wrong"}, auth=(user, password), headers=FOREIGN)
+    assert foreign.status_code == 400 and "host" in foreign.text.lower()
     query = {"flows": {"name": {"any_": ["refused", "wrong"]}}}
     assert prefect.post("flows/count", json=query, auth=(user, password)).json() == 0
 
