@@ -25,8 +25,8 @@ _EXPLAINED: dict[type[BaseException], Callable[[BaseException], str | None]] = {
 
 
 def explain(family: type[BaseException], line: Callable[[BaseException], str | None]) -> None:
-    """Have errors of a library's family told by `line` where nothing else has caught them, unless it
-    returns None. For errors that mean a condition of the machine: a database on a full disk."""
+    """Have errors of a library's family told by `line` where nothing else has caught them, unless
+    it returns None. For errors that mean a condition of the machine: a database on a full disk."""
     _EXPLAINED[family] = line
 
 
