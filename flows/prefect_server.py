@@ -6,9 +6,11 @@ the server's own, which has the login once a person has entered it; Prefect itse
 
 import flows  # noqa: F401  isort: skip  # first: it sets what Prefect reads
 
-from fastapi import FastAPI
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from prefect.server.api import server
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fractal_model import LOOPBACK
 
@@ -16,5 +18,14 @@ from fractal_model import LOOPBACK
 def create_app() -> FastAPI:
     """The server's application, for uvicorn."""
     app = server.create_app(final=True)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)
+
+    @app.middleware("http")
+    async def refuse_foreign_hosts(
+        request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        if request.url.hostname in LOOPBACK:
+            return await answer(request)
+        names = ", ".join(LOOPBACK)
+        return JSONResponse({"detail": f"unknown host: this server answers to {names}"}, 403)
+
     return app
