@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Self
 
 SAY_SECONDS = 30.0
-_KEPT_SECONDS = 1.0
-"""What is reported so soon after the begin was computed before, and tells nothing of the speed."""
+_WARM_UP_SECONDS = 5.0
+"""What is reported so soon after the begin tells nothing of the speed: it was computed before, or
+is the first image, with which libraries warm up."""
 
 
 def pace(images_per_second: float) -> str:
@@ -52,7 +53,7 @@ class LogLines:
 
     def update(self, done: int, note: str) -> None:
         now = time.monotonic()
-        if now - self._begin < _KEPT_SECONDS:
+        if now - self._begin < _WARM_UP_SECONDS:
             self._before, self._since = done, now
         self._done, self._note = done, note
         left = self._left(now)
