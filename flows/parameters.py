@@ -13,8 +13,6 @@ from pydantic import Field
 
 from fractal_model.config.params import Params
 from fractal_model.config.training import TrainingConfig
-from fractal_model.data.datasets import dataset_names
-from fractal_model.data.manifest import MANIFEST_NAME
 
 MOST_WORKERS = 64
 
@@ -26,27 +24,14 @@ class _Schema(ParameterSchema):
 
 
 def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
-    """Allow only sizes and data sets that there are, and batches that divide over the workers."""
+    """Allow only sizes that there are, and batches that divide over the workers."""
     schema = deployment._parameter_openapi_schema.model_dump(exclude_unset=True)
     properties, size = schema["properties"], deployment.parameters.get("size")
-    trains = "batch_size" in properties
-    for name, values in (("size", list(params.models)), ("dataset", _datasets(params, trains))):
-        for each in properties.get(name, {}).get("anyOf", [properties.get(name, {})]):
-            if each.get("type") == "string":
-                each["enum"] = values
-    if trains and size is not None:
+    if "size" in properties:
+        properties["size"]["enum"] = list(params.models)
+    if "batch_size" in properties and size is not None:
         schema["allOf"] = _divides(size, params.training[size])
     deployment._parameter_openapi_schema = _Schema(**schema)
-
-
-def _datasets(params: Params, trains: bool) -> list[str]:
-    """Those that can be prepared; for training also those that are, and those that sizes name."""
-    names = dataset_names(params)
-    if trains:
-        names += [recipe.dataset for recipe in params.training.values()]
-        names += params.paths.remote
-        names += [file.parent.name for file in params.paths.data.glob(f"*/{MANIFEST_NAME}")]
-    return list(dict.fromkeys(names))
 
 
 def _divides(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
