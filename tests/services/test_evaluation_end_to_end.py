@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from unittest import mock
 
 import httpx
@@ -22,7 +21,6 @@ from tests.support.live_project import Project, live_project
 from tests.support.mlflow_server import answering
 from tests.support.params import small_params
 from tests.support.ports import free_ports
-from tests.support.postgres import postgres
 
 LITTLE, MUCH, HARDLY = 2, 40, 3
 """Epochs of the first version, of a much better one and of a much worse one."""
@@ -36,8 +34,7 @@ def project(request, tmp_path_factory) -> Iterator[Project]:
     content["metrics"]["statistics_images"] = {"digits": 40}
     content["evaluation"]["digits"].update(samples_per_class=4, preview_per_class=1)
     folder = tmp_path_factory.mktemp("evaluation") / "a project"
-    databases = postgres() if request.param == "postgresql" else nullcontext({})
-    with databases as variables, live_project(folder, content, **variables) as project:
+    with live_project(folder, content, request.param) as project:
         project.fractal("data", "prepare", "digits")
         project.fractal("data", "reference", "digits")
         yield project

@@ -32,9 +32,10 @@ def slow(asleep: bool = True):
 DEPLOY = ("--no-prompt", "deploy", "slow.py:slow", "-n", "slow", "-p", "fractal")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Iterator[Project]:
-    with live_project(tmp_path_factory.mktemp("power") / "a project", small_params()) as project:
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def project(request, tmp_path_factory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("power") / "a project"
+    with live_project(folder, small_params(), request.param) as project:
         (project.folder / "slow.py").write_text(FLOWS)
         project.prefect(*DEPLOY, "--concurrency-limit", "1")
         yield project
@@ -47,7 +48,7 @@ def _marked(project: Project) -> list[psutil.Process]:
 def _runs(project: Project) -> dict[str, list[str]]:
     """States by flow, the oldest run first."""
     api = f"http://127.0.0.1:{project.ports['prefect']}/api"
-    with httpx.Client(base_url=api, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=api, auth=project.login(), trust_env=False, timeout=30) as client:
         flows = {each["id"]: each["name"] for each in client.post("/flows/filter", json={}).json()}
         runs = client.post("/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"}).json()
     states: dict[str, list[str]] = {"slow": [], "within": []}

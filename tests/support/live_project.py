@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import yaml
 
 from tests.support import REPOSITORY
 from tests.support.ports import free_ports
+from tests.support.postgres import postgres
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -51,12 +52,16 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def login(self) -> tuple[str, str]:
+        """User and password of its Prefect and MLflow."""
+        user, _, password = (self.folder / "outputs/services/login").read_text().partition(":")
+        return user, password
+
     def mlflow(self) -> dict[str, str]:
         """The variables by which a program uses its MLflow server."""
-        login = (self.folder / "outputs/services/login").read_text()
         names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
         address = f"http://127.0.0.1:{self.ports['mlflow']}"
-        return {"MLFLOW_TRACKING_URI": address, **dict(zip(names, login.split(":"), strict=True))}
+        return {"MLFLOW_TRACKING_URI": address, **dict(zip(names, self.login(), strict=True))}
 
     def fractal(self, *arguments: str) -> str:
         """In a shell with a proxy that is down: all of ours are on loopback."""
@@ -68,11 +73,15 @@ class Project:
 
 
 @contextmanager
-def live_project(folder: Path, content: dict, **variables: str) -> Iterator[Project]:
-    """With its servers up, which have `said` where they are."""
-    project = Project(folder, content, **variables)
-    try:
-        project.said = project.fractal("services", "up")
-        yield project
-    finally:
-        project.fractal("services", "down")
+def live_project(folder: Path, content: dict, database: str = "sqlite") -> Iterator[Project]:
+    """With its servers up, which have `said` where they are and keep their data in SQLite files or
+    in `postgresql`."""
+    with postgres() if database == "postgresql" else nullcontext({}) as variables:
+        project = Project(folder, content, **variables)
+        try:
+            project.said = project.fractal("services", "up")
+            if database == "postgresql":  # the store is no file that commands find by themselves
+                project.variables |= project.mlflow()
+            yield project
+        finally:
+            project.fractal("services", "down")
