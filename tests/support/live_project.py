@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+import httpx
 import yaml
 
 from tests.support import REPOSITORY
@@ -56,6 +58,12 @@ class Project:
         """User and password of its Prefect and MLflow."""
         user, _, password = (self.folder / "outputs/services/login").read_text().partition(":")
         return user, password
+
+    def ask_prefect(self, path: str, **query: object) -> Any:
+        """What its Prefect answers to a query, with the login."""
+        address = f"http://127.0.0.1:{self.ports['prefect']}/api/{path}"
+        answer = httpx.post(address, json=query, auth=self.login(), trust_env=False, timeout=30)
+        return answer.raise_for_status().json()
 
     def mlflow(self) -> dict[str, str]:
         """The variables by which a program uses its MLflow server."""
