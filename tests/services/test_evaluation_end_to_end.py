@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from unittest import mock
 
@@ -60,6 +61,18 @@ def _evaluations(project: Project) -> list[str]:
         experiment = client.get_experiment_by_name("fractal-digits")
         found = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
     return sorted(re.sub("-[0-9a-f]{6}$", "", run.info.run_name) for run in found)
+
+
+def test_the_nights_are_planned(project):
+    nights = project.ask_prefect("deployments/filter", deployments={"name": {"any_": ["all"]}})
+    assert [night["name"] for night in nights] == ["all"]
+    planned = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    deadline = time.monotonic() + 120
+    while not (runs := project.ask_prefect("flow_runs/filter", flow_runs=planned)):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert {run["deployment_id"] for run in runs} == {nights[0]["id"]}
+    assert "Traceback" not in (project.folder / "outputs/services/prefect.log").read_text()
 
 
 def test_the_first_version_becomes_the_champion(project):
