@@ -95,6 +95,8 @@ class ServedFractalModel(PythonModel):
     def _settings(self, row: dict) -> SamplingConfig:
         given = {name: row[name] for name in SETTINGS if name in row}
         for name, value in given.items():
+            if value is None or value != value:  # pandas has NaN where a row has no such cell
+                raise FractalError(f"{name} is missing: give it in every row, or in none")
             if not _is_number(value):
                 raise FractalError(f"{name} {_shown(value)} given: a number is wanted")
         return SamplingConfig.model_validate(self._serving.sampling.model_dump() | given)
