@@ -260,7 +260,7 @@ def test_it_answers_real_requests(registered, tmp_path):
             ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
             ({"class": "cat"}, "class 'cat' is unknown"),
             ({"seed": -1}, "seed -1 given"),
-            ({"guidance": float("nan")}, "guidance: Input should be a finite number"),
+            ({"guidance": float("nan")}, "guidance is missing: give it in every row"),
         ):
             status, answer = _post(url, {"dataframe_records": [records[0] | change]})
             assert status == 400
