@@ -46,12 +46,12 @@ def down(params: ParamsOption = DEFAULT_FILE) -> None:
 def status(params: ParamsOption = DEFAULT_FILE) -> None:
     """What runs where. The exit code is 1 when nothing does."""
     services = _services(params)
-    found = services.status()
-    if not found:
+    states = services.status()
+    if not states:
         say("nothing is running: `make up` starts the servers")
         raise typer.Exit(1)
     table = FittedTable("", ["service", "state", "process", "address"], texts=(0, 1, 3))
-    for service in found:
+    for service in states:
         table.add_row(service.name, service.state, str(service.pid or ""), service.address)
     console.print(table)
     if not services.is_supervised():

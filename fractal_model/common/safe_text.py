@@ -51,7 +51,8 @@ def safe_text(text: object, longest: int = LONGEST) -> str:
 
 
 def safe_lines(text: str) -> str:
-    """The same of a text of several lines, such as a traceback: nothing is cut."""
+    """A text of several lines, such as a traceback, without secrets and control characters; nothing
+    is cut."""
     plain = _COLOUR.sub("", hide_secrets(text))
     return "".join(c if c in "\n\t" else _escaped(c) for c in plain)
 

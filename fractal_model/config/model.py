@@ -13,7 +13,8 @@ Generator = Literal["ar", "mar"]
 LARGEST_SIDE = 4096
 """Pixels along one side of an image, as for prepared data sets."""
 MOST_LEVELS = 12
-"""Of halving patches from the largest side; the pixel network comes on top."""
+"""Largest number of levels: patches of the largest side, halved to one pixel. The pixel network
+comes on top."""
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE), NUMBER]
 Width = Annotated[int, Field(ge=1, le=65_536), NUMBER]
 Blocks = Annotated[int, Field(ge=1, le=1000), NUMBER]

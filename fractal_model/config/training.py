@@ -10,7 +10,7 @@ from fractal_model.config.model import MOST_LEVELS
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
-"""Of a count or a time, where no smaller bound is natural: far above what anybody needs, and small
+"""Largest count or time, where no smaller bound is natural: far above what anybody needs, and small
 enough for whatever is computed from it."""
 Count = Annotated[int, Field(ge=0, le=LARGEST_NUMBER), NUMBER]
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NUMBER]
@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER, allow_inf_nan=False),
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
-"""Of a resource; of memory up to a petabyte."""
+"""Amount of a Ray resource; the bound allows a petabyte of memory."""
 
 # The weights do not depend on these, or only through the rounding and the random numbers of another
 # split of the same batches: a run that goes on with more or fewer workers is the same run.

@@ -1,4 +1,5 @@
-"""Whether a model's classes are those of a data set: without that no number by class means a thing.
+"""A comparison of a model's classes with a data set's: no number by class is valid where
+they differ.
 
 Decided here: the names decide, in order. A model that does not know its classes' names is compared
 by their number alone.

@@ -136,10 +136,10 @@ class _Folder:
         ours = {LABELS_FILE, REQUEST_FILE, SOURCE_FILE}
         names = {file.name for file in self._folder.iterdir()} - ours
         # An unfinished image, which is hidden too, tells that the folder is being written.
-        found = {name for name in names if ".partial" in name or not is_litter(name)}
+        present = {name for name in names if ".partial" in name or not is_litter(name)}
         for names, problem, way_out in (
-            (expected - found, "lacks", "sample again, it goes on where it stopped"),
-            (found - expected, "also holds", "remove what does not belong to the set"),
+            (expected - present, "lacks", "sample again, it goes on where it stopped"),
+            (present - expected, "also holds", "remove what does not belong to the set"),
         ):
             if names:
                 shown = ", ".join(sorted(names)[:_SHOWN])

@@ -143,18 +143,18 @@ class Services:
         self.folder.remove_run(run)
 
     def status(self) -> list[ServiceStatus]:
-        """Of each service and flow run; empty when nothing runs."""
+        """The state of each service and flow run; empty when nothing runs."""
         run = self.folder.run
         return [] if run is None else [self._status(program) for program in self._programs(run)]
 
     def is_supervised(self) -> bool:
-        """Whether supervisord answers, which starts a service again that dies."""
+        """True if supervisord answers; it restarts a service that dies."""
         return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
 
     def _programs(self, run: Path) -> list[Program]:
         """As supervisord knows them, else as they run: it may have been killed."""
-        found = processes.services_and_flow_runs(str(run))
-        running = {name: Program(name, "RUNNING", pid) for name, pid in found.items()}
+        pids = processes.services_and_flow_runs(str(run))
+        running = {name: Program(name, "RUNNING", pid) for name, pid in pids.items()}
         services = Supervisor(run).programs() or running
         flow_runs = [program for name, program in running.items() if name not in SERVICES]
         return [services[name] for name in SERVICES if name in services] + flow_runs

@@ -94,9 +94,9 @@ def _works_in(deployment: dict[str, Any], folder: ServicesFolder) -> bool:
 
 def _free_slots(send: Send, deployments: list[str]) -> None:
     """The server keeps the number of slots taken over its own end, but not by which runs."""
-    found = _all(send, "deployments", OF_OUR_POOL)  # before the runs: one may begin meanwhile
+    deployed = _all(send, "deployments", OF_OUR_POOL)  # before the runs: one may begin meanwhile
     busy = Counter(run["deployment_id"] for run in _all(send, "flow_runs", RUNS_AT_WORK))
-    for each in found:
+    for each in deployed:
         limit, taken = each["global_concurrency_limit"], busy[each["id"]]
         if each["id"] in deployments and limit and limit["active_slots"] > taken:
             send("PATCH", f"v2/concurrency_limits/{limit['id']}", {"active_slots": taken})

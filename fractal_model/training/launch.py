@@ -39,7 +39,7 @@ def _changed(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) -
 
 
 def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
-    """The same share of fewer epochs, rounded down; one epoch at least, where there are others."""
+    """Warm-up of a shorter training, in epochs: the recipe's share, rounded down, at least one."""
     if not 0 < epochs < recipe.epochs:
         return recipe.warmup_epochs
     share = recipe.warmup_epochs * epochs // recipe.epochs

@@ -52,13 +52,15 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     if files := _files_by_split(root, root / "data"):
         return files
     folders = (f for f in sorted(root.iterdir()) if f.is_dir() and not is_litter(f.name))
-    found = {folder.name: files for folder in folders if (files := _files_by_split(folder))}
-    if len(found) > 1:
+    configurations = {
+        folder.name: files for folder in folders if (files := _files_by_split(folder))
+    }
+    if len(configurations) > 1:
         raise FractalError(
-            f"{root} has parquet files of {len(found)} configurations ({', '.join(found)}): give "
-            f"the folder of one of them, such as {root / min(found)}"
+            f"{root} has parquet files of {len(configurations)} configurations "
+            f"({', '.join(configurations)}): give the folder of one of them, such as {root / min(configurations)}"
         )
-    return next(iter(found.values()), {})
+    return next(iter(configurations.values()), {})
 
 
 def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
