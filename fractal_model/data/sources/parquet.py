@@ -58,7 +58,8 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     if len(configurations) > 1:
         raise FractalError(
             f"{root} has parquet files of {len(configurations)} configurations "
-            f"({', '.join(configurations)}): give the folder of one of them, such as {root / min(configurations)}"
+            f"({', '.join(configurations)}): give the folder of one of "
+            f"them, such as {root / min(configurations)}"
         )
     return next(iter(configurations.values()), {})
 
