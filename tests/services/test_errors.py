@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,9 +122,21 @@ def started(services, monkeypatch) -> Iterator[Path]:
     services._checks = dict.fromkeys(services._checks, lambda: True)
     services.up(print)
     run = services.folder.run
+    _wait_for_stand_ins(run)
     yield run
     processes.end(processes.marked(str(run)), grace_seconds=5)
     shutil.rmtree(run, ignore_errors=True)
+
+
+def _wait_for_stand_ins(run: Path) -> None:
+    """Their checks always say that they answer, also before supervisord has started the last."""
+    deadline = time.monotonic() + 60
+    while True:
+        commands = [each.cmdline() for each in processes.marked(str(run), processes.SERVICE)]
+        if [command[-1].rpartition("/")[2] for command in commands if command] == ["server.py"] * 4:
+            return
+        assert time.monotonic() < deadline, commands
+        time.sleep(0.05)
 
 
 def _kill_supervisord(run: Path) -> None:
