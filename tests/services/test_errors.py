@@ -28,6 +28,8 @@ from fractal_model.services.folder import ServicesFolder
 from tests.support.params import small_params
 from tests.support.ports import free_ports
 
+SLEEP = "import time; time.sleep(600)"
+
 
 @pytest.fixture
 def services(tmp_path) -> Services:
@@ -48,11 +50,12 @@ def _stand_in(monkeypatch, code: str) -> None:
     whole = control.supervisor_configuration
 
     def configuration(config, folder, run):
-        script = folder.state / "server.py"
-        script.write_text(code)
+        # Not a file: once a test moves the project, a server that begins late would not find it.
+        program = shlex.join([str(Path(sys.executable).resolve()), "-c", code])
         lines = whole(config, folder, run).splitlines()
-        command = f"command={shlex.join([str(Path(sys.executable).resolve()), str(script)])}"
-        return "\n".join(command if x.startswith("command=") else x for x in lines)
+        return "\n".join(
+            f"command={program}" if line.startswith("command=") else line for line in lines
+        )
 
     monkeypatch.setattr(control, "supervisor_configuration", configuration)
 
@@ -91,7 +94,7 @@ def test_a_server_that_never_answers(services, monkeypatch):
 
 
 def test_they_run_already(services, monkeypatch):
-    _stand_in(monkeypatch, "import time; time.sleep(600)")
+    _stand_in(monkeypatch, SLEEP)
     monkeypatch.setattr(control, "deploy", lambda *_: ["train-fractal/digits"])
     monkeypatch.setattr(control, "crash_dead_runs", lambda *_, before: [])
     services._checks = dict.fromkeys(services._checks, lambda: True)
@@ -115,7 +118,7 @@ def test_they_run_already(services, monkeypatch):
 @pytest.fixture
 def started(services, monkeypatch) -> Iterator[Path]:
     """The run folder of stand-ins that run."""
-    _stand_in(monkeypatch, "import time; time.sleep(600)")
+    _stand_in(monkeypatch, SLEEP)
     monkeypatch.setattr(control, "deploy", lambda *_: [])
     monkeypatch.setattr(control, "crash_dead_runs", lambda *_, before: [])
     monkeypatch.setattr(control, "REST_SECONDS", 0.1)
@@ -133,7 +136,7 @@ def _wait_for_stand_ins(run: Path) -> None:
     deadline = time.monotonic() + 60
     while True:
         commands = [each.cmdline() for each in processes.marked(str(run), processes.SERVICE)]
-        if [command[-1].rpartition("/")[2] for command in commands if command] == ["server.py"] * 4:
+        if [command[-1] for command in commands if command] == [SLEEP] * 4:
             return
         assert time.monotonic() < deadline, commands
         time.sleep(0.05)
@@ -147,7 +150,7 @@ def _kill_supervisord(run: Path) -> None:
 
 def test_what_a_killed_supervisord_left_is_known_and_stopped(services, started):
     flow_run = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"],
+        [sys.executable, "-c", SLEEP],
         env={MARK: str(started), processes.SERVICE: "worker", processes.FLOW_RUN: "its-id"},
     )
     _kill_supervisord(started)
@@ -221,7 +224,7 @@ def test_nothing_runs_is_an_exit_code(services):
 
 
 def test_only_marked_processes_are_ended(tmp_path):
-    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    sleep = [sys.executable, "-c", SLEEP]
     ours, other = str(tmp_path / "ours"), str(tmp_path / "other")
     running = [subprocess.Popen(sleep, env={MARK: mark}) for mark in (ours, other)]
     try:
