@@ -17,7 +17,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 def this_owner() -> Owner:
     """The flow run that this is called in."""
-    return Owner.here(flow_run=flow_run.id or "", prefect=_server())
+    return Owner.current(flow_run=flow_run.id or "", prefect=_server())
 
 
 def is_over(owner: Owner, lock: Path | None) -> bool:
@@ -27,7 +27,7 @@ def is_over(owner: Owner, lock: Path | None) -> bool:
     nothing."""
     if lock is not None and is_held(lock):
         return False
-    return owner.process_is_dead() or (owner.flow_run != "" and _flow_is_over(owner))
+    return owner.is_process_dead() or (owner.flow_run != "" and _flow_is_over(owner))
 
 
 def _flow_is_over(owner: Owner) -> bool:
@@ -46,4 +46,4 @@ def _server() -> str:
     settings = get_current_settings()
     address = settings.api.url or str(settings.home)
     local = settings.api.url is None or any(f"//{host}" in address for host in _LOOPBACK)
-    return f"{address} of {Owner.here().host}" if local else address
+    return f"{address} of {Owner.current().host}" if local else address

@@ -68,7 +68,7 @@ def train_fractal(
         params_file: The settings.
     """
     params = load_params(params_file)
-    chosen, manifest = launch.with_data(
+    chosen, manifest = launch.load_size_and_manifest(
         params,
         size,
         dataset=dataset,
@@ -79,7 +79,7 @@ def train_fractal(
         precision=precision,
     )
     store.connect(params.paths.outputs)
-    fingerprint = launch.mark_of(chosen, manifest)
+    fingerprint = launch.run_fingerprint(chosen, manifest)
     version = registration.reuse(size, fingerprint, chosen.serving) if resume else None
     if version is not None:
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
@@ -110,7 +110,7 @@ def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
     jobs = _jobs(outputs, size.name, fingerprint)
     if jobs is not None:
         jobs.stop_run(size.name, fingerprint, on_line=say)
-    aside = launch.put_aside(params, size.name, fingerprint)
+    aside = launch.move_old_run_aside(params, size.name, fingerprint)
     runs.supersede_training(size, fingerprint, outputs)
     if aside is not None:
         say(f"what was trained from these settings before is in {aside}")
@@ -173,7 +173,7 @@ def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
 def check(params: Params, size: str, resume: bool, **changes: str | int | None) -> None:
     """Before anything starts. FractalError: a change of the recipe is not allowed, the data set is
     missing, damaged or another's, or the MLflow server does not answer."""
-    launch.with_data(params, size, **changes)
+    launch.load_size_and_manifest(params, size, **changes)
     store.connect(params.paths.outputs)
 
 

@@ -49,7 +49,7 @@ class Comparison:
     tolerance: float
 
     @property
-    def passed(self) -> bool:
+    def is_within_tolerance(self) -> bool:
         return self.error <= self.tolerance  # false for NaN
 
 

@@ -24,10 +24,10 @@ def parity(
     table = FittedTable(folder.name, ["quantity", "error", "tolerance", ""], texts=(0, 3))
     comparisons = list(compare(folder))
     for c in comparisons:
-        verdict = "ok" if c.passed else Text("missed", style="red")
+        verdict = "ok" if c.is_within_tolerance else Text("missed", style="red")
         table.add_row(c.quantity, f"{c.error:.2e}", f"{c.tolerance:.0e}", verdict)
     console.print(table)
-    missed = [c.quantity for c in comparisons if not c.passed]
+    missed = [c.quantity for c in comparisons if not c.is_within_tolerance]
     if missed:
         raise FractalError(
             f"{len(missed)} of {len(comparisons)} quantities of {folder} are missed, first "

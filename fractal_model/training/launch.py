@@ -16,7 +16,9 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.tracking.spool import MetricSpool
 
 
-def with_data(params: Params, name: str, **changes: str | int | None) -> tuple[Size, Manifest]:
+def load_size_and_manifest(
+    params: Params, name: str, **changes: str | int | None
+) -> tuple[Size, Manifest]:
     """A size, with the `changes` that are not None made to its recipe, and the manifest of the data
     set that it fits. FractalError: it does not fit, or a change is not allowed."""
     size = params.size(name)
@@ -46,7 +48,7 @@ def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
     return max(share, min(recipe.warmup_epochs, 1, epochs - 1))
 
 
-def mark_of(size: Size, manifest: Manifest) -> str:
+def run_fingerprint(size: Size, manifest: Manifest) -> str:
     """The run's fingerprint: one checksum of everything that decides the weights."""
     return fingerprint(size.model, size.training.deciding(), manifest.checksum)
 
@@ -67,7 +69,7 @@ def storage(params: Params, size: str) -> str:
     return f"{root.rstrip('/')}/{size}"
 
 
-def put_aside(params: Params, size: str, mark: str) -> Path | None:
+def move_old_run_aside(params: Params, size: str, mark: str) -> Path | None:
     """Rename the folders of an earlier run, here and where runs are kept, so that training begins
     anew; return the new name of the latter.
 

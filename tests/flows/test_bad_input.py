@@ -105,8 +105,10 @@ def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path)
     other = make_project(tmp_path / "locked", small_params())
     (other.folder / "data").symlink_to(project.folder / "data")
     params = load_params(other.params)
-    size, manifest = launch.with_data(params, "digits")
-    with only_one(launch.lock_file(params.paths.outputs, "digits", launch.mark_of(size, manifest))):
+    size, manifest = launch.load_size_and_manifest(params, "digits")
+    with only_one(
+        launch.lock_file(params.paths.outputs, "digits", launch.run_fingerprint(size, manifest))
+    ):
         line = error_line(other, train.main)
     assert "another process" in line
 

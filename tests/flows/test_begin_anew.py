@@ -87,7 +87,7 @@ def waiting(params, request):
 
 def test_metrics_arrive_and_both_folders_are_renamed(params, waiting):
     mark, run_id, folder = waiting
-    aside = launch.put_aside(params, "digits", mark)
+    aside = launch.move_old_run_aside(params, "digits", mark)
     (point,) = mlflow.MlflowClient().get_metric_history(run_id, "loss")
     assert (point.step, point.value) == (7, 2.0)
     assert (aside / "checkpoint").exists()
@@ -110,7 +110,7 @@ def test_metrics_that_mlflow_does_not_take_keep_all_in_place(params, waiting, mo
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     try:
         with pytest.raises(FractalError, match="1 reports .* wait for MLflow") as caught:
-            launch.put_aside(params, "digits", mark)
+            launch.move_old_run_aside(params, "digits", mark)
     finally:
         mlflow.set_tracking_uri(uri)
     assert "\n" not in str(caught.value)
@@ -121,8 +121,8 @@ def test_an_object_store_is_left_to_the_person(params):
     mark = "d" * 64
     paths = params.paths.model_copy(update={"training": "s3://runs"})
     with pytest.raises(FractalError, match=f"s3://runs/digits/{mark[:16]}"):
-        launch.put_aside(params.model_copy(update={"paths": paths}), "digits", mark)
+        launch.move_old_run_aside(params.model_copy(update={"paths": paths}), "digits", mark)
 
 
 def test_nothing_was_there(params):
-    assert launch.put_aside(params, "digits", "c" * 64) is None
+    assert launch.move_old_run_aside(params, "digits", "c" * 64) is None

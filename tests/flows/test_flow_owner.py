@@ -30,7 +30,7 @@ def ended(prefect) -> Owner:
 
 
 def test_a_flow_run_that_ended_is_over(ended, tmp_path):
-    assert not ended.process_is_dead()
+    assert not ended.is_process_dead()
     assert is_over(ended, tmp_path / "lock")
 
 

@@ -112,7 +112,7 @@ def long_recipe(project: Project, tmp_path) -> Project:
     ],
 )
 def test_fewer_epochs_have_a_shorter_warm_up(long_recipe, changes, warmup):
-    size, _ = launch.with_data(load_params(long_recipe.params), "digits", **changes)
+    size, _ = launch.load_size_and_manifest(load_params(long_recipe.params), "digits", **changes)
     assert size.training.warmup_epochs == warmup
     assert size.training.epochs == changes.get("epochs", 22)
 

@@ -27,7 +27,7 @@ class Owner(StrictModel):
     since: str
 
     @classmethod
-    def here(cls, flow_run: str = "", prefect: str = "") -> Self:
+    def current(cls, flow_run: str = "", prefect: str = "") -> Self:
         """This process."""
         return cls(
             flow_run=flow_run,
@@ -47,7 +47,7 @@ class Owner(StrictModel):
         except ValidationError:
             return None
 
-    def process_is_dead(self) -> bool:
+    def is_process_dead(self) -> bool:
         """False also where this machine cannot tell, because the process is another machine's."""
         if self.host != socket.gethostname():
             return False

@@ -61,14 +61,14 @@ class Screen:
         self.lines: list[str] = []
 
     def train(self, api: JobsApi, job: TrainingJob, **options: object) -> str:
-        jobs = TrainingJobs(api.address, Owner.here(), **options)
+        jobs = TrainingJobs(api.address, Owner.current(), **options)
         return jobs.train(job, on_report=self.reports.append, on_line=self.lines.append)
 
 
 def _dead_process() -> Owner:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
-    return Owner.here().model_copy(update={"process": done.pid})
+    return Owner.current().model_copy(update={"process": done.pid})
 
 
 # What travels
@@ -186,7 +186,7 @@ def test_only_cancelling_stops_the_job(api, job, error, stops):
     def ends(report: Report) -> None:
         raise error("the screen is gone")
 
-    jobs = TrainingJobs(api.address, Owner.here())
+    jobs = TrainingJobs(api.address, Owner.current())
     with pytest.raises(error):
         jobs.train(job, on_report=ends, on_line=print)
     (state,) = [known["status"] for known in api.jobs.values()]
@@ -205,7 +205,7 @@ def test_a_job_of_this_run_is_joined(api, job):
 def test_a_job_whose_process_died_is_stopped(api, job):
     api.add("stale", size="tiny", fingerprint=OTHER, owner=_dead_process().model_dump_json())
     screen = Screen()
-    screen.train(api, job, is_over=lambda owner, mark: owner.process_is_dead())
+    screen.train(api, job, is_over=lambda owner, mark: owner.is_process_dead())
     assert api.jobs["stale"]["status"] == "STOPPED"
     assert len(api.submitted) == 1
     assert "stale" in screen.lines[0]
@@ -213,14 +213,14 @@ def test_a_job_whose_process_died_is_stopped(api, job):
 
 @pytest.mark.parametrize("who", ["alive", "of another machine", "unknown"])
 def test_a_job_of_somebody_else_is_left_alone(api, job, who):
-    owner = _dead_process() if who == "of another machine" else Owner.here()
+    owner = _dead_process() if who == "of another machine" else Owner.current()
     owner = owner.model_copy(update={"user": "mia", "flow_run": "0" * 8})
     if who == "of another machine":
         owner = owner.model_copy(update={"host": "elsewhere"})
     text = "" if who == "unknown" else owner.model_dump_json()
     api.add("theirs", size="tiny", fingerprint=OTHER, owner=text)
     with pytest.raises(FractalError, match="ray job stop theirs") as caught:
-        Screen().train(api, job, is_over=lambda owner, mark: owner.process_is_dead())
+        Screen().train(api, job, is_over=lambda owner, mark: owner.is_process_dead())
     assert "\n" not in str(caught.value)
     assert ("somebody unknown" if who == "unknown" else "mia") in str(caught.value)
     assert api.jobs["theirs"]["status"] == "RUNNING"
@@ -239,14 +239,14 @@ def test_a_run_that_begins_anew_stops_its_own_stale_job(api, job):
     stale = _dead_process().model_dump_json()
     api.add("same", size="tiny", fingerprint=MINE, owner=stale)
     api.add("other", size="tiny", fingerprint=OTHER, owner=stale)
-    jobs = TrainingJobs(api.address, Owner.here(), lambda owner, mark: owner.process_is_dead())
+    jobs = TrainingJobs(api.address, Owner.current(), lambda owner, mark: owner.is_process_dead())
     jobs.stop_run("tiny", MINE, on_line=print)
     states = {name: known["status"] for name, known in api.jobs.items()}
     assert states == {"same": "STOPPED", "other": "RUNNING"}
 
 
 def test_the_job_of_an_earlier_attempt_of_this_flow_run_is_ours(api):
-    earlier = Owner.here().model_copy(update={"flow_run": "0" * 8})
+    earlier = Owner.current().model_copy(update={"flow_run": "0" * 8})
     api.add("attempt", size="tiny", fingerprint=MINE, owner=earlier.model_dump_json())
     TrainingJobs(api.address, earlier).stop_run("tiny", MINE, on_line=print)
     assert api.jobs["attempt"]["status"] == "STOPPED"
@@ -279,5 +279,5 @@ def test_what_does_not_pass_is_one_line(api, job, status):
 
 def test_no_server_is_one_line(job):
     with pytest.raises(FractalError, match="does not answer") as caught:
-        TrainingJobs("http://127.0.0.1:9", Owner.here())
+        TrainingJobs("http://127.0.0.1:9", Owner.current())
     assert "\n" not in str(caught.value)
