@@ -47,7 +47,11 @@ def register_source(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Say where images are. Nothing is copied; `dvc repro` prepares them afterwards."""
-    from fractal_model.data.sources.registered import register, registered, renumbered_class
+    from fractal_model.data.sources.registered import (
+        find_renumbered_class,
+        read_registered,
+        register,
+    )
 
     data = load_params(params).paths.data
     resolutions = tuple(dict.fromkeys(resolution or ()))
@@ -55,7 +59,7 @@ def register_source(
         source, listing = register(
             folder, data, name=name, resolutions=resolutions, holdout=holdout, progress=update
         )
-    datasets = [dataset for dataset, entry in registered(data).items() if entry.source == name]
+    datasets = [dataset for dataset, entry in read_registered(data).items() if entry.source == name]
     table = FittedTable(f"{source.name}: {source.kind}", ["", "images"], headings=False)
     table.add_row("classes", f"{source.classes:,}")
     for split, images in source.images.items():
@@ -69,7 +73,7 @@ def register_source(
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set names them all")
     for dataset in datasets:
-        if change := renumbered_class(data, dataset, listing.class_names):
+        if change := find_renumbered_class(data, dataset, listing.class_names):
             say(
                 f"{dataset}: the order of the classes changes, {change}, when `dvc repro` prepares "
                 f"it again; a model that was trained on it keeps its own order"
@@ -81,12 +85,12 @@ def register_source(
 def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
     """Build a prepared data set; `dvc repro` calls this. Killed, it goes on where it was."""
     from fractal_model.data.datasets import prepare_dataset
-    from fractal_model.data.sources.registered import registered
+    from fractal_model.data.sources.registered import read_registered
     from fractal_model.parallel.ray_shards import build_shards
 
     settings = load_params(params)
     prepare_dataset(settings, dataset, build_shards)
-    sources = {entry.source for entry in registered(settings.paths.data).values()}
+    sources = {entry.source for entry in read_registered(settings.paths.data).values()}
     if dataset == DIGITS and IMAGENET not in sources:
         say(HOW_TO_ADD_IMAGENET)
 
@@ -110,11 +114,11 @@ def register_reference(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
-    from fractal_model.data.sources.registered import register_statistics, registered
+    from fractal_model.data.sources.registered import read_registered, register_statistics
     from fractal_model.metrics.adm_statistics import load_published, other_resolution
 
     data = load_params(params).paths.data
-    known = registered(data)
+    known = read_registered(data)
     if dataset not in known:
         raise FractalError(
             f"the data set {dataset!r} is not registered: choose {' or '.join(known) or 'none'}; "

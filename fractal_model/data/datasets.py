@@ -10,7 +10,7 @@ from fractal_model.data.digits import prepare_digits
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.preparation import prepare_source, read_raw_counts
 from fractal_model.data.shard_job import ShardJob
-from fractal_model.data.sources.registered import load_description, registered
+from fractal_model.data.sources.registered import load_description, read_registered
 
 BuildShards = Callable[[list[ShardJob], int], None]
 """Builds shards with a number of processes (0: one a core), or over a cluster."""
@@ -18,7 +18,7 @@ BuildShards = Callable[[list[ShardJob], int], None]
 
 def dataset_names(params: Params) -> list[str]:
     """All data sets that can be prepared. FractalError: `registered.yaml` is damaged."""
-    return [DIGITS, *registered(params.paths.data)]
+    return [DIGITS, *read_registered(params.paths.data)]
 
 
 def require_dataset(params: Params, dataset: str) -> None:
@@ -71,7 +71,7 @@ def _say_what_was_done(params: Params, dataset: str, manifest: Manifest) -> None
 
 def _prepare_registered(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
     data = params.paths.data
-    entry = registered(data)[dataset]
+    entry = read_registered(data)[dataset]
     images = sum(load_description(data, entry.source).images.values())
     with progress_bar(f"{dataset}: images", images, images=True) as update:
         return prepare_source(

@@ -103,8 +103,7 @@ class Manifest(StrictModel):
 def split_record(
     resolution: int, classes: int, digests: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
 ) -> SplitRecord:
-    """The record of the images in these shards: all their `image_digest`s, and their labels, int64
-    (N,), in order."""
+    """Return the record of a split from all its `image_checksum`s and its labels, int64 (N,)."""
     kind = f"{resolution}x{resolution}x3 uint8, int64\n"
     return SplitRecord(
         images=len(labels),
@@ -114,7 +113,7 @@ def split_record(
     )
 
 
-def image_digest(pixels: bytes, label: int) -> bytes:
+def image_checksum(pixels: bytes, label: int) -> bytes:
     """SHA-256 of an image, (H, W, 3) uint8 in C order, and its label as eight bytes."""
     return hashlib.sha256(pixels + label.to_bytes(8, "little")).digest()
 

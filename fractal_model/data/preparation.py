@@ -27,7 +27,7 @@ from fractal_model.data.adm_crop import PREPROCESSING
 from fractal_model.data.decoding import READING
 from fractal_model.data.manifest import Manifest, QuarantinedFile, write_manifest
 from fractal_model.data.raw_images import RawCounts
-from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardDone, ShardJob
+from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardJob, ShardResult
 from fractal_model.data.shards import complete_split, images_per_shard
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress
 from fractal_model.data.sources.registered import Source, listing_file, load_source
@@ -41,7 +41,7 @@ _FEWEST_SHARDS, _SMALL_SHARD = 16, 128
 
 RunJobs = Callable[[list[ShardJob]], None]
 """Builds the shards, in any order and place that shares the file system."""
-Built = list[tuple[ShardJob, ShardDone]]
+Built = list[tuple[ShardJob, ShardResult]]
 
 
 def prepare_source(
@@ -73,7 +73,7 @@ def prepare_source(
         with _progress(partial, jobs, progress):
             if missing:
                 run_jobs(missing)
-        built = [(job, ShardDone.model_validate_json(job.done_file.read_text())) for job in jobs]
+        built = [(job, ShardResult.model_validate_json(job.done_file.read_text())) for job in jobs]
         left_out = _left_out(folder, listing, built, settings.max_quarantined_share)
         manifest = _write_whole(partial, dataset, described, listing, resolution, built, left_out)
         put_in_place(folder)
@@ -216,7 +216,7 @@ def _write_whole(
     splits, counts = {}, {}
     for name in listing.splits():
         shards = [(job, shard) for job, shard in built if job.split == name]
-        contents = ((shard.record, *job.read_digests()) for job, shard in shards)
+        contents = ((shard.record, *job.read_checksums()) for job, shard in shards)
         splits[name] = complete_split(partial / name, listing.class_names, resolution, contents)
         counts[name] = _raw_counts([shard for _, shard in shards])
     text = json.dumps({"splits": counts}, indent=2)
@@ -246,7 +246,7 @@ def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
     return {name: RawCounts.model_validate(counts) for name, counts in splits.items()}
 
 
-def _raw_counts(shards: list[ShardDone]) -> dict[str, int | dict[str, int]]:
+def _raw_counts(shards: list[ShardResult]) -> dict[str, int | dict[str, int]]:
     """What the raw images of these shards are like, added up."""
     total: dict[str, int | dict[str, int]] = {}
     for name, empty in vars(RawCounts()).items():

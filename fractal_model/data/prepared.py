@@ -30,7 +30,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.manifest import (
     Manifest,
     ShardRecord,
-    image_digest,
+    image_checksum,
     read_manifest,
     split_record,
 )
@@ -199,7 +199,7 @@ def verify_prepared(
             raise _damaged(split.store, name, f"image {wrong} has label {labels[wrong]}")
         digests = bytearray()
         for image, label, index in split.in_order():
-            digests += image_digest(image.permute(1, 2, 0).numpy().tobytes(), label)
+            digests += image_checksum(image.permute(1, 2, 0).numpy().tobytes(), label)
             progress(verified + index + 1)
         verified += len(split)
         side, sums = manifest.resolution, bytes(digests)

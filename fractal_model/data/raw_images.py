@@ -52,7 +52,7 @@ class RawCounts(BaseModel):
         return sum(images for side, images in self.short_sides.items() if int(side) < resolution)
 
 
-def cropped(
+def prepare_image(
     content: bytes, name: str, resolution: int, counts: RawCounts, *, as_adm: bool = False
 ) -> PIL.Image.Image:
     """The prepared image, RGB, resolution × resolution, added to `counts`.

@@ -1,10 +1,10 @@
-"""One shard's work: read, decode, crop, encode.
+"""Build one shard: read, decode, crop and encode its images.
 
-Decided here: on one machine a pool of processes builds the shards (`in_processes`), on a cluster
-`fractal_model.parallel.ray_shards` does. A process starts in the platform's own way. On Linux that
-is a fork, which is safe here, because the work uses neither torch nor a lock that another thread
-may hold; a fresh interpreter would import for seconds. Shards are given out one by one, so that all
-processes end at about the same time.
+Decided here: on one machine a pool of processes builds the shards (`build_in_processes`). On a
+cluster `fractal_model.parallel.ray_shards` does. A process starts in the platform's default way. On
+Linux that is a fork. It is safe here because the work uses neither torch nor a lock that another
+thread may hold, and it is fast: a new interpreter would import for seconds. Shards are handed out
+one by one, so that all processes end at about the same time.
 """
 
 import os
@@ -23,7 +23,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import file_written_whole
 from fractal_model.data.decoding import UnusableImage
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
-from fractal_model.data.raw_images import RawCounts, cropped
+from fractal_model.data.raw_images import RawCounts, prepare_image
 from fractal_model.data.shards import shard_name, write_shard
 from fractal_model.data.sources.listing import ImageFile, Listing
 from fractal_model.data.sources.reading import SourceReader
@@ -64,16 +64,16 @@ class ShardJob:
         return self.folder / DONE_FOLDER / f"{self.split}-{self.number:05d}.json"
 
     @property
-    def digests_file(self) -> Path:
+    def checksums_file(self) -> Path:
         return self.done_file.with_suffix(".npz")
 
-    def read_digests(self) -> tuple[np.ndarray, np.ndarray]:
+    def read_checksums(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (N, 32) and the labels, int64 (N,)."""
-        with np.load(self.digests_file) as content:
+        with np.load(self.checksums_file) as content:
             return content["digests"], content["labels"]
 
 
-class ShardDone(RawCounts):
+class ShardResult(RawCounts):
     """What the run that waits for a shard has to know of it."""
 
     record: ShardRecord
@@ -93,16 +93,16 @@ def build_shard(job: ShardJob) -> None:
             counts[job.slot] = number
             content = _read(reader, image)
             try:
-                crop = cropped(content, image.key, job.resolution, raw, as_adm=job.as_adm)
+                crop = prepare_image(content, image.key, job.resolution, raw, as_adm=job.as_adm)
                 shard.add(crop, image.label)
             except UnusableImage as error:
                 quarantined.append(
                     QuarantinedFile(file=f"{job.split}/{image.key}", reason=str(error))
                 )
     counts[job.slot] = len(job)
-    with file_written_whole(job.digests_file, unique=True) as partial:
-        np.savez(partial, digests=shard.digests, labels=shard.labels)
-    done = ShardDone(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
+    with file_written_whole(job.checksums_file, unique=True) as partial:
+        np.savez(partial, digests=shard.checksums, labels=shard.labels)
+    done = ShardResult(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
     with file_written_whole(job.done_file, unique=True) as partial:
         partial.write_text(done.model_dump_json())
 
@@ -117,7 +117,7 @@ def _read(reader: SourceReader, image: ImageFile) -> bytes:
         ) from error
 
 
-def in_processes(jobs: list[ShardJob], processes: int) -> None:
+def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
     """Build the shards on up to `processes` processes of this machine.
 
     FractalError: a shard could not be built, or a process died. The others are ended at once then.

@@ -17,7 +17,7 @@ import PIL.Image
 import pyarrow as pa
 
 from fractal_model.common.files import file_written_whole
-from fractal_model.data.manifest import ShardRecord, SplitRecord, image_digest, split_record
+from fractal_model.data.manifest import ShardRecord, SplitRecord, image_checksum, split_record
 
 SHARD_BYTES = 256 * 2**20
 _COMPRESSED = 0.6
@@ -51,7 +51,7 @@ class ShardWriter:
         image.save(webp, format="WEBP", lossless=True, quality=0, method=0)
         self._encoded.append(webp.getvalue())
         self._labels.append(label)
-        self._digests.append(image_digest(image.tobytes(), label))
+        self._digests.append(image_checksum(image.tobytes(), label))
         if len(self._encoded) == _ROWS:
             self.flush()
 
@@ -61,7 +61,7 @@ class ShardWriter:
         return np.array(self._labels, dtype=np.int64)
 
     @property
-    def digests(self) -> np.ndarray:
+    def checksums(self) -> np.ndarray:
         """uint8 (N, 32)"""
         return np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(-1, 32)
 

@@ -99,7 +99,7 @@ def _write_shards(
         with write_shard(folder / shard_name(number), class_names) as shard:
             for image, label in chain([first], islice(images, largest - 1)):
                 shard.add(PIL.Image.fromarray(image), label)
-        yield shard.record(), shard.digests, shard.labels
+        yield shard.record(), shard.checksums, shard.labels
         number, first = number + 1, next(images, None)
 
 

@@ -6,7 +6,7 @@ from fractal_model.common.files import sha256
 from fractal_model.common.memory import compute_device
 from fractal_model.config.params import Params
 from fractal_model.data.prepared import open_prepared
-from fractal_model.data.sources.registered import registered, statistics_file
+from fractal_model.data.sources.registered import read_registered, statistics_file
 from fractal_model.metrics.adm_statistics import load_published
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import PublishedStatistics, Reference, build_reference
@@ -41,7 +41,7 @@ def _registered_statistics(
     FractalError: they are not on this machine, or have changed.
     """
     data = params.paths.data
-    entry = registered(data).get(dataset)
+    entry = read_registered(data).get(dataset)
     if entry is None or entry.statistics is None:
         return None
     name, file = entry.statistics.file, statistics_file(data, dataset)

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.data.shard_job import ShardJob, build_shard, in_processes
+from fractal_model.data.shard_job import ShardJob, build_in_processes, build_shard
 from fractal_model.parallel.ray_cluster import ray_cluster
 
 
@@ -20,7 +20,7 @@ def build_shards(jobs: list[ShardJob], processes: int) -> None:
     if os.environ.get("RAY_ADDRESS"):
         over_cluster(jobs)
     else:
-        in_processes(jobs, processes or os.cpu_count() or 1)
+        build_in_processes(jobs, processes or os.cpu_count() or 1)
 
 
 def over_cluster(jobs: list[ShardJob]) -> None:

@@ -37,9 +37,9 @@ from fractal_model.data.adm_crop import center_crop
 from fractal_model.data.manifest import read_manifest, split_record, write_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared
-from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shard_job import build_in_processes
 from fractal_model.data.shards import images_per_shard, shard_name, write_shard
-from fractal_model.data.sources.registered import register, registered
+from fractal_model.data.sources.registered import read_registered, register
 
 IMAGENET = 1_281_167
 SIDES = (64, 256)
@@ -111,7 +111,7 @@ def prepare(data: Path, side: int, processes: int) -> None:
         source="photographs",
         resolution=side,
         settings=PreparationConfig(max_quarantined_share=0, processes=processes),
-        run_jobs=lambda jobs: in_processes(jobs, processes),
+        run_jobs=lambda jobs: build_in_processes(jobs, processes),
     )
 
 
@@ -188,7 +188,7 @@ def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float
     for number in range(1, times):
         os.link(file, file.with_name(shard_name(number)))
         shards.append(record.model_copy(update={"file": f"train/{shard_name(number)}"}))
-    digests, labels = shard.digests.tobytes() * times, np.tile(shard.labels, times)
+    digests, labels = shard.checksums.tobytes() * times, np.tile(shard.labels, times)
     splits = {"train": split_record(256, len(manifest.class_names), digests, labels, shards)}
     write_manifest(big, manifest.model_copy(update={"splits": splits}))
     command = [sys.executable, "-c", READER, str(big), str(reads)]
@@ -223,7 +223,7 @@ def repro_seconds(scratch: Path, raw: Path, rounds: int) -> float:
 
     run("init", "--no-scm", "--quiet")
     # References are of Inception features, which take minutes and change nothing here.
-    (photographs,) = registered(project / "data")
+    (photographs,) = read_registered(project / "data")
     stages = ["digits", "digits-report", f"prepare@{photographs}", f"report@{photographs}"]
     run("repro", *stages)
     return statistics.median(seconds(lambda: run("repro", *stages)) for _ in range(rounds))

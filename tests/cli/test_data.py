@@ -17,7 +17,7 @@ from fractal_model.cli import app
 from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.sources.listing import Listing
-from fractal_model.data.sources.registered import registered
+from fractal_model.data.sources.registered import read_registered
 from fractal_model.metrics.reference import load_reference
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
@@ -107,7 +107,7 @@ def test_adms_statistics_instead(project, fractal):
     )
     assert (reference.statistics.mean == mu).all()
     fractal("data", "register", "raw", "--resolution", 16)
-    assert registered(project / "data")["imagenet16"].statistics is not None, "it is kept"
+    assert read_registered(project / "data")["imagenet16"].statistics is not None, "it is kept"
     np.savez(project / "VIRTUAL_imagenet16_labeled.npz", mu=mu, sigma=2 * sigma)
     code, _, err = fractal("data", "reference", "imagenet16")
     assert code == 1 and "has changed since it was registered: run `fractal data register-" in err
@@ -147,7 +147,7 @@ def test_where_adms_file_lies_is_of_this_machine(project, fractal):
     assert fractal("data", "reference", "imagenet16")[0] == 0
     assert fractal("data", "register-reference", "imagenet16", "--remove")[0] == 0
     assert not location.exists()
-    assert registered(project / "data")["imagenet16"].statistics is None
+    assert read_registered(project / "data")["imagenet16"].statistics is None
 
 
 def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
@@ -186,7 +186,7 @@ def test_registering_says_when_classes_get_other_numbers(project, fractal, monke
             mini.put(project / f"numerals/{number}/{index}.jpg", image)
     words = ["register", "numerals", "--name", "own", "--resolution", 8, "--holdout", 0.5]
     with monkeypatch.context() as earlier:
-        earlier.setattr("fractal_model.data.sources.listing._place_of_class", lambda name: name)
+        earlier.setattr("fractal_model.data.sources.listing._class_sort_key", lambda name: name)
         assert "order of the classes" not in fractal("data", *words)[1]
     by_text = ("0", "1", "10", *map(str, range(2, 10)))
     for _ in range(2):

@@ -17,7 +17,7 @@ from fractal_model.data import shard_job
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.preparation import prepare_source
 from fractal_model.data.prepared import open_prepared, verify_prepared
-from fractal_model.data.shard_job import ShardJob, in_processes
+from fractal_model.data.shard_job import ShardJob, build_in_processes
 from fractal_model.data.shards import ShardWriter, write_shard
 from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
@@ -93,7 +93,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
 
     def run_jobs(jobs: list[ShardJob]) -> None:
         built.extend(jobs)
-        in_processes(jobs, 2)
+        build_in_processes(jobs, 2)
 
     prepare_source(data, "slow", settings=settings, run_jobs=run_jobs, **options)
     assert not {job.done_file for job in built} & set(kept), "whole shards are not built again"
@@ -103,7 +103,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
         tmp_path / "whole",
         "slow",
         settings=settings,
-        run_jobs=lambda jobs: in_processes(jobs, 1),
+        run_jobs=lambda jobs: build_in_processes(jobs, 1),
         **options,
     )
     assert contents(data / "slow") == contents(tmp_path / "whole" / "slow")
@@ -114,11 +114,11 @@ import sys
 from pathlib import Path
 from fractal_model.data.preparation import prepare_source
 from fractal_model.config.data import PreparationConfig
-from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shard_job import build_in_processes
 prepare_source(
     Path(sys.argv[1]), "slow", source="slow", resolution=16,
     settings=PreparationConfig(max_quarantined_share=0, processes=1),
-    run_jobs=lambda jobs: in_processes(jobs, int(sys.argv[2])),
+    run_jobs=lambda jobs: build_in_processes(jobs, int(sys.argv[2])),
 )
 """
 
@@ -182,7 +182,7 @@ def test_shards_of_another_source_are_not_kept(tmp_path):
     register(root, data, resolutions=(SIDE,))
 
     def build_one_and_stop(jobs: list[ShardJob]) -> None:
-        in_processes(jobs[:1], 1)
+        build_in_processes(jobs[:1], 1)
         raise KeyboardInterrupt
 
     settings = PreparationConfig(max_quarantined_share=0, processes=1)
@@ -196,7 +196,7 @@ def test_shards_of_another_source_are_not_kept(tmp_path):
 
 def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
-    monkeypatch.setattr(shard_job, "cropped", lambda *_, **__: os._exit(1))
+    monkeypatch.setattr(shard_job, "prepare_image", lambda *_, **__: os._exit(1))
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
     with pytest.raises(FractalError, match="a process of the preparation died.*to go on"):
         prepare(tmp_path / "data", 2)
@@ -263,7 +263,7 @@ def test_a_process_left_behind_does_not_disturb_the_next_run(pristine, tmp_path,
     monkeypatch.setattr(ShardWriter, "add", add)
     jobs = jobs_of(tmp_path / "data")
     assert partial and not partial[0].exists(), "the next run cleans up"
-    in_processes(jobs, 1)
+    build_in_processes(jobs, 1)
     (left_behind.shard_file.parent / partial[0].name).write_bytes(b"it was not over yet")
     prepare(tmp_path / "data")
     assert contents(tmp_path / "data/imagenet16") == contents(pristine / "imagenet16")

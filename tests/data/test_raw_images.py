@@ -19,10 +19,9 @@ from fractal_model.data.datasets import prepare_dataset
 from fractal_model.data.decoding import UnusableImage
 from fractal_model.data.manifest import read_manifest
 from fractal_model.data.prepared import open_prepared, verify_prepared
-from fractal_model.data.raw_images import RawCounts
-from fractal_model.data.raw_images import cropped as prepared_image
+from fractal_model.data.raw_images import RawCounts, prepare_image
 from fractal_model.data.report import write_report
-from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shard_job import build_in_processes
 from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
@@ -118,7 +117,7 @@ def test_what_was_done_to_pictures_is_said(tmp_path, capsys):
         "paths": params.paths.model_copy(update={"data": tmp_path / "data"}),
         "preparation": PreparationConfig(max_quarantined_share=0.9, processes=1),
     }
-    prepare_dataset(params.model_copy(update=changed), "kinds", in_processes)
+    prepare_dataset(params.model_copy(update=changed), "kinds", build_in_processes)
     shown = capsys.readouterr()
     lines = (shown.out + shown.err).splitlines()
     assert "kinds: 2 images smaller than 16 px, enlarged" in lines
@@ -191,7 +190,7 @@ def prepared_and_counts(
     content: bytes, name: str = "one/x.jpg"
 ) -> tuple[PIL.Image.Image, RawCounts]:
     counts = RawCounts()
-    return prepared_image(content, name, SIDE, counts), counts
+    return prepare_image(content, name, SIDE, counts), counts
 
 
 CORRUPT_EXIF = [
@@ -270,11 +269,11 @@ import re, sys
 from pathlib import Path
 from fractal_model.data.preparation import prepare_source
 from fractal_model.config.data import PreparationConfig
-from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shard_job import build_in_processes
 manifest = prepare_source(
     Path(sys.argv[1]), "large", source="large", resolution=64,
     settings=PreparationConfig(max_quarantined_share=0, processes=1),
-    run_jobs=lambda jobs: in_processes(jobs, 1),
+    run_jobs=lambda jobs: build_in_processes(jobs, 1),
 )
 assert manifest.splits["train"].images == 2
 # Not getrusage's, which begins with the peak of the process that started this one.

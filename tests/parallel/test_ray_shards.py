@@ -7,7 +7,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import PreparationConfig
 from fractal_model.data.preparation import prepare_source
-from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shard_job import build_in_processes
 from fractal_model.data.sources.registered import register
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.parallel.ray_shards import over_cluster
@@ -34,7 +34,10 @@ def prepare(data: Path, run_jobs) -> None:
 
 def test_gives_the_same_bytes(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
-    for name, run_jobs in (("one", lambda jobs: in_processes(jobs, 1)), ("ray", over_cluster)):
+    for name, run_jobs in (
+        ("one", lambda jobs: build_in_processes(jobs, 1)),
+        ("ray", over_cluster),
+    ):
         register(root, tmp_path / name, resolutions=(SIDE,))
         prepare(tmp_path / name, run_jobs)
     assert contents(tmp_path / "ray/imagenet16") == contents(tmp_path / "one/imagenet16")

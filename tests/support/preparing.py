@@ -12,7 +12,7 @@ from fractal_model.config.data import PreparationConfig
 from fractal_model.data.adm_crop import center_crop
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.preparation import prepare_source
-from fractal_model.data.shard_job import in_processes
+from fractal_model.data.shard_job import build_in_processes
 
 SIDE = 16
 
@@ -23,7 +23,7 @@ def prepare(data: Path, processes: int = 1, share: float = 0.0, **changes: objec
         data,
         "imagenet16",
         settings=PreparationConfig(max_quarantined_share=share, processes=processes),
-        run_jobs=lambda jobs: in_processes(jobs, processes),
+        run_jobs=lambda jobs: build_in_processes(jobs, processes),
         **options,
     )
 

@@ -154,7 +154,7 @@ class ListingBuilder:
         if (split, key) in self._keys:
             self.refuse(split, key, "there are two files of this name")
             return
-        if printable(key) != key or printable(file) != file:
+        if printable_name(key) != key or printable_name(file) != file:
             self.refuse(split, key, "its name is not UTF-8 or has control characters: rename it")
             return
         self._keys.add((split, key))
@@ -164,12 +164,12 @@ class ListingBuilder:
 
     def refuse(self, split: str, file: str, reason: str) -> None:
         self.refused.append(
-            RefusedFile(split=split, file=printable(file), reason=printable(reason))
+            RefusedFile(split=split, file=printable_name(file), reason=printable_name(reason))
         )
 
     def note_unused(self, split: str, class_id: str) -> None:
         """No image of this class can be used: its folder is empty, or all in it was refused."""
-        self.unused.append(printable(f"{split}/{class_id}"))
+        self.unused.append(printable_name(f"{split}/{class_id}"))
 
     def classes(self) -> set[str]:
         return set(self._classes)
@@ -190,7 +190,7 @@ class ListingBuilder:
         """`names` is what classes are called, by id: its ids are the label space, with those
         found. `in_order` keeps the order of adding within a split. FractalError: a class's name
         is not allowed."""
-        ids = sorted(self.classes() | set(names), key=_place_of_class)
+        ids = sorted(self.classes() | set(names), key=_class_sort_key)
         class_names = unique_names(ids, names)
         _require_askable(class_names)
         label = {class_id: number for number, class_id in enumerate(ids)}
@@ -223,13 +223,13 @@ def _require_askable(class_names: tuple[str, ...]) -> None:
             )
 
 
-def _place_of_class(class_id: str) -> tuple[bool, int, str]:
+def _class_sort_key(class_id: str) -> tuple[bool, int, str]:
     """Sorts numerals as numbers, before other names."""
     is_numeral = class_id.isascii() and class_id.isdecimal()
     return not is_numeral, int(class_id) if is_numeral else 0, class_id
 
 
-def printable(name: str) -> str:
+def printable_name(name: str) -> str:
     """The name with bytes that are no UTF-8, and what ends a line, escaped, as in `caf\\xe9`."""
     if name.isascii() and name.isprintable():
         return name

@@ -25,7 +25,7 @@ from fractal_model.common.validation import describe
 from fractal_model.config.data import IMAGENET, IMAGENET_SIDES
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.sources.inspection import Source, inspect
-from fractal_model.data.sources.listing import Listing, Progress, printable
+from fractal_model.data.sources.listing import Listing, Progress, printable_name
 
 REGISTERED_FILE = "registered.yaml"
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -81,7 +81,7 @@ def register(
     listing.write(listing_file(data, name))
     _write(_location(data, name), f"{root}\n")
     _write(folder / f"{name}.json", source.model_dump_json(indent=2) + "\n")
-    before = registered(data)
+    before = read_registered(data)
     update_registered(
         data,
         {
@@ -102,12 +102,12 @@ def update_registered(
     data: Path, entries: dict[str, Registered], *, replacing: str | None = None
 ) -> None:
     """Writes these entries beside those there are, without the older ones of `replacing`."""
-    kept = {k: v for k, v in registered(data).items() if v.source != replacing} | entries
+    kept = {k: v for k, v in read_registered(data).items() if v.source != replacing} | entries
     content = {"registered": {k: kept[k].model_dump() for k in sorted(kept)}}
     _write(data / REGISTERED_FILE, _HEAD + yaml.safe_dump(content, sort_keys=False))
 
 
-def registered(data: Path) -> dict[str, Registered]:
+def read_registered(data: Path) -> dict[str, Registered]:
     """Data sets by name. Raises FractalError when the file is damaged."""
     file = data / REGISTERED_FILE
     try:
@@ -167,7 +167,7 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
     return source, root, listing
 
 
-def renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
+def find_renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
     """Which class of the prepared data set, if there is one, gets another number with `names`."""
     try:
         before = read_manifest(data / dataset).class_names
@@ -195,7 +195,7 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
     else:
         statistics = RegisteredStatistics(file=file.name, sha256=sha256)
         _write(location, f"{file.resolve()}\n")
-    entry = registered(data)[dataset].model_copy(update={"statistics": statistics})
+    entry = read_registered(data)[dataset].model_copy(update={"statistics": statistics})
     update_registered(data, {dataset: entry})
 
 
@@ -235,7 +235,8 @@ def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
     numbered = name == IMAGENET or len(resolutions) > 1
     names = {f"{name}{size}" if numbered else name: size for size in resolutions}
     taken = {"digits": "the embedded data set", "sources": "the folder of the sources"}
-    taken |= {k: f"the source {v.source}" for k, v in registered(data).items() if v.source != name}
+    others = {k: v.source for k, v in read_registered(data).items() if v.source != name}
+    taken |= {k: f"the source {source}" for k, source in others.items()}
     for dataset in names:
         if dataset in taken:
             raise FractalError(f"{dataset!r} is {taken[dataset]} already: choose another name")
@@ -258,9 +259,10 @@ def _require_folder(root: Path) -> Path:
         found = "is a file" if root.is_file() else "does not exist"
         raise FractalError(f"{root} {found}: give the folder that has the images")
     resolved = root.resolve()
-    if printable(str(resolved)) != str(resolved):
+    if printable_name(str(resolved)) != str(resolved):
         raise FractalError(
-            f"{printable(str(resolved))} is not UTF-8 or has control characters: rename the folder"
+            f"{printable_name(str(resolved))} is not UTF-8 or has control characters: "
+            f"rename the folder"
         )
     return resolved
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fractal_model.data.sources.listing import LARGEST_IMAGE, printable
+from fractal_model.data.sources.listing import LARGEST_IMAGE, printable_name
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import mini_imagenet as mini
 from tests.support.listings import contents, expected, refused
@@ -132,7 +132,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["plain.jpg", "straße 山　水.jpg", "a/b.jpg"])
 def test_ordinary_names_stay(name):
-    assert printable(name) == name
+    assert printable_name(name) == name
 
 
 def test_wordnet_ids_under_another_name_are_anybodys_classes(tmp_path):

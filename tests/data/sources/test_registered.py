@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
-from fractal_model.data.sources.registered import load_source, register, registered
+from fractal_model.data.sources.registered import load_source, read_registered, register
 from tests.support import mini_imagenet as mini
 from tests.support.listings import contents, expected, refused
 
@@ -51,7 +51,7 @@ def test_registering_is_written_down_the_same_each_time(tmp_path):
     one, two = (tmp_path / place / "data" for place in ("one", "two"))
     for file in ("registered.yaml", "sources/imagenet.json"):
         assert (one / file).read_bytes() == (two / file).read_bytes()
-    entries = registered(one)
+    entries = read_registered(one)
     assert {name: entry.resolution for name, entry in entries.items()} == {
         "imagenet64": 64,
         "imagenet256": 256,
@@ -138,9 +138,9 @@ def test_own_folder_with_a_share_held_out(tmp_path):
     labels = [image.label for image in listing.rows("validation", 0, 4)]
     assert labels == [0, 0, 1, 1], "each class has its share"
     assert register(tmp_path / "raw", tmp_path / "data", **options)[0] == source
-    assert list(registered(tmp_path / "data")) == ["flowers16", "flowers32"]
+    assert list(read_registered(tmp_path / "data")) == ["flowers16", "flowers32"]
     register(tmp_path / "raw", tmp_path / "data", **{**options, "resolutions": (64,)})
-    assert list(registered(tmp_path / "data")) == ["flowers"], "registering again replaces"
+    assert list(read_registered(tmp_path / "data")) == ["flowers"], "registering again replaces"
 
 
 def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
@@ -241,7 +241,7 @@ def test_damaged_registration(tmp_path):
     refused(lambda: load_source(data, "imagenet"), "imagenet.json is damaged.*register the source")
     for text in ("[", "other: 1", "registered: 5", "registered: {a: 1}"):
         (data / "registered.yaml").write_text(text)
-        refused(lambda: registered(data), "registered.yaml is damaged.*restore it")
+        refused(lambda: read_registered(data), "registered.yaml is damaged.*restore it")
 
 
 def test_names_are_told_apart():
