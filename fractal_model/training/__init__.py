@@ -1,2 +1,1 @@
-"""Training: one worker's loop, its schedule and meter, the job that describes it, and how it is
-launched."""
+"""Training: the loop of one worker, its schedule and meter, the job description and the launch."""

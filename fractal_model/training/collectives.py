@@ -1,7 +1,7 @@
-"""How the ranks of a training tell each other values that are no tensors.
+"""Exchange of Python values between the ranks of a training.
 
-All ranks call a function here together; without a process group there is one rank. The values
-travel over the group's own device, that of gloo or NCCL.
+All ranks must call a function of this module together. Without a process group there is one rank.
+Values travel over the device of the process group, which is gloo's or NCCL's.
 """
 
 from typing import TypeVar
@@ -11,16 +11,16 @@ import torch.distributed
 Value = TypeVar("Value")
 
 
-def from_rank_zero(value: Value) -> Value:
-    """Rank 0's value, on all ranks; the values of the others are ignored."""
-    box = [value]
+def broadcast_from_rank_zero(value: Value) -> Value:
+    """Return rank 0's `value` on all ranks. The values of the other ranks are ignored."""
+    values = [value]
     if torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def of_all_ranks(value: Value) -> list[Value]:
-    """Every rank's value, in the order of the ranks. Returns once all ranks have called."""
+def gather_from_ranks(value: Value) -> list[Value]:
+    """Return the `value` of every rank, in the order of the ranks, once all ranks have called."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [value] * torch.distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""One training run as data: the job that its machines are given, and the reports that they send."""
+"""One training run as data: the job that its machines receive, and the reports that they send."""
 
 from pathlib import Path
 
@@ -9,60 +9,61 @@ from fractal_model.config.model import ModelConfig
 from fractal_model.config.training import TrainingConfig
 
 Curve = tuple[tuple[float, float], ...]
-"""Pairs of epoch and loss, by epoch."""
+"""Pairs (epoch, loss), sorted by epoch."""
 
 
 class Report(StrictModel):
-    """Metrics of a run at one moment; means cover the time since the report before."""
+    """Metrics of a run at one moment. Means are taken over the time since the last report."""
 
     position: int
-    """Images seen, over all workers and epochs."""
+    """Number of images seen, over all workers and epochs."""
     step: int
     epoch: float
     images_per_second: float
     data_wait_share: float
-    """Share of the time in which the worker that waits longest waits for data."""
+    """Share of the time, 0 … 1, that the worker with the longest wait spent waiting for data."""
     workers: int
     accumulation: int
     skipped_batches: int
     loss: float | None = None
-    """None where every batch since the report before was skipped, like the two that follow."""
+    """Mean training loss in nats. It, the norm and the learning rate are None if every batch since
+    the last report was skipped."""
     gradient_norm: float | None = None
     learning_rate: float | None = None
     note: str | None = None
-    """What happened since the report before that a person should read."""
+    """Text for people about events since the last report, such as a skipped batch."""
 
 
 class Stopped(StrictModel):
-    """The last report of a run that ends itself before its time."""
+    """Last report of a run that ends itself before the end of its recipe."""
 
     stopped: str
-    """The reason."""
+    """Reason for the end, one line."""
 
 
-REPORTED: TypeAdapter[Report | Stopped] = TypeAdapter(Report | Stopped)
-"""Reads either of them from the dict or the JSON that Ray Train and files hold."""
+REPORT_ADAPTER: TypeAdapter[Report | Stopped] = TypeAdapter(Report | Stopped)
+"""Reads a Report or a Stopped from a dict or from JSON."""
 
 
 class TrainingJob(StrictModel):
-    """Travels as JSON, from the flow to the driver and from there to the workers."""
+    """Description of one training, sent as JSON from the flow to the driver and to the workers."""
 
     size: str
     model: ModelConfig
     recipe: TrainingConfig
     data: Path | str
     storage: str
-    """Folder or address (s3://…) of this size's runs; the run's own is named by the
-    fingerprint."""
+    """Folder or address (s3://…) of all runs of this size; this run's folder in it is `name`."""
     local: Path
-    """Folder of this run on the driver's machine: reports on their way, its spool of metrics."""
+    """Folder of this run on the driver's machine, with unread reports and the spool of metrics."""
     fingerprint: str
     tracking_uri: str
     run_id: str
-    """Of the MLflow run."""
+    """Id of the MLflow run."""
     reference: Curve = ()
-    """The champion's loss, to tell early that this run goes wrong."""
+    """Training loss of the champion, which warnings compare this run's loss with."""
 
     @property
     def name(self) -> str:
+        """Name of the run's folder: the first 16 digits of the fingerprint."""
         return self.fingerprint[:16]

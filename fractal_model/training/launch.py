@@ -1,4 +1,4 @@
-"""From settings to a job: what a run is, where its files are, and what it is compared with."""
+"""What a training needs before its job exists: size and data, fingerprint, folders and lock."""
 
 import time
 from pathlib import Path
@@ -19,18 +19,20 @@ from fractal_model.tracking.spool import MetricSpool
 def load_size_and_manifest(
     params: Params, name: str, **changes: str | int | None
 ) -> tuple[Size, Manifest]:
-    """A size, with the `changes` that are not None made to its recipe, and the manifest of the data
-    set that it fits. FractalError: it does not fit, or a change is not allowed."""
+    """Return the size `name` and the manifest of its data set. `changes` that are not None replace
+    settings of its recipe. FractalError: the data set does not fit, or a change is not allowed."""
     size = params.size(name)
-    wanted = {key: value for key, value in changes.items() if value is not None}
-    if wanted:
-        size = size.model_copy(update={"training": _changed(size.training, name, wanted)})
+    changed = {key: value for key, value in changes.items() if value is not None}
+    if changed:
+        size = size.model_copy(update={"training": _change_recipe(size.training, name, changed)})
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
     return fit_size(size, manifest), manifest
 
 
-def _changed(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) -> TrainingConfig:
-    if "workers" in changes:  # a number given on the way is a number, not a range
+def _change_recipe(
+    recipe: TrainingConfig, name: str, changes: dict[str, str | int]
+) -> TrainingConfig:
+    if "workers" in changes:  # The recipe's minimum must not exceed the new maximum.
         changes = {"min_workers": min(recipe.min_workers, int(changes["workers"])), **changes}
     if "epochs" in changes:
         changes = {"warmup_epochs": _shorter_warmup(recipe, int(changes["epochs"])), **changes}
@@ -41,7 +43,7 @@ def _changed(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) -
 
 
 def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
-    """Warm-up of a shorter training, in epochs: the recipe's share, rounded down, at least one."""
+    """Warm-up epochs of a shorter training: the recipe's share, rounded down, at least one."""
     if not 0 < epochs < recipe.epochs:
         return recipe.warmup_epochs
     share = recipe.warmup_epochs * epochs // recipe.epochs
@@ -49,45 +51,46 @@ def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
 
 
 def run_fingerprint(size: Size, manifest: Manifest) -> str:
-    """The run's fingerprint: one checksum of everything that decides the weights."""
+    """Fingerprint of a run: a hash of everything that decides its weights."""
     return fingerprint(size.model, size.training.deciding(), manifest.checksum)
 
 
-def local_folder(params: Params, size: str, mark: str) -> Path:
-    """A run's folder on the machine that launches it."""
-    return params.paths.outputs / "training" / size / mark[:16]
+def local_folder(params: Params, size: str, fingerprint: str) -> Path:
+    """Folder of a run on the machine that launches it."""
+    return params.paths.outputs / "training" / size / fingerprint[:16]
 
 
-def lock_file(outputs: Path, size: str, mark: str) -> Path:
-    """The lock that the process holds that launches or follows a run."""
-    return outputs / "training" / f"{size}-{mark[:16]}.lock"
+def lock_file(outputs: Path, size: str, fingerprint: str) -> Path:
+    """Lock file of a run, held by the process that launches or follows it."""
+    return outputs / "training" / f"{size}-{fingerprint[:16]}.lock"
 
 
 def storage(params: Params, size: str) -> str:
-    """The folder or address that a size's runs are kept in."""
+    """Folder or address (s3://…) that contains all runs of a size."""
     root = params.paths.training or str(params.paths.outputs / "training")
     return f"{root.rstrip('/')}/{size}"
 
 
-def move_old_run_aside(params: Params, size: str, mark: str) -> Path | None:
-    """Rename the folders of an earlier run, here and where runs are kept, so that training begins
-    anew; return the new name of the latter.
+def move_old_run_aside(params: Params, size: str, fingerprint: str) -> Path | None:
+    """Rename the local and the stored folder of an earlier run, so that training starts from the
+    beginning. Return the new stored folder, or None if there was none.
 
-    The run's metrics are sent to MLflow first, but for what its workers reported after it was
-    killed. FractalError: the run is in an object store, or MLflow does not take the metrics now.
+    Metrics that the run has written for MLflow are sent first.
+    FractalError: the run is in an object store, or MLflow does not accept the metrics now.
     """
-    kept, local = f"{storage(params, size)}/{mark[:16]}", local_folder(params, size, mark)
-    if is_remote(kept):
+    name, local = fingerprint[:16], local_folder(params, size, fingerprint)
+    stored = f"{storage(params, size)}/{name}"
+    if is_remote(stored):
         raise FractalError(
-            f"the run {mark[:16]} of {size} is kept in {kept}: remove or rename it there to begin "
-            f"anew, and run again without resume=false"
+            f"the run {name} of {size} is in the object store, {stored}: remove or rename it there "
+            f"to train from the beginning, and run again without resume=false"
         )
     _deliver_metrics(local)
     suffix = time.strftime("-%Y%m%d-%H%M%S")
-    for folder in {Path(kept), local}:
+    for folder in {Path(stored), local}:
         if folder.exists():
             folder.rename(folder.with_name(folder.name + suffix))
-    aside = Path(kept + suffix)
+    aside = Path(stored + suffix)
     return aside if aside.exists() else None
 
 
@@ -97,6 +100,6 @@ def _deliver_metrics(local: Path) -> None:
             pass
         if spool.waiting:
             raise FractalError(
-                f"{spool.waiting} reports of the earlier run wait for MLflow in {folder}: nothing "
-                f"was changed, run again once the server takes them"
+                f"{spool.waiting} reports of the earlier run are not in MLflow yet, only in "
+                f"{folder}: nothing was changed, run again when the MLflow server is reachable"
             )

@@ -1,4 +1,4 @@
-"""What a training pass draws: the masks of MAR levels, and the noise of guiding pixels."""
+"""Random inputs of a training pass: the masks of MAR levels and the noise of guiding pixels."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ GUIDE_NOISE_SD = 0.01
 
 
 def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
-    """Masks for training: in each row a random order and a count of ⌈T · r⌉, r from a normal of
-    mean 1 and standard deviation 0.25 truncated to [0, 1]. `tokens` holds T of each level."""
+    """Return a function that draws training masks (R, T), True where masked: ⌈T · r⌉ random
+    sub-patches of each of R rows. r is normal, mean 1 and standard deviation 0.25, truncated to
+    [0, 1]. `tokens` holds T, the number of sub-patches, for each level."""
 
     def draw(level: int, rows: Rows) -> Tensor:
         count, device = len(rows.image), rows.image.device
@@ -28,7 +29,7 @@ def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
 
 
 def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Targets and inputs of the guiding pixels: a little noise decides rounding ties at random;
-    the exact mean is fed in, as published."""
+    """Return targets (int64, 0 … 255) and inputs (the exact `means`) of the guiding pixels, (R, 3).
+    As published, a little noise decides at random how a target between two values is rounded."""
     noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

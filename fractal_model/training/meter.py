@@ -1,4 +1,4 @@
-"""What a worker measures between two reports."""
+"""Measurement of speed, data waiting time and loss of one worker between two reports."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,10 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Means since the report before. Neither the start of a loader nor the saving of a checkpoint
-    counts: the speed is that of training."""
+    """Measures one worker's training since its last report.
+
+    Starting a data loader and saving a checkpoint do not count as training time.
+    """
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
         self._trainer = trainer
@@ -22,13 +24,13 @@ class Meter:
         self._reset()
 
     def start(self) -> None:
-        """Count time from here."""
+        """Start the clock, without the set-up before this call."""
         self._since = time.monotonic()
 
-    def waiting(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the loader's batches and count the time that is spent waiting for them."""
+    def time_loading(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the loader's batches and measure the seconds spent waiting for them."""
         batches = iter(loader)
-        with self.paused():
+        with self.pause():
             batch = next(batches, None)
         while batch is not None:
             yield batch
@@ -37,22 +39,24 @@ class Meter:
             self._waited += time.monotonic() - started
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the clock for the block."""
+    def pause(self) -> Iterator[None]:
+        """Stop the clock during the `with` block."""
         started = time.monotonic()
         try:
             yield
         finally:
             self._since += time.monotonic() - started
 
-    def add(self, step: StepReport) -> None:
+    def add_step(self, step: StepReport) -> None:
         self._steps.append(step)
 
-    def note(self, text: str) -> None:
-        """Add a sentence to the next report."""
+    def add_note(self, text: str) -> None:
+        """Add a sentence for people to the next report."""
         self._notes.append(text)
 
-    def report(self, skipped: int) -> Report:
+    def finish_report(self, skipped: int) -> Report:
+        """Return the report since the last one and begin the next. `skipped`: batches left out of
+        this run so far."""
         seconds, steps = time.monotonic() - self._since, self._steps
         report = Report(
             position=self._trainer.position,

@@ -31,7 +31,7 @@ from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
-from fractal_model.training.collectives import of_all_ranks
+from fractal_model.training.collectives import gather_from_ranks
 from fractal_model.training.masks import training_guides, training_masks
 from fractal_model.training.schedule import learning_rate
 
@@ -187,7 +187,7 @@ class Trainer:
 
     def _culprits(self, batch: Batch) -> list[int]:
         """The images of the ranks whose own loss is not finite; of all ranks if every loss is."""
-        shares = of_all_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
+        shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
         bad_shares = [images for images, is_finite in shares if not is_finite]
         return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
 

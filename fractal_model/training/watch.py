@@ -1,7 +1,7 @@
-"""Early warnings: what a person would want to hear of before a day is lost.
+"""Early warnings of a training that is slow, waits for data, or learns worse than the champion.
 
-Decided here: each warning is a metric of its own, so that it has a curve in MLflow, and a sentence
-that is said once each time it begins.
+Decided here: the measured quantities are metrics, so that they have curves in MLflow. A warning is
+one sentence, given once each time that its condition begins.
 """
 
 from collections import deque
@@ -13,56 +13,57 @@ import numpy as np
 from fractal_model.training.job import Curve, Report
 
 SLOW_SHARE, STARVED_SHARE, WORSE = 0.5, 0.3, 0.2
-"""Limits of speed, of waiting for data, and of the loss above the champion's, in nats per value."""
-_FEWEST, _KEPT = 5, 50
-"""Reports before the speed is compared, and reports that it is compared with."""
+"""Limits for warnings: smallest share of the usual speed, largest share of time spent waiting for
+data, and largest loss above the champion's, in nats per value."""
+_MIN_REPORTS, _MAX_REPORTS = 5, 50
+"""Smallest and largest number of earlier reports that the speed is compared with."""
 
 
 class Watch:
-    """Looks at the reports of a run as they come."""
+    """Derives metrics and warnings from the reports of one run, in their order."""
 
     def __init__(self, reference: Curve = ()) -> None:
         self._reference = reference
-        self._speeds: deque[float] = deque(maxlen=_KEPT)
-        self._told: set[str] = set()
+        self._speeds: deque[float] = deque(maxlen=_MAX_REPORTS)
+        self._active: set[str] = set()
         self._workers: int | None = None
 
-    def look(self, report: Report) -> tuple[dict[str, float], list[str]]:
-        """Further metrics of a report that has a loss, and the warnings that begin with it.
+    def examine(self, report: Report) -> tuple[dict[str, float], list[str]]:
+        """Return further metrics for a report that has a loss, and the warnings that it starts.
 
-        `throughput_ratio`: images per second over the median of the reports before;
-        `loss_over_reference`: loss less the champion's at this epoch.
+        `throughput_ratio`: images per second divided by the median of earlier reports.
+        `loss_over_reference`: loss minus the champion's at this epoch, in nats per value.
         """
         metrics: dict[str, float] = {}
-        changed = self._new_workers(report.workers)
-        if len(self._speeds) >= _FEWEST:
+        worker_changes = self._describe_worker_change(report.workers)
+        if len(self._speeds) >= _MIN_REPORTS:
             metrics["throughput_ratio"] = report.images_per_second / median(self._speeds)
         self._speeds.append(report.images_per_second)
         if self._reference and report.loss is not None:
             epochs, losses = zip(*self._reference, strict=True)
             expected = float(np.interp(report.epoch, epochs, losses))
             metrics["loss_over_reference"] = report.loss - expected
-        return metrics, changed + self._warnings(report.data_wait_share, metrics)
+        return metrics, worker_changes + self._new_warnings(report.data_wait_share, metrics)
 
-    def _new_workers(self, workers: int) -> list[str]:
+    def _describe_worker_change(self, workers: int) -> list[str]:
         before, self._workers = self._workers, workers
         if before is None or before == workers:
             return []
-        self._speeds.clear()  # not comparable any more
-        return [f"goes on with {workers} workers, there were {before}"]
+        self._speeds.clear()  # Speeds with another number of workers cannot be compared.
+        return [f"training continues with {workers} workers instead of {before}"]
 
-    def _warnings(self, waiting: float, metrics: Mapping[str, float]) -> list[str]:
+    def _new_warnings(self, waiting: float, metrics: Mapping[str, float]) -> list[str]:
         ratio, over = metrics.get("throughput_ratio", 1.0), metrics.get("loss_over_reference", 0.0)
-        now: dict[str, str] = {}
+        warnings: dict[str, str] = {}
         if ratio < SLOW_SHARE:
-            now["slow"] = f"{ratio:.0%} of the usual images a second"
+            warnings["slow"] = f"training runs at {ratio:.0%} of its usual images per second"
         if waiting > STARVED_SHARE:
-            now["starved"] = (
-                f"waiting for data {waiting:.0%} of the time: more loader_processes or faster "
-                f"storage would help"
+            warnings["starved"] = (
+                f"workers wait for data {waiting:.0%} of the time: raise loader_processes or use "
+                f"faster storage"
             )
         if over > WORSE:
-            now["worse"] = f"the loss is {over:.2f} above the champion's at this epoch"
-        new = [text for kind, text in now.items() if kind not in self._told]
-        self._told = set(now)
+            warnings["worse"] = f"the loss is {over:.2f} above the champion's at this epoch"
+        new = [text for kind, text in warnings.items() if kind not in self._active]
+        self._active = set(warnings)
         return new

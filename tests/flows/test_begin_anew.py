@@ -109,7 +109,7 @@ def test_metrics_that_mlflow_does_not_take_keep_all_in_place(params, waiting, mo
     )
     mlflow.set_tracking_uri("http://127.0.0.1:9")
     try:
-        with pytest.raises(FractalError, match="1 reports .* wait for MLflow") as caught:
+        with pytest.raises(FractalError, match="1 reports .* not in MLflow yet") as caught:
             launch.move_old_run_aside(params, "digits", mark)
     finally:
         mlflow.set_tracking_uri(uri)

@@ -1,4 +1,4 @@
-"""What a training worker holds in memory: 32 of them stand on four machines."""
+"""A training worker imports few libraries, because many workers share a machine's memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_worker_imports_no_library_that_it_does_not_need():
         "import sys, fractal_model.training.ray_train.worker\n"
         f"print(*(name for name in {NOT_NEEDED} if name in sys.modules))"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert found.stdout.split() == []
+    assert process.stdout.split() == []

@@ -1,4 +1,4 @@
-"""Learning-rate schedule."""
+"""The learning-rate schedule: linear warm-up, then a half cosine to zero."""
 
 import pytest
 

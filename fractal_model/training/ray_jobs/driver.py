@@ -39,7 +39,7 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
 
         def handle(report: Report) -> None:
             nonlocal logged
-            further, warnings = watch.look(report) if report.loss is not None else ({}, [])
+            further, warnings = watch.examine(report) if report.loss is not None else ({}, [])
             warnings += [report.note] if report.note else []
             report = report.model_copy(update={"note": None})
             values, step = report_values({**report.model_dump(exclude_none=True), **further})

@@ -17,7 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, copy_files
 from ray.train import Checkpoint, UserCallback
 
 from fractal_model.common.errors import one_line
-from fractal_model.training.job import REPORTED, Report, Stopped, TrainingJob
+from fractal_model.training.job import REPORT_ADAPTER, Report, Stopped, TrainingJob
 
 FOLDER, SCORE_FILE = "best", "best.json"
 
@@ -40,7 +40,7 @@ class KeepBest(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        report = REPORTED.validate_python(metrics[0])
+        report = REPORT_ADAPTER.validate_python(metrics[0])
         if isinstance(report, Report) and report.loss is not None:
             self._losses.append(report.loss)
         if checkpoint is not None and self._losses:

@@ -21,7 +21,7 @@ from ray.train import UserCallback
 
 from fractal_model.common.errors import one_line
 from fractal_model.common.files import file_written_whole
-from fractal_model.training.job import REPORTED, Report, Stopped
+from fractal_model.training.job import REPORT_ADAPTER, Report, Stopped
 
 _LOOK_SECONDS = 0.1
 
@@ -65,7 +65,7 @@ class Relay:
         for file in sorted(self._folder.glob("[0-9]*.json")):
             content, is_own = file.read_bytes(), file.stem.endswith(self._label)
             try:
-                report = REPORTED.validate_json(content)
+                report = REPORT_ADAPTER.validate_json(content)
                 # The reason why an earlier run ended itself was for that run.
                 if is_own or isinstance(report, Report):
                     self._on_report(report)
@@ -89,7 +89,7 @@ class _ToFolder(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        report = _of_all([REPORTED.validate_python(each) for each in metrics])
+        report = _of_all([REPORT_ADAPTER.validate_python(each) for each in metrics])
         self._unwritten.append(report)
         try:
             while self._unwritten:

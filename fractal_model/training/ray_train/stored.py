@@ -17,7 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from fractal_model.checkpoints.checkpoint import MARKER, Checkpoint, load_checkpoint
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.training.collectives import Value, from_rank_zero, of_all_ranks
+from fractal_model.training.collectives import Value, broadcast_from_rank_zero, gather_from_ranks
 
 FOLDERS = "checkpoint_"
 """How Ray's names of a run's checkpoints begin; they sort by age."""
@@ -43,11 +43,13 @@ def load_newest_whole(
     """
     context = context or ray.train.get_context()
     is_zero = context.get_world_rank() == 0
-    choice = from_rank_zero(_choose(newest) if is_zero else FractalError("rank 0 chooses"))
+    choice = broadcast_from_rank_zero(
+        _choose(newest) if is_zero else FractalError("rank 0 chooses")
+    )
     chosen, damaged = _or_raise(choice)
     with _on_this_machine(chosen, context) as folder:
         checkpoint = _load(folder, chosen)
-        contents = of_all_ranks(_describe(checkpoint, folder))
+        contents = gather_from_ranks(_describe(checkpoint, folder))
     if len(set(contents)) > 1:
         other = next(rank for rank, content in enumerate(contents) if content != contents[0])
         raise FractalError(
@@ -124,7 +126,7 @@ def _on_this_machine(
                 mine = stack.enter_context(fetch_checkpoint(stored.path, stored.filesystem))
             except OSError as error:
                 mine = _unreachable(stored, error)
-        answers = of_all_ranks((context.get_node_rank(), mine))
+        answers = gather_from_ranks((context.get_node_rank(), mine))
         folders = {node: _or_raise(folder) for node, folder in answers if folder is not None}
         yield folders[context.get_node_rank()]
 

@@ -20,7 +20,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared
-from fractal_model.training.collectives import from_rank_zero
+from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.job import Stopped, TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
@@ -89,16 +89,16 @@ class _Worker:
             flip=recipe.flip,
             end_position=trainer.end_position,
         )
-        for batch in self._meter.waiting(loader):
+        for batch in self._meter.time_loading(loader):
             if trainer.position in self._skipped:
                 trainer.skip()
             else:
-                self._meter.add(trainer.step(batch))
+                self._meter.add_step(trainer.step(batch))
             last = trainer.position >= trainer.end_position
             logged = trainer.steps % recipe.log_every_steps == 0
             due = trainer.steps % self._steps_per_checkpoint == 0
             if last or due or (logged and self._is_overdue()):
-                with self._meter.paused():
+                with self._meter.pause():
                     self._report_checkpoint()
             elif logged:
                 self._report_metrics()
@@ -106,7 +106,7 @@ class _Worker:
     def _is_overdue(self) -> bool:
         """True if a checkpoint is due by the clock of rank 0."""
         minutes = (time.monotonic() - self._saved_at) / 60
-        return from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
+        return broadcast_from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
         """Skip a batch, on all ranks. StoppedError: the recipe allows no skipped batch more."""
@@ -119,7 +119,7 @@ class _Worker:
                 f"{len(self._skipped)} batches were not finite, max_non_finite is "
                 f"{recipe.max_non_finite}; the last: {error}, or raise max_non_finite"
             )
-        self._meter.note(f"batch left out: {error}")
+        self._meter.add_note(f"batch left out: {error}")
         if recipe.non_finite == "roll-back":
             kept = ray.train.get_all_reported_checkpoints()
             self._trainer.start_again()
@@ -130,7 +130,7 @@ class _Worker:
             return
         resumed = load_newest_whole(newest)
         for damage in resumed.damaged:
-            self._meter.note(f"an earlier checkpoint is used: {damage}")
+            self._meter.add_note(f"an earlier checkpoint is used: {damage}")
         progress = resumed.checkpoint.progress
         if progress.fingerprint != self._job.fingerprint:
             raise StoppedError(
@@ -155,7 +155,7 @@ class _Worker:
             )
 
     def _metrics(self) -> dict[str, Any]:
-        return self._meter.report(len(self._skipped)).model_dump(exclude_none=True)
+        return self._meter.finish_report(len(self._skipped)).model_dump(exclude_none=True)
 
     def _report_metrics(self) -> None:
         # The mode only tells Ray which thread of this rank waits, so the ranks' modes may differ.
