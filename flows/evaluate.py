@@ -29,7 +29,7 @@ from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
 from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, registration, registry, runs, store
-from fractal_model.tracking.model_source import REGISTRY_SCHEME, registered
+from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered
 
 
 @flow(name="evaluate-fractal")
@@ -64,7 +64,7 @@ def evaluate_fractal(
         return _show(
             params, size, model, _evaluate(params, chosen, Path(model), None, preview, wait)
         )
-    version = registered(size, model)
+    version = fetch_registered(size, model)
     run_id = get_or_run_evaluation(params, chosen, version, preview, wait)
     metrics = _show(params, size, f"fractal-{size} version {version.version}", run_id)
     if not preview:
@@ -92,7 +92,7 @@ def get_or_run_evaluation(
     """The id of the run that evaluated a version under the protocol of its size; evaluates where
     none has. AtWork: another process does now, and `wait` is False."""
     protocol = protocol_of(params, size.name, preview).checksum
-    kept = registry.evaluation_of(size.name, version.version, protocol)
+    kept = registry.find_evaluation(size.name, version.version, protocol)
     if kept is not None:
         say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
         return kept
@@ -112,7 +112,7 @@ def _evaluate(
     protocol = evaluation.record.checksum
     with evaluation.lock(wait=wait):
         # Another process may have evaluated it while this one waited for the lock.
-        run_id = version and registry.evaluation_of(size.name, version, protocol)
+        run_id = version and registry.find_evaluation(size.name, version, protocol)
         if not run_id:
             run_id = evaluation_tasks.evaluate_model(evaluation)
             if version:
@@ -131,16 +131,16 @@ def compare_with_champion(
 
     def metrics_of(version: str) -> dict[str, float]:
         champion = registry.fetch(size.name, version)
-        return runs.metrics_of(get_or_run_evaluation(params, size, champion))
+        return runs.read_metrics(get_or_run_evaluation(params, size, champion))
 
-    decision = champions.contest(
+    decision = champions.compare_and_promote(
         size.name,
         candidate.version,
         metrics,
         params.promotion,
         protocol=protocol_of(params, size.name).checksum,
         metrics_of=metrics_of,
-        objection=registration.serves_otherwise(size.name, candidate.version, size.serving),
+        objection=registration.serving_difference(size.name, candidate.version, size.serving),
     )
     create_markdown_artifact(
         promotion.as_markdown(size.name, candidate.version, decision),
@@ -152,7 +152,7 @@ def compare_with_champion(
 
 def _show(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
     """Print and publish what an evaluation found; returns its metrics."""
-    results = runs.results_of(run_id)
+    results = runs.read_results(run_id)
     publish_table(f"evaluation-{size}", results)
     rows, absent = results.set_index("metric"), results["value"].isna()
     print_results(model, rows["value"].dropna(), rows["reason"][absent.values])
@@ -160,7 +160,7 @@ def _show(params: Params, size: str, model: str, run_id: str) -> dict[str, float
         picture = runs.download(run_id, PICTURE, params.paths.outputs / size)
         say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
-    return runs.metrics_of(run_id)
+    return runs.read_metrics(run_id)
 
 
 def check(
@@ -174,7 +174,7 @@ def check(
     protocol_of(params, size, preview)
     store.connect(params.paths.outputs)
     if model is None or model.startswith(REGISTRY_SCHEME):
-        verify_checkpoint(registered(size, model).checkpoint)
+        verify_checkpoint(fetch_registered(size, model).checkpoint)
 
 
 def main() -> None:

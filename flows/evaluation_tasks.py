@@ -96,5 +96,5 @@ def report(
             seed=evaluation.source.seed,
             map_parts=split_over_workers(size.evaluation.workers, inputs.files),
         ),
-        training_run=registry.training_run(size.name, record.version),
+        training_run=registry.training_run_id(size.name, record.version),
     )

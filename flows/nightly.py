@@ -122,10 +122,10 @@ class Night:
         except FractalError as error:
             return Row(size, version, "", "skipped", one_line(error))
         full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
-        evaluated = registry.evaluation_of(size, version, full.checksum) is not None
+        evaluated = registry.find_evaluation(size, version, full.checksum) is not None
         if evaluated and champions.is_decided(size, version, full.checksum):
             return Row(size, version, "", "up to date", f"protocol {full.checksum[:12]}")
-        seen = evaluated or registry.evaluation_of(size, version, preview.checksum) is not None
+        seen = evaluated or registry.find_evaluation(size, version, preview.checksum) is not None
         return Due(size, version, full, None if seen else preview, nights.waits_since(size))
 
     def _evaluate(self, due: Due, kind: str, protocol: Protocol) -> Row:
@@ -137,7 +137,7 @@ class Night:
         started = time.monotonic()
         left, forecast = self._deadline - started, self._forecast(due, protocol)
         if not fits(left, forecast, self._params.nightly.budget_seconds):
-            nights.let_wait(due.size)
+            nights.start_waiting(due.size)
             needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
             left_hours = f"{max(0.0, left) / 3600:.2f} h left: comes first next night"
             return Row(*row, "did not fit", needed + left_hours)
@@ -160,11 +160,11 @@ class Night:
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {each for each in (due.version, champion) if each is not None}
         checksum = protocol.checksum
-        missing = [v for v in versions if not registry.evaluation_of(due.size, v, checksum)]
+        missing = [v for v in versions if not registry.find_evaluation(due.size, v, checksum)]
         if not missing:
             return 0.0
         dataset = self._params.training[due.size].dataset
-        experiment_id = store.experiment(dataset, self._params.paths.outputs)
+        experiment_id = store.get_or_create_experiment(dataset, self._params.paths.outputs)
         earlier = nights.earlier_evaluations(experiment_id, due.size)
         each = forecast_seconds(earlier, protocol.samples)
         return None if each is None else each * len(missing)

@@ -35,7 +35,7 @@ from fractal_model.metrics.names import FID
 from fractal_model.parallel.ray_workers import split_over_workers
 from fractal_model.reporting.sweep import SHOWN, sweep_figures, sweep_row
 from fractal_model.tracking import registry, runs, store
-from fractal_model.tracking.model_source import registered
+from fractal_model.tracking.model_source import fetch_registered
 
 
 @flow(name="sweep-guidance")
@@ -66,7 +66,7 @@ def sweep_guidance(
     params = load_params(params_file)
     chosen = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
-    version = registered(size, model)
+    version = fetch_registered(size, model)
     return _Sweep(params, chosen, version, _settings(params, size, samples)).result()
 
 
@@ -105,7 +105,7 @@ class _Sweep:
             f"params.yaml"
         )
         shown = {"guidance": best.guidance, "logit_scale": best.logit_scale}
-        return shown | runs.metrics_of(evaluation)
+        return shown | runs.read_metrics(evaluation)
 
     def _parent(self) -> AbstractContextManager[str]:
         outputs = self._params.paths.outputs

@@ -141,7 +141,7 @@ def _job(params: Params, size: Size, fingerprint: str, run_id: str) -> TrainingJ
         fingerprint=fingerprint,
         tracking_uri=store.tracking_uri(),
         run_id=run_id,
-        reference=runs.curve(registry.training_run(size.name, champion), "loss"),
+        reference=runs.curve(registry.training_run_id(size.name, champion), "loss"),
     )
 
 

@@ -93,8 +93,8 @@ def _print(model: RegisteredModel) -> None:
             version.version,
             ", ".join(version.aliases),
             f"{datetime.fromtimestamp(version.registered_at, UTC):%Y-%m-%d %H:%M}",
-            version.shown("nll_bits_per_dim", 4),
-            version.shown("fid", 2),
+            version.format_metric("nll_bits_per_dim", 4),
+            version.format_metric("fid", 2),
             version.outcome,
         )
     console.print(table)

@@ -45,7 +45,7 @@ def history(size: str) -> list[Change]:
     return [Change.model_validate_json(tags[key]) for key in keys]
 
 
-def succession(changes: Sequence[Change]) -> list[str]:
+def champion_stack(changes: Sequence[Change]) -> list[str]:
     """The versions that a rollback goes back through, the champion last: each change puts one on
     top, a rollback takes off what lies above its version."""
     stack: list[str] = []
@@ -58,7 +58,7 @@ def succession(changes: Sequence[Change]) -> list[str]:
     return stack
 
 
-def withdrawn(changes: Sequence[Change], version: str) -> Change | None:
+def find_withdrawal(changes: Sequence[Change], version: str) -> Change | None:
     """The change by which a person put another in the place of `version`, where that was the last
     word about it."""
     last, champion = None, None
@@ -71,7 +71,7 @@ def withdrawn(changes: Sequence[Change], version: str) -> Change | None:
     return last
 
 
-def contest(
+def compare_and_promote(
     size: str,
     version: str,
     metrics: Mapping[str, float],
@@ -115,7 +115,7 @@ def _settle(
     with _hold_title(size) as title:
         if title.champion != against:
             return None
-        taken = withdrawn(title.changes, version)
+        taken = find_withdrawal(title.changes, version)
         if decision.promote and taken is not None:
             decision = _but(
                 decision,
@@ -156,7 +156,7 @@ def rollback(size: str, because: str) -> tuple[str, str]:
     FractalError: unknown size, or there was none before."""
     there = {str(version.version) for version in registry.versions(size)}
     with _hold_title(size) as title:
-        line = succession(title.changes)
+        line = champion_stack(title.changes)
         before = [version for version in line[:-1] if version in there and version != line[-1]]
         if not before:
             now = f"version {line[-1]} is the first" if line else "there is none"

@@ -40,7 +40,7 @@ def load_model(source: str, outputs: Path) -> FractalModel:
     return load_checkpoint(folder).build_model(averaged=averaged)
 
 
-def registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
+def fetch_registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
     """The version of a size's model that `models:/fractal-<size>@ALIAS` or `…/VERSION` names, in
     the store that is connected; by default the candidate. FractalError: there is none, or it is
     another size's."""

@@ -43,7 +43,7 @@ def waits_since(size: str) -> str | None:
     return model.tags.get(WAITS_TAG)
 
 
-def let_wait(size: str) -> None:
+def start_waiting(size: str) -> None:
     """It did not fit this night; one that waits already keeps its place."""
     if waits_since(size) is None:
         mlflow.MlflowClient().set_registered_model_tag(model_name(size), WAITS_TAG, utc_now())

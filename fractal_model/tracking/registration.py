@@ -101,7 +101,7 @@ def _example(serving: ServingConfig) -> pd.DataFrame:
     return pd.DataFrame({"class": 0, "seed": [0, 1], **own})
 
 
-def serving_of(size: str, version: str) -> ServingConfig:
+def read_serving(size: str, version: str) -> ServingConfig:
     """How a version serves. FractalError: its files are gone, or of another version of this
     package."""
     name = f"{model_name(size)}/{version}"
@@ -128,10 +128,10 @@ def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
     return _register_again(size, equal[0], serving) if equal else None
 
 
-def serves_otherwise(size: str, version: str, evaluated: ServingConfig) -> str:
+def serving_difference(size: str, version: str, evaluated: ServingConfig) -> str:
     """Why a version that was evaluated in this way is not the one that would be served, and the
     way out; "" where it is."""
-    differences = serving_of(size, version).differences(evaluated)
+    differences = read_serving(size, version).differences(evaluated)
     reason = (
         f"version {version} serves with {differences} as evaluated: train or import {size} again, "
         f"which registers the same weights once more with the settings of params.yaml"
@@ -141,7 +141,7 @@ def serves_otherwise(size: str, version: str, evaluated: ServingConfig) -> str:
 
 def _serves(size: str, version: str, serving: ServingConfig) -> bool:
     try:
-        return serving_of(size, version) == serving
+        return read_serving(size, version) == serving
     except FractalError:  # registered by an earlier version of this package
         return False
 

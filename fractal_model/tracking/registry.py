@@ -70,7 +70,7 @@ def aliased_version(size: str, alias: str) -> str | None:
     return None if found is None else str(found.version)
 
 
-def training_run(size: str, version: str | None) -> str | None:
+def training_run_id(size: str, version: str | None) -> str | None:
     """The MLflow run that trained a version; None where it was imported, or there is no version."""
     return None if version is None else version_tags(size, version).get(TRAINING_RUN_TAG)
 
@@ -116,7 +116,7 @@ def evaluation_tag(protocol_checksum: str) -> str:
     return f"{EVALUATION_TAG}.{protocol_checksum[:12]}"
 
 
-def evaluation_of(size: str, version: str, protocol_checksum: str) -> str | None:
+def find_evaluation(size: str, version: str, protocol_checksum: str) -> str | None:
     """The finished run that evaluated a version under a protocol; None where there is none, or it
     was deleted since. FractalError: MLflow does not say."""
     run_id = version_tags(size, version).get(evaluation_tag(protocol_checksum))

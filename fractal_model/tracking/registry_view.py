@@ -36,7 +36,7 @@ class RegisteredVersion(StrictModel):
             return self.decision
         return f"{'promoted' if self.promoted else 'not promoted'}: {self.decision}"
 
-    def shown(self, metric: str, digits: int) -> str:
+    def format_metric(self, metric: str, digits: int) -> str:
         """A metric, or under its name the one of a preview, such as fid_5k; "" without."""
         if metric in self.metrics:
             return f"{self.metrics[metric]:.{digits}f}"

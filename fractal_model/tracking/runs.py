@@ -28,7 +28,7 @@ from fractal_model.evaluation.protocol import RECORD_FILE, Record
 from fractal_model.metrics.image_metrics import MetricResults, results_table
 from fractal_model.tracking import tags
 from fractal_model.tracking.descriptions import describe_run
-from fractal_model.tracking.store import experiment, find_runs
+from fractal_model.tracking.store import find_runs, get_or_create_experiment
 
 RESULTS_FILE = "results.json"
 
@@ -122,7 +122,7 @@ def _run(
     """Go on with the newest run that has the tags `same`, as it was before; or begin a new one."""
     known = _unsuperseded(size, kind, same, outputs) if same else []
     run_id = known[0].info.run_id if known else None
-    experiment_id = experiment(size.training.dataset, outputs)
+    experiment_id = get_or_create_experiment(size.training.dataset, outputs)
     with mlflow.start_run(run_id, experiment_id, name, nested, log_system_metrics=system) as run:
         shared_tags = {
             tags.SIZE_TAG: size.name,
@@ -137,7 +137,7 @@ def _run(
 
 def _unsuperseded(size: Size, kind: str, same: Mapping[str, str], outputs: Path) -> list[Run]:
     """Runs of a kind that have the tags `same` and are not superseded, newest first."""
-    experiments = [experiment(size.training.dataset, outputs)]
+    experiments = [get_or_create_experiment(size.training.dataset, outputs)]
     found = find_runs(experiments, {**same, tags.KIND_TAG: kind})
     return [run for run in found if tags.SUPERSEDED_TAG not in run.data.tags]
 
@@ -159,17 +159,17 @@ def log_sweep(table: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
 def log_best_setting(setting: SamplingConfig, evaluation_run_id: str) -> None:
     """The result of a sweep to its active run: the best setting, and the metrics and id of the run
     that evaluated it by the full protocol."""
-    mlflow.log_metrics(metrics_of(evaluation_run_id))
+    mlflow.log_metrics(read_metrics(evaluation_run_id))
     _log_params(best=setting.model_dump())
     mlflow.set_tag(tags.BEST_RUN_TAG, evaluation_run_id)
 
 
-def metrics_of(run_id: str) -> dict[str, float]:
+def read_metrics(run_id: str) -> dict[str, float]:
     """The newest value of each metric of a run."""
     return mlflow.get_run(run_id).data.metrics
 
 
-def results_of(run_id: str) -> pd.DataFrame:
+def read_results(run_id: str) -> pd.DataFrame:
     """The table that `log_results` has logged to a run."""
     return pd.DataFrame(**mlflow.artifacts.load_dict(f"runs:/{run_id}/{RESULTS_FILE}"))
 

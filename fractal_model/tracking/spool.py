@@ -75,7 +75,7 @@ class MetricSpool:
             ) from error
 
     @property
-    def waiting(self) -> int:
+    def undelivered(self) -> int:
         """Reports that MLflow does not have yet."""
         with self._lock:
             return self._reports + len(self._unwritten)
@@ -96,7 +96,7 @@ class MetricSpool:
                 # A request that still hangs must not move what another process then has moved.
                 self._abandoned.set()
                 unwritten = len(self._unwritten)
-            if waiting := self.waiting:
+            if waiting := self.undelivered:
                 lost = f", but for {unwritten} lost, as there is no room" if unwritten else ""
                 _log.warning(
                     f"{waiting} reports of the run {self._run_id} are not in MLflow yet: they wait "
@@ -255,7 +255,7 @@ class MetricSpool:
     def _count_success(self) -> None:
         if self._failures >= 2:
             away = f"{time.monotonic() - self._away_since:.0f} s"
-            reports = f"{self.waiting} reports are being sent"
+            reports = f"{self.undelivered} reports are being sent"
             _log.warning(f"metrics get to MLflow again, after {away}: {reports}")
         self._failures = 0
 

@@ -77,7 +77,7 @@ def use_store(uri: str) -> None:
     mlflow.set_tracking_uri(uri)
 
 
-def experiment(dataset: str, outputs: Path) -> str:
+def get_or_create_experiment(dataset: str, outputs: Path) -> str:
     """The id of the data set's experiment `fractal-<dataset>`, created if need be.
 
     FractalError: a person has deleted it, and its name is not free before it is purged.
@@ -100,7 +100,7 @@ def experiment(dataset: str, outputs: Path) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return experiment(dataset, outputs)  # another process was faster
+        return get_or_create_experiment(dataset, outputs)  # another process was faster
 
 
 def tracking_uri() -> str:

@@ -98,8 +98,8 @@ def _deliver_metrics(local: Path) -> None:
     for folder in sorted((local / "metrics").glob("*")):
         with MetricSpool(folder, run_id=folder.name) as spool:
             pass
-        if spool.waiting:
+        if spool.undelivered:
             raise FractalError(
-                f"{spool.waiting} reports of the earlier run are not in MLflow yet, only in "
+                f"{spool.undelivered} reports of the earlier run are not in MLflow yet, only in "
                 f"{folder}: nothing was changed, run again when the MLflow server is reachable"
             )

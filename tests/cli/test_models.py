@@ -75,14 +75,14 @@ def _three_versions(empty: Models) -> Models:
     """fractal-digits with three evaluated versions: 2 is the champion, 3 was worse."""
     client = mlflow.MlflowClient()
     client.create_registered_model("fractal-digits")
-    experiment = store.experiment("digits", empty.params.parent / "outputs")
+    experiment = store.get_or_create_experiment("digits", empty.params.parent / "outputs")
     for version, fid in FIDS.items():
         client.create_model_version("fractal-digits", "test://none/none")
         with mlflow.start_run(experiment_id=experiment) as run:
             mlflow.log_metrics({"fid": fid, "fid_stderr": 0.1, "nll_bits_per_dim": 0.7})
         registry.tag_version("digits", version, "fractal.evaluation.abc", run.info.run_id)
         metrics = {v: {"fid": f, "nll_bits_per_dim": 0.7} for v, f in FIDS.items()}
-        champions.contest(
+        champions.compare_and_promote(
             "digits",
             version,
             metrics[version],
@@ -127,7 +127,7 @@ def test_a_preview_is_shown_with_its_count(models):
 
 
 def _preview(models: Models) -> str:
-    experiment = store.experiment("digits", models.params.parent / "outputs")
+    experiment = store.get_or_create_experiment("digits", models.params.parent / "outputs")
     with mlflow.start_run(experiment_id=experiment) as run:
         mlflow.log_metrics({"fid_5k": 30.0, "fid_5k_stderr": 2.0})
     return run.info.run_id

@@ -74,7 +74,7 @@ def params(anew, tmp_path) -> Params:
 def waiting(params, request):
     """A run in both folders, and one report that MLflow does not have; mark, run and spool."""
     store.connect(params.paths.outputs)
-    experiment = store.experiment("digits", params.paths.outputs)
+    experiment = store.get_or_create_experiment("digits", params.paths.outputs)
     run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
     mark = hashlib.sha256(request.node.name.encode()).hexdigest()
     kept = Path(launch.storage(params, "digits")) / mark[:16]

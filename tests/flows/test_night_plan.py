@@ -58,7 +58,7 @@ def new_candidate(size: str) -> str:
 
 def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
     """As if it had taken `SECONDS`."""
-    experiment = store.experiment("digits", params.paths.outputs)
+    experiment = store.get_or_create_experiment("digits", params.paths.outputs)
     tags = {KIND_TAG: "evaluate", SIZE_TAG: size, PROTOCOL_TAG: by.checksum}
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment, start_time=1000, tags=tags).info.run_id

@@ -112,7 +112,7 @@ def test_a_night_evaluates_what_is_new_and_the_next_one_nothing(night):
 def test_one_size_that_fails_does_not_stop_the_others(night, monkeypatch):
     """The broken one has its turn first, and no full evaluation after its preview."""
     new = _register("digits", _source())
-    nights.let_wait(OTHER)
+    nights.start_waiting(OTHER)
     begun = []
 
     def evaluation(
@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_time_comes_first_next_night(night):
     night.params.write_text(yaml.safe_dump(_settings(budget_hours=1e-5)))
     new = _register("digits", _source())
     before = _evaluations()
-    nights.let_wait(OTHER)
+    nights.start_waiting(OTHER)
     rows = nightly.nightly_evaluation(params_file=night.params)
     assert _evaluations() == before
     assert {row["outcome"] for row in rows} == {"did not fit"}

@@ -78,6 +78,6 @@ def test_what_serves_in_another_way_than_it_was_evaluated_is_not_promoted(
     assert registry.aliased_version("digits", "candidate") == again
     evaluate.evaluate_fractal(size="digits", params_file=file)
     assert registry.aliased_version("digits", "champion") == again
-    assert registration.serving_of("digits", again).sampling.guidance == 3.0
+    assert registration.read_serving("digits", again).sampling.guidance == 3.0
     shown = Artifact.get("promotion-digits").data
     assert f"version {again}: promoted to champion" in shown and "| fid |" in shown

@@ -16,7 +16,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.config.evaluation import PromotionConfig
 from fractal_model.tracking import champions, promotion_lock, registry
-from fractal_model.tracking.champions import Change, succession, withdrawn
+from fractal_model.tracking.champions import Change, champion_stack, find_withdrawal
 from tests.support import REPOSITORY
 from tests.support.mlflow_server import SIZE
 
@@ -31,7 +31,7 @@ def _metrics(fid: float) -> dict[str, float]:
 
 def _contest(version: str, fid: float, fids: dict[str, float], **more: str) -> bool:
     fids[version] = fid
-    decision = champions.contest(
+    decision = champions.compare_and_promote(
         SIZE,
         version,
         _metrics(fid),
@@ -63,15 +63,15 @@ def _changes(*steps: tuple[str, str]) -> list[Change]:
     ],
 )
 def test_what_a_rollback_goes_back_through(steps, line):
-    assert succession(_changes(*steps)) == line
+    assert champion_stack(_changes(*steps)) == line
 
 
 def test_what_a_person_took_the_title_from():
     steps = [("1", "evaluation"), ("2", "evaluation"), ("1", "rollback"), ("3", "evaluation")]
     changes = _changes(*steps)
-    assert withdrawn(changes, "2") == changes[2]
-    assert withdrawn(changes, "1") is None
-    assert withdrawn([*changes, *_changes(("2", "override"))], "2") is None
+    assert find_withdrawal(changes, "2") == changes[2]
+    assert find_withdrawal(changes, "1") is None
+    assert find_withdrawal([*changes, *_changes(("2", "override"))], "2") is None
 
 
 def test_the_better_is_promoted_and_the_worse_is_not(new_version):
@@ -188,7 +188,7 @@ def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_
         asked.append(version)
         return _metrics(fids[version])
 
-    decision = champions.contest(
+    decision = champions.compare_and_promote(
         SIZE, slow, _metrics(19.0), RULES, protocol=PROTOCOL, metrics_of=metrics_of
     )
     assert asked == [first, quick]
@@ -279,7 +279,7 @@ uri, versions, fids = json.loads(sys.argv[1])
 mlflow.set_tracking_uri(uri)
 metrics = lambda version: {"fid": fids[version], "nll_bits_per_dim": 0.7}
 for version in versions:
-    champions.contest(
+    champions.compare_and_promote(
         "race", version, metrics(version), PromotionConfig(), protocol="p", metrics_of=metrics
     )
 """

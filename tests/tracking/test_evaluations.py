@@ -29,23 +29,23 @@ def evaluate(new_version):
 
 def test_a_finished_run_of_the_same_protocol(evaluate):
     version, run_id = evaluate()
-    assert registry.evaluation_of(SIZE, version, PROTOCOL) == run_id
-    assert registry.evaluation_of(SIZE, version, "b" * 64) is None
+    assert registry.find_evaluation(SIZE, version, PROTOCOL) == run_id
+    assert registry.find_evaluation(SIZE, version, "b" * 64) is None
 
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])
 def test_a_run_that_did_not_finish(evaluate, status):
     version, _ = evaluate(status)
-    assert registry.evaluation_of(SIZE, version, PROTOCOL) is None
+    assert registry.find_evaluation(SIZE, version, PROTOCOL) is None
 
 
 def test_a_deleted_run(evaluate):
     version, run_id = evaluate()
     mlflow.delete_run(run_id)
-    assert registry.evaluation_of(SIZE, version, PROTOCOL) is None
+    assert registry.find_evaluation(SIZE, version, PROTOCOL) is None
 
 
 def test_a_run_that_is_gone_for_good(evaluate):
     version, _ = evaluate()
     registry.tag_version(SIZE, version, registry.evaluation_tag(PROTOCOL), "0" * 32)
-    assert registry.evaluation_of(SIZE, version, PROTOCOL) is None
+    assert registry.find_evaluation(SIZE, version, PROTOCOL) is None

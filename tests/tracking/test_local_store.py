@@ -42,7 +42,7 @@ def outputs(tmp_path, empty_outputs) -> Path:
     folder = tmp_path / "a project" / "outputs"
     shutil.copytree(empty_outputs, folder)
     store.connect(folder)
-    with mlflow.start_run(experiment_id=store.experiment("digits", folder)) as run:
+    with mlflow.start_run(experiment_id=store.get_or_create_experiment("digits", folder)) as run:
         mlflow.log_text(TEXT, "a.txt")
     client = mlflow.MlflowClient()
     client.create_registered_model("fractal-digits")
@@ -77,7 +77,7 @@ def test_a_copy_has_files_of_its_own(outputs, tmp_path):
     shutil.copytree(outputs.parent, copy.parent)
     store.connect(copy)
     before = sorted(outputs.rglob("*"))
-    with mlflow.start_run(experiment_id=store.experiment("digits", copy)) as run:
+    with mlflow.start_run(experiment_id=store.get_or_create_experiment("digits", copy)) as run:
         mlflow.log_text(TEXT, "of the copy.txt")
     assert sorted(outputs.rglob("*")) == before
     assert f"/copy/outputs/mlflow/artifacts/{run.info.run_id}/" in run.info.artifact_uri
@@ -102,7 +102,7 @@ def test_addresses_that_are_not_of_the_store_stay(tmp_path):
 def _connect(outputs: Path, start, codes) -> None:
     start.wait()
     try:
-        codes.put(f"{store.connect(outputs)} {store.experiment('digits', outputs)}")
+        codes.put(f"{store.connect(outputs)} {store.get_or_create_experiment('digits', outputs)}")
     except BaseException as error:
         codes.put(repr(error))
 
@@ -131,7 +131,7 @@ def test_no_room_for_the_database(tmp_path):
     assert "SQL:" not in line
     assert not (outputs / "mlflow/mlflow.db").exists()
     store.connect(outputs)
-    assert store.experiment("digits", outputs) == "1"
+    assert store.get_or_create_experiment("digits", outputs) == "1"
 
 
 def _log_without_end(logged: list[int]) -> None:
@@ -189,9 +189,9 @@ def test_a_busy_store_is_not_taken_for_lost_files(outputs, monkeypatch):
 
 
 def test_a_deleted_experiment_is_named_with_the_way_back(outputs):
-    identity = store.experiment("digits", outputs)
+    identity = store.get_or_create_experiment("digits", outputs)
     mlflow.delete_experiment(identity)
     with pytest.raises(FractalError, match=rf"was deleted .* restore` .its id is {identity}.,"):
-        store.experiment("digits", outputs)
+        store.get_or_create_experiment("digits", outputs)
     mlflow.MlflowClient().restore_experiment(identity)
-    assert store.experiment("digits", outputs) == identity
+    assert store.get_or_create_experiment("digits", outputs) == identity

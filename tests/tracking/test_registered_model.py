@@ -73,7 +73,9 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     settings = load_params(params)
     serving = settings.size("digits").serving
     uri = store.connect(settings.paths.outputs)
-    with mlflow.start_run(experiment_id=store.experiment("digits", settings.paths.outputs)):
+    with mlflow.start_run(
+        experiment_id=store.get_or_create_experiment("digits", settings.paths.outputs)
+    ):
         registration.register("digits", folder / "checkpoint", serving=serving, tags=TAGS)
     mlflow.MlflowClient().set_registered_model_alias("fractal-digits", "champion", "1")
     return Registered(params, folder / "checkpoint", serving, uri)
@@ -133,7 +135,7 @@ def test_registering_samples_nothing(registered, monkeypatch):
     monkeypatch.setattr(served_model.ServedFractalModel, "load_context", never)
     monkeypatch.setattr(Sampler, "__call__", never)
     outputs = load_params(registered.params).paths.outputs
-    with mlflow.start_run(experiment_id=store.experiment("digits", outputs)):
+    with mlflow.start_run(experiment_id=store.get_or_create_experiment("digits", outputs)):
         registration.register(
             "quick", registered.checkpoint, serving=registered.serving, tags={"a": "b"}
         )
@@ -171,13 +173,13 @@ def test_settings_that_changed_are_registered_with_the_same_weights(registered):
     registry.tag_version("digits", "1", "fractal.evaluation.abc", "a run")
     sampling = registered.serving.sampling.model_copy(update={"guidance": 4.0})
     changed = ServingConfig(weights="ema", sampling=sampling)
-    reason = registration.serves_otherwise("digits", "1", changed)
+    reason = registration.serving_difference("digits", "1", changed)
     assert "weights model instead of ema, guidance 2.0 instead of 4.0" in reason
 
     again = registration.reuse("digits", "f" * 64, changed)
     assert again != "1"
     assert registry.aliased_version("digits", registry.CANDIDATE) == again
-    assert registration.serves_otherwise("digits", again, changed) == ""
+    assert registration.serving_difference("digits", again, changed) == ""
     assert registry.version_tags("digits", again) == TAGS
     assert registration.reuse("digits", "f" * 64, changed) == again
     ours, theirs = (load_checkpoint(registry.fetch("digits", v).checkpoint) for v in ("1", again))

@@ -27,7 +27,7 @@ from tests.support.evaluated_rows import protocol
 def experiment(tmp_path, monkeypatch) -> str:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store.connect(tmp_path)
-    return store.experiment("digits", tmp_path)
+    return store.get_or_create_experiment("digits", tmp_path)
 
 
 def log(

@@ -158,7 +158,7 @@ def test_all_arrives_with_its_step_time_and_value(server, run_id, tmp_path, capl
         spool.log({"loss": math.nan}, step=20)
         spool.log({"loss": math.inf}, step=21)
     found = history(server, run_id)
-    assert spool.waiting == 0
+    assert spool.undelivered == 0
     assert [step for step, _, _ in found] == list(range(22))
     assert found[:20] == spooled(tmp_path)[:20]
     assert math.isnan(found[20][2]) and found[21][2] > 1e308
@@ -174,7 +174,7 @@ def test_many_reports_go_in_few_requests_and_a_large_one_in_several(
     with spooling(tmp_path, run_id, NOWHERE, leave_seconds=0) as spool:
         log_steps(spool, range(1200))
         spool.log({f"m{i}": float(i) for i in range(1500)}, step=7)
-    assert spool.waiting == 1201
+    assert spool.undelivered == 1201
     with spooling(tmp_path, run_id, proxy.uri):
         pass
     assert proxy.seen == ["forward"] * 5  # 2400 points in three, 1500 in two
@@ -185,12 +185,12 @@ def test_many_reports_go_in_few_requests_and_a_large_one_in_several(
 def test_server_killed_in_the_middle_and_started_again(server, run_id, tmp_path, caplog):
     with spooling(tmp_path, run_id, server.uri) as spool:
         log_steps(spool, range(10))
-        eventually(lambda: spool.waiting == 0)
+        eventually(lambda: spool.undelivered == 0)
         server.kill()
         log_steps(spool, range(10, 20))
         eventually(lambda: warnings_of(caplog))
         time.sleep(5 * RETRY)
-        assert spool.waiting == 10
+        assert spool.undelivered == 10
         server.start()
         log_steps(spool, range(20, 30))
     assert history(server, run_id) == spooled(tmp_path)
@@ -208,14 +208,14 @@ def test_a_server_in_trouble_gets_each_point_once(
     with spooling(tmp_path, run_id, proxy.uri) as spool:
         log_steps(spool, range(5))
         spool.log({"loss": math.nan}, step=5)
-        eventually(lambda: spool.waiting == 0)
+        eventually(lambda: spool.undelivered == 0)
         proxy.mode = mode
         started = time.monotonic()
         log_steps(spool, range(6, 200))
         spool.log({"gap": math.nan}, step=200)
         assert time.monotonic() - started < 1
         eventually(lambda: warnings_of(caplog))
-        assert spool.waiting > 0
+        assert spool.undelivered > 0
         proxy.mode = "forward"
     found = history(server, run_id)
     assert [step for step, _, _ in found] == list(range(200))
@@ -235,7 +235,7 @@ def test_leaving_is_bounded_and_says_what_waits(proxy, run_id, tmp_path, caplog)
     assert line.startswith("7 reports") and str(tmp_path) in line
     # The request that still hangs moves nothing when it ends.
     spool._thread.join()
-    assert spool.waiting == 7
+    assert spool.undelivered == 7
 
 
 CHILD = """
@@ -285,7 +285,7 @@ def test_reports_from_several_threads_while_it_sends(server, run_id, tmp_path):
     found = history(server, run_id)
     assert found == spooled(tmp_path)
     assert len({step for step, _, _ in found}) == len(found) == 300
-    assert spool.waiting == 0
+    assert spool.undelivered == 0
 
 
 def test_a_bad_metric_is_set_aside_alone(server, run_id, tmp_path, caplog):
@@ -313,9 +313,9 @@ def test_a_run_that_is_gone_blocks_nothing(deleted, server, proxy, run_id, tmp_p
         mlflow.MlflowClient(server.uri).delete_run(run_id)
     with spooling(tmp_path, run_id if deleted else "0" * 32, proxy.uri) as spool:
         log_steps(spool, range(3))
-        eventually(lambda: spool.waiting == 0)
+        eventually(lambda: spool.undelivered == 0)
         log_steps(spool, range(3, 6))
-    assert spool.waiting == 0
+    assert spool.undelivered == 0
     assert len((tmp_path / REFUSED).read_text().splitlines()) == 12
     assert len(warnings_of(caplog)) == 1
 
@@ -336,7 +336,7 @@ def test_a_line_cut_short_is_dropped_and_an_unreadable_one_set_aside(server, run
     whole = json.dumps({"step": 1, "timestamp": 5, "values": {"loss": 2.0}})
     (tmp_path / METRICS).write_text(f"{whole}\n\0\0\0\n{whole[:20]}")
     with spooling(tmp_path, run_id, server.uri) as spool:
-        assert spool.waiting == 2
+        assert spool.undelivered == 2
         spool.log({"loss": 1.0}, step=2)
     assert [(step, value) for step, _, value in history(server, run_id)] == [(1, 2.0), (2, 1.0)]
     assert "not a report" in (tmp_path / REFUSED).read_text()
@@ -346,7 +346,7 @@ def test_a_line_cut_short_is_dropped_and_an_unreadable_one_set_aside(server, run
 def test_a_lost_position_is_no_obstacle(content, tmp_path):
     log_steps(MetricSpool(tmp_path, "r"), range(3))
     (tmp_path / DELIVERED).write_text(content)
-    assert MetricSpool(tmp_path, "r").waiting == (0 if "99999" in content else 3)
+    assert MetricSpool(tmp_path, "r").undelivered == (0 if "99999" in content else 3)
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
@@ -368,7 +368,7 @@ def test_a_full_disk_loses_nothing_that_it_has_room_for_later(tmp_path, caplog, 
     monkeypatch.setattr(Path, "open", limited.open)
     log_steps(spool, range(2, 5))
     assert [step for step, _, _ in spooled(tmp_path)] == [0, 1]
-    assert spool.waiting == 5
+    assert spool.undelivered == 5
     monkeypatch.undo()
     log_steps(spool, range(5, 7))
     assert [step for step, _, _ in spooled(tmp_path)] == list(range(7))

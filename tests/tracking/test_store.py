@@ -18,11 +18,13 @@ from fractal_model.tracking import registration, registry, runs, store
 def test_default_is_a_file_in_the_outputs(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = store.connect(tmp_path / "with space")
-    experiment = mlflow.get_experiment(store.experiment("digits", tmp_path / "with space"))
+    experiment = mlflow.get_experiment(
+        store.get_or_create_experiment("digits", tmp_path / "with space")
+    )
     assert uri.startswith("sqlite:///")
     assert (tmp_path / "with space/mlflow/mlflow.db").is_file()
     assert experiment.name == "fractal-digits"
-    assert store.experiment("digits", tmp_path) == experiment.experiment_id
+    assert store.get_or_create_experiment("digits", tmp_path) == experiment.experiment_id
 
 
 def test_a_server_that_does_not_answer(tmp_path, monkeypatch):
