@@ -91,7 +91,7 @@ def get_or_run_evaluation(
 ) -> str:
     """The id of the run that evaluated a version under the protocol of its size; evaluates where
     none has. AtWork: another process does now, and `wait` is False."""
-    protocol = protocol_of(params, size.name, preview).checksum
+    protocol = protocol_of(params, size.name, preview).fingerprint
     kept = registry.find_evaluation(size.name, version.version, protocol)
     if kept is not None:
         say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
@@ -138,7 +138,7 @@ def compare_with_champion(
         candidate.version,
         metrics,
         params.promotion,
-        protocol=protocol_of(params, size.name).checksum,
+        protocol=protocol_of(params, size.name).fingerprint,
         metrics_of=metrics_of,
         objection=registration.serving_difference(size.name, candidate.version, size.serving),
     )

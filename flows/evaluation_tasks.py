@@ -14,10 +14,10 @@ from prefect.cache_policies import NO_CACHE
 from fractal_model.common.memory import compute_device
 from fractal_model.common.safe_text import safe_text
 from fractal_model.config.params import Size
-from fractal_model.evaluation.held_out_likelihood import HeldOut, likelihood_by_level
+from fractal_model.evaluation.held_out_likelihood import HeldOutLikelihood, likelihood_by_level
 from fractal_model.evaluation.prepare_evaluation import PreparedEvaluation
-from fractal_model.evaluation.samples import SeenSamples, held_out_features
-from fractal_model.generation.animation import growth
+from fractal_model.evaluation.samples import SamplesWithFeatures, held_out_features
+from fractal_model.generation.animation import write_growth_animation
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
@@ -67,13 +67,16 @@ def publish_table(key: str, table: pd.DataFrame, description: str | None = None)
 def draw_growth(size: Size, model: FractalModel) -> None:
     """The generation of a few images, moving and still, as artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
-        for file in growth(model, size.sampling, size.evaluation, Path(scratch)):
+        for file in write_growth_animation(model, size.sampling, size.evaluation, Path(scratch)):
             runs.log_file(file)
 
 
 @task(name="report", cache_policy=NO_CACHE)
 def report(
-    evaluation: PreparedEvaluation, results: MetricResults, samples: SeenSamples, held_out: HeldOut
+    evaluation: PreparedEvaluation,
+    results: MetricResults,
+    samples: SamplesWithFeatures,
+    held_out: HeldOutLikelihood,
 ) -> None:
     """`report.html` and its figures, as artifacts."""
     inputs, record, size = evaluation.inputs, evaluation.record, evaluation.size

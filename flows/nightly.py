@@ -28,7 +28,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.locks import AtWork, only_one
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import read_manifest
-from fractal_model.evaluation.night_budget import fits, forecast_seconds
+from fractal_model.evaluation.night_budget import fits_budget, forecast_seconds
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.metrics.names import FID, NLL
 from fractal_model.tracking import champions, nights, registry, store
@@ -122,10 +122,10 @@ class Night:
         except FractalError as error:
             return Row(size, version, "", "skipped", one_line(error))
         full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
-        evaluated = registry.find_evaluation(size, version, full.checksum) is not None
-        if evaluated and champions.is_decided(size, version, full.checksum):
-            return Row(size, version, "", "up to date", f"protocol {full.checksum[:12]}")
-        seen = evaluated or registry.find_evaluation(size, version, preview.checksum) is not None
+        evaluated = registry.find_evaluation(size, version, full.fingerprint) is not None
+        if evaluated and champions.is_decided(size, version, full.fingerprint):
+            return Row(size, version, "", "up to date", f"protocol {full.fingerprint[:12]}")
+        seen = evaluated or registry.find_evaluation(size, version, preview.fingerprint) is not None
         return Due(size, version, full, None if seen else preview, nights.waits_since(size))
 
     def _evaluate(self, due: Due, kind: str, protocol: Protocol) -> Row:
@@ -136,7 +136,7 @@ class Night:
         row, preview = (due.size, due.version, kind), kind == "preview"
         started = time.monotonic()
         left, forecast = self._deadline - started, self._forecast(due, protocol)
-        if not fits(left, forecast, self._params.nightly.budget_seconds):
+        if not fits_budget(left, forecast, self._params.nightly.budget_seconds):
             nights.start_waiting(due.size)
             needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
             left_hours = f"{max(0.0, left) / 3600:.2f} h left: comes first next night"
@@ -159,7 +159,7 @@ class Night:
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {each for each in (due.version, champion) if each is not None}
-        checksum = protocol.checksum
+        checksum = protocol.fingerprint
         missing = [v for v in versions if not registry.find_evaluation(due.size, v, checksum)]
         if not missing:
             return 0.0

@@ -28,8 +28,8 @@ from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.halving import Rung, lowest, plan_rungs
-from fractal_model.evaluation.inputs import EvaluationInputs, computed_by
+from fractal_model.evaluation.halving import Rung, lowest_indices, plan_rungs
+from fractal_model.evaluation.inputs import EvaluationInputs, computation_fingerprint
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.metrics.names import FID
 from fractal_model.parallel.ray_workers import split_over_workers
@@ -83,7 +83,7 @@ class _Sweep:
         inputs = EvaluationInputs(params, size.training.dataset)
         protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
         self._rungs = _plan(size, sweep)
-        self._mark = fingerprint(sweep, protocol, computed_by(model))
+        self._mark = fingerprint(sweep, protocol, computation_fingerprint(model))
         folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._mark[:12]}"
         workers = split_over_workers(size.evaluation.workers, inputs.files)
         self._previews = Previews(model, size, inputs, folder, workers)
@@ -123,7 +123,7 @@ class _Sweep:
             # Prefect binds a method's task when it runs, but not in its annotations.
             fids = [self.preview(parent, each, counts, name) for each in left]  # type: ignore[call-overload]
             table += [sweep_row(each, name, fid) for each, fid in zip(left, fids, strict=True)]
-            left = [left[place] for place in lowest(fids, keep)]
+            left = [left[place] for place in lowest_indices(fids, keep)]
         (best,) = left
         self._show(pd.DataFrame(table), best)
         return best

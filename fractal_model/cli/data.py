@@ -115,7 +115,7 @@ def register_reference(
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
     from fractal_model.data.sources.registered import read_registered, register_statistics
-    from fractal_model.metrics.adm_statistics import load_published, other_resolution
+    from fractal_model.metrics.adm_statistics import conflicting_resolution, load_published
 
     data = load_params(params).paths.data
     known = read_registered(data)
@@ -131,7 +131,7 @@ def register_reference(
         return
     resolution = known[dataset].resolution
     published = load_published(file, resolution)
-    if told := other_resolution(file, resolution):
+    if told := conflicting_resolution(file, resolution):
         say(
             f"warning: {file.name} is named after {told} px, {dataset} has {resolution}: an FID "
             f"against statistics of another resolution says nothing"

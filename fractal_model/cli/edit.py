@@ -69,7 +69,7 @@ def edit(
 
     from fractal_model.generation import editing
     from fractal_model.generation.classes import parse_classes
-    from fractal_model.generation.pictures import picture_grid, save_png, with_gaps
+    from fractal_model.generation.pictures import grey_out, picture_grid, save_png
     from fractal_model.parallel.parts import LARGEST_PART
     from fractal_model.parallel.ray_workers import split_over_workers
 
@@ -86,7 +86,7 @@ def edit(
     side = loaded.config.image_size
     picture = original = editing.read_image(image, side, fit=fit)
     if uncrop is not None:
-        picture, known = editing.uncropped(picture, uncrop)
+        picture, known = editing.uncrop(picture, uncrop)
     elif box is not None:
         known = editing.box_mask(numbers(box, "box", 4), side, outside=outside)
     else:
@@ -119,7 +119,7 @@ def edit(
     for variant, file in zip(images, files, strict=True):
         save_png(variant, file)
     if grid is not None:
-        shown = torch.stack([original, with_gaps(picture[None], ~known[None])[0]])
+        shown = torch.stack([original, grey_out(picture[None], ~known[None])[0]])
         rows = [torch.cat([shown, part]) for part in images.split(n)]
         save_png(picture_grid(torch.cat(rows), columns=n + 2), grid)
         say(f"image, mask and variants side by side: {grid}")

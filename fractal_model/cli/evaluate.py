@@ -121,11 +121,11 @@ def _evaluate_samples(
     from fractal_model.evaluation.protocol import Record
     from fractal_model.evaluation.sample_set import (
         open_sample_set,
+        read_sample_request,
         require_balance,
         require_protocol,
-        sample_request,
     )
-    from fractal_model.evaluation.samples import look_at
+    from fractal_model.evaluation.samples import extract_sample_features
 
     inputs = EvaluationInputs(params, dataset)
     samples = open_sample_set(place)
@@ -134,12 +134,12 @@ def _evaluate_samples(
         count = require_balance(samples.labels, len(inputs.manifest.class_names), place)
         settings = settings.model_copy(update={"preview_per_class": count})
     protocol = inputs.protocol(settings, sampling=None, preview=preview)
-    request = sample_request(place)
+    request = read_sample_request(place)
     if request is not None:
         protocol = protocol.model_copy(update={"images": request.images})
     require_protocol(samples, protocol, place)
     with progress_bar("features, images", protocol.samples, images=True) as update:
-        seen = look_at(samples, protocol, inputs.networks, compute_device(), update)
+        seen = extract_sample_features(samples, protocol, inputs.networks, compute_device(), update)
     results = measure_samples(inputs, protocol, seen)
     checksum = None if request is None else request.model_checksum
     return results, Record.now(protocol, model=place.name, model_checksum=checksum)

@@ -63,19 +63,19 @@ def sample(
         source=SampleRequest(images=source, model_checksum=checksum).model_dump_json(indent=1),
     )
     try:
-        wanted = writer.wanted
-        done = total - len(wanted)
+        missing = writer.missing
+        done = total - len(missing)
         with progress_bar("sampling, images", total, images=True) as update:
             update(done)
             for part, images in sample_images(
                 network,
                 sampling,
-                labels[wanted],
-                [seed + number for number in wanted],
+                labels[missing],
+                [seed + number for number in missing],
                 largest=largest,
                 map_parts=split_over_workers(workers),
             ):
-                writer.add([wanted[place] for place in part], images)
+                writer.add([missing[place] for place in part], images)
                 done += len(part)
                 update(done)
         writer.finish()

@@ -33,7 +33,7 @@ def plan_rungs(
     while -(-counts[-1] // keep) > 1:
         counts.append(-(-counts[-1] // keep))
     growth = [Rung(count, keep**number) for number, count in enumerate(counts)]
-    smallest = images_of(growth, classes)
+    smallest = image_count(growth, classes)
     first = samples // smallest
     if not first:
         raise FractalError(
@@ -45,14 +45,14 @@ def plan_rungs(
     return (rungs[0], *grown)
 
 
-def images_of(rungs: Sequence[Rung], classes: int) -> int:
+def image_count(rungs: Sequence[Rung], classes: int) -> int:
     """How many are sampled in all of the rungs."""
     before = (0, *(rung.per_class for rung in rungs))
     new = zip(rungs, before, strict=False)
     return classes * sum(rung.settings * (rung.per_class - had) for rung, had in new)
 
 
-def lowest(values: Sequence[float], count: int) -> tuple[int, ...]:
+def lowest_indices(values: Sequence[float], count: int) -> tuple[int, ...]:
     """Places of the `count` lowest values, rising; of equal ones the earlier. What is not finite is
     never among them. FractalError: none is finite."""
     finite = [place for place, value in enumerate(values) if math.isfinite(value)]

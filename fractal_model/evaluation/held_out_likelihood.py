@@ -18,10 +18,10 @@ from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.protocol import ImageSource
-from fractal_model.evaluation.same_classes import other_classes
+from fractal_model.evaluation.same_classes import class_mismatch
 from fractal_model.evaluation.samples import Progress
 from fractal_model.metrics.image_metrics import MetricResults
-from fractal_model.metrics.names import CONDITIONAL_NLL, NLL, error_of
+from fractal_model.metrics.names import CONDITIONAL_NLL, NLL, error_name
 from fractal_model.model.fractal import NO_CLASS, FractalModel
 from fractal_model.model.likelihood import (
     Likelihood,
@@ -53,7 +53,7 @@ def measure_likelihood(
     """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
     `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
     _require_side(model, split)
-    if conditional and (reason := other_classes(model.config, split.manifest)):
+    if conditional and (reason := class_mismatch(model.config, split.manifest)):
         raise FractalError(reason)
     if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
         raise FractalError(
@@ -82,7 +82,7 @@ def _require_side(model: FractalModel, split: PreparedSplit) -> None:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutLikelihood:
     """How well a model predicts the validation images."""
 
     results: MetricResults
@@ -99,7 +99,7 @@ def held_out_likelihood(
     *,
     largest: int,
     map_parts: MapParts = in_this_process,
-) -> HeldOut:
+) -> HeldOutLikelihood:
     """`nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`, each with
     its standard error over the images. What an equal call has left in `folder` is kept; `progress`
     counts each image twice."""
@@ -119,12 +119,12 @@ def held_out_likelihood(
 
     unconditional = measured(False)
     results = _likelihood_results(NLL, unconditional)
-    if reason := other_classes(model.config, split.manifest):
-        names = (CONDITIONAL_NLL, error_of(CONDITIONAL_NLL))
+    if reason := class_mismatch(model.config, split.manifest):
+        names = (CONDITIONAL_NLL, error_name(CONDITIONAL_NLL))
         results |= MetricResults({}, dict.fromkeys(names, reason))
     else:
         results |= _likelihood_results(CONDITIONAL_NLL, measured(True))
-    return HeldOut(results, unconditional.per_image)
+    return HeldOutLikelihood(results, unconditional.per_image)
 
 
 def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
@@ -135,10 +135,10 @@ def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
             f"of a training that failed, evaluate an earlier checkpoint"
         )
     if len(found.per_image) > 1:
-        error = {error_of(name): found.standard_error}
+        error = {error_name(name): found.standard_error}
         return MetricResults({name: found.mean} | error, {})
     reason = "a single image has no spread to tell an error from"
-    return MetricResults({name: found.mean}, {error_of(name): reason})
+    return MetricResults({name: found.mean}, {error_name(name): reason})
 
 
 def likelihood_by_level(

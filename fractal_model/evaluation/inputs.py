@@ -13,7 +13,7 @@ from fractal_model.config.params import Params
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.manifest import Manifest, manifest_files, read_manifest
 from fractal_model.data.prepared import PreparedSplit, open_prepared
-from fractal_model.evaluation.protocol import Protocol, libraries, make_protocol
+from fractal_model.evaluation.protocol import Protocol, library_versions, make_protocol
 from fractal_model.evaluation.sample_metrics import References
 from fractal_model.evaluation.samples import FeatureNetworks
 from fractal_model.metrics.dinov2 import dinov2_checksum, load_dinov2
@@ -94,11 +94,11 @@ class EvaluationInputs:
     def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
         """Where the parts of an evaluation are kept: one for each protocol, model and version of
         the libraries, so that its numbers are all made with what the record names."""
-        name = f"{size}-{protocol.checksum[:12]}-{computed_by(model)[:12]}"
+        name = f"{size}-{protocol.fingerprint[:12]}-{computation_fingerprint(model)[:12]}"
         return self.params.paths.outputs / "evaluations" / name
 
 
-def computed_by(model: FractalModel) -> str:
+def computation_fingerprint(model: FractalModel) -> str:
     """SHA-256 of a model and of the versions of the libraries that its numbers are computed with:
     an upgrade must not mix old numbers with new ones."""
-    return fingerprint(model.config, weights_checksum(model), json.dumps(libraries()))
+    return fingerprint(model.config, weights_checksum(model), json.dumps(library_versions()))

@@ -12,7 +12,7 @@ hours; as those that wait come first, it has all of the budget on another night.
 
 
 @dataclass(frozen=True)
-class Measured:
+class EarlierEvaluation:
     """What an earlier evaluation took."""
 
     samples: int
@@ -20,7 +20,7 @@ class Measured:
     """From its start to its end, likelihood and features included."""
 
 
-def forecast_seconds(earlier: Sequence[Measured], samples: int) -> float | None:
+def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> float | None:
     """How long an evaluation of so many samples takes, by earlier ones of the same size: as the
     longest of as many samples, else by the most seconds per image. None: nothing is known."""
     same = [each.seconds for each in earlier if each.samples == samples]
@@ -31,7 +31,7 @@ def forecast_seconds(earlier: Sequence[Measured], samples: int) -> float | None:
     return max(scaled, default=None)
 
 
-def fits(seconds_left: float, forecast: float | None, budget: float) -> bool:
+def fits_budget(seconds_left: float, forecast: float | None, budget: float) -> bool:
     """Whether an evaluation is begun, by the seconds of the budget that are left; one of which
     nothing is known is while `UNKNOWN_SHARE` of the budget is left."""
     needed = UNKNOWN_SHARE * budget if forecast is None else forecast

@@ -15,11 +15,11 @@ from fractal_model.common.locks import only_one, take_turns
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.data.manifest import fit_size
-from fractal_model.evaluation.held_out_likelihood import HeldOut, held_out_likelihood
+from fractal_model.evaluation.held_out_likelihood import HeldOutLikelihood, held_out_likelihood
 from fractal_model.evaluation.inputs import EvaluationInputs
 from fractal_model.evaluation.protocol import ImageSource, Protocol, Record
 from fractal_model.evaluation.sample_metrics import sample_metrics
-from fractal_model.evaluation.samples import SeenSamples, draw_samples
+from fractal_model.evaluation.samples import SamplesWithFeatures, draw_samples
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
@@ -58,7 +58,7 @@ class PreparedEvaluation:
             ),
         )
 
-    def measure_likelihood(self) -> HeldOut:
+    def measure_likelihood(self) -> HeldOutLikelihood:
         """Held-out bits per dimension, unconditional and conditional."""
         split = self.inputs.split("validation")
         with progress_bar("held-out likelihood, images", 2 * len(split), images=True) as update:
@@ -66,7 +66,7 @@ class PreparedEvaluation:
                 self.model, split, self.source, self.folder, update, **self._division_of_work()
             )
 
-    def draw_samples(self) -> SeenSamples:
+    def draw_samples(self) -> SamplesWithFeatures:
         """A balanced set of samples, and their features."""
         protocol = self.record.protocol
         with progress_bar("sampling and features, images", protocol.samples, images=True) as update:
@@ -80,7 +80,7 @@ class PreparedEvaluation:
                 **self._division_of_work(),
             )
 
-    def measure_samples(self, samples: SeenSamples) -> MetricResults:
+    def measure_samples(self, samples: SamplesWithFeatures) -> MetricResults:
         """FID and its relatives against the reference of the data set."""
         return measure_samples(self.inputs, self.record.protocol, samples, model=self.model.config)
 
@@ -134,7 +134,7 @@ def prepare_evaluation(
 def measure_samples(
     inputs: EvaluationInputs,
     protocol: Protocol,
-    samples: SeenSamples,
+    samples: SamplesWithFeatures,
     *,
     model: ModelConfig | None = None,
 ) -> MetricResults:

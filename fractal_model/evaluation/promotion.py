@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fractal_model.config.evaluation import PromotionConfig
-from fractal_model.metrics.names import FID, NLL, error_of
+from fractal_model.metrics.names import FID, NLL, error_name
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ def _finite(metrics: Mapping[str, float], key: str) -> bool:
 
 
 def _error(metrics: Mapping[str, float], metric: str) -> float:
-    key = error_of(metric)
+    key = error_name(metric)
     return metrics[key] if _finite(metrics, key) else 0.0

@@ -94,19 +94,19 @@ class Protocol(StrictModel):
         return self.classes * self.samples_per_class
 
     @property
-    def preview(self) -> bool:
+    def is_preview(self) -> bool:
         """Whether the set is not the full protocol's, so that its metrics bear its count."""
         return self.samples != self.full_samples
 
     @property
-    def checksum(self) -> str:
+    def fingerprint(self) -> str:
         """SHA-256; equal ones may be compared."""
         return fingerprint(self)
 
     def label(self, metric: str) -> str:
         """The name to report a metric under: `fid`, but `fid_5k` and `fid_5k_stderr` in a preview
         of 5,000 samples; metrics that no sample decides keep theirs."""
-        return preview_name(metric, self.samples) if self.preview else metric
+        return preview_name(metric, self.samples) if self.is_preview else metric
 
 
 class Record(StrictModel):
@@ -140,11 +140,11 @@ class Record(StrictModel):
         """Of an evaluation at this moment, in this process unless `hardware` says otherwise."""
         return cls(
             protocol=protocol,
-            checksum=protocol.checksum,
+            checksum=protocol.fingerprint,
             model=model,
             version=version,
             model_checksum=model_checksum,
-            libraries=libraries(),
+            libraries=library_versions(),
             hardware=hardware or Hardware.here(),
             evaluated_at=datetime.now(UTC),
         )
@@ -218,6 +218,6 @@ def read_record(file: Path) -> Record:
         ) from error
 
 
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Name to version of what numbers are computed with, our own package's too."""
     return {"fractal-model": fractal_model.__version__} | {n: installed(n) for n in LIBRARIES}

@@ -9,7 +9,7 @@ from fractal_model.config.model import ModelConfig
 from fractal_model.data.manifest import Manifest
 
 
-def other_classes(model: ModelConfig, data: Manifest) -> str:
+def class_mismatch(model: ModelConfig, data: Manifest) -> str:
     """Why nothing by class can be measured, on one line; "" where the classes are the same."""
     same_number = len(data.class_names) == model.num_classes
     if same_number and model.class_names in ((), data.class_names):

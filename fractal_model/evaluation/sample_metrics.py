@@ -7,14 +7,14 @@ from torch import Tensor
 from fractal_model.config.model import ModelConfig
 from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.protocol import Protocol
-from fractal_model.evaluation.same_classes import other_classes
+from fractal_model.evaluation.same_classes import class_mismatch
 from fractal_model.evaluation.sample_set import SampleSet, require_protocol
-from fractal_model.evaluation.samples import SeenSamples
+from fractal_model.evaluation.samples import SamplesWithFeatures
 from fractal_model.metrics.class_agreement import nearest_neighbour_agreement
 from fractal_model.metrics.dinov2 import NO_WEIGHTS
 from fractal_model.metrics.distances import frechet_distance
 from fractal_model.metrics.image_metrics import MetricResults, image_metrics
-from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionFeatures
+from fractal_model.metrics.inception import NO_CLASSIFIER, InceptionExtractor
 from fractal_model.metrics.names import CLASS_AGREEMENT, FD_DINOV2, SPEED
 from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.statistics import FeatureStatistics
@@ -33,9 +33,9 @@ class References:
 
 
 def sample_metrics(
-    samples: SeenSamples,
+    samples: SamplesWithFeatures,
     references: References,
-    inception: InceptionFeatures,
+    inception: InceptionExtractor,
     protocol: Protocol,
     *,
     model: ModelConfig | None,
@@ -76,7 +76,7 @@ def dinov2_distance(features: Tensor | None, reference: Reference | None) -> Met
     return MetricResults({FD_DINOV2: frechet_distance(found, reference.statistics)}, {})
 
 
-def _speed(samples: SeenSamples) -> MetricResults:
+def _speed(samples: SamplesWithFeatures) -> MetricResults:
     seconds = samples.seconds_per_image
     if seconds is None:
         return MetricResults({}, dict.fromkeys(SPEED, "the images were not sampled here"))
@@ -88,7 +88,7 @@ def class_agreement(
 ) -> MetricResults:
     """`class_agreement`, for images small enough that their pixels are comparable, of a model that
     knows the same classes."""
-    if model is not None and (reason := other_classes(model, train.manifest)):
+    if model is not None and (reason := class_mismatch(model, train.manifest)):
         return MetricResults({}, {CLASS_AGREEMENT: reason})
     if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
         reason = (

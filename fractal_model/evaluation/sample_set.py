@@ -61,7 +61,7 @@ def open_sample_set(place: Path) -> SampleSet:
     )
 
 
-def sample_request(place: Path) -> protocols.SampleRequest | None:
+def read_sample_request(place: Path) -> protocols.SampleRequest | None:
     """How the images in a folder were sampled; None where it does not say. FractalError: written by
     another version."""
     file = place / SOURCE_FILE

@@ -23,7 +23,7 @@ from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.metrics.dinov2 import load_dinov2
 from fractal_model.metrics.inception import load_inception
-from fractal_model.metrics.reference import chosen_images
+from fractal_model.metrics.reference import choose_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.kept_parts import KeptParts
 from fractal_model.parallel.parts import MapParts, StartWork, Work, in_this_process
@@ -69,7 +69,7 @@ def _require_weights(network: str, found: str, expected: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class SeenSamples:
+class SamplesWithFeatures:
     """A set of images with their features."""
 
     images: SampleSet
@@ -104,7 +104,7 @@ def draw_samples(
     *,
     largest: int,
     map_parts: MapParts = in_this_process,
-) -> SeenSamples:
+) -> SamplesWithFeatures:
     """The balanced set of a protocol, in class order; image i has the seed `source.seed` + i.
 
     What an equal call has left in `folder` is kept. FractalError: see `sample_images`, and
@@ -131,7 +131,7 @@ def draw_samples(
     features = _from_bytes(rows[:, :-_SECONDS_BYTES], torch.float32)
     seconds = _from_bytes(rows[:, -_SECONDS_BYTES:], torch.float64)
     inception, dinov2 = features[:, :INCEPTION_WIDTH], features[:, INCEPTION_WIDTH:]
-    return SeenSamples(
+    return SamplesWithFeatures(
         _Drawn(kept, labels, side),
         inception.clone(),
         dinov2.clone() if networks.dinov2 is not None else None,
@@ -139,13 +139,13 @@ def draw_samples(
     )
 
 
-def look_at(
+def extract_sample_features(
     samples: SampleSet,
     protocol: Protocol,
     networks: FeatureNetworks,
     device: torch.device,
     progress: Progress,
-) -> SeenSamples:
+) -> SamplesWithFeatures:
     """The same of images that came as files. FractalError: one is damaged; see
     `FeatureNetworks.load`."""
     loaded = networks.load(device, protocol)
@@ -155,12 +155,12 @@ def look_at(
         rows.append([extract(network, images) for network in loaded])
         progress(int(numbers[-1]) + 1)
     inception, *dinov2 = (torch.cat(features) for features in zip(*rows, strict=True))
-    return SeenSamples(samples, inception, dinov2[0] if dinov2 else None, None)
+    return SamplesWithFeatures(samples, inception, dinov2[0] if dinov2 else None, None)
 
 
 def held_out_features(split: PreparedSplit, network: Network) -> Tensor:
     """(K, D) float32 of validation images, a fixed random choice of at most `HELD_OUT_IMAGES`."""
-    chosen = torch.tensor(chosen_images(split, min(HELD_OUT_IMAGES, len(split))))
+    chosen = torch.tensor(choose_images(split, min(HELD_OUT_IMAGES, len(split))))
     batches = (read_batch(split, numbers.tolist()) for numbers in chosen.split(FEATURE_BATCH))
     return torch.cat([extract(network, batch.images) for batch in batches])
 

@@ -20,9 +20,9 @@ from fractal_model.evaluation.inputs import EvaluationInputs
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.evaluation.sample_metrics import References, sample_metrics
 from fractal_model.evaluation.sample_set import SampleSet
-from fractal_model.evaluation.samples import SeenSamples, draw_samples
+from fractal_model.evaluation.samples import SamplesWithFeatures, draw_samples
 from fractal_model.metrics.image_metrics import MetricResults
-from fractal_model.metrics.inception import InceptionFeatures, load_inception
+from fractal_model.metrics.inception import InceptionExtractor, load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.parts import MapParts
 
@@ -54,7 +54,7 @@ class Previews:
         ]
         protocol = self.protocol(setting, counts[-1])
         return sample_metrics(
-            joined(sets),
+            join_samples(sets),
             self._references,
             self._inception,
             protocol,
@@ -63,7 +63,7 @@ class Previews:
 
     def _draw(
         self, setting: SamplingConfig, before: int, until: int, progress: Callable[[int], None]
-    ) -> SeenSamples:
+    ) -> SamplesWithFeatures:
         protocol = self.protocol(setting, until - before)
         assert protocol.images is not None
         had = before * protocol.classes
@@ -84,17 +84,17 @@ class Previews:
         return self.inputs.references()
 
     @cached_property
-    def _inception(self) -> InceptionFeatures:
+    def _inception(self) -> InceptionExtractor:
         return load_inception(self.inputs.params.metrics.inception_weights)
 
 
-def joined(sets: Sequence[SeenSamples]) -> SeenSamples:
+def join_samples(sets: Sequence[SamplesWithFeatures]) -> SamplesWithFeatures:
     """Drawn sets, one after the other, as one."""
     inception = torch.cat([each.inception for each in sets])
     dinov2 = [each.dinov2 for each in sets if each.dinov2 is not None]
     # Only images that came as files have no seconds.
     seconds = sum((each.seconds_per_image or 0.0) * len(each.inception) for each in sets)
-    return SeenSamples(
+    return SamplesWithFeatures(
         _Joined([each.images for each in sets]),
         inception,
         torch.cat(dinov2) if dinov2 else None,

@@ -22,7 +22,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import file_written_whole
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.generation.pictures import NOT_GENERATED, enlarged
+from fractal_model.generation.pictures import NOT_GENERATED, enlarge
 from fractal_model.model.fractal import FractalModel, Rows
 from fractal_model.model.patches import unpatchify
 from fractal_model.parallel.parts import is_out_of_memory
@@ -202,8 +202,8 @@ def _sheet(moments: list[Snapshot], patch: int) -> Image.Image:
 
 def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
     """One image at one moment, enlarged, with the patches at work outlined."""
-    hidden = enlarged(moment.hidden[b], scale)
-    pixels = enlarged(moment.images[b], scale)
+    hidden = enlarge(moment.hidden[b], scale)
+    pixels = enlarge(moment.images[b], scale)
     pixels = torch.where(hidden, _background(hidden.shape[-1], patch * scale), pixels)
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     draw = ImageDraw.Draw(picture)
@@ -235,7 +235,7 @@ def _tiled(tiles: list[Image.Image], columns: int) -> Image.Image:
 GROWING_IMAGES = 3
 
 
-def growth(
+def write_growth_animation(
     model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
 ) -> tuple[Path, Path]:
     """An animation of the generation of the first classes' images, and a still sheet of it."""

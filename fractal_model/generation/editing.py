@@ -62,7 +62,7 @@ def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
     return mask
 
 
-def uncropped(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+def uncrop(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """The image (3, S, S) shrunk to `fraction` of its side in the middle, and its mask (S, S).
 
     FractalError: nothing of the image, or nothing around it, would be left.

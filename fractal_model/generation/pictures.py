@@ -30,16 +30,16 @@ def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
 
 def picture_grid(images: Tensor, *, columns: int) -> Tensor:
     """(N, 3, S, S) uint8 side by side, small ones enlarged to about 64 px."""
-    tiles = enlarged(images, max(1, TILE_PIXELS // images.shape[-1]))
+    tiles = enlarge(images, max(1, TILE_PIXELS // images.shape[-1]))
     return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
 
 
-def enlarged(images: Tensor, factor: int) -> Tensor:
+def enlarge(images: Tensor, factor: int) -> Tensor:
     """(..., H, W) to (..., factor · H, factor · W), each pixel a square."""
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
-def with_gaps(images: Tensor, hidden: Tensor) -> Tensor:
+def grey_out(images: Tensor, hidden: Tensor) -> Tensor:
     """(B, 3, S, S) uint8 with what is `hidden` (B, S, S) in a tone of its own."""
     tone = torch.tensor(NOT_GENERATED, dtype=torch.uint8, device=images.device).view(3, 1, 1)
     return torch.where(hidden[:, None], tone, images)

@@ -32,7 +32,7 @@ LABELS_FILE = "labels.npy"
 class SampleWriter(ABC):
     """Takes images in any order and makes files of them."""
 
-    wanted: Sequence[int]
+    missing: Sequence[int]
     """Numbers of the images that are to be made."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class _Grid(SampleWriter):
         self._images = torch.empty(count, 3, image_size, image_size, dtype=torch.uint8)
         square = int(np.ceil(np.sqrt(count)))
         self._columns = min(GRID_COLUMNS, per_class if per_class < count else square)
-        self.wanted = range(count)
+        self.missing = range(count)
 
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         self._images[list(numbers)] = images
@@ -118,7 +118,7 @@ class _Folder(SampleWriter):
                 partial.write_text(f"{source}\n")
         with file_written_whole(out / LABELS_FILE) as partial:
             np.save(partial, labels.numpy())
-        self.wanted = [number for number in range(self._count) if not self._file(number).exists()]
+        self.missing = [number for number in range(self._count) if not self._file(number).exists()]
 
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
         for number, image in zip(numbers, images, strict=True):
@@ -147,7 +147,7 @@ class _Array(SampleWriter):
 
     def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
         self._out, self._labels = out, labels
-        self._folder, self.wanted = out.with_name(f".{out.name}.partial"), range(len(labels))
+        self._folder, self.missing = out.with_name(f".{out.name}.partial"), range(len(labels))
         shutil.rmtree(self._folder, ignore_errors=True)
         file = self._folder / f"{ARRAY}.npy"
         try:

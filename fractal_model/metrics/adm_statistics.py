@@ -52,7 +52,7 @@ def load_published(file: Path, resolution: int) -> PublishedStatistics:
     return PublishedStatistics(f"ADM: {file.name}", mean, covariance, images)
 
 
-def other_resolution(file: Path, resolution: int) -> int | None:
+def conflicting_resolution(file: Path, resolution: int) -> int | None:
     """The resolution that a file's name tells, where that is not the data set's."""
     told = [int(number) for number in re.findall(r"\d+", file.name)]
     sides = [number for number in told if number in _RESOLUTIONS]

@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 from torch import Tensor
 
 from fractal_model.common.memory import compute_device
-from fractal_model.metrics.statistics import FeatureStatistics, checked_features
+from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 
 def frechet_standard_error(
@@ -28,7 +28,7 @@ def frechet_standard_error(
     set that repeats images is larger than that of N new ones, but it varies about as much.
     FractalError: fewer than 2 images, or features that are not finite.
     """
-    distance = resampled_distance(generated, real)
+    distance = build_resampled_distance(generated, real)
     result = bootstrap(
         (np.arange(len(generated)),),
         distance,
@@ -40,7 +40,9 @@ def frechet_standard_error(
     return float(result.standard_error)
 
 
-def resampled_distance(generated: Tensor, real: FeatureStatistics) -> Callable[[np.ndarray], float]:
+def build_resampled_distance(
+    generated: Tensor, real: FeatureStatistics
+) -> Callable[[np.ndarray], float]:
     """From the numbers (N,) of the images of a set, with repeats, to its Fréchet distance.
 
     With A the root of the real covariance, the trace of the root of the product of covariances is
@@ -48,7 +50,7 @@ def resampled_distance(generated: Tensor, real: FeatureStatistics) -> Callable[[
     the root eigenvalues of a Gram matrix, of the smaller side.
     """
     device = compute_device()
-    features = checked_features(generated, "generated features", at_least=2).to(device)
+    features = require_features(generated, "generated features", at_least=2).to(device)
     mean = torch.from_numpy(np.asarray(real.mean, np.float64)).to(device)
     covariance = torch.from_numpy(np.asarray(real.covariance, np.float64)).to(device)
     features = features - mean  # nothing cancels, and the mean of a set is its difference

@@ -37,7 +37,7 @@ NO_WEIGHTS = (
 )
 
 
-class DINOv2Features:
+class DINOv2Extractor:
     """Images to features. Made by `load_dinov2`."""
 
     FEATURES_VERSION = 1
@@ -72,7 +72,7 @@ def dinov2_checksum(file: Path) -> str:
         ) from error
 
 
-def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Features:
+def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Extractor:
     """The network with the weights in a safetensors or torch file, ready to use; nothing is
     unpickled. FractalError: missing, damaged, or weights of something else."""
     checksum = dinov2_checksum(file)
@@ -97,4 +97,4 @@ def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Feature
             f"timm's weights of {', '.join(NAMES.values())}; fetch them again, or set "
             f"metrics.dinov2_weights to null"
         ) from error
-    return DINOv2Features(network.eval().to(device), file, checksum)
+    return DINOv2Extractor(network.eval().to(device), file, checksum)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
 from fractal_model.common.errors import FractalError
-from fractal_model.metrics.statistics import FeatureStatistics, checked_features
+from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 PRECISION_RECALL_BATCH = 1000
 """Rows of distances at a time: 0.4 GB against 50,000 images."""
@@ -65,7 +65,7 @@ def kernel_distance(
     of subsets. Source: Binkowski et al. 2018, section 4 (there: subsets of 1000).
     FractalError: fewer than 2 images, options below 1 and 2, non-finite features or unequal D.
     """
-    generated, real = checked_pair(generated, real, at_least=2)
+    generated, real = require_feature_pair(generated, real, at_least=2)
     if subsets < 1 or subset_size < 2:
         raise FractalError(
             f"KID: found {subsets} subsets of {subset_size} images, expected at least 1 of at "
@@ -106,7 +106,7 @@ def precision_recall(
     """
     if neighbours < 1:
         raise FractalError(f"neighbours: found {neighbours}, expected at least 1; raise it")
-    generated, real = checked_pair(generated, real, at_least=neighbours + 1)
+    generated, real = require_feature_pair(generated, real, at_least=neighbours + 1)
     metrics = metric_prc.prc_features_to_metric(
         generated,
         real,
@@ -126,15 +126,17 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
     """
     if splits < 1:
         raise FractalError(f"Inception Score splits: found {splits}, expected at least 1; raise it")
-    logits = checked_features(logits, "logits", at_least=splits)
+    logits = require_features(logits, "logits", at_least=splits)
     metrics = metric_isc.isc_features_to_metric(logits, splits=splits, shuffle=True, rng_seed=seed)
     return float(metrics[metric_isc.KEY_METRIC_ISC_MEAN])
 
 
-def checked_pair(generated: Tensor, real: Tensor, *, at_least: int = 1) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and (M, D) as float64. FractalError: unequal D, or as `checked_features`."""
-    generated = checked_features(generated, "generated features", at_least=at_least)
-    real = checked_features(real, "real features", at_least=at_least)
+def require_feature_pair(
+    generated: Tensor, real: Tensor, *, at_least: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and (M, D) as float64. FractalError: unequal D, or as `require_features`."""
+    generated = require_features(generated, "generated features", at_least=at_least)
+    real = require_features(real, "real features", at_least=at_least)
     _same_width(generated.shape[1], real.shape[1])
     return generated, real
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from fractal_model.common.errors import FractalError
 from fractal_model.metrics.bootstrap import frechet_standard_error
 from fractal_model.metrics.distances import (
-    checked_pair,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_recall,
+    require_feature_pair,
 )
-from fractal_model.metrics.names import FID, INCEPTION_SCORE, KID, PRECISION, RECALL, error_of
-from fractal_model.metrics.statistics import FeatureStatistics, checked_features
+from fractal_model.metrics.names import FID, INCEPTION_SCORE, KID, PRECISION, RECALL, error_name
+from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def image_metrics(
     images'; without them the Inception Score is absent for reason_no_logits.
     Raises FractalError for non-finite features or logits and for unequal widths.
     """
-    generated, real = checked_pair(generated_features, real_features)
+    generated, real = require_feature_pair(generated_features, real_features)
     if logits is not None:
-        logits = checked_features(logits, "logits")
+        logits = require_features(logits, "logits")
     found: dict[str, float | str] = {}
 
     @contextmanager
@@ -78,12 +78,12 @@ def image_metrics(
         except FractalError as error:
             found.update(dict.fromkeys(names, str(error)))
 
-    with or_reason(FID, error_of(FID)):
+    with or_reason(FID, error_name(FID)):
         ours = FeatureStatistics.from_features(generated)
         theirs = real_statistics or FeatureStatistics.from_features(real)
         error = frechet_standard_error(generated, theirs, resamples=fid_resamples, seed=seed)
-        found |= {FID: frechet_distance(ours, theirs), error_of(FID): error}
-    with or_reason(KID, error_of(KID)):
+        found |= {FID: frechet_distance(ours, theirs), error_name(FID): error}
+    with or_reason(KID, error_name(KID)):
         kid = kernel_distance(
             generated, real, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed
         )
@@ -92,7 +92,7 @@ def image_metrics(
             f"{len(real)} real images leave nothing to estimate an error from"
         )
         found[KID] = kid.mean
-        found[error_of(KID)] = no_error if kid.standard_error is None else kid.standard_error
+        found[error_name(KID)] = no_error if kid.standard_error is None else kid.standard_error
     with or_reason(INCEPTION_SCORE):
         if logits is None:
             raise FractalError(reason_no_logits)

@@ -36,7 +36,7 @@ NO_CLASSIFIER = (
 
 
 @dataclass(frozen=True, eq=False)
-class InceptionFeatures:
+class InceptionExtractor:
     """Images to pool_3 features. Made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
@@ -84,7 +84,7 @@ class InceptionFeatures:
 
 def load_inception(
     weights: str | Path = "auto", device: torch.device | str = "cpu"
-) -> InceptionFeatures:
+) -> InceptionExtractor:
     """The network, ready to use; the global random state stays as it was.
 
     weights: 'auto' takes torch-fidelity's file from torch hub's cache, else the pip package's;
@@ -151,7 +151,7 @@ def _build(
         return kind("inception", ["2048"], feature_extractor_weights_path=file)
 
 
-def _load_packaged() -> InceptionFeatures:
+def _load_packaged() -> InceptionExtractor:
     path = _packaged_file()
     content = path.read_bytes()
     checksum = hashlib.sha1(content, usedforsecurity=False).hexdigest()
@@ -164,7 +164,7 @@ def _load_packaged() -> InceptionFeatures:
         # There is no other reader of TorchScript files.
         warnings.filterwarnings("ignore", r".*torch\.jit\.load", category=FutureWarning)
         script = torch.jit.load(io.BytesIO(content), map_location="cpu")
-    return InceptionFeatures(
+    return InceptionExtractor(
         _build(_PackagedInception, dict(script.state_dict())),
         weights_source=f"{PACKAGE} {metadata.version(PACKAGE)}: {PACKAGE_FILE}",
         weights_checksum=f"sha1:{checksum}",
@@ -208,7 +208,7 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _load_own(path: Path) -> InceptionFeatures:
+def _load_own(path: Path) -> InceptionExtractor:
     """torch-fidelity's own file. Torch hub's convention: a name that ends in -HASH promises the
     start of the file's SHA-256."""
     content = _read(path)
@@ -227,7 +227,7 @@ def _load_own(path: Path) -> InceptionFeatures:
             f"Inception weights {path}: found something else ({one_line(error)[:200]}), expected "
             "torch-fidelity's weights file; use inception weights 'auto', 'download' or its path"
         ) from error
-    return InceptionFeatures(
+    return InceptionExtractor(
         network,
         weights_source=f"torch-fidelity: {path}",
         weights_checksum=f"sha256:{checksum}",

@@ -16,7 +16,7 @@ STANDARD_ERROR = "_stderr"
 _THOUSAND = 1000
 
 
-def error_of(metric: str) -> str:
+def error_name(metric: str) -> str:
     """The name of a metric's standard error."""
     return f"{metric}{STANDARD_ERROR}"
 

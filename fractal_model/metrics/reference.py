@@ -31,7 +31,7 @@ from fractal_model.common.files import file_written_whole
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.metrics.inception import InceptionFeatures
+from fractal_model.metrics.inception import InceptionExtractor
 from fractal_model.metrics.npz import read_arrays
 from fractal_model.metrics.statistics import (
     STATISTICS_VERSION,
@@ -40,7 +40,7 @@ from fractal_model.metrics.statistics import (
 )
 
 if TYPE_CHECKING:
-    from fractal_model.metrics.dinov2 import DINOv2Features
+    from fractal_model.metrics.dinov2 import DINOv2Extractor
 
 FORMAT_VERSION = 2
 OWN_IMAGES = "training images"
@@ -110,7 +110,7 @@ class PublishedStatistics:
 
 def build_reference(
     split: PreparedSplit,
-    inception: InceptionFeatures | DINOv2Features,
+    inception: InceptionExtractor | DINOv2Extractor,
     file: Path,
     *,
     images: int,
@@ -124,7 +124,7 @@ def build_reference(
 
     FractalError: the split has fewer images.
     """
-    chosen = chosen_images(split, images)
+    chosen = choose_images(split, images)
     made_from = _made_from(split, inception, images, sample, published)
     if _is_made_from(file, made_from):
         return load_reference(file)
@@ -193,7 +193,7 @@ class _Extraction:
 
 def _made_from(
     split: PreparedSplit,
-    inception: InceptionFeatures | DINOv2Features,
+    inception: InceptionExtractor | DINOv2Extractor,
     images: int,
     sample: int,
     published: PublishedStatistics | None,
@@ -252,7 +252,7 @@ def _save(file: Path, made_from: MadeFrom, **content: np.ndarray | str | int) ->
         np.savez(partial, allow_pickle=False, made_from=json.dumps(made_from), **content)
 
 
-def chosen_images(split: PreparedSplit, images: int) -> np.ndarray:
+def choose_images(split: PreparedSplit, images: int) -> np.ndarray:
     """Positions of `images` images, a fixed random choice in random order: int64 (images,).
 
     FractalError when the split has fewer.

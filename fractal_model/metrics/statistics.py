@@ -32,7 +32,7 @@ class FeatureStatistics:
     @classmethod
     def from_features(cls, features: Tensor) -> Self:
         """The statistics of features (N, D). FractalError: N is below 2, or not all are finite."""
-        features = checked_features(features, "features", at_least=2)
+        features = require_features(features, "features", at_least=2)
         found = fid_features_to_statistics(features)
         return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
 
@@ -52,7 +52,7 @@ class RunningStatistics:
 
     def add(self, features: Tensor) -> None:
         """Features (N, D). Raises FractalError for non-finite values."""
-        batch = checked_features(features, "features").numpy().astype(np.float64)
+        batch = require_features(features, "features").numpy().astype(np.float64)
         if not self.count:
             self.shift = batch.mean(axis=0)
             self.sum = np.zeros_like(self.shift)
@@ -71,7 +71,7 @@ class RunningStatistics:
         return FeatureStatistics(self.shift + mean, covariance, self.count)
 
 
-def checked_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:
+def require_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:
     """(N, D) as float64 in main memory.
 
     Raises FractalError for another shape, fewer images than at_least, or non-finite values.

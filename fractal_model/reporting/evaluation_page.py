@@ -21,7 +21,7 @@ from torch import Tensor
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.pictures import picture_grid, png_bytes, sample_grid
-from fractal_model.metrics.names import STANDARD_ERROR, error_of
+from fractal_model.metrics.names import STANDARD_ERROR, error_name
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import (
     RealImages,
@@ -67,7 +67,7 @@ def write_report(
     absent: Mapping[str, str],
     samples: SampleSet,
     class_names: Sequence[str],
-    other_classes: str = "",
+    class_mismatch: str = "",
     features: Tensor | None,
     real: RealImages | None,
     held_out_features: Tensor | None = None,
@@ -78,7 +78,7 @@ def write_report(
     """Write the page of an evaluation.
 
     record: the protocol's, nested as it is. values, absent: metrics, and why others have no value.
-    samples: N of them, of classes of these names, with features (N, D). other_classes: why these
+    samples: N of them, of classes of these names, with features (N, D). class_mismatch: why these
     are not the real images' classes, where they are not; then nothing is told by class.
     real: see `reference_images`. held_out_features (K, D) and held_out_bits (K,): of validation
     images. What is not given leaves its section out, with a line that says why. FractalError:
@@ -97,9 +97,9 @@ def write_report(
         levels=_figure(partial(figures.bars, label="bits per dimension"), level_bits),
         classes=_class_plates(samples, names),
         class_count=len(names),
-        other_classes=other_classes,
+        class_mismatch=class_mismatch,
         **_in_feature_space(
-            samples, names, features, real, held_out_features, by_class=not other_classes
+            samples, names, features, real, held_out_features, by_class=not class_mismatch
         ),
     )
     file.write_text(page, encoding="utf-8")
@@ -111,7 +111,7 @@ def headlines(values: Mapping[str, float]) -> list[Headline]:
         Headline(name, f"{value:.4g}", f"{values[error]:.2g}" if error in values else "")
         for name, value in values.items()
         if not name.endswith(STANDARD_ERROR)
-        for error in [error_of(name)]
+        for error in [error_name(name)]
     ]
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fractal_model.data.loader import read_batch
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.metrics.reference import OWN_IMAGES, Reference, chosen_images
-from fractal_model.metrics.statistics import checked_features
+from fractal_model.metrics.reference import OWN_IMAGES, Reference, choose_images
+from fractal_model.metrics.statistics import require_features
 
 CHUNK = 1000
 """Samples at a time: 80 MB of distances against 10,000 images."""
@@ -69,7 +69,7 @@ def reference_images(split: PreparedSplit, reference: Reference) -> RealImages |
     statistics, whose images are not ours."""
     if reference.source != OWN_IMAGES:
         return None
-    chosen = chosen_images(split, len(reference.features))
+    chosen = choose_images(split, len(reference.features))
 
     def pictures(numbers: Sequence[int]) -> Tensor:
         return read_batch(split, chosen[list(numbers)].tolist()).images
@@ -86,8 +86,8 @@ def nearest(
 
     FractalError: non-finite features, or fewer real images than needed.
     """
-    queries = checked_features(queries, "features of the samples")
-    real = checked_features(real, "features of the real images", at_least=k + themselves)
+    queries = require_features(queries, "features of the samples")
+    real = require_features(real, "features of the real images", at_least=k + themselves)
     distances, numbers = [], []
     for start in range(0, len(queries), CHUNK):
         found = torch.cdist(queries[start : start + CHUNK], real)
@@ -117,8 +117,8 @@ def memorisation(
 def inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
     """(N,) bool: inside one of the balls that reach each real image's k-th nearest neighbour. The
     share of them is the precision (Kynkäänniemi et al. 2019)."""
-    samples = checked_features(samples, "features of the samples")
-    real = checked_features(real, "features of the real images", at_least=neighbours + 1)
+    samples = require_features(samples, "features of the samples")
+    real = require_features(real, "features of the real images", at_least=neighbours + 1)
     radii = nearest(real, real, k=neighbours, themselves=True)[0][:, -1]
     chunks = (torch.cdist(chunk, real) <= radii for chunk in samples.split(CHUNK))
     return torch.cat([inside.any(dim=1) for inside in chunks])

@@ -19,7 +19,7 @@ from fractal_model.metrics.names import (
     KID,
     NLL,
     STANDARD_ERROR,
-    error_of,
+    error_name,
 )
 from fractal_model.reporting.published_results import SOURCE
 from fractal_model.reporting.results_table import KNOWN, SETTINGS
@@ -115,7 +115,7 @@ def _part(dataset: str, rows: pd.DataFrame) -> Part:
         cells[name] = rows[name].map(_plain)
     for name in rows.columns:
         if name not in KNOWN and not name.endswith(STANDARD_ERROR):
-            errors = rows.get(error_of(name), pd.Series(index=rows.index, dtype=float))
+            errors = rows.get(error_name(name), pd.Series(index=rows.index, dtype=float))
             cells[name] = [_measured(*pair) for pair in zip(rows[name], errors, strict=True)]
     table = pd.DataFrame(cells, index=rows.index)
     filled = [name for name in table.columns if (table[name] != "").any()]

@@ -96,7 +96,7 @@ def why_unlike(protocol: Protocol | None, dataset: str, standard: Protocol | Non
     resolution = IMAGENET_SIDES.get(dataset)
     if resolution and (why := _why_unlike_published(protocol, resolution)):
         return why
-    if protocol.preview:
+    if protocol.is_preview:
         return (
             f"preview of {protocol.samples:,} samples, the full set has {protocol.full_samples:,}"
         )

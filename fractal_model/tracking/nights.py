@@ -7,7 +7,7 @@ with it the next night, and a person sees it on the model's page.
 import mlflow
 from mlflow.entities import Run
 
-from fractal_model.evaluation.night_budget import Measured
+from fractal_model.evaluation.night_budget import EarlierEvaluation
 from fractal_model.tracking.registry import model_name
 from fractal_model.tracking.store import find_runs, utc_now
 from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSION_TAG, WAITS_TAG
@@ -17,14 +17,14 @@ REMEMBERED = 5
 """Earlier evaluations that a forecast looks at; older ones were of other machines perhaps."""
 
 
-def earlier_evaluations(experiment_id: str, size: str) -> list[Measured]:
+def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation]:
     """The last that ended well, of any version and protocol, newest first. Left out is what may
     have gone on with the images of a run that was stopped: it took the remaining time alone."""
     runs = find_runs([experiment_id], {KIND_TAG: "evaluate", SIZE_TAG: size})
     stopped = {_samples_key(run) for run in runs if run.info.status != "FINISHED"}
     whole = [r for r in runs if SAMPLES_PARAM in r.data.params and _samples_key(r) not in stopped]
     return [
-        Measured(
+        EarlierEvaluation(
             samples=int(run.data.params[SAMPLES_PARAM]),
             seconds=(run.info.end_time - run.info.start_time) / 1000,
         )

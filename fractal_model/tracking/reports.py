@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fractal_model.config.model import ModelConfig
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation.held_out_likelihood import HeldOut
+from fractal_model.evaluation.held_out_likelihood import HeldOutLikelihood
 from fractal_model.evaluation.protocol import Record
-from fractal_model.evaluation.same_classes import other_classes
-from fractal_model.evaluation.samples import SeenSamples
+from fractal_model.evaluation.same_classes import class_mismatch
+from fractal_model.evaluation.samples import SamplesWithFeatures
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.names import NLL
 from fractal_model.metrics.reference import Reference
@@ -26,12 +26,12 @@ CURVE_METRICS = ("loss", "validation_loss", NLL)
 def log_report(
     record: Record,
     results: MetricResults,
-    samples: SeenSamples,
+    samples: SamplesWithFeatures,
     train: PreparedSplit,
     reference: Reference,
     model: ModelConfig,
     *,
-    held_out: HeldOut,
+    held_out: HeldOutLikelihood,
     level_bits: dict[str, float],
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
@@ -54,7 +54,7 @@ def log_report(
             absent=results.absent,
             samples=samples.images,
             class_names=model.class_names or train.class_names,
-            other_classes=other_classes(model, train.manifest),
+            class_mismatch=class_mismatch(model, train.manifest),
             features=samples.inception,
             real=reference_images(train, reference),
             held_out_features=held_out_features,

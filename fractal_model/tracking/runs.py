@@ -62,7 +62,7 @@ def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:
 def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path) -> Iterator[str]:
     """A new run that evaluates a model, its record as `protocol.json`; yields its id."""
     model = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
-    kind = "preview" if record.protocol.preview else "evaluate"
+    kind = "preview" if record.protocol.is_preview else "evaluate"
     name = f"{kind}-{size.name}-{model}-{record.checksum[:6]}"
     counts = {key: getattr(record.protocol, key) for key in ("samples", "samples_per_class")}
     with _run(size, "evaluate", name, outputs) as run:

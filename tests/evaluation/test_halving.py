@@ -9,7 +9,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.evaluation.halving import Rung, images_of, lowest, plan_rungs
+from fractal_model.evaluation.halving import Rung, image_count, lowest_indices, plan_rungs
 
 SAMPLING = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(16, 4), order="raster")
 
@@ -33,7 +33,7 @@ def test_rungs_by_hand():
     """15 settings with 1 image a class, 5 with 3, 2 with 9: 15 + 5 · 2 + 2 · 6 = 37 a class."""
     rungs = plan_rungs(15, classes=1000, samples=50_000, keep=3, largest=50)
     assert rungs == (Rung(15, 1), Rung(5, 3), Rung(2, 9))
-    assert images_of(rungs, 1000) == 37_000
+    assert image_count(rungs, 1000) == 37_000
 
 
 @pytest.mark.parametrize("settings", [1, 2, 7, 24, 40])
@@ -41,10 +41,10 @@ def test_rungs_by_hand():
 @pytest.mark.parametrize("samples", [2_000, 4_321, 50_000])
 def test_the_budget_is_kept_and_used(settings, keep, samples):
     rungs = plan_rungs(settings, classes=10, samples=samples, keep=keep, largest=10**6)
-    assert images_of(rungs, 10) <= samples
+    assert image_count(rungs, 10) <= samples
     larger = [Rung(r.settings, r.per_class // rungs[0].per_class) for r in rungs]
     larger = [Rung(r.settings, r.per_class * (rungs[0].per_class + 1)) for r in larger]
-    assert images_of(larger, 10) > samples
+    assert image_count(larger, 10) > samples
     assert rungs[0].settings == settings
     assert rungs[-1].settings <= keep
 
@@ -61,14 +61,14 @@ def test_a_budget_that_is_too_small_says_what_is_needed():
 
 
 def test_the_lowest_go_on_of_equal_ones_the_first():
-    assert lowest([3.0, 1.0, 2.0, 1.0], 2) == (1, 3)
-    assert lowest([1.0, 1.0, 1.0], 2) == (0, 1)
+    assert lowest_indices([3.0, 1.0, 2.0, 1.0], 2) == (1, 3)
+    assert lowest_indices([1.0, 1.0, 1.0], 2) == (0, 1)
 
 
 def test_what_is_not_a_number_never_goes_on():
-    assert lowest([math.nan, 5.0, math.inf, 4.0], 3) == (1, 3)
+    assert lowest_indices([math.nan, 5.0, math.inf, 4.0], 3) == (1, 3)
     with pytest.raises(FractalError, match="none of 2 settings has a FID"):
-        lowest([math.nan, math.nan], 1)
+        lowest_indices([math.nan, math.nan], 1)
 
 
 def test_the_default_budget_is_enough_for_the_default_settings_of_imagenet():

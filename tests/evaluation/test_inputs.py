@@ -16,7 +16,7 @@ def test_parts_that_other_libraries_made_are_not_gone_on_with(monkeypatch):
     model = tiny_model("mar")
     folder = inputs.folder("digits", protocol(), model)
     assert inputs.folder("digits", protocol(), model) == folder
-    monkeypatch.setattr(inputs_module, "libraries", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(inputs_module, "library_versions", lambda: {"torch": "0.1"})
     assert inputs.folder("digits", protocol(), model) != folder
 
 

@@ -15,9 +15,9 @@ from tests.support.protocols import SETTINGS, manifest, protocol, reference
 
 def test_the_checksum_follows_what_decides_the_numbers_and_nothing_else():
     base = protocol()
-    assert base.checksum == protocol().checksum
+    assert base.fingerprint == protocol().fingerprint
     for name, value in {"batch_size": 99, "workers": 2}.items():
-        assert protocol(SETTINGS.model_copy(update={name: value})).checksum == base.checksum
+        assert protocol(SETTINGS.model_copy(update={name: value})).fingerprint == base.fingerprint
     others = [
         protocol(preview=True),
         protocol(sampling=SamplingConfig(guidance=2.0)),
@@ -33,7 +33,7 @@ def test_the_checksum_follows_what_decides_the_numbers_and_nothing_else():
         "kid_subsets": 4,
     }.items():
         others.append(protocol(SETTINGS.model_copy(update={name: value})))
-    assert len({base.checksum, *(other.checksum for other in others)}) == len(others) + 1
+    assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
 
 
 def test_a_preview_bears_its_count():
@@ -56,7 +56,7 @@ def test_the_published_protocol_has_50000_samples(dataset, source):
     with pytest.raises(FractalError, match="makes 300 images .* has 50,000: set it to 5000"):
         protocol(of=of, source=source)
     many = SETTINGS.model_copy(update={"samples_per_class": 5000})
-    assert not protocol(many, of=of, source=source).preview
+    assert not protocol(many, of=of, source=source).is_preview
     assert protocol(of=of, source=source, preview=True).label("fid") == "fid_50"
 
 
@@ -81,7 +81,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     )
     (tmp_path / "protocol.json").write_text(record.model_dump_json())
     assert read_record(tmp_path / "protocol.json") == record
-    assert record.checksum == record.protocol.checksum
+    assert record.checksum == record.protocol.fingerprint
     assert {"fractal-model", "torch", "timm"} <= set(record.libraries)
     assert record.hardware.workers == 2
 

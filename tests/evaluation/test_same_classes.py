@@ -9,9 +9,9 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation.held_out_likelihood import held_out_likelihood, measure_likelihood
-from fractal_model.evaluation.same_classes import other_classes
+from fractal_model.evaluation.same_classes import class_mismatch
 from fractal_model.evaluation.sample_metrics import class_agreement
-from fractal_model.metrics.names import CLASS_AGREEMENT, CONDITIONAL_NLL, NLL, error_of
+from fractal_model.metrics.names import CLASS_AGREEMENT, CONDITIONAL_NLL, NLL, error_name
 from fractal_model.model.fractal import FractalModel
 from tests.support import tiny_config
 from tests.support.tiny_files import save_images
@@ -32,17 +32,17 @@ def _config(split, names: tuple[str, ...] | None):
 
 def test_the_names_decide_and_without_names_the_number(split):
     manifest = split.manifest
-    assert other_classes(_config(split, SAME), manifest) == ""
-    assert other_classes(_config(split, ()), manifest) == ""
+    assert class_mismatch(_config(split, SAME), manifest) == ""
+    assert class_mismatch(_config(split, ()), manifest) == ""
     backwards = tuple(reversed(manifest.class_names))
     for names in (OTHERS, backwards):
-        assert "are not the" in other_classes(_config(split, names), manifest)
-    assert other_classes(tiny_config("mar", num_classes=77), manifest)
+        assert "are not the" in class_mismatch(_config(split, names), manifest)
+    assert class_mismatch(tiny_config("mar", num_classes=77), manifest)
 
 
 def test_class_agreement_and_conditional_likelihood_are_absent_for_one_reason(split, tmp_path):
     model = FractalModel(_config(split, OTHERS)).eval()
-    reason = other_classes(model.config, split.manifest)
+    reason = class_mismatch(model.config, split.manifest)
     images, labels = split.load_all()
     samples = SimpleNamespace(labels=labels, images=lambda numbers: images[list(numbers)])
     agreement = class_agreement(samples, split, model.config)
@@ -51,9 +51,9 @@ def test_class_agreement_and_conditional_likelihood_are_absent_for_one_reason(sp
     results = held_out_likelihood(
         model, split, source, tmp_path / "parts", lambda done: None, largest=100
     ).results
-    names = {CONDITIONAL_NLL, error_of(CONDITIONAL_NLL)}
+    names = {CONDITIONAL_NLL, error_name(CONDITIONAL_NLL)}
     assert results.absent == dict.fromkeys(names, reason)
-    assert results.values.keys() == {NLL, error_of(NLL)}
+    assert results.values.keys() == {NLL, error_name(NLL)}
     with pytest.raises(FractalError, match="are not the"):
         measure_likelihood(model, split, lambda done: None, passes=1, seed=0, conditional=True)
 

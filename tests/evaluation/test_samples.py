@@ -17,8 +17,8 @@ from fractal_model.evaluation.samples import (
     FeatureNetworks,
     draw_samples,
     extract,
+    extract_sample_features,
     held_out_features,
-    look_at,
 )
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.metrics.inception import inception_checksum
@@ -127,7 +127,7 @@ def test_two_workers_draw_and_see_the_same(tmp_path):
 def test_files_are_seen_as_drawn_images_are(tmp_path):
     found = draw(tmp_path, FeatureNetworks("auto"))
     done = []
-    seen = look_at(
+    seen = extract_sample_features(
         found.images, PROTOCOL, FeatureNetworks("auto"), torch.device("cpu"), done.append
     )
     assert seen.inception.equal(found.inception) and done == [8, 12]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fractal_model.evaluation.samples import SeenSamples
-from fractal_model.evaluation.sweep_previews import joined
+from fractal_model.evaluation.samples import SamplesWithFeatures
+from fractal_model.evaluation.sweep_previews import join_samples
 from tests.support import random_images
 
 
@@ -19,15 +19,15 @@ class _InMemory:
         return self._images[list(numbers)]
 
 
-def _seen(count: int, seed: int, seconds: float) -> SeenSamples:
+def _seen(count: int, seed: int, seconds: float) -> SamplesWithFeatures:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, 5, generator=generator)
-    return SeenSamples(_InMemory(random_images(count, seed=seed)), features, None, seconds)
+    return SamplesWithFeatures(_InMemory(random_images(count, seed=seed)), features, None, seconds)
 
 
 def test_sets_follow_each_other():
     first, second = _seen(2, 1, 1.0), _seen(4, 2, 4.0)
-    found = joined([first, second])
+    found = join_samples([first, second])
     assert found.images.labels.tolist() == [0, 1, 0, 1, 2, 3]
     assert found.images.images([0, 5, 2]).equal(
         torch.stack([random_images(2, seed=1)[0], *random_images(4, seed=2)[[3, 0]]])

@@ -48,10 +48,10 @@ def record_of(run_id: str) -> Record:
 def test_the_record_is_beside_the_numbers(project, new_runs):
     protocol = protocol_of(load_params(project.params), "digits")
     tags = registry.version_tags("digits", "1")
-    run_id = tags[f"fractal.evaluation.{protocol.checksum[:12]}"]
+    run_id = tags[f"fractal.evaluation.{protocol.fingerprint[:12]}"]
     record = record_of(run_id)
-    assert record.protocol == protocol and record.checksum == protocol.checksum
-    assert mlflow.get_run(run_id).data.tags["fractal.protocol"] == protocol.checksum
+    assert record.protocol == protocol and record.checksum == protocol.fingerprint
+    assert mlflow.get_run(run_id).data.tags["fractal.protocol"] == protocol.fingerprint
     assert record.model == "models:/fractal-digits/1" and record.version == "1"
     assert list((project.outputs / "evaluations").glob("*/")) == [], "the parts are not needed"
 
@@ -63,9 +63,9 @@ def test_a_preview_bears_its_count_and_promotes_nothing(project, new_runs):
     assert "fid" not in found
     (run_id,) = new_runs()
     protocol = protocol_of(load_params(project.params), "digits", preview=True)
-    assert record_of(run_id).protocol == protocol and protocol.preview
+    assert record_of(run_id).protocol == protocol and protocol.is_preview
     after = registry.version_tags("digits", "1")
-    assert set(after) - set(before) == {f"fractal.evaluation.{protocol.checksum[:12]}"}
+    assert set(after) - set(before) == {f"fractal.evaluation.{protocol.fingerprint[:12]}"}
     assert evaluate_fractal(preview=True, params_file=project.params) == found
     assert new_runs() == [run_id], "an evaluated version is not evaluated again"
 

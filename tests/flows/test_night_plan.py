@@ -40,7 +40,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
         new_candidate(size)
     evaluated(params, "digits", "1", FULL)
     registry.set_alias("digits", registry.CHAMPION, "1")
-    registry.tag_version("digits", "1", DECIDED_TAG, FULL.checksum)
+    registry.tag_version("digits", "1", DECIDED_TAG, FULL.fingerprint)
     monkeypatch.setattr(nightly, "read_manifest", lambda folder: None)
     monkeypatch.setattr(
         nightly, "protocol_of", lambda given, size, preview: PREVIEW if preview else FULL
@@ -59,12 +59,12 @@ def new_candidate(size: str) -> str:
 def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
     """As if it had taken `SECONDS`."""
     experiment = store.get_or_create_experiment("digits", params.paths.outputs)
-    tags = {KIND_TAG: "evaluate", SIZE_TAG: size, PROTOCOL_TAG: by.checksum}
+    tags = {KIND_TAG: "evaluate", SIZE_TAG: size, PROTOCOL_TAG: by.fingerprint}
     client = mlflow.MlflowClient()
     run_id = client.create_run(experiment, start_time=1000, tags=tags).info.run_id
     client.log_param(run_id, nights.SAMPLES_PARAM, by.samples)
     client.set_terminated(run_id, end_time=1000 * (1 + SECONDS))
-    registry.tag_version(size, version, registry.evaluation_tag(by.checksum), run_id)
+    registry.tag_version(size, version, registry.evaluation_tag(by.fingerprint), run_id)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_what_is_done_is_left_and_what_is_new_is_taken_up(params, begun):
     ]
 
 
-@pytest.mark.parametrize("decided", [None, PREVIEW.checksum])
+@pytest.mark.parametrize("decided", [None, PREVIEW.fingerprint])
 def test_what_was_evaluated_but_not_compared_is_taken_up(params, begun, decided):
     """As after a process that died before the comparison, or a sweep; a comparison under another
     protocol is none."""
@@ -109,7 +109,7 @@ def test_what_was_evaluated_but_not_compared_is_taken_up(params, begun, decided)
         registry.tag_version("digits", new, DECIDED_TAG, decided)
     assert ("digits", "full", "evaluated") in outcomes(params)
     assert ("digits", False) in begun and ("digits", True) not in begun
-    registry.tag_version("digits", new, DECIDED_TAG, FULL.checksum)
+    registry.tag_version("digits", new, DECIDED_TAG, FULL.fingerprint)
     assert ("digits", "", "up to date") in outcomes(params)
 
 

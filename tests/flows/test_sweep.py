@@ -140,5 +140,7 @@ def test_numbers_that_other_libraries_made_are_not_gone_on_with(swept, monkeypat
 
     before = folder()
     assert folder() == before
-    monkeypatch.setattr("fractal_model.evaluation.inputs.libraries", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(
+        "fractal_model.evaluation.inputs.library_versions", lambda: {"torch": "0.1"}
+    )
     assert folder() != before

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.generation.editing import box_mask, edit, read_image, read_mask, uncropped
+from fractal_model.generation.editing import box_mask, edit, read_image, read_mask, uncrop
 from tests.support import images_for, random_images, tiny_model
 
 
@@ -92,7 +92,7 @@ def test_boxes_that_do_not_fit(box, named):
 
 
 def test_uncropping_shrinks_into_the_middle():
-    canvas, known = uncropped(torch.full((3, 8, 8), 200, dtype=torch.uint8), 0.5)
+    canvas, known = uncrop(torch.full((3, 8, 8), 200, dtype=torch.uint8), 0.5)
     assert known.sum() == 16
     assert known[2:6, 2:6].all()
     assert (canvas[:, known] == 200).all()
@@ -102,7 +102,7 @@ def test_uncropping_shrinks_into_the_middle():
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 1.0, 0.99, -1.0, float("nan")])
 def test_uncropping_out_of_range(fraction):
     with pytest.raises(FractalError, match="between 0.12 and 0.88"):
-        uncropped(random_images(1)[0], fraction)
+        uncrop(random_images(1)[0], fraction)
 
 
 def test_variants_keep_what_is_known_and_differ_in_the_rest():

@@ -52,11 +52,11 @@ def test_folder_of_numbered_files(tmp_path):
 
 def test_a_folder_is_gone_on_with_by_an_equal_request_alone(tmp_path):
     writer = open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="one")
-    assert writer.wanted == [0, 1, 2, 3]
+    assert writer.missing == [0, 1, 2, 3]
     writer.add([2], IMAGES[2:3])
     writer.discard()
     again = open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="one")
-    assert again.wanted == [0, 1, 3]
+    assert again.missing == [0, 1, 3]
     with pytest.raises(FractalError, match="images of another model, class, seed or setting"):
         open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="two")
 

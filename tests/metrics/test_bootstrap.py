@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fractal_model.common.errors import FractalError
-from fractal_model.metrics.bootstrap import frechet_standard_error, resampled_distance
+from fractal_model.metrics.bootstrap import build_resampled_distance, frechet_standard_error
 from fractal_model.metrics.distances import frechet_distance
 from fractal_model.metrics.statistics import FeatureStatistics
 from tests.support.features import normal
@@ -18,7 +18,7 @@ REAL = FeatureStatistics.from_features(normal(200, 8, seed=0, shift=0.4, scale=1
 @pytest.mark.parametrize("count", [6, 60], ids=["fewer images than features", "more"])
 def test_a_resampled_distance_is_that_of_the_repeated_images(count):
     generated = normal(count, seed=1)
-    distance = resampled_distance(generated, REAL)
+    distance = build_resampled_distance(generated, REAL)
     for seed in range(3):
         numbers = np.random.default_rng(seed).integers(0, count, count)
         expected = frechet_distance(FeatureStatistics.from_features(generated[numbers]), REAL)

@@ -13,7 +13,7 @@ import torch
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.metrics.adm_statistics import load_published, other_resolution
+from fractal_model.metrics.adm_statistics import conflicting_resolution, load_published
 from fractal_model.metrics.image_metrics import image_metrics
 from fractal_model.metrics.reference import (
     FORMAT_VERSION,
@@ -243,7 +243,7 @@ def test_an_array_that_unpacks_to_more_than_it_may_is_refused(tmp_path):
     ],
 )
 def test_the_resolution_that_a_name_tells(name, told):
-    assert other_resolution(Path(name), 256) == told
+    assert conflicting_resolution(Path(name), 256) == told
 
 
 def refused(file, message: str) -> None:

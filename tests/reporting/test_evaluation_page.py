@@ -14,7 +14,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import open_prepared
 from fractal_model.data.writing import write_prepared
 from fractal_model.metrics.distances import precision_recall
-from fractal_model.metrics.reference import OWN_IMAGES, Reference, chosen_images
+from fractal_model.metrics.reference import OWN_IMAGES, Reference, choose_images
 from fractal_model.metrics.statistics import FeatureStatistics
 from fractal_model.reporting import figures
 from fractal_model.reporting.evaluation_page import (
@@ -65,7 +65,7 @@ def real_images(count: int = 40, *, of: int | None = None) -> RealImages:
 
 
 def test_nothing_is_told_by_class_where_the_classes_are_others(page):
-    html = page(other_classes="the classes are others").read_text()
+    html = page(class_mismatch="the classes are others").read_text()
     assert "Nothing is told by class: the classes are others." in html
     assert "Precision of each class" not in html and "nearest training images" in html
     assert "Precision of each class" in page().read_text()
@@ -212,7 +212,7 @@ def test_the_pictures_of_the_reference_are_the_images_behind_its_features(tmp_pa
         splits={"train": [(image, i % 2) for i, image in enumerate(images)]},
     )
     split = open_prepared(tmp_path / "noise", "train")
-    chosen = chosen_images(split, 10)
+    chosen = choose_images(split, 10)
     features = torch.from_numpy(images[chosen].reshape(10, -1)).float()
     statistics = FeatureStatistics(np.zeros(48), np.eye(48), 30)
     reference = Reference(statistics, features, OWN_IMAGES, "noise", "0", "0")
