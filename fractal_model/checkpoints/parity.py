@@ -170,7 +170,7 @@ def _conditions(case: Case) -> Quantities:
             handed_on = level(tokens, root).values_NCD
         else:
             mask = case.inputs["mask_level0"].bool()
-            handed_on = level(tokens, mask, root, wanted=torch.ones_like(mask)).values_NCD
+            handed_on = level(tokens, mask, root, selected=torch.ones_like(mask)).values_NCD
     for position, name in enumerate(CONDITION_NAMES[: handed_on.shape[1]]):
         if (name := f"level0_conditions_{name}") in case.expected:
             yield name, handed_on[:, position].view(len(images), level.config.tokens, -1)

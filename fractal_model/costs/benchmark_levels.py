@@ -66,11 +66,11 @@ class Stopwatch:
 class _TimedDescent(Descent):
     stopwatch: Stopwatch
 
-    def patches(
+    def generate_patches(
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         with self.stopwatch.of(i):
-            return super().patches(i, conditions, rows, guidance)
+            return super().generate_patches(i, conditions, rows, guidance)
 
 
 def level_costs(

@@ -22,7 +22,7 @@ from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, in_this_process
-from fractal_model.sampling.known import Known
+from fractal_model.sampling.known import KnownPixels
 
 WHITE = 128
 """From here on a grey mask pixel counts as white."""
@@ -97,7 +97,7 @@ def edit(
 ) -> Tensor:
     """(N, 3, S, S) uint8: one variant of `image` (3, S, S) for each of N classes and seeds; what
     `mask` (S, S) marks as known is the same in all. `progress` gets the number done."""
-    known = Known(image[None], mask[None])
+    known = KnownPixels(image[None], mask[None])
     found, done = image.new_empty(len(labels), *image.shape), 0
     for part, images in sample_images(
         model, settings, labels, seeds, known=known, largest=largest, map_parts=map_parts

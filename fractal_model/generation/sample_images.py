@@ -13,7 +13,7 @@ from torch import Tensor
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
-from fractal_model.sampling.known import Known
+from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
 
 
@@ -23,7 +23,7 @@ def sample_images(
     labels: Tensor,
     seeds: Sequence[int],
     *,
-    known: Known | None = None,
+    known: KnownPixels | None = None,
     largest: int = LARGEST_PART,
     map_parts: MapParts = in_this_process,
 ) -> Iterator[tuple[range, Tensor]]:
@@ -38,14 +38,14 @@ def _work(
     sampling: SamplingConfig,
     labels: Tensor,
     seeds: Sequence[int],
-    known: Known | None,
+    known: KnownPixels | None,
     device: torch.device,
 ) -> Work:
     sampler = Sampler(model.to(device), sampling)
 
     def work(part: range) -> Tensor:
         chosen = slice(part.start, part.stop)
-        given = None if known is None else known.repeated(len(part))
+        given = None if known is None else known.repeat(len(part))
         return sampler(labels[chosen], seeds[chosen], known=given)
 
     return work

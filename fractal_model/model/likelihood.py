@@ -98,7 +98,7 @@ def pass_bits_by_part(
     model.eval()
     try:
         for number in range(passes):
-            outcome = model(images, labels, masks=masks.of_pass(number), guides=exact_guides)
+            outcome = model(images, labels, masks=masks.mask_source(number), guides=exact_guides)
             nats.append(nats_by_part(outcome, len(images)))
     finally:
         model.train(was_training)
@@ -122,7 +122,7 @@ class StratifiedMasks:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._masks = [mask.to(device) for mask in _all_masks(config, generators, passes)]
 
-    def of_pass(self, number: int) -> MaskSource:
+    def mask_source(self, number: int) -> MaskSource:
         """(R, T) bool for the rows of a level."""
 
         def masks(level: int, rows: Rows) -> Tensor:

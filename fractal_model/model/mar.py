@@ -58,19 +58,20 @@ class MARLevel(nn.Module):
         conditions: Conditions,
         *,
         guides: Tensor | None = None,
-        wanted: Tensor | None = None,
+        selected: Tensor | None = None,
         read: int = MAX_CONDITIONS,
     ) -> Conditions:
-        """The first `read` conditions of each wanted sub-patch, (N, read, D), row by row. `tokens`
-        (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden; `guides`
-        (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `wanted` (R, T) bool, by
-        default the mask itself."""
+        """Return the first `read` conditions of each selected sub-patch, (N, read, D), row by row.
+
+        `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden;
+        `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `selected` (R, T)
+        bool, by default the mask."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
         x = self.norm_in(x + self.positions)
         x = self.norm_out(run_blocks(self.blocks, x))[:, self.prefix_length :]
-        return with_neighbours(x, mask if wanted is None else wanted, read)
+        return with_neighbours(x, mask if selected is None else selected, read)
 
     def prefix(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
         """(R, P, D): what the blocks take for what stands before the sub-patches."""
@@ -99,10 +100,10 @@ class MARLevel(nn.Module):
         return prefix
 
 
-def with_neighbours(x_RTD: Tensor, wanted: Tensor, read: int = MAX_CONDITIONS) -> Conditions:
-    """The conditions (N, read, D) of each wanted sub-patch: its output and those above, right,
+def with_neighbours(x_RTD: Tensor, selected: Tensor, read: int = MAX_CONDITIONS) -> Conditions:
+    """The conditions (N, read, D) of each selected sub-patch: its output and those above, right,
     below and left of it, zeros past the border, the first `read` of these."""
-    row, token = wanted.nonzero(as_tuple=True)
+    row, token = selected.nonzero(as_tuple=True)
     places, inside = around(token, math.isqrt(x_RTD.shape[1]), read)
     return Conditions(x_RTD[row[:, None], places].where(inside[..., None], 0.0))
 

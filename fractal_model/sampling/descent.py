@@ -78,7 +78,7 @@ class Descent:
     observe: Observer | None
     branches: int
 
-    def patches(
+    def generate_patches(
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         """(R, 3, P, P) uint8 for the rows of level i; past the last level these are pixels.
@@ -105,7 +105,7 @@ class Descent:
             if inner is not None:
                 inner = inner[:, None].expand_as(step.drawn)[step.drawn]
             children = rows.sub_patches(step.drawn, level.config.sub_patch_size)
-            canvas[step.drawn] = self.patches(i + 1, step.conditions, children, inner)
+            canvas[step.drawn] = self.generate_patches(i + 1, step.conditions, children, inner)
             if self.observe is not None:
                 self.observe(i, rows, step.hidden, canvas)
         return unpatchify(canvas)

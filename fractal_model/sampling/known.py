@@ -21,7 +21,7 @@ from fractal_model.model.patches import patchify
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownPixels:
     """The known pixels of the images of a batch."""
 
     images: Tensor
@@ -29,12 +29,12 @@ class Known:
     mask: Tensor
     """(B, S, S) bool, true where the pixel is known."""
 
-    def to(self, device: torch.device) -> Known:
-        return Known(self.images.to(device), self.mask.to(device))
+    def to(self, device: torch.device) -> KnownPixels:
+        return KnownPixels(self.images.to(device), self.mask.to(device))
 
-    def repeated(self, count: int) -> Known:
+    def repeat(self, count: int) -> KnownPixels:
         """The known pixels of one image as those of each of `count` images."""
-        return Known(self.images.expand(count, -1, -1, -1), self.mask.expand(count, -1, -1))
+        return KnownPixels(self.images.expand(count, -1, -1, -1), self.mask.expand(count, -1, -1))
 
     def require(self, count: int, size: int) -> None:
         """FractalError: these are not `count` images of side `size` with their masks."""
@@ -58,7 +58,7 @@ class KnownPatches:
     """(B, Rᵢ, Tᵢ) bool, true where some pixel is to be generated."""
 
     @classmethod
-    def cut(cls, known: Known, level: LevelConfig) -> KnownPatches:
+    def cut(cls, known: KnownPixels, level: LevelConfig) -> KnownPatches:
         mask = known.mask[:, None]
         tokens = _cut(known.images * mask, level)
         hidden = ~_cut(mask, level).flatten(3).all(-1)

@@ -21,7 +21,7 @@ from fractal_model.model.kernels.linear import reduced_weights
 from fractal_model.model.randomness import ImageNoise
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
 from fractal_model.sampling.descent import Descent, Observer, Steps
-from fractal_model.sampling.known import Known, KnownPatches
+from fractal_model.sampling.known import KnownPatches, KnownPixels
 from fractal_model.sampling.masked import CachedMaskedSteps
 from fractal_model.sampling.orders import order_scores, require_order
 from fractal_model.sampling.steps import cached_level_steps, cached_pixel_steps
@@ -68,7 +68,7 @@ class Sampler:
         labels: Tensor,
         seeds: Sequence[int],
         *,
-        known: Known | None = None,
+        known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
         """(B,) classes, NO_CLASS for none, and B seeds to (B, 3, S, S) uint8 images on the model's
@@ -87,7 +87,7 @@ class Sampler:
         labels: Tensor,
         noise: ImageNoise,
         *,
-        known: Known | None = None,
+        known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
         """(B,) classes and the random numbers of B images to (B, 3, S, S) uint8 images."""
@@ -112,7 +112,7 @@ class Sampler:
         model.eval()
         try:
             with reduced_weights(model):
-                return descent.patches(0, model.root(labels), rows, None)
+                return descent.generate_patches(0, model.root(labels), rows, None)
         finally:
             model.train(was_training)
 

@@ -53,7 +53,7 @@ class UnstratifiedMasks:
 
 def stratified(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
     masks = StratifiedMasks(config, seeds, passes, torch.device("cpu"))
-    return [masks.of_pass(number) for number in range(passes)]
+    return [masks.mask_source(number) for number in range(passes)]
 
 
 def own_counts(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:

@@ -52,7 +52,7 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
     counts = []
     for number in range(passes):
         masks = StratifiedMasks(config, [7], passes, torch.device("cpu"))
-        counts.append(masks.of_pass(number)(1, rows).sum(1))
+        counts.append(masks.mask_source(number)(1, rows).sum(1))
     counts = torch.stack(counts)
     assert counts.min() >= 1
     assert counts.max() <= 16
@@ -65,7 +65,7 @@ def test_marginal_count_is_uniform():
     config = tiny_config("mar", patch_sizes=(2, 1), generators=("mar",))
     rows = Rows.whole_images(400, torch.device("cpu"))
     masks = StratifiedMasks(config, list(range(400)), 1, torch.device("cpu"))
-    found = torch.bincount(masks.of_pass(0)(0, rows).sum(1), minlength=5)[1:]
+    found = torch.bincount(masks.mask_source(0)(0, rows).sum(1), minlength=5)[1:]
     assert found.sum() == 400
     assert ((found - 100).abs() < 4 * math.sqrt(400 * 0.25 * 0.75)).all()
 
@@ -82,7 +82,7 @@ def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_
     joint = torch.zeros(tokens)
     masks = StratifiedMasks(config, mask_seeds(3, range(images)), passes, torch.device("cpu"))
     for number in range(passes):
-        counts = [masks.of_pass(number)(i, top_left).sum(1) - 1 for i in range(levels)]
+        counts = [masks.mask_source(number)(i, top_left).sum(1) - 1 for i in range(levels)]
         joint.index_put_(counts, torch.ones(images), accumulate=True)
     expected = images * passes / joint.numel()
     chi_square = ((joint - expected) ** 2 / expected).sum().item()

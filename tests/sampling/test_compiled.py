@@ -12,7 +12,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.sampling import compiled
-from fractal_model.sampling.known import Known
+from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.steps import cached_level_steps
 from tests.support import random_images, tiny_model
@@ -162,8 +162,8 @@ def test_known_pixels(kind):
     model, images = tiny_model(kind), random_images(5, size=4)
     known = torch.zeros(5, 4, 4, dtype=torch.bool)
     known[:, 2:] = True
-    found = Sampler(model, settings(compile=True))(LABELS, SEEDS, known=Known(images, known))
-    expected = Sampler(model, settings())(LABELS, SEEDS, known=Known(images, known))
+    found = Sampler(model, settings(compile=True))(LABELS, SEEDS, known=KnownPixels(images, known))
+    expected = Sampler(model, settings())(LABELS, SEEDS, known=KnownPixels(images, known))
     assert found.equal(expected)
 
 

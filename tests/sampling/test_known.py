@@ -7,7 +7,7 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.sampling.known import Known
+from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.schedules import masking_schedule
 from tests.support import deeper, images_for, tiny_model
@@ -16,17 +16,17 @@ LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 1]), [11, 12, 13, 14, 15]
 GUIDED = SamplingConfig(guidance=2.0, logit_scale=1.2)
 
 
-def random_known(model, *, share: float = 0.5) -> Known:
+def random_known(model, *, share: float = 0.5) -> KnownPixels:
     """Another share of known pixels for each image, whole patches among them."""
     images = images_for(model, len(LABELS))
     generator = torch.Generator().manual_seed(7)
     shares = torch.linspace(0.1, 2 * share - 0.1, len(LABELS))[:, None, None]
     mask = torch.rand(len(LABELS), *images.shape[2:], generator=generator) < shares
     mask[:3, :2, :2] = True
-    return Known(images, mask)
+    return KnownPixels(images, mask)
 
 
-def kept(images: torch.Tensor, known: Known) -> bool:
+def kept(images: torch.Tensor, known: KnownPixels) -> bool:
     where = known.mask[:, None].expand_as(images)
     return images[where].equal(known.images[where])
 
@@ -46,14 +46,14 @@ def test_known_pixels_come_back_bit_identical(kind, iterations):
 def test_nothing_unknown_leaves_the_image_untouched(kind):
     model = tiny_model(kind)
     images = images_for(model, 5)
-    known = Known(images, torch.ones(5, *images.shape[2:], dtype=torch.bool))
+    known = KnownPixels(images, torch.ones(5, *images.shape[2:], dtype=torch.bool))
     assert Sampler(model, GUIDED)(LABELS, SEEDS, known=known).equal(images)
 
 
 def test_nothing_known_is_plain_sampling(kind):
     model = tiny_model(kind)
     images = images_for(model, 5)
-    known = Known(images, torch.zeros(5, *images.shape[2:], dtype=torch.bool))
+    known = KnownPixels(images, torch.zeros(5, *images.shape[2:], dtype=torch.bool))
     sampler = Sampler(model, GUIDED)
     assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS))
 
@@ -74,14 +74,18 @@ def test_the_same_image_in_any_batch(kind):
     together = sampler(LABELS, SEEDS, known=known)
     for i in range(5):
         one = slice(i, i + 1)
-        alone = sampler(LABELS[one], SEEDS[one], known=Known(known.images[one], known.mask[one]))
+        alone = sampler(
+            LABELS[one], SEEDS[one], known=KnownPixels(known.images[one], known.mask[one])
+        )
         assert together[one].equal(alone)
 
 
 def test_what_lies_under_the_mask_is_never_read(kind):
     model = tiny_model(kind)
     known = random_known(model)
-    other = Known(torch.where(known.mask[:, None], known.images, 255 - known.images), known.mask)
+    other = KnownPixels(
+        torch.where(known.mask[:, None], known.images, 255 - known.images), known.mask
+    )
     sampler = Sampler(model, GUIDED)
     assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS, known=other))
 
@@ -94,7 +98,7 @@ def changed_by(model, *, hidden: tuple[slice, slice], touched: tuple[slice, slic
     other = images.clone()
     other[..., touched[0], touched[1]] = 255 - other[..., touched[0], touched[1]]
     sampler = Sampler(model, SamplingConfig(logit_scale=3.0))
-    found = [sampler(LABELS, SEEDS, known=Known(i, mask)) for i in (images, other)]
+    found = [sampler(LABELS, SEEDS, known=KnownPixels(i, mask)) for i in (images, other)]
     one, two = (i[..., hidden[0], hidden[1]] for i in found)
     return not one.equal(two)
 
@@ -132,7 +136,7 @@ def test_the_schedule_counts_the_hidden_alone():
             left.append(hidden.sum(1).tolist())
 
     sampler = Sampler(model, SamplingConfig(iterations=(3, 4)))
-    sampler(LABELS[:2], SEEDS[:2], known=Known(images, mask), observe=observe)
+    sampler(LABELS[:2], SEEDS[:2], known=KnownPixels(images, mask), observe=observe)
     first = [4, *masking_schedule(4, 3)]
     assert [row[0] for row in left] == first
     assert [row[1] for row in left] == [1, 0, 0, 0]
@@ -148,6 +152,10 @@ def test_an_observer_changes_nothing(kind):
 def test_known_of_another_shape():
     sampler = Sampler(tiny_model("mar"), GUIDED)
     images, mask = torch.zeros(5, 3, 4, 4, dtype=torch.uint8), torch.ones(5, 4, 4).bool()
-    for bad in (Known(images[:4], mask), Known(images, mask[:, :2]), Known(images.float(), mask)):
+    for bad in (
+        KnownPixels(images[:4], mask),
+        KnownPixels(images, mask[:, :2]),
+        KnownPixels(images.float(), mask),
+    ):
         with pytest.raises(FractalError, match=r"expected \(5, 3, 4, 4\) uint8"):
             sampler(LABELS, SEEDS, known=bad)

@@ -8,7 +8,7 @@ import torch
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import NO_CLASS
-from fractal_model.sampling.known import Known
+from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
 from tests.support import deeper, tiny_model
 
@@ -100,7 +100,7 @@ def test_what_is_given_moves_to_the_model(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "to", lambda tensor, *a, **k: moved.append(a) or to(tensor, *a, **k)
     )
-    known = Known(torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2, 4, 4).bool())
+    known = KnownPixels(torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2, 4, 4).bool())
     Sampler(model, SamplingConfig())(LABELS[:2], SEEDS[:2], known=known)
     assert moved.count((device,)) >= 4
 
