@@ -17,7 +17,7 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_docstrings
 from pydantic import TypeAdapter, ValidationError
 
-from fractal_model.common.console import errors_on_one_line, leave_interrupted, run
+from fractal_model.common.console import errors_on_one_line, exit_interrupted, run
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 
@@ -29,7 +29,7 @@ ParamsOption = Annotated[Path, typer.Option(help="The settings file.")]
 def _interrupt(signal_number: int, frame: object) -> None:
     """Ctrl-C reaches the server of the run too; Prefect would try to reach it for minutes."""
     logging.disable(logging.CRITICAL)
-    timer = threading.Timer(GRACE_SECONDS, leave_interrupted)
+    timer = threading.Timer(GRACE_SECONDS, exit_interrupted)
     timer.daemon = True
     timer.start()
     raise KeyboardInterrupt

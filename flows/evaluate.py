@@ -90,7 +90,7 @@ def get_or_run_evaluation(
     wait: bool = True,
 ) -> str:
     """The id of the run that evaluated a version under the protocol of its size; evaluates where
-    none has. AtWork: another process does now, and `wait` is False."""
+    none has. LockHeldError: another process does now, and `wait` is False."""
     protocol = protocol_of(params, size.name, preview).fingerprint
     kept = registry.find_evaluation(size.name, version.version, protocol)
     if kept is not None:
@@ -103,7 +103,7 @@ def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool, wait: bool
 ) -> str:
     """The id of the run that evaluates a checkpoint, of a version where it is registered.
-    FractalError: the settings or the data set are not the model's. AtWork: see above."""
+    FractalError: the settings or the data set are not the model's. LockHeldError: see above."""
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(

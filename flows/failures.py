@@ -15,7 +15,7 @@ from prefect import get_run_logger
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
-from fractal_model.common.console import HideUserErrors, lines_to
+from fractal_model.common.console import HideUserErrors, redirect_messages
 from fractal_model.common.errors import explanation, one_line
 
 P = ParamSpec("P")
@@ -36,7 +36,7 @@ def failure_reason(error: Exception) -> str:
 def _lines_to_prefect() -> AbstractContextManager[None]:
     context = FlowRunContext.get()
     is_deployed = context is not None and context.flow_run and context.flow_run.deployment_id
-    return lines_to(get_run_logger().info) if is_deployed else nullcontext()
+    return redirect_messages(get_run_logger().info) if is_deployed else nullcontext()
 
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:

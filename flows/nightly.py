@@ -25,7 +25,7 @@ from flows.evaluate import evaluate_fractal, protocol_of
 from flows.failures import report_failure
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.locks import AtWork, only_one
+from fractal_model.common.locks import LockHeldError, hold_lock
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
 from fractal_model.data.manifest import read_manifest
 from fractal_model.evaluation.night_budget import fits_budget, forecast_seconds
@@ -78,7 +78,7 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
     """
     params = load_params(params_file)
     store.connect(params.paths.outputs)
-    with only_one(params.paths.outputs / "nightly.lock"):
+    with hold_lock(params.paths.outputs / "nightly.lock"):
         rows = Night(params, params_file).rows()
     table = [asdict(row) for row in rows]
     create_table_artifact(key="nightly-evaluation", table=table, description=summary(rows))
@@ -179,7 +179,7 @@ def _or_row(work: Callable[[], T], size: str, version: str = "", kind: str = "")
     except Exception as error:
         if not isinstance(error, FractalError):
             get_run_logger().exception("the evaluation of %s failed", size)
-        outcome: Outcome = "skipped" if isinstance(error, AtWork) else "failed"
+        outcome: Outcome = "skipped" if isinstance(error, LockHeldError) else "failed"
         return Row(size, version, kind, outcome, one_line(error), _minutes(started))
 
 

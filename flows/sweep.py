@@ -23,7 +23,7 @@ from flows.failures import report_failure
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
@@ -91,7 +91,7 @@ class _Sweep:
     def result(self) -> dict[str, float]:
         """Of the full protocol, and the best setting's guidance and logit scale."""
         folder = self._previews.folder
-        with only_one(folder.with_suffix(".lock")):
+        with hold_lock(folder.with_suffix(".lock")):
             with self._parent() as run_id:
                 best = self._search(run_id)
             # An evaluation is a run of its own, outside the parent.

@@ -21,7 +21,7 @@ from flows.training_progress import TrainingProgress
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.data.manifest import Manifest
@@ -91,7 +91,7 @@ def _train_and_register(
     params: Params, size: Size, manifest: Manifest, fingerprint: str, *, resume: bool
 ) -> str:
     outputs = params.paths.outputs
-    with only_one(launch.lock_file(outputs, size.name, fingerprint)):
+    with hold_lock(launch.lock_file(outputs, size.name, fingerprint)):
         if not resume:
             _begin_anew(params, size, fingerprint)
         with runs.training_run(size, manifest, fingerprint, outputs) as run_id:

@@ -16,7 +16,7 @@ from prefect.artifacts import (
 
 from fractal_model.common.console import progress_bar
 from fractal_model.common.errors import one_line
-from fractal_model.common.progress import pace
+from fractal_model.common.progress import speed_text
 from fractal_model.common.safe_text import safe_text
 from fractal_model.tracking import store
 from fractal_model.training.job import Report, TrainingJob
@@ -107,5 +107,5 @@ def _note(report: Report, left: int) -> str:
     speed = report.images_per_second
     loss = f", loss {report.loss:.3f}" if report.loss is not None else ""
     remaining = timedelta(seconds=round(max(left, 0) / speed)) if speed else "unknown time"
-    shown = pace(speed) or "no speed yet"
+    shown = speed_text(speed) or "no speed yet"
     return f"epoch {report.epoch:.2f}, {shown}{loss}, {remaining} left"

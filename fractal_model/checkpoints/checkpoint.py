@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import sha256, written_whole
+from fractal_model.common.files import atomic_folder, sha256
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import ModelConfig
 from fractal_model.model.fractal import FractalModel
@@ -90,7 +90,7 @@ def save_checkpoint(
 ) -> None:
     """Write beside `folder`, then rename; `optimizer` is None where training cannot go on.
     FractalError: the disk is full; nothing that was complete before is touched."""
-    with written_whole(folder, "the checkpoint") as partial:
+    with atomic_folder(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
         if ema is not None:
             save_weights(ema.state_dict(), partial / EMA_WEIGHTS)
@@ -107,7 +107,7 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
     verify_checkpoint(checkpoint)
     sums = json.loads((checkpoint / CHECKSUMS).read_text())
     sums.pop(OPTIMIZER, None)
-    with written_whole(folder, "a copy of the checkpoint") as partial:
+    with atomic_folder(folder, "a copy of the checkpoint") as partial:
         for name in sums:
             shutil.copyfile(checkpoint / name, partial / name)
         _seal(partial, sums)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.architecture import Architecture
 from fractal_model.config.model import ModelConfig
-from fractal_model.config.presets import Architecture
 
 _PUBLISHED_PIXEL = "[rgb]_codebook|[rgb]_mlm|cond_proj|ln|norm|blocks"
 _NAMES = (  # published pattern → ours, applied in turn to what follows the level's prefix

@@ -12,15 +12,15 @@ from pydantic import ValidationError
 
 from fractal_model.cli.options import JsonOption, ParamsOption, path
 from fractal_model.cli.sampling_options import changed_sampling
-from fractal_model.common.compiler import compiler_is_there
+from fractal_model.common.compiler import has_compiler
 from fractal_model.common.console import console, only_result_on_stdout, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
 from fractal_model.common.tables import FittedTable
 from fractal_model.common.validation import describe
+from fractal_model.config.architecture import Architecture
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
-from fractal_model.config.presets import Architecture
 from fractal_model.config.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def benchmark(
     with only_result_on_stdout(as_json):
         if mode == "sample":
             sampling = changed_sampling(base, model, guidance=guidance, iterations=iterations)
-            compiles = compiler_is_there() if compiled is None else compiled
+            compiles = has_compiler() if compiled is None else compiled
             sampling = sampling.model_copy(update={"compile": compiles})
             network, work = benchmark.sampling_work(model, sampling, batch, device)
         elif mode == "train":

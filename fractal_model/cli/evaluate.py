@@ -93,7 +93,7 @@ def _evaluate_model(
     from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME, load_model
 
     model = load_model(source, params.paths.outputs)
-    settings = params.size(size) if size is not None else params.size_of(model.config)
+    settings = params.size(size) if size is not None else params.find_size(model.config)
     if settings.evaluation.weights == "ema":
         model = load_model(f"{source}{AVERAGED}", params.paths.outputs)
     evaluation = prepare_evaluation(
@@ -129,7 +129,7 @@ def _evaluate_samples(
 
     inputs = EvaluationInputs(params, dataset)
     samples = open_sample_set(place)
-    settings = params.evaluation_of(dataset, size)
+    settings = params.find_evaluation(dataset, size)
     if preview:
         count = require_balance(samples.labels, len(inputs.manifest.class_names), place)
         settings = settings.model_copy(update={"preview_per_class": count})

@@ -9,7 +9,7 @@ import typer
 
 from fractal_model.cli.options import ModelOption, ParamsOption, path
 from fractal_model.common.console import progress_bar, say
-from fractal_model.common.files import require_new, sha256, written_whole
+from fractal_model.common.files import atomic_folder, require_new, sha256
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 
@@ -71,7 +71,7 @@ def export_model(
 
     require_new(out)
     found = load_model(model, load_params(params).paths.outputs)
-    with written_whole(out, "the exported model") as folder:
+    with atomic_folder(out, "the exported model") as folder:
         found.save_pretrained(folder)
     say(f"exported {model} to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 

@@ -17,7 +17,7 @@ from fractal_model.cli.options import (
     path,
 )
 from fractal_model.common.console import progress_bar, say
-from fractal_model.common.files import file_written_whole, require_writable_file
+from fractal_model.common.files import atomic_file, require_writable_file
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def likelihood(
         import pandas as pd
 
         values = {"label": images.labels().tolist(), "bits_per_dim": result.per_image.numpy()}
-        with file_written_whole(out) as partial:
+        with atomic_file(out) as partial:
             pd.DataFrame(values).to_csv(partial, index_label="index")
         say(f"every image's value: {out}")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fractal_model.cli.options import ParamsOption, path
 from fractal_model.common.console import console, say
-from fractal_model.common.files import file_written_whole, require_writable_file
+from fractal_model.common.files import atomic_file, require_writable_file
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def results(
     if dataset is not None:
         frame = of_dataset(frame, dataset)
     if output is not None:
-        with file_written_whole(output) as partial:
+        with atomic_file(output) as partial:
             partial.write_text(_text(frame, format), encoding="utf-8")
         say(f"{len(frame)} rows: {output}")
     elif format == "table":

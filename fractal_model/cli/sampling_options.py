@@ -76,7 +76,7 @@ class SamplingOptions:
 
         params = load_params(self.params)
         model = load_model(self.model, params.paths.outputs)
-        size = params.size(self.size) if self.size is not None else params.size_of(model.config)
+        size = params.size(self.size) if self.size is not None else params.find_size(model.config)
         if self.iterations is None:
             try:
                 size.sampling.level_iterations(model.config)

@@ -10,12 +10,12 @@ from pathlib import Path
 from fractal_model.common.errors import FractalError
 
 
-def compiler_is_there() -> bool:
+def has_compiler() -> bool:
     """True if torch.compile finds a C++ compiler: $CXX, or the system's."""
     return shutil.which(_cpp_compiler()) is not None
 
 
-def triton_builds() -> bool:
+def can_build_triton_kernels() -> bool:
     """True if Triton can build what starts its kernels: with a C compiler ($CC, a program alone
     without arguments, or gcc or clang) and Python's header."""
     named = os.environ.get("CC")
@@ -26,7 +26,7 @@ def triton_builds() -> bool:
 
 def require_compiler() -> None:
     """FractalError: there is no C++ compiler."""
-    if not compiler_is_there():
+    if not has_compiler():
         wanted = _cpp_compiler() or "what CXX names, nothing,"
         raise FractalError(
             f"compile is on and {wanted} is not on the PATH: install a C++ compiler, name one in "

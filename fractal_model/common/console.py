@@ -24,7 +24,7 @@ from rich.text import Text
 
 from fractal_model.common.errors import FractalError, explanation
 from fractal_model.common.logs import keep_secrets_out_of_logs
-from fractal_model.common.progress import LogLines, pace
+from fractal_model.common.progress import LogLines, speed_text
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.common.tables import FittedTable
 
@@ -74,7 +74,7 @@ def _log_lines(
 
 class _Pace(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(pace(task.finished_speed or task.speed or 0.0))
+        return Text(speed_text(task.finished_speed or task.speed or 0.0))
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def errors_on_one_line() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        leave_interrupted()
+        exit_interrupted()
     except Exception as error:
         line = explanation(error)
         if isinstance(error, OSError) and (
@@ -127,7 +127,7 @@ def run(app: typer.Typer) -> None:
     try:
         code = command.main(standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer returns this number for an interrupt
-            leave_interrupted()
+            exit_interrupted()
         raise SystemExit(code)
     except typer.exceptions.TyperException as error:
         text = error.format_message().strip()
@@ -139,7 +139,7 @@ def run(app: typer.Typer) -> None:
             print(f"error: {safe_text(text).rstrip('.')}; see `{where} --help`", file=sys.stderr)
         raise SystemExit(2) from error
     except typer.Abort:
-        leave_interrupted()
+        exit_interrupted()
 
 
 def _of_the_system(error: OSError) -> str:
@@ -155,7 +155,7 @@ def _of_the_system(error: OSError) -> str:
     return f"{name}: {reason}; check the path and who may read and write there"
 
 
-def leave_interrupted() -> NoReturn:
+def exit_interrupted() -> NoReturn:
     """End the process at once, without waiting for the threads of libraries."""
     print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
@@ -178,7 +178,7 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message, whatever is in it, as one line however long it is; see also `lines_to`."""
+    """Print a message as one safe line of any length; `redirect_messages` sends it elsewhere."""
     if _logs:
         _logs[-1](safe_text(text))
     else:
@@ -186,7 +186,7 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def lines_to(log: Callable[[str], None]) -> Iterator[None]:
+def redirect_messages(log: Callable[[str], None]) -> Iterator[None]:
     """Within the block, hand the messages of `say` to `log`, those of other threads too."""
     _logs.append(log)
     try:

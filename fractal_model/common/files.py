@@ -17,7 +17,7 @@ _CHUNK = 1 << 22  # bytes read at a time
 
 
 @contextmanager
-def written_whole(folder: Path, content: str) -> Iterator[Path]:
+def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write to, and rename it to `folder` at the end.
 
     FractalError, saying that `content` cannot be saved: the disk is full or not writable. Nothing
@@ -42,7 +42,7 @@ def written_whole(folder: Path, content: str) -> Iterator[Path]:
 
 
 @contextmanager
-def file_written_whole(file: Path, *, unique: bool = False) -> Iterator[Path]:
+def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a hidden name beside `file` to write to, and rename it to `file` at the end.
 
     After an error `file` is what it was before. With `unique`, no other writer of `file` has the
@@ -59,7 +59,7 @@ def file_written_whole(file: Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed writers of `file_written_whole` left in `folder`."""
+    """Remove what killed writers of `atomic_file` left in `folder`."""
     for file in folder.glob(".*.partial*"):
         file.unlink(missing_ok=True)
 

@@ -9,26 +9,28 @@ from filelock import FileLock, Timeout
 from fractal_model.common.errors import FractalError
 
 
-class AtWork(FractalError):
+class LockHeldError(FractalError):
     """Another process holds the lock at this moment."""
 
 
 @contextmanager
-def only_one(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock `file` within the block; the system frees it when the process dies. AtWork:
-    another process holds it, and did for as long as this one waited."""
+def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold the lock `file` within the block. The system frees it when the process dies.
+
+    LockHeldError: another process still holds it after `wait_seconds`.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=wait_seconds):
             yield
     except Timeout as error:
-        raise AtWork(
+        raise LockHeldError(
             f"another process is at work here, it holds {file}: wait for it or stop it"
         ) from error
 
 
 @contextmanager
-def take_turns(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def wait_for_lock(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock `file` within the block, however long another process holds it before;
     `on_wait` is called once where this has to wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +51,7 @@ def is_held(file: Path) -> bool:
     if not file.exists():
         return False
     try:
-        with only_one(file):
+        with hold_lock(file):
             return False
-    except AtWork:
+    except LockHeldError:
         return True

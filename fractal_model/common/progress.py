@@ -11,7 +11,7 @@ _WARM_UP_SECONDS = 5.0
 is the first image, with which libraries warm up."""
 
 
-def pace(images_per_second: float) -> str:
+def speed_text(images_per_second: float) -> str:
     """`120 images/s`, `2.5 images/s`, `4.2 s an image`; nothing where nothing is known."""
     if images_per_second <= 0:
         return ""
@@ -20,7 +20,7 @@ def pace(images_per_second: float) -> str:
     return f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s"
 
 
-def about(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """`about 40 seconds`, `about 14 minutes`, `about 3.5 hours`."""
     for unit, length in (("day", 86400), ("hour", 3600)):
         if seconds >= 2 * length:
@@ -71,9 +71,9 @@ class LogLines:
     def _tell(self, now: float) -> None:
         self._said = now
         count = f"{self._done:,}" + ("" if self._total is None else f" of {self._total:,}")
-        speed = pace(self._speed(now)) if self._images else ""
+        speed = speed_text(self._speed(now)) if self._images else ""
         left = self._left(now)
-        end = f"{about(left)} left" if left else f"after {now - self._begin:,.0f} s"
+        end = f"{duration_text(left)} left" if left else f"after {now - self._begin:,.0f} s"
         parts = (f"{self._description}: {count}", speed, self._note, end)
         self._say(", ".join(part for part in parts if part))
 

@@ -1,6 +1,6 @@
 """The model's configuration, one object for each level of the fractal.
 
-`presets.py` builds it from the table in `params.yaml`; a checkpoint stores it as JSON.
+`architecture.py` builds it from the table in `params.yaml`; a checkpoint stores it as JSON.
 """
 
 from typing import Annotated, Literal, Self

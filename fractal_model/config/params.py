@@ -9,6 +9,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import LARGEST_SEED, NUMBER, Seed, StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
+from fractal_model.config.architecture import Architecture
 from fractal_model.config.data import PreparationConfig
 from fractal_model.config.evaluation import (
     EvaluationConfig,
@@ -17,7 +18,6 @@ from fractal_model.config.evaluation import (
     SweepConfig,
 )
 from fractal_model.config.model import ModelConfig
-from fractal_model.config.presets import Architecture
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.services import ServicesConfig
 from fractal_model.config.serving import ServingConfig
@@ -139,7 +139,7 @@ class Params(StrictModel):
                     f"{LARGEST_SEED}: lower its seed or samples_per_class"
                 )
             self.sampling[name].level_iterations(model)
-            self.training[name].checkpointed(len(model.levels))
+            self.training[name].checkpointing_by_level(len(model.levels))
         for name, sweep in self.sweep.items():
             if name not in self.models:
                 raise ValueError(
@@ -162,7 +162,7 @@ class Params(StrictModel):
             evaluation=self.evaluation[name],
         )
 
-    def size_of(self, model: ModelConfig) -> Size:
+    def find_size(self, model: ModelConfig) -> Size:
         """The one size whose model has the layers of `model`. FractalError: none, or several."""
         wanted = _layers(model)
         sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == wanted]
@@ -174,7 +174,7 @@ class Params(StrictModel):
             )
         return self.size(sizes[0])
 
-    def evaluation_of(self, dataset: str, size: str | None) -> EvaluationConfig:
+    def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
         """How samples are compared with a data set: as `size` says, or as all sizes say that train
         on it. FractalError: no size does, or they differ."""
         if size is not None:

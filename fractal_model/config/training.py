@@ -121,11 +121,11 @@ class TrainingConfig(StrictModel):
             )
         return self
 
-    def deciding(self) -> Self:
+    def without_operational_settings(self) -> Self:
         """The recipe with one value for all settings that do not decide a run, to compare runs."""
         return self.model_copy(update=_OPERATIONAL)
 
-    def checkpointed(self, levels: int) -> tuple[bool, ...]:
+    def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
         """`activation_checkpointing` of each level and of the pixel network. ValueError: it has
         another number of entries."""
         entries = self.activation_checkpointing

@@ -140,7 +140,7 @@ def plan(
         for on in (False, True)
     )
     plain = sum(p.training_flops for p in parts)
-    checkpointed = recipe.checkpointed(len(parts) - 1)
+    checkpointed = recipe.checkpointing_by_level(len(parts) - 1)
     executed = sum(
         p.training_flops_checkpointed if on else p.training_flops
         for p, on in zip(parts, checkpointed, strict=True)

@@ -12,7 +12,7 @@ import fsspec
 from filelock import FileLock
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 
 CACHE_VARIABLE = "FRACTAL_CACHE"
 """Environment variable: where files of remote data sets are kept."""
@@ -81,7 +81,7 @@ class RemoteStore:
 
     def _fetch(self, name: str, path: Path) -> None:
         filesystem, root = self._filesystem()
-        with file_written_whole(path) as partial:
+        with atomic_file(path) as partial:
             filesystem.get_file(f"{root}/{name}", str(partial))
 
     def _filesystem(self) -> tuple[fsspec.AbstractFileSystem, str]:

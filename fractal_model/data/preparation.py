@@ -21,7 +21,7 @@ from PIL import features
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import remove_partial_files
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.config.data import IMAGENET, PreparationConfig
 from fractal_model.data.adm_crop import PREPROCESSING
 from fractal_model.data.decoding import READING
@@ -63,7 +63,7 @@ def prepare_source(
     """
     folder = data / dataset
     described, root, listing = load_source(data, source)
-    with only_one(data / f".{dataset}.lock"):
+    with hold_lock(data / f".{dataset}.lock"):
         recover(folder)
         partial = _start(folder, described, resolution)
         jobs = _plan(

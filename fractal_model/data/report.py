@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.ImageDraw
 
 from fractal_model.common.console import say
-from fractal_model.common.files import written_whole
+from fractal_model.common.files import atomic_folder
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.config.params import Params
 from fractal_model.data.manifest import Manifest, read_manifest
@@ -46,7 +46,7 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
     metrics = _metrics(manifest)
     sheet = contact_sheet(open_prepared(dataset_folder, next(iter(manifest.splits))))
     shutil.rmtree(folder, ignore_errors=True)
-    with written_whole(folder, "the report") as partial:
+    with atomic_folder(folder, "the report") as partial:
         text = json.dumps(metrics, indent=2)
         (partial / "metrics.json").write_text(text + "\n")
         left_out = [

@@ -20,7 +20,7 @@ from threading import Thread
 import numpy as np
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.data.decoding import UnusableImage
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
 from fractal_model.data.raw_images import RawCounts, prepare_image
@@ -100,10 +100,10 @@ def build_shard(job: ShardJob) -> None:
                     QuarantinedFile(file=f"{job.split}/{image.key}", reason=str(error))
                 )
     counts[job.slot] = len(job)
-    with file_written_whole(job.checksums_file, unique=True) as partial:
+    with atomic_file(job.checksums_file, unique=True) as partial:
         np.savez(partial, digests=shard.checksums, labels=shard.labels)
     done = ShardResult(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
-    with file_written_whole(job.done_file, unique=True) as partial:
+    with atomic_file(job.done_file, unique=True) as partial:
         partial.write_text(done.model_dump_json())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.data.manifest import ShardRecord, SplitRecord, image_checksum, split_record
 
 SHARD_BYTES = 256 * 2**20
@@ -92,7 +92,7 @@ def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = split_features(class_names).arrow_schema
     with (
-        file_written_whole(file, unique=True) as partial,
+        atomic_file(file, unique=True) as partial,
         partial.open("wb") as opened,
         pa.ipc.new_stream(opened, schema) as stream,
     ):

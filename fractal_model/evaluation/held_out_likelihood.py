@@ -31,8 +31,8 @@ from fractal_model.model.likelihood import (
     pass_bits,
     pass_bits_by_part,
 )
-from fractal_model.parallel.kept_parts import KeptParts
-from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_this_process
+from fractal_model.parallel.stored_parts import StoredParts
 
 IMAGES_BY_LEVEL = 256
 """As many tell the shares well: the likelihood itself is of all images."""
@@ -48,7 +48,7 @@ def measure_likelihood(
     seed: int,
     conditional: bool = False,
     largest: int = LARGEST_PART,
-    map_parts: MapParts = in_this_process,
+    map_parts: MapParts = map_in_this_process,
 ) -> Likelihood:
     """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
     `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
@@ -98,7 +98,7 @@ def held_out_likelihood(
     progress: Progress,
     *,
     largest: int,
-    map_parts: MapParts = in_this_process,
+    map_parts: MapParts = map_in_this_process,
 ) -> HeldOutLikelihood:
     """`nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`, each with
     its standard error over the images. What an equal call has left in `folder` is kept; `progress`
@@ -114,7 +114,7 @@ def held_out_likelihood(
             seed=source.seed,
             conditional=conditional,
             largest=largest,
-            map_parts=KeptParts(folder / name, map_parts),
+            map_parts=StoredParts(folder / name, map_parts),
         )
 
     unconditional = measured(False)
@@ -148,7 +148,7 @@ def likelihood_by_level(
     passes: int,
     seed: int,
     images: int = IMAGES_BY_LEVEL,
-    map_parts: MapParts = in_this_process,
+    map_parts: MapParts = map_in_this_process,
 ) -> dict[str, float]:
     """Part to bits per dimension, unconditional; together they are the mean likelihood of
     `images` images of the split, a fixed random choice (all where there are fewer). FractalError:

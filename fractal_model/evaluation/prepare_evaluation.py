@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fractal_model.common.console import progress_bar, say
-from fractal_model.common.locks import only_one, take_turns
+from fractal_model.common.locks import hold_lock, wait_for_lock
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.data.manifest import fit_size
@@ -45,12 +45,12 @@ class PreparedEvaluation:
         return source
 
     def lock(self, *, wait: bool = True) -> AbstractContextManager[None]:
-        """Only one process at a time computes into `folder`. AtWork: another one does, and `wait`
-        is False."""
+        """Let one process at a time compute into `folder`. LockHeldError: another one does, and
+        `wait` is False."""
         file = self.folder.with_suffix(".lock")
         if not wait:
-            return only_one(file)
-        return take_turns(
+            return hold_lock(file)
+        return wait_for_lock(
             file,
             lambda: say(
                 f"waiting for another process that evaluates {self.record.model} by the same "

@@ -25,8 +25,8 @@ from fractal_model.metrics.dinov2 import load_dinov2
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import choose_images
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parallel.kept_parts import KeptParts
-from fractal_model.parallel.parts import MapParts, StartWork, Work, in_this_process
+from fractal_model.parallel.parts import MapParts, StartWork, Work, map_in_this_process
+from fractal_model.parallel.stored_parts import StoredParts
 
 FEATURE_BATCH, FEATURE_THREADS = 8, 2
 INCEPTION_WIDTH = 2048
@@ -85,7 +85,7 @@ class SamplesWithFeatures:
 class _Drawn:
     """`SampleSet` of images in kept parts."""
 
-    parts: KeptParts
+    parts: StoredParts
     labels: Tensor
     side: int
 
@@ -103,7 +103,7 @@ def draw_samples(
     progress: Progress,
     *,
     largest: int,
-    map_parts: MapParts = in_this_process,
+    map_parts: MapParts = map_in_this_process,
 ) -> SamplesWithFeatures:
     """The balanced set of a protocol, in class order; image i has the seed `source.seed` + i.
 
@@ -118,7 +118,7 @@ def draw_samples(
     ) -> Iterator[tuple[range, Tensor]]:
         return map_parts(partial(_see, start, networks, protocol), total, largest=largest)
 
-    kept = KeptParts(folder, map_with_features)
+    kept = StoredParts(folder, map_with_features)
     side, done = model.config.image_size, 0
     seen: list[Tensor] = [torch.empty(0)] * len(labels)
     parts = sample_images(model, source.sampling, labels, seeds, largest=largest, map_parts=kept)

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.generation.pictures import NOT_GENERATED, enlarge
@@ -81,9 +81,9 @@ def animate(
     for target in (file, sheet):
         target.parent.mkdir(parents=True, exist_ok=True)
     patch = model.config.levels[0].sub_patch_size
-    with file_written_whole(file) as partial:
+    with atomic_file(file) as partial:
         _save_animation(moments, patch, partial)
-    with file_written_whole(sheet) as partial:
+    with atomic_file(sheet) as partial:
         _sheet(moments, patch).save(partial)
     return file, sheet
 

@@ -21,7 +21,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parallel.parts import LARGEST_PART, MapParts, in_this_process
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, map_in_this_process
 from fractal_model.sampling.known import KnownPixels
 
 WHITE = 128
@@ -93,7 +93,7 @@ def edit(
     progress: Callable[[int], None] = lambda done: None,
     *,
     largest: int = LARGEST_PART,
-    map_parts: MapParts = in_this_process,
+    map_parts: MapParts = map_in_this_process,
 ) -> Tensor:
     """(N, 3, S, S) uint8: one variant of `image` (3, S, S) for each of N classes and seeds; what
     `mask` (S, S) marks as known is the same in all. `progress` gets the number done."""

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 
 TILE_PIXELS = 64
 NOT_GENERATED = (196, 203, 214)
@@ -47,6 +47,6 @@ def grey_out(images: Tensor, hidden: Tensor) -> Tensor:
 
 def save_png(image: Tensor, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file_written_whole(file) as partial:
+    with atomic_file(file) as partial:
         partial.write_bytes(png_bytes(image))
     return file

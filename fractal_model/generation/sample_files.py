@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.files import file_written_whole, require_writable, require_writable_file
+from fractal_model.common.files import atomic_file, require_writable, require_writable_file
 from fractal_model.generation.pictures import picture_grid, save_png
 
 LARGEST_GRID = 1024
@@ -114,9 +114,9 @@ class _Folder(SampleWriter):
         self._count = len(labels)
         self._begin(request)
         if source is not None:
-            with file_written_whole(out / SOURCE_FILE) as partial:
+            with atomic_file(out / SOURCE_FILE) as partial:
                 partial.write_text(f"{source}\n")
-        with file_written_whole(out / LABELS_FILE) as partial:
+        with atomic_file(out / LABELS_FILE) as partial:
             np.save(partial, labels.numpy())
         self.missing = [number for number in range(self._count) if not self._file(number).exists()]
 
@@ -137,7 +137,7 @@ class _Folder(SampleWriter):
                 f"the folder {self._out} holds images of another model, class, seed or setting: "
                 f"choose another folder, or remove them first"
             )
-        with file_written_whole(file) as partial:
+        with atomic_file(file) as partial:
             partial.write_text(f"{request}\n")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, in_this_process
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_this_process
 from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
 
@@ -25,7 +25,7 @@ def sample_images(
     *,
     known: KnownPixels | None = None,
     largest: int = LARGEST_PART,
-    map_parts: MapParts = in_this_process,
+    map_parts: MapParts = map_in_this_process,
 ) -> Iterator[tuple[range, Tensor]]:
     """(N,) classes and N seeds to parts of the N images, (n, 3, S, S) uint8, in any order; at
     most `largest` are made at a time. `known` is one image, of which a part is the same in all."""

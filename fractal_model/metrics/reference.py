@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
@@ -248,7 +248,7 @@ def _agrees(content: Mapping[str, np.ndarray], made_from: MadeFrom) -> bool:
 
 def _save(file: Path, made_from: MadeFrom, **content: np.ndarray | str | int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file_written_whole(file) as partial:
+    with atomic_file(file) as partial:
         np.savez(partial, allow_pickle=False, made_from=json.dumps(made_from), **content)
 
 

@@ -125,7 +125,7 @@ class PartSizes:
         self._size = max(1, min(self._largest, grown, in_time, result.fitting))
 
 
-def in_this_process(
+def map_in_this_process(
     start: StartWork, total: int, *, largest: int = LARGEST_PART
 ) -> Iterator[tuple[range, Tensor]]:
     """The `MapParts` without workers."""

@@ -18,12 +18,12 @@ def build_shards(jobs: list[ShardJob], processes: int) -> None:
     """Build the shards on the cluster in RAY_ADDRESS; without one on `processes` processes of this
     machine, 0 for one a core. FractalError: one could not be built."""
     if os.environ.get("RAY_ADDRESS"):
-        over_cluster(jobs)
+        build_shards_on_cluster(jobs)
     else:
         build_in_processes(jobs, processes or os.cpu_count() or 1)
 
 
-def over_cluster(jobs: list[ShardJob]) -> None:
+def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
     """Build the shards on the cluster in RAY_ADDRESS. FractalError: one could not be built."""
     with ray_cluster(cpus=1):
         build = ray.remote(build_shard).options(scheduling_strategy="SPREAD")

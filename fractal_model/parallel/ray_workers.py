@@ -28,7 +28,7 @@ from fractal_model.parallel.parts import (
     PartSizes,
     PartWorker,
     StartWork,
-    in_this_process,
+    map_in_this_process,
 )
 from fractal_model.parallel.ray_cluster import ray_cluster
 
@@ -45,7 +45,7 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
     """
     workers = 1 if workers is None else worker_count(workers)
     if workers == 1:
-        return in_this_process
+        return map_in_this_process
     return partial(map_over_workers, workers=workers, files=files)
 
 

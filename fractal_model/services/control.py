@@ -11,7 +11,7 @@ import httpx
 import psutil
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services import processes
 from fractal_model.services.configuration import (
@@ -60,7 +60,7 @@ class Services:
         FractalError: they run already, a port is taken, a service dies or does not answer (all are
         stopped again then).
         """
-        with only_one(self.folder.state / "starting.lock"):
+        with hold_lock(self.folder.state / "starting.lock"):
             left = self.folder.run
             if left is not None and not self.is_supervised():
                 psutil.wait_procs(processes.marked(str(left)), timeout=REST_SECONDS)
@@ -117,7 +117,7 @@ class Services:
 
         Only processes with the mark of this project's run folder are touched.
         """
-        with only_one(self.folder.state / "starting.lock"):
+        with hold_lock(self.folder.state / "starting.lock"):
             run = self.folder.run
             if run is None:
                 remove_settings(self.folder.prefect_settings)

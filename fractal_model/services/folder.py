@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
 """Ray adds up to 70 characters to it for its sockets."""
@@ -20,7 +20,7 @@ LONGEST_TEMPORARY = 24
 
 def write_private(file: Path, text: str) -> None:
     """Write a file that its owner alone may read, whole or not at all."""
-    with file_written_whole(file, unique=True) as partial:
+    with atomic_file(file, unique=True) as partial:
         partial.touch(mode=0o600)
         partial.write_text(text)
 

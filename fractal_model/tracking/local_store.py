@@ -24,8 +24,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from fractal_model.common.errors import FractalError, explain, one_line
-from fractal_model.common.files import file_written_whole, remove_partial_files
-from fractal_model.common.locks import only_one
+from fractal_model.common.files import atomic_file, remove_partial_files
+from fractal_model.common.locks import hold_lock
 
 STORE, ARTIFACTS = "mlflow", "artifacts"
 """Folders: of the store in the outputs, of the artifacts in the store."""
@@ -82,7 +82,7 @@ def prepare_database(file: Path, artifacts: Path | None = None) -> None:
         if not file.exists() or file.stat().st_size == 0:
             remove_partial_files(file.parent)
             # A new name each time: MLflow keeps connections to one that failed.
-            with file_written_whole(file, unique=True) as partial:
+            with atomic_file(file, unique=True) as partial:
                 _client(partial).search_experiments(max_results=1)
         # A file that is no database is told at once; MLflow would try to open it for a minute.
         with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database, database:
@@ -100,7 +100,7 @@ def _wait_for_turn(file: Path) -> AbstractContextManager[None]:
     """One process at a time; where nothing can be written, there is nothing to wait for."""
     if not os.access(file.parent, os.W_OK):
         return nullcontext()
-    return only_one(file.with_suffix(".lock"), wait_seconds=WAIT_SECONDS)
+    return hold_lock(file.with_suffix(".lock"), wait_seconds=WAIT_SECONDS)
 
 
 def _follow_artifacts(database: sqlite3.Connection, artifacts: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Self
 from mlflow.entities import Metric
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.tracking.spool_delivery import Delivery, Refusal
 
 METRICS, DELIVERED, REFUSED = "metrics.jsonl", "delivered.json", "refused.jsonl"
@@ -146,7 +146,7 @@ class MetricSpool:
         return position
 
     def _write_position(self) -> None:
-        with file_written_whole(self._folder / DELIVERED) as partial:
+        with atomic_file(self._folder / DELIVERED) as partial:
             partial.write_text(json.dumps({"run_id": self._run_id, "bytes": self._delivered}))
 
     def _write_unwritten(self) -> None:

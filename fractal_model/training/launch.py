@@ -52,7 +52,7 @@ def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
 
 def run_fingerprint(size: Size, manifest: Manifest) -> str:
     """Fingerprint of a run: a hash of everything that decides its weights."""
-    return fingerprint(size.model, size.training.deciding(), manifest.checksum)
+    return fingerprint(size.model, size.training.without_operational_settings(), manifest.checksum)
 
 
 def local_folder(params: Params, size: str, fingerprint: str) -> Path:

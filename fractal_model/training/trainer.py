@@ -80,7 +80,7 @@ class Trainer:
         keep_freed_memory(self._device)
         self.model = _new_model(model, recipe.seed).to(self._device).train()
         levels = (*self.model.levels, self.model.pixel)
-        for level, on in zip(levels, recipe.checkpointed(len(levels) - 1), strict=True):
+        for level, on in zip(levels, recipe.checkpointing_by_level(len(levels) - 1), strict=True):
             if on:
                 checkpoint_activations(level)
         if recipe.compile:

@@ -27,7 +27,7 @@ import typer
 
 from fractal_model.common.console import errors_on_one_line, say
 from fractal_model.common.errors import FractalError
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 
 DOCS = Path(__file__).parents[2] / "docs"
 WIDTHS = {2: "256,64", 3: "256,128,64", 4: "256,192,128,64"}
@@ -183,7 +183,7 @@ def write(results: dict) -> None:
     """The numbers, and what shows them."""
     from tests.benchmarks.speed_page import draw, fill
 
-    with file_written_whole(DOCS / "speed.json") as partial:
+    with atomic_file(DOCS / "speed.json") as partial:
         partial.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     draw(results["cells"], DOCS / "speed.png")
     fill(results, DOCS / "speed.md")

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from fractal_model.common.compiler import compiler_is_there
+from fractal_model.common.compiler import has_compiler
 from fractal_model.common.errors import FractalError
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import load_params
@@ -61,7 +61,7 @@ def test_levels_share_out_the_time_and_the_operations(generators):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 def test_what_is_compiled_together_is_one_entry():
     arguments = ["--batch", "2", "--repeats", "1", "--no-reference", "--compile"]
     found = run("sample", *LAYERS, "--generators", "ar,ar", *arguments)

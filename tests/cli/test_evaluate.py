@@ -15,8 +15,8 @@ from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.data.writing import write_prepared
 from fractal_model.generation.sample_files import open_writer
-from fractal_model.parallel.kept_parts import KeptParts
-from fractal_model.parallel.parts import in_this_process
+from fractal_model.parallel.parts import map_in_this_process
+from fractal_model.parallel.stored_parts import StoredParts
 from tests.support import random_images
 from tests.support.pixel_features import take_pixels_for_inception
 from tests.support.tiny_files import save_tiny
@@ -124,7 +124,7 @@ def test_a_model_gets_everything_and_goes_on_from_its_parts(place):
 def drawn(folder):
     """The 16 images of the only evaluation of a project, as bytes."""
     (samples,) = (folder / "outputs" / "evaluations").glob("*/samples")
-    return KeptParts(samples, in_this_process).rows(range(16), 3 * 4 * 4).numpy().tobytes()
+    return StoredParts(samples, map_in_this_process).rows(range(16), 3 * 4 * 4).numpy().tobytes()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fractal_model.common.compiler import compiler_is_there, require_compiler, triton_builds
+from fractal_model.common.compiler import can_build_triton_kernels, has_compiler, require_compiler
 from fractal_model.common.errors import FractalError
 
 
@@ -38,16 +38,16 @@ def installed(tmp_path, monkeypatch):
 )
 def test_by_default(installed, names, c, cpp):
     installed(*names)
-    assert (triton_builds(), compiler_is_there()) == (c, cpp)
+    assert (can_build_triton_kernels(), has_compiler()) == (c, cpp)
 
 
 def test_what_the_environment_names_counts_alone(installed, monkeypatch):
     monkeypatch.setenv("CC", "mine")
     monkeypatch.setenv("CXX", "mine")
     installed("gcc", "g++")
-    assert not triton_builds() and not compiler_is_there()
+    assert not can_build_triton_kernels() and not has_compiler()
     installed("mine")
-    assert triton_builds() and compiler_is_there()
+    assert can_build_triton_kernels() and has_compiler()
 
 
 @pytest.mark.parametrize(("named", "cpp"), [("mine -O1", True), ("", False)])
@@ -55,13 +55,13 @@ def test_a_cpp_compiler_may_have_arguments_a_c_compiler_none(installed, monkeypa
     monkeypatch.setenv("CC", named)
     monkeypatch.setenv("CXX", named)
     installed("mine", "gcc", "g++")
-    assert (triton_builds(), compiler_is_there()) == (False, cpp)
+    assert (can_build_triton_kernels(), has_compiler()) == (False, cpp)
 
 
 def test_triton_needs_the_header_of_python(installed, tmp_path):
     installed("gcc")
     (tmp_path / "include" / "Python.h").unlink()
-    assert not triton_builds()
+    assert not can_build_triton_kernels()
 
 
 def test_without_one(installed, monkeypatch):

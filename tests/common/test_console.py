@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from fractal_model.common.console import lines_to, say
+from fractal_model.common.console import redirect_messages, say
 
 
 def test_messages_go_to_a_log_within_a_block(capsys):
     lines: list[str] = []
-    with lines_to(lines.append):
+    with redirect_messages(lines.append):
         say("[registered] version 1")
         other = threading.Thread(target=say, args=["of another thread"])
         other.start()

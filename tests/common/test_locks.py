@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from fractal_model.common.locks import AtWork, is_held, only_one, take_turns
+from fractal_model.common.locks import LockHeldError, hold_lock, is_held, wait_for_lock
 
 
 def test_a_turn_begins_when_the_other_ends(tmp_path):
@@ -15,11 +15,11 @@ def test_a_turn_begins_when_the_other_ends(tmp_path):
     order: SimpleQueue[str] = SimpleQueue()
 
     def second() -> None:
-        with take_turns(file, lambda: order.put("waits")):
+        with wait_for_lock(file, lambda: order.put("waits")):
             order.put("second")
 
     with ThreadPoolExecutor(1) as other:
-        with only_one(file):
+        with hold_lock(file):
             done = other.submit(second)
             assert order.get(timeout=60) == "waits"
             order.put("first ends")
@@ -29,14 +29,14 @@ def test_a_turn_begins_when_the_other_ends(tmp_path):
 
 
 def test_a_free_lock_is_not_waited_for(tmp_path):
-    with take_turns(tmp_path / "lock", lambda: pytest.fail("it waits")):
-        with pytest.raises(AtWork, match="another process"), only_one(tmp_path / "lock"):
+    with wait_for_lock(tmp_path / "lock", lambda: pytest.fail("it waits")):
+        with pytest.raises(LockHeldError, match="another process"), hold_lock(tmp_path / "lock"):
             pass
         assert is_held(tmp_path / "lock")
     assert not is_held(tmp_path / "lock")
 
 
 def test_an_error_within_a_turn_frees_the_lock(tmp_path):
-    with pytest.raises(KeyError), take_turns(tmp_path / "lock", lambda: None):
+    with pytest.raises(KeyError), wait_for_lock(tmp_path / "lock", lambda: None):
         raise KeyError
     assert not is_held(tmp_path / "lock")

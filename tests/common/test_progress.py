@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fractal_model.common import console, progress
-from fractal_model.common.progress import LogLines, about, pace
+from fractal_model.common.progress import LogLines, duration_text, speed_text
 
 SPEEDS = {0: "", 0.04: "25 s an image", 0.24: "4.17 s an image", 2.5: "2.5 images/s"}
 TIMES = {0.1: "about 1 seconds", 40: "about 40 seconds", 840: "about 14 minutes"}
@@ -13,12 +13,12 @@ TIMES = {0.1: "about 1 seconds", 40: "about 40 seconds", 840: "about 14 minutes"
 
 @pytest.mark.parametrize(("speed", "words"), {**SPEEDS, 1234.5: "1,234 images/s"}.items())
 def test_a_slow_speed_is_said_in_seconds(speed, words):
-    assert pace(speed) == words
+    assert speed_text(speed) == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), {**TIMES, 12600: "about 3.5 hours"}.items())
 def test_times_in_words(seconds, words):
-    assert about(seconds) == words
+    assert duration_text(seconds) == words
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from fractal_model.common.compiler import compiler_is_there
+from fractal_model.common.compiler import has_compiler
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.costs.benchmark_levels import Stopwatch, level_costs
 from fractal_model.model.fractal import FractalModel
@@ -32,7 +32,7 @@ def test_the_levels_together_are_no_more_than_the_run(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
+@pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 def test_what_is_compiled_stands_with_the_pixels():
     check(tiny_model("ar"), compiled=True)
 

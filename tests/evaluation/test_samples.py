@@ -22,7 +22,7 @@ from fractal_model.evaluation.samples import (
 )
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.metrics.inception import inception_checksum
-from fractal_model.parallel.parts import in_this_process
+from fractal_model.parallel.parts import map_in_this_process
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.parallel.ray_workers import map_over_workers
 from tests.support import random_images, tiny_model
@@ -45,7 +45,9 @@ class Pixels:
     dinov2 = None
 
 
-def draw(folder, networks=None, map_parts=in_this_process, largest=4, progress=lambda done: None):
+def draw(
+    folder, networks=None, map_parts=map_in_this_process, largest=4, progress=lambda done: None
+):
     return draw_samples(
         tiny_model("mar"),
         PROTOCOL,
@@ -76,7 +78,7 @@ def test_images_features_and_seconds_are_read_back(tmp_path):
 
 
 def stopping(start, total, *, largest, parts):
-    for number, found in enumerate(in_this_process(start, total, largest=largest)):
+    for number, found in enumerate(map_in_this_process(start, total, largest=largest)):
         if number == parts:
             raise KeyboardInterrupt
         yield found
@@ -84,7 +86,7 @@ def stopping(start, total, *, largest, parts):
 
 def counting(start, total, *, largest, made):
     made.append(total)
-    return in_this_process(start, total, largest=largest)
+    return map_in_this_process(start, total, largest=largest)
 
 
 def test_a_stopped_evaluation_makes_the_missing_images_alone(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows import evaluate, train
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.config.params import load_params
 from fractal_model.tracking import registry, store
 from fractal_model.training import launch
@@ -106,7 +106,7 @@ def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path)
     (other.folder / "data").symlink_to(project.folder / "data")
     params = load_params(other.params)
     size, manifest = launch.load_size_and_manifest(params, "digits")
-    with only_one(
+    with hold_lock(
         launch.lock_file(params.paths.outputs, "digits", launch.run_fingerprint(size, manifest))
     ):
         line = error_line(other, train.main)

@@ -13,7 +13,7 @@ from flows import evaluation_tasks
 from flows.evaluate import evaluate_fractal, protocol_of
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.errors import FractalError
-from fractal_model.common.locks import AtWork
+from fractal_model.common.locks import LockHeldError
 from fractal_model.config.params import load_params
 from fractal_model.evaluation import prepare_evaluation
 from fractal_model.evaluation.protocol import Record
@@ -127,7 +127,7 @@ def test_two_evaluations_of_the_same_share_one_result(project, new_runs, monkeyp
     run = partial(evaluate_fractal, preview=True, params_file=project.params)
     with ThreadPoolExecutor(1) as other:
         with evaluation.lock():
-            with pytest.raises(AtWork, match="another process is at work here"):
+            with pytest.raises(LockHeldError, match="another process is at work here"):
                 run(wait=False)
             waiting = other.submit(run)
             line = said.get(timeout=120)

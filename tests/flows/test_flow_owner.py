@@ -8,7 +8,7 @@ import pytest
 from prefect import flow
 
 from flows.flow_owner import is_over, this_owner
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.training.ray_jobs.owner import Owner
 from tests.support.prefect_away import prefect_away
 
@@ -35,7 +35,7 @@ def test_a_flow_run_that_ended_is_over(ended, tmp_path):
 
 
 def test_a_run_that_another_process_has_joined_is_not_over(ended, tmp_path):
-    with only_one(tmp_path / "lock"):
+    with hold_lock(tmp_path / "lock"):
         assert not is_over(ended, tmp_path / "lock")
 
 

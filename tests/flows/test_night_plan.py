@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from flows import nightly
-from fractal_model.common.locks import AtWork
+from fractal_model.common.locks import LockHeldError
 from fractal_model.config.params import Params, load_params
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, nights, registry, store
@@ -135,7 +135,7 @@ def test_whatever_fails_becomes_a_row(params, begun, breaks, monkeypatch):
 
 def test_what_another_process_evaluates_and_what_has_no_settings_is_skipped(params, monkeypatch):
     def at_work(**given: object) -> None:
-        raise AtWork("another process is at work here")
+        raise LockHeldError("another process is at work here")
 
     monkeypatch.setattr(nightly, "evaluate_fractal", at_work)
     mlflow.MlflowClient().create_registered_model("fractal-digits-of-old")

@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 
 from flows import nightly
 from fractal_model.common.errors import FractalError
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.tracking import nights, store
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
@@ -213,7 +213,7 @@ def test_a_message_that_cannot_be_sent_is_told(night):
 
 def test_two_nights_at_once_are_refused_as_a_command_on_one_line(night, capsys):
     with (
-        only_one(night.outputs / "nightly.lock"),
+        hold_lock(night.outputs / "nightly.lock"),
         pytest.raises(SystemExit),
     ):
         night.run(nightly.main)

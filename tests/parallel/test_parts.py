@@ -16,7 +16,7 @@ from fractal_model.parallel.parts import (
     PartResult,
     PartSizes,
     PartWorker,
-    in_this_process,
+    map_in_this_process,
     run_halving,
 )
 
@@ -76,7 +76,7 @@ def test_workers_get_even_parts():
 
 
 def test_every_image_once_in_this_process():
-    found = list(in_this_process(lambda device: numbers, 300))
+    found = list(map_in_this_process(lambda device: numbers, 300))
     assert [int(n) for part, rows in found for n in rows] == list(range(300))
     assert all(rows.tolist() == list(part) for part, rows in found)
 

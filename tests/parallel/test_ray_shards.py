@@ -10,7 +10,7 @@ from fractal_model.data.preparation import prepare_source
 from fractal_model.data.shard_job import build_in_processes
 from fractal_model.data.sources.registered import register
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.parallel.ray_shards import over_cluster
+from fractal_model.parallel.ray_shards import build_shards_on_cluster
 from tests.support import mini_imagenet as mini
 from tests.support.preparing import SIDE, contents
 
@@ -36,7 +36,7 @@ def test_gives_the_same_bytes(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     for name, run_jobs in (
         ("one", lambda jobs: build_in_processes(jobs, 1)),
-        ("ray", over_cluster),
+        ("ray", build_shards_on_cluster),
     ):
         register(root, tmp_path / name, resolutions=(SIDE,))
         prepare(tmp_path / name, run_jobs)
@@ -55,7 +55,9 @@ def test_a_file_that_vanished_is_said_as_on_one_machine(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data", resolutions=(SIDE,))
     (root / "train/n01440764/n01440764_5.JPEG").unlink()
-    refused(tmp_path / "data", over_cluster, "^n01440764/n01440764_5.JPEG cannot be read ")
+    refused(
+        tmp_path / "data", build_shards_on_cluster, "^n01440764/n01440764_5.JPEG cannot be read "
+    )
 
 
 def test_another_failure_is_said_without_its_traceback(tmp_path):
@@ -63,6 +65,6 @@ def test_another_failure_is_said_without_its_traceback(tmp_path):
 
     def spoil_and_run(jobs):
         (tmp_path / "data/.imagenet16.partial/done").rmdir()
-        over_cluster(jobs)
+        build_shards_on_cluster(jobs)
 
     refused(tmp_path / "data", spoil_and_run, "could not build every shard .*No such file")

@@ -17,7 +17,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation.held_out_likelihood import measure_likelihood
 from fractal_model.generation.sample_images import sample_images
-from fractal_model.parallel.parts import in_this_process
+from fractal_model.parallel.parts import map_in_this_process
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.parallel.ray_workers import hardware, map_over_workers, split_over_workers
 from tests.support import tiny_model
@@ -36,7 +36,7 @@ def cluster():
 def test_likelihood_is_equal_bit_by_bit(tmp_path):
     split = open_prepared(save_images(tmp_path / "tiny"), "validation")
     found = []
-    for map_parts in (in_this_process, PAIR):
+    for map_parts in (map_in_this_process, PAIR):
         done = []
         result = measure_likelihood(
             tiny_model("mar"), split, done.append, passes=3, seed=1, map_parts=map_parts
@@ -50,7 +50,7 @@ def test_images_are_equal_bit_by_bit():
     labels = torch.tensor([0, 1, 2, -1, 3, 1])
     settings = SamplingConfig(guidance=2.0)
     found = []
-    for map_parts in (in_this_process, PAIR):
+    for map_parts in (map_in_this_process, PAIR):
         images = np.zeros((6, 3, 4, 4), np.uint8)
         parts = sample_images(tiny_model("mar"), settings, labels, range(3, 9), map_parts=map_parts)
         for part, rows in parts:
@@ -146,8 +146,8 @@ def test_the_record_names_the_clusters_machines(monkeypatch):
 
 
 def test_who_shares_the_work():
-    assert split_over_workers(1) is in_this_process
-    assert split_over_workers(None) is in_this_process
+    assert split_over_workers(1) is map_in_this_process
+    assert split_over_workers(None) is map_in_this_process
     assert split_over_workers(2).keywords == {"workers": 2, "files": ()}
     assert split_over_workers(0).keywords["workers"] == 2, "the cluster of these tests has two CPUs"
     with pytest.raises(FractalError, match="-1 workers asked for: give 1 or more, or 0"):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fractal_model.common.compiler import compiler_is_there
+from fractal_model.common.compiler import has_compiler
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
@@ -19,7 +19,7 @@ from tests.support import random_images, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]
-needs_compiler = pytest.mark.skipif(not compiler_is_there(), reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 
 
 def settings(**changes) -> SamplingConfig:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.locks import only_one
+from fractal_model.common.locks import hold_lock
 from fractal_model.config.params import load_params
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services import control, processes
@@ -247,7 +247,7 @@ def test_another_folder_than_the_projects(services):
 
 def test_somebody_else_starts_or_stops_them(services):
     with (
-        only_one(services.folder.state / "starting.lock"),
+        hold_lock(services.folder.state / "starting.lock"),
         pytest.raises(FractalError, match="another process is at work here"),
     ):
         services.up(print)

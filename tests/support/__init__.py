@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from fractal_model.config.architecture import Architecture
 from fractal_model.config.model import ModelConfig
-from fractal_model.config.presets import Architecture
 from fractal_model.model.fractal import FractalModel, initialise
 
 REPOSITORY = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import UNCONDITIONAL
 
@@ -116,7 +116,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
 
     def write(self, file: Path) -> None:
         table = self.images.replace_schema_metadata({"fractal": self._notes()})
-        with file_written_whole(file) as partial:
+        with atomic_file(file) as partial:
             pq.write_table(table, partial)
 
     @staticmethod

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.common.strict import StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
@@ -268,5 +268,5 @@ def _require_folder(root: Path) -> Path:
 
 
 def _write(file: Path, text: str) -> None:
-    with file_written_whole(file) as partial:
+    with atomic_file(file) as partial:
         partial.write_text(text)

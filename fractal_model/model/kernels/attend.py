@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fractal_model.common.compiler import triton_builds
+from fractal_model.common.compiler import can_build_triton_kernels
 from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
@@ -28,7 +28,7 @@ _MOST_ROWS = 2**15
 that ends at 65,535, and the pixels of 16 images of 64 × 64 are more."""
 _SHORT, _NARROW = 32, 128
 """Positions, and elements of a head, up to which the kernel for short sequences is used."""
-_HAS_TRITON = find_spec("triton") is not None and triton_builds()
+_HAS_TRITON = find_spec("triton") is not None and can_build_triton_kernels()
 
 
 def attend_to_all(

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ray.train import UserCallback
 
 from fractal_model.common.errors import one_line
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.training.job import REPORT_ADAPTER, Report, Stopped
 
 _LOOK_SECONDS = 0.1
@@ -94,7 +94,7 @@ class _ToFolder(UserCallback):
         try:
             while self._unwritten:
                 name = f"{time.time_ns():020d}-{self._label}.json"
-                with file_written_whole(self._folder / name) as partial:
+                with atomic_file(self._folder / name) as partial:
                     partial.write_text(self._unwritten[0].model_dump_json(exclude_none=True))
                 del self._unwritten[0]
         except OSError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fractal_model.parallel.kept_parts import KeptParts, runs
-from fractal_model.parallel.parts import in_this_process
+from fractal_model.parallel.parts import map_in_this_process
+from fractal_model.parallel.stored_parts import StoredParts, runs
 
 
 class Squares:
@@ -29,7 +29,7 @@ class Squares:
 
 def rows_of(folder, start, total=20, largest=4):
     rows = torch.full((total, 1), -1)
-    for part, found in KeptParts(folder, in_this_process)(start, total, largest=largest):
+    for part, found in StoredParts(folder, map_in_this_process)(start, total, largest=largest):
         rows[part.start : part.stop] = found
     return rows.flatten().tolist()
 
@@ -49,7 +49,7 @@ def test_a_stopped_work_makes_only_what_is_missing(tmp_path):
 
 def test_single_rows_are_read_back(tmp_path):
     wide = lambda device: lambda part: torch.tensor([[n, n + 1, n + 2] for n in part])  # noqa: E731
-    kept = KeptParts(tmp_path, in_this_process)
+    kept = StoredParts(tmp_path, map_in_this_process)
     list(kept(wide, 20, largest=4))
     assert kept.rows([17, 0, 5], 2).tolist() == [[17, 18], [0, 1], [5, 6]]
 

@@ -2,7 +2,7 @@
 are done, and only missing rows are computed again.
 
 Decided here: a part is one safetensors file, named after its first image and written whole, so that
-a part that was interrupted leaves no file. `KeptParts` wraps another `MapParts`: whoever asks for
+a part that was interrupted leaves no file. `StoredParts` wraps another `MapParts`: whoever asks for
 the work need not know that it is kept.
 """
 
@@ -17,13 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fractal_model.common.files import file_written_whole
+from fractal_model.common.files import atomic_file
 from fractal_model.parallel.parts import MapParts, StartWork, Work
 
 ROWS = "rows"
 
 
-class KeptParts:
+class StoredParts:
     """The `MapParts` that keeps rows in `folder`; the folder's name identifies the work."""
 
     def __init__(self, folder: Path, map_parts: MapParts) -> None:
@@ -47,7 +47,7 @@ class KeptParts:
             parts = runs([missing[place] for place in places])
             lengths = [len(part) for part in parts]
             for part, part_rows in zip(parts, rows.split(lengths), strict=True):
-                with file_written_whole(self._folder / f"{part.start:09d}.safetensors") as file:
+                with atomic_file(self._folder / f"{part.start:09d}.safetensors") as file:
                     save_file({ROWS: part_rows.contiguous()}, file)
                 yield part, part_rows
 
