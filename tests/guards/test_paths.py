@@ -10,13 +10,9 @@ import pytest
 import yaml
 
 from tests.support import REPOSITORY
+from tests.support.documents import DOCUMENTS, FENCE, SPAN
 from tests.support.source_files import PACKAGE, code_folders
 
-DOCUMENTS = [
-    file
-    for pattern in ("*.md", "docs/*.md", "infra/*.md")
-    for file in sorted(REPOSITORY.glob(pattern))
-]
 MADE_LATER = ("data/", "outputs/", "prefect.toml", "best/")
 """Results, and what servers and trainings write."""
 NO_FILES = (
@@ -29,13 +25,12 @@ NO_FILES = (
 SUFFIXES = (".cff", ".lock", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml")
 """What a file name without a folder ends with to be taken for one of ours."""
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
-FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
 def named_paths(text: str) -> Iterator[str]:
     """Words in backticks that look like paths, and the targets of links."""
     prose = FENCE.sub("", text)
-    for span in re.findall(r"`([^`]+)`", prose):
+    for span in SPAN.findall(prose):
         for word in span.split():
             path = word.strip(",;:")
             if PATH.fullmatch(path) and ("/" in path or path.endswith(SUFFIXES)):
@@ -84,9 +79,9 @@ def test_code_that_dvc_depends_on_exists():
     assert {path for path in code if not (REPOSITORY / path).is_file()} == set()
 
 
-def layout_of(readme: str) -> set[Path]:
-    """Paths of the tree in the section "Layout": a line's path, then what it is."""
-    (tree,) = FENCE.findall(readme.partition("\n## Layout\n")[2].partition("\n## ")[0])
+def tree_of(document: str) -> set[Path]:
+    """Paths of the tree in the section "The tree": a line's path, then what it is."""
+    (tree,) = FENCE.findall(document.partition("\n## The tree\n")[2].partition("\n## ")[0])
     paths, parents = set(), {0: Path()}
     for line in tree.splitlines()[1:-1]:
         name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
@@ -95,7 +90,7 @@ def layout_of(readme: str) -> set[Path]:
     return paths
 
 
-def test_the_tree_of_the_readme_is_the_tree_of_the_repository():
-    shown = layout_of((REPOSITORY / "README.md").read_text())
+def test_the_tree_of_the_architecture_is_the_tree_of_the_repository():
+    shown = tree_of((REPOSITORY / "ARCHITECTURE.md").read_text())
     assert {str(path) for path in shown if not (REPOSITORY / path).exists()} == set()
     assert set(code_folders()) <= shown
