@@ -1,2 +1,2 @@
-"""One model measured by a written protocol: likelihood, samples, their metrics, and the rules that
-decide between models."""
+"""Evaluation of a model by a written protocol: its likelihood, its samples and their metrics, and
+the rules that decide between models."""

@@ -1,9 +1,11 @@
-"""Successive halving over the settings of a sampler: which are tried, with how many images.
+"""Successive halving over the settings of a sampler: which settings are tried, and with how many
+images.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-optimization", AISTATS 2016. Decided here: a rung keeps one setting in `keep` and gives it `keep`
-times the images; images of earlier rungs count, so that only the new ones cost; the first rung is
-as large as the budget allows. FIDs are compared within a rung alone, as they depend on the count.
+optimization", AISTATS 2016. Decided here: after each rung, one setting in `keep` stays and gets
+`keep` times the images. Images of earlier rungs count, so that only new ones cost time. The first
+rung is as large as the budget allows. FIDs are compared only within a rung, because FID depends on
+the number of images.
 """
 
 import math
@@ -19,16 +21,19 @@ class Rung:
     """One round of previews."""
 
     settings: int
-    """How many are compared."""
+    """Number of settings that are compared."""
     per_class: int
-    """Images of each class that a setting has at its end."""
+    """Images of each class that a setting has at the end of the rung."""
 
 
 def plan_rungs(
     settings: int, *, classes: int, samples: int, keep: int, largest: int
 ) -> tuple[Rung, ...]:
-    """The rounds until one setting is left to be chosen, at most `samples` images in all and at
-    most `largest` of a class for a setting. FractalError: a budget that no image a class fits."""
+    """Return the rungs that reduce `settings` settings until one more choice leaves a single one.
+
+    All rungs together sample at most `samples` images; a setting has at most `largest` images of a
+    class. FractalError: `samples` is too small for one image of each class.
+    """
     counts = [settings]
     while -(-counts[-1] // keep) > 1:
         counts.append(-(-counts[-1] // keep))
@@ -46,19 +51,19 @@ def plan_rungs(
 
 
 def image_count(rungs: Sequence[Rung], classes: int) -> int:
-    """How many are sampled in all of the rungs."""
-    before = (0, *(rung.per_class for rung in rungs))
-    new = zip(rungs, before, strict=False)
-    return classes * sum(rung.settings * (rung.per_class - had) for rung, had in new)
+    """Return how many images all rungs together sample."""
+    earlier = (0, *(rung.per_class for rung in rungs))
+    new = [rung.per_class - count for rung, count in zip(rungs, earlier, strict=False)]
+    return classes * sum(rung.settings * count for rung, count in zip(rungs, new, strict=True))
 
 
 def lowest_indices(values: Sequence[float], count: int) -> tuple[int, ...]:
-    """Places of the `count` lowest values, rising; of equal ones the earlier. What is not finite is
-    never among them. FractalError: none is finite."""
-    finite = [place for place, value in enumerate(values) if math.isfinite(value)]
+    """Return the indices of the `count` lowest finite values, in rising order; of equal values the
+    earlier one comes first. FractalError: no value is finite."""
+    finite = [index for index, value in enumerate(values) if math.isfinite(value)]
     if not finite:
         raise FractalError(
-            f"none of {len(values)} settings has a FID: give a larger budget of samples, and look "
-            f"at the reasons in the sweep's child runs"
+            f"none of {len(values)} settings has a FID: give a larger budget of samples; the "
+            f"reasons are in the sweep's child runs"
         )
     return tuple(sorted(sorted(finite, key=values.__getitem__)[:count]))

@@ -1,5 +1,5 @@
-"""What an evaluation reads from disk, found from params.yaml: images, references, networks, and
-the protocol that they make."""
+"""What an evaluation reads from disk, found through params.yaml: images, references and networks,
+and the protocol that follows from them."""
 
 import json
 from collections.abc import Callable
@@ -25,13 +25,14 @@ from fractal_model.model.weights import weights_checksum
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """One data set's."""
+    """Everything that an evaluation on one data set reads."""
 
     params: Params
     dataset: str
 
     @property
     def networks(self) -> FeatureNetworks:
+        """The feature extractors that params.yaml names."""
         return FeatureNetworks(self.params.metrics.inception_weights, self._dinov2)
 
     @property
@@ -41,28 +42,30 @@ class EvaluationInputs:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What workers on other machines must see at the same paths: images and weights, those
-        that are no download and no package."""
+        """Files of images and weights that workers on other machines need at the same paths.
+        Weights that are downloaded or come with a package are not among them."""
         inception = self.params.metrics.inception_weights
-        own = None if inception in ("auto", "download") else Path(inception)
-        found = manifest_files(self.params.dataset_folder(self.dataset))
-        return (*found, *(file for file in (own, self._dinov2) if file is not None))
+        inception_file = None if inception in ("auto", "download") else Path(inception)
+        weights = [file for file in (inception_file, self._dinov2) if file is not None]
+        return (*manifest_files(self.params.dataset_folder(self.dataset)), *weights)
 
     @property
     def manifest(self) -> Manifest:
-        """FractalError: there is no such data set."""
+        """The manifest of the prepared data set. FractalError: the data set is not prepared."""
         return read_manifest(self.params.dataset_folder(self.dataset))
 
     def split(self, name: str) -> PreparedSplit:
-        """FractalError: see `open_prepared`."""
+        """Open the split `train` or `validation`. FractalError: see `open_prepared`."""
         return open_prepared(self.params.dataset_folder(self.dataset), name)
 
     def protocol(
         self, settings: EvaluationConfig, *, sampling: SamplingConfig | None, preview: bool = False
     ) -> Protocol:
-        """Reads no images. FractalError: no data set, no reference or one of another data set or
-        network, no Inception weights, no DINOv2 weights where they are named, or not the number of
-        samples of the full protocol."""
+        """Build the protocol without reading images; `sampling` is None for images from files.
+
+        FractalError: the data set, the reference or the weights are missing, the reference belongs
+        to another data set or network, or the number of samples is not the full protocol's.
+        """
         return make_protocol(
             settings,
             self.manifest,
@@ -74,8 +77,12 @@ class EvaluationInputs:
         )
 
     def references(self, progress: Callable[[int], None] | None = None) -> References:
-        """Those of DINOv2 are extracted where they are missing and there are weights, of the same
-        training images as Inception's, so that both distances tell of one set."""
+        """Load the references that samples are compared with.
+
+        With DINOv2 weights, a missing DINOv2 reference is extracted from the same training images
+        as Inception's. `progress` receives the number of images done. FractalError: a data set,
+        reference or weights file is missing or damaged.
+        """
         train, dinov2 = self.split("train"), None
         if self._dinov2 is not None:
             dinov2 = build_reference(
@@ -92,13 +99,13 @@ class EvaluationInputs:
         return load_reference(self.params.reference_file(self.dataset))
 
     def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
-        """Where the parts of an evaluation are kept: one for each protocol, model and version of
-        the libraries, so that its numbers are all made with what the record names."""
+        """The folder for the parts of an evaluation. Each protocol, model and set of library
+        versions has its own, so that a result never mixes them."""
         name = f"{size}-{protocol.fingerprint[:12]}-{computation_fingerprint(model)[:12]}"
         return self.params.paths.outputs / "evaluations" / name
 
 
 def computation_fingerprint(model: FractalModel) -> str:
-    """SHA-256 of a model and of the versions of the libraries that its numbers are computed with:
-    an upgrade must not mix old numbers with new ones."""
+    """Return the SHA-256 of a model and of the versions of the libraries that compute its metrics,
+    so that after an upgrade old parts are not mixed with new ones."""
     return fingerprint(model.config, weights_checksum(model), json.dumps(library_versions()))

@@ -1,38 +1,40 @@
-"""Which evaluations of a night fit its time, and what a person sets about it.
+"""Which evaluations fit the time budget of a night.
 
-Decided here: a forecast errs on the long side, as an evaluation that was begun is not cut off.
+Decided here: a forecast is rather too long than too short, because a started evaluation is not
+interrupted.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNKNOWN_SHARE = 0.5
-"""Of the budget: an evaluation of which nothing is known begins while so much is left. It may take
-hours; as those that wait come first, it has all of the budget on another night."""
+"""Share of the budget that must be left to start an evaluation without a forecast. It may take
+hours. If it has to wait, it comes first in the next night, with the whole budget."""
 
 
 @dataclass(frozen=True)
 class EarlierEvaluation:
-    """What an earlier evaluation took."""
+    """Number of samples and duration of an earlier evaluation."""
 
     samples: int
     seconds: float
-    """From its start to its end, likelihood and features included."""
+    """Time from start to end, likelihood and features included."""
 
 
 def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> float | None:
-    """How long an evaluation of so many samples takes, by earlier ones of the same size: as the
-    longest of as many samples, else by the most seconds per image. None: nothing is known."""
-    same = [each.seconds for each in earlier if each.samples == samples]
-    if same:
-        return max(same)
-    # With fewer images the likelihood still takes its time.
-    scaled = [each.seconds * max(1.0, samples / each.samples) for each in earlier]
+    """Return the expected seconds of an evaluation with `samples` samples; None without `earlier`
+    evaluations of the size. It is the longest time of an evaluation with as many samples. If there
+    is none, it is the longest time after scaling by the number of samples."""
+    same_count = [run.seconds for run in earlier if run.samples == samples]
+    if same_count:
+        return max(same_count)
+    # The likelihood takes as long with fewer samples, so times are never scaled down.
+    scaled = [run.seconds * max(1.0, samples / run.samples) for run in earlier]
     return max(scaled, default=None)
 
 
 def fits_budget(seconds_left: float, forecast: float | None, budget: float) -> bool:
-    """Whether an evaluation is begun, by the seconds of the budget that are left; one of which
-    nothing is known is while `UNKNOWN_SHARE` of the budget is left."""
+    """True if an evaluation of `forecast` seconds may start with `seconds_left` of `budget`. An
+    evaluation without a forecast needs `UNKNOWN_SHARE` of the budget."""
     needed = UNKNOWN_SHARE * budget if forecast is None else forecast
     return 0 < seconds_left >= needed

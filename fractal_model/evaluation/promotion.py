@@ -1,4 +1,4 @@
-"""Whether a candidate becomes the champion: a pure rule over two sets of metrics."""
+"""The rule that makes a candidate the champion: a pure function of two sets of metrics."""
 
 import math
 from collections.abc import Mapping
@@ -10,32 +10,34 @@ from fractal_model.metrics.names import FID, NLL, error_name
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided, and why in one line with its numbers."""
+    """The outcome of a comparison of candidate and champion."""
 
     promote: bool
     reason: str
+    """One line with the numbers that decided."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """What was compared: metrics of the candidate, `champion_…` of the champion, and the
-    differences that the rules ask for and allow, `fid_must_gain` and `nll_may_lose`."""
+    """The candidate's metrics, the champion's as `champion_…`, and the differences that the rules
+    demand and allow: `fid_must_gain` and `nll_may_lose`."""
 
 
 def decide(
     candidate: Mapping[str, float], champion: Mapping[str, float] | None, rules: PromotionConfig
 ) -> Decision:
-    """Promote when FID is lower and the likelihood is not worse, both beyond what `rules` take for
-    chance; a candidate without a champion needs the two numbers alone.
+    """Promote a candidate whose FID is lower and whose likelihood is not worse than the champion's.
 
-    Both sets are of one protocol. A number that is missing or not finite promotes nothing: a
-    preview's FID has another name, so it is missing. An error that is missing counts as 0.
+    Both differences must exceed chance, which `rules` define in standard errors. Without a champion,
+    a candidate only needs the two numbers. Both sets of metrics must be of one protocol. A number
+    that is missing or not finite prevents promotion; so does a preview, because its FID has another
+    name. A missing standard error counts as 0.
     """
-    missing = [key for key in (NLL, FID) if not _finite(candidate, key)]
+    missing = [key for key in (NLL, FID) if not _is_finite(candidate, key)]
     if missing:
         return Decision(False, f"not evaluated in full, without {' and '.join(missing)}")
     if champion is None:
         return Decision(
             True, "there is no champion yet", {key: candidate[key] for key in (FID, NLL)}
         )
-    missing = [key for key in (NLL, FID) if not _finite(champion, key)]
+    missing = [key for key in (NLL, FID) if not _is_finite(champion, key)]
     if missing:
         return Decision(False, f"not comparable, the champion has no {' and no '.join(missing)}")
     must_gain = rules.fid_standard_errors * math.hypot(
@@ -52,27 +54,27 @@ def decide(
         f"champion_{NLL}": champion[NLL],
         "nll_may_lose": may_lose,
     }
-    answer = {True: "yes", False: "no"}
+    words = {True: "yes", False: "no"}
     reason = (
         f"FID {candidate[FID]:.3f} against {champion[FID]:.3f} (lower by more than "
-        f"{must_gain:.3f}: {answer[better]}), {candidate[NLL]:.4f} against {champion[NLL]:.4f} "
-        f"bits/dim (worse by at most {may_lose:.4f}: {answer[no_worse]})"
+        f"{must_gain:.3f}: {words[better]}), {candidate[NLL]:.4f} against {champion[NLL]:.4f} "
+        f"bits/dim (worse by at most {may_lose:.4f}: {words[no_worse]})"
     )
     return Decision(better and no_worse, reason, numbers)
 
 
 def as_markdown(size: str, version: str, decision: Decision) -> str:
-    """A decision with a table of its numbers."""
+    """Return a decision as Markdown: outcome, reason and a table of its numbers."""
     outcome = "promoted to champion" if decision.promote else "not promoted"
     rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
     table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""
     return f"**fractal-{size} version {version}: {outcome}**\n\n{decision.reason}\n\n{table}"
 
 
-def _finite(metrics: Mapping[str, float], key: str) -> bool:
+def _is_finite(metrics: Mapping[str, float], key: str) -> bool:
     return math.isfinite(metrics.get(key, math.nan))
 
 
 def _error(metrics: Mapping[str, float], metric: str) -> float:
     key = error_name(metric)
-    return metrics[key] if _finite(metrics, key) else 0.0
+    return metrics[key] if _is_finite(metrics, key) else 0.0

@@ -1,8 +1,8 @@
-"""What two evaluations must share for their numbers to be compared, and what one was made with.
+"""What two evaluations must share for their metrics to be comparable, and how each one was made.
 
-Decided here: `Protocol` has all that decides a number apart from the model, so that equal checksums
-mean comparable numbers; `Record` adds which model, with which libraries, where and when. Batch size
-and number of workers are in neither: they decide nothing.
+Decided here: a `Protocol` has everything that decides a metric except the model, so that metrics of
+equal fingerprints are comparable. A `Record` adds the model, the libraries, the machine and the
+date. Batch size and number of workers are in neither, because they change no metric.
 """
 
 from datetime import UTC, datetime
@@ -25,107 +25,106 @@ from fractal_model.metrics.names import preview_name
 from fractal_model.metrics.reference import Reference
 
 PUBLISHED_SAMPLES = 50_000
-"""Of ADM's protocol (Dhariwal and Nichol, 2021), which the published numbers follow."""
+"""Number of samples of ADM's protocol (Dhariwal and Nichol, 2021), which published FIDs follow."""
 PROTOCOL_VERSION = 1
 RECORD_FILE = "protocol.json"
 LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
 
 
 class ImageSource(StrictModel):
-    """How a model's images were sampled; unknown for most that came as files."""
+    """How images were sampled from a model. It is unknown for most images that come from files."""
 
     guidance_schedule: Literal["linear"] = "linear"
-    """How guidance grows while an image is made."""
+    """How guidance grows while an image is sampled."""
     mask_schedule: Literal["cosine"] = "cosine"
-    """Of the sub-patches of a MAR level that are still masked."""
+    """How the share of masked sub-patches of a MAR level falls over its iterations."""
     weights: Literal["model", "ema"]
-    """The weights themselves, or the moving average of them."""
+    """`model` for the trained weights, `ema` for their exponential moving average."""
     sampling: SamplingConfig
     """Guidance, logit scale, filter threshold, iterations, order."""
     seed: Annotated[int, Field(ge=0)]
-    """Of image 0; image i has i more."""
+    """Seed of image 0; image i is drawn with `seed + i`."""
     precision: Literal["float32"] = "float32"
-    """That the network computes in."""
+    """Number format in which the network computes."""
     likelihood_passes: PositiveInt | None = None
-    """Mask draws an image, over all of the validation images; None where no likelihood is
-    computed."""
+    """Mask draws for the likelihood of each validation image; None if none is computed."""
 
 
 class SampleRequest(StrictModel):
-    """What a folder of samples says about itself."""
+    """How the images of a folder were sampled, and from which model."""
 
     images: ImageSource
     model_checksum: Sha256
-    """Of the weights."""
+    """Checksum of the model's weights."""
 
 
 class Protocol(StrictModel):
-    """All that decides the numbers of an evaluation, apart from the model."""
+    """Everything that decides the metrics of an evaluation, except the model."""
 
     version: Annotated[int, Field(ge=1)] = PROTOCOL_VERSION
-    """Counts changes to how numbers are computed that no other field shows."""
+    """Counts changes to the computation of metrics that no other field shows."""
     dataset: str
     dataset_checksum: Sha256
     resolution: PositiveInt
     reference_source: str
-    """`training images`, or whose published statistics they are."""
+    """`training images`, or the name of the published statistics."""
     reference_checksum: Sha256
     network_checksum: str
-    """Of the Inception weights."""
+    """Checksum of the Inception weights."""
     dinov2_checksum: str | None = None
-    """Of the DINOv2 weights; None where FD-DINOv2 is not computed."""
+    """Checksum of the DINOv2 weights; None if FD-DINOv2 is not computed."""
     classes: PositiveInt
     samples_per_class: PositiveInt
-    """The set is balanced: the same number of each class."""
+    """Images of each class: the set is balanced."""
     full_samples: PositiveInt
-    """What the full protocol asks for: 50,000 for ImageNet and wherever the statistics are ADM's,
-    else what params.yaml says."""
+    """Number of samples of the full protocol: 50,000 for ImageNet and with ADM's statistics, else
+    the number that follows from params.yaml."""
     images: ImageSource | None
-    """None for images that came as files which do not say."""
+    """None for images from files that do not say how they were sampled."""
     kid_subsets: PositiveInt
     kid_subset_size: PositiveInt
     fid_resamples: PositiveInt
     neighbours: PositiveInt = 3
-    """k of precision and recall."""
+    """The number k of nearest neighbours in precision and recall."""
 
     @property
     def samples(self) -> int:
-        """Images in the set."""
+        """Number of images in the set."""
         return self.classes * self.samples_per_class
 
     @property
     def is_preview(self) -> bool:
-        """Whether the set is not the full protocol's, so that its metrics bear its count."""
+        """True if the set is not as large as the full protocol's: metric names show its count."""
         return self.samples != self.full_samples
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256; equal ones may be compared."""
+        """SHA-256 of the protocol. Metrics of equal fingerprints are comparable."""
         return fingerprint(self)
 
     def label(self, metric: str) -> str:
-        """The name to report a metric under: `fid`, but `fid_5k` and `fid_5k_stderr` in a preview
-        of 5,000 samples; metrics that no sample decides keep theirs."""
+        """Return the name under which a metric is reported: `fid`, but `fid_5k` and `fid_5k_stderr`
+        in a preview of 5,000 samples. Metrics that do not depend on samples keep their name."""
         return preview_name(metric, self.samples) if self.is_preview else metric
 
 
 class Record(StrictModel):
-    """What is kept beside every number: the protocol, the model, the versions, the machine."""
+    """What is stored beside every metric: protocol, model, library versions, machine and date."""
 
     protocol: Protocol
     checksum: Sha256
-    """Of the protocol."""
+    """Fingerprint of the protocol."""
     model: str
     """`models:/fractal-digits/3`, or the name of the folder or file that was evaluated."""
     version: str | None = None
-    """In the registry."""
+    """Version of the model in the registry."""
     model_checksum: Sha256 | None = None
-    """Of the weights that were evaluated; None for images that came as files."""
+    """Checksum of the weights that were evaluated; None for images from files."""
     libraries: dict[str, str]
-    """Name to version, our own package's too."""
+    """Versions of the libraries and of this package, by name."""
     hardware: Hardware
     evaluated_at: datetime
-    """In UTC."""
+    """Time of the evaluation in UTC."""
 
     @classmethod
     def now(
@@ -137,7 +136,7 @@ class Record(StrictModel):
         model_checksum: str | None = None,
         hardware: Hardware | None = None,
     ) -> Self:
-        """Of an evaluation at this moment, in this process unless `hardware` says otherwise."""
+        """Return the record of an evaluation made now, by default on this process's hardware."""
         return cls(
             protocol=protocol,
             checksum=protocol.fingerprint,
@@ -160,11 +159,11 @@ def make_protocol(
     sampling: SamplingConfig | None = None,
     dinov2_checksum: str | None = None,
 ) -> Protocol:
-    """The protocol that settings ask for on a data set, with the Inception weights that will be
-    used; without `sampling`, of images that come as files.
+    """Return the protocol that `settings` define on a data set. `inception_checksum` names the
+    Inception weights in use; `sampling` is None for images from files.
 
-    FractalError: not the number of samples of the full protocol, and no preview was asked for, or
-    a reference of another data set or network.
+    FractalError: the number of samples is not the full protocol's and `preview` is False, or the
+    reference belongs to another data set or network.
     """
     reference.require(dataset_checksum=manifest.checksum, weights_checksum=inception_checksum)
     classes = len(manifest.class_names)
@@ -204,7 +203,8 @@ def make_protocol(
 
 
 def read_record(file: Path) -> Record:
-    """What `protocol.json` says. FractalError: missing, or written by another version."""
+    """Read a record from `protocol.json`. FractalError: the file is missing, or another version
+    wrote it."""
     try:
         return Record.model_validate_json(file.read_text())
     except FileNotFoundError as error:
@@ -219,5 +219,5 @@ def read_record(file: Path) -> Record:
 
 
 def library_versions() -> dict[str, str]:
-    """Name to version of what numbers are computed with, our own package's too."""
+    """Return the versions of this package and of the libraries that compute metrics, by name."""
     return {"fractal-model": fractal_model.__version__} | {n: installed(n) for n in LIBRARIES}

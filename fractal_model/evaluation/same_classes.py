@@ -1,8 +1,8 @@
-"""A comparison of a model's classes with a data set's: no number by class is valid where
-they differ.
+"""A comparison of a model's classes with a data set's: where they differ, no metric that uses
+classes is valid.
 
-Decided here: the names decide, in order. A model that does not know its classes' names is compared
-by their number alone.
+Decided here: the classes are the same if their names are, in the same order. A model without class
+names is compared by their number alone.
 """
 
 from fractal_model.config.model import ModelConfig
@@ -10,12 +10,12 @@ from fractal_model.data.manifest import Manifest
 
 
 def class_mismatch(model: ModelConfig, data: Manifest) -> str:
-    """Why nothing by class can be measured, on one line; "" where the classes are the same."""
-    same_number = len(data.class_names) == model.num_classes
-    if same_number and model.class_names in ((), data.class_names):
+    """Return on one line why metrics that use classes cannot be measured; "" if they can."""
+    has_same_number = len(data.class_names) == model.num_classes
+    if has_same_number and model.class_names in ((), data.class_names):
         return ""
     return (
         f"the {len(data.class_names)} classes of the data set {data.dataset} are not the "
-        f"{model.num_classes} that the model knows: measure it on the classes that it was made "
-        f"for, or measure it unconditionally"
+        f"{model.num_classes} of the model: measure it on a data set with its own classes, or "
+        f"measure it unconditionally"
     )

@@ -1,4 +1,4 @@
-"""Successive halving: which settings, how many images, who goes on."""
+"""Successive halving: which settings are compared, with how many images, and which stay."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fractal_model.evaluation.halving import Rung, image_count, lowest_indices, 
 SAMPLING = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(16, 4), order="raster")
 
 
-def test_every_combination_is_tried_once_and_the_rest_stays():
+def test_a_sweep_tries_every_combination_once_and_keeps_the_other_settings():
     sweep = SweepConfig(guidance=(1, 2, 2.0), logit_scale=(1.0, 1.1), iterations=((16, 4), (8, 4)))
-    found = sweep.settings(SAMPLING)
-    assert len(found) == 2 * 2 * 2
-    assert {(s.guidance, s.logit_scale, s.iterations) for s in found} == {
+    settings = sweep.settings(SAMPLING)
+    assert len(settings) == 2 * 2 * 2
+    assert {(s.guidance, s.logit_scale, s.iterations) for s in settings} == {
         (w, s, i) for w in (1, 2) for s in (1.0, 1.1) for i in ((16, 4), (8, 4))
     }
-    assert {s.order for s in found} == {"raster"}
+    assert {s.order for s in settings} == {"raster"}
 
 
-def test_without_iterations_those_of_the_size_are_taken():
-    found = SweepConfig(guidance=(3,), logit_scale=(1,)).settings(SAMPLING)
-    assert [s.iterations for s in found] == [(16, 4)]
+def test_a_sweep_without_iterations_uses_those_of_the_size():
+    settings = SweepConfig(guidance=(3,), logit_scale=(1,)).settings(SAMPLING)
+    assert [s.iterations for s in settings] == [(16, 4)]
 
 
-def test_rungs_by_hand():
-    """15 settings with 1 image a class, 5 with 3, 2 with 9: 15 + 5 · 2 + 2 · 6 = 37 a class."""
+def test_rungs_equal_those_computed_by_hand():
+    """15 settings with 1 image of each class, 5 with 3, 2 with 9: 15 + 5 · 2 + 2 · 6 = 37."""
     rungs = plan_rungs(15, classes=1000, samples=50_000, keep=3, largest=50)
     assert rungs == (Rung(15, 1), Rung(5, 3), Rung(2, 9))
     assert image_count(rungs, 1000) == 37_000
@@ -39,7 +39,7 @@ def test_rungs_by_hand():
 @pytest.mark.parametrize("settings", [1, 2, 7, 24, 40])
 @pytest.mark.parametrize("keep", [2, 3, 5])
 @pytest.mark.parametrize("samples", [2_000, 4_321, 50_000])
-def test_the_budget_is_kept_and_used(settings, keep, samples):
+def test_the_rungs_use_the_whole_budget_and_not_more(settings, keep, samples):
     rungs = plan_rungs(settings, classes=10, samples=samples, keep=keep, largest=10**6)
     assert image_count(rungs, 10) <= samples
     larger = [Rung(r.settings, r.per_class // rungs[0].per_class) for r in rungs]
@@ -54,18 +54,18 @@ def test_no_preview_is_larger_than_the_full_protocol():
     assert rungs == (Rung(9, 30),)
 
 
-def test_a_budget_that_is_too_small_says_what_is_needed():
+def test_the_error_about_a_small_budget_names_the_smallest_possible_one():
     with pytest.raises(FractalError, match="37,000 or more"):
         plan_rungs(15, classes=1000, samples=36_999, keep=3, largest=50)
     assert plan_rungs(15, classes=1000, samples=37_000, keep=3, largest=50)
 
 
-def test_the_lowest_go_on_of_equal_ones_the_first():
+def test_the_lowest_values_stay_and_of_equal_ones_the_first():
     assert lowest_indices([3.0, 1.0, 2.0, 1.0], 2) == (1, 3)
     assert lowest_indices([1.0, 1.0, 1.0], 2) == (0, 1)
 
 
-def test_what_is_not_a_number_never_goes_on():
+def test_a_value_that_is_not_finite_never_stays():
     assert lowest_indices([math.nan, 5.0, math.inf, 4.0], 3) == (1, 3)
     with pytest.raises(FractalError, match="none of 2 settings has a FID"):
         lowest_indices([math.nan, math.nan], 1)

@@ -1,4 +1,4 @@
-"""Where an evaluation keeps its parts."""
+"""The folder of an evaluation's parts, and the files that its workers need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.protocols import protocol
 PARAMS = REPOSITORY / "params.yaml"
 
 
-def test_parts_that_other_libraries_made_are_not_gone_on_with(monkeypatch):
+def test_parts_computed_with_other_library_versions_are_not_used(monkeypatch):
     inputs = EvaluationInputs(load_params(PARAMS), "digits")
     model = tiny_model("mar")
     folder = inputs.folder("digits", protocol(), model)
@@ -20,12 +20,12 @@ def test_parts_that_other_libraries_made_are_not_gone_on_with(monkeypatch):
     assert inputs.folder("digits", protocol(), model) != folder
 
 
-def test_what_workers_on_other_machines_must_see(tmp_path):
+def test_workers_on_other_machines_need_local_images_and_own_weights(tmp_path):
     params = load_params(PARAMS)
     manifest = PARAMS.parent / "data/digits/manifest.json"
     assert EvaluationInputs(params, "digits").files == (manifest,), "Inception is in a package"
-    own = {"inception_weights": str(tmp_path / "i.pth"), "dinov2_weights": str(tmp_path / "d.pth")}
-    metrics = params.metrics.model_copy(update=own)
+    files = {"inception_weights": str(tmp_path / "i.pth"), "dinov2_weights": str(tmp_path / "d.pth")}
+    metrics = params.metrics.model_copy(update=files)
     paths = params.paths.model_copy(update={"remote": {"digits": "s3://bucket/digits"}})
-    away = params.model_copy(update={"metrics": metrics, "paths": paths})
-    assert EvaluationInputs(away, "digits").files == (tmp_path / "i.pth", tmp_path / "d.pth")
+    remote = params.model_copy(update={"metrics": metrics, "paths": paths})
+    assert EvaluationInputs(remote, "digits").files == (tmp_path / "i.pth", tmp_path / "d.pth")

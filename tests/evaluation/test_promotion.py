@@ -29,7 +29,7 @@ def _candidate(fid: float, nll: float, **more: float) -> dict[str, float]:
         (21.0, 0.70, False),
     ],
 )
-def test_fid_lower_than_chance_and_no_worse_likelihood(fid, nll, promoted):
+def test_a_candidate_needs_a_lower_fid_beyond_chance_and_no_worse_likelihood(fid, nll, promoted):
     decision = decide(_candidate(fid, nll), CHAMPION, RULES)
     assert decision.promote is promoted
     assert f"{fid:.3f} against 20.000" in decision.reason
@@ -50,18 +50,18 @@ def test_fid_lower_than_chance_and_no_worse_likelihood(fid, nll, promoted):
         ({"nll_standard_errors": 2.0}, 19.0, 0.759, True),
     ],
 )
-def test_the_rules_say_how_many_standard_errors(rules, fid, nll, promoted):
+def test_the_rules_set_the_number_of_standard_errors(rules, fid, nll, promoted):
     decision = decide(_candidate(fid, nll), CHAMPION, PromotionConfig(**rules))
     assert decision.promote is promoted
 
 
-def test_the_error_of_one_alone_counts_alone():
+def test_a_missing_standard_error_counts_as_zero():
     champion = {"fid": 20.0, "nll_bits_per_dim": 0.75}
     assert decide(_candidate(19.59, 0.75), champion, RULES).promote
     assert not decide(_candidate(19.61, 0.75), champion, RULES).promote
 
 
-def test_first_candidate_is_promoted():
+def test_the_first_candidate_is_promoted():
     first = decide(_candidate(99.0, 7.0), None, RULES)
     assert first == Decision(
         True, "there is no champion yet", {"fid": 99.0, "nll_bits_per_dim": 7.0}
@@ -72,7 +72,7 @@ def test_first_candidate_is_promoted():
 @pytest.mark.parametrize(
     "metrics", [{"fid_300": 1.0}, {"fid": math.nan}, {"fid": math.inf}, {"fid": -math.inf}]
 )
-def test_a_preview_or_a_number_that_is_none_promotes_nothing(champion, metrics):
+def test_a_preview_or_a_number_that_is_not_finite_prevents_promotion(champion, metrics):
     decision = decide({"nll_bits_per_dim": 0.1, **metrics}, champion, RULES)
     assert not decision.promote
     assert "without fid" in decision.reason
@@ -85,6 +85,6 @@ def test_metrics_that_the_champion_lacks_are_named():
 
 
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
-def test_a_factor_that_makes_no_sense(wrong):
+def test_a_negative_or_infinite_factor_is_refused(wrong):
     with pytest.raises(ValidationError):
         PromotionConfig(fid_standard_errors=wrong)

@@ -1,4 +1,4 @@
-"""The protocol: what it depends on, how previews are named, what is refused."""
+"""The protocol: what it depends on, how metrics of previews are named, what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fractal_model.metrics.reference import OWN_IMAGES
 from tests.support.protocols import SETTINGS, manifest, protocol, reference
 
 
-def test_the_checksum_follows_what_decides_the_numbers_and_nothing_else():
+def test_the_fingerprint_depends_on_what_decides_the_metrics_and_nothing_else():
     base = protocol()
     assert base.fingerprint == protocol().fingerprint
     for name, value in {"batch_size": 99, "workers": 2}.items():
@@ -36,7 +36,7 @@ def test_the_checksum_follows_what_decides_the_numbers_and_nothing_else():
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
 
 
-def test_a_preview_bears_its_count():
+def test_metrics_of_a_preview_have_its_count_in_their_names():
     full, preview = protocol(), protocol(preview=True)
     assert (full.samples, preview.samples) == (300, 50)
     assert full.label("fid_stderr") == "fid_stderr"
@@ -60,7 +60,7 @@ def test_the_published_protocol_has_50000_samples(dataset, source):
     assert protocol(of=of, source=source, preview=True).label("fid") == "fid_50"
 
 
-def test_a_reference_of_other_images():
+def test_a_reference_of_other_images_is_refused():
     with pytest.raises(FractalError, match="reference features of noise belong to another data"):
         make_protocol(
             SETTINGS,
@@ -70,12 +70,12 @@ def test_a_reference_of_other_images():
         )
 
 
-def test_a_reference_of_another_network():
+def test_a_reference_of_another_network_is_refused():
     with pytest.raises(FractalError, match="reference features of noise belong to another network"):
         protocol(inception_checksum="sha1:2")
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path):
+def test_a_record_survives_writing_and_reading(tmp_path):
     record = Record.now(
         protocol(), model="models:/fractal-digits/1", version="1", hardware=Hardware.here(2)
     )
@@ -86,7 +86,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     assert record.hardware.workers == 2
 
 
-def test_records_that_cannot_be_read(tmp_path):
+def test_a_missing_or_foreign_record_is_an_error(tmp_path):
     with pytest.raises(FractalError, match="no.json is missing: evaluate again"):
         read_record(tmp_path / "no.json")
     (tmp_path / "x.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""A model and a data set of other classes: no number by class, for one reason."""
+"""A model and a data set with different classes: metrics that use classes are absent."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def split(tmp_path):
 
 
 def _config(split, names: tuple[str, ...] | None):
-    known = split.manifest.class_names if names is SAME else names
+    class_names = split.manifest.class_names if names is SAME else names
     config = tiny_config("mar", num_classes=len(split.manifest.class_names))
-    return config.model_copy(update={"class_names": known[: config.num_classes]})
+    return config.model_copy(update={"class_names": class_names[: config.num_classes]})
 
 
-def test_the_names_decide_and_without_names_the_number(split):
+def test_classes_are_compared_by_name_or_without_names_by_number(split):
     manifest = split.manifest
     assert class_mismatch(_config(split, SAME), manifest) == ""
     assert class_mismatch(_config(split, ()), manifest) == ""
@@ -40,7 +40,9 @@ def test_the_names_decide_and_without_names_the_number(split):
     assert class_mismatch(tiny_config("mar", num_classes=77), manifest)
 
 
-def test_class_agreement_and_conditional_likelihood_are_absent_for_one_reason(split, tmp_path):
+def test_class_agreement_and_conditional_likelihood_are_absent_with_the_same_reason(
+    split, tmp_path
+):
     model = FractalModel(_config(split, OTHERS)).eval()
     reason = class_mismatch(model.config, split.manifest)
     images, labels = split.load_all()
@@ -62,7 +64,7 @@ def test_class_agreement_and_conditional_likelihood_are_absent_for_one_reason(sp
 def test_class_agreement_of_the_same_classes_is_a_number(split, names):
     images, labels = split.load_all()
     samples = SimpleNamespace(labels=labels, images=lambda numbers: images[list(numbers)])
-    found = class_agreement(samples, split, _config(split, names))
-    alone = class_agreement(samples, split, None)
-    assert found.values == alone.values and 0 <= found.values[CLASS_AGREEMENT] <= 1
-    assert found.absent == {}
+    results = class_agreement(samples, split, _config(split, names))
+    without_model = class_agreement(samples, split, None)
+    assert results.values == without_model.values
+    assert 0 <= results.values[CLASS_AGREEMENT] <= 1 and results.absent == {}
