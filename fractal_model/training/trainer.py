@@ -1,10 +1,10 @@
-"""One worker's training: forward, backward, clip, step. Knows nothing of how it was launched.
+"""One worker's training: forward, backward, clip, step. It does not depend on how it is launched.
 
 Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
 function of (seed, step, rank), so a resumed run repeats an uninterrupted one bit for bit. A
-worker's share of a batch goes through the model in parts that fit its memory, and gradients are
-exchanged once, with the last part. Each part weighs by its images: the step is that of the whole
-batch however it is split over workers and parts.
+worker's share of a batch is split into parts that fit its memory, and gradients are exchanged once,
+with the last part. Each part is weighted by its number of images, so that a step does not depend on
+the split over workers and parts.
 """
 
 import math
@@ -38,20 +38,20 @@ from fractal_model.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did; `loss` and `gradient_norm` are on the device, already waited for."""
+    """Result of one optimiser step. The tensors are scalars on the device, already computed."""
 
     loss: Tensor
-    """Mean over the images of all workers."""
+    """Mean over the images of all workers, in nats."""
     gradient_norm: Tensor
     learning_rate: float
 
 
 class NotFiniteError(FractalError):
-    """A batch's loss or gradient is not finite on some worker; raised by all, before the step."""
+    """A batch's loss or gradient is not finite on some rank. All ranks raise it before the step."""
 
     def __init__(self, step: int, position: int, images: Sequence[int]) -> None:
         super().__init__(
-            f"loss or gradient are not finite at step {step} (position {position}), images "
+            f"the loss or gradient is not finite at step {step} (position {position}), images "
             f"{list(images)}: look at these images, or lower base_learning_rate or clip_norm"
         )
         self.position = position
@@ -59,7 +59,8 @@ class NotFiniteError(FractalError):
 
 
 class Trainer:
-    """Model, optimiser and position of one rank of a run."""
+    """Model, optimiser and position of one rank. `images` is the number of training images.
+    FractalError: the recipe compiles blocks and this machine has no compiler."""
 
     def __init__(
         self,
@@ -80,14 +81,15 @@ class Trainer:
         keep_freed_memory(self._device)
         self.model = _new_model(model, recipe.seed).to(self._device).train()
         levels = (*self.model.levels, self.model.pixel)
-        for level, on in zip(levels, recipe.checkpointing_by_level(len(levels) - 1), strict=True):
-            if on:
+        by_level = recipe.checkpointing_by_level(len(levels) - 1)
+        for level, is_checkpointed in zip(levels, by_level, strict=True):
+            if is_checkpointed:
                 checkpoint_activations(level)
         if recipe.compile:
             require_compiler()
             compile_blocks(self.model)
         if self._device.type == "cuda" and recipe.precision == "bfloat16":
-            torch.set_float32_matmul_precision("high")  # what autocast leaves may be TF32
+            torch.set_float32_matmul_precision("high")  # TF32 where autocast keeps float32
         self.optimizer = _adamw(self.model, recipe)
         self._average: AveragedModel | None = None
         if recipe.ema_decay:
@@ -99,23 +101,25 @@ class Trainer:
 
     @property
     def ema(self) -> FractalModel | None:
-        """The model with the moving average of its weights, where the recipe keeps one."""
+        """Model with the moving average of the weights; None if the recipe keeps no average."""
         module = None if self._average is None else self._average.module
         return module if isinstance(module, FractalModel) else None
 
     @property
     def end_position(self) -> int:
+        """Position, in images seen, at which the recipe ends."""
         return self.recipe.epochs * self._images
 
     @property
     def steps(self) -> int:
+        """Number of steps up to the position, including skipped batches."""
         return self.position // self.recipe.batch_size
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint. FractalError: it lacks something that this training needs."""
+        """Continue from a checkpoint. FractalError: it has no optimiser state or moving average."""
         if checkpoint.optimizer is None:
             raise FractalError(
-                "training cannot go on from a checkpoint without optimiser state (it was "
+                "training cannot continue from a checkpoint without optimiser state (it was "
                 "imported): resume one that training wrote, or start from the beginning"
             )
         self.position = checkpoint.progress.position
@@ -131,27 +135,27 @@ class Trainer:
             self._average.n_averaged.fill_(self.steps)
 
     def step(self, batch: Batch) -> StepReport:
-        """Take one optimiser step on this rank's share of a batch. NotFiniteError, on all ranks and
-        with nothing changed: the loss or the gradient is not finite on some rank."""
+        """Take one step on this rank's share of a batch. NotFiniteError, on all ranks and before
+        any weight changes: the loss or gradient is not finite on some rank."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
-        torch.manual_seed(seed)  # dropout draws from the global generator
+        torch.manual_seed(seed)  # Dropout draws from the global generator.
         generator = torch.Generator().manual_seed(seed)
         dropped = torch.rand(batch.labels.shape, generator=generator) < self.recipe.label_drop
         labels = torch.where(dropped, NO_CLASS, batch.labels)
         self.optimizer.zero_grad()
         loss = self._backward(batch.images, labels, generator)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        if not bool((norm + loss).isfinite()):  # both are of all ranks
-            raise NotFiniteError(self.steps, self.position, self._culprits(batch))
+        if not bool((norm + loss).isfinite()):  # All ranks have the same norm and loss.
+            raise NotFiniteError(self.steps, self.position, self._find_bad_images(batch))
         self.optimizer.step()
         if self._average is not None:
             self._average.update_parameters(self.model)
         self.position += self.recipe.batch_size
         return StepReport(loss, norm.detach(), rate)
 
-    def start_again(self) -> None:
-        """Go back to the state before the first step."""
+    def reset(self) -> None:
+        """Return to the state before the first step."""
         self.position = 0
         self.model.load_state_dict(_new_model(self.model.config, self.recipe.seed).state_dict())
         self.optimizer.state.clear()
@@ -159,24 +163,24 @@ class Trainer:
             self._average.module.load_state_dict(self.model.state_dict())
             self._average.n_averaged.zero_()
 
-    def skip(self) -> None:
-        """Leave the next batch out."""
+    def skip_batch(self) -> None:
+        """Move the position past the next batch without training on it."""
         self.position += self.recipe.batch_size
 
     def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute and exchange the gradients of the whole batch's mean loss; return that loss."""
+        """Compute the gradients of the whole batch's mean loss on all ranks; return that loss."""
         size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         total = torch.zeros((), device=self._device)
         ddp = self._loss if isinstance(self._loss, DistributedDataParallel) else None
         for number, (part, classes) in enumerate(parts):
-            last = number == len(parts) - 1
-            with nullcontext() if last or ddp is None else ddp.no_sync():
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last or ddp is None else ddp.no_sync():
                 with torch.autocast(
                     self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
                 ):
                     loss = self._loss(part.to(self._device), classes.to(self._device), generator)
-                loss = loss * (len(part) * share)  # the exchange averages over ranks
+                loss = loss * (len(part) * share)  # DDP averages gradients over ranks.
                 loss.backward()
             total += loss.detach()
         self._local_loss = total
@@ -185,8 +189,8 @@ class Trainer:
             torch.distributed.all_reduce(total)
         return total
 
-    def _culprits(self, batch: Batch) -> list[int]:
-        """The images of the ranks whose own loss is not finite; of all ranks if every loss is."""
+    def _find_bad_images(self, batch: Batch) -> list[int]:
+        """Images of the ranks whose own loss is not finite; of all ranks if all losses are."""
         shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
         bad_shares = [images for images, is_finite in shares if not is_finite]
         return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
@@ -205,7 +209,7 @@ class Trainer:
 
 
 class _TrainingLoss(nn.Module):
-    """The whole forward pass as one module, so that DDP sees one output."""
+    """The forward pass and the loss as one module, because DDP needs a module with one output."""
 
     def __init__(self, model: FractalModel) -> None:
         super().__init__()
@@ -229,7 +233,7 @@ def _new_model(config: ModelConfig, seed: int) -> FractalModel:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed for one step of one rank."""
+    """63-bit seed for all random numbers of one step on one rank."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return int(state) >> 1
 
@@ -237,7 +241,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
-        is_bias = parameter.ndim <= 1 or ".biases." in name  # the pixel logits' biases are (1, V)
+        is_bias = parameter.ndim <= 1 or ".biases." in name  # Pixel logits' biases are (1, V)
         groups[is_bias].append(parameter)
     decays = zip(groups, (recipe.weight_decay, 0.0), strict=True)
     options = [{"params": group, "weight_decay": decay} for group, decay in decays]

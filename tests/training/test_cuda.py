@@ -1,4 +1,4 @@
-"""Training on a GPU; on a machine that has none, nothing of it is shown."""
+"""Training on a GPU. The tests are skipped on a machine without one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def cuda_trainer(**recipe) -> Trainer:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_loss_falls(precision, compiled):
+def test_the_loss_falls(precision, compiled):
     trainer = cuda_trainer(precision=precision, compile=compiled)
     losses = [trainer.step(BATCH).loss.item() for _ in range(19)]
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_the_optimiser_goes_on_from_a_checkpoint(tmp_path):
+def test_a_resumed_training_follows_an_uninterrupted_one(tmp_path):
     straight, first, resumed = (cuda_trainer() for _ in range(3))
     for _ in range(4):
         straight.step(BATCH)
@@ -50,7 +50,7 @@ def test_the_optimiser_goes_on_from_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("positions", [3, 5])
-def test_attention_of_more_rows_than_a_grid_has(positions, causal):
+def test_attention_takes_more_rows_than_a_cuda_grid(positions, causal):
     shape = (70_000, 2, positions, 16)
     rows = [torch.randn(shape, device="cuda", requires_grad=True) for _ in range(3)]
     with torch.autocast("cuda", torch.bfloat16):

@@ -1,1 +1,1 @@
-"""Training on the workers of Ray Train: the run, its workers, its checkpoints and its reports."""
+"""Training with Ray Train: the run, its workers, their checkpoints and their reports."""

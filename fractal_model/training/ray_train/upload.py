@@ -1,7 +1,7 @@
-"""A checkpoint's way from a worker's scratch folder to the run's storage, while training goes on.
+"""Upload of a checkpoint from a worker's scratch folder to the run's storage during training.
 
-Decided here: a scratch folder is named by its machine and process, so that the next worker on the
-machine removes those of killed processes.
+Decided here: the name of a scratch folder contains its machine and process, so that the next worker
+on the machine can remove the folders of killed processes.
 """
 
 import shutil
@@ -20,12 +20,12 @@ _PREFIX = f"fractal-checkpoint-{socket.gethostname()}-"
 
 
 def new_scratch() -> Path:
-    """Make an empty folder of this process, for one checkpoint."""
+    """Make an empty folder for one checkpoint of this process."""
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{psutil.Process().pid}-"))
 
 
-def remove_left_behind() -> None:
-    """Remove the scratch folders of this machine's processes that have ended."""
+def remove_abandoned_scratch() -> None:
+    """Remove this machine's scratch folders whose process has ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         process = folder.name.removeprefix(_PREFIX).split("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -33,10 +33,10 @@ def remove_left_behind() -> None:
 
 
 class Upload:
-    """Copies one checkpoint, its marker last, and removes the scratch folder that held it.
+    """Copies one checkpoint to the run's storage, its marker last, and removes the scratch folder.
 
-    Ray calls it in a thread, again if an object store says to try again; what it raises ends the
-    group of workers.
+    Ray calls it in a thread, and again if an object store asks for another attempt. An error that
+    it raises ends the group of workers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class Upload:
         self._marker = (folder / MARKER).read_bytes()
         (folder / MARKER).unlink()
         self.done = threading.Event()
-        """Never set if the upload fails: Ray ends the process then."""
+        """Set after the upload. If the upload fails, it is never set and Ray ends the process."""
 
     def __call__(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         storage = ray.train.get_context().get_storage()

@@ -24,7 +24,7 @@ from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.job import Stopped, TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
-from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_left_behind
+from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
 from fractal_model.training.trainer import NotFiniteError, Trainer
 
 
@@ -91,7 +91,7 @@ class _Worker:
         )
         for batch in self._meter.time_loading(loader):
             if trainer.position in self._skipped:
-                trainer.skip()
+                trainer.skip_batch()
             else:
                 self._meter.add_step(trainer.step(batch))
             last = trainer.position >= trainer.end_position
@@ -122,7 +122,7 @@ class _Worker:
         self._meter.add_note(f"batch left out: {error}")
         if recipe.non_finite == "roll-back":
             kept = ray.train.get_all_reported_checkpoints()
-            self._trainer.start_again()
+            self._trainer.reset()
             self._resume(kept[-1].checkpoint if kept else None)
 
     def _resume(self, newest: Checkpoint | None) -> None:
@@ -142,7 +142,7 @@ class _Worker:
 
     def _tidy(self) -> None:
         """Remove what killed workers left on this machine and in the run's storage."""
-        remove_left_behind()
+        remove_abandoned_scratch()
         if self._rank != 0:
             return
         with suppress(OSError):  # training does not depend on it

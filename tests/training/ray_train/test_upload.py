@@ -1,4 +1,4 @@
-"""What is left of checkpoints that were on their way when a worker was killed."""
+"""Uploads of checkpoints, and the scratch folders that killed workers leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import ray.train
 from ray.train import Checkpoint
 
 from fractal_model.training.ray_train import upload
-from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_left_behind
+from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path / "tmp"
 
 
-def test_scratch_of_processes_that_are_no_more_is_removed(temporary):
+def test_scratch_folders_of_ended_processes_are_removed(temporary):
     child = multiprocessing.get_context("fork").Process(target=new_scratch)
     child.start()
     child.join()
@@ -30,13 +30,13 @@ def test_scratch_of_processes_that_are_no_more_is_removed(temporary):
     others = temporary / "fractal-checkpoint-another.machine-1-abc"  # on a shared disk
     others.mkdir()
     assert len(list(temporary.iterdir())) == 3
-    remove_left_behind()
+    remove_abandoned_scratch()
     assert set(temporary.iterdir()) == {mine, others}
 
 
 @pytest.fixture
 def context(monkeypatch, tmp_path):
-    """Ray's, with a storage that copies into tmp_path / "run"."""
+    """Stand-in for Ray's context, whose storage copies into tmp_path / "run"."""
 
     def persist(checkpoint: Checkpoint, name: str) -> Checkpoint:
         target = tmp_path / "run" / name
@@ -60,36 +60,38 @@ def folder():
     return folder
 
 
-def test_the_marker_comes_last_and_nothing_is_left(context, folder, tmp_path, temporary):
+def test_the_marker_is_uploaded_last_and_the_scratch_folder_is_removed(
+    context, folder, tmp_path, temporary
+):
     copied = []
     persist = context.persist_current_checkpoint
 
-    def watch(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    def copy_and_list(checkpoint: Checkpoint, name: str) -> Checkpoint:
         stored = persist(checkpoint, name)
         copied.extend(path.name for path in (tmp_path / "run" / name).iterdir())
         return stored
 
-    context.persist_current_checkpoint = watch
-    way = Upload(folder)
-    assert not way.done.is_set()
-    way(Checkpoint.from_directory(folder), "checkpoint_1")
-    assert way.done.is_set()
+    context.persist_current_checkpoint = copy_and_list
+    uploading = Upload(folder)
+    assert not uploading.done.is_set()
+    uploading(Checkpoint.from_directory(folder), "checkpoint_1")
+    assert uploading.done.is_set()
     assert copied == ["model.safetensors"]
     assert (tmp_path / "run/checkpoint_1" / upload.MARKER).read_bytes() == b"sum"
     assert list(temporary.iterdir()) == []
 
 
-def test_one_that_fails_can_be_tried_again(context, folder, tmp_path):
+def test_a_failed_upload_can_be_repeated(context, folder, tmp_path):
     persist = context.persist_current_checkpoint
 
     def fail(*_: object) -> Checkpoint:
         raise OSError("AWS Error SLOW_DOWN")
 
     context.persist_current_checkpoint = fail
-    way = Upload(folder)
+    uploading = Upload(folder)
     with pytest.raises(OSError, match="SLOW_DOWN"):
-        way(Checkpoint.from_directory(folder), "checkpoint_1")
-    assert not way.done.is_set()
+        uploading(Checkpoint.from_directory(folder), "checkpoint_1")
+    assert not uploading.done.is_set()
     context.persist_current_checkpoint = persist
-    way(Checkpoint.from_directory(folder), "checkpoint_1")
-    assert way.done.is_set()
+    uploading(Checkpoint.from_directory(folder), "checkpoint_1")
+    assert uploading.done.is_set()
