@@ -1,4 +1,4 @@
-"""`python -m fractal_model …` is `fractal …`."""
+"""Make `python -m fractal_model …` run the command `fractal …`."""
 
 from fractal_model.cli.app import main
 

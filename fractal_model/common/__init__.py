@@ -1,2 +1,1 @@
-"""What every room uses: errors, strict settings objects, files, locks, fingerprints, console
-output, memory and processors."""
+"""Code that every package uses: errors, strict settings, files, locks, console output, hardware."""

@@ -1,4 +1,4 @@
-"""The compilers that compiled code is built with, looked for where torch and Triton look."""
+"""The compilers of compiled code, searched for in the places where torch and Triton search."""
 
 import os
 import shlex
@@ -11,30 +11,32 @@ from fractal_model.common.errors import FractalError
 
 
 def has_compiler() -> bool:
-    """True if torch.compile finds a C++ compiler: $CXX, or the system's."""
+    """True if torch.compile finds a C++ compiler: the one in $CXX, or else the system's."""
     return shutil.which(_cpp_compiler()) is not None
 
 
 def can_build_triton_kernels() -> bool:
-    """True if Triton can build what starts its kernels: with a C compiler ($CC, a program alone
-    without arguments, or gcc or clang) and Python's header."""
-    named = os.environ.get("CC")
-    names = ["gcc", "clang"] if named is None else [named]
+    """True if Triton can build the code that launches its kernels.
+
+    It needs Python.h and a C compiler: the program in $CC (without arguments), or gcc or clang.
+    """
+    from_environment = os.environ.get("CC")
+    names = ["gcc", "clang"] if from_environment is None else [from_environment]
     header = Path(sysconfig.get_path("include"), "Python.h")
     return header.exists() and any(shutil.which(name) for name in names)
 
 
 def require_compiler() -> None:
-    """FractalError: there is no C++ compiler."""
+    """Raise FractalError if there is no C++ compiler."""
     if not has_compiler():
-        wanted = _cpp_compiler() or "what CXX names, nothing,"
+        compiler = _cpp_compiler() or "'' (CXX is empty)"
         raise FractalError(
-            f"compile is on and {wanted} is not on the PATH: install a C++ compiler, name one in "
+            f"compile is on and {compiler} is not on the PATH: install a C++ compiler, name one in "
             f"CXX, or turn compile off"
         )
 
 
 def _cpp_compiler() -> str:
     """The compiler's program, without the arguments that CXX may hold."""
-    named = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    return next(iter(shlex.split(named)), named)
+    command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return next(iter(shlex.split(command)), command)

@@ -1,4 +1,4 @@
-"""The terminal: progress bars, result tables, errors on one line."""
+"""Output to the terminal: progress bars, result tables, messages, and errors on one line."""
 
 import errno
 import logging
@@ -37,11 +37,14 @@ _logs: list[Callable[[str], None]] = []
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Yield `update(done, note="")`, which shows the count, the time left where `total` is known,
-    the note, and the speed where what is counted are `images`; in a terminal as a bar, elsewhere as
-    lines, if the caller does not write its own."""
-    shown = _bar if console.is_terminal or not lines else _log_lines
-    with shown(safe_text(description, LONGEST_NAME), total, images) as show:
+    """Yield `update(done, note="")`, which shows the progress of some work.
+
+    It shows the count, the note, the time left if `total` is known, and the speed if the count is
+    of `images`. A terminal gets a bar. A log file gets lines, unless `lines` is False because the
+    caller writes its own.
+    """
+    display = _bar if console.is_terminal or not lines else _log_lines
+    with display(safe_text(description, LONGEST_NAME), total, images) as show:
 
         def update(done: int, note: str = "") -> None:
             show(min(done, total or done), safe_text(note, LONGEST_NAME) if note else "")
@@ -57,7 +60,7 @@ def _bar(description: str, total: int | None, images: bool) -> Iterator[Callable
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        *([_Pace()] if images else []),
+        *([_SpeedColumn()] if images else []),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total, note="")
@@ -72,17 +75,17 @@ def _log_lines(
         yield lines.update
 
 
-class _Pace(ProgressColumn):
+class _SpeedColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(speed_text(task.finished_speed or task.speed or 0.0))
 
 
 @contextmanager
-def only_result_on_stdout(wanted: bool) -> Iterator[None]:
-    """Where wanted, send the block's messages and bars to standard error, so that a program can
-    read the result."""
+def only_result_on_stdout(is_on: bool) -> Iterator[None]:
+    """Send the block's messages and bars to standard error if `is_on`, so that standard output has
+    only the result, which a program can read."""
     before = console.stderr
-    console.stderr = before or wanted
+    console.stderr = before or is_on
     try:
         yield
     finally:
@@ -90,7 +93,7 @@ def only_result_on_stdout(wanted: bool) -> Iterator[None]:
 
 
 def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, str]) -> None:
-    """A table with the value of each metric, and below it why others have none."""
+    """Print a table of the metrics' values, then one line for each absent metric with its reason."""
     table = FittedTable(title, ["metric", "value"])
     for metric, value in values.items():
         table.add_row(metric, f"{value:.4f}")
@@ -101,7 +104,10 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Turn a person's mistake into one line on standard error and exit code 1."""
+    """Turn a user's mistake into one line on standard error and exit code 1.
+
+    The line ends with the command-line option that `FractalError.setting` names.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -111,7 +117,7 @@ def errors_on_one_line() -> Iterator[None]:
         if isinstance(error, OSError) and (
             error.errno == errno.ENOSPC or error.filename is not None
         ):
-            line = _of_the_system(error)
+            line = _file_error_line(error)
         if line is None:
             raise
         setting = error.setting if isinstance(error, FractalError) else ""
@@ -121,7 +127,7 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 def run(app: typer.Typer) -> None:
-    """Run the app. A mistake in the words of a command is told on one line, with exit code 2."""
+    """Run the app. A wrong command, option or argument gives one line and exit code 2."""
     keep_secrets_out_of_logs()
     command = typer.main.get_command(app)
     try:
@@ -131,8 +137,8 @@ def run(app: typer.Typer) -> None:
         raise SystemExit(code)
     except typer.exceptions.TyperException as error:
         text = error.format_message().strip()
-        if type(error).__name__ == "NoArgsIsHelpError":  # as Typer knows it: it has no public name
-            print(text, end="\n" if text else "")  # Rich has printed the help already
+        if type(error).__name__ == "NoArgsIsHelpError":  # Typer does not export this class
+            print(text, end="\n" if text else "")  # empty if Rich has already printed the help
         else:
             context = getattr(error, "ctx", None)
             where = context.command_path if context is not None else Path(sys.argv[0]).name
@@ -142,43 +148,43 @@ def run(app: typer.Typer) -> None:
         exit_interrupted()
 
 
-def _of_the_system(error: OSError) -> str:
-    """The system's error about a file that cannot be read or written, on one line."""
+def _file_error_line(error: OSError) -> str:
+    """One line for an error of the system about a file that cannot be read or written."""
     if error.errno == errno.ENOSPC:
         where = f" at {safe_text(error.filename, LONGEST_NAME)}" if error.filename else ""
         return (
-            f"the disk is full{where}: free some space and run the same command again, what was "
-            "complete is kept"
+            f"the disk is full{where}: free some space and run the same command again, complete "
+            "files are kept"
         )
     reason = (error.strerror or type(error).__name__).lower()
     name = safe_text(error.filename, LONGEST_NAME)
-    return f"{name}: {reason}; check the path and who may read and write there"
+    return f"{name}: {reason}; check the path and its permissions"
 
 
 def exit_interrupted() -> NoReturn:
     """End the process at once, without waiting for the threads of libraries."""
-    print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+    print("interrupted: run the same command again to continue", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 
 class HideUserErrors(logging.Filter):
-    """Keep Prefect from printing the traceback of an error that is told on one line, and the
-    records that name it afterwards."""
+    """Hide Prefect's traceback of an error that the user sees on one line, and all later log
+    records that name the error's class."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = {FractalError.__name__}
+        self._hidden_names = {FractalError.__name__}
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and explanation(error) is not None:
-            self._told.add(type(error).__name__)
+            self._hidden_names.add(type(error).__name__)
             return False
-        return not any(name in record.getMessage() for name in self._told)
+        return not any(name in record.getMessage() for name in self._hidden_names)
 
 
 def say(text: str) -> None:
-    """Print a message as one safe line of any length; `redirect_messages` sends it elsewhere."""
+    """Print a message as one line without secrets; within `redirect_messages` it goes to a log."""
     if _logs:
         _logs[-1](safe_text(text))
     else:
@@ -187,7 +193,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def redirect_messages(log: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, hand the messages of `say` to `log`, those of other threads too."""
+    """Within the block, give the messages of `say` from all threads to `log`."""
     _logs.append(log)
     try:
         yield

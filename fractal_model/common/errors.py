@@ -1,7 +1,7 @@
-"""The one exception for mistakes that a person can mend.
+"""The one exception for mistakes that the user can correct.
 
-Its text is a single line: what, what was found, what was expected, the way out. The command line
-prints it without a traceback and exits with 1; `assert` is kept for our own bugs.
+Its text is a single line: what is wrong, what was found, what was expected, the way out. The command
+line prints it without a traceback and exits with 1. `assert` is kept for bugs of this package.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from fractal_model.common.safe_text import safe_text, without_colours
 class FractalError(ValueError):
     """A user's mistake, or a condition of the machine that the user can change.
 
-    Its text is safe to show (see `safe_text`). `setting` names the one setting that mends it; the
-    command line shows the flag of that name.
+    The text is safe to show (see `safe_text`). `setting` names the one setting that solves the
+    problem; the command line adds the option of that name.
     """
 
     def __init__(self, message: str, *, setting: str = "") -> None:
@@ -21,22 +21,27 @@ class FractalError(ValueError):
         self.setting = setting
 
 
-_EXPLAINED: dict[type[BaseException], Callable[[BaseException], str | None]] = {}
+_EXPLANATIONS: dict[type[BaseException], Callable[[BaseException], str | None]] = {}
 
 
-def explain(family: type[BaseException], line: Callable[[BaseException], str | None]) -> None:
-    """Have errors of a library's family told by `line` where nothing else has caught them, unless
-    it returns None. For errors that mean a condition of the machine: a database on a full disk."""
-    _EXPLAINED[family] = line
+def register_explanation(
+    family: type[BaseException], line: Callable[[BaseException], str | None]
+) -> None:
+    """Let `line` explain a library's exceptions, `family` and its subclasses, to the user.
+
+    It serves errors that mean a condition of the machine, such as a database on a full disk. `line`
+    returns None if an exception is a bug.
+    """
+    _EXPLANATIONS[family] = line
 
 
 def explanation(error: BaseException) -> str | None:
-    """The one line for a person about an error; None where it is a bug of ours."""
+    """One line that explains an error to the user; None if the error is a bug of this package."""
     if isinstance(error, FractalError):
         return one_line(error)
-    for family, line in _EXPLAINED.items():
-        if isinstance(error, family) and (told := line(error)) is not None:
-            return safe_text(told)
+    for family, line in _EXPLANATIONS.items():
+        if isinstance(error, family) and (text := line(error)) is not None:
+            return safe_text(text)
     return None
 
 
@@ -46,6 +51,6 @@ def one_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException | str) -> str:
-    """The last line of a text that may hold a traceback: the exception that it ends with."""
+    """The last line of an error or of a traceback's text, which is the exception itself."""
     line = without_colours(str(error)).strip().rpartition("\n")[2].strip()
     return safe_text(line) or type(error).__name__

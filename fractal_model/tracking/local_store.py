@@ -23,7 +23,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from fractal_model.common.errors import FractalError, explain, one_line
+from fractal_model.common.errors import FractalError, one_line, register_explanation
 from fractal_model.common.files import atomic_file, remove_partial_files
 from fractal_model.common.locks import hold_lock
 
@@ -169,4 +169,4 @@ def _explanation(error: BaseException) -> str | None:
 
 
 for _family in STORE_ERRORS:
-    explain(_family, _explanation)
+    register_explanation(_family, _explanation)

@@ -149,7 +149,7 @@ def test_ctrl_c_is_one_line(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == "interrupted; run the same command again to go on\n"
+    assert error == "interrupted: run the same command again to continue\n"
     assert not partial.exists()
 
 
