@@ -31,6 +31,7 @@ from flows.command import ParamsOption, run_command
 from flows.parameters import restrict_parameters
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.plurals import count_of
 from fractal_model.config.data import DIGITS
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.training import TrainingConfig
@@ -122,8 +123,7 @@ def training_resources(recipe: TrainingConfig) -> str:
     parts = [f"{amount} {name}" for name, amount in amounts.items() if amount != "0"]
     *first, last = parts or ["Ray's default"]
     each = f"{', '.join(first)} and {last}" if first else last
-    workers = "1 worker" if recipe.workers == 1 else f"{recipe.workers} workers"
-    return f"{workers}, {each} each{'' if gpus else ', no GPU'}"
+    return f"{count_of(recipe.workers, 'worker')}, {each} each{'' if gpus else ', no GPU'}"
 
 
 def evaluation_resources(size: Size) -> str:

@@ -9,6 +9,7 @@ SAY_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
 """What is reported so soon after the begin tells nothing of the speed: it was computed before, or
 is the first image, with which libraries warm up."""
+from fractal_model.common.plurals import count_of
 
 
 def speed_text(images_per_second: float) -> str:
@@ -27,7 +28,7 @@ def duration_text(seconds: float) -> str:
             return f"about {seconds / length:.1f} {unit}s"
     if seconds >= 100:
         return f"about {seconds / 60:.0f} minutes"
-    return f"about {max(1, round(seconds))} seconds"
+    return f"about {count_of(max(1, round(seconds)), 'second')}"
 
 
 class LogLines:

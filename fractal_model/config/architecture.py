@@ -52,11 +52,11 @@ class Architecture(StrictModel):
         for name in ("widths", "blocks", "heads"):
             if (entries := len(getattr(self, name))) != levels:
                 raise ValueError(
-                    f"{name} has {entries} entries, patch_sizes has {levels}: match them"
+                    f"{name} has length {entries}, patch_sizes has {levels}: match them"
                 )
         if len(self.generators) != levels - 1:
             raise ValueError(
-                f"generators has {len(self.generators)} entries for {levels} patch sizes: give "
+                f"generators has length {len(self.generators)} for {levels} patch sizes: give "
                 f"{levels - 1}, the pixel network has none"
             )
         self.to_model()

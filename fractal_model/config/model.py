@@ -132,7 +132,7 @@ class ModelConfig(StrictModel):
                 )
         if len(self.class_names) not in (0, self.num_classes):
             raise ValueError(
-                f"class_names has {len(self.class_names)} entries, num_classes is "
+                f"the number of class_names is {len(self.class_names)}, num_classes is "
                 f"{self.num_classes}: match them"
             )
         if self.levels[0].guiding_pixel:

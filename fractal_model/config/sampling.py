@@ -51,8 +51,8 @@ class SamplingConfig(StrictModel):
         tokens = [level.tokens for level in model.levels]
         if self.iterations and len(self.iterations) != len(tokens):
             raise FractalError(
-                f"iterations {list(self.iterations)} has {len(self.iterations)} entries: this "
-                f"model has {len(tokens)} levels, give one for each"
+                f"iterations {list(self.iterations)} has length {len(self.iterations)}: this "
+                f"model takes {len(tokens)}, one for each level"
             )
         for i, (level, steps) in enumerate(zip(model.levels, self.iterations, strict=False)):
             if level.generator == "mar" and steps > level.tokens:

@@ -133,8 +133,8 @@ class TrainingConfig(StrictModel):
             return (entries,) * (levels + 1)
         if len(entries) != levels + 1:
             raise ValueError(
-                f"activation_checkpointing has {len(entries)} entries: give true or false, or "
-                f"{levels + 1}, for {levels} levels and the pixel network"
+                f"activation_checkpointing has length {len(entries)}: give true or false, or "
+                f"{levels + 1} values, one for each level and the pixel network"
             )
         return entries
 

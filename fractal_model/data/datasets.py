@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
+from fractal_model.common.plurals import count_of
 from fractal_model.config.data import DIGITS
 from fractal_model.config.params import Params
 from fractal_model.data.digits import prepare_digits
@@ -50,8 +51,7 @@ def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> 
     counts = ", ".join(f"{record.images:,} {name}" for name, record in manifest.splits.items())
     say(f"{dataset}: {counts} images of {manifest.resolution} px, {manifest.checksum[:16]}")
     if manifest.quarantined:
-        count = len(manifest.quarantined)
-        files = "1 file" if count == 1 else f"{count:,} files"
+        files = count_of(len(manifest.quarantined), "file")
         say(f"{dataset}: {files} left out; the report says which and why")
     _say_what_was_done(params, dataset, manifest)
     return manifest
@@ -66,7 +66,7 @@ def _say_what_was_done(params: Params, dataset: str, manifest: Manifest) -> None
         (sum(split.several_frames for split in counts), "of several frames, the first was taken"),
     ):
         if images:
-            say(f"{dataset}: {images:,} {'image' if images == 1 else 'images'} {what}")
+            say(f"{dataset}: {count_of(images, 'image')} {what}")
 
 
 def _prepare_registered(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:

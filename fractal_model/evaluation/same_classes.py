@@ -15,7 +15,7 @@ def class_mismatch(model: ModelConfig, data: Manifest) -> str:
     if has_same_number and model.class_names in ((), data.class_names):
         return ""
     return (
-        f"the {len(data.class_names)} classes of the data set {data.dataset} are not the "
-        f"{model.num_classes} of the model: measure it on a data set with its own classes, or "
-        f"measure it unconditionally"
+        f"the classes of the data set {data.dataset} ({len(data.class_names)}) are not the "
+        f"model's ({model.num_classes}): measure it on a data set with its own classes, or "
+        f"unconditionally"
     )

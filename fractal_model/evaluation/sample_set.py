@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.litter import is_litter
+from fractal_model.common.plurals import count_of
 from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.evaluation import protocol as protocols
 from fractal_model.generation.sample_files import (
@@ -86,8 +87,8 @@ def require_protocol(samples: SampleSet, protocol: protocols.Protocol, what: obj
         )
     if len(samples.labels) != protocol.samples:
         raise FractalError(
-            f"{what} has {len(samples.labels):,} images, the protocol of {protocol.dataset} asks "
-            f"for {protocol.samples:,}: sample as many, or ask for a preview",
+            f"{what} has {count_of(len(samples.labels), 'image')}, the protocol of "
+            f"{protocol.dataset} asks for {protocol.samples:,}: draw as many, or ask for a preview",
             setting="preview",
         )
     require_balance(samples.labels, protocol.classes, what)
@@ -98,14 +99,14 @@ def require_balance(labels: Tensor, classes: int, what: object) -> int:
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise FractalError(
-            f"{what} has {len(outside):,} images of class {int(outside[0])}, the data set has the "
-            f"classes 0 … {classes - 1}: sample the same number of each of them"
+            f"{what} has {count_of(len(outside), 'image')} of class {int(outside[0])}, the data "
+            f"set has the classes 0 … {classes - 1}: sample the same number of each of them"
         )
     counts = torch.bincount(labels, minlength=classes)
     fewest, most = int(counts.argmin()), int(counts.argmax())
     if counts[fewest] != counts[most]:
         raise FractalError(
-            f"{what} is not balanced, it has {counts[most]} images of class {most} and "
+            f"{what} is not balanced, it has {counts[most]} of class {most} and "
             f"{counts[fewest]} of class {fewest}: sample the same number of each class"
         )
     return int(counts[0])
@@ -143,11 +144,10 @@ class _Folder:
         ):
             if names:
                 shown = ", ".join(sorted(names)[:_SHOWN])
-                noun = "file" if len(names) == 1 else "files"
                 raise FractalError(
-                    f"the folder {self._folder} {problem} {len(names):,} {noun} ({shown}"
-                    f"{', …' if len(names) > _SHOWN else ''}), expected {len(expected):,} images: "
-                    f"{way_out}"
+                    f"the folder {self._folder} {problem} {count_of(len(names), 'file')} ({shown}"
+                    f"{', …' if len(names) > _SHOWN else ''}), "
+                    f"expected {count_of(len(expected), 'image')}: {way_out}"
                 )
 
     def _common_side(self) -> int:

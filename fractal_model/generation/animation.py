@@ -95,7 +95,7 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
     if sheet.suffix.lower() != ".png":
         raise FractalError(f"the sheet of an animation cannot be {sheet}: name it .png")
     if not 2 <= frames <= MOST_FRAMES:
-        raise FractalError(f"{frames} frames asked for: give 2 … {MOST_FRAMES}")
+        raise FractalError(f"frames is {frames}: give 2 … {MOST_FRAMES}")
     if not 1 <= images <= MOST_IMAGES:
         raise FractalError(f"{images} images asked for side by side: give 1 … {MOST_IMAGES}")
 

@@ -49,5 +49,5 @@ def _check_counts(what: str, images: Tensor, labels: Tensor, *, at_least: int) -
         )
     if len(images) < at_least:
         raise FractalError(
-            f"{what}: found {len(images)} images, expected at least {at_least}; use more images"
+            f"{what}: the number of images is {len(images)}, expected {at_least} or more"
         )

@@ -68,8 +68,8 @@ def kernel_distance(
     generated, real = require_feature_pair(generated, real, at_least=2)
     if subsets < 1 or subset_size < 2:
         raise FractalError(
-            f"KID: found {subsets} subsets of {subset_size} images, expected at least 1 of at "
-            "least 2; raise them"
+            f"KID: subsets is {subsets} and subset_size {subset_size}, expected at least 1 and 2; "
+            "raise them"
         )
     smaller, larger = sorted((len(generated), len(real)))
     size = min(subset_size, smaller)

@@ -65,7 +65,7 @@ class RunningStatistics:
     def statistics(self) -> FeatureStatistics:
         """Raises FractalError for fewer than 2 images."""
         if self.count < 2:
-            raise FractalError(f"features: found {self.count} images, expected 2 or more")
+            raise FractalError(f"features of images: found {self.count}, expected 2 or more")
         mean = self.sum / self.count
         covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
         return FeatureStatistics(self.shift + mean, covariance, self.count)
@@ -80,7 +80,7 @@ def require_features(features: Tensor, what: str, *, at_least: int = 1) -> Tenso
         raise FractalError(f"{what}: found shape {tuple(features.shape)}, expected (images, width)")
     if len(features) < at_least:
         raise FractalError(
-            f"{what}: found {len(features)} images, expected at least {at_least}; use more images"
+            f"{what}: the number of images is {len(features)}, expected {at_least} or more"
         )
     bad = int((~torch.isfinite(features)).any(dim=1).sum())
     if bad:

@@ -97,9 +97,9 @@ def map_over_workers(
         cpus, gpus = _cpus_and_gpus()
         if workers > (room := _room(cpus, gpus)):
             raise FractalError(
-                f"{workers} workers asked for, each takes one CPU{' and one GPU' if gpus else ''}: "
-                f"the cluster has room for {room}, give 1 … {room} workers or connect to a "
-                f"larger one with RAY_ADDRESS"
+                f"the number of workers is {workers}, each takes one CPU"
+                f"{' and one GPU' if gpus else ''}: the cluster has room for {room}, "
+                f"{f'give 1 … {room} or ' if room else ''}connect to a larger one with RAY_ADDRESS"
             )
         _require_files(files, "GPU" if gpus else "CPU")
         workers = min(workers, total)

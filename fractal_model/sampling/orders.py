@@ -28,7 +28,7 @@ def require_order(order: PatchOrder, model: ModelConfig) -> None:
     if not isinstance(order, tuple) or sorted(order) == list(range(level.tokens)):
         return
     if len(order) != level.tokens:
-        reason = f"it has {len(order)} numbers"
+        reason = f"its length is {len(order)}"
     elif outside := [n for n in order if not 0 <= n < level.tokens]:
         reason = f"{outside[0]} is out of range"
     else:

@@ -76,7 +76,7 @@ class Sampler:
         FractalError: no class at all, or not one seed and one known image for each."""
         if len(labels) != len(seeds) or not len(labels):
             raise FractalError(
-                f"{len(labels)} classes and {len(seeds)} seeds: give one each, at least one"
+                f"labels: {len(labels)}, seeds: {len(seeds)}; give one each, at least one"
             )
         noise = ImageNoise.draw(seeds, self._model.config, self._model.device)
         return self.from_noise(labels, noise, known=known, observe=observe)

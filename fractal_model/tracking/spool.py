@@ -99,8 +99,8 @@ class MetricSpool:
             if waiting := self.undelivered:
                 lost = f", but for {unwritten} lost, as there is no room" if unwritten else ""
                 _log.warning(
-                    f"{waiting} reports of the run {self._run_id} are not in MLflow yet: they wait "
-                    f"in {self._folder} and are sent when the same training is started again{lost}"
+                    f"reports of the run {self._run_id} are not in MLflow yet ({waiting}): they "
+                    f"wait in {self._folder}, until the same training is started again{lost}"
                 )
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
@@ -255,7 +255,7 @@ class MetricSpool:
     def _count_success(self) -> None:
         if self._failures >= 2:
             away = f"{time.monotonic() - self._away_since:.0f} s"
-            reports = f"{self.undelivered} reports are being sent"
+            reports = f"reports are being sent ({self.undelivered})"
             _log.warning(f"metrics get to MLflow again, after {away}: {reports}")
         self._failures = 0
 

@@ -50,7 +50,7 @@ class Watch:
         if before is None or before == workers:
             return []
         self._speeds.clear()  # Speeds with another number of workers cannot be compared.
-        return [f"training continues with {workers} workers instead of {before}"]
+        return [f"the number of workers is now {workers} instead of {before}"]
 
     def _new_warnings(self, waiting: float, metrics: Mapping[str, float]) -> list[str]:
         ratio, over = metrics.get("throughput_ratio", 1.0), metrics.get("loss_over_reference", 0.0)

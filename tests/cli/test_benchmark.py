@@ -149,7 +149,7 @@ def test_the_operations_of_a_likelihood_are_those_that_ran():
         (["sample", "--size", "huge"], "size 'huge' is unknown"),
         (["sample", "--size", "mar-64", "--iterations", "1,2,3"], "2 numbers are wanted, 3 given"),
         (["sample", "--size", "digits", "--guidance", "-1"], "guidance 0 … 1000"),
-        (["sample", *TINY, "--generators", "ar"], "generators has 1 entries"),
+        (["sample", *TINY, "--generators", "ar"], "generators has length 1 for 3"),
         (["sample", *TINY, "--generators", "ar,gan"], "'ar' or 'mar'"),
     ],
 )

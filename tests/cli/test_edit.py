@@ -169,7 +169,7 @@ def test_animate_writes_both_files(folder, tmp_path):
     ("arguments", "named"),
     [
         (("--out", "a.mp4"), ".gif or .webp"),
-        (("--out", "a.gif", "--frames", "0"), "0 frames"),
+        (("--out", "a.gif", "--frames", "0"), "frames is 0"),
         (("--out", "a.gif", "--seed", "-1"), "seed -1"),
         (("--out", "a.gif", "--sheet", "a.gif"), "name it .png"),
     ],

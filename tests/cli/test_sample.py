@@ -102,7 +102,7 @@ def test_a_folder_is_gone_on_with(workplace, tmp_path):
         (("--logit-scale", 1e39), "logit_scale.*logit scale above 0, at most 1000"),
         (("--order", ""), "order '' is neither random, raster"),
         (("--order", "x" * 5000), "order 'xxx.*' is neither random, raster"),
-        (("--order", "0,1,2"), "order does not fit: it has 3 numbers"),
+        (("--order", "0,1,2"), "order does not fit: its length is 3"),
         (("--n", 0), "0 images asked for .* 1 … 1000000"),
         (("--n", 10**9), "1000000000 images asked for .* 1 … 1000000"),
         (("--iterations", "0,4"), "iterations.*found 0.*1 or more for each level"),

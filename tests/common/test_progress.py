@@ -8,7 +8,7 @@ from fractal_model.common import console, progress
 from fractal_model.common.progress import LogLines, duration_text, speed_text
 
 SPEEDS = {0: "", 0.04: "25 s an image", 0.24: "4.17 s an image", 2.5: "2.5 images/s"}
-TIMES = {0.1: "about 1 seconds", 40: "about 40 seconds", 840: "about 14 minutes"}
+TIMES = {0.1: "about 1 second", 40: "about 40 seconds", 840: "about 14 minutes"}
 
 
 @pytest.mark.parametrize(("speed", "words"), {**SPEEDS, 1234.5: "1,234 images/s"}.items())

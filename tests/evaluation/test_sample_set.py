@@ -62,7 +62,7 @@ def test_another_count(tmp_path, given, message):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3], "not balanced, it has 4 images of class 0 and 2 of"),
+        ([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3], "not balanced, it has 4 of class 0 and 2 of"),
         ([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1], "3 images of class -1, the data set has the"),
         ([0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4], "3 images of class 4, the data set has the"),
     ],

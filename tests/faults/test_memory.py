@@ -59,9 +59,9 @@ def test_training_goes_on_with_fewer_workers(new_run, machine_for, caplog, error
     assert {report.workers for report in run.reports} == {2}
     assert run.position == 2 * IMAGES
     assert [r.getMessage() for r in caplog.records] == [
-        f"the machine 10.0.0.7 has too little memory for its share of {workers} workers: 22.40 of "
-        f"23.54 GB were in use, and Ray ended processes there; training goes on with at most "
-        f"{workers - 1}"
+        f"the machine 10.0.0.7 has too little memory for its share of the workers ({workers}): "
+        f"22.40 of 23.54 GB were in use, and Ray ended processes there; training goes on "
+        f"with at most {workers - 1}"
         for workers in (4, 3)
     ]
 
@@ -96,6 +96,6 @@ def test_ray_ends_every_process_and_the_error_names_the_machine(new_run, monkeyp
     with ray_cluster(cpus=2), pytest.raises(FractalError) as error:
         run.train()
     assert "\n" not in str(error.value)
-    assert "the machine 127.0.0.1 has too little memory for its share of 1 workers" in str(
+    assert "the machine 127.0.0.1 has too little memory for its share of the workers (1)" in str(
         error.value
     )

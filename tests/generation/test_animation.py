@@ -100,8 +100,8 @@ def test_images_that_do_not_fit_the_memory(tmp_path, monkeypatch):
     [
         ({"file": "growth.mp4"}, r"\.gif or \.webp"),
         ({"sheet": "growth.jpg"}, r"\.png"),
-        ({"frames": 0}, "0 frames asked for: give 2 … 300"),
-        ({"frames": 301}, "301 frames"),
+        ({"frames": 0}, "frames is 0: give 2 … 300"),
+        ({"frames": 301}, "frames is 301"),
         ({"labels": torch.zeros(17).long(), "seeds": range(17)}, "17 images"),
     ],
 )

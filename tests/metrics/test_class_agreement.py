@@ -50,9 +50,9 @@ def test_wrong_input(digits):
         nearest_neighbour_agreement(held, labels[:9], reference, reference_labels)
     with pytest.raises(FractalError, match="reference: found 1497 images and labels of shape"):
         nearest_neighbour_agreement(held, labels, reference, reference_labels[:9])
-    with pytest.raises(FractalError, match="samples: found 0 images"):
+    with pytest.raises(FractalError, match="samples: the number of images is 0"):
         nearest_neighbour_agreement(held[:0], labels[:0], reference, reference_labels)
-    with pytest.raises(FractalError, match="reference: found 2 images, expected at least 3"):
+    with pytest.raises(FractalError, match="reference: the number of images is 2, expected 3"):
         nearest_neighbour_agreement(held, labels, reference[:2], reference_labels[:2])
     with pytest.raises(FractalError, match="neighbours: found 0"):
         nearest_neighbour_agreement(held, labels, reference, reference_labels, neighbours=0)

@@ -190,7 +190,7 @@ def test_non_finite_statistics():
     ],
 )
 def test_too_few_images(call, found, least):
-    with pytest.raises(FractalError, match=f"found {found} images, expected at least {least}"):
+    with pytest.raises(FractalError, match=f"the number of images is {found}, expected {least}"):
         call()
 
 
@@ -210,8 +210,8 @@ def test_unequal_widths(call):
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: kernel_distance(GOOD, GOOD, subsets=0), "0 subsets of 1000"),
-        (lambda: kernel_distance(GOOD, GOOD, subset_size=1), "100 subsets of 1 "),
+        (lambda: kernel_distance(GOOD, GOOD, subsets=0), "subsets is 0"),
+        (lambda: kernel_distance(GOOD, GOOD, subset_size=1), "subset_size 1,"),
         (lambda: precision_recall(GOOD, GOOD, neighbours=0), "neighbours: found 0"),
         (lambda: inception_score(GOOD, splits=0), "splits: found 0"),
         (lambda: FeatureStatistics.from_features(GOOD[0]), r"found shape \(8,\)"),

@@ -39,7 +39,7 @@ def test_absent_metrics_have_their_reason():
     assert found.absent.keys() == NAMES - {"fid", "fid_stderr", "kid"}
     assert found.absent["inception_score"] == "the weights lack it"
     assert "100 subsets of 3 out of 3 generated" in found.absent["kid_stderr"]
-    assert "found 3 images, expected at least 4" in found.absent["precision"]
+    assert "the number of images is 3, expected 4" in found.absent["precision"]
     assert found.absent["recall"] == found.absent["precision"]
 
 

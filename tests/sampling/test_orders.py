@@ -76,7 +76,7 @@ def test_an_ar_model_has_its_own_order():
 @pytest.mark.parametrize(
     ("order", "named"),
     [
-        ((0, 1, 2), "it has 3 numbers; give each of this model's 4"),
+        ((0, 1, 2), "its length is 3; give each of this model's 4"),
         ((0, 1, 2, 4), "4 is out of range"),
         ((0, 1, 1, 2), "it repeats 1"),
     ],

@@ -114,9 +114,9 @@ def test_the_model_is_left_in_its_mode():
 def test_bad_requests():
     model = tiny_model("mar")
     sampler = Sampler(model, SamplingConfig())
-    with pytest.raises(FractalError, match="5 classes and 2 seeds"):
+    with pytest.raises(FractalError, match="labels: 5, seeds: 2"):
         sampler(LABELS, [1, 2])
-    with pytest.raises(FractalError, match="0 classes and 0 seeds: give one each, at least one"):
+    with pytest.raises(FractalError, match="labels: 0, seeds: 0; give one each, at least one"):
         sampler(LABELS[:0], [])
     with pytest.raises(FractalError, match=r"0 … 3"):
         sampler(torch.tensor([4]), [1])
@@ -124,5 +124,5 @@ def test_bad_requests():
         sampler(LABELS[:1], [2**32])
     with pytest.raises(FractalError, match=r"give 1 … 4"):
         Sampler(model, SamplingConfig(iterations=(5, 1)))
-    with pytest.raises(FractalError, match="2 levels"):
+    with pytest.raises(FractalError, match="takes 2, one for each level"):
         Sampler(model, SamplingConfig(iterations=(4,)))

@@ -52,6 +52,6 @@ def test_a_change_of_workers_is_a_warning_but_no_drop_in_throughput():
     for _ in range(6):
         watch.examine(report())
     metrics, warnings = watch.examine(report(workers=2, speed=40))
-    assert warnings == ["training continues with 2 workers instead of 4"]
+    assert warnings == ["the number of workers is now 2 instead of 4"]
     assert metrics == {}
     assert watch.examine(report(workers=2, speed=40))[1] == []

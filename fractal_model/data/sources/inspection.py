@@ -151,7 +151,7 @@ def _missing(
 ) -> tuple[str, ...]:
     missing = [f"images of {unused} that can be used" for unused in listing.unused[:_NAMED]]
     if len(listing.unused) > _NAMED:
-        missing.append(f"images of {len(listing.unused) - _NAMED:,} more classes")
+        missing.append(f"images of more classes ({len(listing.unused) - _NAMED:,})")
     if name != IMAGENET:
         return tuple(missing)
     found = pc.count_distinct(listing.images["label"]).as_py()

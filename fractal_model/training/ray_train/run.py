@@ -119,8 +119,8 @@ def _memory_shortage(error: BaseException, workers: int) -> str | None:
         if match := _OUT_OF_MEMORY.search(str(cause)):
             machine, used, limit = match.groups()
             return (
-                f"the machine {machine} has too little memory for its share of {workers} workers: "
-                f"{used} of {limit} GB were in use, and Ray ended processes there"
+                f"the machine {machine} has too little memory for its share of the workers "
+                f"({workers}): {used} of {limit} GB were in use, and Ray ended processes there"
             )
     return None
 
@@ -186,8 +186,8 @@ def _require_resources(recipe: TrainingConfig) -> None:
         available, needed = resources.get(resource, 0), each * recipe.min_workers
         if available < needed:
             raise FractalError(
-                f"{recipe.min_workers} workers need {needed:g} {resource}, the Ray cluster has "
-                f"{available:g}: change workers, min_workers or resources_per_worker in "
+                f"min_workers {recipe.min_workers} needs {needed:g} {resource}, the Ray cluster "
+                f"has {available:g}: change workers, min_workers or resources_per_worker in "
                 f"params.yaml, or name a larger cluster in RAY_ADDRESS"
             )
     prefix, wanted = "accelerator_type:", recipe.accelerator_type

@@ -116,8 +116,8 @@ class _Worker:
             raise StoppedError(f"{error}, or leave such batches out (non_finite: skip)")
         if len(self._skipped) > recipe.max_non_finite:
             raise StoppedError(
-                f"{len(self._skipped)} batches were not finite, max_non_finite is "
-                f"{recipe.max_non_finite}; the last: {error}, or raise max_non_finite"
+                f"the number of batches that were not finite is {len(self._skipped)}, "
+                f"max_non_finite is {recipe.max_non_finite}; the last: {error}, or raise it"
             )
         self._meter.add_note(f"batch left out: {error}")
         if recipe.non_finite == "roll-back":
