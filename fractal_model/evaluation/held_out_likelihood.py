@@ -1,6 +1,6 @@
-"""Held-out likelihood of a model: of all images, and what each part of the model pays of it.
+"""Likelihood of held-out images under a model, and the share that each part of the model adds.
 
-Who runs the parts of the work is given as a `MapParts`.
+The caller passes a `MapParts`, which decides who runs the parts of the work.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_th
 from fractal_model.parallel.stored_parts import StoredParts
 
 IMAGES_BY_LEVEL = 256
-"""As many tell the shares well: the likelihood itself is of all images."""
+"""Enough images to estimate the shares; the likelihood itself is measured on all images."""
 _AT_ONCE_BY_LEVEL = 8
 
 
@@ -50,15 +50,19 @@ def measure_likelihood(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Likelihood:
-    """Bits per dimension of every image of a split, unconditional unless asked otherwise; at most
-    `largest` images at a time. FractalError: images that are not this model's, bad numbers."""
+    """Measure the bits per dimension of every image of a split, without classes by default.
+
+    At most `largest` images are computed at a time; `progress` receives the number of images done.
+    FractalError: the images are not of the model's resolution, or for `conditional` not of its
+    classes, or `passes`, `largest` or `seed` is out of range.
+    """
     _require_side(model, split)
     if conditional and (reason := class_mismatch(model.config, split.manifest)):
         raise FractalError(reason)
     if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
         raise FractalError(
-            f"passes {passes}, batch size {largest} and seed {seed} asked for: passes are "
-            f"1 … {MOST_PASSES}, the batch size is 1 or more, the seed 0 … {LARGEST_SEED}"
+            f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
+            f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
         )
     exact = is_exact(model.config)
     per_pass = torch.empty(len(split), 1 if exact else passes, dtype=torch.float64)
@@ -73,21 +77,21 @@ def measure_likelihood(
 
 
 def _require_side(model: FractalModel, split: PreparedSplit) -> None:
-    found, side = split.manifest, model.config.image_size
-    if found.resolution != side:
+    manifest, side = split.manifest, model.config.image_size
+    if manifest.resolution != side:
         raise FractalError(
-            f"the data set {found.dataset} has {found.resolution} px, the model {side} px: prepare "
-            f"the images at the model's size"
+            f"the data set {manifest.dataset} has images of {manifest.resolution} px, the model of "
+            f"{side} px: prepare the images at the model's resolution"
         )
 
 
 @dataclass(frozen=True)
 class HeldOutLikelihood:
-    """How well a model predicts the validation images."""
+    """How well a model predicts the N validation images."""
 
     results: MetricResults
     bits: Tensor
-    """(N,) float64: unconditional bits per dimension of each image."""
+    """Unconditional bits per dimension of each image, (N,) float64."""
 
 
 def held_out_likelihood(
@@ -100,45 +104,45 @@ def held_out_likelihood(
     largest: int,
     map_parts: MapParts = map_in_this_process,
 ) -> HeldOutLikelihood:
-    """`nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`, each with
-    its standard error over the images. What an equal call has left in `folder` is kept; `progress`
-    counts each image twice."""
+    """Measure `nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`,
+    each with its standard error over the images. Parts are stored in `folder`, and those of an
+    earlier equal call are used again. `progress` counts each image twice. FractalError: see
+    `measure_likelihood`; or a result is not finite."""
 
-    def measured(conditional: bool) -> Likelihood:
+    def measure(conditional: bool) -> Likelihood:
         name = CONDITIONAL_NLL if conditional else NLL
         return measure_likelihood(
             model,
             split,
             lambda done: progress(done + conditional * len(split)),
-            passes=source.likelihood_passes or 0,  # 0 is refused
+            passes=source.likelihood_passes or 0,  # measure_likelihood refuses 0
             seed=source.seed,
             conditional=conditional,
             largest=largest,
             map_parts=StoredParts(folder / name, map_parts),
         )
 
-    unconditional = measured(False)
+    unconditional = measure(False)
     results = _likelihood_results(NLL, unconditional)
     if reason := class_mismatch(model.config, split.manifest):
         names = (CONDITIONAL_NLL, error_name(CONDITIONAL_NLL))
         results |= MetricResults({}, dict.fromkeys(names, reason))
     else:
-        results |= _likelihood_results(CONDITIONAL_NLL, measured(True))
+        results |= _likelihood_results(CONDITIONAL_NLL, measure(True))
     return HeldOutLikelihood(results, unconditional.per_image)
 
 
-def _likelihood_results(name: str, found: Likelihood) -> MetricResults:
-    bad = int((~found.per_image.isfinite()).sum())
+def _likelihood_results(name: str, likelihood: Likelihood) -> MetricResults:
+    bits, mean = likelihood.per_image, {name: likelihood.mean}
+    bad = int((~bits.isfinite()).sum())
     if bad:
         raise FractalError(
-            f"{name} is not finite for {bad:,} of {len(found.per_image):,} images: the weights are "
-            f"of a training that failed, evaluate an earlier checkpoint"
+            f"{name} is not finite for {bad:,} of {len(bits):,} images: the training of these "
+            f"weights failed, evaluate an earlier checkpoint"
         )
-    if len(found.per_image) > 1:
-        error = {error_name(name): found.standard_error}
-        return MetricResults({name: found.mean} | error, {})
-    reason = "a single image has no spread to tell an error from"
-    return MetricResults({name: found.mean}, {error_name(name): reason})
+    if len(bits) > 1:
+        return MetricResults(mean | {error_name(name): likelihood.standard_error}, {})
+    return MetricResults(mean, {error_name(name): "a single image gives no standard error"})
 
 
 def likelihood_by_level(
@@ -150,13 +154,15 @@ def likelihood_by_level(
     images: int = IMAGES_BY_LEVEL,
     map_parts: MapParts = map_in_this_process,
 ) -> dict[str, float]:
-    """Part to bits per dimension, unconditional; together they are the mean likelihood of
-    `images` images of the split, a fixed random choice (all where there are fewer). FractalError:
-    not even one image fits the memory."""
-    chosen = epoch_permutation(0, 0, len(split))[:images].tolist()
+    """Return the bits per dimension that each part of the model adds, by part name.
+
+    Their sum is the mean unconditional likelihood of a fixed random choice of `images` images of
+    the split, or of all if it has fewer. FractalError: not even one image fits the memory.
+    """
+    indices = epoch_permutation(0, 0, len(split))[:images].tolist()
     compute = partial(pass_bits_by_part, passes=passes)
-    start = partial(_start, compute, model, split, chosen, seed, False)
-    parts = map_parts(start, len(chosen), largest=_AT_ONCE_BY_LEVEL)
+    start = partial(_start, compute, model, split, indices, seed, False)
+    parts = map_parts(start, len(indices), largest=_AT_ONCE_BY_LEVEL)
     bits = torch.cat([rows for _, rows in parts]).mean((0, 1))
     return dict(zip(part_names(model.config), bits.tolist(), strict=True))
 
@@ -170,8 +176,8 @@ def _start(
     conditional: bool,
     device: torch.device,
 ) -> Work:
-    """Work on places in `images`, each the index of an image of the split; `compute` is one of the
-    likelihoods of `model.likelihood`."""
+    """Return work on positions in `images`, a list of indices into the split. `compute` is
+    `pass_bits` or `pass_bits_by_part`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:

@@ -25,10 +25,10 @@ def decide(
 ) -> Decision:
     """Promote a candidate whose FID is lower and whose likelihood is not worse than the champion's.
 
-    Both differences must exceed chance, which `rules` define in standard errors. Without a champion,
-    a candidate only needs the two numbers. Both sets of metrics must be of one protocol. A number
-    that is missing or not finite prevents promotion; so does a preview, because its FID has another
-    name. A missing standard error counts as 0.
+    `rules` say by how many standard errors. Without a champion, a candidate only needs the two
+    numbers. Both sets of metrics must be of one protocol. A number that is missing or not finite
+    prevents promotion; a preview's FID is missing, because it has another name. A missing standard
+    error counts as 0.
     """
     missing = [key for key in (NLL, FID) if not _is_finite(candidate, key)]
     if missing:

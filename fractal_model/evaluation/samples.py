@@ -1,9 +1,9 @@
-"""The images of an evaluation and what the feature networks see in them.
+"""The samples of an evaluation and their features.
 
-Decided here: whoever samples a part extracts its features too, while other parts are sampled, and
-a part is kept on the disk as one row an image: pixels, features, seconds, all as bytes. The
-networks always see batches of one size on the same number of threads, so that how the work was cut
-does not even change how a feature is rounded.
+Decided here: the worker that samples a part also extracts its features. A part is stored on disk
+with one row for each image: pixels, features and seconds, all as bytes. The feature networks always
+get batches of one size on the same number of threads, so that the division of the work does not
+change even the rounding of a feature.
 """
 
 import time
@@ -31,24 +31,26 @@ from fractal_model.parallel.stored_parts import StoredParts
 FEATURE_BATCH, FEATURE_THREADS = 8, 2
 INCEPTION_WIDTH = 2048
 HELD_OUT_IMAGES = 1000
-"""Enough for a quantile of one in a hundred; a minute on a processor."""
+"""Enough to estimate a 1 % quantile; extraction takes a minute on a CPU."""
 _SECONDS_BYTES = 8
 Progress = Callable[[int], None]
-"""Called with the number of images done so far."""
+"""Receives the number of images done so far."""
 Network = Callable[[Tensor], Tensor]
+"""From images, uint8 (n, 3, S, S), to features, float32 (n, D)."""
 
 
 @dataclass(frozen=True)
 class FeatureNetworks:
-    """Where the networks' weights are; each worker loads them itself."""
+    """The weights of the feature networks. Each worker loads them itself."""
 
     inception: str
-    """As metrics.inception_weights in params.yaml."""
+    """Inception weights: `auto`, `download` or a path, as metrics.inception_weights."""
     dinov2: Path | None = None
+    """File of the DINOv2 weights; None if FD-DINOv2 is not computed."""
 
     def load(self, device: torch.device, protocol: Protocol) -> list[Network]:
-        """Inception, and DINOv2 where there are weights. FractalError: missing, damaged, or not
-        the protocol's."""
+        """Load Inception and, if its weights are given, DINOv2. FractalError: weights are missing
+        or damaged, or are not those of the protocol."""
         inception = load_inception(self.inception, device)
         _require_weights("Inception", inception.weights_checksum, protocol.network_checksum)
         if self.dinov2 is None:
@@ -58,13 +60,13 @@ class FeatureNetworks:
         return [inception, dinov2]
 
 
-def _require_weights(network: str, found: str, expected: str | None) -> None:
-    """A worker on another machine may find others there than the protocol was made with."""
-    if found != expected:
+def _require_weights(network: str, checksum: str, expected: str | None) -> None:
+    """A worker on another machine may find other weights there than the protocol's."""
+    if checksum != expected:
         raise FractalError(
-            f"the {network} weights of this machine are {found[:16]}, the protocol's are "
-            f"{(expected or 'none')[:16]}: give all machines the same file, see metrics in "
-            f"params.yaml"
+            f"the {network} weights of this machine have the checksum {checksum[:16]}, the "
+            f"protocol's have {(expected or 'none')[:16]}: give all machines the same file, named "
+            f"under metrics in params.yaml"
         )
 
 
@@ -74,16 +76,16 @@ class SamplesWithFeatures:
 
     images: SampleSet
     inception: Tensor
-    """(N, 2048) float32"""
+    """Inception features, (N, 2048) float32."""
     dinov2: Tensor | None
-    """(N, D) float32"""
+    """DINOv2 features, (N, D) float32; None without DINOv2 weights."""
     seconds_per_image: float | None
-    """Of one worker, for sampling alone; None for images that came as files."""
+    """Time that one worker takes to sample an image, without features; None for files."""
 
 
 @dataclass(eq=False)
-class _Drawn:
-    """`SampleSet` of images in kept parts."""
+class _StoredSamples:
+    """A `SampleSet` of images in stored parts."""
 
     parts: StoredParts
     labels: Tensor
@@ -105,10 +107,11 @@ def draw_samples(
     largest: int,
     map_parts: MapParts = map_in_this_process,
 ) -> SamplesWithFeatures:
-    """The balanced set of a protocol, in class order; image i has the seed `source.seed` + i.
+    """Sample the balanced set of a protocol in class order, and extract its features. Image i is
+    drawn with `source.seed + i`.
 
-    What an equal call has left in `folder` is kept. FractalError: see `sample_images`, and
-    `FeatureNetworks.load`.
+    Parts are stored in `folder`, and those of an earlier equal call are used again; at most
+    `largest` images are sampled at a time. FractalError: see `FeatureNetworks.load`.
     """
     labels = torch.arange(protocol.classes).repeat_interleave(protocol.samples_per_class)
     seeds = range(source.seed, source.seed + len(labels))
@@ -116,23 +119,24 @@ def draw_samples(
     def map_with_features(
         start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        return map_parts(partial(_see, start, networks, protocol), total, largest=largest)
+        start = partial(_start_with_features, start, networks, protocol)
+        return map_parts(start, total, largest=largest)
 
-    kept = StoredParts(folder, map_with_features)
+    stored = StoredParts(folder, map_with_features)
     side, done = model.config.image_size, 0
-    seen: list[Tensor] = [torch.empty(0)] * len(labels)
-    parts = sample_images(model, source.sampling, labels, seeds, largest=largest, map_parts=kept)
+    after_pixels: list[Tensor] = [torch.empty(0)] * len(labels)
+    parts = sample_images(model, source.sampling, labels, seeds, largest=largest, map_parts=stored)
     for part, rows in parts:
         for number, row in zip(part, rows[:, 3 * side**2 :].clone(), strict=True):
-            seen[number] = row
+            after_pixels[number] = row
         done += len(part)
         progress(done)
-    rows = torch.stack(seen)
+    rows = torch.stack(after_pixels)
     features = _from_bytes(rows[:, :-_SECONDS_BYTES], torch.float32)
     seconds = _from_bytes(rows[:, -_SECONDS_BYTES:], torch.float64)
     inception, dinov2 = features[:, :INCEPTION_WIDTH], features[:, INCEPTION_WIDTH:]
     return SamplesWithFeatures(
-        _Drawn(kept, labels, side),
+        _StoredSamples(stored, labels, side),
         inception.clone(),
         dinov2.clone() if networks.dinov2 is not None else None,
         seconds.mean().item(),
@@ -146,39 +150,41 @@ def extract_sample_features(
     device: torch.device,
     progress: Progress,
 ) -> SamplesWithFeatures:
-    """The same of images that came as files. FractalError: one is damaged; see
+    """Extract the features of images from files. FractalError: an image is damaged; see also
     `FeatureNetworks.load`."""
     loaded = networks.load(device, protocol)
     rows = []
     for numbers in torch.arange(len(samples.labels)).split(FEATURE_BATCH):
         images = samples.images(numbers.tolist())
-        rows.append([extract(network, images) for network in loaded])
+        rows.append([extract_features(network, images) for network in loaded])
         progress(int(numbers[-1]) + 1)
     inception, *dinov2 = (torch.cat(features) for features in zip(*rows, strict=True))
     return SamplesWithFeatures(samples, inception, dinov2[0] if dinov2 else None, None)
 
 
 def held_out_features(split: PreparedSplit, network: Network) -> Tensor:
-    """(K, D) float32 of validation images, a fixed random choice of at most `HELD_OUT_IMAGES`."""
-    chosen = torch.tensor(choose_images(split, min(HELD_OUT_IMAGES, len(split))))
-    batches = (read_batch(split, numbers.tolist()) for numbers in chosen.split(FEATURE_BATCH))
-    return torch.cat([extract(network, batch.images) for batch in batches])
+    """Extract the features of K validation images, (K, D) float32: a fixed random choice of at most
+    `HELD_OUT_IMAGES`."""
+    indices = torch.tensor(choose_images(split, min(HELD_OUT_IMAGES, len(split))))
+    batches = (read_batch(split, numbers.tolist()) for numbers in indices.split(FEATURE_BATCH))
+    return torch.cat([extract_features(network, batch.images) for batch in batches])
 
 
-def extract(network: Network, images: Tensor) -> Tensor:
-    """uint8 (n, 3, S, S) to (n, D) float32 on the CPU, the same for any n and order."""
+def extract_features(network: Network, images: Tensor) -> Tensor:
+    """Extract features of images, uint8 (n, 3, S, S), to the CPU, (n, D) float32. An image has the
+    same features in any set and at any position."""
     rows, threads = [], torch.get_num_threads()
     torch.set_num_threads(FEATURE_THREADS)
     try:
         for batch in images.split(FEATURE_BATCH):
-            empty = batch.new_zeros(FEATURE_BATCH - len(batch), *batch.shape[1:])
-            rows.append(network(torch.cat([batch, empty]))[: len(batch)].cpu())
+            padding = batch.new_zeros(FEATURE_BATCH - len(batch), *batch.shape[1:])
+            rows.append(network(torch.cat([batch, padding]))[: len(batch)].cpu())
     finally:
         torch.set_num_threads(threads)
     return torch.cat(rows)
 
 
-def _see(
+def _start_with_features(
     start: StartWork, networks: FeatureNetworks, protocol: Protocol, device: torch.device
 ) -> Work:
     sample, loaded = start(device), networks.load(device, protocol)
@@ -187,7 +193,7 @@ def _see(
         started = time.monotonic()
         images = sample(part).cpu()
         seconds = (time.monotonic() - started) / len(part)
-        columns = [images, *(extract(network, images) for network in loaded)]
+        columns = [images, *(extract_features(network, images) for network in loaded)]
         columns.append(torch.full((len(part), 1), seconds, dtype=torch.float64))
         flat = (column.flatten(1).contiguous() for column in columns)
         return torch.cat([column.view(torch.uint8) for column in flat], dim=1)

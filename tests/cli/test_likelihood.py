@@ -77,7 +77,7 @@ def test_a_folder_has_the_name_of_the_file(workplace, tmp_path):
 
 def test_refuses_images_of_another_size(workplace, tmp_path):
     data = save_images(tmp_path / "other", size=8)
-    with pytest.raises(FractalError, match="data set other has 8 px, the model 4 px"):
+    with pytest.raises(FractalError, match="data set other has images of 8 px, the model of 4 px"):
         workplace.run("likelihood", "--data", data)
 
 

@@ -24,8 +24,9 @@ def test_workers_on_other_machines_need_local_images_and_own_weights(tmp_path):
     params = load_params(PARAMS)
     manifest = PARAMS.parent / "data/digits/manifest.json"
     assert EvaluationInputs(params, "digits").files == (manifest,), "Inception is in a package"
-    files = {"inception_weights": str(tmp_path / "i.pth"), "dinov2_weights": str(tmp_path / "d.pth")}
-    metrics = params.metrics.model_copy(update=files)
+    i, d = tmp_path / "i.pth", tmp_path / "d.pth"
+    weights = {"inception_weights": str(i), "dinov2_weights": str(d)}
+    metrics = params.metrics.model_copy(update=weights)
     paths = params.paths.model_copy(update={"remote": {"digits": "s3://bucket/digits"}})
     remote = params.model_copy(update={"metrics": metrics, "paths": paths})
-    assert EvaluationInputs(remote, "digits").files == (tmp_path / "i.pth", tmp_path / "d.pth")
+    assert EvaluationInputs(remote, "digits").files == (i, d)

@@ -1,4 +1,4 @@
-"""What the bits of a likelihood are paid for."""
+"""The share of a likelihood that each part of the model adds."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from tests.support.tiny_files import save_images
         ),
     ],
 )
-def test_the_parts_add_up_to_the_likelihood(kind, side, names, tmp_path):
+def test_the_shares_add_up_to_the_likelihood(kind, side, names, tmp_path):
     split = open_prepared(save_images(tmp_path / "noise", size=side), "validation")
     model = tiny_model(kind)
-    parts = likelihood_by_level(model, split, passes=2, seed=3)
+    shares = likelihood_by_level(model, split, passes=2, seed=3)
     whole = measure_likelihood(model, split, lambda done: None, passes=2, seed=3)
-    assert parts.keys() == names and all(bits > 0 for bits in parts.values())
-    assert sum(parts.values()) == pytest.approx(whole.mean, rel=1e-6)
+    assert shares.keys() == names and all(bits > 0 for bits in shares.values())
+    assert sum(shares.values()) == pytest.approx(whole.mean, rel=1e-6)
 
 
-def test_images_that_do_not_fit_are_taken_fewer_at_a_time(tmp_path, monkeypatch):
+def test_a_part_that_does_not_fit_the_memory_is_split(tmp_path, monkeypatch):
     split = open_prepared(save_images(tmp_path / "noise"), "validation")
     expected = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
-    computed = likelihood_module.pass_bits_by_part
+    original = likelihood_module.pass_bits_by_part
 
-    def narrow(model, images, *given, **options):
+    def compute_at_most_two(model, images, *arguments, **options):
         if len(images) > 2:
             raise torch.OutOfMemoryError
-        return computed(model, images, *given, **options)
+        return original(model, images, *arguments, **options)
 
-    monkeypatch.setattr(likelihood_module, "pass_bits_by_part", narrow)
-    found = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
-    assert found == pytest.approx(expected)
+    monkeypatch.setattr(likelihood_module, "pass_bits_by_part", compute_at_most_two)
+    shares = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
+    assert shares == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Samples of an evaluation: equal for any cut of the work, and only missing ones are made."""
+"""Samples of an evaluation: equal for any division of the work, and only missing ones are drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fractal_model.evaluation.protocol import ImageSource
 from fractal_model.evaluation.samples import (
     FeatureNetworks,
     draw_samples,
-    extract,
+    extract_features,
     extract_sample_features,
     held_out_features,
 )
@@ -37,7 +37,7 @@ PROTOCOL = protocol(
 
 
 class Pixels:
-    """In place of Inception, which is tested elsewhere: as wide, and quick. Must pickle."""
+    """A fast stand-in for Inception with features of the same width. Must pickle."""
 
     def load(self, device, protocol):
         return [lambda images: images.flatten(1)[:, :12].float().repeat(1, 171)[:, :2048]]
@@ -68,56 +68,56 @@ def expected_images():
 
 def test_images_features_and_seconds_are_read_back(tmp_path):
     done = []
-    found = draw(tmp_path, progress=done.append)
-    images = found.images.images(range(12))
+    samples = draw(tmp_path, progress=done.append)
+    images = samples.images.images(range(12))
     assert images.equal(expected_images())
-    assert found.inception.equal(Pixels().load("cpu", PROTOCOL)[0](images))
-    assert found.dinov2 is None and found.seconds_per_image > 0
-    assert found.images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert samples.inception.equal(Pixels().load("cpu", PROTOCOL)[0](images))
+    assert samples.dinov2 is None and samples.seconds_per_image > 0
+    assert samples.images.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert done == [1, 5, 9, 12]
 
 
-def stopping(start, total, *, largest, parts):
-    for number, found in enumerate(map_in_this_process(start, total, largest=largest)):
+def stop_after(start, total, *, largest, parts):
+    for number, result in enumerate(map_in_this_process(start, total, largest=largest)):
         if number == parts:
             raise KeyboardInterrupt
-        yield found
+        yield result
 
 
-def counting(start, total, *, largest, made):
-    made.append(total)
+def note_total(start, total, *, largest, totals):
+    totals.append(total)
     return map_in_this_process(start, total, largest=largest)
 
 
-def test_a_stopped_evaluation_makes_the_missing_images_alone(tmp_path):
+def test_a_stopped_evaluation_draws_only_the_missing_images(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        draw(tmp_path, map_parts=partial(stopping, parts=2))
-    made = []
-    found = draw(tmp_path, map_parts=partial(counting, made=made))
-    assert made == [12 - 5]
-    assert found.images.images(range(12)).equal(expected_images())
-    made.clear()
-    again = draw(tmp_path, map_parts=partial(counting, made=made))
-    assert made == [] and again.inception.equal(found.inception)
-    assert again.seconds_per_image == found.seconds_per_image
+        draw(tmp_path, map_parts=partial(stop_after, parts=2))
+    totals = []
+    samples = draw(tmp_path, map_parts=partial(note_total, totals=totals))
+    assert totals == [12 - 5]
+    assert samples.images.images(range(12)).equal(expected_images())
+    totals.clear()
+    again = draw(tmp_path, map_parts=partial(note_total, totals=totals))
+    assert totals == [] and again.inception.equal(samples.inception)
+    assert again.seconds_per_image == samples.seconds_per_image
 
 
-def test_features_do_not_depend_on_the_cut_or_on_the_threads():
+def test_features_do_not_depend_on_the_batches_or_the_threads():
     network = FeatureNetworks("auto").load(torch.device("cpu"), PROTOCOL)[0]
     images, threads = random_images(11), torch.get_num_threads()
-    whole = extract(network, images)
+    whole = extract_features(network, images)
     assert whole.shape == (11, 2048) and torch.get_num_threads() == threads
     torch.set_num_threads(1)
     try:
-        parts = [extract(network, images[start : start + 3]) for start in range(0, 11, 3)]
+        parts = [extract_features(network, images[start : start + 3]) for start in range(0, 11, 3)]
     finally:
         torch.set_num_threads(threads)
     assert whole.equal(torch.cat(parts))
 
 
 @pytest.mark.slow
-def test_two_workers_draw_and_see_the_same(tmp_path):
-    """Through the real network: what the distances are computed from is equal bit by bit."""
+def test_two_workers_get_the_same_images_and_features_as_one(tmp_path):
+    """With the real network: the features are equal bit by bit."""
     networks = FeatureNetworks("auto")
     one = draw(tmp_path / "one", networks)
     with ray_cluster(cpus=2):
@@ -126,32 +126,32 @@ def test_two_workers_draw_and_see_the_same(tmp_path):
     assert two.inception.equal(one.inception)
 
 
-def test_files_are_seen_as_drawn_images_are(tmp_path):
-    found = draw(tmp_path, FeatureNetworks("auto"))
+def test_images_from_files_have_the_same_features_as_drawn_ones(tmp_path):
+    drawn = draw(tmp_path, FeatureNetworks("auto"))
     done = []
-    seen = extract_sample_features(
-        found.images, PROTOCOL, FeatureNetworks("auto"), torch.device("cpu"), done.append
+    from_files = extract_sample_features(
+        drawn.images, PROTOCOL, FeatureNetworks("auto"), torch.device("cpu"), done.append
     )
-    assert seen.inception.equal(found.inception) and done == [8, 12]
-    assert seen.seconds_per_image is None
+    assert from_files.inception.equal(drawn.inception) and done == [8, 12]
+    assert from_files.seconds_per_image is None
 
 
-def test_features_of_validation_images_are_of_so_many_at_most(tmp_path, monkeypatch):
+def test_held_out_features_are_of_a_limited_number_of_images(tmp_path, monkeypatch):
     prepare_digits(tmp_path / "digits", validation_images=20, seed=0)
     split = open_prepared(tmp_path / "digits", "validation")
     images, _ = split.load_all()
-    all_of_them = {tuple(row) for row in images.flatten(1).float().tolist()}
+    every_row = {tuple(row) for row in images.flatten(1).float().tolist()}
 
     def pixels(batch: torch.Tensor) -> torch.Tensor:
         return batch.flatten(1).float()
 
-    assert {tuple(row) for row in held_out_features(split, pixels).tolist()} == all_of_them
+    assert {tuple(row) for row in held_out_features(split, pixels).tolist()} == every_row
     monkeypatch.setattr(module, "HELD_OUT_IMAGES", 11)
-    some = {tuple(row) for row in held_out_features(split, pixels).tolist()}
-    assert len(some) == 11 and some < all_of_them
+    some_rows = {tuple(row) for row in held_out_features(split, pixels).tolist()}
+    assert len(some_rows) == 11 and some_rows < every_row
 
 
-class Named:
+class NetworkWithChecksum:
     """A network with the checksum of its weights."""
 
     def __init__(self, weights_checksum, network):
@@ -162,25 +162,25 @@ class Named:
         return self._network(images)
 
 
-def named_networks(monkeypatch, inception=PROTOCOL.network_checksum, dinov2="sha256:2"):
-    pixels = Named(inception, Pixels().load(None, PROTOCOL)[0])
-    corner = Named(dinov2, lambda images: images[:, :, 0, 0] / 2)
-    monkeypatch.setattr(module, "load_inception", lambda *given: pixels)
-    monkeypatch.setattr(module, "load_dinov2", lambda *given: corner)
+def replace_networks(monkeypatch, inception=PROTOCOL.network_checksum, dinov2="sha256:2"):
+    pixels = NetworkWithChecksum(inception, Pixels().load(None, PROTOCOL)[0])
+    corner = NetworkWithChecksum(dinov2, lambda images: images[:, :, 0, 0] / 2)
+    monkeypatch.setattr(module, "load_inception", lambda *arguments: pixels)
+    monkeypatch.setattr(module, "load_dinov2", lambda *arguments: corner)
 
 
 @pytest.mark.parametrize(("network", "name"), [("inception", "Inception"), ("dinov2", "DINOv2")])
-def test_weights_that_are_not_the_protocols(tmp_path, monkeypatch, network, name):
-    named_networks(monkeypatch, **{network: "sha256:another"})
-    message = f"the {name} weights of this machine are sha256:another, the protocol's are sha"
+def test_weights_that_are_not_the_protocols_are_refused(tmp_path, monkeypatch, network, name):
+    replace_networks(monkeypatch, **{network: "sha256:another"})
+    message = f"the {name} weights of this machine have the checksum sha256:another, the protocol's"
     with pytest.raises(FractalError, match=message):
         draw(tmp_path / "parts", FeatureNetworks("auto", tmp_path / "weights"))
-    assert list((tmp_path / "parts").iterdir()) == [], "nothing is kept under the protocol's name"
+    assert list((tmp_path / "parts").iterdir()) == [], "no part is stored for the protocol"
 
 
-def test_dinov2_features_come_beside_inceptions(tmp_path, monkeypatch):
-    named_networks(monkeypatch)
-    found = draw(tmp_path, FeatureNetworks("auto", tmp_path / "weights"))
-    images = found.images.images(range(12))
-    assert found.inception.shape == (12, 2048)
-    assert found.dinov2.equal(images[:, :, 0, 0] / 2)
+def test_dinov2_features_are_extracted_beside_inceptions(tmp_path, monkeypatch):
+    replace_networks(monkeypatch)
+    samples = draw(tmp_path, FeatureNetworks("auto", tmp_path / "weights"))
+    images = samples.images.images(range(12))
+    assert samples.inception.shape == (12, 2048)
+    assert samples.dinov2.equal(images[:, :, 0, 0] / 2)
