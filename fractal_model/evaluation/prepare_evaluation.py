@@ -1,8 +1,8 @@
-"""An evaluation from its settings to its numbers; the flow and the command line both use it.
+"""An evaluation from its settings to its metrics; the flow and the command line both use it.
 
-Decided here: everything that can be wrong is found by `prepare_evaluation`, before anything is
-computed. The numbers come in three steps, and what a stopped evaluation has computed is kept in a
-folder of its own.
+Decided here: `prepare_evaluation` checks everything before anything is computed. The metrics come
+in three stages. Each evaluation has its own folder, where its parts are stored and from which a
+stopped evaluation continues.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,7 @@ from fractal_model.parallel.ray_workers import hardware, split_over_workers, wor
 
 @dataclass(frozen=True)
 class PreparedEvaluation:
-    """One model, the protocol that it is measured by, and where the parts of the work are kept."""
+    """A checked evaluation of one model: its inputs, its record and the folder for its parts."""
 
     inputs: EvaluationInputs
     size: Size
@@ -39,7 +39,7 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn; only images that came as files need not say."""
+        """How the samples are drawn. It is always known, because the model draws them here."""
         source = self.record.protocol.images
         assert source is not None
         return source
@@ -54,12 +54,12 @@ class PreparedEvaluation:
             file,
             lambda: say(
                 f"waiting for another process that evaluates {self.record.model} by the same "
-                f"protocol; it holds {file}"
+                f"protocol; its lock is {file}"
             ),
         )
 
     def measure_likelihood(self) -> HeldOutLikelihood:
-        """Held-out bits per dimension, unconditional and conditional."""
+        """Measure the held-out bits per dimension, unconditional and conditional."""
         split = self.inputs.split("validation")
         with progress_bar("held-out likelihood, images", 2 * len(split), images=True) as update:
             return held_out_likelihood(
@@ -67,7 +67,7 @@ class PreparedEvaluation:
             )
 
     def draw_samples(self) -> SamplesWithFeatures:
-        """A balanced set of samples, and their features."""
+        """Draw a balanced set of samples and extract their features."""
         protocol = self.record.protocol
         with progress_bar("sampling and features, images", protocol.samples, images=True) as update:
             return draw_samples(
@@ -81,7 +81,7 @@ class PreparedEvaluation:
             )
 
     def measure_samples(self, samples: SamplesWithFeatures) -> MetricResults:
-        """FID and its relatives against the reference of the data set."""
+        """Measure FID and the other sample metrics against the reference of the data set."""
         return measure_samples(self.inputs, self.record.protocol, samples, model=self.model.config)
 
     def _division_of_work(self) -> dict[str, Any]:
@@ -103,16 +103,16 @@ def prepare_evaluation(
     preview: bool = False,
     workers: int | None = None,
 ) -> PreparedEvaluation:
-    """Check that a model can be measured as its size says, and write down by which protocol.
+    """Check that a model can be evaluated with the settings of its size, and make the record.
 
     Args:
-        name: What the record calls the model.
-        version: Its version in the registry, where it has one.
-        dataset: By default the one that the size is trained on.
-        preview: Take fewer samples; the metrics are named after their count.
-        workers: In place of the settings' number; 0: as many as there is room for.
+        name: Name of the model in the record.
+        version: Version in the registry; None for a model outside it.
+        dataset: Data set to evaluate on; by default the one that the size is trained on.
+        preview: Draw fewer samples; the names of the metrics then contain their count.
+        workers: Number of workers in place of the setting; 0 for as many as fit the machine.
 
-    FractalError: the settings, the data set or the reference are not the model's.
+    FractalError: the settings, the data set or the reference do not fit the model.
     """
     inputs = EvaluationInputs(params, dataset or size.training.dataset)
     fit_size(size.model_copy(update={"model": model.config}), inputs.manifest)
@@ -138,10 +138,11 @@ def measure_samples(
     *,
     model: ModelConfig | None = None,
 ) -> MetricResults:
-    """Every metric of a set of samples that has been looked at; `model` drew them, None for images
-    that came as files."""
-    extracts = inputs.networks.dinov2 is not None  # Inception's are there
-    with progress_bar("DINOv2's reference, images", None) if extracts else nullcontext() as update:
+    """Measure all metrics of a set of samples. `model` is the one that drew them, None for images
+    from files. FractalError: see `sample_metrics`."""
+    # Only the DINOv2 reference may have to be extracted here.
+    needs_bar = inputs.networks.dinov2 is not None
+    with progress_bar("DINOv2's reference, images", None) if needs_bar else nullcontext() as update:
         references = inputs.references(update)
     inception = load_inception(inputs.params.metrics.inception_weights)
     return sample_metrics(samples, references, inception, protocol, model=model)

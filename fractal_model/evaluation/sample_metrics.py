@@ -1,4 +1,4 @@
-"""What a set of samples tells of a model, beside real images of the data set."""
+"""Metrics of a set of samples, in comparison with real images of the data set."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class References:
     train: PreparedSplit
     inception: Reference
     dinov2: Reference | None
-    """None where FD-DINOv2 is not computed."""
+    """None if FD-DINOv2 is not computed."""
 
 
 def sample_metrics(
@@ -40,11 +40,11 @@ def sample_metrics(
     *,
     model: ModelConfig | None,
 ) -> MetricResults:
-    """Everything that a balanced set of samples tells, under the names that the protocol gives:
-    FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement, and speed. `model`
-    drew them; None for images that came as files.
+    """Measure FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement and speed of
+    a balanced set, under the protocol's names. `model` is the one that drew the samples, None for
+    images from files.
 
-    FractalError when the set or the reference is not the protocol's, or a feature is not finite.
+    FractalError: the set or the reference is not the protocol's, or a feature is not finite.
     """
     require_protocol(samples.images, protocol, "the set of samples")
     reference = references.inception
@@ -52,7 +52,7 @@ def sample_metrics(
         dataset_checksum=protocol.dataset_checksum, weights_checksum=inception.weights_checksum
     )
     features = samples.inception
-    found = image_metrics(
+    results = image_metrics(
         features,
         reference.features,
         real_statistics=reference.statistics,
@@ -63,17 +63,17 @@ def sample_metrics(
         logits=inception.logits_from_features(features) if inception.has_classifier else None,
         reason_no_logits=NO_CLASSIFIER,
     )
-    found |= dinov2_distance(samples.dinov2, references.dinov2)
-    found |= class_agreement(samples.images, references.train, model)
-    return found.renamed(protocol.label) | _speed(samples)
+    results |= dinov2_distance(samples.dinov2, references.dinov2)
+    results |= class_agreement(samples.images, references.train, model)
+    return results.rename(protocol.label) | _speed(samples)
 
 
 def dinov2_distance(features: Tensor | None, reference: Reference | None) -> MetricResults:
-    """`fd_dinov2` of (N, D) features; absent where there are no weights."""
+    """Return `fd_dinov2` of features (N, D); it is absent without features or reference."""
     if features is None or reference is None:
         return MetricResults({}, {FD_DINOV2: NO_WEIGHTS})
-    found = FeatureStatistics.from_features(features)
-    return MetricResults({FD_DINOV2: frechet_distance(found, reference.statistics)}, {})
+    statistics = FeatureStatistics.from_features(features)
+    return MetricResults({FD_DINOV2: frechet_distance(statistics, reference.statistics)}, {})
 
 
 def _speed(samples: SamplesWithFeatures) -> MetricResults:
@@ -86,14 +86,14 @@ def _speed(samples: SamplesWithFeatures) -> MetricResults:
 def class_agreement(
     samples: SampleSet, train: PreparedSplit, model: ModelConfig | None
 ) -> MetricResults:
-    """`class_agreement`, for images small enough that their pixels are comparable, of a model that
-    knows the same classes."""
+    """Return `class_agreement`. It is absent if `model` has other classes than the data set, or if
+    the images are too large to be compared by their pixels."""
     if model is not None and (reason := class_mismatch(model, train.manifest)):
         return MetricResults({}, {CLASS_AGREEMENT: reason})
     if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:
         reason = (
-            f"neighbours in pixels say nothing of images over {AGREEMENT_LARGEST_SIDE} px, these "
-            f"have {train.manifest.resolution}"
+            f"images of {train.manifest.resolution} px are too large to compare by their pixels: "
+            f"at most {AGREEMENT_LARGEST_SIDE} px"
         )
         return MetricResults({}, {CLASS_AGREEMENT: reason})
     images = samples.images(range(len(samples.labels)))

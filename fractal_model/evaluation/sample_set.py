@@ -1,9 +1,9 @@
-"""Sets of sampled images that came as files, and whether a protocol allows a number to come of one.
+"""Sets of sampled images in files, and the check that a set is as a protocol demands.
 
-Decided here: a folder as `fractal sample` writes it (numbered PNG files and `labels.npy`), or ADM's
-npz (`arr_0` uint8 (N, H, W, 3), `arr_1` the classes). A set says its classes, or its balance would
-be unknown. Names, types, sizes and counts are checked before any image is looked at, and images
-are read as they are wanted: 50,000 of 256 px do not fit every memory.
+Decided here: a set is a folder as `fractal sample` writes it (numbered PNG files and `labels.npy`),
+or ADM's npz (`arr_0` uint8 (N, S, S, 3), `arr_1` the classes). It must state its classes, because
+metrics need a balanced set. Names, types, sizes and counts are checked before any image is decoded.
+Images are read on demand, because 50,000 images of 256 px do not fit every memory.
 """
 
 import zipfile
@@ -38,20 +38,23 @@ _LONGEST_REASON = 200
 
 
 class SampleSet(Protocol):
-    """N square images and their classes."""
+    """N square images of side S and their classes."""
 
     labels: Tensor
-    """(N,) int64"""
+    """Class of each image, (N,) int64."""
     side: int
-    """In pixels."""
+    """Side of an image in pixels."""
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        """uint8 (n, 3, S, S) of these images. FractalError: a file is damaged."""
+        """Read images by number, uint8 (n, 3, S, S). FractalError: a file is damaged."""
 
 
 def open_sample_set(place: Path) -> SampleSet:
-    """The set in a folder or an npz file. FractalError: missing, incomplete, with files that do not
-    belong to it, without classes, or of images that are not 8-bit RGB squares of one size."""
+    """Open the set in a folder or an npz file.
+
+    FractalError: the set is missing or incomplete, holds files that do not belong to it, has no
+    classes, or its images are not 8-bit RGB squares of one size.
+    """
     if place.is_dir():
         return _Folder(place)
     if place.suffix.lower() == ".npz":
@@ -63,8 +66,8 @@ def open_sample_set(place: Path) -> SampleSet:
 
 
 def read_sample_request(place: Path) -> protocols.SampleRequest | None:
-    """How the images in a folder were sampled; None where it does not say. FractalError: written by
-    another version."""
+    """Read how the images in a folder were sampled; None if the folder does not say. FractalError:
+    another version wrote the file."""
     file = place / SOURCE_FILE
     if not file.is_file():
         return None
@@ -72,48 +75,49 @@ def read_sample_request(place: Path) -> protocols.SampleRequest | None:
         return protocols.SampleRequest.model_validate_json(file.read_text())
     except (ValidationError, UnicodeDecodeError) as error:
         raise FractalError(
-            f"{file} does not say how the images were sampled as this version does "
+            f"{file} was written by another version or is damaged "
             f"({one_line(error)[:_LONGEST_REASON]}): sample again, or remove it"
         ) from error
 
 
-def require_protocol(samples: SampleSet, protocol: protocols.Protocol, what: object) -> None:
-    """FractalError: the set is not what the protocol asks for, so that no number of it may be
-    reported; `what` names it."""
+def require_protocol(samples: SampleSet, protocol: protocols.Protocol, name: object) -> None:
+    """Raise FractalError if the resolution, the number or the classes of the images are not the
+    protocol's; `name` is the set's name in the message."""
     if samples.side != protocol.resolution:
         raise FractalError(
-            f"{what} has images of {samples.side} px, the data set {protocol.dataset} of "
+            f"{name} has images of {samples.side} px, the data set {protocol.dataset} of "
             f"{protocol.resolution} px: give samples of that size"
         )
     if len(samples.labels) != protocol.samples:
         raise FractalError(
-            f"{what} has {count_of(len(samples.labels), 'image')}, the protocol of "
+            f"{name} has {count_of(len(samples.labels), 'image')}, the protocol of "
             f"{protocol.dataset} asks for {protocol.samples:,}: draw as many, or ask for a preview",
             setting="preview",
         )
-    require_balance(samples.labels, protocol.classes, what)
+    require_balance(samples.labels, protocol.classes, name)
 
 
-def require_balance(labels: Tensor, classes: int, what: object) -> int:
-    """How many images of each class there are. FractalError: not the same number of each."""
+def require_balance(labels: Tensor, classes: int, name: object) -> int:
+    """Return the number of images of each class. FractalError: the number differs between classes,
+    or a label is not a class; `name` is the set's name in the message."""
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise FractalError(
-            f"{what} has {count_of(len(outside), 'image')} of class {int(outside[0])}, the data "
+            f"{name} has {count_of(len(outside), 'image')} of class {int(outside[0])}, the data "
             f"set has the classes 0 … {classes - 1}: sample the same number of each of them"
         )
     counts = torch.bincount(labels, minlength=classes)
     fewest, most = int(counts.argmin()), int(counts.argmax())
     if counts[fewest] != counts[most]:
         raise FractalError(
-            f"{what} is not balanced, it has {counts[most]} of class {most} and "
+            f"{name} is not balanced, it has {counts[most]} of class {most} and "
             f"{counts[fewest]} of class {fewest}: sample the same number of each class"
         )
     return int(counts[0])
 
 
 class _Folder:
-    """Numbered PNG files."""
+    """A `SampleSet` of numbered PNG files in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -124,7 +128,7 @@ class _Folder:
     def images(self, numbers: Sequence[int]) -> Tensor:
         pictures = []
         for number in numbers:
-            with _opened_png(self._file(number)) as picture:
+            with _open_png(self._file(number)) as picture:
                 rgb = decode(picture).rgb
             pictures.append(torch.from_numpy(np.array(rgb)).permute(2, 0, 1))
         return torch.stack(pictures)
@@ -136,10 +140,10 @@ class _Folder:
         expected = {self._file(number).name for number in range(len(self.labels))}
         ours = {LABELS_FILE, REQUEST_FILE, SOURCE_FILE}
         names = {file.name for file in self._folder.iterdir()} - ours
-        # An unfinished image, which is hidden too, tells that the folder is being written.
+        # An unfinished image counts, although it is hidden: the folder is still being written.
         present = {name for name in names if ".partial" in name or not is_litter(name)}
         for names, problem, way_out in (
-            (expected - present, "lacks", "sample again, it goes on where it stopped"),
+            (expected - present, "lacks", "sample again, only missing images are drawn"),
             (present - expected, "also holds", "remove what does not belong to the set"),
         ):
             if names:
@@ -153,7 +157,7 @@ class _Folder:
     def _common_side(self) -> int:
         side = None
         for number in range(len(self.labels)):
-            with _opened_png(self._file(number)) as picture:
+            with _open_png(self._file(number)) as picture:
                 (width, height), kind = picture.size, _kind(picture)
             if kind != "RGB" or width != height or side not in (None, width):
                 raise FractalError(
@@ -166,7 +170,7 @@ class _Folder:
 
 
 class _Array:
-    """ADM's npz, read as a stream: batches in order cost one pass."""
+    """A `SampleSet` in ADM's npz. The file is read as a stream: batches in order need one pass."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -175,7 +179,7 @@ class _Array:
             with self._archive.open(f"{LABELS}.npy") as stream:
                 labels = np.lib.format.read_array(stream, allow_pickle=False)
             self._stream = self._archive.open(f"{ARRAY}.npy")
-            shape, order, dtype = _array_header(self._stream)
+            shape, is_fortran, dtype = _read_array_header(self._stream)
             self._start = self._stream.tell()
         except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
             raise FractalError(
@@ -183,8 +187,8 @@ class _Array:
                 f"(N, H, W, 3), and {LABELS}, the N classes"
             ) from error
         self.labels = _as_labels(labels, file, LABELS)
-        wanted = (len(self.labels), *shape[1:2] * 2, 3)
-        if dtype != np.uint8 or order or shape != wanted:
+        expected = (len(self.labels), *shape[1:2] * 2, 3)
+        if dtype != np.uint8 or is_fortran or shape != expected:
             raise FractalError(
                 f"{file} has {ARRAY} of {dtype} {shape} and {len(self.labels)} classes, expected "
                 f"uint8 (N, S, S, 3) and N classes: write the samples as 8-bit RGB"
@@ -200,11 +204,11 @@ class _Array:
                 self._stream.seek(self._start + number * size)
                 rows.append(np.frombuffer(self._stream.read(size), np.uint8).reshape(shape))
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise _damaged(self._file, error) from error
+            raise _damaged_file_error(self._file, error) from error
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 
 
-def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -218,37 +222,37 @@ def _read_labels(file: Path) -> Tensor:
         return _as_labels(np.load(file, allow_pickle=False), file.parent, file.name)
     except FileNotFoundError as error:
         raise FractalError(
-            f"the folder {file.parent} does not say its images' classes, so that their balance is "
-            f"unknown: sample with this version, or write {file.name} there, int64, one an image"
+            f"the folder {file.parent} does not state the classes of its images: sample with this "
+            f"version, or write {file.name} there, int64, one number for each image"
         ) from error
     except (ValueError, OSError, EOFError) as error:
-        raise _damaged(file, error) from error
+        raise _damaged_file_error(file, error) from error
 
 
 def _as_labels(labels: np.ndarray, place: Path, name: str) -> Tensor:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
         raise FractalError(
-            f"{place} has {name} of {labels.dtype} {labels.shape}, expected one whole number an "
-            f"image, its class: write it so"
+            f"{place} has {name} of {labels.dtype} {labels.shape}, expected integers (N,), the "
+            f"class of each image: write them in this form"
         )
     return torch.from_numpy(labels.astype(np.int64))
 
 
 @contextmanager
-def _opened_png(file: Path) -> Iterator[ImageFile]:
+def _open_png(file: Path) -> Iterator[ImageFile]:
     try:
         with file.open("rb") as content, open_picture(content, ("PNG",)) as picture:
             yield picture
     except (OSError, UnusableImage) as error:
-        raise _damaged(file, error) from error
+        raise _damaged_file_error(file, error) from error
 
 
 def _kind(picture: ImageFile) -> str:
-    """RGB for a PNG file of three channels of 8 bits, else what it is instead. Pillow's own mode is
-    RGB also where there are 16 bits a channel, or a colour that is transparent."""
+    """Return RGB for a PNG file with three channels of 8 bits, else a name of its kind. Pillow's
+    mode is RGB also for 16 bits per channel and for images with a transparent colour."""
     kind = str(picture.tile[0].args) if picture.tile else picture.mode
     return f"{kind} with transparency" if "transparency" in picture.info else kind
 
 
-def _damaged(file: Path, error: Exception) -> FractalError:
+def _damaged_file_error(file: Path, error: Exception) -> FractalError:
     return FractalError(f"{file} is damaged ({one_line(error)}): remove it and sample again")

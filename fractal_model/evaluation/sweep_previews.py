@@ -1,7 +1,7 @@
 """Previews of a sampler's settings, each with more images than the one before.
 
-Decided here: what is added is a balanced set of its own, whose seeds go on where the last one's
-ended, so that images of earlier previews count and none is sampled twice.
+Decided here: each preview adds a balanced set to the earlier ones. Its seeds follow the last seed
+of the set before, so that earlier images count and no image is sampled twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +29,17 @@ from fractal_model.parallel.parts import MapParts
 
 @dataclass(frozen=True)
 class Previews:
-    """Of one model."""
+    """The previews of one model in a sweep."""
 
     model: FractalModel
     size: Size
     inputs: EvaluationInputs
     folder: Path
-    """Where samples are kept until the sweep is done."""
+    """Folder where samples are stored until the sweep has ended."""
     map_parts: MapParts
 
     def protocol(self, setting: SamplingConfig, per_class: int) -> Protocol:
-        """Of a preview with so many images of each class. FractalError: see
+        """Build the protocol of a preview with `per_class` images of each class. FractalError: see
         `EvaluationInputs.protocol`."""
         settings = self.size.evaluation.model_copy(update={"preview_per_class": per_class})
         return self.inputs.protocol(settings, sampling=setting, preview=True)
@@ -47,10 +47,11 @@ class Previews:
     def measure(
         self, setting: SamplingConfig, counts: Sequence[int], progress: Callable[[int], None]
     ) -> MetricResults:
-        """All sample metrics of the last of `counts`, rising numbers of images of each class at
-        which this setting was and is measured; `progress` counts images."""
+        """Measure all sample metrics of a setting with `counts[-1]` images of each class. `counts`
+        rise; the earlier ones are those of earlier previews. `progress` receives the number of
+        images done."""
         sets = [
-            self._draw(setting, before, until, progress) for before, until in pairwise((0, *counts))
+            self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]
         protocol = self.protocol(setting, counts[-1])
         return sample_metrics(
@@ -62,19 +63,19 @@ class Previews:
         )
 
     def _draw(
-        self, setting: SamplingConfig, before: int, until: int, progress: Callable[[int], None]
+        self, setting: SamplingConfig, start: int, stop: int, progress: Callable[[int], None]
     ) -> SamplesWithFeatures:
-        protocol = self.protocol(setting, until - before)
+        protocol = self.protocol(setting, stop - start)
         assert protocol.images is not None
-        had = before * protocol.classes
-        source = protocol.images.model_copy(update={"seed": protocol.images.seed + had})
+        earlier = start * protocol.classes
+        source = protocol.images.model_copy(update={"seed": protocol.images.seed + earlier})
         return draw_samples(
             self.model,
             protocol,
             source,
             self.inputs.networks,
-            self.folder / fingerprint(setting)[:12] / f"{before:06d}-{until:06d}",
-            lambda done: progress(had + done),
+            self.folder / fingerprint(setting)[:12] / f"{start:06d}-{stop:06d}",
+            lambda done: progress(earlier + done),
             largest=self.size.evaluation.batch_size,
             map_parts=self.map_parts,
         )
@@ -89,27 +90,27 @@ class Previews:
 
 
 def join_samples(sets: Sequence[SamplesWithFeatures]) -> SamplesWithFeatures:
-    """Drawn sets, one after the other, as one."""
-    inception = torch.cat([each.inception for each in sets])
-    dinov2 = [each.dinov2 for each in sets if each.dinov2 is not None]
-    # Only images that came as files have no seconds.
-    seconds = sum((each.seconds_per_image or 0.0) * len(each.inception) for each in sets)
+    """Join sets of samples into one, in their order."""
+    inception = torch.cat([part.inception for part in sets])
+    dinov2 = [part.dinov2 for part in sets if part.dinov2 is not None]
+    # Only images from files have no seconds.
+    seconds = sum((part.seconds_per_image or 0.0) * len(part.inception) for part in sets)
     return SamplesWithFeatures(
-        _Joined([each.images for each in sets]),
+        _JoinedSamples([part.images for part in sets]),
         inception,
         torch.cat(dinov2) if dinov2 else None,
         seconds / len(inception),
     )
 
 
-class _Joined:
-    """`SampleSet` of several."""
+class _JoinedSamples:
+    """A `SampleSet` made of several, one after the other."""
 
     def __init__(self, sets: Sequence[SampleSet]) -> None:
-        self._sets = sets
-        self.labels = torch.cat([each.labels for each in sets])
+        self._places = [(part, i) for part in sets for i in range(len(part.labels))]
+        self.labels = torch.cat([part.labels for part in sets])
         self.side = sets[0].side
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        places = [(each, i) for each in self._sets for i in range(len(each.labels))]
-        return torch.cat([places[number][0].images([places[number][1]]) for number in numbers])
+        places = [self._places[number] for number in numbers]
+        return torch.cat([part.images([i]) for part, i in places])

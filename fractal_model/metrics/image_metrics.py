@@ -1,7 +1,7 @@
-"""All metrics of a generated set at once.
+"""All metrics of a set of generated images.
 
-Decided here: a metric that could not be computed is absent with its reason, never 0 or NaN.
-Broken features are an error, as every number from them would be wrong.
+Decided here: a metric that cannot be computed is absent with its reason, never 0 or NaN. Features
+that are not finite are an error, because every metric from them would be wrong.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 @dataclass(frozen=True)
 class MetricResults:
-    """Every metric is in exactly one of the two; `|` is the union of two results."""
+    """Metrics with a value and metrics without one; `a | b` joins two results."""
 
     values: dict[str, float]
-    """fid, fid_stderr, kid, kid_stderr, inception_score, precision, recall."""
+    """Value of each metric by name, for example of `fid` and `fid_stderr`."""
     absent: dict[str, str]
-    """Metric to the reason, on one line, why it has no value."""
+    """Reason on one line for each metric that has no value."""
 
     def __or__(self, other: MetricResults) -> MetricResults:
         return MetricResults(self.values | other.values, self.absent | other.absent)
 
-    def renamed(self, label: Callable[[str], str]) -> MetricResults:
-        """These results under other names."""
+    def rename(self, label: Callable[[str], str]) -> MetricResults:
+        """Return these results under the names that `label` gives."""
         values = {label(name): value for name, value in self.values.items()}
-        return MetricResults(values, {label(name): why for name, why in self.absent.items()})
+        return MetricResults(values, {label(name): text for name, text in self.absent.items()})
 
 
 def image_metrics(
@@ -58,55 +58,56 @@ def image_metrics(
     logits: Tensor | None = None,
     reason_no_logits: str = "no logits of the Inception classifier were given",
 ) -> MetricResults:
-    """Metrics of features (N, 2048) of generated and (M, 2048) of real images.
+    """Measure features (N, D) of generated images against features (M, D) of real images.
 
-    real_statistics are of all real images where real_features are a sample of them: the Fréchet
-    distance takes the former, the other metrics the latter. logits (N, 1008) are the generated
-    images'; without them the Inception Score is absent for reason_no_logits.
-    Raises FractalError for non-finite features or logits and for unequal widths.
+    `real_statistics` are of all real images if `real_features` are only a sample: FID uses the
+    former, the other metrics the latter. `logits` (N, 1008) are of the generated images; without
+    them the Inception Score is absent, with `reason_no_logits`.
+    FractalError: features or logits are not finite, or D differs.
     """
     generated, real = require_feature_pair(generated_features, real_features)
     if logits is not None:
         logits = require_features(logits, "logits")
-    found: dict[str, float | str] = {}
+    results: dict[str, float | str] = {}
 
     @contextmanager
     def or_reason(*names: str) -> Iterator[None]:
-        """A FractalError is the reason why none of these has a value."""
+        """Turn a FractalError into the reason why these metrics have no value."""
         try:
             yield
         except FractalError as error:
-            found.update(dict.fromkeys(names, str(error)))
+            results.update(dict.fromkeys(names, str(error)))
 
     with or_reason(FID, error_name(FID)):
-        ours = FeatureStatistics.from_features(generated)
-        theirs = real_statistics or FeatureStatistics.from_features(real)
-        error = frechet_standard_error(generated, theirs, resamples=fid_resamples, seed=seed)
-        found |= {FID: frechet_distance(ours, theirs), error_name(FID): error}
+        statistics = FeatureStatistics.from_features(generated)
+        target = real_statistics or FeatureStatistics.from_features(real)
+        error = frechet_standard_error(generated, target, resamples=fid_resamples, seed=seed)
+        results |= {FID: frechet_distance(statistics, target), error_name(FID): error}
     with or_reason(KID, error_name(KID)):
         kid = kernel_distance(
             generated, real, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed
         )
         no_error = (
             f"{kid.subsets} subsets of {kid.subset_size} out of {len(generated)} generated and "
-            f"{len(real)} real images leave nothing to estimate an error from"
+            f"{len(real)} real images give no standard error: it needs smaller subsets"
         )
-        found[KID] = kid.mean
-        found[error_name(KID)] = no_error if kid.standard_error is None else kid.standard_error
+        results[KID] = kid.mean
+        results[error_name(KID)] = no_error if kid.standard_error is None else kid.standard_error
     with or_reason(INCEPTION_SCORE):
         if logits is None:
             raise FractalError(reason_no_logits)
-        found[INCEPTION_SCORE] = inception_score(logits, splits=splits, seed=seed)
+        results[INCEPTION_SCORE] = inception_score(logits, splits=splits, seed=seed)
     with or_reason(PRECISION, RECALL):
-        found[PRECISION], found[RECALL] = precision_recall(generated, real, neighbours=neighbours)
+        precision, recall = precision_recall(generated, real, neighbours=neighbours)
+        results |= {PRECISION: precision, RECALL: recall}
     return MetricResults(
-        values={name: value for name, value in found.items() if not isinstance(value, str)},
-        absent={name: value for name, value in found.items() if isinstance(value, str)},
+        values={name: value for name, value in results.items() if not isinstance(value, str)},
+        absent={name: value for name, value in results.items() if isinstance(value, str)},
     )
 
 
 def results_table(results: MetricResults) -> pd.DataFrame:
-    """Columns metric, value, reason: one row a metric; a value or why there is none."""
+    """Return a table with the columns metric, value and reason, one row for each metric."""
     rows: list[tuple[str, float | None, str]] = [(k, v, "") for k, v in results.values.items()]
     rows += [(name, None, reason) for name, reason in results.absent.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "reason"])

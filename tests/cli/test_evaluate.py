@@ -158,7 +158,7 @@ def test_samples_of_our_own_say_how_they_were_made(place, tmp_path):
     assert record["protocol"]["images"]["seed"] == 7 and len(record["model_checksum"]) == 64
     assert record["protocol"]["images"]["sampling"]["guidance"] == 3
     (out / "request.json").write_text('{"images": 1}')
-    with pytest.raises(FractalError, match="request.json does not say how") as raised:
+    with pytest.raises(FractalError, match="request.json was written by another") as raised:
         evaluate(place, out)
     assert "\n" not in str(raised.value)
 

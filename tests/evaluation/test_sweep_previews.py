@@ -1,4 +1,4 @@
-"""Several sets of samples as one."""
+"""Several sets of samples are joined into one."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class _InMemory:
         return self._images[list(numbers)]
 
 
-def _seen(count: int, seed: int, seconds: float) -> SamplesWithFeatures:
+def _samples(count: int, seed: int, seconds: float) -> SamplesWithFeatures:
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(count, 5, generator=generator)
     return SamplesWithFeatures(_InMemory(random_images(count, seed=seed)), features, None, seconds)
 
 
-def test_sets_follow_each_other():
-    first, second = _seen(2, 1, 1.0), _seen(4, 2, 4.0)
-    found = join_samples([first, second])
-    assert found.images.labels.tolist() == [0, 1, 0, 1, 2, 3]
-    assert found.images.images([0, 5, 2]).equal(
+def test_joined_sets_keep_their_order():
+    first, second = _samples(2, 1, 1.0), _samples(4, 2, 4.0)
+    both = join_samples([first, second])
+    assert both.images.labels.tolist() == [0, 1, 0, 1, 2, 3]
+    assert both.images.images([0, 5, 2]).equal(
         torch.stack([random_images(2, seed=1)[0], *random_images(4, seed=2)[[3, 0]]])
     )
-    assert found.inception.equal(torch.cat([first.inception, second.inception]))
-    assert found.dinov2 is None
-    assert found.seconds_per_image == 3.0
+    assert both.inception.equal(torch.cat([first.inception, second.inception]))
+    assert both.dinov2 is None
+    assert both.seconds_per_image == 3.0

@@ -108,7 +108,7 @@ def test_images_that_do_not_fit_the_memory(tmp_path, monkeypatch):
 def test_what_cannot_be_written(tmp_path, changes, named):
     asked = {"labels": LABELS, "seeds": SEEDS, "file": "a.gif", "sheet": "b.png", "frames": 5}
     asked |= changes
-    with pytest.raises(FractalError, match=named) as caught:
+    with pytest.raises(FractalError, match=named) as raised:
         animate(
             tiny_model("ar"),
             asked["labels"],
@@ -118,5 +118,5 @@ def test_what_cannot_be_written(tmp_path, changes, named):
             sheet=tmp_path / asked["sheet"],
             frames=asked["frames"],
         )
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())

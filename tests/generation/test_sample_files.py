@@ -76,9 +76,9 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(small_disk, nam
         writer.add(range(200), random_images(200, size=32))
         writer.finish()
 
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match="No space left") as raised:
         write_all()
-    assert caught.value.errno == errno.ENOSPC
+    assert raised.value.errno == errno.ENOSPC
     for file in small_disk.rglob("*.png"):
         Image.open(file).load()
     assert not list(small_disk.rglob("*partial*"))

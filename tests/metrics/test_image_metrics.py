@@ -1,4 +1,4 @@
-"""Every metric has a value or a reason."""
+"""Each metric has either a value or a reason for its absence."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ def normal(count, width=8, *, seed, shift=0.0):
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) + shift
 
 
-def test_all_metrics():
+def test_all_metrics_have_values_for_enough_images():
     generated, real = normal(60, seed=1, shift=0.4), normal(80, seed=2)
-    found = image_metrics(
+    results = image_metrics(
         generated, real, kid_subset_size=20, seed=3, logits=normal(60, 1008, seed=4)
     )
-    assert found.values.keys() == NAMES and not found.absent
-    assert all(type(value) is float and math.isfinite(value) for value in found.values.values())
+    assert results.values.keys() == NAMES and not results.absent
+    assert all(type(value) is float and math.isfinite(value) for value in results.values.values())
     kid = kernel_distance(generated, real, subset_size=20, seed=3)
-    assert (found.values["kid"], found.values["kid_stderr"]) == (kid.mean, kid.standard_error)
+    assert (results.values["kid"], results.values["kid_stderr"]) == (kid.mean, kid.standard_error)
     manifold = precision_recall(generated, real)
-    assert (found.values["precision"], found.values["recall"]) == manifold
+    assert (results.values["precision"], results.values["recall"]) == manifold
 
 
 def test_absent_metrics_have_their_reason():
-    found = image_metrics(
+    results = image_metrics(
         normal(3, seed=5), normal(80, seed=6), reason_no_logits="the weights lack it"
     )
-    assert found.values.keys() == {"fid", "fid_stderr", "kid"}
-    assert found.absent.keys() == NAMES - {"fid", "fid_stderr", "kid"}
-    assert found.absent["inception_score"] == "the weights lack it"
-    assert "100 subsets of 3 out of 3 generated" in found.absent["kid_stderr"]
-    assert "the number of images is 3, expected 4" in found.absent["precision"]
-    assert found.absent["recall"] == found.absent["precision"]
+    assert results.values.keys() == {"fid", "fid_stderr", "kid"}
+    assert results.absent.keys() == NAMES - {"fid", "fid_stderr", "kid"}
+    assert results.absent["inception_score"] == "the weights lack it"
+    assert "100 subsets of 3 out of 3 generated" in results.absent["kid_stderr"]
+    assert "the number of images is 3, expected 4" in results.absent["precision"]
+    assert results.absent["recall"] == results.absent["precision"]
 
 
 def test_one_image_has_no_metric():
-    found = image_metrics(normal(1, seed=7), normal(80, seed=8))
-    assert not found.values and found.absent.keys() == NAMES
+    results = image_metrics(normal(1, seed=7), normal(80, seed=8))
+    assert not results.values and results.absent.keys() == NAMES
 
 
 @pytest.mark.parametrize("broken", ["generated features", "real features", "logits"])
-def test_nan_is_an_error(broken):
+def test_a_nan_in_any_input_is_an_error(broken):
     tensors = {
         "generated features": normal(20, seed=9),
         "real features": normal(20, seed=10),
@@ -62,6 +62,6 @@ def test_nan_is_an_error(broken):
         )
 
 
-def test_unequal_widths():
+def test_features_of_unequal_widths_are_refused():
     with pytest.raises(FractalError, match="found widths 8 and 6"):
         image_metrics(normal(20, seed=12), normal(20, 6, seed=13))

@@ -180,9 +180,9 @@ def saved(value) -> bytes:
 def test_foreign_own_file(tmp_path, content):
     path = tmp_path / "own.pth"
     path.write_bytes(content)
-    with pytest.raises(FractalError, match="found something else") as caught:
+    with pytest.raises(FractalError, match="found something else") as raised:
         load_inception(path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -247,9 +247,9 @@ def test_the_resolution_that_a_name_tells(name, told):
 
 
 def refused(file, message: str) -> None:
-    with pytest.raises(FractalError, match=message) as caught:
+    with pytest.raises(FractalError, match=message) as raised:
         load_published(file, 64)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 class Counted(Pixels):
