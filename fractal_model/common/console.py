@@ -93,7 +93,7 @@ def only_result_on_stdout(is_on: bool) -> Iterator[None]:
 
 
 def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, str]) -> None:
-    """Print a table of the metrics' values, then one line for each absent metric with its reason."""
+    """Print a table of the metrics' values, then a line for each absent metric with its reason."""
     table = FittedTable(title, ["metric", "value"])
     for metric, value in values.items():
         table.add_row(metric, f"{value:.4f}")

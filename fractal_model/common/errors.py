@@ -1,7 +1,7 @@
 """The one exception for mistakes that the user can correct.
 
-Its text is a single line: what is wrong, what was found, what was expected, the way out. The command
-line prints it without a traceback and exits with 1. `assert` is kept for bugs of this package.
+Its text is a single line: what is wrong, what was found, what was expected, the way out. The
+command line prints it without a traceback and exits with 1. `assert` is for bugs of this package.
 """
 
 from collections.abc import Callable

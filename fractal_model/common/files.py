@@ -1,4 +1,4 @@
-"""Files and folders that are whole or do not exist: written beside their place, then renamed."""
+"""Atomic files and folders: written under a temporary name, renamed when complete."""
 
 import errno
 import hashlib
@@ -20,8 +20,8 @@ _CHUNK = 1 << 22  # bytes read at a time
 def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write to, and rename it to `folder` at the end.
 
-    FractalError, saying that `content` cannot be saved: the disk is full or not writable. Nothing
-    that was complete before is touched.
+    FractalError: the disk is full or not writable; it says that `content` cannot be saved. Folders
+    that were complete before stay unchanged.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -34,10 +34,10 @@ def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path("/")).free
         full = getattr(error, "errno", None) == errno.ENOSPC or "o space left" in str(error)
         reason = f"the disk is full ({free / 1e9:.1f} GB free)" if full else one_line(error)
-        way_out = "free some space" if full else "mend that"
+        way_out = "free some space" if full else "solve that"
         raise FractalError(
-            f"cannot save {content} {folder}: {reason}; {way_out} and run again, what was complete "
-            f"before is unharmed"
+            f"cannot save {content} {folder}: {reason}; {way_out} and run again, files that were "
+            f"complete before are unchanged"
         ) from error
 
 
@@ -45,11 +45,11 @@ def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
 def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a hidden name beside `file` to write to, and rename it to `file` at the end.
 
-    After an error `file` is what it was before. With `unique`, no other writer of `file` has the
-    same hidden name: a killed run's process may still be writing, here or on another machine.
+    After an error `file` is unchanged. With `unique` every writer has another hidden name, because
+    a process of a killed run may still write `file`, here or on another machine.
     """
-    mark = f".{uuid4().hex}" if unique else ""
-    partial = file.with_name(f".{file.stem}{mark}.partial{file.suffix}")
+    suffix = f".{uuid4().hex}" if unique else ""
+    partial = file.with_name(f".{file.stem}{suffix}.partial{file.suffix}")
     try:
         yield partial
         partial.replace(file)
@@ -59,23 +59,23 @@ def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed writers of `atomic_file` left in `folder`."""
+    """Remove the unfinished files that killed writers of `atomic_file` left in `folder`."""
     for file in folder.glob(".*.partial*"):
         file.unlink(missing_ok=True)
 
 
 def sha256(file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-    """Hash a file, in hexadecimal; `progress` is told the number of bytes read so far."""
-    digest, done = hashlib.sha256(), 0
+    """SHA-256 of a file, in hexadecimal. `progress` receives the number of bytes read so far."""
+    checksum, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+            checksum.update(chunk)
             progress(done := done + len(chunk))
-    return digest.hexdigest()
+    return checksum.hexdigest()
 
 
 def require_new(folder: Path) -> None:
-    """FractalError: the folder exists; what is there is never overwritten."""
+    """Raise FractalError if the folder exists, because results are never overwritten."""
     if folder.exists() or folder.is_symlink():
         raise FractalError(
             f"{folder} exists already and is not overwritten: choose another folder, or remove "
@@ -84,18 +84,20 @@ def require_new(folder: Path) -> None:
 
 
 def require_writable_file(file: Path) -> None:
-    """Make the file's folder where it is missing. FractalError: nothing can be written there, or
-    a folder has the name."""
+    """Make the file's folder if it is missing.
+
+    FractalError: the folder cannot be made or written to, or `file` is itself a folder.
+    """
     if file.is_dir():
         raise FractalError(f"{file} is a folder: give the name of a file")
     require_writable(file.absolute().parent)
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder where it is missing. FractalError: it cannot be made or written to."""
+    """Make the folder if it is missing. FractalError: it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # what permissions say is not all
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not prove it
             pass
     except OSError as error:
         raise FractalError(

@@ -1,4 +1,4 @@
-"""One checksum of all that decides a result: an equal fingerprint need not be computed again."""
+"""The fingerprint of a result: equal fingerprints mean that it need not be computed again."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ import fractal_model
 
 
 def fingerprint(*parts: BaseModel | str) -> str:
-    """SHA-256 of configurations, checksums and this package's version."""
-    content = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
-    text = json.dumps([fractal_model.__version__, content], sort_keys=True)
+    """SHA-256 of everything that decides a result: configurations, checksums and this package's
+    version, in hexadecimal."""
+    values = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
+    text = json.dumps([fractal_model.__version__, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

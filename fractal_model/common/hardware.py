@@ -10,19 +10,19 @@ from fractal_model.common.strict import PositiveInt, StrictModel
 
 
 class Hardware(StrictModel):
-    """The hardware of one result."""
+    """The hardware that computed one result."""
 
     machine: str
     """Processor architecture, such as x86_64."""
     cpus: PositiveInt
-    """Number of CPUs of all machines."""
+    """Number of CPUs of all machines together."""
     gpus: tuple[str, ...]
-    """Type of each GPU of all machines."""
+    """Type of each GPU on all machines, such as NVIDIA H100."""
     workers: PositiveInt
 
     @classmethod
     def here(cls, workers: int = 1) -> Self:
-        """This machine."""
+        """The hardware of this machine, with `workers` workers."""
         return cls(
             machine=platform.machine(),
             cpus=os.cpu_count() or 1,

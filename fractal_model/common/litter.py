@@ -1,8 +1,8 @@
-"""Files that operating systems, NAS boxes and tools leave among a person's own."""
+"""Names of files that operating systems, network storage and tools leave among the images."""
 
 _NAMES = frozenset(
     {
-        "__macosx",  # macOS, in archives; its other files begin with a dot
+        "__macosx",  # macOS, in archives. Its other files begin with a dot.
         "icon\r",
         "network trash folder",
         "temporary items",
@@ -32,8 +32,8 @@ _ENDINGS = ("@synoeastream", "@synoresource", ":zone.identifier")
 
 
 def is_litter(name: str) -> bool:
-    """True for a file's or folder's name that no one gave to an image or a class: hidden ones,
-    such as `._1.jpg`, `.DS_Store` and `.git`, and known ones, such as `@eaDir` and `Thumbs.db`."""
+    """True if a file or folder of this name is neither an image nor a class: it is hidden, such as
+    `._1.jpg` and `.git`, or a program's own, such as `@eaDir` and `Thumbs.db`."""
     if name.startswith("."):
         return name not in (".", "..")
     folded = name.casefold()

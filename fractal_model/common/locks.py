@@ -1,4 +1,4 @@
-"""Locks, so that one process at a time writes to a folder."""
+"""File locks, so that only one process at a time writes to a folder."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,14 +25,17 @@ def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
             yield
     except Timeout as error:
         raise LockHeldError(
-            f"another process is at work here, it holds {file}: wait for it or stop it"
+            f"another process is at work here and holds the lock {file}: wait until it ends, or "
+            f"stop it"
         ) from error
 
 
 @contextmanager
 def wait_for_lock(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock `file` within the block, however long another process holds it before;
-    `on_wait` is called once where this has to wait."""
+    """Hold the lock `file` within the block, and wait as long as another process holds it.
+
+    `on_wait` is called once if the lock is not free at once.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -47,7 +50,7 @@ def wait_for_lock(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def is_held(file: Path) -> bool:
-    """True if a process holds the lock `file` at this moment."""
+    """True if a process holds the lock `file` now."""
     if not file.exists():
         return False
     try:

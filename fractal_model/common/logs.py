@@ -1,4 +1,4 @@
-"""Secrets kept out of what other programs print for us: log records, tracebacks, warnings."""
+"""Removal of secrets from the text that libraries and Python print: logs, tracebacks, warnings."""
 
 import logging
 import sys
@@ -14,8 +14,8 @@ _format_warning = warnings.formatwarning
 
 
 def keep_secrets_out_of_logs() -> None:
-    """From here on no log record, uncaught exception or warning of this process has a secret or a
-    control character in its text, whoever handles it."""
+    """Remove secrets and control characters from all later log records, uncaught exceptions and
+    warnings of this process."""
     logging.setLogRecordFactory(_safe_record)
     warnings.formatwarning = lambda *args, **options: safe_lines(_format_warning(*args, **options))
     sys.excepthook = _print_exception
@@ -26,12 +26,12 @@ def _safe_record(*args: Any, **options: Any) -> logging.LogRecord:
     try:
         text = record.getMessage()
     except Exception:
-        return record  # a mistake of the caller, which the handler reports
-    # Some formatters read the arguments, so that nothing is changed without need.
+        return record  # The caller made a mistake, which the handler reports.
+    # The arguments stay if the text is safe, because some formatters read them.
     if (safe := safe_lines(text)) != text:
         record.msg, record.args = safe, ()
     if record.exc_info and record.exc_info[1] is not None:
-        # A formatter takes this text where it is there.
+        # A formatter prints this text, if there is one, instead of the exception.
         record.exc_text = safe_lines("".join(traceback.format_exception(*record.exc_info))).rstrip()
     return record
 

@@ -1,8 +1,8 @@
-"""How much memory some work takes, how much is available, and how freed memory is kept.
+"""Measure the memory that some work takes and the memory that is available; reuse freed memory.
 
-Decided here: on the CPU the peak is the resident size, sampled fifty times a second; on CUDA it is
-the allocator's count. On Linux a process that computes on a CPU keeps memory that it frees until
-somebody asks how much there is: filling new pages with zeros takes a fifth of a training step.
+Decided here: on the CPU the peak is the resident size, sampled fifty times a second. On CUDA it is
+the allocator's count. On Linux a process that computes on a CPU keeps the memory that it frees,
+because filling new pages with zeros takes a fifth of a training step.
 """
 
 import ctypes
@@ -20,26 +20,28 @@ import torch
 _CGROUP = Path("/sys/fs/cgroup")
 _INTERVAL_SECONDS = 0.02
 _GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # as in malloc.h
 
 
 @dataclass
 class Peak:
-    """The result of `peak_memory`, filled in when its block ends."""
+    """The result of `peak_memory`, which sets it when its block ends."""
 
     added_bytes: int = 0
 
 
 def compute_device() -> torch.device:
-    """A CUDA GPU where there is one, else the CPU."""
+    """The current CUDA GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @cache
 def keep_freed_memory(device: torch.device) -> None:
-    """Keep memory that this process frees on a CPU for its next tensors, as CUDA's allocator does
-    anyway: no block of its own for a large tensor, nothing returned to the system, and one heap for
-    all threads that begin from now on."""
+    """Keep memory that this process frees on a CPU for its next tensors, as CUDA's allocator does.
+
+    Large tensors get no separate mapping, no memory returns to the system, and all threads that
+    start later share one heap.
+    """
     if device.type == "cpu" and _GLIBC is not None:
         _GLIBC.mallopt(_M_MMAP_MAX, 0)
         _GLIBC.mallopt(_M_TRIM_THRESHOLD, -1)
@@ -52,11 +54,11 @@ def _return_freed_memory() -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be taken, within the limit of a Linux container too."""
+    """Bytes that can still be allocated, also within the limit of a Linux container."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
     _return_freed_memory()
     free = psutil.virtual_memory().available
     try:
@@ -69,7 +71,7 @@ def available_memory(device: torch.device) -> int:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the memory that the block takes at its peak, beyond what was taken before."""
+    """Measure by how many bytes the memory grows within the block, at its peak."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

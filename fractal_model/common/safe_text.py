@@ -1,8 +1,8 @@
-"""What comes from outside (file names, class names, tags, errors of libraries), made safe to show.
+"""Make text from outside (file names, class names, tags, errors of libraries) safe to show.
 
-Decided here: `safe_text` is the one way to a terminal, a page, a log or a tag. It hides secrets,
-writes characters that control a terminal or turn the writing direction as escapes such as `\\x1b`,
-and keeps both ends of what is too long, because a message ends with the way out.
+Decided here: all such text passes `safe_text` before a terminal, a page, a log or a tag shows it.
+It hides secrets. Characters that control a terminal or change the writing direction become escapes
+such as `\\x1b`. A text that is too long keeps both ends, because a message ends with the way out.
 """
 
 import os
@@ -10,12 +10,12 @@ import re
 from urllib.parse import unquote
 
 LONGEST, LONGEST_NAME = 2000, 120
-"""Characters of a message, and of a name."""
+"""Largest number of characters of a message, and of a name."""
 HIDDEN = "***"
 
-_JOINERS = "\u200c\u200d"  # invisible, but letters and emoji are written with them
+_JOINERS = "\u200c\u200d"  # invisible, but some letters and emoji need them
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Repetitions have a bound, so that no text makes the search slow.
+# Every repetition has a bound, so that no text makes the search slow.
 _PORT = r"\d{1,5}(?:[/?#\s'\",;)\]}>]|$)"
 _USER = re.compile(
     rf"([a-z][a-z0-9+.-]{{0,40}}://+)[^\s/?#'\"<>@:\[]{{0,500}}:(?!{_PORT})\S{{0,500}}@", re.I
@@ -46,24 +46,24 @@ _LONG, _SHORTEST = 8, 6
 
 
 def safe_text(text: object, longest: int = LONGEST) -> str:
-    """A text on one line, without secrets and control characters, of at most so many characters."""
-    return shorten("".join(map(_escaped, hide_secrets(str(text)))), longest)
+    """A text on one line, without secrets and control characters, at most `longest` characters."""
+    return shorten("".join(map(_escape, hide_secrets(str(text)))), longest)
 
 
 def safe_lines(text: str) -> str:
-    """A text of several lines, such as a traceback, without secrets and control characters; nothing
-    is cut."""
+    """A text of several lines, such as a traceback, without secrets and control characters. It is
+    not shortened."""
     plain = _COLOUR.sub("", hide_secrets(text))
-    return "".join(c if c in "\n\t" else _escaped(c) for c in plain)
+    return "".join(c if c in "\n\t" else _escape(c) for c in plain)
 
 
 def without_colours(text: str) -> str:
-    """A text without the colours that a program has given it for a terminal."""
+    """A text without the escape sequences that colour it in a terminal."""
     return _COLOUR.sub("", text)
 
 
 def shorten(text: str, longest: int) -> str:
-    """A text's two ends, `…` between them, where it is too long."""
+    """The two ends of a text, `…` between them, if it is longer than `longest` characters."""
     if len(text) <= longest:
         return text
     begin = (longest - 1) * 2 // 3
@@ -71,9 +71,11 @@ def shorten(text: str, longest: int) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """A text with `***` for passwords and tokens: in addresses (before `@`, as parameters), beside
-    their names (`AWS_SECRET_ACCESS_KEY=…`), and wherever the value of a variable of this process
-    stands whose name says that it is secret."""
+    """Replace passwords and tokens by `***`.
+
+    They are found in addresses (before `@` and in parameters), after their names
+    (`AWS_SECRET_ACCESS_KEY=…`), and as values of environment variables with a secret's name.
+    """
     for value in _secret_values():
         if len(value) < _LONG:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", HIDDEN, text)
@@ -83,8 +85,8 @@ def hide_secrets(text: str) -> str:
     text = _USER_ALONE.sub(rf"\g<1>{HIDDEN}@", text)
     text = _QUERY.sub(rf"\g<1>{HIDDEN}", text)
     text = _HEADER.sub(rf"\g<1>{HIDDEN}", text)
-    for named in (_VARIABLE, _FIELD):
-        text = named.sub(rf"\g<1>{HIDDEN}", text)
+    for assignment in (_VARIABLE, _FIELD):
+        text = assignment.sub(rf"\g<1>{HIDDEN}", text)
     return text
 
 
@@ -93,20 +95,20 @@ def without_user(address: str) -> str:
     return re.sub(r"(://)[^/?#]*@", r"\1", address, count=1)
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if character.isprintable() or character in _JOINERS:
         return character
     return character.encode("unicode_escape").decode()
 
 
 def _secret_values() -> list[str]:
-    """What the environment keeps, the longest first. A short plain word is not searched for: it may
-    stand anywhere."""
+    """Secrets from the environment, the longest first. Short plain words are left out, because they
+    may occur anywhere."""
     values = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _PLACE.search(name):
             values.add(value)
         if address := _ADDRESS.match(value):
             values |= {address[1], unquote(address[1])}
-    searched = {v for v in values if len(v) >= (_LONG if v.isalpha() else _SHORTEST)}
-    return sorted(searched, key=len, reverse=True)
+    long_enough = {v for v in values if len(v) >= (_LONG if v.isalpha() else _SHORTEST)}
+    return sorted(long_enough, key=len, reverse=True)

@@ -1,7 +1,7 @@
-"""The base of every settings object, and the types of its numbers.
+"""The base class of all settings objects, and the types of their numbers.
 
-Decided here: objects are frozen, an unknown key is an error, true and false are no numbers, and
-every number that allocates or loops has an upper bound.
+Decided here: objects are frozen, an unknown key is an error, and true and false are not numbers.
+Every number that decides memory or the length of a loop has an upper bound.
 """
 
 from typing import Annotated
@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_SEED = 2**32 - 1
-"""Torch's CPU generator uses 32 bits of its seed; a larger one would alias a smaller."""
+"""Torch's CPU generator uses 32 bits of its seed, so a larger seed would equal a smaller one."""
 
 
 def _refuse_bool(value: object) -> object:
@@ -19,13 +19,13 @@ def _refuse_bool(value: object) -> object:
 
 
 NUMBER = BeforeValidator(_refuse_bool)
-"""Beside a numeric type: pydantic would read true as 1."""
+"""Annotation that refuses true and false, which pydantic would read as 1 and 0."""
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), NUMBER]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER]
 NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]
 
 
 class StrictModel(BaseModel):
-    """Frozen, and an unknown key is an error: a misspelt option must never be ignored."""
+    """Frozen settings. An unknown key is an error, so that no misspelt option is ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -1,8 +1,8 @@
-"""YAML that people write, read strictly.
+"""Read YAML strictly, because people write it by hand.
 
-Decided here: a key that stands twice in one mapping is an error. A date is text, as no setting is
-one. Text has no control characters, which no path and no name can have. A file that nests or grows
-without end is refused before it takes memory.
+Decided here: a key that occurs twice in one mapping is an error. A date is text, because no setting
+is a date. Text has no control characters, because no path or name can have them. A file that nests
+or grows without end is refused before it takes memory.
 """
 
 import unicodedata
@@ -17,23 +17,25 @@ from fractal_model.common.errors import one_line
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 50
-"""Lists and mappings inside one another; params.yaml has four."""
+"""Largest depth of lists and mappings inside one another; params.yaml has four."""
 MOST_MERGED = 100_000
-"""Keys that all `<<` together may bring in; params.yaml has some hundred."""
+"""Largest number of keys that all `<<` together add; params.yaml has some hundred."""
 _TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 
 
 class NotYAMLError(ValueError):
-    """Why a text cannot be read, on one line."""
+    """A text is not valid YAML or is refused; the message is one line."""
 
 
 def read_yaml(file: Path) -> Any:
-    """What a file says. OSError: it cannot be read. NotYAMLError: it is no YAML, or one of the
-    things that this module refuses."""
+    """Return the content of a YAML file.
+
+    OSError: the file cannot be read. NotYAMLError: it is not YAML, or this module refuses it.
+    """
     with file.open("rb") as stream:
         content = stream.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:
-        raise NotYAMLError(f"it has more than {LARGEST_BYTES:,} bytes, which no settings need")
+        raise NotYAMLError(f"it has more than {LARGEST_BYTES:,} bytes: give a file of settings")
     try:
         return parse_yaml(content.decode())
     except UnicodeDecodeError as error:
@@ -41,23 +43,23 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text says. NotYAMLError: as for `read_yaml`."""
+    """Return the content of a YAML text. NotYAMLError: as for `read_yaml`."""
     try:
         return yaml.load(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:
-        raise NotYAMLError(_where(error)) from error
+        raise NotYAMLError(_located_problem(error)) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise NotYAMLError(one_line(error)) from error
 
 
-def _where(error: yaml.MarkedYAMLError) -> str:
+def _located_problem(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark
     text = ", ".join(part for part in (error.context, error.problem) if part)
     return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
 
 
 class _StrictLoader(yaml.SafeLoader):
-    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML declares it
+    yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML declares it as a dict too
         start: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
         for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -71,7 +73,7 @@ class _StrictLoader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         anchor, mark = getattr(event, "anchor", None), event.start_mark
         if isinstance(event, yaml.AliasEvent) and anchor in self._anchors_above:
-            raise ComposerError(None, None, f"*{anchor} stands inside itself", mark)
+            raise ComposerError(None, None, f"*{anchor} contains itself", mark)
         if len(self._anchors_above) > DEEPEST:
             problem = f"more than {DEEPEST} lists and mappings are inside one another"
             raise ComposerError(None, None, problem, mark)
@@ -87,15 +89,15 @@ class _StrictLoader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if (identity := (key.tag, key.value)) in lines:
                 raise NotYAMLError(
-                    f"the key {key.value[:40]!r} stands twice, in line {lines[identity]} and in "
+                    f"the key {key.value[:40]!r} occurs twice, in line {lines[identity]} and in "
                     f"line {line}: remove one of them"
                 )
             lines[identity] = line
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put the keys of `<<` in its place."""
-        for part in _merged_into(node):
+        """Replace `<<` by the keys that it brings in."""
+        for part in _merged_mappings(node):
             self.flatten_mapping(part)
             self._merged += len(part.value)
             if self._merged > MOST_MERGED:
@@ -116,7 +118,7 @@ class _StrictLoader(yaml.SafeLoader):
         return value
 
 
-def _merged_into(node: yaml.MappingNode) -> list[yaml.MappingNode]:
+def _merged_mappings(node: yaml.MappingNode) -> list[yaml.MappingNode]:
     values = [value for key, value in node.value if key.tag == _MERGE]
-    parts = (v.value if isinstance(v, yaml.SequenceNode) else [v] for v in values)
-    return [part for some in parts for part in some if isinstance(part, yaml.MappingNode)]
+    lists = (v.value if isinstance(v, yaml.SequenceNode) else [v] for v in values)
+    return [part for parts in lists for part in parts if isinstance(part, yaml.MappingNode)]

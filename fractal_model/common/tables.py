@@ -1,8 +1,8 @@
-"""Tables for a terminal of any width, and for files.
+"""Tables for files and for terminals of any width.
 
-Decided here: no number is cut or broken. Numbers stay on one line, texts go on at their spaces, and
-columns that do not fit the width go on in a further table, beside the first column. Cells are shown
-as they are, without markup.
+Decided here: no number is cut or broken. A number stays on one line. A text is wrapped at spaces.
+Columns that do not fit the width move to a further table, which repeats the first column. Cells are
+shown without markup.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,11 +16,12 @@ from fractal_model.common.safe_text import LONGEST_NAME, safe_lines, safe_text
 
 _FRAME, _BORDER = 1, 3
 _LONGEST_CELL, _LONGEST_WORD = 500, 24
-"""Characters; a longer word may be broken."""
+"""Largest number of characters of a cell, and of a word that is never broken."""
 
 
 class FittedTable:
-    """Rows below headings. `texts` are the places of the columns of text; others have numbers."""
+    """A table of rows below headings. `texts` has the indices of the columns of text; all other
+    columns are numbers."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class FittedTable:
         self._sections: set[int] = set()
 
     def add_row(self, *cells: str | Text, style: str = "") -> None:
-        """A cell for each column; a `Text` may have a style of its own."""
+        """Add a row with one cell for each column. A `Text` keeps its own style."""
         texts = (c if isinstance(c, Text) else Text(safe_text(c, _LONGEST_CELL)) for c in cells)
         self._rows.append((tuple(texts), style))
 
@@ -47,21 +48,21 @@ class FittedTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         everything = range(1, len(self._columns))
-        title, alone = self._title, self._rows_with(everything, False)
+        title, name_only = self._title, self._filled_rows(everything, False)
         for columns in self._fitting(options.max_width):
-            # A row that has nothing but its name: once, in the first table.
-            rows = sorted(alone + self._rows_with(columns, True))
+            # A row with only a name is shown once, in the first table.
+            rows = sorted(name_only + self._filled_rows(columns, True))
             yield self._table(title, self._widths([0, *columns], options.max_width), rows)
-            title, alone = f"{self._title}, continued", []
+            title, name_only = f"{self._title}, continued", []
 
-    def _rows_with(self, columns: Sequence[int], something: bool) -> list[int]:
-        filled = [any(cells[i].plain for i in columns) for cells, _ in self._rows]
-        return [row for row, has in enumerate(filled) if has == something]
+    def _filled_rows(self, columns: Sequence[int], filled: bool) -> list[int]:
+        are_filled = [any(cells[i].plain for i in columns) for cells, _ in self._rows]
+        return [row for row, is_filled in enumerate(are_filled) if is_filled == filled]
 
     def _fitting(self, width: int) -> Iterator[list[int]]:
-        """Columns that fit beside the first one; one at least."""
-        least = [self._least(column) + _BORDER for column in range(len(self._columns))]
-        room = width - _FRAME - self._whole(0) - _BORDER
+        """Yield the columns of each table: those that fit beside the first column, at least one."""
+        least = [self._least_width(column) + _BORDER for column in range(len(self._columns))]
+        room = width - _FRAME - self._full_width(0) - _BORDER
         if room < max(least[1:]):
             room = width - _FRAME - least[0]
         columns, free = [1], room - least[1]
@@ -74,12 +75,12 @@ class FittedTable:
         yield columns
 
     def _widths(self, columns: Sequence[int], width: int) -> dict[int, int]:
-        """The room of each column: what it needs; texts get what is left over."""
-        widths = {column: self._least(column) for column in columns}
+        """The width of each column: what it needs, and for texts also the width that is left."""
+        widths = {column: self._least_width(column) for column in columns}
         spare = width - _FRAME - sum(widths.values()) - _BORDER * len(widths)
         for column in columns:
             if column in self._texts:
-                more = min(spare, self._whole(column) - widths[column])
+                more = min(spare, self._full_width(column) - widths[column])
                 widths[column] = max(1, widths[column] + more)
                 spare -= more
         return widths
@@ -98,16 +99,16 @@ class FittedTable:
         table.title, table.title_justify = Text(title, style="bold"), "left"
         for row in rows:
             cells, style = self._rows[row]
-            shown = [cells[column] for column in widths]
-            table.add_row(*shown, style=style, end_section=row in self._sections)
+            in_order = [cells[column] for column in widths]
+            table.add_row(*in_order, style=style, end_section=row in self._sections)
         return table
 
-    def _whole(self, column: int) -> int:
+    def _full_width(self, column: int) -> int:
         return max(map(cell_len, self._lines(column)), default=0)
 
-    def _least(self, column: int) -> int:
+    def _least_width(self, column: int) -> int:
         if column not in self._texts:
-            return self._whole(column)
+            return self._full_width(column)
         words = (cell_len(word) for line in self._lines(column) for word in line.split())
         return min(_LONGEST_WORD, max(words, default=0))
 

@@ -1,4 +1,4 @@
-"""The problems of a person's settings, on one line."""
+"""Describe what is wrong with the user's settings, on one line."""
 
 import difflib
 
@@ -11,8 +11,11 @@ _LONGEST = 100
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """The problems of a pydantic error on one line, with the nearest known key for a typo; of very
-    many the first, and how many more there are."""
+    """Describe a pydantic error of `model` on one line.
+
+    A misspelt key comes with the nearest known one. Only the first `SHOWN_PROBLEMS` problems are
+    described; the number of the others is given.
+    """
     problems = []
     for item in error.errors()[:SHOWN_PROBLEMS]:
         key = ".".join(shorten(str(part), _LONGEST) for part in item["loc"])
@@ -23,30 +26,30 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             text = item["msg"].removeprefix("Value error, ")
             value = item["input"]
-            shown = f", found {_shown(value)}" if isinstance(value, str | int | float) else ""
-            problems.append(f"{key}: {text}{shown}" if key else text)
+            ending = f", found {_short_repr(value)}" if isinstance(value, str | int | float) else ""
+            problems.append(f"{key}: {text}{ending}" if key else text)
     if (more := error.error_count() - SHOWN_PROBLEMS) > 0:
         problems.append(f"and {more:,} more problems")
     return "; ".join(problems)
 
 
-def _shown(value: str | int | float) -> str:
-    """A value as Python writes it; a long one cut short."""
-    if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python refuses to write some
+def _short_repr(value: str | int | float) -> str:
+    """A value as Python writes it, shortened if it is long."""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python refuses to print some
         return f"an integer of {value.bit_length():,} bits"
     return repr(shorten(value, _LONGEST)) if isinstance(value, str) else repr(value)
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """`: did you mean …` for the last part of a key, among its siblings."""
-    known = _fields_at(model, location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    """The end of the message about an unknown key: the nearest key of its section, or all keys."""
+    keys = _keys_at(model, location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     if near:
         return f", did you mean {near[0]!r}?"
-    return f", known are {', '.join(known)}" if known else ""
+    return f", known are {', '.join(keys)}" if keys else ""
 
 
-def _fields_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
+def _keys_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         arguments: tuple[object, ...] = getattr(annotation, "__args__", ())
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -1,4 +1,4 @@
-"""Compilers are found where torch and Triton find them."""
+"""The compilers that torch and Triton use are found."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fractal_model.common.errors import FractalError
 
 
 @pytest.fixture
-def installed(tmp_path, monkeypatch):
-    """Installs programs, which are all that there are, beside Python's header."""
+def install(tmp_path, monkeypatch):
+    """A function that installs programs on an otherwise empty PATH; Python.h exists."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / name))
@@ -19,11 +19,11 @@ def installed(tmp_path, monkeypatch):
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
 
-    def install(*names: str) -> None:
+    def add_programs(*names: str) -> None:
         for name in names:
             (tmp_path / name).touch(mode=0o755)
 
-    return install
+    return add_programs
 
 
 @pytest.mark.parametrize(
@@ -36,40 +36,40 @@ def installed(tmp_path, monkeypatch):
         (["clang++", "c++", "cc"], False, False),
     ],
 )
-def test_by_default(installed, names, c, cpp):
-    installed(*names)
+def test_default_compilers_are_found_on_the_path(install, names, c, cpp):
+    install(*names)
     assert (can_build_triton_kernels(), has_compiler()) == (c, cpp)
 
 
-def test_what_the_environment_names_counts_alone(installed, monkeypatch):
+def test_a_compiler_named_in_the_environment_replaces_the_default(install, monkeypatch):
     monkeypatch.setenv("CC", "mine")
     monkeypatch.setenv("CXX", "mine")
-    installed("gcc", "g++")
+    install("gcc", "g++")
     assert not can_build_triton_kernels() and not has_compiler()
-    installed("mine")
+    install("mine")
     assert can_build_triton_kernels() and has_compiler()
 
 
-@pytest.mark.parametrize(("named", "cpp"), [("mine -O1", True), ("", False)])
-def test_a_cpp_compiler_may_have_arguments_a_c_compiler_none(installed, monkeypatch, named, cpp):
-    monkeypatch.setenv("CC", named)
-    monkeypatch.setenv("CXX", named)
-    installed("mine", "gcc", "g++")
+@pytest.mark.parametrize(("command", "cpp"), [("mine -O1", True), ("", False)])
+def test_cxx_may_hold_arguments_and_cc_may_not(install, monkeypatch, command, cpp):
+    monkeypatch.setenv("CC", command)
+    monkeypatch.setenv("CXX", command)
+    install("mine", "gcc", "g++")
     assert (can_build_triton_kernels(), has_compiler()) == (False, cpp)
 
 
-def test_triton_needs_the_header_of_python(installed, tmp_path):
-    installed("gcc")
+def test_triton_needs_the_header_of_python(install, tmp_path):
+    install("gcc")
     (tmp_path / "include" / "Python.h").unlink()
     assert not can_build_triton_kernels()
 
 
-def test_without_one(installed, monkeypatch):
+def test_a_missing_compiler_is_named_with_the_way_out(install, monkeypatch):
     with pytest.raises(FractalError, match=r"and g\+\+ is not on the PATH: install a C\+\+"):
         require_compiler()
     monkeypatch.setenv("CXX", "mine")
     with pytest.raises(FractalError, match=r"and mine is not on the PATH"):
         require_compiler()
     monkeypatch.setenv("CXX", "")
-    with pytest.raises(FractalError, match=r"CXX names, nothing, .* name one in CXX"):
+    with pytest.raises(FractalError, match=r"'' \(CXX is empty\) is not .* name one in CXX"):
         require_compiler()

@@ -1,4 +1,4 @@
-"""Where messages go."""
+"""Messages go to the terminal, or to a log within `redirect_messages`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from fractal_model.common.console import redirect_messages, say
 
 
-def test_messages_go_to_a_log_within_a_block(capsys):
+def test_messages_of_all_threads_go_to_the_log_within_the_block(capsys):
     lines: list[str] = []
     with redirect_messages(lines.append):
         say("[registered] version 1")

@@ -1,4 +1,4 @@
-"""What is said of an exception on one line."""
+"""An exception is told on one line."""
 
 from __future__ import annotations
 

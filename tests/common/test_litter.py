@@ -1,4 +1,4 @@
-"""Which names are litter."""
+"""Names of files that programs leave are recognised."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.support.litter import LITTER
 
 
 @pytest.mark.parametrize("path", LITTER)
-def test_litter(path):
+def test_names_that_programs_give_are_litter(path):
     assert any(map(is_litter, path.split("/")))
 
 
@@ -28,5 +28,5 @@ def test_litter(path):
         "none",
     ],
 )
-def test_names_that_people_give(name):
+def test_names_that_people_give_are_not_litter(name):
     assert not is_litter(name)

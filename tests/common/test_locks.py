@@ -1,4 +1,4 @@
-"""Locks: taken by one at a time, refused or waited for."""
+"""One process at a time holds a lock; another one waits or is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fractal_model.common.locks import LockHeldError, hold_lock, is_held, wait_for_lock
 
 
-def test_a_turn_begins_when_the_other_ends(tmp_path):
+def test_a_waiting_process_gets_the_lock_when_the_other_one_ends(tmp_path):
     file = tmp_path / "new" / "lock"
     order: SimpleQueue[str] = SimpleQueue()
 
@@ -28,7 +28,7 @@ def test_a_turn_begins_when_the_other_ends(tmp_path):
     assert not is_held(file)
 
 
-def test_a_free_lock_is_not_waited_for(tmp_path):
+def test_a_free_lock_is_held_at_once(tmp_path):
     with wait_for_lock(tmp_path / "lock", lambda: pytest.fail("it waits")):
         with pytest.raises(LockHeldError, match="another process"), hold_lock(tmp_path / "lock"):
             pass
@@ -36,7 +36,7 @@ def test_a_free_lock_is_not_waited_for(tmp_path):
     assert not is_held(tmp_path / "lock")
 
 
-def test_an_error_within_a_turn_frees_the_lock(tmp_path):
+def test_an_error_within_the_block_frees_the_lock(tmp_path):
     with pytest.raises(KeyError), wait_for_lock(tmp_path / "lock", lambda: None):
         raise KeyError
     assert not is_held(tmp_path / "lock")

@@ -1,4 +1,4 @@
-"""No secret and no control character in a log, a traceback or a warning."""
+"""Logs, tracebacks and warnings have no secrets and no control characters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADDRESS = "http://me:s3cret@host:1/x"
 
 @pytest.fixture
 def written(monkeypatch):
-    """What a handler of a library writes."""
+    """A library's logger, and the stream that its handler writes to."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     before, stream = logging.getLogRecordFactory(), io.StringIO()
@@ -30,7 +30,7 @@ def written(monkeypatch):
     logging.setLogRecordFactory(before)
 
 
-def test_messages_arguments_and_tracebacks(written):
+def test_messages_arguments_and_tracebacks_have_no_secrets(written):
     logger, stream = written
     try:
         try:
@@ -44,16 +44,16 @@ def test_messages_arguments_and_tracebacks(written):
     assert r"failed at http://***@host:1/x \x1b[2J" in text
     assert "OSError: no route to http://***@host:1/x" in text and "ValueError: clean" in text
     wrong = logging.getLogRecordFactory()("x", logging.INFO, "file", 1, "%d", ("x",), None)
-    assert wrong.args == ("x",), "the caller's mistake is told by its handler"
+    assert wrong.args == ("x",), "the handler must see the caller's mistake"
 
 
-def test_arguments_that_need_no_change_stay(written, caplog):
+def test_arguments_without_secrets_are_unchanged(written, caplog):
     logger, _ = written
     logger.warning("%s images", 3)
     assert caplog.records[-1].args == (3,)
 
 
-def test_what_python_prints_itself():
+def test_warnings_and_exceptions_that_python_prints_have_no_secrets():
     code = (
         "import warnings; from fractal_model.common.logs import keep_secrets_out_of_logs as keep;"
         f"keep(); warnings.warn('look at {ADDRESS}'); raise OSError('no {ADDRESS}')"

@@ -1,4 +1,4 @@
-"""A proxy in the person's shell: loopback is reached without it, all else with it."""
+"""With a proxy in the shell, loopback is reached without it and everything else through it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ for refused in (httpx.HTTPError, OSError):
 
 
 def _environment(**proxies: str) -> dict[str, str]:
-    """This process's, with these variables of a proxy and no others."""
-    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-    return {**kept, **proxies}
+    """The environment of this process, with `proxies` as its only variables of a proxy."""
+    without = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    return {**without, **proxies}
 
 
-def _python(code: str, *arguments: str, **proxies: str) -> str:
+def _run_python(code: str, *arguments: str, **proxies: str) -> str:
     command = [sys.executable, "-c", code, *arguments]
     environment = _environment(**proxies)
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
@@ -68,26 +68,26 @@ def _python(code: str, *arguments: str, **proxies: str) -> str:
         ({"no_proxy": "*"}, {"no_proxy": "*", "NO_PROXY": "*"}),
     ],
 )
-def test_what_the_person_has_excluded_stays(before, after):
-    found = json.loads(_python(SHOW, **before))
-    assert found == {"no_grpc_proxy": None, **after}
+def test_hosts_that_the_user_excludes_stay_excluded(before, after):
+    variables = json.loads(_run_python(SHOW, **before))
+    assert variables == {"no_grpc_proxy": None, **after}
 
 
-def test_prefects_own_commands_load_the_package_first(tmp_path):
-    """Through the entry point of pyproject.toml, which `prefect.toml` of `make up` turns on."""
+def test_prefect_commands_load_the_package_first(tmp_path):
+    """Prefect loads it by the entry point of pyproject.toml, which `make up` turns on."""
     groups = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]
     (entry,) = groups["prefect.plugins"].items()
     installed = tmp_path / "ours-1.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: ours\nVersion: 1\n")
     (installed / "entry_points.txt").write_text(f"[prefect.plugins]\n{' = '.join(entry)}\n")
-    said = _python(
+    output = _run_python(
         "import prefect, os; print(os.environ['no_proxy'])",
         PYTHONPATH=os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
         PREFECT_PLUGINS_ENABLED="true",
         PREFECT_HOME=str(tmp_path),
     )
-    assert said.strip() == LOOPBACK
+    assert output.strip() == LOOPBACK
 
 
 class _Greeting(BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ class _Greeting(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """Of a server on this machine."""
+    """Port of a server on this machine that answers `here`."""
     with HTTPServer(("127.0.0.1", 0), _Greeting) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
@@ -111,5 +111,5 @@ def port() -> Iterator[int]:
 
 @pytest.mark.parametrize("variables", [("HTTP_PROXY", "http_proxy"), ("ALL_PROXY", "all_proxy")])
 def test_only_loopback_is_reached_past_the_proxy(port, variables):
-    said = _python(ASK, str(port), **dict.fromkeys(variables, CLOSED)).split()
-    assert said == ["here"] * 6 + ["ConnectError", "ProxyError"]
+    answers = _run_python(ASK, str(port), **dict.fromkeys(variables, CLOSED)).split()
+    assert answers == ["here"] * 6 + ["ConnectError", "ProxyError"]

@@ -1,4 +1,4 @@
-"""Texts from outside are shown without secrets and without control characters."""
+"""Text from outside is shown without secrets and without control characters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.outside_texts import NAMES, controls
         ("Authorization: Basic s3cret==", "Authorization: Basic ***"),
     ],
 )
-def test_secrets_in_addresses_and_beside_their_names(text, shown):
+def test_secrets_in_addresses_and_after_their_names_are_hidden(text, shown):
     hidden = hide_secrets(text)
     assert "s3" not in hidden.replace("s3://", "") and "cret" not in hidden
     assert shown is None or hidden == shown
@@ -51,11 +51,11 @@ def test_secrets_in_addresses_and_beside_their_names(text, shown):
         "unknown key 'token', known are password, key",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_text_without_secrets_is_unchanged(text):
     assert hide_secrets(text) == text
 
 
-def test_values_of_variables_are_found_anywhere(monkeypatch):
+def test_values_of_secret_variables_are_hidden_anywhere(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_AbCdEf0123")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2%21@host")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/run/the-token")
@@ -64,7 +64,7 @@ def test_values_of_variables_are_found_anywhere(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_have_no_controls_and_are_short(name):
+def test_shown_names_are_short_and_have_no_control_characters(name):
     shown = safe_text(name, 120)
     assert controls(shown) == [] and "\n" not in shown
     assert len(shown) <= 120
@@ -72,19 +72,19 @@ def test_names_have_no_controls_and_are_short(name):
     assert safe_text(shown, 120) == shown
 
 
-def test_an_escape_says_what_was_there():
+def test_an_escape_gives_the_code_of_the_character():
     assert safe_text("a\x1b[2Jb\x07\u202ec\nd\udcff") == r"a\x1b[2Jb\x07\u202ec\nd\udcff"
     for usual in ("Zürich, 東京, عربى, 👨‍👩‍👧", "C:\\new", "[bold]", "a  b"):
         assert safe_text(usual) == usual
 
 
-def test_both_ends_of_a_long_message_stay():
+def test_a_long_message_keeps_both_ends():
     shown = safe_text(f"the class {'x' * 10_000} is unknown: choose another")
     assert len(shown) == 2000
     assert shown.startswith("the class xxx") and shown.endswith("xxx is unknown: choose another")
 
 
-def test_every_error_of_ours_is_safe():
+def test_error_texts_are_safe_to_show():
     error = FractalError(f"{NAMES[0]} of http://me:s3cret@host is damaged", setting="out")
     assert str(error) == r"cat\x1b[2J of http://***@host is damaged"
     assert one_line(OSError("no\n\x1b[2Jroute to redis://:s3cret@h")) == (
@@ -95,5 +95,5 @@ def test_every_error_of_ours_is_safe():
     )
 
 
-def test_lines_stay_lines():
+def test_safe_lines_keeps_line_breaks_and_tabs():
     assert safe_lines("\x1b[31ma\x1b[0m\n\tb\x07\n") == "a\n\tb\\x07\n"

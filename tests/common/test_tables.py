@@ -1,4 +1,4 @@
-"""Tables of any width: no digit is cut."""
+"""Tables of any width show every digit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.outside_texts import NAMES, controls
 NUMBERS = ["1,000,000", "405,188,608", "27,159.25", "0.7425±0.0044"]
 
 
-def shown(table: FittedTable, width: int) -> str:
+def render(table: FittedTable, width: int) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(table)
@@ -23,7 +23,7 @@ def shown(table: FittedTable, width: int) -> str:
     return text
 
 
-def wide() -> FittedTable:
+def build_wide_table() -> FittedTable:
     table = FittedTable("costs", ["level", "parameters", "forward", "training", "error"])
     table.add_row("classes of the model", *NUMBERS)
     table.add_section()
@@ -33,26 +33,26 @@ def wide() -> FittedTable:
 
 
 @pytest.mark.parametrize("width", [200, 60, 40, 30])
-def test_numbers_are_whole_whatever_the_width(width):
-    text = shown(wide(), width)
+def test_numbers_are_whole_at_every_width(width):
+    text = render(build_wide_table(), width)
     assert sorted(re.findall(r"[\d.,±]{2,}", text)) == sorted(NUMBERS)
     assert "…" not in text
     assert text.count("nothing") == 1
     assert ("continued" in " ".join(text.split())) == (width < 100)
 
 
-def test_texts_go_on_at_their_spaces():
+def test_texts_are_wrapped_at_spaces():
     table = FittedTable("", ["", "cost"], texts=(0, 1), headings=False)
     table.add_row("training", "100 epochs × 1,281,167 images = 500,456 steps")
     for width in (60, 40, 30):
-        assert re.findall(r"[\d,]+", shown(table, width)) == ["100", "1,281,167", "500,456"]
+        assert re.findall(r"[\d,]+", render(table, width)) == ["100", "1,281,167", "500,456"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cells_and_titles_are_shown_as_they_are(name):
+def test_cells_and_titles_are_shown_without_markup(name):
     table = FittedTable(name, [name, "value"])
     table.add_row(name, "1", style="dim")
-    text = shown(table, 80)
+    text = render(table, 80)
     assert controls(text) == []
     assert len(text) < 20_000
     if "bold" in name:

@@ -1,8 +1,8 @@
-"""Fuzzing of what people write or send: a result, or one line of ours; no traceback, no hang.
+"""Fuzzing of files and requests: a wrong one gives a one-line error, no traceback and no hang.
 
-Decided here: cases are derived from the tests' names alone, so that a run finds what the last one
-found; the quick tests try few of them, the slow ones thousands in all, each of which may allocate
-MEMORY at its peak. A case that hangs ends in pytest's own timeout.
+Decided here: cases are derived from the tests' names alone, so that every run tries the same cases.
+Quick tests try few of them. Slow tests try thousands, each of which may allocate at most MEMORY.
+A case that hangs ends in pytest's own timeout.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ EXAMPLES = pytest.mark.parametrize(
 
 
 def try_all(cases: st.SearchStrategy, examples: int, read: Callable[[object], object]) -> None:
-    """Call `read` with each case: whatever it raises has to be our own error, on one line."""
+    """Call `read` with each case, and require that any error is the package's own, on one line."""
 
     @settings(
         max_examples=examples,
@@ -71,16 +71,16 @@ def try_all(cases: st.SearchStrategy, examples: int, read: Callable[[object], ob
         except (FractalError, BadRequest) as error:
             text = str(error)
             assert text and "\n" not in text and len(text) < 10_000, text
-            assert text.encode(), "it can be printed"
+            assert text.encode(), "it cannot be printed"
 
-    # Hypothesis also draws constants of the modules that happen to be loaded.
+    # Without this Hypothesis also draws constants from the modules that are loaded.
     no_constants = patch.object(providers, "_get_local_constants", providers.Constants)
     with no_constants:
         test()
 
 
-def reading(file: Path, read: Callable[[Path], object]) -> Callable[[str | bytes], object]:
-    """Reads a case as the content of `file`."""
+def reader(file: Path, read: Callable[[Path], object]) -> Callable[[str | bytes], object]:
+    """A function that writes a case to `file` and reads it with `read`."""
 
     def write_and_read(content: str | bytes) -> object:
         if isinstance(content, str):
@@ -94,7 +94,7 @@ def reading(file: Path, read: Callable[[Path], object]) -> Callable[[str | bytes
 @EXAMPLES
 @pytest.mark.parametrize("cases", [changed_text(), changed_settings()], ids=["text", "values"])
 def test_params_yaml(tmp_path, cases, examples):
-    try_all(cases, examples, reading(tmp_path / "params.yaml", load_params))
+    try_all(cases, examples, reader(tmp_path / "params.yaml", load_params))
 
 
 @EXAMPLES
@@ -108,8 +108,8 @@ def test_classes(examples):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """A model that is asked, and whose images nobody needs."""
-    monkeypatch.setattr(served_model, "sample_images", lambda *given: [])
+    """A served model that generates no images."""
+    monkeypatch.setattr(served_model, "sample_images", lambda *request: [])
     progress = Progress(size="t", fingerprint="", position=0, steps=0)
     save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer={}, progress=progress)
     serving = ServingConfig(weights="model", sampling=SamplingConfig())
@@ -124,8 +124,8 @@ def served(tmp_path, monkeypatch):
 def test_served_requests(served, examples):
     cell = JSON | st.integers(0, 3) | st.sampled_from([1.5, 2**32, 10**300, "none"])
     columns = st.sampled_from(["class", "seed", "guidance", "logit_scale", "guidence", "", "0"])
-    right = {"class": st.integers(0, 3) | cell, "seed": st.integers(0, 9) | cell}
-    row = st.fixed_dictionaries(right, optional={"guidance": cell, "logit_scale": cell})
+    required = {"class": st.integers(0, 3) | cell, "seed": st.integers(0, 9) | cell}
+    row = st.fixed_dictionaries(required, optional={"guidance": cell, "logit_scale": cell})
     records = st.lists(row | st.dictionaries(columns, cell), max_size=4)
     try_all(records, examples, lambda rows: served.predict(None, pd.DataFrame(rows)))
 
@@ -133,13 +133,13 @@ def test_served_requests(served, examples):
 @EXAMPLES
 def test_reference_files(tmp_path, examples):
     names = ("mean", "covariance", "features", "format_version", "count", "source", "dataset")
-    read = reading(tmp_path / "r.npz", load_reference)
+    read = reader(tmp_path / "r.npz", load_reference)
     try_all(npz_files(names), examples, read)
 
 
 @EXAMPLES
 def test_files_of_published_statistics(tmp_path, examples):
-    read = reading(tmp_path / "adm.npz", lambda file: load_published(file, 4))
+    read = reader(tmp_path / "adm.npz", lambda file: load_published(file, 4))
     try_all(npz_files(("mu", "sigma", "arr_0", "mu.npy")), examples, read)
 
 
@@ -150,7 +150,7 @@ def _published(model: FractalModel) -> bytes:
 
 
 def _with_pickle(code: bytes) -> bytes:
-    """An archive of torch.save with another pickle in it."""
+    """An archive as torch.save writes it, with `code` as its pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", code)
@@ -165,7 +165,7 @@ def test_published_checkpoints(tmp_path, examples):
     pickles = (JSON.map(lambda value: pickle.dumps(value, 2)) | st.binary(max_size=60)).map(
         lambda code: _with_pickle(code)
     )
-    read = reading(tmp_path / "c.pth", lambda file: read_published(file, lambda done: None))
+    read = reader(tmp_path / "c.pth", lambda file: read_published(file, lambda done: None))
     try_all(damaged(good) | pickles | st.binary(max_size=60), examples, read)
 
 
@@ -175,7 +175,7 @@ def test_exported_models(tmp_path, name, examples):
     tiny_model("mar").save_pretrained(tmp_path)
     content = (tmp_path / name).read_bytes()
     cases = damaged(content[:2000]).map(lambda head: head + content[2000:]) | damaged(content)
-    read = reading(tmp_path / name, lambda file: FractalModel.from_pretrained(file.parent))
+    read = reader(tmp_path / name, lambda file: FractalModel.from_pretrained(file.parent))
     try_all(cases, examples, read)
 
 

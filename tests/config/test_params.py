@@ -159,7 +159,7 @@ def test_a_key_that_stands_twice_is_an_error_with_both_lines(tmp_path):
     file = tmp_path / "params.yaml"
     file.write_text("\n".join([*lines[:line], "    epochs: 800", *lines[line:]]))
     with pytest.raises(
-        FractalError, match=f"'epochs' stands twice, in line {line} and in .*{line + 1}"
+        FractalError, match=f"'epochs' occurs twice, in line {line} and in .*{line + 1}"
     ):
         load_params(file)
 
