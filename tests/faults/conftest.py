@@ -1,4 +1,4 @@
-"""A small data set and a run on it, for what can go wrong while it trains. `make test-faults`."""
+"""A small data set and runs on it, for tests of faults during training. `make test-faults`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
-    return runs_in(tmp_path, data)
+    return run_maker(tmp_path, data)
 
 
-def runs_in(folder: Path, data: Path) -> Callable[..., Run]:
-    """Makes runs on `data` that keep all they write in `folder`."""
+def run_maker(folder: Path, data: Path) -> Callable[..., Run]:
+    """Return a function that makes a run on `data`, with all its files in `folder`."""
 
     def make(name: str = "run", epochs: int = 6, **recipe: object) -> Run:
         changes = {
@@ -57,13 +57,13 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def straight_run(data: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nothing disturbs, at its end."""
-    run = runs_in(tmp_path_factory.mktemp("straight"), data)()
+    """A finished run without any fault."""
+    run = run_maker(tmp_path_factory.mktemp("straight"), data)()
     run.train()
     return run
 
 
 @pytest.fixture
 def straight(straight_run: Run) -> dict:
-    """The weights of the run that nothing disturbs."""
+    """Weights of the finished run without any fault."""
     return straight_run.weights()

@@ -1,4 +1,4 @@
-"""What the driver's side meets: MLflow that goes away, a disk that is full, a job that was left."""
+"""Faults on the driver's side: MLflow does not answer, the disk is full."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def server(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(None)
 
 
-def test_training_goes_on_while_mlflow_is_away(new_run, cluster, server):
+def test_training_continues_while_mlflow_is_away(new_run, cluster, server):
     client = mlflow.MlflowClient(server.uri)
     run_id = client.create_run("0").info.run_id
     run = new_run(epochs=12)
     run.job = run.job.model_copy(update={"tracking_uri": server.uri, "run_id": run_id})
-    away = run.when(2 * IMAGES, server.kill)
-    back = run.when(6 * IMAGES, server.start)
+    killer = run.when(2 * IMAGES, server.kill)
+    starter = run.when(6 * IMAGES, server.start)
     checkpoint = drive(run.job, on_report=run.reports.append)
-    away.join()
-    back.join()
+    killer.join()
+    starter.join()
     assert load_checkpoint(Path(checkpoint)).progress.position == 12 * IMAGES
     points = client.get_metric_history(run_id, "loss")
     expected = [(report.position, report.loss) for report in run.reports]
@@ -51,10 +51,10 @@ def test_a_full_disk_ends_the_training_and_harms_no_checkpoint(new_run, cluster,
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
     try:
-        with pytest.raises(FractalError) as caught:
+        with pytest.raises(FractalError) as raised:
             run.train()
-        assert "\n" not in str(caught.value)
-        assert "space left" in str(caught.value)
+        assert "\n" not in str(raised.value)
+        assert "space left" in str(raised.value)
         whole = [path.parent for path in run.folder.glob("checkpoint_*/COMPLETE")]
         assert len(whole) >= 2
         for folder in sorted(whole)[:-1]:

@@ -1,4 +1,4 @@
-"""A machine is lost: training goes on with fewer workers, and no image is lost or seen twice."""
+"""A machine is lost: training continues with fewer workers, no image is lost or seen twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.simulated_cluster import ACCELERATOR, add_machine, machines
 
 pytestmark = pytest.mark.faults
 EPOCHS = 6
-EACH = {"CPU": 1.0, ACCELERATOR: 1.0}
+PER_WORKER = {"CPU": 1.0, ACCELERATOR: 1.0}
 LONGER_THAN_PLACEMENT = PLACEMENT_SECONDS + 10
 
 
@@ -26,9 +26,9 @@ def seen(tmp_path: Path) -> Path:
     return folder
 
 
-def test_training_goes_on_with_the_workers_that_are_left(new_run, seen):
+def test_training_continues_with_the_remaining_workers(new_run, seen):
     run = new_run(
-        epochs=EPOCHS, workers=4, min_workers=1, resources_per_worker=EACH, max_failures=3
+        epochs=EPOCHS, workers=4, min_workers=1, resources_per_worker=PER_WORKER, max_failures=3
     )
     with machines(2, each=2) as (cluster, nodes), ray_cluster(1):
         lost = run.when(2 * IMAGES, lambda: cluster.remove_node(nodes[0]))
@@ -42,22 +42,23 @@ def test_training_goes_on_with_the_workers_that_are_left(new_run, seen):
 
 def test_training_waits_for_a_machine_and_resumes(new_run, seen):
     run = new_run(
-        epochs=EPOCHS, workers=2, min_workers=2, resources_per_worker=EACH, max_failures=1
+        epochs=EPOCHS, workers=2, min_workers=2, resources_per_worker=PER_WORKER, max_failures=1
     )
-    waited_at = []
+    progress = []
 
     def replace_the_machine(cluster, node) -> None:
         cluster.remove_node(node)
         position, quiet_until = run.position, time.monotonic() + LONGER_THAN_PLACEMENT
         while time.monotonic() < quiet_until:
             time.sleep(1)
-            waited_at.append(run.position - position)
+            progress.append(run.position - position)
         add_machine(cluster, each=2)
 
     with machines(1, each=2) as (cluster, (node,)), ray_cluster(1):
         replaced = run.when(2 * IMAGES, lambda: replace_the_machine(cluster, node))
         run.train(worker=writes_down_what_it_sees(seen))
         replaced.join()
-    assert max(waited_at[5:]) == waited_at[5]  # what was on its way arrived; nothing went on
+    # Reports that were under way arrive within 5 s; then training waits.
+    assert max(progress[5:]) == progress[5]
     assert set(steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)) == {2}
     assert run.position == EPOCHS * IMAGES

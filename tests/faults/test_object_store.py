@@ -1,4 +1,4 @@
-"""Training whose storage is an object store: a real S3 server, on this machine."""
+"""Training whose storage is an object store: an S3 server on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def store():
-    """Its files, while the environment leads everybody there."""
+    """Files of an S3 server, to which the environment directs every client."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -42,12 +42,13 @@ def store():
 
 @pytest.fixture(scope="module")
 def cluster(store):
-    """Its workers know the store too."""
+    """A Ray cluster started after the store, so that its workers use the store too."""
     with ray_cluster(cpus=4):
         yield
 
 
-def _address(run: Run) -> str:
+def _train(run: Run) -> str:
+    """Train to the end and return the last checkpoint's address."""
     checkpoint = run_training(run.job, on_report=run.reports.append)
     return f"{STORAGE}/{run.job.name}/{checkpoint.path.rsplit('/', 1)[1]}"
 
@@ -56,12 +57,12 @@ def _checkpoints(store: s3fs.S3FileSystem, run: Run) -> list[str]:
     return sorted(store.glob(f"runs/tiny/{run.job.name}/checkpoint_*/COMPLETE"))
 
 
-def test_killed_and_damaged_it_goes_on_to_the_same_weights(new_run, straight, store):
+def test_a_killed_run_with_a_damaged_checkpoint_reaches_the_same_weights(new_run, straight, store):
     run = new_run(max_failures=0)
     run.job = run.job.model_copy(update={"storage": STORAGE})
     killer = run.when(4 * IMAGES, lambda: workers()[0].send_signal(signal.SIGKILL))
     with pytest.raises(FractalError, match="training failed"):
-        _address(run)
+        _train(run)
     killer.join()
     newest = str(Path(_checkpoints(store, run)[-1]).parent)
     weights = f"{newest}/model.safetensors"
@@ -70,7 +71,7 @@ def test_killed_and_damaged_it_goes_on_to_the_same_weights(new_run, straight, st
     store.pipe_file(f"{partial}/model.safetensors", b"of an upload that was killed")
 
     run.reports.clear()
-    with fetch_checkpoint(_address(run)) as folder:
+    with fetch_checkpoint(_train(run)) as folder:
         assert load_checkpoint(folder).progress.position == 6 * IMAGES
         assert_equal(load_file(folder / "model.safetensors"), straight)
     first = run.reports[0]

@@ -1,4 +1,4 @@
-"""Workers that die, hang, or meet numbers that are not finite."""
+"""Workers that die, hang, or compute numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()
     "moment",
     [pytest.param(m, marks=() if i == 0 else pytest.mark.faults) for i, m in enumerate(MOMENTS)],
 )
-def test_a_killed_worker_leaves_the_same_weights(new_run, straight, moment):
+def test_a_run_with_a_killed_worker_reaches_the_same_weights(new_run, straight, moment):
     run = new_run(max_failures=3)
     killer = run.when(moment, lambda: workers()[0].send_signal(signal.SIGKILL))
     weights = run.train()
@@ -37,7 +37,7 @@ def test_a_killed_worker_leaves_the_same_weights(new_run, straight, moment):
 
 
 @pytest.mark.faults
-def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
+def test_a_stopped_worker_is_ended_and_replaced(new_run, straight):
     run = new_run(max_failures=3)
     stopped = []
 
@@ -52,17 +52,17 @@ def test_a_stopped_worker_is_torn_down_and_replaced(new_run, straight):
 
 
 @pytest.mark.faults
-def test_a_worker_that_hangs_holds_the_others_up_for_so_long_alone(new_run, straight, tmp_path):
+def test_a_worker_that_hangs_is_replaced_after_stall_seconds(new_run, straight, tmp_path):
     hung = tmp_path / "hung"
 
     def worker(config):
         original = Trainer._backward
 
-        def backward(trainer, *given):
+        def backward(trainer, *arguments):
             if trainer._rank == 1 and trainer.position == IMAGES + BATCH and not hung.exists():
                 hung.touch()
-                time.sleep(600)  # the process answers Ray meanwhile
-            return original(trainer, *given)
+                time.sleep(600)  # The process still answers Ray.
+            return original(trainer, *arguments)
 
         Trainer._backward = backward
         train_worker(config)
@@ -75,19 +75,19 @@ def test_a_worker_that_hangs_holds_the_others_up_for_so_long_alone(new_run, stra
 
 
 @pytest.mark.faults
-def test_the_last_checkpoints_and_the_best_are_kept_and_whole(straight_run):
+def test_the_last_checkpoints_and_the_best_are_kept_undamaged(straight_run):
     folder = straight_run.folder
     last = sorted(path for path in folder.glob("checkpoint_*") if path.is_dir())
     assert len(last) == 2
     best = json.loads((folder / "best.json").read_text())
-    kept = list((folder / "best").iterdir())
-    assert [path.name for path in kept] == [best["checkpoint"]]
-    for checkpoint in (*last, *kept):
+    best_folders = list((folder / "best").iterdir())
+    assert [path.name for path in best_folders] == [best["checkpoint"]]
+    for checkpoint in (*last, *best_folders):
         verify_checkpoint(checkpoint)
 
 
-def _bad_at(positions: tuple[int, ...], rank: int):
-    """The worker, with losses of `rank` that are not finite at these positions."""
+def _worker_with_bad_losses(positions: tuple[int, ...], rank: int):
+    """Return a worker whose loss on `rank` is not finite at `positions`."""
 
     def worker(config):
         original = Trainer._backward
@@ -95,7 +95,7 @@ def _bad_at(positions: tuple[int, ...], rank: int):
         def backward(trainer, images, labels, generator):
             hook = None
             if trainer._rank == rank and trainer.position in positions:
-                hook = trainer._loss.register_forward_hook(lambda m, given, out: out * torch.nan)
+                hook = trainer._loss.register_forward_hook(lambda m, inputs, out: out * torch.nan)
             try:
                 return original(trainer, images, labels, generator)
             finally:
@@ -110,33 +110,35 @@ def _bad_at(positions: tuple[int, ...], rank: int):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("choice", ["skip", "roll-back"])
-def test_a_batch_that_is_not_finite_on_one_rank_is_left_out(new_run, cluster, choice):
+def test_a_batch_with_a_bad_loss_on_one_rank_is_skipped(new_run, cluster, choice):
     bad = 2 * IMAGES + 3 * BATCH
     run = new_run(non_finite=choice, max_failures=0)
-    weights = run.train(worker=_bad_at((bad,), rank=1))
+    weights = run.train(worker=_worker_with_bad_losses((bad,), rank=1))
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert run.reports[-1].skipped_batches == 1
     assert run.reports[-1].position == 6 * IMAGES
     (note,) = [report.note for report in run.reports if report.note]
     images = stream_indices(seed=0, start=bad + BATCH // 2, count=BATCH // 2, size=IMAGES)
     assert f"images {images.tolist()}" in note
-    again = [report.position for report in run.reports].count(2 * IMAGES + 2 * BATCH)
-    assert again == (2 if choice == "roll-back" else 1)
+    times = [report.position for report in run.reports].count(2 * IMAGES + 2 * BATCH)
+    assert times == (2 if choice == "roll-back" else 1)
     newest = sorted(run.folder.glob("checkpoint_*/progress.json"))[-1]
     assert json.loads(newest.read_text())["skipped"] == [bad]
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("choice", "most"), [("stop", 3), ("skip", 1)])
-def test_it_ends_after_so_many_at_once_and_says_which_images(new_run, cluster, choice, most):
+@pytest.mark.parametrize(("choice", "max_non_finite"), [("stop", 3), ("skip", 1)])
+def test_too_many_bad_losses_end_the_run_and_their_images_are_named(
+    new_run, cluster, choice, max_non_finite
+):
     second = IMAGES + 2 * BATCH
     bad = (IMAGES + BATCH,) if choice == "stop" else (IMAGES + BATCH, second)
-    run = new_run(non_finite=choice, max_non_finite=most, max_failures=5)
-    with pytest.raises(FractalError) as caught:
-        run.train(worker=_bad_at(bad, rank=1))
+    run = new_run(non_finite=choice, max_non_finite=max_non_finite, max_failures=5)
+    with pytest.raises(FractalError) as raised:
+        run.train(worker=_worker_with_bad_losses(bad, rank=1))
     positions = [report.position for report in run.reports]
-    assert positions == sorted(set(positions))  # nothing was tried again
+    assert positions == sorted(set(positions))  # No step was repeated.
     images = stream_indices(seed=0, start=bad[-1] + BATCH // 2, count=BATCH // 2, size=IMAGES)
-    assert f"images {images.tolist()}" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert f"images {images.tolist()}" in str(raised.value)
+    assert "\n" not in str(raised.value)
     assert list(Path(run.folder).glob("checkpoint_*/COMPLETE"))

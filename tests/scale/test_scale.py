@@ -1,5 +1,5 @@
-"""32 workers on four simulated machines, through the same flow and code as on 32 GPUs: only the
-name of the resource differs. On the way a machine is lost and a worker is killed.
+"""32 workers on four simulated machines run the same flow and code as on 32 GPUs, with another
+resource name. During training a machine is lost and a worker is killed.
 
     make test-scale
 """
@@ -30,7 +30,7 @@ from tests.support.simulated_cluster import ACCELERATOR, machines
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(1800)]
 EPOCHS, IMAGES, BATCH = 16, 1757, 320
-MOST_BYTES, MOST_BYTES_OF_A_WORKER, MOST_MINUTES = 21e9, 0.65e9, 15
+MAX_BYTES, MAX_WORKER_BYTES, MAX_MINUTES = 21e9, 0.65e9, 15
 
 
 def scale_params() -> dict:
@@ -51,21 +51,21 @@ def scale_params() -> dict:
 
 
 class Watcher(threading.Thread):
-    """Loses a machine, then kills a worker, as checkpoints come; measures the memory of all."""
+    """Loses a machine after the first checkpoint, then kills a worker; measures the peak memory."""
 
     def __init__(self, runs: Path, lose_machine) -> None:
         super().__init__(daemon=True)
         self._runs = runs
         self._lose_machine = lose_machine
-        self.peak = self.peak_of_a_worker = 0
+        self.peak = self.worker_peak = 0
         self.ended = threading.Event()
         self.done: list[str] = []
 
     def run(self) -> None:
         while not self.ended.wait(1.0):
-            whole, largest = _memory_of_ray()
-            self.peak = max(self.peak, whole)
-            self.peak_of_a_worker = max(self.peak_of_a_worker, largest)
+            total, largest = _measure_memory()
+            self.peak = max(self.peak, total)
+            self.worker_peak = max(self.worker_peak, largest)
             checkpoints = len(list(self._runs.glob("*/checkpoint_*/COMPLETE")))
             if checkpoints >= 1 and not self.done:
                 self._lose_machine()
@@ -78,9 +78,9 @@ class Watcher(threading.Thread):
                     self.done.append("worker killed")
 
 
-def _memory_of_ray() -> tuple[int, int]:
-    """Proportional set size of this process and all that it started, and of the largest worker, in
-    bytes."""
+def _measure_memory() -> tuple[int, int]:
+    """Return the proportional set size, in bytes, of this process with all its descendants, and of
+    the largest worker."""
     total = largest = 0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
@@ -93,11 +93,11 @@ def _memory_of_ray() -> tuple[int, int]:
     return total, largest
 
 
-def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monkeypatch):
+def test_32_workers_finish_although_a_machine_and_a_worker_are_lost(tmp_path, prefect, monkeypatch):
     seen = tmp_path / "seen"
     seen.mkdir()
-    watched = partial(run_training, worker=writes_down_what_it_sees(seen))
-    monkeypatch.setattr(driver, "run_training", watched)
+    recording = partial(run_training, worker=writes_down_what_it_sees(seen))
+    monkeypatch.setattr(driver, "run_training", recording)
     project = make_project(tmp_path / "a project", scale_params())
     project.run(app.main, "data", "prepare", "digits")
     with machines(3, each=8, on_head=8) as (cluster, nodes):
@@ -113,7 +113,7 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
     assert watcher.done == ["machine lost", "worker killed"]
     print(
         f"{minutes:.1f} minutes, {watcher.peak / 1e9:.1f} GB at the peak, "
-        f"{watcher.peak_of_a_worker / 1e9:.2f} GB the largest worker"
+        f"{watcher.worker_peak / 1e9:.2f} GB the largest worker"
     )
 
     store.connect(project.outputs)
@@ -122,12 +122,12 @@ def test_thirty_two_workers_lose_a_machine_and_a_worker(tmp_path, prefect, monke
         [client.get_experiment_by_name("fractal-digits").experiment_id],
         "tags.`fractal.kind` = 'train'",
     )
-    found = {int(m.value) for m in client.get_metric_history(run.info.run_id, "workers")}
-    assert found == {32, 24}
+    worker_counts = {int(m.value) for m in client.get_metric_history(run.info.run_id, "workers")}
+    assert worker_counts == {32, 24}
     position = load_checkpoint(registry.resolve("digits").checkpoint).progress.position
     assert EPOCHS * IMAGES <= position < EPOCHS * IMAGES + BATCH
     steps = steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)
     assert (steps[0], steps[-1], set(steps)) == (32, 24, {32, 24})
-    assert watcher.peak < MOST_BYTES
-    assert watcher.peak_of_a_worker < MOST_BYTES_OF_A_WORKER
-    assert minutes < MOST_MINUTES
+    assert watcher.peak < MAX_BYTES
+    assert watcher.worker_peak < MAX_WORKER_BYTES
+    assert minutes < MAX_MINUTES

@@ -1,8 +1,9 @@
-"""The best checkpoint of a run, kept beside the last ones.
+"""A copy of the best checkpoint of a run, beside the last checkpoints.
 
-Decided here: the best is the one with the lowest mean loss of the reports since the checkpoint
-before it. Ray keeps the last ones by itself and knows one rule only, so this is a copy, in the
-run's folder `best`. An object store cannot rename: the copy is whole once `best.json` names it.
+Decided here: the best checkpoint has the lowest mean loss over the reports since the checkpoint
+before it. Ray keeps the last checkpoints and supports one rule only, so the best one is copied to
+the run's folder `best`. An object store cannot rename: the copy is complete once `best.json` names
+it.
 """
 
 import json
@@ -23,17 +24,19 @@ FOLDER, SCORE_FILE = "best", "best.json"
 
 
 class KeepBest(UserCallback):
-    """Keeps the best checkpoint of `run`, the run's folder or address.
+    """Keeps a copy of the best checkpoint of `run`, the run's folder or address.
 
-    Runs in Ray's controller process, and copies in a thread, so that workers are looked after
-    meanwhile. While one checkpoint is copied, the best of those that follow is queued. Waits for
-    the copy only after the run's last report.
+    Ray calls it in its controller process. It copies in a thread, so that the controller stays free
+    for the workers. During a copy, the best later checkpoint is queued. Only the run's last report
+    waits for the copy.
     """
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._losses: list[float] = []
-        self._thread: ThreadPoolExecutor | None = None  # made in the controller's process
+        self._thread: ThreadPoolExecutor | None = (
+            None  # A thread cannot be pickled for the controller.
+        )
         self._copy: Future[None] | None = None
         self._copied_loss = math.inf
 
@@ -54,18 +57,18 @@ class KeepBest(UserCallback):
         if is_queued and self._copied_loss <= loss:
             return
         if self._copy is not None:
-            self._copy.cancel()  # only where it is queued
+            self._copy.cancel()  # This cancels a queued copy only.
         self._thread = self._thread or ThreadPoolExecutor(max_workers=1)
-        self._copy = self._thread.submit(self._keep, checkpoint, loss)
+        self._copy = self._thread.submit(self._copy_or_warn, checkpoint, loss)
         self._copied_loss = loss
 
-    def _keep(self, checkpoint: Checkpoint, loss: float) -> None:
+    def _copy_or_warn(self, checkpoint: Checkpoint, loss: float) -> None:
         try:
             filesystem, folder = FileSystem.from_uri(self._run)
             keep_best(filesystem, folder, checkpoint, loss)
-        except (OSError, pyarrow.ArrowException) as error:  # training does not depend on it
+        except (OSError, pyarrow.ArrowException) as error:  # Training does not depend on it.
             logging.getLogger(__name__).warning(
-                "the best checkpoint was not kept: %s", one_line(error)
+                "the best checkpoint was not copied: %s", one_line(error)
             )
 
 
@@ -75,7 +78,10 @@ def _is_last(run_context: Any, report: Report | Stopped) -> bool:
 
 
 def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, loss: float) -> None:
-    """Copy the checkpoint to the run's folder `best` unless a better one is there."""
+    """Copy the checkpoint to the folder `best` of `run`, unless the one there has a lower loss.
+
+    `run` is a path of `filesystem`. OSError, ArrowException: a storage does not answer.
+    """
     if _best_loss(filesystem, run) <= loss:
         return
     name = PurePosixPath(checkpoint.path).name
@@ -85,7 +91,7 @@ def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, loss: fl
         f"{run}/{FOLDER}/{name}",
         source_filesystem=checkpoint.filesystem,
         destination_filesystem=filesystem,
-        use_threads=False,  # uploads by several threads may hang: apache/arrow issue 32372
+        use_threads=False,  # Threads may hang in an upload: apache/arrow issue 32372.
     )
     with filesystem.open_output_stream(f"{run}/{SCORE_FILE}") as stream:
         stream.write(json.dumps({"checkpoint": name, "loss": loss}).encode())
@@ -95,8 +101,8 @@ def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, loss: fl
 
 
 def _best_loss(filesystem: FileSystem, run: str) -> float:
-    """The loss of the best checkpoint, which may date from before the run was stopped; infinity
-    where there is none. OSError: it cannot be read."""
+    """Loss of the best checkpoint so far, also from before a restart; infinity if there is none.
+    OSError: it cannot be read."""
     try:
         with filesystem.open_input_stream(f"{run}/{SCORE_FILE}") as stream:
             return float(json.loads(stream.read())["loss"])

@@ -1,9 +1,9 @@
-"""Brings the workers' reports from Ray's controller process to a callable in this one.
+"""Transfer of the workers' reports from Ray's controller process to a function in this process.
 
-Decided here: a report is a file of a folder, whole when it is seen and removed when it was handled.
-Controller and workers outlive a process that is killed by some seconds. What they report meanwhile
-is for the next run of the same training, which may read it before its own reports or among them. A
-file's name says for which run it was written.
+Decided here: each report is a file, complete when it appears and removed after it is handled.
+Controller and workers survive a killed driver for some seconds. The next run of the same training
+reads what they reported meanwhile, before or among its own reports. A file's name contains a label
+of the process that it was written for.
 """
 
 import logging
@@ -23,14 +23,14 @@ from fractal_model.common.errors import one_line
 from fractal_model.common.files import atomic_file
 from fractal_model.training.job import REPORT_ADAPTER, Report, Stopped
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 
 class Relay:
-    """Within its block, `callback` hands on what all workers have reported together. `folder` is
-    this run's alone, and on the machine of this process, where Ray runs the controller too.
+    """Calls `on_report` with the reports that Ray gives to `callback`, during its `with` block.
 
-    Leaving the block raises the first error of `on_report`, or OSError: reports cannot be read.
+    `folder` belongs to one MLflow run, on this machine, where Ray runs its controller too. At the
+    end the block raises the first error of `on_report`, or OSError: reports cannot be read.
     """
 
     def __init__(self, folder: Path, on_report: Callable[[Report | Stopped], None]) -> None:
@@ -40,46 +40,45 @@ class Relay:
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._error: Exception | None = None
         self._label = uuid.uuid4().hex
-        self.callback = _ToFolder(folder, self._label)
+        self.callback = _ReportWriter(folder, self._label)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._hand_on()
-        self._handing_on = self._thread.submit(self._hand_on_until_done)
+        self._handle_reports()
+        self._handling = self._thread.submit(self._handle_until_done)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._done.set()
         self._thread.shutdown()
-        error = self._error or self._handing_on.exception()
+        error = self._error or self._handling.exception()
         if error is not None and exception[0] is None:
             raise error
 
-    def _hand_on_until_done(self) -> None:
-        while not self._done.wait(_LOOK_SECONDS):
-            with suppress(OSError):  # as of a shared file system: the next look may do better
-                self._hand_on()
-        self._hand_on()
+    def _handle_until_done(self) -> None:
+        while not self._done.wait(_POLL_SECONDS):
+            with suppress(OSError):  # A shared file system may answer at the next poll.
+                self._handle_reports()
+        self._handle_reports()
 
-    def _hand_on(self) -> None:
+    def _handle_reports(self) -> None:
         for file in sorted(self._folder.glob("[0-9]*.json")):
             content, is_own = file.read_bytes(), file.stem.endswith(self._label)
             try:
                 report = REPORT_ADAPTER.validate_json(content)
-                # The reason why an earlier run ended itself was for that run.
+                # A reason for ending concerns only the process that it was written for.
                 if is_own or isinstance(report, Report):
                     self._on_report(report)
             except Exception as error:
-                # A file of an earlier run may have been damaged when its machine lost power: this
-                # does not end a training.
+                # A power cut may have damaged a file for an earlier process. Training continues.
                 if is_own or not isinstance(error, ValidationError):
                     self._error = self._error or error
             file.unlink(missing_ok=True)
 
 
-class _ToFolder(UserCallback):
-    """Runs in the controller. Where the disk is full, reports wait for the next one to be written;
-    only the report that the run ended itself must not wait."""
+class _ReportWriter(UserCallback):
+    """Ray callback in the controller that writes each report to a file. If the disk is full, it
+    writes reports with the next one; only a Stopped report, the last one, raises OSError."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self._folder = folder
@@ -89,7 +88,7 @@ class _ToFolder(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        report = _of_all([REPORT_ADAPTER.validate_python(each) for each in metrics])
+        report = _combine_reports([REPORT_ADAPTER.validate_python(one) for one in metrics])
         self._unwritten.append(report)
         try:
             while self._unwritten:
@@ -101,17 +100,17 @@ class _ToFolder(UserCallback):
             if isinstance(report, Stopped):
                 raise
             logging.getLogger(__name__).warning(
-                "reports of the training wait for the next (%d now): "
-                "they cannot be written to %s: %s",
+                "%d reports of the training cannot be written to %s now, they are written with the "
+                "next report: %s",
                 len(self._unwritten),
                 self._folder,
                 one_line(error),
             )
 
 
-def _of_all(reports: list[Report | Stopped]) -> Report | Stopped:
-    """Rank 0's report, whose loss is of all workers, with the longest wait for data of any rank."""
+def _combine_reports(reports: list[Report | Stopped]) -> Report | Stopped:
+    """Return rank 0's report, with the loss of all ranks and the longest data wait of any rank."""
     if isinstance(reports[0], Stopped):
         return reports[0]
-    longest = max(each.data_wait_share for each in reports if isinstance(each, Report))
+    longest = max(one.data_wait_share for one in reports if isinstance(one, Report))
     return reports[0].model_copy(update={"data_wait_share": longest})

@@ -1,8 +1,9 @@
-"""Ray Train's adapter: launches the workers of a run and waits for them.
+"""Adapter of Ray Train: launches the workers of a run and waits for them.
 
-A run that is started again goes on from the last checkpoint of its folder. Ray does the same when a
-worker dies or stops answering, with as many workers as the recipe's range allows. Where Ray gives
-up because a machine has too little memory, training goes on with three quarters of the workers.
+A run that is started again continues from the last checkpoint of its folder. Ray also restarts from
+it when a worker dies or hangs, with as many workers of the recipe's range as the machines allow. If
+Ray fails because a machine has too little memory, training continues with three quarters of the
+workers.
 """
 
 import logging
@@ -18,7 +19,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchConfig
 
-# What `ray.train` has under these names when it runs, but not in its annotations.
+# `ray.train` has these names at run time, but its type annotations do not.
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
@@ -30,17 +31,17 @@ from fractal_model.training.ray_train.relay import Relay
 from fractal_model.training.ray_train.worker import train_worker
 
 PLACEMENT_SECONDS = 30
-"""How long Ray waits for the machines of a group of workers. Where one was lost just now, Ray first
-plans with it, and after this time with those that are left."""
+"""Seconds that Ray waits for the machines of a group of workers. Ray may still count a machine that
+was just lost; after this time it plans without that machine."""
 POLL_SECONDS = 0.25
-"""How often workers are asked for reports. A worker waits at its next report until the last one is
-taken; Ray's default of two seconds is longer than a small step."""
+"""Seconds between Ray's requests for reports. A worker cannot report again before its last report
+is taken, and Ray's default of two seconds is longer than a small step."""
 _OUT_OF_MEMORY = re.compile(
     r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
 )
-"""Matches what Ray says where it ends processes before the system would."""
-_LOSS_OF_ANOTHER = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|DistBackend")
-"""Matches what a worker raises when another worker is gone."""
+"""Matches Ray's message about processes that it ended because memory ran low."""
+_LOST_CONNECTION = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|DistBackend")
+"""Matches the error of a worker that has lost its connection to another worker."""
 logger = logging.getLogger("fractal.training")
 
 
@@ -50,17 +51,17 @@ def run_training(
     on_report: Callable[[Report], None],
     worker: Callable[[dict[str, str]], None] = train_worker,
 ) -> ray.train.Checkpoint:
-    """Train on the connected cluster until the recipe's end; return the last checkpoint. Each
-    worker runs `worker`.
+    """Train on the connected cluster to the end of the recipe; return the last checkpoint.
 
-    FractalError: what a worker raised, why the run ended itself, or why no worker could be started.
+    Each worker runs `worker` with the job as JSON under "job". FractalError: a worker failed too
+    often, the run ended itself, or no worker could be started.
     """
     recipe = job.recipe
-    reasons: list[str] = []
+    stop_reasons: list[str] = []
 
-    def sort(report: Report | Stopped) -> None:
+    def handle_report(report: Report | Stopped) -> None:
         if isinstance(report, Stopped):
-            reasons.append(report.stopped)
+            stop_reasons.append(report.stopped)
         else:
             on_report(report)
 
@@ -71,7 +72,7 @@ def run_training(
             scaling_config=_scaling(recipe, workers),
             torch_config=TorchConfig(
                 backend="nccl" if recipe.uses_gpu else "gloo",
-                timeout_s=math.ceil(recipe.stall_seconds),  # of the others, where one hangs
+                timeout_s=math.ceil(recipe.stall_seconds),
             ),
             run_config=RunConfig(
                 name=job.name,
@@ -81,24 +82,24 @@ def run_training(
                 callbacks=[relay.callback, KeepBest(f"{job.storage}/{job.name}")],
             ),
         )
-        with _keyboard_interrupt():
+        with _keep_interrupt_handler():
             return trainer.fit()
 
     _require_resources(recipe)
     _set_deadlines(recipe)
-    with Relay(job.local / "reports" / job.run_id, sort) as relay:
+    with Relay(job.local / "reports" / job.run_id, handle_report) as relay:
         result = _train_within_memory(train, recipe)
-    if reasons:
-        raise FractalError(f"training ended: {reasons[0]}")
-    assert result.checkpoint is not None  # a training ends with one
+    if stop_reasons:
+        raise FractalError(f"training ended: {stop_reasons[0]}")
+    assert result.checkpoint is not None  # The last step of a training saves one.
     return result.checkpoint
 
 
 def _train_within_memory(
     train: Callable[[int], ray.train.Result], recipe: TrainingConfig
 ) -> ray.train.Result:
-    """Train with fewer workers each time that a machine's memory does not hold its share of them,
-    `max_failures` times. FractalError: why training failed."""
+    """Train, with fewer workers each time that memory was too small. FractalError: training failed
+    for another reason, or more than `max_failures` times."""
     workers, failures = recipe.workers, 0
     while True:
         try:
@@ -106,14 +107,14 @@ def _train_within_memory(
         except (ray.train.TrainingFailedError, ray.exceptions.OutOfMemoryError) as error:
             failures += 1
             shortage = _memory_shortage(error, workers)
-            if shortage is None or 0 <= recipe.max_failures < failures:  # -1: no limit
-                raise FractalError(f"training failed{_reason(error, shortage, recipe)}") from error
+            if shortage is None or 0 <= recipe.max_failures < failures:  # -1 means no limit.
+                raise _training_failed(error, shortage, recipe) from error
         workers = max(recipe.min_workers, workers * 3 // 4)
-        logger.warning("%s; training goes on with at most %d", shortage, workers)
+        logger.warning("%s; training continues with at most %d", shortage, workers)
 
 
 def _memory_shortage(error: BaseException, workers: int) -> str | None:
-    """Which machine had too little memory for its workers, if the error is about that."""
+    """Describe the machine with too little memory for its workers; None for any other error."""
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     for cause in (error, *failures.values()):
         if match := _OUT_OF_MEMORY.search(str(cause)):
@@ -125,47 +126,49 @@ def _memory_shortage(error: BaseException, workers: int) -> str | None:
     return None
 
 
-def _reason(error: BaseException, shortage: str | None, recipe: TrainingConfig) -> str:
-    again = "run again, it goes on from the last checkpoint"
+def _training_failed(
+    error: BaseException, shortage: str | None, recipe: TrainingConfig
+) -> FractalError:
+    again = "run again, training continues from the last checkpoint"
     if shortage is not None:
-        return (
-            f": {shortage}; lower workers and min_workers in params.yaml or add memory, and {again}"
-        )
+        way_out = "lower workers and min_workers in params.yaml or add memory"
+        return FractalError(f"training failed: {shortage}; {way_out}, and {again}")
     if isinstance(error, ray.train.WorkerGroupError):
-        return (
-            f" on a worker and max_failures is {recipe.max_failures}: "
-            f"{_first_cause(error.worker_failures)}; mend it and {again}"
+        return FractalError(
+            f"training failed on a worker and max_failures is {recipe.max_failures}: "
+            f"{_first_cause(error.worker_failures)}; correct this and {again}"
         )
-    return f": {one_line(error)}; {again} (Ray's logs are in /tmp/ray/session_latest/logs/train)"
+    logs = "Ray's logs are in /tmp/ray/session_latest/logs/train"
+    return FractalError(f"training failed: {one_line(error)}; {again} ({logs})")
 
 
 def _scaling(recipe: TrainingConfig, workers: int) -> ScalingConfig:
-    """Resources of a group of at most `workers` workers."""
-    fixed = recipe.min_workers == workers
+    """Number of workers, at most `workers`, and resources of each."""
+    is_fixed = recipe.min_workers == workers
     return ScalingConfig(
-        num_workers=workers if fixed else (recipe.min_workers, workers),
+        num_workers=workers if is_fixed else (recipe.min_workers, workers),
         use_gpu=recipe.uses_gpu,
         resources_per_worker=dict(recipe.resources_per_worker),
         accelerator_type=recipe.accelerator_type,
-        # Growing again, once machines have come back, repeats the steps since the last checkpoint:
-        # no more often than a checkpoint is written by the clock.
+        # Adding workers repeats the steps since the last checkpoint. So it is tried no more often
+        # than a checkpoint is due by the clock.
         elastic_resize_monitor_interval_s=60 * recipe.checkpoint_every_minutes,
     )
 
 
 def _set_deadlines(recipe: TrainingConfig) -> None:
-    """Ray reads them from the environment, for the controller and the workers."""
+    """Set Ray's time limits for controller and workers, which it reads from the environment."""
     for name in ("WORKER_HEALTH_CHECK_TIMEOUT_S", "COLLECTIVE_TIMEOUT_S"):
         os.environ[f"RAY_TRAIN_{name}"] = str(recipe.stall_seconds)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_SECONDS))
-    # People read what comes with the reports; `print` stays Python's own.
+    # Without this, Ray replaces `print` in the workers.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 
 @contextmanager
-def _keyboard_interrupt() -> Iterator[None]:
-    """Let the handler answer Ctrl-C that was there before Ray Train's own, which exits with 0."""
+def _keep_interrupt_handler() -> Iterator[None]:
+    """Keep the earlier handler of Ctrl-C, because Ray Train's handler exits with status 0."""
     before = signal.getsignal(signal.SIGINT)
     interrupted = False
     try:
@@ -180,27 +183,27 @@ def _keyboard_interrupt() -> Iterator[None]:
 
 
 def _require_resources(recipe: TrainingConfig) -> None:
-    """FractalError at once where Ray would wait for machines that may never come."""
+    """Raise FractalError if the cluster lacks resources that Ray would wait for without end."""
     resources = ray.cluster_resources()
-    for resource, each in recipe.resources_per_worker.items():
-        available, needed = resources.get(resource, 0), each * recipe.min_workers
+    for resource, amount in recipe.resources_per_worker.items():
+        available, needed = resources.get(resource, 0), amount * recipe.min_workers
         if available < needed:
             raise FractalError(
                 f"min_workers {recipe.min_workers} needs {needed:g} {resource}, the Ray cluster "
                 f"has {available:g}: change workers, min_workers or resources_per_worker in "
                 f"params.yaml, or name a larger cluster in RAY_ADDRESS"
             )
-    prefix, wanted = "accelerator_type:", recipe.accelerator_type
-    if wanted and not resources.get(f"{prefix}{wanted}"):
+    prefix, accelerator = "accelerator_type:", recipe.accelerator_type
+    if accelerator and not resources.get(f"{prefix}{accelerator}"):
         kinds = [name.removeprefix(prefix) for name in resources if name.startswith(prefix)]
         raise FractalError(
-            f"no machine of the Ray cluster has the accelerator {wanted}, there are "
+            f"no machine of the Ray cluster has the accelerator {accelerator}, there are "
             f"{', '.join(kinds) or 'none'}: change accelerator_type in params.yaml, or name "
             f"another cluster in RAY_ADDRESS"
         )
 
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """The failure that was not caused by the loss of another worker, if there is one."""
+    """Last line of a failure, if possible of one that no lost connection to a worker caused."""
     causes = [last_line(failure) for failure in failures.values()]
-    return min(causes, key=lambda cause: bool(_LOSS_OF_ANOTHER.search(cause)))
+    return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))

@@ -1,9 +1,9 @@
 """The checkpoints in a run's storage: which one to resume from, and which ones to remove.
 
-Decided here: an object store cannot rename, so the marker is uploaded after all other files; a
-checkpoint without it was never whole. Rank 0 chooses what all ranks resume from. Before they do,
-the ranks compare what they have read: a machine that sees other files ends the run instead of
-spoiling it.
+Decided here: an object store cannot rename, so the marker is uploaded after all other files, and a
+checkpoint without a marker was never complete. Rank 0 chooses the checkpoint for all ranks. The
+ranks then compare what they have read, so that a machine that sees other files ends the run before
+it does harm.
 """
 
 from collections.abc import Iterator
@@ -19,50 +19,50 @@ from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.training.collectives import Value, broadcast_from_rank_zero, gather_from_ranks
 
-FOLDERS = "checkpoint_"
-"""How Ray's names of a run's checkpoints begin; they sort by age."""
+CHECKPOINT_PREFIX = "checkpoint_"
+"""Prefix of the folder names that Ray gives to checkpoints; the names sort by age."""
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """The checkpoint that all ranks go on from."""
+    """The checkpoint that all ranks continue from."""
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]
-    """What is wrong with each newer checkpoint that was passed over."""
+    """Error text of each newer checkpoint, which is damaged."""
 
 
-def load_newest_whole(
+def load_newest_undamaged(
     newest: ray.train.Checkpoint, context: ray.train.TrainContext | None = None
 ) -> Resumed:
-    """Load this checkpoint, or if it is damaged the next older whole one beside it; all ranks call
-    this together.
+    """Load the checkpoint `newest`, or the newest undamaged one before it if it is damaged. All
+    ranks must call this together.
 
-    FractalError, on all ranks: none is whole (of the newest), the storage does not answer, or the
-    ranks do not read the same.
+    FractalError, on all ranks: all checkpoints are damaged (with the damage of `newest`), the
+    storage does not answer, or the ranks do not read the same checkpoint.
     """
     context = context or ray.train.get_context()
     is_zero = context.get_world_rank() == 0
     choice = broadcast_from_rank_zero(
         _choose(newest) if is_zero else FractalError("rank 0 chooses")
     )
-    chosen, damaged = _or_raise(choice)
-    with _on_this_machine(chosen, context) as folder:
-        checkpoint = _load(folder, chosen)
-        contents = gather_from_ranks(_describe(checkpoint, folder))
-    if len(set(contents)) > 1:
-        other = next(rank for rank, content in enumerate(contents) if content != contents[0])
+    stored, damaged = _or_raise(choice)
+    with _fetch_once_per_machine(stored, context) as folder:
+        checkpoint = _load(folder, stored)
+        summaries = gather_from_ranks(_summarise(checkpoint, folder))
+    if len(set(summaries)) > 1:
+        other = next(rank for rank, text in enumerate(summaries) if text != summaries[0])
         raise FractalError(
-            f"the ranks do not read the same checkpoint {chosen.path}: rank 0 finds {contents[0]}, "
-            f"rank {other} finds {contents[other]}; every machine must see the same storage, mend "
-            f"that and run again"
+            f"the ranks do not read the same checkpoint {stored.path}: rank 0 reads "
+            f"{summaries[0]}, rank {other} reads {summaries[other]}; give every machine the same "
+            f"storage and run again"
         )
     return Resumed(_or_raise(checkpoint), damaged)
 
 
 def remove_incomplete(filesystem: FileSystem, run: str, kept: frozenset[str] = frozenset()) -> None:
-    """Remove the run's checkpoints that have no marker, because their upload was killed; keep those
-    named in `kept`."""
+    """Remove the checkpoints of the folder `run` that have no marker because their upload was
+    killed, except those named in `kept`. OSError: the storage does not answer."""
     for name in _names(filesystem, run):
         marker = filesystem.get_file_info(f"{run}/{name}/{MARKER}")
         if marker.type == FileType.NotFound and name not in kept:
@@ -72,8 +72,8 @@ def remove_incomplete(filesystem: FileSystem, run: str, kept: frozenset[str] = f
 def _choose(
     newest: ray.train.Checkpoint,
 ) -> tuple[ray.train.Checkpoint, tuple[str, ...]] | FractalError:
-    """The newest whole checkpoint, and what is wrong with the newer ones; else why there is none,
-    returned instead of raised so that it reaches all ranks."""
+    """Return the newest undamaged checkpoint and the errors of newer ones. If there is none, return
+    an error instead of raising it, so that all ranks receive it."""
     run, name = newest.path.rstrip("/").rsplit("/", 1)
     damaged: list[FractalError] = []
     try:
@@ -91,22 +91,22 @@ def _choose(
 
 
 def _names(filesystem: FileSystem, run: str) -> list[str]:
-    """The names of a run's checkpoint folders, oldest first."""
+    """Names of a run's checkpoint folders, oldest first."""
     infos = filesystem.get_file_info(FileSelector(run, allow_not_found=True))
     folders = (info.base_name for info in infos if info.type == FileType.Directory)
-    return sorted(name for name in folders if name.startswith(FOLDERS))
+    return sorted(name for name in folders if name.startswith(CHECKPOINT_PREFIX))
 
 
 def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalError:
-    """The error names the checkpoint by where it is kept, not by where it was fetched to."""
+    """Return the checkpoint, or an error with its place in the storage instead of `folder`."""
     try:
         return load_checkpoint(folder)
     except FractalError as error:
         return FractalError(str(error).replace(str(folder), stored.path))
 
 
-def _describe(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
-    """What was read, as a text that ranks can compare: the marker is a checksum of all files."""
+def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
+    """Text by which ranks compare what they read. The marker is a checksum of all files."""
     if isinstance(checkpoint, FractalError):
         return str(checkpoint)
     marker = (folder / MARKER).read_text()
@@ -114,19 +114,19 @@ def _describe(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
 
 
 @contextmanager
-def _on_this_machine(
+def _fetch_once_per_machine(
     stored: ray.train.Checkpoint, context: ray.train.TrainContext
 ) -> Iterator[Path]:
-    """Yield a folder that holds it, fetched once a machine where it is in an object store. The
-    block has to wait for all ranks before it ends."""
+    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it from an object
+    store for the whole machine, so the block must wait for all ranks before it ends."""
     with ExitStack() as stack:
-        mine: Path | FractalError | None = None
+        fetched: Path | FractalError | None = None
         if context.get_local_rank() == 0:
             try:
-                mine = stack.enter_context(fetch_checkpoint(stored.path, stored.filesystem))
+                fetched = stack.enter_context(fetch_checkpoint(stored.path, stored.filesystem))
             except OSError as error:
-                mine = _unreachable(stored, error)
-        answers = gather_from_ranks((context.get_node_rank(), mine))
+                fetched = _unreachable(stored, error)
+        answers = gather_from_ranks((context.get_node_rank(), fetched))
         folders = {node: _or_raise(folder) for node, folder in answers if folder is not None}
         yield folders[context.get_node_rank()]
 

@@ -1,10 +1,10 @@
-"""What every worker of a training runs, under Ray Train.
+"""The function that every worker of a training runs, under Ray Train.
 
 Decided here: all workers report metrics and checkpoints to Ray together, at steps that follow from
-the position; whether a checkpoint is due by the clock, rank 0 decides for all. A checkpoint is
-written to a scratch folder and copied to the run's storage while training goes on. Ray hands on
-reports in their order, so rank 0 leaves the reports after a checkpoint to Ray's thread until the
-copy is done. Only the next checkpoint waits for it.
+the position. Rank 0 decides for all whether a checkpoint is due by the clock. A checkpoint is
+written to a scratch folder and uploaded to the run's storage while training continues. Ray delivers
+reports in order, so until the upload ends rank 0 leaves later reports to Ray's thread. Only the
+next checkpoint waits for the upload.
 """
 
 import time
@@ -23,27 +23,27 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.job import Stopped, TrainingJob
 from fractal_model.training.meter import Meter
-from fractal_model.training.ray_train.stored import load_newest_whole, remove_incomplete
+from fractal_model.training.ray_train.stored import load_newest_undamaged, remove_incomplete
 from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
 from fractal_model.training.trainer import NotFiniteError, Trainer
 
 
 def train_worker(config: dict[str, str]) -> None:
-    """Train from the run's last checkpoint to the recipe's end."""
+    """Train from the last checkpoint to the end of the TrainingJob in `config["job"]`, as JSON."""
     keep_secrets_out_of_logs()
     try:
         _Worker(TrainingJob.model_validate_json(config["job"])).run()
     except StoppedError as error:
-        # A report, because Ray starts a worker again that raises.
+        # It is reported, not raised, because Ray restarts a worker that raises.
         ray.train.report(Stopped(stopped=str(error)).model_dump())
 
 
 class StoppedError(FractalError):
-    """All ranks end the training together; to try again would end the same way."""
+    """All ranks end the training together, because another attempt would end in the same way."""
 
 
 class _Worker:
-    """One rank."""
+    """Training of one rank: resuming, steps, reports and checkpoints."""
 
     def __init__(self, job: TrainingJob) -> None:
         context = ray.train.get_context()
@@ -61,10 +61,10 @@ class _Worker:
         self._skipped: list[int] = []
         self._meter = Meter(self._trainer, len(self._split), self._world_size)
         self._upload: Upload | None = None
-        self._tidy()
+        self._remove_leftovers()
         self._resume(ray.train.get_checkpoint())
-        every = job.recipe.checkpoint_every_epochs * len(self._split) / job.recipe.batch_size
-        self._steps_per_checkpoint = max(1, round(every))
+        steps = job.recipe.checkpoint_every_epochs * len(self._split) / job.recipe.batch_size
+        self._steps_per_checkpoint = max(1, round(steps))
         self._meter.start()
         self._saved_at = time.monotonic()
 
@@ -94,13 +94,13 @@ class _Worker:
                 trainer.skip_batch()
             else:
                 self._meter.add_step(trainer.step(batch))
-            last = trainer.position >= trainer.end_position
-            logged = trainer.steps % recipe.log_every_steps == 0
-            due = trainer.steps % self._steps_per_checkpoint == 0
-            if last or due or (logged and self._is_overdue()):
+            is_last = trainer.position >= trainer.end_position
+            is_log_step = trainer.steps % recipe.log_every_steps == 0
+            is_due = trainer.steps % self._steps_per_checkpoint == 0
+            if is_last or is_due or (is_log_step and self._is_overdue()):
                 with self._meter.pause():
                     self._report_checkpoint()
-            elif logged:
+            elif is_log_step:
                 self._report_metrics()
 
     def _is_overdue(self) -> bool:
@@ -109,69 +109,70 @@ class _Worker:
         return broadcast_from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
-        """Skip a batch, on all ranks. StoppedError: the recipe allows no skipped batch more."""
+        """Skip the batch, on all ranks. StoppedError: the recipe does not allow another skip."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
         if recipe.non_finite == "stop":
-            raise StoppedError(f"{error}, or leave such batches out (non_finite: skip)")
+            raise StoppedError(f"{error}, or skip such batches (non_finite: skip)")
         if len(self._skipped) > recipe.max_non_finite:
             raise StoppedError(
                 f"the number of batches that were not finite is {len(self._skipped)}, "
                 f"max_non_finite is {recipe.max_non_finite}; the last: {error}, or raise it"
             )
-        self._meter.add_note(f"batch left out: {error}")
+        self._meter.add_note(f"a batch was skipped: {error}")
         if recipe.non_finite == "roll-back":
-            kept = ray.train.get_all_reported_checkpoints()
+            reported = ray.train.get_all_reported_checkpoints()
             self._trainer.reset()
-            self._resume(kept[-1].checkpoint if kept else None)
+            self._resume(reported[-1].checkpoint if reported else None)
 
     def _resume(self, newest: Checkpoint | None) -> None:
+        """Continue from the newest undamaged checkpoint. StoppedError: it is another run's."""
         if newest is None:
             return
-        resumed = load_newest_whole(newest)
+        resumed = load_newest_undamaged(newest)
         for damage in resumed.damaged:
             self._meter.add_note(f"an earlier checkpoint is used: {damage}")
         progress = resumed.checkpoint.progress
         if progress.fingerprint != self._job.fingerprint:
             raise StoppedError(
-                f"the checkpoint {newest.path} belongs to another run "
-                f"({progress.fingerprint[:16]}, this one is {self._job.name}): remove the folder"
+                f"the checkpoint {newest.path} belongs to the run {progress.fingerprint[:16]}, "
+                f"expected {self._job.name}: remove its folder"
             )
         self._trainer.restore(resumed.checkpoint)
         self._skipped = sorted({*self._skipped, *progress.skipped})
 
-    def _tidy(self) -> None:
-        """Remove what killed workers left on this machine and in the run's storage."""
+    def _remove_leftovers(self) -> None:
+        """Remove what killed workers left: scratch folders and incomplete checkpoints."""
         remove_abandoned_scratch()
         if self._rank != 0:
             return
-        with suppress(OSError):  # training does not depend on it
+        with suppress(OSError):  # Training does not depend on it.
             storage = ray.train.get_context().get_storage()
             reported = ray.train.get_all_reported_checkpoints()
             remove_incomplete(
                 storage.storage_filesystem,
                 storage.experiment_fs_path,
-                kept=frozenset(PurePosixPath(each.checkpoint.path).name for each in reported),
+                kept=frozenset(PurePosixPath(one.checkpoint.path).name for one in reported),
             )
 
     def _metrics(self) -> dict[str, Any]:
         return self._meter.finish_report(len(self._skipped)).model_dump(exclude_none=True)
 
     def _report_metrics(self) -> None:
-        # The mode only tells Ray which thread of this rank waits, so the ranks' modes may differ.
-        uploading = self._upload is not None and not self._upload.done.is_set()
-        mode = CheckpointUploadMode.ASYNC if uploading else CheckpointUploadMode.SYNC
+        # The mode only selects the thread of this rank that waits, so ranks may differ in it.
+        is_uploading = self._upload is not None and not self._upload.done.is_set()
+        mode = CheckpointUploadMode.ASYNC if is_uploading else CheckpointUploadMode.SYNC
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
     def _report_checkpoint(self) -> None:
-        """All ranks report, rank 0 with the folder, which Ray copies to the run's storage."""
+        """Report metrics on all ranks, on rank 0 with a checkpoint, which Ray uploads."""
         self._saved_at = time.monotonic()
         metrics, trainer = self._metrics(), self._trainer
         if self._rank != 0:
             ray.train.report(metrics)
             return
         if self._upload is not None:
-            self._upload.done.wait()  # this machine's disk holds one copy more, not two
+            self._upload.done.wait()  # The disk then holds one scratch copy only.
         folder = new_scratch() / "checkpoint"
         save_checkpoint(
             folder,

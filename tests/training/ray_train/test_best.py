@@ -1,4 +1,4 @@
-"""The best checkpoint is copied beside the last ones, and nobody waits for the copy."""
+"""The best checkpoint is copied beside the last ones, and workers do not wait for the copy."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def report(run: Path):
-    """A function that reports checkpoint `number` with a loss to the callback; without a loss, that
-    the run ends itself."""
+    """Function that reports checkpoint `number` with its loss to the callback. Without a loss it
+    reports that the run ends itself."""
     job = make_job(run, recipe=RECIPE.model_copy(update={"epochs": 4}))
     context = SimpleNamespace(train_loop_config={"job": job.model_dump_json()})
     callback = KeepBest(str(run))
@@ -45,66 +45,64 @@ def report(run: Path):
     return report
 
 
-def kept(run: Path) -> list[str]:
+def names_in_best(run: Path) -> list[str]:
     names = [path.name for path in (run / "best").iterdir()]
     assert [json.loads((run / "best.json").read_text())["checkpoint"]] == names
     return names
 
 
-def test_workers_do_not_wait_for_a_copy_and_the_best_that_waits_is_next(run, report, monkeypatch):
-    begun, go, copied = threading.Event(), threading.Event(), []
+def test_workers_do_not_wait_for_a_copy_and_the_best_later_one_is_next(run, report, monkeypatch):
+    started, may_finish, copied = threading.Event(), threading.Event(), []
 
     def slow(filesystem, folder, checkpoint, loss):
-        begun.set()
-        assert go.wait(60)
+        started.set()
+        assert may_finish.wait(60)
         copied.append((Path(checkpoint.path).name, loss))
         keep_best(filesystem, folder, checkpoint, loss)
 
     monkeypatch.setattr(best, "keep_best", slow)
     report(1, 3.0)
-    assert begun.wait(60)
-    report(2, 1.0)  # returns while the first is being copied
+    assert started.wait(60)
+    report(2, 1.0)  # It returns while the first checkpoint is copied.
     report(3, 2.0)
     assert copied == []
-    go.set()
-    report(4, 4.0)  # the last: waits
+    may_finish.set()
+    report(4, 4.0)  # The last report waits for the copies.
     assert copied[:2] == [("checkpoint_1", 3.0), ("checkpoint_2", 1.0)]
-    assert kept(run) == ["checkpoint_2"]
+    assert names_in_best(run) == ["checkpoint_2"]
 
 
 @pytest.mark.parametrize("error", [OSError("no route"), pyarrow.ArrowInvalid("no such region")])
-def test_a_copy_that_fails_is_told_and_the_next_one_is_made(
-    run, report, monkeypatch, caplog, error
-):
+def test_a_failed_copy_is_logged_and_the_next_one_succeeds(run, report, monkeypatch, caplog, error):
     def fail(*_: object) -> None:
         raise error
 
-    with monkeypatch.context() as away:
-        away.setattr(best, "keep_best", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(best, "keep_best", fail)
         report(4, 1.0)
     assert str(error) in caplog.text
     report(4, 2.0)
-    assert kept(run) == ["checkpoint_4"]
+    assert names_in_best(run) == ["checkpoint_4"]
 
 
-def test_a_store_that_does_not_answer_costs_no_better_one(run, report, monkeypatch):
+def test_a_store_that_does_not_answer_keeps_the_better_checkpoint(run, report, monkeypatch):
     report(4, 1.0)
 
-    def away(*_: object) -> None:
+    def fail_to_read(*_: object) -> None:
         raise OSError("no route")
 
-    with monkeypatch.context() as gone:
-        gone.setattr(json, "loads", away)  # where the score is read
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", fail_to_read)  # The score is read with it.
         report(4, 2.0)
     assert json.loads((run / "best.json").read_text())["loss"] == 1.0
 
 
 def test_a_run_that_ends_itself_waits_for_the_copy(run, report, monkeypatch):
-    def slow(*given):
+    def slow(*arguments):
         time.sleep(0.3)
-        keep_best(*given)
+        keep_best(*arguments)
 
     monkeypatch.setattr(best, "keep_best", slow)
     report(1, 3.0)
     report(2, None)
-    assert kept(run) == ["checkpoint_1"]
+    assert names_in_best(run) == ["checkpoint_1"]
