@@ -1,6 +1,6 @@
-"""Numbers with their nouns, for messages."""
+"""A number with its noun, for messages."""
 
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
-    """`1 image`, `1,500 images`; give `plural` where it is not the noun with an s, as of class."""
+    """A count in words, for example `1 image` or `1,500 images`. Give `plural` if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -1,4 +1,4 @@
-"""Numbers with their nouns."""
+"""A number has its noun in the singular or plural."""
 
 import pytest
 
@@ -8,9 +8,9 @@ from fractal_model.common.plurals import count_of
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0 classes"), (1, "1 class"), (1500, "1,500 classes")]
 )
-def test_one_has_the_noun_without_an_s(number, text):
+def test_only_the_number_1_has_the_singular(number, text):
     assert count_of(number, "class", "classes") == text
 
 
-def test_the_plural_has_an_s_unless_it_is_given():
+def test_the_default_plural_ends_in_s():
     assert count_of(2, "image") == "2 images"
