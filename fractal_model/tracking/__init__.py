@@ -1,2 +1,1 @@
-"""The only room that imports MLflow: runs, the model registry, promotion, and delivery of
-metrics."""
+"""The only package that imports MLflow: runs, model registry, promotion, delivery of metrics."""

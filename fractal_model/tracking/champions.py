@@ -1,9 +1,9 @@
-"""Who is the champion, who was, and how that changes.
+"""Current and former champions of a size, and the functions that change the champion.
 
-Decided here: the alias `champion` is moved by these functions alone, one process at a time
-(`promotion_lock.py`); every change is kept, as a tag of the registered model that is never written
-again, so that a rollback finds what was before; and what a person has taken the title from gets it
-back from a person alone, not from the next evaluation.
+Decided here: only these functions move the alias `champion`, one process at a time
+(`promotion_lock.py`). Every change is stored for good as a tag of the registered model, so that a
+rollback knows the earlier champions. When a person has replaced a champion, only a person can make
+that version the champion again; an evaluation cannot.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from fractal_model.tracking.tags import CHANGE_TAG, DECIDED_TAG, DECISION_TAG
 
 
 class Change(StrictModel):
-    """A version became the champion."""
+    """One change of the champion: `version` took its place."""
 
     version: str
     how: Literal["evaluation", "override", "rollback", "found"]
-    """`found`: the alias was moved by something else, such as MLflow's own page."""
+    """Cause of the change; `found` means that something else moved the alias, for example a person
+    on MLflow's page."""
     because: str
     who: str
     when: str
-    """UTC, ISO 8601."""
+    """Time of the change, UTC, ISO 8601."""
 
 
 def history(size: str) -> list[Change]:
-    """All changes of a size's champion, in their order."""
+    """All changes of a size's champion, the oldest first."""
     tags = mlflow.MlflowClient().get_registered_model(registry.model_name(size)).tags
     keys = sorted(key for key in tags if key.startswith(CHANGE_TAG))
     return [Change.model_validate_json(tags[key]) for key in keys]
 
 
 def champion_stack(changes: Sequence[Change]) -> list[str]:
-    """The versions that a rollback goes back through, the champion last: each change puts one on
-    top, a rollback takes off what lies above its version."""
+    """Versions that a rollback can return to, the current champion last. Each change appends its
+    version; a rollback removes the versions after the one that it returns to."""
     stack: list[str] = []
     for change in changes:
         if change.how == "rollback" and change.version in stack:
@@ -59,16 +60,16 @@ def champion_stack(changes: Sequence[Change]) -> list[str]:
 
 
 def find_withdrawal(changes: Sequence[Change], version: str) -> Change | None:
-    """The change by which a person put another in the place of `version`, where that was the last
-    word about it."""
-    last, champion = None, None
+    """Return the change by which a person replaced `version` as champion; None if no person did, or
+    if the version became the champion again later."""
+    withdrawal, champion = None, None
     for change in changes:
         if change.version == version:
-            last = None
+            withdrawal = None
         elif champion == version and change.how != "evaluation":
-            last = change
+            withdrawal = change
         champion = change.version
-    return last
+    return withdrawal
 
 
 def compare_and_promote(
@@ -81,12 +82,12 @@ def compare_and_promote(
     metrics_of: Callable[[str], Mapping[str, float]],
     objection: str = "",
 ) -> Decision:
-    """Compare a version with the champion, and promote it where it is better.
+    """Compare a version with the champion and promote it if it is better.
 
-    `metrics` are of the protocol with the checksum `protocol`, which is written down too.
-    `metrics_of` gives another version's metrics under the same protocol; it may take long and is
-    called while others may change the champion: then the new one is compared with too. An
-    `objection` keeps the version from being promoted, whatever its numbers are.
+    `metrics` were measured under the protocol with the fingerprint `protocol`, which is stored with
+    the decision. `metrics_of` returns another version's metrics under the same protocol. It may
+    take hours; if the champion changes meanwhile, the version is compared with the new champion
+    too. With an `objection` the version is never promoted.
     """
     while True:
         champion = registry.aliased_version(size, registry.CHAMPION)
@@ -94,49 +95,49 @@ def compare_and_promote(
             return Decision(False, "the candidate is the champion")
         decision = decide(metrics, None if champion is None else metrics_of(champion), rules)
         if decision.promote and objection:
-            decision = _but(decision, objection)
-        settled = _settle(size, version, decision, protocol, against=champion)
-        if settled is not None:
-            return settled
+            decision = _refuse(decision, objection)
+        final = _store_decision(size, version, decision, protocol, against=champion)
+        if final is not None:
+            return final
 
 
 def is_decided(size: str, version: str, protocol: str) -> bool:
-    """Whether a version was compared under this protocol, or needs no comparison: it is the
-    champion."""
+    """True if the version was compared under this protocol, or is the champion."""
     was_compared = registry.version_tags(size, version).get(DECIDED_TAG) == protocol
     return was_compared or registry.aliased_version(size, registry.CHAMPION) == version
 
 
-def _settle(
+def _store_decision(
     size: str, version: str, decision: Decision, protocol: str, *, against: str | None
 ) -> Decision | None:
-    """Write down a decision made against the champion `against`, and promote where it says so;
-    returns the decision that stands. None where the champion is another by now."""
+    """Store a decision made against the champion `against`, promote the version if it says so, and
+    return the final decision. Return None if the champion has changed since."""
     with _hold_title(size) as title:
         if title.champion != against:
             return None
-        taken = find_withdrawal(title.changes, version)
-        if decision.promote and taken is not None:
-            decision = _but(
+        withdrawal = find_withdrawal(title.changes, version)
+        if decision.promote and withdrawal is not None:
+            decision = _refuse(
                 decision,
-                f"{taken.who} put version {taken.version} in its place on {taken.when} "
-                f"({taken.because}): `fractal models promote {size} {version}` takes that back",
+                f"{withdrawal.who} replaced it by version {withdrawal.version} on "
+                f"{withdrawal.when} ({withdrawal.because}): to promote it again, run `fractal "
+                f"models promote {size} {version}`",
             )
-        title.write_down(version, decision, against)
+        title.store_decision(version, decision, against)
         if decision.promote:
             title.give(_change(version, "evaluation", decision.reason))
-        # Last: where this process dies before it, the next night decides again.
+        # This tag comes last: if the process dies before it, the next night decides again.
         registry.tag_version(size, version, DECIDED_TAG, protocol)
     return decision
 
 
-def _but(decision: Decision, objection: str) -> Decision:
+def _refuse(decision: Decision, objection: str) -> Decision:
     return Decision(False, f"{decision.reason}; but {objection}", decision.numbers)
 
 
 def promote_by_hand(size: str, version: str, because: str) -> str | None:
-    """Make a version the champion whatever its numbers are; returns the one that it replaces.
-    FractalError: unknown size or version, or it is the champion."""
+    """Make a version the champion without comparing numbers; return the version that it replaces.
+    FractalError: the size or version is unknown, or the version is the champion already."""
     registry.require_version(size, version)
     with _hold_title(size) as title:
         if title.champion == version:
@@ -146,36 +147,36 @@ def promote_by_hand(size: str, version: str, because: str) -> str | None:
             )
         change = _change(version, "override", because)
         decision = Decision(True, f"promoted by {change.who}: {because}")
-        title.write_down(version, decision, title.champion)
-        title.give(change)
+        title.store_decision(version, decision, title.champion)
+        title.set_champion(change)
     return title.champion
 
 
 def rollback(size: str, because: str) -> tuple[str, str]:
-    """Give the title back to the champion before; returns both versions, the old one first.
-    FractalError: unknown size, or there was none before."""
-    there = {str(version.version) for version in registry.versions(size)}
+    """Make the previous champion the champion again; return the replaced version and the new one.
+    FractalError: the size is unknown, or has no previous champion that still exists."""
+    existing = {str(version.version) for version in registry.versions(size)}
     with _hold_title(size) as title:
-        line = champion_stack(title.changes)
-        before = [version for version in line[:-1] if version in there and version != line[-1]]
-        if not before:
-            now = f"version {line[-1]} is the first" if line else "there is none"
+        stack = champion_stack(title.changes)
+        earlier = [version for version in stack[:-1] if version in existing - {stack[-1]}]
+        if not earlier:
+            state = f"version {stack[-1]} is the first" if stack else "it never had a champion"
             raise FractalError(
-                f"{registry.model_name(size)} has no champion to go back to, {now}: choose a "
-                f"version with `fractal models promote {size} VERSION`"
+                f"{registry.model_name(size)} has no earlier champion, {state}: choose a version "
+                f"with `fractal models promote {size} VERSION`"
             )
-        change = _change(before[-1], "rollback", because)
-        if line[-1] in there:
-            decision = Decision(False, f"taken back by {change.who}: {because}")
-            title.write_down(line[-1], decision, before[-1])
-        title.give(change)
-    return line[-1], before[-1]
+        change = _change(earlier[-1], "rollback", because)
+        if stack[-1] in existing:
+            decision = Decision(False, f"rolled back by {change.who}: {because}")
+            title.store_decision(stack[-1], decision, earlier[-1])
+        title.set_champion(change)
+    return stack[-1], earlier[-1]
 
 
 @contextmanager
 def _hold_title(size: str) -> Iterator[_Title]:
-    """The title of champion, which no other process gives away within the block. If the alias was
-    moved by something else, that is a change too."""
+    """Keep other processes from changing the champion within the block. If something else has moved
+    the alias, record that as a change too."""
     with hold_promotion_lock() as lock:
         champion = registry.aliased_version(size, registry.CHAMPION)
         title = _Title(size, lock, champion, history(size))
@@ -186,15 +187,16 @@ def _hold_title(size: str) -> Iterator[_Title]:
 
 @dataclass(frozen=True)
 class _Title:
-    """Who is the champion of a size, while this process may change it."""
+    """The champion of a size and its history, while this process holds the promotion lock."""
 
     size: str
     lock: PromotionLock
     champion: str | None
     changes: list[Change]
 
-    def give(self, change: Change) -> None:
-        """Make a version the champion. The record first: whoever sees the new one finds why."""
+    def set_champion(self, change: Change) -> None:
+        """Make a version the champion. The change is recorded first, so that whoever sees the new
+        champion also finds the reason."""
         self.lock.require()
         self.record(change)
         registry.set_alias(self.size, registry.CHAMPION, change.version)
@@ -204,10 +206,9 @@ class _Title:
         name, key = registry.model_name(self.size), f"{CHANGE_TAG}{len(self.changes):04d}"
         mlflow.MlflowClient().set_registered_model_tag(name, key, change.model_dump_json())
 
-    def write_down(self, version: str, decision: Decision, against: str | None) -> None:
-        """A decision as tags of its version, in the place of those of an earlier one; the protocol
-        of the last comparison stays, so that a night does not take up again what a person
-        decided."""
+    def store_decision(self, version: str, decision: Decision, against: str | None) -> None:
+        """Write a decision to the tags of its version and delete the tags of an earlier one. The
+        protocol of the last comparison stays, so that no night repeats a person's decision."""
         self.lock.require()
         details = {
             "promoted": str(decision.promote).lower(),
@@ -215,18 +216,18 @@ class _Title:
             "when": utc_now(),
             **{name: f"{value:.6g}" for name, value in decision.numbers.items()},
         }
-        wanted = {f"{DECISION_TAG}.{name}": value for name, value in details.items()}
+        new_tags = {f"{DECISION_TAG}.{name}": value for name, value in details.items()}
         client, name = mlflow.MlflowClient(), registry.model_name(self.size)
         for key in registry.version_tags(self.size, version):
-            if key.startswith(f"{DECISION_TAG}.") and key not in (*wanted, DECIDED_TAG):
+            if key.startswith(f"{DECISION_TAG}.") and key not in (*new_tags, DECIDED_TAG):
                 client.delete_model_version_tag(name, version, key)
-        for key, value in {**wanted, DECISION_TAG: decision.reason}.items():
+        for key, value in {**new_tags, DECISION_TAG: decision.reason}.items():
             registry.tag_version(self.size, version, key, value)
 
 
 def _change(version: str, how: str, because: str) -> Change:
     try:
         who = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        who = "somebody without a name"
+    except (KeyError, OSError):  # A container's user may have no name.
+        who = "a user without a name"
     return Change(version=version, how=how, because=because, who=who, when=utc_now())

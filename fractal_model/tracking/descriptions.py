@@ -1,4 +1,4 @@
-"""What MLflow's pages say about themselves: texts for people who open one without knowing it."""
+"""Descriptions of runs, experiments and models on MLflow's pages, for newcomers."""
 
 from collections.abc import Mapping
 
@@ -8,55 +8,57 @@ _RUNS = {
     "train": (
         "Training of `fractal-{size}` on {dataset}. **Model metrics**: `loss` (training, in nats "
         "per value, weighted), the held-out likelihood and `images_per_second`, all against the "
-        "number of images seen, so that runs with other batch sizes compare. **System metrics**: "
-        "the machine. **Parameters**: everything that params.yaml said."
+        "number of images seen, so that runs with different batch sizes can be compared. **System "
+        "metrics**: the machine. **Parameters**: the settings from params.yaml."
     ),
     "evaluate": (
         "Evaluation of one version of `fractal-{size}` on {dataset}. **Metrics**: "
-        "`nll_bits_per_dim` and, of samples, `fid`, `kid`, `precision`, `recall` and others, each "
-        "with its `_stderr` where it has one; a name that ends in a count, as `fid_5k`, is a "
-        "preview of so many samples. **Artifacts**: `report.html` (all of it on one page), "
-        "`results.json` (the numbers, and why one is missing), `protocol.json` (what they were "
-        "made with), `samples.png`. Only runs with an equal `{tags.PROTOCOL_TAG}` compare."
+        "`nll_bits_per_dim` and, for samples, `fid`, `kid`, `precision`, `recall` and others, some "
+        "with a standard error `_stderr`. A name that ends in a count, such as `fid_5k`, is a "
+        "preview with that number of samples. **Artifacts**: `report.html` (everything on one "
+        "page), `results.json` (all numbers, with the reason for each missing one), "
+        "`protocol.json` (the settings behind the numbers), `samples.png`. Compare only runs with "
+        "an equal `{tags.PROTOCOL_TAG}`."
     ),
     "import": (
         "`fractal-{size}` ({dataset}) from a published file. Nothing was trained: the run holds "
         "the registered model and its architecture; the tag `{tags.SOURCE_TAG}` names the file."
     ),
     "sweep": (
-        "Search for the best guidance of `fractal-{size}` on {dataset}. The child runs are the "
-        "settings that were tried, each with the metrics of its samples."
+        "Search for the best guidance of `fractal-{size}` on {dataset}. Each child run is one "
+        "setting, with the metrics of its samples."
     ),
 }
 
 
 def describe_run(kind: str, size: str, dataset: str) -> str:
-    """What the page of a run of this kind shows, in Markdown."""
+    """Description of a run of this kind (train, evaluate, import or sweep), in Markdown."""
     return _RUNS[kind].format(size=size, dataset=dataset, tags=tags)
 
 
 def describe_experiment(dataset: str) -> str:
-    """Of the experiment that has all runs of a data set."""
+    """Description of the experiment that has all runs of a data set, in Markdown."""
     return (
-        f"Everything on the data set {dataset}: training, evaluation, import and sweep, told apart "
-        f"by the tag `{tags.KIND_TAG}`. Select evaluations of equal `{tags.PROTOCOL_TAG}` and "
-        f"press Compare; metrics have the same names in all of them. `fractal results` prints the "
-        f"same numbers beside the published ones."
+        f"All runs on the data set {dataset}; the tag `{tags.KIND_TAG}` tells whether one is a "
+        f"training, an evaluation, an import or a sweep. Select evaluations with an equal "
+        f"`{tags.PROTOCOL_TAG}` and press Compare; the metrics have the same names in all of them. "
+        f"`fractal results` prints the same numbers beside the published ones."
     )
 
 
 def describe_model(size: str) -> str:
-    """Of a registered model."""
+    """Description of the registered model of a size, in Markdown."""
     return (
         f"Fractal generative model of the size `{size}`. `candidate` is the newest version, "
         f"`champion` the best evaluated one. `mlflow.pyfunc.load_model"
-        f'("models:/fractal-{size}@champion").predict(...)` takes a table of class, seed and, '
-        f"where wanted, guidance and logit_scale, at most 1,000 rows, and returns PNG images."
+        f'("models:/fractal-{size}@champion").predict(...)` takes a table with the columns class, '
+        f"seed and, optionally, guidance and logit_scale. It has at most 1,000 rows; the result is "
+        f"one PNG image per row."
     )
 
 
 def describe_version(size: str, own_tags: Mapping[str, str]) -> str:
-    """Of a registered version, from its tags."""
+    """Description of a registered version from its tags, in Markdown."""
     if tags.IMPORT_RUN_TAG in own_tags:
         return f"`{size}`, imported from a published file (`{tags.SOURCE_CHECKSUM_TAG}`)."
     run = own_tags.get(tags.TRAINING_RUN_TAG)

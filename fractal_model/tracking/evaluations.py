@@ -1,4 +1,4 @@
-"""What MLflow knows of evaluated models: the newest evaluation of each version and protocol."""
+"""Reads evaluations from MLflow: the newest one of each version and protocol."""
 
 from pathlib import Path
 
@@ -19,15 +19,13 @@ def evaluations() -> list[Row]:
 
     FractalError: the store has none.
     """
-    names = {
-        one.experiment_id: one.name.removeprefix(EXPERIMENT_PREFIX)
-        for one in mlflow.search_experiments(filter_string=f"name LIKE '{EXPERIMENT_PREFIX}%'")
-    }
+    experiments = mlflow.search_experiments(filter_string=f"name LIKE '{EXPERIMENT_PREFIX}%'")
+    datasets = {e.experiment_id: e.name.removeprefix(EXPERIMENT_PREFIX) for e in experiments}
     newest: dict[tuple[str, ...], Run] = {}
-    for run in find_runs(list(names), {KIND_TAG: "evaluate"}):
+    for run in find_runs(list(datasets), {KIND_TAG: "evaluate"}):
         tags = run.data.tags
-        dataset, version = names[run.info.experiment_id], tags.get(VERSION_TAG, "")
-        # Without a version it is a folder's model: the weights tell which, named in the run's name.
+        dataset, version = datasets[run.info.experiment_id], tags.get(VERSION_TAG, "")
+        # A model without a version came from a folder. The run's name holds its weights' checksum.
         model = version or run.info.run_name
         key = (dataset, tags.get(SIZE_TAG, ""), version, model, tags.get(PROTOCOL_TAG, ""))
         if run.info.status == "FINISHED":
@@ -45,12 +43,13 @@ def _row(run: Run, dataset: str, size: str, version: str) -> Row:
     model = f"{model_name(size)} version {version}"
     if not version and record is not None:
         model = f"{model_name(size)}, {record.model}"
-    protocol = None if record is None else record.protocol
+    protocol = record and record.protocol
     return Row(dataset, model, run.data.metrics, protocol, run.info.run_id)
 
 
 def _record(run: Run) -> Record | None:
-    """Of an evaluation that was made before records were kept, or by another version: none."""
+    """Return the record of an evaluation; None if it has none (it is older than records), or if
+    another version of this package wrote it."""
     try:
         uri = f"runs:/{run.info.run_id}/{RECORD_FILE}"
         return read_record(Path(mlflow.artifacts.download_artifacts(uri)))

@@ -1,13 +1,12 @@
-"""The local MLflow store: a SQLite file that processes share, and that travels with its folder.
+"""The local MLflow store: a SQLite file that several processes use, in a folder that can be moved.
 
 Decided here:
 
-- The database is made whole, under a hidden name, by one process at a time: MLflow's own migration
-  fails where two processes begin it, and what a full disk has cut short cannot be taken up again.
-- MLflow writes absolute addresses of artifacts into the database. Where the folder was moved or
-  copied since, they are set to where the artifacts lie now, so that a copy never reads, or writes
-  to, the files of its original.
-- What a database's driver raises is a condition of the machine: it is told on one line.
+- One process at a time creates the database, under a temporary name until it is complete. MLflow's
+  own migration fails if two processes start it, and cannot continue after a full disk stopped it.
+- MLflow stores absolute paths of artifacts in the database. After the folder was moved or copied,
+  they are changed to the new place, so that a copy never uses the files of its original.
+- An error of the database driver is a condition of the machine: it is reported on one line.
 """
 
 import logging
@@ -28,11 +27,11 @@ from fractal_model.common.files import atomic_file, remove_partial_files
 from fractal_model.common.locks import hold_lock
 
 STORE, ARTIFACTS = "mlflow", "artifacts"
-"""Folders: of the store in the outputs, of the artifacts in the store."""
+"""Folder of the store below the outputs, and folder of the artifacts below the store."""
 SCHEME = "sqlite:///"
 WAIT_SECONDS, BUSY_SECONDS = 120.0, 20.0
-"""Longest waits for another process: for one that makes the database (10 s on a busy laptop), and
-for one that writes to it."""
+"""Longest waits, in seconds, for another process that creates the database (10 s on a busy laptop),
+and for one that writes to it."""
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error)
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -44,51 +43,51 @@ _ADDRESSES = (
 _ROOT = re.compile(rf"(file://)?(/.*/{STORE}/{ARTIFACTS})(?=/|$)")
 _WAYS_OUT = {
     "full": "free some space",
-    "disk I/O": "free some space, or mend the disk",
-    "locked": "wait for the process that holds it, or end that",
+    "disk I/O": "free some space, or repair the disk",
+    "locked": "wait for the process that holds it, or end that process",
     "readonly": "make the file and its folder writable",
     "unable to open": "make the file and its folder readable and writable",
     "malformed": "restore it from a copy",
     "not a database": "restore it from a copy",
 }
-"""By words of the driver's message, which a server passes on too."""
+"""Way out by words of the driver's message, which a server passes on too."""
 
 
 def local_database(outputs: Path) -> Path:
-    """The file of the store that is used without a server."""
+    """Path of the SQLite file that MLflow uses without a server."""
     return outputs / STORE / "mlflow.db"
 
 
 def local_artifacts(outputs: Path) -> Path:
-    """The folder of that store's artifacts."""
+    """Path of the folder with the artifacts of the local store."""
     return outputs / STORE / ARTIFACTS
 
 
 def prepare_local_store(outputs: Path) -> Path:
-    """The database of the outputs, made where there is none, with the addresses of artifacts that
-    lie in these outputs. FractalError: it cannot be made, read or written."""
+    """Return the database of the outputs; create it if it is missing, and point its artifact paths
+    to these outputs. FractalError: it cannot be created, read or written."""
     file = local_database(outputs)
     prepare_database(file, local_artifacts(outputs))
     return file
 
 
 def prepare_database(file: Path, artifacts: Path | None = None) -> None:
-    """Make a database of MLflow where there is none; where `artifacts` is given, all artifacts of
-    the store lie there. FractalError: it cannot be made, read or written."""
+    """Create a database of MLflow if `file` is missing or empty. If `artifacts` is given, point all
+    artifact paths to that folder. FractalError: it cannot be created, read or written."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow logs the traceback of each error that it raises.
+    # MLflow would log the traceback of each error that it raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with _explain_errors(file), _wait_for_turn(file):
         if not file.exists() or file.stat().st_size == 0:
             remove_partial_files(file.parent)
-            # A new name each time: MLflow keeps connections to one that failed.
+            # The temporary name is new each time: MLflow keeps connections to a failed database.
             with atomic_file(file, unique=True) as partial:
                 _client(partial).search_experiments(max_results=1)
-        # A file that is no database is told at once; MLflow would try to open it for a minute.
+        # This fails at once for a file that is no database; MLflow would retry for a minute.
         with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database, database:
             database.execute("SELECT count(*) FROM sqlite_master")
             if artifacts is not None:
-                _follow_artifacts(database, artifacts)
+                _update_artifact_paths(database, artifacts)
 
 
 def _client(file: Path) -> mlflow.MlflowClient:
@@ -97,38 +96,34 @@ def _client(file: Path) -> mlflow.MlflowClient:
 
 
 def _wait_for_turn(file: Path) -> AbstractContextManager[None]:
-    """One process at a time; where nothing can be written, there is nothing to wait for."""
+    """Wait until no other process creates this database. A read-only folder needs no lock."""
     if not os.access(file.parent, os.W_OK):
         return nullcontext()
     return hold_lock(file.with_suffix(".lock"), wait_seconds=WAIT_SECONDS)
 
 
-def _follow_artifacts(database: sqlite3.Connection, artifacts: Path) -> None:
+def _update_artifact_paths(database: sqlite3.Connection, artifacts: Path) -> None:
     database.create_function(
         "current_address", 1, lambda address: _current_address(address, artifacts)
     )
     for table, column in _ADDRESSES:
         stale = f"WHERE {column} IS NOT current_address({column})"
-        # Asked first: an update locks the database, and fails where it cannot be written.
+        # An update fails on a database that is read-only, so it runs only if it changes something.
         if database.execute(f"SELECT 1 FROM {table} {stale} LIMIT 1").fetchone():
             database.execute(f"UPDATE {table} SET {column} = current_address({column}) {stale}")
 
 
 def _current_address(address: str | None, artifacts: Path) -> str | None:
-    """The address of the same artifact below `artifacts`; any other address as it is."""
+    """Address of the same artifact below `artifacts`. It stays unchanged if it is outside a local
+    store, or if its artifacts exist at the old place only."""
     match = _ROOT.match(address or "")
     if address is None or match is None:
         return address
     is_url, root = match[1] is not None, match[2]
-    before = Path(unquote(root) if is_url else root)
-    if before == artifacts or (before.exists() and _stays(before, artifacts)):
+    old = Path(unquote(root) if is_url else root)
+    if old == artifacts or (old.exists() and (not artifacts.exists() or old.samefile(artifacts))):
         return address
     return (artifacts.as_uri() if is_url else str(artifacts)) + address[match.end() :]
-
-
-def _stays(before: Path, artifacts: Path) -> bool:
-    """True if artifacts lie at their old place alone, or both names are of one folder."""
-    return not artifacts.exists() or before.samefile(artifacts)
 
 
 @contextmanager
@@ -140,31 +135,33 @@ def _explain_errors(file: Path) -> Iterator[None]:
 
 
 def describe_store_error(error: BaseException, uri: str) -> str:
-    """What is wrong with a store, and the way out, on one line."""
+    """Error text for a store that does not work: the reason and the way out, on one line."""
     reason = store_reason(error)
     ways = [way for words, way in _WAYS_OUT.items() if words in reason]
     return (
-        f"the MLflow store {uri} does not do its work ({reason}): {(ways or ['mend that'])[0]} and "
-        f"run the same command again, what was complete is kept"
+        f"the MLflow store {uri} does not work ({reason}): {(ways or ['repair it'])[0]} and run "
+        f"the same command again, complete results are kept"
     )
 
 
 def is_absence(error: BaseException) -> bool:
-    """True if the store answers that it has no such thing; else it does not do its work."""
-    # An unknown alias is an invalid parameter for it; nonsense like models:/ has its text alone.
+    """True if the error says that the store lacks the requested object, not that it fails."""
+    # MLflow reports an unknown alias as an invalid parameter. For an invalid address like models:/
+    # only the error's text tells.
     absent = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-    is_nonsense = "Not a proper models:/ URI" in str(error)
-    return isinstance(error, OSError) or getattr(error, "error_code", "") in absent or is_nonsense
+    is_bad_uri = "Not a proper models:/ URI" in str(error)
+    return isinstance(error, OSError) or getattr(error, "error_code", "") in absent or is_bad_uri
 
 
 def store_reason(error: BaseException) -> str:
-    """The words of the database's driver, without what SQLAlchemy puts before and after them."""
+    """Message of the database's driver, without the text that SQLAlchemy adds around it."""
     text = one_line(error).partition(" [SQL: ")[0].partition(" (Background on")[0]
     return re.sub(r"^.*?\((\w+\.)+\w+\) ", "", text)
 
 
 def _explanation(error: BaseException) -> str | None:
-    """None where the store does its work: what was asked of it is wrong, by a fault of ours."""
+    """Error text for a failing store; None if only the requested object is missing, which is a bug
+    of this package."""
     return None if is_absence(error) else describe_store_error(error, mlflow.get_tracking_uri())
 
 

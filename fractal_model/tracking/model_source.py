@@ -1,4 +1,4 @@
-"""Where a command takes its model from: a checkpoint, an exported folder or the registry."""
+"""Loads a model from a checkpoint, an exported folder or the registry."""
 
 from pathlib import Path
 
@@ -10,27 +10,29 @@ from fractal_model.tracking import registry, store
 
 REGISTRY_SCHEME = "models:/"
 AVERAGED = "#ema"
+"""Suffix of a source that selects the moving average of the weights."""
 
 
 def load_model(source: str, outputs: Path) -> FractalModel:
-    """The model in a folder, of a checkpoint or an exported one, or registered as
-    `models:/NAME@ALIAS` or `models:/NAME/VERSION` in the store of `outputs`; on the CPU, in
-    evaluation mode. A checkpoint's or version's name with `#ema` at its end stands for the moving
-    average of its weights.
+    """Load a model on the CPU, in evaluation mode.
 
-    FractalError: there is none, or it is damaged.
+    `source` is the folder of a checkpoint or of an exported model, or `models:/NAME@ALIAS` or
+    `models:/NAME/VERSION` in the MLflow store of `outputs`. `#ema` at the end of a checkpoint's or
+    version's name selects the moving average of its weights.
+
+    FractalError: there is no such model, or it is damaged.
     """
     source, averaged = source.removesuffix(AVERAGED), source.endswith(AVERAGED)
     folder = Path(source)
     if source.startswith(REGISTRY_SCHEME):
         store.connect(outputs)
         folder = registry.fetch_checkpoint(source)
-    # What is left of an interrupted checkpoint must not pass for an exported model.
+    # An incomplete checkpoint must not be taken for an exported model.
     elif is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY):
         if averaged:
             raise FractalError(
                 f"{folder} is an exported model, which has no moving average: leave out "
-                f"{AVERAGED}, or give the checkpoint that it was exported from"
+                f"{AVERAGED}, or name the checkpoint that it was exported from"
             )
         return FractalModel.from_pretrained(folder)
     elif folder.is_dir() and not any((folder / name).exists() for name in CHECKPOINT_ONLY):
@@ -41,16 +43,16 @@ def load_model(source: str, outputs: Path) -> FractalModel:
 
 
 def fetch_registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
-    """The version of a size's model that `models:/fractal-<size>@ALIAS` or `…/VERSION` names, in
-    the store that is connected; by default the candidate. FractalError: there is none, or it is
-    another size's."""
+    """Fetch the version that `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`
+    names in the connected store; the candidate if `source` is None. FractalError: there is no such
+    version, or it is of another size."""
     if source is None:
         return registry.resolve(size)
     name, at, alias = source.removeprefix(REGISTRY_SCHEME).partition("@")
     name, _, version = name.partition("/")
     if name != registry.model_name(size) or bool(alias) == bool(version):
         raise FractalError(
-            f"{source} is no model of the size {size}: give models:/{registry.model_name(size)}"
+            f"{source} is no model of the size {size}: use models:/{registry.model_name(size)}"
             f"@{registry.CANDIDATE}, or models:/{registry.model_name(size)}/VERSION"
         )
     return registry.resolve(size, alias) if at else registry.fetch(size, version)

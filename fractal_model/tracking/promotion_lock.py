@@ -1,9 +1,9 @@
-"""A lock over all machines of a registry: one process at a time changes a champion.
+"""A lock across all machines of a registry: one process at a time changes a champion.
 
-MLflow sets an alias whatever it was before, so no two processes may read the champion, decide and
-set the alias at once. What all of them share is the registry: a file lock ends at the machine, and
-each machine may have another Prefect server. The lock is therefore an entry of the registry, which
-is there only while a champion changes.
+MLflow sets an alias without comparing its old value, so two processes must not read the champion,
+decide and set the alias at the same time. A file lock holds on one machine only, and each machine
+may use another Prefect server. The lock is therefore an entry of the registry, which exists only
+while a champion changes.
 
 Each attempt creates an entry under a name that is never used again, and then lists the entries of
 all processes. If its own is the only one, the process holds the lock. Otherwise it deletes its own
@@ -13,8 +13,8 @@ and tries again after a random pause. Why this is safe:
   whose entry is committed second sees the other's. (The registry's database must answer reads
   itself: a replica that lags behind may hide an entry.)
 - A process that died holds the lock for `LONGEST_SECONDS` of the registry's clock; the next process
-  then deletes its entry. As names are unique, that never hits another process's entry.
-- A process that was only stopped for so long notices: it calls `require` before it writes.
+  then deletes its entry. As names are unique, it never deletes another process's entry.
+- A process that only stood still for that time finds out: it calls `require` before it writes.
 
 Earlier versions of this package left a registered model `turns-of-promotion` behind. Its name has
 the prefix of these entries, so it is deleted like the entry of a process that died.
@@ -36,38 +36,38 @@ from fractal_model.common.errors import FractalError, one_line
 
 PREFIX = "turns-of-promotion"
 LONGEST_SECONDS = 60.0
-"""Changing a champion takes a few requests: a process that holds the lock for longer is dead."""
+"""Longest time that a process holds the lock; one that holds it for longer counts as dead."""
 WAIT_SECONDS = 300.0
 PAUSE_SECONDS = 0.2
-"""Longest pause after the first attempt; each further one may be longer by as much."""
+"""Longest pause after the first attempt; it grows by this amount with each further attempt."""
 _PASSING = (
-    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST"),  # many write at the same moment
-    "RESOURCE_ALREADY_EXISTS",  # the answer to our request was lost, and MLflow sent it again
-    "RESOURCE_DOES_NOT_EXIST",  # another process has deleted the dead process's entry
+    *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST"),  # Many write at the same moment.
+    "RESOURCE_ALREADY_EXISTS",  # The answer to the request was lost, and MLflow sent it again.
+    "RESOURCE_DOES_NOT_EXIST",  # Another process has deleted the dead process's entry.
 )
 
 
 @dataclass(frozen=True)
 class PromotionLock:
-    """The right to change a champion now."""
+    """A lock that this process holds: it may change a champion."""
 
     entry: str
-    """Name of its registered model."""
+    """Name of the registered model that stands for the lock."""
 
     def require(self) -> None:
-        """FractalError: this process held the lock for so long that others took it for dead."""
+        """Raise FractalError if others took this process for dead and deleted its lock."""
         if not mlflow.MlflowClient().search_registered_models(f"name = '{self.entry}'"):
             raise FractalError(
-                f"this process took more than {LONGEST_SECONDS:.0f} s to change the champion, and "
-                f"others have gone on: nothing more was changed, run again"
+                f"this process took more than {LONGEST_SECONDS:.0f} s to change the champion, so "
+                f"others removed its lock: nothing more was changed, run again"
             )
 
 
 @contextmanager
 def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[PromotionLock]:
-    """Wait for the lock, and hold it within the block.
+    """Wait for the lock and hold it within the block.
 
-    FractalError: others held it all the time, or the registry does not answer.
+    FractalError: others held it for `wait_seconds`, or the registry does not answer.
     """
     deadline, pause = time.monotonic() + wait_seconds, 0.0
     while True:
@@ -78,7 +78,7 @@ def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[Promo
                 yield lock
                 return
         finally:
-            # An entry that can't be deleted now is taken for a dead process's later on.
+            # If it cannot be deleted now, another process deletes it after `LONGEST_SECONDS`.
             with suppress(MlflowException):
                 mlflow.MlflowClient().delete_registered_model(lock.entry)
         if time.monotonic() > deadline:
@@ -91,8 +91,8 @@ def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[Promo
 
 
 def _take(lock: PromotionLock) -> str:
-    """Create the lock's entry and delete those of dead processes; returns what keeps this process
-    from holding the lock, "" if it holds it."""
+    """Create the lock's entry and delete the entries of dead processes. Return the reason why this
+    process does not hold the lock, "" if it does."""
     client = mlflow.MlflowClient()
     holder = f"process {os.getpid()} of {socket.gethostname()} is changing a champion"
     try:
@@ -107,7 +107,7 @@ def _take(lock: PromotionLock) -> str:
         if error.error_code in _PASSING:
             return one_line(error)
         raise FractalError(
-            f"the registry {mlflow.get_tracking_uri()} gives no lock on the champion "
+            f"the registry {mlflow.get_tracking_uri()} did not create a lock for the champion "
             f"({one_line(error)}): nothing was changed, run again"
         ) from error
     return ""

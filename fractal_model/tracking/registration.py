@@ -1,7 +1,7 @@
-"""Registering: a checkpoint becomes a version of `fractal-<size>`, or an equal one is found again.
+"""Registers a checkpoint as a version of `fractal-<size>`, or finds an equal version again.
 
-A registered version is a real MLflow model, code and checkpoint together (`served_model.py`).
-Its tags say what it came from, so that a run that is unchanged finds it again.
+A registered version is an MLflow model with its code and checkpoint (`served_model.py`). Its tags
+say which run and settings it came from, so that an unchanged run reuses it.
 """
 
 import tempfile
@@ -39,13 +39,14 @@ SERVED_PACKAGES = (
     "pillow",
     "psutil",
 )
-# Without inputs: by these MLflow would cast and drop what `served_model.py` has to refuse.
+# The signature has no inputs: with them MLflow would cast values that `served_model.py` refuses,
+# and drop columns that it does not know.
 _SIGNATURE = ModelSignature(outputs=Schema([ColSpec("binary", "png")]))
 
 
-class _WithoutTrial:
-    """MLflow's pyfunc flavour, but logging a model does not answer the input example with it: that
-    would sample, for hours where the model is large and the machine has no GPU."""
+class _PyfuncWithoutTrial:
+    """MLflow's pyfunc flavour without the trial prediction when a model is logged: the trial would
+    sample images, which takes hours for a large model without a GPU."""
 
     __name__ = "pyfunc"
 
@@ -55,9 +56,10 @@ class _WithoutTrial:
 
 
 def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[str, str]) -> str:
-    """Log the checkpoint as a model of the active run, register it, point `candidate` to it.
+    """Log the checkpoint as a model of the active run, register it with `tags`, and point the alias
+    `candidate` to the new version; return the version's number.
 
-    FractalError: it is damaged, or lacks the weights that it shall serve.
+    FractalError: the checkpoint is damaged, or lacks the weights that `serving` asks for.
     """
     if serving.weights == "ema" and not (checkpoint / EMA_WEIGHTS).is_file():
         raise FractalError(
@@ -68,12 +70,12 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
         files = {"checkpoint": Path(scratch) / "checkpoint", SERVING: Path(scratch) / _SERVING_FILE}
         copy_for_sampling(checkpoint, files["checkpoint"])
         files[SERVING].write_text(serving.model_dump_json(indent=1))
-        # MLflow advises type hints, which cannot say what the signature says.
+        # MLflow advises type hints, which cannot express this signature.
         warnings.filterwarnings("ignore", message=".*Add type hints.*")
         logged = Model.log(
-            artifact_path=None,  # the name's old one; it has no default
+            artifact_path=None,  # The old parameter for the name has no default.
             name="model",
-            flavor=_WithoutTrial,
+            flavor=_PyfuncWithoutTrial,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={name: str(file) for name, file in files.items()},
             code_paths=[str(Path(fractal_model.__file__).parent)],
@@ -85,7 +87,7 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
         )
     client = mlflow.MlflowClient()
     number = str(logged.registered_model_version)
-    # The alias first: once the tags let a later run find this version, it is the candidate.
+    # The alias comes first, so that a run that finds this version by its tags finds the candidate.
     registry.set_alias(size, CANDIDATE, number)
     for key, value in tags.items():
         client.set_model_version_tag(model_name(size), number, key, value)
@@ -95,60 +97,61 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
 
 
 def _example(serving: ServingConfig) -> pd.DataFrame:
-    """Two images of the first class, as they are served."""
-    settings = serving.sampling
-    own = {"guidance": settings.guidance, "logit_scale": settings.logit_scale}
-    return pd.DataFrame({"class": 0, "seed": [0, 1], **own})
+    """Example request for two images of the first class, with the settings that are served."""
+    settings = serving.sampling.model_dump(include={"guidance", "logit_scale"})
+    return pd.DataFrame({"class": 0, "seed": [0, 1], **settings})
 
 
 def read_serving(size: str, version: str) -> ServingConfig:
-    """How a version serves. FractalError: its files are gone, or of another version of this
-    package."""
+    """Read the settings with which a version is served. FractalError: its files are missing, or
+    another version of this package wrote them."""
     name = f"{model_name(size)}/{version}"
     try:
         text = mlflow.artifacts.load_text(f"models:/{name}/artifacts/{_SERVING_FILE}")
         return ServingConfig.model_validate_json(text)
     except (MlflowException, OSError, ValidationError) as error:
         raise FractalError(
-            f"the registry {mlflow.get_tracking_uri()} does not say how models:/{name} serves "
-            f"({one_line(error)}): train or import the model again"
+            f"the registry {mlflow.get_tracking_uri()} has no valid serving settings for "
+            f"models:/{name} ({one_line(error)}): train or import the model again"
         ) from error
 
 
 def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
-    """The newest version that an equal run has registered, made the candidate; None where there is
-    none. Where none of them serves in this way, the newest is registered once more, so that what
-    is evaluated under changed settings can be served under them."""
-    known = registry.versions(size) if size in registry.sizes() else []
-    equal = [version for version in known if version.tags.get(FINGERPRINT_TAG) == fingerprint]
+    """Make the newest version with this fingerprint and these serving settings the candidate, and
+    return it; None if no version has the fingerprint. If all such versions serve with other
+    settings, the weights of the newest are registered again, so that they can be served with the
+    settings under which they are evaluated."""
+    all_versions = registry.versions(size) if size in registry.sizes() else []
+    equal = [v for v in all_versions if v.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:
-        if _serves(size, version.version, serving):
+        if _serves_with(size, version.version, serving):
             registry.set_alias(size, CANDIDATE, str(version.version))
             return str(version.version)
     return _register_again(size, equal[0], serving) if equal else None
 
 
 def serving_difference(size: str, version: str, evaluated: ServingConfig) -> str:
-    """Why a version that was evaluated in this way is not the one that would be served, and the
-    way out; "" where it is."""
+    """Describe how a version's serving settings differ from those that were evaluated, with the way
+    out; "" if they are equal."""
     differences = read_serving(size, version).differences(evaluated)
-    reason = (
+    if not differences:
+        return ""
+    return (
         f"version {version} serves with {differences} as evaluated: train or import {size} again, "
-        f"which registers the same weights once more with the settings of params.yaml"
+        f"which registers the same weights again with the settings of params.yaml"
     )
-    return reason if differences else ""
 
 
-def _serves(size: str, version: str, serving: ServingConfig) -> bool:
+def _serves_with(size: str, version: str, serving: ServingConfig) -> bool:
     try:
         return read_serving(size, version) == serving
-    except FractalError:  # registered by an earlier version of this package
+    except FractalError:  # An earlier version of this package registered it.
         return False
 
 
 def _register_again(size: str, version: ModelVersion, serving: ServingConfig) -> str:
     checkpoint = registry.fetch_checkpoint(f"models:/{model_name(size)}/{version.version}")
-    own = (EVALUATION_TAG, DECISION_TAG)  # what holds for that version alone
-    tags = {key: value for key, value in version.tags.items() if not key.startswith(own)}
+    version_only = (EVALUATION_TAG, DECISION_TAG)
+    tags = {key: value for key, value in version.tags.items() if not key.startswith(version_only)}
     with mlflow.start_run(version.run_id):
         return register(size, checkpoint, serving=serving, tags=tags)

@@ -1,7 +1,7 @@
 """The model registry: versions of `fractal-<size>`, their checkpoints and their aliases.
 
-Decided here: a version's tags say which run trained it and which evaluated it under which protocol,
-so that nothing is done twice; how versions come to be is `registration.py`'s.
+Decided here: a version's tags name the run that trained it and the run that evaluated it under each
+protocol, so that nothing is computed twice. `registration.py` creates versions.
 """
 
 from dataclasses import dataclass
@@ -29,54 +29,57 @@ class RegisteredCheckpoint:
 
 
 def model_name(size: str) -> str:
+    """Name of a size's registered model."""
     return f"fractal-{size}"
 
 
 def set_alias(size: str, alias: str, version: str) -> None:
-    """Point an alias to a version. `champions.py` sees to when `champion` is moved."""
+    """Point an alias to a version. Only `champions.py` moves `champion`."""
     mlflow.MlflowClient().set_registered_model_alias(model_name(size), alias, version)
 
 
 def sizes() -> list[str]:
-    """All sizes that have a registered model, by name."""
-    found = mlflow.MlflowClient().search_registered_models(f"name LIKE '{model_name('%')}'")
-    return sorted(model.name.removeprefix(model_name("")) for model in found)
+    """All sizes that have a registered model, in the order of their names."""
+    models = mlflow.MlflowClient().search_registered_models(f"name LIKE '{model_name('%')}'")
+    return sorted(model.name.removeprefix(model_name("")) for model in models)
 
 
 def versions(size: str) -> list[ModelVersion]:
     """All versions of a size, the newest first. FractalError: it has no registered model."""
-    known = sizes()
-    if size not in known:
+    registered_sizes = sizes()
+    if size not in registered_sizes:
         raise FractalError(
             f"no model {model_name(size)} is registered: registered are the sizes "
-            f"{', '.join(known) or '(none)'}; train one with `python -m flows.train`"
+            f"{', '.join(registered_sizes) or '(none)'}; train one with `python -m flows.train`"
         )
-    found = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
-    return sorted(found, key=lambda version: int(version.version), reverse=True)
+    unsorted = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
+    return sorted(unsorted, key=lambda version: int(version.version), reverse=True)
 
 
 def require_version(size: str, version: str) -> None:
-    """FractalError: the size or the version is not registered."""
-    there = [str(found.version) for found in versions(size)]
-    if version not in there:
-        choice = f"choose {' or '.join(there)}" if there else "it has none, train one"
+    """Raise FractalError if the size or the version is not registered."""
+    existing = [str(registered.version) for registered in versions(size)]
+    if version not in existing:
+        choice = f"choose {' or '.join(existing)}" if existing else "it has none, train one"
         raise FractalError(f"{model_name(size)} has no version {version}: {choice}")
 
 
 def aliased_version(size: str, alias: str) -> str | None:
-    """The version that an alias points to; None where there is none."""
+    """The version that an alias points to; None if there is none. FractalError: MLflow does not
+    answer."""
     client, name = mlflow.MlflowClient(), model_name(size)
-    found = look_up(f"{name}@{alias}", lambda: client.get_model_version_by_alias(name, alias))
-    return None if found is None else str(found.version)
+    version = look_up(f"{name}@{alias}", lambda: client.get_model_version_by_alias(name, alias))
+    return None if version is None else str(version.version)
 
 
 def training_run_id(size: str, version: str | None) -> str | None:
-    """The MLflow run that trained a version; None where it was imported, or there is no version."""
+    """Id of the MLflow run that trained a version; None if it was imported or `version` is None."""
     return None if version is None else version_tags(size, version).get(TRAINING_RUN_TAG)
 
 
 def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
-    """Fetch a version's checkpoint. FractalError: nothing is registered under the alias."""
+    """Fetch the version that an alias points to, with its checkpoint. FractalError: nothing is
+    registered under the alias, or the files are missing."""
     number = aliased_version(size, alias)
     if number is None:
         raise FractalError(
@@ -87,13 +90,13 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
 
 
 def fetch(size: str, version: str) -> RegisteredCheckpoint:
-    """A version, with its checkpoint. FractalError: unknown, or its files are gone."""
+    """Fetch a version with its checkpoint. FractalError: it is unknown, or lacks its files."""
     return RegisteredCheckpoint(version, fetch_checkpoint(f"models:/{model_name(size)}/{version}"))
 
 
 def fetch_checkpoint(uri: str) -> Path:
-    """The checkpoint folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded where
-    the store is not on this machine. FractalError: unknown, or its files are gone."""
+    """Return the checkpoint folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded if
+    the store is on another machine. FractalError: it is unknown, or its files are missing."""
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
@@ -112,14 +115,15 @@ def fetch_checkpoint(uri: str) -> Path:
     return checkpoints[0]
 
 
-def evaluation_tag(protocol_checksum: str) -> str:
-    return f"{EVALUATION_TAG}.{protocol_checksum[:12]}"
+def evaluation_tag(protocol_fingerprint: str) -> str:
+    """Name of the version tag that holds the run which evaluated it under a protocol."""
+    return f"{EVALUATION_TAG}.{protocol_fingerprint[:12]}"
 
 
-def find_evaluation(size: str, version: str, protocol_checksum: str) -> str | None:
-    """The finished run that evaluated a version under a protocol; None where there is none, or it
-    was deleted since. FractalError: MLflow does not say."""
-    run_id = version_tags(size, version).get(evaluation_tag(protocol_checksum))
+def find_evaluation(size: str, version: str, protocol_fingerprint: str) -> str | None:
+    """Return the id of the finished run that evaluated a version under a protocol; None if there is
+    none, or it was deleted. FractalError: MLflow does not answer."""
+    run_id = version_tags(size, version).get(evaluation_tag(protocol_fingerprint))
     run = None if run_id is None else find_run(run_id)
     return run_id if run is not None and run.info.status == "FINISHED" else None
 

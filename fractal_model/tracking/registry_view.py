@@ -1,4 +1,4 @@
-"""What is in the registry, for people and programs that look."""
+"""The content of the registry, as typed values for people and programs."""
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -17,19 +17,21 @@ class RegisteredVersion(StrictModel):
     version: str
     aliases: tuple[str, ...]
     registered_at: float
-    """Seconds since 1970, UTC."""
+    """Time of registration in seconds since 1970, UTC."""
     promoted: bool | None
-    """What was decided last; None where nothing was, or where a store of before says only why."""
+    """True if the last decision promoted the version; None without a decision, and in a store of an
+    earlier version of this package, which holds only the reason."""
     decision: str | None
-    """Why, on one line."""
+    """Reason of the last decision, on one line."""
     evaluation_run: str | None
-    """The id of the MLflow run behind the decision, by its protocol; else of the newest that
-    evaluated it."""
+    """Id of the MLflow run that evaluated the version under the decision's protocol; without one,
+    of its newest evaluation."""
     metrics: dict[str, float]
-    """Of that run; empty where there is none."""
+    """Metrics of `evaluation_run`; empty if there is none."""
 
     @property
     def outcome(self) -> str:
+        """The last decision and its reason, on one line."""
         if self.decision is None:
             return "not evaluated" if self.evaluation_run is None else "not decided"
         if self.promoted is None:
@@ -37,7 +39,8 @@ class RegisteredVersion(StrictModel):
         return f"{'promoted' if self.promoted else 'not promoted'}: {self.decision}"
 
     def format_metric(self, metric: str, digits: int) -> str:
-        """A metric, or under its name the one of a preview, such as fid_5k; "" without."""
+        """Format a metric with this many digits; if only a preview has it (such as fid_5k), add the
+        preview's count; "" if neither has it."""
         if metric in self.metrics:
             return f"{self.metrics[metric]:.{digits}f}"
         for name, value in self.metrics.items():
@@ -47,7 +50,7 @@ class RegisteredVersion(StrictModel):
 
 
 class RegisteredModel(StrictModel):
-    """All versions of a size, the newest first, and its champions in their order."""
+    """Versions of a size, the newest first, and changes of its champion, the oldest first."""
 
     size: str
     versions: tuple[RegisteredVersion, ...]
@@ -55,7 +58,7 @@ class RegisteredModel(StrictModel):
 
 
 def registered_models() -> list[RegisteredModel]:
-    """All sizes by name."""
+    """The registered models of all sizes, in the order of their names."""
     models = []
     for size in registry.sizes():
         aliases = mlflow.MlflowClient().get_registered_model(registry.model_name(size)).aliases
@@ -65,14 +68,14 @@ def registered_models() -> list[RegisteredModel]:
     return models
 
 
-def _version(found: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
-    number, tags = str(found.version), found.tags
+def _version(version: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
+    number, tags = str(version.version), version.tags
     promoted = tags.get(f"{DECISION_TAG}.promoted")
     run_id, metrics = _evaluation(tags)
     return RegisteredVersion(
         version=number,
         aliases=tuple(sorted(name for name, v in aliases.items() if str(v) == number)),
-        registered_at=found.creation_timestamp / 1000,
+        registered_at=version.creation_timestamp / 1000,
         promoted=None if promoted is None else promoted == "true",
         decision=tags.get(DECISION_TAG),
         evaluation_run=run_id,
@@ -81,8 +84,8 @@ def _version(found: ModelVersion, aliases: dict[str, str]) -> RegisteredVersion:
 
 
 def _evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
-    """That of the decision's protocol, so that decision and numbers belong together, else the
-    newest."""
+    """Run id and metrics of the evaluation under the decision's protocol, so that decision and
+    numbers belong together; without one, of the newest evaluation."""
     decided = registry.evaluation_tag(tags.get(DECIDED_TAG, ""))
     runs = {
         key: run

@@ -1,4 +1,4 @@
-"""The pictures and the page of an evaluation, as artifacts of its MLflow run."""
+"""Logs the report of an evaluation and its figures as artifacts of its MLflow run."""
 
 import tempfile
 from pathlib import Path
@@ -20,7 +20,7 @@ from fractal_model.reporting.neighbours import reference_images
 from fractal_model.tracking.runs import curve, log_figure, log_file
 
 CURVE_METRICS = ("loss", "validation_loss", NLL)
-"""Of a training run; those that it has are drawn."""
+"""Metrics of a training run that the report draws as curves, if the run has them."""
 
 
 def log_report(
@@ -36,11 +36,12 @@ def log_report(
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
 ) -> None:
-    """`report.html`, and its figures as PNG, to the active run. `model` drew the samples;
-    `training_run` is the one that
-    trained the model, whose curves are shown. FractalError: see `write_report`."""
-    found = {name: curve(training_run, name) for name in CURVE_METRICS}
-    curves = {name: points for name, points in found.items() if points}
+    """Log `report.html`, and its figures as PNG, to the active run.
+
+    `model` is the configuration of the model that drew the samples; `training_run` is the id of the
+    run that trained it, whose curves are shown. FractalError: see `write_report`.
+    """
+    curves = {n: points for n in CURVE_METRICS if (points := curve(training_run, n))}
     log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:
         log_figure(figures.training_curves(curves), "curves.png")

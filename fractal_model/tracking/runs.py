@@ -1,4 +1,4 @@
-"""MLflow runs, from training to sweep: what is written down, under which names."""
+"""Writes and reads MLflow runs of training, evaluation, import and sweep."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from torch import Tensor
 import fractal_model
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.fingerprint import fingerprint as checksum_of
+from fractal_model.common.fingerprint import fingerprint as fingerprint_of
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
@@ -35,32 +35,31 @@ RESULTS_FILE = "results.json"
 
 @contextmanager
 def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """The run of this fingerprint: the interrupted one if there is one, unless it is superseded,
-    else a new one.
+    """Continue the training run of this fingerprint, or begin a new one if there is none or it is
+    superseded; yield its id.
 
-    Logs parameters, data set, git revision and, where training is on this machine, its system
-    metrics; yields the run's id.
+    Logs parameters, data set, git revision and, if training is on this machine, system metrics.
     """
     here = "RAY_ADDRESS" not in os.environ
-    name, same = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
-    with _run(size, "train", name, outputs, same=same, system=here) as run:
+    name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
+    with _run(size, "train", name, outputs, key=key, system=here) as run:
         if tags.FINGERPRINT_TAG not in run.data.tags:
             _log_params(model=_model_settings(size), training=size.training.model_dump())
             _log_dataset(manifest, "training")
-        # Last: a run that is found by its fingerprint has all of the above.
-        mlflow.set_tags(same)
+        # This tag comes last, so that a run that is found by its fingerprint has all of the above.
+        mlflow.set_tags(key)
         yield run.info.run_id
 
 
 def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:
-    """Mark the runs of this fingerprint, so that the next training begins a new run."""
-    for run in _unsuperseded(size, "train", {tags.FINGERPRINT_TAG: fingerprint}, outputs):
+    """Tag the runs of this fingerprint as superseded: the next training begins a new run."""
+    for run in _find_current_runs(size, "train", {tags.FINGERPRINT_TAG: fingerprint}, outputs):
         mlflow.MlflowClient().set_tag(run.info.run_id, tags.SUPERSEDED_TAG, "true")
 
 
 @contextmanager
 def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path) -> Iterator[str]:
-    """A new run that evaluates a model, its record as `protocol.json`; yields its id."""
+    """Begin an evaluation run and log `record` to it as `protocol.json`; yield its id."""
     model = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
     kind = "preview" if record.protocol.is_preview else "evaluate"
     name = f"{kind}-{size.name}-{model}-{record.checksum[:6]}"
@@ -77,7 +76,8 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
 
 @contextmanager
 def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterator[str]:
-    """A new run that registers a model from a published file; yields its id."""
+    """Begin a run that registers a model from a published file with this SHA-256 `checksum`; yield
+    its id."""
     with _run(size, "import", f"import-{size.name}-{checksum[:8]}", outputs) as run:
         name = safe_text(source.name, LONGEST_NAME)
         mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: name})
@@ -87,11 +87,11 @@ def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterat
 
 @contextmanager
 def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """The parent run of the sweep with this fingerprint: the interrupted one, else a new one;
-    yields its id."""
-    same = {tags.FINGERPRINT_TAG: fingerprint}
-    with _run(size, "sweep", f"sweep-{size.name}-v{version}", outputs, same=same) as run:
-        mlflow.set_tags({**same, tags.VERSION_TAG: version})
+    """Continue the parent run of the sweep with this fingerprint, or begin a new one; yield its
+    id."""
+    key = {tags.FINGERPRINT_TAG: fingerprint}
+    with _run(size, "sweep", f"sweep-{size.name}-v{version}", outputs, key=key) as run:
+        mlflow.set_tags({**key, tags.VERSION_TAG: version})
         yield run.info.run_id
 
 
@@ -99,11 +99,12 @@ def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iter
 def setting_run(
     size: Size, setting: SamplingConfig, parent: str, outputs: Path
 ) -> Iterator[dict[str, float]]:
-    """The child run of a setting within the active parent; yields the metrics that it has."""
+    """Continue or begin the child run of a setting within the active parent run; yield the metrics
+    that it already has."""
     name = f"guidance {setting.guidance:g}, logit scale {setting.logit_scale:g}"
-    same = {tags.SETTING_TAG: checksum_of(setting), tags.PARENT_TAG: parent}
-    with _run(size, "sweep", name, outputs, same=same, nested=True) as run:
-        mlflow.set_tags(same)
+    key = {tags.SETTING_TAG: fingerprint_of(setting), tags.PARENT_TAG: parent}
+    with _run(size, "sweep", name, outputs, key=key, nested=True) as run:
+        mlflow.set_tags(key)
         _log_params(sampling=setting.model_dump())
         yield run.data.metrics
 
@@ -115,13 +116,13 @@ def _run(
     name: str,
     outputs: Path,
     *,
-    same: Mapping[str, str] | None = None,
+    key: Mapping[str, str] | None = None,
     nested: bool = False,
     system: bool | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
-    """Go on with the newest run that has the tags `same`, as it was before; or begin a new one."""
-    known = _unsuperseded(size, kind, same, outputs) if same else []
-    run_id = known[0].info.run_id if known else None
+    """Continue the newest run that has the tags `key`, or begin a new one."""
+    earlier = _find_current_runs(size, kind, key, outputs) if key else []
+    run_id = earlier[0].info.run_id if earlier else None
     experiment_id = get_or_create_experiment(size.training.dataset, outputs)
     with mlflow.start_run(run_id, experiment_id, name, nested, log_system_metrics=system) as run:
         shared_tags = {
@@ -135,54 +136,55 @@ def _run(
         yield run
 
 
-def _unsuperseded(size: Size, kind: str, same: Mapping[str, str], outputs: Path) -> list[Run]:
-    """Runs of a kind that have the tags `same` and are not superseded, newest first."""
+def _find_current_runs(size: Size, kind: str, key: Mapping[str, str], outputs: Path) -> list[Run]:
+    """Return the runs of a kind that have the tags `key` and are not superseded, newest first."""
     experiments = [get_or_create_experiment(size.training.dataset, outputs)]
-    found = find_runs(experiments, {**same, tags.KIND_TAG: kind})
-    return [run for run in found if tags.SUPERSEDED_TAG not in run.data.tags]
+    runs = find_runs(experiments, {**key, tags.KIND_TAG: kind})
+    return [run for run in runs if tags.SUPERSEDED_TAG not in run.data.tags]
 
 
 def log_preview(results: MetricResults) -> None:
-    """Metrics to the active child run, and as tags why others are absent."""
+    """Log metrics to the active child run, and the reasons of absent ones as tags."""
     mlflow.log_metrics(results.values)
     reasons = {f"{tags.ABSENT_TAG}.{n}": safe_text(why) for n, why in results.absent.items()}
     mlflow.set_tags(reasons)
 
 
 def log_sweep(table: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
-    """All tried settings as the artifact `settings.json` of the active run, and its figures."""
+    """Log all tried settings as the artifact `settings.json` of the active run, and the figures."""
     mlflow.log_dict(table.to_dict(orient="split", index=False), "settings.json")
     for name, figure in figures.items():
         log_figure(figure, name)
 
 
 def log_best_setting(setting: SamplingConfig, evaluation_run_id: str) -> None:
-    """The result of a sweep to its active run: the best setting, and the metrics and id of the run
-    that evaluated it by the full protocol."""
+    """Log the result of a sweep to its active run: the best setting, and the metrics and id of the
+    run that evaluated it by the full protocol."""
     mlflow.log_metrics(read_metrics(evaluation_run_id))
     _log_params(best=setting.model_dump())
     mlflow.set_tag(tags.BEST_RUN_TAG, evaluation_run_id)
 
 
 def read_metrics(run_id: str) -> dict[str, float]:
-    """The newest value of each metric of a run."""
+    """Read the newest value of each metric of a run."""
     return mlflow.get_run(run_id).data.metrics
 
 
 def read_results(run_id: str) -> pd.DataFrame:
-    """The table that `log_results` has logged to a run."""
+    """Read the table that `log_results` has logged to a run."""
     return pd.DataFrame(**mlflow.artifacts.load_dict(f"runs:/{run_id}/{RESULTS_FILE}"))
 
 
 def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
-    """The metrics of a report, and their step in MLflow: the position in images, so that runs
-    compare."""
+    """Metrics of a training report and their step in MLflow. The step is the number of images seen,
+    so that runs with different batch sizes can be compared."""
     values = {key: value for key, value in report.items() if key not in ("position", "step")}
     return values, int(report["position"])
 
 
 def last_position(run_id: str) -> int:
-    """Up to where a training run has reported to MLflow; −1: nothing yet, or MLflow is away."""
+    """Number of images up to which a training run has reported to MLflow; −1 if it has reported
+    nothing, or MLflow does not answer."""
     try:
         points = mlflow.MlflowClient().get_metric_history(run_id, "epoch")
     except MlflowException:
@@ -191,13 +193,14 @@ def last_position(run_id: str) -> int:
 
 
 def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
-    """Pairs of epoch and metric of a training run, by epoch; none where there is no such run."""
+    """Pairs of epoch and finite metric of a training run, in the order of epochs; empty if there is
+    no such run."""
     if run_id is None:
         return ()
     client = mlflow.MlflowClient()
     try:
         epochs, values = (client.get_metric_history(run_id, key) for key in ("epoch", metric))
-    except MlflowException:  # deleted since
+    except MlflowException:  # The run was deleted.
         return ()
     value_at = {point.step: point.value for point in values}
     pairs = [(p.value, value_at[p.step]) for p in epochs if p.step in value_at]
@@ -205,8 +208,8 @@ def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
 
 
 def log_results(results: MetricResults) -> None:
-    """Metrics to the active run; as its artifact `results.json` a table of them, with the reasons
-    of those that are absent."""
+    """Log metrics to the active run, and as its artifact `results.json` a table of all metrics with
+    the reasons of absent ones."""
     mlflow.log_metrics(results.values)
     mlflow.log_table(results_table(results), RESULTS_FILE)
 
@@ -217,7 +220,7 @@ def log_figure(figure: Figure, name: str) -> None:
 
 
 def log_picture(image: Tensor, name: str) -> None:
-    """Log (3, H, W) uint8 as the PNG artifact `name` of the active run."""
+    """Log a (3, H, W) uint8 image as the PNG artifact `name` of the active run."""
     mlflow.log_image(image.permute(1, 2, 0).cpu().numpy(), name)
 
 
@@ -227,13 +230,13 @@ def log_file(file: Path) -> None:
 
 
 def download(run_id: str, name: str, folder: Path) -> Path:
-    """Fetch an artifact of a run into a folder of this machine."""
+    """Download an artifact of a run into a folder of this machine; return its path."""
     return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=str(folder)))
 
 
 @contextmanager
 def optional_step(name: str) -> Iterator[None]:
-    """A step that only shows numbers: where it fails, the run that has them goes on without it."""
+    """Continue without a step that only displays results: if it fails, print the reason."""
     try:
         yield
     except (FractalError, OSError, MlflowException) as error:
@@ -241,7 +244,7 @@ def optional_step(name: str) -> Iterator[None]:
 
 
 def git_revision() -> str:
-    """Of the working folder, with `-dirty` where it has changes; `unknown` outside a clone."""
+    """Commit of the working folder, with `-dirty` if it has changes; `unknown` outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -250,7 +253,8 @@ def git_revision() -> str:
 
 
 def _model_settings(size: Size) -> dict[str, object]:
-    """Without the names of the classes, which the checkpoint has: a thousand fit no parameter."""
+    """Model settings without class names: a thousand do not fit a parameter of MLflow, and the
+    checkpoint has them."""
     return size.model.model_dump(exclude={"class_names"})
 
 
@@ -260,15 +264,16 @@ def _log_params(**tree: object) -> None:
 
 def _log_dataset(manifest: Manifest, context: str) -> None:
     source = CodeDatasetSource(tags={"mlflow.source.name": safe_text(manifest.source)})
-    digest = manifest.checksum[:36]  # MLflow's limit
-    # MLflow marks `profile` as abstract, and makes this class without it.
+    digest = manifest.checksum[:36]  # MLflow's longest digest
+    # MLflow declares `profile` as abstract, but this class of MLflow does not implement it.
     dataset = MetaDataset(source, name=manifest.dataset, digest=digest)  # type: ignore[abstract]
     mlflow.log_input(dataset, context=context)
     mlflow.set_tag(tags.DATASET_TAG, manifest.checksum)
 
 
 def _flat(value: object, name: str) -> Iterator[tuple[str, object]]:
-    """("a", {"b": 1}) as pairs such as ("a.b", 1); nested settings in lists by their index."""
+    """Yield nested settings as pairs of a dotted name and a value: {"b": 1} with the name "a" gives
+    ("a.b", 1). Settings in a list get their index as a name."""
     if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict):

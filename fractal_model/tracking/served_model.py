@@ -1,10 +1,10 @@
-"""The registered model as MLflow runs it: rows of (class, seed, guidance …) in, PNG bytes out.
+"""The registered model as MLflow serves it: rows of (class, seed, guidance …) in, PNG bytes out.
 
 MLflow stores this file as the model's code; the weights are the checkpoint beside it, so nothing
-is pickled. An image is the one that `fractal sample` draws with the same seed and settings.
+is pickled. `fractal sample` draws the same image with the same seed and settings.
 
-Decided here: the whole request is checked before an image is drawn, and by this file alone. With
-the columns in the model's signature MLflow would cast 1.5 to the seed 1 and drop a misspelt column.
+Decided here: this file alone checks a request, completely, before an image is drawn. If the model's
+signature listed the columns, MLflow would cast the seed 1.5 to 1 and drop a misspelt column.
 """
 
 import difflib
@@ -34,15 +34,15 @@ from fractal_model.generation.sample_images import sample_images
 
 NEEDED = ("class", "seed")
 SETTINGS = ("guidance", "logit_scale")
-"""Columns that may be left out: then the model's own settings are taken."""
+"""Optional columns; without them the model's own settings are used."""
 MOST_ROWS = 1000
-"""Largest number of images of one request: drawing goes on after the client has left."""
-_KNOWN = ", ".join((*NEEDED, *SETTINGS))
+"""Largest number of images of one request: drawing continues even if the client disconnects."""
+_COLUMNS = ", ".join((*NEEDED, *SETTINGS))
 _LONGEST, _LONGEST_LINE = 60, 500
 
 
 class BadRequest(MlflowException):
-    """What is wrong with a request, on one line. MLflow's server would put all rows before it."""
+    """An error in a request, on one line. MLflow's server would put all rows before the message."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class BadRequest(MlflowException):
 
 
 class ServedFractalModel(PythonModel):
-    """One image a row; rows of equal settings are sampled together."""
+    """Draws one image per row; rows with equal settings are sampled together."""
 
     def load_context(self, context):
         serving = Path(context.artifacts["serving"]).read_text()
@@ -62,11 +62,14 @@ class ServedFractalModel(PythonModel):
         self._model = checkpoint.build_model(averaged=self._serving.weights == "ema")
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
-        """Columns class (number or name, `none` for no class), seed, and where wanted guidance and
-        logit_scale, a number in every row; at most MOST_ROWS. BadRequest names the row and what
-        is wrong."""
-        rows = _rows(model_input)
-        requests = [self._request(place, row) for place, row in enumerate(rows)]
+        """Draw the images of a table, as PNG bytes in the order of its rows.
+
+        Columns: class (number or name, `none` for no class), seed, and optionally guidance and
+        logit_scale, which then need a number in every row. At most MOST_ROWS rows. BadRequest: a
+        row or column is wrong; the message names it.
+        """
+        rows = _read_rows(model_input)
+        requests = [self._read_request(place, row) for place, row in enumerate(rows)]
         same_settings = defaultdict(list)
         for place, (_, _, settings) in enumerate(requests):
             same_settings[settings].append(place)
@@ -75,55 +78,56 @@ class ServedFractalModel(PythonModel):
             labels = torch.tensor([requests[place][0] for place in places])
             seeds = [requests[place][1] for place in places]
             for part, sampled in sample_images(self._model, settings, labels, seeds):
-                for at, image in zip(part, sampled, strict=True):
-                    images[places[at]] = png_bytes(image)
+                for index, image in zip(part, sampled, strict=True):
+                    images[places[index]] = png_bytes(image)
         return images
 
-    def _request(self, place: int, row: dict) -> tuple[int, int, SamplingConfig]:
-        """Class number, seed and settings of a row."""
+    def _read_request(self, place: int, row: dict) -> tuple[int, int, SamplingConfig]:
+        """Return the class number, seed and settings of a row."""
         try:
-            return self._label(row["class"]), _seed(row["seed"]), self._settings(row)
+            return self._read_class(row["class"]), _read_seed(row["seed"]), self._read_settings(row)
         except ValidationError as error:
             raise BadRequest(f"row {place}: {describe(error, SamplingConfig)}") from error
         except FractalError as error:
             raise BadRequest(f"row {place}: {shorten(one_line(error), _LONGEST_LINE)}") from error
 
-    def _label(self, asked: object) -> int:
-        number = _whole(asked)
-        return class_number(str(asked if number is None else number), self._model.config)
+    def _read_class(self, value: object) -> int:
+        number = _whole_number(value)
+        return class_number(str(value if number is None else number), self._model.config)
 
-    def _settings(self, row: dict) -> SamplingConfig:
-        given = {name: row[name] for name in SETTINGS if name in row}
-        for name, value in given.items():
-            if value is None or value != value:  # pandas has NaN where a row has no such cell
+    def _read_settings(self, row: dict) -> SamplingConfig:
+        settings = {name: row[name] for name in SETTINGS if name in row}
+        for name, value in settings.items():
+            if value is None or value != value:  # pandas fills a missing cell with NaN.
                 raise FractalError(f"{name} is missing: give it in every row, or in none")
             if not _is_number(value):
-                raise FractalError(f"{name} {_shown(value)} given: a number is wanted")
-        return SamplingConfig.model_validate(self._serving.sampling.model_dump() | given)
+                raise FractalError(f"{name} is {_shorten_repr(value)}: expected a number")
+        return SamplingConfig.model_validate(self._serving.sampling.model_dump() | settings)
 
 
-def _rows(table: Any) -> list[dict]:
-    """The rows of a request. BadRequest: too many, or not the columns that there are."""
-    if not isinstance(table, pd.DataFrame):  # of MLflow's other formats, such as `inputs`
+def _read_rows(table: Any) -> list[dict]:
+    """Return the rows of a request. BadRequest: too many rows, or unknown or missing columns."""
+    if not isinstance(table, pd.DataFrame):  # One of MLflow's other formats, such as `inputs`.
         try:
             table = pd.DataFrame(table)
         except (ValueError, TypeError) as error:
-            raise BadRequest(f"a table is wanted ({shorten(one_line(error), _LONGEST)})") from error
+            reason = shorten(one_line(error), _LONGEST)
+            raise BadRequest(f"the request is no table ({reason}): known are {_COLUMNS}") from error
     if len(table) > MOST_ROWS:
         raise BadRequest(
-            f"{len(table):,} rows given, at most {MOST_ROWS:,} are drawn at a time: send several "
+            f"the request has {len(table):,} rows, at most {MOST_ROWS:,} are allowed: send several "
             f"requests"
         )
     columns = [str(name) for name in table.columns]
     for name in columns:
         if name not in (*NEEDED, *SETTINGS):
             near = difflib.get_close_matches(name, (*NEEDED, *SETTINGS), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {_KNOWN}"
-            raise BadRequest(f"column {_shown(name)} is unknown, {hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {_COLUMNS}"
+            raise BadRequest(f"column {_shorten_repr(name)} is unknown, {hint}")
         if columns.count(name) > 1:
-            raise BadRequest(f"column {name!r} is there {columns.count(name)} times")
+            raise BadRequest(f"column {name!r} appears {columns.count(name)} times: send it once")
     if missing := [name for name in NEEDED if name not in columns]:
-        raise BadRequest(f"column {' and '.join(missing)} is missing: known are {_KNOWN}")
+        raise BadRequest(f"column {' and '.join(missing)} is missing: known are {_COLUMNS}")
     return table.to_dict("records")
 
 
@@ -131,21 +135,20 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _whole(asked: Any) -> int | None:
-    if not _is_number(asked):
-        return None
-    return int(asked) if asked == asked // 1 else None
+def _whole_number(value: Any) -> int | None:
+    return int(value) if _is_number(value) and value == value // 1 else None
 
 
-def _shown(value: object) -> str:
+def _shorten_repr(value: object) -> str:
     return shorten(repr(value), _LONGEST)
 
 
-def _seed(asked: object) -> int:
-    seed = _whole(asked)
+def _read_seed(value: object) -> int:
+    seed = _whole_number(value)
     if seed is not None and 0 <= seed <= LARGEST_SEED:
         return seed
-    raise FractalError(f"seed {_shown(asked)} given: a whole number is wanted, 0 … {LARGEST_SEED}")
+    expected = f"a whole number from 0 to {LARGEST_SEED}"
+    raise FractalError(f"seed is {_shorten_repr(value)}: expected {expected}")
 
 
 mlflow.models.set_model(ServedFractalModel())

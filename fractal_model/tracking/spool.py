@@ -1,16 +1,16 @@
-"""Metrics of a training run, kept on disk until MLflow has them: training never waits for it.
+"""Metrics of a training run, kept on disk until MLflow has them: training never waits for MLflow.
 
-Reports are appended to a file, and a thread sends them in order, as they were taken (step and
-time), for as long as it takes. What it decides:
+Reports are appended to a file. A thread sends them in order, with their steps and times, until
+MLflow has taken them. Decided here:
 
-- How far the file is delivered is written down after a batch arrived. A process that is killed, or
-  an answer that is lost, makes a batch go twice; MLflow's SQL store keeps an equal point once.
-- Nothing but a refusal for ever (a bad name, a deleted run) sets points aside; an expired token, a
-  proxy's error or a server that is away only make them wait.
-- A disk that is full does not end the training either: reports stay in memory, which one warning
-  says, and are written when there is room again.
-- Written is flushed to the operating system, not to the disk: a killed process loses nothing, a
-  machine that loses power may lose the last seconds.
+- The position in the file is stored after a batch has arrived. If the process is killed or an
+  answer is lost, the batch is sent twice; MLflow's SQL store keeps equal points once.
+- Points are set aside only if MLflow will never take them (a bad name, a deleted run). After an
+  expired token, a proxy's error or a lost connection they are sent again.
+- A full disk does not end the training: a warning says so, and reports stay in memory until there
+  is room again.
+- Data is flushed to the operating system, not to the disk. A killed process loses nothing; a power
+  failure may lose the last seconds.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from fractal_model.tracking.spool_delivery import Delivery, Refusal
 
 METRICS, DELIVERED, REFUSED = "metrics.jsonl", "delivered.json", "refused.jsonl"
 REQUEST_POINTS = 1000
-"""Most metrics that MLflow takes in one request."""
+"""Largest number of metrics that MLflow takes in one request."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,16 +43,17 @@ class _Batch:
     reports: int = 0
     points: list[Metric] = field(default_factory=list)
     unreadable: list[dict[str, object]] = field(default_factory=list)
-    """Lines that are no reports, as rows of `refused.jsonl`."""
+    """Lines that are no reports, as rows for `refused.jsonl`."""
 
 
 class MetricSpool:
-    """Keeps the reports of one MLflow run in `folder`; as a context, sends them too.
+    """Keeps the reports of one MLflow run in `folder`; as a context manager, also sends them.
 
-    `folder` belongs to one run and one process at a time. Opened again, it goes on where delivery
-    stopped. Leaving waits at most `leave_seconds` for what is not delivered yet.
+    `folder` belongs to one run and one process at a time. A later spool of the folder continues
+    where delivery stopped. A failed request is repeated after `retry_seconds`. Leaving the context
+    waits at most `leave_seconds` for undelivered reports.
 
-    FractalError when it is made: the folder can't be written or is another run's.
+    FractalError: the folder can't be written or belongs to another run.
     """
 
     def __init__(
@@ -64,19 +65,19 @@ class MetricSpool:
         self._news, self._closing, self._abandoned = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._run, name="metric-spool", daemon=True)
         self._unwritten: list[bytes] = []
-        self._failures, self._away_since = 0, 0.0
-        self._said: set[str] = set()
+        self._failures, self._failing_since = 0, 0.0
+        self._warned: set[str] = set()
         try:
             self._open()
         except OSError as error:
             raise FractalError(
-                f"metrics can't be kept in {folder} ({one_line(error)}): make room or make the "
-                f"folder writable"
+                f"metrics can't be kept in {folder} ({one_line(error)}): free some space or make "
+                f"the folder writable"
             ) from error
 
     @property
     def undelivered(self) -> int:
-        """Reports that MLflow does not have yet."""
+        """Number of reports that MLflow does not have yet."""
         with self._lock:
             return self._reports + len(self._unwritten)
 
@@ -93,18 +94,18 @@ class MetricSpool:
             self._thread.join(self._leave_seconds)
         finally:
             with self._lock:
-                # A request that still hangs must not move what another process then has moved.
+                # A request that still hangs must not overwrite the position of a later process.
                 self._abandoned.set()
                 unwritten = len(self._unwritten)
-            if waiting := self.undelivered:
-                lost = f", but for {unwritten} lost, as there is no room" if unwritten else ""
+            if undelivered := self.undelivered:
+                lost = f", except {unwritten} lost to a full disk" if unwritten else ""
                 _log.warning(
-                    f"reports of the run {self._run_id} are not in MLflow yet ({waiting}): they "
-                    f"wait in {self._folder}, until the same training is started again{lost}"
+                    f"reports of the run {self._run_id} are not in MLflow yet ({undelivered}): "
+                    f"they stay in {self._folder} until the training is started again{lost}"
                 )
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Keep one report of now. Neither MLflow nor the disk makes it wait or raise."""
+        """Keep one report with the current time. It neither waits for MLflow nor raises."""
         report = {
             "step": int(step),
             "timestamp": time.time_ns() // 1_000_000,
@@ -119,29 +120,29 @@ class MetricSpool:
     # The files
 
     def _open(self) -> None:
-        """Drop a line that a crash cut short, and find where delivery stopped."""
+        """Drop an incomplete last line and read where delivery stopped."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / METRICS
         with self._metrics.open("ab+") as file:
             file.seek(0)
-            content = file.read()
-            self._end = content.rfind(b"\n") + 1
+            lines = file.read()
+            self._end = lines.rfind(b"\n") + 1
             file.truncate(self._end)
-        # Beyond the end it was written by a machine that lost power before the metrics were.
+        # After a power failure the stored position may be beyond the end of the stored metrics.
         self._delivered = min(self._read_position(), self._end)
-        self._reports = content.count(b"\n", self._delivered, self._end)
+        self._reports = lines.count(b"\n", self._delivered, self._end)
         self._write_position()
 
     def _read_position(self) -> int:
         try:
-            known = json.loads((self._folder / DELIVERED).read_bytes())
-            run_id, position = known["run_id"], int(known["bytes"])
+            delivered = json.loads((self._folder / DELIVERED).read_bytes())
+            run_id, position = delivered["run_id"], int(delivered["bytes"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return 0  # All of it again, which MLflow keeps once.
+            return 0  # Everything is sent again; MLflow keeps equal points once.
         if run_id != self._run_id:
             raise FractalError(
-                f"{self._folder} keeps the metrics of the MLflow run {run_id}, not of "
-                f"{self._run_id}: give each run its own folder"
+                f"{self._folder} holds the metrics of the MLflow run {run_id}, not of "
+                f"{self._run_id}: use a separate folder for each run"
             )
         return position
 
@@ -157,10 +158,10 @@ class MetricSpool:
             try:
                 _append(self._metrics, b"".join(lines), self._end)
             except OSError as error:
-                self._say_once(
+                self._warn_once(
                     "disk",
-                    f"metrics can't be written to {self._metrics} ({one_line(error)}): they are "
-                    f"kept in memory until there is room, training goes on",
+                    f"metrics can't be written to {self._metrics} ({one_line(error)}): they stay "
+                    f"in memory until there is room, training continues",
                 )
                 return
             self._end += sum(map(len, lines))
@@ -168,7 +169,7 @@ class MetricSpool:
             self._unwritten = []
 
     def _next_batch(self) -> _Batch | None:
-        """As many whole reports as fit a request, at least one; None when all are delivered."""
+        """Read as many whole reports as fit a request, at least one; None if all are delivered."""
         with self._lock:
             start, end = self._delivered, self._end
         if start == end:
@@ -179,8 +180,8 @@ class MetricSpool:
             while batch.end < end:
                 line = file.readline()
                 if not line:
-                    raise OSError(f"{self._metrics} is shorter than it was: restore it")
-                points = _points(line)
+                    raise OSError(f"{self._metrics} became shorter: restore it from a copy")
+                points = _read_points(line)
                 room = REQUEST_POINTS - len(batch.points)
                 if batch.reports and len(points or ()) > room:
                     break
@@ -192,14 +193,14 @@ class MetricSpool:
                 batch.end += len(line)
         return batch
 
-    def _settle(self, batch: _Batch, refusals: Sequence[Refusal]) -> None:
-        """The batch is in MLflow, except what is set aside."""
+    def _record_delivery(self, batch: _Batch, refusals: Sequence[Refusal]) -> None:
+        """Store that the batch is delivered, and set aside the points that MLflow refused."""
         rows: list[dict[str, object]] = [*batch.unreadable]
         for refusal in refusals:
             for point in refusal.points:
                 value = {"key": point.key, "value": point.value}
-                moment = {"step": point.step, "timestamp": point.timestamp}
-                rows.append({"reason": refusal.reason, **value, **moment})
+                time_of_point = {"step": point.step, "timestamp": point.timestamp}
+                rows.append({"reason": refusal.reason, **value, **time_of_point})
         with self._lock:
             if self._abandoned.is_set():
                 return
@@ -208,15 +209,15 @@ class MetricSpool:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
             self._delivered = batch.end
             self._reports -= batch.reports
-            # Without room for it, the next process sends more than it must, which does no harm.
+            # If the disk is full, the next process sends some points again, which is harmless.
             with contextlib.suppress(OSError):
                 self._write_position()
-        aside = f"set aside in {self._folder / REFUSED}"
+        place = f"stored in {self._folder / REFUSED}"
         for refusal in refusals:
-            text = f"MLflow refuses {refusal.subject} ({refusal.reason}): {aside}"
-            self._say_once(refusal.subject, text)
+            text = f"MLflow refuses {refusal.subject} ({refusal.reason}): {place}"
+            self._warn_once(refusal.subject, text)
         if batch.unreadable:
-            self._say_once("lines", f"{self._metrics} has lines that are no reports: {aside}")
+            self._warn_once("lines", f"{self._metrics} has lines that are no reports: {place}")
 
     # The thread
 
@@ -228,45 +229,44 @@ class MetricSpool:
                 if batch is not None:
                     refusals = self._delivery.send(batch.points)
                     self._count_success()
-                    self._settle(batch, refusals)
+                    self._record_delivery(batch, refusals)
                 elif self._closing.is_set():
                     return
                 else:
                     self._news.wait()
-            # Whatever a store raises, the next attempt may do better, and this thread is the
-            # only one that makes it.
+            # Whatever a store raises, the next attempt may succeed, and only this thread makes it.
             except Exception as error:
                 self._count_failure(error)
-                # Leaving cuts the wait short once; from then on only its end does.
-                cut = self._abandoned if self._closing.is_set() else self._closing
-                cut.wait(self._retry_seconds)
+                # Leaving the context ends this pause once; later pauses end only when it is left.
+                interrupt = self._abandoned if self._closing.is_set() else self._closing
+                interrupt.wait(self._retry_seconds)
 
     def _count_failure(self, error: Exception) -> None:
-        """One failed request is no news; the second is, once until there is an answer."""
+        """Warn after the second failed request in a row; the first one is often an accident."""
         self._failures += 1
         if self._failures == 1:
-            self._away_since = time.monotonic()
+            self._failing_since = time.monotonic()
         if self._failures == 2 and not self._abandoned.is_set():
             _log.warning(
-                f"metrics do not get to MLflow ({one_line(error)}): training goes on, they are "
+                f"metrics do not reach MLflow ({one_line(error)}): training continues, they are "
                 f"kept in {self._folder}"
             )
 
     def _count_success(self) -> None:
         if self._failures >= 2:
-            away = f"{time.monotonic() - self._away_since:.0f} s"
+            pause = f"{time.monotonic() - self._failing_since:.0f} s"
             reports = f"reports are being sent ({self.undelivered})"
-            _log.warning(f"metrics get to MLflow again, after {away}: {reports}")
+            _log.warning(f"metrics reach MLflow again, after {pause}: {reports}")
         self._failures = 0
 
-    def _say_once(self, subject: str, text: str) -> None:
-        if subject not in self._said:
-            self._said.add(subject)
+    def _warn_once(self, subject: str, text: str) -> None:
+        if subject not in self._warned:
+            self._warned.add(subject)
             _log.warning(text)
 
 
 def _append(path: Path, data: bytes, size: int) -> None:
-    """All of `data` or nothing: a half-written line would spoil the next one."""
+    """Append all of `data` or nothing to a file of `size` bytes: no incomplete line remains."""
     with path.open("ab", buffering=0) as file:
         try:
             rest = memoryview(data)
@@ -277,8 +277,8 @@ def _append(path: Path, data: bytes, size: int) -> None:
             raise
 
 
-def _points(line: bytes) -> list[Metric] | None:
-    """The report's metrics; None where the line is no report."""
+def _read_points(line: bytes) -> list[Metric] | None:
+    """Return the metrics of a report; None if the line is no report."""
     try:
         report = json.loads(line)
         step, timestamp = report["step"], report["timestamp"]

@@ -1,9 +1,8 @@
-"""Delivers one batch of metrics to an MLflow run, and sets apart the points that MLflow refuses.
+"""Delivers one batch of metrics to an MLflow run, and returns the points that MLflow refuses.
 
-Decided here: `MlflowClient` sends, with the timeout and the retries of its process (`store.py`
-keeps them short): the spool tries again for ever, and nothing but its own thread waits. Sending a
-batch again is harmless, as MLflow's SQL store keeps a point (key, timestamp, step, value) of a run
-once.
+Decided here: `MlflowClient` sends, with few retries (see `store.py`), since the spool repeats a
+failed batch in its own thread. Sending a batch again is harmless: MLflow's SQL store keeps equal
+points (key, timestamp, step, value) of a run once.
 """
 
 from collections.abc import Sequence
@@ -15,21 +14,21 @@ from mlflow.exceptions import MlflowException, RestException
 
 from fractal_model.common.errors import one_line
 
-_FOR_EVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+_PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Points that MLflow will never take, and why."""
+    """Points that MLflow will never take, with the reason."""
 
     points: Sequence[Metric]
     subject: str
-    """What is refused: all metrics, or one by its name."""
+    """Name of the refused metric, or "all metrics"."""
     reason: str
 
 
 class Delivery:
-    """Sends to one run of the store that MLflow points to now."""
+    """Sends metrics to one run of the store that MLflow points to when this object is created."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -37,17 +36,17 @@ class Delivery:
         self._client = mlflow.MlflowClient(mlflow.get_tracking_uri())
 
     def send(self, points: Sequence[Metric]) -> list[Refusal]:
-        """Returns once every point is in the run or refused for ever; the refused ones. One bad
-        name refuses its whole request: halves find it, and the rest arrives.
+        """Send points to the run; return the refused ones. One bad name makes MLflow refuse a whole
+        request, so the request is halved until the bad point is alone and all others arrive.
 
-        MlflowException and what else a store raises: not now, send them all again.
+        MlflowException, or another error of the store: send all points again later.
         """
         try:
             self._client.log_batch(self._run_id, metrics=points, synchronous=True)
         except MlflowException as error:
-            if not self._is_for_ever(error):
+            if not self._is_permanent(error):
                 raise
-            if not self._run_is_active():
+            if not self._is_run_active():
                 return [Refusal(points, "all metrics", one_line(error))]
             if len(points) == 1:
                 return [Refusal(points, f"metric {points[0].key!r}", one_line(error))]
@@ -55,17 +54,17 @@ class Delivery:
             return self.send(points[:middle]) + self.send(points[middle:])
         return []
 
-    def _is_for_ever(self, error: MlflowException) -> bool:
-        # A 400 or 404 that is not MLflow's own comes from something on the way, and may pass. So
-        # may a missing permission: tokens are renewed.
-        is_mlflows = isinstance(error, RestException) or not self._is_server
-        return is_mlflows and error.error_code in _FOR_EVER
+    def _is_permanent(self, error: MlflowException) -> bool:
+        # A status 400 or 404 without MLflow's error format comes from a proxy and may be temporary.
+        # A missing permission is temporary too, as tokens are renewed.
+        is_from_mlflow = isinstance(error, RestException) or not self._is_server
+        return is_from_mlflow and error.error_code in _PERMANENT
 
-    def _run_is_active(self) -> bool:
+    def _is_run_active(self) -> bool:
         try:
             run = self._client.get_run(self._run_id)
         except MlflowException as error:
-            if not self._is_for_ever(error):
+            if not self._is_permanent(error):
                 raise
             return False
         return run.info.lifecycle_stage == LifecycleStage.ACTIVE

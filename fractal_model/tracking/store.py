@@ -1,4 +1,4 @@
-"""Which MLflow store: the server in MLFLOW_TRACKING_URI, else a SQLite file in the outputs."""
+"""Connects to MLflow: the server in MLFLOW_TRACKING_URI, or else a SQLite file in the outputs."""
 
 import logging
 import os
@@ -28,23 +28,23 @@ from fractal_model.tracking.local_store import (
 from fractal_model.tracking.tags import NOTE_TAG
 
 EXPERIMENT_PREFIX = "fractal-"
-"""Before the data set in an experiment's name."""
+"""Part of an experiment's name before the name of its data set."""
 T = TypeVar("T")
 
 
 def connect(outputs: Path) -> str:
-    """Point MLflow to its store, made if need be; return its address.
+    """Point MLflow to its store, create a local store if there is none, and return its address.
 
-    FractalError: a server that does not answer, a file that cannot be used.
+    FractalError: the server does not answer, or the file cannot be used.
     """
-    # MLflow announces every table that it creates; what matters is said by the commands.
+    # MLflow logs every table that it creates.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         uri = f"{SCHEME}{prepare_local_store(outputs)}"
         use_store(uri)
-        # MLflow has just set it; left there, it would pass for the user's choice ever after.
+        # MLflow has just set the variable. From now on it would look like the user's choice.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         if uri.startswith(SCHEME):
@@ -63,11 +63,11 @@ def connect(outputs: Path) -> str:
 
 
 def use_store(uri: str) -> None:
-    """Point MLflow to the store at an address. A request that fails is tried again for about 13 s,
-    not for minutes as MLflow does, unless the environment says otherwise.
+    """Point MLflow to the store at an address. A failed request is repeated for about 13 s, not for
+    minutes as by default, unless the environment says otherwise.
 
-    A server's user and password go to MLflow's own variables, since it prints addresses; what the
-    variables held was of another server."""
+    A server's user and password move from the address to MLflow's own variables, since MLflow
+    prints addresses. They replace what the variables held for another server."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     parts = urlsplit(uri) if uri.startswith("http") else None
     if parts is not None and parts.username and parts.password:
@@ -78,20 +78,19 @@ def use_store(uri: str) -> None:
 
 
 def get_or_create_experiment(dataset: str, outputs: Path) -> str:
-    """The id of the data set's experiment `fractal-<dataset>`, created if need be.
+    """Return the id of the data set's experiment `fractal-<dataset>`; create it if it is missing.
 
-    FractalError: a person has deleted it, and its name is not free before it is purged.
+    FractalError: a person has deleted it, and MLflow reserves its name until it is purged.
     """
     name = f"{EXPERIMENT_PREFIX}{dataset}"
-    found = mlflow.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+    experiment = mlflow.get_experiment_by_name(name)
+    if experiment is not None:
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
             raise FractalError(
-                f"the experiment {name} was deleted in MLflow: bring it back with `mlflow "
-                f"experiments restore` (its id is {found.experiment_id}), or purge it with `mlflow "
-                f"gc`"
+                f"the experiment {name} was deleted in MLflow: restore it with `mlflow experiments "
+                f"restore` (its id is {experiment.experiment_id}), or purge it with `mlflow gc`"
             )
-        return found.experiment_id
+        return experiment.experiment_id
     local = tracking_uri().startswith("sqlite:")
     artifacts = local_artifacts(outputs).as_uri() if local else None
     tags = {NOTE_TAG: describe_experiment(dataset)}
@@ -100,18 +99,18 @@ def get_or_create_experiment(dataset: str, outputs: Path) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return get_or_create_experiment(dataset, outputs)  # another process was faster
+        return get_or_create_experiment(dataset, outputs)  # Another process was faster.
 
 
 def tracking_uri() -> str:
-    """The address of the store that `connect` has chosen."""
+    """Address of the store that `connect` has chosen."""
     return mlflow.get_tracking_uri()
 
 
 def find_runs(experiment_ids: Sequence[str], tags: Mapping[str, str]) -> list[Run]:
-    """All runs of the experiments that have these tags, newest first."""
+    """Return all runs of the experiments that have these tags, newest first."""
     if not experiment_ids:
-        return []  # MLflow would search the active experiment.
+        return []  # With an empty list MLflow would search the active experiment.
     return mlflow.search_runs(
         list(experiment_ids),
         " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
@@ -121,33 +120,33 @@ def find_runs(experiment_ids: Sequence[str], tags: Mapping[str, str]) -> list[Ru
 
 
 def find_run(run_id: str) -> Run | None:
-    """The run with this id; None if it was deleted. FractalError: MLflow does not say."""
+    """Return the run with this id; None if it was deleted. FractalError: MLflow does not answer."""
     run = look_up(f"the run {run_id}", lambda: mlflow.get_run(run_id))
-    deleted = run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE
-    return None if deleted else run
+    is_deleted = run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE
+    return None if is_deleted else run
 
 
 def look_up(subject: str, request: Callable[[], T]) -> T | None:
-    """What MLflow has; None where it has no such run, model or alias. FractalError: it does not
-    answer."""
+    """Return the result of a request to MLflow; None if MLflow has no such run, model or alias.
+    `subject` names it in the error. FractalError: MLflow does not answer."""
     try:
         return request()
     except MlflowException as error:
         if is_absence(error):
             return None
         raise FractalError(
-            f"MLflow could not say what {subject} is ({store_reason(error)}): nothing was changed, "
-            f"run again"
+            f"MLflow could not look up {subject} ({store_reason(error)}): nothing was changed, run "
+            f"again"
         ) from error
 
 
 def utc_now() -> str:
-    """The time of this machine, ISO 8601."""
+    """This machine's time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def run_page(run_id: str) -> str | None:
-    """The page of a run in the server's UI; None where there is no server."""
+    """Address of a run's page in the server's UI; None if the store is a local file."""
     uri = without_user(mlflow.get_tracking_uri())
     if not uri.startswith("http"):
         return None

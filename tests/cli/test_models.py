@@ -178,7 +178,7 @@ def test_no_champion_to_go_back_to(models):
 
 def test_no_champion_at_all(empty):
     mlflow.MlflowClient().create_registered_model("fractal-digits")
-    with pytest.raises(FractalError, match="no champion to go back to, there is none"):
+    with pytest.raises(FractalError, match="no earlier champion, it never had a champion"):
         empty("rollback", "digits")
     with pytest.raises(FractalError, match="no version 1: it has none, train one"):
         empty("promote", "digits", 1, "--because", "x")

@@ -143,7 +143,7 @@ def test_two_evaluations_of_the_same_share_one_result(project, new_runs, monkeyp
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("models:/fractal-mar-l@candidate", "is no model of the size digits: give models:/fractal"),
+        ("models:/fractal-mar-l@candidate", "is no model of the size digits: use models:/fractal"),
         ("models:/fractal-digits", "is no model of the size digits"),
         ("models:/fractal-digits/99", "has no files for models:/fractal-digits/99"),
         ("models:/fractal-digits@nobody", "no model models:/fractal-digits@nobody is registered"),

@@ -230,9 +230,9 @@ def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, mo
         require(lock)
 
     monkeypatch.setattr(promotion_lock.PromotionLock, "require", standing_still)
-    with pytest.raises(FractalError, match="others have gone on"):
+    with pytest.raises(FractalError, match="others removed its lock"):
         champions.promote_by_hand(SIZE, second, "now")
-    with pytest.raises(FractalError, match="others have gone on"):
+    with pytest.raises(FractalError, match="others removed its lock"):
         _contest(second, 19.0, {first: 20.0})
     assert _champion() == first
     assert not any(

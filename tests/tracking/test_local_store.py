@@ -173,7 +173,7 @@ def test_a_file_that_is_no_database(tmp_path, make):
     file = tmp_path / "mlflow/mlflow.db"
     file.parent.mkdir()
     make(file)
-    with pytest.raises(FractalError, match=r"mlflow.db does not do its work \(.*run the same"):
+    with pytest.raises(FractalError, match=r"mlflow.db does not work \(.*run the same"):
         store.connect(tmp_path)
 
 

@@ -105,8 +105,8 @@ def test_signature_example_and_requirements_are_set(registered):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 1.5}, "row 0: seed 1.5 given"),
-        ({"seed": True}, "row 0: seed True given"),
+        ({"seed": 1.5}, "row 0: seed is 1.5"),
+        ({"seed": True}, "row 0: seed is True"),
         ({"guidence": 2.0}, "column 'guidence' is unknown, did you mean 'guidance'?"),
     ],
 )
@@ -261,7 +261,7 @@ def test_it_answers_real_requests(registered, tmp_path):
         for change, said in (
             ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
             ({"class": "cat"}, "class 'cat' is unknown"),
-            ({"seed": -1}, "seed -1 given"),
+            ({"seed": -1}, "seed is -1"),
             ({"guidance": float("nan")}, "guidance is missing: give it in every row"),
         ):
             status, answer = _post(url, {"dataframe_records": [records[0] | change]})

@@ -110,18 +110,18 @@ def test_a_number_and_its_text_are_the_same_class(tmp_path):
         ({"class": "tensh, Tinca tinca"}, "did you mean 'tench, Tinca tinca'"),
         ({"class": None}, "class 'nan' is unknown"),
         ({"class": True}, "class 'True' is unknown"),
-        ({"seed": 1.5}, "seed 1.5 given: a whole number is wanted"),
-        ({"seed": True}, "seed True given: a whole number is wanted"),
-        ({"seed": "1"}, "seed '1' given: a whole number is wanted"),
-        ({"seed": math.inf}, "seed inf given: a whole number is wanted"),
-        ({"seed": 10**400}, "seed 1000"),
-        ({"guidance": True}, "guidance True given: a number is wanted"),
-        ({"guidance": "2.0"}, "guidance '2.0' given: a number is wanted"),
-        ({"logit_scale": [1.0]}, "logit_scale [1.0] given: a number is wanted"),
-        ({"seed": -1}, "seed -1 given: a whole number is wanted, 0 … 4294967295"),
-        ({"seed": 2**32}, "seed 4294967296"),
-        ({"seed": 0.5}, "seed 0.5"),
-        ({"seed": math.nan}, "seed nan"),
+        ({"seed": 1.5}, "seed is 1.5: expected a whole number"),
+        ({"seed": True}, "seed is True: expected a whole number"),
+        ({"seed": "1"}, "seed is '1': expected a whole number"),
+        ({"seed": math.inf}, "seed is inf: expected a whole number"),
+        ({"seed": 10**400}, "seed is 1000"),
+        ({"guidance": True}, "guidance is True: expected a number"),
+        ({"guidance": "2.0"}, "guidance is '2.0': expected a number"),
+        ({"logit_scale": [1.0]}, "logit_scale is [1.0]: expected a number"),
+        ({"seed": -1}, "seed is -1: expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+        ({"seed": 0.5}, "seed is 0.5"),
+        ({"seed": math.nan}, "seed is nan"),
         ({"guidance": math.nan}, "guidance is missing: give it in every row, or in none"),
         ({"guidance": None}, "guidance is missing"),
         ({"guidance": math.inf}, "guidance: Input should be a finite number"),
@@ -131,13 +131,13 @@ def test_a_number_and_its_text_are_the_same_class(tmp_path):
 )
 def test_a_bad_request_is_told_on_one_line(served, requests, change, said):
     right = {"class": "pike", "seed": 0, "guidance": 1.0, "logit_scale": 1.0}
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(BadRequest) as raised:
         served.predict(None, pd.DataFrame([right, right | change]))
-    line = json.loads(caught.value.serialize_as_json())["message"]
-    assert line == str(caught.value)
+    line = json.loads(raised.value.serialize_as_json())["message"]
+    assert line == str(raised.value)
     assert line.startswith("row 1: ") and said in line
     assert "\n" not in line
-    assert caught.value.get_http_status_code() == 400
+    assert raised.value.get_http_status_code() == 400
     assert requests == []
 
 
@@ -152,19 +152,19 @@ RIGHT = {"class": 0, "seed": 0}
         (pd.DataFrame([RIGHT | {"size": 2}]), "column 'size' is unknown, known are class, seed"),
         (pd.DataFrame({"class": [0]}), "column seed is missing"),
         (pd.DataFrame(), "column class and seed is missing"),
-        (pd.DataFrame([[0, 0, 1]], columns=["class", "seed", "seed"]), "'seed' is there 2 times"),
-        (pd.DataFrame([RIGHT] * (MOST_ROWS + 1)), "1,001 rows given, at most 1,000"),
-        (pd.DataFrame({"class": 0, "seed": range(10**6)}), "1,000,000 rows given"),
+        (pd.DataFrame([[0, 0, 1]], columns=["class", "seed", "seed"]), "'seed' appears 2 times"),
+        (pd.DataFrame([RIGHT] * (MOST_ROWS + 1)), "1,001 rows, at most 1,000"),
+        (pd.DataFrame({"class": 0, "seed": range(10**6)}), "has 1,000,000 rows"),
         ([[0, 0]], "column '0' is unknown"),
-        ({"class": [0, 1], "seed": [0]}, "a table is wanted"),
-        (7, "a table is wanted"),
+        ({"class": [0, 1], "seed": [0]}, "the request is no table"),
+        (7, "the request is no table"),
     ],
 )
 def test_a_request_of_other_columns_or_too_many_rows(served, requests, table, said):
-    with pytest.raises(BadRequest) as caught:
+    with pytest.raises(BadRequest) as raised:
         served.predict(None, table)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
-    assert caught.value.get_http_status_code() == 400
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert raised.value.get_http_status_code() == 400
     assert requests == []
 
 

@@ -103,7 +103,7 @@ def test_a_password_in_the_address_is_nowhere_said(tmp_path, monkeypatch, scheme
 @pytest.mark.parametrize("error", [MlflowException("away"), sqlite3.OperationalError("away")])
 def test_an_error_of_the_store_that_nothing_has_caught_has_none(monkeypatch, error):
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:s3cret@host/mlflow")
-    assert "postgresql://***@host/mlflow does not do its work (away)" in explanation(error)
+    assert "postgresql://***@host/mlflow does not work (away)" in explanation(error)
 
 
 def test_the_page_of_a_run_has_no_password(monkeypatch):
