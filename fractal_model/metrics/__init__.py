@@ -1,2 +1,2 @@
-"""Metrics of generated images, numbers alone: features, distances between sets of them, agreement
-with classes."""
+"""Metrics of generated images: features, distances between sets of features, and agreement with
+classes. Nothing here saves or reports a metric."""

@@ -1,11 +1,11 @@
-"""How far the Fréchet distance would move with another draw of the generated images.
+"""Standard error of the Fréchet distance: how much it varies with the choice of generated images.
 
-Decided here: the bootstrap over generated images, the real statistics fixed (they are of the whole
-data set, or published); scipy resamples. Terms equal in all sets are computed once: a set costs one
-product and the eigenvalues of one symmetric matrix of side min(N, D), for 50,000 images of 2048
-features 420 GFLOP and 2 s of eigenvalues, 7 s on 2 cores, less on a GPU.
+Decided here: scipy's bootstrap resamples the generated images. The real statistics stay fixed,
+because they are of the whole data set. Terms that are equal in all resamples are computed once. A
+resample needs one product and the eigenvalues of one symmetric matrix of side min(N, D); 50,000
+images of 2048 features take 7 s on 2 cores, less on a GPU.
 
-Shapes: N generated images with D features each; a set draws N of them with replacement.
+Shapes: N generated images with D features each; a resample draws N of them with replacement.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from fractal_model.metrics.statistics import FeatureStatistics, require_features
 def frechet_standard_error(
     generated: Tensor, real: FeatureStatistics, *, resamples: int, seed: int
 ) -> float:
-    """The bootstrap's standard error of the Fréchet distance from (N, D) features to `real`.
+    """Return the bootstrap's standard error of the Fréchet distance from features (N, D) to `real`.
 
-    Source: Efron and Tibshirani 1993, algorithm 6.1. Where N is not far above D the distance of a
-    set that repeats images is larger than that of N new ones, but it varies about as much.
+    Source: Efron and Tibshirani 1993, algorithm 6.1. If N is not much larger than D, a resample has
+    a larger distance than N new images, but it varies about as much.
     FractalError: fewer than 2 images, or features that are not finite.
     """
     distance = build_resampled_distance(generated, real)
@@ -34,7 +34,7 @@ def frechet_standard_error(
         distance,
         n_resamples=resamples,
         vectorized=False,
-        method="percentile",  # the others want N more distances
+        method="percentile",  # other methods compute N more distances
         rng=np.random.default_rng(seed),
     )
     return float(result.standard_error)
@@ -43,17 +43,17 @@ def frechet_standard_error(
 def build_resampled_distance(
     generated: Tensor, real: FeatureStatistics
 ) -> Callable[[np.ndarray], float]:
-    """From the numbers (N,) of the images of a set, with repeats, to its Fréchet distance.
+    """Return a function from a resample, image numbers (N,) with repeats, to its Fréchet distance.
 
-    With A the root of the real covariance, the trace of the root of the product of covariances is
-    the sum of the singular values of A Xᵀ / √(N − 1), X being the centred features of the set: of
-    the root eigenvalues of a Gram matrix, of the smaller side.
+    Let A be the root of the real covariance and X the centred features of the resample. The trace
+    of the root of the product of the covariances is the sum of the singular values of
+    A Xᵀ / √(N − 1). They are the root eigenvalues of its Gram matrix of the smaller side.
     """
     device = compute_device()
     features = require_features(generated, "generated features", at_least=2).to(device)
     mean = torch.from_numpy(np.asarray(real.mean, np.float64)).to(device)
     covariance = torch.from_numpy(np.asarray(real.covariance, np.float64)).to(device)
-    features = features - mean  # nothing cancels, and the mean of a set is its difference
+    features = features - mean  # so that small differences keep their precision
     count, trace = len(features), covariance.trace()
     squares = features.square().sum(1)
     product = _gram_product(features, covariance)
@@ -69,14 +69,15 @@ def build_resampled_distance(
 
 
 def _gram_product(features: Tensor, covariance: Tensor) -> Callable[[Tensor], Tensor]:
-    """From the weights (N,) of a set's images to the Gram matrix of A Xᵀ, (N, N) or (D, D)."""
+    """Return the function from the weights (N,) of the images, their counts in a resample, to the
+    Gram matrix of A Xᵀ, (N, N) or (D, D)."""
     count = len(features)
     if count < features.shape[1]:
         gram = features @ covariance @ features.T
 
         def of_images(weights: Tensor) -> Tensor:
             scale = weights.sqrt()
-            # G − 1 gᵀ − g 1ᵀ + 1 m 1ᵀ is the Gram matrix of what is centred at the set's mean.
+            # The Gram matrix after centring at the resample's mean is G − 1 gᵀ − g 1ᵀ + 1 m 1ᵀ.
             to_mean = gram @ weights / count
             centred = gram - to_mean - to_mean[:, None] + weights @ to_mean / count
             return scale[:, None] * centred * scale

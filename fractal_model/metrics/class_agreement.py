@@ -1,4 +1,4 @@
-"""Does a sample show the class that was asked for? For sets too small or plain for Inception."""
+"""Agreement of samples with their classes, for images too small or simple for Inception."""
 
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
@@ -15,20 +15,20 @@ def nearest_neighbour_agreement(
     *,
     neighbours: int = 3,
 ) -> float:
-    """Share in [0, 1] of samples that the real images' nearest neighbours put in their class.
+    """Return the share in [0, 1] of samples whose nearest real images have the sample's class.
 
-    samples uint8 (N, 3, H, W) with the requested classes (N,); reference uint8 (M, 3, H, W), the
-    real images, with theirs (M,). Neighbours by Euclidean distance between pixels.
-    Raises FractalError for no samples, unequal shapes or counts, or fewer than `neighbours` real
-    images.
+    `samples`, uint8 (N, 3, H, W), have the requested classes `labels` (N,). The real images are
+    `reference`, uint8 (M, 3, H, W), with `reference_labels` (M,). The nearest neighbours are those
+    with the smallest Euclidean distance between pixels.
+    FractalError: no samples, unequal shapes or counts, or fewer than `neighbours` real images.
     """
     if samples.shape[1:] != reference.shape[1:]:
         raise FractalError(
             f"samples: found images of {tuple(samples.shape[1:])}, expected the reference's "
             f"{tuple(reference.shape[1:])}; use the same dataset"
         )
-    _check_counts("samples", samples, labels, at_least=1)
-    _check_counts("reference", reference, reference_labels, at_least=max(neighbours, 1))
+    _require_counts("samples", samples, labels, at_least=1)
+    _require_counts("reference", reference, reference_labels, at_least=max(neighbours, 1))
     if neighbours < 1:
         raise FractalError(f"neighbours: found {neighbours}, expected at least 1; raise it")
     classifier = KNeighborsClassifier(n_neighbors=neighbours)
@@ -37,17 +37,17 @@ def nearest_neighbour_agreement(
 
 
 def _rows(images: Tensor) -> np.ndarray:
-    """(N, 3, H, W) to float32 (N, 3HW): differences of uint8 would wrap around."""
+    """Flatten (N, 3, H, W) to float32 (N, 3HW), because differences of uint8 would wrap around."""
     return images.flatten(1).float().cpu().numpy()
 
 
-def _check_counts(what: str, images: Tensor, labels: Tensor, *, at_least: int) -> None:
+def _require_counts(name: str, images: Tensor, labels: Tensor, *, at_least: int) -> None:
     if labels.shape != images.shape[:1]:
         raise FractalError(
-            f"{what}: found {len(images)} images and labels of shape {tuple(labels.shape)}, "
-            "expected one label an image; pass them together"
+            f"{name}: found {len(images)} images and labels of shape {tuple(labels.shape)}, "
+            "expected one label for each image"
         )
     if len(images) < at_least:
         raise FractalError(
-            f"{what}: the number of images is {len(images)}, expected {at_least} or more"
+            f"{name}: the number of images is {len(images)}, expected {at_least} or more"
         )

@@ -1,4 +1,4 @@
-"""The reference file of a data set: from its own images, or from registered statistics."""
+"""The reference file of a data set, made from its own images or from registered statistics."""
 
 from fractal_model.common.console import progress_bar
 from fractal_model.common.errors import FractalError
@@ -14,8 +14,8 @@ from fractal_model.metrics.reference import PublishedStatistics, Reference, buil
 
 def extract_reference(params: Params, dataset: str) -> Reference:
     """Extract the Inception features that samples are compared with, and write them beside the
-    prepared data set. FractalError: it is not prepared, or its registered statistics are not as
-    they were."""
+    prepared data set. FractalError: the data set is not prepared, or its registered statistics are
+    missing or have changed."""
     split = open_prepared(params.dataset_folder(dataset), "train")
     published = _registered_statistics(params, dataset, split.manifest.resolution)
     images = params.metrics.statistics_images.get(dataset, len(split))
@@ -36,7 +36,7 @@ def extract_reference(params: Params, dataset: str) -> Reference:
 def _registered_statistics(
     params: Params, dataset: str, resolution: int
 ) -> PublishedStatistics | None:
-    """The statistics that were registered instead of our own; None where there are none.
+    """Read the statistics that are registered for the data set; None if there are none.
 
     FractalError: they are not on this machine, or have changed.
     """
@@ -46,12 +46,12 @@ def _registered_statistics(
         return None
     name, file = entry.statistics.file, statistics_file(data, dataset)
     way_out = (
-        f"run `fractal data register-reference {dataset} FILE` with {name} as it was, or have that "
-        f"command remove it, to compare with our own statistics"
+        f"run `fractal data register-reference {dataset} FILE` with the original {name}, or remove "
+        f"it with that command to use statistics of the data set's own images"
     )
     if file is None or not file.is_file():
-        place = "is not known on this machine" if file is None else f"is not at {file} any more"
-        raise FractalError(f"{dataset} is compared with {name}, which {place}: {way_out}")
+        problem = "has no known path on this machine" if file is None else f"is not at {file}"
+        raise FractalError(f"the reference of {dataset} is {name}, which {problem}: {way_out}")
     if sha256(file) != entry.statistics.sha256:
         raise FractalError(f"{file} has changed since it was registered: {way_out}")
     return load_published(file, resolution)

@@ -1,11 +1,11 @@
-"""DINOv2 features, for the Fréchet distance that follows human judgement better than Inception's.
+"""DINOv2 features, for a Fréchet distance that is closer to human judgement than Inception's.
 
-Decided here: the network is timm's, with weights that a person gives as a file; the file's width
-says which of its sizes it is. Features are the class token after the last norm, of images scaled
-to 224 px with the bicubic filter.
+Decided here: the network is timm's, and a person gives its weights as a file, whose width tells
+which network it is for. Features are the class token after the last norm, of images scaled to
+224 px with the bicubic filter.
 
 Source: Stein et al. 2023, "Exposing flaws of generative model evaluation metrics", section 4.
-Shapes: B images of H × W; D features, 1024 of the large network that the paper uses.
+Shapes: B images of H × W; D features. The large network, which the paper uses, has D = 1024.
 """
 
 import pickle
@@ -30,7 +30,7 @@ NAMES = {
     1024: "vit_large_patch14_dinov2",
     1536: "vit_giant_patch14_dinov2",
 }
-"""Timm's names by width."""
+"""Timm's name of the network of each width D."""
 NO_WEIGHTS = (
     "no DINOv2 weights were given: set metrics.dinov2_weights in params.yaml to the file of timm's "
     "vit_large_patch14_dinov2.lvd142m"
@@ -38,20 +38,20 @@ NO_WEIGHTS = (
 
 
 class DINOv2Extractor:
-    """Images to features. Made by `load_dinov2`."""
+    """A feature extractor that `load_dinov2` makes."""
 
     FEATURES_VERSION = 1
-    """To be raised when equal images and weights give other features: references are made anew."""
+    """Raise it when the same images and weights give other features; references are then remade."""
 
     def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
         self._network = network
         self.weights_source = f"timm: {file.name}"
         self.weights_checksum = checksum
-        """'sha256:…' of the file."""
+        """Checksum of the weights file, `sha256:…`."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, D), on the network's device."""
+        """Extract float32 features (B, D), on the network's device, of uint8 images (B, 3, H, W)."""
         device = next(self._network.parameters()).device
         size = [SIDE, SIDE]
         bicubic = transforms.InterpolationMode.BICUBIC
@@ -63,18 +63,19 @@ class DINOv2Extractor:
 
 
 def dinov2_checksum(file: Path) -> str:
-    """What names the weights in a protocol. FractalError: the file is missing or not readable."""
+    """Return the checksum of a weights file, as it stands in a protocol. FractalError: the file is
+    missing or not readable."""
     try:
         return f"sha256:{sha256(file)}"
     except OSError as error:
         raise FractalError(
-            f"{file} cannot be read ({error.strerror}): allow it, or give another file"
+            f"{file} cannot be read ({error.strerror}): make it readable, or give another file"
         ) from error
 
 
 def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Extractor:
-    """The network with the weights in a safetensors or torch file, ready to use; nothing is
-    unpickled. FractalError: missing, damaged, or weights of something else."""
+    """Load the network with the weights in a safetensors or torch file; no object is unpickled.
+    FractalError: the file is missing or damaged, or holds other weights."""
     checksum = dinov2_checksum(file)
     try:
         state = load_state_dict(str(file))
@@ -94,7 +95,7 @@ def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Extract
     ) as error:
         raise FractalError(
             f"DINOv2 weights {file}: found something else ({one_line(error)[:200]}), expected "
-            f"timm's weights of {', '.join(NAMES.values())}; fetch them again, or set "
+            f"timm's weights of {', '.join(NAMES.values())}; download them again, or set "
             f"metrics.dinov2_weights to null"
         ) from error
     return DINOv2Extractor(network.eval().to(device), file, checksum)

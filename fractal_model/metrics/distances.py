@@ -1,7 +1,7 @@
 """Distances between a generated and a real set of images, from their features.
 
-Decided here: torch-fidelity computes, always in float64 and with every option given, so that its
-defaults cannot move a published number. Non-finite features are refused.
+Decided here: torch-fidelity computes them in float64. Every option is passed explicitly, so that a
+new default cannot change a published number. Features that are not finite are refused.
 
 Shapes: N images with D features each; D is 2048 (Inception pool_3).
 """
@@ -17,25 +17,25 @@ from fractal_model.common.errors import FractalError
 from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 PRECISION_RECALL_BATCH = 1000
-"""Rows of distances at a time: 0.4 GB against 50,000 images."""
+"""Images whose distances are computed at a time: 0.4 GB for distances to 50,000 images."""
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """The kernel inception distance and what it was computed with."""
+    """The kernel inception distance (KID) and how it was computed."""
 
     mean: float
-    """Mean over the subsets of the unbiased squared MMD; may be slightly below 0."""
+    """Mean of the unbiased squared MMD over the subsets; it may be slightly below 0."""
     standard_error: float | None
-    """None where a subset is the whole of a set, so that no error can be estimated."""
+    """Standard error of the mean; None if it has no estimate, because a subset is a whole set."""
     subsets: int
     subset_size: int
-    """Images in a subset, after the cap at the smaller set."""
+    """Images in a subset, at most the number in the smaller set."""
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """The Fréchet inception distance (FID), float64. Source: Heusel et al. 2017, section 3.
-    FractalError: non-finite statistics or unequal D."""
+    """Return the Fréchet inception distance (FID). Source: Heusel et al. 2017, section 3.
+    FractalError: statistics that are not finite, or unequal D."""
     stats = [
         {
             "mu": np.asarray(one.mean, dtype=np.float64),
@@ -46,9 +46,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if not all(np.isfinite(part).all() for one in stats for part in one.values()):
         raise FractalError(
             "feature statistics: found NaN or infinity, expected finite numbers; compute them "
-            "again from finite features"
+            "from finite features"
         )
-    _same_width(*(one["mu"].shape[0] for one in stats))
+    _require_equal_widths(*(one["mu"].shape[0] for one in stats))
     metrics = metric_fid.fid_statistics_to_metric(*stats, verbose=False)
     return float(metrics[metric_fid.KEY_METRIC_FID])
 
@@ -56,14 +56,15 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def kernel_distance(
     generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """The kernel inception distance (KID) of (N, D) features, with the cubic polynomial kernel.
+    """Return the kernel inception distance (KID) of features (N, D), with a cubic polynomial kernel.
 
-    Subsets are drawn without replacement; their size is capped at the smaller set. The standard
-    error is that of drawing the images and the subsets: σ √(m / (N − m) + 1 / subsets), where σ is
-    the deviation among subsets of m out of the N images of the smaller set. The first term is the
-    delete-d jackknife (Shao & Wu 1989), as subsets of one set overlap; the second is for the number
-    of subsets. Source: Binkowski et al. 2018, section 4 (there: subsets of 1000).
-    FractalError: fewer than 2 images, options below 1 and 2, non-finite features or unequal D.
+    Subsets are drawn without replacement and are at most as large as the smaller set. The standard
+    error covers the choice of images and of subsets: σ √(m / (N − m) + 1 / subsets), where σ is the
+    standard deviation among subsets of m out of the N images of the smaller set. The first term is
+    the delete-d jackknife (Shao & Wu 1989), because subsets of one set overlap; the second is for
+    the number of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
+    FractalError: fewer than 2 images, no subset, subsets of fewer than 2 images, features that are
+    not finite, or unequal D.
     """
     generated, real = require_feature_pair(generated, real, at_least=2)
     if subsets < 1 or subset_size < 2:
@@ -73,11 +74,12 @@ def kernel_distance(
         )
     smaller, larger = sorted((len(generated), len(real)))
     size = min(subset_size, smaller)
-    drawn = 1 if size == larger else subsets  # every subset would be the whole of both sets
+    # If a subset is the whole of both sets, all subsets are equal.
+    count = 1 if size == larger else subsets
     metrics = metric_kid.kid_features_to_metric(
         generated,
         real,
-        kid_subsets=drawn,
+        kid_subsets=count,
         kid_subset_size=size,
         kid_kernel="poly",
         kid_kernel_poly_degree=3,
@@ -87,22 +89,23 @@ def kernel_distance(
         verbose=False,
     )
     error = None
-    if size < smaller and drawn > 1:
-        # torch-fidelity divides by the number of subsets; the jackknife wants one less.
-        deviation = metrics[metric_kid.KEY_METRIC_KID_STD] * math.sqrt(drawn / (drawn - 1))
-        error = deviation * math.sqrt(size / (smaller - size) + 1 / drawn)
-    return KernelDistance(metrics[metric_kid.KEY_METRIC_KID_MEAN], error, drawn, size)
+    if size < smaller and count > 1:
+        # torch-fidelity divides by the number of subsets; the jackknife divides by one less.
+        deviation = metrics[metric_kid.KEY_METRIC_KID_STD] * math.sqrt(count / (count - 1))
+        error = deviation * math.sqrt(size / (smaller - size) + 1 / count)
+    return KernelDistance(metrics[metric_kid.KEY_METRIC_KID_MEAN], error, count, size)
 
 
 def precision_recall(
     generated: Tensor, real: Tensor, *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """(precision, recall) of (N, D) features, each in [0, 1].
+    """Return (precision, recall) of features (N, D), each in [0, 1].
 
-    Precision is the share of generated images inside the real ones' manifold (the union of balls
-    that reach the k-th nearest neighbour), recall the share of real images inside the generated
-    ones'. Source: Kynkäänniemi et al. 2019; as in ADM (Dhariwal & Nichol 2021) with k = 3.
-    FractalError: k < 1, fewer than k + 1 images, non-finite features or unequal D.
+    Precision is the share of generated images inside the manifold of the real ones. The manifold is
+    the union of balls around the images, each with its k-th nearest neighbour on its surface.
+    Recall is the share of real images inside the manifold of the generated ones.
+    Source: Kynkäänniemi et al. 2019; with k = `neighbours` = 3 as in ADM (Dhariwal & Nichol 2021).
+    FractalError: k < 1, fewer than k + 1 images, features that are not finite, or unequal D.
     """
     if neighbours < 1:
         raise FractalError(f"neighbours: found {neighbours}, expected at least 1; raise it")
@@ -119,10 +122,10 @@ def precision_recall(
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float:
-    """The Inception Score of logits (N, 1008): the mean over shuffled, equal splits, at least 1.
+    """Return the Inception Score of logits (N, 1008): the mean over shuffled splits of equal size.
 
-    Source: Salimans et al. 2016, section 4.
-    Raises FractalError for fewer images than splits, no split, or non-finite logits.
+    The score is at least 1. Source: Salimans et al. 2016, section 4.
+    FractalError: fewer images than splits, no split, or logits that are not finite.
     """
     if splits < 1:
         raise FractalError(f"Inception Score splits: found {splits}, expected at least 1; raise it")
@@ -134,14 +137,15 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
 def require_feature_pair(
     generated: Tensor, real: Tensor, *, at_least: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and (M, D) as float64. FractalError: unequal D, or as `require_features`."""
+    """Return features (N, D) and (M, D) as float64. FractalError: unequal D, or see
+    `require_features`."""
     generated = require_features(generated, "generated features", at_least=at_least)
     real = require_features(real, "real features", at_least=at_least)
-    _same_width(generated.shape[1], real.shape[1])
+    _require_equal_widths(generated.shape[1], real.shape[1])
     return generated, real
 
 
-def _same_width(a: int, b: int) -> None:
+def _require_equal_widths(a: int, b: int) -> None:
     if a != b:
         raise FractalError(
             f"features: found widths {a} and {b}, expected equal ones; use one network for both"

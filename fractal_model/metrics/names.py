@@ -1,4 +1,4 @@
-"""The names of all metrics, as they stand in MLflow, in files and in tables."""
+"""The names of all metrics in MLflow, in files and in tables."""
 
 # Lower is better.
 NLL, CONDITIONAL_NLL = "nll_bits_per_dim", "nll_conditional_bits_per_dim"
@@ -8,22 +8,22 @@ INCEPTION_SCORE, PRECISION, RECALL = "inception_score", "precision", "recall"
 CLASS_AGREEMENT = "class_agreement"
 
 SAMPLE_METRICS = (FID, KID, INCEPTION_SCORE, PRECISION, RECALL, FD_DINOV2, CLASS_AGREEMENT)
-"""Metrics that depend on how many images are sampled."""
+"""Metrics that depend on the number of samples."""
 SPEED = ("seconds_per_image", "images_per_second")
-"""Lower is better, and higher."""
+"""Of the first lower is better, of the second higher."""
 STANDARD_ERROR = "_stderr"
-"""Ends the name of a metric's standard error."""
+"""Ending of the name of a metric's standard error."""
 _THOUSAND = 1000
 
 
 def error_name(metric: str) -> str:
-    """The name of a metric's standard error."""
+    """Return the name of a metric's standard error."""
     return f"{metric}{STANDARD_ERROR}"
 
 
 def preview_name(metric: str, samples: int) -> str:
-    """The name of a metric in a preview of `samples` images: `fid` becomes `fid_5k`, `fid_stderr`
-    becomes `fid_5k_stderr`; metrics that do not depend on samples keep theirs."""
+    """Return the name of a metric in a preview of `samples` images: `fid` becomes `fid_5k`, and
+    `fid_stderr` becomes `fid_5k_stderr`. Metrics that do not depend on samples keep their name."""
     base = metric.removesuffix(STANDARD_ERROR)
     if base not in SAMPLE_METRICS:
         return metric
@@ -31,12 +31,11 @@ def preview_name(metric: str, samples: int) -> str:
 
 
 def is_preview_of(metric: str, name: str) -> bool:
-    """True if `name` is the metric's in some preview: `fid_5k` and `fid_300` are, `fid_stderr` is
-    not."""
+    """True if `name` is the name of `metric` in a preview, for example `fid_5k` of `fid`."""
     count = name.removeprefix(f"{metric}_").removesuffix("k")
     return name.startswith(f"{metric}_") and count.isdecimal()
 
 
 def short_count(count: int) -> str:
-    """5000 to `5k`, 300 to `300`."""
+    """Return a count as it stands in metric names: 5000 as `5k`, 300 as `300`."""
     return f"{count // _THOUSAND}k" if count % _THOUSAND == 0 else str(count)

@@ -1,7 +1,7 @@
-"""Arrays of an npz file that comes from elsewhere: no pickle, and no more memory than is allowed.
+"""Reader of arrays in npz files from elsewhere: it unpickles nothing and limits the memory.
 
-Decided here: an array's header is read first, as a file of some bytes can claim, or unpack to, any
-size. What numpy and zipfile raise of a damaged file is one exception.
+Decided here: the header of an array is read first, because a small file can claim, or unpack to,
+any size. Whatever numpy and zipfile raise for a damaged file becomes one exception.
 """
 
 import zipfile
@@ -19,38 +19,39 @@ _HEADER, _LONGEST = 1 << 16, 200
 
 
 class NotNpzError(ValueError):
-    """Why a file cannot be read, on one line."""
+    """A file is not a readable npz; the message gives the reason on one line."""
 
 
 def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that the file has, each of at most so many bytes. NotNpzError:
-    damaged, pickled, larger, or no npz. FileNotFoundError."""
+    """Read those of the named arrays that the file has; `most_bytes` maps a name to the largest
+    size in bytes. NotNpzError: the file is damaged or no npz, or an array is pickled or larger.
+    FileNotFoundError: the file is missing."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            found = {}
+            arrays = {}
             for name in most_bytes.keys() & members.keys():
                 if members[name].file_size > most_bytes[name] + _HEADER:
                     raise NotNpzError(f"{name} unpacks to {members[name].file_size:,} bytes")
                 with archive.open(members[name]) as stream:
                     _require_size(stream, name, most_bytes[name])
                 with archive.open(members[name]) as stream:
-                    found[name] = npy.read_array(stream, allow_pickle=False)
-                    stream.read()  # to its end, where the checksum is compared
-            return found
+                    arrays[name] = npy.read_array(stream, allow_pickle=False)
+                    stream.read()  # at the end of the stream zipfile compares the checksum
+            return arrays
     except (FileNotFoundError, NotNpzError, MemoryError):
         raise
     except zipfile.BadZipFile as error:
         with file.open("rb") as stream:
             single = stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX
         raise NotNpzError("it is a single array" if single else one_line(error)) from error
-    # Damage makes zipfile and numpy fail in any way there is.
+    # Zipfile and numpy raise all kinds of exceptions for damaged files.
     except Exception as error:
         raise NotNpzError(shorten(one_line(error), _LONGEST)) from error
 
 
 def array_names(file: Path) -> list[str]:
-    """The names of all arrays in a file that `read_arrays` has read."""
+    """Return the names of all arrays in a file that `read_arrays` has read."""
     with zipfile.ZipFile(file) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 

@@ -1,7 +1,8 @@
-"""Mean and covariance of features: what the Fréchet distance needs to know of a set of images.
+"""Mean and covariance of features, from which the Fréchet distance is computed.
 
-Apart from the distances, so that features of millions of images need not be extracted again when a
-distance changes. Shapes: N images with D features each; D is 2048 (Inception pool_3).
+Decided here: statistics are apart from distances, so that features of millions of images need not
+be extracted again when a distance changes.
+Shapes: N images with D features each; D is 2048 (Inception pool_3).
 """
 
 from dataclasses import dataclass, field
@@ -15,43 +16,44 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from fractal_model.common.errors import FractalError
 
 STATISTICS_VERSION = 1
-"""To be raised when equal features give other numbers: references are made anew."""
+"""Raise it when the same features give other statistics; references are then remade."""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """What the Fréchet distance needs to know of a set of images."""
+    """Mean and covariance of the features of N images."""
 
     mean: np.ndarray
     """float64 (D,)."""
     covariance: np.ndarray
     """float64 (D, D), with N − 1 in the denominator."""
     count: int
-    """N, the number of images; 0 where whoever published the statistics does not say."""
+    """N, the number of images; 0 if unknown, as for published statistics."""
 
     @classmethod
     def from_features(cls, features: Tensor) -> Self:
-        """The statistics of features (N, D). FractalError: N is below 2, or not all are finite."""
+        """Compute the statistics of features (N, D). FractalError: N is below 2, or a feature is
+        not finite."""
         features = require_features(features, "features", at_least=2)
-        found = fid_features_to_statistics(features)
-        return cls(mean=found["mu"], covariance=found["sigma"], count=len(features))
+        statistics = fid_features_to_statistics(features)
+        return cls(statistics["mu"], statistics["sigma"], len(features))
 
 
 @dataclass(eq=False)
 class RunningStatistics:
-    """`FeatureStatistics` of features that pass by in batches, however many: of real images.
+    """Sums over batches of features, from which `FeatureStatistics` follow; for many real images.
 
-    Sums are of differences from the first batch's mean, in float64: nothing cancels.
+    The sums are float64 and of differences from the first batch's mean, to keep precision.
     """
 
     count: int = 0
-    """Images so far."""
+    """Number of images so far."""
     shift: np.ndarray = field(default_factory=lambda: np.empty(0))
     sum: np.ndarray = field(default_factory=lambda: np.empty(0))
     products: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def add(self, features: Tensor) -> None:
-        """Features (N, D). Raises FractalError for non-finite values."""
+        """Add a batch of features (N, D). FractalError: a value is not finite."""
         batch = require_features(features, "features").numpy().astype(np.float64)
         if not self.count:
             self.shift = batch.mean(axis=0)
@@ -63,7 +65,7 @@ class RunningStatistics:
         self.products += batch.T @ batch
 
     def statistics(self) -> FeatureStatistics:
-        """Raises FractalError for fewer than 2 images."""
+        """Return the statistics of all images so far. FractalError: fewer than 2 images."""
         if self.count < 2:
             raise FractalError(f"features of images: found {self.count}, expected 2 or more")
         mean = self.sum / self.count
@@ -71,21 +73,21 @@ class RunningStatistics:
         return FeatureStatistics(self.shift + mean, covariance, self.count)
 
 
-def require_features(features: Tensor, what: str, *, at_least: int = 1) -> Tensor:
-    """(N, D) as float64 in main memory.
+def require_features(features: Tensor, name: str, *, at_least: int = 1) -> Tensor:
+    """Return features (N, D) as float64 in main memory; `name` stands in errors.
 
-    Raises FractalError for another shape, fewer images than at_least, or non-finite values.
+    FractalError: another shape, fewer than `at_least` images, or a value that is not finite.
     """
     if features.ndim != 2:
-        raise FractalError(f"{what}: found shape {tuple(features.shape)}, expected (images, width)")
+        raise FractalError(f"{name}: found shape {tuple(features.shape)}, expected (images, width)")
     if len(features) < at_least:
         raise FractalError(
-            f"{what}: the number of images is {len(features)}, expected {at_least} or more"
+            f"{name}: the number of images is {len(features)}, expected {at_least} or more"
         )
     bad = int((~torch.isfinite(features)).any(dim=1).sum())
     if bad:
         raise FractalError(
-            f"{what}: found NaN or infinity in {bad} of {len(features)} images, expected finite "
+            f"{name}: found NaN or infinity in {bad} of {len(features)} images, expected finite "
             "numbers; check the images and the weights"
         )
     return features.detach().to("cpu", torch.float64)

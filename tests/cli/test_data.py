@@ -134,14 +134,14 @@ def test_where_adms_file_lies_is_of_this_machine(project, fractal):
     assert subprocess.run(ignored, cwd=REPOSITORY).returncode == 0
 
     way_out = (
-        "register-reference imagenet16 FILE` with adm_stats.npz .* or have that command remove it"
+        "register-reference imagenet16 FILE` with the original adm_stats.npz, or remove it"
     )
     file.rename(project / "moved.npz")
     code, _, err = fractal("data", "reference", "imagenet16")
-    assert code == 1 and re.search(f"is not at {file} any more: run .*{way_out}", err)
+    assert code == 1 and re.search(f"is not at {file}: run .*{way_out}", err)
     location.unlink()
     code, _, err = fractal("data", "reference", "imagenet16")
-    assert code == 1 and re.search(f"adm_stats.npz, which is not known on .*{way_out}", err)
+    assert code == 1 and re.search(f"adm_stats.npz, which has no known path on .*{way_out}", err)
     assert err.count("\n") == 1
     assert fractal("data", "register-reference", "imagenet16", "moved.npz")[0] == 0
     assert fractal("data", "reference", "imagenet16")[0] == 0

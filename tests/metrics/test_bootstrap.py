@@ -1,4 +1,4 @@
-"""The standard error of the Fréchet distance, against distances computed one by one."""
+"""The standard error of the Fréchet distance equals what single distances give."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REAL = FeatureStatistics.from_features(normal(200, 8, seed=0, shift=0.4, scale=1
 
 
 @pytest.mark.parametrize("count", [6, 60], ids=["fewer images than features", "more"])
-def test_a_resampled_distance_is_that_of_the_repeated_images(count):
+def test_a_resampled_distance_equals_that_of_the_repeated_images(count):
     generated = normal(count, seed=1)
     distance = build_resampled_distance(generated, REAL)
     for seed in range(3):
@@ -29,18 +29,18 @@ def test_a_resampled_distance_is_that_of_the_repeated_images(count):
 
 def test_the_error_is_the_deviation_among_independent_sets():
     sets = [normal(400, seed=100 + i) for i in range(150)]
-    found = [frechet_distance(FeatureStatistics.from_features(one), REAL) for one in sets]
+    distances = [frechet_distance(FeatureStatistics.from_features(one), REAL) for one in sets]
     errors = [frechet_standard_error(one, REAL, resamples=60, seed=0) for one in sets[:15]]
-    assert np.mean(errors) == pytest.approx(np.std(found, ddof=1), rel=0.2)
+    assert np.mean(errors) == pytest.approx(np.std(distances, ddof=1), rel=0.2)
 
 
-def test_the_error_follows_its_seed_alone():
+def test_the_error_depends_only_on_its_seed():
     generated = normal(30, seed=2)
     first, again = (frechet_standard_error(generated, REAL, resamples=10, seed=1) for _ in range(2))
     assert first == again != frechet_standard_error(generated, REAL, resamples=10, seed=2)
 
 
-def test_features_that_are_not_finite():
+def test_features_that_are_not_finite_are_refused():
     bad = torch.full((5, 8), float("nan"))
     with pytest.raises(FractalError, match="generated features: found NaN"):
         frechet_standard_error(bad, REAL, resamples=3, seed=0)

@@ -21,28 +21,28 @@ def digits():
     return images[:300], labels[:300], images[300:], labels[300:]
 
 
-def test_real_digits_agree(digits):
+def test_real_digits_agree_with_their_classes(digits):
     assert nearest_neighbour_agreement(*digits) > 0.97
 
 
-def test_shuffled_labels_do_not(digits):
+def test_shuffled_labels_do_not_agree(digits):
     held, labels, reference, reference_labels = digits
     shuffled = labels[torch.randperm(300, generator=torch.Generator().manual_seed(1))]
     assert nearest_neighbour_agreement(held, shuffled, reference, reference_labels) < 0.25
 
 
-def test_dark_and_bright_do_not_wrap_around():
-    """As uint8, 255 would lie next to 0."""
+def test_differences_of_dark_and_bright_do_not_wrap_around():
+    """In uint8 arithmetic, 255 would be next to 0."""
     reference = torch.tensor([0, 100, 180], dtype=torch.uint8).reshape(3, 1, 1, 1)
     reference = reference.repeat(1, 3, 1, 1)
     sample = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
-    found = nearest_neighbour_agreement(
+    share = nearest_neighbour_agreement(
         sample, torch.tensor([2]), reference, torch.arange(3), neighbours=1
     )
-    assert found == 1.0
+    assert share == 1.0
 
 
-def test_wrong_input(digits):
+def test_wrong_input_is_refused(digits):
     held, labels, reference, reference_labels = digits
     with pytest.raises(FractalError, match=r"images of \(3, 8, 7\), expected the reference's"):
         nearest_neighbour_agreement(held[..., :7], labels, reference, reference_labels)

@@ -1,4 +1,4 @@
-"""DINOv2 through timm's network with random weights: the file's way in, and what is refused."""
+"""DINOv2 features of timm's network with random weights: how a file is loaded, what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import random_images
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """As timm publishes them: for 518 px."""
+    """Files of weights as timm publishes them, for 518 px."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
@@ -27,8 +27,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_features_are_those_of_timms_own_transforms(weights, name):
-    """The network that timm makes of the file, and the transform that timm makes of its name."""
+def test_features_equal_those_of_timms_own_network_and_transform(weights, name):
+    """Timm builds the network from the file, and the transform from the network's name."""
     file, images = weights / name, random_images(3, size=16)
     with torch.random.fork_rng(devices=[]):
         network = timm.create_model(
@@ -43,18 +43,18 @@ def test_features_are_those_of_timms_own_transforms(weights, name):
     transform = timm.data.create_transform(**config)
     with torch.no_grad():
         expected = network(torch.stack([transform(to_pil_image(image)) for image in images]))
-    found = load_dinov2(file)(images)
-    assert found.shape == (3, 384) and found.dtype == torch.float32
-    # Pillow and torch round the scaled 8-bit values apart by one now and then.
-    assert ((found - expected).norm() / expected.norm()).item() < 5e-3
-    assert found.std() > 0.1
+    features = load_dinov2(file)(images)
+    assert features.shape == (3, 384) and features.dtype == torch.float32
+    # When Pillow and torch round the scaled values to 8 bits, some differ by one.
+    assert ((features - expected).norm() / expected.norm()).item() < 5e-3
+    assert features.std() > 0.1
 
 
-def test_the_checksum_and_the_source_are_the_files(weights):
-    found = load_dinov2(weights / "w.safetensors")
-    assert found.weights_source == "timm: w.safetensors"
-    assert found.weights_checksum.startswith("sha256:")
-    assert found.weights_checksum != load_dinov2(weights / "w.pth").weights_checksum
+def test_the_extractor_has_the_checksum_and_the_name_of_its_file(weights):
+    extractor = load_dinov2(weights / "w.safetensors")
+    assert extractor.weights_source == "timm: w.safetensors"
+    assert extractor.weights_checksum.startswith("sha256:")
+    assert extractor.weights_checksum != load_dinov2(weights / "w.pth").weights_checksum
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,19 @@ def test_the_checksum_and_the_source_are_the_files(weights):
         ("x.pth", [len]),
     ],
 )
-def test_what_is_not_dinov2_is_refused(tmp_path, name, content):
+def test_a_file_without_dinov2_weights_is_refused(tmp_path, name, content):
     file = tmp_path / name
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    with pytest.raises(FractalError, match="expected timm's weights .*dinov2_weights to null") as e:
+    with pytest.raises(
+        FractalError, match="expected timm's weights .*dinov2_weights to null"
+    ) as raised:
         load_dinov2(file)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_no_such_file(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(FractalError, match="cannot be read .No such file"):
         load_dinov2(tmp_path / "none.pth")
