@@ -100,6 +100,6 @@ def _deliver_metrics(local: Path) -> None:
             pass
         if spool.undelivered:
             raise FractalError(
-                f"reports of the earlier run are not in MLflow yet, only in "
-                f"{folder}: nothing was changed, run again when the MLflow server is reachable"
+                f"reports of the earlier run are not in MLflow yet, only in {folder}: nothing was "
+                f"changed, run again when the MLflow server is reachable"
             )

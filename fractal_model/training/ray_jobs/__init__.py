@@ -1,2 +1,1 @@
-"""Training as a job of a remote Ray cluster: submission, the driver on the cluster, its log and its
-owner."""
+"""Training as a job of a remote Ray cluster: submission, driver, log and owner of a job."""

@@ -1,9 +1,9 @@
-"""Drives one training run on a Ray cluster: in this process, or as a Ray job of its own.
+"""The driver of one training on a Ray cluster, in this process or as a Ray job.
 
 As a job (`python -m fractal_model.training.ray_jobs.driver`, with the training as JSON in
-FRACTAL_TRAINING_JOB) it writes its reports, and at the end the last checkpoint's place, to standard
-output: lines of a marker and JSON. Metrics go to MLflow from here, through the spool, so that they
-arrive whoever follows.
+FRACTAL_TRAINING_JOB) it writes reports, and at the end the last checkpoint's address, as lines of a
+marker and JSON to standard output. The driver sends metrics to MLflow itself, through the spool, so
+that they arrive even if nobody follows the job.
 """
 
 import json
@@ -31,40 +31,41 @@ logger = logging.getLogger("fractal.training")
 
 
 def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
-    """Train to the end; return the last checkpoint's folder or address. FractalError: why not."""
+    """Train to the end; return the last checkpoint's folder or address. FractalError: it failed."""
     use_store(job.tracking_uri)
-    watch, logged = Watch(job.reference), last_position(job.run_id)
+    watch, logged_step = Watch(job.reference), last_position(job.run_id)
     metrics = MetricSpool(job.local / "metrics" / job.run_id, job.run_id)
     with metrics as spool, ray_cluster(cpus=job.recipe.cpus):
 
         def handle(report: Report) -> None:
-            nonlocal logged
-            further, warnings = watch.examine(report) if report.loss is not None else ({}, [])
+            nonlocal logged_step
+            more_metrics, warnings = watch.examine(report) if report.loss is not None else ({}, [])
             warnings += [report.note] if report.note else []
             report = report.model_copy(update={"note": None})
-            values, step = report_values({**report.model_dump(exclude_none=True), **further})
-            if step > logged:  # else it was logged before workers had to repeat the step
+            values, step = report_values({**report.model_dump(exclude_none=True), **more_metrics})
+            if step > logged_step:  # A step that workers repeat was logged before.
                 spool.log(values, step=step)
-                logged = step
+                logged_step = step
             for warning in warnings:
                 logger.warning("%s, epoch %.2f: %s", job.size, report.epoch, warning)
             on_report(report)
 
         checkpoint = run_training(job, on_report=handle)
-    # Ray's path of a checkpoint in an object store lacks the address.
+    # Ray's path of a checkpoint in an object store lacks the scheme, s3://.
     name = PurePosixPath(checkpoint.path).name
     return f"{job.storage}/{job.name}/{name}" if is_remote(job.storage) else checkpoint.path
 
 
-def _say(**content: object) -> None:
+def _print_json(**content: object) -> None:
     print(f"{MARKER}{json.dumps(content)}", flush=True)
 
 
-def _say_report(report: Report) -> None:
-    _say(report=report.model_dump(exclude_none=True))
+def _print_report(report: Report) -> None:
+    _print_json(report=report.model_dump(exclude_none=True))
 
 
 def main() -> None:
+    """Run the training in FRACTAL_TRAINING_JOB. FractalError: it is not set, or training failed."""
     keep_secrets_out_of_logs()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     if JOB_VARIABLE not in os.environ:
@@ -73,11 +74,11 @@ def main() -> None:
         )
     job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
     try:
-        checkpoint = drive(job, on_report=_say_report)
+        checkpoint = drive(job, on_report=_print_report)
     except FractalError as error:
-        _say(error=str(error))
+        _print_json(error=str(error))
         raise
-    _say(checkpoint=checkpoint)
+    _print_json(checkpoint=checkpoint)
 
 
 if __name__ == "__main__":

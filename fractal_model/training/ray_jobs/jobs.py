@@ -1,10 +1,10 @@
-"""Ray Jobs' adapter: a training run as a job of a cluster, followed from here.
+"""Adapter of Ray Jobs: runs a training as a job of a cluster and follows it from this process.
 
-Decided here: a job's metadata names its size, its run and who follows it. A running job of the same
-run is joined. A job of another run is stopped if the flow that submitted it is over, so that no
-orphan stays; else it is left alone, because it may be a colleague's. Cancelling the flow stops the
-job; whatever else ends the following leaves the job at work, for the next run to join. The code
-travels along, so that the job runs what the flow runs.
+Decided here: a job's metadata names its size, run and owner. A flow that finds a running job of its
+own run follows that job. A job of another run is stopped if the flow that submitted it is over, and
+is left alone otherwise, because it may be a colleague's. Cancelling the flow stops its job. After
+any other error the job continues, and the next flow run follows it. The code is sent with the job,
+so that the job runs the same code as the flow.
 """
 
 import os
@@ -29,14 +29,14 @@ from fractal_model.training.ray_jobs.server import JobsServer
 STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
 LOST_SECONDS = 600.0
-"""How long the cluster may be away while a job is followed."""
-# Without its slash a pattern means folders of that name at any depth. Ray calls the folder itself
-# ".", which "/.?*" does not match.
-_LEFT_OUT = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
-_LEFT_OUT += ["/prefect.toml"]  # of `make up`; it holds the login
-# Only addresses and places: everybody who may see the cluster's jobs sees these. Secrets are in the
-# environment of its machines.
-_PASSED_ON = (
+"""Seconds that the cluster may be unreachable while a job is followed."""
+# A pattern without a slash matches at any depth. Ray's name of the folder itself is ".", which
+# "/.?*" does not match.
+_EXCLUDED = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
+_EXCLUDED += ["/prefect.toml"]  # `make up` writes it; it contains the login.
+# These hold only addresses and paths, because everybody who sees the cluster's jobs can read them.
+# Secrets are set in the environment of the cluster's machines.
+_PASSED_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
@@ -53,7 +53,7 @@ class TrainingJobs:
     def __init__(
         self, address: str, owner: Owner, is_over: Callable[[Owner, str], bool] = lambda *_: False
     ) -> None:
-        """`is_over` tells if the flow of this owner, with this fingerprint, is known to have ended.
+        """`is_over(owner, fingerprint)` is True if the owner's flow is known to have ended.
         FractalError: no Ray Jobs server answers at `address`."""
         self._server = JobsServer(address)
         self._owner = owner
@@ -66,33 +66,33 @@ class TrainingJobs:
         on_report: Callable[[Report], None],
         on_line: Callable[[str], None],
     ) -> str:
-        """Run the job to its end, and return the last checkpoint's folder or address. Cancelling
-        and Ctrl-C stop the job, other errors do not.
+        """Run the job to its end and return the last checkpoint's folder or address. Cancelling and
+        Ctrl-C stop the job, other errors do not.
 
-        FractalError: the job failed, somebody else trains this size, or the cluster refuses.
+        FractalError: the job failed, somebody else trains this size, or the cluster refuses it.
         """
         log = JobLog(on_report, on_line)
-        joined = self._join(job, on_line)
-        name = joined or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"
+        running = self._find_running(job, on_line)
+        name = running or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"
         try:
-            if joined is None:
+            if running is None:
                 self._submit(name, job)
-            ended = follow(self._server, name, log)
+            details = follow(self._server, name, log)
         except BaseException as error:
             if not isinstance(error, Exception):
-                with suppress(Exception):  # the caller hears what ended this call
+                with suppress(Exception):  # The caller gets the first error.
                     self.stop(name)
             raise
-        with suppress(FractalError):  # the log may be gone with its machine
+        with suppress(FractalError):  # The log may be lost with its machine.
             log.complete(self._server.log(name))
         if log.checkpoint is None:
-            status = str(ended.status.value).lower()
-            reason = last_line(log.error or ended.message or "no reason given")
+            status = str(details.status.value).lower()
+            reason = last_line(log.error or details.message or "no reason given")
             raise FractalError(f"the Ray job {name} {status} without a checkpoint: {reason}")
         return log.checkpoint
 
     def stop(self, name: str) -> None:
-        """Stop a job and wait until its workers are gone. FractalError: it does not end."""
+        """Stop a job and wait until it has ended. FractalError: it does not end in STOP_SECONDS."""
         self._server.stop(name)
         deadline = time.monotonic() + STOP_SECONDS
         while not self._server.job(name).status.is_terminal():
@@ -104,7 +104,7 @@ class TrainingJobs:
             time.sleep(POLL_SECONDS)
 
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
-        """Stop the job of a run, so that it can begin anew. FractalError: somebody follows it."""
+        """Stop the running job of a run. FractalError: the job's owner may still follow it."""
         for running in self._running(size):
             if _tag(running, FINGERPRINT_TAG) == fingerprint:
                 self._stop_orphan(running, on_line)
@@ -116,17 +116,18 @@ class TrainingJobs:
             if job.submission_id and not job.status.is_terminal() and _tag(job, SIZE_TAG) == size
         ]
 
-    def _join(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
+    def _find_running(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
+        """Return the name of the running job of this run, or None; stop orphans of other runs."""
         for running in self._running(job.size):
             name = running.submission_id
             if _tag(running, FINGERPRINT_TAG) == job.fingerprint:
-                on_line(f"the Ray job {name} of this run is at work already: going on with it")
+                on_line(f"the Ray job {name} of this run is running already: following it")
                 return name
             self._stop_orphan(running, on_line)
         return None
 
     def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
-        """Stop a job whose flow is over or is this one. FractalError: its owner may follow it."""
+        """Stop a job if its flow is over or is this flow. FractalError: its owner may follow it."""
         name, owner = str(running.submission_id), Owner.read(_tag(running, OWNER_TAG))
         is_orphan = owner is not None and (
             owner.flow_run == self._owner.flow_run != ""
@@ -143,7 +144,7 @@ class TrainingJobs:
 
     def _submit(self, name: str, job: TrainingJob) -> None:
         _require_no_password(job.tracking_uri)
-        variables = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
+        variables = {key: os.environ[key] for key in _PASSED_VARIABLES if key in os.environ}
         variables |= {"MLFLOW_TRACKING_URI": job.tracking_uri, JOB_VARIABLE: job.model_dump_json()}
         self._server.submit(
             name,
@@ -155,25 +156,25 @@ class TrainingJobs:
             },
             runtime_env={
                 "working_dir": str(Path(fractal_model.__file__).parents[1]),
-                "excludes": _LEFT_OUT,
+                "excludes": _EXCLUDED,
                 "env_vars": variables,
             },
         )
 
 
 def follow(server: JobsServer, name: str, log: JobLog) -> JobDetails:
-    """Read a job's log until the job has ended, which the log alone does not tell: it may break
-    off before, or hang."""
-    next_look = 0.0
+    """Read a job's log until the job has ended; return its details. The job's status is asked for,
+    because a log may end early or hang. FractalError: the cluster is away for LOST_SECONDS."""
+    next_request = 0.0
     with follow_log(lambda: server.tail(name)) as next_part:
         while True:
             log.read(next_part(POLL_SECONDS))
-            if time.monotonic() < next_look:
+            if time.monotonic() < next_request:
                 continue
             job = server.job(name, patience=LOST_SECONDS)
             if job.status.is_terminal():
                 return job
-            next_look = time.monotonic() + STATUS_SECONDS
+            next_request = time.monotonic() + STATUS_SECONDS
 
 
 def _tag(job: JobDetails, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A job's log: followed over connections that end, and taken apart."""
+"""The log of a Ray job: following it over broken connections, and parsing it."""
 
 import asyncio
 import json
@@ -12,26 +12,26 @@ from fractal_model.training.ray_jobs.driver import MARKER
 
 REOPEN_SECONDS = 1.0
 QUIET_SECONDS = 300.0
-"""A connection that is silent for so long may be half open: another one is opened."""
+"""Seconds without text after which a connection is replaced, because it may be half open."""
 
 
 @contextmanager
 def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
-    """Follow a job's log for the block; `connect` opens the log from its beginning.
+    """Follow a job's log during the `with` block; `connect` opens the log from its beginning.
 
-    Yields a function that waits at most so many seconds and returns the next part of the log, empty
-    if nothing comes. Every part comes once.
+    Yields a function that returns the next part of the log, or "" if nothing arrives within the
+    number of seconds that it is given. It returns each part once.
     """
-    texts, coming = _new_texts(connect), None
+    texts, pending = _new_texts(connect), None
 
     async def next_part(seconds: float) -> str:
-        nonlocal coming
-        # Kept from call to call: to give up waiting for the next text would close the connection.
-        coming = coming or asyncio.ensure_future(anext(texts))
-        done, _ = await asyncio.wait({coming}, timeout=seconds)
+        nonlocal pending
+        # The task is kept between calls, because cancelling it would close the connection.
+        pending = pending or asyncio.ensure_future(anext(texts))
+        done, _ = await asyncio.wait({pending}, timeout=seconds)
         if not done:
             return ""
-        text, coming = coming.result(), None
+        text, pending = pending.result(), None
         return text
 
     with asyncio.Runner() as runner:
@@ -39,16 +39,16 @@ def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[
 
 
 async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
-    """Yield the log without end; when a connection ends or breaks, open another one and leave out
-    what was read before."""
+    """Yield the new text of the log without end. When a connection ends or breaks, open another one
+    and leave out the text that was read before."""
     position = 0
     while True:
-        texts, known = connect(), position
+        texts, to_skip = connect(), position
         with suppress(StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):
             while True:
                 async with asyncio.timeout(QUIET_SECONDS):
                     text = await anext(texts)
-                new, known = text[known:], max(0, known - len(text))
+                new, to_skip = text[to_skip:], max(0, to_skip - len(text))
                 position += len(new)
                 if new:
                     yield new
@@ -56,7 +56,7 @@ async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator
 
 
 class JobLog:
-    """Takes a log apart: reports, the result, and lines for people."""
+    """Parses a job's log into reports, lines for people, and a result: checkpoint or error."""
 
     def __init__(self, on_report: Callable[[Report], None], on_line: Callable[[str], None]) -> None:
         self._on_report = on_report
@@ -67,20 +67,20 @@ class JobLog:
         self.error: str | None = None
 
     def read(self, text: str) -> None:
-        """Take some more of the log, cut anywhere."""
+        """Parse the next part of the log, which may end within a line."""
         self._position += len(text)
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            self._line(line)
+            self._parse_line(line)
 
     def complete(self, whole: str) -> None:
-        """Take the whole log of a job that has ended; what was read before is left out."""
+        """Parse the rest of the whole log of a job that has ended."""
         self.read(whole[self._position :] + "\n")
 
-    def _line(self, line: str) -> None:
+    def _parse_line(self, line: str) -> None:
         content = None
         if line.startswith(MARKER):
-            with suppress(ValueError):  # another process has written into the line
+            with suppress(ValueError):  # Another process may have written into the line.
                 content = json.loads(line.removeprefix(MARKER))
         if content is None:
             if line.strip():

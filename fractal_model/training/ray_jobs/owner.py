@@ -1,4 +1,4 @@
-"""Who has submitted a job and follows it: written into the job, so that others can tell."""
+"""The owner of a Ray job, stored with the job: the flow run and process that submitted it."""
 
 import getpass
 import os
@@ -13,22 +13,22 @@ from fractal_model.common.strict import StrictModel
 
 
 class Owner(StrictModel):
-    """A flow run and its process."""
+    """A flow run and the process that runs it."""
 
     flow_run: str
-    """Its id in Prefect; empty outside a flow."""
+    """Id of the flow run in Prefect; empty outside a flow."""
     prefect: str
-    """Which Prefect server knows it."""
+    """Prefect server that has the flow run."""
     user: str
     host: str
     process: int
     process_started: float
-    """In seconds of the epoch: a process number is used again."""
+    """Start in seconds since 1970, because the system uses process ids again."""
     since: str
 
     @classmethod
     def current(cls, flow_run: str = "", prefect: str = "") -> Self:
-        """This process."""
+        """Return the owner that is this process."""
         return cls(
             flow_run=flow_run,
             prefect=prefect,
@@ -41,20 +41,20 @@ class Owner(StrictModel):
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Read what `model_dump_json` wrote; None for anything else."""
+        """Read an owner from its JSON; return None if the text is something else."""
         try:
             return cls.model_validate_json(text)
         except ValidationError:
             return None
 
     def is_process_dead(self) -> bool:
-        """False also where this machine cannot tell, because the process is another machine's."""
+        """True if the process is known to have ended; False if it is on another machine."""
         if self.host != socket.gethostname():
             return False
         try:
             process = psutil.Process(self.process)
-            is_another = abs(process.create_time() - self.process_started) > 1
-            return is_another or process.status() == psutil.STATUS_ZOMBIE
+            is_other = abs(process.create_time() - self.process_started) > 1
+            return is_other or process.status() == psutil.STATUS_ZOMBIE
         except psutil.AccessDenied:
             return False
         except psutil.NoSuchProcess:
@@ -68,5 +68,5 @@ class Owner(StrictModel):
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # A user of a container may have no name.
         return str(os.getuid())

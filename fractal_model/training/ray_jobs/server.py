@@ -1,5 +1,4 @@
-"""Ray's Jobs API over HTTP: every request ends, is made again where that may help, and fails on one
-line."""
+"""Client of Ray's Jobs API over HTTP, with time limits, repeated requests and one-line errors."""
 
 import shlex
 import socket
@@ -25,15 +24,15 @@ Answer = TypeVar("Answer")
 
 class _Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        # Ray's client sets no time limit: a half-open connection would be waited for without end.
+        # Ray's client sets no time limit and would wait for a half-open connection without end.
         return super()._do_request(method, endpoint, timeout=REQUEST_SECONDS, **options)
 
 
 class JobsServer:
     """The Jobs API at one address.
 
-    All methods raise FractalError: the server refuses, or it did not answer for `patience` seconds
-    (by default PATIENCE_SECONDS).
+    Methods raise FractalError: the server refuses the request, or does not answer for `patience`
+    seconds (PATIENCE_SECONDS by default).
     """
 
     def __init__(self, address: str) -> None:
@@ -48,43 +47,44 @@ class JobsServer:
             ) from error
 
     def jobs(self) -> list[JobDetails]:
+        """Return all jobs of the cluster, also those that have ended."""
         return self._ask("list its jobs", self._client.list_jobs)
 
     def job(self, name: str, *, patience: float | None = None) -> JobDetails:
-        """A job's status and metadata."""
+        """Return the status and metadata of a job."""
         return self._ask(
             f"tell the state of {name}", lambda: self._client.get_job_info(name), patience
         )
 
     def log(self, name: str) -> str:
+        """Return the whole log of a job up to now."""
         return self._ask(f"give the log of {name}", lambda: self._client.get_job_logs(name))
 
     def tail(self, name: str) -> AsyncIterator[str]:
-        """A job's log from its beginning, as it is written. It may end before the job does.
+        """Yield a job's log from its beginning and follow it. It may end before the job does.
         RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
         return self._client.tail_job_logs(name)
 
     def stop(self, name: str) -> None:
-        """Ask a job to end."""
+        """Ask the cluster to stop a job, and return without waiting for its end."""
         self._ask(f"stop {name}", lambda: self._client.stop_job(name))
 
     def submit(self, name: str, **options: Any) -> None:
-        """Submit a job under a name that no other has had."""
+        """Submit a job under a new, unique name. `options` are those of Ray's `submit_job`."""
 
         def submit_once() -> None:
             try:
                 self._client.submit_job(submission_id=name, **options)
             except RuntimeError as error:
-                # The name is ours alone: an earlier attempt arrived, its answer was lost.
+                # The name is unique, so an earlier attempt arrived and its answer was lost.
                 if "already exists" not in str(error):
                     raise
 
         self._ask(f"take {name}", submit_once)
 
     def interpreter(self) -> str:
-        """For a job's entrypoint: this Python where the dashboard says that the head is this
-        machine, else the one of the machine's image. The address does not tell: behind 127.0.0.1
-        there may be a tunnel."""
+        """Return the Python command for a job: this Python if the cluster's head is this machine,
+        else `python`. The address does not decide, because 127.0.0.1 may be a tunnel."""
         with suppress(*_ERRORS, LookupError, TypeError):
             answer = self._client._do_request("GET", "/nodes?view=summary").json()
             nodes = [node["raylet"] for node in answer["data"]["summary"]]
@@ -101,16 +101,16 @@ class JobsServer:
             try:
                 return request()
             except _ERRORS as error:
-                may_pass = isinstance(error, _AWAY) or any(x in str(error) for x in _UNAVAILABLE)
-                if not may_pass or time.monotonic() > deadline:
+                may_recover = isinstance(error, _AWAY) or any(x in str(error) for x in _UNAVAILABLE)
+                if not may_recover or time.monotonic() > deadline:
                     raise FractalError(
                         f"the Ray cluster RAY_ADDRESS={self._address} does not {action} "
-                        f"({_reason(error)}): see `ray job list` there, then run again"
+                        f"({_reason(error)}): check the cluster with `ray job list`, then run again"
                     ) from error
             time.sleep(RETRY_SECONDS)
 
 
 def _reason(error: Exception) -> str:
-    """What was refused and, where a traceback follows, the exception that it ends with."""
+    """First line of an error and, if a traceback follows, the exception on its last line."""
     first, last = str(error).strip().partition("\n")[0].strip(), last_line(error)
     return last if first in ("", last) else f"{first.removesuffix(':')}: {last}"

@@ -100,7 +100,7 @@ class _ReportWriter(UserCallback):
             if isinstance(report, Stopped):
                 raise
             logging.getLogger(__name__).warning(
-                "%d reports of the training cannot be written to %s now, they are written with the "
+                "reports of the training (%d) cannot be written to %s now and are written with the "
                 "next report: %s",
                 len(self._unwritten),
                 self._folder,

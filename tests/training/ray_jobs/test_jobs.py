@@ -1,4 +1,4 @@
-"""Training as a Ray job: what travels, who may stop what, and what following it survives."""
+"""Training as a Ray job: what is sent, whose job is stopped, which faults following survives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MINE, OTHER = "f" * 64, "e" * 64
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def short_waits(monkeypatch):
     monkeypatch.setattr(server, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(server, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(log, "REOPEN_SECONDS", 0.05)
@@ -54,7 +54,7 @@ def job(tmp_path) -> TrainingJob:
 
 
 class Screen:
-    """What a person sees."""
+    """Records the reports and lines that a person sees."""
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
@@ -65,35 +65,35 @@ class Screen:
         return jobs.train(job, on_report=self.reports.append, on_line=self.lines.append)
 
 
-def _dead_process() -> Owner:
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    return Owner.current().model_copy(update={"process": done.pid})
+def _ended_owner() -> Owner:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return Owner.current().model_copy(update={"process": process.pid})
 
 
-# What travels
+# What is sent to the cluster
 
 
-def test_the_package_holds_all_code_and_nothing_else(api, job):
+def test_the_package_contains_all_code_and_nothing_else(api, job):
     Screen().train(api, job)
     (package,) = api.packages.values()
-    found = set(zipfile.ZipFile(io.BytesIO(package)).namelist())
+    names = set(zipfile.ZipFile(io.BytesIO(package)).namelist())
     for folder in ("fractal_model", "flows"):
         expected = {str(path.relative_to(CODE)) for path in (CODE / folder).rglob("*.py")}
         assert len(expected) > 4
-        assert expected <= found
-    assert "fractal_model/data/prepared.py" in found
-    tops = {name.split("/")[0] for name in found}
+        assert expected <= names
+    assert "fractal_model/data/prepared.py" in names
+    tops = {name.split("/")[0] for name in names}
     assert not tops & {".git", ".venv", ".dvc", "data", "docs", "outputs", "tests", "mlruns"}
 
 
 @pytest.mark.parametrize("folder", [".git", ".venv", ".venv.other", "data", "outputs", "mlruns"])
-def test_what_is_left_out_is_so_at_the_top_alone(tmp_path, api, job, folder, monkeypatch):
+def test_folders_are_excluded_at_the_top_level_only(tmp_path, api, job, folder, monkeypatch):
     for place in (tmp_path / folder, tmp_path / "fractal_model" / "data"):
         place.mkdir(parents=True)
         (place / "file.py").write_text("1")
     (tmp_path / "fractal_model/__init__.py").write_text("")
-    (tmp_path / "prefect.toml").write_text("of `make up`, with the login")
+    (tmp_path / "prefect.toml").write_text("contains the login")
     monkeypatch.setattr(fractal_model, "__file__", str(tmp_path / "fractal_model/__init__.py"))
     Screen().train(api, job)
     (package,) = api.packages.values()
@@ -101,7 +101,7 @@ def test_what_is_left_out_is_so_at_the_top_alone(tmp_path, api, job, folder, mon
     assert files == {"fractal_model/__init__.py", "fractal_model/data/file.py"}
 
 
-def test_addresses_travel_and_secrets_do_not(api, job, monkeypatch):
+def test_addresses_are_sent_and_secrets_are_not(api, job, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-1")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "hidden-2")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hidden-3")
@@ -117,27 +117,27 @@ def test_addresses_travel_and_secrets_do_not(api, job, monkeypatch):
 
 def test_a_password_in_the_address_is_refused(api, job):
     job = job.model_copy(update={"tracking_uri": "http://me:hidden@mlflow:5000"})
-    with pytest.raises(FractalError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+    with pytest.raises(FractalError, match="MLFLOW_TRACKING_PASSWORD") as raised:
         Screen().train(api, job)
-    assert "hidden" not in str(caught.value)
+    assert "hidden" not in str(raised.value)
     assert api.submitted == []
 
 
-@pytest.mark.parametrize("here", [True, False])
-def test_the_interpreter_is_ours_on_our_machine_alone(api, job, here):
-    """The address is 127.0.0.1 both times: a tunnel's looks the same."""
-    api.head = socket.gethostname() if here else "fractal-ray-head-x7k2p"
+@pytest.mark.parametrize("is_head", [True, False])
+def test_this_python_is_used_only_if_the_head_is_this_machine(api, job, is_head):
+    """The address is 127.0.0.1 in both cases, because a tunnel has this address too."""
+    api.head = socket.gethostname() if is_head else "fractal-ray-head-x7k2p"
     Screen().train(api, job)
     interpreter = api.submitted[0]["entrypoint"].split(" -m ")[0]
-    assert interpreter == (sys.executable if here else "python")
+    assert interpreter == (sys.executable if is_head else "python")
 
 
 # Following
 
 
-@pytest.mark.parametrize("then", ["close", "break"])
-def test_a_log_that_breaks_off_is_read_on_and_each_line_once(api, job, then):
-    api.tails = [(20, then), (150, then), (150, then), (400, then)]
+@pytest.mark.parametrize("ending", ["close", "break"])
+def test_a_broken_log_connection_loses_and_repeats_no_line(api, job, ending):
+    api.tails = [(20, ending), (150, ending), (150, ending), (400, ending)]
     api.polls_until_end = 4
     screen = Screen()
     assert screen.train(api, job) == "/runs/checkpoint_3"
@@ -147,7 +147,7 @@ def test_a_log_that_breaks_off_is_read_on_and_each_line_once(api, job, then):
     assert not [r for r in api.requests if r.endswith("stop")]
 
 
-def test_a_log_that_hangs_does_not_hide_the_end(api, job):
+def test_the_end_of_a_job_is_seen_while_its_log_hangs(api, job):
     api.tails = [(100, "hang")]
     screen = Screen()
     assert screen.train(api, job) == "/runs/checkpoint_3"
@@ -164,7 +164,7 @@ def test_a_quiet_connection_is_replaced(api, job, monkeypatch):
     assert screen.reports == REPORTS
 
 
-def test_a_line_that_another_process_wrote_into_is_for_people(api, job):
+def test_a_line_that_another_process_wrote_into_is_shown_to_people(api, job):
     broken = f'{MARKER}{{"report": {{"posi a warning'
     api.log = f"{broken}\n{LOG}"
     screen = Screen()
@@ -172,62 +172,62 @@ def test_a_line_that_another_process_wrote_into_is_for_people(api, job):
     assert screen.lines[0] == broken
 
 
-def test_a_job_that_fails_says_why(api, job):
+def test_the_error_of_a_failed_job_is_raised(api, job):
     api.log = f"{MARKER}{json.dumps({'error': 'the data is gone: prepare it'})}\n"
     api.ends = {"status": "FAILED", "message": "exit code 1"}
     with pytest.raises(FractalError, match=r"failed .*: the data is gone: prepare it$"):
         Screen().train(api, job)
 
 
-@pytest.mark.parametrize(("error", "stops"), [(OSError, False), (KeyboardInterrupt, True)])
-def test_only_cancelling_stops_the_job(api, job, error, stops):
+@pytest.mark.parametrize(("error", "is_stopped"), [(OSError, False), (KeyboardInterrupt, True)])
+def test_only_cancelling_stops_the_job(api, job, error, is_stopped):
     api.polls_until_end = 1000
 
-    def ends(report: Report) -> None:
+    def fail(report: Report) -> None:
         raise error("the screen is gone")
 
     jobs = TrainingJobs(api.address, Owner.current())
     with pytest.raises(error):
-        jobs.train(job, on_report=ends, on_line=print)
-    (state,) = [known["status"] for known in api.jobs.values()]
-    assert state == ("STOPPED" if stops else "RUNNING")
+        jobs.train(job, on_report=fail, on_line=print)
+    (state,) = [listed["status"] for listed in api.jobs.values()]
+    assert state == ("STOPPED" if is_stopped else "RUNNING")
 
 
-# Jobs that are there
+# Jobs that are on the cluster already
 
 
-def test_a_job_of_this_run_is_joined(api, job):
+def test_a_running_job_of_this_run_is_followed(api, job):
     api.add("earlier", size="tiny", fingerprint=MINE)
     assert Screen().train(api, job) == "/runs/checkpoint_3"
     assert api.submitted == []
 
 
-def test_a_job_whose_process_died_is_stopped(api, job):
-    api.add("stale", size="tiny", fingerprint=OTHER, owner=_dead_process().model_dump_json())
+def test_a_job_whose_owner_has_ended_is_stopped(api, job):
+    api.add("stale", size="tiny", fingerprint=OTHER, owner=_ended_owner().model_dump_json())
     screen = Screen()
-    screen.train(api, job, is_over=lambda owner, mark: owner.is_process_dead())
+    screen.train(api, job, is_over=lambda owner, fingerprint: owner.is_process_dead())
     assert api.jobs["stale"]["status"] == "STOPPED"
     assert len(api.submitted) == 1
     assert "stale" in screen.lines[0]
 
 
-@pytest.mark.parametrize("who", ["alive", "of another machine", "unknown"])
-def test_a_job_of_somebody_else_is_left_alone(api, job, who):
-    owner = _dead_process() if who == "of another machine" else Owner.current()
+@pytest.mark.parametrize("owner_kind", ["alive", "of another machine", "unknown"])
+def test_a_job_of_somebody_else_is_left_alone(api, job, owner_kind):
+    owner = _ended_owner() if owner_kind == "of another machine" else Owner.current()
     owner = owner.model_copy(update={"user": "mia", "flow_run": "0" * 8})
-    if who == "of another machine":
+    if owner_kind == "of another machine":
         owner = owner.model_copy(update={"host": "elsewhere"})
-    text = "" if who == "unknown" else owner.model_dump_json()
+    text = "" if owner_kind == "unknown" else owner.model_dump_json()
     api.add("theirs", size="tiny", fingerprint=OTHER, owner=text)
-    with pytest.raises(FractalError, match="ray job stop theirs") as caught:
-        Screen().train(api, job, is_over=lambda owner, mark: owner.is_process_dead())
-    assert "\n" not in str(caught.value)
-    assert ("somebody unknown" if who == "unknown" else "mia") in str(caught.value)
+    with pytest.raises(FractalError, match="ray job stop theirs") as raised:
+        Screen().train(api, job, is_over=lambda owner, fingerprint: owner.is_process_dead())
+    assert "\n" not in str(raised.value)
+    assert ("somebody unknown" if owner_kind == "unknown" else "mia") in str(raised.value)
     assert api.jobs["theirs"]["status"] == "RUNNING"
     assert api.submitted == []
 
 
-def test_jobs_of_other_sizes_and_of_the_past_do_not_matter(api, job):
+def test_jobs_of_other_sizes_and_ended_jobs_are_ignored(api, job):
     api.add("larger", size="mar-h", fingerprint=OTHER)
     api.add("past", status="FAILED", size="tiny", fingerprint=OTHER)
     Screen().train(api, job)
@@ -235,49 +235,51 @@ def test_jobs_of_other_sizes_and_of_the_past_do_not_matter(api, job):
     assert api.jobs["larger"]["status"] == "RUNNING"
 
 
-def test_a_run_that_begins_anew_stops_its_own_stale_job(api, job):
-    stale = _dead_process().model_dump_json()
+def test_stop_run_stops_only_the_job_of_its_fingerprint(api, job):
+    stale = _ended_owner().model_dump_json()
     api.add("same", size="tiny", fingerprint=MINE, owner=stale)
     api.add("other", size="tiny", fingerprint=OTHER, owner=stale)
-    jobs = TrainingJobs(api.address, Owner.current(), lambda owner, mark: owner.is_process_dead())
+    jobs = TrainingJobs(
+        api.address, Owner.current(), lambda owner, fingerprint: owner.is_process_dead()
+    )
     jobs.stop_run("tiny", MINE, on_line=print)
-    states = {name: known["status"] for name, known in api.jobs.items()}
+    states = {name: listed["status"] for name, listed in api.jobs.items()}
     assert states == {"same": "STOPPED", "other": "RUNNING"}
 
 
-def test_the_job_of_an_earlier_attempt_of_this_flow_run_is_ours(api):
+def test_stop_run_stops_the_job_of_an_earlier_attempt_of_this_flow_run(api):
     earlier = Owner.current().model_copy(update={"flow_run": "0" * 8})
     api.add("attempt", size="tiny", fingerprint=MINE, owner=earlier.model_dump_json())
     TrainingJobs(api.address, earlier).stop_run("tiny", MINE, on_line=print)
     assert api.jobs["attempt"]["status"] == "STOPPED"
 
 
-# A server that is ill
+# A server with faults
 
 
-def test_what_passes_is_asked_for_again(api, job):
+def test_a_request_is_repeated_after_a_temporary_fault(api, job):
     api.failures = [503, 500, 502]
     assert Screen().train(api, job) == "/runs/checkpoint_3"
     assert api.failures == []
 
 
-def test_a_submission_whose_answer_is_lost_is_made_once(api, job, monkeypatch):
-    ill = server.JobsServer(api.address)
-    ill.submit("job", entrypoint="true", metadata={"answer": "lost"})
+def test_a_submission_whose_answer_is_lost_is_made_once(api):
+    client = server.JobsServer(api.address)
+    client.submit("job", entrypoint="true", metadata={"answer": "lost"})
     assert len(api.submitted) == 1
 
 
 @pytest.mark.parametrize("status", [401, 413, 500])
-def test_what_does_not_pass_is_one_line(api, job, status):
+def test_a_lasting_fault_is_an_error_on_one_line(api, job, status):
     api.failures = [status] * 1000
-    with pytest.raises(FractalError) as caught:
+    with pytest.raises(FractalError) as raised:
         Screen().train(api, job)
-    assert "\n" not in str(caught.value)
-    assert api.address in str(caught.value)
-    assert ("Authentication required" if status == 401 else "it is ill") in str(caught.value)
+    assert "\n" not in str(raised.value)
+    assert api.address in str(raised.value)
+    assert ("Authentication required" if status == 401 else "it is ill") in str(raised.value)
 
 
-def test_no_server_is_one_line(job):
-    with pytest.raises(FractalError, match="does not answer") as caught:
+def test_a_missing_server_is_an_error_on_one_line(job):
+    with pytest.raises(FractalError, match="does not answer") as raised:
         TrainingJobs("http://127.0.0.1:9", Owner.current())
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)

@@ -131,7 +131,7 @@ def test_reports_that_cannot_be_written_are_written_with_the_next(tmp_path, capl
     with Relay(folder, received.append) as relay:
         folder.rename(tmp_path / "away")
         send(relay, report(1))
-        assert "1 reports of the training cannot be written" in caplog.text
+        assert "reports of the training (1) cannot be written" in caplog.text
         with pytest.raises(FileNotFoundError):
             send(relay, STOPPED)
         (tmp_path / "away").rename(folder)
