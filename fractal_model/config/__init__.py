@@ -1,1 +1,1 @@
-"""params.yaml as frozen, strict objects, one file a section, without any numerical library."""
+"""The settings in params.yaml as frozen, strict objects; no numerical library is loaded."""

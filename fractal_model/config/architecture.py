@@ -1,7 +1,7 @@
 """The rows of the table `models` in params.yaml, as in Table 2 of the paper.
 
-A row gives one list entry per level, the last for the pixel network; the configuration of published
-checkpoints is read as such a row too.
+Each list of a row has one entry per level and a last one for the pixel network. The configuration
+of published checkpoints is read as a row too.
 """
 
 from typing import Annotated, Self, TypeVar
@@ -29,7 +29,7 @@ ByLevel = Annotated[tuple[Entry, ...], Field(max_length=MOST_LEVELS + 1)]
 
 
 class Architecture(StrictModel):
-    """One row: the architecture of one model size."""
+    """The architecture of one size, which is one row of the table."""
 
     patch_sizes: ByLevel[Side]
     widths: ByLevel[Width]
@@ -63,7 +63,7 @@ class Architecture(StrictModel):
         return self
 
     def to_model(self) -> ModelConfig:
-        """The model's configuration. ValueError where levels do not fit."""
+        """The model's configuration. ValueError: the levels do not fit together."""
         levels = tuple(
             LevelConfig(
                 generator=generator,

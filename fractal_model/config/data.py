@@ -1,4 +1,4 @@
-"""The `preparation` section of params.yaml, and the names that data sets may not take."""
+"""The section `preparation` of params.yaml, and the names that data sets may not take."""
 
 from typing import Annotated
 
@@ -7,15 +7,16 @@ from pydantic import Field
 from fractal_model.common.strict import NUMBER, StrictModel
 
 DIGITS, IMAGENET = "digits", "imagenet"
-"""The data set that lies in scikit-learn, and the source whose classes and counts are known."""
+"""Names of the data set that comes with scikit-learn, and of the source whose classes and counts of
+images are known."""
 IMAGENET_SIDES = {"imagenet64": 64, "imagenet256": 256}
-"""The data sets that the paper measures, with the side of their images."""
+"""The data sets of the paper, with the side of their images in pixels."""
 
 
 class PreparationConfig(StrictModel):
-    """How registered sources are prepared."""
+    """Settings of the preparation of registered sources."""
 
     max_quarantined_share: Annotated[float, Field(ge=0, le=1), NUMBER]
-    """Largest share of the images that may be left out; with more the preparation fails."""
+    """Largest share of the images that may be quarantined; above it the preparation fails."""
     processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
-    """Processes that prepare images; 0: one for each core."""
+    """Number of processes that prepare images; 0: one for each core."""

@@ -21,68 +21,68 @@ TwoOrMore = Annotated[int, Field(ge=2, le=100_000), NUMBER]
 
 
 class EvaluationConfig(StrictModel):
-    """How models of one size are evaluated."""
+    """Settings of the evaluation of one size."""
 
     weights: Literal["model", "ema"]
     """Which weights are evaluated: the model's own, or training's moving average of them."""
     likelihood_passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER]
-    """Forward passes an image; an AR model's likelihood is exact and takes one."""
+    """Passes for each image's likelihood; an AR model's likelihood is exact after one."""
     samples_per_class: Images
     preview_per_class: Images
-    """Samples of a class for a preview, whose metrics bear their number in their names."""
+    """Samples of each class in a preview, whose metrics have the total number in their names."""
     batch_size: Images
     kid_subset_size: TwoOrMore
     kid_subsets: Annotated[int, Field(ge=1, le=100_000), NUMBER]
     fid_resamples: TwoOrMore
-    """Bootstrap sets for the standard error of the FID."""
+    """Number of bootstrap sets for the standard error of the FID."""
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS), NUMBER] = 1
-    """Ray workers that share the work; 0: as many as the cluster has room for."""
+    """Number of Ray workers that share the work; 0: as many as the cluster has room for."""
     seed: Seed
-    """Seed of the first sampled image; the seeds of the next ones count up."""
+    """Seed of image 0; image i is sampled with `seed + i`."""
 
 
 class PromotionConfig(StrictModel):
-    """How much better than the champion a candidate must be, in standard errors."""
+    """By how much a candidate must be better than the champion, in standard errors."""
 
     fid_standard_errors: Factor = 1.0
-    """Combined standard errors of both FIDs by which the FID must be lower; 0: just lower."""
+    """Number of combined standard errors by which the candidate's FID must be lower."""
     nll_standard_errors: Factor = 1.0
-    """Standard errors of its own by which bits per dimension may be higher; 0: not at all."""
+    """Number of its standard errors by which the candidate's bits per dimension may be higher."""
 
 
 class NightlyConfig(StrictModel):
     """The schedule of the deployment `nightly-evaluation/all`."""
 
     cron: str = "0 1 * * *"
-    """When a night starts: minute, hour, day of the month, month, day of the week."""
+    """Time at which a night starts: minute, hour, day of the month, month, day of the week."""
     timezone: str = "UTC"
     """IANA time zone in which `cron` is read, such as Europe/Berlin."""
     budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False), NUMBER] = 6.0
-    """Hours from the night's start within which an evaluation must end to be started."""
+    """Hours from the night's start; an evaluation that would end later is not started."""
     notification_block: str | None = None
-    """Prefect's block for messages, such as slack-webhook/on-call; None: no message is sent."""
+    """Prefect block that sends messages, such as slack-webhook/on-call; None: no messages."""
 
     @field_validator("cron")
     @classmethod
-    def _five_fields(cls, cron: str) -> str:
+    def _require_five_fields(cls, cron: str) -> str:
         if len(cron.split()) != 5:
-            raise ValueError("a cron line has 5 fields, as 0 1 * * *")
+            raise ValueError("a cron line has 5 fields, for example 0 1 * * *")
         return cron
 
     @field_validator("timezone")
     @classmethod
-    def _known(cls, timezone: str) -> str:
+    def _require_time_zone(cls, timezone: str) -> str:
         try:
             ZoneInfo(timezone)
         except (KeyError, ValueError, OSError) as error:
-            raise ValueError("no such time zone, give one as Europe/Berlin or UTC") from error
+            raise ValueError("unknown time zone, give one such as Europe/Berlin") from error
         return timezone
 
     @field_validator("notification_block")
     @classmethod
-    def _type_and_name(cls, block: str | None) -> str | None:
+    def _require_type_and_name(cls, block: str | None) -> str | None:
         if block is not None and not all(block.partition("/")):
-            raise ValueError("give the block's type and name, as slack-webhook/on-call")
+            raise ValueError("give the block's type and name, such as slack-webhook/on-call")
         return block
 
     @property
@@ -91,19 +91,19 @@ class NightlyConfig(StrictModel):
 
 
 class SweepConfig(StrictModel):
-    """The values of which `sweep-guidance/<size>` tries all combinations."""
+    """The values whose combinations the deployment `sweep-guidance/<size>` tries."""
 
     guidance: Annotated[tuple[Guidance, ...], _VALUES] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
     logit_scale: Annotated[tuple[LogitScale, ...], _VALUES] = (1.0, 1.05, 1.1)
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
-    """Steps of each level, from the top; empty: those of the size's sampling settings."""
+    """Iterations of each level, from level 0; empty: those of the size's sampling settings."""
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
-    """Images of all previews together; the full protocol's come on top."""
+    """Number of images of all previews together, without those of the full protocol."""
     keep: Annotated[int, Field(ge=2, le=MOST_SETTINGS), NUMBER] = 3
-    """Of how many settings a round keeps one; the next has that many times the images of each."""
+    """A round keeps one of `keep` settings, and the next takes `keep` times the images of each."""
 
     @model_validator(mode="after")
-    def _not_too_many(self) -> Self:
+    def _require_few_combinations(self) -> Self:
         lists = (self.guidance, self.logit_scale, self.iterations or (None,))
         if (combinations := prod(map(len, lists))) > MOST_SETTINGS:
             raise ValueError(
@@ -113,7 +113,7 @@ class SweepConfig(StrictModel):
         return self
 
     def settings(self, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-        """Each combination once; what a sweep does not vary is as in `sampling`."""
+        """All settings of the sweep, each once; what it does not vary is as in `sampling`."""
         names = ("iterations", "logit_scale", "guidance")
         iterations = self.iterations or (sampling.iterations,)
         combinations = product(iterations, self.logit_scale, self.guidance)

@@ -1,6 +1,6 @@
-"""The model's configuration, one object for each level of the fractal.
+"""The model's configuration, with one object for each level of the fractal.
 
-`architecture.py` builds it from the table in `params.yaml`; a checkpoint stores it as JSON.
+`architecture.py` builds it from the table in `params.yaml`. A checkpoint stores it as JSON.
 """
 
 from typing import Annotated, Literal, Self
@@ -11,10 +11,9 @@ from fractal_model.common.strict import NUMBER, StrictModel
 
 Generator = Literal["ar", "mar"]
 LARGEST_SIDE = 4096
-"""Pixels along one side of an image, as for prepared data sets."""
+"""Largest side of an image in pixels."""
 MOST_LEVELS = 12
-"""Largest number of levels: patches of the largest side, halved to one pixel. The pixel network
-comes on top."""
+"""Largest number of levels without the pixel network: 4096 halved twelve times is one pixel."""
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE), NUMBER]
 Width = Annotated[int, Field(ge=1, le=65_536), NUMBER]
 Blocks = Annotated[int, Field(ge=1, le=1000), NUMBER]
@@ -23,13 +22,13 @@ Conditions = Annotated[int, Field(ge=1, le=5), NUMBER]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
 UNCONDITIONAL = "none"
-"""Asks for no class where a class is asked for, so that it cannot be a class's name."""
+"""The word that asks for an image without a class; no class can have this name."""
 MAX_CONDITIONS = 5
-"""Conditions that a MAR level hands on: its output at a sub-patch and at its four neighbours."""
+"""Conditions that a MAR level gives to a sub-patch: its output there and at four neighbours."""
 
 
 class PixelConfig(StrictModel):
-    """The pixel network: predicts three 8-bit channels one after the other (paper, section 4)."""
+    """The pixel network, which predicts red, green and blue in turn (paper, section 4)."""
 
     width: Width
     blocks: Blocks
@@ -43,31 +42,31 @@ class PixelConfig(StrictModel):
 
 
 class LevelConfig(StrictModel):
-    """One transformer of the recursion: a patch in, one condition per sub-patch out."""
+    """One level: a transformer that reads a patch and outputs a condition for each sub-patch."""
 
     generator: Generator
     patch_size: Side
     """Side of the patches that the level models, in pixels."""
     sub_patch_size: Side
-    """Side of the sub-patches that it hands on, in pixels."""
+    """Side of the sub-patches that the next level models, in pixels."""
     width: Width
     blocks: Blocks
     heads: Width
     condition_width: Width
-    """Width of the conditions that it receives."""
+    """Width of the conditions that the level receives."""
     conditions: Conditions = 1
-    """How many of the received conditions a MAR level reads; an AR level reads the first."""
+    """Number of received conditions that a MAR level reads; an AR level reads the first one."""
     guiding_pixel: bool = False
     dropout: Dropout = 0.1
 
     @property
     def grid(self) -> int:
-        """Sub-patches along one side."""
+        """Number of sub-patches along one side of a patch."""
         return self.patch_size // self.sub_patch_size
 
     @property
     def tokens(self) -> int:
-        """Sub-patches of a patch."""
+        """Number of sub-patches of a patch."""
         return self.grid**2
 
     @model_validator(mode="after")
@@ -101,14 +100,14 @@ class ModelConfig(StrictModel):
     red_weight: RedWeight = 5.0
     """Weight of the red channel in the training loss; green and blue weigh 1."""
     class_names: tuple[str, ...] = ()
-    """In the order of the class numbers; empty where the names are not known."""
+    """Names in the order of the class numbers; empty if they are not known."""
 
     @property
     def image_size(self) -> int:
         return self.levels[0].patch_size
 
     def conditions_read(self, level: int) -> int:
-        """How many of the conditions that `level` hands on the next level reads: 1, or all 5."""
+        """Number of conditions of `level` that the next level reads: 1 or 5."""
         below = self.levels[level + 1 :]
         return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
 
@@ -121,14 +120,14 @@ class ModelConfig(StrictModel):
                 size, conditions = lower.patch_size, lower.conditions
             if upper.sub_patch_size != size or lower.condition_width != upper.width:
                 raise ValueError(
-                    f"levels do not fit together: {upper.sub_patch_size} px and width "
-                    f"{upper.width} are handed to a level of {size} px that expects width "
-                    f"{lower.condition_width}"
+                    f"levels do not fit together: sub-patches of {upper.sub_patch_size} px and "
+                    f"width {upper.width} meet a level of {size} px that expects width "
+                    f"{lower.condition_width}, make them equal"
                 )
             if upper.generator == "ar" and conditions > 1:
                 raise ValueError(
                     f"the MAR level of patch size {size} reads {conditions} conditions but "
-                    f"the AR level above hands on one: set conditions to 1"
+                    f"the AR level above gives one: set conditions to 1"
                 )
         if len(self.class_names) not in (0, self.num_classes):
             raise ValueError(
@@ -136,7 +135,7 @@ class ModelConfig(StrictModel):
                 f"{self.num_classes}: match them"
             )
         if self.levels[0].guiding_pixel:
-            raise ValueError("the first level has no guiding pixel: only levels below it do")
+            raise ValueError("level 0 cannot have a guiding pixel: only the levels below it can")
         return self
 
 

@@ -1,4 +1,4 @@
-"""params.yaml, read once into frozen objects; DVC stages, flows and commands use the same."""
+"""Read params.yaml into frozen objects, which DVC stages, flows and commands share."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -26,23 +26,23 @@ from fractal_model.config.training import TrainingConfig
 DEFAULT_FILE = Path("params.yaml")
 
 SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=100)]
-"""The name of a model size, which is part of the names of experiments, artifacts and folders."""
+"""Name of a size, which is part of the names of experiments, artifacts and folders."""
 
 
 class PathsConfig(StrictModel):
-    """Where data and results are; folders are absolute once the file is read."""
+    """Folders of data and results, relative to params.yaml there and absolute after reading."""
 
     data: Path
     outputs: Path
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
-    """Addresses in an object store, such as s3://bucket/imagenet64, of the data sets read there."""
+    """Address of each data set that is in an object store, such as s3://bucket/imagenet64."""
     training: str | None = None
-    """Where training keeps checkpoints: a folder that all machines see, or an address such as
+    """Place of training's checkpoints: a folder that all machines see, or an address such as
     s3://bucket/training; None: in `outputs`."""
 
 
 class DigitsConfig(StrictModel):
-    """The embedded data set."""
+    """Settings of the data set `digits`, which comes with scikit-learn."""
 
     validation_images: Annotated[int, Field(ge=1, le=2**31), NUMBER]
     seed: Seed
@@ -52,18 +52,18 @@ SampleSize = Annotated[int, Field(ge=4, le=2**31), NUMBER]
 
 
 class MetricsConfig(StrictModel):
-    """Networks that metrics are computed with."""
+    """Reference images of metrics, and the networks that compute features."""
 
     statistics_images: dict[str, SampleSize]
-    """Training images of each data set whose Inception features give the reference's mean and
-    covariance; all of them for a data set that is not named."""
+    """Number of training images for the reference's mean and covariance, by data set; a data set
+    that is not named uses all its training images."""
     feature_sample: SampleSize
-    """Number of these images whose features are kept for KID, precision and recall."""
+    """Number of these images whose features are stored for KID, precision and recall."""
     inception_weights: str
     """`auto` (the installed weights), `download`, or the path of torch-fidelity's weights, relative
-    to params.yaml; only those have the classifier that the Inception Score needs."""
+    to params.yaml. Only torch-fidelity's have the classifier for the Inception Score."""
     dinov2_weights: str | None = None
-    """Path of timm's weights of a DINOv2 network, relative to params.yaml; None: no FD-DINOv2."""
+    """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
 
 
 class DatasetsConfig(StrictModel):
@@ -73,7 +73,7 @@ class DatasetsConfig(StrictModel):
 
 
 class Size(StrictModel):
-    """All settings of one model size."""
+    """All settings of one size."""
 
     name: str
     model: ModelConfig
@@ -83,24 +83,24 @@ class Size(StrictModel):
 
     @property
     def serving(self) -> ServingConfig:
-        """The weights and settings that are evaluated, which are also those that are served."""
+        """The weights and sampling settings that are evaluated, and also served."""
         return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
 
     def with_workers(self, workers: int | None) -> Self:
-        """The same size, evaluated by this number of workers; None changes nothing."""
+        """This size with `workers` workers for its evaluation; None changes nothing."""
         if workers is None:
             return self
         evaluation = self.evaluation.model_copy(update={"workers": workers})
         return self.model_copy(update={"evaluation": evaluation})
 
     def with_class_names(self, names: tuple[str, ...]) -> Self:
-        """This size with the names of its model's `num_classes` classes."""
+        """This size with the names of its model's `num_classes` classes added."""
         model = self.model.model_copy(update={"class_names": names})
         return self.model_copy(update={"model": model})
 
 
 class Params(StrictModel):
-    """The whole file."""
+    """All settings of params.yaml."""
 
     paths: PathsConfig
     datasets: DatasetsConfig
@@ -114,10 +114,10 @@ class Params(StrictModel):
     evaluation: dict[str, EvaluationConfig]
     nightly: Annotated[NightlyConfig, Field(default_factory=NightlyConfig)]
     sweep: Annotated[dict[str, SweepConfig], Field(default_factory=dict)]
-    """By size; a size that is not named has the defaults."""
+    """Sweep settings by size; a size that is not named has the defaults."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _require_consistency(self) -> Self:
         for section in ("training", "sampling", "evaluation"):
             sizes = set(getattr(self, section))
             if sizes != set(self.models):
@@ -129,7 +129,7 @@ class Params(StrictModel):
             if self.evaluation[name].weights == "ema" and not self.training[name].ema_decay:
                 raise ValueError(
                     f"evaluation.{name}.weights is ema, but training.{name}.ema_decay 0 keeps no "
-                    f"moving average: set ema_decay above 0, as 0.999, or weights to model"
+                    f"moving average: set ema_decay to 0.999, for example, or weights to model"
                 )
             model, evaluation = self.models[name].to_model(), self.evaluation[name]
             last_seed = evaluation.seed + evaluation.samples_per_class * model.num_classes - 1
@@ -163,20 +163,23 @@ class Params(StrictModel):
         )
 
     def find_size(self, model: ModelConfig) -> Size:
-        """The one size whose model has the layers of `model`. FractalError: none, or several."""
-        wanted = _layers(model)
-        sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == wanted]
+        """Return the size with the layers of `model`. FractalError: none has them, or several."""
+        layers = _layers(model)
+        sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == layers]
         if len(sizes) != 1:
             owners = " and of ".join(sizes) or "no size in params.yaml"
             raise FractalError(
-                f"the model has the layers of {owners}: "
-                f"say with --size whose settings to take, {' or '.join(self.models)}"
+                f"the model has the layers of {owners}: choose the size whose settings to use, "
+                f"{' or '.join(self.models)}",
+                setting="size",
             )
         return self.size(sizes[0])
 
     def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
-        """How samples are compared with a data set: as `size` says, or as all sizes say that train
-        on it. FractalError: no size does, or they differ."""
+        """Return the evaluation settings of `size`, or those of the sizes that train on `dataset`.
+
+        FractalError: no size trains on it, or their settings differ.
+        """
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
@@ -184,41 +187,46 @@ class Params(StrictModel):
         if len(different) != 1:
             ways = f"{len(different)} different ways" if sizes else "no size"
             raise FractalError(
-                f"params.yaml has {ways} to evaluate on {dataset}: say with --size whose settings "
-                f"to take, {' or '.join(sizes or self.models)}"
+                f"params.yaml has {ways} to evaluate on {dataset}: choose the size whose settings "
+                f"to use, {' or '.join(sizes or self.models)}",
+                setting="size",
             )
         return different.pop()
 
     def dataset_folder(self, name: str) -> Path | str:
-        """The folder of the prepared data set, or its address in an object store."""
+        """Folder of the prepared data set `name`, or its address in an object store."""
         return self.paths.remote.get(name, self.paths.data / name)
 
     def reference_file(self, dataset: str) -> Path:
-        """The Inception features of the data set's training images."""
+        """File with the Inception features of the data set's training images."""
         return self.paths.data / f"{dataset}-reference.npz"
 
     def dinov2_reference_file(self, dataset: str) -> Path:
-        """The DINOv2 features of the same images, made where there are weights for them."""
+        """File with the DINOv2 features of the data set's training images."""
         return self.paths.data / f"{dataset}-reference-dinov2.npz"
 
 
 def _absolute(base: Path, place: str | None) -> str | None:
-    """A folder made absolute; an address as it is."""
+    """The absolute path of a folder; an address or None is returned unchanged."""
     return place if place is None or "://" in place else str((base / place).resolve())
 
 
 def _layers(model: ModelConfig) -> tuple[object, ...]:
-    """The settings by which a model is of one size: all but dropout, classes and loss weights."""
+    """The settings that decide a model's size: all but dropout, classes and loss weights."""
     return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
 
 
 def load_params(file: Path = DEFAULT_FILE) -> Params:
-    """Read and check the file. FractalError: the key, the value found, the values allowed."""
+    """Read and check the settings in `file`, and make their paths absolute.
+
+    FractalError: the file cannot be read, or a setting is wrong; all wrong settings are named.
+    """
     try:
         content = read_yaml(file)
     except FileNotFoundError as error:
         raise FractalError(
-            f"{file} is missing in {Path.cwd()}: run from the project's folder or give --params"
+            f"{file} is missing in {Path.cwd()}: run in the project's folder or give another file",
+            setting="params",
         ) from error
     except OSError as error:
         raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
@@ -230,7 +238,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     try:
         return _with_absolute_paths(params, file.resolve().parent)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, or links in a circle
+    except (OSError, ValueError, RuntimeError) as error:  # a path is too long or links to itself
         raise FractalError(f"{file}: a path cannot be used ({one_line(error)})") from error
 
 

@@ -1,4 +1,4 @@
-"""The `sampling` section of params.yaml: guidance, iterations, order."""
+"""The section `sampling` of params.yaml: guidance, iterations, order."""
 
 from typing import Annotated, Literal
 
@@ -10,55 +10,54 @@ from fractal_model.config.model import LARGEST_SIDE, MOST_LEVELS, ModelConfig
 
 OrderName = Literal["random", "raster", "centre-out"]
 
-Steps = Annotated[int, Field(ge=1, le=LARGEST_SIDE**2), NUMBER]
-Iterations = Annotated[tuple[Steps, ...], Field(max_length=MOST_LEVELS)]
+IterationCount = Annotated[int, Field(ge=1, le=LARGEST_SIDE**2), NUMBER]
+Iterations = Annotated[tuple[IterationCount, ...], Field(max_length=MOST_LEVELS)]
 Patch = Annotated[int, Field(ge=0, lt=LARGEST_SIDE**2), NUMBER]
 Patches = Annotated[tuple[Patch, ...], Field(max_length=LARGEST_SIDE**2)]
 PatchOrder = Annotated[
     Annotated[OrderName, Tag("name")] | Annotated[Patches, Tag("patches")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "patches"),
 ]
-"""A name, or the row-major numbers of all patches of the first level in the order to generate."""
+"""A name, or the row-major numbers of all sub-patches of level 0 in the order of generation."""
 
 STRONGEST = 1000.0
-"""Largest guidance and logit scale; far above, float32 overflows and images are of one colour."""
+"""Largest guidance and logit scale. Far above it float32 overflows and images have one colour."""
 Guidance = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False), NUMBER]
 LogitScale = Annotated[float, Field(gt=0, le=STRONGEST, allow_inf_nan=False), NUMBER]
 
 
 class SamplingConfig(StrictModel):
-    """How images are sampled (paper, section 5 and appendix)."""
+    """Settings of the sampling of images (paper, section 5 and appendix)."""
 
     guidance: Guidance = 1.0
     """Scale of classifier-free guidance; 1 is no guidance."""
     logit_scale: LogitScale = 1.0
-    """Factor of the logits, which the paper calls temperature; above 1 it sharpens."""
+    """Factor on the logits, which the paper calls temperature; above 1 samples are more alike."""
     iterations: Iterations = ()
-    """Steps of each level, from the top; an AR level always takes one a sub-patch. Empty: one
-    sub-patch at a time at every level."""
+    """Iterations of each level, from level 0. An AR level always takes one for each sub-patch.
+    Empty: every level takes one for each sub-patch."""
     filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER] = 1e-4
-    """Conditional probability below which guidance may not raise a value."""
+    """Guidance does not raise values whose conditional probability is below this threshold."""
     compile: bool = False
-    """Compile AR levels (on a GPU the innermost alone) and, on a CPU, the pixels below a MAR level.
-    It takes a minute or more at the start, pays from some tens of images on, and needs a C++
-    compiler."""
+    """Compile AR levels (on a GPU only the innermost one) and, on a CPU, the pixel network below a
+    MAR level. It takes a minute or more and a C++ compiler, and pays from some tens of images."""
     order: PatchOrder = "random"
-    """Order of the first level's patches: random (published), raster, centre-out, or all their
-    numbers. Further down it stays random; an AR level is always raster."""
+    """Order of level 0's sub-patches: random (published), raster, centre-out, or all their numbers.
+    MAR levels below always take a random order. An AR level always takes the raster order."""
 
     def level_iterations(self, model: ModelConfig) -> tuple[int, ...]:
-        """Steps for each level of a model. FractalError where they do not fit it."""
+        """Number of iterations of each level of `model`. FractalError: they do not fit it."""
         tokens = [level.tokens for level in model.levels]
         if self.iterations and len(self.iterations) != len(tokens):
             raise FractalError(
                 f"iterations {list(self.iterations)} has length {len(self.iterations)}: this "
                 f"model takes {len(tokens)}, one for each level"
             )
-        for i, (level, steps) in enumerate(zip(model.levels, self.iterations, strict=False)):
-            if level.generator == "mar" and steps > level.tokens:
+        for i, (level, count) in enumerate(zip(model.levels, self.iterations, strict=False)):
+            if level.generator == "mar" and count > level.tokens:
                 raise FractalError(
-                    f"iterations {steps} asked of the level of {level.patch_size} px, which has "
+                    f"iterations is {count} for the level of {level.patch_size} px, which has "
                     f"{level.tokens} sub-patches: give 1 … {level.tokens}"
                 )
-            tokens[i] = steps if level.generator == "mar" else level.tokens
+            tokens[i] = count if level.generator == "mar" else level.tokens
         return tuple(tokens)

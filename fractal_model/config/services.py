@@ -1,4 +1,4 @@
-"""The `services` section of params.yaml: the servers that `make up` starts."""
+"""The section `services` of params.yaml: the servers that `make up` starts."""
 
 from itertools import combinations
 from typing import Annotated, Self
@@ -12,32 +12,31 @@ PORTS = ("prefect", "mlflow", "ray", "ray_client", "ray_dashboard")
 
 
 class ServicesConfig(StrictModel):
-    """Ports on 127.0.0.1, and the share of the machine that Ray may use."""
+    """Ports of the servers on 127.0.0.1, and the CPUs that Ray may use."""
 
     prefect: Port = 4200
     mlflow: Port = 5000
     ray: Port = 6379
     """Port of the protocol between Ray's nodes and drivers."""
     ray_client: Port = 10001
-    """Port of `ray://…` addresses; Ray cannot start without it."""
+    """Port for addresses that begin with `ray://`; Ray cannot start without it."""
     ray_dashboard: Port = 8265
-    """Port of Ray's dashboard and of its Jobs API."""
+    """Port of Ray's dashboard and its Jobs API."""
     ray_cpus: Annotated[int, Field(ge=0, le=10_000), NUMBER] = 0
-    """Logical CPUs that Ray offers; 0: all that the machine has."""
+    """Number of logical CPUs that Ray offers; 0: all CPUs of the machine."""
     startup_seconds: Annotated[int, Field(ge=1, le=86_400), NUMBER] = 180
     """Seconds within which a server must answer."""
 
     def ports(self) -> dict[str, int]:
-        """Each port by its key in this section."""
+        """The ports by their keys in this section."""
         return {name: getattr(self, name) for name in PORTS}
 
     @model_validator(mode="after")
-    def _ports_differ(self) -> Self:
+    def _require_different_ports(self) -> Self:
         for (name, port), (other, its_port) in combinations(self.ports().items(), 2):
             if port == its_port:
                 raise ValueError(
-                    f"services.{name} and services.{other} are both {port}: give each server a "
-                    f"port of its own"
+                    f"services.{name} and services.{other} are both {port}: give each another port"
                 )
         return self
 

@@ -1,4 +1,4 @@
-"""The `training` section of params.yaml: the recipe and resources of a run."""
+"""The section `training` of params.yaml: the recipe and the resources of a run."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -10,8 +10,8 @@ from fractal_model.config.model import MOST_LEVELS
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
-"""Largest count or time, where no smaller bound is natural: far above what anybody needs, and small
-enough for whatever is computed from it."""
+"""Largest count or time without a smaller natural bound: more than anybody needs, and small enough
+for everything that is computed from it."""
 Count = Annotated[int, Field(ge=0, le=LARGEST_NUMBER), NUMBER]
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NUMBER]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
@@ -21,8 +21,8 @@ Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
 """Amount of a Ray resource; the bound allows a petabyte of memory."""
 
-# The weights do not depend on these, or only through the rounding and the random numbers of another
-# split of the same batches: a run that goes on with more or fewer workers is the same run.
+# These settings decide the weights at most through rounding and the random numbers of another split
+# of the same batches. A run that continues with more or fewer workers is the same run.
 _OPERATIONAL = {
     "workers": 1,
     "min_workers": 1,
@@ -38,71 +38,71 @@ _OPERATIONAL = {
     "log_every_steps": 1,
     "max_failures": 1,
     "stall_seconds": 1.0,
-    "non_finite": "skip",  # the checkpoint knows which batches were left out
+    "non_finite": "skip",  # the checkpoint stores which batches were left out
     "max_non_finite": 0,
 }
 
 
 class TrainingConfig(StrictModel):
-    """Recipe and resources of one size (paper, appendix "implementation details")."""
+    """Recipe and resources of one size's training (paper, appendix "implementation details")."""
 
     dataset: Annotated[str, Field(min_length=1, max_length=100)]
     epochs: AtLeastOne
     warmup_epochs: Count
     batch_size: AtLeastOne
-    """Images of one step, over all workers."""
+    """Number of images of one step, over all workers."""
     base_learning_rate: Positive
-    """Peak learning rate for a batch of 256; the peak is this · batch_size / 256."""
+    """Peak learning rate for a batch of 256; the peak is base_learning_rate · batch_size / 256."""
     weight_decay: NotNegative
-    """Not applied to biases and other one-dimensional parameters."""
+    """Weight decay of all parameters except biases and others with one dimension."""
     betas: tuple[Share, Share]
     clip_norm: Positive
     ema_decay: Share
-    """Decay of the exponential moving average of the weights; 0: none is kept, as published."""
+    """Decay of the exponential moving average of the weights; 0: no average, as published."""
     label_drop: Share
     """Probability that an image trains the null embedding instead of its class."""
     flip: bool
     precision: Literal["float32", "bfloat16"]
-    """bfloat16: autocast, and TF32 for products that stay in float32; float32: no rounding."""
+    """bfloat16: autocast, and TF32 for products that remain in float32; float32: no rounding."""
     activation_checkpointing: bool | Annotated[tuple[bool, ...], Field(max_length=MOST_LEVELS + 1)]
-    """Keep the input of a block alone and compute the rest again on the way back: everywhere, or as
-    said for each level from the top and for the pixel network."""
+    """Store only the input of each block and compute the rest again in the backward pass: one value
+    for all, or one for each level from level 0 and one for the pixel network."""
     compile: bool
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
     """Largest number of workers."""
     min_workers: Workers
-    """Smallest number of workers: with fewer machines than `workers` training goes on with fewer,
-    and takes more when machines come back."""
+    """Smallest number of workers. Training continues with fewer than `workers` if machines are
+    lost, and with more when they come back."""
     resources_per_worker: dict[str, Amount]
-    """By Ray's names: CPU, GPU, memory in bytes, or a custom resource of the cluster."""
+    """Amounts by Ray's names: CPU, GPU, memory in bytes, or a custom resource of the cluster."""
     accelerator_type: str | None
-    """Ray's name of a GPU, such as H100: only machines that have it are used."""
+    """Ray's name of a GPU, such as H100; only machines with this GPU are used."""
     images_per_worker: AtLeastOne
-    """Images that a worker takes at a time; the rest of its share of a batch follows before the
-    step (gradient accumulation)."""
+    """Number of images that a worker computes at a time. It accumulates gradients over its share of
+    the batch before the step."""
     loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
-    """Processes of each worker that read images; 0: the worker reads them itself."""
+    """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
     checkpoint_every_minutes: Positive
-    """Minutes after which a checkpoint is also due; looked at when metrics are logged."""
+    """Minutes after which a checkpoint is also written; checked when metrics are logged."""
     keep_checkpoints: AtLeastOne
-    """How many of the last checkpoints are kept; the best one is kept too."""
+    """Number of last checkpoints that are kept; the best one is kept too."""
     log_every_steps: AtLeastOne
     max_failures: Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), NUMBER]
-    """How often a failed group of workers is started again from its last checkpoint; −1: always."""
+    """How often failed workers are restarted from the last checkpoint; −1: without a limit."""
     stall_seconds: Positive
-    """Seconds after which a worker that does not answer, or that the others wait for in an exchange
-    of gradients, is torn down; a first step, with compilation, must be shorter."""
+    """Seconds after which a worker is stopped if it does not answer or delays the exchange of
+    gradients. The first step, with compilation, must be shorter."""
     non_finite: Literal["skip", "roll-back", "stop"]
-    """After a batch whose loss or gradient is not finite: leave it out, or also return to the last
-    checkpoint, or end the training."""
+    """Reaction to a batch whose loss or gradient is not finite: skip it, roll back to the last
+    checkpoint and skip it, or stop the training."""
     max_non_finite: Count
-    """Number of batches that are not finite after which training ends in any case."""
+    """Number of batches that may be not finite; with more, training ends in any case."""
     seed: Seed
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _require_consistency(self) -> Self:
         if self.batch_size % self.workers:
             near = [n for n in range(1, 2 * self.workers + 1) if self.batch_size % n == 0]
             raise ValueError(
@@ -122,12 +122,14 @@ class TrainingConfig(StrictModel):
         return self
 
     def without_operational_settings(self) -> Self:
-        """The recipe with one value for all settings that do not decide a run, to compare runs."""
+        """This recipe with fixed values for settings that do not decide the weights, to compare."""
         return self.model_copy(update=_OPERATIONAL)
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
-        """`activation_checkpointing` of each level and of the pixel network. ValueError: it has
-        another number of entries."""
+        """One `activation_checkpointing` value for each level and for the pixel network.
+
+        ValueError: the setting has another number of entries.
+        """
         entries = self.activation_checkpointing
         if isinstance(entries, bool):
             return (entries,) * (levels + 1)
@@ -139,12 +141,12 @@ class TrainingConfig(StrictModel):
         return entries
 
     def accumulation(self, workers: int) -> int:
-        """Passes of each of `workers` workers through the model before a step."""
+        """Number of batches that each of `workers` workers accumulates before a step."""
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property
     def cpus(self) -> int:
-        """Whole CPUs that all workers need together; Ray itself counts them in 1/10,000."""
+        """Whole CPUs that all workers need together; Ray counts in units of 1/10,000 CPU."""
         needed = self.workers * self.resources_per_worker.get("CPU", 1)
         return math.ceil(round(needed, 4))
 

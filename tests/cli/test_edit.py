@@ -118,7 +118,7 @@ BOX = ("--box", "0,0,2,2")
         ((*BOX, "--guidance", "nan"), "guidance: Input should be a finite number"),
         ((*BOX, "--logit-scale", "0"), "logit_scale"),
         ((*BOX, "--iterations", "3"), "2 numbers are wanted, 1 given"),
-        ((*BOX, "--iterations", "9,1"), "9 asked of the level"),
+        ((*BOX, "--iterations", "9,1"), "iterations is 9 for the level"),
         ((*BOX, "--order", "spiral"), "neither random, raster, centre-out nor a file"),
         ((*BOX, "--classes", "9"), "class '9' is unknown"),
         ((*BOX, "--seed", "4294967296"), "seed 4294967296 with 1 images .* 0 … 4294967295"),
@@ -148,7 +148,7 @@ def test_a_model_of_no_size_needs_one(folder, tmp_path):
     command += ["--image", str(folder / "in.png"), "--classes", "1", "--out", "o.png"]
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, FractalError)
-    assert "no size in params.yaml: say with --size" in str(done.exception)
+    assert "no size in params.yaml: choose the size" in str(done.exception)
 
 
 def test_an_order_file_without_numbers(folder, tmp_path):

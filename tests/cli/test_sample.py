@@ -56,7 +56,7 @@ def test_class_names(workplace, tmp_path):
 
 def test_a_model_of_no_size_needs_one_named(workplace, tmp_path):
     model = save_tiny(tmp_path / "model", "mar", widths=(32, 16, 8))
-    with pytest.raises(FractalError, match="layers of no size in params.yaml: say with --size"):
+    with pytest.raises(FractalError, match="layers of no size in params.yaml: choose the size"):
         sample(workplace, "--model", model)
     images, _ = sample(workplace, "--model", model, "--size", "digits", "--n", 1)
     assert images.shape == (1, 4, 4, 3)
@@ -107,7 +107,7 @@ def test_a_folder_is_gone_on_with(workplace, tmp_path):
         (("--n", 10**9), "1000000000 images asked for .* 1 … 1000000"),
         (("--iterations", "0,4"), "iterations.*found 0.*1 or more for each level"),
         (("--iterations", "a"), "iterations: 'a' given; give whole numbers"),
-        (("--iterations", "5,4"), "iterations 5 .* give 1 … 4"),
+        (("--iterations", "5,4"), "iterations is 5 .* give 1 … 4"),
         (("--iterations", "4"), "iterations '4': 2 numbers are wanted, 1 given"),
         (("--seed", -1), "seed -1 with 16 images .* 0 … 4294967280"),
         (("--seed", 2**32 - 5), "seed 4294967291 with 16 images .* 0 … 4294967280"),

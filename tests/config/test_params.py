@@ -1,4 +1,4 @@
-"""params.yaml: the shipped file loads, and every mistake is named on one line."""
+"""The shipped params.yaml loads, and every mistake in it is named on one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fractal_model.config.params import Params, load_params
 from tests.support.params import SHIPPED
 
 
-def test_the_shipped_file():
+def test_the_shipped_file_loads():
     params = load_params(SHIPPED)
     digits = params.size("digits")
     assert digits.model.image_size == 8
@@ -21,7 +21,7 @@ def test_the_shipped_file():
     assert params.paths.data == SHIPPED.parent / "data"
 
 
-def _change(*path, value):
+def _set(*path, value):
     def change(content):
         for key in path[:-1]:
             content = content[key]
@@ -45,71 +45,71 @@ MISTAKES = [
         _rename("training", "digits", "batch_size", to="batchsize"),
         ["training.digits.batchsize", "did you mean 'batch_size'", "is missing"],
     ),
-    (_change("sampling", "digits", "temperature", value=1.1), ["sampling.digits.temperature"]),
-    (_change("models", "digits", "patch_sizes", value=[8, 3, 1]), ["8", "multiple", "3"]),
-    (_change("models", "digits", "patch_sizes", value=[8, 2]), ["down to the pixel"]),
-    (_change("models", "digits", "heads", value=[5, 2, 1]), ["heads 5", "width 128"]),
-    (_change("models", "digits", "heads", value=[4, 2]), ["heads has length 2"]),
-    (_change("models", "digits", "generators", value=["mar", "gan"]), ["models.digits.generators"]),
-    (_change("models", "digits", "generators", value=["ar", "mar"]), ["conditions to 1"]),
-    (_change("models", "digits", "generators", value=["mar"]), ["generators has length 1"]),
-    (_change("training", "digits", "batch_size", value=63), ["63", "2 workers", "near are 1"]),
-    (_change("training", "digits", "min_workers", value=3), ["min_workers 3", "workers 2"]),
+    (_set("sampling", "digits", "temperature", value=1.1), ["sampling.digits.temperature"]),
+    (_set("models", "digits", "patch_sizes", value=[8, 3, 1]), ["8", "multiple", "3"]),
+    (_set("models", "digits", "patch_sizes", value=[8, 2]), ["down to the pixel"]),
+    (_set("models", "digits", "heads", value=[5, 2, 1]), ["heads 5", "width 128"]),
+    (_set("models", "digits", "heads", value=[4, 2]), ["heads has length 2"]),
+    (_set("models", "digits", "generators", value=["mar", "gan"]), ["models.digits.generators"]),
+    (_set("models", "digits", "generators", value=["ar", "mar"]), ["conditions to 1"]),
+    (_set("models", "digits", "generators", value=["mar"]), ["generators has length 1"]),
+    (_set("training", "digits", "batch_size", value=63), ["63", "2 workers", "near are 1"]),
+    (_set("training", "digits", "min_workers", value=3), ["min_workers 3", "workers 2"]),
     (
-        _change("training", "digits", "activation_checkpointing", value=[True, False]),
+        _set("training", "digits", "activation_checkpointing", value=[True, False]),
         ["length 2", "3 values, one for each level"],
     ),
-    (_change("training", "digits", "resources_per_worker", value={"CPU": 0}), ["per_worker.CPU"]),
-    (_change("training", "digits", "non_finite", value="ignore"), ["non_finite", "'skip'"]),
-    (_change("training", "digits", "epochs", value=0), ["training.digits.epochs", "0"]),
-    (_change("training", "digits", "warmup_epochs", value=99), ["warmup_epochs 99"]),
-    (_change("training", "digits", "precision", value="float16"), ["precision", "float16"]),
-    (_change("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
-    (_change("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),
-    (_change("sampling", "digits", "iterations", value=[17, 4]), ["17", "1 … 16"]),
-    (_change("sampling", "digits", "guidance", value=1001), ["sampling.digits.guidance", "1000"]),
-    (_change("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
+    (_set("training", "digits", "resources_per_worker", value={"CPU": 0}), ["per_worker.CPU"]),
+    (_set("training", "digits", "non_finite", value="ignore"), ["non_finite", "'skip'"]),
+    (_set("training", "digits", "epochs", value=0), ["training.digits.epochs", "0"]),
+    (_set("training", "digits", "warmup_epochs", value=99), ["warmup_epochs 99"]),
+    (_set("training", "digits", "precision", value="float16"), ["precision", "float16"]),
+    (_set("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
+    (_set("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),
+    (_set("sampling", "digits", "iterations", value=[17, 4]), ["17", "1 … 16"]),
+    (_set("sampling", "digits", "guidance", value=1001), ["sampling.digits.guidance", "1000"]),
+    (_set("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
     (
-        _change("evaluation", "digits", "weights", value="ema"),
+        _set("evaluation", "digits", "weights", value="ema"),
         ["evaluation.digits.weights is ema", "training.digits.ema_decay 0"],
     ),
     (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
-    (_change("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),
-    (_change("nightly", "timezone", value="Mars/Base"), ["nightly.timezone", "Europe/Berlin"]),
-    (_change("nightly", "budget_hours", value=0), ["nightly.budget_hours", "0"]),
-    (_change("nightly", "notification_block", value="slack"), ["notification_block", "slack"]),
+    (_set("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),
+    (_set("nightly", "timezone", value="Mars/Base"), ["nightly.timezone", "Europe/Berlin"]),
+    (_set("nightly", "budget_hours", value=0), ["nightly.budget_hours", "0"]),
+    (_set("nightly", "notification_block", value="slack"), ["notification_block", "slack"]),
     (_rename("sweep", "digits", to="digit"), ["sweep has the size 'digit'"]),
-    (_change("sweep", "digits", "guidance", value=[]), ["sweep.digits.guidance"]),
-    (_change("sweep", "digits", "guidance", value=[-1.0]), ["sweep.digits.guidance", "-1"]),
-    (_change("sweep", "digits", "logit_scale", value=[0.0]), ["sweep.digits.logit_scale"]),
-    (_change("sweep", "digits", "iterations", value=[[17, 4]]), ["17", "1 … 16"]),
-    (_change("sweep", "digits", "keep", value=1), ["sweep.digits.keep", "1"]),
-    (_change("sweep", "digits", "samples", value=0), ["sweep.digits.samples", "0"]),
-    (_change("sweep", "digits", "guidance", value=[1.0] * 400), ["1,200 combinations", "1,000"]),
-    (_change("training", "digits", "epochs", value=True), ["digits.epochs", "not true or false"]),
-    (_change("training", "digits", "clip_norm", value=True), ["clip_norm", "not true or false"]),
+    (_set("sweep", "digits", "guidance", value=[]), ["sweep.digits.guidance"]),
+    (_set("sweep", "digits", "guidance", value=[-1.0]), ["sweep.digits.guidance", "-1"]),
+    (_set("sweep", "digits", "logit_scale", value=[0.0]), ["sweep.digits.logit_scale"]),
+    (_set("sweep", "digits", "iterations", value=[[17, 4]]), ["17", "1 … 16"]),
+    (_set("sweep", "digits", "keep", value=1), ["sweep.digits.keep", "1"]),
+    (_set("sweep", "digits", "samples", value=0), ["sweep.digits.samples", "0"]),
+    (_set("sweep", "digits", "guidance", value=[1.0] * 400), ["1,200 combinations", "1,000"]),
+    (_set("training", "digits", "epochs", value=True), ["digits.epochs", "not true or false"]),
+    (_set("training", "digits", "clip_norm", value=True), ["clip_norm", "not true or false"]),
     (
-        _change("training", "digits", "workers", value=2**31),
+        _set("training", "digits", "workers", value=2**31),
         ["digits.workers", "10000", str(2**31)],
     ),
-    (_change("training", "digits", "clip_norm", value=10**400), ["clip_norm", "1,329 bits"]),
-    (_change("training", "digits", "seed", value=2**32), ["digits.seed", str(2**32 - 1)]),
-    (_change("training", "digits", "dataset", value="d" * 9999), ["dataset", "found 'ddd", "…"]),
+    (_set("training", "digits", "clip_norm", value=10**400), ["clip_norm", "1,329 bits"]),
+    (_set("training", "digits", "seed", value=2**32), ["digits.seed", str(2**32 - 1)]),
+    (_set("training", "digits", "dataset", value="d" * 9999), ["dataset", "found 'ddd", "…"]),
     (
-        _change("training", "digits", "resources_per_worker", value={"CPU": float("inf")}),
+        _set("training", "digits", "resources_per_worker", value={"CPU": float("inf")}),
         ["per_worker.CPU", "finite"],
     ),
-    (_change("models", "digits", "widths", value=[2**20, 64, 32]), ["digits.widths.0", "65536"]),
-    (_change("models", "digits", "patch_sizes", value=[1] * 99), ["digits.patch_sizes", "13"]),
-    (_change("models", "digits", "num_classes", value=10**12), ["num_classes", "1000000"]),
-    (_change("sampling", "digits", "iterations", value=[10**9, 4]), ["digits.iterations.0"]),
-    (_change("evaluation", "digits", "samples_per_class", value=10**12), ["samples_per_class"]),
-    (_change("evaluation", "digits", "fid_resamples", value=10**9), ["fid_resamples", "100000"]),
+    (_set("models", "digits", "widths", value=[2**20, 64, 32]), ["digits.widths.0", "65536"]),
+    (_set("models", "digits", "patch_sizes", value=[1] * 99), ["digits.patch_sizes", "13"]),
+    (_set("models", "digits", "num_classes", value=10**12), ["num_classes", "1000000"]),
+    (_set("sampling", "digits", "iterations", value=[10**9, 4]), ["digits.iterations.0"]),
+    (_set("evaluation", "digits", "samples_per_class", value=10**12), ["samples_per_class"]),
+    (_set("evaluation", "digits", "fid_resamples", value=10**9), ["fid_resamples", "100000"]),
     (
-        _change("evaluation", "digits", "seed", value=2**32 - 299),
+        _set("evaluation", "digits", "seed", value=2**32 - 299),
         ["evaluation.digits count up to 4294967296", "4294967295"],
     ),
-    (_change("preparation", "processes", value=10**6), ["preparation.processes", "1024"]),
+    (_set("preparation", "processes", value=10**6), ["preparation.processes", "1024"]),
 ]
 
 
@@ -119,8 +119,8 @@ def test_every_number_of_params_yaml_has_a_largest_value():
     unbounded = [
         f"{name}.{field}"
         for name, part in parts.items()
-        for field, its in part.get("properties", {}).items()
-        for number in _numbers_in(its)
+        for field, schema in part.get("properties", {}).items()
+        for number in _numbers_in(schema)
         if not number.keys() & {"maximum", "exclusiveMaximum"}
     ]
     assert unbounded == []
@@ -137,22 +137,22 @@ def _numbers_in(part: object) -> Iterator[dict]:
             yield from _numbers_in(value)
 
 
-@pytest.mark.parametrize(("change", "named"), MISTAKES)
-def test_a_mistake_is_named_on_one_line(tmp_path, change, named):
+@pytest.mark.parametrize(("change", "words"), MISTAKES)
+def test_a_mistake_is_named_on_one_line(tmp_path, change, words):
     content = yaml.safe_load(SHIPPED.read_text())
     change(content)
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(content))
-    with pytest.raises(FractalError) as caught:
+    with pytest.raises(FractalError) as raised:
         load_params(file)
-    text = str(caught.value)
+    text = str(raised.value)
     assert "\n" not in text
     assert text.startswith(str(file))
-    for part in named:
-        assert part in text
+    for word in words:
+        assert word in text
 
 
-def test_a_key_that_stands_twice_is_an_error_with_both_lines(tmp_path):
+def test_a_key_that_occurs_twice_is_an_error_with_both_lines(tmp_path):
     text = SHIPPED.read_text()
     lines = text.splitlines()
     line = next(i for i, line in enumerate(lines, 1) if line.strip().startswith("epochs: 22"))
@@ -165,35 +165,36 @@ def test_a_key_that_stands_twice_is_an_error_with_both_lines(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["2024-99-99", "[" * 500 + "]" * 500, '"\\0"', "1" * 5000])
-def test_values_that_yaml_itself_stumbles_over(tmp_path, value):
+def test_a_value_that_the_yaml_parser_refuses_is_one_line(tmp_path, value):
     file = tmp_path / "params.yaml"
     file.write_text(SHIPPED.read_text().replace("epochs: 22", f"epochs: {value}"))
-    with pytest.raises(FractalError) as caught:
+    with pytest.raises(FractalError) as raised:
         load_params(file)
-    text = str(caught.value)
+    text = str(raised.value)
     assert text.startswith(f"{file}: ") and "\n" not in text and len(text) < 400
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FractalError, match="--params"):
+def test_a_missing_file_is_named_with_its_setting(tmp_path):
+    with pytest.raises(FractalError, match=r"params\.yaml is missing in") as raised:
         load_params(tmp_path / "params.yaml")
+    assert raised.value.setting == "params"
 
 
 @pytest.mark.parametrize("content", ["training: [", "just text", ""])
-def test_not_settings_at_all(tmp_path, content):
+def test_a_file_without_settings_is_refused_on_one_line(tmp_path, content):
     file = tmp_path / "params.yaml"
     file.write_text(content)
-    with pytest.raises(FractalError, match=r"params\.yaml") as caught:
+    with pytest.raises(FractalError, match=r"params\.yaml") as raised:
         load_params(file)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_unknown_size():
+def test_an_unknown_size_is_refused_with_the_known_ones():
     with pytest.raises(FractalError, match="digits"):
         load_params(SHIPPED).size("mar-xl")
 
 
-def test_the_example_of_a_data_set_of_ones_own():
+def test_the_settings_of_the_photos_example_load():
     params = load_params(SHIPPED.parent / "examples/photos64/params.yaml")
     assert params.size("photos-64").model.image_size == 64
     assert params.dataset_folder("photos64") == SHIPPED.parent / "data/photos64"
