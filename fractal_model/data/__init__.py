@@ -1,1 +1,1 @@
-"""Prepared data sets: their format, preparation from raw images, and the resumable loader."""
+"""Prepared data sets: the format, the preparation from raw images, and the resumable loader."""

@@ -1,4 +1,4 @@
-"""The data sets of a project by name: the embedded digits, and those in `registered.yaml`."""
+"""Prepare the data sets of a project by name: digits, and the sets in `registered.yaml`."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from fractal_model.data.shard_job import ShardJob
 from fractal_model.data.sources.registered import load_description, read_registered
 
 BuildShards = Callable[[list[ShardJob], int], None]
-"""Builds shards with a number of processes (0: one a core), or over a cluster."""
+"""A function that builds shards with a number of processes (0: one per core) or on a cluster."""
 
 
 def dataset_names(params: Params) -> list[str]:
-    """All data sets that can be prepared. FractalError: `registered.yaml` is damaged."""
+    """Return all data sets that can be prepared. FractalError: `registered.yaml` is damaged."""
     return [DIGITS, *read_registered(params.paths.data)]
 
 
 def require_dataset(params: Params, dataset: str) -> None:
-    """FractalError: the name is neither digits nor that of a registered data set."""
+    """Raise FractalError if `dataset` is neither digits nor a registered data set."""
     names = dataset_names(params)
     if dataset not in names:
         raise FractalError(
@@ -33,10 +33,10 @@ def require_dataset(params: Params, dataset: str) -> None:
 
 
 def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
-    """Build the prepared data set and say what it has; a killed preparation goes on where it was.
+    """Build the prepared data set and print what it has. A killed preparation is continued.
 
-    FractalError: the name is unknown, the source is missing or has changed, or too many of its
-    images cannot be read.
+    Raises FractalError when the name is unknown, when the source is missing or has changed, and
+    when too many of its images cannot be read.
     """
     require_dataset(params, dataset)
     if dataset == DIGITS:
@@ -53,20 +53,20 @@ def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> 
     if manifest.quarantined:
         files = count_of(len(manifest.quarantined), "file")
         say(f"{dataset}: {files} left out; the report says which and why")
-    _say_what_was_done(params, dataset, manifest)
+    _say_conversions(params, dataset, manifest)
     return manifest
 
 
-def _say_what_was_done(params: Params, dataset: str, manifest: Manifest) -> None:
+def _say_conversions(params: Params, dataset: str, manifest: Manifest) -> None:
     counts = read_raw_counts(params.paths.data / dataset).values()
-    enlarged = sum(split.enlarged(manifest.resolution) for split in counts)
-    for images, what in (
+    enlarged = sum(split.count_enlarged(manifest.resolution) for split in counts)
+    for images, description in (
         (enlarged, f"smaller than {manifest.resolution} px, enlarged"),
         (sum(split.composited for split in counts), "transparent in places, laid on white"),
         (sum(split.several_frames for split in counts), "of several frames, the first was taken"),
     ):
         if images:
-            say(f"{dataset}: {count_of(images, 'image')} {what}")
+            say(f"{dataset}: {count_of(images, 'image')} {description}")
 
 
 def _prepare_registered(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:

@@ -1,12 +1,10 @@
-"""A picture file as 8-bit RGB, or the reason why it cannot be used: every picture that a person
-gives is read here.
+"""Read a picture file as 8-bit RGB, or give the reason why it cannot be used.
 
-Decided here: a picture is read as a viewer shows it. It is turned as its EXIF data say, what is
-transparent is laid on white, 16-bit grey is scaled to 8 bits, and of several frames the first is
-taken. Numbers that do not say what is white, such as floating-point ones, are refused. ImageNet
-alone is read as ADM reads it, neither turned nor laid on white. Whatever a decoder says of damaged
-bytes is a reason, not a crash; notes beside the pixels, such as EXIF, never decide whether a
-picture is used.
+Decided here: a picture is read as a viewer shows it. It is turned as its EXIF data say, transparent
+pixels are laid on white, 16-bit grey is scaled to 8 bits, and the first of several frames is taken.
+Formats that do not define which number is white, such as floating-point ones, are refused. Only
+ImageNet is read as ADM reads it: not turned and not laid on white. Any error of a decoder becomes
+the reason why the picture is left out. Metadata such as EXIF never decide whether it is used.
 """
 
 import warnings
@@ -24,35 +22,35 @@ from PIL.TiffImagePlugin import TiffImageFile
 from fractal_model.common.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Decoded. Others, such as PostScript, would start other programs."""
+"""Formats that are read. Others, such as PostScript, would start other programs."""
 READING = "Pictures version 1: turned by EXIF, on white, 16-bit grey scaled"
-"""How `decode` reads a picture, as the manifest names it. Another reading needs another version."""
+"""What `decode` does, as the manifest names it. A change of pixels needs a new version."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF
 _OPAQUE = 255
 
 
 class UnusableImage(Exception):
-    """An image that is left out. The text is the reason."""
+    """Raised for an image that cannot be used. The text is the reason."""
 
 
 class Decoded(NamedTuple):
-    """A picture's pixels, and what was done to them."""
+    """A decoded picture."""
 
     rgb: PIL.Image.Image
     orientation: int | None
-    """As EXIF numbers it, 1 for upright; None where EXIF cannot be read."""
+    """Orientation as EXIF numbers it: 1 is upright, None if EXIF cannot be read."""
     composited: bool = False
-    """True if some of the picture is transparent and was laid on white."""
+    """True if parts of the picture are transparent and were laid on white."""
 
 
 @contextmanager
 def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile]:
-    """Yield the picture, not decoded yet. Whatever goes wrong, here or in the block, is
-    UnusableImage: of no known format, damaged, too large."""
+    """Yield the picture before it is decoded. Raises UnusableImage for any error in opening it or
+    in the block: an unknown format, damage, too many pixels."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of metadata: ImageNet has corrupt EXIF
+            warnings.simplefilter("ignore", UserWarning)  # Some EXIF in ImageNet is corrupt.
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(file, formats=formats) as opened:
                 yield opened
@@ -63,52 +61,52 @@ def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         limit = PIL.Image.MAX_IMAGE_PIXELS
         raise UnusableImage(f"more than {limit:,} pixels, perhaps a decompression bomb") from None
-    except Exception as error:  # TypeError, MemoryError, struct.error …: each decoder has its own
+    except Exception as error:  # Decoders raise TypeError, MemoryError, struct.error …
         raise UnusableImage(f"damaged: {one_line(error)}") from None
 
 
 def decode(opened: ImageFile) -> Decoded:
-    """The picture as a viewer shows it. UnusableImage: its numbers do not say what is white."""
+    """Decode the picture as a viewer shows it. UnusableImage: its format does not define white."""
     _scale_transparent_colour(opened)
     orientation = _orientation(opened)
     opened.load()
-    with suppress(Exception):  # turns first, and then rewrites EXIF that may be corrupt
+    with suppress(Exception):  # It turns the pixels before it fails at corrupt EXIF.
         PIL.ImageOps.exif_transpose(opened, in_place=True)
-    return _on_white(_eight_bits(opened), orientation)
+    return _lay_on_white(_scale_to_eight_bits(opened), orientation)
 
 
 def decode_as_adm(opened: ImageFile) -> Decoded:
-    """The picture as ADM reads it: neither turned nor laid on white."""
+    """Decode the picture as ADM does: not turned and not laid on white."""
     orientation = _orientation(opened)
     opened.load()
-    return Decoded(_as_rgb(_eight_bits(opened)), orientation)
+    return Decoded(_to_rgb(_scale_to_eight_bits(opened)), orientation)
 
 
-def _as_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy RGB
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies.
 
 
 def _orientation(opened: ImageFile) -> int | None:
     try:
         return opened.getexif().get(ExifTag.Orientation, 1)
-    except Exception:  # its parser raises what it likes; the pixels are intact
+    except Exception:  # The EXIF parser failed, but the pixels are intact.
         return None
 
 
-def _on_white(image: PIL.Image.Image, orientation: int | None) -> Decoded:
+def _lay_on_white(image: PIL.Image.Image, orientation: int | None) -> Decoded:
     if not image.has_transparency_data:
-        return Decoded(_as_rgb(image), orientation)
+        return Decoded(_to_rgb(image), orientation)
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     if rgba.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE):
-        return Decoded(_as_rgb(rgba), orientation)
+        return Decoded(_to_rgb(rgba), orientation)
     canvas = PIL.Image.new("RGB", rgba.size, "white")
     canvas.paste(rgba, mask=rgba)
     return Decoded(canvas, orientation, composited=True)
 
 
 def _scale_transparent_colour(opened: ImageFile) -> None:
-    """Pillow scales a PNG's pixels to 8 bits, and leaves the colour that is transparent as it is
-    in the file: bring it to the same scale. Before the pixels are decoded."""
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow does with its pixels. Call it
+    before the pixels are decoded."""
     colour = opened.info.get("transparency")
     if opened.format != "PNG" or colour is None or not opened.tile:
         return
@@ -119,8 +117,8 @@ def _scale_transparent_colour(opened: ImageFile) -> None:
         opened.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _eight_bits(image: ImageFile) -> PIL.Image.Image:
-    """Grey of more than 8 bits in 8, with alpha where a grey is transparent; others as they are."""
+def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
+    """Scale grey of more than 8 bits to 8. If one grey is transparent, the result has alpha."""
     if not image.mode.startswith(("I", "F")):
         return image
     white, inverted = _white_level(image)
@@ -135,9 +133,9 @@ def _eight_bits(image: ImageFile) -> PIL.Image.Image:
 
 
 def _white_level(image: ImageFile) -> tuple[int, bool]:
-    """The number that is white, or black where the flag is set. UnusableImage: nobody knows."""
+    """Return the largest number, and True if it stands for black. UnusableImage: it is unknown."""
     if image.format == "PPM" and image.mode == "I":
-        return 2**16 - 1, False  # to which Pillow has scaled
+        return 2**16 - 1, False  # Pillow has scaled to this range.
     if not image.mode.startswith("I;16"):
         raise UnusableImage(
             f"its numbers (mode {image.mode}) do not say what is white: save it with 8 bits a "

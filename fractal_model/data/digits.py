@@ -1,8 +1,8 @@
 """scikit-learn's handwritten digits at their native 8 × 8: the data set that needs no download.
 
 Decided here: the 17 grey values 0..16 become 0..255 by v -> round(255 v / 16). Neighbouring values
-end up 15 or 16 apart, so round(16 p / 255) gives the original back exactly. Grey is repeated in
-the three channels. An ink-free pixel is 0 (black), as in the source.
+are then 15 or 16 apart, so round(16 p / 255) gives the original value exactly. All three channels
+have the grey value. A pixel without ink is 0 (black), as in the source.
 """
 
 from pathlib import Path
@@ -21,12 +21,12 @@ _TOTAL = 1797
 
 
 def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[np.ndarray, int]]]:
-    """The splits `train` and `validation`: lists of (image uint8 (8, 8, 3), label).
+    """Return the splits `train` and `validation`: lists of (image uint8 (8, 8, 3), label).
 
-    Each class has its share in both. Equal arguments give equal splits; images keep the source's
-    order within a split.
-    Raises FractalError when either split would have fewer images than there are classes, and for
-    a seed that does not fit in 32 bits.
+    Both splits have the same share of each class. Equal arguments give equal splits. Within a
+    split, images keep the source's order.
+    Raises FractalError when a split would have fewer images than there are classes, and for a seed
+    that does not fit in 32 bits.
     """
     classes = len(CLASS_NAMES)
     if not classes <= validation_images <= _TOTAL - classes:
@@ -50,10 +50,8 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
 
 
 def prepare_digits(folder: Path, *, validation_images: int, seed: int) -> Manifest:
-    """Write `digits` to `folder`; a second run gives the same bytes.
-
-    Raises FractalError when `validation_images` leaves a split without every class.
-    """
+    """Write the data set `digits` to `folder`. Equal arguments give equal bytes.
+    Raises FractalError when a split would have too few images, and for a seed out of range."""
     splits = digits_splits(validation_images=validation_images, seed=seed)
     return write_prepared(
         folder,

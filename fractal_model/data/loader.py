@@ -1,8 +1,8 @@
-"""Batches of a prepared split for training.
+"""Load batches of a prepared split for training.
 
-Decided here: which images a batch holds is settled before the work is given to any worker, so
-the stream does not depend on the number of ranks or of loader processes. A rank gets its
-contiguous slice of each global batch. Training resumes by giving the position in images.
+Decided here: the images of a batch are decided before any process loads them, so the stream does
+not depend on the number of ranks or loader processes. A rank gets a contiguous slice of each global
+batch. Training resumes from a position, which counts images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +23,11 @@ class Batch(NamedTuple):
     labels: torch.Tensor
     """int64 (B,)"""
     indices: torch.Tensor
-    """int64 (B,): positions in the split."""
+    """int64 (B,): positions of the images in the split."""
 
 
 _Pick = tuple[int, bool]
-"""One image that a loader process is asked for: its index, and whether it is mirrored."""
+"""A request for one image: its index in the split, and True if it is mirrored."""
 
 
 def train_loader(
@@ -42,12 +42,12 @@ def train_loader(
     flip: bool = False,
     end_position: int,
 ) -> DataLoader[Batch]:
-    """This rank's part of the training stream from `position` to `end_position`, in batches.
+    """Return a loader of this rank's part of the training stream from `position` to `end_position`.
 
-    `batch_size` is the global batch, shared out evenly: where it does not divide, some ranks have
-    one image more. Positions count images over all ranks. Every batch is full: the last one may
-    go past `end_position`, and there is none when `position` has reached it. With `flip`, an image
-    is mirrored or not by (seed, epoch, index). Torch's global random state is left alone.
+    `batch_size` is the global batch size over all ranks. If it cannot be divided evenly, some ranks
+    get one image more. Positions count images over all ranks. Every batch is full: the last one may
+    go past `end_position`. With `flip`, (seed, epoch, index) decide whether an image is mirrored.
+    Torch's global random state does not change.
 
     Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.
@@ -71,46 +71,46 @@ def train_loader(
         part=range(rank * batch_size // world_size, (rank + 1) * batch_size // world_size),
     )
     return DataLoader(
-        _Flipped(split),  # type: ignore[arg-type]  # torch's annotation leaves out collate_fn
+        _FlippedSplit(split),  # type: ignore[arg-type]  # torch's annotation leaves out collate_fn
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
-        # Its own generator: without one every new iterator takes from the global random state.
+        # Without a generator every new iterator would draw from the global random state.
         generator=torch.Generator().manual_seed(0),
     )
 
 
 def read_batch(split: PreparedSplit, indices: Sequence[int]) -> Batch:
-    """These images of a split, unmirrored."""
+    """Return the images `indices` of a split in one batch. No image is mirrored."""
     return _collate(split.__getitems__(indices))
 
 
 @dataclass(frozen=True)
 class _StreamBatches:
-    """The batch sampler: each batch is a stretch of the stream."""
+    """Batch sampler that yields this rank's part of each global batch of the stream."""
 
     size: int
-    """Images of the split."""
+    """Number of images in the split."""
     seed: int
     starts: range
-    """Positions in the stream at which the global batches start."""
+    """Positions in the stream at which global batches start."""
     flip: bool
     part: range
-    """Places in the global batch that are this rank's."""
+    """This rank's places in the global batch."""
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __iter__(self) -> Iterator[list[_Pick]]:
         for start in self.starts:
-            stretch = {"start": start + self.part.start, "count": len(self.part)}
-            indices = stream_indices(seed=self.seed, size=self.size, **stretch).tolist()
-            flips = stream_flips(seed=self.seed, size=self.size, **stretch).tolist()
+            interval = {"start": start + self.part.start, "count": len(self.part)}
+            indices = stream_indices(seed=self.seed, size=self.size, **interval).tolist()
+            flips = stream_flips(seed=self.seed, size=self.size, **interval).tolist()
             yield [(i, self.flip and f) for i, f in zip(indices, flips, strict=True)]
 
 
-class _Flipped(Dataset[Example]):
-    """The split, mirrored where the pick says so."""
+class _FlippedSplit(Dataset[Example]):
+    """A split whose images are mirrored as the picks say."""
 
     def __init__(self, split: PreparedSplit) -> None:
         self._split = split

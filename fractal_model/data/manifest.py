@@ -1,8 +1,8 @@
-"""The manifest of a prepared data set: what it holds, where it came from and what it must hash to.
+"""The manifest of a prepared data set: its contents, its origin and its checksums.
 
-Decided here: the format version, and the checksum. It is over the digests of the images, each of
-decoded pixels and label, in order: so it stays the same however the images are cut into shards,
-and when another version of Arrow or of the image encoder writes other bytes for them.
+Decided here: the format version, and the checksum. The checksum covers the checksums of all images
+in order, each computed from decoded pixels and label. It stays the same when the images are divided
+into other shards, and when another version of Arrow or of the image encoder writes other bytes.
 """
 
 import hashlib
@@ -29,25 +29,25 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class ShardRecord(StrictModel):
-    """One Arrow file."""
+    """One shard: an Arrow file of a split."""
 
     file: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+\.arrow$")]
-    """Beside the manifest: `<split>/<name>.arrow`."""
+    """Path relative to the manifest: `<split>/<name>.arrow`."""
     images: Count
-    """None where every image of the shard was left out."""
+    """Number of images; 0 if every image of the shard was left out."""
     bytes: PositiveInt
 
 
 class SplitRecord(StrictModel):
-    """One split: how many images, in which files, and their checksum."""
+    """One split: its images, their files and their checksum."""
 
     images: PositiveInt
     images_per_class: tuple[Count, ...]
-    """In the order of the class names."""
+    """Number of images of each class, in the order of the class names."""
     checksum: Sha256
-    """SHA-256 over the digests of decoded pixels and labels in order (`split_record`)."""
+    """SHA-256 over the checksums of the images in order (`split_record`)."""
     shards: Annotated[tuple[ShardRecord, ...], Field(min_length=1)]
-    """In the order of their images."""
+    """The split's files, in the order of their images."""
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
@@ -61,21 +61,21 @@ class SplitRecord(StrictModel):
 
 
 class QuarantinedFile(StrictModel):
-    """A raw file that was left out."""
+    """A raw file that the preparation left out, and the reason."""
 
     file: str
     reason: str
 
 
 class Manifest(StrictModel):
-    """What `manifest.json` holds."""
+    """The contents of `manifest.json`."""
 
     dataset: str
     format_version: FormatVersion = FORMAT_VERSION
     source: str
-    """Where the images came from."""
+    """Origin of the images."""
     preprocessing: str
-    """What was done to them, with the version of that code."""
+    """The preprocessing of the images, with its version."""
     resolution: PositiveInt
     """Side of the square images, in pixels."""
     channels: Literal[3] = 3
@@ -85,7 +85,7 @@ class Manifest(StrictModel):
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the whole data set: over the splits' names and checksums, by name."""
+        """SHA-256 over the names and checksums of all splits, sorted by name."""
         lines = (f"{name} {record.checksum}\n" for name, record in sorted(self.splits.items()))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -101,36 +101,37 @@ class Manifest(StrictModel):
 
 
 def split_record(
-    resolution: int, classes: int, digests: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
+    side: int, classes: int, checksums: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
 ) -> SplitRecord:
-    """Return the record of a split from all its `image_checksum`s and its labels, int64 (N,)."""
-    kind = f"{resolution}x{resolution}x3 uint8, int64\n"
+    """Return the manifest's entry of a split of `side` × `side` images from the `image_checksum` of
+    all its images, in order, and their labels: int64 (N,), 0 to `classes` - 1."""
+    kind = f"{side}x{side}x3 uint8, int64\n"
     return SplitRecord(
         images=len(labels),
         images_per_class=tuple(np.bincount(labels, minlength=classes).tolist()),
-        checksum=hashlib.sha256(kind.encode() + digests).hexdigest(),
+        checksum=hashlib.sha256(kind.encode() + checksums).hexdigest(),
         shards=tuple(shards),
     )
 
 
 def image_checksum(pixels: bytes, label: int) -> bytes:
-    """SHA-256 of an image, (H, W, 3) uint8 in C order, and its label as eight bytes."""
+    """Return the SHA-256 of an image, (H, W, 3) uint8 in C order, and its label as eight bytes."""
     return hashlib.sha256(pixels + label.to_bytes(8, "little")).digest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`; equal manifests give equal bytes."""
+    """Write `manifest.json` to `folder`. Equal manifests give equal bytes."""
     text = manifest.model_dump_json(indent=2)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def manifest_files(place: Path | str) -> tuple[Path, ...]:
-    """The absolute path by which a machine sees the data set in a folder; none for an address."""
+    """Return the absolute path of the manifest in a folder, or nothing for an address (s3://…)."""
     return () if is_remote(place) else (Path(place).resolve() / MANIFEST_NAME,)
 
 
 def read_manifest(place: Path | str) -> Manifest:
-    """The manifest of the prepared data set in a folder, or at an address such as s3://….
+    """Read the manifest of the prepared data set in a folder or at an address such as s3://….
 
     Raises FractalError when there is none, when it is unreadable and when it has another format
     version.
@@ -139,8 +140,8 @@ def read_manifest(place: Path | str) -> Manifest:
     try:
         text = store.read(MANIFEST_NAME)
     except FileNotFoundError as error:
-        raise _no_data_set(store) from error
-    except Exception as error:  # each object store has exceptions of its own
+        raise _no_data_set_error(store) from error
+    except Exception as error:  # Each object store raises its own exceptions.
         if isinstance(error, FractalError):
             raise
         raise FractalError(
@@ -148,7 +149,7 @@ def read_manifest(place: Path | str) -> Manifest:
         ) from error
     try:
         content = json.loads(text.decode())
-        # Before the fields are checked: another version may have other fields.
+        # Check the version before the fields, because another version may have other fields.
         version = content.get("format_version") if isinstance(content, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:
             raise FractalError(
@@ -167,7 +168,7 @@ def read_manifest(place: Path | str) -> Manifest:
         ) from error
 
 
-def _no_data_set(store: Store) -> FractalError:
+def _no_data_set_error(store: Store) -> FractalError:
     if isinstance(store, LocalStore) and store.folder.is_dir():
         return FractalError(
             f"{store} has no {MANIFEST_NAME}, so it is not a complete prepared data set: "
@@ -180,17 +181,15 @@ def _no_data_set(store: Store) -> FractalError:
 
 
 def fit_size(size: Size, manifest: Manifest) -> Size:
-    """`size` with a model that knows the names of the data set's classes.
-
-    FractalError: it cannot be trained on this data set.
-    """
-    for what, ours, theirs in (
+    """Return `size` with the data set's class names in its model's configuration.
+    Raises FractalError when the two have different image sizes or numbers of classes."""
+    for quantity, ours, theirs in (
         ("image size", size.model.image_size, manifest.resolution),
         ("num_classes", size.model.num_classes, len(manifest.class_names)),
     ):
         if ours != theirs:
             raise FractalError(
-                f"size {size.name} has {what} {ours}, its data set {manifest.dataset} has "
+                f"size {size.name} has {quantity} {ours}, its data set {manifest.dataset} has "
                 f"{theirs}: match models.{size.name} and training.{size.name}.dataset"
             )
     return size.with_class_names(manifest.class_names)

@@ -1,8 +1,8 @@
-"""Where a prepared data set lies: a folder, or an object store behind a cache of whole files.
+"""Access the files of a prepared data set in a folder or in an object store with a local cache.
 
-Decided here: a remote file is fetched once, when it is first asked for, by whichever process asks
-first; the others wait for it. The cache is keyed by the data set's checksum, so that a data set
-that is replaced in the store never mixes with what was fetched before.
+Decided here: a remote file is fetched as a whole when it is first needed. One process fetches it
+and the others wait. The data set's checksum is part of the cache's paths, so files of a data set
+that was replaced in the store never mix with older ones.
 """
 
 import os
@@ -15,15 +15,16 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import atomic_file
 
 CACHE_VARIABLE = "FRACTAL_CACHE"
-"""Environment variable: where files of remote data sets are kept."""
+"""Environment variable with the folder that caches the files of remote data sets."""
 
 
 def is_remote(place: str | Path) -> bool:
+    """True if `place` is an address such as s3://bucket/imagenet64, not a folder."""
     return "://" in str(place)
 
 
 class LocalStore:
-    """A folder."""
+    """A data set in a folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -32,14 +33,14 @@ class LocalStore:
         return str(self.folder)
 
     def read(self, name: str) -> bytes:
-        """The whole file, straight from its place. Raises FileNotFoundError, OSError."""
+        """Return the bytes of a file. Raises FileNotFoundError or OSError."""
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:
-        """The file's path on this machine.
+        """Return the path of the file `name` on this machine.
 
-        Raises FileNotFoundError, OSError, ValueError when it has not `size` bytes, and
-        FractalError when it cannot be fetched.
+        `version` is the data set's checksum. Raises FileNotFoundError or OSError, ValueError when
+        the file has not `size` bytes, and FractalError when it cannot be fetched.
         """
         path = self.folder / name
         _require_size(path, size)
@@ -47,7 +48,7 @@ class LocalStore:
 
 
 class RemoteStore:
-    """A folder of an object store, such as s3://bucket/imagenet64."""
+    """A data set in an object store, such as s3://bucket/imagenet64. Files are cached locally."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -70,7 +71,7 @@ class RemoteStore:
                     self._fetch(name, path)
         except (FileNotFoundError, FractalError):
             raise
-        except Exception as error:  # each object store has exceptions of its own
+        except Exception as error:  # Each object store raises its own exceptions.
             raise FractalError(
                 f"{name} of {self} cannot be fetched to {self._cache} ({one_line(error)}): check "
                 f"the access to the store and the cache's space and permissions ({CACHE_VARIABLE} "
@@ -92,13 +93,13 @@ class RemoteStore:
                 f"{self.url} cannot be opened ({one_line(error)}): give a folder, or an address "
                 f"that fsspec knows, such as s3://bucket/imagenet64"
             ) from error
-        # A listing kept from before would hide a data set that was written since.
+        # A cached listing would hide a data set that was written later.
         filesystem.invalidate_cache()
         return filesystem, root
 
 
 Store = LocalStore | RemoteStore
-"""The files of one prepared data set, by their names relative to it."""
+"""The files of one prepared data set. Names are relative to its folder."""
 
 
 def store_at(place: str | Path) -> Store:
@@ -106,6 +107,6 @@ def store_at(place: str | Path) -> Store:
 
 
 def _require_size(path: Path, size: int) -> None:
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(f"{path.name} has {found} bytes, the manifest says {size}")
+    actual = path.stat().st_size
+    if actual != size:
+        raise ValueError(f"{path.name} has {actual} bytes, the manifest says {size}")

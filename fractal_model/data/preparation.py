@@ -1,9 +1,9 @@
-"""Preparing a registered source: crop, encode and write its images, over all cores.
+"""Prepare a registered source: crop, encode and write its images on all cores.
 
-Decided here: the listing is cut into shards, and a shard is the unit of work: its bytes follow
-from the listing alone, whoever builds it and when. A run that was killed left whole shards behind,
-in a hidden folder beside the data set, and the next run builds the others. Images that cannot be
-read are left out, with the reason; more of them than `max_quarantined_share` fail the preparation.
+Decided here: the listing is divided into shards, and a shard is the unit of work. The listing alone
+decides its bytes. A run that was killed leaves complete shards in a hidden folder beside the data
+set, and the next run builds the others. Images that cannot be read are left out, with the reason.
+The preparation fails if their share is above `max_quarantined_share`.
 """
 
 import csv
@@ -34,14 +34,14 @@ from fractal_model.data.sources.registered import Source, listing_file, load_sou
 from fractal_model.data.writing import partial_folder, put_in_place, recover
 
 PREPARATION_FILE = "preparation.json"
-"""In a prepared data set: what its raw images were like."""
+"""File of a prepared data set with the properties of its raw images (`RawCounts`)."""
 _PLAN_FILE = "plan.json"
 _POLL_SECONDS = 0.2
 _FEWEST_SHARDS, _SMALL_SHARD = 16, 128
 
 RunJobs = Callable[[list[ShardJob]], None]
-"""Builds the shards, in any order and place that shares the file system."""
-Built = list[tuple[ShardJob, ShardResult]]
+"""A function that builds shards in any order, on any machine with the same file system."""
+BuiltShards = list[tuple[ShardJob, ShardResult]]
 
 
 def prepare_source(
@@ -54,34 +54,33 @@ def prepare_source(
     run_jobs: RunJobs,
     progress: Progress = lambda done: None,
 ) -> Manifest:
-    """Write `<data>/<dataset>` from the registered `source`; go on where a killed run stopped.
+    """Write `<data>/<dataset>` from the registered `source`, or continue a killed run.
 
-    `progress` is told how many images are done. Equal sources give equal bytes, for any number of
-    processes.
-    Raises FractalError when the source is missing or changed, when too many images had to be left
-    out, and when another process prepares the same data set.
+    `progress` is called with the number of images that are done. Equal sources give equal bytes,
+    for any number of processes.
+    Raises FractalError when the source is missing or changed, when too many images cannot be used,
+    and when another process prepares the same data set.
     """
     folder = data / dataset
-    described, root, listing = load_source(data, source)
+    description, root, listing = load_source(data, source)
     with hold_lock(data / f".{dataset}.lock"):
         recover(folder)
-        partial = _start(folder, described, resolution)
-        jobs = _plan(
-            partial, listing_file(data, source), root, listing, resolution, _as_adm(described)
-        )
+        partial = _open_partial_folder(folder, description, resolution)
+        as_adm = _is_read_as_adm(description)
+        jobs = _plan_jobs(partial, listing_file(data, source), root, listing, resolution, as_adm)
         missing = [job for job in jobs if not job.done_file.is_file()]
-        with _progress(partial, jobs, progress):
+        with _report_progress(partial, jobs, progress):
             if missing:
                 run_jobs(missing)
         built = [(job, ShardResult.model_validate_json(job.done_file.read_text())) for job in jobs]
-        left_out = _left_out(folder, listing, built, settings.max_quarantined_share)
-        manifest = _write_whole(partial, dataset, described, listing, resolution, built, left_out)
+        left_out = _quarantined_files(folder, listing, built, settings.max_quarantined_share)
+        manifest = _complete(partial, dataset, description, listing, resolution, built, left_out)
         put_in_place(folder)
         return manifest
 
 
-def _start(folder: Path, source: Source, resolution: int) -> Path:
-    """The partial folder, emptied when it is of another source, size or version."""
+def _open_partial_folder(folder: Path, source: Source, resolution: int) -> Path:
+    """Return the partial folder. Empty it if it has another source, resolution or version."""
     partial = partial_folder(folder)
     plan = {
         "listing": source.listing_checksum,
@@ -98,28 +97,28 @@ def _start(folder: Path, source: Source, resolution: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / DONE_FOLDER).mkdir(parents=True)
         file.write_text(text)
-    _sweep(partial)
+    _remove_partial_files(partial)
     return partial
 
 
-def _as_adm(source: Source) -> bool:
-    """True for ImageNet, whose published numbers are of pictures as ADM reads them."""
+def _is_read_as_adm(source: Source) -> bool:
+    """True for ImageNet: published results use images as ADM reads them."""
     return source.name == IMAGENET
 
 
 def _preprocessing(source: Source) -> str:
-    return PREPROCESSING if _as_adm(source) else f"{READING}; {PREPROCESSING}"
+    return PREPROCESSING if _is_read_as_adm(source) else f"{READING}; {PREPROCESSING}"
 
 
-def _sweep(partial: Path) -> None:
+def _remove_partial_files(partial: Path) -> None:
     for folder in (DONE_FOLDER, TRAIN, VALIDATION):
         remove_partial_files(partial / folder)
 
 
-def _plan(
-    partial: Path, listed: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
+def _plan_jobs(
+    partial: Path, listing_path: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
 ) -> list[ShardJob]:
-    """Cut the splits into shards of about equal size, enough of them to keep all cores at work."""
+    """Divide the splits into shards of about equal size, enough of them to use all cores."""
     jobs: list[ShardJob] = []
     for split in listing.splits():
         images = listing.count(split)
@@ -130,7 +129,7 @@ def _plan(
             jobs.append(
                 ShardJob(
                     folder=partial,
-                    listing=listed,
+                    listing=listing_path,
                     root=root,
                     split=split,
                     number=number,
@@ -145,8 +144,8 @@ def _plan(
 
 
 @contextmanager
-def _progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterator[None]:
-    """Tell how many images are done: each job counts in its own slot of a small mapped file."""
+def _report_progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterator[None]:
+    """Report how many images are done. Each job counts in its own slot of a small mapped file."""
     counts = np.memmap(partial / PROGRESS_FILE, np.int64, mode="w+", shape=(len(jobs),))
     for job in jobs:
         counts[job.slot] = len(job) if job.done_file.is_file() else 0
@@ -167,13 +166,14 @@ def _progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterat
     progress(int(counts.sum()))
 
 
-def _left_out(
-    folder: Path, listing: Listing, built: Built, allowed: float
+def _quarantined_files(
+    folder: Path, listing: Listing, built: BuiltShards, allowed: float
 ) -> tuple[QuarantinedFile, ...]:
-    """The images that cannot be used.
+    """Return the images that cannot be used.
 
-    FractalError: their share is more than `allowed`, or a split has no other. They are then listed
-    in a file beside `folder`, and the next run looks at them again: they may be mended.
+    Raises FractalError when their share is above `allowed` and when a split has no other images.
+    They are then listed in a file beside `folder`. The next run reads them again, because they may
+    have been repaired.
     """
     table = folder.with_name(f"{folder.name}-quarantined.csv")
     table.unlink(missing_ok=True)
@@ -199,26 +199,26 @@ def _left_out(
     way_out = "" if empty else ", or raise preparation.max_quarantined_share"
     raise FractalError(
         f"{len(left_out)} of {images} images of {folder.name} cannot be used ({share:.2%}, "
-        f"{limit}): {first}; all are in {table}; mend the source and run again{way_out}"
+        f"{limit}): {first}; all are in {table}; repair the source and run again{way_out}"
     )
 
 
-def _write_whole(
+def _complete(
     partial: Path,
     dataset: str,
     source: Source,
     listing: Listing,
     resolution: int,
-    built: Built,
+    built: BuiltShards,
     left_out: tuple[QuarantinedFile, ...],
 ) -> Manifest:
-    """Complete the data set in `partial`: indices, manifest, none of the work's own files."""
+    """Complete the data set in `partial`: write the manifest and remove temporary files."""
     splits, counts = {}, {}
     for name in listing.splits():
         shards = [(job, shard) for job, shard in built if job.split == name]
         contents = ((shard.record, *job.read_checksums()) for job, shard in shards)
         splits[name] = complete_split(partial / name, listing.class_names, resolution, contents)
-        counts[name] = _raw_counts([shard for _, shard in shards])
+        counts[name] = _sum_raw_counts([shard for _, shard in shards])
     text = json.dumps({"splits": counts}, indent=2)
     (partial / PREPARATION_FILE).write_text(text + "\n")
     manifest = Manifest(
@@ -233,21 +233,20 @@ def _write_whole(
     write_manifest(partial, manifest)
     for leftover in (partial / _PLAN_FILE, partial / PROGRESS_FILE):
         leftover.unlink(missing_ok=True)
-    _sweep(partial)
+    _remove_partial_files(partial)
     shutil.rmtree(partial / DONE_FOLDER)
     return manifest
 
 
 def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
-    """What the raw images of a prepared data set are like, by split; empty for images that had no
-    files."""
+    """Return the raw images' properties by split. It is empty for images written from memory."""
     file = folder / PREPARATION_FILE
     splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
     return {name: RawCounts.model_validate(counts) for name, counts in splits.items()}
 
 
-def _raw_counts(shards: list[ShardResult]) -> dict[str, int | dict[str, int]]:
-    """What the raw images of these shards are like, added up."""
+def _sum_raw_counts(shards: list[ShardResult]) -> dict[str, int | dict[str, int]]:
+    """Add up the properties of the shards' raw images."""
     total: dict[str, int | dict[str, int]] = {}
     for name, empty in vars(RawCounts()).items():
         counts = [getattr(shard, name) for shard in shards]

@@ -1,12 +1,12 @@
-"""The prepared format: images ready to train on, as memory-mapped Arrow files beside a manifest.
+"""Read prepared data sets: images ready to train on, in memory-mapped Arrow files.
 
     <data>/<dataset>/manifest.json                       written last
     <data>/<dataset>/<split>/data-00000.arrow …          image (lossless WebP) and label
-    <data>/<dataset>/<split>/{dataset_info,state}.json   of Hugging Face `datasets`
+    <data>/<dataset>/<split>/{dataset_info,state}.json   files for Hugging Face `datasets`
 
-Decided here: images stay encoded until they are asked for; a shard is mapped when its first image
-is, and what was read is let go of again, so that a reader's memory stays small however large the
-data set is; so do its open files, which the system limits, often to 1,024.
+Decided here: images stay encoded until they are needed. A shard is mapped when its first image is
+needed, and pages that were read are released again, so a reader's memory stays small for a data set
+of any size. The number of open files is limited too: systems often allow only 1,024.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from fractal_model.data.manifest import (
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
 _OPEN_SHARDS = 256
-"""Each holds a file open. Of 256 MiB each: more than ImageNet at 256 px has."""
+"""Shards open at a time. ImageNet at 256 px has fewer."""
 _RELEASE_BYTES = 256 * 2**20
-_TOUCHED_BYTES = 2 * 2**20  # what the system may map around a byte that is read
+_TOUCHED_BYTES = 2 * 2**20  # The system may map so much around a byte that is read.
 
 
 class Example(NamedTuple):
     image: torch.Tensor
     """uint8 (3, H, W)"""
     label: int
-    index: int  # type: ignore[assignment]  # in place of tuple's method
-    """Position in the split."""
+    index: int  # type: ignore[assignment]  # It hides a method of tuple.
+    """Position of the image in the split."""
 
 
 class PreparedSplit(torch.utils.data.Dataset[Example]):
-    """One split, memory-mapped: opening it reads no images, and it can be pickled.
+    """One memory-mapped split, opened with `open_prepared`. It can be pickled.
 
-    Open it with `open_prepared`. `record` is the split's entry in `manifest`.
+    `record` is the split's entry in `manifest`.
     """
 
     def __init__(self, *, store: Store, name: str, manifest: Manifest) -> None:
@@ -77,30 +77,30 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         PreparedSplit.__init__(self, **state)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises IndexError outside the split, FractalError when an image cannot be decoded."""
+        """Return one image. Raises IndexError, and FractalError when it cannot be decoded."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"image {index} of split {self.name}, which has {size}")
         return self._example(int(index % size))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several at once: PyTorch's DataLoader asks for a whole batch with this."""
+        """Return several images. PyTorch's DataLoader calls this for a whole batch."""
         return [self._example(int(index)) for index in indices]
 
     def load_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Everything in memory, for small sets: images uint8 (N, 3, H, W), labels int64 (N,)."""
+        """Load a small split into memory: images uint8 (N, 3, H, W), labels int64 (N,)."""
         images = torch.stack([example.image for example in self.in_order()])
         return images, torch.from_numpy(self.labels())
 
     def labels(self) -> np.ndarray:
-        """int64 (N,), without decoding images."""
+        """Return the labels of all images, int64 (N,), without decoding images."""
         shards = range(len(self.record.shards))
-        # Copied shard by shard: a view of a mapped file would keep it open.
+        # Each shard's labels are copied, because a view of a mapped file would keep it open.
         columns = [np.concatenate(self._shard(shard).labels) for shard in shards]
         return np.concatenate([np.empty(0, np.int64), *columns])
 
     def in_order(self) -> Iterator[Example]:
-        """Every example from first to last, one in memory at a time."""
+        """Iterate over all examples in order, with one in memory at a time."""
         return (self._example(index) for index in range(len(self)))
 
     def _example(self, index: int) -> Example:
@@ -112,7 +112,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return Example(image, label, index)
 
     def _count_touched(self, shard: _Shard, encoded_bytes: int) -> None:
-        """Let go of pages now and then: read pages of a mapped file count as this process's."""
+        """Release mapped pages from time to time: pages that were read count as memory in use."""
         self._touched.add(shard)
         self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
         if self._touched_bytes > _RELEASE_BYTES:
@@ -122,21 +122,22 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
             self._touched_bytes = 0
 
     def _decode(self, encoded: bytes, index: int) -> torch.Tensor:
-        """uint8 (3, H, W). Raises FractalError that names the image."""
+        """Return the pixels, uint8 (3, H, W). Raises FractalError that names the image."""
         side = self.manifest.resolution
         try:
             with PIL.Image.open(BytesIO(encoded), formats=["WEBP"]) as picture:
                 pixels = np.array(picture)
         except (OSError, ValueError) as error:
-            raise _damaged(self.store, self.name, f"image {index} cannot be decoded") from error
+            reason = f"image {index} cannot be decoded"
+            raise _damaged_error(self.store, self.name, reason) from error
         if pixels.shape != (side, side, 3):
             reason = f"image {index} has shape {pixels.shape}, expected {(side, side, 3)}"
-            raise _damaged(self.store, self.name, reason)
+            raise _damaged_error(self.store, self.name, reason)
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 class _Shard:
-    """One mapped Arrow file. Python's own map, because Arrow's cannot be told to let go."""
+    """One Arrow file, mapped by Python, because Arrow's own map cannot release pages."""
 
     def __init__(self, file: Path, record: ShardRecord) -> None:
         with file.open("rb") as opened:
@@ -147,9 +148,10 @@ class _Shard:
         self._starts = np.cumsum([0, *map(len, batches)])
         if self._starts[-1] != record.images:
             raise ValueError(f"it has {self._starts[-1]} images, the manifest says {record.images}")
-        self.release()  # finding the batches touched pages all over the file
+        self.release()  # Finding the batches has read pages all over the file.
 
     def row(self, index: int) -> tuple[bytes, int]:
+        """Return the encoded image and the label of row `index`."""
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[batch])
         return self._images[batch][row].as_py(), int(self.labels[batch][row])
@@ -161,25 +163,25 @@ class _Shard:
 
 def _open_shard(store: Store, split: str, manifest: Manifest, number: int) -> _Shard:
     record = manifest.splits[split].shards[number]
-    with _opening(store, split, record):
+    with _explain_errors(store, split, record):
         return _Shard(store.local(record.file, record.bytes, manifest.checksum), record)
 
 
 def open_prepared(place: Path | str, split: str) -> PreparedSplit:
-    """Opens the split `split` of the prepared data set in a folder or at an address (s3://…).
+    """Open a split of the prepared data set in a folder or at an address (s3://…).
 
-    Reads no images. Raises FractalError when the place or its manifest is missing or unreadable,
+    It reads no images. Raises FractalError when the place or its manifest is missing or unreadable,
     when the format version or the split is unknown, and when files of a folder are missing or have
     another size than the manifest says.
     """
     manifest = read_manifest(place)
     store = store_at(place)
     if split not in manifest.splits:
-        known = ", ".join(sorted(manifest.splits))
-        raise FractalError(f"{store} has no split {split!r}: choose one of {known}")
+        names = ", ".join(sorted(manifest.splits))
+        raise FractalError(f"{store} has no split {split!r}: choose one of {names}")
     if isinstance(store, LocalStore):
         for shard in manifest.splits[split].shards:
-            with _opening(store, split, shard):
+            with _explain_errors(store, split, shard):
                 store.local(shard.file, shard.bytes, manifest.checksum)
     return PreparedSplit(store=store, name=split, manifest=manifest)
 
@@ -187,47 +189,48 @@ def open_prepared(place: Path | str, split: str) -> PreparedSplit:
 def verify_prepared(
     place: Path | str, progress: Callable[[int], None] = lambda images: None
 ) -> Manifest:
-    """Decode every image and compare counts and checksums with the manifest, which is returned.
+    """Decode every image, compare counts and checksums with the manifest, and return the manifest.
 
-    Raises FractalError that names the split that disagrees, and for all that `open_prepared` does.
+    `progress` is called with the number of verified images. Raises FractalError when the data set
+    cannot be opened and, with the name of the split, when images differ from the manifest.
     """
     manifest, verified = read_manifest(place), 0
     for name, expected in manifest.splits.items():
         split = open_prepared(place, name)
-        labels, classes = split.labels(), len(manifest.class_names)
-        for wrong in np.flatnonzero((labels < 0) | (labels >= classes)):
-            raise _damaged(split.store, name, f"image {wrong} has label {labels[wrong]}")
-        digests = bytearray()
+        side, classes = manifest.resolution, len(manifest.class_names)
+        labels = split.labels()
+        for index in np.flatnonzero((labels < 0) | (labels >= classes)):
+            raise _damaged_error(split.store, name, f"image {index} has label {labels[index]}")
+        checksums = bytearray()
         for image, label, index in split.in_order():
-            digests += image_checksum(image.permute(1, 2, 0).numpy().tobytes(), label)
+            checksums += image_checksum(image.permute(1, 2, 0).numpy().tobytes(), label)
             progress(verified + index + 1)
         verified += len(split)
-        side, sums = manifest.resolution, bytes(digests)
-        actual = split_record(side, classes, sums, labels, expected.shards)
+        actual = split_record(side, classes, bytes(checksums), labels, expected.shards)
         if actual != expected:
-            differs = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
-            raise _damaged(split.store, name, differs)
+            reason = f"its checksum is {actual.checksum[:12]}…, expected {expected.checksum[:12]}…"
+            raise _damaged_error(split.store, name, reason)
     return manifest
 
 
 @contextmanager
-def _opening(store: Store, split: str, record: ShardRecord) -> Iterator[None]:
-    """Around opening a shard's file: what goes wrong becomes a FractalError."""
+def _explain_errors(store: Store, split: str, record: ShardRecord) -> Iterator[None]:
+    """Turn errors in opening a shard's file into a FractalError."""
     try:
         yield
     except FractalError:
         raise
     except (FileNotFoundError, ValueError, KeyError, pa.ArrowException) as error:
         reason = f"{record.file} cannot be opened ({one_line(error)})"
-        raise _damaged(store, split, reason) from error
+        raise _damaged_error(store, split, reason) from error
     except OSError as error:
         raise FractalError(
-            f"{record.file} of {store} cannot be read ({one_line(error)}): mend that and run "
-            f"again, the data set itself may be whole"
+            f"{record.file} of {store} cannot be read ({one_line(error)}): correct that and run "
+            f"again. The data set itself may be intact"
         ) from error
 
 
-def _damaged(store: Store, split: str, reason: str) -> FractalError:
+def _damaged_error(store: Store, split: str, reason: str) -> FractalError:
     return FractalError(
         f"split {split!r} of {store} is damaged: {reason}; build it again with `dvc repro --force`"
     )

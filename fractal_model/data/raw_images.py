@@ -1,4 +1,4 @@
-"""One raw image: from a file's bytes to the prepared crop, or the reason why it cannot be used."""
+"""Turn the bytes of one raw image into the prepared crop, and count what it was like."""
 
 import io
 from collections import Counter
@@ -12,27 +12,27 @@ from fractal_model.data.decoding import Decoded, UnusableImage, decode, decode_a
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _SUFFIXES = {"JPEG": _JPEG, "MPO": (*_JPEG, ".mpo"), "PNG": (".png",)}
-"""MPO is a JPEG file with more pictures behind the first, as many cameras write."""
+"""File name endings of formats. MPO is a JPEG file with several pictures; many cameras write it."""
 _TURNED = range(2, 9)
-"""Orientations of EXIF that are not upright."""
+"""EXIF orientations that are not upright."""
 
 
 class RawCounts(BaseModel):
-    """What the raw images are like, counted."""
+    """Numbers of raw images by their properties."""
 
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    """Pillow's, before the conversion to RGB."""
+    """Images by Pillow's mode before the conversion to RGB."""
     short_sides: Counter[str] = Counter()
-    """In pixels, before the crop."""
+    """Images by the length of their short side before the crop, in pixels."""
     exif_rotated: int = 0
     exif_unreadable: int = 0
     misnamed: int = 0
-    """Images whose name ends like another format."""
+    """Images whose name has the ending of another format."""
     composited: int = 0
-    """Images that are transparent in places and were laid on white."""
+    """Images with transparent parts, which were laid on white."""
     several_frames: int = 0
-    """Animations and files of several pages, of which the first was taken."""
+    """Animations and files of several pages. Their first frame was taken."""
 
     def add(self, image: PIL.Image.Image, decoded: Decoded, name: str) -> None:
         """Count an image that was opened and decoded."""
@@ -44,47 +44,48 @@ class RawCounts(BaseModel):
         self.composited += decoded.composited
         self.several_frames += _has_several_frames(image)
         suffix, fitting = Path(name).suffix.lower(), _SUFFIXES.get(str(image.format), ())
-        known = any(suffix in endings for endings in _SUFFIXES.values())
-        self.misnamed += known and suffix not in fitting
+        is_known = any(suffix in endings for endings in _SUFFIXES.values())
+        self.misnamed += is_known and suffix not in fitting
 
-    def enlarged(self, resolution: int) -> int:
-        """How many images have a short side below the resolution."""
+    def count_enlarged(self, resolution: int) -> int:
+        """Return the number of images whose short side is below `resolution` pixels."""
         return sum(images for side, images in self.short_sides.items() if int(side) < resolution)
 
 
 def prepare_image(
     content: bytes, name: str, resolution: int, counts: RawCounts, *, as_adm: bool = False
 ) -> PIL.Image.Image:
-    """The prepared image, RGB, resolution × resolution, added to `counts`.
+    """Return the prepared image, RGB, resolution × resolution, and add the raw image to `counts`.
 
-    Raises UnusableImage: empty, of no known format, damaged, or too large before or in the crop.
+    Raises UnusableImage when `content` is empty, damaged, of an unknown format or has too many
+    pixels before or during the crop.
     """
     if not content:
         raise UnusableImage("the file is empty")
-    # What was opened is let go of before the crop: a decoder may hold several copies.
-    return center_crop(_decoded(content, name, resolution, counts, as_adm), resolution)
+    # `_decode` frees the opened file before the crop, because decoders may hold several copies.
+    return center_crop(_decode(content, name, resolution, counts, as_adm), resolution)
 
 
-def _decoded(
+def _decode(
     content: bytes, name: str, resolution: int, counts: RawCounts, as_adm: bool
 ) -> PIL.Image.Image:
     with open_picture(io.BytesIO(content)) as opened:
-        _require_moderate(opened.size, resolution)
+        _require_small_crop(opened.size, resolution)
         decoded = decode_as_adm(opened) if as_adm else decode(opened)
         counts.add(opened, decoded, name)
     return decoded.rgb
 
 
 def _has_several_frames(image: PIL.Image.Image) -> bool:
-    """True for an animation, also where its further frames are damaged."""
+    """True for an animation, even if its later frames are damaged."""
     try:
         return getattr(image, "is_animated", False)
-    except Exception:  # a decoder may look for the next frame only now, and raises what it likes
+    except Exception:  # Some decoders read the next frame here, and it may be damaged.
         return True
 
 
-def _require_moderate(size: tuple[int, int], resolution: int) -> None:
-    """Raises UnusableImage when the crop would need more memory than the largest image may."""
+def _require_small_crop(size: tuple[int, int], resolution: int) -> None:
+    """Raise UnusableImage if the crop would need more memory than the largest allowed image."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels_of_crop(size, resolution) > limit:
         width, height = size

@@ -1,10 +1,10 @@
-"""A prepared data set described for people: numbers, tables and a contact sheet for DVC.
+"""Describe a prepared data set for people: numbers, tables and a contact sheet for DVC.
 
-metrics.json        counts, sizes                     dvc metrics show
-classes.csv         images of each class and split    dvc plots show
-short-sides.csv     of the raw images, in pixels      dvc plots show
-kinds.csv           formats and modes of the raw images, and what had to be done to some
-quarantined.csv     what was left out, and why
+metrics.json        counts and sizes                             dvc metrics show
+classes.csv         images of each class and split               dvc plots show
+short-sides.csv     short sides of the raw images, in pixels     dvc plots show
+kinds.csv           formats, modes and conversions of the raw images
+quarantined.csv     files that were left out, with the reasons
 contact-sheet.png   up to 64 training images, spread over the classes
 """
 
@@ -25,20 +25,20 @@ from fractal_model.data.manifest import Manifest, read_manifest
 from fractal_model.data.preparation import read_raw_counts
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 
-_SHEET_SIDE = 8  # images a row
+_SHEET_SIDE = 8  # images per row
 _SMALLEST_CELL = 64  # pixels
 _CAPTION = 14  # pixels below an image
 
 
 def report_dataset(params: Params, dataset: str) -> None:
-    """Write the report of a project's data set beside it. FractalError: it is not prepared."""
+    """Write the report of a data set beside it. FractalError: the data set is not prepared."""
     folder = params.paths.data / f"{dataset}-report"
     metrics = write_report(params.paths.data / dataset, folder)
     say(f"{dataset}: report of {metrics['train_images']:,.0f} training images in {folder}")
 
 
 def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
-    """Write the files above to `folder`, in place of those there; returns the metrics.
+    """Write the report's files to `folder`, replace older ones, and return the metrics.
 
     Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened.
     """
@@ -55,7 +55,7 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
         tables = {
             "classes": _classes(manifest),
             "quarantined": pd.DataFrame(left_out, columns=["file", "reason"]),
-            **_raw_images(dataset_folder, manifest.resolution),
+            **_raw_image_tables(dataset_folder, manifest.resolution),
         }
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False)
@@ -64,15 +64,15 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
 
 
 def contact_sheet(split: PreparedSplit) -> PIL.Image.Image:
-    """Up to 64 images, class after class in turn, named."""
-    chosen = _spread(split.labels(), _SHEET_SIDE**2)
+    """Draw up to 64 images of a split, sorted by class, each with its class name."""
+    indices = _spread_over_classes(split.labels(), _SHEET_SIDE**2)
     scale = max(1, -(-_SMALLEST_CELL // split.manifest.resolution))
     side = split.manifest.resolution * scale
-    rows = -(-len(chosen) // _SHEET_SIDE)
+    rows = -(-len(indices) // _SHEET_SIDE)
     size = (_SHEET_SIDE * side, rows * (side + _CAPTION))
     sheet = PIL.Image.new("RGB", size, "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    for place, index in enumerate(chosen):
+    for place, index in enumerate(indices):
         example = split[index]
         left, top = place % _SHEET_SIDE * side, place // _SHEET_SIDE * (side + _CAPTION)
         image = PIL.Image.fromarray(example.image.permute(1, 2, 0).numpy())
@@ -84,16 +84,17 @@ def contact_sheet(split: PreparedSplit) -> PIL.Image.Image:
     return sheet
 
 
-def _spread(labels: np.ndarray, count: int) -> list[int]:
-    """Positions of up to `count` images: classes evenly spread, then their next images."""
+def _spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
+    """Return the positions of up to `count` images: the first of each class, then the second of
+    each, and so on. If there are more classes than `count`, take classes at even distances."""
     by_class = pd.Series(np.arange(len(labels))).groupby(labels)
     turns = pd.DataFrame({"turn": by_class.cumcount(), "label": labels})
     classes = np.unique(labels)
     if len(classes) > count:
-        taken = classes[np.linspace(0, len(classes) - 1, count).astype(int)]
-        turns = turns[turns["label"].isin(taken)]
-    chosen = turns.sort_values(["turn", "label"], kind="stable").head(count)
-    return chosen.sort_values(["label", "turn"], kind="stable").index.tolist()
+        classes = classes[np.linspace(0, len(classes) - 1, count).astype(int)]
+        turns = turns[turns["label"].isin(classes)]
+    selected = turns.sort_values(["turn", "label"], kind="stable").head(count)
+    return selected.sort_values(["label", "turn"], kind="stable").index.tolist()
 
 
 def _metrics(manifest: Manifest) -> dict[str, float]:
@@ -117,12 +118,13 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
     return wide.melt("class", var_name="split", value_name="images")
 
 
-def _raw_images(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
-    """What the preparation noted of the raw images; empty for images that had no files."""
+def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
+    """Return tables of the raw images' properties. They are empty for images from memory."""
     sides, kinds, notes = [], [], []
     for split, counts in read_raw_counts(dataset_folder).items():
         sides += [(int(side), split, images) for side, images in counts.short_sides.items()]
         kinds += [(split, "format", value, images) for value, images in counts.formats.items()]
+        enlarged = counts.count_enlarged(resolution)
         kinds += [(split, "mode", value, images) for value, images in counts.modes.items()]
         notes += [
             (split, "EXIF orientation", "rotated", counts.exif_rotated),
@@ -130,7 +132,7 @@ def _raw_images(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame
             (split, "name", "ends like another format", counts.misnamed),
             (split, "transparency", "laid on white", counts.composited),
             (split, "frames", "several, the first is taken", counts.several_frames),
-            (split, "short side", "below the resolution, enlarged", counts.enlarged(resolution)),
+            (split, "short side", "below the resolution, enlarged", enlarged),
         ]
     return {
         "short-sides": pd.DataFrame(sorted(sides), columns=["short_side", "split", "images"]),

@@ -34,22 +34,22 @@ PROGRESS_FILE = "progress"
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Images `start` to `stop` of a split of the listing, to be written as shard `number`."""
+    """The task to write images `start` to `stop` of a split of the listing as shard `number`."""
 
     folder: Path
-    """Where the data set is written."""
+    """Folder in which the data set is written."""
     listing: Path
     root: Path
-    """The source's folder."""
+    """Folder of the raw images."""
     split: str
     number: int
     start: int
     stop: int
     resolution: int
     as_adm: bool
-    """True if the pictures are read as ADM reads them: ImageNet's."""
+    """True if the images are ImageNet's, which are read as ADM reads them."""
     slot: int
-    """Place of this job's count in the progress file."""
+    """Index of this job's count in the progress file."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -60,7 +60,7 @@ class ShardJob:
 
     @property
     def done_file(self) -> Path:
-        """Written last."""
+        """File that is written last; it says that the shard is complete."""
         return self.folder / DONE_FOLDER / f"{self.split}-{self.number:05d}.json"
 
     @property
@@ -68,23 +68,21 @@ class ShardJob:
         return self.done_file.with_suffix(".npz")
 
     def read_checksums(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (N, 32) and the labels, int64 (N,)."""
-        with np.load(self.checksums_file) as content:
-            return content["digests"], content["labels"]
+        """Return the checksums of the shard's images, uint8 (N, 32), and the labels, int64 (N,)."""
+        with np.load(self.checksums_file) as arrays:
+            return arrays["digests"], arrays["labels"]
 
 
 class ShardResult(RawCounts):
-    """What the run that waits for a shard has to know of it."""
+    """Contents of a shard's `done_file`, which the preparation reads."""
 
     record: ShardRecord
     quarantined: tuple[QuarantinedFile, ...]
 
 
 def build_shard(job: ShardJob) -> None:
-    """Write the shard, its digests and, last, the file that says that the shard is done.
-
-    FractalError: the source cannot be read.
-    """
+    """Write the shard, its checksums and then its `done_file`.
+    Raises FractalError when the source cannot be read."""
     listing = Listing.read(job.listing)
     reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
@@ -102,25 +100,25 @@ def build_shard(job: ShardJob) -> None:
     counts[job.slot] = len(job)
     with atomic_file(job.checksums_file, unique=True) as partial:
         np.savez(partial, digests=shard.checksums, labels=shard.labels)
-    done = ShardResult(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
+    result = ShardResult(record=shard.record(), quarantined=tuple(quarantined), **vars(raw))
     with atomic_file(job.done_file, unique=True) as partial:
-        partial.write_text(done.model_dump_json())
+        partial.write_text(result.model_dump_json())
 
 
 def _read(reader: SourceReader, image: ImageFile) -> bytes:
     try:
         return reader.read(image)
-    except OSError as error:  # not the image's fault: nothing is left out for it
+    except OSError as error:  # The image may be intact, so it is not left out.
         raise FractalError(
             f"{image.key} cannot be read ({one_line(error)}): make its source readable and run "
-            f"again to go on, or register the source again if its images have changed"
+            f"again to continue, or register the source again if its images have changed"
         ) from error
 
 
 def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
-    """Build the shards on up to `processes` processes of this machine.
+    """Build the shards in up to `processes` processes on this machine.
 
-    FractalError: a shard could not be built, or a process died. The others are ended at once then.
+    Raises FractalError when a shard cannot be built or a process dies. It ends the others at once.
     """
     processes = min(processes, len(jobs))
     if processes < 2:
@@ -128,25 +126,23 @@ def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
             build_shard(job)
         return
     lifeline = Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, initializer=_follow, initargs=lifeline)
-    with pool, lifeline[1]:  # closed first, so that no job is waited for after an error
+    pool = ProcessPoolExecutor(processes, initializer=_end_with_parent, initargs=lifeline)
+    with pool, lifeline[1]:  # The pipe closes first: after an error no job is waited for.
         try:
-            for built in as_completed([pool.submit(build_shard, job) for job in jobs]):
-                built.result()
+            for future in as_completed([pool.submit(build_shard, job) for job in jobs]):
+                future.result()
         except BrokenProcessPool as error:
             raise FractalError(
-                "a process of the preparation died, out of memory perhaps: run the same command "
-                "again to go on, with fewer preparation.processes"
+                "a process of the preparation died, perhaps of too little memory: run the same "
+                "command again to continue, with fewer preparation.processes"
             ) from error
 
 
-def _follow(reader: Connection, writer: Connection) -> None:
-    """In a process of the pool: end it when the one that waits for it closes the pipe or dies.
-
-    Otherwise it would write on beside the next run, or wait for ever for another job.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the one that waits
-    writer.close()  # this process's copy
+def _end_with_parent(reader: Connection, writer: Connection) -> None:
+    """Make this process of the pool end when its parent closes the pipe or dies. Otherwise it would
+    disturb the next run by writing the same files, or wait for ever for another job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles an interrupt.
+    writer.close()  # Only the parent may keep the pipe open.
     Thread(target=_end_at_close, args=(reader,), daemon=True).start()
 
 

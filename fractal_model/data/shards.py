@@ -1,8 +1,8 @@
-"""Writing prepared images: Arrow files that Hugging Face `datasets` opens, and their manifest.
+"""Write shards: Arrow files of prepared images, which Hugging Face `datasets` can open.
 
-Decided here: images are lossless WebP at its fastest setting, the cheapest to decode of what was
-measured (`make benchmark-data`); a shard has a number of images that its resolution decides, about
-256 MiB; a shard is written beside its place and renamed.
+Decided here: images are stored as lossless WebP at its fastest setting, which decodes fastest of
+the formats measured (`make benchmark-data`). A shard has about 256 MiB; the resolution decides how
+many images that is. A shard is written beside its final place and then renamed.
 """
 
 import io
@@ -21,9 +21,9 @@ from fractal_model.data.manifest import ShardRecord, SplitRecord, image_checksum
 
 SHARD_BYTES = 256 * 2**20
 _COMPRESSED = 0.6
-"""Share of the raw bytes that lossless WebP leaves of photographs, roughly."""
+"""Size of a photograph as lossless WebP, as a share of its raw bytes (rough)."""
 _ROWS = 128
-"""Images of a record batch: held in memory while writing."""
+"""Images in a record batch. So many are held in memory while a shard is written."""
 
 
 def images_per_shard(resolution: int) -> int:
@@ -35,7 +35,7 @@ def shard_name(number: int) -> str:
 
 
 class ShardWriter:
-    """Takes the images of one shard, in order. Made by `write_shard`."""
+    """Writes the images of one shard in the order of the calls. `write_shard` creates it."""
 
     def __init__(self, file: Path, stream: pa.RecordBatchStreamWriter, schema: pa.Schema) -> None:
         self._file = file
@@ -43,30 +43,30 @@ class ShardWriter:
         self._schema = schema
         self._encoded: list[bytes] = []
         self._labels: list[int] = []
-        self._digests: list[bytes] = []
+        self._checksums: list[bytes] = []
 
     def add(self, image: PIL.Image.Image, label: int) -> None:
-        """Encode and keep an RGB image of the data set's resolution."""
+        """Encode an RGB image of the data set's resolution and add it to the shard."""
         webp = io.BytesIO()
         image.save(webp, format="WEBP", lossless=True, quality=0, method=0)
         self._encoded.append(webp.getvalue())
         self._labels.append(label)
-        self._digests.append(image_checksum(image.tobytes(), label))
+        self._checksums.append(image_checksum(image.tobytes(), label))
         if len(self._encoded) == _ROWS:
             self.flush()
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (N,)"""
+        """Labels of the images added so far, int64 (N,)."""
         return np.array(self._labels, dtype=np.int64)
 
     @property
     def checksums(self) -> np.ndarray:
-        """uint8 (N, 32)"""
-        return np.frombuffer(b"".join(self._digests), dtype=np.uint8).reshape(-1, 32)
+        """`image_checksum` of the images added so far, uint8 (N, 32)."""
+        return np.frombuffer(b"".join(self._checksums), dtype=np.uint8).reshape(-1, 32)
 
     def record(self) -> ShardRecord:
-        """The shard's entry in the manifest, once its file is complete."""
+        """Return the shard's entry in the manifest. Call it when the file is complete."""
         return ShardRecord(
             file=f"{self._file.parent.name}/{self._file.name}",
             images=len(self._labels),
@@ -74,7 +74,7 @@ class ShardWriter:
         )
 
     def flush(self) -> None:
-        """Write the images that are still in memory."""
+        """Write the images that are still in memory to the file."""
         if not self._encoded:
             return
         paths = pa.nulls(len(self._encoded), pa.string())
@@ -88,7 +88,7 @@ class ShardWriter:
 
 @contextmanager
 def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]:
-    """Yield the writer of one shard; an error in the block leaves nothing behind."""
+    """Yield the writer of one shard. After an error in the block there is no file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = split_features(class_names).arrow_schema
     with (
@@ -113,13 +113,12 @@ def complete_split(
     resolution: int,
     shards: Iterable[tuple[ShardRecord, np.ndarray, np.ndarray]],
 ) -> SplitRecord:
-    """The split's entry in the manifest, from each shard's entry, digests and labels.
-
-    Writes the two files that `datasets.load_from_disk` wants beside the shards.
-    """
-    records, digests, labels = zip(*shards, strict=True)
-    sums, classes = np.concatenate(digests).tobytes(), np.concatenate(labels)
-    split = split_record(resolution, len(class_names), sums, classes, records)
+    """Write the two files that `datasets.load_from_disk` needs beside the shards, and return the
+    split's entry in the manifest. `shards` has each shard's entry, its image checksums, uint8
+    (N, 32), and its labels, int64 (N,)."""
+    records, checksums, labels = zip(*shards, strict=True)
+    all_checksums, all_labels = np.concatenate(checksums).tobytes(), np.concatenate(labels)
+    split = split_record(resolution, len(class_names), all_checksums, all_labels, records)
     datasets.DatasetInfo(features=split_features(class_names)).write_to_directory(str(folder))
     state: dict[str, object] = {
         "_data_files": [{"filename": Path(record.file).name} for record in records],

@@ -1,7 +1,7 @@
-"""Writing a prepared data set from images in memory, one after the other.
+"""Write a prepared data set from images in memory, one after the other.
 
-Decided here: a data set is written in a hidden folder beside its place and renamed when complete;
-equal images give equal bytes. What takes files as its source, many of them, is `preparation`.
+Decided here: a data set is written to a hidden folder beside its final place and renamed when it is
+complete. Equal images give equal bytes. `preparation` builds data sets from image files.
 """
 
 import shutil
@@ -30,14 +30,14 @@ def write_prepared(
     splits: Mapping[str, LabelledImages],
     shard_images: int | None = None,
 ) -> Manifest:
-    """Write a prepared data set to `folder`, in place of the one that may be there.
+    """Write a prepared data set to `folder` and replace the one that may be there.
 
-    Each split is an iterable of (image uint8 (resolution, resolution, 3), label), read once and
-    in bounded memory; `shard_images` of it make a file, by default about 256 MiB. One process at a
-    time may write to a folder.
+    Each split is an iterable of (image uint8 (resolution, resolution, 3), label). It is read once
+    and in bounded memory. A shard has `shard_images` images, by default about 256 MiB. Only one
+    process at a time may write to a folder.
 
-    Raises FractalError when an image has another shape or type, a label no class, or a split no
-    images. After any error `folder` is what it was before.
+    Raises FractalError when an image has a wrong shape or type, when a label has no class, and when
+    a split has no images. After any error `folder` is unchanged.
     """
     partial = partial_folder(folder)
     recover(folder)
@@ -46,8 +46,8 @@ def write_prepared(
         largest = shard_images or images_per_shard(resolution)
         records = {}
         for name, images in splits.items():
-            checked = _checked(images, f"{dataset}/{name}", resolution, len(class_names))
-            shards = _write_shards(partial / name, checked, class_names, largest)
+            valid = _check_images(images, f"{dataset}/{name}", resolution, len(class_names))
+            shards = _write_shards(partial / name, valid, class_names, largest)
             records[name] = complete_split(partial / name, class_names, resolution, shards)
         manifest = Manifest(
             dataset=dataset,
@@ -65,12 +65,12 @@ def write_prepared(
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where a data set is written until it is complete."""
+    """Return the folder in which a data set is written until it is complete."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def put_in_place(folder: Path) -> None:
-    """Rename what `partial_folder` holds to `folder`, in place of what is there."""
+    """Rename `partial_folder(folder)` to `folder` and remove the data set that was there."""
     old = _old_folder(folder)
     if folder.exists():
         folder.rename(old)
@@ -79,7 +79,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Mend what a run left that was killed while it put a data set in place."""
+    """Restore the old data set if a run was killed between the two renames of `put_in_place`."""
     old = _old_folder(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -93,7 +93,7 @@ def _old_folder(folder: Path) -> Path:
 def _write_shards(
     folder: Path, images: Iterator[tuple[np.ndarray, int]], class_names: Sequence[str], largest: int
 ) -> Iterator[tuple[ShardRecord, np.ndarray, np.ndarray]]:
-    """Write shard after shard; yield the entry in the manifest, the digests and the labels."""
+    """Write the shards and yield each one's entry in the manifest, its checksums and its labels."""
     number, first = 0, next(images, None)
     while first is not None:
         with write_shard(folder / shard_name(number), class_names) as shard:
@@ -103,10 +103,10 @@ def _write_shards(
         number, first = number + 1, next(images, None)
 
 
-def _checked(
+def _check_images(
     images: LabelledImages, where: str, resolution: int, classes: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Pass the images on. Raises FractalError for one that is unfit."""
+    """Yield the images unchanged. Raises FractalError for a wrong shape, type or label."""
     shape, index = (resolution, resolution, 3), -1
     for index, (image, label) in enumerate(images):
         if image.dtype != np.uint8 or image.shape != shape:

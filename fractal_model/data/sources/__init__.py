@@ -1,1 +1,1 @@
-"""Raw images where a person keeps them: found, listed and read in place; nothing is copied."""
+"""Find, list and read raw images where they are, without copying them."""

@@ -1,7 +1,7 @@
-"""ImageNet's two official archives, read where they are: nothing is unpacked.
+"""List the images in ImageNet's two official archives without unpacking them.
 
-The training archive holds an archive a class. Neither level is compressed, so that an image is a
-stretch of bytes of the outer file.
+The training archive contains one archive per class. Nothing is compressed, so an image is a range
+of bytes in the outer file.
 """
 
 import tarfile
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.litter import is_litter
-from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
+from fractal_model.data.sources.imagenet import WNID, Companions, class_refusal, validation_class
 from fractal_model.data.sources.listing import (
     NO_TRUTH,
     TRAIN,
@@ -28,10 +28,8 @@ _END_BLOCK = 2**20
 
 
 def list_archives(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
-    """Every member of the archives in `root`, by its headers alone.
-
-    Raises FractalError when an archive is cut off or is none.
-    """
+    """List every member of the archives in `root` from their headers.
+    Raises FractalError when an archive is cut off, damaged or not a tar archive."""
     builder = ListingBuilder()
     if (root / TRAIN_ARCHIVE).is_file():
         _list_train(root / TRAIN_ARCHIVE, builder, progress)
@@ -55,12 +53,12 @@ def _list_train(archive: Path, builder: ListingBuilder, progress: Progress) -> N
 def _list_class(
     archive: Path, outer: tarfile.TarFile, inner: tarfile.TarInfo, builder: ListingBuilder
 ) -> None:
-    """An archive of another name is refused image by image, so that each of them counts."""
+    """List the images of a class. An archive whose name is no class has each image refused."""
     class_id, before = PurePosixPath(inner.name).stem, len(builder)
     misnamed = None if WNID.fullmatch(class_id) else f"in {inner.name}: {_NO_CLASS}"
     for _, member, reason in _members(archive, outer, inner):
         name = PurePosixPath(member.name).name
-        reason = reason or size_refusal(member.size) or misnamed or wrong_class(name, class_id)
+        reason = reason or size_refusal(member.size) or misnamed or class_refusal(name, class_id)
         if reason:
             builder.refuse(TRAIN, f"{class_id}/{member.name}", reason)
         else:
@@ -87,26 +85,25 @@ def _list_validation(
 def _members(
     archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """The files of an archive, or of `inner`, which the open archive `outer` holds; no litter.
-
-    With each comes the open archive that holds it, and why it is refused, if it is.
-    """
+    """Yield the files of an archive without litter, each with the open archive that contains it and
+    the reason why it is refused, if any. With `inner`, a member of the open archive `outer`, yield
+    the files of that inner archive."""
     place = f" at byte {inner.offset_data}" if inner else ""
     try:
         size = inner.size if inner else archive.stat().st_size
         with (
             tarfile.ExFileObject(outer, inner) if outer and inner else archive.open("rb") as file,
-            tarfile.open(fileobj=file, mode="r:") as opened,  # "r:" refuses what is compressed
+            tarfile.open(fileobj=file, mode="r:") as opened,  # "r:" refuses compressed archives.
         ):
             while (member := opened.next()) is not None:
-                # The list would grow to every member of the archive; typeshed does not know it.
+                # Otherwise the list would grow to all members. typeshed does not know it.
                 opened.members.clear()  # type: ignore[attr-defined]
                 if member.size < 0 or member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"it is cut off within {member.name}")
                 if not member.isdir() and not any(map(is_litter, PurePosixPath(member.name).parts)):
                     yield opened, member, _refusal(member)
             _require_end(file, opened.offset)
-    except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of a damaged header
+    except (tarfile.TarError, OSError, ValueError) as error:  # A damaged header raises ValueError.
         raise FractalError(
             f"{archive}{place} is no whole, uncompressed tar archive ({one_line(error)}): compare "
             f"its size and checksum with the publisher's and fetch it again"
@@ -114,7 +111,7 @@ def _members(
 
 
 def _require_end(file: BinaryIO, offset: int) -> None:
-    """Raises ReadError when what follows is not zeros: `tarfile` takes whatever is no header for
+    """Raise ReadError unless the rest of the archive is zeros: `tarfile` takes a damaged header for
     the archive's end."""
     file.seek(offset)
     first = file.read(tarfile.BLOCKSIZE)

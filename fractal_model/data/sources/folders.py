@@ -1,4 +1,4 @@
-"""Images in folders, a folder a class: ImageNet unpacked, or anybody's own."""
+"""List images in class folders: unpacked ImageNet or a user's own images."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import PIL.Image
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.litter import is_litter
-from fractal_model.data.sources.imagenet import WNID, Companions, validation_class, wrong_class
+from fractal_model.data.sources.imagenet import WNID, Companions, class_refusal, validation_class
 from fractal_model.data.sources.listing import (
     NO_TRUTH,
     TRAIN,
@@ -23,7 +23,7 @@ _VALIDATION_FOLDERS = ("validation", "val")
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits, where there are such. FractalError: two for one split."""
+    """Return the splits that have a folder, with it. FractalError: a split has two folders."""
     kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
     base = kaggle if kaggle.is_dir() else root
     validation = [base / name for name in _VALIDATION_FOLDERS if (base / name).is_dir()]
@@ -32,25 +32,25 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"{base} has both {' and '.join(folder.name for folder in validation)}: expected one "
             f"folder of validation images, keep or move the other"
         )
-    found = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
-    return {split: folder for split, folder in found if folder.is_dir()}
+    folders = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
+    return {split: folder for split, folder in folders if folder.is_dir()}
 
 
 def has_class_folders(root: Path) -> bool:
-    """Whether there are training images in folders that are named as ImageNet's classes."""
+    """True if `train/` has a folder that is named after a class of ImageNet (a WordNet id)."""
     train = split_folders(root).get(TRAIN)
     return any(WNID.fullmatch(e.name) for e in _entries(train) if e.is_dir()) if train else False
 
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
-    """`train/<wnid>/**`, and `val/<wnid>/**` or `val/*` with the ground truth."""
+    """List `train/<wnid>/**`, and `val/<wnid>/**` or, with the ground truth, `val/*`."""
     builder = ListingBuilder()
     for split, folder in split_folders(root).items():
         for entry in _entries(folder):
             if entry.is_dir():
                 _list_class(root, split, Path(entry.path), builder, imagenet=True)
-            elif split == VALIDATION and (known := validation_class(entry.name, companions)):
-                _list_file(root, split, known, entry.name, entry, builder)
+            elif split == VALIDATION and (class_id := validation_class(entry.name, companions)):
+                _list_file(root, split, class_id, entry.name, entry, builder)
             elif split == VALIDATION and _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, NO_TRUTH)
             else:
@@ -60,17 +60,15 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
 
 
 def require_no_validation_folder(root: Path, holdout: float) -> None:
-    """FractalError: there is one, so that no share of the training images can be held out."""
+    """Raise FractalError if there is a folder of validation images, so no share can be held out."""
     folder = split_folders(root).get(VALIDATION)
     if folder is None:
         return
-    has_images = any(_has_image_ending(name) for name, _ in _files(folder))
+    has_images = any(_has_image_ending(name) for name, _ in _iterate_files(folder))
     problem, way_out = "has no images", "remove that folder, or put the validation images there"
     if has_images:
-        problem, way_out = (
-            "has validation images already",
-            "hold none out, or move that folder away",
-        )
+        problem = "has validation images already"
+        way_out = "hold none out, or move that folder away"
     raise FractalError(
         f"{holdout} of the images are to be held out, but {folder} {problem}: {way_out}",
         setting="holdout",
@@ -78,10 +76,8 @@ def require_no_validation_folder(root: Path, holdout: float) -> None:
 
 
 def list_folder(root: Path, progress: Progress) -> ListingBuilder:
-    """`train/<class>/**` and `validation/<class>/**`, or `<class>/**`.
-
-    Raises FractalError for validation images without training images.
-    """
+    """List `train/<class>/**` and `validation/<class>/**`, or `<class>/**`.
+    Raises FractalError for validation images without training images."""
     builder = ListingBuilder()
     folders = split_folders(root)
     if VALIDATION in folders and TRAIN not in folders:
@@ -91,11 +87,11 @@ def list_folder(root: Path, progress: Progress) -> ListingBuilder:
             setting="holdout",
         )
     for split, folder in (folders or {TRAIN: root}).items():
-        trained = builder.classes()
+        train_classes = builder.classes()
         for entry in _entries(folder):
             if entry.is_dir():
-                known = trained if split == VALIDATION else None
-                _list_class(root, split, Path(entry.path), builder, known=known)
+                allowed = train_classes if split == VALIDATION else None
+                _list_class(root, split, Path(entry.path), builder, allowed=allowed)
                 progress(len(builder))
             elif _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, "not in a class's folder")
@@ -109,20 +105,18 @@ def _list_class(
     builder: ListingBuilder,
     *,
     imagenet: bool = False,
-    known: set[str] | None = None,
+    allowed: set[str] | None = None,
 ) -> None:
-    """The files of a class's folder and of the folders in it; of `known` classes, if given.
-
-    A folder that is no class is refused file by file, so that each of them counts.
-    """
+    """List the files in a class's folder and its subfolders. If the folder's name is no class, or
+    is not in `allowed`, each file is refused, so that each counts."""
     class_id, before = folder.name, len(builder)
     misplaced = None
     if imagenet and not WNID.fullmatch(class_id):
         misplaced = "its folder's name is no class such as n01440764"
-    elif known is not None and class_id not in known:
+    elif allowed is not None and class_id not in allowed:
         misplaced = f"there are no training images of the class {class_id}"
-    for name, entry in _files(folder):
-        reason = misplaced or (wrong_class(entry.name, class_id) if imagenet else None)
+    for name, entry in _iterate_files(folder):
+        reason = misplaced or (class_refusal(entry.name, class_id) if imagenet else None)
         if entry.is_dir():
             reason = "a link to a folder: put the folder itself there"
         if reason:
@@ -133,13 +127,13 @@ def _list_class(
         builder.note_unused(split, class_id)
 
 
-def _files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirEntry]]:
-    """Name within the class's folder, and entry. Linked folders, which may go round in circles,
-    are given as they are."""
+def _iterate_files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirEntry]]:
+    """Yield each file's path within the class's folder, and its entry. Linked folders are yielded
+    too but not entered, because links may form a circle."""
     for entry in _entries(folder):
         name = f"{above}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path), f"{name}/")
+            yield from _iterate_files(Path(entry.path), f"{name}/")
         else:
             yield name, entry
 
@@ -163,13 +157,11 @@ def _list_file(
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """By name, without litter."""
+    """Return the entries of a folder without litter, sorted by name."""
     try:
-        with os.scandir(folder) as found:
-            return sorted(
-                (entry for entry in found if not is_litter(entry.name)),
-                key=lambda entry: entry.name,
-            )
+        with os.scandir(folder) as entries:
+            clean = (entry for entry in entries if not is_litter(entry.name))
+            return sorted(clean, key=lambda entry: entry.name)
     except OSError as error:
         raise FractalError(f"{folder} cannot be read ({error.strerror}): allow it") from error
 

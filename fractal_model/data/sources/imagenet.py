@@ -1,8 +1,8 @@
-"""What comes with ImageNet beside the images: class names, and the validation images' classes.
+"""Read the files that come with ImageNet: class names, and the validation images' classes.
 
-Read from the devkit (`ILSVRC2012_devkit_t12`, packed or not) or from Kaggle's two text files. A
-label is the place of the class's WordNet id among the sorted ids, as everywhere in the field; the
-devkit numbers the classes in another way.
+The files are the devkit (`ILSVRC2012_devkit_t12`, packed or not) or Kaggle's two text files. A
+label is the position of the class's WordNet id among the sorted ids, as is usual in the field. The
+devkit's own class numbers are different.
 """
 
 import csv
@@ -28,7 +28,7 @@ _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
 
 @dataclass
 class Companions:
-    """What was found beside the images."""
+    """Contents of the files that come with the images; empty if there are none."""
 
     names: dict[str, str] = field(default_factory=dict)
     """Class names by WordNet id."""
@@ -37,38 +37,36 @@ class Companions:
 
 
 def find_companions(root: Path) -> Companions:
-    """Looks in the folder itself and, for the text files, in the places where they are unpacked.
-
-    Raises FractalError when what is there cannot be read.
-    """
-    found = Companions()
+    """Read the devkit in `root`, or Kaggle's text files in `root` or one of three folders above it.
+    Raises FractalError when one of these files cannot be read."""
+    companions = Companions()
     try:
         devkit = _devkit_files(root)
         if _META in devkit:
-            found = _from_devkit(devkit[_META], devkit.get(_TRUTH, b""))
+            companions = _read_devkit(devkit[_META], devkit.get(_TRUTH, b""))
         for folder in (root, *list(root.parents)[:3]):
             mapping, solution = folder / _KAGGLE_NAMES, folder / _KAGGLE_TRUTH
-            if not found.names and mapping.is_file():
+            if not companions.names and mapping.is_file():
                 lines = (line.split(maxsplit=1) for line in mapping.read_text().splitlines())
-                found.names = {line[0]: line[1] for line in lines if len(line) == 2}
-            if not found.validation and solution.is_file():
+                companions.names = {line[0]: line[1] for line in lines if len(line) == 2}
+            if not companions.validation and solution.is_file():
                 with solution.open(newline="") as opened:
-                    found.validation = {
+                    companions.validation = {
                         row["ImageId"]: row["PredictionString"].split()[0]
                         for row in csv.DictReader(opened)
                     }
-    except Exception as error:  # the parsers of tar, gzip and MATLAB raise what they trip over
+    except Exception as error:  # Parsers of tar, gzip and MATLAB files raise many kinds.
         raise FractalError(
-            f"what lies beside the images in {root} (devkit or Kaggle's text files) cannot be "
-            f"read: {one_line(error)}; fetch it again or remove it"
+            f"the files beside the images in {root} (devkit or Kaggle's text files) cannot be "
+            f"read: {one_line(error)}; fetch them again or remove them"
         ) from error
-    return found
+    return companions
 
 
 def _devkit_files(root: Path) -> dict[str, bytes]:
     packed = root / f"{_DEVKIT}.tar.gz"
     if packed.is_file():
-        # Unpacked to its end, where gzip's checksum is; `tarfile` would stop before it.
+        # Unpack to the end, so that gzip checks its checksum; `tarfile` would stop before it.
         unpacked = io.BytesIO(gzip.decompress(packed.read_bytes()))
         with tarfile.open(fileobj=unpacked, mode="r:") as archive:
             return {
@@ -86,9 +84,9 @@ def _devkit_files(root: Path) -> dict[str, bytes]:
     }
 
 
-def _from_devkit(meta: bytes, truth: bytes) -> Companions:
+def _read_devkit(meta: bytes, truth: bytes) -> Companions:
     synsets = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-    # Inner nodes of the WordNet tree are listed too, after the classes.
+    # The list also has inner nodes of the WordNet tree, which are no classes.
     classes = {
         int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"]))
         for row in synsets.ravel()
@@ -100,14 +98,14 @@ def _from_devkit(meta: bytes, truth: bytes) -> Companions:
 
 
 def validation_class(name: str, companions: Companions) -> str | None:
-    """The WordNet id of a validation image of this file name, where it is known."""
+    """Return the WordNet id of the validation image with this file name, or None if unknown."""
     match = _VALIDATION_NUMBER.match(name)
     return companions.validation.get(match.group(0) if match else Path(name).stem)
 
 
-def wrong_class(name: str, class_id: str) -> str | None:
-    """Why a file of this name does not belong to the class, if it says so itself."""
-    said = WNID.match(name)
-    if said and said.group(0) != class_id:
-        return f"its name says class {said.group(0)}, it is in {class_id}"
+def class_refusal(name: str, class_id: str) -> str | None:
+    """Return why a file is refused if its name begins with another class, else None."""
+    named_class = WNID.match(name)
+    if named_class and named_class.group(0) != class_id:
+        return f"its name says class {named_class.group(0)}, it is in {class_id}"
     return None

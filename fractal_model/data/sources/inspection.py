@@ -1,8 +1,8 @@
-"""Looking at a folder: which form its images are in, how many there are and what is missing.
+"""Inspect a folder: the form of its images, their number and what is missing.
 
-Decided here: the name says whether it is ImageNet, whose classes and counts are known. Class
-folders and parquet files under another name are read as anybody's own, also where classes are
-called by WordNet ids, as in ImageNet-100.
+Decided here: the name decides whether a source is ImageNet, whose classes and counts are known.
+Class folders and parquet files with another name are read as a user's own images, even if the
+classes have WordNet ids as names, as in ImageNet-100.
 """
 
 from pathlib import Path
@@ -25,35 +25,36 @@ from fractal_model.data.sources.folders import (
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
 
-_NAMED = 3  # of a long list
+_NAMED = 3  # classes without images that are named
 
 Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "parquet", "folder"]
 
 
 class Source(StrictModel):
-    """What was found; equal images give an equal description."""
+    """Description of a source. Equal images give equal descriptions."""
 
     format_version: Literal[1] = 1
     name: str
     kind: Kind
     classes: int
     images: dict[str, int]
-    """By split."""
+    """Number of images by split."""
     refused: int
-    """Files that cannot be used, found while listing."""
+    """Number of files that the listing refused."""
     missing: tuple[str, ...]
-    """What was expected and is not there: parts of ImageNet, images of a class."""
+    """Descriptions of missing things: parts of ImageNet, images of a class."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     listing_checksum: str
 
 
 def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
-    """What images there are in `root`; `holdout` is the share of anybody's own that validate.
+    """List the images in `root` and describe them. `holdout` is the share of a user's own images
+    that becomes the validation split.
 
-    Raises FractalError when nothing usable is found, and for a holdout where there are validation
+    Raises FractalError when no usable images are found, and for a holdout if there are validation
     images already.
     """
-    kind = _kind(root, name)
+    kind = _find_kind(root, name)
     if holdout:
         _require_no_validation(root, kind, holdout)
     has_companions = kind in ("ImageNet archives", "ImageNet tree")
@@ -71,21 +72,21 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
         builder.hold_out(holdout)
     listing = builder.build(names, in_order=in_order)
     images = {split: listing.count(split) for split in (TRAIN, VALIDATION)}
-    _require_both(root, kind, images, companions, listing.refused)
+    _require_both_splits(root, kind, images, companions, listing.refused)
     source = Source(
         name=name,
         kind=kind,
         classes=len(listing.class_ids),
         images=images,
         refused=len(listing.refused),
-        missing=_missing(name, kind, listing, images, companions),
+        missing=_describe_missing(name, kind, listing, images, companions),
         holdout=holdout,
         listing_checksum=listing.checksum,
     )
     return source, listing
 
 
-def _kind(root: Path, name: str) -> Kind:
+def _find_kind(root: Path, name: str) -> Kind:
     if (root / TRAIN_ARCHIVE).is_file() or (root / VALIDATION_ARCHIVE).is_file():
         return "ImageNet archives"
     if parquet_files(root):
@@ -102,7 +103,7 @@ def _kind(root: Path, name: str) -> Kind:
 
 
 def _require_no_validation(root: Path, kind: Kind, holdout: float) -> None:
-    """FractalError: a share cannot be held out, as there are validation images, or may be."""
+    """Raise FractalError if the source has, or may have, validation images."""
     if kind == "folder":
         require_no_validation_folder(root, holdout)
     elif kind != "parquet" or VALIDATION in parquet_files(root):
@@ -113,7 +114,7 @@ def _require_no_validation(root: Path, kind: Kind, holdout: float) -> None:
         )
 
 
-def _require_both(
+def _require_both_splits(
     root: Path,
     kind: Kind,
     images: dict[str, int],
@@ -134,15 +135,16 @@ def _require_both(
     no_truth = ""
     if kind in ("ImageNet archives", "ImageNet tree") and not companions.validation:
         no_truth = ", the ground truth of its validation images is not there either"
-    of_these = [entry for entry in refused if not images[entry.split]]
-    why = ""
-    if of_these:
-        first = of_these[0]
-        why = f" ({len(of_these):,} refused, first {first.split}/{first.file}: {first.reason})"
-    raise FractalError(f"{root} has no {absent} images that can be used{why}{no_truth}: {way_out}")
+    in_absent = [entry for entry in refused if not images[entry.split]]
+    refusals = ""
+    if in_absent:
+        entry = in_absent[0]
+        example = f"{entry.split}/{entry.file}: {entry.reason}"
+        refusals = f" ({len(in_absent):,} refused, first {example})"
+    raise FractalError(f"{root} has no {absent} images to use{refusals}{no_truth}: {way_out}")
 
 
-def _missing(
+def _describe_missing(
     name: str,
     kind: Kind,
     listing: Listing,
@@ -154,9 +156,9 @@ def _missing(
         missing.append(f"images of more classes ({len(listing.unused) - _NAMED:,})")
     if name != IMAGENET:
         return tuple(missing)
-    found = pc.count_distinct(listing.images["label"]).as_py()
-    if found < imagenet.CLASSES:
-        missing.append(f"{imagenet.CLASSES - found} of {imagenet.CLASSES} classes")
+    classes = pc.count_distinct(listing.images["label"]).as_py()
+    if classes < imagenet.CLASSES:
+        missing.append(f"{imagenet.CLASSES - classes} of {imagenet.CLASSES} classes")
     for split, expected in imagenet.IMAGES.items():
         if images[split] < expected:
             missing.append(f"{expected - images[split]:,} of {expected:,} {split} images")

@@ -1,8 +1,8 @@
-"""The listing of a source: every image, where its bytes are and what it shows.
+"""The listing of a source: the place of every image's bytes and its class.
 
-Decided here: a listing is columns, because ImageNet has 1.3 million rows; its order, by class and
-name (or the files' own, for parquet), is the order of the prepared data set. Classes that are
-called by numerals are in the order of their numbers, so that 0 … n - 1 are their own labels.
+Decided here: a listing is stored in columns, because ImageNet has 1.3 million rows. Its order is
+the order of the prepared data set: by class and name, or for parquet the order in the files.
+Classes whose names are numerals are sorted by number, so that classes 0 … n - 1 have these labels.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from fractal_model.config.model import UNCONDITIONAL
 
 WHOLE_FILE = -1
 LARGEST_IMAGE = 256 * 2**20
-"""Bytes. Larger files are refused by their size, before they are read into memory; the largest
-photograph of ImageNet has 16 MB."""
+"""Bytes. Larger files are refused before they are read into memory. ImageNet's largest photograph
+has 16 MB."""
 
 NO_TRUTH = "the ground truth does not name its class"
-"""Why a validation image is refused."""
+"""Reason why a validation image is refused."""
 
 TRAIN, VALIDATION = "train", "validation"
 Progress = Callable[[int], None]
-"""Told how many images are done."""
+"""A function that is called with the number of images that are done."""
 
 _HASHED_ROWS = 100_000
-_CONTROL = ("Cc", "Zl", "Zp")  # of Unicode: control characters, line and paragraph separators
+_CONTROL = ("Cc", "Zl", "Zp")  # Unicode: control characters, line and paragraph separators
 
 
 class ImageFile(NamedTuple):
@@ -49,11 +49,11 @@ class ImageFile(NamedTuple):
     key: str
     """`<class>/<file name>`: unique in its split."""
     file: str
-    """The file that holds its bytes, relative to the source's folder."""
+    """Path of the file with the image's bytes, relative to the source's folder."""
     offset: int
-    """WHOLE_FILE; in a tar archive the first byte; in a parquet file the row group."""
+    """First byte in a tar archive; row group of a parquet file; otherwise WHOLE_FILE."""
     size: int
-    """Bytes; in a parquet file the row of the row group."""
+    """Number of bytes; in a parquet file the row within the row group."""
 
 
 _TYPES = {str: pa.string(), int: pa.int64()}
@@ -61,7 +61,7 @@ SCHEMA = pa.schema({name: _TYPES[kind] for name, kind in get_type_hints(ImageFil
 
 
 class RefusedFile(StrictModel):
-    """What looked like an image of the source and cannot be one."""
+    """A file that cannot be used as an image of the source, and the reason."""
 
     split: str
     file: str
@@ -69,63 +69,65 @@ class RefusedFile(StrictModel):
 
 
 class Listing(StrictModel, arbitrary_types_allowed=True):
-    """All images of a source. Made by `ListingBuilder`."""
+    """All images of a source. `ListingBuilder` builds it."""
 
     images: pa.Table
-    """Columns of SCHEMA, split after split."""
+    """Table with the columns of SCHEMA, sorted by split."""
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
-    """Unique, in the order of the labels."""
+    """Unique class names in the order of the labels."""
     refused: tuple[RefusedFile, ...]
     unused: tuple[str, ...]
-    """`<split>/<class>`: classes without an image that can be used."""
+    """Classes without a usable image, as `<split>/<class>`."""
     files: dict[str, str]
-    """What tells a file's contents apart, by its name, where rows do not tell images' sizes."""
+    """Checksums by file name, for files (parquet) whose rows do not show the images' sizes."""
 
     def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits that have images."""
         return tuple(s for s in (TRAIN, VALIDATION) if self.count(s))
 
     def count(self, split: str) -> int:
         return self._of(split).num_rows
 
     def rows(self, split: str, start: int, stop: int) -> list[ImageFile]:
-        """Images `start` to `stop` of the split, in order."""
+        """Return images `start` to `stop` of the split, in order."""
         part = self._of(split).slice(start, stop - start)
         return [ImageFile(**row) for row in part.to_pylist()]
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of everything here: not of the images' bytes, but of their names and sizes."""
-        content = hashlib.sha256(self._notes())
+        """SHA-256 of the listing: it covers the images' names and sizes, not their bytes."""
+        checksum = hashlib.sha256(self._metadata())
         for column in self.images.columns:
             if pa.types.is_integer(column.type):
-                content.update(column.to_numpy().tobytes())
+                checksum.update(column.to_numpy().tobytes())
                 continue
-            content.update(pc.binary_length(column).to_numpy().tobytes())
+            checksum.update(pc.binary_length(column).to_numpy().tobytes())
             for start in range(0, len(column), _HASHED_ROWS):
                 strings = column.slice(start, _HASHED_ROWS).to_numpy()
-                content.update("".join(strings).encode())
-        return content.hexdigest()
+                checksum.update("".join(strings).encode())
+        return checksum.hexdigest()
 
     def _of(self, split: str) -> pa.Table:
         return self.images.filter(pc.equal(self.images["split"], split))
 
-    def _notes(self) -> bytes:
-        """All but the images."""
+    def _metadata(self) -> bytes:
+        """Return all fields except the images as JSON."""
         return json.dumps(self.model_dump(exclude={"images"}), sort_keys=True).encode()
 
     def write(self, file: Path) -> None:
-        table = self.images.replace_schema_metadata({"fractal": self._notes()})
+        """Write the listing to a parquet file."""
+        table = self.images.replace_schema_metadata({"fractal": self._metadata()})
         with atomic_file(file) as partial:
             pq.write_table(table, partial)
 
     @staticmethod
     def read(file: Path) -> Listing:
-        """FractalError: damaged. FileNotFoundError: missing."""
+        """Read a listing. Raises FileNotFoundError, and FractalError when the file is damaged."""
         try:
             table = pq.read_table(file)
-            notes = json.loads(table.schema.metadata[b"fractal"])
-            return Listing(images=table.replace_schema_metadata(None), **notes)
+            fields = json.loads(table.schema.metadata[b"fractal"])
+            return Listing(images=table.replace_schema_metadata(None), **fields)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
@@ -135,7 +137,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
 
 
 class ListingBuilder:
-    """Collects what a source has; refuses what cannot be used, with the reason."""
+    """Collects the images of a source, and refused files with the reasons."""
 
     def __init__(self) -> None:
         self._columns: dict[str, list] = {name: [] for name in SCHEMA.names if name != "label"}
@@ -149,7 +151,7 @@ class ListingBuilder:
         return len(self._classes)
 
     def add(self, split: str, class_id: str, name: str, file: str, offset: int, size: int) -> None:
-        """One image, `name` of its class. Refused: a name seen before, or one that is no text."""
+        """Add the image `name` of a class. Refuse it if the name is not new or not printable."""
         key = f"{class_id}/{name}"
         if (split, key) in self._keys:
             self.refuse(split, key, "there are two files of this name")
@@ -168,38 +170,38 @@ class ListingBuilder:
         )
 
     def note_unused(self, split: str, class_id: str) -> None:
-        """No image of this class can be used: its folder is empty, or all in it was refused."""
+        """Record that a class has no usable image: its folder is empty or all files are refused."""
         self.unused.append(printable_name(f"{split}/{class_id}"))
 
     def classes(self) -> set[str]:
         return set(self._classes)
 
     def hold_out(self, share: float) -> None:
-        """Move this share of each class's images, at least one, to the validation split: those
-        whose keys have the lowest hashes. A class of one image keeps it."""
+        """Move a share of each class's images, at least one, to the validation split: those whose
+        keys have the lowest hashes. A class with a single image keeps it for training."""
         keys, positions = self._columns["key"], defaultdict(list)
         for position, class_id in enumerate(self._classes):
             positions[class_id].append(position)
-        for of_class in positions.values():
-            of_class.sort(key=lambda at: hashlib.sha256(os.fsencode(keys[at])).digest())
-            count = max(1, round(share * len(of_class))) if len(of_class) > 1 else 0
-            for position in of_class[:count]:
+        for in_class in positions.values():
+            in_class.sort(key=lambda row: hashlib.sha256(os.fsencode(keys[row])).digest())
+            count = max(1, round(share * len(in_class))) if len(in_class) > 1 else 0
+            for position in in_class[:count]:
                 self._columns["split"][position] = VALIDATION
 
     def build(self, names: dict[str, str], *, in_order: bool = False) -> Listing:
-        """`names` is what classes are called, by id: its ids are the label space, with those
-        found. `in_order` keeps the order of adding within a split. FractalError: a class's name
-        is not allowed."""
+        """Return the listing. `names` has class names by id; its ids and those of the images are
+        the classes. With `in_order`, images of a split keep the order in which they were added.
+        Raises FractalError when a class's name is not allowed."""
         ids = sorted(self.classes() | set(names), key=_class_sort_key)
         class_names = unique_names(ids, names)
-        _require_askable(class_names)
+        _require_no_reserved_name(class_names)
         label = {class_id: number for number, class_id in enumerate(ids)}
         columns = {"label": [label[class_id] for class_id in self._classes], **self._columns}
         table = pa.table(columns, schema=SCHEMA)
         keys = [("split", "ascending")]
         if not in_order:
             keys += [("label", "ascending"), ("key", "ascending")]
-        # Stable, unlike `sort_by`, once the position is the last key.
+        # `sort_by` is not stable. With the position as the last key it is.
         position = pa.array(range(len(self)), pa.int64())
         ordered = table.append_column("position", position).sort_by(
             [*keys, ("position", "ascending")]
@@ -214,23 +216,23 @@ class ListingBuilder:
         )
 
 
-def _require_askable(class_names: tuple[str, ...]) -> None:
+def _require_no_reserved_name(class_names: tuple[str, ...]) -> None:
     for name in class_names:
         if name.strip().casefold() == UNCONDITIONAL:
             raise FractalError(
-                f"a class is called {name!r}, the word by which a sample of no class is asked "
-                f"for: rename it, to nothing for example"
+                f"a class is called {name!r}, the word that asks for a sample without a class: "
+                f"rename it, to nothing for example"
             )
 
 
 def _class_sort_key(class_id: str) -> tuple[bool, int, str]:
-    """Sorts numerals as numbers, before other names."""
+    """Return a sort key that puts numerals first, sorted as numbers."""
     is_numeral = class_id.isascii() and class_id.isdecimal()
     return not is_numeral, int(class_id) if is_numeral else 0, class_id
 
 
 def printable_name(name: str) -> str:
-    """The name with bytes that are no UTF-8, and what ends a line, escaped, as in `caf\\xe9`."""
+    """Return the name with invalid UTF-8 and control characters escaped, as in `caf\\xe9`."""
     if name.isascii() and name.isprintable():
         return name
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -241,7 +243,7 @@ def printable_name(name: str) -> str:
 
 
 def size_refusal(size: int) -> str | None:
-    """Why a file of so many bytes is no image, if so."""
+    """Return why a file of `size` bytes is refused as an image, or None."""
     if size == 0:
         return "the file is empty"
     if size > LARGEST_IMAGE:
@@ -250,7 +252,7 @@ def size_refusal(size: int) -> str | None:
 
 
 def unique_names(ids: list[str], names: dict[str, str]) -> tuple[str, ...]:
-    """The first of each class's names, or its id, which is added where two would be the same."""
+    """Return each class's first name, or its id if it has none. Equal names get the id added."""
     first = [names.get(class_id, "").split(",")[0].strip() or class_id for class_id in ids]
     return tuple(
         f"{name} ({class_id})" if first.count(name) > 1 else name

@@ -1,4 +1,4 @@
-"""ImageNet, or other labelled images, as parquet files in the layout of the Hugging Face hub."""
+"""List labelled images in parquet files with the layout of the Hugging Face hub."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.litter import is_litter
-from fractal_model.data.sources.imagenet import WNID, wrong_class
+from fractal_model.data.sources.imagenet import WNID, class_refusal
 from fractal_model.data.sources.listing import (
     LARGEST_IMAGE,
     TRAIN,
@@ -26,11 +26,11 @@ from fractal_model.data.sources.listing import (
 from fractal_model.data.sources.reading import image_batches, open_parquet
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
-"""By the first word of a file's name, or by its folder's name."""
+"""Splits by the first word of a file's name, or by its folder's name."""
 _LARGEST_PAGE = 512 * 2**20
-"""Bytes. A page is decoded as a whole, and is in memory twice on the way: packed and unpacked."""
+"""Bytes. A page is decoded as a whole, when memory has both its packed and unpacked bytes."""
 _PAGE_ROWS = 1024
-"""Arrow's writers look at a page's size after so many rows only."""
+"""Arrow's writers check the size of a page only after so many rows."""
 _BYTES = "image.bytes"
 _TAIL = 8  # the footer's length and the magic number
 
@@ -40,14 +40,14 @@ class _Row(NamedTuple):
     row: int
     label: int | None
     path: str | None
-    """The name the image's file had, where it is noted."""
+    """Original file name of the image, if the file has it."""
 
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
-    """By split, in the order of their names; other splits, such as test, are not looked at.
+    """Return the parquet files by split, sorted by name. Other splits, such as test, are ignored.
 
-    They are in `root` or its data/, or else in the folder of a configuration of the hub's, as
-    `default/train/0000.parquet`. Raises FractalError where there are several configurations.
+    They are in `root` or `root/data`, or else in the folder of one of the hub's configurations, as
+    `default/train/0000.parquet`. Raises FractalError when there are several configurations.
     """
     if files := _files_by_split(root, root / "data"):
         return files
@@ -65,10 +65,8 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
-    """`train-*.parquet` and the like in the folders, and numbered files in their train/ and so on.
-
-    Other files of split folders, such as metadata.parquet, lie beside images.
-    """
+    """Return files such as `train-*.parquet` in the folders, and numbered files in their `train/`,
+    `validation/` etc. Other files of these subfolders, such as metadata.parquet, have no images."""
     files: dict[str, list[Path]] = {}
     for folder in folders:
         for place in (folder, *(folder / name for name in _SPLITS)):
@@ -83,12 +81,11 @@ def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
 def list_parquet(
     root: Path, progress: Progress, *, imagenet: bool
 ) -> tuple[ListingBuilder, dict[str, str]]:
-    """Every row, in the files' order, and the classes' names by their ids.
+    """List every row in the order of the files, and return the class names by their ids.
 
-    Ids are the labels, with leading zeros so that they sort as numbers. For ImageNet, an image
-    whose name says another class than most of its label's is refused. Raises FractalError for a
-    file that cannot be read, cannot be read in little memory, or has not the columns `image`
-    (bytes, path) and `label`.
+    The ids are the labels with leading zeros. For ImageNet, an image is refused if its file name
+    says another class than most names of its label. Raises FractalError for a file that cannot be
+    read, needs too much memory, or lacks the columns `image` (bytes, path) and `label`.
     """
     builder = ListingBuilder()
     names: dict[str, str] = {}
@@ -99,38 +96,38 @@ def list_parquet(
             opened = _open(file)
             names |= _class_names(opened)
             relative = file.relative_to(root).as_posix()
-            builder.files[relative] = _fingerprint(file)
-            too_large = _too_large(file, opened)
-            for found in _rows(file, opened):
-                name = f"{relative}:{found.group}:{found.row}"
-                name += f":{found.path}" if found.path else ""
-                reason = too_large.get((found.group, found.row)) or _refusal(found, usual)
+            builder.files[relative] = _checksum(file)
+            too_large = _find_too_large(file, opened)
+            for row in _iterate_rows(file, opened):
+                name = f"{relative}:{row.group}:{row.row}"
+                name += f":{row.path}" if row.path else ""
+                reason = too_large.get((row.group, row.row)) or _refusal(row, usual)
                 if reason:
                     builder.refuse(split, name, reason)
                 else:
-                    class_id = f"{found.label:04d}"
-                    builder.add(split, class_id, name, relative, found.group, found.row)
+                    class_id = f"{row.label:04d}"
+                    builder.add(split, class_id, name, relative, row.group, row.row)
             progress(len(builder))
     return builder, names
 
 
-def _refusal(found: _Row, usual: dict[int, str]) -> str | None:
-    if found.label is None or found.label < 0:
-        return f"its label is {found.label}"
-    if found.path and found.label in usual:
-        return wrong_class(PurePosixPath(found.path).name, usual[found.label])
+def _refusal(row: _Row, usual: dict[int, str]) -> str | None:
+    if row.label is None or row.label < 0:
+        return f"its label is {row.label}"
+    if row.path and row.label in usual:
+        return class_refusal(PurePosixPath(row.path).name, usual[row.label])
     return None
 
 
 def _usual_classes(files: list[Path]) -> dict[int, str]:
-    """The class that the names of most images of a label say, where they say one."""
-    said: dict[int, Counter[str]] = defaultdict(Counter)
+    """Return for each label the class that most of its file names say, if they say one."""
+    classes: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
-        for found in _rows(file, _open(file)):
-            if found.path and found.label is not None:
-                match = WNID.match(PurePosixPath(found.path).name)
-                said[found.label].update([match.group(0)] if match else [])
-    return {label: counts.most_common(1)[0][0] for label, counts in said.items() if counts}
+        for row in _iterate_rows(file, _open(file)):
+            if row.path and row.label is not None:
+                match = WNID.match(PurePosixPath(row.path).name)
+                classes[row.label].update([match.group(0)] if match else [])
+    return {label: counts.most_common(1)[0][0] for label, counts in classes.items() if counts}
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -143,8 +140,8 @@ def _open(file: Path) -> pq.ParquetFile:
         ) from error
     struct, label = (fields.get(name, pa.null()) for name in ("image", "label"))
     inner = {f.name: f.type for f in struct} if pa.types.is_struct(struct) else {}
-    content = inner.get("bytes", pa.null())
-    is_bytes = pa.types.is_binary(content) or pa.types.is_large_binary(content)
+    kind = inner.get("bytes", pa.null())
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if not is_bytes or not pa.types.is_integer(label):
         columns = ", ".join(f"{name} ({kind})" for name, kind in fields.items())
         raise FractalError(
@@ -154,8 +151,8 @@ def _open(file: Path) -> pq.ParquetFile:
     return opened
 
 
-def _rows(file: Path, opened: pq.ParquetFile) -> Iterator[_Row]:
-    """Every row, without reading images."""
+def _iterate_rows(file: Path, opened: pq.ParquetFile) -> Iterator[_Row]:
+    """Yield every row without reading images."""
     has_path = "path" in {f.name for f in opened.schema_arrow.field("image").type}
     columns = ["label", *(["image.path"] if has_path else [])]
     for group in range(opened.num_row_groups):
@@ -164,13 +161,13 @@ def _rows(file: Path, opened: pq.ParquetFile) -> Iterator[_Row]:
             labels = table["label"].to_pylist()
             paths = table["image.path"].to_pylist() if has_path else [None] * len(labels)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise _damaged(file, group, error) from error
+            raise _damaged_error(file, group, error) from error
         for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
             yield _Row(group, row, label, path)
 
 
-def _fingerprint(file: Path) -> str:
-    """Size and footer: in the footer are the places, sizes and statistics of the row groups."""
+def _checksum(file: Path) -> str:
+    """Return the file's size and the SHA-256 of its footer, which describes the row groups."""
     with file.open("rb") as opened:
         size = opened.seek(-_TAIL, 2) + _TAIL
         length = int.from_bytes(opened.read(4), "little")
@@ -178,13 +175,13 @@ def _fingerprint(file: Path) -> str:
         return f"{size} bytes, footer {hashlib.sha256(opened.read(length)).hexdigest()}"
 
 
-def _too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str | None]:
-    """(row group, row) of the images that are too large, with the reason.
+def _find_too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str | None]:
+    """Return (row group, row) of the images that are too large, with the reason.
 
-    Only a row group that is large itself is read for it. FractalError: a page of it may be too
-    large to be decoded in little memory.
+    It reads only row groups that are large themselves. Raises FractalError when decoding a page of
+    one may need too much memory.
     """
-    found = {}
+    refusals = {}
     for group in range(opened.num_row_groups):
         part = opened.metadata.row_group(group)
         columns = (part.column(number) for number in range(part.num_columns))
@@ -200,25 +197,25 @@ def _too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str 
                 f"smaller row groups, such as row_group_size=100"
             )
         try:
-            for row, content in enumerate(image_batches(opened, group)):
-                if (size := pc.binary_length(content)[0].as_py() or 0) > LARGEST_IMAGE:
-                    found[group, row] = size_refusal(size)
+            for row, image in enumerate(image_batches(opened, group)):
+                if (size := pc.binary_length(image)[0].as_py() or 0) > LARGEST_IMAGE:
+                    refusals[group, row] = size_refusal(size)
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(file, group, error) from error
-    return found
+            raise _damaged_error(file, group, error) from error
+    return refusals
 
 
-def _damaged(file: Path, group: int, error: Exception) -> FractalError:
+def _damaged_error(file: Path, group: int, error: Exception) -> FractalError:
     return FractalError(
         f"row group {group} of {file} is damaged ({one_line(error)}): fetch it again"
     )
 
 
 def _class_names(opened: pq.ParquetFile) -> dict[str, str]:
-    """From what `datasets` notes in the schema, where it did."""
+    """Return the class names that Hugging Face `datasets` wrote to the schema, if any."""
     try:
-        notes = json.loads((opened.schema_arrow.metadata or {})[b"huggingface"])
-        names = notes["info"]["features"]["label"]["names"]
+        metadata = json.loads((opened.schema_arrow.metadata or {})[b"huggingface"])
+        names = metadata["info"]["features"]["label"]["names"]
         return {f"{number:04d}": str(name) for number, name in enumerate(names)}
     except (KeyError, TypeError, ValueError):
         return {}

@@ -1,4 +1,4 @@
-"""Reading one image's bytes from where they are, without holding more than a few images."""
+"""Read the bytes of one image from its source, with few images in memory."""
 
 import os
 import weakref
@@ -17,22 +17,20 @@ _READ_AHEAD = 2**20
 
 
 class SourceReader:
-    """Keeps a few files open, and its place in the last row group of a parquet file.
-
-    Rows of a row group are read one after the other, so reading them in order is fast.
-    """
+    """Reads images of the source in `root`. It keeps a few files open, and its position in the
+    last row group of a parquet file, so that reading rows in order is fast."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._open = lru_cache(_OPEN_FILES)(lambda file: _Descriptor(root / file))
         self._parquet = lru_cache(_OPEN_FILES)(lambda file: open_parquet(root / file))
         self._place: tuple[str, int, int] | None = None
-        """File, row group and the row that `_batches` gives next."""
+        """File, row group and row that `_batches` yields next."""
         self._batches: Iterator[pa.Array] = iter(())
 
     def read(self, image: ImageFile) -> bytes:
-        """Raises OSError, also for what is shorter than it was when it was listed, or has become
-        larger than LARGEST_IMAGE."""
+        """Return the bytes of an image. Raises OSError when they cannot be read, are fewer than
+        listed, or are more than LARGEST_IMAGE."""
         if image.file.endswith(".parquet") and image.offset != WHOLE_FILE:
             return self._read_row(image.file, image.offset, image.size)
         if image.offset == WHOLE_FILE:
@@ -45,12 +43,12 @@ class SourceReader:
         return content
 
     def _read_row(self, file: str, group: int, row: int) -> bytes:
-        before, self._place = self._place, None  # an error leaves no place
-        at = before[2] if before and before[:2] == (file, group) else None
+        before, self._place = self._place, None  # After an error there is no position.
+        position = before[2] if before and before[:2] == (file, group) else None
         try:
-            if at is None or row < at:
-                self._batches, at = image_batches(self._parquet(file), group), 0
-            for _ in range(row - at):
+            if position is None or row < position:
+                self._batches, position = image_batches(self._parquet(file), group), 0
+            for _ in range(row - position):
                 next(self._batches)
             content = next(self._batches)[0].as_py() or b""
         except StopIteration:
@@ -65,7 +63,7 @@ class SourceReader:
 
 
 class _Descriptor:
-    """A file open for reading, closed as soon as nobody holds it."""
+    """A file open for reading. It is closed when this object is garbage-collected."""
 
     def __init__(self, file: Path) -> None:
         self.number = os.open(file, os.O_RDONLY)
@@ -73,12 +71,12 @@ class _Descriptor:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """For reading by and by: otherwise a row group's images are all read at once."""
+    """Open a parquet file to read it in pieces, not a whole row group at once."""
     return pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False)
 
 
 def image_batches(opened: pq.ParquetFile, group: int) -> Iterator[pa.Array]:
-    """The bytes of one row of the row group after the other, each an array of length 1."""
+    """Iterate over the image bytes of a row group's rows, each as an array of length 1."""
     batches = opened.iter_batches(
         batch_size=1, row_groups=[group], columns=["image.bytes"], use_threads=False
     )

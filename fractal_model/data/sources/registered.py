@@ -1,13 +1,13 @@
-"""Registered sources: what was found, written down for DVC; where it is, for this machine alone.
+"""Register sources: describe their images for DVC, and store their place for this machine.
 
-    <data>/registered.yaml                what `dvc repro` builds from sources   in git
-    <data>/sources/<name>.json            what a source has                      in git
-    <data>/sources/<name>.location        where it is on this machine            not in git
-    <data>/sources/<name>.listing.parquet every image                            not in git
-    <data>/sources/<data set>.statistics.location  registered statistics         not in git
+    <data>/registered.yaml                data sets that `dvc repro` builds      in git
+    <data>/sources/<name>.json            description of a source                in git
+    <data>/sources/<name>.location        its folder on this machine             not in git
+    <data>/sources/<name>.listing.parquet listing of its images                  not in git
+    <data>/sources/<data set>.statistics.location  file of its statistics        not in git
 
-Decided here: what is in git follows from the images alone, so that a colleague who has the same
-images elsewhere, or who pulls the prepared ones, finds nothing to build.
+Decided here: the files in git depend on the images alone. A colleague with the same images in
+another folder, or with the prepared data set from `dvc pull`, therefore has nothing to build.
 """
 
 import re
@@ -34,10 +34,10 @@ _HEAD = "# Data sets that `dvc repro` builds beside digits; `fractal data regist
 
 
 class RegisteredStatistics(StrictModel):
-    """Somebody else's statistics that samples are compared with."""
+    """Statistics from elsewhere that samples are compared with."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
-    """Its name. Where it is on this machine, `statistics_file` knows."""
+    """Name of the file. `statistics_file` returns its path on this machine."""
     sha256: str
 
 
@@ -47,16 +47,16 @@ class Registered(StrictModel):
     source: str
     resolution: Annotated[int, Field(ge=1)]
     description: str
-    """The source's description, relative to the settings' folder: what DVC looks at."""
+    """Path of the source's description relative to the settings' folder, for DVC."""
     statistics: RegisteredStatistics | None = None
-    """Instead of those of the prepared images."""
+    """Statistics to use instead of those of the prepared images."""
 
 
 class RegisteredFile(StrictModel):
-    """What `registered.yaml` holds."""
+    """The contents of `registered.yaml`."""
 
     registered: dict[str, Registered] | None
-    """By the name of the data set."""
+    """Registered data sets by name."""
 
 
 def register(
@@ -68,12 +68,13 @@ def register(
     holdout: float = 0.0,
     progress: Progress = lambda done: None,
 ) -> tuple[Source, Listing]:
-    """Lists the images in `root` and writes the files above; registering again replaces.
+    """List the images in `root` and write the files of the source. Older ones are replaced.
 
-    `holdout` is the share of anybody's own images that becomes the validation split.
-    Raises FractalError when nothing usable is found, and for a bad name or resolution.
+    `resolutions` are sides of the data sets to build, in pixels. `holdout` is the share of a user's
+    own images that becomes the validation split.
+    Raises FractalError when there are no usable images, and for a bad name or resolution.
     """
-    datasets = _dataset_names(data, name, resolutions)
+    datasets = _plan_datasets(data, name, resolutions)
     root = _require_folder(root)
     source, listing = inspect(root, name, holdout, progress)
     folder = data / "sources"
@@ -101,14 +102,14 @@ def register(
 def update_registered(
     data: Path, entries: dict[str, Registered], *, replacing: str | None = None
 ) -> None:
-    """Writes these entries beside those there are, without the older ones of `replacing`."""
-    kept = {k: v for k, v in read_registered(data).items() if v.source != replacing} | entries
-    content = {"registered": {k: kept[k].model_dump() for k in sorted(kept)}}
+    """Add entries to `registered.yaml`. Older entries of the source `replacing` are removed."""
+    older = {k: v for k, v in read_registered(data).items() if v.source != replacing}
+    content = {"registered": {k: v.model_dump() for k, v in sorted((older | entries).items())}}
     _write(data / REGISTERED_FILE, _HEAD + yaml.safe_dump(content, sort_keys=False))
 
 
 def read_registered(data: Path) -> dict[str, Registered]:
-    """Data sets by name. Raises FractalError when the file is damaged."""
+    """Return the registered data sets by name. Raises FractalError when the file is damaged."""
     file = data / REGISTERED_FILE
     try:
         return RegisteredFile.model_validate(read_yaml(file)).registered or {}
@@ -125,12 +126,12 @@ def read_registered(data: Path) -> dict[str, Registered]:
 
 
 def load_description(data: Path, name: str) -> Source:
-    """What a registered source has. Raises FractalError when it is not registered, or damaged."""
+    """Read the description of a source. FractalError: it is not registered, or damaged."""
     file = data / "sources" / f"{name}.json"
     try:
         return Source.model_validate_json(file.read_text())
     except FileNotFoundError as error:
-        raise _not_here(name) from error
+        raise _not_registered_error(name) from error
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise FractalError(
             f"{file} is damaged ({one_line(error)}): register the source again"
@@ -138,40 +139,37 @@ def load_description(data: Path, name: str) -> Source:
 
 
 def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
-    """The description, the folder and the listing of a registered source.
-
-    Raises FractalError when it is not registered here, or is not what it was.
-    """
+    """Return the description, the folder and the listing of a registered source.
+    Raises FractalError when it is not registered on this machine, or its images have changed."""
     source = load_description(data, name)
     root = _read_location(data, name)
     if root is None:
-        raise _not_here(name)
+        raise _not_registered_error(name)
     if not root.is_dir():
         raise FractalError(
             f"the images of {name!r} were registered in {root}, which is not there now: make it "
-            f"available, or register them under that name where they are (`fractal data register`)"
+            f"available, or register their new folder under that name (`fractal data register`)"
         )
     file = listing_file(data, name)
     listing = Listing.read(file) if file.is_file() else None
     if listing is None or listing.checksum != source.listing_checksum:
-        # The description may have come with git, and be of what the folder has by now.
+        # Git may have brought a newer description, which fits the images in the folder.
         _, listing = inspect(root, name, source.holdout, lambda done: None)
         if listing.checksum != source.listing_checksum:
             raise FractalError(
                 f"{root} has other images than when {name!r} was registered, or an earlier "
-                f"version read them otherwise: register it again "
-                f"under that name (`fractal data register`), or restore the images, or "
-                f"{data / 'sources' / name}.json, which describes them"
+                f"version listed them differently: register it again under that name (`fractal "
+                f"data register`), or restore the images or {data / 'sources' / name}.json"
             )
         listing.write(file)
     return source, root, listing
 
 
 def find_renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
-    """Which class of the prepared data set, if there is one, gets another number with `names`."""
+    """Describe the first class of the prepared data set whose number changes with `names`."""
     try:
         before = read_manifest(data / dataset).class_names
-    except FractalError:  # not prepared, or not readable
+    except FractalError:  # It is not prepared, or not readable.
         return None
     for number, name in enumerate(names):
         if name in before and before.index(name) != number:
@@ -179,16 +177,16 @@ def find_renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> s
     return None
 
 
-def _not_here(name: str) -> FractalError:
+def _not_registered_error(name: str) -> FractalError:
     return FractalError(
-        f"the source {name!r} is not registered on this machine: register the "
-        f"folder that has its images (`fractal data register`), or `dvc pull` what was built"
+        f"the source {name!r} is not registered on this machine: register the folder that has its "
+        f"images (`fractal data register`), or get the prepared data set with `dvc pull`"
     )
 
 
 def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str = "") -> None:
-    """Compares samples of a registered data set with the statistics in `file`, with this checksum;
-    with our own again where `file` is None."""
+    """Make `file`, with checksum `sha256`, the statistics that samples of a registered data set are
+    compared with. With None, statistics of the prepared images are used again."""
     statistics, location = None, _location(data, f"{dataset}.statistics")
     if file is None:
         location.unlink(missing_ok=True)
@@ -200,7 +198,7 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
 
 
 def statistics_file(data: Path, dataset: str) -> Path | None:
-    """Where the registered statistics are on this machine, if that is known."""
+    """Return the path of the registered statistics on this machine, or None if unknown."""
     return _read_location(data, f"{dataset}.statistics")
 
 
@@ -217,8 +215,8 @@ def listing_file(data: Path, name: str) -> Path:
     return data / "sources" / f"{name}.listing.parquet"
 
 
-def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[str, int]:
-    """Names of the data sets to build, and their resolutions."""
+def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[str, int]:
+    """Return the names of the data sets to build, with their resolutions in pixels."""
     if not _NAME.fullmatch(name):
         raise FractalError(
             f"the name {name!r} cannot be used: expected small letters, digits and -, first a "
@@ -248,7 +246,7 @@ def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
         folder = data / dataset
         if folder.exists() and not (folder / MANIFEST_NAME).is_file():
             raise FractalError(
-                f"{folder} is there and is no prepared data set, which would take its place: "
+                f"{folder} exists and is no prepared data set, so it is not replaced: "
                 f"choose another name, or move it away"
             )
     return names
@@ -256,8 +254,8 @@ def _dataset_names(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
 
 def _require_folder(root: Path) -> Path:
     if not root.is_dir():
-        found = "is a file" if root.is_file() else "does not exist"
-        raise FractalError(f"{root} {found}: give the folder that has the images")
+        problem = "is a file" if root.is_file() else "does not exist"
+        raise FractalError(f"{root} {problem}: give the folder that has the images")
     resolved = root.resolve()
     if printable_name(str(resolved)) != str(resolved):
         raise FractalError(

@@ -193,9 +193,7 @@ def test_a_class_keeps_the_whole_name_of_its_folder(tmp_path):
 @pytest.mark.parametrize("name", ["none", "None"])
 def test_the_word_that_asks_for_no_class_is_no_name_of_a_class(tmp_path, name):
     root = own_folder(tmp_path / "raw", "a", name)
-    message = (
-        f"a class is called '{name}', the word by which a sample of no class is asked for: renam"
-    )
+    message = f"a class is called '{name}', the word that asks for a sample without a class: renam"
     refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
 
 

@@ -122,7 +122,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     mini.put(data / "flowers/rose/1.png", b"x")
     refused(
         lambda: register(data / "flowers", data, name="flowers", resolutions=(8,), holdout=0.5),
-        "data/flowers is there and is no prepared data set.*choose another name",
+        "data/flowers exists and is no prepared data set.*choose another name",
     )
 
 
