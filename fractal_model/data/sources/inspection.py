@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.plurals import count_of
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET
 from fractal_model.data.sources import imagenet
@@ -153,7 +154,8 @@ def _describe_missing(
 ) -> tuple[str, ...]:
     missing = [f"images of {unused} that can be used" for unused in listing.unused[:_NAMED]]
     if len(listing.unused) > _NAMED:
-        missing.append(f"images of more classes ({len(listing.unused) - _NAMED:,})")
+        more = count_of(len(listing.unused) - _NAMED, "more class", "more classes")
+        missing.append(f"images of {more}")
     if name != IMAGENET:
         return tuple(missing)
     classes = pc.count_distinct(listing.images["label"]).as_py()

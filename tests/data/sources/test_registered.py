@@ -208,11 +208,11 @@ def test_damaged_forms(tmp_path):
     flipped = packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
     for damaged in (packed[:middle], flipped, packed[:-4], b""):
         (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(damaged)
-        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch them again")
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     for damaged in (b"", b"junk" * 100):
         mini.put(root / "ILSVRC2012_devkit_t12/data/meta.mat", damaged)
-        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch it again")
+        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch them again")
     shutil.rmtree(root / "ILSVRC2012_devkit_t12")
     refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
     root = mini.write_parquet(tmp_path / "parquet")
