@@ -198,7 +198,7 @@ def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
     monkeypatch.setattr(shard_job, "prepare_image", lambda *_, **__: os._exit(1))
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
-    with pytest.raises(FractalError, match="a process of the preparation died.*to go on"):
+    with pytest.raises(FractalError, match="a process of the preparation died.*to continue"):
         prepare(tmp_path / "data", 2)
 
 
