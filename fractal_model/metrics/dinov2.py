@@ -51,7 +51,7 @@ class DINOv2Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Extract float32 features (B, D), on the network's device, of uint8 images (B, 3, H, W)."""
+        """Extract features, float32 (B, D) on the network's device; images: uint8 (B, 3, H, W)."""
         device = next(self._network.parameters()).device
         size = [SIDE, SIDE]
         bicubic = transforms.InterpolationMode.BICUBIC

