@@ -1,7 +1,7 @@
-"""Prefect flows: thin orchestration over the functions of `fractal_model`, no numerics.
+"""Prefect flows: thin orchestration of the functions of `fractal_model`, without numerics.
 
-Importing the package first sets the environment that Prefect reads when it is imported. A failed
-run's log and message are on Prefect's pages, so no secret gets into them.
+This package imports `fractal_model` before Prefect, because that sets the environment which Prefect
+reads on import. Prefect's pages show the log and message of a failed run, so secrets are removed.
 """
 
 from typing import Any
@@ -22,6 +22,6 @@ def _safe_message(*args: Any, **options: Any) -> str:
 
 
 keep_secrets_out_of_logs()
-# Prefect has no hook for the message of a failed run.
+# Prefect has no hook for the message of a failed run, so its function is replaced.
 for _module in (prefect.states, prefect._internal.states):
     _module.format_exception = _safe_message  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""A flow as a command: options, errors on one line, no server needed.
+"""Runs a flow as a command, with options, errors on one line, and without a Prefect server.
 
-Decided here: the options are the flow's own parameters, with the same names, values and help as in
-Prefect's form, so that a run is asked for in the same way at both places.
+Decided here: the options are the flow's parameters, with the names, values and help texts of
+Prefect's form, so that a person starts a run in the same way in both places.
 """
 
 import inspect
@@ -23,11 +23,12 @@ from fractal_model.config.params import load_params
 
 GRACE_SECONDS = 10.0
 PARAMS_FILE = "params_file"
-ParamsOption = Annotated[Path, typer.Option(help="The settings file.")]
+ParamsOption = Annotated[Path, typer.Option(help="Path of the settings file.")]
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
-    """Ctrl-C reaches the server of the run too; Prefect would try to reach it for minutes."""
+    """Stop the run at Ctrl-C. The signal also ends the run's Prefect server. Prefect would try to
+    reach it for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
     logging.disable(logging.CRITICAL)
     timer = threading.Timer(GRACE_SECONDS, exit_interrupted)
     timer.daemon = True
@@ -36,36 +37,36 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 
 def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) -> None:
-    """Run a flow with its parameters from the command line, `params_file` from --params.
+    """Run a flow with parameters from the command line; the option --params sets `params_file`.
 
-    `check` gets the settings and the other parameters, and tells a mistake at once, before Prefect
-    and Ray are started.
+    `check` receives the settings and the other parameters. It raises FractalError for a mistake
+    before Prefect and Ray are started.
     """
 
     def command(**parameters: Any) -> None:
-        _require_allowed(flow, parameters)
+        _require_valid(flow, parameters)
         file = parameters.pop(PARAMS_FILE)
         check(load_params(file), **parameters)
         flow(**parameters, **{PARAMS_FILE: file.resolve()})
 
     command.__signature__ = _options(flow)  # type: ignore[attr-defined]
-    # What follows "Args:" is the help of the options.
+    # The part after "Args:" is the help of the options.
     command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
-    logging.getLogger("prefect.flow_runs").addFilter(_is_no_failure)
+    logging.getLogger("prefect.flow_runs").addFilter(_is_worth_showing)
     run_command(command)
 
 
-def _is_no_failure(record: logging.LogRecord) -> bool:
-    """False for Prefect's line of a failed run: the command's last line says it."""
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+    """False for Prefect's log line about a failed run: the command's last line has the reason."""
     return not record.getMessage().startswith("Finished in state Failed(")
 
 
 def _options(flow: Flow) -> inspect.Signature:
-    """The flow's signature as Typer reads it; the bounds of the values are left to the flow."""
+    """The flow's signature for Typer, without bounds of values: the flow itself checks them."""
     types, help_texts = get_type_hints(flow.fn), parameter_docstrings(inspect.getdoc(flow.fn) or "")
     return inspect.Signature(
         [
-            each.replace(
+            parameter.replace(
                 kind=inspect.Parameter.KEYWORD_ONLY,
                 annotation=Annotated[
                     types[name],
@@ -75,13 +76,13 @@ def _options(flow: Flow) -> inspect.Signature:
                     ),
                 ],
             )
-            for name, each in inspect.signature(flow.fn).parameters.items()
+            for name, parameter in inspect.signature(flow.fn).parameters.items()
         ]
     )
 
 
-def _require_allowed(flow: Flow, parameters: dict[str, Any]) -> None:
-    """FractalError: a value is out of the bounds that the flow's parameter has."""
+def _require_valid(flow: Flow, parameters: dict[str, Any]) -> None:
+    """Raise FractalError if a value is outside the bounds of its flow parameter."""
     types = get_type_hints(flow.fn, include_extras=True)
     for name, value in parameters.items():
         try:
@@ -92,7 +93,7 @@ def _require_allowed(flow: Flow, parameters: dict[str, Any]) -> None:
 
 
 def run_command(command: Callable[..., None]) -> None:
-    """Run a function whose arguments are the command line's options; its docstring is the help."""
+    """Run a function as a command: its arguments are the options, its docstring is the help."""
     signal.signal(signal.SIGINT, _interrupt)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

@@ -1,13 +1,13 @@
-"""Prefect's deployments, made from params.yaml: `python -m flows.deployments`; `make up` does it.
+"""Makes Prefect's deployments from params.yaml; `make up` runs it as `python -m flows.deployments`.
 
-    train-fractal/<size>  evaluate-fractal/<size>  sweep-guidance/<size>    each size
-    prepare-data/<dataset>                                 digits and each registered data set
+    train-fractal/<size>  evaluate-fractal/<size>  sweep-guidance/<size>    for each size
+    prepare-data/<dataset>                                 for digits and each registered data set
     nightly-evaluation/all                                 every night
 
-Decided here: a flow is loaded from the folder that it was deployed from, nothing is cloned; of one
-deployment one run is at work, the next one waits, since both would write to the same files; a
-deployment of this folder whose size or data set is gone is removed, as its runs would fail; the
-server refuses a run with parameters that params.yaml has no place for (`flows.parameters`).
+Decided here: Prefect loads a flow from the folder that it was deployed from, without a clone. One
+run of a deployment works at a time and the next one waits, since both write to the same files. A
+deployment of this folder whose size or data set was deleted is removed, as its runs would fail. The
+server refuses a run with parameters that params.yaml does not allow (`flows.parameters`).
 """
 
 import contextlib
@@ -51,7 +51,7 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLi
 
 @dataclass(frozen=True)
 class Deployment:
-    """One deployment, as the settings ask for it."""
+    """Settings of one deployment."""
 
     entrypoint: str
     name: str
@@ -67,10 +67,10 @@ def deployments(params: Params) -> Iterator[Deployment]:
         model, resources = f"a fractal-{size.name}", evaluation_resources(size)
         purposes = {
             TRAIN: f"{_title(size)}. Resources: {training_resources(size.training)}.",
-            EVALUATE: f"Likelihood, FID and more of {model} by the protocol of params.yaml, and "
-            f"its promotion where it is better. Resources: {resources}.",
-            SWEEP: f"The best guidance, logit scale and iterations of {model}, within a budget of "
-            f"images. Resources: {resources}.",
+            EVALUATE: f"Measures likelihood, FID and more of {model} by the protocol of "
+            f"params.yaml, and promotes it if it is better. Resources: {resources}.",
+            SWEEP: f"Searches the best guidance, logit scale and iterations of {model}, within a "
+            f"budget of images. Resources: {resources}.",
         }
         device = size.training.accelerator_type or ("gpu" if size.training.uses_gpu else "cpu")
         tags = ("fractal", size.training.dataset, device.lower())
@@ -81,15 +81,15 @@ def deployments(params: Params) -> Iterator[Deployment]:
         yield Deployment(
             PREPARE,
             dataset,
-            f"The images of {dataset}, the features that FID compares with, and its report. "
-            f"Resources: {place}.",
+            f"Prepares the images of {dataset}, the features that FID compares with, and its "
+            f"report. Resources: {place}.",
             ("fractal", dataset),
             {"dataset": dataset},
         )
     yield Deployment(
         NIGHTLY,
         "all",
-        "Every night: evaluates each registered size whose candidate has no evaluation under the "
+        "Evaluates, every night, each registered size whose candidate has no evaluation under the "
         "current protocol. Resources: those of its evaluations, one after the other.",
         ("fractal", "nightly"),
         schedule=Cron(params.nightly.cron, timezone=params.nightly.timezone),
@@ -97,7 +97,7 @@ def deployments(params: Params) -> Iterator[Deployment]:
 
 
 def _title(size: Size) -> str:
-    """Such as FractalMAR-B at 256 × 256: as the paper calls it, by the generators of its levels."""
+    """The paper's name of a size and its resolution, for example FractalMAR-B at 256 × 256."""
     side = f"{size.model.image_size} × {size.model.image_size}"
     if size.training.dataset == DIGITS:
         return f"The embedded handwritten digits at {side}"
@@ -111,7 +111,7 @@ def _title(size: Size) -> str:
 
 
 def training_resources(recipe: TrainingConfig) -> str:
-    """What a training asks Ray for, such as: 2 workers, 1 CPU each, no GPU."""
+    """Resources that a training requests from Ray, for example: 2 workers, 1 CPU each, no GPU."""
     others = dict(recipe.resources_per_worker)
     gpus, cpus, memory = (others.pop(name, 0) for name in ("GPU", "CPU", "memory"))
     amounts = {
@@ -122,12 +122,13 @@ def training_resources(recipe: TrainingConfig) -> str:
     }
     parts = [f"{amount} {name}" for name, amount in amounts.items() if amount != "0"]
     *first, last = parts or ["Ray's default"]
-    each = f"{', '.join(first)} and {last}" if first else last
-    return f"{count_of(recipe.workers, 'worker')}, {each} each{'' if gpus else ', no GPU'}"
+    resources = f"{', '.join(first)} and {last}" if first else last
+    return f"{count_of(recipe.workers, 'worker')}, {resources} each{'' if gpus else ', no GPU'}"
 
 
 def evaluation_resources(size: Size) -> str:
-    """Where an evaluation or a sweep samples."""
+    """Place where an evaluation or a sweep samples, for example: 4 GPUs of the cluster, one worker
+    each."""
     workers, unit = size.evaluation.workers, "GPU" if size.training.uses_gpu else "CPU"
     if workers == 1:
         return "this machine"
@@ -135,78 +136,78 @@ def evaluation_resources(size: Size) -> str:
 
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
-    """Make the work pool where there is none, and all deployments, for runs from this folder.
+    """Make the work pool if it is missing, and all deployments, for runs from this folder.
 
-    Returns the names of those made and of those removed. FractalError: the folder has no flows,
-    or Prefect's server does not answer or refuses.
+    Returns the names of made and of removed deployments. FractalError: the folder has no flows, or
+    Prefect's server does not answer or refuses.
     """
     params = load_params(params_file)
-    wanted = list(deployments(params))
     storage = LocalStorage(str(Path.cwd()))
     if not (storage.destination / TRAIN.partition(":")[0]).is_file():
         raise FractalError(f"{storage.destination} has no flows: run from the project's folder")
     file = params_file.resolve()
-    more = {} if file == DEFAULT_FILE.resolve() else {"params_file": str(file)}
+    shared = {} if file == DEFAULT_FILE.resolve() else {"params_file": str(file)}
     try:
         with get_client(sync_client=True) as client:
             _make_work_pool(client)
-            made = [_apply(each, storage, more, params) for each in wanted]
-            return made, _remove_others(client, made, storage)
+            names = [_apply(each, storage, shared, params) for each in deployments(params)]
+            return names, _remove_others(client, names, storage)
     except (httpx.HTTPError, DeploymentApplyError) as error:
         server = get_current_settings().api.url or "of this process"
         raise FractalError(
-            f"Prefect's server {server} does not take the deployments ({one_line(error)}): "
-            f"start it with `make up`, or set PREFECT_API_URL to one that answers"
+            f"Prefect's server {server} does not accept the deployments ({one_line(error)}): start "
+            f"it with `make up`, or set PREFECT_API_URL to a server that answers"
         ) from error
 
 
 def _make_work_pool(client: SyncPrefectClient) -> None:
     template = ProcessWorker.get_default_base_job_template()
     pool = WorkPoolCreate(name=WORK_POOL, type=ProcessWorker.type, base_job_template=template)
-    with contextlib.suppress(ObjectAlreadyExists):  # its settings may be a person's
+    with contextlib.suppress(ObjectAlreadyExists):  # A person may have changed its settings.
         client.create_work_pool(pool)
 
 
 def _apply(
-    each: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
+    deployment: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
 ) -> str:
-    """Make or change one deployment; returns its full name."""
-    deployment = RunnerDeployment.from_storage(
+    """Make or change one deployment on the server; return its full name."""
+    runner = RunnerDeployment.from_storage(
         storage,
-        each.entrypoint,
-        each.name,
-        description=each.description,
-        tags=list(each.tags),
-        parameters={**each.parameters, **parameters},
-        schedule=each.schedule,
+        deployment.entrypoint,
+        deployment.name,
+        description=deployment.description,
+        tags=list(deployment.tags),
+        parameters={**deployment.parameters, **parameters},
+        schedule=deployment.schedule,
         concurrency_limit=ONE_AT_A_TIME,
         work_pool_name=WORK_POOL,
     )
-    assert isinstance(deployment, RunnerDeployment)  # no coroutine outside of a loop
-    restrict_parameters(deployment, params)
-    deployment.apply()
-    return deployment.full_name
+    assert isinstance(runner, RunnerDeployment)  # It is a coroutine inside an event loop only.
+    restrict_parameters(runner, params)
+    runner.apply()
+    return runner.full_name
 
 
-def _remove_others(client: SyncPrefectClient, made: list[str], storage: LocalStorage) -> list[str]:
-    """Remove what an earlier call made from this folder and this call did not."""
-    flow_names = sorted({name.partition("/")[0] for name in made})
-    of_ours = FlowFilter(name=FlowFilterName(any_=flow_names))
-    flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=of_ours)}
+def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalStorage) -> list[str]:
+    """Remove deployments that an earlier call made from this folder and that are not in `names`;
+    return the names of the removed ones."""
+    flow_names = sorted({name.partition("/")[0] for name in names})
+    flow_filter = FlowFilter(name=FlowFilterName(any_=flow_names))
+    flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=flow_filter)}
     removed = []
-    for each in client.read_deployments(flow_filter=of_ours):
-        name = f"{flows[each.flow_id]}/{each.name}"
-        # What a person adds, with other parameters, is not called as its size or data set is.
-        ours = each.name in each.parameters.values()
-        if ours and name not in made and each.pull_steps == [storage.to_pull_step()]:
-            client.delete_deployment(each.id)
+    for stored in client.read_deployments(flow_filter=flow_filter):
+        name = f"{flows[stored.flow_id]}/{stored.name}"
+        # A deployment that a person added does not have the name of its size or data set.
+        is_ours = stored.name in stored.parameters.values()
+        if is_ours and name not in names and stored.pull_steps == [storage.to_pull_step()]:
+            client.delete_deployment(stored.id)
             removed.append(name)
     return removed
 
 
 def main() -> None:
     def command(params: ParamsOption = DEFAULT_FILE) -> None:
-        """Make Prefect's deployments from the settings; remove those of sizes that are gone."""
+        """Make Prefect's deployments from the settings, and remove those of deleted sizes."""
         made, removed = deploy(params)
         for name in made:
             say(f"{DEPLOYED}{name}")

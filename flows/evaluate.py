@@ -1,8 +1,8 @@
-"""Flow `evaluate-fractal`: take a model, measure it by one protocol, compare, promote.
+"""Flow `evaluate-fractal`: measure a model by one protocol, compare it with the champion, promote.
 
-As a command: `python -m flows.evaluate --size digits`. A version that was evaluated under the
-same protocol is not evaluated again. What is sampled is kept while the evaluation goes on, so that
-one that was stopped goes on with the images that are missing.
+As a command: `python -m flows.evaluate --size digits`. A version that was evaluated under the same
+protocol is not evaluated again. Samples are stored until the evaluation ends, so that a stopped
+evaluation draws only the missing images.
 """
 
 import os
@@ -42,44 +42,43 @@ def evaluate_fractal(
     wait: bool = True,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
-    """Evaluate a model of a size; returns its metrics.
+    """Evaluate a model of a size; return its metrics.
 
-    A full evaluation of a registered version ends with its promotion where it is better.
+    A full evaluation of a registered version promotes it if it is better than the champion.
 
     Args:
-        size: A row of `models` in params.yaml, such as mar-l.
-        model: `models:/fractal-<size>@ALIAS`, `models:/fractal-<size>/VERSION` or a checkpoint's
-            folder; by default the candidate.
-        preview: Take fewer samples, name the metrics after their count and promote nothing.
-        workers: Ray workers that share the work, in the place of the settings'; 0: all there is
-            room for.
-        wait: Where another process evaluates the same model by the same protocol, wait for it and
-            take its result; without it the run fails at once.
-        params_file: The settings.
+        size: Name under `models` in params.yaml, such as mar-l.
+        model: Model to evaluate, as `models:/fractal-<size>@ALIAS`,
+            `models:/fractal-<size>/VERSION` or a checkpoint's folder; by default the candidate.
+        preview: Draw fewer samples, add their count to the metrics' names, and promote nothing.
+        workers: Number of Ray workers that share the work, or 0 for as many as the cluster has
+            room for; by default that of the settings.
+        wait: Wait and take the result if another process evaluates the same model by the same
+            protocol; without it the run fails at once.
+        params_file: Path of the settings file.
     """
     params = load_params(params_file)
-    chosen = params.size(size).with_workers(workers)
+    settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     if model is not None and not model.startswith(REGISTRY_SCHEME):
-        return _show(
-            params, size, model, _evaluate(params, chosen, Path(model), None, preview, wait)
-        )
+        run_id = _evaluate(params, settings, Path(model), None, preview, wait)
+        return _publish_results(params, size, model, run_id)
     version = fetch_registered(size, model)
-    run_id = get_or_run_evaluation(params, chosen, version, preview, wait)
-    metrics = _show(params, size, f"fractal-{size} version {version.version}", run_id)
+    run_id = get_or_run_evaluation(params, settings, version, preview, wait)
+    metrics = _publish_results(params, size, f"fractal-{size} version {version.version}", run_id)
     if not preview:
-        decision = compare_with_champion(params, chosen, version, metrics)
+        decision = compare_with_champion(params, settings, version, metrics)
         outcome = "promoted to champion" if decision.promote else "no promotion"
         say(f"{outcome}: {decision.reason}")
     return metrics
 
 
 def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
-    """What the evaluation of a size computes, by which two of them compare. FractalError: see
-    `EvaluationInputs.protocol`."""
-    chosen = params.size(size)
-    inputs = EvaluationInputs(params, chosen.training.dataset)
-    return inputs.protocol(chosen.evaluation, sampling=chosen.sampling, preview=preview)
+    """Protocol by which a size is evaluated; only numbers of equal protocols are compared.
+    FractalError: see `EvaluationInputs.protocol`."""
+    settings = params.size(size)
+    inputs = EvaluationInputs(params, settings.training.dataset)
+    return inputs.protocol(settings.evaluation, sampling=settings.sampling, preview=preview)
 
 
 def get_or_run_evaluation(
@@ -89,21 +88,21 @@ def get_or_run_evaluation(
     preview: bool = False,
     wait: bool = True,
 ) -> str:
-    """The id of the run that evaluated a version under the protocol of its size; evaluates where
-    none has. LockHeldError: another process does now, and `wait` is False."""
+    """Return the id of the run that evaluated a version under the protocol of its size; evaluate it
+    if there is none. LockHeldError: another process is evaluating it, and `wait` is False."""
     protocol = protocol_of(params, size.name, preview).fingerprint
-    kept = registry.find_evaluation(size.name, version.version, protocol)
-    if kept is not None:
+    run_id = registry.find_evaluation(size.name, version.version, protocol)
+    if run_id is not None:
         say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
-        return kept
+        return run_id
     return _evaluate(params, size, version.checkpoint, version.version, preview, wait)
 
 
 def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool, wait: bool
 ) -> str:
-    """The id of the run that evaluates a checkpoint, of a version where it is registered.
-    FractalError: the settings or the data set are not the model's. LockHeldError: see above."""
+    """Evaluate a checkpoint, of `version` if it is registered; return the run's id. FractalError:
+    settings or data set do not fit the model. LockHeldError: see `get_or_run_evaluation`."""
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
@@ -117,7 +116,7 @@ def _evaluate(
             run_id = evaluation_tasks.evaluate_model(evaluation)
             if version:
                 registry.tag_version(size.name, version, registry.evaluation_tag(protocol), run_id)
-        shutil.rmtree(evaluation.folder, ignore_errors=True)  # the run has its numbers
+        shutil.rmtree(evaluation.folder, ignore_errors=True)  # The run has all its numbers.
     return run_id
 
 
@@ -125,9 +124,9 @@ def _evaluate(
 def compare_with_champion(
     params: Params, size: Size, candidate: registry.RegisteredCheckpoint, metrics: dict[str, float]
 ) -> Decision:
-    """Promote the candidate where it is better; the decision and its numbers become tags of the
-    version and an artifact. A champion of another protocol is evaluated under this one first; what
-    serves in another way than it was evaluated is not promoted."""
+    """Promote the candidate if it is better than the champion, and log the decision as tags of the
+    version and as an artifact. A champion without numbers under this protocol is evaluated first. A
+    candidate that is served with other settings than it was evaluated with is not promoted."""
 
     def metrics_of(version: str) -> dict[str, float]:
         champion = registry.fetch(size.name, version)
@@ -150,8 +149,8 @@ def compare_with_champion(
     return decision
 
 
-def _show(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
-    """Print and publish what an evaluation found; returns its metrics."""
+def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
+    """Print an evaluation's results and show them on Prefect's pages; return its metrics."""
     results = runs.read_results(run_id)
     publish_table(f"evaluation-{size}", results)
     rows, absent = results.set_index("metric"), results["value"].isna()
@@ -164,13 +163,13 @@ def _show(params: Params, size: str, model: str, run_id: str) -> dict[str, float
 
 
 def check(
-    params: Params, size: str, model: str | None = None, preview: bool = False, **how: object
+    params: Params, size: str, model: str | None = None, preview: bool = False, **others: object
 ) -> None:
-    """Before anything starts. FractalError: no data set, no reference or another's, no candidate,
-    or a damaged one."""
-    chosen = params.size(size)
-    folder = params.dataset_folder(chosen.training.dataset)
-    fit_size(chosen, open_prepared(folder, "validation").manifest)
+    """Raise FractalError, before anything starts, if the data set, its reference or the registered
+    model is missing, damaged or does not fit the size."""
+    settings = params.size(size)
+    folder = params.dataset_folder(settings.training.dataset)
+    fit_size(settings, open_prepared(folder, "validation").manifest)
     protocol_of(params, size, preview)
     store.connect(params.paths.outputs)
     if model is None or model.startswith(REGISTRY_SCHEME):

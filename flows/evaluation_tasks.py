@@ -1,6 +1,6 @@
-"""The tasks that measure a model: its run in MLflow, with all numbers and what goes with them.
+"""Prefect tasks that evaluate a model and log numbers, pictures and the report to its MLflow run.
 
-Decided here: numbers first; a picture, an animation or a report that cannot be made is left out.
+Decided here: the numbers come first. A picture, an animation or a report that fails is left out.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ measure_samples = task(name="sample-metrics", cache_policy=NO_CACHE)(
 
 
 def evaluate_model(evaluation: PreparedEvaluation) -> str:
-    """The id of a new run with all numbers, and what goes with them."""
+    """Evaluate a model and log numbers, pictures and the report to a new run; return its id."""
     inputs, size = evaluation.inputs, evaluation.size
     outputs = inputs.params.paths.outputs
     with runs.evaluation_run(size, inputs.manifest, evaluation.record, outputs) as run_id:
@@ -50,12 +50,12 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
         with runs.optional_step("animation"):
             draw_growth(size, evaluation.model)
         with runs.optional_step("report"):
-            report(evaluation, results, samples, held_out)
+            make_report(evaluation, results, samples, held_out)
     return run_id
 
 
 def publish_table(key: str, table: pd.DataFrame, description: str | None = None) -> None:
-    """Show a table on Prefect's pages; a cell without a value is empty."""
+    """Show a table on Prefect's pages; a missing value becomes an empty cell."""
     cells = table.astype(object).where(table.notna(), "")
     rows = cells.map(lambda cell: safe_text(cell) if isinstance(cell, str) else cell).to_dict(
         "records"
@@ -65,20 +65,20 @@ def publish_table(key: str, table: pd.DataFrame, description: str | None = None)
 
 @task(name="growth", cache_policy=NO_CACHE)
 def draw_growth(size: Size, model: FractalModel) -> None:
-    """The generation of a few images, moving and still, as artifacts."""
+    """Log how a few images are generated, as an animation and as a still picture."""
     with tempfile.TemporaryDirectory() as scratch:
         for file in write_growth_animation(model, size.sampling, size.evaluation, Path(scratch)):
             runs.log_file(file)
 
 
 @task(name="report", cache_policy=NO_CACHE)
-def report(
+def make_report(
     evaluation: PreparedEvaluation,
     results: MetricResults,
     samples: SamplesWithFeatures,
     held_out: HeldOutLikelihood,
 ) -> None:
-    """`report.html` and its figures, as artifacts."""
+    """Log `report.html` and its figures to the active run."""
     inputs, record, size = evaluation.inputs, evaluation.record, evaluation.size
     references = inputs.references()
     inception = load_inception(inputs.params.metrics.inception_weights, compute_device())

@@ -1,8 +1,8 @@
-"""What a flow run tells: its lines in Prefect's log, and its failure as the state's message.
+"""Reports a flow run to Prefect: its messages in the log, its failure as the state's message.
 
-Decided here: a deployment's run has no terminal, so what a command says there is a line of the
-run's log; the message is the reason alone, as `--watch`, `prefect flow-run inspect` and Prefect's
-pages show it; what a person can mend has no traceback in the log, a bug of ours has one.
+Decided here: a deployment's run has no terminal, so its messages go to the run's log. The state's
+message is the reason alone, as `--watch`, `prefect flow-run inspect` and Prefect's pages show it.
+Only a bug of this package has a traceback in the log; a mistake that a person can correct has none.
 """
 
 import functools
@@ -26,33 +26,33 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def failure_reason(error: Exception) -> str:
-    """The line that a person reads; a bug's begins with the kind of the exception."""
+    """Reason of a failure on one line; for a bug it begins with the exception's type."""
     if (reason := explanation(error)) is not None:
         return reason
     reason, kind = one_line(error), type(error).__name__
     return reason if reason == kind else f"{kind}: {reason}"
 
 
-def _lines_to_prefect() -> AbstractContextManager[None]:
+def _redirect_to_prefect_log() -> AbstractContextManager[None]:
     context = FlowRunContext.get()
     is_deployed = context is not None and context.flow_run and context.flow_run.deployment_id
     return redirect_messages(get_run_logger().info) if is_deployed else nullcontext()
 
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:
-    """Have the function of a flow end its run as failed with `failure_reason` as the message.
+    """Make a flow's run end as failed, with `failure_reason` as its message, if `function` raises.
 
-    Who calls the flow gets the exception itself: Prefect raises what a failed state holds.
+    The flow's caller gets the exception itself, as Prefect raises the data of a failed state.
     """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            with _lines_to_prefect():
+            with _redirect_to_prefect_log():
                 return function(*args, **kwargs)
         except Exception as error:
             if explanation(error) is None:
-                get_run_logger().exception("this is a bug of ours:")
+                get_run_logger().exception("this is a bug of Fractal:")
             return Failed(message=failure_reason(error), data=error)  # type: ignore[return-value]
 
     return run

@@ -1,4 +1,4 @@
-"""Whose flow run this is, and whether another one is over."""
+"""Identifies the flow run that owns a Ray job, and finds out if another owner has ended."""
 
 from pathlib import Path
 from uuid import UUID
@@ -16,15 +16,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def this_owner() -> Owner:
-    """The flow run that this is called in."""
+    """Owner that stands for the current flow run and process."""
     return Owner.current(flow_run=flow_run.id or "", prefect=_server())
 
 
 def is_over(owner: Owner, lock: Path | None) -> bool:
-    """Whether nobody follows the owner's job: its flow run or its process has ended, and no other
-    process has joined the run, whose `lock` it would hold (None: this one holds it). Only what is
-    known counts: a server that does not answer, or does not know another server's flow run, says
-    nothing."""
+    """True if nobody follows the owner's job any more: its flow run or process has ended, and no
+    other process holds the run's `lock` (None if this process holds it). In doubt it is False: the
+    Prefect server does not answer, or the flow run belongs to another server."""
     if lock is not None and is_held(lock):
         return False
     return owner.is_process_dead() or (owner.flow_run != "" and _flow_is_over(owner))
@@ -35,14 +34,14 @@ def _flow_is_over(owner: Owner) -> bool:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(UUID(owner.flow_run)).state
     except ObjectNotFound:
-        return owner.prefect == _server()  # deleted there
+        return owner.prefect == _server()  # The run was deleted on its own server.
     except (httpx.HTTPError, PrefectException, RuntimeError, ValueError):
         return False
     return state is not None and state.is_final()
 
 
 def _server() -> str:
-    """The Prefect server in use; one on loopback is this machine's alone."""
+    """Address of the Prefect server in use, with this machine's name if the server is local."""
     settings = get_current_settings()
     address = settings.api.url or str(settings.home)
     local = settings.api.url is None or any(f"//{host}" in address for host in _LOOPBACK)

@@ -1,10 +1,13 @@
-"""Flow `nightly-evaluation`: evaluate what is new of all sizes, within a night.
+"""Flow `nightly-evaluation`: evaluate the new candidates of all sizes, within a night.
 
-As a command: `python -m flows.nightly`. Decided here: previews of all sizes come first, so that the
-morning has a number of each; a size whose preview fails gets no full evaluation; a candidate is
-done once it is evaluated and compared with the champion; the flow run ends as Failed when an
-evaluation did, after all others are done and the table is written, since that state is what wakes a
-person; what did not fit the time, or is evaluated by another process, is no failure.
+As a command: `python -m flows.nightly`. Decided here:
+
+- Previews of all sizes come first, so that each size has a number in the morning. A size whose
+  preview fails gets no full evaluation.
+- A candidate is finished when it is evaluated and compared with the champion.
+- If an evaluation fails, the flow run ends as Failed, so that a person is notified, but only after
+  all others and the table. An evaluation that did not fit the time, or that another process runs,
+  is no failure.
 """
 
 import time
@@ -17,7 +20,7 @@ from typing import Literal, TypeVar
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
-from prefect.blocks import notifications  # noqa: F401  (so that its blocks can be loaded)
+from prefect.blocks import notifications  # noqa: F401  (The import registers its blocks.)
 from prefect.blocks.core import Block
 
 from flows.command import run_flow
@@ -39,28 +42,29 @@ Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]
 
 @dataclass(frozen=True)
 class Row:
-    """Of the night's table."""
+    """One row of the night's table."""
 
     size: str
     version: str
     evaluation: str
-    """preview, full, or nothing where neither was due."""
+    """Kind of evaluation: preview, full, or "" if none was due."""
     outcome: Outcome
     detail: str
+    """Metrics of the evaluation, or the reason of the outcome."""
     minutes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Due:
-    """A candidate that is not evaluated, or not compared, under the current protocol."""
+    """A candidate that has no evaluation or no comparison under the current protocol."""
 
     size: str
     version: str
     full: Protocol
     preview: Protocol | None
-    """None where there is one already, or the full evaluation is."""
+    """Protocol of the preview; None if the version has a preview or a full evaluation already."""
     waits_since: str | None
-    """When it first did not fit a night."""
+    """Time (UTC) when the size first did not fit a night; None if it does not wait."""
 
 
 @flow(name="nightly-evaluation")
@@ -68,22 +72,22 @@ class Due:
 def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, object]]:
     """Evaluate every registered size whose candidate has no evaluation under the current protocol.
 
-    Previews come first, then full evaluations, as long as the budget of params.yaml allows; what
-    did not fit comes first the next night. Ends with a table, and a message where a notification
-    block is configured. The run fails at its end when an evaluation failed.
+    Previews come first, then full evaluations, within the hours that params.yaml allows. A size
+    that did not fit comes first the next night. At the end a table is written, and a message sent
+    if a notification block is configured. The run fails at its end if an evaluation failed.
 
     Args:
-        params_file: The settings file, relative to the project's folder; its section `nightly` has
-            the budget of hours and the notification block.
+        params_file: Path of the settings file, relative to the project's folder; its section
+            `nightly` has the budget of hours and the notification block.
     """
     params = load_params(params_file)
     store.connect(params.paths.outputs)
     with hold_lock(params.paths.outputs / "nightly.lock"):
-        rows = Night(params, params_file).rows()
+        rows = Night(params, params_file).run()
     table = [asdict(row) for row in rows]
     create_table_artifact(key="nightly-evaluation", table=table, description=summary(rows))
     say(f"nightly evaluation: {summary(rows)}")
-    unsent = send(params.nightly.notification_block, rows)
+    unsent = send_message(params.nightly.notification_block, rows)
     failed = [f"{row.size}: {row.detail}" for row in rows if row.outcome == "failed"]
     if failed or unsent:
         raise FractalError(f"nightly evaluation: {'; '.join([*failed, *unsent])}")
@@ -91,27 +95,28 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
 
 
 class Night:
-    """One run over all sizes."""
+    """One night's evaluations of all sizes, within its budget."""
 
     def __init__(self, params: Params, params_file: Path) -> None:
         self._params = params
         self._params_file = params_file
         self._deadline = time.monotonic() + params.nightly.budget_seconds
 
-    def rows(self) -> list[Row]:
-        """Do it all; what came of it, in this order."""
-        found = [_or_row(partial(self._look_at, size), size) for size in registry.sizes()]
-        rows = [row for row in found if isinstance(row, Row)]
-        due = [each for each in found if isinstance(each, Due)]
-        # Sizes that wait come first, the one that waited longest before the others.
-        due.sort(key=lambda each: (each.waits_since is None, each.waits_since or ""))
-        previews = [self._evaluate(each, "preview", each.preview) for each in due if each.preview]
+    def run(self) -> list[Row]:
+        """Evaluate all due candidates; return the rows of previews, full evaluations and others."""
+        plan = [_run_or_report(partial(self._find_due, size), size) for size in registry.sizes()]
+        rows = [row for row in plan if isinstance(row, Row)]
+        due = [candidate for candidate in plan if isinstance(candidate, Due)]
+        # Sizes that wait come first, beginning with the one that waits longest.
+        due.sort(key=lambda candidate: (candidate.waits_since is None, candidate.waits_since or ""))
+        previews = [self._evaluate(c, "preview", c.preview) for c in due if c.preview]
         failed = {row.size for row in previews if row.outcome == "failed"}
-        fulls = [self._evaluate(each, "full", each.full) for each in due if each.size not in failed]
+        fulls = [self._evaluate(c, "full", c.full) for c in due if c.size not in failed]
         return [*previews, *fulls, *rows]
 
-    def _look_at(self, size: str) -> Due | Row | None:
-        """What is due of a size, or why nothing is; None without a candidate."""
+    def _find_due(self, size: str) -> Due | Row | None:
+        """Return the due candidate of a size, or a row with the reason why none is due; None if the
+        size has no candidate."""
         version = registry.aliased_version(size, registry.CANDIDATE)
         if version is None:
             return None
@@ -122,25 +127,25 @@ class Night:
         except FractalError as error:
             return Row(size, version, "", "skipped", one_line(error))
         full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
-        evaluated = registry.find_evaluation(size, version, full.fingerprint) is not None
-        if evaluated and champions.is_decided(size, version, full.fingerprint):
+        run_id = registry.find_evaluation(size, version, full.fingerprint)
+        if run_id and champions.is_decided(size, version, full.fingerprint):
             return Row(size, version, "", "up to date", f"protocol {full.fingerprint[:12]}")
-        seen = evaluated or registry.find_evaluation(size, version, preview.fingerprint) is not None
-        return Due(size, version, full, None if seen else preview, nights.waits_since(size))
+        run_id = run_id or registry.find_evaluation(size, version, preview.fingerprint)
+        return Due(size, version, full, None if run_id else preview, nights.waits_since(size))
 
     def _evaluate(self, due: Due, kind: str, protocol: Protocol) -> Row:
         work = partial(self._evaluate_if_it_fits, due, kind, protocol)
-        return _or_row(work, due.size, due.version, kind)
+        return _run_or_report(work, due.size, due.version, kind)
 
     def _evaluate_if_it_fits(self, due: Due, kind: str, protocol: Protocol) -> Row:
         row, preview = (due.size, due.version, kind), kind == "preview"
         started = time.monotonic()
-        left, forecast = self._deadline - started, self._forecast(due, protocol)
-        if not fits_budget(left, forecast, self._params.nightly.budget_seconds):
+        seconds_left, forecast = self._deadline - started, self._forecast(due, protocol)
+        if not fits_budget(seconds_left, forecast, self._params.nightly.budget_seconds):
             nights.start_waiting(due.size)
             needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
-            left_hours = f"{max(0.0, left) / 3600:.2f} h left: comes first next night"
-            return Row(*row, "did not fit", needed + left_hours)
+            rest = f"{max(0.0, seconds_left) / 3600:.2f} h left: comes first next night"
+            return Row(*row, "did not fit", needed + rest)
         metrics = evaluate_fractal(
             size=due.size,
             model=f"models:/{registry.model_name(due.size)}/{due.version}",
@@ -150,29 +155,30 @@ class Night:
         )
         if not preview:
             nights.end_waiting(due.size)
-        shown = [protocol.label(name) for name in (FID, NLL)]
-        numbers = [f"{name} {metrics[name]:.4g}" for name in shown if name in metrics]
+        labels = [protocol.label(name) for name in (FID, NLL)]
+        numbers = [f"{name} {metrics[name]:.4g}" for name in labels if name in metrics]
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
-        """Seconds; a full evaluation is followed by the champion's, where that has none yet."""
+        """Expected seconds of an evaluation; None if unknown. A full evaluation also evaluates a
+        champion that has no numbers under this protocol."""
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
-        versions = {each for each in (due.version, champion) if each is not None}
-        checksum = protocol.fingerprint
-        missing = [v for v in versions if not registry.find_evaluation(due.size, v, checksum)]
+        versions = {version for version in (due.version, champion) if version is not None}
+        key = protocol.fingerprint
+        missing = [v for v in versions if not registry.find_evaluation(due.size, v, key)]
         if not missing:
             return 0.0
         dataset = self._params.training[due.size].dataset
         experiment_id = store.get_or_create_experiment(dataset, self._params.paths.outputs)
         earlier = nights.earlier_evaluations(experiment_id, due.size)
-        each = forecast_seconds(earlier, protocol.samples)
-        return None if each is None else each * len(missing)
+        seconds = forecast_seconds(earlier, protocol.samples)
+        return None if seconds is None else seconds * len(missing)
 
 
-def _or_row(work: Callable[[], T], size: str, version: str = "", kind: str = "") -> T | Row:
-    """What the work on a size returns, or the row that says why it could not be done: whatever it
-    is, the other sizes have their turn."""
+def _run_or_report(work: Callable[[], T], size: str, version: str = "", kind: str = "") -> T | Row:
+    """Return the result of `work` on a size. If it raises, return a row with the reason, so that
+    the night continues with the other sizes."""
     started = time.monotonic()
     try:
         return work()
@@ -188,21 +194,22 @@ def _minutes(started: float) -> float:
 
 
 def summary(rows: list[Row]) -> str:
-    """Such as `2 evaluated, 1 failed`."""
+    """Summary of the night, for example `2 evaluated, 1 failed`."""
     counts = Counter(row.outcome for row in rows)
     return ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "nothing is registered"
 
 
-def send(block: str | None, rows: list[Row]) -> list[str]:
-    """The night as a message; returns what kept it from being sent."""
+def send_message(block: str | None, rows: list[Row]) -> list[str]:
+    """Send the night's rows through a notification block of Prefect; return the reason, in a list,
+    if that fails."""
     if block is None:
         return []
     lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]
     try:
         subject = f"Nightly evaluation: {summary(rows)}"
-        # Prefect's annotation has the coroutine that an event loop would get.
+        # Prefect's annotation is that of a call inside an event loop, a coroutine.
         Block.load(block).notify("\n".join(lines), subject=subject)  # type: ignore[union-attr]
-    except Exception as error:  # the service's own; the table is written in any case
+    except Exception as error:  # Each notification service has its own exceptions.
         return [f"the notification block {block} sent no message ({one_line(error)})"]
     return []
 

@@ -1,8 +1,8 @@
-"""Which parameters a deployment's runs may have; Prefect's server refuses others by this schema.
+"""The schema by which Prefect's server refuses runs with wrong parameters.
 
-Decided here: bounds stand in the flows' annotations; what depends on params.yaml is added when a
-deployment is made. A schema cannot divide one parameter by another, so that there is a condition
-for each number of workers; beyond `MOST_WORKERS` the flow itself refuses a batch that does not fit.
+Decided here: the flows' annotations hold fixed bounds; limits that depend on params.yaml are added
+when a deployment is made. A schema cannot divide one parameter by another, so it has one condition
+for each number of workers. Above `MOST_WORKERS` the flow itself checks the batch size.
 """
 
 from typing import Any
@@ -18,33 +18,34 @@ MOST_WORKERS = 64
 
 
 class _Schema(ParameterSchema):
-    """Prefect's, with conditions on several parameters."""
+    """Prefect's schema, extended by conditions on several parameters."""
 
     allOf: list[dict[str, Any]] = Field(default_factory=list)
 
 
 def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
-    """Allow only sizes that there are, and batches that divide over the workers."""
+    """Allow only sizes in params.yaml, and batch sizes that are a multiple of the workers."""
     schema = deployment._parameter_openapi_schema.model_dump(exclude_unset=True)
     properties, size = schema["properties"], deployment.parameters.get("size")
     if "size" in properties:
         properties["size"]["enum"] = list(params.models)
     if "batch_size" in properties and size is not None:
-        schema["allOf"] = _divides(size, params.training[size])
+        schema["allOf"] = _batch_conditions(size, params.training[size])
     deployment._parameter_openapi_schema = _Schema(**schema)
 
 
-def _divides(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
-    """The batch divides over the workers, whichever of the two is the recipe's."""
+def _batch_conditions(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
+    """Conditions that the batch size is a multiple of the workers; the recipe gives the one of them
+    that is not set."""
     workers = [n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
-    ours = {"size": {"const": size}}
+    this_size = {"size": {"const": size}}
     return [
         {
-            "if": {"properties": {**ours, "workers": {"type": "null"}}},
+            "if": {"properties": {**this_size, "workers": {"type": "null"}}},
             "then": {"properties": {"batch_size": {"multipleOf": recipe.workers}}},
         },
         {
-            "if": {"properties": {**ours, "batch_size": {"type": "null"}}},
+            "if": {"properties": {**this_size, "batch_size": {"type": "null"}}},
             "then": {"properties": {"workers": {"enum": [None, *workers]}}},
         },
         *(

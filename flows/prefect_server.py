@@ -1,10 +1,10 @@
-"""Prefect's server, which answers to the names of this machine alone (`make up` starts it).
+"""Prefect's server, which answers only requests to this machine's loopback names (for `make up`).
 
-Decided here: a page of another site whose name its owner points to 127.0.0.1 would pass for one of
-the server's own, which has the login once a person has entered it; Prefect itself looks at no name.
+Decided here: requests with another host name are refused. Otherwise a foreign site that points its
+name to 127.0.0.1 could use the login that the browser has stored. Prefect does not check the name.
 """
 
-import flows  # noqa: F401  isort: skip  # first: it sets what Prefect reads
+import flows  # noqa: F401  isort: skip  # This import comes first: it sets Prefect's environment.
 
 from collections.abc import Awaitable, Callable
 
@@ -16,7 +16,7 @@ from fractal_model import LOOPBACK
 
 
 def create_app() -> FastAPI:
-    """The server's application, for uvicorn."""
+    """Return Prefect's server application for uvicorn."""
     app = server.create_app(final=True)
 
     @app.middleware("http")

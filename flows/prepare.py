@@ -1,12 +1,12 @@
-"""Flow `prepare-data`: a data set's images, the features that FID compares with, and its report.
+"""Flow `prepare-data`: prepare a data set's images, its features for FID, and its report.
 
-As a command: `python -m flows.prepare --dataset digits`. It does what the stages of `dvc repro` do;
-running it again goes on where it stopped.
+As a command: `python -m flows.prepare --dataset digits`. It runs the stages of `dvc repro`, and
+continues where an earlier run stopped.
 
-With RAY_ADDRESS=http://… a registered data set is prepared by a Ray job of that cluster, which is
-followed from here; with another address this process spreads the work over that cluster; without
-one, over the cores of this machine. The cluster's machines must see the source and the data folder
-at the same paths.
+With RAY_ADDRESS=http://… a Ray job of that cluster prepares a registered data set, and this process
+follows it. With another address this process spreads the work over that cluster; without one, over
+the cores of this machine. The cluster's machines need the source and the data folder at the same
+paths.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from fractal_model.training.ray_jobs.log import JobLog
 from fractal_model.training.ray_jobs.server import JobsServer
 
 STAGES = ("prepare", "reference", "report")
-"""The commands `fractal data …` that the job runs."""
+"""Subcommands of `fractal data` that the Ray job runs, in this order."""
 prepare_images = task(name="images", cache_policy=NO_CACHE)(prepare_dataset)
 extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extract_reference)
 write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
@@ -45,8 +45,8 @@ def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> N
     """Prepare a data set: its images, the features that FID compares with, and its report.
 
     Args:
-        dataset: digits, or a data set that `fractal data register` has added.
-        params_file: The settings.
+        dataset: Name of the data set: digits, or one that `fractal data register` has added.
+        params_file: Path of the settings file.
     """
     params = load_params(params_file)
     require_dataset(params, dataset)
@@ -61,27 +61,27 @@ def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> N
 
 @task(name="ray-job", cache_policy=NO_CACHE)
 def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
-    """Run the stages as one job of the cluster at this address. Cancelling the flow stops the job.
-    FractalError: what the job says, or that it died."""
+    """Run the stages as one Ray job of the cluster at `address`. Cancelling the flow stops the job.
+    FractalError: the job failed; the text is the job's last line."""
     server = JobsServer(address)
     name = f"prepare-{dataset}-{uuid4().hex[:6]}"
-    words = f"{dataset} --params {shlex.quote(str(params_file.resolve()))}"
-    stages = (f"{server.interpreter()} -m fractal_model data {stage} {words}" for stage in STAGES)
+    options = f"{dataset} --params {shlex.quote(str(params_file.resolve()))}"
+    stages = (f"{server.interpreter()} -m fractal_model data {stage} {options}" for stage in STAGES)
     server.submit(name, entrypoint=" && ".join(stages), metadata={"dataset": dataset})
     log = JobLog(on_report=lambda report: None, on_line=say)
     try:
         status = follow(server, name, log).status.value
     except BaseException as error:
         if not isinstance(error, Exception):
-            with contextlib.suppress(FractalError):  # what ended this call has to be told
+            with contextlib.suppress(FractalError):  # The original exception matters more.
                 server.stop(name)
         raise
-    whole = ""
-    with contextlib.suppress(FractalError):  # the log went with its machine; the state is known
-        whole = server.log(name)
-    log.complete(whole)
+    full_log = ""
+    with contextlib.suppress(FractalError):  # The log may be lost with its machine.
+        full_log = server.log(name)
+    log.complete(full_log)
     if status != "SUCCEEDED":
-        lines = whole.strip().splitlines() or ["it said nothing"]
+        lines = full_log.strip().splitlines() or ["its log is empty"]
         raise FractalError(
             f"the Ray job {name} ended as {status}: {lines[-1].removeprefix('error: ')}"
         )

@@ -1,9 +1,9 @@
-"""Flow `sweep-guidance`: how best to sample from a model, within a budget of images.
+"""Flow `sweep-guidance`: find the best sampling settings of a model, within a budget of images.
 
-As a command: `python -m flows.sweep --size digits`. Decided here: the order of the work is
-successive halving, by `fractal_model.evaluation.halving`; a stopped sweep goes on with what is
-missing, as every setting is a run in MLflow and its images are kept until the end; the best
-setting is evaluated by the full protocol, but promotes nothing: that is for params.yaml.
+As a command: `python -m flows.sweep --size digits`. Decided here: settings are eliminated by
+successive halving (`fractal_model.evaluation.halving`). Every setting is a run in MLflow and its
+images are stored until the end, so a stopped sweep continues with the missing ones. The best
+setting is evaluated by the full protocol but not promoted: a person writes it to params.yaml.
 """
 
 import math
@@ -47,31 +47,31 @@ def sweep_guidance(
     workers: NotNegativeInt | None = None,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
-    """Find the guidance, logit scale and iterations with the lowest FID; returns them and the
-    metrics of the full protocol.
+    """Find the guidance, logit scale and iterations with the lowest FID; return guidance and logit
+    scale with the metrics of the full protocol.
 
-    Many settings are tried with few images, the better ones again with more. Nothing is promoted
-    and params.yaml is not changed: the result says what to write there.
+    Many settings are tried with few images, and the better ones again with more. Nothing is
+    promoted and params.yaml is not changed: the output says what to write there.
 
     Args:
-        size: A size of params.yaml; its section `sweep` has the settings that are tried.
-        model: A registered model of the size, as models:/fractal-digits@champion; by default the
-            candidate.
-        samples: Images of all previews together, instead of params.yaml's; the full protocol of
-            the best setting comes on top.
-        workers: Ray workers that share the sampling, 0 for as many as the cluster has room for;
-            by default the size's. The result is the same.
-        params_file: The settings file, relative to the project's folder.
+        size: Name of a size in params.yaml; its section `sweep` has the settings that are tried.
+        model: Registered model of the size, for example models:/fractal-digits@champion; by default
+            the candidate.
+        samples: Number of images of all previews together, without the full protocol of the best
+            setting; by default that of params.yaml.
+        workers: Number of Ray workers that share the sampling, or 0 for as many as the cluster has
+            room for; by default that of the size. The result is the same.
+        params_file: Path of the settings file, relative to the project's folder.
     """
     params = load_params(params_file)
-    chosen = params.size(size).with_workers(workers)
+    settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     version = fetch_registered(size, model)
-    return _Sweep(params, chosen, version, _settings(params, size, samples)).result()
+    return _Sweep(params, settings, version, _sweep_config(params, size, samples)).run()
 
 
 class _Sweep:
-    """One sweep over the settings of one version."""
+    """One sweep over the sampling settings of one version."""
 
     def __init__(
         self, params: Params, size: Size, version: registry.RegisteredCheckpoint, sweep: SweepConfig
@@ -83,20 +83,20 @@ class _Sweep:
         inputs = EvaluationInputs(params, size.training.dataset)
         protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
         self._rungs = _plan(size, sweep)
-        self._mark = fingerprint(sweep, protocol, computation_fingerprint(model))
-        folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._mark[:12]}"
+        self._fingerprint = fingerprint(sweep, protocol, computation_fingerprint(model))
+        folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._fingerprint[:12]}"
         workers = split_over_workers(size.evaluation.workers, inputs.files)
         self._previews = Previews(model, size, inputs, folder, workers)
 
-    def result(self) -> dict[str, float]:
-        """Of the full protocol, and the best setting's guidance and logit scale."""
+    def run(self) -> dict[str, float]:
+        """Do the sweep; return the best guidance and logit scale and their full metrics."""
         folder = self._previews.folder
         with hold_lock(folder.with_suffix(".lock")):
-            with self._parent() as run_id:
+            with self._parent_run() as run_id:
                 best = self._search(run_id)
-            # An evaluation is a run of its own, outside the parent.
+            # The evaluation is a separate run, so it is outside the parent run.
             evaluation = self._evaluate(best)
-            with self._parent():
+            with self._parent_run():
                 runs.log_best_setting(best, evaluation)
             shutil.rmtree(folder, ignore_errors=True)
         say(
@@ -104,47 +104,47 @@ class _Sweep:
             f"{list(best.iterations)}; to use them, write them to sampling.{self._size.name} in "
             f"params.yaml"
         )
-        shown = {"guidance": best.guidance, "logit_scale": best.logit_scale}
-        return shown | runs.read_metrics(evaluation)
+        setting = {"guidance": best.guidance, "logit_scale": best.logit_scale}
+        return setting | runs.read_metrics(evaluation)
 
-    def _parent(self) -> AbstractContextManager[str]:
+    def _parent_run(self) -> AbstractContextManager[str]:
         outputs = self._params.paths.outputs
-        return runs.sweep_run(self._size, self._version.version, self._mark, outputs)
+        return runs.sweep_run(self._size, self._version.version, self._fingerprint, outputs)
 
     def _search(self, parent: str) -> SamplingConfig:
-        """The best setting, after all rungs; table and figures are logged to the active run."""
-        left: Sequence[SamplingConfig] = self._settings
+        """Return the best setting after all rungs; log table and figures to the active run."""
+        settings: Sequence[SamplingConfig] = self._settings
         counts: list[int] = []
         table: list[dict[str, object]] = []
-        kept = (*(rung.settings for rung in self._rungs[1:]), 1)
-        for rung, keep in zip(self._rungs, kept, strict=True):
+        survivors = (*(rung.settings for rung in self._rungs[1:]), 1)
+        for rung, keep in zip(self._rungs, survivors, strict=True):
             counts = [*counts, rung.per_class]
             name = self._previews.protocol(self._size.sampling, rung.per_class).label(FID)
-            # Prefect binds a method's task when it runs, but not in its annotations.
-            fids = [self.preview(parent, each, counts, name) for each in left]  # type: ignore[call-overload]
-            table += [sweep_row(each, name, fid) for each, fid in zip(left, fids, strict=True)]
-            left = [left[place] for place in lowest_indices(fids, keep)]
-        (best,) = left
-        self._show(pd.DataFrame(table), best)
+            # Prefect binds the task of a method when it runs, but its annotations do not say so.
+            fids = [self.measure_fid(parent, s, counts, name) for s in settings]  # type: ignore[call-overload]
+            table += [sweep_row(s, name, fid) for s, fid in zip(settings, fids, strict=True)]
+            settings = [settings[index] for index in lowest_indices(fids, keep)]
+        (best,) = settings
+        self._publish(pd.DataFrame(table), best)
         return best
 
-    def _show(self, table: pd.DataFrame, best: SamplingConfig) -> None:
-        """Table and figures as artifacts, of MLflow and Prefect."""
+    def _publish(self, table: pd.DataFrame, best: SamplingConfig) -> None:
+        """Log table and figures to MLflow, and the table to Prefect."""
         size, first = self._size.name, self._rungs[0].settings
         runs.log_sweep(table, sweep_figures(table, best, size=size, first=first))
         text = f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}"
         publish_table(f"sweep-guidance-{size}", table[SHOWN], text)
 
     @task(name="preview", cache_policy=NO_CACHE)
-    def preview(
+    def measure_fid(
         self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
     ) -> float:
-        """FID of a setting with so many images, from its run where that has it; NaN where there is
-        none."""
+        """Return a setting's FID, the metric `name`, with `counts[-1]` images per class; NaN if it
+        has no value. If the setting's run has the metric already, nothing is measured."""
         outputs = self._params.paths.outputs
-        with runs.setting_run(self._size, setting, parent, outputs) as known:
-            if name in known:
-                return known[name]
+        with runs.setting_run(self._size, setting, parent, outputs) as metrics:
+            if name in metrics:
+                return metrics[name]
             total = counts[-1] * self._size.model.num_classes
             with progress_bar(
                 f"guidance {setting.guidance:g}, images", total, images=True
@@ -154,7 +154,7 @@ class _Sweep:
         return results.values.get(name, math.nan)
 
     def _evaluate(self, best: SamplingConfig) -> str:
-        """The run that has it by the full protocol, with this setting in place of params.yaml's."""
+        """Evaluate the best setting by the full protocol; return the run's id."""
         sampling = {**self._params.sampling, self._size.name: best}
         params = self._params.model_copy(update={"sampling": sampling})
         size = self._size.model_copy(update={"sampling": best})
@@ -171,8 +171,8 @@ def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
     )
 
 
-def _settings(params: Params, size: str, samples: int | None) -> SweepConfig:
-    """The size's sweep, with another budget where one is given."""
+def _sweep_config(params: Params, size: str, samples: int | None) -> SweepConfig:
+    """Sweep settings of a size; `samples` replaces its budget unless it is None."""
     sweep = params.sweep.get(size, SweepConfig())
     return sweep if samples is None else sweep.model_copy(update={"samples": samples})
 
@@ -180,9 +180,10 @@ def _settings(params: Params, size: str, samples: int | None) -> SweepConfig:
 def check(
     params: Params, size: str, model: str | None, samples: int | None, workers: int | None
 ) -> None:
-    """Before anything starts. FractalError: as for an evaluation, or a budget that is too small."""
+    """Raise FractalError, before anything starts, if the budget is too small for the settings or
+    `evaluate.check` finds a mistake."""
     evaluate.check(params, size, model)
-    _plan(params.size(size), _settings(params, size, samples))
+    _plan(params.size(size), _sweep_config(params, size, samples))
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Flow `train-fractal`: launch Ray Train workers, track them, register what they trained.
+"""Flow `train-fractal`: launch Ray Train workers, log their progress, register the trained model.
 
-As a command: `python -m flows.train --size digits`. Running it again goes on where it stopped,
-and does nothing when an equal run is registered already.
+As a command: `python -m flows.train --size digits`. A second run continues where the first stopped,
+and does nothing if an equal run is registered already.
 
-With RAY_ADDRESS=http://… training is submitted to that cluster as a Ray job and followed from
-here; with another address this process drives it there; without one, on a Ray of its own.
+With RAY_ADDRESS=http://… training is a Ray job of that cluster, which this process follows. With
+another address this process drives the training on that cluster; without one, on a local Ray.
 """
 
 import os
@@ -34,7 +34,7 @@ from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
-"""Where MLflow is away when a training of days ends."""
+"""Pauses between attempts to register, in seconds: MLflow may be down when a long training ends."""
 
 
 @flow(name="train-fractal")
@@ -50,25 +50,25 @@ def train_fractal(
     resume: bool = True,
     params_file: Path = DEFAULT_FILE,
 ) -> str:
-    """Train a size on its data set; returns the version of `fractal-<size>` in the registry.
+    """Train a size on its data set; return the version of `fractal-<size>` in the registry.
 
-    What is given replaces the recipe of params.yaml.
+    Parameters that are set replace those of the recipe in params.yaml.
 
     Args:
-        size: A row of `models` in params.yaml, such as mar-l.
-        dataset: A prepared data set of the size's resolution.
-        epochs: Times that every image is seen; with fewer than the recipe's the warm-up is shorter
-            in proportion.
-        warmup_epochs: Epochs in which the learning rate rises to its peak.
-        batch_size: Images a step, over all workers; the learning rate follows it.
-        workers: The most that are used; the batch has to divide by it.
-        precision: float32, or bfloat16 by autocast.
-        resume: Go on from the last checkpoint of an equal run. Without it training begins anew,
-            and what was there is put aside.
-        params_file: The settings.
+        size: Name under `models` in params.yaml, such as mar-l.
+        dataset: Name of a prepared data set with the size's resolution.
+        epochs: Number of times that every image is seen; with fewer than the recipe's, the warm-up
+            is shorter in proportion.
+        warmup_epochs: Number of epochs in which the learning rate rises to its peak.
+        batch_size: Number of images per step over all workers; the learning rate changes with it.
+        workers: Largest number of workers; the batch size must be a multiple of it.
+        precision: Number format of the computation, either float32, or bfloat16 by autocast.
+        resume: Continue from the last checkpoint of an equal run; without it, training starts from
+            the beginning and the old run is renamed.
+        params_file: Path of the settings file.
     """
     params = load_params(params_file)
-    chosen, manifest = launch.load_size_and_manifest(
+    settings, manifest = launch.load_size_and_manifest(
         params,
         size,
         dataset=dataset,
@@ -79,12 +79,12 @@ def train_fractal(
         precision=precision,
     )
     store.connect(params.paths.outputs)
-    fingerprint = launch.run_fingerprint(chosen, manifest)
-    version = registration.reuse(size, fingerprint, chosen.serving) if resume else None
+    fingerprint = launch.run_fingerprint(settings, manifest)
+    version = registration.reuse(size, fingerprint, settings.serving) if resume else None
     if version is not None:
         say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
         return version
-    return _train_and_register(params, chosen, manifest, fingerprint, resume=resume)
+    return _train_and_register(params, settings, manifest, fingerprint, resume=resume)
 
 
 def _train_and_register(
@@ -95,7 +95,7 @@ def _train_and_register(
         if not resume:
             _begin_anew(params, size, fingerprint)
         with runs.training_run(size, manifest, fingerprint, outputs) as run_id:
-            job = _job(params, size, fingerprint, run_id)
+            job = _make_job(params, size, fingerprint, run_id)
             images = size.training.epochs * manifest.splits["train"].images
             checkpoint = train(job, images, outputs)
             tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
@@ -105,31 +105,32 @@ def _train_and_register(
 
 
 def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
-    """Nothing of an earlier run of these settings is at work, found or added to any more."""
+    """Stop the jobs of an earlier run with these settings, rename its folder, and supersede its run
+    in MLflow, so that training starts from the beginning."""
     outputs = params.paths.outputs
-    jobs = _jobs(outputs, size.name, fingerprint)
+    jobs = _cluster_jobs(outputs, size.name, fingerprint)
     if jobs is not None:
         jobs.stop_run(size.name, fingerprint, on_line=say)
     aside = launch.move_old_run_aside(params, size.name, fingerprint)
     runs.supersede_training(size, fingerprint, outputs)
     if aside is not None:
-        say(f"what was trained from these settings before is in {aside}")
+        say(f"the earlier training with these settings is in {aside}")
 
 
-def _jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | None:
-    """Those of the cluster in RAY_ADDRESS; None where it takes none."""
+def _cluster_jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | None:
+    """Training jobs of the cluster in RAY_ADDRESS; None unless that is an http address."""
     address = os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
 
-    def over(owner: Owner, theirs: str) -> bool:
+    def is_owner_over(owner: Owner, theirs: str) -> bool:
         lock = None if theirs == fingerprint else launch.lock_file(outputs, size, theirs)
         return is_over(owner, lock)
 
-    return TrainingJobs(address, this_owner(), over)
+    return TrainingJobs(address, this_owner(), is_owner_over)
 
 
-def _job(params: Params, size: Size, fingerprint: str, run_id: str) -> TrainingJob:
+def _make_job(params: Params, size: Size, fingerprint: str, run_id: str) -> TrainingJob:
     champion = registry.aliased_version(size.name, registry.CHAMPION)
     return TrainingJob(
         size=size.name,
@@ -147,11 +148,11 @@ def _job(params: Params, size: Size, fingerprint: str, run_id: str) -> TrainingJ
 
 @task(name="train", cache_policy=NO_CACHE)
 def train(job: TrainingJob, images: int, outputs: Path) -> str:
-    """Run the workers to the end of the recipe; returns the last checkpoint."""
-    jobs = _jobs(outputs, job.size, job.fingerprint)
+    """Run the workers to the end of the recipe; return the last checkpoint's folder or address."""
+    jobs = _cluster_jobs(outputs, job.size, job.fingerprint)
     with TrainingProgress(job, images) as progress:
         if jobs is not None:
-            return jobs.train(job, on_report=progress.report, on_line=progress.line)
+            return jobs.train(job, on_report=progress.report, on_line=progress.log_line)
         return drive(job, on_report=progress.report)
 
 
@@ -165,14 +166,14 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
     ),
 )
 def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
-    """Put the checkpoint into the registry under the alias `candidate`."""
+    """Register the checkpoint under the alias `candidate`; return the version's number."""
     with fetch_checkpoint(checkpoint) as folder:
         return registration.register(size.name, folder, serving=size.serving, tags=tags)
 
 
 def check(params: Params, size: str, resume: bool, **changes: str | int | None) -> None:
-    """Before anything starts. FractalError: a change of the recipe is not allowed, the data set is
-    missing, damaged or another's, or the MLflow server does not answer."""
+    """Raise FractalError, before anything starts, if a change of the recipe is not allowed, the
+    data set is missing, damaged or does not fit the size, or the MLflow server does not answer."""
     launch.load_size_and_manifest(params, size, **changes)
     store.connect(params.paths.outputs)
 

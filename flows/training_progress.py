@@ -1,4 +1,4 @@
-"""How far a training is, for whoever looks: a bar in the terminal, artifacts and log in Prefect."""
+"""Shows the progress of a training: a bar in the terminal, artifacts and log lines in Prefect."""
 
 import time
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from fractal_model.training.job import Report, TrainingJob
 
 ARTIFACT_SECONDS, LOG_SECONDS = 5.0, 30.0
 AWAY_SECONDS = 60.0
-"""After Prefect's server did not answer: its client waits for minutes each time."""
+"""Pause after Prefect's server did not answer, as its client waits for minutes each time."""
 
 
 class TrainingProgress:
-    """Follows one run; `report` and `line` are called as it goes on."""
+    """Shows the progress of one run. The training calls `report` and `log_line`."""
 
     def __init__(self, job: TrainingJob, images: int) -> None:
         self._job = job
@@ -36,15 +36,15 @@ class TrainingProgress:
         self._stack = ExitStack()
         self._next_artifact = self._next_log = 0.0
         self._artifact: UUID | None = None
-        self._away = False
+        self._is_away = False
 
     def __enter__(self) -> Self:
         job, recipe = self._job, self._job.recipe
         self._bar = self._stack.enter_context(
             progress_bar(f"training fractal-{job.size}, images", self._images, lines=False)
         )
-        self._show(self._link)
-        self._show(self._share, 0.0, f"training fractal-{job.size}")
+        self._try_to_publish(self._publish_link)
+        self._try_to_publish(self._publish_share, 0.0, f"training fractal-{job.size}")
         self._logger.info(
             "%s: %s workers, batches of %s, each worker %s at a time, %s times a step",
             job.size,
@@ -58,11 +58,12 @@ class TrainingProgress:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def line(self, text: str) -> None:
-        """A line of the job's log."""
+    def log_line(self, text: str) -> None:
+        """Write a line of the job's log to Prefect's log."""
         self._logger.info(safe_text(text))
 
     def report(self, report: Report) -> None:
+        """Show the bar and, at their intervals, a log line and Prefect's progress artifact."""
         done, now = report.position, time.monotonic()
         note = _note(report, self._images - done)
         self._bar(done, note)
@@ -70,32 +71,32 @@ class TrainingProgress:
             self._next_log = now + LOG_SECONDS
             self._logger.info("%s: %s", self._job.size, note)
         if now >= self._next_artifact or done >= self._images:
-            shown = self._show(self._share, min(100.0, 100 * done / self._images), note)
-            pause = ARTIFACT_SECONDS if shown else AWAY_SECONDS
+            percent = min(100.0, 100 * done / self._images)
+            is_shown = self._try_to_publish(self._publish_share, percent, note)
+            pause = ARTIFACT_SECONDS if is_shown else AWAY_SECONDS
             self._next_artifact = time.monotonic() + pause
 
-    def _show(self, publish: Callable[..., None], *content: object) -> bool:
-        """Whether the servers took it. No training ends because it cannot be looked at."""
+    def _try_to_publish(self, publish: Callable[..., None], *arguments: object) -> bool:
+        """Call `publish`; return True if it succeeds. An error never ends the training."""
         try:
-            publish(*content)
+            publish(*arguments)
         except Exception as error:
-            if not self._away:
-                self._logger.warning(
-                    "progress can't be shown (%s): training goes on", one_line(error)
-                )
-            self._away = True
+            if not self._is_away:
+                text = "progress can't be shown (%s): training continues"
+                self._logger.warning(text, one_line(error))
+            self._is_away = True
             return False
-        self._away = False
+        self._is_away = False
         return True
 
-    def _link(self) -> None:
+    def _publish_link(self) -> None:
         size, page = self._job.size, store.run_page(self._job.run_id)
         if page is not None:
             create_link_artifact(page, link_text=f"MLflow run of {size}", key=f"mlflow-run-{size}")
 
-    def _share(self, percent: float, note: str) -> None:
+    def _publish_share(self, percent: float, note: str) -> None:
         if self._artifact is None:
-            # Prefect's annotation has the coroutine that an event loop would get.
+            # Prefect's annotation is that of a call inside an event loop, a coroutine.
             self._artifact = create_progress_artifact(  # type: ignore[assignment]
                 progress=percent, key=f"training-{self._job.size}", description=note
             )
@@ -103,9 +104,9 @@ class TrainingProgress:
             update_progress_artifact(self._artifact, progress=percent, description=note)
 
 
-def _note(report: Report, left: int) -> str:
+def _note(report: Report, images_left: int) -> str:
     speed = report.images_per_second
-    loss = f", loss {report.loss:.3f}" if report.loss is not None else ""
-    remaining = timedelta(seconds=round(max(left, 0) / speed)) if speed else "unknown time"
-    shown = speed_text(speed) or "no speed yet"
-    return f"epoch {report.epoch:.2f}, {shown}{loss}, {remaining} left"
+    loss = "" if report.loss is None else f", loss {report.loss:.3f}"
+    time_left = timedelta(seconds=round(max(images_left, 0) / speed)) if speed else "unknown time"
+    pace = speed_text(speed) or "no speed yet"
+    return f"epoch {report.epoch:.2f}, {pace}{loss}, {time_left} left"

@@ -88,7 +88,7 @@ def night(params: Params) -> nightly.Night:
 
 
 def outcomes(params: Params) -> list[tuple[str, str, str]]:
-    return [(row.size, row.evaluation, row.outcome) for row in night(params).rows()]
+    return [(row.size, row.evaluation, row.outcome) for row in night(params).run()]
 
 
 def test_what_is_done_is_left_and_what_is_new_is_taken_up(params, begun):
@@ -127,7 +127,7 @@ BREAKS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
 @pytest.mark.parametrize("breaks", BREAKS)
 def test_whatever_fails_becomes_a_row(params, begun, breaks, monkeypatch):
     breaks(monkeypatch)
-    rows = night(params).rows()
+    rows = night(params).run()
     failed = [row for row in rows if row.outcome == "failed"]
     assert failed and {row.detail for row in failed} == {"the registry is away"}
     assert {row.size for row in rows} == {"digits", OTHER}
@@ -164,7 +164,7 @@ def test_a_champion_without_an_evaluation_takes_its_time_too(params):
 def test_a_size_without_history_waits_in_the_second_half(params, begun):
     half_gone = night(params)
     half_gone._deadline -= 0.6 * params.nightly.budget_seconds
-    found = {(row.size, row.evaluation): row.outcome for row in half_gone.rows()}
+    found = {(row.size, row.evaluation): row.outcome for row in half_gone.run()}
     assert found[OTHER, "full"] == found[OTHER, "preview"] == "did not fit"
     assert nights.waits_since(OTHER) and not begun
 
