@@ -1,1 +1,1 @@
-"""Work in parts: in this process, kept on disk, or on the workers of a Ray cluster."""
+"""Work on many images in parts: in this process, stored on disk, or on workers of a Ray cluster."""

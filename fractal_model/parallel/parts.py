@@ -1,9 +1,9 @@
 """Work on many images, cut into parts that fit memory.
 
-Decided here: how the work is cut does not change its result, because every image has its own random
-numbers. Parts start small. They grow as far as the memory measured on earlier parts allows, and as
-long as one part does not take so long that progress stands still. A part that does not fit after
-all is halved. The caller chooses who runs the parts, this process or workers: see `MapParts`.
+Decided here: the cut does not change the result, because every image has its own random numbers.
+Parts start small. They grow as far as the memory measured on earlier parts allows, but not so far
+that one part takes long and progress seems to stop. A part that still does not fit is halved. The
+caller chooses whether this process or workers compute the parts: see `MapParts`.
 """
 
 import time
@@ -18,23 +18,24 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
-"""One image first: its memory is not known yet, and where the system does not refuse an allocation
-it kills the process."""
+"""Images of the first part, and the largest factor from one part to the next. The memory of an
+image is not known at first, and the system may kill a process that takes too much."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
-"""Images that a part may have however slow they are: one at a time wastes the machine."""
+"""Images that a part may have at any speed, because single images use the machine badly."""
 MEMORY_SHARE = 0.5
-"""Share of the free memory that a part may take: it was measured on smaller parts."""
+"""Share of the free memory that a part may take, as the need was measured on smaller parts."""
 
 Work = Callable[[range], Tensor]
-"""From image numbers to a tensor with one row for each."""
+"""Maps image numbers to a tensor with one row for each image."""
 StartWork = Callable[[torch.device], Work]
-"""Called once by each worker: brings the model to its device. Must pickle."""
+"""Moves the model to the worker's device; each worker calls it once. It must be picklable."""
 
 
 class MapParts(Protocol):
-    """Runs the work on images 0 … total − 1; yields parts as they are done, in any order."""
+    """A function that computes the rows of images 0 … total − 1 and yields them in parts, in any
+    order; a part has at most `largest` images."""
 
     def __call__(
         self, start: StartWork, total: int, *, largest: int
@@ -43,17 +44,17 @@ class MapParts(Protocol):
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a worker returns for a part."""
+    """The result of a worker for one part."""
 
     rows: Tensor
-    """On the CPU, one for each image."""
+    """One row for each image, on the CPU."""
     fitting: int
-    """Images of a part that would fit where this one ran."""
+    """Number of images that fit the worker's memory at once."""
     seconds: float
 
 
 class PartWorker:
-    """Runs parts on one device, which it shares with other workers: `sharing` of them in all."""
+    """Computes parts on one device, whose memory `sharing` workers share if it is the CPU."""
 
     def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
         self._device = compute_device()
@@ -71,7 +72,11 @@ class PartWorker:
 
 
 def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
-    """The rows of a part, and how many images fitted at a time. FractalError: not even one."""
+    """Compute a part in pieces, and halve them as long as they do not fit the memory.
+
+    Return the rows, and the number of images that fitted at once. FractalError: one image alone
+    does not fit.
+    """
     size, rows, at = len(part), [], 0
     while at < len(part):
         try:
@@ -86,7 +91,7 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
                     "one image alone does not fit the memory: choose a smaller model, or a "
                     "machine with more"
                 ) from error
-        # Outside the handler, whose traceback keeps the tensors alive.
+        # Outside of the handler, because its traceback keeps the tensors alive.
         size = (size + 1) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -94,6 +99,7 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """True if an allocation on a GPU or the CPU failed."""
     # Torch's allocator on the CPU raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "can't allocate memory" in str(error)
@@ -101,7 +107,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class PartSizes:
-    """Hands out parts of images 0 … total − 1, each as large as those before it allow."""
+    """Cuts images 0 … total − 1 into parts, each as large as the results of earlier ones allow."""
 
     def __init__(self, total: int, *, largest: int, workers: int = 1) -> None:
         self._total = total
@@ -111,14 +117,17 @@ class PartSizes:
         self._size = min(FIRST_PART, largest)
 
     def next_part(self) -> range | None:
+        """Return the next images to compute, or None if there are no more."""
         if self._at == self._total:
             return None
-        even = -(-(self._total - self._at) // self._workers)  # the last parts end together
+        # An even share, so that the last parts end at about the same time.
+        even = -(-(self._total - self._at) // self._workers)
         part = range(self._at, self._at + min(self._size, even))
         self._at = part.stop
         return part
 
     def record(self, part: range, result: PartResult) -> None:
+        """Adapt the size of the next parts to the time and memory that `part` took."""
         in_time = int(len(part) * TARGET_SECONDS / max(result.seconds, 1e-3))
         in_time = max(in_time, len(part), ALWAYS_FAST_ENOUGH)
         grown = max(self._size, len(part) * GROWTH)
@@ -128,7 +137,7 @@ class PartSizes:
 def map_in_this_process(
     start: StartWork, total: int, *, largest: int = LARGEST_PART
 ) -> Iterator[tuple[range, Tensor]]:
-    """The `MapParts` without workers."""
+    """Compute all parts in this process (a `MapParts`)."""
     sizes, worker = PartSizes(total, largest=largest), PartWorker(start)
     while (part := sizes.next_part()) is not None:
         result = worker(part)

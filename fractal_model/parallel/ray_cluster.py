@@ -1,7 +1,7 @@
-"""The Ray cluster that a command runs on: the one in RAY_ADDRESS, else one of our own.
+"""The Ray cluster that a command runs on: the one in RAY_ADDRESS, or else a local one.
 
-Decided here: our own listens on loopback alone, asks for a token, and is closed only by the process
-that started it. Ray's own messages stay in its log folder; a person reads one line.
+Decided here: a local cluster listens on loopback alone, asks for a token, and is closed by the
+process that started it. Ray's messages go to its log folder; the user sees errors on one line.
 """
 
 import logging
@@ -22,33 +22,35 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
-    """Connect to Ray for the block; a local instance offers `cpus` logical CPUs."""
+    """Connect to Ray within the block. A local cluster offers `cpus` logical CPUs.
+
+    FractalError: the cluster in RAY_ADDRESS does not answer, or the address only takes jobs.
+    """
     if ray.is_initialized():
         yield
         return
     if address := os.environ.get("RAY_ADDRESS"):
         _connect(address)
     else:
-        # "local": without it Ray would join any cluster that it finds running on this machine.
-        # Ray starts some workers through a shell without quoting the interpreter's path, so that a
-        # space in it would keep them from starting.
+        # Without "local" Ray joins any cluster that runs on this machine. The interpreter is quoted
+        # because Ray starts some workers through a shell, where a space in the path is an error.
         quoted = shlex.quote(sys.executable)
         environment = {} if quoted == sys.executable else {"py_executable": quoted}
         ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **_QUIET)
     try:
         yield
     finally:
-        ray.shutdown()  # of a cluster that was there before, this only disconnects
+        ray.shutdown()  # For a cluster that ran before, this only disconnects.
 
 
 def _connect(address: str) -> None:
     if address.startswith(("http://", "https://")):
         raise FractalError(
-            f"RAY_ADDRESS={address} takes jobs, which only training is: unset it to run on this "
-            f"machine, or give the cluster's own address, such as HOST:6379"
+            f"RAY_ADDRESS={address} takes jobs, and only training is a job: unset it to run on "
+            f"this machine, or give the cluster's own address, such as HOST:6379"
         )
     try:
-        if ":" in address:  # Ray itself would try for minutes
+        if ":" in address:  # Test the port first, because Ray would try for minutes.
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(**_QUIET)

@@ -1,7 +1,7 @@
-"""Ray's adapter for preparing a data set: each shard is a task of the cluster.
+"""Prepare a data set on a Ray cluster: each shard is a task.
 
-Decided here: the cluster's machines must see the source and the data folder at the same paths;
-tasks are spread over the machines, because reading the source takes as long as decoding it.
+Decided here: all machines of the cluster must see the source and the data folder at the same paths.
+Tasks are spread over the machines, because reading the source takes as long as decoding it.
 """
 
 import os
@@ -15,8 +15,8 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 
 def build_shards(jobs: list[ShardJob], processes: int) -> None:
-    """Build the shards on the cluster in RAY_ADDRESS; without one on `processes` processes of this
-    machine, 0 for one a core. FractalError: one could not be built."""
+    """Build the shards on the cluster in RAY_ADDRESS, or else with `processes` processes on this
+    machine (0: one for each core). FractalError: a shard could not be built."""
     if os.environ.get("RAY_ADDRESS"):
         build_shards_on_cluster(jobs)
     else:
@@ -24,7 +24,7 @@ def build_shards(jobs: list[ShardJob], processes: int) -> None:
 
 
 def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
-    """Build the shards on the cluster in RAY_ADDRESS. FractalError: one could not be built."""
+    """Build the shards on the cluster in RAY_ADDRESS. FractalError: a shard was not built."""
     with ray_cluster(cpus=1):
         build = ray.remote(build_shard).options(scheduling_strategy="SPREAD")
         tasks = [build.remote(job) for job in jobs]
@@ -36,16 +36,16 @@ def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
             if isinstance(error.cause, FractalError):
                 raise FractalError(one_line(error.cause)) from error
             reason = f"{type(error.cause).__name__}: {one_line(error.cause)}"
-            raise _not_built(reason) from error
+            raise _unbuilt_shard_error(reason) from error
         except RayError as error:
-            raise _not_built(one_line(error)) from error
+            raise _unbuilt_shard_error(one_line(error)) from error
         finally:
             for task in tasks:
                 ray.cancel(task, force=True)
 
 
-def _not_built(reason: str) -> FractalError:
+def _unbuilt_shard_error(reason: str) -> FractalError:
     return FractalError(
         f"the cluster could not build every shard ({reason}): check that its machines see the "
-        f"source and the data folder, and run the same command to go on"
+        f"source and the data folder, and run the same command again to continue"
     )

@@ -1,7 +1,7 @@
-"""Ray's adapter for work on many images: the same parts, on a pool of actors.
+"""Compute parts of work on many images with Ray workers.
 
-Decided here: a worker is an actor with one CPU, and one GPU where the cluster has any, so that it
-loads the model once. Ray restarts an actor that died and repeats its part. Every failure arrives as
+Decided here: a worker is a Ray actor with one CPU, and one GPU if the cluster has any, so that it
+loads the model once. Ray restarts an actor that died and repeats its part. Every failure becomes
 one FractalError.
 """
 
@@ -34,14 +34,14 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
-"""How often each worker is restarted before the whole work is given up."""
+"""How often each worker is restarted before the whole work fails."""
 
 
 def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
     """Return the `MapParts` that runs on `workers` Ray workers, all of which read `files`.
 
-    None and 1 mean this process, 0 means as many workers as there is room for (`worker_count`).
-    FractalError: see there.
+    None and 1 mean this process. 0 means as many workers as there is room for. FractalError: as for
+    `worker_count`.
     """
     workers = 1 if workers is None else worker_count(workers)
     if workers == 1:
@@ -50,24 +50,28 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
 
 
 def worker_count(workers: int) -> int:
-    """Return `workers`, or for 0 the number that the cluster in RAY_ADDRESS has room for, without a
-    cluster one for each GPU of this machine.
+    """Return `workers`, or for 0 the number that there is room for.
 
-    FractalError: it is below 0, or the cluster does not answer.
+    The room is that of the cluster in RAY_ADDRESS, or without one the GPUs of this machine.
+    FractalError: `workers` is below 0, or the cluster does not answer.
     """
     if workers < 0:
-        raise FractalError(f"{workers} workers asked for: give 1 or more, or 0 for all there are")
+        raise FractalError(
+            f"the number of workers is {workers}: give 1 or more, or 0 for as many as fit"
+        )
     if workers > 0:
         return workers
     if not _has_cluster():
         return max(1, torch.cuda.device_count())
     with ray_cluster(cpus=os.cpu_count() or 1):
-        return max(1, _room(*_cpus_and_gpus()))
+        return max(1, _workers_that_fit(*_cpus_and_gpus()))
 
 
 def hardware(workers: int) -> Hardware:
-    """What `workers` workers run on: this machine, or the cluster in RAY_ADDRESS. FractalError: it
-    does not answer."""
+    """The hardware of `workers` workers: this machine's, or that of the cluster in RAY_ADDRESS.
+
+    FractalError: the cluster does not answer.
+    """
     here = Hardware.here(workers)
     if workers == 1 or not _has_cluster():
         return here
@@ -87,15 +91,17 @@ def map_over_workers(
     workers: int,
     files: Sequence[Path] = (),
 ) -> Iterator[tuple[range, Tensor]]:
-    """The `MapParts` on `workers` actors of the cluster in RAY_ADDRESS, else of this machine; they
-    read `files`, which are absolute.
+    """Compute all parts with `workers` Ray workers (a `MapParts`).
 
-    FractalError: more workers than the cluster has CPUs or GPUs, a machine of it that does not see
-    a file, or what a worker raised.
+    The workers run on the cluster in RAY_ADDRESS, or else on this machine. They read `files`, whose
+    paths are absolute.
+
+    FractalError: there are more workers than CPUs or GPUs, a machine does not see one of the files,
+    or a worker failed.
     """
     with ray_cluster(cpus=min(workers, os.cpu_count() or 1)), _errors_on_one_line():
         cpus, gpus = _cpus_and_gpus()
-        if workers > (room := _room(cpus, gpus)):
+        if workers > (room := _workers_that_fit(cpus, gpus)):
             raise FractalError(
                 f"the number of workers is {workers}, each takes one CPU"
                 f"{' and one GPU' if gpus else ''}: the cluster has room for {room}, "
@@ -104,7 +110,7 @@ def map_over_workers(
         _require_files(files, "GPU" if gpus else "CPU")
         workers = min(workers, total)
         sizes = PartSizes(total, largest=largest, workers=workers)
-        # mypy does not apply the decorators of classes.
+        # mypy ignores the decorators of classes.
         actor = _Worker.options(num_gpus=min(1, gpus))  # type: ignore[attr-defined]
         pool = ActorPool([actor.remote(workers) for _ in range(workers)])
         shared, part = ray.put(start), sizes.next_part()
@@ -119,14 +125,14 @@ def map_over_workers(
 
 @ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
 class _Worker:
-    """`PartWorker` in a process of its own."""
+    """A `PartWorker` in an actor's process."""
 
     def __init__(self, sharing: int) -> None:
         self._sharing = sharing
         self._worker: PartWorker | None = None
 
     def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
-        """`start` is in a list so that Ray passes the reference on, and the model is read once."""
+        """Compute a part. `start` is in a list so that Ray passes the reference, not the model."""
         if self._worker is None:
             self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)
@@ -134,7 +140,7 @@ class _Worker:
 
 @contextmanager
 def _errors_on_one_line() -> Iterator[None]:
-    """Turn what Ray raises for its workers into a FractalError."""
+    """Turn the errors that Ray raises for its workers into a FractalError."""
     try:
         yield
     except RayTaskError as error:
@@ -145,8 +151,8 @@ def _errors_on_one_line() -> Iterator[None]:
         raise FractalError(message) from error
     except RayActorError as error:
         raise FractalError(
-            f"a worker died {RESTARTS + 1} times, out of memory perhaps: give fewer workers "
-            f"or a smaller batch size; Ray's logs are in /tmp/ray/session_latest/logs"
+            f"a worker died {RESTARTS + 1} times, perhaps because memory ran out: give fewer "
+            f"workers or a smaller batch size, and see /tmp/ray/session_latest/logs"
         ) from error
 
 
@@ -155,25 +161,25 @@ def _has_cluster() -> bool:
 
 
 def _cpus_and_gpus() -> tuple[int, int]:
-    """How many the connected cluster has."""
+    """Number of CPUs and of GPUs of the connected cluster."""
     resources = ray.cluster_resources()
     return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
-def _room(cpus: int, gpus: int) -> int:
-    """How many workers run at once on so many; Ray would wait for ever for more."""
+def _workers_that_fit(cpus: int, gpus: int) -> int:
+    """Number of workers that can run at once; Ray would wait for ever for more."""
     return min(cpus, gpus) if gpus else cpus
 
 
 def _gpu_types(resources: dict[str, float]) -> list[str]:
-    """The type of each GPU of a machine, as Ray names it."""
+    """Ray's name of each GPU of a machine."""
     types = [name for name in resources if name.startswith(_ACCELERATOR)]
     name = types[0].removeprefix(_ACCELERATOR) if types else "GPU"
     return [name] * int(resources.get("GPU", 0))
 
 
 def _require_files(files: Sequence[Path], resource: str) -> None:
-    """FractalError: a machine of the connected cluster that offers `resource` lacks a file."""
+    """Raise FractalError if a machine of the cluster that offers `resource` lacks a file."""
     answers = [
         _missing_files.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -181,17 +187,15 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
         for node in ray.nodes()
         if files and node["Alive"] and node["Resources"].get(resource)
     ]
-    lacking: list[tuple[str, str]] = []
+    missing: list[tuple[str, str]] = []
     for answer in answers:
-        with suppress(RayError):  # a machine that is lost meanwhile runs no worker either
-            missing = ray.get(answer)
-            lacking += missing
-    if lacking:
-        machine, file = lacking[0]
-        others = len(lacking) - 1
-        more = f", and {others} more are missing like it" if others else ""
+        with suppress(RayError):  # A machine that is lost meanwhile runs no worker either.
+            missing.extend(ray.get(answer))
+    if missing:
+        machine, file = missing[0]
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise FractalError(
-            f"the machine {machine} of the Ray cluster does not see {file}{more}: give all its "
+            f"the machine {machine} of the Ray cluster does not see {file}{others}: give all its "
             f"machines the same files at the same paths, on a shared file system for example, or "
             f"unset RAY_ADDRESS to run on this machine alone"
         )
@@ -199,5 +203,5 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _missing_files(files: list[str]) -> list[tuple[str, str]]:
-    """On a machine of the cluster: its name beside each of the files that is not there."""
+    """The name of the machine that runs this task, with each of `files` that it does not see."""
     return [(socket.gethostname(), file) for file in files if not Path(file).exists()]

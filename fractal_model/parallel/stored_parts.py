@@ -1,9 +1,8 @@
-"""Work on many images that survives being stopped: each part's rows become a file as soon as they
-are done, and only missing rows are computed again.
+"""Store the results of work on many images, so that stopped work continues where it was.
 
-Decided here: a part is one safetensors file, named after its first image and written whole, so that
-a part that was interrupted leaves no file. `StoredParts` wraps another `MapParts`: whoever asks for
-the work need not know that it is kept.
+Decided here: each part is one safetensors file, written as soon as its rows are computed. The file
+is named after its first image and is atomic, so that an interrupted part leaves no file.
+`StoredParts` wraps another `MapParts`, so that its caller need not know about the files.
 """
 
 from bisect import bisect_right
@@ -24,7 +23,7 @@ ROWS = "rows"
 
 
 class StoredParts:
-    """The `MapParts` that keeps rows in `folder`; the folder's name identifies the work."""
+    """A `MapParts` that stores rows in `folder`. The folder's name must identify the work."""
 
     def __init__(self, folder: Path, map_parts: MapParts) -> None:
         self._folder = folder
@@ -33,10 +32,10 @@ class StoredParts:
     def __call__(
         self, start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        """Yield the kept parts, then those computed now. OSError: the disk is full."""
+        """Yield the stored parts, then compute the missing ones. OSError: the disk is full."""
         self._folder.mkdir(parents=True, exist_ok=True)
         is_missing = torch.ones(total, dtype=torch.bool)
-        for part, rows in self.kept():
+        for part, rows in self.read_parts():
             is_missing[part.start : part.stop] = False
             yield part, rows
         missing = is_missing.nonzero().flatten().tolist()
@@ -44,15 +43,15 @@ class StoredParts:
             return
         start = partial(_start_renumbered, start, missing)
         for places, rows in self._map_parts(start, len(missing), largest=largest):
-            parts = runs([missing[place] for place in places])
+            parts = split_into_ranges([missing[place] for place in places])
             lengths = [len(part) for part in parts]
             for part, part_rows in zip(parts, rows.split(lengths), strict=True):
                 with atomic_file(self._folder / f"{part.start:09d}.safetensors") as file:
                     save_file({ROWS: part_rows.contiguous()}, file)
                 yield part, part_rows
 
-    def kept(self) -> Iterator[tuple[range, Tensor]]:
-        """Yield the kept parts by image number; remove damaged and unfinished files."""
+    def read_parts(self) -> Iterator[tuple[range, Tensor]]:
+        """Yield the stored parts by image number, and remove damaged files."""
         for file in sorted(self._folder.glob("*.safetensors")):
             try:
                 first, rows = int(file.stem), load_file(file)[ROWS]
@@ -62,24 +61,28 @@ class StoredParts:
             yield range(first, first + len(rows)), rows
 
     def rows(self, numbers: Sequence[int], width: int) -> Tensor:
-        """The first `width` columns of the rows with these numbers, (n, width), from the disk."""
+        """Read the first `width` columns of the rows with these numbers: (n, width)."""
         files = {int(file.stem): file for file in sorted(self._folder.glob("[0-9]*.safetensors"))}
         firsts, rows = list(files), []
         for number in numbers:
             first = firsts[bisect_right(firsts, number) - 1]
-            with safe_open(files[first], "pt") as content:
+            with safe_open(files[first], "pt") as file:
                 at = number - first
-                rows.append(content.get_slice(ROWS)[at : at + 1, :width])
+                rows.append(file.get_slice(ROWS)[at : at + 1, :width])
         return torch.cat(rows)
 
 
-def runs(numbers: Sequence[int]) -> list[range]:
+def split_into_ranges(numbers: Sequence[int]) -> list[range]:
     """Split rising numbers into ranges without gaps."""
     gaps = np.flatnonzero(np.diff(numbers) > 1) + 1
-    return [range(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, gaps) if len(run)]
+    return [range(int(part[0]), int(part[-1]) + 1) for part in np.split(numbers, gaps) if len(part)]
 
 
 def _start_renumbered(start: StartWork, missing: list[int], device: torch.device) -> Work:
-    """The work on places in `missing` instead of image numbers."""
+    """Start work that takes places in `missing` instead of image numbers."""
     work = start(device)
-    return lambda places: torch.cat([work(part) for part in runs([missing[p] for p in places])])
+
+    def work_on_places(places: range) -> Tensor:
+        return torch.cat([work(part) for part in split_into_ranges([missing[p] for p in places])])
+
+    return work_on_places

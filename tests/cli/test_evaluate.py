@@ -192,7 +192,7 @@ def test_samples_of_a_wrong_protocol(place, tmp_path, labels, size, message, pre
         ("model", ("--dataset", "other"), "no prepared data set at"),
         ("model", ("--size", "mar-xl"), "size 'mar-xl' is unknown"),
         ("model", ("--size", "mar-l"), "has length 3: this model takes 2"),
-        ("model", ("--workers", -1), "-1 workers asked for: give 1 or more, or 0"),
+        ("model", ("--workers", -1), "number of workers is -1: give 1 or more, or 0"),
     ],
 )
 def test_refuses(place, source, words, message):

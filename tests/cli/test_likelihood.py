@@ -60,7 +60,7 @@ def test_an_autoregressive_model_is_exact(workplace, tmp_path):
         (("--split", "test"), "no split 'test': choose one of validation"),
         (("--data", "none"), "none"),
         (("--model", "none"), "no checkpoint folder none"),
-        (("--workers", -1), "-1 workers asked for: give 1 or more"),
+        (("--workers", -1), "number of workers is -1: give 1 or more"),
         (("--out", "/dev/null/x.csv"), "cannot be made"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_folder_is_gone_on_with(workplace, tmp_path):
         (("--out", "x.jpg"), "ending '.jpg'"),
         (("--out", "/dev/null/x.png"), "cannot be made"),
         (("--out", "/proc/x.png"), "cannot be made or written to"),
-        (("--workers", -1), "-1 workers asked for"),
+        (("--workers", -1), "number of workers is -1: "),
         (("--classes", "٣"), "class '٣' is unknown"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Work in parts: sizes, memory, halving."""
+"""Work in parts adapts to time and memory, and memory is measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fractal_model.parallel.parts import (
 )
 
 CPU = torch.device("cpu")
-KEEPING = """
+CHECK_KEPT_MEMORY = """
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, psutil, torch
 from fractal_model.common.memory import available_memory, keep_freed_memory
@@ -29,7 +29,7 @@ from fractal_model.common.memory import available_memory, keep_freed_memory
 def check():
     resident = psutil.Process().memory_info
     before = resident().rss
-    np.ones(200 * 2**20, dtype=np.uint8)  # a tensor would put more behind its numbers
+    np.ones(200 * 2**20, dtype=np.uint8)  # a tensor would allocate more behind its numbers
     assert resident().rss > before + 150 * 2**20
     available_memory(torch.device("cpu"))
     assert resident().rss < before + 50 * 2**20
@@ -48,37 +48,37 @@ def result(part, *, fitting=10**6, seconds=0.01):
     return PartResult(numbers(part), fitting, seconds)
 
 
-def sizes_of(total, *, largest=1024, workers=1, **record):
-    sizes, found = PartSizes(total, largest=largest, workers=workers), []
+def part_lengths(total, *, largest=1024, workers=1, **record):
+    sizes, lengths = PartSizes(total, largest=largest, workers=workers), []
     while (part := sizes.next_part()) is not None:
-        found.append(len(part))
+        lengths.append(len(part))
         sizes.record(part, result(part, **record))
-    return found
+    return lengths
 
 
 def test_parts_grow_up_to_the_largest():
-    assert sizes_of(3000) == [1, 8, 64, 512, 1024, 1024, 367]
-    assert sizes_of(20, largest=8) == [1, 8, 8, 3]
-    assert sizes_of(3, largest=1) == [1, 1, 1]
+    assert part_lengths(3000) == [1, 8, 64, 512, 1024, 1024, 367]
+    assert part_lengths(20, largest=8) == [1, 8, 8, 3]
+    assert part_lengths(3, largest=1) == [1, 1, 1]
 
 
 def test_parts_fit_the_memory_that_was_measured():
-    assert sizes_of(30, fitting=6) == [1, 6, 6, 6, 6, 5]
-    assert sizes_of(3, fitting=1) == [1, 1, 1]
+    assert part_lengths(30, fitting=6) == [1, 6, 6, 6, 6, 5]
+    assert part_lengths(3, fitting=1) == [1, 1, 1]
 
 
 def test_slow_parts_do_not_grow():
-    assert sizes_of(12, seconds=60.0) == [1, 4, 4, 3]
+    assert part_lengths(12, seconds=60.0) == [1, 4, 4, 3]
 
 
 def test_workers_get_even_parts():
-    assert sizes_of(7, workers=3) == [1, 2, 2, 1, 1]
+    assert part_lengths(7, workers=3) == [1, 2, 2, 1, 1]
 
 
-def test_every_image_once_in_this_process():
-    found = list(map_in_this_process(lambda device: numbers, 300))
-    assert [int(n) for part, rows in found for n in rows] == list(range(300))
-    assert all(rows.tolist() == list(part) for part, rows in found)
+def test_this_process_computes_every_image_once():
+    parts = list(map_in_this_process(lambda device: numbers, 300))
+    assert [int(n) for part, rows in parts for n in rows] == list(range(300))
+    assert all(rows.tolist() == list(part) for part, rows in parts)
 
 
 def test_a_part_that_does_not_fit_is_halved():
@@ -98,7 +98,7 @@ def test_a_part_that_does_not_fit_is_halved():
 
 
 def test_a_tensor_larger_than_memory_is_out_of_memory():
-    """Torch's own error on the CPU."""
+    """Torch raises another error on the CPU than on a GPU."""
 
     def work(part):
         if len(part) > 1:
@@ -108,7 +108,7 @@ def test_a_tensor_larger_than_memory_is_out_of_memory():
     assert run_halving(work, range(4))[0].tolist() == [0, 1, 2, 3]
 
 
-def test_one_image_that_does_not_fit():
+def test_one_image_that_does_not_fit_is_an_error():
     def work(part):
         raise MemoryError
 
@@ -124,7 +124,7 @@ def test_other_errors_are_not_swallowed():
         run_halving(work, range(4))
 
 
-def test_peak_memory_sees_what_was_freed_again():
+def test_peak_memory_includes_memory_that_was_freed_again():
     with peak_memory(CPU) as peak:
         block = torch.ones(200 * 2**20, dtype=torch.uint8)
         for _ in range(10):
@@ -134,15 +134,15 @@ def test_peak_memory_sees_what_was_freed_again():
 
 
 @pytest.mark.skipif(memory._GLIBC is None, reason="the allocator is not glibc's")
-def test_what_was_freed_is_kept_until_somebody_asks_how_much_there_is():
-    """In a process of its own: where an allocation has failed before, another heap is taken."""
+def test_freed_memory_is_kept_until_the_available_memory_is_read():
+    """Another process checks this, because after a failed allocation glibc takes another heap."""
     environment = {name: os.environ[name] for name in os.environ if name != "MALLOC_ARENA_MAX"}
-    command = [sys.executable, "-c", KEEPING]
+    command = [sys.executable, "-c", CHECK_KEPT_MEMORY]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_available_memory_respects_a_container(monkeypatch, tmp_path):
+def test_available_memory_respects_a_containers_limit(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text(f"{50 * 2**20}\n")
     (tmp_path / "memory.current").write_text(f"{40 * 2**20}\n")
     monkeypatch.setattr("fractal_model.common.memory._CGROUP", tmp_path)

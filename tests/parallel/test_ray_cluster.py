@@ -1,4 +1,4 @@
-"""The Ray instance that a command starts for itself."""
+"""Commands start a local Ray cluster or connect to the one in RAY_ADDRESS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(ray.is_initialized())
 """
 
 
-def test_starts_workers_from_a_path_with_a_space_and_on_loopback(tmp_path):
+def test_workers_start_on_loopback_and_from_a_path_with_a_space(tmp_path):
     environment = tmp_path / "with space"
     environment.symlink_to(sys.prefix)
     done = subprocess.run(
@@ -36,7 +36,7 @@ def test_starts_workers_from_a_path_with_a_space_and_on_loopback(tmp_path):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port"])
-def test_a_cluster_that_does_not_answer(monkeypatch, address):
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with (
         pytest.raises(FractalError, match=f"RAY_ADDRESS={address} does not answer"),
@@ -45,14 +45,17 @@ def test_a_cluster_that_does_not_answer(monkeypatch, address):
         pass
 
 
-def test_an_address_for_jobs_is_no_cluster_to_connect_to(monkeypatch):
+def test_an_address_for_jobs_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    with pytest.raises(FractalError, match="takes jobs, which only training is"), ray_cluster(1):
+    with (
+        pytest.raises(FractalError, match="takes jobs, and only training is a job"),
+        ray_cluster(1),
+    ):
         pass
 
 
-def test_more_workers_than_the_cluster_has_are_refused_at_once(tmp_path):
+def test_a_training_with_more_workers_than_cpus_is_refused_at_once(tmp_path):
     recipe = RECIPE.model_copy(update={"workers": 4, "min_workers": 4})
     job = make_job(tmp_path, recipe=recipe)
-    with ray_cluster(1), pytest.raises(FractalError, match="need 4 CPU, the Ray cluster has 1"):
+    with ray_cluster(1), pytest.raises(FractalError, match="needs? 4 CPU, the Ray cluster has 1"):
         run_training(job, on_report=print)

@@ -1,4 +1,4 @@
-"""Preparing over a Ray cluster: the same bytes as on one machine, failures on one line."""
+"""A Ray cluster prepares the same bytes as one machine, and fails with one line."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def prepare(data: Path, run_jobs) -> None:
     )
 
 
-def test_gives_the_same_bytes(tmp_path):
+def test_a_cluster_prepares_the_same_bytes_as_one_process(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     for name, run_jobs in (
         ("one", lambda jobs: build_in_processes(jobs, 1)),
@@ -43,28 +43,29 @@ def test_gives_the_same_bytes(tmp_path):
     assert contents(tmp_path / "ray/imagenet16") == contents(tmp_path / "one/imagenet16")
 
 
-def refused(data: Path, run_jobs, message: str) -> None:
-    with pytest.raises(FractalError, match=message) as caught:
+def require_refusal(data: Path, run_jobs, message: str) -> None:
+    """Require that `prepare` raises an error with `message` on one line."""
+    with pytest.raises(FractalError, match=message) as raised:
         prepare(data, run_jobs)
-    said = str(caught.value)
-    assert "\n" not in said and "\x1b" not in said and "Traceback" not in said
-    assert len(said) < 600
+    text = str(raised.value)
+    assert "\n" not in text and "\x1b" not in text and "Traceback" not in text
+    assert len(text) < 600
 
 
-def test_a_file_that_vanished_is_said_as_on_one_machine(tmp_path):
+def test_a_missing_image_is_named_as_on_one_machine(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data", resolutions=(SIDE,))
     (root / "train/n01440764/n01440764_5.JPEG").unlink()
-    refused(
+    require_refusal(
         tmp_path / "data", build_shards_on_cluster, "^n01440764/n01440764_5.JPEG cannot be read "
     )
 
 
-def test_another_failure_is_said_without_its_traceback(tmp_path):
+def test_another_failure_is_named_without_its_traceback(tmp_path):
     register(mini.write_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
 
     def spoil_and_run(jobs):
         (tmp_path / "data/.imagenet16.partial/done").rmdir()
         build_shards_on_cluster(jobs)
 
-    refused(tmp_path / "data", spoil_and_run, "could not build every shard .*No such file")
+    require_refusal(tmp_path / "data", spoil_and_run, "could not build every shard .*No such file")
