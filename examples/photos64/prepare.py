@@ -1,7 +1,7 @@
-"""A data set of one's own in the prepared format: 64 × 64 crops of two photographs.
+"""Prepare a data set of your own: 64 × 64 crops of two photographs.
 
-The photographs come with scikit-learn. Their left three quarters give the training crops, the rest
-the validation crops, so the two share no pixel.
+The photographs come with scikit-learn. Training crops come from their left three quarters and
+validation crops from the rest, so the two splits share no pixel.
 
     python examples/photos64/prepare.py
     python -m flows.train --size photos-64 --params examples/photos64/params.yaml
@@ -22,15 +22,15 @@ from fractal_model.data.writing import write_prepared
 
 SIDE, SEED = 64, 0
 CROPS = {"train": 1000, "validation": 50}
-"""Of each photograph."""
+"""Number of crops of each photograph, by split."""
 CLASS_NAMES = ("temple", "flower")
 
 
-def crops(photographs: list[np.ndarray], count: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
-    """`count` crops of each photograph, uint8 (64, 64, 3), with the photograph's number."""
+def draw_crops(photos: list[np.ndarray], count: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield `count` crops of each photograph, uint8 (64, 64, 3), and the photograph's number."""
     random = np.random.default_rng(seed)
     for _ in range(count):
-        for label, photograph in enumerate(photographs):
+        for label, photograph in enumerate(photos):
             top, left = (random.integers(length - SIDE + 1) for length in photograph.shape[:2])
             yield photograph[top : top + SIDE, left : left + SIDE], label
 
@@ -51,7 +51,7 @@ def main() -> None:
         resolution=SIDE,
         class_names=CLASS_NAMES,
         splits={
-            name: crops(images, CROPS[name], SEED + number)
+            name: draw_crops(images, CROPS[name], SEED + number)
             for number, (name, images) in enumerate(parts.items())
         },
     )

@@ -66,7 +66,7 @@ def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator
 
 
 def decode(opened: ImageFile) -> Decoded:
-    """Decode the picture as a viewer shows it. UnusableImage: its format does not define white."""
+    """Decode the picture as a viewer shows it. UnusableImage: the format does not define white."""
     _scale_transparent_colour(opened)
     orientation = _orientation(opened)
     opened.load()

@@ -18,6 +18,8 @@ from fractal_model.data.prepared import Example, PreparedSplit
 
 
 class Batch(NamedTuple):
+    """Images of one rank's batch with their labels."""
+
     images: torch.Tensor
     """uint8 (B, 3, H, W)"""
     labels: torch.Tensor
@@ -46,8 +48,8 @@ def train_loader(
 
     `batch_size` is the global batch size over all ranks. If it cannot be divided evenly, some ranks
     get one image more. Positions count images over all ranks. Every batch is full: the last one may
-    go past `end_position`. With `flip`, (seed, epoch, index) decide whether an image is mirrored.
-    Torch's global random state does not change.
+    go past `end_position`. There is none if `position` has reached it. With `flip`, (seed, epoch,
+    index) decide whether an image is mirrored. Torch's global random state does not change.
 
     Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.

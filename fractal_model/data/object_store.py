@@ -103,6 +103,7 @@ Store = LocalStore | RemoteStore
 
 
 def store_at(place: str | Path) -> Store:
+    """Return the store of the data set in a folder or at an address."""
     return RemoteStore(str(place)) if is_remote(place) else LocalStore(Path(place))
 
 

@@ -169,12 +169,9 @@ def _report_progress(partial: Path, jobs: list[ShardJob], progress: Progress) ->
 def _quarantined_files(
     folder: Path, listing: Listing, built: BuiltShards, allowed: float
 ) -> tuple[QuarantinedFile, ...]:
-    """Return the images that cannot be used.
-
-    Raises FractalError when their share is above `allowed` and when a split has no other images.
-    They are then listed in a file beside `folder`. The next run reads them again, because they may
-    have been repaired.
-    """
+    """Return the images that cannot be used. Raises FractalError when their share is above
+    `allowed`, and when a split has no other images. They are then listed in a file beside `folder`,
+    and the next run reads them again, because they may have been repaired."""
     table = folder.with_name(f"{folder.name}-quarantined.csv")
     table.unlink(missing_ok=True)
     left_out = [

@@ -37,12 +37,14 @@ from fractal_model.data.manifest import (
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
 _OPEN_SHARDS = 256
-"""Shards open at a time. ImageNet at 256 px has fewer."""
+"""Shards open at a time, each with an open file. ImageNet at 256 px has fewer."""
 _RELEASE_BYTES = 256 * 2**20
 _TOUCHED_BYTES = 2 * 2**20  # The system may map so much around a byte that is read.
 
 
 class Example(NamedTuple):
+    """One image of a split with its label."""
+
     image: torch.Tensor
     """uint8 (3, H, W)"""
     label: int
@@ -199,8 +201,9 @@ def verify_prepared(
         split = open_prepared(place, name)
         side, classes = manifest.resolution, len(manifest.class_names)
         labels = split.labels()
-        for index in np.flatnonzero((labels < 0) | (labels >= classes)):
-            raise _damaged_error(split.store, name, f"image {index} has label {labels[index]}")
+        for position in np.flatnonzero((labels < 0) | (labels >= classes)):
+            reason = f"image {position} has label {labels[position]}"
+            raise _damaged_error(split.store, name, reason)
         checksums = bytearray()
         for image, label, index in split.in_order():
             checksums += image_checksum(image.permute(1, 2, 0).numpy().tobytes(), label)

@@ -133,7 +133,7 @@ def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
                 future.result()
         except BrokenProcessPool as error:
             raise FractalError(
-                "a process of the preparation died, perhaps of too little memory: run the same "
+                "a process of the preparation died, perhaps because memory ran out: run the same "
                 "command again to continue, with fewer preparation.processes"
             ) from error
 

@@ -27,6 +27,7 @@ _ROWS = 128
 
 
 def images_per_shard(resolution: int) -> int:
+    """Return how many images of this resolution a shard of SHARD_BYTES has, about."""
     return max(1, int(SHARD_BYTES / (3 * resolution**2 * _COMPRESSED)))
 
 
@@ -102,6 +103,7 @@ def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]
 
 
 def split_features(class_names: Sequence[str]) -> datasets.Features:
+    """Return the columns of a shard as Hugging Face `datasets` describes them."""
     return datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=list(class_names))
     )

@@ -104,19 +104,19 @@ def _write_shards(
 
 
 def _check_images(
-    images: LabelledImages, where: str, resolution: int, classes: int
+    images: LabelledImages, split: str, resolution: int, classes: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the images unchanged. Raises FractalError for a wrong shape, type or label."""
     shape, index = (resolution, resolution, 3), -1
     for index, (image, label) in enumerate(images):
         if image.dtype != np.uint8 or image.shape != shape:
             raise FractalError(
-                f"image {index} of {where} is {image.dtype} {image.shape}, expected uint8 {shape}"
+                f"image {index} of {split} is {image.dtype} {image.shape}, expected uint8 {shape}"
             )
         if not 0 <= label < classes:
             raise FractalError(
-                f"image {index} of {where} has label {label}, expected 0 to {classes - 1}"
+                f"image {index} of {split} has label {label}, expected 0 to {classes - 1}"
             )
         yield image, int(label)
     if index < 0:
-        raise FractalError(f"{where} has no images: expected one or more, check the source")
+        raise FractalError(f"{split} has no images: expected one or more, check the source")

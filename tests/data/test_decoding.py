@@ -1,5 +1,7 @@
-"""Every kind of picture becomes the 8-bit RGB that a viewer shows, or a reason: each expectation is
-written down as numbers, none comes from the library that decodes."""
+"""Every kind of picture becomes the 8-bit RGB that a viewer shows, or is refused with a reason.
+
+All expected pixels are written as numbers. None comes from the library that decodes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from tests.support.picture_files import FLOAT, GREY, PALETTE, RGB, SIGNED, UNSIG
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 HALF = (255, 127, 127)
-"""Red of alpha 128 on white: 128 / 255 of red and 127 / 255 of white."""
+"""Red with alpha 128 on white: 128 / 255 red and 127 / 255 white."""
 
 
 def read(content: bytes, reading=decode) -> Decoded:
@@ -32,7 +34,7 @@ def read(content: bytes, reading=decode) -> Decoded:
 
 
 def pixels(content: bytes, reading=decode) -> list[tuple[int, ...]]:
-    """Those of the first row."""
+    """Decoded pixels of the first row."""
     return [tuple(pixel) for pixel in np.asarray(read(content, reading).rgb)[0].tolist()]
 
 
@@ -41,7 +43,7 @@ def picture(mode: str, *row: tuple[int, ...]) -> PIL.Image.Image:
 
 
 def gif_colours(*colours: tuple[int, int, int]) -> PIL.Image.Image:
-    """One pixel of each colour of the palette."""
+    """An image with one pixel of each colour, which form its palette."""
     image = PIL.Image.frombytes("P", (len(colours), 1), bytes(range(len(colours))))
     image.putpalette([value for colour in colours for value in colour])
     return image
@@ -79,12 +81,12 @@ TRANSPARENT = {
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_what_is_transparent_is_laid_on_white(kind):
+def test_transparent_pixels_are_laid_on_white(kind):
     content, expected = TRANSPARENT[kind]
     assert read(content).composited and pixels(content) == expected
 
 
-def test_adm_reads_the_colours_that_are_hidden():
+def test_adm_reads_the_colours_of_transparent_pixels():
     content = TRANSPARENT["PNG"][0]
     assert pixels(content, decode_as_adm) == [RED, RED, RED]
     assert not read(content, decode_as_adm).composited
@@ -98,7 +100,7 @@ def test_an_opaque_picture_is_not_composited(mode):
 
 RAMP = (0, 128, 129, 4096, 32767, 32768, 65406, 65407, 65535)
 IN_8_BITS = [0, 0, 1, 16, 127, 128, 254, 255, 255]
-"""Of 257 steps each, rounded: 128 / 257 is below a half, 129 / 257 above."""
+"""RAMP / 257, rounded: 128 / 257 is below a half, 129 / 257 above."""
 LITTLE, BIG = struct.pack("<9H", *RAMP), struct.pack(">9H", *RAMP)
 SIXTEEN_BITS = {
     "PNG": (png(9, 16, GREY, BIG), IN_8_BITS),
@@ -118,9 +120,9 @@ def test_16_bit_grey_is_scaled(kind, reading):
     assert pixels(content, reading) == [(v, v, v) for v in expected]
 
 
-def test_16_bit_colours_are_within_a_level():
-    found = np.array(pixels(png(3, 16, RGB, BIG)))
-    assert np.abs(found - np.reshape(IN_8_BITS, (3, 3))).max() <= 1
+def test_16_bit_colours_differ_by_at_most_one():
+    decoded = np.array(pixels(png(3, 16, RGB, BIG)))
+    assert np.abs(decoded - np.reshape(IN_8_BITS, (3, 3))).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_16_bit_colours_are_within_a_level():
     ],
 )
 @pytest.mark.parametrize("reading", [decode, decode_as_adm])
-def test_numbers_without_a_white_are_refused(content, reading):
+def test_formats_that_do_not_define_white_are_refused(content, reading):
     with pytest.raises(UnusableImage, match="do not say what is white: save it with 8 bits"):
         read(content, reading)
 
@@ -154,21 +156,21 @@ def test_numbers_without_a_white_are_refused(content, reading):
     ],
 )
 @pytest.mark.parametrize("reading", [decode, decode_as_adm])
-def test_other_colours(image, kind, expected, reading):
-    found = pixels(encoded(image, kind), reading)
-    assert np.abs(np.array(found) - np.array(expected)).max() <= 2, found
+def test_other_colour_modes_become_rgb(image, kind, expected, reading):
+    decoded = pixels(encoded(image, kind), reading)
+    assert np.abs(np.array(decoded) - np.array(expected)).max() <= 2, decoded
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("reading", [decode, decode_as_adm])
-def test_no_exif_is_upright(kind, reading):
-    found = read(encoded(PIL.Image.new("RGB", (32, 16)), kind), reading)
-    assert found.orientation == 1 and found.rgb.size == (32, 16)
+def test_a_picture_without_exif_is_upright(kind, reading):
+    decoded = read(encoded(PIL.Image.new("RGB", (32, 16)), kind), reading)
+    assert decoded.orientation == 1 and decoded.rgb.size == (32, 16)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_picture_is_turned_as_exif_says(kind):
-    """Orientation 6: what is stored on the left is shown on top."""
+    """With orientation 6 the stored left side is shown on top."""
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     stored = np.zeros((16, 32, 3), np.uint8)
@@ -176,20 +178,20 @@ def test_a_picture_is_turned_as_exif_says(kind):
     content = encoded(PIL.Image.fromarray(stored), kind, exif=exif)
     decoded = read(content)
     assert decoded.orientation == 6
-    found = np.asarray(decoded.rgb).astype(int)
-    assert found.shape == (32, 16, 3)
-    assert found[:12].min() > 180 and found[-12:].max() < 20
+    shown = np.asarray(decoded.rgb).astype(int)
+    assert shown.shape == (32, 16, 3)
+    assert shown[:12].min() > 180 and shown[-12:].max() < 20
 
 
-def test_adm_does_not_turn():
+def test_adm_does_not_turn_pictures():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    found = read(encoded(PIL.Image.new("RGB", (32, 16)), "JPEG", exif=exif), decode_as_adm)
-    assert found.rgb.size == (32, 16) and found.orientation == 6
+    decoded = read(encoded(PIL.Image.new("RGB", (32, 16)), "JPEG", exif=exif), decode_as_adm)
+    assert decoded.rgb.size == (32, 16) and decoded.orientation == 6
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
-def test_of_several_frames_the_first_is_taken(kind):
+def test_the_first_of_several_frames_is_taken(kind):
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    found = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
-    assert np.abs(np.array(found) - RED).max() <= 2
+    decoded = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    assert np.abs(np.array(decoded) - RED).max() <= 2

@@ -1,4 +1,4 @@
-"""The digits: exactly the source's, in a fixed and stratified split."""
+"""The digits are exactly the source's, in a fixed and stratified split."""
 
 import numpy as np
 import pytest
@@ -9,30 +9,31 @@ from fractal_model.data.digits import CLASS_NAMES, digits_splits
 
 
 def keys(split):
+    """Hashable keys of the images and labels of a split."""
     return [(image.tobytes(), label) for image, label in split]
 
 
-def test_grey_values_invert_to_the_source():
+def test_grey_values_can_be_inverted_to_the_source():
     splits = digits_splits(validation_images=297, seed=0)
     source = load_digits()
     pairs = zip(source.images.astype(np.uint8), source.target.tolist(), strict=True)
     expected = {(image.tobytes(), label) for image, label in pairs}
-    found = set()
+    inverted = set()
     for image, label in splits["train"] + splits["validation"]:
         assert image.dtype == np.uint8 and image.shape == (8, 8, 3)
         assert (image == image[..., :1]).all()
         values = np.rint(image[..., 0].astype(float) * 16 / 255).astype(np.uint8)
-        found.add((values.tobytes(), label))
-    assert found == expected
+        inverted.add((values.tobytes(), label))
+    assert inverted == expected
     assert max(image.max() for image, _ in splits["train"]) == 255
 
 
-def test_every_grey_value_inverts():
+def test_every_grey_value_can_be_inverted():
     values = np.arange(17)
     assert (np.rint((values * 255 + 8) // 16 * 16 / 255) == values).all()
 
 
-def test_split_is_disjoint_and_complete():
+def test_splits_are_disjoint_and_complete():
     splits = digits_splits(validation_images=297, seed=0)
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 1500,
@@ -44,7 +45,7 @@ def test_split_is_disjoint_and_complete():
 
 
 @pytest.mark.parametrize("validation_images", [10, 297, 900])
-def test_split_is_stratified(validation_images):
+def test_the_split_is_stratified(validation_images):
     splits = digits_splits(validation_images=validation_images, seed=3)
     held_out = np.bincount([label for _, label in splits["validation"]], minlength=10)
     total = np.bincount(load_digits().target, minlength=10)
@@ -53,7 +54,7 @@ def test_split_is_stratified(validation_images):
     assert len(CLASS_NAMES) == 10
 
 
-def test_split_depends_on_the_seed_alone():
+def test_the_split_depends_on_the_seed_alone():
     first = digits_splits(validation_images=297, seed=5)
     np.random.seed(1)  # the global state must not matter
     again = digits_splits(validation_images=297, seed=5)
@@ -64,12 +65,12 @@ def test_split_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("validation_images", [-1, 0, 9, 1788, 5000])
-def test_split_without_every_class_is_refused(validation_images):
+def test_a_split_without_every_class_is_refused(validation_images):
     with pytest.raises(FractalError, match=rf"^validation_images is {validation_images}, .*1787"):
         digits_splits(validation_images=validation_images, seed=0)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
-def test_seed_out_of_range_is_refused(seed):
+def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(FractalError, match=f"^seed is {seed}, expected 0 to 4294967295"):
         digits_splits(validation_images=297, seed=seed)

@@ -1,4 +1,4 @@
-"""The loader: the same stream for every number of ranks, loader processes and resumes."""
+"""The loader gives the same stream for every number of ranks, loader processes and resumes."""
 
 import pickle
 
@@ -33,7 +33,7 @@ def split(tmp_path_factory) -> PreparedSplit:
 
 
 def read(split, *, world_size=1, **options) -> list[list[Batch]]:
-    """All batches of every rank, by rank."""
+    """Return all batches of every rank, by rank."""
     return [
         list(train_loader(split, seed=9, rank=rank, world_size=world_size, **options))
         for rank in range(world_size)
@@ -58,8 +58,8 @@ def test_batches_hold_the_images_that_they_name(split):
 
 
 def test_resuming_on_other_numbers_of_ranks_keeps_the_order(split):
-    """2 ranks, then 1, then 4, then as many as share a batch unequally, stopping in the middle of
-    epochs; batches cross their ends."""
+    """Training uses 2 ranks, then 1, then 4, then 5 with unequal parts of a batch. It stops in the
+    middle of epochs, and batches cross the ends of epochs."""
     whole = global_ids(read(split, position=0, batch_size=12, end_position=132))
     pieces = [
         global_ids(read(split, position=start, batch_size=12, end_position=end, world_size=ranks))
@@ -82,11 +82,11 @@ def test_flips_depend_on_seed_epoch_and_image_alone(split):
         for num_workers in (0, 2) if world_size == 2 else (0,):
             ranks = read(split, world_size=world_size, num_workers=num_workers, **options)
             steps = zip(*ranks, strict=True)
-            found = torch.cat([part.images for step in steps for part in step])
-            assert torch.equal(found, expected)
+            loaded = torch.cat([part.images for step in steps for part in step])
+            assert torch.equal(loaded, expected)
 
 
-def test_the_last_batch_is_full_and_the_end_is_the_end(split):
+def test_the_last_batch_is_full_and_none_begins_after_the_end(split):
     def loader(position):
         return train_loader(split, seed=9, position=position, batch_size=8, end_position=20)
 
@@ -109,13 +109,13 @@ def test_images_are_read_unmirrored_in_the_order_asked_for(split):
 
 
 def test_the_loader_can_be_pickled(split):
-    """What PyTorch sends to loader processes that are spawned."""
+    """PyTorch pickles the data set for loader processes that it spawns."""
     loader = train_loader(split, seed=9, position=0, batch_size=8, end_position=8)
     copy = pickle.loads(pickle.dumps(loader.dataset))
     picks = next(iter(loader.batch_sampler))
-    found, expected = copy.__getitems__(picks), loader.dataset.__getitems__(picks)
-    assert [example.index for example in found] == [index for index, _ in picks]
-    for one, other in zip(found, expected, strict=True):
+    copied, expected = copy.__getitems__(picks), loader.dataset.__getitems__(picks)
+    assert [example.index for example in copied] == [index for index, _ in picks]
+    for one, other in zip(copied, expected, strict=True):
         assert torch.equal(one.image, other.image) and one.label == other.label
 
 
@@ -131,7 +131,7 @@ def test_the_loader_can_be_pickled(split):
         ({"seed": -1}, r"^seed is -1 and position 0"),
     ],
 )
-def test_train_loader_refuses(split, changed, message):
+def test_train_loader_refuses_arguments_out_of_range(split, changed, message):
     options = {"seed": 0, "position": 0, "batch_size": 8, "end_position": 8} | changed
     with pytest.raises(FractalError, match=message):
         train_loader(split, **options)

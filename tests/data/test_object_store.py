@@ -1,4 +1,4 @@
-"""Prepared data sets in an object store: a real S3 server, on this machine."""
+"""Prepared data sets in an object store: an S3 server on this machine."""
 
 import errno
 from pathlib import Path
@@ -38,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def bucket(folder, tmp_path, monkeypatch):
-    """The data set, uploaded to a server that ends with the test."""
+    """Upload the data set to a server that ends with the test, and yield its file system."""
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -57,7 +57,7 @@ def bucket(folder, tmp_path, monkeypatch):
     server.stop()
 
 
-def test_reads_the_same_as_from_disk(bucket, folder):
+def test_images_are_the_same_as_from_disk(bucket, folder):
     here, there = open_prepared(folder, "train"), open_prepared(ADDRESS, "train")
     for one, other in zip(here.load_all(), there.load_all(), strict=True):
         assert torch.equal(one, other)
@@ -81,7 +81,7 @@ def test_files_are_fetched_once_and_when_they_are_needed(bucket, tmp_path):
         again[0]
 
 
-def test_loader_processes_read_it(bucket, folder):
+def test_loader_processes_read_a_remote_data_set(bucket, folder):
     def batches(place: Path | str, workers: int) -> list[torch.Tensor]:
         loader = train_loader(
             open_prepared(place, "train"),
@@ -95,11 +95,11 @@ def test_loader_processes_read_it(bucket, folder):
 
     expected = batches(folder, 0)
     for workers in (0, 2):
-        for found, wanted in zip(batches(ADDRESS, workers), expected, strict=True):
-            assert torch.equal(found, wanted)
+        for remote, local in zip(batches(ADDRESS, workers), expected, strict=True):
+            assert torch.equal(remote, local)
 
 
-def test_incomplete_file_is_named_and_fetched_again(bucket, tmp_path):
+def test_an_incomplete_file_is_named_and_fetched_again(bucket, tmp_path):
     name = "prepared/noise/train/data-00002.arrow"
     whole = bucket.cat_file(name)
     bucket.pipe_file(name, whole[:100])
@@ -137,13 +137,13 @@ def test_a_replaced_data_set_does_not_mix_with_the_cache(bucket, folder, tmp_pat
         ("nonsense://prepared/noise", "cannot be opened .*such as s3://"),
     ],
 )
-def test_what_is_not_there(bucket, place, message):
-    with pytest.raises(FractalError, match=message) as caught:
+def test_a_place_without_a_data_set_is_named(bucket, place, message):
+    with pytest.raises(FractalError, match=message) as raised:
         open_prepared(place, "train")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_no_server(bucket, monkeypatch):
+def test_a_missing_server_is_named(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -151,19 +151,21 @@ def test_no_server(bucket, monkeypatch):
         open_prepared(ADDRESS, "train")
 
 
-def fails_to_fetch(split, message: str) -> None:
-    with pytest.raises(FractalError, match=message) as caught:
+def assert_fetch_fails(split, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as raised:
         split[20]
-    assert "\n" not in str(caught.value) and "damaged" not in str(caught.value)
+    assert "\n" not in str(raised.value) and "damaged" not in str(raised.value)
 
 
-def test_a_server_that_goes_away_is_no_damage(bucket, monkeypatch):
+def test_a_server_that_stops_is_not_reported_as_damage(bucket, monkeypatch):
     split = open_prepared(ADDRESS, "train")
     with monkeypatch.context() as away:
         away.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         away.setenv("AWS_MAX_ATTEMPTS", "1")
         s3fs.S3FileSystem.clear_instance_cache()
-        fails_to_fetch(split, "data-00001.arrow of s3://prepared/noise cannot be fetched .*access")
+        assert_fetch_fails(
+            split, "data-00001.arrow of s3://prepared/noise cannot be fetched .*access"
+        )
     s3fs.S3FileSystem.clear_instance_cache()
     assert split[20].index == 20
 
@@ -176,11 +178,11 @@ def test_a_server_that_goes_away_is_no_damage(bucket, monkeypatch):
         OSError(errno.ENOSPC, "No space left on device"),
     ],
 )
-def test_what_the_store_or_the_cache_lacks_is_no_damage(bucket, monkeypatch, error):
+def test_errors_of_the_store_or_the_cache_are_not_reported_as_damage(bucket, monkeypatch, error):
     split = open_prepared(ADDRESS, "train")
 
     def refuse(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(RemoteStore, "_fetch", refuse)
-    fails_to_fetch(split, f"cannot be fetched .*{CACHE_VARIABLE}")
+    assert_fetch_fails(split, f"cannot be fetched .*{CACHE_VARIABLE}")

@@ -13,7 +13,7 @@ from fractal_model.data.order import (
 
 
 def test_the_first_values_never_change():
-    """A checkpoint's position must mean the same images in every later version."""
+    """The position in a checkpoint must mean the same images in every later version."""
     assert epoch_permutation(0, 0, 10).tolist() == [7, 6, 8, 3, 2, 4, 1, 5, 0, 9]
     assert epoch_permutation(7, 3, 10).tolist() == [2, 1, 7, 9, 6, 5, 4, 3, 8, 0]
     assert epoch_flips(7, 3, 10).astype(int).tolist() == [1, 1, 0, 0, 1, 0, 1, 1, 0, 0]
@@ -42,9 +42,9 @@ def test_stream_is_the_epochs_one_after_the_other():
     whole = np.concatenate([epoch_permutation(5, epoch, 13) for epoch in range(4)])
     for start in range(0, 40):
         for count in (0, 1, 5, 12):
-            found = stream_indices(seed=5, start=start, count=count, size=13)
-            assert found.dtype == np.int64
-            assert found.tolist() == whole[start : start + count].tolist()
+            indices = stream_indices(seed=5, start=start, count=count, size=13)
+            assert indices.dtype == np.int64
+            assert indices.tolist() == whole[start : start + count].tolist()
     assert stream_indices(seed=5, start=0, count=52, size=13).tolist() == whole.tolist()
 
 
@@ -63,29 +63,29 @@ def test_half_of_the_images_are_flipped_and_epochs_differ():
     assert len({row.tobytes() for row in flips}) == 10
 
 
-def test_an_epoch_is_drawn_once():
+def test_the_order_of_an_epoch_is_cached():
     for function in (epoch_permutation, epoch_flips):
         assert function(0, 0, 10) is function(0, 0, 10)
 
 
-def test_what_is_kept_for_reuse_cannot_be_changed():
-    for kept in (epoch_permutation(0, 0, 10), epoch_flips(0, 0, 10)):
+def test_cached_arrays_cannot_be_changed():
+    for cached in (epoch_permutation(0, 0, 10), epoch_flips(0, 0, 10)):
         with pytest.raises(ValueError, match="read-only"):
-            kept[0] = kept[1]
+            cached[0] = cached[1]
 
 
 @pytest.mark.parametrize("function", [epoch_permutation, epoch_flips])
 @pytest.mark.parametrize(
     ("arguments", "name"), [((-1, 0, 5), "seed"), ((0, -1, 5), "epoch"), ((0, 0, 0), "size")]
 )
-def test_epoch_arguments_out_of_range(function, arguments, name):
+def test_epoch_arguments_out_of_range_are_refused(function, arguments, name):
     with pytest.raises(FractalError, match=rf"^{name} is -?\d, expected [01] or more$"):
         function(*arguments)
 
 
 @pytest.mark.parametrize("function", [stream_indices, stream_flips])
 @pytest.mark.parametrize("name", ["seed", "start", "count", "size"])
-def test_stream_arguments_out_of_range(function, name):
+def test_stream_arguments_out_of_range_are_refused(function, name):
     arguments = {"seed": 0, "start": 0, "count": 1, "size": 5} | {name: -1}
     with pytest.raises(FractalError, match=rf"^{name} is -1, expected [01] or more$"):
         function(**arguments)

@@ -22,7 +22,7 @@ from fractal_model.data.shards import ShardWriter, write_shard
 from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
-from tests.support.preparing import SIDE, contents, cropped, prepare
+from tests.support.preparing import SIDE, contents, expected_crop, prepare
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_each_form_gives_the_same_images(tmp_path, pristine, form):
     ]
     assert len(split) == len(expected) == manifest.splits["train"].images
     for example, (label, content) in zip(split.in_order(), expected, strict=True):
-        assert (example.image.permute(1, 2, 0).numpy() == cropped(content)).all()
+        assert (example.image.permute(1, 2, 0).numpy() == expected_crop(content)).all()
         assert example.label == label
     verify_prepared(tmp_path / "data/imagenet16")
 

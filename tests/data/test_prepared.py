@@ -311,46 +311,54 @@ def refuse_classes(manifest):
 )
 def test_wrong_manifest_is_refused(folder, change, message):
     edit_manifest(folder, change)
-    refused(lambda: open_prepared(folder, "train"), message)
+    assert_refused(lambda: open_prepared(folder, "train"), message)
 
 
 def test_wrong_count_is_named(folder):
     edit_manifest(folder, refuse_count)
     split = open_prepared(folder, "train")
-    refused(lambda: split[0], r"'train' of .* \(it has 300 images, the manifest says 301\); build")
+    assert_refused(
+        lambda: split[0], r"'train' of .* \(it has 300 images, the manifest says 301\); build"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\xff"])
 def test_unreadable_manifest_is_refused(folder, text):
     (folder / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
-    refused(lambda: open_prepared(folder, "train"), "not a readable manifest .*dvc repro")
+    assert_refused(lambda: open_prepared(folder, "train"), "not a readable manifest .*dvc repro")
 
 
 def test_missing_things_are_named(folder, tmp_path):
-    refused(lambda: open_prepared(tmp_path / "no", "train"), "no prepared data set at .*dvc repro")
-    refused(lambda: open_prepared(folder, "test"), "no split 'test': choose one of train, valid")
+    assert_refused(
+        lambda: open_prepared(tmp_path / "no", "train"), "no prepared data set at .*dvc repro"
+    )
+    assert_refused(
+        lambda: open_prepared(folder, "test"), "no split 'test': choose one of train, valid"
+    )
     shutil.rmtree(folder / "train")
-    refused(lambda: open_prepared(folder, "train"), "split 'train' of .* is damaged: .*No such")
+    assert_refused(
+        lambda: open_prepared(folder, "train"), "split 'train' of .* is damaged: .*No such"
+    )
     (folder / MANIFEST_NAME).unlink()
-    refused(lambda: open_prepared(folder, "train"), f"has no {MANIFEST_NAME}.*dvc repro")
+    assert_refused(lambda: open_prepared(folder, "train"), f"has no {MANIFEST_NAME}.*dvc repro")
 
 
 def test_truncated_shard_is_refused(folder):
     shard = folder / "train" / "data-00000.arrow"
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:5000])
-    refused(
+    assert_refused(
         lambda: open_prepared(folder, "train"),
         f"split 'train' of .* is damaged: .* has 5000 bytes, the manifest says {size}",
     )
     shard.write_bytes(bytes(size))
-    refused(lambda: open_prepared(folder, "train")[0], "'train' of .* cannot be opened")
+    assert_refused(lambda: open_prepared(folder, "train")[0], "'train' of .* cannot be opened")
 
 
-def refused(call, message: str) -> None:
-    with pytest.raises(FractalError, match=message) as caught:
+def assert_refused(call, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as raised:
         call()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
 def webp(image: np.ndarray) -> bytes:
@@ -377,7 +385,7 @@ def test_changed_pixel_is_named(folder):
             break
     replace_in_shard(folder, old, webp(other))
     open_prepared(folder, "train").load_all()
-    refused(lambda: verify_prepared(folder), "'validation' of .* checksum is .*, expected ")
+    assert_refused(lambda: verify_prepared(folder), "'validation' of .* checksum is .*, expected ")
 
 
 def test_undecodable_image_is_named(folder):
@@ -385,13 +393,17 @@ def test_undecodable_image_is_named(folder):
     replace_in_shard(folder, old, b"\0" * 8 + old[8:])
     split = open_prepared(folder, "validation")
     split[3]
-    refused(lambda: split[4], "split 'validation' of .* image 4 cannot be decoded")
-    refused(lambda: verify_prepared(folder), "split 'validation' of .* image 4 cannot be decoded")
+    assert_refused(lambda: split[4], "split 'validation' of .* image 4 cannot be decoded")
+    assert_refused(
+        lambda: verify_prepared(folder), "split 'validation' of .* image 4 cannot be decoded"
+    )
 
 
 def test_image_of_another_size_is_named(folder):
     edit_manifest(folder, lambda manifest: manifest.update(resolution=8))
-    refused(lambda: open_prepared(folder, "train")[2], r"image 2 has shape \(6, 6, 3\), expected")
+    assert_refused(
+        lambda: open_prepared(folder, "train")[2], r"image 2 has shape \(6, 6, 3\), expected"
+    )
 
 
 def test_label_without_class_is_named(folder):
@@ -401,7 +413,7 @@ def test_label_without_class_is_named(folder):
             record["images_per_class"] = [record["images"]]
 
     edit_manifest(folder, drop_a_class)
-    refused(lambda: verify_prepared(folder), "split 'train' of .* image 1 has label 1")
+    assert_refused(lambda: verify_prepared(folder), "split 'train' of .* image 1 has label 1")
 
 
 @pytest.mark.parametrize(
@@ -416,5 +428,5 @@ def test_label_without_class_is_named(folder):
     ],
 )
 def test_unfit_images_are_refused(tmp_path, images, message):
-    refused(lambda: write(tmp_path / "noise", {"train": iter(images)}), message)
+    assert_refused(lambda: write(tmp_path / "noise", {"train": iter(images)}), message)
     assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
 from tests.support.picture_files import FLOAT, GREY, png, tiff
-from tests.support.preparing import SIDE, cropped, prepare
+from tests.support.preparing import SIDE, expected_crop, prepare
 
 
 def test_kinds_of_raw_images_are_counted(tmp_path):
@@ -55,7 +55,7 @@ def test_other_kinds_become_rgb(tmp_path, recwarn):
     assert not [warning for warning in recwarn if warning.category is UserWarning]
     for example, name in zip(split.in_order(), sorted(kinds), strict=True):
         found = example.image.permute(1, 2, 0).numpy()
-        assert (found == cropped(kinds[name])).all(), name
+        assert (found == expected_crop(kinds[name])).all(), name
 
 
 def register_folder(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -134,7 +134,7 @@ def test_imagenet_is_read_as_adm_reads_it(tmp_path):
     red = torch.tensor([255, 0, 0], dtype=torch.uint8)
     assert (images[1].permute(1, 2, 0) == red).all(), "not what is seen"
     turned = (folder / "train/n01440764/n01440764_4.JPEG").read_bytes()
-    assert (images[4].permute(1, 2, 0).numpy() == cropped(turned)).all(), "EXIF turns nothing"
+    assert (images[4].permute(1, 2, 0).numpy() == expected_crop(turned)).all(), "EXIF turns nothing"
     assert manifest.preprocessing.startswith("ADM centre crop version 1: RGB, halved")
 
 
@@ -174,9 +174,9 @@ def test_damaged_images_are_left_out_with_the_reason(tmp_path):
 def test_too_many_damaged_images_fail(tmp_path):
     data = tmp_path / "data"
     register(damaged_tree(tmp_path / "raw"), data, resolutions=(SIDE,))
-    with pytest.raises(FractalError) as caught:
+    with pytest.raises(FractalError) as raised:
         prepare(data, share=0.1)
-    message = str(caught.value)
+    message = str(raised.value)
     assert message.startswith("5 of 33 images of imagenet16 cannot be used (15.15%, at most 10.00%")
     assert "max_quarantined_share" in message and "\n" not in message
     table = (data / "imagenet16-quarantined.csv").read_text()
@@ -206,7 +206,7 @@ CORRUPT_EXIF = [
 def test_corrupt_exif_leaves_no_intact_image_out(kind, exif):
     content = mini.encoded(mini.photograph(0), kind, exif=exif, dpi=(72, 72))
     image, counts = prepared_and_counts(content)
-    assert (np.asarray(image) == cropped(content)).all()
+    assert (np.asarray(image) == expected_crop(content)).all()
     assert counts.formats == {kind: 1} and counts.exif_rotated + counts.exif_unreadable <= 1
 
 
@@ -235,7 +235,7 @@ def test_extreme_aspect_ratio_is_left_out(size):
 
 def test_a_long_image_that_fits_is_used():
     content = mini.encoded(PIL.Image.effect_noise((3000, 2), 50), "PNG")
-    assert (np.asarray(prepared_and_counts(content)[0]) == cropped(content)).all()
+    assert (np.asarray(prepared_and_counts(content)[0]) == expected_crop(content)).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])

@@ -1,4 +1,4 @@
-"""The report of a data set with the odd class names that folders may have."""
+"""The report of a data set whose class names have control characters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fractal_model.data.writing import write_prepared
 from tests.support.outside_texts import NAMES, controls
 
 
-def test_class_names_control_no_terminal_that_shows_the_report(tmp_path):
-    names = [name for name in NAMES if "\udcff" not in name]  # no manifest has it
+def test_class_names_cannot_control_the_terminal_that_shows_the_report(tmp_path):
+    names = [name for name in NAMES if "\udcff" not in name]  # no manifest can have it
     images = [(np.zeros((8, 8, 3), np.uint8), label) for label in range(len(names))]
     write_prepared(
         tmp_path / "odd",

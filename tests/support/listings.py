@@ -31,7 +31,7 @@ def expected() -> dict[tuple[str, int], list[bytes]]:
     return found
 
 
-def refused(call, message: str) -> None:
-    with pytest.raises(FractalError, match=message) as caught:
+def assert_refused(call, message: str) -> None:
+    with pytest.raises(FractalError, match=message) as raised:
         call()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)

@@ -33,6 +33,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def cropped(content: bytes) -> np.ndarray:
+def expected_crop(content: bytes) -> np.ndarray:
     with PIL.Image.open(io.BytesIO(content)) as image:
         return np.asarray(center_crop(image.convert("RGB"), SIDE))

@@ -30,7 +30,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     if len(validation) > 1:
         raise FractalError(
             f"{base} has both {' and '.join(folder.name for folder in validation)}: expected one "
-            f"folder of validation images, keep or move the other"
+            f"folder of validation images, move the other one away"
         )
     folders = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
     return {split: folder for split, folder in folders if folder.is_dir()}
@@ -163,7 +163,9 @@ def _entries(folder: Path) -> list[os.DirEntry]:
             clean = (entry for entry in entries if not is_litter(entry.name))
             return sorted(clean, key=lambda entry: entry.name)
     except OSError as error:
-        raise FractalError(f"{folder} cannot be read ({error.strerror}): allow it") from error
+        raise FractalError(
+            f"{folder} cannot be read ({error.strerror}): make it readable"
+        ) from error
 
 
 def _has_image_ending(name: str) -> bool:

@@ -55,7 +55,7 @@ def find_companions(root: Path) -> Companions:
                         row["ImageId"]: row["PredictionString"].split()[0]
                         for row in csv.DictReader(opened)
                     }
-    except Exception as error:  # Parsers of tar, gzip and MATLAB files raise many kinds.
+    except Exception as error:  # The parsers of tar, gzip and MATLAB raise many types.
         raise FractalError(
             f"the files beside the images in {root} (devkit or Kaggle's text files) cannot be "
             f"read: {one_line(error)}; fetch them again or remove them"

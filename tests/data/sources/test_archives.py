@@ -11,7 +11,7 @@ from fractal_model.data.sources.imagenet import Companions
 from fractal_model.data.sources.listing import LARGEST_IMAGE
 from fractal_model.data.sources.registered import register
 from tests.support import mini_imagenet as mini
-from tests.support.listings import refused
+from tests.support.listings import assert_refused
 from tests.support.litter import LITTER
 
 TRAIN, VALIDATION = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -61,7 +61,9 @@ def test_archive_that_is_cut_off(tmp_path, cut):
     root = mini.write_archives(tmp_path / "raw")
     file = root / "ILSVRC2012_img_train.tar"
     file.write_bytes(file.read_bytes()[:cut])
-    refused(lambda: register(root, tmp_path / "data"), "img_train.tar.* no whole, uncompressed tar")
+    assert_refused(
+        lambda: register(root, tmp_path / "data"), "img_train.tar.* no whole, uncompressed tar"
+    )
 
 
 def members(content: bytes) -> list[tarfile.TarInfo]:
@@ -83,7 +85,7 @@ def test_archive_that_is_cut_off_around_a_header(tmp_path, cut, message):
     root = mini.write_archives(tmp_path / "raw")
     content = (root / VALIDATION).read_bytes()
     (root / VALIDATION).write_bytes(content[: members(content)[3].offset + cut])
-    refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
+    assert_refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_damaged_header_does_not_end_the_listing(tmp_path, header, message):
     at = members(content)[3].offset
     content[at : at + 512] = header
     (root / VALIDATION).write_bytes(content)
-    refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
+    assert_refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
 
 
 def test_size_below_zero_does_not_go_round_in_circles(tmp_path):
@@ -110,7 +112,9 @@ def test_size_below_zero_does_not_go_round_in_circles(tmp_path):
     at = header.offset
     content[at : at + 512] = header.tobuf(tarfile.GNU_FORMAT)[-512:]
     (root / VALIDATION).write_bytes(content)
-    refused(lambda: register(root, tmp_path / "data"), "img_val.tar is no whole.*cut off within")
+    assert_refused(
+        lambda: register(root, tmp_path / "data"), "img_val.tar is no whole.*cut off within"
+    )
 
 
 def inner(root: Path) -> tuple[bytearray, int, int]:
@@ -132,7 +136,7 @@ def test_damage_inside_a_class_is_told(tmp_path, damage):
         content[header : header + 512] = (b"\xff" if damage == "header" else b"\0") * 512
     (root / TRAIN).write_bytes(content)
     message = "damaged" if damage != "zeros" else "there is more"
-    refused(
+    assert_refused(
         lambda: register(root, tmp_path / "data"), f"img_train.tar at byte .* no whole.*{message}"
     )
 

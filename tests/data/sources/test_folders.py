@@ -8,7 +8,7 @@ import pytest
 from fractal_model.data.sources.listing import LARGEST_IMAGE, printable_name
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import mini_imagenet as mini
-from tests.support.listings import contents, expected, refused
+from tests.support.listings import assert_refused, contents, expected
 from tests.support.litter import strew
 
 OWN = {"name": "own", "resolutions": (16,)}
@@ -124,7 +124,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
     assert source.images["train"] == 12 and listing.class_names == ("a", "straße")
     moved = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
     root.rename(moved)
-    refused(lambda: register(moved, tmp_path / "data", **OWN), r"/\\xe9 is not UTF-8 or has")
+    assert_refused(lambda: register(moved, tmp_path / "data", **OWN), r"/\\xe9 is not UTF-8 or has")
     own_folder(tmp_path / "held", "a")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/held/a/\xe9.jpg")).write_bytes(b"image")
     assert register(tmp_path / "held", tmp_path / "data", **OWN, holdout=0.3)[0].refused == 1
@@ -141,19 +141,21 @@ def test_wordnet_ids_under_another_name_are_anybodys_classes(tmp_path):
     source, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
     assert source.kind == "folder" and source.images == {"train": 6, "validation": 6}
     assert source.missing == () and listing.class_names == ("n01440764", "n02012849")
-    refused(lambda: register(root, tmp_path / "data"), "no validation images.*put train/<wnid>")
+    assert_refused(
+        lambda: register(root, tmp_path / "data"), "no validation images.*put train/<wnid>"
+    )
 
 
 def test_nothing_is_held_out_beside_validation_images(tmp_path):
     own = own_folder(tmp_path / "raw", "train/a", "validation/a")
     data = tmp_path / "data"
-    refused(
+    assert_refused(
         lambda: register(own, data, **OWN, holdout=0.3),
         "0.3 of the images .*, but .*/validation has validation images already: hold none out",
     )
     for form, write in mini.FORMS.items():
         root = write(tmp_path / form)
-        refused(
+        assert_refused(
             lambda r=root: register(r, data, holdout=0.3),
             "0.3 of the images .*, but .* is ImageNet .*: hold none out",
         )
@@ -166,7 +168,7 @@ def test_nothing_is_held_out_beside_an_empty_validation_folder(tmp_path):
         (own / name).mkdir()
         mini.put(own / "validation/Thumbs.db", b"x")
         message = "0.5 of .*, but .*/validation has no images: remove that folder, or put the valid"
-        refused(lambda: register(own, data, **OWN, holdout=0.5), message)
+        assert_refused(lambda: register(own, data, **OWN, holdout=0.5), message)
     assert not data.exists()
 
 
@@ -194,7 +196,7 @@ def test_a_class_keeps_the_whole_name_of_its_folder(tmp_path):
 def test_the_word_that_asks_for_no_class_is_no_name_of_a_class(tmp_path, name):
     root = own_folder(tmp_path / "raw", "a", name)
     message = f"a class is called '{name}', the word that asks for a sample without a class: renam"
-    refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
+    assert_refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -217,9 +219,13 @@ def test_litter_in_the_tree_of_imagenet(tmp_path):
 
 def test_splits_that_cannot_be_told(tmp_path):
     root = own_folder(tmp_path / "raw", "validation/a")
-    refused(lambda: register(root, tmp_path / "data", **OWN), "has validation/ and no train/: put")
+    assert_refused(
+        lambda: register(root, tmp_path / "data", **OWN), "has validation/ and no train/: put"
+    )
     own_folder(root, "train/a", "val/a")
-    refused(lambda: register(root, tmp_path / "data", **OWN), "both validation and val: expected")
+    assert_refused(
+        lambda: register(root, tmp_path / "data", **OWN), "both validation and val: expected"
+    )
 
 
 def test_why_a_split_has_no_images_is_said(tmp_path):
@@ -228,4 +234,4 @@ def test_why_a_split_has_no_images_is_said(tmp_path):
         for file in folder.iterdir():
             file.unlink()
     message = r"no validation images.*\(6 refused, first validation/images/0.jpg: its folder's name"
-    refused(lambda: register(root, tmp_path / "data"), message)
+    assert_refused(lambda: register(root, tmp_path / "data"), message)

@@ -15,7 +15,7 @@ from fractal_model.data.sources.reading import SourceReader
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
-from tests.support.listings import contents, refused
+from tests.support.listings import assert_refused, contents
 from tests.support.litter import strew
 
 IMAGES = [mini.encoded(mini.photograph(seed)) for seed in range(6)]
@@ -97,7 +97,7 @@ def test_other_columns(tmp_path, columns):
     root = both(tmp_path / "raw")
     pq.write_table(pa.table(columns), root / "train-0.parquet")
     message = r"has the columns image \(.*expected image \(with bytes\) and label \(an integer\)"
-    refused(lambda: register(root, tmp_path / "data"), message)
+    assert_refused(lambda: register(root, tmp_path / "data"), message)
 
 
 def test_rows_are_read_in_any_order(tmp_path):
@@ -168,7 +168,7 @@ def test_row_groups_that_take_too_much_memory(tmp_path, monkeypatch):
     message = (
         "row group 0 of .*train-0.parquet has 2 MiB in 3 images.*at most 1 MiB.*row_group_size"
     )
-    refused(lambda: register(root, tmp_path / "data"), message)
+    assert_refused(lambda: register(root, tmp_path / "data"), message)
     both(root, images=images, use_dictionary=False, row_group_size=1)
     assert register(root, tmp_path / "data")[0].images["train"] == 6
 
@@ -205,7 +205,7 @@ def test_several_configurations(tmp_path):
     for name in ("large", "small"):
         write(tmp_path / "raw" / name / "train/0000.parquet")
     message = r"parquet files of 2 configurations \(large, small\): give .* such as .*/raw/large$"
-    refused(lambda: register(tmp_path / "raw", tmp_path / "data", **OWN), message)
+    assert_refused(lambda: register(tmp_path / "raw", tmp_path / "data", **OWN), message)
 
 
 def test_parquet_files_beside_images_do_not_hide_them(tmp_path):
@@ -220,7 +220,7 @@ def test_parquet_files_beside_images_do_not_hide_them(tmp_path):
 def test_a_share_of_own_parquet_files_is_held_out(tmp_path):
     root, data = tmp_path / "raw", tmp_path / "data"
     write(root / "train.parquet", images=IMAGES * 2, labels=LABELS * 2)
-    refused(lambda: register(root, data, **OWN), "no validation images .*with holdout 0.1")
+    assert_refused(lambda: register(root, data, **OWN), "no validation images .*with holdout 0.1")
     source, listing = register(root, data, **OWN, holdout=0.25)
     assert source.images == {"train": 9, "validation": 3}
     assert [image.label for image in listing.rows("validation", 0, 3)] == [0, 1, 2]
@@ -229,7 +229,9 @@ def test_a_share_of_own_parquet_files_is_held_out(tmp_path):
         both_splits = found["train", label] + found["validation", label]
         assert sorted(both_splits) == sorted([IMAGES[label], IMAGES[label + 3]] * 2)
     write(root / "validation.parquet")
-    refused(lambda: register(root, data, **OWN, holdout=0.25), "has validation images of its own")
+    assert_refused(
+        lambda: register(root, data, **OWN, holdout=0.25), "has validation images of its own"
+    )
 
 
 def test_more_than_ten_thousand_labels_sort_as_numbers(tmp_path):

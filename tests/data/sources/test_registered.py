@@ -9,7 +9,7 @@ import pytest
 from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
 from fractal_model.data.sources.registered import load_source, read_registered, register
 from tests.support import mini_imagenet as mini
-from tests.support.listings import contents, expected, refused
+from tests.support.listings import assert_refused, contents, expected
 
 NAMES = ("tench", "crane (n02012849)", "crane (n03126707)")
 
@@ -67,11 +67,13 @@ def test_listing_is_made_again_and_held_against_the_description(tmp_path):
     assert load_source(tmp_path / "data", "imagenet")[2].checksum == listing.checksum
     file.unlink()
     next((root / "train/n01440764").iterdir()).unlink()
-    refused(lambda: load_source(tmp_path / "data", "imagenet"), "has other images than when")
+    assert_refused(lambda: load_source(tmp_path / "data", "imagenet"), "has other images than when")
     register(root, tmp_path / "data")
     assert load_source(tmp_path / "data", "imagenet")[0].images["train"] == 26
     file.write_bytes(b"PAR1")
-    refused(lambda: load_source(tmp_path / "data", "imagenet"), "listing .* is damaged.*remove it")
+    assert_refused(
+        lambda: load_source(tmp_path / "data", "imagenet"), "listing .* is damaged.*remove it"
+    )
 
 
 def test_a_listing_of_other_images_is_not_used(tmp_path):
@@ -84,7 +86,7 @@ def test_a_listing_of_other_images_is_not_used(tmp_path):
     image.unlink()
     register(root, data)
     (data / "sources/imagenet.json").write_text(older)
-    refused(lambda: load_source(data, "imagenet"), "has other images than when .*or restore")
+    assert_refused(lambda: load_source(data, "imagenet"), "has other images than when .*or restore")
     image.write_bytes(content)
     source, _, listing = load_source(data, "imagenet")
     assert source.images["train"] == 27 and listing.count("train") == 27
@@ -110,7 +112,7 @@ def test_checksum_tells_every_column_apart():
 def test_names_of_other_folders_are_refused(tmp_path, name):
     root = mini.write_tree(tmp_path / "raw")
     message = f"'{name}' (is the|ends like).*: choose another name"
-    refused(
+    assert_refused(
         lambda: register(root, tmp_path / "data", name=name, resolutions=(8,), holdout=0.1), message
     )
     assert not (tmp_path / "data").exists()
@@ -120,7 +122,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     """Perhaps that of the raw images themselves."""
     data = tmp_path / "data"
     mini.put(data / "flowers/rose/1.png", b"x")
-    refused(
+    assert_refused(
         lambda: register(data / "flowers", data, name="flowers", resolutions=(8,), holdout=0.5),
         "data/flowers exists and is no prepared data set.*choose another name",
     )
@@ -173,27 +175,37 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
 def test_foreign_things(tmp_path):
     data, empty = tmp_path / "data", tmp_path / "empty"
     empty.mkdir()
-    refused(lambda: register(tmp_path / "no", data), "no does not exist: give the folder")
+    assert_refused(lambda: register(tmp_path / "no", data), "no does not exist: give the folder")
     mini.put(tmp_path / "file", b"")
-    refused(lambda: register(tmp_path / "file", data), "file is a file: give the folder")
-    refused(lambda: register(empty, data), "does not look like ImageNet: expected .*give a name")
+    assert_refused(lambda: register(tmp_path / "file", data), "file is a file: give the folder")
+    assert_refused(
+        lambda: register(empty, data), "does not look like ImageNet: expected .*give a name"
+    )
     own = {"name": "own", "resolutions": (8,)}
-    refused(lambda: register(empty, data, **own), "no train and validation images.*holdout 0.1")
+    assert_refused(
+        lambda: register(empty, data, **own), "no train and validation images.*holdout 0.1"
+    )
     mini.put(tmp_path / "one/cat/1.png", b"x")
-    refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*holdout")
+    assert_refused(lambda: register(tmp_path / "one", data, **own), "no validation images.*holdout")
     for name in ("Own", "", "../x", "9", "a b"):
-        refused(lambda n=name: register(empty, data, name=n, resolutions=(8,)), "name .* cannot be")
-    refused(lambda: register(empty, data, name="own"), "say at which resolution .*64 for example")
+        assert_refused(
+            lambda n=name: register(empty, data, name=n, resolutions=(8,)), "name .* cannot be"
+        )
+    assert_refused(
+        lambda: register(empty, data, name="own"), "say at which resolution .*64 for example"
+    )
     for side in (0, -1, 1, 5000):
-        refused(
+        assert_refused(
             lambda s=side: register(empty, data, name="own", resolutions=(s,)),
             f"a resolution of {side}, expected 2 to 4096",
         )
-    refused(
+    assert_refused(
         lambda: register(empty, data, name="digits", resolutions=(8,)),
         "'digits' is the embedded data set already",
     )
-    refused(lambda: load_source(data, "imagenet"), "not registered on this machine: .*register")
+    assert_refused(
+        lambda: load_source(data, "imagenet"), "not registered on this machine: .*register"
+    )
     assert not data.exists()
 
 
@@ -201,35 +213,39 @@ def test_damaged_forms(tmp_path):
     data = tmp_path / "data"
     root = mini.write_archives(tmp_path / "archives")
     (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no archive")
-    refused(lambda: register(root, data), "devkit .* cannot be read")
+    assert_refused(lambda: register(root, data), "devkit .* cannot be read")
     mini.write_devkit(root)
     packed = (root / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
     middle = len(packed) // 2
     flipped = packed[:middle] + bytes([packed[middle] ^ 255]) + packed[middle + 1 :]
     for damaged in (packed[:middle], flipped, packed[:-4], b""):
         (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(damaged)
-        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch them again")
+        assert_refused(lambda: register(root, data), "devkit .* cannot be read.*fetch them again")
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     for damaged in (b"", b"junk" * 100):
         mini.put(root / "ILSVRC2012_devkit_t12/data/meta.mat", damaged)
-        refused(lambda: register(root, data), "devkit .* cannot be read.*fetch them again")
+        assert_refused(lambda: register(root, data), "devkit .* cannot be read.*fetch them again")
     shutil.rmtree(root / "ILSVRC2012_devkit_t12")
-    refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
+    assert_refused(lambda: register(root, data), "no validation images.*ground truth .* not there")
     root = mini.write_parquet(tmp_path / "parquet")
     file = root / "data/train-00000-of-00002.parquet"
     file.write_bytes(file.read_bytes()[:3000])
-    refused(lambda: register(root, data), "no whole parquet file.*fetch it again")
+    assert_refused(lambda: register(root, data), "no whole parquet file.*fetch it again")
     import pandas as pd
 
     pd.DataFrame({"label": [1], "text": ["a"]}).to_parquet(file)
-    refused(lambda: register(root, data), r"columns label \(int64\), text \(.*string\), expected")
+    assert_refused(
+        lambda: register(root, data), r"columns label \(int64\), text \(.*string\), expected"
+    )
 
 
 def test_a_source_that_is_away_is_named(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data")
     root.rename(tmp_path / "away")
-    refused(lambda: load_source(tmp_path / "data", "imagenet"), "raw, which is not there now: make")
+    assert_refused(
+        lambda: load_source(tmp_path / "data", "imagenet"), "raw, which is not there now: make"
+    )
     register(tmp_path / "away", tmp_path / "data")
     assert load_source(tmp_path / "data", "imagenet")[1] == tmp_path / "away"
 
@@ -238,10 +254,12 @@ def test_damaged_registration(tmp_path):
     data = tmp_path / "data"
     register(mini.write_tree(tmp_path / "raw"), data)
     (data / "sources/imagenet.json").write_text("{")
-    refused(lambda: load_source(data, "imagenet"), "imagenet.json is damaged.*register the source")
+    assert_refused(
+        lambda: load_source(data, "imagenet"), "imagenet.json is damaged.*register the source"
+    )
     for text in ("[", "other: 1", "registered: 5", "registered: {a: 1}"):
         (data / "registered.yaml").write_text(text)
-        refused(lambda: read_registered(data), "registered.yaml is damaged.*restore it")
+        assert_refused(lambda: read_registered(data), "registered.yaml is damaged.*restore it")
 
 
 def test_names_are_told_apart():
