@@ -1,2 +1,1 @@
-"""Model files: the checkpoint folder, its storage, imports of published checkpoints, and the parity
-cases that prove them."""
+"""The checkpoint folder, its storage, imports of published checkpoints, and their parity cases."""

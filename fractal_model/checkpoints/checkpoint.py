@@ -1,16 +1,16 @@
-"""The checkpoint: a folder that is complete or does not exist, and that no pickle can enter.
+"""The checkpoint: a folder that is complete or does not exist, and whose loading runs no code.
 
     model.safetensors   weights
-    ema.safetensors     their moving average, where training keeps one
-    config.json         the model's configuration
-    optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent
-                        where a model was imported, and in the registry
+    ema.safetensors     moving average of the weights, if training keeps one
+    config.json         configuration of the model
+    optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent in
+                        an imported checkpoint and in the registry
     progress.json       position in images, size, fingerprint of the run
-    checksums.json      SHA-256 of each of these
-    COMPLETE            written last; holds the SHA-256 of checksums.json
+    checksums.json      SHA-256 of each file above
+    COMPLETE            marker, written last; contains the SHA-256 of checksums.json
 
-It is written beside its place, then renamed. The random state of training is a pure function of
-(seed, position, rank), so the position restores it.
+The folder is written under a temporary name and then renamed. The random state of training is a
+pure function of (seed, position, rank), so the position restores it.
 """
 
 import json
@@ -39,40 +39,41 @@ OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
 CHECKSUMS, MARKER = "checksums.json", "COMPLETE"
 CHECKPOINT_ONLY = (EMA_WEIGHTS, OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
-"""Files that an exported model does not have."""
+"""Files of a checkpoint that an exported folder does not have."""
 
 
 class Progress(StrictModel):
-    """How far a run has come."""
+    """Progress of a run at a checkpoint."""
 
     size: str
     fingerprint: str
-    """Of everything that decides the run: model, recipe, data, version."""
+    """Hash of everything that decides the run: model, recipe, data, version."""
     position: int
-    """Images seen, over all workers and epochs."""
+    """Number of images seen, over all workers and epochs."""
     steps: int
     skipped: tuple[int, ...] = ()
-    """Positions of the batches that were left out, as they were not finite."""
+    """Positions of the batches that were skipped because their loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, read and checked."""
+    """The content of a checkpoint whose checksums are correct."""
 
     config: ModelConfig
     weights: dict[str, Tensor]
     progress: Progress
     optimizer: dict[str, Any] | None
-    """None in an imported checkpoint: training cannot go on from it."""
+    """Optimiser state. None in an imported checkpoint, from which training cannot continue."""
     ema: dict[str, Tensor] | None = None
-    """The weights' moving average; None where training kept none."""
+    """Moving average of the weights; None if training kept no average."""
 
     def build_model(self, *, averaged: bool = False) -> FractalModel:
-        """The model with its weights, or with their moving average. FractalError: there is none."""
+        """Build the model, in evaluation mode, with the weights or with their moving average.
+        FractalError: the checkpoint has no moving average."""
         weights = self.ema if averaged else self.weights
         if weights is None:
             raise FractalError(
-                "the checkpoint has no moving average of its weights: take the weights "
+                "the checkpoint has no moving average of its weights: use the weights "
                 "themselves, or train with ema_decay above 0"
             )
         model = FractalModel(self.config)
@@ -88,8 +89,8 @@ def save_checkpoint(
     progress: Progress,
     ema: FractalModel | None = None,
 ) -> None:
-    """Write beside `folder`, then rename; `optimizer` is None where training cannot go on.
-    FractalError: the disk is full; nothing that was complete before is touched."""
+    """Write a checkpoint to the new `folder`, which appears when it is complete. Training cannot
+    continue from it without `optimizer`. FractalError: the disk is full or not writable."""
     with atomic_folder(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
         if ema is not None:
@@ -102,8 +103,8 @@ def save_checkpoint(
 
 
 def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
-    """Copy a checkpoint to the new `folder` without the optimiser state: it can be sampled and
-    measured, and none of its files is a pickle. FractalError: it is damaged."""
+    """Copy a checkpoint to the new `folder` without its optimiser state, the only pickle, for
+    sampling and evaluation. FractalError: it is damaged, or the disk is full."""
     verify_checkpoint(checkpoint)
     sums = json.loads((checkpoint / CHECKSUMS).read_text())
     sums.pop(OPTIMIZER, None)
@@ -114,13 +115,14 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
-    # An upload to an object store takes the marker away and writes it last: `ray_train/upload.py`.
+    """Write the checksums, then the marker, which `ray_train/upload.py` also uploads last."""
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
     _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint after checking marker and checksums. FractalError names what is damaged."""
+    """Check the marker and checksums, then read a checkpoint. FractalError: it is missing, damaged,
+    of another version, or not plain data."""
     verify_checkpoint(folder)
     optimizer, ema = None, folder / EMA_WEIGHTS
     try:
@@ -135,8 +137,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
     except pickle.UnpicklingError as error:
         raise FractalError(
-            f"the checkpoint {folder} is refused: {OPTIMIZER} holds something other than plain "
-            f"tensors and numbers; do not use a checkpoint from this source"
+            f"the checkpoint {folder} is refused: {OPTIMIZER} contains more than plain tensors "
+            f"and numbers; do not use a checkpoint from this source"
         ) from error
     except (ValidationError, SafetensorError, RuntimeError) as error:
         raise FractalError(
@@ -145,31 +147,31 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Check the marker, then every checksum. FractalError: missing, incomplete or damaged."""
+    """Check the marker, then every checksum. FractalError: it is missing, incomplete or damaged."""
     if not folder.is_dir():
         raise FractalError(
             f"there is no checkpoint folder {folder}: train first, or check the path"
         )
-    if problem := _problem(folder):
+    if problem := _find_problem(folder):
         raise FractalError(
             f"the checkpoint {folder} is {problem}; use an earlier checkpoint or train again"
         )
 
 
-def _problem(folder: Path) -> str | None:
-    """Why a checkpoint is not whole; None if it is."""
+def _find_problem(folder: Path) -> str | None:
+    """Describe why a checkpoint is incomplete or damaged; None if it is neither."""
     marker, checksums = folder / MARKER, folder / CHECKSUMS
     if not marker.is_file() or not checksums.is_file():
         return f"incomplete, it has no {MARKER} marker: writing it was interrupted"
     if marker.read_bytes() != sha256(checksums).encode():
-        return f"damaged: {CHECKSUMS} changed or {MARKER} did"
+        return f"damaged: {CHECKSUMS} or {MARKER} has changed"
     for name, expected in json.loads(checksums.read_text()).items():
         file = folder / name
         if not file.is_file():
             return f"damaged: {name} is missing"
         if sha256(file) != expected:
             size = f"{file.stat().st_size} bytes"
-            return f"damaged: {name} ({size}) does not have its checksum, truncated or changed"
+            return f"damaged: {name} ({size}) does not match its checksum, truncated or changed"
     return None
 
 

@@ -1,13 +1,13 @@
-"""A published `checkpoint-last.pth` read without running what is pickled in it.
+"""Import of a published `checkpoint-last.pth`, without running any code that it contains.
 
-Such a file is a zip that `torch.save` wrote: a pickle, and the tensors' bytes. Decided here:
+The file is a zip archive by `torch.save`: a pickle and the tensors' bytes. Decided here:
 
-- The pickle may name torch's own tensor types and, for the settings kept beside the weights,
-  `argparse.Namespace` and paths, which become pure paths: none of them touches anything outside
-  itself. Any other name is refused before the first is looked up.
-- The archive's table of contents (at its end) and each record's CRC-32 are checked first, so that
-  a download that is cut short, or has a hole, is told as such.
-- Weights are mapped from the file, not read into memory; optimiser state is never touched.
+- The pickle may name torch's own tensor types and, for the settings beside the weights,
+  `argparse.Namespace` and paths, which become pure paths. These have no effect outside themselves.
+  If it names anything else, the file is refused before any name is looked up.
+- The archive's table of contents, at its end, and each record's CRC-32 are checked first, so that
+  the error names a partial or damaged download as such.
+- Weights are mapped from the file, not read into memory. Optimiser state is not read.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import as_float32, differences
 
 IMPORTED = "imported"
-"""The fingerprint in an imported checkpoint's progress: no run of ours made it."""
+"""Fingerprint in the progress of an imported checkpoint, which no run of ours trained."""
 IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES = 1000, 1_281_167
 _ZIP_START, _OLD_STARTS = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04")
 _CHUNK = 1 << 22
 _PURE_PATHS = [
     (pure, f"{module}.{name}")
-    for module in ("pathlib", "pathlib._local")  # the second is what Python 3.13 wrote
+    for module in ("pathlib", "pathlib._local")  # Python 3.13 writes the second.
     for pure in (PurePosixPath, PureWindowsPath)
     for name in (pure.__name__, pure.__name__.removeprefix("Pure"))
 ]
@@ -44,39 +44,38 @@ _PURE_PATHS = [
 
 @dataclass(frozen=True)
 class Published:
-    """What is used of a published checkpoint."""
+    """The parts of a published checkpoint that an import uses."""
 
     weights: dict[str, Tensor]
-    """Under our names, in the file's precision, mapped from the file."""
+    """Weights by our names, in the file's precision, mapped from the file."""
     epoch: int | None
-    """The last finished one, counted from 0; None where the file does not say."""
+    """Last finished epoch, counted from 0; None if the file has none."""
 
 
 def read_published(file: Path, progress: Callable[[int], None]) -> Published:
-    """Read and check a checkpoint; `progress` is told the number of bytes done so far.
-    FractalError: missing, partial, damaged, of another format, or with anything in it that is not
-    plain data."""
+    """Read and check a published checkpoint; `progress` gets the number of bytes checked so far.
+    FractalError: the file is missing, partial, damaged, of another format, or not plain data."""
     require_archive(file)
     _require_undamaged(file, progress)
     content = _load_plain_data(file)
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping):
-        found = f"the keys {list(content)[:3]}" if isinstance(content, Mapping) else "no keys"
+        keys = f"the keys {list(content)[:3]}" if isinstance(content, Mapping) else "no keys"
         raise FractalError(
             f"{file} is not a published checkpoint: its `model` has to be a table of weights, "
-            f"found {found}"
+            f"found {keys}"
         )
     for name, value in model.items():
         if not (isinstance(name, str) and _is_weight(value)):
             raise FractalError(
                 f"{file} is not a published checkpoint: {name!r} of its `model` is "
-                f"{_described(value)}, expected a tensor of floating-point numbers"
+                f"{_type_name(value)}, expected a tensor of floating-point numbers"
             )
     weights = from_published(model)
     if len(weights) != len(model):
         raise FractalError(
-            f"{file} is not a published checkpoint: {len(model)} names of its `model` stand for "
-            f"{len(weights)} parameters, some of them twice"
+            f"{file} is not a published checkpoint: the {len(model)} names of its `model` stand "
+            f"for {len(weights)} parameters, some of them twice, expected each parameter once"
         )
     epoch = content.get("epoch")
     return Published(weights, epoch if type(epoch) is int and epoch >= 0 else None)
@@ -85,26 +84,26 @@ def read_published(file: Path, progress: Callable[[int], None]) -> Published:
 def import_published(
     file: Path, published: Published, size: Size, params: Params, folder: Path
 ) -> None:
-    """Write a read checkpoint as one of ours, without optimiser state. FractalError: it is not of
-    this size (names the size that it is of), a weight is not finite, or the disk is full."""
+    """Write a published checkpoint as one of ours, without optimiser state. `file` is for errors.
+    FractalError: it has another size, a weight is not finite, or the disk is full."""
     model = _empty_model(size.model)
     if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(
             f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
         )
     try:
-        # Only now: a crafted shape would ask for any amount of memory.
+        # Shapes are checked first, because a crafted shape could need any amount of memory.
         weights = as_float32(published.weights)
     except FractalError as error:
         raise FractalError(
-            f"{file} is damaged or of a training that failed: {error}; take an earlier checkpoint"
+            f"{file} is damaged or its training failed: {error}; use an earlier checkpoint"
         ) from error
     model.load_state_dict(weights, assign=True)
     save_checkpoint(folder, model=model, optimizer=None, progress=_progress(published, size))
 
 
 def with_imagenet_names(size: Size) -> Size:
-    """The same, knowing what ImageNet-1k's classes are called; a size of other classes as it is."""
+    """Return `size` with the class names of ImageNet-1k if it has 1000 classes, else unchanged."""
     if size.model.num_classes != IMAGENET_CLASSES:
         return size
     from torchvision.models import ResNet18_Weights
@@ -113,10 +112,10 @@ def with_imagenet_names(size: Size) -> Size:
 
 
 def require_archive(file: Path) -> None:
-    """A quick look at the file's start and end. FractalError: missing, empty, cut short, or
-    something else than an archive of `torch.save`."""
+    """Check the start and end of the file quickly. FractalError: it is missing, empty, cut short,
+    or not an archive of `torch.save`."""
     if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "is no regular file"
+        kind = "is a folder" if file.is_dir() else "is not a regular file"
         reason = kind if file.exists() else "does not exist"
         raise FractalError(f"{file} {reason}: give the path of a downloaded checkpoint-last.pth")
     try:
@@ -126,7 +125,7 @@ def require_archive(file: Path) -> None:
         raise FractalError(f"{file} cannot be read: {error.strerror}") from error
     if start.startswith(_ZIP_START) and _has_table_of_contents(file):
         return
-    shown = repr(start[:24].decode("ascii", errors="replace"))
+    beginning = repr(start[:24].decode("ascii", errors="replace"))
     if not start:
         reason = "is empty: the download failed, start it again"
     elif start.startswith(_ZIP_START):
@@ -136,32 +135,32 @@ def require_archive(file: Path) -> None:
         )
     elif start.lstrip().startswith(b"<"):
         reason = (
-            f"is a web page, not a checkpoint (it starts with {shown}): open it in a browser to "
-            f"see what the server wants, then download the file itself"
+            f"is a web page, not a checkpoint (it starts with {beginning}): open it in a browser "
+            f"to see what the server asks for, then download the file itself"
         )
     elif start.startswith(_OLD_STARTS) or start[257:262] == b"ustar":
         reason = (
-            "has the format of torch before 1.6, or is a plain pickle: only zip files of "
-            "torch.save are read; have whoever made it save it again with a newer torch"
+            "has the format of torch before 1.6, or is a plain pickle, expected a zip file of "
+            "torch.save: ask its author to save it again with a newer torch"
         )
     else:
         reason = (
-            f"is not a checkpoint of torch.save: it starts with {shown}; give the path of a "
+            f"is not a checkpoint of torch.save: it starts with {beginning}; give the path of a "
             f"downloaded checkpoint-last.pth"
         )
     raise FractalError(f"{file} {reason}")
 
 
 def _has_table_of_contents(file: Path) -> bool:
-    """Whether it ends as a zip file does; what the table says is looked at later."""
+    """True if the file ends as a zip file does. The table's entries are checked later."""
     try:
         return zipfile.is_zipfile(file)
-    except zipfile.BadZipFile:  # there is one, and it is damaged
+    except zipfile.BadZipFile:  # The table exists and is damaged.
         return True
 
 
 def _require_undamaged(file: Path, progress: Callable[[int], None]) -> None:
-    """Every record against its CRC-32: mapped tensors would be taken as they are."""
+    """Check every record by its CRC-32, because mapping tensors does not check them."""
     done = 0
     try:
         with zipfile.ZipFile(file) as archive:
@@ -170,9 +169,9 @@ def _require_undamaged(file: Path, progress: Callable[[int], None]) -> None:
                     while chunk := stream.read(_CHUNK):
                         done += len(chunk)
                         progress(done)
-        progress(file.stat().st_size)  # what lies between the records is done too
-    # A damaged table of contents makes the reader fail in any way there is: a name that is no
-    # text, an offset before the file's start, a record that seems encrypted.
+        progress(file.stat().st_size)  # It counts the bytes between the records too.
+    # A damaged table of contents can cause any error: a name that is not text, an offset before
+    # the file's start, a record that seems encrypted.
     except Exception as error:
         raise FractalError(
             f"{file} is damaged ({one_line(error)}): part of it was not downloaded or has "
@@ -186,11 +185,11 @@ def _load_plain_data(file: Path) -> Any:
             refused = get_unsafe_globals_in_checkpoint(file)
             if not refused:
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        # A crafted pickle makes the reader fail in any way there is; none of them runs its code.
+        # A crafted pickle can cause any error, but never runs its code.
         except Exception as error:
             raise FractalError(
-                f"{file} is refused, nothing in it was run: its contents are not those of a "
-                f"published checkpoint ({type(error).__name__}: {one_line(error)[:200]})"
+                f"{file} is refused, nothing in it was run: its content is not that of a published "
+                f"checkpoint ({type(error).__name__}: {one_line(error)[:200]})"
             ) from error
     raise FractalError(
         f"{file} is refused, nothing in it was run: it holds {', '.join(sorted(refused))}, which "
@@ -207,31 +206,31 @@ def _is_weight(value: object) -> bool:
     )
 
 
-def _described(value: object) -> str:
+def _type_name(value: object) -> str:
     if not isinstance(value, Tensor):
         return f"of type {type(value).__name__}"
     return f"a tensor of {value.dtype}, {value.layout}, on {value.device.type}"
 
 
 def _empty_model(config: ModelConfig) -> FractalModel:
-    """Names and shapes without memory for the numbers."""
+    """Build a model that has names and shapes but no memory for the weights."""
     with torch.device("meta"):
         return FractalModel(config)
 
 
 def _advice(published: Published, params: Params) -> str:
-    fitting = [
+    fitting_sizes = [
         name
         for name in params.models
         if not differences(_empty_model(params.size(name).model).state_dict(), published.weights)
     ]
-    if fitting:
-        return f"it fits {' and '.join(fitting)}, give the size {fitting[0]}"
+    if fitting_sizes:
+        return f"it fits {' and '.join(fitting_sizes)}, give the size {fitting_sizes[0]}"
     return f"none of the sizes of params.yaml fits it ({', '.join(params.models)})"
 
 
 def _progress(published: Published, size: Size) -> Progress:
-    """Position from the epoch where the training data is known: ImageNet's sizes."""
+    """Progress with the position from the epoch, or 0 if the size is not trained on ImageNet."""
     epoch = published.epoch if size.model.num_classes == IMAGENET_CLASSES else None
     position = 0 if epoch is None else (epoch + 1) * IMAGENET_TRAINING_IMAGES
     steps = position // size.training.batch_size

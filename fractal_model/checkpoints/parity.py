@@ -1,7 +1,7 @@
-"""`fractal parity`: hold our model against numbers measured on the published implementation.
+"""Parity: comparison of our model with numbers measured on the published implementation.
 
-A case is a folder with `config.json`, `weights.safetensors` (published names),
-`inputs.safetensors` and `expected.safetensors`; sizes and the mix of levels are free.
+A parity case is a folder with `config.json`, `weights.safetensors` (published names),
+`inputs.safetensors` and `expected.safetensors`. Its model may have any levels.
 
 Tolerances, float32: losses and conditions 1e-5 relative, gradient norms 1e-4 relative, greedy
 samples equal in 99.9 % of the values.
@@ -35,14 +35,14 @@ from fractal_model.sampling.values import most_likely
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, SAMPLE_TOLERANCE = 1e-5, 1e-4, 1e-3
 SAMPLE_LOGIT_SCALE, SAMPLE_FILTER_THRESHOLD = 1.05, 1e-4
 _UNUSABLE = (ValidationError, SafetensorError, json.JSONDecodeError, RuntimeError, TypeError)
-"""What reading a case raises that is damaged or belongs to another model."""
+"""Errors that reading a case raises if it is damaged or belongs to another model."""
 CONDITION_NAMES = ("middle", "top", "right", "bottom", "left")
 _GREEDY_SAMPLE = re.compile(r"greedy_sample_cfg(\d+(?:\.\d+)?)_uint8")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The error of one quantity beside the largest that is allowed."""
+    """The error of one quantity and the largest error that is allowed."""
 
     quantity: str
     error: float
@@ -50,12 +50,12 @@ class Comparison:
 
     @property
     def is_within_tolerance(self) -> bool:
-        return self.error <= self.tolerance  # false for NaN
+        return self.error <= self.tolerance  # It is False for NaN.
 
 
 @dataclass(frozen=True)
 class Case:
-    """One folder, read."""
+    """The content of one case folder."""
 
     model: FractalModel
     inputs: dict[str, Tensor]
@@ -63,13 +63,13 @@ class Case:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """FractalError: a file is missing or damaged, or the weights do not fit the sizes."""
+        """Read a case. FractalError: a file is missing or damaged, or the weights do not fit."""
         if not folder.is_dir():
-            raise FractalError(f"{folder} is no folder: give the folder of a parity case")
+            raise FractalError(f"{folder} is not a folder: give the folder of a parity case")
         files = ("config.json", *(f"{n}.safetensors" for n in ("weights", "inputs", "expected")))
         if missing := [name for name in files if not (folder / name).is_file()]:
             raise FractalError(
-                f"{folder} is no parity case: it lacks {', '.join(missing)} of {', '.join(files)}"
+                f"{folder} is not a parity case: {', '.join(missing)} of {', '.join(files)} missing"
             )
         try:
             model = FractalModel(model_config(json.loads((folder / "config.json").read_text())))
@@ -93,6 +93,7 @@ class Case:
         return cls(model, inputs, expected)
 
     def run(self, labels: Tensor) -> Pass:
+        """Pass the case's images through the model, with its masks and without guiding noise."""
         return self.model(
             self.inputs["images_uint8"],
             labels,
@@ -102,15 +103,16 @@ class Case:
 
 
 Quantities = Iterator[tuple[str, Tensor]]
-"""Those of a case's expected quantities that a function below knows, as our model has them."""
+"""Names of expected quantities, each with our model's value."""
 
 
 def compare(folder: Path) -> Iterator[Comparison]:
-    """Every expected quantity of a case with its error; runs on the CPU in float32."""
-    case, known = Case.read(folder), 0
+    """Yield every expected quantity of a case with its error, computed on the CPU in float32.
+    FractalError: the case is unusable, or it expects an unknown quantity."""
+    case, compared = Case.read(folder), 0
     for quantities, measure_error, tolerance in (
         (_losses(case), _relative_error, LOSS_TOLERANCE),
-        (_gradient_norms(case), _relative_error, GRADIENT_TOLERANCE),  # of the training loss above
+        (_gradient_norms(case), _relative_error, GRADIENT_TOLERANCE),  # after the training loss
         (_conditions(case), _relative_error, LOSS_TOLERANCE),
         (_samples(case), _differing_share, SAMPLE_TOLERANCE),
     ):
@@ -121,11 +123,11 @@ def compare(folder: Path) -> Iterator[Comparison]:
                     f"the expected {name} has the shape {list(expected.shape)}, this model's has "
                     f"{list(ours.shape)}: the case belongs to another model"
                 )
-            known += 1
+            compared += 1
             yield Comparison(name, measure_error(ours, expected), tolerance)
-    if known != len(case.expected):
+    if compared != len(case.expected):
         raise FractalError(
-            f"{folder} expects {len(case.expected)} quantities, {known} of them known here: "
+            f"{folder} expects {len(case.expected)} quantities, of which {compared} are known: "
             f"see {sorted(case.expected)[:3]} …"
         )
 
@@ -159,21 +161,21 @@ def _gradient_norms(case: Case) -> Quantities:
 
 
 def _conditions(case: Case) -> Quantities:
-    """(B, T, D): what level 0 hands on at each position of the window, for all patches, also for
-    those that the mask keeps from the next level."""
+    """Yield the conditions (B, T, D) that level 0 gives to the next level, for each position of
+    the window and all T sub-patches, including those that are not masked."""
     case.model.eval()
     level, images = case.model.levels[0], case.inputs["images_uint8"]
     tokens = patchify(images, level.config.sub_patch_size)
     with torch.no_grad():
         root = case.model.root(case.inputs["sample_labels"])
         if isinstance(level, ARLevel):
-            handed_on = level(tokens, root).values_NCD
+            conditions = level(tokens, root).values_NCD
         else:
             mask = case.inputs["mask_level0"].bool()
-            handed_on = level(tokens, mask, root, selected=torch.ones_like(mask)).values_NCD
-    for position, name in enumerate(CONDITION_NAMES[: handed_on.shape[1]]):
+            conditions = level(tokens, mask, root, selected=torch.ones_like(mask)).values_NCD
+    for position, name in enumerate(CONDITION_NAMES[: conditions.shape[1]]):
         if (name := f"level0_conditions_{name}") in case.expected:
-            yield name, handed_on[:, position].view(len(images), level.config.tokens, -1)
+            yield name, conditions[:, position].view(len(images), level.config.tokens, -1)
 
 
 def _samples(case: Case) -> Quantities:
@@ -191,7 +193,7 @@ def _samples(case: Case) -> Quantities:
 
 
 def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:
-    """Noise with the orders 0, 1, 2, … in place of random ones, as the cases were measured."""
+    """Draw noise whose orders are 0, 1, 2, … instead of random, as in the measured cases."""
     noise = ImageNoise.draw([0] * images, model.config, torch.device("cpu"))
     orders = tuple(
         None if scores is None else torch.arange(scores.shape[-1]).expand_as(scores)
@@ -201,7 +203,7 @@ def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:
 
 
 def _relative_error(ours: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected value: for a vector its scale counts."""
+    """Largest absolute difference, divided by the largest absolute expected value."""
     return ((ours - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 

@@ -1,6 +1,6 @@
-"""Parameter names and settings of the published checkpoints, mapped to ours and back.
+"""Mapping from parameter names and settings of the published checkpoints to ours.
 
-The published modules are nested (`next_fractal.next_fractal.…`); ours are a list.
+The published modules are nested (`next_fractal.next_fractal.…`), ours are a list.
 """
 
 import re
@@ -14,7 +14,7 @@ from fractal_model.config.architecture import Architecture
 from fractal_model.config.model import ModelConfig
 
 _PUBLISHED_PIXEL = "[rgb]_codebook|[rgb]_mlm|cond_proj|ln|norm|blocks"
-_NAMES = (  # published pattern → ours, applied in turn to what follows the level's prefix
+_NAMES = (  # (published pattern, our name), applied in order to the name without its level
     (r"^patch_emb_ln\.", "norm_in."),
     (r"^patch_emb\.", "patch."),
     (r"^cond_emb\.", "condition."),
@@ -36,8 +36,8 @@ _NAMES = (  # published pattern → ours, applied in turn to what follows the le
 
 
 def our_name(published: str) -> str:
-    """Our name of a published parameter, e.g. `next_fractal.generator.norm.bias` to
-    `levels.1.norm_out.bias`. An unknown name comes back as it is, to be named as extra."""
+    """Return our name of a published parameter: `levels.1.norm_out.bias` for
+    `next_fractal.generator.norm.bias`. An unknown name is returned unchanged."""
     if published == "class_emb.weight":
         return "class_embedding.weight"
     if published == "fake_latent":
@@ -60,15 +60,13 @@ def our_name(published: str) -> str:
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict under our names."""
+    """Return the tensors of a published state dict under our names."""
     return {our_name(name): tensor for name, tensor in weights.items()}
 
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """The configuration of a published model from its lists (`img_size_list` and so on).
-
-    FractalError names a missing or unknown key.
-    """
+    """Configuration of a published model from its lists (`img_size_list` and so on). FractalError:
+    a key is missing or unknown. ValidationError: a value is not allowed."""
     keys = {
         "img_size_list": "patch_sizes",
         "embed_dim_list": "widths",
@@ -80,11 +78,11 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
         "num_classes": "num_classes",
         "r_weight": "red_weight",
     }
-    given = set(settings) if isinstance(settings, Mapping) else {repr(settings)[:60]}
-    if given != set(keys):
+    names = set(settings) if isinstance(settings, Mapping) else {repr(settings)[:60]}
+    if names != set(keys):
         raise FractalError(
-            f"the model's settings lack {sorted(set(keys) - given)} and have the unknown "
-            f"{sorted(given - set(keys))}: expected exactly {sorted(keys)}"
+            f"the model's settings lack {sorted(set(keys) - names)} and have the unknown "
+            f"{sorted(names - set(keys))}: expected exactly {sorted(keys)}"
         )
     row = {ours: settings[name] for name, ours in keys.items()}
     row["generators"] = row["generators"][: len(row["patch_sizes"]) - 1]

@@ -1,4 +1,4 @@
-"""Checkpoints that are kept in an object store: the way to this machine."""
+"""Fetching a checkpoint from an object store to this machine."""
 
 import tempfile
 from collections.abc import Iterator
@@ -12,12 +12,11 @@ from fractal_model.data.object_store import is_remote
 
 @contextmanager
 def fetch_checkpoint(path: str, filesystem: FileSystem | None = None) -> Iterator[Path]:
-    """Yield a checkpoint's folder on this machine, copied for the block where it is elsewhere.
+    """Yield a checkpoint's folder on this machine: for an object store, a copy during the block.
 
-    `path` belongs to `filesystem`; without one it is a local path or an address (s3://…). A
-    checkpoint that does not exist is a folder that does not exist. OSError: the storage does not
-    answer, or this machine's disk is full.
-    """
+    `path` belongs to `filesystem`, or without one it is a local path or an address (s3://…). If the
+    checkpoint does not exist, neither does the folder. OSError: the storage does not answer, or the
+    disk is full."""
     if filesystem is None and is_remote(path):
         filesystem, path = FileSystem.from_uri(path)
     if filesystem is None or isinstance(filesystem, LocalFileSystem):

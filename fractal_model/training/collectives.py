@@ -1,7 +1,6 @@
-"""Exchange of Python values between the ranks of a training.
+"""Exchange of Python values between the ranks of a training, over gloo or NCCL.
 
 All ranks must call a function of this module together. Without a process group there is one rank.
-Values travel over the device of the process group, which is gloo's or NCCL's.
 """
 
 from typing import TypeVar

@@ -24,14 +24,12 @@ def load_size_and_manifest(
     size = params.size(name)
     changed = {key: value for key, value in changes.items() if value is not None}
     if changed:
-        size = size.model_copy(update={"training": _change_recipe(size.training, name, changed)})
+        size = size.model_copy(update={"training": _change(size.training, name, changed)})
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
     return fit_size(size, manifest), manifest
 
 
-def _change_recipe(
-    recipe: TrainingConfig, name: str, changes: dict[str, str | int]
-) -> TrainingConfig:
+def _change(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) -> TrainingConfig:
     if "workers" in changes:  # The recipe's minimum must not exceed the new maximum.
         changes = {"min_workers": min(recipe.min_workers, int(changes["workers"])), **changes}
     if "epochs" in changes:
@@ -72,12 +70,9 @@ def storage(params: Params, size: str) -> str:
 
 
 def move_old_run_aside(params: Params, size: str, fingerprint: str) -> Path | None:
-    """Rename the local and the stored folder of an earlier run, so that training starts from the
-    beginning. Return the new stored folder, or None if there was none.
-
-    Metrics that the run has written for MLflow are sent first.
-    FractalError: the run is in an object store, or MLflow does not accept the metrics now.
-    """
+    """Send the metrics of an earlier run to MLflow, then rename its local and its stored folder, so
+    that training starts from the beginning. Return the new stored folder, or None if there was
+    none. FractalError: the run is in an object store, or MLflow does not accept metrics now."""
     name, local = fingerprint[:16], local_folder(params, size, fingerprint)
     stored = f"{storage(params, size)}/{name}"
     if is_remote(stored):

@@ -12,10 +12,8 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Measures one worker's training since its last report.
-
-    Starting a data loader and saving a checkpoint do not count as training time.
-    """
+    """Measures one worker's training since its last report, without the time for starting a data
+    loader and saving a checkpoint."""
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
         self._trainer = trainer

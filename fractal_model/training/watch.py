@@ -14,7 +14,7 @@ from fractal_model.training.job import Curve, Report
 
 SLOW_SHARE, STARVED_SHARE, WORSE = 0.5, 0.3, 0.2
 """Limits for warnings: smallest share of the usual speed, largest share of time spent waiting for
-data, and largest loss above the champion's, in nats per value."""
+data, and largest loss above the champion's, in nats."""
 _MIN_REPORTS, _MAX_REPORTS = 5, 50
 """Smallest and largest number of earlier reports that the speed is compared with."""
 
@@ -29,11 +29,10 @@ class Watch:
         self._workers: int | None = None
 
     def examine(self, report: Report) -> tuple[dict[str, float], list[str]]:
-        """Return further metrics for a report that has a loss, and the warnings that it starts.
+        """Return further metrics of a report that has a loss, and the warnings that begin with it.
 
         `throughput_ratio`: images per second divided by the median of earlier reports.
-        `loss_over_reference`: loss minus the champion's at this epoch, in nats per value.
-        """
+        `loss_over_reference`: loss minus the champion's at this epoch, in nats."""
         metrics: dict[str, float] = {}
         worker_changes = self._describe_worker_change(report.workers)
         if len(self._speeds) >= _MIN_REPORTS:

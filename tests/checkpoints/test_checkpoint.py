@@ -1,4 +1,4 @@
-"""A checkpoint is complete or refused; nothing in it is ever unpickled as code."""
+"""A checkpoint is complete or refused, and loading it never runs code."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def saved(tmp_path):
     return folder, model, optimizer
 
 
-def test_round_trip(saved):
+def test_a_saved_checkpoint_loads_unchanged(saved):
     folder, model, optimizer = saved
-    found = load_checkpoint(folder)
-    rebuilt = found.build_model()
-    assert found.progress == PROGRESS
+    loaded = load_checkpoint(folder)
+    rebuilt = loaded.build_model()
+    assert loaded.progress == PROGRESS
     assert rebuilt.config == model.config
     assert all(a.equal(b) for a, b in zip(rebuilt.parameters(), model.parameters(), strict=True))
-    assert found.optimizer["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert loaded.optimizer["param_groups"] == optimizer.state_dict()["param_groups"]
     assert not rebuilt.training
     assert {path.name for path in folder.iterdir()} == {*FILES, "COMPLETE"}
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
 
-def test_without_optimiser_state(saved):
+def test_a_checkpoint_without_optimiser_state_has_no_file_for_it(saved):
     folder = saved[0].with_name("weights only")
     save_checkpoint(folder, model=saved[1], optimizer=None, progress=PROGRESS)
     assert load_checkpoint(folder).optimizer is None
@@ -63,27 +63,27 @@ def test_without_optimiser_state(saved):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_is_found(saved, name):
+def test_a_flipped_bit_is_detected(saved, name):
     file = saved[0] / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
-    with pytest.raises(FractalError, match=name) as caught:
+    with pytest.raises(FractalError, match=name) as raised:
         load_checkpoint(saved[0])
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_damaged_marker_is_found(saved):
+def test_a_damaged_marker_is_detected(saved):
     marker = saved[0] / "COMPLETE"
     content = bytearray(marker.read_bytes())
-    content[3] |= 0x80  # no longer text
+    content[3] |= 0x80  # The marker is no longer text.
     marker.write_bytes(content)
-    with pytest.raises(FractalError, match="COMPLETE did"):
+    with pytest.raises(FractalError, match="COMPLETE has changed"):
         load_checkpoint(saved[0])
 
 
 @pytest.mark.parametrize("name", FILES[:4])
-def test_a_truncated_or_missing_file_is_found(saved, name):
+def test_a_truncated_or_missing_file_is_detected(saved, name):
     file = saved[0] / name
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(FractalError, match=name):
@@ -93,25 +93,25 @@ def test_a_truncated_or_missing_file_is_found(saved, name):
         verify_checkpoint(saved[0])
 
 
-def test_without_its_marker_it_is_incomplete(saved):
+def test_a_checkpoint_without_a_marker_is_incomplete(saved):
     (saved[0] / "COMPLETE").unlink()
     with pytest.raises(FractalError, match="COMPLETE"):
         load_checkpoint(saved[0])
 
 
-def test_no_folder(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FractalError, match="no checkpoint folder"):
         load_checkpoint(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("step", ["save_weights", "_write_text"])
-def test_full_disk_leaves_earlier_checkpoints_alone(saved, monkeypatch, step):
+def test_a_full_disk_does_not_change_earlier_checkpoints(saved, monkeypatch, step):
     folder, model, optimizer = saved
 
-    def full(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, step, full)
+    monkeypatch.setattr(module, step, fail)
     with pytest.raises(FractalError, match="disk is full"):
         save_checkpoint(
             folder.with_name("next"),
@@ -123,22 +123,22 @@ def test_full_disk_leaves_earlier_checkpoints_alone(saved, monkeypatch, step):
     verify_checkpoint(folder)
 
 
-def _die_at(number: int, what: Path, write: Callable[[Path], None]) -> bool:
-    """In a process of its own: writes, and is killed at the `number`-th file system call that
-    changes something below `what`, before it is made. Whether it got that far."""
+def _is_killed_at(number: int, parent: Path, write: Callable[[Path], None]) -> bool:
+    """Call `write` in a child process and kill the child before its `number`-th change of a file in
+    `parent`. Return False if there are fewer changes."""
 
     def child() -> None:
-        seen = itertools.count()
+        counter = itertools.count()
 
         def hook(event: str, arguments: tuple) -> None:
-            changes = event in ("os.rename", "os.mkdir", "os.remove") or (
+            is_change = event in ("os.rename", "os.mkdir", "os.remove") or (
                 event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wxa"
             )
-            if changes and str(what) in str(arguments[0]) and next(seen) == number:
+            if is_change and str(parent) in str(arguments[0]) and next(counter) == number:
                 os._exit(99)
 
         sys.addaudithook(hook)
-        write(what / "next")
+        write(parent / "next")
         os._exit(0)
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -147,19 +147,19 @@ def _die_at(number: int, what: Path, write: Callable[[Path], None]) -> bool:
     return process.exitcode == 99
 
 
-def test_killed_at_any_step_of_writing_the_one_before_loads(saved):
+def test_an_earlier_checkpoint_loads_after_a_kill_at_any_change(saved):
     folder, model, optimizer = saved
-    state, steps = optimizer.state_dict(), 0
+    state, number = optimizer.state_dict(), 0
 
     def write(target: Path) -> None:
         save_checkpoint(target, model=model, optimizer=state, progress=PROGRESS)
 
-    while _die_at(steps, folder.parent, write):
-        steps += 1
+    while _is_killed_at(number, folder.parent, write):
+        number += 1
         assert load_checkpoint(folder).progress == PROGRESS
         assert not (folder.parent / "next").exists()
-    assert steps >= len(FILES)
-    verify_checkpoint(folder.parent / "next")  # undisturbed, over what was left behind
+    assert number >= len(FILES)
+    verify_checkpoint(folder.parent / "next")  # It replaced an unfinished folder.
 
 
 class _Payload:
@@ -171,7 +171,7 @@ class _Payload:
 
 
 def test_pickled_code_is_refused_and_does_not_run(saved, tmp_path):
-    """Even with checksums that fit."""
+    """The checksums are correct, so only the reading of the pickle refuses it."""
     folder, trap = saved[0], tmp_path / "executed"
     with (folder / "optimizer.pt").open("wb") as file:
         pickle.dump(_Payload(trap), file)
@@ -185,16 +185,16 @@ def test_pickled_code_is_refused_and_does_not_run(saved, tmp_path):
     assert not trap.exists()
 
 
-def test_either_the_weights_or_their_average_makes_the_model(tmp_path):
+def test_a_model_loads_with_the_weights_or_with_their_average(tmp_path):
     model, average = tiny_model("mar"), tiny_model("mar", sharpen=2.0)
     save_checkpoint(tmp_path / "c", model=model, optimizer={}, progress=PROGRESS, ema=average)
     for source, expected in ((tmp_path / "c", model), (f"{tmp_path / 'c'}#ema", average)):
-        found = load_model(str(source), tmp_path)
+        loaded = load_model(str(source), tmp_path)
         assert all(
-            a.equal(b) for a, b in zip(found.parameters(), expected.parameters(), strict=True)
+            a.equal(b) for a, b in zip(loaded.parameters(), expected.parameters(), strict=True)
         )
 
 
-def test_an_average_that_is_not_there(saved, tmp_path):
+def test_a_missing_average_is_an_error(saved, tmp_path):
     with pytest.raises(FractalError, match="no moving average.*ema_decay"):
         load_model(f"{saved[0]}#ema", tmp_path)

@@ -1,4 +1,4 @@
-"""Our model is the published one: the three measured cases, and folders that are unusable."""
+"""Our model agrees with the published one in the measured cases; unusable cases are errors."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def case(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["ar3", "mar3", "mar4"])
 def test_every_quantity_is_within_its_tolerance(name):
-    found = list(compare(CASES / name))
-    missed = [c for c in found if not c.is_within_tolerance]
+    comparisons = list(compare(CASES / name))
+    missed = [c for c in comparisons if not c.is_within_tolerance]
     assert not missed
-    assert {c.quantity for c in found} == set(load_file(CASES / name / "expected.safetensors"))
+    assert {c.quantity for c in comparisons} == set(
+        load_file(CASES / name / "expected.safetensors")
+    )
 
 
 @pytest.mark.parametrize("upper", ["mar3", "ar3"])
-def test_a_level_above_one_of_the_other_kind_is_still_the_published_one(upper, tmp_path):
-    """The cases have equal sizes: the upper level of one above the lower level of the other. What
-    the upper one hands on has been measured, whatever reads it."""
+def test_a_level_above_one_of_the_other_generator_has_the_published_conditions(upper, tmp_path):
+    """The upper level of one case is put above the lower level of the other, which has equal
+    sizes. The measured conditions of the upper level do not depend on the lower level."""
     lower = {"mar3": "ar3", "ar3": "mar3"}[upper]
     folder = tmp_path / "mixed"
     shutil.copytree(CASES / upper, folder)
@@ -47,12 +49,12 @@ def test_a_level_above_one_of_the_other_kind_is_still_the_published_one(upper, t
     for name, tensor in load_file(CASES / lower / "weights.safetensors").items():
         if name.startswith("next_fractal."):
             weights[name] = tensor
-    if upper == "ar3":  # its one condition; the other four stand before it in the positions
+    if upper == "ar3":  # It has one condition; the positions of the other four come first.
         positions = "next_fractal.generator.pos_embed_learned"
         weights[positions] = weights[positions][:, 4:].clone()
-    kept = {name: t for name, t in weights.items() if not name.startswith("next_fractal.")}
+    outer = {name: t for name, t in weights.items() if not name.startswith("next_fractal.")}
     inner = load_file(CASES / lower / "weights.safetensors")
-    weights = kept | {name: weights[name] for name in inner if name.startswith("next_fractal.")}
+    weights = outer | {name: weights[name] for name in inner if name.startswith("next_fractal.")}
     save_file(weights, folder / "weights.safetensors")
     inputs = load_file(CASES / upper / "inputs.safetensors")
     if upper == "ar3":
@@ -60,24 +62,24 @@ def test_a_level_above_one_of_the_other_kind_is_still_the_published_one(upper, t
         inputs["mask_level1"] = torch.ones(rows, 16)
     save_file(inputs, folder / "inputs.safetensors")
     expected = load_file(CASES / upper / "expected.safetensors")
-    handed_on = {name: t for name, t in expected.items() if name.startswith("level0_conditions_")}
-    save_file(handed_on, folder / "expected.safetensors")
-    found = list(compare(folder))
-    assert {c.quantity for c in found} == set(handed_on)
-    assert all(c.is_within_tolerance for c in found)
+    conditions = {name: t for name, t in expected.items() if name.startswith("level0_conditions_")}
+    save_file(conditions, folder / "expected.safetensors")
+    comparisons = list(compare(folder))
+    assert {c.quantity for c in comparisons} == set(conditions)
+    assert all(c.is_within_tolerance for c in comparisons)
 
 
 @pytest.mark.parametrize(
     "parameter", ["generator.norm.weight", "next_fractal.generator.mask_token"]
 )
-def test_a_changed_weight_is_seen(case, parameter):
+def test_a_changed_weight_exceeds_a_tolerance(case, parameter):
     weights = load_file(case / "weights.safetensors")
     weights[parameter] *= 1.1
     save_file(weights, case / "weights.safetensors")
     assert not all(c.is_within_tolerance for c in compare(case))
 
 
-def test_nan_is_missed(case):
+def test_nan_exceeds_every_tolerance(case):
     weights = load_file(case / "weights.safetensors")
     weights["fake_latent"][:] = float("nan")
     save_file(weights, case / "weights.safetensors")
@@ -133,26 +135,26 @@ def _no_masks(case):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "named"),
+    ("spoil", "message"),
     [
         (lambda case: (case / "inputs.safetensors").unlink(), "inputs.safetensors"),
         (lambda case: (case / "config.json").write_text("{"), "config.json|unusable"),
         (_drop_key, "num_conds"),
         (_truncate, "unusable"),
-        (shutil.rmtree, "case is no folder"),
+        (shutil.rmtree, "case is not a folder"),
         (_wrong_shape, "class_embedding"),
         (lambda case: (case / "config.json").write_text("5"), "settings lack .*unknown \\['5'\\]"),
-        (_unknown_quantity, "known here"),
-        (_rename("level0_conditions_top", "level0_conditions_under"), "known here"),
-        (_rename("greedy_sample_cfg3_uint8", "greedy_sample_cfgx_uint8"), "known here"),
-        (_rename("grad_norm_total", "grad_norm.teacher"), "known here"),
+        (_unknown_quantity, "are known"),
+        (_rename("level0_conditions_top", "level0_conditions_under"), "are known"),
+        (_rename("greedy_sample_cfg3_uint8", "greedy_sample_cfgx_uint8"), "are known"),
+        (_rename("grad_norm_total", "grad_norm.teacher"), "are known"),
         (_reshape("level0_conditions_top"), "level0_conditions_top has the shape"),
         (_reshape("greedy_sample_cfg1_uint8"), "greedy_sample_cfg1_uint8 has the shape"),
         (_no_masks, "mask_level1"),
     ],
 )
-def test_an_unusable_case_is_named_on_one_line(case, spoil, named):
+def test_an_unusable_case_is_an_error_on_one_line(case, spoil, message):
     spoil(case)
-    with pytest.raises(FractalError, match=named) as caught:
+    with pytest.raises(FractalError, match=message) as raised:
         list(compare(case))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""A checkpoint is read from a folder of this machine, wherever it is kept."""
+"""A checkpoint is read from a folder on this machine, also if it is in an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_local_one_is_read_in_its_place(run):
+def test_a_local_checkpoint_is_not_copied(run):
     for filesystem in (None, LocalFileSystem()):
         with fetch_checkpoint(str(run / "checkpoint_1"), filesystem) as folder:
             assert folder == run / "checkpoint_1"
@@ -27,22 +27,22 @@ def test_a_local_one_is_read_in_its_place(run):
 
 
 @pytest.fixture
-def elsewhere(run, monkeypatch) -> SubTreeFileSystem:
-    """To pyarrow this is no local file system, as an object store is none."""
+def object_store(run, monkeypatch) -> SubTreeFileSystem:
+    """File system that pyarrow treats like an object store, because it is not a local one."""
     filesystem = SubTreeFileSystem(str(run.parent), LocalFileSystem())
-    known = {"s3://runs/run/checkpoint_1": (filesystem, "run/checkpoint_1")}
-    monkeypatch.setattr(storage, "FileSystem", SimpleNamespace(from_uri=known.__getitem__))
+    file_systems = {"s3://runs/run/checkpoint_1": (filesystem, "run/checkpoint_1")}
+    monkeypatch.setattr(storage, "FileSystem", SimpleNamespace(from_uri=file_systems.__getitem__))
     return filesystem
 
 
-def test_one_of_an_object_store_is_there_for_the_block(run, elsewhere):
-    for place in (("s3://runs/run/checkpoint_1",), ("run/checkpoint_1", elsewhere)):
-        with fetch_checkpoint(*place) as folder:
+def test_a_checkpoint_of_an_object_store_is_copied_for_the_block(run, object_store):
+    for arguments in (("s3://runs/run/checkpoint_1",), ("run/checkpoint_1", object_store)):
+        with fetch_checkpoint(*arguments) as folder:
             assert folder.name == "checkpoint_1" and folder.parent != run
             assert (folder / "COMPLETE").read_text() == "sum"
         assert not folder.parent.exists()
 
 
-def test_one_that_does_not_exist_is_a_folder_that_does_not(elsewhere):
-    with fetch_checkpoint("run/checkpoint_2", elsewhere) as folder:
+def test_a_missing_checkpoint_gives_a_missing_folder(object_store):
+    with fetch_checkpoint("run/checkpoint_2", object_store) as folder:
         assert not folder.exists()

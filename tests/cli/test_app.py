@@ -50,7 +50,7 @@ def test_module_and_error_line():
         cwd=REPOSITORY,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no such folder is no folder: give")
+    assert done.stderr.startswith("error: no such folder is not a folder: give")
     assert done.stderr.count("\n") == 1
 
 

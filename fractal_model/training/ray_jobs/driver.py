@@ -60,10 +60,6 @@ def _print_json(**content: object) -> None:
     print(f"{MARKER}{json.dumps(content)}", flush=True)
 
 
-def _print_report(report: Report) -> None:
-    _print_json(report=report.model_dump(exclude_none=True))
-
-
 def main() -> None:
     """Run the training in FRACTAL_TRAINING_JOB. FractalError: it is not set, or training failed."""
     keep_secrets_out_of_logs()
@@ -74,7 +70,9 @@ def main() -> None:
         )
     job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
     try:
-        checkpoint = drive(job, on_report=_print_report)
+        checkpoint = drive(
+            job, on_report=lambda r: _print_json(report=r.model_dump(exclude_none=True))
+        )
     except FractalError as error:
         _print_json(error=str(error))
         raise

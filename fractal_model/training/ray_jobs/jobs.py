@@ -67,10 +67,8 @@ class TrainingJobs:
         on_line: Callable[[str], None],
     ) -> str:
         """Run the job to its end and return the last checkpoint's folder or address. Cancelling and
-        Ctrl-C stop the job, other errors do not.
-
-        FractalError: the job failed, somebody else trains this size, or the cluster refuses it.
-        """
+        Ctrl-C stop the job, other errors do not. FractalError: the job failed, somebody else trains
+        this size, or the cluster refuses the job."""
         log = JobLog(on_report, on_line)
         running = self._find_running(job, on_line)
         name = running or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"

@@ -17,11 +17,8 @@ QUIET_SECONDS = 300.0
 
 @contextmanager
 def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
-    """Follow a job's log during the `with` block; `connect` opens the log from its beginning.
-
-    Yields a function that returns the next part of the log, or "" if nothing arrives within the
-    number of seconds that it is given. It returns each part once.
-    """
+    """Follow a job's log during the `with` block; `connect` opens the log from its beginning. The
+    yielded function waits for a number of seconds and returns the new text, or "" for none."""
     texts, pending = _new_texts(connect), None
 
     async def next_part(seconds: float) -> str:

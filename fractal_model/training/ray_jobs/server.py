@@ -29,11 +29,8 @@ class _Client(JobSubmissionClient):
 
 
 class JobsServer:
-    """The Jobs API at one address.
-
-    Methods raise FractalError: the server refuses the request, or does not answer for `patience`
-    seconds (PATIENCE_SECONDS by default).
-    """
+    """The Jobs API at one address. FractalError, from most methods: the server refuses the request,
+    or does not answer for `patience` seconds (PATIENCE_SECONDS by default)."""
 
     def __init__(self, address: str) -> None:
         """FractalError: no Ray Jobs server answers at `address`."""

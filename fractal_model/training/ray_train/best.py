@@ -1,9 +1,8 @@
 """A copy of the best checkpoint of a run, beside the last checkpoints.
 
 Decided here: the best checkpoint has the lowest mean loss over the reports since the checkpoint
-before it. Ray keeps the last checkpoints and supports one rule only, so the best one is copied to
-the run's folder `best`. An object store cannot rename: the copy is complete once `best.json` names
-it.
+before it. Ray supports one rule, which keeps the last checkpoints, so the best one is copied to the
+run's folder `best`. An object store cannot rename: a copy is complete if `best.json` names it.
 """
 
 import json
@@ -26,10 +25,8 @@ FOLDER, SCORE_FILE = "best", "best.json"
 class KeepBest(UserCallback):
     """Keeps a copy of the best checkpoint of `run`, the run's folder or address.
 
-    Ray calls it in its controller process. It copies in a thread, so that the controller stays free
-    for the workers. During a copy, the best later checkpoint is queued. Only the run's last report
-    waits for the copy.
-    """
+    It copies in a thread, so that Ray's controller stays free for the workers. During a copy, the
+    best later checkpoint is queued. Only the run's last report waits for the copy."""
 
     def __init__(self, run: str) -> None:
         self._run = run
@@ -78,10 +75,8 @@ def _is_last(run_context: Any, report: Report | Stopped) -> bool:
 
 
 def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, loss: float) -> None:
-    """Copy the checkpoint to the folder `best` of `run`, unless the one there has a lower loss.
-
-    `run` is a path of `filesystem`. OSError, ArrowException: a storage does not answer.
-    """
+    """Copy the checkpoint to the folder `best` of `run`, a path of `filesystem`, if its loss is the
+    lowest so far. OSError, ArrowException: a storage does not answer."""
     if _best_loss(filesystem, run) <= loss:
         return
     name = PurePosixPath(checkpoint.path).name

@@ -27,11 +27,10 @@ _POLL_SECONDS = 0.1
 
 
 class Relay:
-    """Calls `on_report` with the reports that Ray gives to `callback`, during its `with` block.
+    """Calls `on_report`, during its `with` block, with the reports that Ray gives to `callback`.
 
-    `folder` belongs to one MLflow run, on this machine, where Ray runs its controller too. At the
-    end the block raises the first error of `on_report`, or OSError: reports cannot be read.
-    """
+    `folder` is used by one MLflow run, on this machine, where Ray runs its controller too. The end
+    of the block raises the first error of `on_report`, or OSError: reports cannot be read."""
 
     def __init__(self, folder: Path, on_report: Callable[[Report | Stopped], None]) -> None:
         self._folder = folder

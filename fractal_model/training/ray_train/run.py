@@ -2,8 +2,7 @@
 
 A run that is started again continues from the last checkpoint of its folder. Ray also restarts from
 it when a worker dies or hangs, with as many workers of the recipe's range as the machines allow. If
-Ray fails because a machine has too little memory, training continues with three quarters of the
-workers.
+a machine has too little memory, training continues with three quarters of the workers.
 """
 
 import logging
@@ -51,11 +50,9 @@ def run_training(
     on_report: Callable[[Report], None],
     worker: Callable[[dict[str, str]], None] = train_worker,
 ) -> ray.train.Checkpoint:
-    """Train on the connected cluster to the end of the recipe; return the last checkpoint.
-
-    Each worker runs `worker` with the job as JSON under "job". FractalError: a worker failed too
-    often, the run ended itself, or no worker could be started.
-    """
+    """Train on the connected cluster to the end of the recipe; return the last checkpoint. Workers
+    run `worker` with the job as JSON under "job". FractalError: a worker failed too often, the run
+    ended itself, or no worker could be started."""
     recipe = job.recipe
     stop_reasons: list[str] = []
 

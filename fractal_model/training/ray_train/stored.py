@@ -2,8 +2,7 @@
 
 Decided here: an object store cannot rename, so the marker is uploaded after all other files, and a
 checkpoint without a marker was never complete. Rank 0 chooses the checkpoint for all ranks. The
-ranks then compare what they have read, so that a machine that sees other files ends the run before
-it does harm.
+ranks then compare what they have read: if a machine sees other files, the run ends.
 """
 
 from collections.abc import Iterator
@@ -36,17 +35,11 @@ def load_newest_undamaged(
     newest: ray.train.Checkpoint, context: ray.train.TrainContext | None = None
 ) -> Resumed:
     """Load the checkpoint `newest`, or the newest undamaged one before it if it is damaged. All
-    ranks must call this together.
-
-    FractalError, on all ranks: all checkpoints are damaged (with the damage of `newest`), the
-    storage does not answer, or the ranks do not read the same checkpoint.
-    """
+    ranks must call this together. FractalError, on all ranks: every checkpoint is damaged, the
+    storage does not answer, or the ranks do not read the same checkpoint."""
     context = context or ray.train.get_context()
-    is_zero = context.get_world_rank() == 0
-    choice = broadcast_from_rank_zero(
-        _choose(newest) if is_zero else FractalError("rank 0 chooses")
-    )
-    stored, damaged = _or_raise(choice)
+    choice = _choose(newest) if context.get_world_rank() == 0 else FractalError("rank 0 chooses")
+    stored, damaged = _or_raise(broadcast_from_rank_zero(choice))
     with _fetch_once_per_machine(stored, context) as folder:
         checkpoint = _load(folder, stored)
         summaries = gather_from_ranks(_summarise(checkpoint, folder))

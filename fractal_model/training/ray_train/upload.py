@@ -34,10 +34,8 @@ def remove_abandoned_scratch() -> None:
 
 class Upload:
     """Copies one checkpoint to the run's storage, its marker last, and removes the scratch folder.
-
-    Ray calls it in a thread, and again if an object store asks for another attempt. An error that
-    it raises ends the group of workers.
-    """
+    Ray calls it in a thread, and again if an object store asks for another attempt. An error ends
+    the group of workers."""
 
     def __init__(self, folder: Path) -> None:
         self._scratch = folder.parent
