@@ -125,7 +125,7 @@ def _store_decision(
             )
         title.store_decision(version, decision, against)
         if decision.promote:
-            title.give(_change(version, "evaluation", decision.reason))
+            title.set_champion(_change(version, "evaluation", decision.reason))
         # This tag comes last: if the process dies before it, the next night decides again.
         registry.tag_version(size, version, DECIDED_TAG, protocol)
     return decision

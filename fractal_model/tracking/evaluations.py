@@ -43,7 +43,7 @@ def _row(run: Run, dataset: str, size: str, version: str) -> Row:
     model = f"{model_name(size)} version {version}"
     if not version and record is not None:
         model = f"{model_name(size)}, {record.model}"
-    protocol = record and record.protocol
+    protocol = None if record is None else record.protocol
     return Row(dataset, model, run.data.metrics, protocol, run.info.run_id)
 
 
