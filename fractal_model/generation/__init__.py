@@ -1,1 +1,1 @@
-"""What people do with a sampler: images in batches, sample files, edits and animations."""
+"""Uses of a sampler: many images, sample files, edited images and animations."""

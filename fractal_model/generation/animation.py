@@ -1,11 +1,11 @@
-"""The generation as pictures: the image filling patch by patch, down to the pixels (paper, Fig. 1).
+"""Animations of the sampling of images, patch by patch down to the pixels (paper, Fig. 1).
 
-Decided here: a frame shows the steps of the last level above the pixels; patches that are being
-worked on are outlined in a colour of their level; what is not generated yet has a tone of its own.
-Snapshots are kept at the model's resolution and thinned as they come, so memory does not grow with
-the number of steps or beyond half a gigabyte; pictures are at most about 1000 pixels wide.
+Decided here: snapshots are taken after the iterations of the last level above the pixels. Patches
+that are being generated are outlined in the colour of their level, and pixels that do not exist yet
+are grey. Snapshots have the model's resolution, and every second one is dropped when they become
+too many, so they take at most half a gigabyte. Pictures are at most about 1000 pixels wide.
 
-Shapes: B images of side S, R rows of a level.
+Shapes: B images of side S.
 """
 
 import math
@@ -34,20 +34,20 @@ PICTURE_PIXELS, TILE_PIXELS, SHEET_TILE_PIXELS, SHEET_COLUMNS = 960, 320, 96, 10
 GAP = 6
 GRID_LINES = (178, 186, 199)
 OUTLINES = ((255, 122, 0), (0, 140, 255), (0, 170, 90))
-"""Of the patches at work, from the second level down."""
+"""Colours of the outlines of patches, from the second level down."""
 SECONDS, LAST_SECONDS = 10, 2
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of the generation."""
+    """The images at one moment of their generation."""
 
     images: Tensor
-    """(B, 3, S, S) uint8"""
+    """Pixels so far, (B, 3, S, S) uint8."""
     hidden: Tensor
-    """(B, S, S) bool, true where the pixel is not generated yet."""
+    """True where a pixel is not generated yet, (B, S, S) bool."""
     boxes: tuple[tuple[int, int, Rows], ...]
-    """The patches at work: level, side in pixels, and where they are."""
+    """The patches that are being generated: level, side in pixels and positions."""
 
 
 def animate(
@@ -61,10 +61,11 @@ def animate(
     frames: int = 120,
     progress: Callable[[int], None] = lambda percent: None,
 ) -> tuple[Path, Path]:
-    """Generate B images side by side and write the animation, GIF or WebP by `file`'s suffix, and
-    a still sheet of some of its moments, PNG (by default beside it). Returns both files.
+    """Generate B images side by side, and write an animation to `file`, GIF or WebP by its suffix.
 
-    FractalError: another suffix, too few or too many frames or images, more than fit the memory.
+    A still picture with some of its moments is written to `sheet`, by default the same name with
+    the suffix .png. Both paths are returned. `progress` receives the percentage of pixels done.
+    FractalError: another suffix, too few or too many frames or images, or the memory is too small.
     """
     sheet = sheet or file.with_suffix(".png")
     require_animation(file, sheet, frames=frames, images=len(labels))
@@ -75,7 +76,7 @@ def animate(
         if not is_out_of_memory(error):
             raise
         raise FractalError(
-            f"{len(labels)} images side by side do not fit the memory: ask for fewer"
+            f"{len(labels)} images side by side do not fit the memory: ask for fewer images"
         ) from error
     moments = recorder.moments(final.cpu())
     for target in (file, sheet):
@@ -89,11 +90,11 @@ def animate(
 
 
 def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> None:
-    """FractalError: these files cannot be written so."""
+    """Raise FractalError if a suffix or the number of frames or images is not possible."""
     if file.suffix.lower() not in SUFFIXES:
-        raise FractalError(f"an animation cannot be {file}: name it {' or '.join(SUFFIXES)}")
+        raise FractalError(f"the animation {file} must end with {' or '.join(SUFFIXES)}: rename it")
     if sheet.suffix.lower() != ".png":
-        raise FractalError(f"the sheet of an animation cannot be {sheet}: name it .png")
+        raise FractalError(f"the sheet {sheet} of an animation must end with .png: rename it")
     if not 2 <= frames <= MOST_FRAMES:
         raise FractalError(f"frames is {frames}: give 2 … {MOST_FRAMES}")
     if not 1 <= images <= MOST_IMAGES:
@@ -101,8 +102,8 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
 
 
 class _Recorder:
-    """The sampler's observer: keeps at most twice as many snapshots as frames are wanted, fewer
-    where they would be too large."""
+    """The sampler's observer. It keeps at most two snapshots for each frame, and fewer if they
+    would take too much memory."""
 
     def __init__(
         self, model: FractalModel, images: int, frames: int, progress: Callable[[int], None]
@@ -116,7 +117,7 @@ class _Recorder:
         snapshot_bytes = self._images.nbytes + self._hidden.nbytes
         self._most = min(2 * frames, MOST_BYTES // snapshot_bytes)
         self._progress = progress
-        self._kept: list[Snapshot] = []
+        self._snapshots: list[Snapshot] = []
         self._seen, self._every = 0, 1
 
     def __call__(self, level: int, rows: Rows, hidden: Tensor, canvas: Tensor) -> None:
@@ -126,36 +127,36 @@ class _Recorder:
         if level > 0:
             side = canvas.shape[-1] * round(canvas.shape[1] ** 0.5)
             self._boxes.append((level, side, rows))
-        if level == self._last_level or not self._kept:
-            self._keep()
+        if level == self._last_level or not self._snapshots:
+            self._take_snapshot()
 
     def moments(self, final: Tensor) -> list[Snapshot]:
-        """As many as frames are wanted, evenly spaced, the last one the finished images."""
+        """Return one snapshot for each frame, evenly spaced; the last is the finished images."""
         last = Snapshot(final, torch.zeros_like(self._hidden), ())
-        return [*_evenly(self._kept, self._frames - 1), last]
+        return [*_select_evenly(self._snapshots, self._frames - 1), last]
 
     def _write(self, rows: Rows, hidden: Tensor, canvas: Tensor) -> None:
-        shown = hidden[:, :, None, None, None].expand(-1, -1, 1, *canvas.shape[-2:])
-        patches, gaps = unpatchify(canvas), unpatchify(shown)[:, 0]
+        by_pixel = hidden[:, :, None, None, None].expand(-1, -1, 1, *canvas.shape[-2:])
+        patches, hidden = unpatchify(canvas), unpatchify(by_pixel)[:, 0]
         along = torch.arange(patches.shape[-1])
         image = rows.image[:, None, None]
         y = (rows.top[:, None] + along)[:, :, None]
         x = (rows.left[:, None] + along)[:, None, :]
         self._images.permute(0, 2, 3, 1)[image, y, x] = patches.permute(0, 2, 3, 1)
-        self._hidden[image, y, x] = gaps
+        self._hidden[image, y, x] = hidden
 
-    def _keep(self) -> None:
+    def _take_snapshot(self) -> None:
         if self._seen % self._every == 0:
             images, hidden = self._images.clone(), self._hidden.clone()
-            self._kept.append(Snapshot(images, hidden, tuple(self._boxes)))
+            self._snapshots.append(Snapshot(images, hidden, tuple(self._boxes)))
         self._seen += 1
-        if len(self._kept) > self._most:
-            self._kept, self._every = self._kept[::2], 2 * self._every
+        if len(self._snapshots) > self._most:
+            self._snapshots, self._every = self._snapshots[::2], 2 * self._every
         self._progress(round(100 * (1 - self._hidden.float().mean().item())))
 
 
-def _evenly(moments: list[Snapshot], count: int) -> list[Snapshot]:
-    """`count` of them, or all, the first and the last among them where there is room."""
+def _select_evenly(moments: list[Snapshot], count: int) -> list[Snapshot]:
+    """Select `count` snapshots evenly from the first to the last; all if there are fewer."""
     if len(moments) <= count:
         return moments
     places = torch.linspace(0, len(moments) - 1, count).round().int()
@@ -167,7 +168,7 @@ def _save_animation(moments: list[Snapshot], patch: int, file: Path) -> None:
     columns = images if images <= 4 else math.ceil(images**0.5)
     scale = max(1, min(TILE_PIXELS, PICTURE_PIXELS // columns) // side)
     pictures = [
-        _tiled([_tile(moment, b, scale, patch) for b in range(images)], columns)
+        _arrange([_tile(moment, b, scale, patch) for b in range(images)], columns)
         for moment in moments
     ]
     duration = [min(250, max(30, round(1000 * SECONDS / len(pictures))))] * len(pictures)
@@ -182,26 +183,26 @@ def _save_animation(moments: list[Snapshot], patch: int, file: Path) -> None:
 
 
 def _palette(finished: Image.Image) -> Image.Image:
-    """One palette for all frames, so that they do not flicker: the finished picture's colours, and
-    those that only the way there has."""
-    own = (NOT_GENERATED, GRID_LINES, *OUTLINES)
-    colours = finished.quantize(256 - len(own)).getpalette() or []
+    """Make one palette for all frames, so that they do not flicker: the colours of the finished
+    picture, of the outlines and of hidden pixels."""
+    drawn = (NOT_GENERATED, GRID_LINES, *OUTLINES)
+    colours = finished.quantize(256 - len(drawn)).getpalette() or []
     palette = Image.new("P", (1, 1))
-    palette.putpalette([value for colour in own for value in colour] + colours)
+    palette.putpalette([value for colour in drawn for value in colour] + colours)
     return palette
 
 
 def _sheet(moments: list[Snapshot], patch: int) -> Image.Image:
-    """A row an image, from its first moment to its last."""
-    chosen = _evenly(moments, SHEET_COLUMNS)
+    """Draw the still sheet: one row for each image, from its first moment to its last."""
+    columns = _select_evenly(moments, SHEET_COLUMNS)
     scale = max(1, SHEET_TILE_PIXELS // moments[0].images.shape[-1])
     images = moments[0].images.shape[0]
-    tiles = [_tile(moment, b, scale, patch) for b in range(images) for moment in chosen]
-    return _tiled(tiles, len(chosen))
+    tiles = [_tile(moment, b, scale, patch) for b in range(images) for moment in columns]
+    return _arrange(tiles, len(columns))
 
 
 def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
-    """One image at one moment, enlarged, with the patches at work outlined."""
+    """Draw one image at one moment, enlarged, with outlines of the patches being generated."""
     hidden = enlarge(moment.hidden[b], scale)
     pixels = enlarge(moment.images[b], scale)
     pixels = torch.where(hidden, _background(hidden.shape[-1], patch * scale), pixels)
@@ -217,14 +218,14 @@ def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
 
 
 def _background(side: int, patch: int) -> Tensor:
-    """(3, side, side): the tone of what is not generated, with the first level's grid on it."""
+    """Return the picture of hidden pixels, (3, side, side): grey with the first level's grid."""
     along = torch.arange(side) % patch
     lines = (along[:, None] == 0) | (along[None, :] == 0)
     tones = torch.tensor([NOT_GENERATED, GRID_LINES], dtype=torch.uint8)
     return tones[lines.long()].permute(2, 0, 1)
 
 
-def _tiled(tiles: list[Image.Image], columns: int) -> Image.Image:
+def _arrange(tiles: list[Image.Image], columns: int) -> Image.Image:
     rows, step = math.ceil(len(tiles) / columns), tiles[0].width + GAP
     picture = Image.new("RGB", (columns * step + GAP, rows * step + GAP), "white")
     for place, tile in enumerate(tiles):
@@ -238,7 +239,8 @@ GROWING_IMAGES = 3
 def write_growth_animation(
     model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
 ) -> tuple[Path, Path]:
-    """An animation of the generation of the first classes' images, and a still sheet of it."""
+    """Write an animation of one image of each of the first classes, and its still sheet, to
+    `folder`. Return both paths."""
     labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
     seeds = range(settings.seed, settings.seed + len(labels))
     return animate(model, labels, seeds, sampling, folder / "growth.gif")

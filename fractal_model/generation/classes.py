@@ -1,7 +1,7 @@
-"""Classes as people ask for them: numbers, or names of the model's data set.
+"""Classes as people write them: numbers, or names from the model's data set.
 
-Decided here: the command lines and the served model read a class alike. A word that may mean two
-classes is refused; `name:` or `number:` before it says which one is meant.
+Decided here: the command line and the served model read a class in the same way. A word that may
+mean two classes is refused; `name:` or `number:` before it says which one is meant.
 """
 
 import csv
@@ -17,21 +17,23 @@ _LONGEST_NUMBER = 18  # digits
 
 
 def split_classes(text: str) -> list[str]:
-    """The parts of `207, "a name, with a comma"`. FractalError: a quote that does not end."""
+    """Split a list such as `207, "a name, with a comma"` at its commas. FractalError: a quote does
+    not end."""
     try:
         (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
         raise FractalError(
-            f"the classes cannot be read ({one_line(error)}): separate them with commas, and put a "
-            f"name that has a comma in double quotes, and all into single ones: '\"a,b\",c'"
+            f"the classes cannot be read ({one_line(error)}): separate them with commas, put a "
+            f"name with a comma in double quotes, and the list in single quotes: '\"a,b\",c'"
         ) from error
     return [part.strip() for part in parts or [""]]
 
 
 def parse_classes(text: str, config: ModelConfig) -> list[int]:
-    """`207, golden retriever` to class numbers; `none` is unconditional (NO_CLASS).
+    """Return the class numbers of a list such as `207, golden retriever`; `none` is NO_CLASS.
 
-    FractalError names what is unknown, and the allowed range or the nearest name.
+    FractalError: a class is unknown or unclear. The message gives the range of numbers or the most
+    similar name.
     """
     try:
         return [class_number(part, config) for part in split_classes(text)]
@@ -43,17 +45,18 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
 
 
 def class_number(part: str, config: ModelConfig) -> int:
-    """One class, as `parse_classes` takes several; its name may have commas."""
+    """Return the number of one class, given by number or name; its name may have commas.
+    FractalError: the class is unknown or unclear."""
     if part == UNCONDITIONAL:
         return NO_CLASS
     names = config.class_names
-    named, number = _named(part, names), _number(part, config.num_classes)
+    named, number = _find_by_name(part, names), _number(part, config.num_classes)
     if not named and part.startswith(_NAME):
-        named = _named(part.removeprefix(_NAME), names)
+        named = _find_by_name(part.removeprefix(_NAME), names)
     elif not named and part.startswith(_NUMBER):
         number = _number(part.removeprefix(_NUMBER), config.num_classes)
     elif part in names and part != str(number):
-        number = None  # a name such as 01; numbers are written without zeros in front
+        number = None  # the name is a numeral with leading zeros, such as 01
     if len(named) > 1:
         numbers = " and ".join(map(str, named))
         raise FractalError(f"class {part!r} is the name of classes {numbers}: give the number")
@@ -66,18 +69,17 @@ def class_number(part: str, config: ModelConfig) -> int:
     if named:
         return named[0]
     if number is None:
-        raise _unknown(part, config)
+        raise _unknown_class_error(part, config)
     return number
 
 
-def _named(part: str, names: Sequence[str]) -> list[int]:
-    """Numbers of the classes of this name: written so, in other capitals, or as the same numeral
-    with other zeros in front."""
+def _find_by_name(part: str, names: Sequence[str]) -> list[int]:
+    """Return the numbers of the classes with this name: exactly, else without regard to capitals,
+    else as a numeral without regard to leading zeros."""
     for key in (str, str.casefold, _numeral):
-        wanted = key(part)
-        same = [number for number, name in enumerate(names) if key(name) == wanted]
-        if same and wanted is not None:
-            return same
+        numbers = [number for number, name in enumerate(names) if key(name) == key(part)]
+        if numbers and key(part) is not None:
+            return numbers
     return []
 
 
@@ -91,7 +93,7 @@ def _number(part: str, classes: int) -> int | None:
     return number if number is not None and number < classes else None
 
 
-def _unknown(part: str, config: ModelConfig) -> FractalError:
+def _unknown_class_error(part: str, config: ModelConfig) -> FractalError:
     names = [name.casefold() for name in config.class_names]
     is_number = part.lstrip("+-").isdecimal()
     near = [] if is_number else difflib.get_close_matches(part.casefold(), names, n=1)

@@ -1,8 +1,8 @@
-"""Editing: an image of which a part is kept, the rest generated (paper, conditional generation).
+"""Editing: a part of an image is kept, the rest is generated (paper, conditional generation).
 
 Decided here: how picture files become known pixels, and the masks of inpainting (a box),
-outpainting (outside a box) and uncropping (around the shrunk image). In a mask file white is
-generated and black is kept; inside the program a mask is true where a pixel is known.
+outpainting (outside a box) and uncropping (around the shrunk image). In a mask file, white is
+generated and black is kept; in the code, a mask is True where a pixel is known.
 
 Shapes: S side of the model's images, N variants.
 """
@@ -25,37 +25,38 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, map_in_this_pro
 from fractal_model.sampling.known import KnownPixels
 
 WHITE = 128
-"""From here on a grey mask pixel counts as white."""
+"""The darkest grey of a mask pixel that counts as white."""
 
 
 def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """(3, S, S) uint8, read as `prepare` reads the pictures of a data set (`data.decoding`).
+    """Read an image, (3, S, S) uint8, as `prepare` reads the pictures of a data set.
 
-    `fit` cuts the middle square and scales it. FractalError: unreadable, or of another size.
+    `fit` cuts out the middle square and scales it to side S. FractalError: the file cannot be read,
+    or without `fit` has another side.
     """
-    picture = _sized(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
+    picture = _to_side(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """(S, S) bool, true where known, from a picture: what is white or transparent is generated,
-    black is kept."""
-    picture = _sized(
+    """Read a mask, (S, S) bool, True where the pixel is known: black is kept, white or transparent
+    is generated. FractalError: the file cannot be read, or without `fit` has another side."""
+    picture = _to_side(
         _read(file, "mask").convert("L"), file, "mask", side, fit, Image.Resampling.NEAREST
     )
     return torch.from_numpy(np.array(picture) < WHITE)
 
 
 def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
-    """(S, S) bool, true where known: all but the box (top, left, height, width), or with `outside`
-    the box alone. FractalError: the box is empty or not inside the image."""
+    """Return a mask, (S, S) bool, that is True (known) outside the box (top, left, height, width),
+    or with `outside` only inside it. FractalError: the box is empty or not inside the image."""
     top, left, height, width = box
     inside = min(top, left) >= 0 and top + height <= side and left + width <= side
     if min(height, width) < 1 or not inside:
         raise FractalError(
             f"box {top},{left},{height},{width} (top, left, height, width) is "
             f"{'not inside the image' if min(height, width) >= 1 else 'empty'}: choose height and "
-            f"width of at least 1 within 0 … {side} pixels"
+            f"width of at least 1, inside the {side} × {side} pixels"
         )
     mask = torch.full((side, side), not outside)
     mask[top : top + height, left : left + width] = outside
@@ -63,15 +64,16 @@ def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
 
 
 def uncrop(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """The image (3, S, S) shrunk to `fraction` of its side in the middle, and its mask (S, S).
+    """Shrink the image (3, S, S) to `fraction` of its side and put it in the middle of a black one.
+    Return the new image and its mask (S, S), True on the shrunk image.
 
-    FractalError: nothing of the image, or nothing around it, would be left.
+    FractalError: `fraction` leaves no pixel of the image, or none around it.
     """
     side = image.shape[-1]
     inner = round(side * fraction) if 0 < fraction < 1 else 0
     if not 0 < inner < side:
         raise FractalError(
-            f"uncropping to {fraction:g} of the side is out of range: give a fraction between "
+            f"the fraction {fraction:g} of the side is out of range: give one between "
             f"{1 / side:.2g} and {(side - 1) / side:.2g}"
         )
     start = (side - inner) // 2
@@ -95,41 +97,42 @@ def edit(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Tensor:
-    """(N, 3, S, S) uint8: one variant of `image` (3, S, S) for each of N classes and seeds; what
-    `mask` (S, S) marks as known is the same in all. `progress` gets the number done."""
+    """Generate variants of `image` (3, S, S), (N, 3, S, S) uint8, one for each of N classes and
+    seeds. Pixels where `mask` (S, S) is True are those of `image` in all variants. At most
+    `largest` are generated at a time; `progress` receives the number done."""
     known = KnownPixels(image[None], mask[None])
-    found, done = image.new_empty(len(labels), *image.shape), 0
+    variants, done = image.new_empty(len(labels), *image.shape), 0
     for part, images in sample_images(
         model, settings, labels, seeds, known=known, largest=largest, map_parts=map_parts
     ):
-        found[part.start : part.stop] = images
+        variants[part.start : part.stop] = images
         done += len(part)
         progress(done)
-    return found
+    return variants
 
 
-def _read(file: Path, what: str) -> Image.Image:
+def _read(file: Path, kind: str) -> Image.Image:
     try:
         with file.open("rb") as content, open_picture(content) as opened:
             return decode(opened).rgb
     except (OSError, ValueError, UnusableImage) as error:
         raise FractalError(
-            f"the {what} {file} cannot be read ({one_line(error)}): give a picture file, for "
+            f"the {kind} {file} cannot be read ({one_line(error)}): give a picture file, for "
             f"example PNG"
         ) from error
 
 
-def _sized(
-    picture: Image.Image, file: Path, what: str, side: int, fit: bool, resampling: Image.Resampling
+def _to_side(
+    picture: Image.Image, file: Path, kind: str, side: int, fit: bool, resampling: Image.Resampling
 ) -> Image.Image:
     if fit:
         if min(picture.size) < side:
-            say(f"{what} {file}: {picture.width} × {picture.height} pixels, enlarged to {side}")
+            say(f"{kind} {file}: {picture.width} × {picture.height} pixels, enlarged to {side}")
         return ImageOps.fit(picture, (side, side), resampling)
     if picture.size != (side, side):
         raise FractalError(
-            f"the {what} {file} is {picture.width} × {picture.height} pixels: this model takes "
-            f"{side} × {side}; give one of that size, or have its middle square cut and scaled",
+            f"the {kind} {file} is {picture.width} × {picture.height} pixels: this model takes "
+            f"{side} × {side}; give one of that size, or let its middle square be cut and scaled",
             setting="fit",
         )
     return picture

@@ -1,4 +1,4 @@
-"""Pictures of images: a grid, enlarged without smoothing, as PNG."""
+"""Pictures made of images: grids and enlargements without smoothing, as PNG."""
 
 import io
 from pathlib import Path
@@ -12,35 +12,35 @@ from fractal_model.common.files import atomic_file
 
 TILE_PIXELS = 64
 NOT_GENERATED = (196, 203, 214)
-"""The tone of pixels that are not there yet."""
+"""Colour of pixels that are not generated yet."""
 
 
 def png_bytes(image: Tensor) -> bytes:
-    """(3, H, W) uint8 to a PNG file's bytes."""
+    """Return the bytes of a PNG file of an image, (3, H, W) uint8."""
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file, "PNG")
     return file.getvalue()
 
 
 def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
-    """One row a class with its first `per_class` images; small ones enlarged to about 64 px."""
+    """Arrange the first `per_class` images of each class in one row; see `picture_grid`."""
     rows = [images[labels == label][:per_class] for label in labels.unique()]
     return picture_grid(torch.cat(rows), columns=per_class)
 
 
 def picture_grid(images: Tensor, *, columns: int) -> Tensor:
-    """(N, 3, S, S) uint8 side by side, small ones enlarged to about 64 px."""
+    """Arrange images (N, 3, S, S) uint8 in rows; small ones are enlarged to about 64 px."""
     tiles = enlarge(images, max(1, TILE_PIXELS // images.shape[-1]))
     return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:
-    """(..., H, W) to (..., factor · H, factor · W), each pixel a square."""
+    """Enlarge (..., H, W) to (..., factor · H, factor · W); each pixel becomes a square."""
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
 def grey_out(images: Tensor, hidden: Tensor) -> Tensor:
-    """(B, 3, S, S) uint8 with what is `hidden` (B, S, S) in a tone of its own."""
+    """Return images (B, 3, S, S) uint8 with the `hidden` pixels (B, S, S) in grey."""
     tone = torch.tensor(NOT_GENERATED, dtype=torch.uint8, device=images.device).view(3, 1, 1)
     return torch.where(hidden[:, None], tone, images)
 

@@ -1,8 +1,8 @@
-"""Where sampled images go: a grid, a folder of numbered PNG files, or one array.
+"""Writers of sampled images: a grid, a folder of numbered PNG files, or one array.
 
-Decided here: the path's ending says which; what cannot be written is refused before anything is
-sampled; memory does not grow with the number of images (a grid has a limit instead). Parts come
-in any order.
+Decided here: the path's suffix selects the writer. A path that cannot be written is refused before
+anything is sampled. Memory does not grow with the number of images; a grid has a limit instead.
+Images come in any order.
 """
 
 import os
@@ -24,26 +24,26 @@ GRID_COLUMNS = 32
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
 SOURCE_FILE = "request.json"
-"""The file that says how a folder's images were sampled: `evaluation.protocol.SampleRequest`."""
+"""File of a folder that says how its images were sampled (`evaluation.protocol.SampleRequest`)."""
 LABELS_FILE = "labels.npy"
-"""Of a folder: (N,) int64, the class of each image, −1 for none."""
+"""File of a folder with the class of each image, (N,) int64, −1 for none."""
 
 
 class SampleWriter(ABC):
-    """Takes images in any order and makes files of them."""
+    """Writes images, which come in any order, to one or more files."""
 
     missing: Sequence[int]
-    """Numbers of the images that are to be made."""
+    """Numbers of the images that are not written yet."""
 
     @abstractmethod
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
-        """(n, 3, S, S) uint8 images of these numbers."""
+        """Add the images with these numbers, (n, 3, S, S) uint8."""
 
     def finish(self) -> None:  # noqa: B027
-        """Complete what was added."""
+        """Complete the file or files after the last image."""
 
     def discard(self) -> None:  # noqa: B027
-        """Remove what is incomplete, after a failure."""
+        """Remove incomplete files after a failure."""
 
 
 def open_writer(
@@ -55,23 +55,23 @@ def open_writer(
     request: str,
     source: str | None = None,
 ) -> SampleWriter:
-    """For `len(labels)` images; `request` is a checksum of all that decides about them, with which
-    a folder that an equal request began is gone on with. `source` is what stands in a folder's
-    SOURCE_FILE.
+    """Open a writer of `len(labels)` images.
 
-    FractalError: an ending without a meaning, a folder that cannot be written or that has images
-    of another request, too many for a grid.
+    `request` is the fingerprint of everything that decides the images. A folder that was started
+    with an equal request is completed. `source` is the content of the folder's SOURCE_FILE.
+    FractalError: the suffix is unknown, the path cannot be written, the folder has images of
+    another request, or a grid is too large.
     """
-    count, ending = len(labels), out.suffix.lower()
-    if ending == ".png":
+    count, suffix = len(labels), out.suffix.lower()
+    if suffix == ".png":
         if count > LARGEST_GRID:
             raise FractalError(
-                f"a grid of {count} images asked for: at most {LARGEST_GRID}; for more choose "
-                f"a folder (numbered PNG files) or a .npz file"
+                f"a grid of {count} images is too large: a grid has at most {LARGEST_GRID}; for "
+                f"more choose a folder (numbered PNG files) or a .npz file"
             )
         require_writable_file(out)
         return _Grid(out, count, image_size, per_class)
-    if ending == ".npz":
+    if suffix == ".npz":
         require_writable_file(out)
         return _Array(out, labels, image_size)
     if out.suffix and not out.is_dir():
@@ -84,12 +84,12 @@ def open_writer(
 
 
 def image_name(number: int, count: int) -> str:
-    """Of one of `count` images in a folder."""
+    """Return the file name of image `number`, padded so that `count` names sort by number."""
     return f"{number:0{len(str(count - 1))}d}.png"
 
 
 class _Grid(SampleWriter):
-    """A row or more for each class, as one PNG."""
+    """Writer of one PNG with one or more rows for each class."""
 
     def __init__(self, out: Path, count: int, image_size: int, per_class: int) -> None:
         self._out = out
@@ -106,13 +106,13 @@ class _Grid(SampleWriter):
 
 
 class _Folder(SampleWriter):
-    """000.png, 001.png, … and their classes; those that are complete stay whatever happens, and an
-    equal request makes the others."""
+    """Writer of 000.png, 001.png, … and their classes. Complete images stay after a failure, and an
+    equal request adds the others."""
 
     def __init__(self, out: Path, labels: Tensor, request: str, source: str | None) -> None:
         self._out = out
         self._count = len(labels)
-        self._begin(request)
+        self._require_request(request)
         if source is not None:
             with atomic_file(out / SOURCE_FILE) as partial:
                 partial.write_text(f"{source}\n")
@@ -127,8 +127,8 @@ class _Folder(SampleWriter):
     def _file(self, number: int) -> Path:
         return self._out / image_name(number, self._count)
 
-    def _begin(self, request: str) -> None:
-        """Images of another request among ours would pass for ours."""
+    def _require_request(self, request: str) -> None:
+        """Write the fingerprint into a new folder. FractalError: the folder has other images."""
         file = self._out / REQUEST_FILE
         if file.is_file() and file.read_text().strip() == request:
             return
@@ -142,8 +142,8 @@ class _Folder(SampleWriter):
 
 
 class _Array(SampleWriter):
-    """One .npz as ADM's evaluation reads it: `arr_0` (N, H, W, 3) uint8, and the classes (−1: none)
-    as `arr_1`. The images are on the disk as they come, in a folder beside the file."""
+    """Writer of one .npz as ADM's evaluation reads it: images as `arr_0` (N, H, W, 3) uint8, and
+    classes (−1 for none) as `arr_1`. Until it is finished, images are in a folder beside it."""
 
     def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
         self._out, self._labels = out, labels
@@ -155,10 +155,10 @@ class _Array(SampleWriter):
             self._images = np.lib.format.open_memmap(
                 file, mode="w+", dtype=np.uint8, shape=(len(labels), image_size, image_size, 3)
             )
-            # A mapped page that the disk has no room for would end the process without a word.
+            # Writing to a mapped file on a full disk would kill the process without a message.
             with file.open("r+b") as stream:
                 os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
-        except BaseException as error:  # Ctrl-C too: to make room for many images takes a while
+        except BaseException as error:  # also Ctrl-C, as reserving much space takes a while
             self.discard()
             if isinstance(error, OSError):
                 raise OSError(error.errno, error.strerror, str(out)) from error

@@ -1,7 +1,7 @@
-"""Many images from a model: sampled or completed, in parts that fit memory.
+"""Sampling or completion of many images, in parts that fit memory.
 
-Decided here: an image's seed is its own, so how the work is cut decides nothing about the images;
-who runs the parts is given as a `MapParts`.
+Decided here: each image has its own seed, so the division of the work does not change any image.
+The caller passes a `MapParts`, which decides who runs the parts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,14 @@ def sample_images(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Iterator[tuple[range, Tensor]]:
-    """(N,) classes and N seeds to parts of the N images, (n, 3, S, S) uint8, in any order; at
-    most `largest` are made at a time. `known` is one image, of which a part is the same in all."""
-    start = partial(_work, model, sampling, labels, seeds, known)
+    """Sample one image for each of N classes (N,) and N seeds. Yield parts of them, (n, 3, S, S)
+    uint8, in any order; at most `largest` images are sampled at a time. `known` is one image with
+    pixels that all samples share."""
+    start = partial(_start, model, sampling, labels, seeds, known)
     return map_parts(start, len(labels), largest=largest)
 
 
-def _work(
+def _start(
     model: FractalModel,
     sampling: SamplingConfig,
     labels: Tensor,
@@ -44,8 +45,8 @@ def _work(
     sampler = Sampler(model.to(device), sampling)
 
     def work(part: range) -> Tensor:
-        chosen = slice(part.start, part.stop)
-        given = None if known is None else known.repeat(len(part))
-        return sampler(labels[chosen], seeds[chosen], known=given)
+        places = slice(part.start, part.stop)
+        repeated = None if known is None else known.repeat(len(part))
+        return sampler(labels[places], seeds[places], known=repeated)
 
     return work

@@ -1,4 +1,4 @@
-"""Animations: every frame shows what is generated so far, few and small enough."""
+"""Animations: each frame shows the pixels so far, and the number of frames is limited."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pictures(file):
         return [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(opened)]
 
 
-def missing(frame) -> int:
+def hidden_pixels(frame) -> int:
     return int((frame == np.array(NOT_GENERATED)).all(-1).sum())
 
 
@@ -31,18 +31,18 @@ def test_frames_fill_up_and_end_with_the_samples(kind, tmp_path):
     model, settings = tiny_model(kind), SamplingConfig(guidance=2.0)
     file, sheet = animate(model, LABELS, SEEDS, settings, tmp_path / "new" / "growth.webp")
     frames = pictures(file)
-    left = [missing(frame) for frame in frames]
+    hidden = [hidden_pixels(frame) for frame in frames]
     side = model.config.image_size
     scale = (frames[0].shape[0] - 2 * GAP) // side
-    assert left[0] > 0.8 * (side * scale) ** 2
-    if kind != "guided":  # there, outlines hide some of what is missing
-        assert left == sorted(left, reverse=True)
-    assert left[-1] == 0
+    assert hidden[0] > 0.8 * (side * scale) ** 2
+    if kind != "guided":  # its outlines cover some hidden pixels
+        assert hidden == sorted(hidden, reverse=True)
+    assert hidden[-1] == 0
     middle = slice(GAP + scale // 2, GAP + side * scale, scale)
     expected = Sampler(model, settings)(LABELS, SEEDS)[0].permute(1, 2, 0).numpy()
     assert (frames[-1][middle, middle] == expected).all()
     assert sheet == tmp_path / "new" / "growth.png"
-    assert missing(pictures(sheet)[0]) > 0
+    assert hidden_pixels(pictures(sheet)[0]) > 0
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -52,32 +52,32 @@ def test_the_number_of_frames_is_bounded(tmp_path, suffix):
         file, _ = animate(
             model, LABELS, SEEDS, SamplingConfig(), tmp_path / f"a{suffix}", frames=frames
         )
-        found = pictures(file)
-        assert len(found) == frames
-        assert missing(found[0]) > 0
-        assert missing(found[-1]) == 0
+        shown = pictures(file)
+        assert len(shown) == frames
+        assert hidden_pixels(shown[0]) > 0
+        assert hidden_pixels(shown[-1]) == 0
 
 
-def test_patches_at_work_are_outlined_level_by_level(tmp_path):
+def test_patches_being_generated_are_outlined_in_the_colour_of_their_level(tmp_path):
     model = tiny_model("guided")
     file, _ = animate(
         model, LABELS[:1], SEEDS[:1], SamplingConfig(iterations=(4, 4, 4)), tmp_path / "a.webp"
     )
     frames = np.stack(pictures(file))
     for colour in OUTLINES[:2]:
-        seen = (frames == np.array(colour)).all(-1).any((1, 2))
-        assert seen.any()
-        assert not seen[0] and not seen[-1]
+        has_colour = (frames == np.array(colour)).all(-1).any((1, 2))
+        assert has_colour.any()
+        assert not has_colour[0] and not has_colour[-1]
 
 
-def test_large_pictures_leave_fewer_frames(tmp_path, monkeypatch):
+def test_large_images_have_fewer_frames(tmp_path, monkeypatch):
     model = tiny_model("mar", patch_sizes=(8, 2, 1))
     monkeypatch.setattr(animation, "MOST_BYTES", 10 * 2 * 4 * 8 * 8)
     file, _ = animate(model, LABELS, SEEDS, SamplingConfig(), tmp_path / "a.webp", frames=50)
     assert 5 <= len(pictures(file)) <= 11
 
 
-def test_progress_ends_at_all(tmp_path):
+def test_progress_ends_at_100_percent(tmp_path):
     done = []
     animate(
         tiny_model("ar"), LABELS, SEEDS, SamplingConfig(), tmp_path / "a.gif", progress=done.append
@@ -86,17 +86,17 @@ def test_progress_ends_at_all(tmp_path):
     assert done[-1] == 100
 
 
-def test_images_that_do_not_fit_the_memory(tmp_path, monkeypatch):
-    def full(*arguments, **options):
+def test_images_that_do_not_fit_the_memory_are_an_error(tmp_path, monkeypatch):
+    def run_out_of_memory(*arguments, **options):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(Sampler, "__call__", full)
+    monkeypatch.setattr(Sampler, "__call__", run_out_of_memory)
     with pytest.raises(FractalError, match="2 images side by side do not fit the memory"):
         animate(tiny_model("ar"), LABELS, SEEDS, SamplingConfig(), tmp_path / "a.gif")
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "message"),
     [
         ({"file": "growth.mp4"}, r"\.gif or \.webp"),
         ({"sheet": "growth.jpg"}, r"\.png"),
@@ -105,18 +105,18 @@ def test_images_that_do_not_fit_the_memory(tmp_path, monkeypatch):
         ({"labels": torch.zeros(17).long(), "seeds": range(17)}, "17 images"),
     ],
 )
-def test_what_cannot_be_written(tmp_path, changes, named):
-    asked = {"labels": LABELS, "seeds": SEEDS, "file": "a.gif", "sheet": "b.png", "frames": 5}
-    asked |= changes
-    with pytest.raises(FractalError, match=named) as raised:
+def test_an_impossible_animation_is_refused_and_writes_nothing(tmp_path, changes, message):
+    options = {"labels": LABELS, "seeds": SEEDS, "file": "a.gif", "sheet": "b.png", "frames": 5}
+    options |= changes
+    with pytest.raises(FractalError, match=message) as raised:
         animate(
             tiny_model("ar"),
-            asked["labels"],
-            asked["seeds"],
+            options["labels"],
+            options["seeds"],
             SamplingConfig(),
-            tmp_path / asked["file"],
-            sheet=tmp_path / asked["sheet"],
-            frames=asked["frames"],
+            tmp_path / options["file"],
+            sheet=tmp_path / options["sheet"],
+            frames=options["frames"],
         )
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Classes by number and by name."""
+"""Classes are read by number and by name."""
 
 import pytest
 
@@ -22,12 +22,12 @@ NAMED = tiny_config("ar").model_copy(
         ("7", [3]),  # a name that is a numeral
     ],
 )
-def test_numbers_and_names(text, expected):
+def test_classes_are_given_by_number_or_name(text, expected):
     assert parse_classes(text, NAMED) == expected
 
 
-def test_names_that_differ_in_their_capitals_only():
-    """Of ImageNet's, 264 is a dog and 474 a garment."""
+def test_names_that_differ_only_in_capitals_are_different_classes():
+    """ImageNet has two classes of this name: 264 is a dog, 474 a garment."""
     named = NAMED.model_copy(update={"class_names": ("Cardigan", "cardigan", "crane", "crane")})
     assert parse_classes("Cardigan, cardigan", named) == [0, 1]
     with pytest.raises(FractalError, match="'CARDIGAN' is the name of classes 0 and 1"):
@@ -47,7 +47,7 @@ def test_the_nearest_name_is_suggested():
         parse_classes("golden retreiver", NAMED)
 
 
-def named(*names: str):
+def config_with(*names: str):
     """A configuration with classes of these names."""
     return tiny_config("ar").model_copy(
         update={"num_classes": len(names), "class_names": tuple(names)}
@@ -73,23 +73,23 @@ def test_a_numeral_that_means_two_classes_is_refused_and_both_can_be_asked_for(
     names, text, meanings
 ):
     with pytest.raises(FractalError, match=f"class '{text}' .*{meanings}.* name:{text} or number:"):
-        parse_classes(text, named(*names))
+        parse_classes(text, config_with(*names))
     by_name = next(number for number, name in enumerate(names) if int(name) == int(text))
-    both = parse_classes(f"name:{text},number:{text}", named(*names))
+    both = parse_classes(f"name:{text},number:{text}", config_with(*names))
     assert both == [by_name, int(text)]
 
 
-def test_numerals_that_mean_one_class():
-    in_order = named(*map(str, range(12)))
+def test_a_numeral_that_means_one_class_is_accepted():
+    in_order = config_with(*map(str, range(12)))
     assert parse_classes(",".join(map(str, range(12))), in_order) == list(range(12))
-    padded = named(*(f"{number:04d}" for number in range(12)))
+    padded = config_with(*(f"{number:04d}" for number in range(12)))
     assert parse_classes("0011,11,2", padded) == [11, 11, 2]
-    assert parse_classes("12", named(*FROM_ONE)) == [11], "there is no class number 12"
-    assert parse_classes("02", named(*PADDED_FROM_ONE)) == [1], "numbers have no such zeros"
+    assert parse_classes("12", config_with(*FROM_ONE)) == [11], "there is no class number 12"
+    assert parse_classes("02", config_with(*PADDED_FROM_ONE)) == [1], "numbers have no leading 0"
 
 
-def test_names_with_commas_go_in_quotes():
-    commas = named("a,b", "c", "d, e", "none")
+def test_names_with_commas_are_written_in_quotes():
+    commas = config_with("a,b", "c", "d, e", "none")
     assert parse_classes('"a,b", c,"D, e"', commas) == [0, 1, 2]
     assert parse_classes("none,name:none,3", commas) == [NO_CLASS, 3, 3]
     with pytest.raises(FractalError, match="""class 'a' is unknown.*'a,b' write '"a,b"'"""):
@@ -100,6 +100,6 @@ def test_names_with_commas_go_in_quotes():
 
 
 @pytest.mark.parametrize("text", ["\n", "name:", "number:4", "number:x", "name:tiger", "9" * 5000])
-def test_what_no_class_is_called_is_refused(text):
+def test_a_text_that_names_no_class_is_refused(text):
     with pytest.raises(FractalError, match=r"unknown: this model knows 0 … 3"):
         parse_classes(text, NAMED)

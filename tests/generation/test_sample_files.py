@@ -1,4 +1,4 @@
-"""What sampled images are written to."""
+"""Files of sampled images: a grid, a folder or an array."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def write(out):
     writer.finish()
 
 
-def test_array_as_adm_reads_it(tmp_path):
+def test_an_array_has_the_form_that_adm_reads(tmp_path):
     write(tmp_path / "new" / "x.npz")
-    with np.load(tmp_path / "new" / "x.npz") as found:
-        assert np.array_equal(found["arr_0"], IMAGES.permute(0, 2, 3, 1).numpy())
-        assert found["arr_0"].dtype == np.uint8
-        assert found["arr_1"].tolist() == LABELS.tolist()
+    with np.load(tmp_path / "new" / "x.npz") as arrays:
+        assert np.array_equal(arrays["arr_0"], IMAGES.permute(0, 2, 3, 1).numpy())
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == LABELS.tolist()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["x.npz"]
 
 
-def test_an_array_that_is_not_finished_leaves_nothing(tmp_path):
+def test_a_discarded_array_leaves_no_file(tmp_path):
     writer = open_writer(tmp_path / "x.npz", LABELS, image_size=4, per_class=2, request="r")
     writer.add(range(2), IMAGES[:2])
     writer.discard()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_of_numbered_files(tmp_path):
+def test_a_folder_has_numbered_files(tmp_path):
     write(tmp_path / "images")
     files = sorted((tmp_path / "images").glob("*.png"))
     assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png"]
-    found = np.stack([np.asarray(Image.open(file)) for file in files])
-    assert np.array_equal(found, IMAGES.permute(0, 2, 3, 1).numpy())
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    assert np.array_equal(pixels, IMAGES.permute(0, 2, 3, 1).numpy())
 
 
-def test_a_folder_is_gone_on_with_by_an_equal_request_alone(tmp_path):
+def test_a_folder_is_completed_only_by_an_equal_request(tmp_path):
     writer = open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="one")
     assert writer.missing == [0, 1, 2, 3]
     writer.add([2], IMAGES[2:3])
@@ -61,7 +61,7 @@ def test_a_folder_is_gone_on_with_by_an_equal_request_alone(tmp_path):
         open_writer(tmp_path / "x", LABELS, image_size=4, per_class=2, request="two")
 
 
-def test_numbered_images_of_somebody_else(tmp_path):
+def test_a_folder_with_other_numbered_images_is_refused(tmp_path):
     (tmp_path / "7.png").touch()
     with pytest.raises(FractalError, match="images of another model"):
         open_writer(tmp_path, LABELS, image_size=4, per_class=2, request="r")
@@ -84,11 +84,11 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(small_disk, nam
     assert not list(small_disk.rglob("*partial*"))
 
 
-def test_ctrl_c_while_room_is_made_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(*_):
+def test_ctrl_c_while_space_is_reserved_leaves_no_file(tmp_path, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "posix_fallocate", interrupted)
+    monkeypatch.setattr(os, "posix_fallocate", interrupt)
     with pytest.raises(KeyboardInterrupt):
         open_writer(tmp_path / "x.npz", LABELS, image_size=4, per_class=2, request="r")
     assert not list(tmp_path.iterdir())
@@ -101,7 +101,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-def test_grid_has_a_row_a_class(tmp_path):
+def test_a_grid_has_one_row_for_each_class(tmp_path):
     write(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as grid:
         assert grid.size == (2 * 66 + 2, 2 * 66 + 2)
@@ -109,25 +109,25 @@ def test_grid_has_a_row_a_class(tmp_path):
     assert np.array_equal(pixels[2:66:16, 68:132:16], IMAGES[1].permute(1, 2, 0).numpy())
 
 
-def test_a_grid_has_a_limit(tmp_path):
+def test_a_grid_with_too_many_images_is_refused(tmp_path):
     labels = torch.zeros(LARGEST_GRID + 1)
-    with pytest.raises(FractalError, match=r"at most 1024; for more choose a folder"):
+    with pytest.raises(FractalError, match=r"at most 1024; for more choose a folder .*npz"):
         open_writer(tmp_path / "x.png", labels, image_size=4, per_class=2, request="r")
 
 
-def test_unknown_ending(tmp_path):
+def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(FractalError, match=r"ending '.jpg': give .png .* .npz .* or a folder"):
         open_writer(tmp_path / "x.jpg", LABELS, image_size=4, per_class=2, request="r")
 
 
 @pytest.mark.parametrize("name", ["file/x.png", "file/x.npz", "file/folder"])
-def test_a_place_that_cannot_be_made(tmp_path, name):
+def test_a_path_below_a_file_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(FractalError, match=r"file.* cannot be made .*choose another place"):
         open_writer(tmp_path / name, LABELS, image_size=4, per_class=2, request="r")
 
 
-def test_a_folder_without_permission(tmp_path, monkeypatch):
+def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
     def refuse(dir):  # root may write anywhere
         raise PermissionError(13, "Permission denied")
 
