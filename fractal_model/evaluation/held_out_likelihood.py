@@ -27,9 +27,9 @@ from fractal_model.model.likelihood import (
     Likelihood,
     is_exact,
     mask_seeds,
-    part_names,
     pass_bits,
-    pass_bits_by_part,
+    pass_bits_by_term,
+    term_names,
 )
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_this_process
 from fractal_model.parallel.stored_parts import StoredParts
@@ -160,11 +160,11 @@ def likelihood_by_level(
     the split, or of all if it has fewer. FractalError: not even one image fits the memory.
     """
     indices = epoch_permutation(0, 0, len(split))[:images].tolist()
-    compute = partial(pass_bits_by_part, passes=passes)
+    compute = partial(pass_bits_by_term, passes=passes)
     start = partial(_start, compute, model, split, indices, seed, False)
     parts = map_parts(start, len(indices), largest=_AT_ONCE_BY_LEVEL)
     bits = torch.cat([rows for _, rows in parts]).mean((0, 1))
-    return dict(zip(part_names(model.config), bits.tolist(), strict=True))
+    return dict(zip(term_names(model.config), bits.tolist(), strict=True))
 
 
 def _start(
@@ -177,7 +177,7 @@ def _start(
     device: torch.device,
 ) -> Work:
     """Return work on positions in `images`, a list of indices into the split. `compute` is
-    `pass_bits` or `pass_bits_by_part`."""
+    `pass_bits` or `pass_bits_by_term`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:

@@ -1,2 +1,1 @@
-"""The fractal model: levels, pixel network, conditions, loss and likelihood, as the paper defines
-them."""
+"""The fractal model of the paper: its levels, conditions, pixel network, loss and likelihood."""

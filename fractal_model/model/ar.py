@@ -1,7 +1,7 @@
-"""The autoregressive level: sub-patches one after the other in raster order.
+"""The autoregressive level, which predicts its sub-patches one after the other in raster order.
 
-Output position t is the condition of sub-patch t and has read the conditions from above and the
-sub-patches 0 … t−1. The last sub-patch is therefore never fed in.
+The output at position t is the condition of sub-patch t. It depends on the condition from the level
+above and on the sub-patches 0 … t−1, so the last sub-patch is never an input.
 
 Shapes: R rows, T sub-patches of 3 × p × p, D width.
 """
@@ -41,7 +41,8 @@ class ARLevel(nn.Module):
         self.register_buffer("rotary", factors, persistent=False)
 
     def forward(self, tokens: Tensor, conditions: Conditions) -> Conditions:
-        """(R, T, 3, p, p) uint8 sub-patches to one condition each, (R · T, 1, D)."""
+        """Return a condition for each sub-patch, (R · T, 1, D), row by row. `tokens` are the true
+        sub-patches, (R, T, 3, p, p) uint8; the rows have one condition each."""
         first = self.first_token(conditions)[:, None]
         x = torch.cat([first, self.patch(normalise(tokens[:, :-1]).flatten(2))], dim=1)
         x = self.norm_in(x + self.positions[:, :-1])
@@ -49,24 +50,24 @@ class ARLevel(nn.Module):
         return Conditions(x.flatten(0, 1)[:, None])
 
     def first_token(self, conditions: Conditions) -> Tensor:
-        """(R, D): what `step` takes for sub-patch 0."""
+        """Return the token (R, D) from which `step` predicts sub-patch 0."""
         return self.condition(conditions.middle)
 
     def next_token(self, sub_patches: Tensor) -> Tensor:
-        """(R, 3, p, p) uint8, the sub-patch just made, to (R, D): what the next `step` takes."""
+        """Embed the newest sub-patches, (R, 3, p, p) uint8, as (R, D) for the next `step`."""
         return self.patch(normalise(sub_patches).flatten(1))
 
     def step(self, token_RD: Tensor, caches: list[KeyValueCache]) -> Conditions:
-        """The condition of the next sub-patch, (R, 1, D), from the newest token alone."""
+        """Return the next sub-patch's condition, (R, 1, D), from its token and the caches."""
         t = caches[0].length
         x = self.norm_in(token_RD[:, None] + self.positions[:, t : t + 1])
         x = run_blocks(self.blocks, x, rotary=self.rotary[t : t + 1], caches=caches)
         return Conditions(self.norm_out(x))
 
     def step_at(self, token_RD: Tensor, caches: list[FixedCache]) -> Conditions:
-        """The condition (R, 1, D) of the sub-patch at the caches' place, from the newest token
-        alone, with shapes that never change."""
-        place = caches[0].place
-        x = self.norm_in(token_RD[:, None] + self.positions.index_select(1, place))
-        x = run_blocks(self.blocks, x, rotary=self.rotary.index_select(0, place), caches=caches)
+        """Compute `step` for the sub-patch at the caches' `position`. No shape depends on the
+        position, so the function can be compiled once."""
+        position = caches[0].position
+        x = self.norm_in(token_RD[:, None] + self.positions.index_select(1, position))
+        x = run_blocks(self.blocks, x, rotary=self.rotary.index_select(0, position), caches=caches)
         return Conditions(self.norm_out(x))

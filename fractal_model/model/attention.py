@@ -1,9 +1,9 @@
-"""Multi-head self-attention with a fused qkv projection, as in every transformer here.
+"""Multi-head self-attention with a fused qkv projection, used by every transformer of the model.
 
-Decided here: the key-value cache is an argument that a sampler owns, never a state of the module;
-how the attention itself is computed on a processor is in `kernels/attend.py`.
+Decided here: the key-value cache is an argument that the sampler owns, never a state of the module.
+`kernels/attend.py` decides how a processor computes the attention itself.
 
-Shapes: B rows, S positions of this call, H heads, d elements a head, D = H · d.
+Shapes: B rows, S positions of this call, Q of them as queries, H heads, d elements a head, D = H·d.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fractal_model.model.rotary import rotate
 
 
 class Attention(nn.Module):
-    """softmax(Q Kᵀ / √d) V for each head, between two linear maps."""
+    """Linear map to queries, keys and values, softmax(Q Kᵀ / √d) V per head, and linear map."""
 
     def __init__(
         self,
@@ -48,63 +48,65 @@ class Attention(nn.Module):
         rotary: Tensor | None = None,
         cache: KeyValueCache | FixedCache | None = None,
     ) -> Tensor:
-        """(B, S, D) to (B, S, D); `rotary` holds the factors of the S positions. With a cache
-        these come after the positions that are already in it."""
+        """Return the attention output (B, S, D) for inputs (B, S, D). `rotary` holds the rotation
+        factors of the S positions. With a cache the S positions follow those that the cache holds
+        already."""
         heads = self.project_heads(x_BSD)
         if cache is None:
             drop = self.weight_dropout if self.training else 0.0
-            return self._output(attend_to_all(heads, rotary, causal=self.causal, drop=drop))
+            return self._project(attend_to_all(heads, rotary, causal=self.causal, drop=drop))
         query, key, value = heads
         if rotary is not None:
             query, key = rotate(heads[:2], rotary)
-        return self._project(cache.attend(query, key, value))
+        return self._merge_heads(cache.attend(query, key, value))
 
     def cache_shape(self, rows: int, capacity: int) -> tuple[int, int, int, int]:
-        """(B, H, capacity, d) of the keys in a cache, and of the values."""
+        """Return the shape (B, H, capacity, d) of a cache's keys, which its values have too."""
         return rows, self.heads, capacity, self.width // self.heads
 
     def project_heads(self, x_BSD: Tensor) -> Tensor:
-        """Queries, keys and values: (3, B, H, S, d)."""
-        return self._by_head(self.qkv(x_BSD), 3)
+        """Return the queries, keys and values of inputs (B, S, D) as (3, B, H, S, d)."""
+        return self._split_heads(self.qkv(x_BSD), 3)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The output (B, Q, D) of queries (B, H, Q, d) that attend to all S positions: without a
-        causal mask, rotation, or dropout."""
+        """Return the output (B, Q, D) for queries (B, H, Q, d), keys and values (B, H, S, d). In
+        evaluation mode only, and without causal mask or rotation."""
         assert not (self.causal or self.training)
-        return self._project(attend(query, key, value))
+        return self._merge_heads(attend(query, key, value))
 
-    def of_queries(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
-        """The output (B, Q, D) of the positions whose inputs are `queries_BQD`; they attend to all
-        S positions as in `mix`."""
-        of_query = self.qkv.part(queries_BQD, slice(self.width))
-        of_all = self.qkv.part(x_BSD, slice(self.width, None))
-        (query,), (key, value) = self._by_head(of_query, 1), self._by_head(of_all, 2)
+    def attend_from(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
+        """Return the output (B, Q, D) at the positions whose inputs are `queries_BQD`. Keys and
+        values cover the S positions of `x_BSD`. In evaluation mode only, without causal mask."""
+        query_BQD = self.qkv.part(queries_BQD, slice(self.width))
+        key_value = self.qkv.part(x_BSD, slice(self.width, None))
+        (query,), (key, value) = self._split_heads(query_BQD, 1), self._split_heads(key_value, 2)
         return self.mix(query, key, value)
 
-    def _by_head(self, x: Tensor, kinds: int) -> Tensor:
-        """(B, S, kinds · D) to (kinds, B, H, S, d)."""
+    def _split_heads(self, x: Tensor, kinds: int) -> Tensor:
+        """Reshape (B, S, kinds · D) to (kinds, B, H, S, d)."""
         rows, length, _ = x.shape
         return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
 
-    def _project(self, mixed_BHSd: Tensor) -> Tensor:
-        return self._output(mixed_BHSd.transpose(1, 2).flatten(2))
+    def _merge_heads(self, mixed_BHSd: Tensor) -> Tensor:
+        return self._project(mixed_BHSd.transpose(1, 2).flatten(2))
 
-    def _output(self, mixed_BSD: Tensor) -> Tensor:
+    def _project(self, mixed_BSD: Tensor) -> Tensor:
         return self.output_dropout(self.projection(mixed_BSD))
 
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of the positions that one causal attention has seen; grows in place."""
+    """Keys and values of the positions that one causal attention has read so far."""
 
     keys: Tensor
-    """(B, H, capacity, d)"""
+    """Buffer of the keys, (B, H, capacity, d); the values have the same shape."""
     values: Tensor
     length: int = 0
+    """Number of positions that are filled."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The mixed values (B, H, S, d) of S new positions, which are stored; more than one of
-        them is legal only when the cache is empty."""
+        """Store S new positions and return their mixed values, (B, H, S, d). Several positions at
+        once are legal only while the cache is empty."""
         count, end = key.shape[2], self.length + key.shape[2]
         assert count == 1 or self.length == 0
         self.keys[:, :, self.length : end] = key
@@ -115,21 +117,20 @@ class KeyValueCache:
 
 @dataclass
 class FixedCache:
-    """Keys and values of all positions there will be, for one position at a time: its shapes never
-    change, so that a step can be compiled once. Scores are plain products and sums: for one query
-    a compiler fuses them into one loop."""
+    """A key-value cache whose shapes never change, so that a sampling step is compiled once. Scores
+    are sums of element-wise products, which a compiler fuses into one loop for one query."""
 
     keys: Tensor
-    """(B, H, capacity, d)"""
+    """Buffer of the keys, (B, H, capacity, d); the values have the same shape."""
     values: Tensor
-    place: Tensor
-    """(1,) int64: the position at hand."""
+    position: Tensor
+    """Number of the position that is computed next, (1,) int64."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The mixed values (B, H, 1, d) of one new position, which is stored."""
-        self.keys.index_copy_(2, self.place, key)
-        self.values.index_copy_(2, self.place, value)
+        """Store one new position and return its mixed values, (B, H, 1, d)."""
+        self.keys.index_copy_(2, self.position, key)
+        self.values.index_copy_(2, self.position, value)
         scores: Tensor = (query * self.keys).sum(-1) * query.shape[-1] ** -0.5
-        later = torch.arange(self.keys.shape[2], device=query.device) > self.place
+        later = torch.arange(self.keys.shape[2], device=query.device) > self.position
         weights = scores.masked_fill(later, -torch.inf).softmax(-1)
         return (weights[..., None] * self.values).sum(2, keepdim=True)

@@ -1,7 +1,7 @@
 """The two pre-norm transformer blocks and their feed-forward parts.
 
-AR levels have LLaMA's block (RMSNorm, SwiGLU); MAR levels and pixel networks have the vision
-transformer's (LayerNorm, MLP). A block can be recomputed on the way back, or compiled.
+AR levels use LLaMA's block (RMSNorm, SwiGLU). MAR levels and pixel networks use the vision
+transformer's block (LayerNorm, MLP). A block can be recomputed in the backward pass, or compiled.
 
 Shapes: B rows, S positions, D width, H hidden width of a feed-forward part.
 """
@@ -19,13 +19,14 @@ from fractal_model.model.kernels.linear import Linear
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
-_MOST_KINDS = 64
-"""Of compiled blocks: by width, heads and length, in training and not, with gradients and without.
-torch would give up after eight, and a model of three levels with guiding pixels trains six."""
+_RECOMPILE_LIMIT = 64
+"""Variants of a compiled block in one process. They differ by width, heads and length, by training
+or evaluation, and by gradients or none. torch's own limit is 8, and training a model of three
+levels with guiding pixels needs 6 already."""
 
 
 class GeluMLP(nn.Module):
-    """Two linear maps with biases and exact GELU between them; dropout after each. BSD to BSD."""
+    """Two linear maps with biases, exact GELU between them, and dropout after each."""
 
     def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1(x)), then x + feed_forward(norm2(x))."""
+    """A pre-norm block: x + attention(norm1(x)), then x + feed_forward(norm2(x))."""
 
     def __init__(
         self,
@@ -78,26 +79,28 @@ class Block(nn.Module):
         cache: KeyValueCache | FixedCache | None = None,
     ) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
-        return self._feed_forward(x_BSD)
+        return self._add_feed_forward(x_BSD)
 
-    def at(self, x_BSD: Tensor, positions_BQ: Tensor) -> Tensor:
-        """The output (B, Q, D) of these positions alone; for a last block without a causal mask."""
+    def output_at(self, x_BSD: Tensor, positions_BQ: Tensor) -> Tensor:
+        """Return the output (B, Q, D) at Q positions only, in a block without a causal mask. The
+        last block of a MAR level uses it, where the other outputs are not read."""
         index = positions_BQ[..., None].expand(-1, -1, x_BSD.shape[-1])
         normed = self.norm1(x_BSD)
-        mixed = self.attention.of_queries(normed.gather(1, index), normed)
-        return self._feed_forward(x_BSD.gather(1, index) + mixed)
+        mixed = self.attention.attend_from(normed.gather(1, index), normed)
+        return self._add_feed_forward(x_BSD.gather(1, index) + mixed)
 
     def mix(self, x_BQD: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The output (B, Q, D) where queries (B, H, Q, d), keys and values are known already."""
-        return self._feed_forward(x_BQD + self.attention.mix(query, key, value))
+        """Return the output (B, Q, D) from queries (B, H, Q, d), keys and values computed before.
+        `x_BQD` holds the block's inputs at the queries' positions."""
+        return self._add_feed_forward(x_BQD + self.attention.mix(query, key, value))
 
-    def _feed_forward(self, x_BSD: Tensor) -> Tensor:
+    def _add_feed_forward(self, x_BSD: Tensor) -> Tensor:
         change: Tensor = self.feed_forward(self.norm2(x_BSD))
         return x_BSD + change
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
-    """Pre-norm ViT block: biases, MLP ratio 4, exact GELU; dropout also on attention weights."""
+    """Build a pre-norm ViT block: biases, MLP ratio 4, exact GELU, dropout on weights too."""
     return Block(
         nn.LayerNorm(width, eps=NORM_EPSILON),
         Attention(
@@ -114,7 +117,7 @@ def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
 
 
 def ar_block(width: int, heads: int, dropout: float) -> Block:
-    """The AR level's block: RMSNorm, causal attention without biases, SwiGLU."""
+    """Build the block of an AR level: RMSNorm, causal attention without biases, SwiGLU."""
     hidden = math.ceil((8 * width // 3) / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
     return Block(
         nn.RMSNorm(width, eps=1e-5),
@@ -132,12 +135,12 @@ def run_blocks(
     caches: Sequence[KeyValueCache | FixedCache] | None = None,
     at_BQ: Tensor | None = None,
 ) -> Tensor:
-    """Apply the blocks in turn, each with its own cache where caches are given. With `at_BQ` the
-    last block computes the output (B, Q, D) of these positions alone."""
+    """Apply the blocks in turn, block i with `caches[i]` if there are caches. With `at_BQ` the last
+    block computes the output (B, Q, D) at these positions only."""
     assert at_BQ is None or (rotary is None and caches is None)
     for i, block in enumerate(blocks):
         if at_BQ is not None and i == len(blocks) - 1:
-            x_BSD = block.at(x_BSD, at_BQ)
+            x_BSD = block.output_at(x_BSD, at_BQ)
         elif block.recompute and torch.is_grad_enabled():
             x_BSD = checkpoint(block, x_BSD, rotary=rotary, use_reentrant=False)
         else:
@@ -146,20 +149,20 @@ def run_blocks(
 
 
 def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> list[KeyValueCache]:
-    """A cache for each block, for as many rows as there are tokens and `capacity` positions."""
+    """Return an empty cache for each block, for B rows and `capacity` positions."""
     shapes = [block.attention.cache_shape(len(token_BD), capacity) for block in blocks]
     return [KeyValueCache(token_BD.new_empty(s), token_BD.new_empty(s)) for s in shapes]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Keep the input of each block alone in training and compute the rest again on the way back."""
+    """Keep only the input of each block in training, and recompute the rest for the gradients."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block into one function, for any number of rows."""
+    """Have `torch.compile` turn each block into one function, for any number of rows."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile(dynamic=True, recompile_limit=_MOST_KINDS)
+            module.compile(dynamic=True, recompile_limit=_RECOMPILE_LIMIT)

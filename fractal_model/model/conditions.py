@@ -1,7 +1,7 @@
-"""The conditions that one level of the fractal hands to the next.
+"""The conditions that one level of the fractal gives to the next.
 
-Shapes: N rows of the receiving level, n conditions (1 from an AR level, 5 from a MAR level), D
-width of the handing level.
+Shapes: N rows of the level that reads the conditions, C conditions of a row (1 from an AR level, up
+to 5 from a MAR level), D width of the level that gives them.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditions:
-    """Per row: the output at its own position, then at its top, right, bottom, left neighbours."""
+    """Conditions of N patches."""
 
     values_NCD: Tensor
+    """The outputs at the patch itself, then at its top, right, bottom and left neighbours."""
 
     @property
     def middle(self) -> Tensor:
-        """(N, D): condition 0, the only one that AR levels and the pixel network read."""
+        """Condition 0, (N, D), the only one that AR levels and the pixel network read."""
         return self.values_NCD[:, 0]

@@ -1,11 +1,11 @@
 """The recursive model: levels of AR or MAR transformers from the image down to the pixel.
 
-Decided here: a pass goes breadth first, all sub-patches of all images of a level in one batch. It
-returns the negative log-probabilities of the values, with the image that each belongs to;
-`losses.py` makes the training loss and the likelihood of them.
+Decided here: a pass goes breadth first, with all sub-patches of all images of a level in one batch.
+It returns the negative log-probability of each value and the image that the value belongs to.
+`losses.py` computes the training loss and the likelihood from them.
 
 Shapes: B images of side S; R rows (patches of side P) of a level, T sub-patches of side p of a row,
-N of them predicted and handed on; n conditions of a row, C their width, D the level's own.
+N of all sub-patches predicted; n conditions of a row, C their width, D the width of the level.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.model import MAX_CONDITIONS, ModelConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.kernels.spare_rows import spare_rows, with_spare
+from fractal_model.model.kernels.row_padding import pad_rows, padding_rows
 from fractal_model.model.mar import MARLevel
 from fractal_model.model.patches import mean_colour, patchify
 from fractal_model.model.pixel import PixelNetwork
@@ -33,7 +33,7 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows of a level lie: image, and top-left pixel within it; each (R,) int64."""
+    """The places of a level's rows: image, and top-left pixel in the image; each (R,) int64."""
 
     image: Tensor
     top: Tensor
@@ -45,30 +45,31 @@ class Rows:
         return cls(torch.arange(count, device=device), zeros, zeros)
 
     def sub_patches(self, mask: Tensor, size: int) -> Rows:
-        """The rows one level down: the sub-patches of side `size` where (R, T) `mask` is true."""
+        """Return the sub-patches of side `size` where (R, T) `mask` is true, as rows one level
+        down."""
         row, token = mask.nonzero(as_tuple=True)
         grid = round(mask.shape[1] ** 0.5)
         top, left = token // grid * size, token % grid * size
         return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
 
     def index(self, image_size: int, size: int) -> Tensor:
-        """Row-major number of each row among all patches of side `size` of its image."""
+        """Return each row's number, row-major, among the patches of side `size` of its image."""
         return self.top // size * (image_size // size) + self.left // size
 
 
 @dataclass(frozen=True)
 class ValueNats:
-    """Negative log-probabilities of 8-bit values, and what they weigh in their image's mean."""
+    """Negative log-probabilities of 8-bit values, and their weights in the mean over an image."""
 
     nats: Tensor
-    """(N, 3) float32: red, green, blue."""
+    """Negative log-probabilities of red, green and blue, (N, 3) float32."""
     image: Tensor
-    """(N,) the image that the row belongs to."""
+    """Number of the image in the batch, (N,)."""
     weight: Tensor
-    """(N,) share of the row in its image; sums to 1 over an image."""
+    """Share of the row in its image, (N,). The shares of an image sum to 1."""
     per_image_value: float
-    """Values of this kind there are for each value of the image: 1 for pixels, 1/256 for the
-    guiding pixels of 16 × 16 patches."""
+    """Number of these values per value of the image: 1 for pixels, 1/256 for the guiding pixels of
+    16 × 16 patches."""
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,27 @@ class Pass:
 
     pixels: ValueNats
     guides: tuple[ValueNats, ...]
-    """Of the guiding pixels of each level that has them."""
+    """Guiding pixels, one entry for each level that has them."""
 
 
 MaskSource = Callable[[int, Rows], Tensor]
-"""Called with a MAR level's number and its rows; returns the (R, T) bool mask, at least one true
-in each row."""
+"""Function of a MAR level's number and its rows. It returns the (R, T) bool mask, with at least one
+true in each row."""
 GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From mean colours (R, 3) in 0 … 255 to the 8-bit targets (R, 3) int64 and the values fed in."""
+"""Function of mean colours (R, 3) in 0 … 255. It returns the 8-bit targets, (R, 3) int64, and the
+colours that the level reads, (R, 3) float."""
 
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Feed in what was predicted: the mean rounded to 8 bits. This makes a true likelihood."""
+    """Return the means rounded to 8 bits as targets and as the level's input. A level then reads
+    only what its guiding pixel has paid for, so the likelihood is a true one."""
     targets = means.round().long()
     return targets, targets.float()
 
 
 class FractalModel(PretrainedModule):
-    """A fractal generative model. Weights are uninitialised memory's defaults until `initialise`
-    or a checkpoint fills them."""
+    """A fractal generative model. Its weights mean nothing until `initialise` or a checkpoint sets
+    them."""
 
     __call__: Callable[..., Pass]
     levels: Sequence[ARLevel | MARLevel]
@@ -115,11 +118,10 @@ class FractalModel(PretrainedModule):
         self, images: Tensor, labels: Tensor, *, masks: MaskSource, guides: GuideSource
     ) -> Pass:
         """Predict the values of images from the true values before them (paper, section 4).
-
-        (B, 3, S, S) uint8 images and (B,) labels. Each level turns R patches (R, 3, P, P) and their
-        conditions (R, n, C) into conditions (N, n, D) of the sub-patches (N, 3, p, p) that it
-        predicts; these are the patches of the next level, down to the pixels.
-        """
+        `images` (B, 3, S, S) uint8; `labels` (B,). Each level turns R patches (R, 3, P, P) and
+        their conditions (R, n, C) into conditions (N, n, D) for the sub-patches (N, 3, p, p) that
+        it predicts. These sub-patches are the next level's patches, down to the pixels.
+        FractalError: when images or labels do not fit the model."""
         self._require_size(images)
         patches, conditions = images, self.root(labels)
         rows = Rows.whole_images(len(images), images.device)
@@ -131,86 +133,89 @@ class FractalModel(PretrainedModule):
                 mask = masks(i, rows)
             else:
                 mask = sub_patches.new_ones(sub_patches.shape[:2], dtype=torch.bool)
-            spare = self._spare_rows(i, patches)  # for the processor alone: they change no value
+            padding = self._padding_rows(i, patches)
             colours = None
             if isinstance(level, MARLevel) and level.config.guiding_pixel:
                 targets, colours = guides(mean_colour(patches))
-                nats = channel_nats(level.guide_network, conditions, targets, spare)
+                nats = channel_nats(level.guide_network, conditions, targets, padding)
                 share = 1 / level.config.patch_size**2
                 guide_nats.append(ValueNats(nats, rows.image, weight, share))
-            conditions = self._hand_on(i, sub_patches, mask, conditions, colours, spare)
+            conditions = self._run_level(i, sub_patches, mask, conditions, colours, padding)
             patches = sub_patches[mask]
             # A row's share in its image is split evenly over its predicted sub-patches.
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
             rows = rows.sub_patches(mask, level.config.sub_patch_size)
-        spare = self._spare_rows(len(self.levels), patches)
-        nats = channel_nats(self.pixel, conditions, patches.flatten(1).long(), spare)
+        padding = self._padding_rows(len(self.levels), patches)
+        nats = channel_nats(self.pixel, conditions, patches.flatten(1).long(), padding)
         return Pass(ValueNats(nats, rows.image, weight, 1.0), tuple(guide_nats))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.null_embedding.device
 
     def root(self, labels: Tensor) -> Conditions:
-        """(B,) classes, NO_CLASS for none, to level 0's conditions. FractalError: out of range."""
+        """Return level 0's conditions for (B,) classes or NO_CLASS. FractalError: when a class is
+        out of range."""
         highest = self.config.num_classes - 1
         if labels.numel() and not bool(((labels >= NO_CLASS) & (labels <= highest)).all()):
             raise FractalError(
-                f"class {int(labels.min())} … {int(labels.max())} asked for: this model knows the "
-                f"classes 0 … {highest}"
+                f"classes {int(labels.min())} … {int(labels.max())} do not fit: this model has the "
+                f"classes 0 … {highest}; choose among these"
             )
         embedded = self.class_embedding(labels.clamp(min=0))
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)
         return Conditions(embedded[:, None].expand(-1, MAX_CONDITIONS, -1))
 
-    def _hand_on(
+    def _run_level(
         self,
         i: int,
         sub_patches: Tensor,
         mask: Tensor,
         conditions: Conditions,
         colours: Tensor | None,
-        spare: int,
+        padding: int,
     ) -> Conditions:
-        """The conditions (N, n, D) of the masked sub-patches of level i, row by row."""
-        level, content = self.levels[i], with_spare(sub_patches, spare)
-        conditions = Conditions(with_spare(conditions.values_NCD, spare))
+        """Return level i's conditions (N, n, D) for the masked sub-patches, row by row."""
+        level, tokens = self.levels[i], pad_rows(sub_patches, padding)
+        conditions = Conditions(pad_rows(conditions.values_NCD, padding))
         if isinstance(level, ARLevel):
-            return Conditions(level(content, conditions).values_NCD[: mask.numel()])
-        colours = None if colours is None else with_spare(colours, spare)
-        hidden, read = with_spare(mask, spare), self.config.conditions_read(i)
-        return level(content, hidden, conditions, guides=colours, read=read)
+            return Conditions(level(tokens, conditions).values_NCD[: mask.numel()])
+        colours = None if colours is None else pad_rows(colours, padding)
+        count = self.config.conditions_read(i)
+        return level(tokens, pad_rows(mask, padding), conditions, guides=colours, count=count)
 
-    def _spare_rows(self, i: int, patches: Tensor) -> int:
-        """Spare rows for part i: below a MAR level, whose masks vary the number of rows."""
+    def _padding_rows(self, i: int, patches: Tensor) -> int:
+        """Return the number of padding rows for level i, or for the pixel network after the levels.
+        Only below a MAR level does the number of rows change from batch to batch."""
         varies = any(level.generator == "mar" for level in self.config.levels[:i])
-        return spare_rows(patches) if varies else 0
+        return padding_rows(patches) if varies else 0
 
     def _require_size(self, images: Tensor) -> None:
         side = self.config.image_size
         if images.shape[1:] != (3, side, side) or images.dtype != torch.uint8:
             raise FractalError(
-                f"images of shape {tuple(images.shape)} and type {images.dtype} given: this model "
-                f"takes (batch, 3, {side}, {side}) uint8; prepare the data set at {side} pixels"
+                f"images of shape {tuple(images.shape)} and type {images.dtype}: this model takes "
+                f"(batch, 3, {side}, {side}) uint8; prepare the data set at {side} pixels"
             )
 
 
 def channel_nats(
-    network: PixelNetwork, conditions: Conditions, values_N3: Tensor, spare: int
+    network: PixelNetwork, conditions: Conditions, values_N3: Tensor, padding: int
 ) -> Tensor:
-    """(N, 3) float32: negative log-probabilities of 8-bit values under their conditions; the
-    network computes `spare` more rows."""
+    """Return the negative log-probabilities of 8-bit values given their conditions, (N, 3) float32.
+    The network computes `padding` more rows, which change nothing."""
     count = len(values_N3)
-    fed = with_spare(conditions.middle, spare), with_spare(values_N3, spare)
-    logits = (channel[:count] for channel in network.channel_logits(*fed))
+    inputs = pad_rows(conditions.middle, padding), pad_rows(values_N3, padding)
+    logits = (channel[:count] for channel in network.channel_logits(*inputs))
     pairs = zip(logits, values_N3.unbind(1), strict=True)
     return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
 
 
 def initialise(model: FractalModel, generator: torch.Generator) -> None:
-    """Published initialisation: linear weights Xavier-uniform, biases 0; norms 1 and 0; class,
-    null, mask and position embeddings and codebooks normal with standard deviation 0.02."""
+    """Initialise the weights as published. Linear weights are Xavier-uniform and biases 0; norms
+    have weight 1 and bias 0. Class, null, mask and position embeddings and codebooks are normal
+    with standard deviation 0.02."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

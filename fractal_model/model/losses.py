@@ -1,4 +1,4 @@
-"""The training loss, and the nats of each image, from the outcome of a pass.
+"""The training loss and each image's negative log-likelihood, from the outcome of a pass.
 
 Shapes: N rows, B images.
 """
@@ -13,28 +13,29 @@ from fractal_model.model.fractal import Pass, ValueNats
 
 
 def training_loss(outcome: Pass, *, red_weight: float) -> Tensor:
-    """Scalar: (red_weight · red + green + blue) / (red_weight + 2), mean over the pixels that
-    were predicted, plus the same for each level's guiding pixels (paper, appendix)."""
-    parts = (_channel_mean(values, red_weight) for values in (outcome.pixels, *outcome.guides))
-    return reduce(add, parts)
+    """Return (red_weight · red + green + blue) / (red_weight + 2) as a scalar: the mean over the
+    predicted pixels, plus the mean over each level's guiding pixels (paper, appendix)."""
+    means = (_channel_mean(values, red_weight) for values in (outcome.pixels, *outcome.guides))
+    return reduce(add, means)
 
 
 def published_evaluation_loss(outcome: Pass) -> Tensor:
-    """Scalar: the loss that the published code reports; for guided models it is no likelihood."""
+    """Return the loss that the published code reports, a scalar. It is no likelihood for models
+    with guiding pixels."""
     return training_loss(outcome, red_weight=1.0)
 
 
-def nats_by_part(outcome: Pass, images: int) -> Tensor:
-    """(B, 3 + G) float64: an image's negative log-likelihood bound per pixel channel is the sum of
-    a row. Its terms: the pixels' red, green and blue, then the guiding pixels of each of the G
-    levels that have them, weighted by how many of them there are."""
-    parts = []
+def nats_by_term(outcome: Pass, images: int) -> Tensor:
+    """Return each image's bound of the negative log-likelihood in nats per dimension, by term: (B,
+    3 + G) float64, to be summed over a row. The terms are the pixels' red, green and blue, then the
+    guiding pixels of the G levels that have them, weighted by their number."""
+    terms = []
     for values in (outcome.pixels, *outcome.guides):
         shares = values.weight.double() * values.per_image_value / 3
         channels = torch.zeros(images, 3, dtype=torch.float64, device=shares.device)
         channels.index_add_(0, values.image, values.nats.double() * shares[:, None])
-        parts.append(channels)
-    pixels, *guides = parts
+        terms.append(channels)
+    pixels, *guides = terms
     return torch.cat([pixels, *(guide.sum(1, keepdim=True) for guide in guides)], dim=1)
 
 

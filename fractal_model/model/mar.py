@@ -1,7 +1,7 @@
-"""The masked autoregressive level: sub-patches in any order, several at a time.
+"""The masked autoregressive level, which predicts sub-patches in any order, several at a time.
 
-Shapes: R rows, T sub-patches of 3 × p × p on a grid of side g, N masked sub-patches of all rows,
-n conditions read, D width.
+Shapes: R rows, T sub-patches of 3 × p × p on a square grid, P positions of the prefix (guiding
+pixel and conditions), N sub-patches selected in all rows, n conditions of each, D width.
 """
 
 import math
@@ -18,12 +18,12 @@ from fractal_model.model.patches import normalise
 from fractal_model.model.pixel import PixelNetwork
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
-_AROUND = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
-"""Rows and columns from a sub-patch to what is handed on for it."""
+_OFFSETS = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
+"""Rows and columns from a sub-patch to itself and to its top, right, bottom and left neighbours."""
 
 
 class MARLevel(nn.Module):
-    """A bidirectional transformer over the sub-patches of a patch, some of them masked."""
+    """A bidirectional transformer over the sub-patches of a patch, of which some are masked."""
 
     __call__: Callable[..., Conditions]
     blocks: Sequence[Block]
@@ -59,40 +59,40 @@ class MARLevel(nn.Module):
         *,
         guides: Tensor | None = None,
         selected: Tensor | None = None,
-        read: int = MAX_CONDITIONS,
+        count: int = MAX_CONDITIONS,
     ) -> Conditions:
-        """Return the first `read` conditions of each selected sub-patch, (N, read, D), row by row.
-
-        `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where the sub-patch is hidden;
+        """Return the first `count` conditions of each selected sub-patch, (N, count, D), row by
+        row. `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where a sub-patch is hidden;
         `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `selected` (R, T)
         bool, by default the mask."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        x = torch.cat([*self._prefix(conditions, guides), x], dim=1)
+        x = torch.cat([*self._embed_prefix(conditions, guides), x], dim=1)
         x = self.norm_in(x + self.positions)
         x = self.norm_out(run_blocks(self.blocks, x))[:, self.prefix_length :]
-        return with_neighbours(x, mask if selected is None else selected, read)
+        return with_neighbours(x, mask if selected is None else selected, count)
 
-    def prefix(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
-        """(R, P, D): what the blocks take for what stands before the sub-patches."""
-        x = torch.cat(self._prefix(conditions, guides), dim=1)
-        prefix: Tensor = self.norm_in(x + self.positions[:, : self.prefix_length])
-        return prefix
+    def prefix_inputs(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
+        """Return the first block's input for the prefix, (R, P, D)."""
+        x = torch.cat(self._embed_prefix(conditions, guides), dim=1)
+        inputs: Tensor = self.norm_in(x + self.positions[:, : self.prefix_length])
+        return inputs
 
-    def masked(self) -> Tensor:
-        """(1, T, D): what the blocks take for sub-patches, each of them masked."""
-        masked: Tensor = self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
-        return masked
+    def masked_inputs(self) -> Tensor:
+        """Return the first block's input for T masked sub-patches, (1, T, D)."""
+        inputs: Tensor = self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
+        return inputs
 
-    def shown(self, sub_patches: Tensor, places_N: Tensor) -> Tensor:
-        """(N, 3, p, p) uint8 sub-patches to (N, D): what the blocks take for them."""
+    def known_inputs(self, sub_patches: Tensor, numbers_N: Tensor) -> Tensor:
+        """Return the first block's input, (N, D), for known sub-patches (N, 3, p, p) uint8.
+        `numbers_N` are their numbers in the grid."""
         x = self.patch(normalise(sub_patches).flatten(1))
-        shown: Tensor = self.norm_in(x + self.positions[0, self.prefix_length + places_N])
-        return shown
+        inputs: Tensor = self.norm_in(x + self.positions[0, self.prefix_length + numbers_N])
+        return inputs
 
-    def _prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
-        read = conditions.values_NCD[:, : self.config.conditions]
-        prefix = [self.condition(read.flip(1))]
+    def _embed_prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
+        values_RCD = conditions.values_NCD[:, : self.config.conditions]
+        prefix = [self.condition(values_RCD.flip(1))]
         if self.config.guiding_pixel:
             assert guides is not None
             colours = normalise(guides[..., None, None]).flatten(1)
@@ -100,18 +100,20 @@ class MARLevel(nn.Module):
         return prefix
 
 
-def with_neighbours(x_RTD: Tensor, selected: Tensor, read: int = MAX_CONDITIONS) -> Conditions:
-    """The conditions (N, read, D) of each selected sub-patch: its output and those above, right,
-    below and left of it, zeros past the border, the first `read` of these."""
+def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS) -> Conditions:
+    """Return the first `count` conditions (N, count, D) of the sub-patches where `selected` (R, T)
+    is true: the output `x_RTD` at the sub-patch, then at its top, right, bottom and left
+    neighbours, with zeros beyond the border."""
     row, token = selected.nonzero(as_tuple=True)
-    places, inside = around(token, math.isqrt(x_RTD.shape[1]), read)
-    return Conditions(x_RTD[row[:, None], places].where(inside[..., None], 0.0))
+    neighbours, inside = neighbourhood(token, math.isqrt(x_RTD.shape[1]), count)
+    return Conditions(x_RTD[row[:, None], neighbours].where(inside[..., None], 0.0))
 
 
-def around(token: Tensor, grid: int, read: int) -> tuple[Tensor, Tensor]:
-    """Sub-patches (...) to themselves and those above, right, below and left of them, (..., read),
-    and whether these are within the grid; for one outside, the nearest one inside is returned."""
-    offsets = torch.tensor(_AROUND[:read], device=token.device)
+def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of each sub-patch and of its top, right, bottom and left neighbours, the
+    first `count` of these, (..., count), and whether they lie inside the grid. The number for a
+    neighbour outside is that of the nearest sub-patch inside."""
+    offsets = torch.tensor(_OFFSETS[:count], device=token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]
     inside = (down >= 0) & (down < grid) & (right >= 0) & (right < grid)

@@ -1,8 +1,8 @@
-"""Between 8-bit pixels and the values that the network reads.
+"""Conversion between 8-bit pixels, patches and the numbers that the networks read.
 
-Decided here: pixels are uint8 everywhere outside the embeddings, and a level's patches stay uint8
-on their way down, so that the targets of the loss are the pixels themselves. Values are
-normalised with ImageNet's mean and standard deviation per channel.
+Decided here: pixels are uint8 everywhere outside the embeddings, and patches stay uint8 from level
+to level, so that the targets of the loss are the pixels themselves. Inputs are normalised with
+ImageNet's mean and standard deviation per channel.
 
 Shapes: R rows (patches of one level), T sub-patches of a patch, p side of a sub-patch.
 """
@@ -16,7 +16,7 @@ CHANNEL_VALUES = 256
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(..., 3, p, p) values of 0 … 255, uint8 or float, to normalised float32, same shape."""
+    """Normalise (..., 3, p, p) values 0 … 255, uint8 or float, to float32 of the same shape."""
     shape = (3, 1, 1)
     mean = torch.tensor(MEAN, device=pixels.device).view(shape)
     std = torch.tensor(STD, device=pixels.device).view(shape)
@@ -24,21 +24,21 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def patchify(patches: Tensor, size: int) -> Tensor:
-    """Cut (R, 3, P, P) into (R, T, 3, size, size), sub-patches in row-major order."""
+    """Cut patches (R, 3, P, P) into sub-patches (R, T, 3, size, size) in row-major order."""
     rows, channels, side, _ = patches.shape
     grid = side // size
-    cut = patches.view(rows, channels, grid, size, grid, size)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(rows, grid * grid, channels, size, size)
+    by_grid = patches.view(rows, channels, grid, size, grid, size)
+    return by_grid.permute(0, 2, 4, 1, 3, 5).reshape(rows, grid * grid, channels, size, size)
 
 
 def unpatchify(tokens: Tensor) -> Tensor:
-    """The inverse of `patchify`: (R, T, 3, p, p) to (R, 3, P, P)."""
+    """Join sub-patches (R, T, 3, p, p) into patches (R, 3, P, P); the inverse of `patchify`."""
     rows, count, channels, size, _ = tokens.shape
     grid = round(count**0.5)
-    grown = tokens.view(rows, grid, grid, channels, size, size).permute(0, 3, 1, 4, 2, 5)
-    return grown.reshape(rows, channels, grid * size, grid * size)
+    by_grid = tokens.view(rows, grid, grid, channels, size, size).permute(0, 3, 1, 4, 2, 5)
+    return by_grid.reshape(rows, channels, grid * size, grid * size)
 
 
 def mean_colour(patches: Tensor) -> Tensor:
-    """(R, 3, P, P) uint8 to the mean of each channel, (R, 3) float32 in 0 … 255."""
+    """Return each channel's mean, (R, 3) float32 in 0 … 255, of patches (R, 3, P, P) uint8."""
     return patches.float().mean(dim=(-2, -1))

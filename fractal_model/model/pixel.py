@@ -1,9 +1,9 @@
 """The pixel network: the last level of the fractal (paper, section 4, "pixel-by-pixel").
 
-It predicts red, then green given red, then blue given both, as categories of 8 bits. The same
-network predicts guiding pixels. The blue value is never fed in: nothing comes after it.
+It predicts red, then green given red, then blue given both, each as one of 256 classes. A network
+of the same kind predicts guiding pixels. The blue value is never an input: nothing comes after it.
 
-Shapes: N pixels, C width of the condition, W width, V = 256 values.
+Shapes: N pixels, C width of the condition, W width, V = 256 possible values.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ CHANNELS = 3
 
 
 class PixelNetwork(nn.Module):
-    """Logits of a pixel's three channels, each given the condition and the channels before it."""
+    """A causal transformer that gives the logits of a pixel's red, green and blue value."""
 
     __call__: Callable[..., Tensor]
     codebooks: Sequence[nn.Embedding]
@@ -42,11 +42,12 @@ class PixelNetwork(nn.Module):
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
 
     def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
-        """Logits (N, 3, V) in float32 for 8-bit `values_N3` (int64)."""
+        """Return the logits (N, 3, V) in float32, each channel's given the channels before it.
+        `values_N3` are the true values, 0 … 255 in int64."""
         return torch.stack(self.channel_logits(conditions_NC, values_N3), dim=1)
 
     def channel_logits(self, conditions_NC: Tensor, values_N3: Tensor) -> list[Tensor]:
-        """The logits of each channel in turn, (N, V) in float32."""
+        """Return the result of `forward` as one tensor (N, V) per channel."""
         tokens = [
             self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
@@ -57,18 +58,19 @@ class PixelNetwork(nn.Module):
         return [self._logits(hidden[:, c], c) for c in range(CHANNELS)]
 
     def first_token(self, conditions_NC: Tensor) -> Tensor:
-        """(N, W): what `step` takes for the red channel."""
+        """Return the token (N, W) from which `step` predicts red."""
         return self.condition(conditions_NC)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
-        """(N, W): what `step` takes for the channel after `channel`, whose values these are."""
+        """Return the token (N, W) from which `step` predicts the channel after `channel`, given the
+        values (N,) of `channel`."""
         token: Tensor = self.codebooks[channel](values_N)
         return token
 
     def step(
         self, token_NW: Tensor, channel: int, caches: Sequence[KeyValueCache | FixedCache]
     ) -> Tensor:
-        """Logits (N, V) of one channel from the newest token alone."""
+        """Return the logits (N, V) of `channel` from its token and the caches."""
         hidden = run_blocks(self.blocks, self.norm_in(token_NW[:, None]), caches=caches)
         return self._logits(self.norm_out(hidden[:, 0]), channel)
 

@@ -1,12 +1,12 @@
-"""A model as a folder of safetensors and JSON, the shape that the Hugging Face hub expects.
+"""A model as an exported folder, in the form that the Hugging Face hub expects.
 
     model.safetensors   weights
     config.json         the model's configuration
     README.md           the model card
 
-Decided here: saving, the model card and `push_to_hub` are the hub library's; loading is ours. The
-library's loader warns of a missing configuration, skips unknown keys and reads a pickle where there
-are no safetensors; here each of these is an error.
+Decided here: the hub's library saves, writes the model card and pushes; this module loads. The
+library's loader only warns of a missing configuration, ignores unknown keys, and reads a pickle if
+there is no safetensors file. Here each of these is an error.
 """
 
 from pathlib import Path
@@ -51,31 +51,32 @@ class PretrainedModule(
     paper_url="https://arxiv.org/abs/2502.17437",
     model_card_template=_CARD,
 ):
-    """A module that is built from its `config`, with `save_pretrained(folder)`,
+    """A module that is built from its `config`, with the hub's `save_pretrained(folder)`,
     `from_pretrained(folder)` and `push_to_hub(name)`."""
 
     config: ModelConfig
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` writes beside the model card."""
+        """Write weights and configuration; `save_pretrained` adds the model card."""
         save_weights(self.state_dict(), save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(self.config.model_dump_json(indent=1))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # without the options of the library's loader
+    def from_pretrained(  # type: ignore[override]  # It has fewer options than the library's.
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Self:
-        """The model in a folder, without any network; where there is no such folder, of the
-        hub's repository USER/NAME. On the CPU, in evaluation mode. FractalError: a file is missing
-        or damaged, a key of the configuration is unknown, or the weights are not exactly its."""
+        """Load the model from a folder, without network, or from the hub's repository USER/NAME if
+        there is no such folder. The model is on the CPU, in evaluation mode. FractalError: when a
+        file is missing or damaged, the configuration has an unknown key, or the weights do not fit
+        the configuration."""
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source), revision, token)
         missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
         if missing:
             raise FractalError(
-                f"{folder} holds no exported model, it lacks {' and '.join(missing)}: write one "
-                f"with `fractal export`, or copy the whole folder again"
+                f"{folder} is no exported model, it lacks {' and '.join(missing)}: write one with "
+                f"`fractal export`, or copy the whole folder again"
             )
         model = cls(_read_config(folder / CONFIG))
         model.load_state_dict(_read_weights(folder / WEIGHTS, model.state_dict()))
@@ -83,15 +84,15 @@ class PretrainedModule(
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
-    """True if a folder has a file of an exported model, and none of the files of other kinds."""
-    ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
-    return ours and not any((folder / name).exists() for name in foreign)
+    """True if `folder` has a file of an exported model and none of the files named `foreign`."""
+    has_ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
+    return has_ours and not any((folder / name).exists() for name in foreign)
 
 
 def _read_config(file: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(from_json(file.read_bytes()))
-    except ValidationError as error:  # before its base class, what from_json raises
+    except ValidationError as error:  # It comes before its base class, which from_json raises.
         reason = describe(error, ModelConfig)
     except ValueError as error:
         reason = f"damaged or truncated, {one_line(error)}"
@@ -106,9 +107,9 @@ def _read_weights(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
             f"{file} ({file.stat().st_size} bytes) is damaged or truncated: {one_line(error)}; "
             f"copy or export it again"
         ) from error
-    wrong = differences(expected, weights)
-    if wrong:
-        raise FractalError(f"{file} does not fit {CONFIG} beside it: {wrong}")
+    mismatch = differences(expected, weights)
+    if mismatch:
+        raise FractalError(f"{file} does not fit {CONFIG} beside it: {mismatch}")
     try:
         return as_float32(weights)
     except FractalError as error:
@@ -116,12 +117,12 @@ def _read_weights(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
-    """Fetch the model's two files alone, so that no pickle can come along."""
+    """Download only the model's two files, so that no pickle comes with them."""
     try:
         files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
     except (HFValidationError, HTTPError, OSError) as error:
         raise FractalError(
-            f"there is no folder {name}, and the hub has no model of that name for us "
+            f"there is no folder {name}, and no model of that name can be loaded from the hub "
             f"({one_line(error)}): check the path"
         ) from error

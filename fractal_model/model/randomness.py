@@ -1,7 +1,7 @@
-"""The random numbers of an image: all drawn beforehand from the image's own seed.
+"""The random numbers of an image, all drawn from the image's seed before sampling begins.
 
-Decided here: every number belongs to a place (a level's patch, a pixel) and not to a moment, so an
-image does not depend on the batch it is in, on the number of workers, or on the device.
+Decided here: every number belongs to a patch or a pixel, not to a point in time. An image therefore
+does not depend on its batch, on the number of workers, or on the device.
 
 Shapes: B images of side S; level i has Rᵢ patches an image, of Tᵢ sub-patches each.
 """
@@ -24,18 +24,22 @@ class ImageNoise:
     """Uniform numbers in [0, 1) for a batch of images."""
 
     pixels: Tensor
-    """(B, S², 3), row-major pixels."""
+    """Numbers for each pixel's channels, (B, S², 3), row-major."""
     orders: tuple[Tensor | None, ...]
-    """Per level (B, Rᵢ, Tᵢ); sorting them gives a random order. None for an AR level."""
+    """Numbers for each level's sub-patches, (B, Rᵢ, Tᵢ). Sorting them gives a random order. None
+    for an AR level."""
     guides: tuple[Tensor | None, ...]
-    """Per level (B, Rᵢ, 3). None where there is no guiding pixel."""
+    """Numbers for each level's guiding pixels, (B, Rᵢ, 3). None for a level without them."""
 
     @classmethod
     def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> Self:
-        """The numbers of the images with these seeds. FractalError: not in 0 … 2³² − 1."""
-        wrong = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
-        if wrong:
-            raise FractalError(f"seed {wrong[0]} of an image is out of range: 0 … {LARGEST_SEED}")
+        """Draw the numbers of the images with these seeds. FractalError: when a seed is not in 0 …
+        2³² − 1."""
+        bad_seeds = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
+        if bad_seeds:
+            raise FractalError(
+                f"seed {bad_seeds[0]} of an image is out of range: choose 0 … {LARGEST_SEED}"
+            )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def uniform(*shape: int) -> Tensor:
@@ -61,11 +65,11 @@ def patches_per_image(config: ModelConfig, level: LevelConfig) -> int:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """(R, T) scores to the place, 0 … T − 1, that each has in its row in ascending order; of equal
-    scores the first comes first."""
+    """Return the rank, 0 … T − 1, of each score (R, T) in its row in ascending order. Of equal
+    scores the first has the lower rank."""
     return scores.argsort(dim=1, stable=True).argsort(dim=1)
 
 
 def stream_seed(*key: int) -> int:
-    """A 32-bit seed for the stream named by `key`; keys that differ give unrelated streams."""
+    """Derive a 32-bit seed from `key`. Different keys give independent random streams."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])

@@ -1,4 +1,4 @@
-"""The 2-D rotary embedding of the AR levels, which turns queries and keys by their position.
+"""The 2-D rotary embedding of the AR levels, which rotates queries and keys by their position.
 
 Shapes: T sub-patches on a grid, S positions of a call, d elements of a head.
 """
@@ -8,12 +8,10 @@ from torch import Tensor
 
 
 def rotary_factors(grid: int, head_width: int) -> Tensor:
-    """Cosines and sines of the AR level's positions, (T + 1, d/2, 2), T = grid².
-
-    The first d/4 pairs of neighbouring elements turn with the row of the sub-patch, the next d/4
-    with its column. Position 0 is the condition token; its factors are zero, so its query and key
-    vanish: this is how the published weights were trained.
-    """
+    """Cosines and sines of an AR level's positions, (T + 1, d/2, 2), T = grid². The first d/4 pairs
+    of neighbouring elements rotate with the row of the sub-patch, the next d/4 pairs with its
+    column. Position 0 is the condition token. Its factors are zero, so its query and key are zero
+    vectors, as in the training of the published weights."""
     frequency = 10000.0 ** (-2 * torch.arange(head_width // 4) / (head_width / 2))
     position = torch.arange(grid, dtype=torch.float32)
     angle = position[:, None] * frequency
@@ -25,12 +23,12 @@ def rotary_factors(grid: int, head_width: int) -> Tensor:
 
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Turn the pairs of (…, S, d) by (S, d/2, 2) factors, in float32, result in x's dtype."""
+    """Rotate the pairs of x (…, S, d) by factors (S, d/2, 2), in float32. Return x's type."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # torch's compiler leaves complex numbers alone
+    if torch.compiler.is_compiling():  # torch's compiler does not compile complex numbers.
         (even, odd), (cosine, sine) = pairs.unbind(-1), factors.unbind(-1)
-        turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
+        rotated = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
     else:
         product = torch.view_as_complex(pairs) * torch.view_as_complex(factors.float())
-        turned = torch.view_as_real(product)
-    return turned.flatten(-2).to(x.dtype)
+        rotated = torch.view_as_real(product)
+    return rotated.flatten(-2).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Weights of a model: how they differ from what is expected, their checksum, their file."""
+"""Weights of a model: their differences from the expected ones, their checksum, their file."""
 
 import hashlib
 import shutil
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from fractal_model.common.errors import FractalError
 
-_SHOWN = 3
+_MOST_NAMES = 3
 
 
 def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
-    """Weights of a state dict that are missing, extra or of another shape, the first few of each,
-    on one line; "" where all fit. Only names and shapes count: `expected` may lie on `meta`."""
+    """Describe on one line which weights of a state dict are missing, extra or of another shape,
+    with the first few names of each kind. "" if all fit. Only names and shapes are compared, so
+    `expected` may be on the device `meta`."""
     shapes = [
         f"{name} {list(actual[name].shape)} instead of {list(expected[name].shape)}"
         for name in expected
@@ -27,39 +28,41 @@ def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) ->
         "extra": [name for name in actual if name not in expected],
         "of another shape": shapes,
     }
-    parts = (f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds.items() if names)
+    parts = (
+        f"{len(names)} {kind} ({_first_names(names)})" for kind, names in kinds.items() if names
+    )
     return "; ".join(parts)
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
 
 
 def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as models keep them. FractalError: one is no floating-point number, or not finite
-    once it is float32, as 1e300 of float64 is not."""
-    kept = {}
+    """Convert weights to float32, the type of a model's weights. FractalError: when one has another
+    type than floating point, or is not finite in float32, for example 1e300 in float64."""
+    converted = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise FractalError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
-        kept[name] = tensor.detach().float().contiguous()
-        if not bool(kept[name].isfinite().all()):
+        converted[name] = tensor.detach().float().contiguous()
+        if not bool(converted[name].isfinite().all()):
             raise FractalError(f"{name} holds values that are not finite in float32")
-    return kept
+    return converted
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """SHA-256 of all names and numbers."""
-    digest = hashlib.sha256()
+    """Return the SHA-256 of all names, types, shapes and numbers of the weights."""
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha256.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file that has a new file's usual permissions; the library's own files
-    are readable by their owner alone."""
+    """Write a safetensors file with the usual permissions of a new file. Files that the library
+    writes are readable only by their owner."""
     save_file(dict(tensors), file, metadata={"format": "pt"})
     probe = file.with_name(f".{file.name}.mode")
     probe.touch()

@@ -1,1 +1,1 @@
-"""The sampler: how a trained model generates images, and what makes that fast."""
+"""The sampler, which generates images with a trained model, and the code that makes it fast."""

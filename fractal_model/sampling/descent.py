@@ -1,11 +1,11 @@
 """Sampling of one batch: the recursion from the class down to the pixels (paper, section 4).
 
-Decided here: the rows of all images and all patches of one iteration run as one batch. Known pixels
-are context: for a MAR level on all sides, for an AR level (causal) those in sub-patches before the
-one at hand; later ones stay as they are and condition only what comes after them.
+Decided here: all patches of all images that are sampled in the same step run as one batch. Known
+pixels are context. A MAR level reads them on all sides. An AR level is causal, so a sub-patch
+depends only on the known pixels before it.
 
 Shapes: B images, G branches (2 with guidance: conditional rows, then null rows), R rows, T
-sub-patches of side p, N of them handed on.
+sub-patches of side p, N of all sub-patches sampled in a step, n conditions of each, D their width.
 """
 
 import math
@@ -26,107 +26,108 @@ from fractal_model.model.pixel import PixelNetwork
 from fractal_model.model.randomness import ImageNoise, ranks
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels
 from fractal_model.sampling.known import KnownPatches
-from fractal_model.sampling.masked import MaskedRows, MaskedSteps
+from fractal_model.sampling.masked import MaskedIterations, MaskedRows
 from fractal_model.sampling.schedules import guidance_at, masking_schedules
 from fractal_model.sampling.steps import LevelSteps, PixelSteps
 from fractal_model.sampling.values import Draw, guided_logits
 
 Observer = Callable[[int, Rows, Tensor, Tensor], None]
-"""Called when a level begins its rows and after each of its steps, with the level's number, its
-rows, what is hidden (R, T) bool, and the canvas (R, T, 3, p, p) uint8. It must not change them."""
+"""Function that is called when a level begins its rows and after each of its steps. It takes the
+level's number, its rows, the hidden sub-patches (R, T) bool, and the canvas (R, T, 3, p, p) uint8,
+and must not change them."""
 
 
 @dataclass(frozen=True)
-class Steps:
-    """How the parts of a model are stepped, and values drawn."""
+class StepFunctions:
+    """The functions that sample from the parts of a model, cached or not, compiled or not."""
 
     level: Callable[[ARLevel, Conditions, int], LevelSteps]
-    masked: Callable[[MaskedRows], MaskedSteps]
+    masked: Callable[[MaskedRows], MaskedIterations]
     pixel: Callable[[PixelNetwork, Tensor, int], PixelSteps]
     draw: Draw
     innermost: CompiledPixels | None = None
-    """The innermost AR level and its pixels, where these are compiled as one."""
+    """The innermost AR level with its pixels, if these are compiled together."""
     channels: CompiledChannels | None = None
-    """The pixels, where these are compiled alone."""
+    """The pixels, if these are compiled by themselves."""
 
 
 class _Step(NamedTuple):
-    """One iteration of a level."""
+    """One sampling step of an AR level, or one iteration of a MAR level."""
 
     drawn: Tensor
-    """(R, T) bool: the sub-patches that it generates."""
+    """Sub-patches that this step samples, (R, T) bool."""
     hidden: Tensor
-    """(R, T) bool: those that it leaves."""
+    """Sub-patches that are hidden after this step, (R, T) bool."""
     conditions: Conditions
-    """(G · N, n, D) of those that it generates."""
+    """Conditions (G · N, n, D) of the sub-patches that this step samples."""
     progress: Sequence[float]
-    """Of each image after it, for the guidance; at level 0 alone."""
+    """Progress of each image after this step, 0 … 1, for the guidance; used at level 0 only."""
 
 
 @dataclass
 class Descent:
-    """One batch on its way down, with what is the same for all its rows."""
+    """The recursion for one batch, with everything that all rows share."""
 
     model: FractalModel
     settings: SamplingConfig
     iterations: tuple[int, ...]
-    """Of each level."""
-    steps: Steps
+    """Number of iterations of each level."""
+    steps: StepFunctions
     noise: ImageNoise
     known: Sequence[KnownPatches]
-    """Of each level; empty where no pixel is known."""
+    """Known pixels, one entry per level; empty if no pixel is known."""
     observe: Observer | None
     branches: int
 
     def generate_patches(
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
-        """(R, 3, P, P) uint8 for the rows of level i; past the last level these are pixels.
-
-        `guidance` (R,) is what level 0 gave the rows, None at level 0 and without null rows.
-        """
+        """Sample the patches (R, 3, P, P) uint8 of level i, or pixels if i follows the last level.
+        `guidance` (R,) is set at level 0; it is None at level 0 and without null rows."""
         if i == len(self.model.levels):
-            return self._pixels(conditions, rows, guidance)
+            return self._sample_pixels(conditions, rows, guidance)
         level = self.model.levels[i]
-        canvas, hidden = self._start(i, level, rows)
+        canvas, hidden = self._initial_canvas(i, level, rows)
         if self.observe is not None:
             self.observe(i, rows, hidden, canvas)
-        is_whole = i == len(self.model.levels) - 1 and not self.known and self.observe is None
-        if is_whole and self.steps.innermost is not None:
+        is_last = i == len(self.model.levels) - 1
+        can_be_compiled = is_last and not self.known and self.observe is None
+        if can_be_compiled and self.steps.innermost is not None:
             uniforms = self._pixel_noise(rows.sub_patches(hidden, 1)).view(*hidden.shape, -1)
             values = self.steps.innermost(conditions, uniforms, guidance)
             return unpatchify(values[..., None, None])
         if isinstance(level, ARLevel):
-            steps = self._autoregressive(i, level, canvas, hidden, conditions)
+            steps = self._autoregressive_steps(level, canvas, hidden, conditions)
         else:
-            steps = self._masked(i, level, canvas, hidden, conditions, rows, guidance)
+            steps = self._masked_steps(i, level, canvas, hidden, conditions, rows, guidance)
         for step in steps:
-            inner = self._guidance(step.progress) if i == 0 else guidance
-            if inner is not None:
-                inner = inner[:, None].expand_as(step.drawn)[step.drawn]
-            children = rows.sub_patches(step.drawn, level.config.sub_patch_size)
-            canvas[step.drawn] = self.generate_patches(i + 1, step.conditions, children, inner)
+            scale = self._guidance(step.progress) if i == 0 else guidance
+            if scale is not None:
+                scale = scale[:, None].expand_as(step.drawn)[step.drawn]
+            inner = rows.sub_patches(step.drawn, level.config.sub_patch_size)
+            canvas[step.drawn] = self.generate_patches(i + 1, step.conditions, inner, scale)
             if self.observe is not None:
                 self.observe(i, rows, step.hidden, canvas)
         return unpatchify(canvas)
 
-    def _autoregressive(
-        self, i: int, level: ARLevel, canvas: Tensor, hidden: Tensor, conditions: Conditions
+    def _autoregressive_steps(
+        self, level: ARLevel, canvas: Tensor, hidden: Tensor, conditions: Conditions
     ) -> Iterator[_Step]:
-        """One sub-patch after the other, in raster order; the known ones are skipped."""
+        """Yield a step for each hidden sub-patch in raster order. Known sub-patches are read, but
+        not sampled."""
         compute = self.steps.level(level, conditions, self.branches)
-        places = hidden.any(0).nonzero().flatten().tolist()
-        for t in range(places[-1] + 1 if places else 0):
-            handed_on = compute(canvas, t)
-            if t not in places:
+        tokens = hidden.any(0).nonzero().flatten().tolist()
+        for t in range(tokens[-1] + 1 if tokens else 0):
+            outputs = compute(canvas, t)
+            if t not in tokens:
                 continue
             drawn = torch.zeros_like(hidden)
             drawn[:, t] = hidden[:, t]
-            handed_on = Conditions(handed_on.values_NCD[hidden[:, t].repeat(self.branches)])
+            outputs = Conditions(outputs.values_NCD[hidden[:, t].repeat(self.branches)])
             hidden = hidden & ~drawn
-            yield _Step(drawn, hidden, handed_on, [(t + 1) / level.config.tokens] * len(canvas))
+            yield _Step(drawn, hidden, outputs, [(t + 1) / level.config.tokens] * len(canvas))
 
-    def _masked(
+    def _masked_steps(
         self,
         i: int,
         level: MARLevel,
@@ -136,46 +137,47 @@ class Descent:
         rows: Rows,
         guidance: Tensor | None,
     ) -> Iterator[_Step]:
-        """Some sub-patches at a time, in the order of the images' scores."""
-        places, guides = self._places(level, rows), None
+        """Yield the iterations of a MAR level. Each samples some sub-patches of every row, those
+        with the highest scores first."""
+        numbers, guides = self._patch_numbers(level, rows), None
         if level.config.guiding_pixel:
-            uniforms = _at(self.noise.guides[i], places)
-            values = self._values(level.guide_network, conditions, uniforms, guidance)
+            uniforms = _noise_at(self.noise.guides[i], numbers)
+            values = self._draw_values(level.guide_network, conditions, uniforms, guidance)
             guides = values.float().repeat(self.branches, 1)
-        read, even = self.model.config.conditions_read(i), not self.known
+        count, even = self.model.config.conditions_read(i), not self.known
         compute = self.steps.masked(
-            MaskedRows(level, conditions, guides, self.branches, read=read, even=even)
+            MaskedRows(level, conditions, guides, self.branches, count=count, even=even)
         )
-        # Known sub-patches rank above all hidden ones: they have come already.
-        rank = ranks(torch.where(mask, _at(self.noise.orders[i], places), math.inf))
+        # Known sub-patches get the highest ranks, as if they had been sampled first.
+        rank = ranks(torch.where(mask, _noise_at(self.noise.orders[i], numbers), math.inf))
         for remaining in masking_schedules(mask.sum(1), self.iterations[i]):
-            still = rank < remaining[:, None]
-            drawn = mask & ~still
-            handed_on = compute(canvas, mask, drawn)
-            mask, progress = still, []
+            hidden = rank < remaining[:, None]
+            drawn = mask & ~hidden
+            outputs = compute(canvas, mask, drawn)
+            mask, progress = hidden, []
             if i == 0:
-                # Published: for guidance the last step still counts one as masked.
-                left, tokens = remaining.clamp(min=1).tolist(), level.config.tokens
-                progress = [(tokens - n) / tokens for n in left]
-            yield _Step(drawn, mask, handed_on, progress)
+                # As published, the guidance of the last iteration counts one sub-patch as masked.
+                tokens = level.config.tokens
+                progress = [(tokens - n) / tokens for n in remaining.clamp(min=1).tolist()]
+            yield _Step(drawn, mask, outputs, progress)
 
-    def _pixels(self, conditions: Conditions, rows: Rows, guidance: Tensor | None) -> Tensor:
-        """(R, 3, 1, 1) uint8."""
+    def _sample_pixels(self, conditions: Conditions, rows: Rows, guidance: Tensor | None) -> Tensor:
+        """Sample rows that are pixels, (R, 3, 1, 1) uint8."""
         uniforms = self._pixel_noise(rows)
         if self.steps.channels is not None:
             values = self.steps.channels(conditions.middle, uniforms, guidance)
         else:
-            values = self._values(self.model.pixel, conditions, uniforms, guidance)
+            values = self._draw_values(self.model.pixel, conditions, uniforms, guidance)
         return values.to(torch.uint8)[..., None, None]
 
-    def _values(
+    def _draw_values(
         self,
         network: PixelNetwork,
         conditions: Conditions,
         uniforms: Tensor,
         guidance: Tensor | None,
     ) -> Tensor:
-        """(R, 3) int64 values of pixels, or of guiding pixels."""
+        """Draw the values of pixels or guiding pixels, (R, 3) int64."""
         values = torch.zeros(uniforms.shape, dtype=torch.long, device=uniforms.device)
         compute = self.steps.pixel(network, conditions.middle, self.branches)
         scale = None if guidance is None else guidance[:, None]
@@ -184,32 +186,35 @@ class Descent:
             values[:, channel] = self.steps.draw(logits, uniforms[:, channel])
         return values
 
-    def _start(self, i: int, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The canvas (R, T, 3, p, p) with what is known, and what is hidden (R, T)."""
+    def _initial_canvas(
+        self, i: int, level: ARLevel | MARLevel, rows: Rows
+    ) -> tuple[Tensor, Tensor]:
+        """Return the canvas (R, T, 3, p, p) with the known pixels, and the hidden sub-patches (R,
+        T)."""
         if self.known:
-            places = self._places(level, rows)
-            return self.known[i].tokens[places], self.known[i].hidden[places]
+            numbers = self._patch_numbers(level, rows)
+            return self.known[i].tokens[numbers], self.known[i].hidden[numbers]
         size, shape = level.config.sub_patch_size, (len(rows.image), level.config.tokens)
         canvas = rows.image.new_zeros(*shape, 3, size, size, dtype=torch.uint8)
         return canvas, rows.image.new_ones(shape, dtype=torch.bool)
 
     def _guidance(self, progress: Sequence[float]) -> Tensor | None:
-        """(B,) for a step of level 0; below it guidance stays what it was above."""
+        """Guidance (B,) of a step at level 0, None without null rows. Lower levels keep it."""
         if self.branches == 1:
             return None
         scales = [guidance_at(done, self.settings.guidance) for done in progress]
         return torch.tensor(scales, device=self.noise.pixels.device)
 
-    def _places(self, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The image of each of a level's rows, and its number among the image's patches."""
+    def _patch_numbers(self, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return each row's image, and its number among the image's patches of `level`."""
         return rows.image, rows.index(self.model.config.image_size, level.config.patch_size)
 
     def _pixel_noise(self, rows: Rows) -> Tensor:
-        """(R, 3) uniform numbers of rows that are pixels."""
+        """Uniform numbers (R, 3) of rows that are pixels."""
         return self.noise.pixels[rows.image, rows.index(self.model.config.image_size, 1)]
 
 
-def _at(noise: Tensor | None, places: tuple[Tensor, Tensor]) -> Tensor:
-    """The rows at these places of a level's random numbers (B, Rᵢ, …)."""
-    assert noise is not None  # drawn for this kind of level
-    return noise[places]
+def _noise_at(noise: Tensor | None, numbers: tuple[Tensor, Tensor]) -> Tensor:
+    """Select random numbers (B, Rᵢ, …) of a level by image and patch number."""
+    assert noise is not None  # `ImageNoise.draw` draws them for this kind of level.
+    return noise[numbers]

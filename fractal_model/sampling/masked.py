@@ -1,11 +1,13 @@
-"""The iterations of a MAR level, on what does not change from one to the next.
+"""The iterations of a MAR level, without computing again what the last iteration has computed.
 
-Decided here: the inputs of the first block, and its queries, keys and values, are kept; a
-sub-patch's own are computed when it becomes known, once for both branches. The last block computes
-what the next level reads, and no more. `uncached.py` has the same without all this.
+Decided here: the first block's inputs, queries, keys and values stay in memory. Those of a
+sub-patch are computed once, for both branches, when the sub-patch becomes known. The last block
+computes only the outputs that the next level reads. `uncached.py` is the same computation without
+this.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
-P other positions, S = P + T, n conditions read, D width, H heads of d elements.
+P positions of the prefix, S = P + T, N sub-patches selected, n conditions of each, D width, H heads
+of d elements.
 """
 
 from collections.abc import Callable
@@ -16,92 +18,93 @@ from torch import Tensor
 
 from fractal_model.model.blocks import run_blocks
 from fractal_model.model.conditions import Conditions
-from fractal_model.model.mar import MARLevel, around, with_neighbours
+from fractal_model.model.mar import MARLevel, neighbourhood, with_neighbours
 
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """A MAR level and the rows that it is iterated for."""
+    """A MAR level and the rows whose sub-patches it samples."""
 
     level: MARLevel
     conditions: Conditions
-    """Of (G · R) rows."""
+    """Conditions of the (G · R) rows."""
     guides: Tensor | None
-    """(G · R, 3) mean colours, for a level with a guiding pixel."""
+    """Mean colours (G · R, 3), for a level with a guiding pixel."""
     branches: int
-    read: int
-    """Conditions that the next level reads."""
+    count: int
+    """Number of conditions that the next level reads of each sub-patch."""
     even: bool
-    """True if each iteration wants as many sub-patches of every row, which known pixels may
-    change."""
+    """True if each iteration selects the same number of sub-patches in every row. Known pixels make
+    the numbers differ."""
 
 
-MaskedSteps = Callable[[Tensor, Tensor, Tensor], Conditions]
-"""From a canvas (R, T, 3, p, p) that is valid where the mask (R, T) is false, the mask, and the N
-sub-patches wanted (R, T), to their conditions (G · N, n, D). Each call's mask is within that of the
-call before."""
+MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
+"""Function that computes one iteration per call. It takes the canvas (R, T, 3, p, p), which is
+valid where the mask is false, the mask (R, T), and the selected sub-patches (R, T). It returns the
+conditions (G · N, n, D) of these. A later mask never hides a sub-patch that an earlier one did
+not."""
 
 
-class CachedMaskedSteps:
-    """`MaskedSteps` that compute new sub-patches alone. Rows that are not even are computed whole,
-    so that the outcome of one does not depend on how many sub-patches another wants."""
+class CachedMaskedIterations:
+    """`MaskedIterations` that embed only new sub-patches. If rows select different numbers of
+    sub-patches, all outputs are computed, so that no row's result depends on another row."""
 
     def __init__(self, rows: MaskedRows) -> None:
         self._rows = rows
         self._level = level = rows.level
-        prefix, masked = level.prefix(rows.conditions, rows.guides), level.masked()
-        self._x = torch.cat([prefix, masked.expand(len(prefix), -1, -1)], dim=1)
-        of_masked = self._heads(masked).expand(-1, len(prefix), -1, -1, -1)
-        self._kept = torch.cat([self._heads(prefix), of_masked], dim=3)
+        prefix = level.prefix_inputs(rows.conditions, rows.guides)
+        masked = level.masked_inputs()
+        self._inputs = torch.cat([prefix, masked.expand(len(prefix), -1, -1)], dim=1)
+        masked_heads = self._project_heads(masked).expand(-1, len(prefix), -1, -1, -1)
+        self._heads = torch.cat([self._project_heads(prefix), masked_heads], dim=3)
         self._mask: Tensor | None = None
 
-    def __call__(self, canvas: Tensor, mask: Tensor, wanted: Tensor) -> Conditions:
-        self._take_in(canvas, mask)
-        few = self._few(wanted)
-        if few is None:
-            x = self._level.norm_out(self._blocks(None))[:, self._level.prefix_length :]
-            return with_neighbours(x, wanted.repeat(self._rows.branches, 1), self._rows.read)
-        places, inside = around(
-            few.repeat(self._rows.branches, 1), self._level.config.grid, self._rows.read
-        )
-        x = self._level.norm_out(self._blocks(self._level.prefix_length + places.flatten(1)))
-        x = x.flatten(0, 1).unflatten(0, (-1, self._rows.read))
+    def __call__(self, canvas: Tensor, mask: Tensor, selected: Tensor) -> Conditions:
+        self._add_known(canvas, mask)
+        level, branches, count = self._level, self._rows.branches, self._rows.count
+        token = self._selected_tokens(selected)
+        if token is None:
+            x = level.norm_out(self._run_blocks(None))[:, level.prefix_length :]
+            return with_neighbours(x, selected.repeat(branches, 1), count)
+        outputs, inside = neighbourhood(token.repeat(branches, 1), level.config.grid, count)
+        x = level.norm_out(self._run_blocks(level.prefix_length + outputs.flatten(1)))
+        x = x.flatten(0, 1).unflatten(0, (-1, count))
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
-    def _few(self, wanted: Tensor) -> Tensor | None:
-        """(R, n) sub-patches wanted of each row, in order, where these are as many of every row
-        and, with what is read around them, fewer than all."""
+    def _selected_tokens(self, selected: Tensor) -> Tensor | None:
+        """Return the numbers (R, N / R) of each row's selected sub-patches. Return None if the rows
+        differ in how many they select, or if the next level reads all outputs or more."""
         if not self._rows.even:
             return None
-        token = wanted.nonzero(as_tuple=True)[1].view(len(wanted), -1)
-        return token if token.shape[1] * self._rows.read < wanted.shape[1] else None
+        token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)
+        return token if token.shape[1] * self._rows.count < selected.shape[1] else None
 
-    def _take_in(self, canvas: Tensor, mask: Tensor) -> None:
-        """Compute the sub-patches that have become known since the call before."""
+    def _add_known(self, canvas: Tensor, mask: Tensor) -> None:
+        """Embed the sub-patches that have become known since the last call."""
         known = ~mask if self._mask is None else self._mask & ~mask
         row, token = known.nonzero(as_tuple=True)
         self._mask = mask
         if not len(row):
             return
-        place = self._level.prefix_length + token
-        x_ND = self._level.shown(canvas[row, token], token)
-        heads_3NHd = self._heads(x_ND[:, None])[:, :, :, 0]
-        self._x.unflatten(0, (self._rows.branches, -1))[:, row, place] = x_ND
-        by_branch = self._kept.unflatten(1, (self._rows.branches, -1))
-        for kept, new in zip(by_branch.unbind(0), heads_3NHd.unbind(0), strict=True):
-            kept[:, row, :, place] = new[:, None]
+        position = self._level.prefix_length + token
+        x_ND = self._level.known_inputs(canvas[row, token], token)
+        heads_3NHd = self._project_heads(x_ND[:, None])[:, :, :, 0]
+        self._inputs.unflatten(0, (self._rows.branches, -1))[:, row, position] = x_ND
+        by_branch = self._heads.unflatten(1, (self._rows.branches, -1))
+        for stored, new in zip(by_branch.unbind(0), heads_3NHd.unbind(0), strict=True):
+            stored[:, row, :, position] = new[:, None]
 
-    def _heads(self, x_BSD: Tensor) -> Tensor:
-        """The first block's queries, keys and values: (3, B, H, S, d)."""
+    def _project_heads(self, x_BSD: Tensor) -> Tensor:
+        """Return the first block's queries, keys and values, (3, B, H, S, d)."""
         first = self._level.blocks[0]
         return first.attention.project_heads(first.norm1(x_BSD))
 
-    def _blocks(self, at_BQ: Tensor | None) -> Tensor:
-        """(G · R, S, D) after all blocks, or (G · R, Q, D) at these positions alone."""
-        query, key, value = self._kept.unbind(0)
+    def _run_blocks(self, at_BQ: Tensor | None) -> Tensor:
+        """Return the last block's output (G · R, S, D), or (G · R, Q, D) at Q positions only."""
+        query, key, value = self._heads.unbind(0)
         first, rest = self._level.blocks[0], self._level.blocks[1:]
         if len(rest) or at_BQ is None:
-            return run_blocks(rest, first.mix(self._x, query, key, value), at_BQ=at_BQ)
-        x = self._x.gather(1, at_BQ[..., None].expand(-1, -1, self._x.shape[-1]))
-        here = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
-        return first.mix(x, query.gather(2, here), key, value)
+            return run_blocks(rest, first.mix(self._inputs, query, key, value), at_BQ=at_BQ)
+        x = self._inputs.gather(1, at_BQ[..., None].expand(-1, -1, self._inputs.shape[-1]))
+        index = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+        return first.mix(x, query.gather(2, index), key, value)

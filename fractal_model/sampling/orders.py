@@ -1,10 +1,11 @@
-"""The order in which an image's patches are generated: the published random one, or another.
+"""The order in which an image's patches are generated: the published random order, or another.
 
-Decided here: an order is of the first level's patches, the ones that are seen as the image grows;
-inside a patch the sub-patches keep the published random order. An AR level has one order, raster.
-An order is held as scores: of the patches still hidden, those with the highest come next.
+Decided here: an order concerns the sub-patches of level 0, here called patches, because they are
+seen while the image is generated. Inside a patch the order stays random, as published. An AR level
+has only raster order. An order is stored as scores: the hidden patches with the highest scores are
+generated next.
 
-Shapes: B images, T patches of the first level on a grid of side g.
+Shapes: B images, T patches on a square grid.
 """
 
 import torch
@@ -16,14 +17,13 @@ from fractal_model.config.sampling import PatchOrder
 
 
 def require_order(order: PatchOrder, model: ModelConfig) -> None:
-    """FractalError: the model cannot generate in this order."""
+    """Raise FractalError if the model cannot generate in this order."""
     level = model.levels[0]
     if level.generator == "ar" and order not in ("random", "raster"):
-        shown = repr(order) if isinstance(order, str) else f"of {len(order)} patches"
+        label = repr(order) if isinstance(order, str) else f"of {len(order)} patches"
         raise FractalError(
-            f"order {shown} asked of a model whose first level is AR, which always "
-            f"generates in raster order: leave the order out, or take a model whose first level is "
-            f"MAR"
+            f"order {label} does not fit a model whose first level is AR, which generates in "
+            f"raster order: leave the order out, or take a model whose first level is MAR"
         )
     if not isinstance(order, tuple) or sorted(order) == list(range(level.tokens)):
         return
@@ -35,14 +35,14 @@ def require_order(order: PatchOrder, model: ModelConfig) -> None:
         reason = f"it repeats {next(n for n in order if order.count(n) > 1)}"
     raise FractalError(
         f"the given order does not fit: {reason}; give each of this model's {level.tokens} "
-        f"first-level patches once, 0 … {level.tokens - 1} row by row"
+        f"first-level patches once, numbered row by row from 0 to {level.tokens - 1}"
     )
 
 
 def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
-    """(B, 1, T) uniform numbers of the images' own seeds to scores of the same shape. `centre-out`
-    goes by the distance of the patches' middles from the image's; patches at the same distance come
-    in an order of the image's own seed."""
+    """Return scores (B, 1, T) that put patches into `order`, from uniform numbers of that shape.
+    `centre-out` sorts by the distance between the centres of patch and image, and puts patches at
+    the same distance into random order."""
     tokens, device = random_scores.shape[-1], random_scores.device
     if isinstance(order, tuple):
         rank = torch.tensor(order, device=device).argsort()
@@ -56,7 +56,7 @@ def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
 
 
 def _squared_distance(grid: int, device: torch.device) -> Tensor:
-    """(T,) squared distances from the image's middle in units of half a patch; two that differ do
-    so by 4 or more."""
-    along = (2 * torch.arange(grid, device=device) - (grid - 1)).square()
-    return (along[:, None] + along[None, :]).flatten()
+    """Return the patches' squared distances (T,) from the image's centre, in units of half a patch.
+    Different distances differ by 4 or more, so random numbers below 1 only break ties."""
+    along_axis = (2 * torch.arange(grid, device=device) - (grid - 1)).square()
+    return (along_axis[:, None] + along_axis[None, :]).flatten()

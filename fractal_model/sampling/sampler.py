@@ -1,8 +1,8 @@
-"""The sampler: images from a model, by class and seed.
+"""The sampler, which generates images with a model from classes and seeds.
 
-Decided here: a sampler yields images and nothing else; every random number comes from the image's
-own seed; with guidance, null rows run beside the conditional ones. The recursion itself is in
-`descent.py`.
+Decided here: a sampler returns images and nothing else. Every random number of an image comes from
+the image's seed. With guidance each conditional row has a null row in the same batch. The recursion
+itself is in `descent.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,24 +20,23 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
 from fractal_model.model.kernels.linear import reduced_weights
 from fractal_model.model.randomness import ImageNoise
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
-from fractal_model.sampling.descent import Descent, Observer, Steps
+from fractal_model.sampling.descent import Descent, Observer, StepFunctions
 from fractal_model.sampling.known import KnownPatches, KnownPixels
-from fractal_model.sampling.masked import CachedMaskedSteps
+from fractal_model.sampling.masked import CachedMaskedIterations
 from fractal_model.sampling.orders import order_scores, require_order
 from fractal_model.sampling.steps import cached_level_steps, cached_pixel_steps
 from fractal_model.sampling.uncached import (
     uncached_level_steps,
-    uncached_masked_steps,
+    uncached_masked_iterations,
     uncached_pixel_steps,
 )
 from fractal_model.sampling.values import Draw, inverse_transform
 
 
 class Sampler:
-    """Draws images from a model: `sampler(labels, seeds)`.
-
-    `cached=False` takes the slow reference path; `draw` replaces the random draw (parity cases).
-    """
+    """Generates images with a model: `sampler(labels, seeds)`. `cached=False` takes the slow
+    reference path. `draw` replaces the random draw, for the parity cases. FractalError: when the
+    settings do not fit the model, or there is no compiler and `settings.compile` is set."""
 
     def __init__(
         self,
@@ -53,12 +52,14 @@ class Sampler:
         self._iterations = settings.level_iterations(model.config)
         require_order(settings.order, model.config)
         if cached:
-            self._steps = Steps(cached_level_steps, CachedMaskedSteps, cached_pixel_steps, draw)
+            self._steps = StepFunctions(
+                cached_level_steps, CachedMaskedIterations, cached_pixel_steps, draw
+            )
             if settings.compile and draw is inverse_transform:
-                self._steps = _compiled(self._steps, model, settings)
+                self._steps = _compile_steps(self._steps, model, settings)
         else:
-            self._steps = Steps(
-                uncached_level_steps, uncached_masked_steps, uncached_pixel_steps, draw
+            self._steps = StepFunctions(
+                uncached_level_steps, uncached_masked_iterations, uncached_pixel_steps, draw
             )
         self.descent: Callable[..., Descent] = Descent
 
@@ -71,9 +72,10 @@ class Sampler:
         known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """(B,) classes, NO_CLASS for none, and B seeds to (B, 3, S, S) uint8 images on the model's
-        device. Known pixels come back as they are, and the rest is generated from them.
-        FractalError: no class at all, or not one seed and one known image for each."""
+        """Generate images (B, 3, S, S) uint8, on the model's device, for (B,) classes or NO_CLASS
+        and B seeds. Known pixels stay as they are, and the others are generated from them.
+        FractalError: when there is no class, when the numbers of classes, seeds and known images
+        differ, or when a class or a seed is out of range."""
         if len(labels) != len(seeds) or not len(labels):
             raise FractalError(
                 f"labels: {len(labels)}, seeds: {len(seeds)}; give one each, at least one"
@@ -90,24 +92,25 @@ class Sampler:
         known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """(B,) classes and the random numbers of B images to (B, 3, S, S) uint8 images."""
+        """Generate images (B, 3, S, S) uint8 from (B,) classes and the random numbers of B
+        images."""
         model, settings, device = self._model, self._settings, self._model.device
         labels, noise = labels.to(device), noise.to(device)
         known_patches = []
         if known is not None:
-            known.require(len(labels), model.config.image_size)
+            known.require_shape(len(labels), model.config.image_size)
             known = known.to(device)
             known_patches = [KnownPatches.cut(known, level) for level in model.config.levels]
         if noise.orders[0] is not None:
             scores = order_scores(settings.order, noise.orders[0])
             noise = replace(noise, orders=(scores, *noise.orders[1:]))
         # With guidance 1, or without any class, null rows would change nothing.
-        guided = settings.guidance != 1 and bool((labels != NO_CLASS).any())
+        is_guided = settings.guidance != 1 and bool((labels != NO_CLASS).any())
         rows = Rows.whole_images(len(labels), device)
-        if guided:
+        if is_guided:
             labels = torch.cat([labels, torch.full_like(labels, NO_CLASS)])
-        fixed = model, settings, self._iterations, self._steps, noise, known_patches, observe
-        descent = self.descent(*fixed, 2 if guided else 1)
+        shared = model, settings, self._iterations, self._steps, noise, known_patches, observe
+        descent = self.descent(*shared, 2 if is_guided else 1)
         was_training = model.training
         model.eval()
         try:
@@ -117,14 +120,16 @@ class Sampler:
             model.train(was_training)
 
 
-def _compiled(steps: Steps, model: FractalModel, settings: SamplingConfig) -> Steps:
-    """The steps with those parts compiled that are faster so on the model's device."""
+def _compile_steps(
+    steps: StepFunctions, model: FractalModel, settings: SamplingConfig
+) -> StepFunctions:
+    """Compile the parts that are faster compiled on the model's device."""
     *levels, innermost = model.levels
     if isinstance(innermost, ARLevel) and levels:
         steps = replace(steps, innermost=CompiledPixels(innermost, model.pixel, settings))
     else:
         levels.append(innermost)
-    if model.device.type != "cpu":  # on a GPU the rest is not measured
+    if model.device.type != "cpu":  # On a GPU, compiling the other parts was never measured.
         return steps
     if steps.innermost is None:
         steps = replace(steps, channels=CompiledChannels(model.pixel, settings))

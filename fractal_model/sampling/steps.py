@@ -1,7 +1,7 @@
-"""One step of an AR level or a pixel network at a time, on cached keys and values.
+"""Sampling steps of AR levels and pixel networks, on cached keys and values.
 
-The caches belong to these functions, and so to the sampler; `uncached.py` has the same functions
-without caches, as the yardstick of the tests and benchmarks.
+The functions here own the caches. `uncached.py` has the same functions without caches, with which
+tests and benchmarks compare them.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches.
 """
@@ -16,11 +16,11 @@ from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
 
 LevelSteps = Callable[[Tensor, int], Conditions]
-"""From a canvas (R, T, 3, p, p) filled up to sub-patch t, and t, to its conditions (G · R, 1, D);
-called for each t in turn."""
+"""Function of a canvas (R, T, 3, p, p), filled before sub-patch t, and of t. It returns the
+conditions (G · R, 1, D) of sub-patch t, and is called for each t in turn."""
 PixelSteps = Callable[[Tensor, int], Tensor]
-"""From values (R, 3) int64 known up to a channel, and the channel, to its logits (G · R, 256);
-called for each channel in turn."""
+"""Function of values (R, 3) int64, known before a channel, and of the channel. It returns the
+channel's logits (G · R, 256), and is called for each channel in turn."""
 
 
 def cached_level_steps(
@@ -29,8 +29,8 @@ def cached_level_steps(
     branches: int,
     compute: Callable[..., Conditions] = ARLevel.step,
 ) -> LevelSteps:
-    """The steps of an AR level: each embeds and computes the newest sub-patch alone, through
-    `compute(level, token, caches)`."""
+    """Return the steps of an AR level for conditions of (G · R) rows. A step runs the level for the
+    newest sub-patch only, with `compute(level, token, caches)`."""
     first = level.first_token(conditions)
     caches = empty_caches(level.blocks, level.config.tokens, first)
 
@@ -44,7 +44,8 @@ def cached_level_steps(
 
 
 def cached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
-    """The steps of a pixel network: each computes the newest channel alone."""
+    """Return the steps of a pixel network for conditions (G · R, C). A step runs the network for
+    the newest channel only."""
     first = network.first_token(conditions)
     caches = empty_caches(network.blocks, CHANNELS, first)
 

@@ -1,6 +1,6 @@
-"""From logits to sampled 8-bit values: guidance, its filter, and the draw.
+"""Sampling of 8-bit values from logits: guidance, its filter, and the random draw.
 
-Shapes: N pixels, V = 256 values; with guidance the logits hold N conditional rows, then N null.
+Shapes: N pixels, V = 256 values. With guidance the logits are N conditional rows, then N null rows.
 """
 
 from collections.abc import Callable
@@ -11,28 +11,30 @@ from torch import Tensor
 from fractal_model.config.sampling import SamplingConfig
 
 Draw = Callable[[Tensor, Tensor], Tensor]
-"""From logits (N, V) and uniform numbers (N,) to values (N,) int64."""
+"""Function of logits (N, V) and uniform numbers (N,) in [0, 1) that returns values (N,) int64."""
 
 
 def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Sample each row's softmax by its cumulative sum: one uniform number a value."""
+    """Draw a value from each row's softmax: the first whose cumulative probability exceeds the
+    row's uniform number. Takes and returns what `Draw` says."""
     cumulative = logits.softmax(-1).cumsum(-1)
-    level = uniforms[:, None] * cumulative[:, -1:]
-    values = torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    thresholds = uniforms[:, None] * cumulative[:, -1:]
+    values = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
     return values.clamp(max=logits.shape[-1] - 1)
 
 
 def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """The greedy draw of the parity cases; `uniforms` is not used."""
+    """Return the value with the largest logit, for the parity cases. `uniforms` is not used."""
     return logits.argmax(-1)
 
 
 def guided_logits(
     logits: Tensor, guidance: Tensor | float | None, settings: SamplingConfig
 ) -> Tensor:
-    """(N, V) logits to draw from: null + guidance · (conditional − null). `guidance`, one for all
-    or (N, 1), is None where there are no null rows. Where the conditional probability is below the
-    threshold, the null logit is raised so that guidance cannot favour the value."""
+    """Return the logits (N, V) to draw from, null + guidance · (conditional − null), after the
+    logit scale. `guidance` is a number or (N, 1); None means that there are no null rows. If a
+    value's conditional probability is below the filter threshold, its null logit is raised so that
+    guidance cannot favour the value."""
     logits = logits * settings.logit_scale
     if guidance is None:
         return logits

@@ -28,7 +28,7 @@ from fractal_model.config.model import ModelConfig
 from fractal_model.data.prepared import open_prepared
 from fractal_model.model.fractal import NO_CLASS, FractalModel, MaskSource, Rows, exact_guides
 from fractal_model.model.likelihood import StratifiedMasks, mask_seeds
-from fractal_model.model.losses import nats_by_part
+from fractal_model.model.losses import nats_by_term
 from fractal_model.model.randomness import ranks, stream_seed
 
 MakeMasks = Callable[[ModelConfig, Sequence[int], int], list[MaskSource]]
@@ -73,7 +73,7 @@ def mean_bits(
     seeds, total = mask_seeds(seed, range(len(images))), 0.0
     for masks in make_masks(model.config, seeds, passes):
         outcome = model(images, labels, masks=masks, guides=exact_guides)
-        total = total + nats_by_part(outcome, len(images)).sum(1).mean()
+        total = total + nats_by_term(outcome, len(images)).sum(1).mean()
     return total / passes / math.log(2)
 
 

@@ -42,13 +42,13 @@ def test_the_shares_add_up_to_the_likelihood(kind, side, names, tmp_path):
 def test_a_part_that_does_not_fit_the_memory_is_split(tmp_path, monkeypatch):
     split = open_prepared(save_images(tmp_path / "noise"), "validation")
     expected = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
-    original = likelihood_module.pass_bits_by_part
+    original = likelihood_module.pass_bits_by_term
 
     def compute_at_most_two(model, images, *arguments, **options):
         if len(images) > 2:
             raise torch.OutOfMemoryError
         return original(model, images, *arguments, **options)
 
-    monkeypatch.setattr(likelihood_module, "pass_bits_by_part", compute_at_most_two)
+    monkeypatch.setattr(likelihood_module, "pass_bits_by_term", compute_at_most_two)
     shares = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
     assert shares == pytest.approx(expected)

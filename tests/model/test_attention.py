@@ -1,4 +1,4 @@
-"""Causal attention."""
+"""The causal mask of attention."""
 
 from __future__ import annotations
 

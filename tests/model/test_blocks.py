@@ -1,4 +1,4 @@
-"""The feed-forward parts against timm's, whose weights they take as they are."""
+"""The feed-forward parts compute what timm's compute with the same weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def timm_swiglu(width: int) -> nn.Module:
 
 @pytest.mark.parametrize("width", [96, 98])
 @pytest.mark.parametrize(
-    ("block", "theirs"),
+    ("block", "timm_part"),
     [
         (lambda width: vit_block(width, 2, causal=False, dropout=0.0), timm_mlp),
         (lambda width: ar_block(width, 2, dropout=0.0), timm_swiglu),
     ],
 )
-def test_equal_to_timm(block, theirs, width):
+def test_feed_forward_equals_timm(block, timm_part, width):
     torch.manual_seed(0)
-    ours, expected = block(width).feed_forward, theirs(width)
+    ours, expected = block(width).feed_forward, timm_part(width)
     expected.load_state_dict(ours.state_dict())
     x = torch.randn(3, 5, width)
     torch.testing.assert_close(ours(x), expected(x))
@@ -43,11 +43,11 @@ def test_equal_to_timm(block, theirs, width):
         ar_block(WIDTH, 2, dropout=0.5),
     ],
 )
-def test_dropout_is_for_training_alone(block):
+def test_dropout_acts_in_training_only(block):
     torch.manual_seed(0)
     x = torch.randn(1, 4, WIDTH)
     block.train()
-    dropped = block.feed_forward(x) == 0
-    assert 0.3 < dropped.float().mean() < 0.7
+    is_dropped = block.feed_forward(x) == 0
+    assert 0.3 < is_dropped.float().mean() < 0.7
     block.eval()
     assert not (block.feed_forward(x) == 0).any()

@@ -1,4 +1,4 @@
-"""The any-order bound: unbiased, stratified, independent of batches."""
+"""The any-order bound is unbiased, stratified and independent of batches."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from fractal_model.model import likelihood as module
 from fractal_model.model.fractal import NO_CLASS, Rows, exact_guides
 from fractal_model.model.likelihood import Likelihood, StratifiedMasks, mask_seeds, pass_bits
-from fractal_model.model.losses import nats_by_part, training_loss
+from fractal_model.model.losses import nats_by_term, training_loss
 from fractal_model.training.masks import training_masks
 from tests.benchmarks.likelihood_variance import ESTIMATORS, SHARED, STRATIFIED, mean_bits
 from tests.support import random_images, tiny_config, tiny_model
 
 
-def null(count):
+def null_labels(count):
     return torch.full((count,), NO_CLASS)
 
 
 def test_bound_equals_the_expectation_over_all_masks():
-    """One level of four sub-patches: all 15 masks can be enumerated."""
+    """A model of one level with four sub-patches has 15 masks, which are all computed."""
     model = tiny_model("mar", patch_sizes=(2, 1), generators=("mar",), sharpen=30.0)
     images = random_images(1, size=2)
     exact = 0.0
@@ -33,20 +33,23 @@ def test_bound_equals_the_expectation_over_all_masks():
             mask[0, list(subset)] = True
             with torch.no_grad():
                 outcome = model(
-                    images, null(1), masks=lambda level, rows, m=mask: m, guides=exact_guides
+                    images, null_labels(1), masks=lambda level, rows, m=mask: m, guides=exact_guides
                 )
-            exact += nats_by_part(outcome, 1).sum().item() / len(subsets) / 4 / math.log(2)
-    drawn = torch.cat(
-        [pass_bits(model, images, [seed], passes=4, labels=null(1)).mean(1) for seed in range(200)]
+            exact += nats_by_term(outcome, 1).sum().item() / len(subsets) / 4 / math.log(2)
+    estimates = torch.cat(
+        [
+            pass_bits(model, images, [seed], passes=4, labels=null_labels(1)).mean(1)
+            for seed in range(200)
+        ]
     )
-    error = drawn.std().item() / math.sqrt(len(drawn))
+    error = estimates.std().item() / math.sqrt(len(estimates))
     assert error < 0.02 * exact
-    assert drawn.mean().item() == pytest.approx(exact, abs=4 * error)
+    assert estimates.mean().item() == pytest.approx(exact, abs=4 * error)
 
 
 @pytest.mark.parametrize("passes", [4, 16])
 def test_mask_counts_are_stratified_over_the_passes(passes):
-    """Each patch is masked evenly over the passes, each count once or `passes` / T times."""
+    """Over the passes, the mask counts of each patch are evenly spread over 1 … 16."""
     config = tiny_config("mar", patch_sizes=(8, 4, 1))
     rows = Rows(torch.zeros(4).long(), torch.tensor([0, 0, 4, 4]), torch.tensor([0, 4, 0, 4]))
     counts = []
@@ -61,19 +64,20 @@ def test_mask_counts_are_stratified_over_the_passes(passes):
         assert bands.tolist() == list(range(passes))
 
 
-def test_marginal_count_is_uniform():
+def test_counts_are_uniform_over_images():
     config = tiny_config("mar", patch_sizes=(2, 1), generators=("mar",))
     rows = Rows.whole_images(400, torch.device("cpu"))
     masks = StratifiedMasks(config, list(range(400)), 1, torch.device("cpu"))
-    found = torch.bincount(masks.mask_source(0)(0, rows).sum(1), minlength=5)[1:]
-    assert found.sum() == 400
-    assert ((found - 100).abs() < 4 * math.sqrt(400 * 0.25 * 0.75)).all()
+    frequencies = torch.bincount(masks.mask_source(0)(0, rows).sum(1), minlength=5)[1:]
+    assert frequencies.sum() == 400
+    assert ((frequencies - 100).abs() < 4 * math.sqrt(400 * 0.25 * 0.75)).all()
 
 
 @pytest.mark.parametrize("patch_sizes", [(4, 1), (8, 4, 2, 1)])
 @pytest.mark.parametrize("passes", [1, 3, 16])
 def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_sizes, passes):
-    """The joint frequency of the counts of a patch and of what it lies in, over many seeds."""
+    """Over many seeds, each combination of a patch's count and the counts above it is as frequent
+    as the others."""
     levels = len(patch_sizes) - 1
     config = tiny_config("mar", patch_sizes=patch_sizes, generators=("mar",) * levels)
     images = 640 // passes
@@ -86,42 +90,42 @@ def test_counts_of_each_level_are_uniform_and_independent_over_the_passes(patch_
         joint.index_put_(counts, torch.ones(images), accumulate=True)
     expected = images * passes / joint.numel()
     chi_square = ((joint - expected) ** 2 / expected).sum().item()
-    freedom = joint.numel() - 1  # Latin hypercubes can only make it smaller
+    freedom = joint.numel() - 1  # Latin hypercube sampling can only make chi-square smaller.
     assert chi_square < freedom + 4 * math.sqrt(2 * freedom)
 
 
 @pytest.mark.parametrize("passes", [1, 4, 5])
 def test_two_levels_give_the_expectation_over_all_masks(passes):
-    """Every mask of level 0 with every mask below it, against the mean over many seeds: a count
-    or an order below that knew of those above would shift it."""
-    model, images = _uneven_model(), random_images(1, size=4, seed=2)
-    exact = _expectation(model, images)
+    """All masks of level 0 with all masks below are compared with the mean over many seeds. If a
+    lower mask depended on the mask above, the mean would be different."""
+    model, images = _mask_dependent_model(), random_images(1, size=4, seed=2)
+    exact = _exact_bound(model, images)
     seeds, batch = mask_seeds(0, range(800 // passes)), 200
-    drawn = torch.cat(
+    estimates = torch.cat(
         [
             pass_bits(
                 model,
                 images.expand(len(part), -1, -1, -1),
                 part,
                 passes=passes,
-                labels=null(len(part)),
+                labels=null_labels(len(part)),
             ).mean(1)
             for part in (seeds[i : i + batch] for i in range(0, len(seeds), batch))
         ]
     )
-    error = drawn.std().item() / math.sqrt(len(drawn))
+    error = estimates.std().item() / math.sqrt(len(estimates))
     assert error < 0.02 * exact
-    assert drawn.mean().item() == pytest.approx(exact, abs=4 * error)
+    assert estimates.mean().item() == pytest.approx(exact, abs=4 * error)
 
 
-def _uneven_model():
-    """One whose loss depends a lot on what is masked."""
+def _mask_dependent_model():
+    """Return a model whose loss depends strongly on the mask."""
     return tiny_model("mar", sharpen=30.0)
 
 
-def _expectation(model, images):
-    """Bits per dimension of one 4 × 4 image by enumeration: the 15 masks of level 0, and below
-    each masked patch its 15."""
+def _exact_bound(model, images):
+    """Compute the bound for one 4 × 4 image, in bits per dimension, from all 15 masks of level 0
+    and all 15 masks below."""
     total = 0.0
     masks = [
         (torch.tensor([token in subset for token in range(4)]), 1 / math.comb(4, count) / 4)
@@ -135,16 +139,16 @@ def _expectation(model, images):
                 return (top if level == 0 else below).expand(len(rows.image), 4)
 
             with torch.no_grad():
-                outcome = model(images, null(1), masks=source, guides=exact_guides)
-            # The bound is a sum over patches, so all of them may have the same mask below.
-            total += nats_by_part(outcome, 1).sum().item() * top_probability * probability
+                outcome = model(images, null_labels(1), masks=source, guides=exact_guides)
+            # The bound is a sum over patches, so all patches may have the same mask.
+            total += nats_by_term(outcome, 1).sum().item() * top_probability * probability
     return total / math.log(2)
 
 
-def test_spread_is_less_than_half_of_a_shared_count():
-    """Standard deviation of a data set's mean over mask seeds, at the same number of passes, for a
-    model that has learned that black images are black and white ones white: what a patch costs
-    depends on how much of the image is shown, so on the counts."""
+def test_spread_is_less_than_half_of_that_of_a_shared_count():
+    """The spread is the standard deviation of a data set's mean over mask seeds, at the same number
+    of passes. The model has learned black and white images, so the bits of a patch depend on how
+    much of the image is visible, and so on the mask counts."""
     images = torch.zeros(48, 3, 4, 4, dtype=torch.uint8)
     images[::2] = 255
     model = _trained(images)
@@ -165,7 +169,7 @@ def _trained(images):
         optimizer.zero_grad()
         outcome = model(
             images,
-            null(len(images)),
+            null_labels(len(images)),
             masks=training_masks([4, 4], generator),
             guides=exact_guides,
         )
@@ -175,64 +179,66 @@ def _trained(images):
 
 
 def test_monte_carlo_error_is_not_below_the_spread_over_mask_seeds():
-    model, images = _uneven_model(), random_images(6, size=4, seed=4)
-    found = [
+    model, images = _mask_dependent_model(), random_images(6, size=4, seed=4)
+    likelihoods = [
         Likelihood(
-            pass_bits(model, images, mask_seeds(seed, range(6)), passes=6, labels=null(6)), False
+            pass_bits(model, images, mask_seeds(seed, range(6)), passes=6, labels=null_labels(6)),
+            False,
         )
         for seed in range(50)
     ]
-    spread = torch.tensor([likelihood.mean for likelihood in found]).std().item()
-    estimated = torch.tensor([likelihood.monte_carlo_error for likelihood in found]).mean().item()
-    assert 0.8 * spread < estimated < 5 * spread
+    spread = torch.tensor([likelihood.mean for likelihood in likelihoods]).std().item()
+    errors = [likelihood.monte_carlo_error for likelihood in likelihoods]
+    assert 0.8 * spread < torch.tensor(errors).mean().item() < 5 * spread
 
 
-def test_monte_carlo_error_where_there_is_none():
+def test_monte_carlo_error_is_0_if_exact_and_nan_for_one_pass():
     assert Likelihood(torch.ones(3, 1), exact=True).monte_carlo_error == 0
     assert math.isnan(Likelihood(torch.ones(3, 1), exact=False).monte_carlo_error)
 
 
-def test_monte_carlo_error_is_of_passes_that_follow_each_other():
-    """Squared differences 1 + 4 and 0 of two images' three passes, over 2 · 3 · 2."""
+def test_monte_carlo_error_comes_from_consecutive_passes():
+    """The squared differences of the two images' three passes are 1 + 4 and 0; each sum is divided
+    by 2 · 3 · 2."""
     bits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 3.0, 3.0]], dtype=torch.float64)
-    found = Likelihood(bits, exact=False).monte_carlo_error
-    assert found == pytest.approx(math.sqrt(5 / 12) / 2)
+    error = Likelihood(bits, exact=False).monte_carlo_error
+    assert error == pytest.approx(math.sqrt(5 / 12) / 2)
 
 
-def test_what_is_known_of_sub_patches_lies_row_major_in_the_image():
-    """Four patches of four sub-patches each, in a picture of 4 × 4 numbers."""
+def test_values_of_sub_patches_are_reordered_row_major_in_the_image():
+    """An image of 4 × 4 numbers has four patches of four sub-patches each."""
     image = torch.arange(16)
     by_patch = image.view(2, 2, 2, 2).transpose(1, 2).reshape(1, 1, 4, 4)
-    assert module._on_sub_patches(by_patch, 2).flatten().equal(image)
+    assert module._in_image_order(by_patch, 2).flatten().equal(image)
 
 
-def test_mask_seeds_of_different_seeds_share_none():
+def test_different_seeds_give_different_mask_seeds():
     assert not set(mask_seeds(0, range(1000))) & set(mask_seeds(1, range(1000)))
 
 
-def test_guiding_pixels_weigh_what_there_are_of_them():
-    """One per 4 × 4 patch is 1/16 of the values, one per 2 × 2 patch a quarter."""
+def test_guiding_pixels_are_weighted_by_their_number():
+    """One per 4 × 4 patch is 1/16 of the number of pixels, and one per 2 × 2 patch is 1/4."""
     model = tiny_model("guided")
 
-    def everything(level, rows):
+    def mask_all(level, rows):
         return torch.ones(len(rows.image), 4, dtype=torch.bool)
 
     with torch.no_grad():
-        outcome = model(random_images(1), null(1), masks=everything, guides=exact_guides)
+        outcome = model(random_images(1), null_labels(1), masks=mask_all, guides=exact_guides)
     assert [values.per_image_value for values in outcome.guides] == [1 / 16, 1 / 4]
-    by_hand = outcome.pixels.nats.double().mean()
-    by_hand += sum(v.nats.double().mean() * v.per_image_value for v in outcome.guides)
-    assert nats_by_part(outcome, 1).sum().item() == pytest.approx(by_hand.item(), rel=1e-6)
+    expected = outcome.pixels.nats.double().mean()
+    expected += sum(v.nats.double().mean() * v.per_image_value for v in outcome.guides)
+    assert nats_by_term(outcome, 1).sum().item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_ar_is_exact_in_one_pass():
     model, images = tiny_model("ar"), random_images(2, size=4)
-    found = pass_bits(model, images, [0, 1], passes=8, labels=null(2))
-    assert found.shape == (2, 1)
-    assert found.equal(pass_bits(model, images, [5, 6], passes=1, labels=null(2)))
+    bits = pass_bits(model, images, [0, 1], passes=8, labels=null_labels(2))
+    assert bits.shape == (2, 1)
+    assert bits.equal(pass_bits(model, images, [5, 6], passes=1, labels=null_labels(2)))
 
 
-def test_the_model_is_left_in_its_mode():
+def test_the_model_stays_in_training_mode():
     model = tiny_model("mar").train()
-    pass_bits(model, random_images(1, size=4), [0], passes=1, labels=null(1))
+    pass_bits(model, random_images(1, size=4), [0], passes=1, labels=null_labels(1))
     assert model.training

@@ -1,4 +1,4 @@
-"""What one pass through all levels must satisfy, whatever the weights."""
+"""Properties of a pass through all levels that hold for any weights."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from tests.support.params import SHIPPED
 NULL = torch.full((2,), NO_CLASS)
 
 
-def all_masked(level, rows_of):
-    raise AssertionError("an AR model asks for no mask")
+def forbid_masks(level, rows):
+    raise AssertionError("an AR model needs no mask")
 
 
-def run(model, images, masks=all_masked, labels=None):
+def run(model, images, masks=forbid_masks, labels=None):
     labels = torch.zeros(len(images), dtype=torch.long) if labels is None else labels
     with torch.no_grad():
         return model(images, labels, masks=masks, guides=exact_guides)
 
 
-def test_uniform_logits_are_eight_bits(kind):
+def test_uniform_logits_give_eight_bits(kind):
     model = tiny_model(kind)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -49,8 +49,8 @@ def test_uniform_logits_are_eight_bits(kind):
     assert bits.tolist() == pytest.approx([8 * (1 + guides)] * 2, rel=1e-6)
 
 
-def two_valued(model: FractalModel) -> FractalModel:
-    """Only the values 0 and 255 have any probability: few enough images to count them all."""
+def allow_two_values(model: FractalModel) -> FractalModel:
+    """Give only the values 0 and 255 any probability, so that all possible images can be tried."""
     with torch.no_grad():
         for bias in model.pixel.biases:
             bias.fill_(-1e9)
@@ -58,24 +58,26 @@ def two_valued(model: FractalModel) -> FractalModel:
     return model
 
 
-def every_two_valued_image() -> torch.Tensor:
+def all_two_valued_images() -> torch.Tensor:
     bits = torch.tensor(list(itertools.product((0, 255), repeat=12)), dtype=torch.uint8)
     return bits.view(-1, 3, 2, 2)
 
 
 def test_ar_probabilities_sum_to_one():
-    model = two_valued(tiny_model("ar", patch_sizes=(2, 1), generators=("ar",), sharpen=30.0))
-    images = every_two_valued_image()
+    model = allow_two_values(tiny_model("ar", patch_sizes=(2, 1), generators=("ar",), sharpen=30.0))
+    images = all_two_valued_images()
     outcome = run(model, images)
     nats = outcome.pixels.nats.double().view(len(images), 4, 3).sum((1, 2))
-    assert nats.std() > 0.01  # not trivially uniform
+    assert nats.std() > 0.01  # The probabilities are not uniform.
     assert torch.exp(-nats).sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_mar_probabilities_sum_to_one_along_an_order():
-    """p(x) as the product over steps that each reveal one sub-patch in a fixed order."""
-    model = two_valued(tiny_model("mar", patch_sizes=(2, 1), generators=("mar",), sharpen=30.0))
-    images, order = every_two_valued_image(), [2, 0, 3, 1]
+    """p(x) is the product over steps, each of which predicts one sub-patch in a fixed order."""
+    model = allow_two_values(
+        tiny_model("mar", patch_sizes=(2, 1), generators=("mar",), sharpen=30.0)
+    )
+    images, order = all_two_valued_images(), [2, 0, 3, 1]
     total = torch.zeros(len(images), dtype=torch.float64)
     for step, token in enumerate(order):
         mask = torch.zeros(len(images), 4, dtype=torch.bool)
@@ -86,46 +88,46 @@ def test_mar_probabilities_sum_to_one_along_an_order():
     assert torch.exp(-total).sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_ar_a_later_value_never_moves_an_earlier_one():
+def test_ar_a_later_value_never_changes_an_earlier_logit():
     model = tiny_model("ar", patch_sizes=(8, 4, 1))
     image = random_images(1)
     before = run(model, image).pixels.nats
-    # Rows of the outcome are in the order of generation: patches, then their pixels.
-    places = [
+    # The outcome's rows are in the order of generation: patches, then their pixels.
+    pixels = [
         (py + y, px + x) for py in (0, 4) for px in (0, 4) for y in range(4) for x in range(4)
     ]
     for index in (0, 5, 15, 16, 31, 40, 63):
         for channel in range(3):
             changed = image.clone()
-            y, x = places[index]
+            y, x = pixels[index]
             changed[0, channel, y, x] = (int(changed[0, channel, y, x]) + 100) % 256
             after = run(model, changed).pixels.nats
             flat_before, flat_after = before.flatten(), after.flatten()
-            place = 3 * index + channel
-            assert flat_before[:place].equal(flat_after[:place])
-            assert not flat_before[place].equal(flat_after[place])
-            if place < 191:
-                assert not flat_before[place + 1 :].equal(flat_after[place + 1 :])
+            position = 3 * index + channel
+            assert flat_before[:position].equal(flat_after[:position])
+            assert not flat_before[position].equal(flat_after[position])
+            if position < 191:
+                assert not flat_before[position + 1 :].equal(flat_after[position + 1 :])
 
 
-def test_mar_what_is_masked_is_not_read():
+def test_mar_masked_sub_patches_are_not_read():
     model = tiny_model("mar", patch_sizes=(8, 4, 1))
     image, mask = random_images(1), torch.tensor([[True, False, True, False]])
 
     def masks(level, rows):
         return mask if level == 0 else torch.ones(len(rows.image), 16, dtype=torch.bool)
 
-    handed_on = []
+    outputs = []
     model.levels[0].register_forward_hook(
-        lambda level, inputs, conditions: handed_on.append(conditions.values_NCD)
+        lambda level, inputs, conditions: outputs.append(conditions.values_NCD)
     )
     hidden, visible = image.clone(), image.clone()
     hidden[:, :, :4, :4] = 255 - hidden[:, :, :4, :4]
     visible[:, :, :4, 4:] = 255 - visible[:, :, :4, 4:]
     for images in (image, hidden, visible):
         run(model, images, masks)
-    assert handed_on[1].equal(handed_on[0])
-    assert not handed_on[2].equal(handed_on[0])
+    assert outputs[1].equal(outputs[0])
+    assert not outputs[2].equal(outputs[0])
 
 
 def test_weights_of_an_image_sum_to_one(kind):
@@ -137,15 +139,15 @@ def test_weights_of_an_image_sum_to_one(kind):
         assert total.tolist() == pytest.approx([1, 1, 1], rel=1e-5)
 
 
-def test_every_parameter_learns(kind):
-    """Null embedding included; no weight is left out of the loss."""
+def test_every_parameter_has_a_gradient(kind):
+    """The null embedding has one too: no weight is left out of the loss."""
     model = tiny_model(kind)
     masks = training_masks([level.tokens for level in model.config.levels], _generator())
     labels = torch.tensor([0, NO_CLASS, 2])
     outcome = model(images_for(model, 3), labels, masks=masks, guides=exact_guides)
     training_loss(outcome, red_weight=5.0).backward()
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not silent
+    unused = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not unused
 
 
 def test_training_loss_weighs_the_red_channel():
@@ -156,7 +158,7 @@ def test_training_loss_weighs_the_red_channel():
 
 
 @pytest.mark.parametrize("label", [-2, 4])
-def test_unknown_class(label):
+def test_an_unknown_class_is_an_error(label):
     with pytest.raises(FractalError, match=r"0 … 3"):
         run(tiny_model("ar"), random_images(1, size=4), labels=torch.tensor([label]))
 
@@ -165,7 +167,7 @@ def test_unknown_class(label):
     "images",
     [random_images(1), random_images(1, size=4).float(), random_images(1, size=4)[:, :1]],
 )
-def test_wrong_images(images):
+def test_images_that_do_not_fit_are_an_error(images):
     with pytest.raises(FractalError, match=r"\(batch, 3, 4, 4\) uint8"):
         run(tiny_model("ar"), images)
 
@@ -180,7 +182,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_parameter_counts(name):
+def test_parameter_counts_are_the_published_ones(name):
     with torch.device("meta"):
         model = FractalModel(load_params(SHIPPED).size(name).model)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
@@ -223,31 +225,31 @@ def _generator() -> torch.Generator:
 
 
 @pytest.mark.parametrize("kind", ["mar", "guided", "mar above ar", "ar above mar"])
-def test_spare_rows_change_nothing(kind, monkeypatch):
-    """A row is the same to the last bit, and its share of the gradients up to rounding."""
+def test_padding_rows_change_nothing(kind, monkeypatch):
+    """A row's values stay bit-identical; its part of the gradients is equal up to rounding."""
     model = tiny_model(kind)
     images = images_for(model, 5)
     outcomes, gradients = [], []
-    for spare in (0, 3):
-        monkeypatch.setattr(fractal, "spare_rows", lambda rows, spare=spare: spare)
+    for padding in (0, 3):
+        monkeypatch.setattr(fractal, "padding_rows", lambda rows, count=padding: count)
         masks = training_masks([4, 4, 4], torch.Generator().manual_seed(0))
         outcome = run(model, images, masks)
         outcomes.append([v.nats for v in (outcome.pixels, *outcome.guides)])
         masks = training_masks([4, 4, 4], torch.Generator().manual_seed(0))
         model.zero_grad()
         labels = torch.zeros(len(images), dtype=torch.long)
-        whole = model(images, labels, masks=masks, guides=exact_guides)
-        training_loss(whole, red_weight=1.0).backward()
+        outcome = model(images, labels, masks=masks, guides=exact_guides)
+        training_loss(outcome, red_weight=1.0).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(a.equal(b) for a, b in zip(*outcomes, strict=True))
-    for with_none, with_some in zip(*gradients, strict=True):
-        torch.testing.assert_close(with_some, with_none, rtol=1e-4, atol=1e-6)
+    for unpadded, padded in zip(*gradients, strict=True):
+        torch.testing.assert_close(padded, unpadded, rtol=1e-4, atol=1e-6)
 
 
-def test_rows_know_their_place():
+def test_sub_patches_have_their_places_in_the_image():
     rows = Rows.whole_images(2, torch.device("cpu"))
-    chosen = torch.tensor([[False, True, False, False], [False, False, True, True]])
-    inner = rows.sub_patches(chosen, 4)
+    mask = torch.tensor([[False, True, False, False], [False, False, True, True]])
+    inner = rows.sub_patches(mask, 4)
     assert inner.image.tolist() == [0, 1, 1]
     assert list(zip(inner.top.tolist(), inner.left.tolist(), strict=True)) == [
         (0, 4),

@@ -1,4 +1,4 @@
-"""Between pixels and the values that the network reads, against plain computations."""
+"""Conversions between pixels and the networks' inputs, compared with plain computations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def test_patchify_is_row_major_and_inverted():
     assert unpatchify(tokens).equal(images)
 
 
-def test_normalise():
+def test_white_is_normalised_with_mean_and_deviation():
     white = normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
     assert torch.allclose(white, (1 - torch.tensor(MEAN)) / torch.tensor(STD))
 
 
-def test_mean_colour():
+def test_the_mean_colour_is_each_channels_mean():
     patch = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     patch[0, 1, 0, 0] = 254
     assert mean_colour(patch).tolist() == [[0, 63.5, 0]]

@@ -1,4 +1,4 @@
-"""How the weights of a file differ from those of a model, on one line."""
+"""The one-line description of how weights differ from those of a model."""
 
 from __future__ import annotations
 

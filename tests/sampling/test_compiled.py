@@ -1,4 +1,4 @@
-"""Compiled AR levels, and pixels: the same images, and alone the same as together."""
+"""Compiled sampling gives the same images as uncompiled sampling, in a batch of any size."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def test_compiled_gives_the_images_of_the_uncached_path(kind):
 
 @needs_compiler
 @pytest.mark.slow
-def test_each_model_has_its_own_code():
-    """Not that of another model before it whose shapes are the same."""
+def test_each_model_has_its_own_compiled_code():
+    """Code that was compiled for an earlier model with the same shapes is not used again."""
     deeper = tiny_model("ar", blocks=(2, 1, 2))
     Sampler(tiny_model("ar"), settings(compile=True))(LABELS, SEEDS)
-    found = Sampler(deeper, settings(compile=True))(LABELS, SEEDS)
-    assert found.equal(Sampler(deeper, settings())(LABELS, SEEDS))
+    images = Sampler(deeper, settings(compile=True))(LABELS, SEEDS)
+    assert images.equal(Sampler(deeper, settings())(LABELS, SEEDS))
 
 
 @needs_compiler
 def test_an_observer_changes_nothing():
-    """It sees the innermost level's steps too, which are then not compiled."""
-    sampler, seen = Sampler(tiny_model("ar"), settings(compile=True)), []
-    watched = sampler(LABELS, SEEDS, observe=lambda level, *_: seen.append(level))
-    assert watched.equal(sampler(LABELS, SEEDS)) and set(seen) == {0, 1}
+    """It also sees the innermost level's steps, which are not compiled for it."""
+    sampler, levels = Sampler(tiny_model("ar"), settings(compile=True)), []
+    observed = sampler(LABELS, SEEDS, observe=lambda level, *_: levels.append(level))
+    assert observed.equal(sampler(LABELS, SEEDS)) and set(levels) == {0, 1}
 
 
 @needs_compiler
@@ -58,15 +58,16 @@ def test_an_observer_changes_nothing():
     ("widest", "dtype", "lengths"),
     [(16, None, [0, 1, 2]), (15, None, []), (16, torch.bfloat16, [])],
 )
-def test_which_steps_are_compiled(monkeypatch, widest, dtype, lengths):
-    """Of a level that has four and is 16 wide: not the last, none of a wider one, none in
-    bfloat16."""
+def test_steps_are_compiled_except_the_last_wide_levels_and_bfloat16(
+    monkeypatch, widest, dtype, lengths
+):
+    """The level has four steps and is 16 wide."""
     monkeypatch.setattr(compiled, "_WIDEST", widest)
     model = tiny_model("ar")
-    step, seen = compiled.CompiledSteps(model.levels), []
+    step, compiled_lengths = compiled.CompiledSteps(model.levels), []
 
     def compiled_step(level, token, caches):
-        seen.append(caches[0].length)
+        compiled_lengths.append(caches[0].length)
         return ARLevel.step(level, token, caches)
 
     monkeypatch.setattr(step, "_step", compiled_step)
@@ -74,11 +75,11 @@ def test_which_steps_are_compiled(monkeypatch, widest, dtype, lengths):
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         for t in range(4):
             steps(torch.zeros(5, 4, 3, 2, 2, dtype=torch.uint8), t)
-    assert seen == lengths
+    assert compiled_lengths == lengths
 
 
 @needs_compiler
-def test_a_level_that_is_not_named_takes_plain_steps(monkeypatch):
+def test_a_level_that_is_not_listed_takes_uncompiled_steps(monkeypatch):
     model = tiny_model("ar")
     step = compiled.CompiledSteps(model.levels[:1])
     monkeypatch.setattr(step, "_step", lambda *_: pytest.fail("this level is not compiled"))
@@ -88,16 +89,16 @@ def test_a_level_that_is_not_named_takes_plain_steps(monkeypatch):
 
 
 @needs_compiler
-def test_the_steps_of_the_level_above(monkeypatch):
-    seen, step = [], compiled.CompiledSteps.__call__
+def test_the_level_above_the_innermost_takes_compiled_steps(monkeypatch):
+    lengths, step = [], compiled.CompiledSteps.__call__
 
-    def watched(self, level, token, caches):
-        seen.append(caches[0].length)
+    def observed_step(self, level, token, caches):
+        lengths.append(caches[0].length)
         return step(self, level, token, caches)
 
-    monkeypatch.setattr(compiled.CompiledSteps, "__call__", watched)
+    monkeypatch.setattr(compiled.CompiledSteps, "__call__", observed_step)
     Sampler(tiny_model("ar"), settings(compile=True))(LABELS, SEEDS)
-    assert seen == [0, 1, 2, 3]
+    assert lengths == [0, 1, 2, 3]
 
 
 @needs_compiler
@@ -120,7 +121,7 @@ def test_the_steps_of_the_level_above(monkeypatch):
     ],
     ids=["ar above mar", "one level", "an odd number of tokens", "three levels"],
 )
-def test_other_recursions(kind, changes):
+def test_other_architectures_give_the_uncompiled_images(kind, changes):
     model = tiny_model(kind, **changes)
     fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
     assert fast(LABELS, SEEDS).equal(plain(LABELS, SEEDS))
@@ -129,8 +130,8 @@ def test_other_recursions(kind, changes):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mar above ar", "mar"])
-def test_any_number_of_rows(kind):
-    """Below a MAR level it changes from iteration to iteration."""
+def test_any_number_of_rows_gives_the_uncompiled_images(kind):
+    """Below a MAR level the number changes from iteration to iteration."""
     model = tiny_model(kind)
     fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
     for count in range(1, 12):
@@ -139,16 +140,16 @@ def test_any_number_of_rows(kind):
 
 
 @pytest.fixture
-def forgotten() -> Iterator[None]:
-    """What torch has compiled, and that it has given up compiling."""
+def compiler_reset() -> Iterator[None]:
+    """After the test, torch forgets its compiled code and that it has stopped compiling."""
     yield
     torch.compiler.reset()
 
 
 @needs_compiler
 @pytest.mark.slow
-def test_past_the_limit_it_goes_on_without_compiling(monkeypatch, forgotten):
-    monkeypatch.setattr(compiled, "_MOST_PIECES", 1)
+def test_beyond_the_limit_sampling_continues_uncompiled(monkeypatch, compiler_reset):
+    monkeypatch.setattr(compiled, "_RECOMPILE_LIMIT", 1)
     model = tiny_model("ar")
     fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
     for count in (5, 3, 1):
@@ -157,14 +158,13 @@ def test_past_the_limit_it_goes_on_without_compiling(monkeypatch, forgotten):
 
 @needs_compiler
 @pytest.mark.parametrize("kind", ["ar", "mar"])
-def test_known_pixels(kind):
-    """An innermost AR level that has some takes the way that is not compiled."""
-    model, images = tiny_model(kind), random_images(5, size=4)
-    known = torch.zeros(5, 4, 4, dtype=torch.bool)
-    known[:, 2:] = True
-    found = Sampler(model, settings(compile=True))(LABELS, SEEDS, known=KnownPixels(images, known))
-    expected = Sampler(model, settings())(LABELS, SEEDS, known=KnownPixels(images, known))
-    assert found.equal(expected)
+def test_known_pixels_give_the_uncompiled_images(kind):
+    """An innermost AR level with known pixels is not compiled."""
+    model, mask = tiny_model(kind), torch.zeros(5, 4, 4, dtype=torch.bool)
+    mask[:, 2:] = True
+    known = KnownPixels(random_images(5, size=4), mask)
+    images = Sampler(model, settings(compile=True))(LABELS, SEEDS, known=known)
+    assert images.equal(Sampler(model, settings())(LABELS, SEEDS, known=known))
 
 
 @needs_compiler
@@ -181,17 +181,17 @@ def test_a_seed_gives_the_same_image_in_any_batch(kind, guidance):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ar", "mar"])
-def test_in_bfloat16(kind):
-    """Alone as together, and but for close draws what is not compiled."""
+def test_bfloat16_gives_the_same_image_in_any_batch(kind):
+    """Except for close draws, the images equal the uncompiled ones."""
     model = tiny_model(kind)
     fast, plain = Sampler(model, settings(compile=True)), Sampler(model, settings())
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = fast(LABELS, SEEDS), plain(LABELS, SEEDS)
-        assert found[:1].equal(fast(LABELS[:1], SEEDS[:1]))
-    assert (found != expected).float().mean() < 0.1
+        images, expected = fast(LABELS, SEEDS), plain(LABELS, SEEDS)
+        assert images[:1].equal(fast(LABELS[:1], SEEDS[:1]))
+    assert (images != expected).float().mean() < 0.1
 
 
-def test_without_a_compiler_it_says_so(monkeypatch, tmp_path):
+def test_a_missing_compiler_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(FractalError, match="is not on the PATH: install a C.. compiler"):

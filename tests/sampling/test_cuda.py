@@ -1,4 +1,4 @@
-"""Sampling on a GPU; on a machine that has none, nothing of it is shown."""
+"""Sampling on a GPU; skipped on a machine without one."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ def test_a_captured_level_gives_the_images_of_the_plain_one(kind):
         assert captured(labels, seeds).equal(plain(labels, seeds))
 
 
-def test_graphs_outlive_the_autocast_they_were_captured_in():
+def test_graphs_still_work_after_their_autocast_context_has_ended():
     model = tiny_model("ar").to("cuda")
     sampler = Sampler(model, SamplingConfig(guidance=3.0, compile=True))
-    found = []
+    images = []
     for _ in range(2):
         with torch.autocast("cuda", torch.bfloat16):
-            found.append(sampler(LABELS, SEEDS))
-        torch.rand(1000, 1000, device="cuda")  # takes memory that was given back
-    assert found[0].equal(found[1])
+            images.append(sampler(LABELS, SEEDS))
+        torch.rand(1000, 1000, device="cuda")  # Overwrites memory that was freed.
+    assert images[0].equal(images[1])
 
 
-def test_a_graph_for_each_shape_and_then_none(monkeypatch):
+def test_each_shape_has_a_graph_up_to_the_limit(monkeypatch):
     monkeypatch.setattr("fractal_model.sampling.cuda_graphs._MOST_GRAPHS", 2)
     graphs = Graphs()
     for size in (1, 2, 3, 2, 2, 1):
         x = torch.arange(size, device="cuda")
-        assert graphs(twice, x, None).equal(2 * x)
-        assert graphs(twice, x, x).equal(3 * x)
+        assert graphs(double, x, None).equal(2 * x)
+        assert graphs(double, x, x).equal(3 * x)
 
 
-def twice(x: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
+def double(x: torch.Tensor, shift: torch.Tensor | None) -> torch.Tensor:
     return 2 * x if shift is None else 2 * x + shift
 
 
-def test_weights_that_have_moved_are_looked_for_anew():
+def test_weights_at_another_address_are_captured_again():
     graphs, x = Graphs(), torch.ones(3, device="cuda")
-    kept = []
+    weights = []
     for factor in (2.0, 3.0):
         weight = torch.full((1,), factor, device="cuda")
-        kept.append(weight)  # or the next would take its place
+        weights.append(weight)  # Otherwise the next weight would get the same address.
         for _ in range(3):
             assert graphs(lambda x, w=weight: x * w, x, weights=[weight]).equal(x * factor)
-    weight.fill_(5.0)  # in its place
+    weight.fill_(5.0)  # The address stays the same.
     assert graphs(lambda x: x * weight, x, weights=[weight]).equal(x * 5)

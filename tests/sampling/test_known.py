@@ -1,4 +1,4 @@
-"""Generation from a known part: it stays, it is context, and the rest follows the schedule."""
+"""Sampling with known pixels: they stay, they are context, and the rest follows the schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GUIDED = SamplingConfig(guidance=2.0, logit_scale=1.2)
 
 
 def random_known(model, *, share: float = 0.5) -> KnownPixels:
-    """Another share of known pixels for each image, whole patches among them."""
+    """Known pixels in a different share for each image, with some whole patches."""
     images = images_for(model, len(LABELS))
     generator = torch.Generator().manual_seed(7)
     shares = torch.linspace(0.1, 2 * share - 0.1, len(LABELS))[:, None, None]
@@ -26,31 +26,31 @@ def random_known(model, *, share: float = 0.5) -> KnownPixels:
     return KnownPixels(images, mask)
 
 
-def kept(images: torch.Tensor, known: KnownPixels) -> bool:
-    where = known.mask[:, None].expand_as(images)
-    return images[where].equal(known.images[where])
+def has_known_pixels(images: torch.Tensor, known: KnownPixels) -> bool:
+    mask = known.mask[:, None].expand_as(images)
+    return images[mask].equal(known.images[mask])
 
 
 @pytest.mark.parametrize("iterations", ["all", "few"])
 def test_known_pixels_come_back_bit_identical(kind, iterations):
     model = tiny_model(kind)
-    steps = () if iterations == "all" else (3,) * len(model.levels)
+    counts = () if iterations == "all" else (3,) * len(model.levels)
     known = random_known(model)
-    images = Sampler(model, GUIDED.model_copy(update={"iterations": steps}))(
+    images = Sampler(model, GUIDED.model_copy(update={"iterations": counts}))(
         LABELS, SEEDS, known=known
     )
-    assert kept(images, known)
+    assert has_known_pixels(images, known)
     assert not images.equal(known.images)
 
 
-def test_nothing_unknown_leaves_the_image_untouched(kind):
+def test_an_image_of_known_pixels_only_stays_as_it_is(kind):
     model = tiny_model(kind)
     images = images_for(model, 5)
     known = KnownPixels(images, torch.ones(5, *images.shape[2:], dtype=torch.bool))
     assert Sampler(model, GUIDED)(LABELS, SEEDS, known=known).equal(images)
 
 
-def test_nothing_known_is_plain_sampling(kind):
+def test_without_a_known_pixel_sampling_is_unchanged(kind):
     model = tiny_model(kind)
     images = images_for(model, 5)
     known = KnownPixels(images, torch.zeros(5, *images.shape[2:], dtype=torch.bool))
@@ -80,7 +80,7 @@ def test_the_same_image_in_any_batch(kind):
         assert together[one].equal(alone)
 
 
-def test_what_lies_under_the_mask_is_never_read(kind):
+def test_unknown_pixels_are_never_read(kind):
     model = tiny_model(kind)
     known = random_known(model)
     other = KnownPixels(
@@ -90,16 +90,16 @@ def test_what_lies_under_the_mask_is_never_read(kind):
     assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS, known=other))
 
 
-def changed_by(model, *, hidden: tuple[slice, slice], touched: tuple[slice, slice]) -> bool:
-    """Whether known pixels at `touched` decide what is generated at `hidden`."""
+def reads_known(model, *, hidden: tuple[slice, slice], changed: tuple[slice, slice]) -> bool:
+    """True if known pixels at `changed` decide what is generated at `hidden`."""
     images = images_for(model, 5)
     mask = torch.ones(5, *images.shape[2:], dtype=torch.bool)
     mask[:, hidden[0], hidden[1]] = False
     other = images.clone()
-    other[..., touched[0], touched[1]] = 255 - other[..., touched[0], touched[1]]
+    other[..., changed[0], changed[1]] = 255 - other[..., changed[0], changed[1]]
     sampler = Sampler(model, SamplingConfig(logit_scale=3.0))
-    found = [sampler(LABELS, SEEDS, known=KnownPixels(i, mask)) for i in (images, other)]
-    one, two = (i[..., hidden[0], hidden[1]] for i in found)
+    samples = [sampler(LABELS, SEEDS, known=KnownPixels(i, mask)) for i in (images, other)]
+    one, two = (sample[..., hidden[0], hidden[1]] for sample in samples)
     return not one.equal(two)
 
 
@@ -108,48 +108,47 @@ FIRST, LAST = slice(0, 2), slice(2, 4)
 
 @pytest.mark.parametrize("side", [(FIRST, LAST), (LAST, FIRST), (LAST, LAST)])
 def test_mar_reads_known_patches_on_all_sides(side):
-    assert changed_by(tiny_model("mar"), hidden=(FIRST, FIRST), touched=side)
+    assert reads_known(tiny_model("mar"), hidden=(FIRST, FIRST), changed=side)
 
 
 def test_mar_reads_the_known_pixels_of_the_patch_itself():
-    """Pixel (0, 0) is generated; its neighbours within the patch are known, later in raster."""
+    """Pixel (0, 0) is generated; the others of its patch are known and later in raster order."""
     one, two = slice(0, 1), slice(1, 2)
-    assert changed_by(tiny_model("mar"), hidden=(one, one), touched=(two, two))
+    assert reads_known(tiny_model("mar"), hidden=(one, one), changed=(two, two))
 
 
 def test_ar_reads_what_comes_before_and_not_what_comes_after():
     model = tiny_model("ar")
-    assert changed_by(model, hidden=(LAST, LAST), touched=(FIRST, FIRST))
-    assert not changed_by(model, hidden=(FIRST, FIRST), touched=(LAST, LAST))
+    assert reads_known(model, hidden=(LAST, LAST), changed=(FIRST, FIRST))
+    assert not reads_known(model, hidden=(FIRST, FIRST), changed=(LAST, LAST))
 
 
-def test_the_schedule_counts_the_hidden_alone():
+def test_the_schedule_counts_hidden_sub_patches_only():
     model = tiny_model("mar", patch_sizes=(8, 2, 1))
     images = images_for(model, 2)
     mask = torch.ones(2, 8, 8, dtype=torch.bool)
     mask[0, :4, :4] = False  # 4 of 16 patches
     mask[1, 0, 0] = False
-    left = []
+    counts = []
 
     def observe(level, rows, hidden, canvas):
         if level == 0:
-            left.append(hidden.sum(1).tolist())
+            counts.append(hidden.sum(1).tolist())
 
     sampler = Sampler(model, SamplingConfig(iterations=(3, 4)))
     sampler(LABELS[:2], SEEDS[:2], known=KnownPixels(images, mask), observe=observe)
-    first = [4, *masking_schedule(4, 3)]
-    assert [row[0] for row in left] == first
-    assert [row[1] for row in left] == [1, 0, 0, 0]
+    assert [row[0] for row in counts] == [4, *masking_schedule(4, 3)]
+    assert [row[1] for row in counts] == [1, 0, 0, 0]
 
 
 def test_an_observer_changes_nothing(kind):
-    model, seen = tiny_model(kind), []
-    observed = Sampler(model, GUIDED)(LABELS, SEEDS, observe=lambda *step: seen.append(step[0]))
+    model, levels = tiny_model(kind), []
+    observed = Sampler(model, GUIDED)(LABELS, SEEDS, observe=lambda *step: levels.append(step[0]))
     assert observed.equal(Sampler(model, GUIDED)(LABELS, SEEDS))
-    assert set(seen) == set(range(len(model.levels)))
+    assert set(levels) == set(range(len(model.levels)))
 
 
-def test_known_of_another_shape():
+def test_known_images_of_another_shape_are_an_error():
     sampler = Sampler(tiny_model("mar"), GUIDED)
     images, mask = torch.zeros(5, 3, 4, 4, dtype=torch.uint8), torch.ones(5, 4, 4).bool()
     for bad in (

@@ -1,4 +1,4 @@
-"""Generation orders: what comes when, and orders that do not fit."""
+"""Generation orders: which patch comes when, and orders that do not fit a model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LABELS, SEEDS = torch.tensor([0, 1, 2]), [11, 12, 13]
 
 
 def order_seen(model: FractalModel, settings: SamplingConfig, seeds=SEEDS) -> torch.Tensor:
-    """(B, T): the patches of the first level, in the order in which they came."""
-    came = []
+    """Return the numbers (B, T) of the first level's patches in the order of generation."""
+    generated = []
 
     def observe(level, rows, hidden, canvas):
         if level == 0:
-            came.append(~hidden)
+            generated.append(~hidden)
 
     Sampler(model, settings)(LABELS[: len(seeds)], seeds, observe=observe)
-    return torch.stack(came).sum(0).argsort(1, descending=True)
+    return torch.stack(generated).sum(0).argsort(1, descending=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +32,28 @@ def model():
     return tiny_model("mar", patch_sizes=(8, 2, 1))
 
 
-def test_raster(model):
+def test_raster_order_goes_row_by_row(model):
     assert order_seen(model, SamplingConfig(order="raster")).tolist() == [list(range(16))] * 3
 
 
 def test_centre_out_goes_by_rings_and_breaks_ties_by_seed(model):
-    came = order_seen(model, SamplingConfig(order="centre-out"))
+    orders = order_seen(model, SamplingConfig(order="centre-out"))
     rings = [{5, 6, 9, 10}, {1, 2, 4, 7, 8, 11, 13, 14}, {0, 3, 12, 15}]
-    for row in came.tolist():
+    for row in orders.tolist():
         assert [set(row[:4]), set(row[4:12]), set(row[12:])] == rings
-    assert not came[0].equal(came[1])
+    assert not orders[0].equal(orders[1])
     alone = order_seen(model, SamplingConfig(order="centre-out"), SEEDS[:1])
-    assert came[0].equal(alone[0])
+    assert orders[0].equal(alone[0])
 
 
-def test_a_given_order(model):
-    given = tuple(torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist())
-    assert order_seen(model, SamplingConfig(order=given)).tolist() == [list(given)] * 3
+def test_a_given_order_is_kept(model):
+    order = tuple(torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist())
+    assert order_seen(model, SamplingConfig(order=order)).tolist() == [list(order)] * 3
 
 
-def test_random_orders_are_the_seeds_own(model):
-    came = order_seen(model, SamplingConfig())
-    assert len({tuple(row) for row in came.tolist()}) == 3
+def test_each_seed_has_its_own_random_order(model):
+    orders = order_seen(model, SamplingConfig())
+    assert len({tuple(row) for row in orders.tolist()}) == 3
 
 
 def test_the_same_image_in_any_batch_in_any_order(model):
@@ -64,7 +64,7 @@ def test_the_same_image_in_any_batch_in_any_order(model):
         assert not together.equal(Sampler(model, SamplingConfig(iterations=(5, 3)))(LABELS, SEEDS))
 
 
-def test_an_ar_model_has_its_own_order():
+def test_an_ar_model_generates_in_raster_order_only():
     model = tiny_model("ar")
     plain = Sampler(model, SamplingConfig())(LABELS, SEEDS)
     assert plain.equal(Sampler(model, SamplingConfig(order="raster"))(LABELS, SEEDS))
@@ -81,17 +81,17 @@ def test_an_ar_model_has_its_own_order():
         ((0, 1, 1, 2), "it repeats 1"),
     ],
 )
-def test_given_orders_that_do_not_fit(order, named):
-    with pytest.raises(FractalError, match=named) as caught:
+def test_given_orders_that_do_not_fit_are_an_error(order, named):
+    with pytest.raises(FractalError, match=named) as raised:
         Sampler(tiny_model("mar"), SamplingConfig(order=order))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_no_patch_has_a_number_below_0():
+def test_a_patch_number_below_0_is_an_error():
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         SamplingConfig(order=(0, 1, -1, 2))
 
 
-def test_unknown_order():
+def test_an_unknown_order_is_an_error():
     with pytest.raises(ValidationError, match="'random', 'raster' or 'centre-out'"):
         SamplingConfig(order="spiral")

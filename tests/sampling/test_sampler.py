@@ -1,4 +1,4 @@
-"""The sampler: cached equals uncached, and an image is its seed's alone."""
+"""The sampler: cached equals uncached, and an image depends on its own seed only."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def test_a_seed_gives_the_same_image_in_any_batch(kind):
 def test_a_seed_gives_the_same_image_with_any_number_of_threads():
     sampler = Sampler(tiny_model("mar"), SamplingConfig(guidance=2.0))
     threads = torch.get_num_threads()
-    found = []
+    images = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(sampler(LABELS, SEEDS))
+            images.append(sampler(LABELS, SEEDS))
     finally:
         torch.set_num_threads(threads)
-    assert found[0].equal(found[1])
+    assert images[0].equal(images[1])
 
 
-def test_seed_class_and_guidance_matter():
+def test_seed_class_and_guidance_change_the_image():
     model = tiny_model("mar")
-    one = Sampler(model, SamplingConfig(guidance=2.0))
-    base = one(LABELS[:1], [5])
-    assert not base.equal(one(LABELS[:1], [6]))
-    assert not base.equal(one(LABELS[1:2], [5]))
-    assert not base.equal(Sampler(model, SamplingConfig(guidance=4.0))(LABELS[:1], [5]))
+    sampler = Sampler(model, SamplingConfig(guidance=2.0))
+    image = sampler(LABELS[:1], [5])
+    assert not image.equal(sampler(LABELS[:1], [6]))
+    assert not image.equal(sampler(LABELS[1:2], [5]))
+    assert not image.equal(Sampler(model, SamplingConfig(guidance=4.0))(LABELS[:1], [5]))
 
 
 def test_unconditional_images_do_not_depend_on_guidance():
@@ -78,7 +78,7 @@ def test_fewer_iterations_make_other_images_of_the_same_size():
 
 
 def test_samples_follow_the_model_distribution():
-    """A one-pixel-wide model whose logits are its biases: frequencies match the softmax."""
+    """The model's logits are its biases, so the frequencies of values match their softmax."""
     model = tiny_model("ar", patch_sizes=(2, 1), generators=("ar",))
     with torch.no_grad():
         for codebook, bias in zip(model.pixel.codebooks, model.pixel.biases, strict=True):
@@ -87,14 +87,14 @@ def test_samples_follow_the_model_distribution():
             bias[0, [10, 20, 30]] = torch.tensor([0.5, 0.3, 0.2]).log()
     images = Sampler(model, SamplingConfig())(torch.zeros(500).long(), range(500))
     for value, share in ((10, 0.5), (20, 0.3), (30, 0.2)):
-        found = (images == value).float().mean().item()
-        assert found == pytest.approx(share, abs=4 * (share * (1 - share) / 6000) ** 0.5)
+        frequency = (images == value).float().mean().item()
+        assert frequency == pytest.approx(share, abs=4 * (share * (1 - share) / 6000) ** 0.5)
 
 
-def test_what_is_given_moves_to_the_model(monkeypatch):
+def test_inputs_move_to_the_device_of_the_model(monkeypatch):
     """Classes, noise and known images come from the CPU, wherever the model is."""
     model, moved = tiny_model("mar"), []
-    device = torch.device("cpu", 0)  # as good as another: it is not equal to plain "cpu"
+    device = torch.device("cpu", 0)  # Stands for another device: it is not equal to "cpu".
     monkeypatch.setattr(type(model), "device", device)
     to = torch.Tensor.to
     monkeypatch.setattr(
@@ -105,13 +105,13 @@ def test_what_is_given_moves_to_the_model(monkeypatch):
     assert moved.count((device,)) >= 4
 
 
-def test_the_model_is_left_in_its_mode():
+def test_sampling_leaves_the_model_in_training_mode():
     model = tiny_model("ar").train()
     Sampler(model, SamplingConfig())(LABELS[:1], [0])
     assert model.training
 
 
-def test_bad_requests():
+def test_arguments_that_do_not_fit_are_errors():
     model = tiny_model("mar")
     sampler = Sampler(model, SamplingConfig())
     with pytest.raises(FractalError, match="labels: 5, seeds: 2"):

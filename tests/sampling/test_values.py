@@ -1,4 +1,4 @@
-"""Schedules, guidance and the draw, as pure functions."""
+"""The masking schedule, guidance and the random draw, as pure functions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from fractal_model.sampling.values import guided_logits, inverse_transform, most
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 16, 256])
-def test_every_step_predicts_something_and_all_are_predicted(tokens):
-    for steps in range(1, tokens + 1):
-        left = masking_schedule(tokens, steps)
-        predicted = [before - after for before, after in pairwise((tokens, *left))]
-        assert len(predicted) == steps
+def test_every_iteration_predicts_something_and_all_sub_patches_are_predicted(tokens):
+    for iterations in range(1, tokens + 1):
+        masked = masking_schedule(tokens, iterations)
+        predicted = [before - after for before, after in pairwise((tokens, *masked))]
+        assert len(predicted) == iterations
         assert min(predicted) >= 1
         assert sum(predicted) == tokens
 
 
-def test_more_steps_than_sub_patches_go_one_at_a_time():
+def test_the_schedule_has_at_most_one_iteration_for_each_sub_patch():
     assert masking_schedule(3, 64) == (2, 1, 0)
     assert masking_schedule(0, 64) == ()
-    # floor(16 cos(π/2 · k/4)) of k = 1, 2, 3; nothing is left after the last step.
+    # floor(16 cos(π/2 · k/4)) for k = 1, 2, 3; nothing is masked after the last iteration.
     assert masking_schedule(16, 4) == (14, 11, 6, 0)
 
 
 def test_cosine_schedule_starts_slowly():
-    left = masking_schedule(256, 64)
-    assert left[0] == 255
-    assert left[31] == 181
+    masked = masking_schedule(256, 64)
+    assert masked[0] == 255
+    assert masked[31] == 181
 
 
 def test_guidance_grows_linearly():
@@ -46,40 +46,40 @@ def test_inverse_transform_at_the_edges():
     assert inverse_transform(logits, torch.tensor([0.0, 1 - 2**-24])).tolist() == [0, 255]
     logits = torch.zeros(1, 256)
     assert inverse_transform(logits, torch.tensor([0.5 + 1e-3])).tolist() == [128]
-    # Rounded up to 1, a number still gives a value.
+    # A number that was rounded up to 1 still gives a value.
     assert inverse_transform(logits, torch.tensor([1.0])).tolist() == [255]
 
 
-def test_inverse_transform_frequencies():
+def test_inverse_transform_draws_with_the_frequencies_of_the_softmax():
     logits = torch.randn(1, 256, generator=torch.Generator().manual_seed(0)) * 2
     uniforms = torch.rand(100_000, generator=torch.Generator().manual_seed(1))
-    found = torch.bincount(inverse_transform(logits.expand(100_000, -1), uniforms), minlength=256)
+    counts = torch.bincount(inverse_transform(logits.expand(100_000, -1), uniforms), minlength=256)
     share = logits.softmax(-1)[0]
     error = (100_000 * share * (1 - share)).sqrt() + 1
-    assert ((found - 100_000 * share).abs() < 5 * error).all()
+    assert ((counts - 100_000 * share).abs() < 5 * error).all()
 
 
 def test_guidance_moves_away_from_null():
     logits = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    found = guided_logits(logits, 3.0, SamplingConfig(filter_threshold=0.0))
-    assert found.tolist() == [[3.0, 0.0]]
-    assert most_likely(found, torch.zeros(1)).tolist() == [0]
+    guided = guided_logits(logits, 3.0, SamplingConfig(filter_threshold=0.0))
+    assert guided.tolist() == [[3.0, 0.0]]
+    assert most_likely(guided, torch.zeros(1)).tolist() == [0]
 
 
 def test_filter_keeps_guidance_from_raising_an_unlikely_value():
     conditional = torch.tensor([[10.0, -5.0, 9.0]])
     null = torch.tensor([[3.0, -40.0, 2.0]])
     both = torch.cat([conditional, null])
-    kept = guided_logits(both, 10.0, SamplingConfig(filter_threshold=1e-4))
-    raised = guided_logits(both, 10.0, SamplingConfig(filter_threshold=0.0))
-    assert raised.argmax() == 1  # without the filter the unlikely value would win
-    assert kept.softmax(-1)[0, 1] < conditional.softmax(-1)[0, 1] + 1e-6
+    filtered = guided_logits(both, 10.0, SamplingConfig(filter_threshold=1e-4))
+    unfiltered = guided_logits(both, 10.0, SamplingConfig(filter_threshold=0.0))
+    assert unfiltered.argmax() == 1  # Without the filter the unlikely value would win.
+    assert filtered.softmax(-1)[0, 1] < conditional.softmax(-1)[0, 1] + 1e-6
 
 
-def test_logit_scale_sharpens():
+def test_the_logit_scale_multiplies_the_logits():
     logits = torch.tensor([[1.0, 0.0]])
-    found = guided_logits(logits, None, SamplingConfig(logit_scale=2.0))
-    assert found.tolist() == [[2.0, 0.0]]
+    scaled = guided_logits(logits, None, SamplingConfig(logit_scale=2.0))
+    assert scaled.tolist() == [[2.0, 0.0]]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_logit_scale_sharpens():
         {"temperature": 1.0},
     ],
 )
-def test_bad_settings(bad):
+def test_bad_settings_are_errors(bad):
     with pytest.raises(ValidationError, match=next(iter(bad))):
         SamplingConfig(**bad)

@@ -1,2 +1,2 @@
-"""The model's inner products, attention and dropout, written for one processor or library; the
-model calls them like torch's own."""
+"""Linear maps, attention and dropout in the fastest form for each processor or library. The model
+calls them like torch's own."""

@@ -1,8 +1,8 @@
-"""Dropout, with masks that a CPU draws quickly.
+"""Dropout whose masks are drawn quickly on a CPU.
 
-Decided here: torch draws one random number an element on one core, which is a sixth of a training
-step; here one 64-bit number makes four, so that the rate is rounded to 1/65536 (0.1 to 0.100006).
-On a GPU it is torch's own.
+Decided here: torch draws one random number per element on one core, which takes a sixth of a
+training step. Here one 64-bit number serves four elements, so the rate is rounded to a multiple of
+1/65536 (0.1 to 0.100006). A GPU uses torch's dropout.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _STEPS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """In training, elements are zero at the rate p, and the others grow to make up for it."""
+    """torch's dropout module with the faster masks: zeros at the rate p, in training only."""
 
     __call__: Callable[..., Tensor]
 
@@ -24,18 +24,20 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """x, of any shape, with elements dropped."""
+    """Set elements of x to zero at `rate`, and scale the others so that the mean stays the same. x
+    has any shape."""
     dropped = min(round(rate * _STEPS), _STEPS - 1)
     if dropped == 0:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
-    return x * _kept(x, dropped).mul_(_STEPS / (_STEPS - dropped))
+    return x * _draw_mask(x, dropped).mul_(_STEPS / (_STEPS - dropped))
 
 
-def _kept(x: Tensor, dropped: int) -> Tensor:
-    """1 where an element of x is kept and 0 where it is dropped, in the shape and type of x."""
+def _draw_mask(x: Tensor, dropped: int) -> Tensor:
+    """Draw 0 for dropped elements and 1 for the others, in the shape and type of x. `dropped` of
+    65536 elements are dropped on average."""
     words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
-    # Written as numbers at once: through bools it takes four times as long, in bfloat16 eight.
+    # The comparison writes numbers: through bools it takes 4 times as long, in bfloat16 8 times.
     return torch.ge(drawn, dropped - _STEPS // 2, out=torch.empty_like(x))

@@ -1,5 +1,5 @@
-"""Products: as torch's, with its derivatives; and a row of one is the same, bit by bit, however
-many rows stand beside it."""
+"""Products and their derivatives equal torch's, and a row of a product is bit-identical for any
+number of rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def threads(request):
 
 @pytest.fixture(params=["oneDNN", "MKL"])
 def library(request, monkeypatch):
-    """What multiplies; torch without oneDNN is one way to MKL, a compiled sampler the other."""
+    """The library that multiplies. MKL is used without oneDNN, and in compiled code."""
     if request.param == "MKL":
         monkeypatch.setattr(module, "_HAS_ONEDNN", False)
     elif not module._HAS_ONEDNN:
@@ -38,7 +38,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("width", "out"), SHAPES)
-def test_few_rows_are_as_they_are_among_many(library, threads, width, out):
+def test_few_rows_are_bit_identical_to_rows_among_many(library, threads, width, out):
     weight, bias, x = normal(out, width), normal(out, seed=1), normal(600, width, seed=2)
     with torch.no_grad():
         whole = linear(x, weight, bias)
@@ -48,7 +48,7 @@ def test_few_rows_are_as_they_are_among_many(library, threads, width, out):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (1, 3, 1, 6), (0, 6)])
-def test_any_leading_shape(library, shape, bias):
+def test_any_leading_shape_equals_torch(library, shape, bias):
     layer, x = Linear(6, 4, bias=bias), normal(*shape)
     expected = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), expected)
@@ -58,7 +58,7 @@ def test_any_leading_shape(library, shape, bias):
 
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize(("rows", "width", "out"), [(9, 12, 20), (90, 12, 20), (90, 20, 12)])
-def test_derivatives_are_those_of_torch(library, rows, width, out, strided):
+def test_derivatives_equal_those_of_torch(library, rows, width, out, strided):
     x, weight, bias = normal(2, rows, width), normal(out, width, seed=1), normal(out, seed=2)
     upstream = normal(2, out, rows, seed=3).mT if strided else normal(2, rows, out, seed=3)
     inputs = [x, weight, bias]
@@ -66,12 +66,12 @@ def test_derivatives_are_those_of_torch(library, rows, width, out, strided):
         tensor.requires_grad_()
     ours = torch.autograd.grad(linear(*inputs), inputs, upstream)
     theirs = torch.autograd.grad(F.linear(*inputs), inputs, upstream)
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected)
-        assert found.stride() == expected.stride()
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected)
+        assert gradient.stride() == expected.stride()
 
 
-def test_what_needs_no_derivative_gets_none(library):
+def test_an_input_without_gradient_gets_none(library):
     x, weight = normal(3, 4), normal(5, 4, seed=1).requires_grad_()
     linear(x, weight).sum().backward()
     assert x.grad is None
@@ -85,7 +85,7 @@ def test_autocast_multiplies_in_bfloat16(library):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_activation_may_come_with_the_product(library, bias):
+def test_the_activation_equals_torch(library, bias):
     layer, x = Linear(6, 40, bias=bias), normal(33, 6)
     expected = F.gelu(F.linear(x, layer.weight, layer.bias))
     torch.testing.assert_close(layer(x, "gelu"), expected)
@@ -94,25 +94,25 @@ def test_the_activation_may_come_with_the_product(library, bias):
 
 
 @pytest.mark.parametrize("outputs", [slice(7), slice(7, None)])
-def test_some_outputs_alone(library, outputs):
+def test_a_part_equals_the_slice_of_all_outputs(library, outputs):
     layer, x = Linear(6, 20), normal(3, 6)
     with torch.no_grad():
         torch.testing.assert_close(layer.part(x, outputs), layer(x)[:, outputs])
 
 
-def test_reduced_weights_give_what_autocast_gives(library):
+def test_reduced_weights_give_the_result_of_autocast(library):
     layer, x = Linear(64, 48), normal(33, 64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
         with reduced_weights(layer):
-            found = layer(x), layer.part(x, slice(5, None))
-    assert "reduced" not in vars(layer)  # or code compiled before would not be found again
-    assert found[0].dtype == torch.bfloat16
-    torch.testing.assert_close(found[0], expected, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(found[1], expected[:, 5:], rtol=0.02, atol=0.02)
+            whole, part = layer(x), layer.part(x, slice(5, None))
+    assert "reduced" not in vars(layer)  # Otherwise earlier compiled code would not be used again.
+    assert whole.dtype == torch.bfloat16
+    torch.testing.assert_close(whole, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(part, expected[:, 5:], rtol=0.02, atol=0.02)
 
 
-def test_weights_are_reduced_for_inference_under_autocast_alone():
+def test_weights_are_reduced_only_for_inference_under_autocast():
     layer = Linear(4, 4)
     with reduced_weights(layer):
         assert layer.reduced is None
@@ -121,7 +121,7 @@ def test_weights_are_reduced_for_inference_under_autocast_alone():
 
 
 @pytest.mark.skipif(not module._HAS_BFLOAT16, reason="this processor has no bfloat16 products")
-def test_few_rows_in_bfloat16_are_as_they_are_among_many(threads):
+def test_few_rows_in_bfloat16_are_bit_identical_to_rows_among_many(threads):
     weight, x = normal(48, 64).bfloat16(), normal(600, 64, seed=2).bfloat16()
     with torch.no_grad():
         whole = linear(x, weight)
@@ -129,7 +129,7 @@ def test_few_rows_in_bfloat16_are_as_they_are_among_many(threads):
             assert linear(x[:rows].clone(), weight).equal(whole[:rows]), rows
 
 
-def test_doubles_stay_doubles(library):
+def test_float64_stays_float64(library):
     assert Linear(8, 4).double()(normal(3, 8).double()).dtype == torch.float64
 
 
@@ -138,8 +138,8 @@ def test_compiled_training_has_the_same_derivatives():
     layer, x = Linear(8, 4), normal(5, 8)
     expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
     layer.compile(dynamic=True)
-    found = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
-    for ours, theirs in zip(found, expected, strict=True):
+    compiled = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    for ours, theirs in zip(compiled, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -151,22 +151,22 @@ def test_operations_are_counted(library):
     assert counter.get_total_flops() == 3 * 2 * 5 * 8 * 4
 
 
-def test_training_computes_nothing_more(monkeypatch):
-    """One row is multiplied as two where an image must not depend on its batch."""
-    seen = []
+def test_training_computes_no_padding_rows(monkeypatch):
+    """In inference one row is multiplied as two, because an image must not depend on its batch."""
+    rows = []
     product = module._onednn
     monkeypatch.setattr(module, "_HAS_ONEDNN", True)
     monkeypatch.setattr(
-        module, "_onednn", lambda x, *rest: seen.append(len(x)) or product(x, *rest)
+        module, "_onednn", lambda x, *rest: rows.append(len(x)) or product(x, *rest)
     )
     layer, x = Linear(5, 64), normal(1, 5)
     layer(x)
     with torch.no_grad():
         layer(x)
-    assert seen == [1, 2]
+    assert rows == [1, 2]
 
 
-def test_small_products_of_a_training_take_mkl(monkeypatch):
+def test_small_products_in_training_use_mkl(monkeypatch):
     monkeypatch.setattr(module, "_HAS_ONEDNN", True)
     monkeypatch.setattr(module, "_onednn", None)
     layer, x = Linear(16, 8), normal(100, 16)

@@ -1,0 +1,21 @@
+"""Padding of a batch with rows of zeros, so that a CPU sees few different numbers of rows.
+
+Decided here: random masks give a different number of rows each time, and oneDNN compiles its code
+for each shape, which takes longer than a small product. The number of rows is therefore rounded up
+to one of 16 numbers between a power of two and the next. Padding changes no other row.
+"""
+
+import torch
+from torch import Tensor
+
+
+def padding_rows(rows: Tensor) -> int:
+    """Return how many rows of zeros a CPU adds to `rows`; 0 on other devices."""
+    count = len(rows)
+    step = max(1, 2 ** (count.bit_length() - 1) // 16)
+    return -count % step if rows.device.type == "cpu" else 0
+
+
+def pad_rows(x: Tensor, padding: int) -> Tensor:
+    """Append rows of zeros to x: (N, ...) to (N + padding, ...)."""
+    return torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) if padding else x
