@@ -1,11 +1,11 @@
-"""`fractal animate`: images as they grow, patch by patch."""
+"""`fractal animate`: write an animation of how images grow."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import path
+from fractal_model.cli.options import path_option
 from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
@@ -19,25 +19,22 @@ from fractal_model.common.files import require_writable_file
 @with_sampling_options
 def animate(
     classes: ClassesOption,
-    out: Annotated[Path, typer.Option(parser=path, help="The animation to write: .gif or .webp.")],
+    out: Annotated[Path, path_option("The animation to write, .gif or .webp.")],
     sheet: Annotated[
         Path | None,
-        typer.Option(
-            parser=path,
-            help="The still picture of some of its moments, PNG. Default: beside --out.",
-        ),
+        path_option("The PNG file for a still picture of some frames. Default: beside --out."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of the first class's image; the next has one more.")
+        int, typer.Option(help="Seed of the first class's image; each next image has one more.")
     ] = 0,
-    frames: Annotated[int, typer.Option(help="Frames at most; steps are thinned evenly.")] = 120,
+    frames: Annotated[int, typer.Option(help="Largest number of frames.")] = 120,
     *,
     options: SamplingOptions,
 ) -> None:
-    """Watch images grow: patch by patch, and inside each patch down to its pixels.
+    """Draw images and write an animation of how they grow, patch by patch.
 
-    Patches being worked on are outlined: orange for the first level's, blue and green for those
-    inside them. Several classes grow side by side.
+    The patches that are being generated are outlined: orange at level 0, blue and green at the
+    levels below. Several classes grow side by side.
     """
     import torch
 
@@ -54,7 +51,7 @@ def animate(
         require_writable_file(target)
     seeds = range(seed, seed + len(labels))
     with progress_bar("generating, %", 100) as update:
-        written = animation.animate(
+        files = animation.animate(
             network.to(compute_device()),
             labels,
             seeds,
@@ -64,5 +61,5 @@ def animate(
             frames=frames,
             progress=update,
         )
-    for made in written:
-        say(f"{made}: {made.stat().st_size / 1000:.0f} kB")
+    for file in files:
+        say(f"{file}: {file.stat().st_size / 1000:.0f} kB")

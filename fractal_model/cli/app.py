@@ -1,55 +1,49 @@
 """The command line: `fractal …`, also `python -m fractal_model …`.
 
-Decided here: a command's module is imported when the command is called, and what is slow to import
-(torch, MLflow, Ray, pandas) inside the function that needs it, so that help and a mistyped option
-are answered at once.
+Decided here: the module of a command is imported when the command is called, and libraries that are
+slow to import (torch, MLflow, Ray, pandas) are imported inside the function that needs them. Help
+and the error about a mistyped option therefore come at once.
 """
 
+import re
 from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from fractal_model.common.console import errors_on_one_line, run
 
 COMMANDS = {
-    "data": "Register images, prepare them and describe what was prepared.",
-    "models": "The registered models: list them, choose the champion, go back to the one before.",
-    "services": "Prefect, MLflow and Ray on this machine, on loopback.",
-    "parity": "Hold the model against numbers measured on the published implementation.",
-    "ui": "Open the MLflow UI on this machine's own store.",
-    "evaluate": "Measure a model, or samples that are there, by the protocol of params.yaml.",
-    "likelihood": "How well a model predicts held-out images, in bits per dimension (lower is "
-    "better).",
+    "data": "Register images, prepare data sets from them, and check and describe the data sets.",
+    "models": "List the registered models and choose the champion by hand.",
+    "services": "Start and stop the Prefect, MLflow and Ray servers of this machine.",
+    "parity": "Compare the model with numbers measured on the published implementation.",
+    "ui": "Serve MLflow's pages for the store in this project's folder.",
+    "evaluate": "Measure a model, or existing samples, by the protocol in params.yaml.",
+    "likelihood": "Measure how well a model predicts images, in bits per dimension.",
     "sample": "Draw images from a model.",
     "edit": "Inpaint, outpaint, uncrop or change the class of an image.",
-    "animate": "Watch images grow: patch by patch, and inside each patch down to its pixels.",
-    "plan": "What training and sampling a size would cost: operations, memory, time, disk.",
-    "results": "All evaluated models of the MLflow store, beside the published numbers.",
-    "benchmark": "Time sampling, a training step or a likelihood pass of a model with random "
-    "weights.",
-    "import": "Turn a published checkpoint into one of ours.",
-    "export": "Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects "
-    "it.",
+    "animate": "Draw images and write an animation of how they grow, patch by patch.",
+    "plan": "Estimate what training and sampling cost: operations, memory, time, disk space.",
+    "results": "Show the metrics of all evaluated models, beside the published numbers.",
+    "benchmark": "Time sampling, a training step or a likelihood pass on this machine.",
+    "import": "Convert a published checkpoint into a checkpoint of this project.",
+    "export": "Write a model as a folder in the form that the Hugging Face hub expects.",
 }
-"""Summaries. A command is the function of its name in the module of its name, a group of commands
-the Typer `app` there; Python keeps `import` for itself."""
+"""Summary of each command. A command is a function in a module; both have the command's name."""
 GROUPS = {"data", "models", "services"}
-ELSEWHERE = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
+"""Commands that have commands themselves: each is the Typer `app` of its module."""
+OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
+"""Module and function of the commands with other names: `import` is a Python keyword."""
 
 
 class LazyGroup(TyperGroup):
-    """Knows the commands by name and summary, and imports the one that is called."""
+    """Lists each command by its name and summary, and imports only the one that is called."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command that can be listed; `resolve_command` gives the one that can be called."""
-        if cmd_name not in COMMANDS:
-            return None
-        return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+    def __init__(self, **settings: Any) -> None:
+        listed = {name: TyperCommand(name, help=summary) for name, summary in COMMANDS.items()}
+        super().__init__(**settings | {"commands": listed})
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
@@ -57,15 +51,19 @@ class LazyGroup(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """Import a command's module; returns the command as Typer runs it."""
-    place, _, function = ELSEWHERE.get(name, f"{name}:{name}").partition(":")
+    """Import the module of a command and return the command as an object that Typer can run."""
+    place, _, function = OTHER_PLACES.get(name, f"{name}:{name}").partition(":")
     module = import_module(f"fractal_model.cli.{place}")
     target = getattr(module, "app" if function in GROUPS else function)
     if not isinstance(target, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(name)(target)
         target = single
-    return typer.main.get_command(target)
+    command = typer.main.get_command(target)
+    for shown in (command, *getattr(command, "commands", {}).values()):
+        # A paragraph of a docstring is one line in the help, which the terminal then wraps.
+        shown.help = re.sub(r"(?<!\n)\n(?!\n)", " ", shown.help or "")
+    return command
 
 
 app = typer.Typer(

@@ -1,8 +1,9 @@
-"""`fractal benchmark`: how fast a model samples, trains and measures on this machine."""
+"""`fractal benchmark`: measure how fast a model samples and trains on this machine."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from pydantic import ValidationError
 
-from fractal_model.cli.options import JsonOption, ParamsOption, path
-from fractal_model.cli.sampling_options import changed_sampling
+from fractal_model.cli.options import JsonOption, ParamsOption, path_option
+from fractal_model.cli.sampling_options import change_sampling
 from fractal_model.common.compiler import has_compiler
 from fractal_model.common.console import console, only_result_on_stdout, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
+from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
 from fractal_model.common.validation import describe
 from fractal_model.config.architecture import Architecture
@@ -27,77 +29,74 @@ if TYPE_CHECKING:
     from fractal_model.costs.benchmark import Measurement
     from fractal_model.costs.benchmark_levels import LevelCost
 
-OWN_GUIDANCE = 3.0
-OWN_ITERATIONS = (64, 16)
-"""Of a model that is no size of params.yaml: the first level's, and those below; at most one a
-sub-patch."""
-OWN_CLASSES = 1000
+CUSTOM_GUIDANCE = 3.0
+CUSTOM_ITERATIONS = (64, 16)
+"""Iterations of level 0 and of each level below, for layers that are no size of params.yaml. A
+level with fewer sub-patches has as many iterations as sub-patches."""
+CUSTOM_CLASSES = 1000
 
 
 def benchmark(
     mode: Annotated[Literal["sample", "train", "likelihood"], typer.Argument(help="What to time.")],
     size: Annotated[
-        str | None, typer.Option(help="A size of params.yaml; or give the layers below.")
+        str | None, typer.Option(help="A size of params.yaml, in place of the next five options.")
     ] = None,
     levels: Annotated[
-        str | None, typer.Option(help="Patch sizes from the image to the pixel, as 64,4,1.")
+        str | None, typer.Option(help="Patch sizes from the image to the pixel, such as 64,4,1.")
     ] = None,
     widths: Annotated[
-        str | None,
-        typer.Option(help="One for each of them, the last for the pixel network, as 256,128,64."),
+        str | None, typer.Option(help="Widths of levels and pixel network, such as 256,128,64.")
     ] = None,
-    blocks: Annotated[str | None, typer.Option(help="The same, as 6,3,2.")] = None,
-    heads: Annotated[str | None, typer.Option(help="The same, as 4,4,4.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(help="Blocks of each of them, such as 6,3,2.")
+    ] = None,
+    heads: Annotated[str | None, typer.Option(help="Heads of each of them, such as 4,4,4.")] = None,
     generators: Annotated[
-        str | None, typer.Option(help="ar or mar for each level but the pixel, as mar,mar.")
+        str | None, typer.Option(help="ar or mar for each level, such as mar,mar.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 8,
     guidance: Annotated[
-        float | None, typer.Option(help="Default: the size's, or 3; 1 is none.")
+        float | None, typer.Option(help="Guidance; 1 switches it off. Default: the size's, or 3.")
     ] = None,
     iterations: Annotated[
-        str | None,
-        typer.Option(help="Of each level, as 64,16. Default: the size's, or 64, then 16."),
+        str | None, typer.Option(help="Iterations of each level. Default: the size's, or 64,16,16.")
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"],
-        typer.Option(help="bfloat16: autocast; weights stay float32."),
+        typer.Option(metavar="TYPE", help="float32, or bfloat16 with weights in float32."),
     ] = "float32",
     activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="In training, at every level.")
+        bool, typer.Option("--activation-checkpointing", help="Recompute activations in training.")
     ] = False,
     compiled: Annotated[
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="torch.compile: in sampling for AR levels, and on a CPU the pixels below a MAR "
-            "level, by default where a C++ compiler is; in training for the blocks, "
-            "by default not; a likelihood never.",
+            help="Use torch.compile. Default: in sampling if there is a C++ compiler. A likelihood "
+            "never uses it.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs, of which the median counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Runs; the median counts.")] = 3,
     reference: Annotated[
-        bool, typer.Option(help="Also time the sampler without caches, once; it is slow.")
+        bool, typer.Option(help="Also time the slow sampler without caches, once.")
     ] = True,
     by_level: Annotated[
-        bool, typer.Option(help="Also measure what of sampling each level takes, in one more run.")
+        bool, typer.Option(help="Also measure the time of each level in sampling, in one more run.")
     ] = True,
     warm_up: Annotated[
-        bool, typer.Option(help="Begin with a run that does not count, outside sampling two.")
+        bool, typer.Option(help="Begin with one or two runs that are not timed.")
     ] = True,
     profile: Annotated[
         Path | None,
-        typer.Option(
-            parser=path, help="Write a trace of one step there, for chrome://tracing or Perfetto."
-        ),
+        path_option("The file for a trace of one step, for chrome://tracing or Perfetto."),
     ] = None,
     as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Time sampling, a training step or a likelihood pass of a model with random weights.
+    """Time sampling, a training step or a likelihood pass on this machine.
 
-    Beside each time: what share it is of the fastest matrix product of this machine, measured in
-    the same process.
+    The model has random weights. The result also says how much of the machine's speed is used: the
+    speed of its fastest matrix product, the ceiling, is measured in the same process.
     """
     from fractal_model.common.memory import compute_device
     from fractal_model.costs import benchmark
@@ -105,12 +104,12 @@ def benchmark(
     if profile is not None:
         require_writable_file(profile)
     settings = load_params(params)
-    own = {"levels": levels, "widths": widths, "blocks": blocks, "heads": heads}
-    model, base = _model_and_sampling(settings, size, {**own, "generators": generators})
+    layers = {"levels": levels, "widths": widths, "blocks": blocks, "heads": heads}
+    model, base = _model_and_sampling(settings, size, {**layers, "generators": generators})
     device = compute_device()
     with only_result_on_stdout(as_json):
         if mode == "sample":
-            sampling = changed_sampling(base, model, guidance=guidance, iterations=iterations)
+            sampling = change_sampling(base, model, guidance=guidance, iterations=iterations)
             compiles = has_compiler() if compiled is None else compiled
             sampling = sampling.model_copy(update={"compile": compiles})
             network, work = benchmark.sampling_work(model, sampling, batch, device)
@@ -125,7 +124,7 @@ def benchmark(
             network, work = benchmark.training_work(model, recipe, batch, device)
         else:
             network, work = benchmark.likelihood_work(model, batch, device)
-        found = benchmark.measure(
+        measurement = benchmark.measure(
             mode,
             network,
             work,
@@ -138,72 +137,75 @@ def benchmark(
             trace=profile,
         )
     if as_json:
-        print(json.dumps(found.as_json(), indent=1, allow_nan=False))
+        print(json.dumps(measurement.as_json(), indent=1, allow_nan=False))
     else:
-        _print(found)
+        _print(measurement)
         if profile is not None:
             say(f"trace: {profile} (open it in chrome://tracing or https://ui.perfetto.dev)")
 
 
 def _model_and_sampling(
-    settings: Params, size: str | None, own: dict[str, str | None]
+    settings: Params, size: str | None, layers: dict[str, str | None]
 ) -> tuple[ModelConfig, SamplingConfig]:
-    given = [f"--{name}" for name, text in own.items() if text]
-    if (size is not None) == bool(given):
+    options = [f"--{name}" for name, text in layers.items() if text]
+    if (size is not None) == bool(options):
         raise FractalError(
-            f"{'both --size and ' + given[0] if given else 'no model'} given: name a size of "
+            f"{'both --size and ' + options[0] if options else 'no model'} given: name a size of "
             f"params.yaml ({', '.join(settings.models)}), or give --levels, --widths, --blocks, "
             f"--heads and --generators"
         )
     if size is not None:
-        chosen = settings.size(size)
-        return chosen.model, chosen.sampling
-    if missing := [f"--{name}" for name, text in own.items() if not text]:
-        raise FractalError(f"{given[0]} without {', '.join(missing)}: the layers need all five")
-    model = _own_model(own)
-    first, below = OWN_ITERATIONS
+        named = settings.size(size)
+        return named.model, named.sampling
+    if missing := [f"--{name}" for name, text in layers.items() if not text]:
+        raise FractalError(f"{options[0]} without {', '.join(missing)}: give all five options")
+    model = _custom_model(layers)
+    first, below = CUSTOM_ITERATIONS
     steps = [min(first if i == 0 else below, lv.tokens) for i, lv in enumerate(model.levels)]
-    return model, SamplingConfig(guidance=OWN_GUIDANCE, iterations=tuple(steps))
+    return model, SamplingConfig(guidance=CUSTOM_GUIDANCE, iterations=tuple(steps))
 
 
-def _own_model(own: dict[str, str | None]) -> ModelConfig:
-    lists = {name: [part.strip() for part in (text or "").split(",")] for name, text in own.items()}
-    masked = lists["generators"]
-    five = "ar" not in masked or "mar" not in masked[masked.index("ar") :]
+def _custom_model(layers: dict[str, str | None]) -> ModelConfig:
+    """Build the configuration of a model from the texts of the five options for layers."""
+    lists = {name: re.split(r"\s*,\s*", (text or "").strip()) for name, text in layers.items()}
+    generators = lists["generators"]
+    # A MAR level below an AR level reads only one condition.
+    takes_five = "ar" not in generators or "mar" not in generators[generators.index("ar") :]
     lists["patch_sizes"] = lists.pop("levels")
     try:
-        content = {**lists, "num_classes": OWN_CLASSES, "conditions": 5 if five else 1}
-        return Architecture.model_validate(content).to_model()
+        entry = {**lists, "num_classes": CUSTOM_CLASSES, "conditions": 5 if takes_five else 1}
+        return Architecture.model_validate(entry).to_model()
     except ValidationError as error:
         raise FractalError(describe(error, Architecture)) from error
 
 
-def _print(found: Measurement) -> None:
-    title = f"{found.mode}, batch {found.batch}, {found.dtype}"
-    table = FittedTable(title, ["what", "value"])
+def _print(result: Measurement) -> None:
+    title = f"{result.mode}, batch {result.batch}, {result.dtype}"
+    table = FittedTable(title, ["quantity", "value"])
     rows = {
-        "seconds an image": f"{found.seconds_per_image:.3f}",
-        "seconds a batch": f"{found.seconds_per_step:.3f}",
-        "GFLOP an image": f"{found.gflop_per_image:,.3g}",
-        "published GFLOP an image": _if_there(found.published_gflop_per_image, ",.3g"),
-        "ceiling, GFLOP/s": f"{found.ceiling_gflops:,.0f}",
-        "utilisation": f"{found.utilisation:.1%}",
-        "peak memory, GB": f"{found.peak_memory_gb:.2f}",
-        "uncached, seconds an image": _if_there(found.reference_seconds_per_image, ".3f"),
-        "times faster than uncached": _if_there(found.times_faster_than_reference, ".1f"),
+        "seconds per image": f"{result.seconds_per_image:.3f}",
+        "seconds per batch": f"{result.seconds_per_step:.3f}",
+        "GFLOP per image": f"{result.gflop_per_image:,.3g}",
+        "GFLOP per image, published sampler": _format(result.published_gflop_per_image, ",.3g"),
+        "ceiling, GFLOP/s": f"{result.ceiling_gflops:,.0f}",
+        "utilisation": f"{result.utilisation:.1%}",
+        "peak memory, GB": f"{result.peak_memory_gb:.2f}",
+        "uncached sampler, seconds per image": _format(result.reference_seconds_per_image, ".3f"),
+        "times faster than uncached": _format(result.times_faster_than_reference, ".1f"),
     }
-    for what, value in rows.items():
+    for quantity, value in rows.items():
         if value is not None:
-            table.add_row(what, value)
+            table.add_row(quantity, value)
     console.print(table)
-    if found.levels is not None:
-        console.print(_by_level(found, found.levels))
-    say(f"{found.device}, {found.threads} threads, median of {found.repeats} runs")
+    if result.levels is not None:
+        console.print(_level_table(result, result.levels))
+    threads, runs = count_of(result.threads, "thread"), count_of(result.repeats, "run")
+    say(f"{result.device}, {threads}, median of {runs}")
 
 
-def _by_level(found: Measurement, levels: Sequence[LevelCost]) -> FittedTable:
+def _level_table(result: Measurement, levels: Sequence[LevelCost]) -> FittedTable:
     headings = ["level", "seconds", "share", "GFLOP", "utilisation"]
-    table = FittedTable("an image by level, in one more run", headings)
+    table = FittedTable("one image, by level", headings)
     total = sum(level.seconds_per_image for level in levels)
     for level in levels:
         seconds, gflop = level.seconds_per_image, level.gflop_per_image
@@ -212,10 +214,10 @@ def _by_level(found: Measurement, levels: Sequence[LevelCost]) -> FittedTable:
             f"{seconds:.3f}",
             f"{seconds / total:.0%}",
             f"{gflop:,.3g}",
-            f"{gflop / seconds / found.ceiling_gflops:.1%}",
+            f"{gflop / seconds / result.ceiling_gflops:.1%}",
         )
     return table
 
 
-def _if_there(value: float | None, form: str) -> str | None:
+def _format(value: float | None, form: str) -> str | None:
     return None if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""`fractal data …`: sources of images, and what `dvc repro` builds from them."""
+"""`fractal data …`: register sources of images; build and check data sets from them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +9,18 @@ from fractal_model.cli.options import ParamsOption, group
 from fractal_model.common.console import console, progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
+from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
 from fractal_model.config.data import DIGITS, IMAGENET
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
-app = group("Register images, prepare them and describe what was prepared.")
+app = group("Register images, prepare data sets from them, and check and describe the data sets.")
 HOW_TO_ADD_IMAGENET = (
-    "ImageNet is not registered: add it with `fractal data register DIR`, where DIR has the "
+    "ImageNet is not registered: add it with `fractal data register DIR`, where DIR holds the "
     "official archives, the extracted tree or the parquet files; then run `dvc repro` again"
 )
 DatasetArgument = Annotated[
-    str, typer.Argument(help="Name of the data set: digits, or a registered one.")
+    str, typer.Argument(help="A data set: digits, or a registered one such as imagenet64.")
 ]
 
 
@@ -29,24 +30,22 @@ def register_source(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="ImageNet's archives, its extracted tree or its parquet files; "
-            "or train/CLASS/* and validation/CLASS/*, or CLASS/*, or the hub's parquet files.",
+            help="ImageNet's archives, its extracted tree or its parquet files; or other images as "
+            "CLASS/*, as train/CLASS/* and validation/CLASS/*, or as parquet files of the hub.",
         ),
     ],
-    name: Annotated[
-        str, typer.Option(help="A name of your own for images other than ImageNet.")
-    ] = IMAGENET,
+    name: Annotated[str, typer.Option(help="Name for images other than ImageNet.")] = IMAGENET,
     resolution: Annotated[
         list[int] | None,
         typer.Option(help="Side of the prepared images; repeat for several. ImageNet: 64, 256."),
     ] = None,
     holdout: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share for validation, where there is no such folder."),
+        typer.Option(min=0, max=0.9, help="Share for validation, if there is no such folder."),
     ] = 0.0,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Say where images are. Nothing is copied; `dvc repro` prepares them afterwards."""
+    """Register a folder of images, for `dvc repro` to prepare; nothing is copied now."""
     from fractal_model.data.sources.registered import (
         find_renumbered_class,
         read_registered,
@@ -55,7 +54,7 @@ def register_source(
 
     data = load_params(params).paths.data
     resolutions = tuple(dict.fromkeys(resolution or ()))
-    with progress_bar(f"{name}: images found", None) as update:
+    with progress_bar(f"{name}: images listed", None) as update:
         source, listing = register(
             folder, data, name=name, resolutions=resolutions, holdout=holdout, progress=update
         )
@@ -71,19 +70,19 @@ def register_source(
     for entry in listing.refused[:3]:
         say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:
-        say(f"refused: {source.refused - 3:,} more; the report of the data set names them all")
+        say(f"refused: {source.refused - 3:,} more; the report of the data set lists all of them")
     for dataset in datasets:
         if change := find_renumbered_class(data, dataset, listing.class_names):
             say(
                 f"{dataset}: the order of the classes changes, {change}, when `dvc repro` prepares "
-                f"it again; a model that was trained on it keeps its own order"
+                f"it again; models that were trained on it keep the old order"
             )
     say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
 
 
 @app.command("prepare")
 def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Build a prepared data set; `dvc repro` calls this. Killed, it goes on where it was."""
+    """Prepare a data set for training; `dvc repro` calls this. A stopped preparation continues."""
     from fractal_model.data.datasets import prepare_dataset
     from fractal_model.data.sources.registered import read_registered
     from fractal_model.parallel.ray_shards import build_shards
@@ -105,12 +104,11 @@ def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_
 
 @app.command("register-reference")
 def register_reference(
-    dataset: Annotated[str, typer.Argument(help="A registered data set, such as imagenet64.")],
+    dataset: Annotated[str, typer.Argument(help="A registered data set such as imagenet64.")],
     file: Annotated[
-        Path | None,
-        typer.Argument(help="ADM's adm_in64_stats.npz, VIRTUAL_imagenet64_labeled.npz or alike."),
+        Path | None, typer.Argument(help="ADM's statistics, such as adm_in64_stats.npz.")
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Back to our own statistics.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Use our own statistics again.")] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Compare samples with ADM's published statistics instead of our own."""
@@ -118,27 +116,27 @@ def register_reference(
     from fractal_model.metrics.adm_statistics import conflicting_resolution, load_published
 
     data = load_params(params).paths.data
-    known = read_registered(data)
-    if dataset not in known:
+    entries = read_registered(data)
+    if dataset not in entries:
         raise FractalError(
-            f"the data set {dataset!r} is not registered: choose {' or '.join(known) or 'none'}; "
+            f"the data set {dataset!r} is not registered: choose {' or '.join(entries) or 'none'}; "
             f"`fractal data register DIR` adds one"
         )
     if (file is None) != remove:
-        raise FractalError("give either ADM's FILE or --remove")
+        raise FractalError("give either the file of ADM's statistics or --remove")
     if file is None:
         register_statistics(data, dataset, None)
         return
-    resolution = known[dataset].resolution
+    resolution = entries[dataset].resolution
     published = load_published(file, resolution)
-    if told := conflicting_resolution(file, resolution):
+    if named := conflicting_resolution(file, resolution):
         say(
-            f"warning: {file.name} is named after {told} px, {dataset} has {resolution}: an FID "
-            f"against statistics of another resolution says nothing"
+            f"warning: the name of {file.name} says {named} px, {dataset} has {resolution}: an FID "
+            f"against statistics of another resolution has no meaning"
         )
     register_statistics(data, dataset, file, sha256(file))
-    images = 0 if published.images is None else len(published.images)
-    say(f"{file.name}: statistics and {images:,} images; `dvc repro` takes them over")
+    images = "no images" if published.images is None else count_of(len(published.images), "image")
+    say(f"{file.name}: statistics and {images}; `dvc repro` uses them from now on")
 
 
 @app.command("report")
@@ -151,12 +149,12 @@ def report(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FIL
 
 @app.command("verify")
 def verify(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Decode every image of a prepared data set and hold it against the manifest's checksums."""
+    """Decode every image of a prepared data set and compare it with the manifest's checksums."""
     from fractal_model.data.manifest import read_manifest
     from fractal_model.data.prepared import verify_prepared
 
-    place = load_params(params).dataset_folder(dataset)
-    images = sum(record.images for record in read_manifest(place).splits.values())
+    folder = load_params(params).dataset_folder(dataset)
+    images = sum(record.images for record in read_manifest(folder).splits.values())
     with progress_bar(f"{dataset}: images verified", images, images=True) as update:
-        manifest = verify_prepared(place, update)
-    say(f"{dataset}: all {images:,} images are as prepared, checksum {manifest.checksum[:16]}")
+        manifest = verify_prepared(folder, update)
+    say(f"{dataset}: checked {count_of(images, 'image')}, checksum {manifest.checksum[:16]}")

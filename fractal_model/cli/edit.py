@@ -1,15 +1,15 @@
-"""`fractal edit`: generation from the known part of an image."""
+"""`fractal edit`: generate a part of an image from the rest of it."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import BatchSizeOption, WorkersOption, path
+from fractal_model.cli.options import BatchSizeOption, WorkersOption, path_option
 from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
-    numbers,
+    parse_numbers,
     require_request,
     with_sampling_options,
 )
@@ -20,35 +20,32 @@ from fractal_model.common.files import require_writable_file
 
 @with_sampling_options
 def edit(
-    image: Annotated[Path, typer.Option(parser=path, help="The image, of the model's size.")],
+    image: Annotated[Path, path_option("The image, of the model's resolution.")],
     classes: ClassesOption,
-    out: Annotated[Path, typer.Option(parser=path, help="The PNG file to write.")],
+    out: Annotated[Path, path_option("The PNG file to write.")],
     mask: Annotated[
-        Path | None,
-        typer.Option(
-            parser=path, help="A picture: white or transparent is generated, black is kept."
-        ),
+        Path | None, path_option("A picture: black is kept, white or transparent is generated.")
     ] = None,
     box: Annotated[
-        str | None, typer.Option(help="TOP,LEFT,HEIGHT,WIDTH in pixels: generate this box.")
+        str | None, typer.Option(help="Box to generate: TOP,LEFT,HEIGHT,WIDTH, such as 4,0,4,8.")
     ] = None,
     outside: Annotated[
-        bool, typer.Option("--outside", help="Keep the box, generate around it.")
+        bool, typer.Option("--outside", help="Keep the box and generate around it.")
     ] = False,
     uncrop: Annotated[
         float | None,
-        typer.Option(help="Shrink the image to this fraction of the side, generate around it."),
+        typer.Option(
+            help="Shrink the image to this share of its side, such as 0.5, and generate around it."
+        ),
     ] = None,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Cut image and mask to the middle square and scale them.")
+        bool, typer.Option("--fit", help="Crop image and mask to the middle square and resize.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the first variant.")] = 0,
-    n: Annotated[int, typer.Option("--n", help="Variants of each class.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first variant of each class.")] = 0,
+    n: Annotated[int, typer.Option("--n", help="Number of variants of each class.")] = 1,
     grid: Annotated[
         Path | None,
-        typer.Option(
-            parser=path, help="Also a PNG with image, mask and variants side by side, enlarged."
-        ),
+        path_option("The PNG file for image, mask and variants side by side, enlarged."),
     ] = None,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
@@ -57,13 +54,12 @@ def edit(
 ) -> None:
     """Inpaint, outpaint, uncrop or change the class of an image.
 
-    Say what to generate with --mask, --box or --uncrop; all other pixels come back exactly as they
-    are, and the new ones are generated from them. A MAR model reads the known part on all sides.
-    An AR level is causal: it reads what lies before (in raster order), and known patches that lie
-    after a generated one stay but do not influence it.
+    Say what to generate with --mask, --box or --uncrop. All other pixels are known: they stay
+    exactly as they are, and the new ones are generated from them. A MAR level reads the known
+    pixels on all sides. An AR level reads only those that come before in raster order.
 
-    Several classes or --n variants are written as numbered files beside --out:
-    OUT-class7-seed0.png, OUT-class7-seed1.png, …
+    Several variants are written beside --out, each in a file with its class and seed, such as
+    OUT-class7-seed0.png.
     """
     import torch
 
@@ -76,7 +72,7 @@ def edit(
     for target in (out, grid or out):
         if target.suffix.lower() != ".png":
             raise FractalError(
-                f"{target} is no PNG file: name it .png, other formats would change known pixels"
+                f"{target} is no PNG file: name it .png, since other formats change known pixels"
             )
     _require_one_mask(mask, box, uncrop, outside)
     require_request(classes, n, seed, batch_size)
@@ -88,18 +84,18 @@ def edit(
     if uncrop is not None:
         picture, known = editing.uncrop(picture, uncrop)
     elif box is not None:
-        known = editing.box_mask(numbers(box, "box", 4), side, outside=outside)
+        known = editing.box_mask(parse_numbers(box, "box", 4), side, outside=outside)
     else:
-        assert mask is not None  # one of the three is given
+        assert mask is not None  # Exactly one of the three options is given.
         known = editing.read_mask(mask, side, fit=fit)
     if bool(known.all()):
         raise FractalError(
-            "nothing is left to generate: in a mask, white (128 or more) is generated and black is "
-            "kept"
+            "nothing is left to generate: give a mask with white pixels (128 or more), which are "
+            "generated, or another box"
         )
     files = _variant_files(labels, seed, n, out)
     if grid is not None and grid.resolve() in {file.resolve() for file in files}:
-        raise FractalError(f"--grid {grid} is the name of an edited image: give another")
+        raise FractalError(f"--grid {grid} is the file of an edited image: give another name")
     for target in (out, grid or out):
         require_writable_file(target)
     repeated = torch.tensor(labels).repeat_interleave(n)
@@ -119,21 +115,21 @@ def edit(
     for variant, file in zip(images, files, strict=True):
         save_png(variant, file)
     if grid is not None:
-        shown = torch.stack([original, grey_out(picture[None], ~known[None])[0]])
-        rows = [torch.cat([shown, part]) for part in images.split(n)]
+        inputs = torch.stack([original, grey_out(picture[None], ~known[None])[0]])
+        rows = [torch.cat([inputs, part]) for part in images.split(n)]
         save_png(picture_grid(torch.cat(rows), columns=n + 2), grid)
         say(f"image, mask and variants side by side: {grid}")
     share = 1 - known.float().mean().item()
-    say(f"{share:.0%} of the pixels generated: {_summary(files)}")
+    say(f"{share:.0%} of the pixels generated: {_names(files)}")
 
 
 def _require_different(labels: list[int]) -> None:
-    """The files are named by class."""
+    """FractalError: a class is given twice. The names of the files would be the same."""
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
         raise FractalError(
             f"class {repeated[0]} is given {labels.count(repeated[0])} times: give each class "
-            f"once, and --n for more variants"
+            f"once, and ask for more variants with --n"
         )
 
 
@@ -141,18 +137,18 @@ def _require_one_mask(
     mask: Path | None, box: str | None, uncrop: float | None, outside: bool
 ) -> None:
     options = {"--mask": mask, "--box": box, "--uncrop": uncrop}
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) != 1:
+    named = [name for name, value in options.items() if value is not None]
+    if len(named) != 1:
         raise FractalError(
-            f"{' and '.join(given) or 'nothing'} says what to generate: give one of --mask, --box "
-            f"and --uncrop"
+            f"found {' and '.join(named) or 'no option'} to say what to generate: give one of "
+            f"--mask, --box and --uncrop"
         )
     if outside and box is None:
-        raise FractalError("--outside is given without a box: say what to keep with --box")
+        raise FractalError("--outside is given without --box: give the box to keep")
 
 
 def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path]:
-    """Of each variant, class by class."""
+    """Return the file of each variant, class by class."""
     if len(labels) * n == 1:
         return [out]
     names = ["none" if label < 0 else str(label) for label in labels]
@@ -161,7 +157,7 @@ def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path
     ]
 
 
-def _summary(files: list[Path]) -> str:
+def _names(files: list[Path]) -> str:
     if len(files) == 1:
         return str(files[0])
     return f"{len(files)} variants, {files[0]} … {files[-1].name}"

@@ -1,6 +1,6 @@
-"""`fractal evaluate`: every metric of a model or of a set of samples, and the protocol behind it.
+"""`fractal evaluate`: measure all metrics of a model or of a set of samples, with their protocol.
 
-MLflow is needed for a registered model alone; standard output has the result and nothing else.
+Decided here: only a registered model needs MLflow, and standard output has nothing but the result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.cli.options import JsonOption, ParamsOption, given
+from fractal_model.cli.options import JsonOption, ParamsOption, parse_text
 from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
@@ -26,35 +26,34 @@ def evaluate(
         str,
         typer.Argument(
             metavar="FOLDER_OR_MODEL",
-            parser=given,
-            help="Samples (a folder of `fractal sample`, or ADM's .npz), a checkpoint or exported "
-            "folder, or models:/fractal-digits@champion.",
+            parser=parse_text,
+            help="Samples (a folder of `fractal sample` or ADM's .npz) or a model (a checkpoint or "
+            "exported folder, or models:/fractal-digits@champion).",
         ),
     ],
     dataset: Annotated[
-        str, typer.Option(parser=given, metavar="NAME", help="The prepared data set to compare to.")
+        str, typer.Option(parser=parse_text, metavar="NAME", help="The data set to compare with.")
     ],
     size: Annotated[
-        str | None,
-        typer.Option(help="Whose settings in params.yaml to take; by default the model's own."),
+        str | None, typer.Option(help="The size whose settings are used. Default: the model's.")
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Fewer samples; the metrics bear their count: fid_5k.")
+        bool, typer.Option("--preview", help="Use fewer samples, for metrics such as fid_5k.")
     ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Ray workers that share the work; 0: all that the cluster has room for. Default: "
-            "the size's. The result is the same."
+            help="Number of Ray workers that share the work; 0 for as many as fit. The result does "
+            "not depend on it. Default: the size's."
         ),
     ] = None,
     as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Measure a model, or samples that are there, by the protocol of params.yaml.
+    """Measure a model, or existing samples, by the protocol in params.yaml.
 
-    A model gets everything: likelihood, samples of its own, and their distances from the data set.
-    Samples get the distances. A set that is not the protocol's is refused.
+    For a model this measures the likelihood, draws samples and compares them with the data set. For
+    samples it only compares; their number and classes must be those of the protocol.
     """
     settings = load_params(params)
     with only_result_on_stdout(as_json):
@@ -79,8 +78,8 @@ def _is_model(source: str) -> bool:
 
     if source.endswith(AVERAGED):
         raise FractalError(
-            f"{source} says which weights: evaluation.<size>.weights in params.yaml does, leave "
-            f"out {AVERAGED}"
+            f"{source} chooses the weights, which evaluation.<size>.weights in params.yaml does: "
+            f"leave out {AVERAGED}"
         )
     files = (Path(source) / name for name in (CONFIG, WEIGHTS, *CHECKPOINT_ONLY))
     return source.startswith(REGISTRY_SCHEME) or any(file.exists() for file in files)
@@ -108,7 +107,7 @@ def _evaluate_model(
     with evaluation.lock():
         held_out = evaluation.measure_likelihood()
         results = held_out.results | evaluation.measure_samples(evaluation.draw_samples())
-    say(f"the samples are kept in {evaluation.folder}: remove it when you no longer need them")
+    say(f"the samples stay in {evaluation.folder}: remove it when you no longer need them")
     return results, evaluation.record
 
 

@@ -1,4 +1,4 @@
-"""The results table in a terminal, in as many tables as its columns need."""
+"""The results table for a terminal, split into as many tables as its columns need."""
 
 import re
 
@@ -14,30 +14,30 @@ _LONG_HEADING = 12
 
 
 def rich_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
-    """For the terminal: each data set's table, and its notes."""
-    shown: list[FittedTable | Text] = []
+    """Return a table for each data set and its notes, to print one after the other."""
+    tables: list[FittedTable | Text] = []
     for part in parts(frame):
-        shown.append(_table(part))
+        tables.append(_table(part))
         notes = (safe_text(f"[{i}] {note}") for i, note in enumerate(part.notes, start=1))
-        shown += [Text(note, style="dim") for note in notes]
-    return [*shown, Text(f"† published: {SOURCE}", style="dim")]
+        tables += [Text(note, style="dim") for note in notes]
+    return [*tables, Text(f"† published: {SOURCE}", style="dim")]
 
 
 def _table(part: Part) -> FittedTable:
     cells = part.cells.map(lambda cell: cell.replace(" ± ", "±"))
-    names = [_short(name) for name in cells.pop("model")]
+    names = [_shorten(name) for name in cells.pop("model")]
     table = FittedTable(part.dataset, ["model", *map(_heading, cells)])
     for name, mark, row in zip(names, part.marks, cells.itertuples(index=False), strict=True):
         table.add_row(f"{name} [{mark}]" if mark else name, *row, style="dim" if mark else "")
     return table
 
 
-def _short(model: str) -> str:
-    """`digits v3` of `fractal-digits version 3`."""
+def _shorten(model: str) -> str:
+    """Shorten `fractal-digits version 3` to `digits v3`."""
     return re.sub(r"^fractal-(.*) version (?=\d)", r"\1 v", model)
 
 
 def _heading(name: str) -> str:
-    """On lines of its own words; what is one long word goes on after its underscores."""
+    """Break a heading at its spaces, and a long one at its underscores too."""
     words = name.replace(" ", "\n")
     return words if len(name) <= _LONG_HEADING else words.replace("_", "_\n")

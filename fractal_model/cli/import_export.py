@@ -1,4 +1,4 @@
-"""`fractal import` and `fractal export`: models from elsewhere, and models for elsewhere."""
+"""`fractal import` and `fractal export`: read published checkpoints, write models for others."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import ModelOption, ParamsOption, path
+from fractal_model.cli.options import ModelOption, ParamsOption, parse_path, path_option
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.files import atomic_folder, require_new, sha256
 from fractal_model.common.fingerprint import fingerprint
@@ -16,23 +16,23 @@ from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 
 def import_checkpoint(
     checkpoint: Annotated[
-        Path, typer.Argument(parser=path, help="A downloaded checkpoint-last.pth.")
+        Path, typer.Argument(parser=parse_path, help="A downloaded checkpoint-last.pth.")
     ],
-    size: Annotated[str, typer.Option(help="The size of params.yaml that it is of.")],
-    out: Annotated[Path, typer.Option(parser=path, help="The folder to write; must not exist.")],
+    size: Annotated[str, typer.Option(help="The checkpoint's size in params.yaml, such as mar-b.")],
+    out: Annotated[Path, path_option("The folder to write; must not exist.")],
     register: Annotated[
         bool,
         typer.Option(
-            "--register", help="Also register it in MLflow as fractal-SIZE, alias `candidate`."
+            "--register", help="Also register the model in MLflow as candidate of fractal-SIZE."
         ),
     ] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Turn a published checkpoint into one of ours.
+    """Convert a published checkpoint into a checkpoint of this project.
 
-    Reads the file without running any code in it, checks every weight's name and shape against
-    the size, and writes a checkpoint folder that every --model option takes. An import has no
-    optimiser state: it can be sampled and measured, training cannot go on from it.
+    Reads the file without running any code in it, compares the name and shape of every weight with
+    the size, and writes a checkpoint folder that every --model option takes. Without optimiser
+    state, training cannot continue from it.
     """
     from fractal_model.checkpoints.importing import (
         import_published,
@@ -42,54 +42,56 @@ def import_checkpoint(
     )
 
     settings = load_params(params)
-    chosen = with_imagenet_names(settings.size(size))
+    named_size = with_imagenet_names(settings.size(size))
     require_new(out)
-    require_archive(checkpoint)  # before a bar is drawn over it
+    require_archive(checkpoint)
     if register:
         from fractal_model.tracking import store
 
-        store.connect(settings.paths.outputs)  # before the work: tells a server that is down
+        store.connect(settings.paths.outputs)  # A server that is down is an error before the work.
     with _bytes_bar(f"checking {checkpoint.name}, MB", checkpoint) as update:
         published = read_published(checkpoint, update)
-    import_published(checkpoint, published, chosen, settings, out)
+    import_published(checkpoint, published, named_size, settings, out)
     parameters = sum(tensor.numel() for tensor in published.weights.values())
     say(f"imported {checkpoint.name} as {size}: {parameters:,} parameters in {out}")
     if register:
-        _register(checkpoint, chosen, settings, out)
+        _register(checkpoint, named_size, settings, out)
 
 
 def export_model(
     model: ModelOption,
-    out: Annotated[Path, typer.Option(parser=path, help="The folder to write; must not exist.")],
+    out: Annotated[Path, path_option("The folder to write; must not exist.")],
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Write a model as a folder of safetensors and JSON, as the Hugging Face hub expects it.
+    """Write a model as a folder in the form that the Hugging Face hub expects.
 
-    Load it with FractalModel.from_pretrained(FOLDER), or give the folder to any --model option.
+    The folder holds safetensors and JSON. Load it with FractalModel.from_pretrained(FOLDER), or
+    give it to any --model option.
     """
     from fractal_model.tracking.model_source import load_model
 
     require_new(out)
-    found = load_model(model, load_params(params).paths.outputs)
+    network = load_model(model, load_params(params).paths.outputs)
     with atomic_folder(out, "the exported model") as folder:
-        found.save_pretrained(folder)
+        network.save_pretrained(folder)
     say(f"exported {model} to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
-    """As in training: what is registered already, of the same file and model, is kept."""
+    """Register the imported model, or keep the version that an earlier import of the same file
+    and model registered."""
     from fractal_model.tracking import registration, runs, tags
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
         checksum = sha256(source, update)
-    mark = fingerprint(size.model, checksum)
-    version = registration.reuse(size.name, mark, size.serving)
+    identity = fingerprint(size.model, checksum)
+    version = registration.reuse(size.name, identity, size.serving)
     if version is not None:
-        say(f"fractal-{size.name} version {version} is of the same file: kept as candidate")
+        say(f"fractal-{size.name} version {version} is of the same file and stays the candidate")
         return
     with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
         own_tags = {
-            tags.FINGERPRINT_TAG: mark,
+            tags.FINGERPRINT_TAG: identity,
             tags.SIZE_TAG: size.name,
             tags.SOURCE_CHECKSUM_TAG: checksum,
             tags.IMPORT_RUN_TAG: run_id,

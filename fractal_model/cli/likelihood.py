@@ -1,4 +1,4 @@
-"""`fractal likelihood`: how well a model predicts held-out images."""
+"""`fractal likelihood`: measure how well a model predicts images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from fractal_model.cli.options import (
     ModelOption,
     ParamsOption,
     WorkersOption,
-    given,
-    path,
+    parse_text,
+    path_option,
 )
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.files import atomic_file, require_writable_file
+from fractal_model.common.plurals import count_of
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -29,31 +30,30 @@ def likelihood(
     data: Annotated[
         str,
         typer.Option(
-            parser=given,
-            metavar="TEXT",
-            help="A prepared data set: its folder, or its name in the data folder.",
+            parser=parse_text,
+            metavar="DATASET",
+            help="A prepared data set: its name, such as digits, or its folder.",
         ),
     ],
     split: Annotated[
-        str, typer.Option(help="Which of its splits: train or validation.")
+        str, typer.Option(help="The split to measure: train or validation.")
     ] = "validation",
     passes: Annotated[
-        int, typer.Option(help="Mask draws an image; an AR model is exact and takes one.")
+        int, typer.Option(help="Passes with masks of their own; an AR model takes one.")
     ] = 16,
-    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     conditional: Annotated[
-        bool, typer.Option("--conditional", help="Tell the model each image's class.")
+        bool, typer.Option("--conditional", help="Give the model the class of each image.")
     ] = False,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
-    out: Annotated[
-        Path | None, typer.Option(parser=path, help="A CSV file with every image's value.")
-    ] = None,
+    out: Annotated[Path | None, path_option("A CSV file for the value of each image.")] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """How well a model predicts held-out images, in bits per dimension (lower is better).
+    """Measure how well a model predicts images, in bits per dimension.
 
-    Exact for autoregressive models; for masked ones an upper bound, estimated with random masks.
+    Lower is better. The value is exact for AR models. For MAR models it is an upper bound that is
+    estimated with random masks.
     """
     from fractal_model.data.manifest import manifest_files
     from fractal_model.data.object_store import is_remote
@@ -66,9 +66,9 @@ def likelihood(
     if out is not None:
         require_writable_file(out)
     settings = load_params(params)
-    is_place = is_remote(data) or Path(data).is_dir()
-    found = data if is_place else settings.dataset_folder(data)
-    images = open_prepared(found, split)
+    is_folder = is_remote(data) or Path(data).is_dir()
+    folder = data if is_folder else settings.dataset_folder(data)
+    images = open_prepared(folder, split)
     network = load_model(model, settings.paths.outputs)
     with progress_bar("likelihood, images", len(images), images=True) as update:
         result = measure_likelihood(
@@ -79,7 +79,7 @@ def likelihood(
             seed=seed,
             conditional=conditional,
             largest=LARGEST_PART if batch_size is None else batch_size,
-            map_parts=split_over_workers(workers, manifest_files(found)),
+            map_parts=split_over_workers(workers, manifest_files(folder)),
         )
     kind = "conditional" if conditional else "unconditional"
     say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
@@ -89,18 +89,19 @@ def likelihood(
         values = {"label": images.labels().tolist(), "bits_per_dim": result.per_image.numpy()}
         with atomic_file(out) as partial:
             pd.DataFrame(values).to_csv(partial, index_label="index")
-        say(f"every image's value: {out}")
+        say(f"value of each image: {out}")
 
 
 def _summary(result: Likelihood, seed: int) -> str:
     count = len(result.per_image)
+    images, passes = count_of(count, "image"), count_of(result.passes, "pass", "passes")
     over_images = f"± {result.standard_error:.4f} over images" if count > 1 else "of one image"
     value = f"{result.mean:.4f} bits/dim {over_images}"
     if result.exact:
-        return f"{value}; exact, {count} images"
+        return f"{value}; exact, {images}"
     error = result.monte_carlo_error
     masks = "unknown from one pass" if math.isnan(error) else f"at most about {error:.4f}"
     return (
-        f"{value}; upper bound, Monte Carlo error of the masks {masks}; {result.passes} passes, "
-        f"{count} images, seed {seed}"
+        f"{value}; upper bound, Monte Carlo error of the masks {masks}; {passes}, {images}, "
+        f"seed {seed}"
     )

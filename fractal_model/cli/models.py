@@ -1,4 +1,4 @@
-"""`fractal models …`: the registered models, who is the champion, and a person's word in it."""
+"""`fractal models …`: list the registered models, and choose the champion by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.cli.options import ParamsOption, given, group
+from fractal_model.cli.options import ParamsOption, group, parse_text
 from fractal_model.common.console import console, say
 from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
@@ -16,49 +16,48 @@ from fractal_model.config.params import DEFAULT_FILE, load_params
 if TYPE_CHECKING:
     from fractal_model.tracking.registry_view import RegisteredModel
 
-app = group("The registered models: list them, choose the champion, go back to the one before.")
-SizeArgument = Annotated[str, typer.Argument(help="A size that has a registered model.")]
+app = group("List the registered models and choose the champion by hand.")
+SizeArgument = Annotated[str, typer.Argument(help="A registered size, such as digits.")]
 BecauseOption = Annotated[
-    str, typer.Option("--because", parser=given, metavar="TEXT", help="Why; it is written down.")
+    str, typer.Option("--because", parser=parse_text, metavar="TEXT", help="The reason.")
 ]
 
 
 @app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every metric.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every metric.")] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """All versions of all sizes: aliases, what was decided about each and why, key metrics."""
+    """List all versions of all sizes: aliases, key metrics, and the decision about each."""
     from fractal_model.tracking.registry_view import registered_models
 
     _connect(params)
-    found = registered_models()
+    models = registered_models()
     if as_json:
-        print(json.dumps([model.model_dump() for model in found], indent=1))
+        print(json.dumps([model.model_dump() for model in models], indent=1))
         return
-    if not found:
+    if not models:
         say("no model is registered: train one with `python -m flows.train --size digits`")
-    for model in found:
+    for model in models:
         _print(model)
 
 
 @app.command()
 def promote(
     size: SizeArgument,
-    version: Annotated[int, typer.Argument(help="Its number.")],
+    version: Annotated[int, typer.Argument(help="Number of the version.")],
     because: BecauseOption,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Make a version the champion, whatever its numbers are.
+    """Make a version the champion, whatever its metrics are.
 
-    Evaluations do not undo it: a version that this puts another in the place of is not promoted
-    again but by hand.
+    Later evaluations do not undo this: only a person can promote the replaced version again.
     """
     from fractal_model.tracking import champions
 
     _connect(params)
     replaced = champions.promote_by_hand(size, str(version), because)
-    before = "there was none before" if replaced is None else f"version {replaced} was it before"
+    before = "there was none before" if replaced is None else f"it was version {replaced} before"
     say(f"fractal-{size} version {version} is the champion now, {before}")
 
 
@@ -68,9 +67,10 @@ def rollback(
     because: BecauseOption = "no reason given",
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Give the title back to the champion before; again, to the one before that.
+    """Make the previous champion the champion again.
 
-    Evaluations do not undo it: the version that loses the title is not promoted again but by hand.
+    Repeated, this goes back one champion at a time. Later evaluations do not undo it: only a person
+    can promote the replaced version again.
     """
     from fractal_model.tracking import champions
 

@@ -1,28 +1,33 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def group(help: str) -> typer.Typer:
-    """An app of commands; alone it shows its help."""
+    """Return an app for a group of commands. Without a command it shows its help."""
     return typer.Typer(help=help, no_args_is_help=True, add_completion=False)
 
 
-def path(text: str | Path) -> Path:
-    """What an option names. An empty text, as of a variable that is not set, would be the folder
-    that the command runs in."""
+def parse_path(text: str | Path) -> Path:
+    """Return the path that an option names. BadParameter: the text is empty, for example from a
+    shell variable that is not set; as a path it would mean the current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty: give a name")
     return Path(text)
 
 
-def given(text: str) -> str:
-    """A text that says something."""
+def path_option(help: str) -> Any:
+    """Return an option whose value is a path that is not empty."""
+    return typer.Option(parser=parse_path, help=help)
+
+
+def parse_text(text: str) -> str:
+    """Return the text. BadParameter: it is empty."""
     if not text.strip():
-        raise typer.BadParameter("it is empty")
+        raise typer.BadParameter("it is empty: give a text")
     return text
 
 
@@ -30,28 +35,26 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        parser=given,
-        metavar="TEXT",
-        help="A checkpoint or exported folder, or models:/fractal-digits@champion; with #ema at "
-        "the end: the moving average of its weights.",
+        parser=parse_text,
+        metavar="MODEL",
+        help="A checkpoint folder, an exported folder or a registered model such as "
+        "models:/fractal-digits@champion. Add #ema for the moving average of its weights.",
     ),
 ]
-ParamsOption = Annotated[Path, typer.Option("--params", help="The settings file.")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="The file with the settings.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers",
-        help="Split the work over this many Ray workers, on the cluster in RAY_ADDRESS or on this "
-        "machine; 0: all that there is room for. Without it, it runs in this process. The result "
-        "is the same.",
+        help="Number of Ray workers that share the work, on the cluster in RAY_ADDRESS or on this "
+        "machine; 0 for as many as fit. The result does not depend on it. Default: this process "
+        "alone.",
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", help="At most so many images at a time; by default what fits the memory."
+        "--batch-size", help="Largest number of images at a time. Default: what fits the memory."
     ),
 ]

@@ -1,4 +1,4 @@
-"""`fractal parity`: hold the model against numbers of the published implementation."""
+"""`fractal parity`: compare the model with numbers of the published implementation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,11 @@ from fractal_model.common.tables import FittedTable
 
 
 def parity(
-    folder: Annotated[Path, typer.Argument(help="A case: config, weights, inputs, expected.")],
+    folder: Annotated[Path, typer.Argument(help="A folder like tests/parity/mar4.")],
 ) -> None:
-    """Hold the model against numbers measured on the published implementation.
+    """Compare the model with numbers measured on the published implementation.
 
-    Prints each quantity's error beside its tolerance; exits with 1 when one is missed.
+    Prints the error and the tolerance of each quantity. The exit code is 1 if one is missed.
     """
     from rich.text import Text
 
@@ -30,7 +30,7 @@ def parity(
     missed = [c.quantity for c in comparisons if not c.is_within_tolerance]
     if missed:
         raise FractalError(
-            f"{len(missed)} of {len(comparisons)} quantities of {folder} are missed, first "
+            f"{len(missed)} of {len(comparisons)} quantities of {folder} are missed, for example "
             f"{missed[0]}: this model does not compute what the published one does"
         )
     say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")

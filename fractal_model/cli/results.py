@@ -1,4 +1,4 @@
-"""`fractal results`: every evaluated model beside the published numbers."""
+"""`fractal results`: show all evaluated models beside the published numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from fractal_model.cli.options import ParamsOption, path
+from fractal_model.cli.options import ParamsOption, path_option
 from fractal_model.common.console import console, say
 from fractal_model.common.files import atomic_file, require_writable_file
+from fractal_model.common.plurals import count_of
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 if TYPE_CHECKING:
@@ -21,17 +22,19 @@ Format = Literal["table", "markdown", "latex", "csv", "json"]
 
 
 def results(
-    dataset: Annotated[str | None, typer.Option(help="Of one data set only.")] = None,
-    format: Annotated[Format, typer.Option("--format", help="How it is written.")] = "table",
+    dataset: Annotated[str | None, typer.Option(help="Show only this data set.")] = None,
+    format: Annotated[
+        Format, typer.Option(metavar="FORMAT", help="table, markdown, latex, csv or json.")
+    ] = "table",
     output: Annotated[
-        Path | None, typer.Option(parser=path, help="A file to write instead of the terminal.")
+        Path | None, path_option("The file to write, instead of the terminal.")
     ] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """All evaluated models of the MLflow store, beside the published numbers.
+    """Show the metrics of all evaluated models, beside the published numbers.
 
-    Of each version the newest evaluation under each protocol. What was not measured as the others
-    were stays in the table, marked and with the reason. CSV and JSON have all numbers in full.
+    Each version has a row for its newest evaluation under each protocol. Rows that must not be
+    compared with the others are marked, with the reason. CSV and JSON have all digits.
     """
     from fractal_model.reporting.results_table import of_dataset, results_table
     from fractal_model.tracking import store
@@ -46,7 +49,7 @@ def results(
     if output is not None:
         with atomic_file(output) as partial:
             partial.write_text(_text(frame, format), encoding="utf-8")
-        say(f"{len(frame)} rows: {output}")
+        say(f"{count_of(len(frame), 'row')}: {output}")
     elif format == "table":
         from fractal_model.cli.fitted_tables import rich_tables
 

@@ -1,11 +1,11 @@
-"""`fractal sample`: images from a model, of any number of classes and in any number."""
+"""`fractal sample`: draw images from a model."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import BatchSizeOption, WorkersOption, path
+from fractal_model.cli.options import BatchSizeOption, WorkersOption, path_option
 from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
@@ -14,26 +14,27 @@ from fractal_model.cli.sampling_options import (
 )
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
+from fractal_model.common.plurals import count_of
 
 
 @with_sampling_options
 def sample(
     out: Annotated[
-        Path,
-        typer.Option(
-            parser=path, help="x.png: a grid; x.npz: one array (ADM's format); a folder: PNG files."
-        ),
+        Path, path_option("A .png file for a grid, an .npz file (ADM's format) or a folder.")
     ],
     classes: ClassesOption = "none",
-    n: Annotated[int, typer.Option("--n", help="Images of each class.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
+    n: Annotated[int, typer.Option("--n", help="Number of images of each class.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; each next one adds 1.")] = 0,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
     *,
     options: SamplingOptions,
 ) -> None:
-    """Draw images from a model. An image depends on its class, its seed and the settings alone,
-    whatever the batch size or the number of workers."""
+    """Draw images from a model.
+
+    An image depends only on the model, its class, its seed and the sampling settings, not on the
+    batch size or the number of workers.
+    """
     import torch
 
     from fractal_model.evaluation.protocol import ImageSource, SampleRequest
@@ -47,8 +48,8 @@ def sample(
 
     require_request(classes, n, seed, batch_size)
     network, sampling = options.load()
-    asked = parse_classes(classes, network.config)
-    labels = torch.tensor(asked).repeat_interleave(n)
+    class_numbers = parse_classes(classes, network.config)
+    labels = torch.tensor(class_numbers).repeat_interleave(n)
     checksum = weights_checksum(network)
     weights = "ema" if options.model.endswith(AVERAGED) else "model"
     source = ImageSource(weights=weights, sampling=sampling, seed=seed)
@@ -59,7 +60,7 @@ def sample(
         labels,
         image_size=network.config.image_size,
         per_class=n,
-        request=fingerprint(network.config, sampling, checksum, str((seed, asked, n))),
+        request=fingerprint(network.config, sampling, checksum, str((seed, class_numbers, n))),
         source=SampleRequest(images=source, model_checksum=checksum).model_dump_json(indent=1),
     )
     try:
@@ -83,4 +84,4 @@ def sample(
         writer.discard()
         raise
     seeds = f"seeds {seed} … {seed + done - 1}" if done > 1 else f"seed {seed}"
-    say(f"{done} {'images' if done > 1 else 'image'}, {seeds}: {out}")
+    say(f"{count_of(done, 'image')}, {seeds}: {out}")

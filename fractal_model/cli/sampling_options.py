@@ -1,4 +1,4 @@
-"""Options of the commands that sample, and the settings that they make."""
+"""Options of the commands that sample, and the sampling settings that they give."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fractal_model.cli.options import ModelOption, ParamsOption
 from fractal_model.common.errors import FractalError
+from fractal_model.common.plurals import count_of
 from fractal_model.common.validation import describe
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, load_params
@@ -25,52 +26,52 @@ if TYPE_CHECKING:
 ClassesOption = Annotated[
     str,
     typer.Option(
-        help="Numbers or names, with commas; `none` for no class. name:2 or number:2 where "
-        "both are classes; a name that has a comma in double quotes.",
+        help="Class numbers or names, such as 3,7 or dog,none; `none` draws without a class. Write "
+        "number:2 or name:2 where 2 is a number and a name, and a name with a comma in double "
+        "quotes."
     ),
 ]
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What `sample`, `edit` and `animate` have in common."""
+    """Options that `sample`, `edit` and `animate` have in common."""
 
     model: ModelOption
     size: Annotated[
         str | None,
         typer.Option(
-            help="Take the sampling settings of this size in params.yaml; by default the size that "
-            "the model is of."
+            help="Take the sampling settings of this size in params.yaml. Default: the model's own "
+            "size."
         ),
     ] = None
     guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; 1 is none. Default: the size's.")
+        float | None, typer.Option(help="Guidance; 1 switches it off. Default: the size's.")
     ] = None
     logit_scale: Annotated[
         float | None,
         typer.Option(
-            help="Multiplies the logits (the paper's temperature): above 1 is sharper. "
+            help="Factor on the logits, the paper's temperature; above 1 makes samples more alike. "
             "Default: the size's."
         ),
     ] = None
     iterations: Annotated[
         str | None,
-        typer.Option(help="Steps of each level from the top, as 16,4. Default: the size's."),
+        typer.Option(help="Iterations of each level, such as 16,4. Default: the size's."),
     ] = None
     order: Annotated[
         str | None,
         typer.Option(
-            help="In which order the first level's patches come: random, raster, centre-out, or "
-            "all their numbers (row by row from 0), as 3,1,0,2 or in a file. Patches inside them "
-            "stay in random order."
+            help="Order in which level 0 generates its patches: random, raster, centre-out, or a "
+            "list of all patch numbers, such as 3,1,0,2, here or in a file. Default: the size's."
         ),
     ] = None
     params: ParamsOption = DEFAULT_FILE
 
     def load(self) -> tuple[FractalModel, SamplingConfig]:
-        """The model, and the settings of its size with the options put in their place.
+        """Load the model, and change its size's sampling settings as the options say.
 
-        FractalError: no such model, a model of no known size, or a value that is not allowed.
+        FractalError: the model does not exist or is of no size, or a value is not allowed.
         """
         from fractal_model.tracking.model_source import load_model
 
@@ -84,7 +85,7 @@ class SamplingOptions:
                 raise FractalError(
                     f"the settings of size {size.name} do not fit the model: {error}"
                 ) from error
-        return model, changed_sampling(
+        return model, change_sampling(
             size.sampling,
             model.config,
             guidance=self.guidance,
@@ -95,8 +96,8 @@ class SamplingOptions:
 
 
 def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command each field of `SamplingOptions` as an option of its own, in the place of its
-    parameter `options`."""
+    """Replace the parameter `options` of a command by one option for each field of
+    `SamplingOptions`."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     shared = list(inspect.signature(SamplingOptions, eval_str=True).parameters.values())
 
@@ -114,7 +115,7 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 LARGEST_REQUEST = 1_000_000
-_SHOWN = 40
+_LONGEST_TEXT = 40
 _ORDERS: tuple[str, ...] = get_args(OrderName)
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
@@ -124,27 +125,27 @@ _ALLOWED = {
 
 
 def require_request(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
-    """`n` images of each class. FractalError: too many or none, a seed or batch out of range."""
+    """Check that `n` images of each of the `classes` can be drawn. FractalError: too many images
+    or none, or a seed or batch size that is out of range."""
     from fractal_model.common.strict import LARGEST_SEED
     from fractal_model.generation.classes import split_classes
 
-    kinds = len(split_classes(classes))
-    total = kinds * n
+    total = len(split_classes(classes)) * n
     if not 1 <= total <= LARGEST_REQUEST:
         raise FractalError(
-            f"{total} images asked for ({kinds} classes of {n}): 1 … {LARGEST_REQUEST} at a "
-            f"time; go on with another --seed for more"
+            f"{count_of(total, 'image')} asked for: give 1 … {LARGEST_REQUEST:,} with --n and "
+            f"--classes, and draw more with another --seed"
         )
     if not 0 <= seed <= LARGEST_SEED - total + 1:
         raise FractalError(
-            f"seed {seed} with {total} images is out of range: give --seed 0 … "
+            f"seed {seed} with {count_of(total, 'image')} is out of range: give --seed 0 … "
             f"{LARGEST_SEED - total + 1}"
         )
     if batch_size is not None and batch_size < 1:
-        raise FractalError(f"batch size {batch_size} asked for: give 1 or more")
+        raise FractalError(f"batch size {batch_size} is out of range: give 1 or more")
 
 
-def changed_sampling(
+def change_sampling(
     base: SamplingConfig,
     model: ModelConfig,
     *,
@@ -153,7 +154,7 @@ def changed_sampling(
     iterations: str | None = None,
     order: str | None = None,
 ) -> SamplingConfig:
-    """`base` with the options that are not None in its values' place.
+    """Return `base` with each option that is not None in place of its own value.
 
     FractalError: a value is not allowed or does not fit the model.
     """
@@ -162,9 +163,9 @@ def changed_sampling(
     factors = {"guidance": guidance, "logit_scale": logit_scale}
     changes: dict[str, object] = {k: value for k, value in factors.items() if value is not None}
     if iterations is not None:
-        changes["iterations"] = numbers(iterations, "iterations", len(model.levels))
+        changes["iterations"] = parse_numbers(iterations, "iterations", len(model.levels))
     if order is not None:
-        changes["order"] = _order(order)
+        changes["order"] = _parse_order(order)
     try:
         settings = SamplingConfig.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
@@ -178,31 +179,32 @@ def changed_sampling(
     return settings
 
 
-def _order(text: str) -> str | tuple[int, ...]:
+def _parse_order(text: str) -> str | tuple[int, ...]:
     if text in _ORDERS:
         return text
     if text.strip() and set(text) <= set("0123456789, "):
-        return numbers(text, "order", None)
+        return parse_numbers(text, "order", None)
     try:
         content = Path(text).read_text(errors="replace")
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise FractalError(
-            f"order {text[:60]!r} is neither {', '.join(_ORDERS)} nor a file that can "
-            f"be read: choose one, or give the patches' numbers"
+            f"order {text[:60]!r} is neither {', '.join(_ORDERS)} nor a file that can be read: "
+            f"choose one, or give the numbers of the patches"
         ) from error
-    return numbers(content, f"order file {text}", None)
+    return parse_numbers(content, f"order file {text}", None)
 
 
-def numbers(text: str, what: str, count: int | None) -> tuple[int, ...]:
-    """Read whole numbers with commas or blanks between them.
+def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
+    """Return the whole numbers of a text that separates them by commas or blanks.
 
-    FractalError: something else, or not `count` of them where that is given.
+    FractalError: the text holds something else, or not `count` numbers. None allows any count.
     """
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        shown = repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
-        raise FractalError(f"{what}: {shown} given; give whole numbers with commas") from error
+        shown = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
+        raise FractalError(f"{name}: found {shown}, expected whole numbers such as 3,1") from error
     if count is not None and len(values) != count:
-        raise FractalError(f"{what} {text!r}: {count} numbers are wanted, {len(values)} given")
+        expected = count_of(count, "number")
+        raise FractalError(f"{name}: found {len(values)} in {text!r}, expected {expected}")
     return values

@@ -1,4 +1,4 @@
-"""`fractal services up | down | status`: the servers on this machine; `make up` and so on."""
+"""`fractal services up | down | status`: the servers of this machine, for `make up` and others."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.services.control import Services
 
-app = group("Prefect, MLflow and Ray on this machine, on loopback.")
+app = group("Start and stop the Prefect, MLflow and Ray servers of this machine.")
 
 
 def _services(params: Path) -> Services:
@@ -22,29 +22,29 @@ def _services(params: Path) -> Services:
 
 @app.command()
 def up(params: ParamsOption = DEFAULT_FILE) -> None:
-    """Start them and wait until all answer."""
+    """Start the servers and wait until all of them answer."""
     from fractal_model.tracking.local_store import prepare_local_store
 
     services = _services(params)
-    begin = time.monotonic()
-    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:  # else the server has another store
+    start = time.monotonic()
+    if "MLFLOW_BACKEND_STORE_URI" not in os.environ:  # Otherwise the server uses another store.
         prepare_local_store(load_params(params).paths.outputs)
     services.up(say)
-    say(f"all up after {time.monotonic() - begin:.0f} s; train with")
+    say(f"all servers run after {time.monotonic() - start:.0f} s; train with")
     say("  prefect deployment run train-fractal/digits --watch")
     say("logs: outputs/services/*.log; stop with `make down`")
 
 
 @app.command()
 def down(params: ParamsOption = DEFAULT_FILE) -> None:
-    """Stop what `up` started, and nothing else."""
+    """Stop the servers that `up` started, and nothing else."""
     stopped = _services(params).down()
     say(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 
 @app.command()
 def status(params: ParamsOption = DEFAULT_FILE) -> None:
-    """What runs where. The exit code is 1 when nothing does."""
+    """List the servers with their addresses. The exit code is 1 if none runs."""
     services = _services(params)
     states = services.status()
     if not states:
@@ -55,4 +55,4 @@ def status(params: ParamsOption = DEFAULT_FILE) -> None:
         table.add_row(service.name, service.state, str(service.pid or ""), service.address)
     console.print(table)
     if not services.is_supervised():
-        say("supervisord does not answer, so what dies may stay dead: `make down`, then `make up`")
+        say("supervisord does not restart servers that die: run `make down`, then `make up`")

@@ -1,4 +1,4 @@
-"""`fractal ui`: MLflow's pages on this machine's own store."""
+"""`fractal ui`: serve MLflow's pages for the store in this project's folder."""
 
 import os
 import subprocess
@@ -19,10 +19,10 @@ from fractal_model.services.processes import require_free_port
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Open the MLflow UI on this machine's own store."""
+    """Serve MLflow's pages for the store in this project's folder."""
     from fractal_model.tracking.store import connect
 
     outputs = load_params(params).paths.outputs
@@ -35,7 +35,7 @@ def ui(
     say(f"MLflow on http://127.0.0.1:{port} (login: {folder.login_file}; Ctrl-C stops it)")
     command = ["mlflow", "server", *mlflow_options(port)]
     with TemporaryDirectory() as private:
-        # Everybody on the machine sees a command's words: the address may hold a password.
+        # All users of the machine can see a command line, and the address may hold a password.
         secret = {"MLFLOW_BACKEND_STORE_URI": uri, **write_mlflow_login(login, Path(private))}
         environment = os.environ | secret
         done = subprocess.run([sys.executable, "-m", *command], env=environment, check=False)

@@ -142,7 +142,9 @@ def run(app: typer.Typer) -> None:
         else:
             context = getattr(error, "ctx", None)
             where = context.command_path if context is not None else Path(sys.argv[0]).name
-            print(f"error: {safe_text(text).rstrip('.')}; see `{where} --help`", file=sys.stderr)
+            link = " See" if text.endswith("?") else "; see"
+            line = f"error: {safe_text(text).rstrip('.')}{link} `{where} --help`"
+            print(line, file=sys.stderr)
         raise SystemExit(2) from error
     except typer.Abort:
         exit_interrupted()

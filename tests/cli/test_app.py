@@ -113,6 +113,8 @@ def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
     ("words", "said"),
     [
         (["bogus"], "No such command 'bogus'; see `"),
+        (["smaple"], "No such command 'smaple'. Did you mean 'sample'? See `"),
+        (["data", "registr"], "No such command 'registr'. Did you mean 'register'? See `"),
         (["sample"], "Missing option '--model'; see `"),
         (["sample", "--model", "x", "--out", "y", "--n", "abc"], "Invalid value for '--n': "),
         (["sample", "--model", "x", "--out", ""], "Invalid value for '--out': it is empty: give"),

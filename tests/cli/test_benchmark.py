@@ -147,7 +147,10 @@ def test_the_operations_of_a_likelihood_are_those_that_ran():
         (["sample", "--size", "digits", "--levels", "4,1"], "both --size and --levels given"),
         (["sample", "--levels", "4,1"], "--levels without --widths, --blocks, --heads"),
         (["sample", "--size", "huge"], "size 'huge' is unknown"),
-        (["sample", "--size", "mar-64", "--iterations", "1,2,3"], "2 numbers are wanted, 3 given"),
+        (
+            ["sample", "--size", "mar-64", "--iterations", "1,2,3"],
+            "found 3 in '1,2,3', expected 2 numbers",
+        ),
         (["sample", "--size", "digits", "--guidance", "-1"], "guidance 0 … 1000"),
         (["sample", *TINY, "--generators", "ar"], "generators has length 1 for 3"),
         (["sample", *TINY, "--generators", "ar,gan"], "'ar' or 'mar'"),
@@ -162,7 +165,7 @@ def test_what_cannot_be_timed_is_refused(arguments, says):
 def test_the_table_has_what_the_mode_has():
     shown = CliRunner().invoke(app, ["benchmark", "train", *TINY, "--generators", "ar,ar"]).stdout
     assert "utilisation" in shown
-    assert "median of 1 runs" in shown
+    assert "median of 1 run" in shown
     assert "uncached" not in shown
     assert "level" not in shown
 

@@ -108,28 +108,28 @@ BOX = ("--box", "0,0,2,2")
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((), "nothing says what to generate"),
-        ((*BOX, "--uncrop", "0.5"), "--box and --uncrop says what to generate"),
-        (("--mask", "mask.png", "--outside"), "--outside is given without a box"),
-        (("--box", "0,0,2"), "4 numbers are wanted, 3 given"),
+        ((), "found no option to say what to generate"),
+        ((*BOX, "--uncrop", "0.5"), "found --box and --uncrop to say"),
+        (("--mask", "mask.png", "--outside"), "--outside is given without --box"),
+        (("--box", "0,0,2"), "found 3 in .*, expected 4 numbers"),
         (("--box", "0,0,2,x"), "whole numbers"),
         (("--box", "3,3,2,2"), "not inside"),
         (("--mask", "nowhere.png"), "nowhere.png cannot be read"),
         ((*BOX, "--guidance", "nan"), "guidance: Input should be a finite number"),
         ((*BOX, "--logit-scale", "0"), "logit_scale"),
-        ((*BOX, "--iterations", "3"), "2 numbers are wanted, 1 given"),
+        ((*BOX, "--iterations", "3"), "found 1 in .*, expected 2 numbers"),
         ((*BOX, "--iterations", "9,1"), "iterations is 9 for the level"),
         ((*BOX, "--order", "spiral"), "neither random, raster, centre-out nor a file"),
         ((*BOX, "--classes", "9"), "class '9' is unknown"),
-        ((*BOX, "--seed", "4294967296"), "seed 4294967296 with 1 images .* 0 … 4294967295"),
-        ((*BOX, "--seed", "-1"), "seed -1 with 1 images"),
-        ((*BOX, "--n", "1000000000"), "1000000000 images asked for .* 1 … 1000000"),
+        ((*BOX, "--seed", "4294967296"), "seed 4294967296 with 1 image .* 0 … 4294967295"),
+        ((*BOX, "--seed", "-1"), "seed -1 with 1 image is"),
+        ((*BOX, "--n", "1000000000"), "1,000,000,000 images asked for: give 1 … 1,000,000"),
         ((*BOX, "--n", "0"), "0 images asked for"),
         ((*BOX, "--batch-size", "0"), "batch size 0"),
         ((*BOX, "--classes", "2,1,2"), "class 2 is given 2 times"),
         ((*BOX, "--grid", "g.jpg"), "g.jpg is no PNG file"),
-        ((*BOX, "--out", "o.png", "--grid", "./o.png"), "is the name of an edited image"),
-        (("--box", "0,0,4,4", "--outside"), "nothing is left to generate: in a mask, white"),
+        ((*BOX, "--out", "o.png", "--grid", "./o.png"), "is the file of an edited image"),
+        (("--box", "0,0,4,4", "--outside"), "nothing is left to generate: give a mask with white"),
         ((*BOX, "--size", "huge"), "size 'huge' is unknown"),
         ((*BOX, "--out", "o.jpg"), "name it .png"),
         ((*BOX, "--out", "/proc/no folder/o.png"), "cannot be made"),
@@ -153,7 +153,7 @@ def test_a_model_of_no_size_needs_one(folder, tmp_path):
 
 def test_an_order_file_without_numbers(folder, tmp_path):
     (tmp_path / "order.txt").write_text("first, second")
-    with pytest.raises(FractalError, match="order file .* give whole numbers"):
+    with pytest.raises(FractalError, match="order file .* expected whole numbers"):
         run_edit(folder, tmp_path / "o.png", *BOX, "--order", str(tmp_path / "order.txt"))
 
 

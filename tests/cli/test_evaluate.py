@@ -188,7 +188,7 @@ def test_samples_of_a_wrong_protocol(place, tmp_path, labels, size, message, pre
     ("source", "words", "message"),
     [
         ("none", (), "none holds no samples: give a folder"),
-        ("model#ema", (), "says which weights"),
+        ("model#ema", (), "chooses the weights"),
         ("model", ("--dataset", "other"), "no prepared data set at"),
         ("model", ("--size", "mar-xl"), "size 'mar-xl' is unknown"),
         ("model", ("--size", "mar-l"), "has length 3: this model takes 2"),

@@ -135,7 +135,7 @@ def _preview(models: Models) -> str:
 
 def test_promoted_by_hand_and_rolled_back(models):
     said = models("promote", "digits", 3, "--because", "it draws sevens")
-    assert "version 3 is the champion now, version 2 was it before" in said
+    assert "version 3 is the champion now, it was version 2 before" in said
     assert _champion() == "3"
     tags = registry.version_tags("digits", "3")
     assert tags["fractal.decision"].endswith("it draws sevens")
