@@ -171,7 +171,7 @@ def test_animate_writes_both_files(folder, tmp_path):
         (("--out", "a.mp4"), ".gif or .webp"),
         (("--out", "a.gif", "--frames", "0"), "frames is 0"),
         (("--out", "a.gif", "--seed", "-1"), "seed -1"),
-        (("--out", "a.gif", "--sheet", "a.gif"), "name it .png"),
+        (("--out", "a.gif", "--sheet", "a.gif"), "must end with .png"),
     ],
 )
 def test_what_animate_refuses(folder, tmp_path, monkeypatch, arguments, named):
