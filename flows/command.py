@@ -38,10 +38,8 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) -> None:
     """Run a flow with parameters from the command line; the option --params sets `params_file`.
-
-    `check` receives the settings and the other parameters. It raises FractalError for a mistake
-    before Prefect and Ray are started.
-    """
+    `check` receives the settings and the other parameters, and raises FractalError for a mistake
+    before Prefect and Ray are started."""
 
     def command(**parameters: Any) -> None:
         _require_valid(flow, parameters)
@@ -52,13 +50,11 @@ def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) ->
     command.__signature__ = _options(flow)  # type: ignore[attr-defined]
     # The part after "Args:" is the help of the options.
     command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
-    logging.getLogger("prefect.flow_runs").addFilter(_is_worth_showing)
+    # Prefect's log line about a failed run is left out: the command's last line has the reason.
+    logging.getLogger("prefect.flow_runs").addFilter(
+        lambda record: not record.getMessage().startswith("Finished in state Failed(")
+    )
     run_command(command)
-
-
-def _is_worth_showing(record: logging.LogRecord) -> bool:
-    """False for Prefect's log line about a failed run: the command's last line has the reason."""
-    return not record.getMessage().startswith("Finished in state Failed(")
 
 
 def _options(flow: Flow) -> inspect.Signature:

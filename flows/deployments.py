@@ -127,8 +127,7 @@ def training_resources(recipe: TrainingConfig) -> str:
 
 
 def evaluation_resources(size: Size) -> str:
-    """Place where an evaluation or a sweep samples, for example: 4 GPUs of the cluster, one worker
-    each."""
+    """Place where an evaluation or a sweep samples, for example: this machine."""
     workers, unit = size.evaluation.workers, "GPU" if size.training.uses_gpu else "CPU"
     if workers == 1:
         return "this machine"
@@ -136,11 +135,9 @@ def evaluation_resources(size: Size) -> str:
 
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
-    """Make the work pool if it is missing, and all deployments, for runs from this folder.
-
-    Returns the names of made and of removed deployments. FractalError: the folder has no flows, or
-    Prefect's server does not answer or refuses.
-    """
+    """Make the work pool if it is missing, and all deployments, for runs from this folder. Return
+    the names of made and of removed deployments. FractalError: the folder has no flows, or
+    Prefect's server does not answer or refuses."""
     params = load_params(params_file)
     storage = LocalStorage(str(Path.cwd()))
     if not (storage.destination / TRAIN.partition(":")[0]).is_file():

@@ -93,7 +93,7 @@ def get_or_run_evaluation(
     protocol = protocol_of(params, size.name, preview).fingerprint
     run_id = registry.find_evaluation(size.name, version.version, protocol)
     if run_id is not None:
-        say(f"fractal-{size.name} version {version.version} is evaluated under this protocol: kept")
+        say(f"fractal-{size.name} version {version.version} has this evaluation: it is reused")
         return run_id
     return _evaluate(params, size, version.checkpoint, version.version, preview, wait)
 

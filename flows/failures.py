@@ -41,9 +41,7 @@ def _redirect_to_prefect_log() -> AbstractContextManager[None]:
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:
     """Make a flow's run end as failed, with `failure_reason` as its message, if `function` raises.
-
-    The flow's caller gets the exception itself, as Prefect raises the data of a failed state.
-    """
+    The flow's caller gets the exception itself, as Prefect raises the data of a failed state."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,13 +1,10 @@
 """Flow `nightly-evaluation`: evaluate the new candidates of all sizes, within a night.
 
-As a command: `python -m flows.nightly`. Decided here:
-
-- Previews of all sizes come first, so that each size has a number in the morning. A size whose
-  preview fails gets no full evaluation.
-- A candidate is finished when it is evaluated and compared with the champion.
-- If an evaluation fails, the flow run ends as Failed, so that a person is notified, but only after
-  all others and the table. An evaluation that did not fit the time, or that another process runs,
-  is no failure.
+As a command: `python -m flows.nightly`. Decided here: previews of all sizes come first, so that
+each size has a number in the morning. A size whose preview fails gets no full evaluation. A
+candidate is finished when it is evaluated and compared with the champion. If an evaluation fails,
+the flow run ends as Failed, which notifies a person, but only after all others and the table. An
+evaluation that did not fit the time, or that another process runs, is no failure.
 """
 
 import time
@@ -200,8 +197,7 @@ def summary(rows: list[Row]) -> str:
 
 
 def send_message(block: str | None, rows: list[Row]) -> list[str]:
-    """Send the night's rows through a notification block of Prefect; return the reason, in a list,
-    if that fails."""
+    """Send the night's rows through a notification block; if that fails, return the reason."""
     if block is None:
         return []
     lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]

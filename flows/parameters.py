@@ -35,8 +35,7 @@ def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
 
 
 def _batch_conditions(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
-    """Conditions that the batch size is a multiple of the workers; the recipe gives the one of them
-    that is not set."""
+    """Conditions that the batch size is a multiple of the workers; the recipe has the rest."""
     workers = [n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     this_size = {"size": {"const": size}}
     return [

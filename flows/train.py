@@ -82,7 +82,7 @@ def train_fractal(
     fingerprint = launch.run_fingerprint(settings, manifest)
     version = registration.reuse(size, fingerprint, settings.serving) if resume else None
     if version is not None:
-        say(f"fractal-{size} version {version} is trained from the same settings and data: kept")
+        say(f"fractal-{size} version {version} has the same settings and data: it is reused")
         return version
     return _train_and_register(params, settings, manifest, fingerprint, resume=resume)
 
@@ -105,8 +105,7 @@ def _train_and_register(
 
 
 def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
-    """Stop the jobs of an earlier run with these settings, rename its folder, and supersede its run
-    in MLflow, so that training starts from the beginning."""
+    """Stop the jobs of an earlier equal run, rename its folder, and supersede its MLflow run."""
     outputs = params.paths.outputs
     jobs = _cluster_jobs(outputs, size.name, fingerprint)
     if jobs is not None:

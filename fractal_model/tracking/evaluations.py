@@ -16,9 +16,7 @@ from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSIO
 
 def evaluations() -> list[Row]:
     """The newest finished evaluation of each data set, size, version and protocol, newest first.
-
-    FractalError: the store has none.
-    """
+    FractalError: the store has none."""
     experiments = mlflow.search_experiments(filter_string=f"name LIKE '{EXPERIMENT_PREFIX}%'")
     datasets = {e.experiment_id: e.name.removeprefix(EXPERIMENT_PREFIX) for e in experiments}
     newest: dict[tuple[str, ...], Run] = {}

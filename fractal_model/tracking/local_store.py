@@ -82,17 +82,13 @@ def prepare_database(file: Path, artifacts: Path | None = None) -> None:
             remove_partial_files(file.parent)
             # The temporary name is new each time: MLflow keeps connections to a failed database.
             with atomic_file(file, unique=True) as partial:
-                _client(partial).search_experiments(max_results=1)
+                uri = f"{SCHEME}{partial}"
+                mlflow.MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
         # This fails at once for a file that is no database; MLflow would retry for a minute.
         with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database, database:
             database.execute("SELECT count(*) FROM sqlite_master")
             if artifacts is not None:
                 _update_artifact_paths(database, artifacts)
-
-
-def _client(file: Path) -> mlflow.MlflowClient:
-    address = f"{SCHEME}{file}"
-    return mlflow.MlflowClient(tracking_uri=address, registry_uri=address)
 
 
 def _wait_for_turn(file: Path) -> AbstractContextManager[None]:

@@ -10,17 +10,14 @@ from fractal_model.tracking import registry, store
 
 REGISTRY_SCHEME = "models:/"
 AVERAGED = "#ema"
-"""Suffix of a source that selects the moving average of the weights."""
 
 
 def load_model(source: str, outputs: Path) -> FractalModel:
-    """Load a model on the CPU, in evaluation mode.
+    """Load a model on the CPU, in evaluation mode. FractalError: it is missing or damaged.
 
     `source` is the folder of a checkpoint or of an exported model, or `models:/NAME@ALIAS` or
     `models:/NAME/VERSION` in the MLflow store of `outputs`. `#ema` at the end of a checkpoint's or
     version's name selects the moving average of its weights.
-
-    FractalError: there is no such model, or it is damaged.
     """
     source, averaged = source.removesuffix(AVERAGED), source.endswith(AVERAGED)
     folder = Path(source)

@@ -65,10 +65,8 @@ class PromotionLock:
 
 @contextmanager
 def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[PromotionLock]:
-    """Wait for the lock and hold it within the block.
-
-    FractalError: others held it for `wait_seconds`, or the registry does not answer.
-    """
+    """Wait for the lock and hold it within the block. FractalError: others held it for
+    `wait_seconds`, or the registry does not answer."""
     deadline, pause = time.monotonic() + wait_seconds, 0.0
     while True:
         lock = PromotionLock(f"{PREFIX}-{uuid4().hex}")

@@ -57,10 +57,8 @@ class _PyfuncWithoutTrial:
 
 def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[str, str]) -> str:
     """Log the checkpoint as a model of the active run, register it with `tags`, and point the alias
-    `candidate` to the new version; return the version's number.
-
-    FractalError: the checkpoint is damaged, or lacks the weights that `serving` asks for.
-    """
+    `candidate` to the new version; return the version's number. FractalError: the checkpoint is
+    damaged, or lacks the weights that `serving` asks for."""
     if serving.weights == "ema" and not (checkpoint / EMA_WEIGHTS).is_file():
         raise FractalError(
             f"the checkpoint {checkpoint} has no moving average of its weights, which "
@@ -85,19 +83,17 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
             validate_serving_input=False,
             registered_model_name=model_name(size),
         )
-    client = mlflow.MlflowClient()
-    number = str(logged.registered_model_version)
+    client, number = mlflow.MlflowClient(), str(logged.registered_model_version)
     # The alias comes first, so that a run that finds this version by its tags finds the candidate.
     registry.set_alias(size, CANDIDATE, number)
     for key, value in tags.items():
-        client.set_model_version_tag(model_name(size), number, key, value)
+        registry.tag_version(size, number, key, value)
     client.update_registered_model(model_name(size), describe_model(size))
     client.update_model_version(model_name(size), number, describe_version(size, tags))
     return number
 
 
 def _example(serving: ServingConfig) -> pd.DataFrame:
-    """Example request for two images of the first class, with the settings that are served."""
     settings = serving.sampling.model_dump(include={"guidance", "logit_scale"})
     return pd.DataFrame({"class": 0, "seed": [0, 1], **settings})
 

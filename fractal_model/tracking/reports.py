@@ -36,11 +36,9 @@ def log_report(
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
 ) -> None:
-    """Log `report.html`, and its figures as PNG, to the active run.
-
-    `model` is the configuration of the model that drew the samples; `training_run` is the id of the
-    run that trained it, whose curves are shown. FractalError: see `write_report`.
-    """
+    """Log `report.html`, and its figures as PNG, to the active run. `model` is the configuration of
+    the model that drew the samples, `training_run` the id of the run that trained it, whose curves
+    are shown. FractalError: see `write_report`."""
     curves = {n: points for n in CURVE_METRICS if (points := curve(training_run, n))}
     log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:

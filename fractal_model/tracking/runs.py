@@ -36,10 +36,8 @@ RESULTS_FILE = "results.json"
 @contextmanager
 def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
     """Continue the training run of this fingerprint, or begin a new one if there is none or it is
-    superseded; yield its id.
-
-    Logs parameters, data set, git revision and, if training is on this machine, system metrics.
-    """
+    superseded; yield its id. The run gets parameters, data set, git revision and, if training is on
+    this machine, system metrics."""
     here = "RAY_ADDRESS" not in os.environ
     name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "train", name, outputs, key=key, system=here) as run:
@@ -76,8 +74,7 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
 
 @contextmanager
 def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterator[str]:
-    """Begin a run that registers a model from a published file with this SHA-256 `checksum`; yield
-    its id."""
+    """Begin a run for a model from a published file with this SHA-256; yield its id."""
     with _run(size, "import", f"import-{size.name}-{checksum[:8]}", outputs) as run:
         name = safe_text(source.name, LONGEST_NAME)
         mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: name})
@@ -87,8 +84,7 @@ def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterat
 
 @contextmanager
 def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """Continue the parent run of the sweep with this fingerprint, or begin a new one; yield its
-    id."""
+    """Continue or begin the parent run of the sweep with this fingerprint; yield its id."""
     key = {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "sweep", f"sweep-{size.name}-v{version}", outputs, key=key) as run:
         mlflow.set_tags({**key, tags.VERSION_TAG: version})
@@ -99,8 +95,7 @@ def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iter
 def setting_run(
     size: Size, setting: SamplingConfig, parent: str, outputs: Path
 ) -> Iterator[dict[str, float]]:
-    """Continue or begin the child run of a setting within the active parent run; yield the metrics
-    that it already has."""
+    """Continue or begin the child run of a setting in the active run; yield its metrics so far."""
     name = f"guidance {setting.guidance:g}, logit scale {setting.logit_scale:g}"
     key = {tags.SETTING_TAG: fingerprint_of(setting), tags.PARENT_TAG: parent}
     with _run(size, "sweep", name, outputs, key=key, nested=True) as run:

@@ -62,12 +62,9 @@ class ServedFractalModel(PythonModel):
         self._model = checkpoint.build_model(averaged=self._serving.weights == "ema")
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
-        """Draw the images of a table, as PNG bytes in the order of its rows.
-
+        """Draw the images of a table of at most MOST_ROWS rows; return PNG bytes in their order.
         Columns: class (number or name, `none` for no class), seed, and optionally guidance and
-        logit_scale, which then need a number in every row. At most MOST_ROWS rows. BadRequest: a
-        row or column is wrong; the message names it.
-        """
+        logit_scale, with a number in every row. BadRequest: a row or column is wrong."""
         rows = _read_rows(model_input)
         requests = [self._read_request(place, row) for place, row in enumerate(rows)]
         same_settings = defaultdict(list)
@@ -106,7 +103,6 @@ class ServedFractalModel(PythonModel):
 
 
 def _read_rows(table: Any) -> list[dict]:
-    """Return the rows of a request. BadRequest: too many rows, or unknown or missing columns."""
     if not isinstance(table, pd.DataFrame):  # One of MLflow's other formats, such as `inputs`.
         try:
             table = pd.DataFrame(table)

@@ -117,8 +117,6 @@ class MetricSpool:
         self._write_unwritten()
         self._news.set()
 
-    # The files
-
     def _open(self) -> None:
         """Drop an incomplete last line and read where delivery stopped."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -218,8 +216,6 @@ class MetricSpool:
             self._warn_once(refusal.subject, text)
         if batch.unreadable:
             self._warn_once("lines", f"{self._metrics} has lines that are no reports: {place}")
-
-    # The thread
 
     def _run(self) -> None:
         while not self._abandoned.is_set():

@@ -37,10 +37,8 @@ class Delivery:
 
     def send(self, points: Sequence[Metric]) -> list[Refusal]:
         """Send points to the run; return the refused ones. One bad name makes MLflow refuse a whole
-        request, so the request is halved until the bad point is alone and all others arrive.
-
-        MlflowException, or another error of the store: send all points again later.
-        """
+        request, so the request is halved until the bad point is alone and all others arrive. Any
+        exception means that all points must be sent again later."""
         try:
             self._client.log_batch(self._run_id, metrics=points, synchronous=True)
         except MlflowException as error:

@@ -34,9 +34,7 @@ T = TypeVar("T")
 
 def connect(outputs: Path) -> str:
     """Point MLflow to its store, create a local store if there is none, and return its address.
-
-    FractalError: the server does not answer, or the file cannot be used.
-    """
+    FractalError: the server does not answer, or the file cannot be used."""
     # MLflow logs every table that it creates.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -79,9 +77,7 @@ def use_store(uri: str) -> None:
 
 def get_or_create_experiment(dataset: str, outputs: Path) -> str:
     """Return the id of the data set's experiment `fractal-<dataset>`; create it if it is missing.
-
-    FractalError: a person has deleted it, and MLflow reserves its name until it is purged.
-    """
+    FractalError: a person has deleted it, and MLflow reserves its name until it is purged."""
     name = f"{EXPERIMENT_PREFIX}{dataset}"
     experiment = mlflow.get_experiment_by_name(name)
     if experiment is not None:

@@ -1,6 +1,6 @@
-"""One small project folder for all tests of the flows: its own params.yaml, stores and data.
+"""One small project folder for all tests of the flows, with its own params.yaml, stores and data.
 
-The path has a space in it, as users' paths do. Commands run as a person types them.
+The path has a space, as users' paths may have. Commands run as a person types them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.projects import Project, make_project
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, prefect: None) -> Project:
-    """Data prepared, reference extracted, one model trained and evaluated."""
+    """A project with prepared data, a reference, and one trained and evaluated model."""
     project = make_project(tmp_path_factory.mktemp("flows") / "a project", small_params())
     project.run(app.main, "data", "prepare", "digits")
     project.run(app.main, "data", "reference", "digits")
@@ -26,17 +26,17 @@ def project(tmp_path_factory: pytest.TempPathFactory, prefect: None) -> Project:
 
 @pytest.fixture
 def error_line(capsys):
-    """The one line that a failing command leaves on standard error."""
+    """A function that runs a failing command and returns its line on standard error."""
 
     def run(project, main, *arguments) -> str:
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as raised:
             project.run(main, *arguments)
-        shown = capsys.readouterr()
-        assert stopped.value.code == 1
-        assert shown.err.startswith("error: ")
-        assert shown.err.count("\n") == 1, shown.err
-        assert shown.out == ""
-        return shown.err
+        output = capsys.readouterr()
+        assert raised.value.code == 1
+        assert output.err.startswith("error: ")
+        assert output.err.count("\n") == 1, output.err
+        assert output.out == ""
+        return output.err
 
     return run

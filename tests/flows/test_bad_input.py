@@ -1,4 +1,4 @@
-"""What a person gets wrong ends with one line and a non-zero exit code, nothing lost."""
+"""A person's mistake ends with one line and a non-zero exit code, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.support.params import small_params
 from tests.support.projects import Project, make_project
 
 
-def test_missing_data_set(error_line, tmp_path):
+def test_a_missing_data_set_is_named(error_line, tmp_path):
     project = make_project(tmp_path / "empty", small_params())
     line = error_line(project, train.main)
     assert "digits" in line
     assert "dvc repro" in line
 
 
-def test_misspelt_key(error_line, tmp_path):
+def test_a_misspelt_key_is_named(error_line, tmp_path):
     content = small_params()
     content["training"]["digits"]["epoch"] = content["training"]["digits"].pop("epochs")
     project = make_project(tmp_path / "misspelt", content)
@@ -29,13 +29,13 @@ def test_misspelt_key(error_line, tmp_path):
     assert "epochs" in line
 
 
-def test_unknown_size(error_line, project):
+def test_an_unknown_size_is_named(error_line, project):
     line = error_line(project, evaluate.main, "--size", "mar-xl")
     assert "mar-xl" in line
     assert "digits" in line
 
 
-def test_a_server_that_does_not_answer(error_line, project, monkeypatch):
+def test_a_server_that_does_not_answer_is_named(error_line, project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     for main in (train.main, evaluate.main):
@@ -44,7 +44,7 @@ def test_a_server_that_does_not_answer(error_line, project, monkeypatch):
         assert "MLFLOW_TRACKING_URI" in line
 
 
-def test_nothing_registered(error_line, project, tmp_path):
+def test_an_empty_registry_says_how_to_train(error_line, project, tmp_path):
     other = make_project(tmp_path / "fresh", small_params())
     (other.folder / "data").symlink_to(project.folder / "data")
     line = error_line(other, evaluate.main)
@@ -53,27 +53,27 @@ def test_nothing_registered(error_line, project, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "no marker"])
-def test_damaged_registered_checkpoint(error_line, project, damage):
-    """The registry's own copy is damaged; the evaluation says so before it logs anything."""
+def test_a_damaged_registered_checkpoint_is_named(error_line, project, damage):
+    """The evaluation names the damaged file before it logs anything."""
     store.connect(project.outputs)
     folder = registry.resolve("digits").checkpoint
     file = folder / ("COMPLETE" if damage == "no marker" else "model.safetensors")
-    whole = file.read_bytes()
+    original = file.read_bytes()
     try:
         if damage == "flipped":
-            file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            file.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
         elif damage == "truncated":
-            file.write_bytes(whole[:-100])
+            file.write_bytes(original[:-100])
         else:
             file.unlink()
         line = error_line(project, evaluate.main)
     finally:
-        file.write_bytes(whole)
+        file.write_bytes(original)
     assert file.name in line
     assert str(folder) in line
 
 
-def test_the_registry_lost_its_files(error_line, project, tmp_path):
+def test_a_version_without_files_is_named(error_line, project, tmp_path):
     store.connect(project.outputs)
     folder = registry.resolve("digits").checkpoint.parents[1]
     folder.rename(tmp_path / "elsewhere")
@@ -91,7 +91,9 @@ def test_the_registry_lost_its_files(error_line, project, tmp_path):
         ({"num_classes": 7}, ["num_classes 7", "digits has 10"]),
     ],
 )
-def test_a_model_that_does_not_fit_the_data(error_line, project, tmp_path, changes, expected):
+def test_a_model_that_does_not_fit_the_data_is_refused(
+    error_line, project, tmp_path, changes, expected
+):
     content = small_params()
     content["models"]["digits"].update(changes)
     other = make_project(tmp_path / "unfit", content)
@@ -101,7 +103,7 @@ def test_a_model_that_does_not_fit_the_data(error_line, project, tmp_path, chang
         assert all(part in line for part in expected)
 
 
-def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path):
+def test_a_run_that_another_process_trains_is_refused(error_line, project, tmp_path):
     other = make_project(tmp_path / "locked", small_params())
     (other.folder / "data").symlink_to(project.folder / "data")
     params = load_params(other.params)
@@ -113,7 +115,7 @@ def test_a_run_that_another_process_is_at_work_on(error_line, project, tmp_path)
     assert "another process" in line
 
 
-def test_settings_that_are_a_folder(error_line, project, tmp_path):
+def test_a_folder_as_settings_file_is_refused(error_line, project, tmp_path):
     (tmp_path / "params.yaml").mkdir()
     line = error_line(Project(tmp_path), train.main)
     assert "cannot be read" in line

@@ -1,4 +1,4 @@
-"""Prefect's deployments: made from params.yaml alone, as a real server then has them."""
+"""Prefect's deployments: made from params.yaml alone, and read back from a real server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ H100 = "32 workers, one H100, 8 CPUs and 40 GiB of memory each"
 
 
 def _only(*sizes: str) -> dict:
-    """The small settings with these sizes, each of them as digits is."""
+    """The small settings with these sizes, each a copy of digits."""
     content = small_params()
     for section in SIZE_SECTIONS:
         digits = content[section]["digits"]
@@ -45,32 +45,32 @@ def _only(*sizes: str) -> dict:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Project:
-    """A folder with flows and the sizes digits and own; the working directory."""
+    """A project with flows and the sizes digits and own, as the working directory."""
     project = make_project(tmp_path / "a project", _only("digits", "own"))
     (project.folder / "flows").symlink_to(REPOSITORY / "flows")
     monkeypatch.chdir(project.folder)
     return project
 
 
-def _made(params: Params) -> dict[tuple[str, str], deployments.Deployment]:
-    made = list(deployments.deployments(params))
-    named = {(each.entrypoint, each.name): each for each in made}
-    assert len(named) == len(made)
-    return named
+def _by_name(params: Params) -> dict[tuple[str, str], deployments.Deployment]:
+    all_deployments = list(deployments.deployments(params))
+    by_name = {(each.entrypoint, each.name): each for each in all_deployments}
+    assert len(by_name) == len(all_deployments)
+    return by_name
 
 
 def test_every_size_is_trained_evaluated_and_swept():
     params = load_params(SHIPPED)
-    made = _made(params)
+    by_name = _by_name(params)
     for name in params.models:
         recipe = params.training[name]
         for entrypoint in (deployments.TRAIN, deployments.EVALUATE, deployments.SWEEP):
-            each = made.pop((entrypoint, name))
-            assert each.parameters == {"size": name}
-            assert {"fractal", recipe.dataset} < set(each.tags)
-            assert "Resources: " in each.description
+            deployment = by_name.pop((entrypoint, name))
+            assert deployment.parameters == {"size": name}
+            assert {"fractal", recipe.dataset} < set(deployment.tags)
+            assert "Resources: " in deployment.description
     others = {(deployments.NIGHTLY, "all")}
-    assert set(made) == others | {x for x in made if x[0] == deployments.PREPARE}
+    assert set(by_name) == others | {x for x in by_name if x[0] == deployments.PREPARE}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_every_size_is_trained_evaluated_and_swept():
         ),
     ],
 )
-def test_a_description_says_what_the_recipe_asks_for(tmp_path, size, recipe, description, tags):
+def test_a_description_has_the_resources_of_the_recipe(tmp_path, size, recipe, description, tags):
     content = yaml.safe_load(SHIPPED.read_text())
     published = {
         "workers": 32,
@@ -112,8 +112,8 @@ def test_a_description_says_what_the_recipe_asks_for(tmp_path, size, recipe, des
     }
     content["training"][size].update(published | recipe)
     params = load_params(make_project(tmp_path / "recipe", content).params)
-    each = _made(params)[deployments.TRAIN, size]
-    assert (each.description, each.tags) == (description, tags)
+    deployment = _by_name(params)[deployments.TRAIN, size]
+    assert (deployment.description, deployment.tags) == (description, tags)
 
 
 @pytest.mark.parametrize(
@@ -124,24 +124,24 @@ def test_a_description_says_what_the_recipe_asks_for(tmp_path, size, recipe, des
         (4, "4 CPUs of the cluster, one worker each"),
     ],
 )
-def test_where_an_evaluation_and_a_sweep_sample(tmp_path, workers, place):
+def test_a_description_says_where_an_evaluation_and_a_sweep_sample(tmp_path, workers, place):
     content = _only("digits")
     content["evaluation"]["digits"]["workers"] = workers
-    made = _made(load_params(make_project(tmp_path / "workers", content).params))
+    by_name = _by_name(load_params(make_project(tmp_path / "workers", content).params))
     for entrypoint in (deployments.EVALUATE, deployments.SWEEP):
-        assert made[entrypoint, "digits"].description.endswith(f" Resources: {place}.")
+        assert by_name[entrypoint, "digits"].description.endswith(f" Resources: {place}.")
 
 
-def test_each_registered_data_set_is_prepared(project):
+def test_each_registered_data_set_has_a_deployment(project):
     params = load_params(project.params)
     entry = Registered(source="flowers", resolution=64, description="data/sources/flowers.json")
     params.paths.data.mkdir()
     update_registered(params.paths.data, {"flowers": entry})
-    made = _made(params)
+    by_name = _by_name(params)
     for dataset in ("digits", "flowers"):
-        each = made[deployments.PREPARE, dataset]
-        assert each.parameters == {"dataset": dataset}
-        assert each.tags == ("fractal", dataset)
+        deployment = by_name[deployments.PREPARE, dataset]
+        assert deployment.parameters == {"dataset": dataset}
+        assert deployment.tags == ("fractal", dataset)
 
 
 def _parameters() -> Iterator[tuple[str, str, dict]]:
@@ -151,13 +151,13 @@ def _parameters() -> Iterator[tuple[str, str, dict]]:
 
 
 @pytest.mark.parametrize(("flow", "parameter", "schema"), list(_parameters()))
-def test_the_form_in_the_browser_says_what_a_parameter_is(flow, parameter, schema):
+def test_every_parameter_has_a_description_in_prefects_form(flow, parameter, schema):
     assert len(schema["description"]) > 10
 
 
 @pytest.fixture
 def server(prefect: None) -> None:
-    """Without deployments."""
+    """A Prefect server without deployments."""
     with get_client(sync_client=True) as client:
         for each in client.read_deployments():
             client.delete_deployment(each.id)
@@ -178,7 +178,7 @@ def _names(*sizes: str) -> set[str]:
     return of_sizes | {"prepare-data/digits", "nightly-evaluation/all"}
 
 
-def test_what_the_server_has(project, server, capsys):
+def test_the_server_has_every_deployment_with_its_settings(project, server, capsys):
     project.run(deployments.main)
     assert set(capsys.readouterr().out.split()) == {"deployed"} | _names("digits", "own")
     stored = _on_the_server()
@@ -205,9 +205,9 @@ def test_what_the_server_has(project, server, capsys):
     assert [name for name, each in stored.items() if each.schedules] == ["nightly-evaluation/all"]
 
 
-def test_a_size_more_a_size_less_and_another_night(project, server, capsys):
+def test_new_and_deleted_sizes_and_another_schedule_change_the_server(project, server, capsys):
     project.run(deployments.main)
-    # What a person has made, from this folder and from another one, is left alone.
+    # Deployments that a person has made, from this folder or another one, stay.
     for name, folder in (("own-short", project.folder), ("elsewhere", project.folder.parent)):
         _deploy_by_hand(name, folder)
     content = _only("digits", "new")
@@ -236,7 +236,7 @@ def _deploy_by_hand(name: str, folder: Path) -> None:
     deployment.apply()
 
 
-def test_settings_of_another_name_are_read_by_the_runs(project, server):
+def test_runs_read_a_settings_file_of_another_name(project, server):
     other = project.folder / "mine.yaml"
     project.params.rename(other)
     deployments.deploy(Path("mine.yaml"))
@@ -244,12 +244,12 @@ def test_settings_of_another_name_are_read_by_the_runs(project, server):
     assert parameters == {"size": "digits", "params_file": str(other)}
 
 
-def test_the_server_does_not_answer(project):
+def test_a_server_that_does_not_answer_is_named(project):
     with prefect_away(), pytest.raises(FractalError, match=r"Prefect's server http.*`make up`"):
         deployments.deploy(Path("params.yaml"))
 
 
-def test_a_folder_without_flows(project):
+def test_a_folder_without_flows_is_refused(project):
     (project.folder / "flows").unlink()
     with pytest.raises(FractalError, match="has no flows: run from the project's folder"):
         deployments.deploy(Path("params.yaml"))

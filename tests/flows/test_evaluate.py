@@ -1,4 +1,4 @@
-"""The flow's ways in: a preview, a checkpoint's folder, a version; and the record of each."""
+"""The flow with a preview, a checkpoint's folder or a version; and the record of each."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.support.tiny_files import save_tiny
 
 @pytest.fixture
 def new_runs(project):
-    """The ids of the evaluation runs that a test makes; they are gone after it, and their tags."""
+    """A function with the ids of a test's evaluation runs, which are deleted after the test."""
     store.connect(project.outputs)
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("fractal-digits").experiment_id
 
     def evaluations() -> set[str]:
-        found = client.search_runs([experiment], "tags.`fractal.kind` = 'evaluate'")
-        return {run.info.run_id for run in found}
+        runs = client.search_runs([experiment], "tags.`fractal.kind` = 'evaluate'")
+        return {run.info.run_id for run in runs}
 
     before = evaluations()
     yield lambda: sorted(evaluations() - before)
@@ -41,79 +41,80 @@ def new_runs(project):
                 client.delete_model_version_tag("fractal-digits", "1", name)
 
 
-def record_of(run_id: str) -> Record:
+def read_run_record(run_id: str) -> Record:
     return Record.model_validate(mlflow.artifacts.load_dict(f"runs:/{run_id}/protocol.json"))
 
 
-def test_the_record_is_beside_the_numbers(project, new_runs):
+def test_the_record_is_stored_beside_the_numbers(project, new_runs):
     protocol = protocol_of(load_params(project.params), "digits")
     tags = registry.version_tags("digits", "1")
     run_id = tags[f"fractal.evaluation.{protocol.fingerprint[:12]}"]
-    record = record_of(run_id)
+    record = read_run_record(run_id)
     assert record.protocol == protocol and record.checksum == protocol.fingerprint
     assert mlflow.get_run(run_id).data.tags["fractal.protocol"] == protocol.fingerprint
     assert record.model == "models:/fractal-digits/1" and record.version == "1"
-    assert list((project.outputs / "evaluations").glob("*/")) == [], "the parts are not needed"
+    assert list((project.outputs / "evaluations").glob("*/")) == [], "the parts are deleted"
 
 
-def test_a_preview_bears_its_count_and_promotes_nothing(project, new_runs):
+def test_a_preview_has_its_count_in_its_names_and_promotes_nothing(project, new_runs):
     before = registry.version_tags("digits", "1")
-    found = evaluate_fractal(preview=True, params_file=project.params)
-    assert {"fid_20", "fid_20_stderr", "precision_20", "nll_bits_per_dim"} <= set(found)
-    assert "fid" not in found
+    metrics = evaluate_fractal(preview=True, params_file=project.params)
+    assert {"fid_20", "fid_20_stderr", "precision_20", "nll_bits_per_dim"} <= set(metrics)
+    assert "fid" not in metrics
     (run_id,) = new_runs()
     protocol = protocol_of(load_params(project.params), "digits", preview=True)
-    assert record_of(run_id).protocol == protocol and protocol.is_preview
+    assert read_run_record(run_id).protocol == protocol and protocol.is_preview
     after = registry.version_tags("digits", "1")
     assert set(after) - set(before) == {f"fractal.evaluation.{protocol.fingerprint[:12]}"}
-    assert evaluate_fractal(preview=True, params_file=project.params) == found
+    assert evaluate_fractal(preview=True, params_file=project.params) == metrics
     assert new_runs() == [run_id], "an evaluated version is not evaluated again"
 
 
-def test_a_deleted_evaluation_is_made_again_and_keeps_its_numbers(
+def test_a_deleted_evaluation_is_repeated_with_the_same_numbers(
     project, new_runs, monkeypatch, capsys
 ):
-    """Whatever becomes of the pictures and the page."""
+    """The numbers stay the same even if pictures and report fail."""
 
-    def full(*given, **more):
+    def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     for name in ("first_of_each_class", "draw_growth", "log_report"):
-        monkeypatch.setattr(evaluation_tasks, name, full)
-    found = evaluate_fractal(preview=True, params_file=project.params)
+        monkeypatch.setattr(evaluation_tasks, name, fail)
+    metrics = evaluate_fractal(preview=True, params_file=project.params)
     (run_id,) = new_runs()
     mlflow.delete_run(run_id)
     again = evaluate_fractal(preview=True, params_file=project.params)
     (other,) = new_runs()
-    assert other != run_id and again["fid_20"] == pytest.approx(found["fid_20"])
+    assert other != run_id and again["fid_20"] == pytest.approx(metrics["fid_20"])
     assert mlflow.get_run(other).info.status == "FINISHED"
     assert "the report is left out: [Errno 28] No space left" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_size_is_refused_before_anything_is_sampled(
-    project, new_runs, tmp_path
-):
+def test_a_checkpoint_of_another_size_is_refused_before_sampling(project, new_runs, tmp_path):
     save_tiny(tmp_path / "tiny")
     with pytest.raises(FractalError, match="size digits has image size 4, its data set"):
         evaluate_fractal(model=str(tmp_path / "tiny"), preview=True, params_file=project.params)
     assert new_runs() == []
 
 
-def test_a_checkpoint_is_evaluated_and_the_registry_left_alone(project, new_runs):
+def test_evaluating_a_checkpoint_does_not_change_the_registry(project, new_runs):
     folder = registry.resolve("digits").checkpoint
     before = registry.version_tags("digits", "1")
-    found = evaluate_fractal(model=str(folder), preview=True, workers=0, params_file=project.params)
-    assert "fid_20" in found and registry.version_tags("digits", "1") == before
+    metrics = evaluate_fractal(
+        model=str(folder), preview=True, workers=0, params_file=project.params
+    )
+    assert "fid_20" in metrics and registry.version_tags("digits", "1") == before
     (run_id,) = new_runs()
     assert "fractal.model_version" not in mlflow.get_run(run_id).data.tags
-    assert record_of(run_id).model == folder.name and record_of(run_id).version is None
-    assert record_of(run_id).hardware.workers == 1, "0 stands for as many as there is room for"
+    record = read_run_record(run_id)
+    assert record.model == folder.name and record.version is None
+    assert record.hardware.workers == 1, "0 means as many workers as there is room for"
 
 
-def test_two_evaluations_of_the_same_share_one_result(project, new_runs, monkeypatch):
-    """The second says that it waits, and takes the numbers of the first."""
-    said: SimpleQueue[str] = SimpleQueue()
-    monkeypatch.setattr(prepare_evaluation, "say", said.put)
+def test_two_evaluations_of_the_same_version_share_one_result(project, new_runs, monkeypatch):
+    """The second prints that it waits, and takes the numbers of the first."""
+    messages: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(prepare_evaluation, "say", messages.put)
     params = load_params(project.params)
     version = registry.resolve("digits")
     evaluation = prepare_evaluation.prepare_evaluation(
@@ -130,7 +131,7 @@ def test_two_evaluations_of_the_same_share_one_result(project, new_runs, monkeyp
             with pytest.raises(LockHeldError, match="another process is at work here"):
                 run(wait=False)
             waiting = other.submit(run)
-            line = said.get(timeout=120)
+            line = messages.get(timeout=120)
             assert line.startswith("waiting for another process that evaluates models:/fractal-di")
             run_id = evaluation_tasks.evaluate_model(evaluation)
             tag = registry.evaluation_tag(evaluation.record.checksum)
@@ -150,7 +151,7 @@ def test_two_evaluations_of_the_same_share_one_result(project, new_runs, monkeyp
         ("nowhere", "there is no checkpoint folder nowhere"),
     ],
 )
-def test_models_that_are_refused(project, new_runs, model, message):
+def test_an_unknown_model_is_refused(project, new_runs, model, message):
     with pytest.raises(FractalError, match=message):
         evaluate_fractal(model=model, params_file=project.params)
     assert new_runs() == []

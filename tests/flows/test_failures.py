@@ -1,4 +1,4 @@
-"""Why a flow failed is the message of its run's state, on one line."""
+"""The reason of a failed flow is the message of its run's state, on one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fails(kind: type[Exception], text: str) -> None:
 
 
 def _stored_message(state) -> str:
-    """What the server tells whoever asks."""
+    """Message of a failed run as the server stores it."""
     with get_client(sync_client=True) as client:
         stored = client.read_flow_run(state.state_details.flow_run_id).state
     assert stored.is_failed()
@@ -47,12 +47,12 @@ def test_the_message_is_the_reason(kind, text, message):
     assert _stored_message(state) == message
 
 
-def test_who_calls_the_flow_gets_the_exception():
+def test_the_caller_of_a_flow_gets_the_exception():
     with pytest.raises(FractalError, match=r"^no room$"):
         fails(FractalError, "no room")
 
 
-def test_only_a_bug_has_a_traceback(caplog):
+def test_only_a_bug_has_a_traceback_in_the_log(caplog):
     fails(FractalError, "no room", return_state=True)
     assert not [record for record in caplog.records if record.exc_info]
     fails(KeyError, "loss", return_state=True)
@@ -60,9 +60,9 @@ def test_only_a_bug_has_a_traceback(caplog):
     assert record.exc_info[0] is KeyError
 
 
-@pytest.mark.parametrize("each", FLOWS, ids=lambda each: each.name)
-def test_every_flow_says_why(each, tmp_path):
-    state = each(params_file=tmp_path / "none.yaml", return_state=True)
+@pytest.mark.parametrize("failing_flow", FLOWS, ids=lambda failing_flow: failing_flow.name)
+def test_every_flow_reports_its_reason(failing_flow, tmp_path):
+    state = failing_flow(params_file=tmp_path / "none.yaml", return_state=True)
     message = _stored_message(state)
     assert message.startswith(f"{tmp_path / 'none.yaml'} is missing in ")
     assert "\n" not in message
@@ -74,7 +74,7 @@ def says() -> None:
     say("a line for people")
 
 
-def test_what_a_deployments_run_says_is_in_prefects_log(caplog, capsys):
+def test_messages_of_a_deployments_run_are_in_prefects_log(caplog, capsys):
     caplog.set_level("INFO")
     says()
     assert "a line for people" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Whether somebody still follows a job: only what is known counts."""
+"""An owner counts as over only if its flow run or process is known to have ended."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.usefixtures("prefect")
 
 @pytest.fixture(scope="module")
 def ended(prefect) -> Owner:
-    """A flow run that has ended, in a process that lives."""
+    """The owner of an ended flow run in a process that still runs."""
 
     @flow
     def short() -> Owner:
         owner = this_owner()
         assert owner.flow_run
-        assert not is_over(owner, None)  # at work at this moment
+        assert not is_over(owner, None)  # The flow run is still running.
         return owner
 
     return short()
@@ -39,22 +39,22 @@ def test_a_run_that_another_process_has_joined_is_not_over(ended, tmp_path):
         assert not is_over(ended, tmp_path / "lock")
 
 
-def test_a_server_that_does_not_answer_says_nothing(ended):
-    with prefect_away() as asked:
+def test_an_owner_is_not_over_if_the_server_does_not_answer(ended):
+    with prefect_away() as requests:
         assert not is_over(ended, None)
-    assert asked
+    assert requests
 
 
-def test_an_unknown_flow_run_is_over_on_its_own_server_alone(ended):
+def test_an_unknown_flow_run_is_over_only_on_its_own_server(ended):
     deleted = ended.model_copy(update={"flow_run": str(uuid4())})
     assert is_over(deleted, None)
     assert not is_over(deleted.model_copy(update={"prefect": "http://another/api"}), None)
 
 
-def test_the_process_is_known_on_its_own_machine_alone(ended):
-    gone = ended.model_copy(update={"flow_run": "", "process_started": 1.0})
-    assert is_over(gone, None)
-    assert not is_over(gone.model_copy(update={"host": "elsewhere"}), None)
+def test_a_dead_process_is_known_only_on_its_own_machine(ended):
+    dead = ended.model_copy(update={"flow_run": "", "process_started": 1.0})
+    assert is_over(dead, None)
+    assert not is_over(dead.model_copy(update={"host": "elsewhere"}), None)
     assert not is_over(ended.model_copy(update={"flow_run": ""}), None)
 
 

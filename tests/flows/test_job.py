@@ -1,4 +1,4 @@
-"""The whole job in miniature, through the real parts: data, Ray workers, MLflow, evaluation."""
+"""The whole pipeline in miniature: data, Ray workers, MLflow, evaluation."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def _runs(client, kind):
 
 
 def _checkpoints(outputs: Path) -> list[Path]:
-    found = outputs.glob("training/digits/*/checkpoint_*")
-    return sorted(path for path in found if path.is_dir())
+    paths = outputs.glob("training/digits/*/checkpoint_*")
+    return sorted(path for path in paths if path.is_dir())
 
 
-def test_training_run_holds_parameters_data_and_curves(project, client):
+def test_the_training_run_has_parameters_data_and_curves(project, client):
     (run,) = _runs(client, "train")
     settings = load_params(project.params)
     manifest = json.loads((project.folder / "data/digits/manifest.json").read_text())
@@ -79,10 +79,9 @@ def test_training_run_holds_parameters_data_and_curves(project, client):
     assert "system/cpu_utilization_percentage" in run.data.metrics
 
 
-def test_candidate_is_a_whole_checkpoint_of_the_run(project, client):
+def test_the_candidate_is_a_complete_checkpoint_of_the_run(project, client):
     version = client.get_model_version_by_alias("fractal-digits", "candidate")
-    found = registry.resolve("digits")
-    checkpoint = load_checkpoint(found.checkpoint)
+    checkpoint = load_checkpoint(registry.resolve("digits").checkpoint)
     images = 3 * (1797 - 40)
     assert str(version.version) == "1"
     assert version.tags["fractal.size"] == "digits"
@@ -91,14 +90,14 @@ def test_candidate_is_a_whole_checkpoint_of_the_run(project, client):
     assert checkpoint.build_model().config == size.model
 
 
-def test_only_the_last_checkpoints_are_kept_and_are_whole(project):
-    kept = _checkpoints(project.outputs)
-    assert len(kept) == 2
-    for folder in kept:
+def test_only_the_last_checkpoints_remain_and_are_complete(project):
+    checkpoints = _checkpoints(project.outputs)
+    assert len(checkpoints) == 2
+    for folder in checkpoints:
         verify_checkpoint(folder)
 
 
-def test_evaluation_logs_numbers_table_and_picture(project, client):
+def test_the_evaluation_logs_numbers_table_and_pictures(project, client):
     (run,) = _runs(client, "evaluate")
     assert set(run.data.metrics) == METRICS
     assert 0 < run.data.metrics["nll_bits_per_dim"] < 8
@@ -120,8 +119,8 @@ def test_the_first_candidate_becomes_champion(project, client):
     assert tags["fractal.decision"] == "there is no champion yet"
 
 
-def test_a_kept_version_is_the_candidate_again(project, client):
-    """Another version was trained in between; the settings are as before."""
+def test_a_reused_version_becomes_the_candidate_again(project, client):
+    """Another version was registered in between; the settings are unchanged."""
     source = client.get_model_version("fractal-digits", "1").source
     other = client.create_model_version("fractal-digits", source)
     client.set_registered_model_alias("fractal-digits", "candidate", other.version)
@@ -130,8 +129,8 @@ def test_a_kept_version_is_the_candidate_again(project, client):
     client.delete_model_version("fractal-digits", other.version)
 
 
-def test_another_protocol_measures_the_champion_too(project, client):
-    """Numbers of different protocols are never compared."""
+def test_under_another_protocol_the_champion_is_evaluated_too(project, client):
+    """Only numbers of one protocol are compared."""
     content = small_params()
     content["evaluation"]["digits"]["samples_per_class"] = 4
     file = project.folder / "other.yaml"
@@ -155,20 +154,20 @@ def test_another_protocol_measures_the_champion_too(project, client):
         client.delete_model_version("fractal-digits", other.version)
 
 
-def test_running_again_reuses_what_is_unchanged(project, client, capsys):
+def test_an_unchanged_run_reuses_version_and_evaluation(project, client, capsys):
     project.run(train.main)
-    assert "1 is trained from the same settings and data: kept" in capsys.readouterr().out
+    assert "1 has the same settings and data: it is reused" in capsys.readouterr().out
     project.run(evaluate.main)
-    shown = capsys.readouterr().out
-    assert "is evaluated under this protocol: kept" in shown
-    assert "nll_bits_per_dim" in shown
-    assert "inception_score is absent" in shown
-    assert "make ui" in shown
+    output = capsys.readouterr().out
+    assert "has this evaluation: it is reused" in output
+    assert "nll_bits_per_dim" in output
+    assert "inception_score is absent" in output
+    assert "make ui" in output
     assert len(_runs(client, "train")) == len(_runs(client, "evaluate")) == 1
 
 
-def test_the_registered_model_works_elsewhere(project, tmp_path):
-    """In a process that knows nothing of the repository or its working directory."""
+def test_the_registered_model_works_in_another_process(project, tmp_path):
+    """The process has another working directory."""
     code = f"""
 import mlflow, pandas
 mlflow.set_tracking_uri("sqlite:///{project.outputs}/mlflow/mlflow.db")
@@ -190,8 +189,8 @@ assert images[0] == images[2] != images[1]
 
 @pytest.mark.faults
 @pytest.mark.parametrize("how", ["killed, newest damaged", "killed", "Ctrl-C"])
-def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_path, how):
-    """Stopped after its first checkpoints, then started again as before."""
+def test_a_stopped_training_continues_and_ends_with_the_same_weights(project, tmp_path, how):
+    """It is stopped after its first checkpoints, then started again unchanged."""
     again = make_project(tmp_path / "killed", small_params())
     (again.folder / "data").symlink_to(project.folder / "data")
     process = subprocess.Popen(
@@ -202,8 +201,8 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_
         start_new_session=True,
     )
     deadline = time.monotonic() + 300
-    wanted = 2 if "damaged" in how else 1
-    while len(_checkpoints(again.outputs)) < wanted and time.monotonic() < deadline:
+    needed = 2 if "damaged" in how else 1
+    while len(_checkpoints(again.outputs)) < needed and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     if how == "Ctrl-C":
@@ -211,8 +210,8 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_
         assert process.wait(timeout=60) == 130
     else:
         family = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGKILL)  # with the server that it started
-        if how == "killed":  # as where the machine is lost; else workers go on for some seconds
+        os.killpg(process.pid, signal.SIGKILL)  # The server that it started ends too.
+        if how == "killed":  # as if the machine was lost; else workers run for some seconds
             for worker in family:
                 with suppress(psutil.NoSuchProcess):
                     worker.kill()
@@ -233,7 +232,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(project, tmp_
 
 
 def _curve(outputs: Path) -> list[tuple[int, float]]:
-    """Steps and losses of the only run of training."""
+    """Steps and losses of the only training run."""
     store.connect(outputs)
     client = mlflow.MlflowClient()
     (run,) = client.search_runs(["1"], "tags.`fractal.kind` = 'train'")

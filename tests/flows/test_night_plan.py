@@ -1,4 +1,4 @@
-"""What a night takes up, on a store of made-up evaluations: nothing is sampled here."""
+"""The plan of a night, on a store of invented evaluations: nothing is sampled here."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECONDS = 1000
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """Digits and a size like it, both registered; version 1 of digits is evaluated, compared and
-    the champion."""
+    """Settings with digits and a similar size, both registered. Version 1 of digits is evaluated,
+    compared and the champion."""
     content = small_params()
     for section in ("models", "training", "sampling", "evaluation"):
         content[section][OTHER] = content[section]["digits"]
@@ -38,12 +38,12 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     for size in ("digits", OTHER):
         mlflow.MlflowClient().create_registered_model(registry.model_name(size))
         new_candidate(size)
-    evaluated(params, "digits", "1", FULL)
+    log_evaluation(params, "digits", "1", FULL)
     registry.set_alias("digits", registry.CHAMPION, "1")
     registry.tag_version("digits", "1", DECIDED_TAG, FULL.fingerprint)
     monkeypatch.setattr(nightly, "read_manifest", lambda folder: None)
     monkeypatch.setattr(
-        nightly, "protocol_of", lambda given, size, preview: PREVIEW if preview else FULL
+        nightly, "protocol_of", lambda params, size, preview: PREVIEW if preview else FULL
     )
     monkeypatch.setattr(nightly, "get_run_logger", lambda: logging.getLogger("night"))
     return params
@@ -56,8 +56,8 @@ def new_candidate(size: str) -> str:
     return version
 
 
-def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
-    """As if it had taken `SECONDS`."""
+def log_evaluation(params: Params, size: str, version: str, by: Protocol) -> None:
+    """Log an evaluation of a version that took `SECONDS`."""
     experiment = store.get_or_create_experiment("digits", params.paths.outputs)
     tags = {KIND_TAG: "evaluate", SIZE_TAG: size, PROTOCOL_TAG: by.fingerprint}
     client = mlflow.MlflowClient()
@@ -68,8 +68,8 @@ def evaluated(params: Params, size: str, version: str, by: Protocol) -> None:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    """Evaluations that the night begins: size, and whether a preview."""
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Evaluations that the night starts: size, and True for a preview."""
     calls: list[tuple[str, bool]] = []
 
     def evaluation(
@@ -91,7 +91,7 @@ def outcomes(params: Params) -> list[tuple[str, str, str]]:
     return [(row.size, row.evaluation, row.outcome) for row in night(params).run()]
 
 
-def test_what_is_done_is_left_and_what_is_new_is_taken_up(params, begun):
+def test_only_a_new_candidate_is_evaluated(params, started):
     assert outcomes(params) == [
         (OTHER, "preview", "evaluated"),
         (OTHER, "full", "evaluated"),
@@ -100,32 +100,32 @@ def test_what_is_done_is_left_and_what_is_new_is_taken_up(params, begun):
 
 
 @pytest.mark.parametrize("decided", [None, PREVIEW.fingerprint])
-def test_what_was_evaluated_but_not_compared_is_taken_up(params, begun, decided):
-    """As after a process that died before the comparison, or a sweep; a comparison under another
-    protocol is none."""
+def test_an_evaluated_version_without_a_comparison_is_taken_up(params, started, decided):
+    """The process died before the comparison, a sweep evaluated the version, or it was compared
+    under another protocol only."""
     new = new_candidate("digits")
-    evaluated(params, "digits", new, FULL)
+    log_evaluation(params, "digits", new, FULL)
     if decided:
         registry.tag_version("digits", new, DECIDED_TAG, decided)
     assert ("digits", "full", "evaluated") in outcomes(params)
-    assert ("digits", False) in begun and ("digits", True) not in begun
+    assert ("digits", False) in started and ("digits", True) not in started
     registry.tag_version("digits", new, DECIDED_TAG, FULL.fingerprint)
     assert ("digits", "", "up to date") in outcomes(params)
 
 
-def _broken(*given: str) -> None:
+def _fail(*arguments: str) -> None:
     raise mlflow.MlflowException("the registry\nis away")
 
 
 BREAKS: tuple[Callable[[pytest.MonkeyPatch], None], ...] = (
-    lambda patch: patch.setattr(champions, "is_decided", _broken),
-    lambda patch: patch.setattr(nightly, "forecast_seconds", _broken),
-    lambda patch: patch.setattr(nights, "end_waiting", _broken),
+    lambda patch: patch.setattr(champions, "is_decided", _fail),
+    lambda patch: patch.setattr(nightly, "forecast_seconds", _fail),
+    lambda patch: patch.setattr(nights, "end_waiting", _fail),
 )
 
 
 @pytest.mark.parametrize("breaks", BREAKS)
-def test_whatever_fails_becomes_a_row(params, begun, breaks, monkeypatch):
+def test_every_failure_becomes_a_row(params, started, breaks, monkeypatch):
     breaks(monkeypatch)
     rows = night(params).run()
     failed = [row for row in rows if row.outcome == "failed"]
@@ -133,22 +133,22 @@ def test_whatever_fails_becomes_a_row(params, begun, breaks, monkeypatch):
     assert {row.size for row in rows} == {"digits", OTHER}
 
 
-def test_what_another_process_evaluates_and_what_has_no_settings_is_skipped(params, monkeypatch):
-    def at_work(**given: object) -> None:
+def test_a_size_in_work_elsewhere_and_one_without_settings_are_skipped(params, monkeypatch):
+    def at_work(**options: object) -> None:
         raise LockHeldError("another process is at work here")
 
     monkeypatch.setattr(nightly, "evaluate_fractal", at_work)
     mlflow.MlflowClient().create_registered_model("fractal-digits-of-old")
     new_candidate("digits-of-old")
-    found = outcomes(params)
-    assert [row for row in found if row[0] == OTHER] == [
+    rows = outcomes(params)
+    assert [row for row in rows if row[0] == OTHER] == [
         (OTHER, "preview", "skipped"),
         (OTHER, "full", "skipped"),
     ]
-    assert ("digits-of-old", "", "skipped") in found
+    assert ("digits-of-old", "", "skipped") in rows
 
 
-def test_a_champion_without_an_evaluation_takes_its_time_too(params):
+def test_the_forecast_includes_a_champion_without_an_evaluation(params):
     new = new_candidate("digits")
     other = protocol(kid_subsets=4)
 
@@ -161,19 +161,19 @@ def test_a_champion_without_an_evaluation_takes_its_time_too(params):
     assert forecast("1", FULL, FULL) == 0
 
 
-def test_a_size_without_history_waits_in_the_second_half(params, begun):
+def test_a_size_without_a_forecast_waits_in_the_second_half_of_the_night(params, started):
     half_gone = night(params)
     half_gone._deadline -= 0.6 * params.nightly.budget_seconds
-    found = {(row.size, row.evaluation): row.outcome for row in half_gone.run()}
-    assert found[OTHER, "full"] == found[OTHER, "preview"] == "did not fit"
-    assert nights.waits_since(OTHER) and not begun
+    outcome_of = {(row.size, row.evaluation): row.outcome for row in half_gone.run()}
+    assert outcome_of[OTHER, "full"] == outcome_of[OTHER, "preview"] == "did not fit"
+    assert nights.waits_since(OTHER) and not started
 
 
-def test_the_run_ends_as_failed_with_its_table_written(params, begun, monkeypatch):
-    """The table and the message come before the error."""
+def test_a_failed_night_has_its_table(params, started, monkeypatch):
+    """The table and the message are written before the error."""
     written: list[object] = []
-    monkeypatch.setattr(champions, "is_decided", _broken)
-    monkeypatch.setattr(nightly, "create_table_artifact", lambda **given: written.append(given))
+    monkeypatch.setattr(champions, "is_decided", _fail)
+    monkeypatch.setattr(nightly, "create_table_artifact", lambda **table: written.append(table))
     file = params.paths.outputs.parent / "params.yaml"
     state = nightly.nightly_evaluation.fn(params_file=file)
     assert state.is_failed() and "digits: the registry is away" in state.message

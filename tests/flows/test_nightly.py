@@ -1,4 +1,4 @@
-"""A night's evaluations: exactly what is new, whatever fails, within the time; on a real store."""
+"""A night on a real store: new candidates only, within the time, in spite of failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER, UNPREPARED = "digits-two", "digits-three"
 
 
 def _settings(**night: object) -> dict:
-    """Two more sizes like digits; the data set of one is not prepared."""
+    """Settings with two more sizes like digits; the data set of one is not prepared."""
     content = small_params()
     for name in (OTHER, UNPREPARED):
         for section in ("models", "training", "sampling", "evaluation"):
@@ -37,7 +37,7 @@ def _settings(**night: object) -> dict:
 
 
 def _register(size: str, source: str) -> str:
-    """A new candidate."""
+    """Register a new candidate; return its version."""
     client = mlflow.MlflowClient()
     version = client.create_model_version(f"fractal-{size}", source).version
     client.set_registered_model_alias(f"fractal-{size}", "candidate", version)
@@ -46,7 +46,7 @@ def _register(size: str, source: str) -> str:
 
 @pytest.fixture
 def night(project: Project, tmp_path) -> Project:
-    """Digits is evaluated, a copy of the same model under another name is not."""
+    """A project where digits is evaluated, and a copy of its model under another name is not."""
     mine = make_project(tmp_path / "a night", _settings())
     (mine.folder / "data").symlink_to(project.folder / "data")
     (mine.outputs / "mlflow").mkdir(parents=True)
@@ -60,16 +60,16 @@ def night(project: Project, tmp_path) -> Project:
 
 
 def _source() -> str:
-    """Of the model that the project has trained."""
+    """Source of the model that the project has trained."""
     return mlflow.MlflowClient().get_model_version("fractal-digits", "1").source
 
 
 def _evaluations() -> set[str]:
     experiment = mlflow.get_experiment_by_name("fractal-digits")
-    found = mlflow.search_runs(
+    runs = mlflow.search_runs(
         [experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'", output_format="list"
     )
-    return {run.info.run_name for run in found}
+    return {run.info.run_name for run in runs}
 
 
 def _outcomes(rows: list[dict]) -> list[tuple[str, str, str]]:
@@ -77,19 +77,19 @@ def _outcomes(rows: list[dict]) -> list[tuple[str, str, str]]:
 
 
 def _artifact() -> dict:
-    """The table that the last night has left in Prefect."""
+    """The table of the last night in Prefect."""
     with get_client(sync_client=True) as client:
-        found = client.request(
+        artifacts = client.request(
             "POST",
             "/artifacts/latest/filter",
             json={"artifacts": {"key": {"any_": ["nightly-evaluation"]}}},
         ).json()
-    assert len(found) == 1
-    return found[0]
+    assert len(artifacts) == 1
+    return artifacts[0]
 
 
 @pytest.mark.slow
-def test_a_night_evaluates_what_is_new_and_the_next_one_nothing(night):
+def test_a_night_evaluates_new_candidates_and_the_next_night_none(night):
     before = _evaluations()
     rows = nightly.nightly_evaluation(params_file=night.params)
     assert _outcomes(rows) == [
@@ -98,7 +98,7 @@ def test_a_night_evaluates_what_is_new_and_the_next_one_nothing(night):
         ("digits", "", "up to date"),
     ]
     after = _evaluations()
-    new = {name.rpartition("-")[0] for name in after - before}  # without the protocol
+    new = {name.rpartition("-")[0] for name in after - before}  # The name without the protocol.
     assert new == {f"preview-{OTHER}-v1", f"evaluate-{OTHER}-v1"}
     assert "fid_20 " in rows[0]["detail"]
     assert "fid " in rows[1]["detail"]
@@ -110,25 +110,25 @@ def test_a_night_evaluates_what_is_new_and_the_next_one_nothing(night):
 
 
 def test_one_size_that_fails_does_not_stop_the_others(night, monkeypatch):
-    """The broken one has its turn first, and no full evaluation after its preview."""
+    """The failing size comes first, and gets no full evaluation after its preview."""
     new = _register("digits", _source())
     nights.start_waiting(OTHER)
-    begun = []
+    started = []
 
     def evaluation(
         size: str, model: str, preview: bool, wait: bool, params_file: Path
     ) -> dict[str, float]:
         assert not wait, "the night has other work"
-        begun.append((model, preview))
+        started.append((model, preview))
         if size == OTHER:
-            raise RuntimeError("the machine\nis on fire")
+            raise RuntimeError("the GPU\nis lost")
         return {"fid_20" if preview else "fid": 7.0, "nll_bits_per_dim": 3.25}
 
     monkeypatch.setattr(nightly, "evaluate_fractal", evaluation)
-    with pytest.raises(FractalError) as failed:
+    with pytest.raises(FractalError) as raised:
         nightly.nightly_evaluation(params_file=night.params)
-    assert str(failed.value) == f"nightly evaluation: {OTHER}: the machine is on fire"
-    assert begun == [
+    assert str(raised.value) == f"nightly evaluation: {OTHER}: the GPU is lost"
+    assert started == [
         (f"models:/fractal-{OTHER}/1", True),
         (f"models:/fractal-digits/{new}", True),
         (f"models:/fractal-digits/{new}", False),
@@ -142,7 +142,7 @@ def test_one_size_that_fails_does_not_stop_the_others(night, monkeypatch):
     assert rows[2]["detail"] == "fid 7, nll_bits_per_dim 3.25"
 
 
-def test_what_does_not_fit_the_time_comes_first_next_night(night):
+def test_a_size_that_does_not_fit_comes_first_the_next_night(night):
     night.params.write_text(yaml.safe_dump(_settings(budget_hours=1e-5)))
     new = _register("digits", _source())
     before = _evaluations()
@@ -150,19 +150,19 @@ def test_what_does_not_fit_the_time_comes_first_next_night(night):
     rows = nightly.nightly_evaluation(params_file=night.params)
     assert _evaluations() == before
     assert {row["outcome"] for row in rows} == {"did not fit"}
-    # Digits was evaluated before, so how long it takes is known.
-    (known, *_) = [
+    # Digits was evaluated before, so there is a forecast.
+    (detail, *_) = [
         row["detail"] for row in rows if (row["size"], row["version"]) == ("digits", new)
     ]
-    assert known.startswith("about 0.0")
-    assert "h left: comes first next night" in known
+    assert detail.startswith("about 0.0")
+    assert "h left: comes first next night" in detail
     assert [row["size"] for row in rows[:2]] == [OTHER, "digits"]
     assert nights.waits_since("digits")
 
 
 @pytest.fixture
 def mailbox(prefect: None) -> Iterator[list[str]]:
-    """What a web hook that is saved as a block of Prefect receives."""
+    """Messages that a web hook receives, which is saved as a block of Prefect."""
     received: list[str] = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -172,7 +172,7 @@ def mailbox(prefect: None) -> Iterator[list[str]]:
             self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
-            """Not on the terminal."""
+            """Write nothing to the terminal."""
 
     server = HTTPServer(("127.0.0.1", 0), Hook)
     thread = threading.Thread(target=server.serve_forever)
@@ -189,7 +189,7 @@ def mailbox(prefect: None) -> Iterator[list[str]]:
     server.server_close()
 
 
-def test_sizes_without_data_are_named_and_a_message_is_sent(night, mailbox):
+def test_a_size_without_data_is_named_and_a_message_is_sent(night, mailbox):
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias(f"fractal-{OTHER}", "candidate")
     client.create_registered_model(f"fractal-{UNPREPARED}")
@@ -204,19 +204,19 @@ def test_sizes_without_data_are_named_and_a_message_is_sent(night, mailbox):
     assert f"{UNPREPARED} 1" in message
 
 
-def test_a_message_that_cannot_be_sent_is_told(night):
+def test_a_message_that_cannot_be_sent_fails_the_night(night):
     mlflow.MlflowClient().delete_registered_model_alias(f"fractal-{OTHER}", "candidate")
     night.params.write_text(yaml.safe_dump(_settings(notification_block="slack-webhook/nobody")))
     with pytest.raises(FractalError, match="slack-webhook/nobody sent no message"):
         nightly.nightly_evaluation(params_file=night.params)
 
 
-def test_two_nights_at_once_are_refused_as_a_command_on_one_line(night, capsys):
+def test_a_second_night_at_the_same_time_is_refused_on_one_line(night, capsys):
     with (
         hold_lock(night.outputs / "nightly.lock"),
         pytest.raises(SystemExit),
     ):
         night.run(nightly.main)
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: another process is at work here")
-    assert shown.count("\n") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: another process is at work here")
+    assert line.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Parameters of a run that are refused when it is created, and what a few epochs do to a recipe."""
+"""Parameters that are refused when a run is created, and the warm-up of fewer epochs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECTIONS = ("models", "training", "sampling", "evaluation")
 
 @pytest.fixture(scope="module")
 def deployed(prefect: None, tmp_path_factory) -> None:
-    """The deployments of digits and of a person's own size, whose recipe is another."""
+    """Deployments of digits and of a person's own size with another recipe."""
     content = small_params()
     for section in SECTIONS:
         digits = content[section]["digits"]
@@ -37,8 +37,8 @@ def deployed(prefect: None, tmp_path_factory) -> None:
 
 def _create(deployment: str, **parameters: object) -> FlowRun:
     with get_client(sync_client=True) as client:
-        found = client.read_deployment_by_name(deployment)
-        return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+        stored = client.read_deployment_by_name(deployment)
+        return client.create_flow_run_from_deployment(stored.id, parameters=parameters)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def _create(deployment: str, **parameters: object) -> FlowRun:
     ],
 )
 def test_a_run_that_cannot_succeed_is_not_created(deployed, deployment, parameters, reason):
-    with pytest.raises(httpx.HTTPStatusError) as refused:
+    with pytest.raises(httpx.HTTPStatusError) as raised:
         _create(deployment, **parameters)
     name = next(iter(parameters))
-    detail = refused.value.response.json()["detail"]
+    detail = raised.value.response.json()["detail"]
     assert f"Validation failed for field '{name}'. Failure reason: {reason}" in detail
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_may_succeed_is_created(deployed, deployment, parameters):
 
 @pytest.fixture
 def long_recipe(project: Project, tmp_path) -> Project:
-    """22 epochs, of them 3 to warm up."""
+    """A project whose recipe has 22 epochs, the first 3 with warm-up."""
     content = small_params()
     content["training"]["digits"].update(epochs=22, warmup_epochs=3)
     other = make_project(tmp_path / "long", content)
@@ -118,7 +118,7 @@ def test_fewer_epochs_have_a_shorter_warm_up(long_recipe, changes, warmup):
 
 
 @pytest.mark.parametrize(
-    ("main", "words", "expected"),
+    ("main", "options", "expected"),
     [
         (train.main, ["--epochs", "-1"], "epochs: Input should be greater than or equal to 1"),
         (train.main, ["--precision", "float8"], "--precision"),
@@ -129,14 +129,14 @@ def test_fewer_epochs_have_a_shorter_warm_up(long_recipe, changes, warmup):
         (evaluate.main, ["--model", "models:/fractal-digits/99"], "models:/fractal-digits/99"),
     ],
 )
-def test_the_command_line_refuses_the_same_on_one_line(
-    long_recipe, project, capsys, main, words, expected
+def test_the_command_line_refuses_wrong_parameters_on_one_line(
+    long_recipe, project, capsys, main, options, expected
 ):
     if main is evaluate.main:
         long_recipe = project
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        long_recipe.run(main, *words)
-    shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.count("\n") == 1, shown.err
-    assert shown.err.startswith("error: ") and expected in shown.err
+        long_recipe.run(main, *options)
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1, output.err
+    assert output.err.startswith("error: ") and expected in output.err

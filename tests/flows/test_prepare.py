@@ -1,4 +1,4 @@
-"""A data set is prepared by one flow: here, or as a job of the cluster that takes jobs."""
+"""One flow prepares a data set, on this machine or as a job of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def fresh(tmp_path) -> Project:
     return make_project(tmp_path / "a project", small_params())
 
 
-def test_digits_are_prepared_here(fresh, prefect, monkeypatch, capsys):
-    """They are too few for a cluster, which is not asked."""
+def test_digits_are_prepared_on_this_machine(fresh, prefect, monkeypatch, capsys):
+    """The cluster is not used for so few images."""
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")
     fresh.run(prepare.main, "--dataset", "digits")
     params = load_params(fresh.params)
@@ -41,7 +41,7 @@ def test_digits_are_prepared_here(fresh, prefect, monkeypatch, capsys):
     assert "digits: report of" in capsys.readouterr().out
 
 
-def test_an_unknown_data_set(fresh, error_line):
+def test_an_unknown_data_set_is_named(fresh, error_line):
     line = error_line(fresh, prepare.main, "--dataset", "imagenet64")
     assert "'imagenet64' is unknown: choose digits" in line
     assert "fractal data register" in line
@@ -49,7 +49,7 @@ def test_an_unknown_data_set(fresh, error_line):
 
 @pytest.fixture
 def api(fresh, monkeypatch):
-    """A cluster that takes jobs; a data set of 16 px is registered."""
+    """The Jobs API of a cluster; a data set of 16 px is registered."""
     monkeypatch.setattr(log, "REOPEN_SECONDS", 0.05)
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(jobs, "STATUS_SECONDS", 0.1)
@@ -61,24 +61,24 @@ def api(fresh, monkeypatch):
         yield api
 
 
-def test_a_cluster_that_takes_jobs_prepares_what_is_registered(fresh, api, prefect, capsys):
+def test_a_cluster_prepares_a_registered_data_set(fresh, api, prefect, capsys):
     fresh.run(prepare.main, "--dataset", "imagenet16")
     (job,) = api.submitted
     assert job["submission_id"].startswith("prepare-imagenet16-")
     stages = job["entrypoint"].split(" && ")
-    words = f"imagenet16 --params '{fresh.params}'"
-    assert stages == [f"python -m fractal_model data {x} {words}" for x in prepare.STAGES]
+    options = f"imagenet16 --params '{fresh.params}'"
+    assert stages == [f"python -m fractal_model data {x} {options}" for x in prepare.STAGES]
     assert capsys.readouterr().out.count("imagenet16: 27 train images") == 1
 
 
-def test_a_job_that_fails_says_why(fresh, api, prefect):
+def test_a_failed_job_is_reported_with_its_reason(fresh, api, prefect):
     api.ends = {"status": "FAILED"}
     api.log += "error: too many images\n"
     with pytest.raises(FractalError, match="ended as FAILED: too many images$"):
         prepare.prepare_data("imagenet16", fresh.params)
 
 
-def test_who_cancels_the_flow_stops_the_job(fresh, api, prefect, monkeypatch):
+def test_cancelling_the_flow_stops_the_job(fresh, api, prefect, monkeypatch):
     def cancel(*arguments: object) -> str:
         raise KeyboardInterrupt
 

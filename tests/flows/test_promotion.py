@@ -1,4 +1,4 @@
-"""Promotion by the flow: its tags and artifact, and settings that were changed meanwhile."""
+"""Promotion by the flow: its tags and artifact, and settings that changed since registration."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def client(project: Project) -> mlflow.MlflowClient:
 
 @pytest.fixture
 def without_champion(client: mlflow.MlflowClient) -> Iterator[None]:
-    """The other tests find the registry as it was."""
+    """A registry without a champion; after the test it is restored."""
     experiment = client.get_experiment_by_name(NAME).experiment_id
-    known = {run.info.run_id for run in client.search_runs([experiment])}
+    earlier = {run.info.run_id for run in client.search_runs([experiment])}
     tags = registry.version_tags("digits", "1")
     client.delete_registered_model_alias(NAME, "champion")
     yield
@@ -39,26 +39,26 @@ def without_champion(client: mlflow.MlflowClient) -> Iterator[None]:
         if str(version.version) != "1":
             client.delete_model_version(NAME, version.version)
     for run in client.search_runs([experiment]):
-        if run.info.run_id not in known:
+        if run.info.run_id not in earlier:
             client.delete_run(run.info.run_id)
     for alias in ("candidate", "champion"):
         client.set_registered_model_alias(NAME, alias, "1")
 
 
-def test_the_decision_and_its_numbers_are_tags_and_history(project, client):
+def test_the_decision_and_its_numbers_are_in_tags_and_history(project, client):
     tags = client.get_model_version(NAME, "1").tags
     evaluations = [run for key, run in tags.items() if key.startswith("fractal.evaluation.")]
-    found = [mlflow.get_run(run).data.metrics["fid"] for run in evaluations]
+    fids = [mlflow.get_run(run).data.metrics["fid"] for run in evaluations]
     assert tags["fractal.decision"] == "there is no champion yet"
     assert tags["fractal.decision.promoted"] == "true"
     assert tags["fractal.decision.champion"] == "none"
-    assert any(float(tags["fractal.decision.fid"]) == pytest.approx(f, rel=1e-5) for f in found)
+    assert any(float(tags["fractal.decision.fid"]) == pytest.approx(f, rel=1e-5) for f in fids)
     first = champions.history("digits")[0]
     assert (first.version, first.how) == ("1", "evaluation")
 
 
 @pytest.mark.slow
-def test_what_serves_in_another_way_than_it_was_evaluated_is_not_promoted(
+def test_a_version_that_serves_with_other_settings_than_evaluated_is_not_promoted(
     project, client, without_champion
 ):
     content = small_params()
@@ -79,5 +79,5 @@ def test_what_serves_in_another_way_than_it_was_evaluated_is_not_promoted(
     evaluate.evaluate_fractal(size="digits", params_file=file)
     assert registry.aliased_version("digits", "champion") == again
     assert registration.read_serving("digits", again).sampling.guidance == 3.0
-    shown = Artifact.get("promotion-digits").data
-    assert f"version {again}: promoted to champion" in shown and "| fid |" in shown
+    text = Artifact.get("promotion-digits").data
+    assert f"version {again}: promoted to champion" in text and "| fid |" in text

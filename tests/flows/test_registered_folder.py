@@ -1,4 +1,4 @@
-"""A person's own images of 64 × 64: registered, prepared, trained on and evaluated."""
+"""A person's own images of 64 × 64 are registered, prepared, trained on and evaluated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEED = {"seconds_per_image", "images_per_second"}
 
 
 def _settings() -> dict:
-    """One more size than are shipped, of 64 × 64 in two levels."""
+    """The small settings with an additional size of 64 × 64 in two levels."""
     content = small_params()
     for section in ("models", "training", "sampling", "evaluation"):
         content[section][SIZE] = copy.deepcopy(content[section]["digits"])
@@ -41,7 +41,7 @@ def _settings() -> dict:
 
 
 def _write_images(root: Path) -> None:
-    """12 of each of two classes, one of them darker."""
+    """Write 12 images of each of two classes, one of them darker."""
     for number, name in enumerate(("dark", "light")):
         (root / name).mkdir(parents=True)
         for index, image in enumerate(random_images(12, size=64, seed=number)):
@@ -67,24 +67,24 @@ def test_own_images_of_64_px_from_the_folder_to_the_champion(project, capsys):
     project.run(train.main, "--size", SIZE)
     project.run(evaluate.main, "--size", SIZE)
     assert registry.aliased_version(SIZE, registry.CHAMPION) == "1"
-    by_flow = _run_of_the_evaluation()
+    by_flow = _evaluation_run()
     _require_artifacts(by_flow.info.run_id)
 
     capsys.readouterr()
     source = f"models:/fractal-{SIZE}@champion"
     project.run(app.main, "evaluate", source, "--dataset", DATASET, "--json")
-    found = json.loads(capsys.readouterr().out)
-    metrics, absent = found["metrics"], found["absent"]
+    output = json.loads(capsys.readouterr().out)
+    metrics, absent = output["metrics"], output["absent"]
     assert {"fid", "kid", "precision", "recall", "nll_bits_per_dim"} <= set(metrics)
     assert set(SAMPLE_METRICS) <= set(metrics) | set(absent)
     assert absent["class_agreement"].endswith("images over 16 px, these have 64")
     assert all(absent.values())
-    assert found["protocol"]["checksum"] == by_flow.data.tags["fractal.protocol"]
+    assert output["protocol"]["checksum"] == by_flow.data.tags["fractal.protocol"]
     for name in set(metrics) - SPEED:
         assert metrics[name] == pytest.approx(by_flow.data.metrics[name], abs=1e-6), name
 
 
-def _run_of_the_evaluation() -> mlflow.entities.Run:
+def _evaluation_run() -> mlflow.entities.Run:
     experiment = mlflow.get_experiment_by_name(f"fractal-{DATASET}")
     (run,) = mlflow.search_runs(
         [experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'", output_format="list"

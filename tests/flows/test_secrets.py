@@ -1,4 +1,4 @@
-"""What fails in a flow is on Prefect's pages: without secrets."""
+"""Prefect's pages show failures of a flow without secrets."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.states import Failed
 
-import flows  # noqa: F401  it sees to that
+import flows  # noqa: F401  The import removes secrets from messages.
 from tests.support.outside_texts import controls
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
 
-def test_the_state_and_the_log_of_a_failed_run_have_none(caplog):
+def test_the_state_and_the_log_of_a_failed_run_have_no_secrets(caplog):
     @task
     def connect() -> None:
         raise OSError("no route to \x1b[2J http://me:s3cret@host")

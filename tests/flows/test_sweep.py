@@ -1,4 +1,4 @@
-"""A sweep on a real store: what is tried, what goes on, what is written down, going on."""
+"""A sweep on a real store: its settings, its rungs, its results, and how it continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.projects import Project, make_project
 
 
 def _settings(**changes: object) -> dict:
-    """4 settings with 1 image a class, 2 of them with 2: 60 images."""
+    """Settings of a sweep: 4 settings with 1 image per class, 2 of them with 2, 60 images."""
     content = copy.deepcopy(small_params())
     content["sweep"] = {
         "digits": {"guidance": [1.0, 3.0], "logit_scale": [1.0, 1.5], "samples": 60, "keep": 2}
@@ -35,7 +35,7 @@ def _settings(**changes: object) -> dict:
 
 @pytest.fixture
 def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
-    """Its own settings on the store of the shared project, which is left as it was."""
+    """A project with these settings and the shared project's store, which is restored later."""
     take_pixels_for_inception(monkeypatch)
     mine = make_project(tmp_path / "a sweep", _settings())
     (mine.folder / "outputs").symlink_to(project.outputs)
@@ -60,21 +60,21 @@ def _runs(kind: str | None = None) -> list:
     return mlflow.search_runs([experiment.experiment_id], query, output_format="list")
 
 
-def test_a_killed_sweep_goes_on_and_ends_with_the_full_protocol(swept, monkeypatch):
+def test_a_killed_sweep_continues_and_ends_with_the_full_protocol(swept, monkeypatch):
     sampled: list[tuple[float, float, int]] = []
     measure = Previews.measure
 
-    def counted(self: Previews, setting: SamplingConfig, counts, progress):
+    def count_and_measure(self: Previews, setting: SamplingConfig, counts, progress):
         if len(sampled) == 5:
             sampled.append((0, 0, 0))
             raise KeyboardInterrupt
         sampled.append((setting.guidance, setting.logit_scale, counts[-1]))
         return measure(self, setting, counts, progress)
 
-    monkeypatch.setattr(Previews, "measure", counted)
+    monkeypatch.setattr(Previews, "measure", count_and_measure)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep_guidance(params_file=swept.params)
-    found = sweep.sweep_guidance(params_file=swept.params)
+    result = sweep.sweep_guidance(params_file=swept.params)
 
     # Nothing was measured twice; the second rung has half of the settings, with twice the images.
     rungs = [(guidance, scale, count) for guidance, scale, count in sampled if count]
@@ -95,7 +95,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_full_protocol(swept, monkeypat
     }
     assert set(second) == set(sorted(first, key=first.__getitem__)[:2])
     best = min(second, key=second.__getitem__)
-    assert (str(found["guidance"]), str(found["logit_scale"])) == best
+    assert (str(result["guidance"]), str(result["logit_scale"])) == best
 
     (full,) = [
         r
@@ -103,34 +103,34 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_full_protocol(swept, monkeypat
         if r.data.params["sampling.guidance"] == best[0]
         and r.data.params["sampling.logit_scale"] == best[1]
     ]
-    assert found["fid"] == full.data.metrics["fid"] == parent.data.metrics["fid"]
+    assert result["fid"] == full.data.metrics["fid"] == parent.data.metrics["fid"]
     assert parent.data.tags["fractal.evaluation_run"] == full.info.run_id
     assert parent.info.status == "FINISHED"
-    artifacts = {each.path for each in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
+    artifacts = {file.path for file in mlflow.MlflowClient().list_artifacts(parent.info.run_id)}
     assert {"settings.json", HEAT_MAP, CURVES} <= artifacts
     table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/settings.json")
     assert len(table["data"]) == 6
     assert not list((swept.outputs / "sweeps").glob("*/"))
 
-    # A sweep that is done is not done again.
-    assert sweep.sweep_guidance(params_file=swept.params) == found
+    # A finished sweep is not repeated.
+    assert sweep.sweep_guidance(params_file=swept.params) == result
     assert len(sampled) == 7
     assert len(_runs()) == len(runs) + len(_runs("evaluate")) + len(_runs("train"))
 
 
-def test_a_budget_that_is_too_small_is_told_before_anything_is_sampled(swept, capsys):
+def test_a_budget_that_is_too_small_is_refused_before_sampling(swept, capsys):
     swept.params.write_text(yaml.safe_dump(_settings(samples=59)))
     with pytest.raises(SystemExit):
         swept.run(sweep.main)
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: a budget of 59 images is too small for 4 settings")
-    assert "60 or more" in shown
-    assert shown.count("\n") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: a budget of 59 images is too small for 4 settings")
+    assert "60 or more" in line
+    assert line.count("\n") == 1
     with pytest.raises(FractalError, match="budget of 30 images"):
         sweep.sweep_guidance(samples=30, params_file=swept.params)
 
 
-def test_numbers_that_other_libraries_made_are_not_gone_on_with(swept, monkeypatch):
+def test_a_sweep_does_not_continue_with_numbers_of_other_libraries(swept, monkeypatch):
     params = load_params(swept.params)
     version = registry.resolve("digits")
 

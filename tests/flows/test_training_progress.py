@@ -1,4 +1,4 @@
-"""Progress is shown where Prefect takes it, and is no reason to end a training."""
+"""Progress is shown in Prefect; a training continues if that fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("prefect")
 def job(tmp_path, monkeypatch) -> TrainingJob:
     monkeypatch.setattr(training_progress, "ARTIFACT_SECONDS", 0.0)
     monkeypatch.setattr(training_progress, "AWAY_SECONDS", 0.0)
-    # A flow run keeps the client that it began with; outside one each request has its own.
+    # A flow run keeps one client; outside of a flow run each request has a new one.
     monkeypatch.setattr(training_progress, "get_run_logger", lambda: logging.getLogger("progress"))
     monkeypatch.setattr(training_progress.store, "run_page", lambda run: f"http://mlflow/{run}")
     return make_job(tmp_path, run_id="a")
@@ -31,21 +31,21 @@ def _report(position: int) -> Report:
 
 
 def test_training_goes_on_while_prefect_is_away(job, caplog):
-    with prefect_away() as asked, training_progress.TrainingProgress(job, images=100) as shown:
+    with prefect_away() as requests, training_progress.TrainingProgress(job, 100) as progress:
         for position in (10, 20, 30):
-            shown.report(_report(position))
-    assert len(asked) >= 4
-    said = [r for r in caplog.records if "progress can't be shown" in r.getMessage()]
-    assert len(said) == 1
+            progress.report(_report(position))
+    assert len(requests) >= 4
+    warnings = [r for r in caplog.records if "progress can't be shown" in r.getMessage()]
+    assert len(warnings) == 1
 
 
 def test_progress_is_shown_once_prefect_is_back(job):
     with prefect_away():
-        shown = training_progress.TrainingProgress(job, images=100).__enter__()
-        shown.report(_report(10))
-    shown.report(_report(40))
-    shown.report(_report(70))
-    shown.__exit__()
+        progress = training_progress.TrainingProgress(job, images=100).__enter__()
+        progress.report(_report(10))
+    progress.report(_report(40))
+    progress.report(_report(70))
+    progress.__exit__()
     with get_client(sync_client=True) as client:
         artifacts = client.request("POST", "/artifacts/filter", json={}).json()
-    assert [found["data"] for found in artifacts if found["key"] == "training-tiny"] == [70.0]
+    assert [a["data"] for a in artifacts if a["key"] == "training-tiny"] == [70.0]

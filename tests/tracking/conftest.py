@@ -1,4 +1,4 @@
-"""MLflow stores of the tests' own: a SQLite file, and a server on loopback."""
+"""MLflow stores for tests: a SQLite file, and a server on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.ports import free_ports
 
 @pytest.fixture(scope="session")
 def empty_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outputs with an empty store: MLflow takes seconds to make its tables, so they are copied."""
+    """Outputs with an empty store. Tests copy it, as MLflow takes seconds to create its tables."""
     outputs = tmp_path_factory.mktemp("empty") / "outputs"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -26,7 +26,7 @@ def empty_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def local_store(tmp_path: Path, empty_outputs: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A SQLite file, connected to."""
+    """Connect to an empty SQLite store; return its address."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copytree(empty_outputs, tmp_path / "outputs")
     return store.connect(tmp_path / "outputs")
@@ -34,7 +34,7 @@ def local_store(tmp_path: Path, empty_outputs: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an MLflow server."""
+    """Address of a running MLflow server."""
     folder = tmp_path_factory.mktemp("server")
     port = free_ports(("mlflow",))["mlflow"]
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
@@ -46,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def new_version(local_store: str) -> Callable[[], str]:
-    """Registers one more version of `fractal-race`, without files; returns its number."""
+    """A function that registers a version of `fractal-race` without files and returns it."""
     client = mlflow.MlflowClient()
     client.create_registered_model(f"fractal-{SIZE}")
     return lambda: str(client.create_model_version(f"fractal-{SIZE}", "test://none/none").version)

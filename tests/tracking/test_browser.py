@@ -1,8 +1,6 @@
-"""MLflow's pages of three evaluated `digits` runs, as a person sees them in a browser; and the
-commands that read the same store.
+"""MLflow's pages of three evaluated `digits` runs in a browser, and commands that read their store.
 
-FRACTAL_SCREENSHOTS=docs keeps the pictures of the pages in that folder, where docs/results.md
-shows them.
+FRACTAL_SCREENSHOTS=docs writes the pictures of the pages to docs, where docs/results.md shows them.
 """
 
 from __future__ import annotations
@@ -41,17 +39,17 @@ class Evaluated:
         return done.output
 
     def page(self, address: str, picture: str, size: str) -> str:
-        kept = os.environ.get("FRACTAL_SCREENSHOTS")
-        file = Path(kept or self.folder).resolve() / picture
+        screenshots = os.environ.get("FRACTAL_SCREENSHOTS")
+        file = Path(screenshots or self.folder).resolve() / picture
         return opened(f"{self.server.uri}/#/{address}", picture=file, size=size)
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluated]:
-    made = Evaluated(tmp_path_factory.mktemp("evaluated"))
-    made.server.start()
-    yield made
-    made.server.kill()
+    project = Evaluated(tmp_path_factory.mktemp("evaluated"))
+    project.server.start()
+    yield project
+    project.server.kill()
 
 
 @needs_chromium
@@ -71,25 +69,25 @@ def test_the_comparison_page_has_names_and_numbers(evaluated):
 @needs_chromium
 def test_the_registered_models_page_has_its_version_alias_and_description(evaluated):
     page = evaluated.page("models/fractal-digits", "mlflow-model.png", "1500,900")
-    for wanted in ("fractal-digits", "Version 1", "candidate", "model of the size", "imported fro"):
-        assert wanted in page
+    for text in ("fractal-digits", "Version 1", "candidate", "model of the size", "imported fro"):
+        assert text in page
 
 
 @needs_chromium
-def test_the_runs_page_says_what_one_looks_at(evaluated):
+def test_the_runs_page_has_its_description_and_metrics(evaluated):
     run = evaluated.runs[0].info
     address = f"experiments/{run.experiment_id}/runs/{run.run_id}"
     page = evaluated.page(address, "mlflow-run.png", "1500,1500")
-    for wanted in ("evaluate-digits-v1", "Evaluation of one version", "nll_bits_per_dim", "fid"):
-        assert wanted in page
+    for text in ("evaluate-digits-v1", "Evaluation of one version", "nll_bits_per_dim", "fid"):
+        assert text in page
 
 
 @needs_chromium
 def test_the_logged_report_opens_in_a_browser(evaluated):
     file = evaluated.folder / "report.html"
     file.write_text(evaluated.report)
-    kept = os.environ.get("FRACTAL_SCREENSHOTS")
-    picture = Path(kept or evaluated.folder).resolve() / "report.png"
+    screenshots = os.environ.get("FRACTAL_SCREENSHOTS")
+    picture = Path(screenshots or evaluated.folder).resolve() / "report.png"
     page = opened(file.as_uri(), picture=picture, size="1100,3600", wait_ms=2000)
     metrics = evaluated.runs[0].data.metrics
     for name in ("fid", "nll_bits_per_dim"):
@@ -97,14 +95,14 @@ def test_the_logged_report_opens_in_a_browser(evaluated):
     assert "models:/fractal-digits/1 on digits" in page
 
 
-def test_artifacts_of_an_evaluation(evaluated):
+def test_an_evaluation_has_all_artifacts(evaluated):
     client = mlflow.MlflowClient()
     names = {file.path for file in client.list_artifacts(evaluated.run_ids[0])}
-    wanted = {"report.html", "results.json", "protocol.json", "samples.png", "likelihood.png"}
-    assert wanted <= names
+    expected = {"report.html", "results.json", "protocol.json", "samples.png", "likelihood.png"}
+    assert expected <= names
 
 
-def test_results_show_them_beside_the_published_numbers(evaluated):
+def test_results_show_the_runs_beside_the_published_numbers(evaluated):
     rows = json.loads(evaluated.command("--format", "json"))
     ours = {row["run"]: row for row in rows if row["dataset"] == "digits"}
     assert ours.keys() == set(evaluated.run_ids)
@@ -117,8 +115,8 @@ def test_results_show_them_beside_the_published_numbers(evaluated):
     assert "published: Li et al." in evaluated.command()
 
 
-def test_results_of_one_data_set_in_a_file(evaluated, tmp_path):
+def test_results_of_one_data_set_are_written_to_a_file(evaluated, tmp_path):
     out = tmp_path / "made" / "results.md"
-    shown = evaluated.command("--dataset", "digits", "--format", "markdown", "--output", str(out))
-    assert "3 rows" in shown
+    printed = evaluated.command("--dataset", "digits", "--format", "markdown", "--output", str(out))
+    assert "3 rows" in printed
     assert out.read_text().count("| fractal-digits version 1 ") == len(GUIDANCE)

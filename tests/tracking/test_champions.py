@@ -1,4 +1,4 @@
-"""How the champion changes: by evaluations, by a person, back, and by many at once."""
+"""How the champion changes: by evaluations, by a person, by a rollback, and by many processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _metrics(fid: float) -> dict[str, float]:
     return {"fid": fid, "nll_bits_per_dim": 0.7}
 
 
-def _contest(version: str, fid: float, fids: dict[str, float], **more: str) -> bool:
+def _compare(version: str, fid: float, fids: dict[str, float], **more: str) -> bool:
     fids[version] = fid
     decision = champions.compare_and_promote(
         SIZE,
@@ -62,11 +62,11 @@ def _changes(*steps: tuple[str, str]) -> list[Change]:
         ([("1", "found"), ("2", "found"), ("1", "override")], ["1", "2", "1"]),
     ],
 )
-def test_what_a_rollback_goes_back_through(steps, line):
+def test_the_stack_has_the_versions_that_a_rollback_can_return_to(steps, line):
     assert champion_stack(_changes(*steps)) == line
 
 
-def test_what_a_person_took_the_title_from():
+def test_the_change_by_which_a_person_replaced_a_champion_is_found():
     steps = [("1", "evaluation"), ("2", "evaluation"), ("1", "rollback"), ("3", "evaluation")]
     changes = _changes(*steps)
     assert find_withdrawal(changes, "2") == changes[2]
@@ -74,12 +74,12 @@ def test_what_a_person_took_the_title_from():
     assert find_withdrawal([*changes, *_changes(("2", "override"))], "2") is None
 
 
-def test_the_better_is_promoted_and_the_worse_is_not(new_version):
+def test_a_better_version_is_promoted_and_a_worse_one_is_not(new_version):
     fids: dict[str, float] = {}
     first, second, third = new_version(), new_version(), new_version()
-    assert _contest(first, 20.0, fids)
-    assert not _contest(second, 21.0, fids)
-    assert _contest(third, 19.0, fids)
+    assert _compare(first, 20.0, fids)
+    assert not _compare(second, 21.0, fids)
+    assert _compare(third, 19.0, fids)
     assert _champion() == third
     tags = registry.version_tags(SIZE, second)
     assert tags["fractal.decision.promoted"] == "false"
@@ -89,10 +89,10 @@ def test_the_better_is_promoted_and_the_worse_is_not(new_version):
     assert [c.version for c in champions.history(SIZE)] == [first, third]
 
 
-def test_the_details_of_an_earlier_decision_do_not_stay(new_version):
+def test_a_decision_deletes_the_details_of_an_earlier_one(new_version):
     first, second = new_version(), new_version()
-    _contest(first, 20.0, fids := {})
-    _contest(second, 21.0, fids)
+    _compare(first, 20.0, fids := {})
+    _compare(second, 21.0, fids)
     champions.promote_by_hand(SIZE, second, "it has no artefacts")
     tags = registry.version_tags(SIZE, second)
     assert "fractal.decision.fid" not in tags
@@ -100,40 +100,40 @@ def test_the_details_of_an_earlier_decision_do_not_stay(new_version):
     assert tags["fractal.decision.promoted"] == "true"
 
 
-def test_what_was_compared_or_is_the_champion_is_decided_also_after_a_person_spoke(new_version):
+def test_a_compared_version_and_the_champion_are_decided_also_after_a_rollback(new_version):
     first, second = new_version(), new_version()
-    _contest(first, 20.0, fids := {})
+    _compare(first, 20.0, fids := {})
     assert champions.is_decided(SIZE, first, "another")
     assert not champions.is_decided(SIZE, second, PROTOCOL)
-    _contest(second, 19.0, fids)
+    _compare(second, 19.0, fids)
     champions.rollback(SIZE, "dark")
     assert champions.is_decided(SIZE, second, PROTOCOL)
     assert not champions.is_decided(SIZE, second, "another")
 
 
-def test_what_dies_before_its_version_is_crowned_is_not_decided(new_version, monkeypatch):
+def test_a_promotion_that_dies_before_the_alias_moves_is_decided_again(new_version, monkeypatch):
     version = new_version()
     with monkeypatch.context() as patch:
         patch.setattr(
-            registry, "set_alias", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt)
+            registry, "set_alias", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            _contest(version, 20.0, {})
+            _compare(version, 20.0, {})
     assert not champions.is_decided(SIZE, version, PROTOCOL)
-    assert _contest(version, 20.0, {})
+    assert _compare(version, 20.0, {})
 
 
-def test_an_objection_keeps_a_better_one_from_being_promoted(new_version):
+def test_an_objection_prevents_the_promotion_of_a_better_version(new_version):
     version = new_version()
-    assert not _contest(version, 1.0, {}, objection="it serves otherwise")
+    assert not _compare(version, 1.0, {}, objection="it serves otherwise")
     assert _champion() is None
     assert registry.version_tags(SIZE, version)["fractal.decision"].endswith("it serves otherwise")
 
 
-def test_rolling_back_step_by_step_to_the_first(new_version):
+def test_rollbacks_return_version_by_version_to_the_first(new_version):
     fids: dict[str, float] = {}
     for number, version in enumerate(versions := [new_version() for _ in range(3)]):
-        _contest(version, 20.0 - number, fids)
+        _compare(version, 20.0 - number, fids)
     first, second, third = versions
     assert champions.rollback(SIZE, "dark") == (third, second)
     assert champions.rollback(SIZE, "dark too") == (second, first)
@@ -146,52 +146,52 @@ def test_rolling_back_step_by_step_to_the_first(new_version):
 def test_an_evaluation_does_not_undo_what_a_person_decided(new_version):
     fids: dict[str, float] = {}
     first, second, third = new_version(), new_version(), new_version()
-    _contest(first, 20.0, fids)
-    _contest(second, 19.0, fids)
+    _compare(first, 20.0, fids)
+    _compare(second, 19.0, fids)
     champions.rollback(SIZE, "it draws no sevens")
-    assert not _contest(second, 19.0, fids)
+    assert not _compare(second, 19.0, fids)
     assert "it draws no sevens" in registry.version_tags(SIZE, second)["fractal.decision"]
-    assert _contest(third, 18.0, fids)
+    assert _compare(third, 18.0, fids)
     champions.promote_by_hand(SIZE, second, "sevens are fine")
     assert _champion() == second
 
 
-def test_an_alias_that_was_moved_by_something_else_is_found(new_version):
+def test_an_alias_that_something_else_moved_is_recorded_as_a_change(new_version):
     first, second, third = new_version(), new_version(), new_version()
-    _contest(first, 20.0, fids := {})
+    _compare(first, 20.0, fids := {})
     mlflow.MlflowClient().set_registered_model_alias(f"fractal-{SIZE}", "champion", second)
     fids[second] = 15.0
-    assert _contest(third, 14.0, fids)
-    found = [(c.version, c.how) for c in champions.history(SIZE)]
-    assert found == [(first, "evaluation"), (second, "found"), (third, "evaluation")]
+    assert _compare(third, 14.0, fids)
+    changes = [(c.version, c.how) for c in champions.history(SIZE)]
+    assert changes == [(first, "evaluation"), (second, "found"), (third, "evaluation")]
     assert champions.rollback(SIZE, "back") == (third, second)
 
 
-def test_a_rollback_passes_over_a_version_that_was_deleted(new_version):
+def test_a_rollback_skips_a_deleted_version(new_version):
     fids: dict[str, float] = {}
     for number, version in enumerate(versions := [new_version() for _ in range(3)]):
-        _contest(version, 20.0 - number, fids)
+        _compare(version, 20.0 - number, fids)
     mlflow.MlflowClient().delete_model_version(f"fractal-{SIZE}", versions[1])
     assert champions.rollback(SIZE, "dark") == (versions[2], versions[0])
 
 
-def test_a_champion_that_changes_during_the_comparison_is_compared_with_too(new_version):
+def test_a_champion_that_changes_during_the_comparison_is_compared_too(new_version):
     """The slow evaluation of the old champion ends after a better one was promoted."""
     fids: dict[str, float] = {}
     first, slow, quick = new_version(), new_version(), new_version()
-    _contest(first, 20.0, fids)
-    asked = []
+    _compare(first, 20.0, fids)
+    compared = []
 
     def metrics_of(version: str) -> dict[str, float]:
-        if not asked:
-            _contest(quick, 18.0, fids)
-        asked.append(version)
+        if not compared:
+            _compare(quick, 18.0, fids)
+        compared.append(version)
         return _metrics(fids[version])
 
     decision = champions.compare_and_promote(
         SIZE, slow, _metrics(19.0), RULES, protocol=PROTOCOL, metrics_of=metrics_of
     )
-    assert asked == [first, quick]
+    assert compared == [first, quick]
     assert not decision.promote
     assert _champion() == quick
     assert registry.version_tags(SIZE, slow)["fractal.decision.champion"] == quick
@@ -202,38 +202,40 @@ def _registered() -> list[str]:
 
 
 def test_a_promotion_leaves_no_entry_of_the_lock_behind(new_version):
-    assert _contest(new_version(), 20.0, {})
+    assert _compare(new_version(), 20.0, {})
     champions.promote_by_hand(SIZE, new_version(), "now")
     champions.rollback(SIZE, "back")
     assert _registered() == [f"fractal-{SIZE}"]
 
 
 @pytest.mark.parametrize("name", [f"{promotion_lock.PREFIX}-dead", promotion_lock.PREFIX])
-def test_what_a_dead_process_or_an_earlier_version_left_is_deleted(new_version, monkeypatch, name):
+def test_the_entry_of_a_dead_process_or_an_earlier_version_is_deleted(
+    new_version, monkeypatch, name
+):
     monkeypatch.setattr(promotion_lock, "LONGEST_SECONDS", 1.0)
     mlflow.MlflowClient().create_registered_model(name)
     mlflow.MlflowClient().create_model_version(name, "test://none/none")
-    began = time.monotonic()
-    assert _contest(new_version(), 20.0, {})
-    assert time.monotonic() - began >= 0.9, "who has just been heard of is not taken for dead"
+    started = time.monotonic()
+    assert _compare(new_version(), 20.0, {})
+    assert time.monotonic() - started >= 0.9, "a recent entry does not count as dead"
     assert _registered() == [f"fractal-{SIZE}"]
 
 
-def test_a_process_that_was_stopped_for_too_long_changes_nothing(new_version, monkeypatch):
-    """Another process took it for dead while it stood still."""
+def test_a_process_that_stood_still_for_too_long_changes_nothing(new_version, monkeypatch):
+    """Another process took it for dead and deleted its lock."""
     first, second = new_version(), new_version()
-    _contest(first, 20.0, {})
+    _compare(first, 20.0, {})
     require = promotion_lock.PromotionLock.require
 
-    def standing_still(lock):
+    def require_after_a_pause(lock):
         mlflow.MlflowClient().delete_registered_model(lock.entry)
         require(lock)
 
-    monkeypatch.setattr(promotion_lock.PromotionLock, "require", standing_still)
+    monkeypatch.setattr(promotion_lock.PromotionLock, "require", require_after_a_pause)
     with pytest.raises(FractalError, match="others removed its lock"):
         champions.promote_by_hand(SIZE, second, "now")
     with pytest.raises(FractalError, match="others removed its lock"):
-        _contest(second, 19.0, {first: 20.0})
+        _compare(second, 19.0, {first: 20.0})
     assert _champion() == first
     assert not any(
         tag.startswith("fractal.decision") for tag in registry.version_tags(SIZE, second)
@@ -251,22 +253,22 @@ def test_waiting_ends_with_the_name_of_the_process_that_holds_the_lock(new_versi
     assert entry in _registered()
 
 
-def test_of_many_at_once_one_holds_the_lock(new_version):
-    inside, turns = [], []
+def test_only_one_of_many_threads_holds_the_lock(new_version):
+    holders, samples = [], []
 
     def work() -> None:
         for _ in range(3):
             with promotion_lock.hold_promotion_lock() as lock:
-                inside.append(lock)
+                holders.append(lock)
                 lock.require()
-                turns.append(list(inside))
-                inside.remove(lock)
+                samples.append(list(holders))
+                holders.remove(lock)
 
     with ThreadPoolExecutor(5) as pool:
-        for done in [pool.submit(work) for _ in range(5)]:
-            done.result()
-    assert len(turns) == 15
-    assert all(len(holders) == 1 for holders in turns)
+        for future in [pool.submit(work) for _ in range(5)]:
+            future.result()
+    assert len(samples) == 15
+    assert all(len(sample) == 1 for sample in samples)
 
 
 EVALUATION = """
@@ -288,7 +290,9 @@ for version in versions:
 @pytest.mark.parametrize(
     ("where", "rounds"), [("file", 5), pytest.param("server", 3, marks=pytest.mark.slow)]
 )
-def test_evaluations_at_once_leave_the_best_as_champion(tmp_path, request, where, rounds):
+def test_simultaneous_evaluations_leave_the_best_version_as_champion(
+    tmp_path, request, where, rounds
+):
     """Real processes, each with several versions; the best is promoted neither first nor last."""
     uri = f"sqlite:///{tmp_path}/m.db" if where == "file" else request.getfixturevalue("server")
     mlflow.set_tracking_uri(uri)

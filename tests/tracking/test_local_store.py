@@ -1,4 +1,4 @@
-"""The local store: made once, told on one line when it is out of order, moved and copied."""
+"""The local store: created once, moved and copied, its errors on one line."""
 
 import multiprocessing
 import resource
@@ -22,7 +22,7 @@ TEXT = "kept"
 
 @contextmanager
 def disk_of(bytes_: int) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes: to SQLite, a disk without room."""
+    """Limit the files of this process to `bytes_` bytes: for SQLite the disk is then full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, before[1]))
     try:
@@ -38,7 +38,7 @@ def no_server(monkeypatch) -> None:
 
 @pytest.fixture
 def outputs(tmp_path, empty_outputs) -> Path:
-    """With one run that has an artifact, and one registered version of it."""
+    """Outputs with one run that has an artifact, and one registered version of it."""
     folder = tmp_path / "a project" / "outputs"
     shutil.copytree(empty_outputs, folder)
     store.connect(folder)
@@ -72,7 +72,7 @@ def test_a_moved_folder_keeps_its_models(outputs, tmp_path):
         assert f"/{name}/" not in _texts(moved / "mlflow/mlflow.db")
 
 
-def test_a_copy_has_files_of_its_own(outputs, tmp_path):
+def test_a_copy_uses_its_own_files(outputs, tmp_path):
     copy = tmp_path / "copy" / "outputs"
     shutil.copytree(outputs.parent, copy.parent)
     store.connect(copy)
@@ -87,7 +87,7 @@ def test_a_copy_has_files_of_its_own(outputs, tmp_path):
     assert _read_registered(outputs, scratch) == _read_registered(copy, scratch) == TEXT
 
 
-def test_addresses_that_are_not_of_the_store_stay(tmp_path):
+def test_only_addresses_of_a_moved_local_store_change(tmp_path):
     artifacts = tmp_path / "outputs/mlflow/artifacts"
     for address in (None, "", "s3://bucket/mlflow/artifacts/1", "mlflow-artifacts:/1", "models:/m"):
         assert local_store._current_address(address, artifacts) == address
@@ -95,8 +95,8 @@ def test_addresses_that_are_not_of_the_store_stay(tmp_path):
     link = tmp_path / "link"
     artifacts.mkdir(parents=True)
     link.symlink_to(tmp_path)
-    same = f"{link}/outputs/mlflow/artifacts/1"
-    assert local_store._current_address(same, artifacts) == same
+    linked = f"{link}/outputs/mlflow/artifacts/1"
+    assert local_store._current_address(linked, artifacts) == linked
 
 
 def _connect(outputs: Path, start, codes) -> None:
@@ -107,21 +107,21 @@ def _connect(outputs: Path, start, codes) -> None:
         codes.put(repr(error))
 
 
-def test_four_processes_begin_with_an_empty_folder(tmp_path):
-    fork = multiprocessing.get_context("fork")  # MLflow is imported already
+def test_four_processes_can_create_the_store_at_once(tmp_path):
+    fork = multiprocessing.get_context("fork")  # Children need not import MLflow again.
     start, results = fork.Barrier(4), fork.Queue()
     processes = [
         fork.Process(target=_connect, args=(tmp_path / "outputs", start, results)) for _ in range(4)
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    answers = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join(60)
-    assert found == [f"sqlite:///{tmp_path}/outputs/mlflow/mlflow.db 1"] * 4
+    assert answers == [f"sqlite:///{tmp_path}/outputs/mlflow/mlflow.db 1"] * 4
 
 
-def test_no_room_for_the_database(tmp_path):
+def test_a_full_disk_is_named_when_the_database_is_created(tmp_path):
     outputs = tmp_path / "outputs"
     with disk_of(200_000), pytest.raises(FractalError) as raised:
         store.connect(outputs)
@@ -135,14 +135,14 @@ def test_no_room_for_the_database(tmp_path):
 
 
 def _log_without_end(logged: list[int]) -> None:
-    """As a command does; `logged` gets the steps that are in the store."""
+    """Log steps as a command does; append each step to `logged` once the store has it."""
     with errors_on_one_line():
         for step in count():
             mlflow.log_metrics({f"m{n}": 0.5 for n in range(100)}, step=step)
             logged.append(step)
 
 
-def test_no_room_in_the_database(outputs, capsys, caplog):
+def test_a_full_disk_is_named_on_one_line_and_keeps_what_was_logged(outputs, capsys, caplog):
     size, logged = (outputs / "mlflow/mlflow.db").stat().st_size, []
     with mlflow.start_run() as run:
         with disk_of(size + 8192), pytest.raises(SystemExit):
@@ -159,7 +159,7 @@ def test_no_room_in_the_database(outputs, capsys, caplog):
     assert [point.step for point in points] == [*logged, len(logged)]
 
 
-def test_a_locked_database(outputs, monkeypatch):
+def test_a_locked_database_is_named_with_the_way_out(outputs, monkeypatch):
     monkeypatch.setattr(local_store, "BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(outputs / "mlflow/mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -169,7 +169,7 @@ def test_a_locked_database(outputs, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda file: file.write_text("no database" * 100)])
-def test_a_file_that_is_no_database(tmp_path, make):
+def test_a_file_that_is_no_database_is_named(tmp_path, make):
     file = tmp_path / "mlflow/mlflow.db"
     file.parent.mkdir()
     make(file)
@@ -177,7 +177,7 @@ def test_a_file_that_is_no_database(tmp_path, make):
         store.connect(tmp_path)
 
 
-def test_a_busy_store_is_not_taken_for_lost_files(outputs, monkeypatch):
+def test_a_busy_store_does_not_count_as_lost_files(outputs, monkeypatch):
     from fractal_model.tracking import registry
 
     def fail(*args, **kwargs):
@@ -188,7 +188,7 @@ def test_a_busy_store_is_not_taken_for_lost_files(outputs, monkeypatch):
         registry.fetch_checkpoint("models:/fractal-digits/1")
 
 
-def test_a_deleted_experiment_is_named_with_the_way_back(outputs):
+def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(outputs):
     identity = store.get_or_create_experiment("digits", outputs)
     mlflow.delete_experiment(identity)
     with pytest.raises(FractalError, match=rf"was deleted .* restore` .its id is {identity}.,"):

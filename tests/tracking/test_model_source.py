@@ -1,4 +1,4 @@
-"""Commands find their model."""
+"""Models are loaded from folders and the registry, or refused with the reason."""
 
 import pytest
 
@@ -7,28 +7,28 @@ from fractal_model.tracking.model_source import load_model
 from tests.support import tiny_model
 
 
-def test_an_unknown_registered_model(tmp_path):
+def test_an_unknown_registered_model_is_named(tmp_path):
     with pytest.raises(FractalError, match=r"models:/fractal-none@candidate"):
         load_model("models:/fractal-none@candidate", tmp_path)
 
 
 @pytest.mark.parametrize("source", ["models:/fractal-none/1", "models:/", "models:/x@"])
-def test_nonsense_in_the_registry(tmp_path, source):
+def test_an_invalid_registry_address_is_refused(tmp_path, source):
     with pytest.raises(FractalError, match="train or import"):
         load_model(source, tmp_path)
 
 
-def test_no_folder(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FractalError, match="no checkpoint folder"):
         load_model(str(tmp_path / "none"), tmp_path)
 
 
-def test_a_folder_of_something_else(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(FractalError, match="holds neither a checkpoint nor an exported model"):
         load_model(str(tmp_path), tmp_path)
 
 
-def test_an_exported_model_has_no_average(tmp_path):
+def test_an_exported_model_has_no_moving_average(tmp_path):
     tiny_model("ar").save_pretrained(tmp_path / "model")
     with pytest.raises(FractalError, match="is an exported model, which has no moving average"):
         load_model(f"{tmp_path / 'model'}#ema", tmp_path)

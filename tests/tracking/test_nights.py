@@ -1,4 +1,4 @@
-"""What a night remembers of earlier evaluations."""
+"""Durations of earlier evaluations for the forecast of a night."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fractal_model.tracking import nights
 from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSION_TAG
 
 
-def _evaluated(version: str, protocol: str, *, seconds: int, status: str = "FINISHED") -> None:
+def _log_evaluation(version: str, protocol: str, *, seconds: int, status: str = "FINISHED") -> None:
     tags = {KIND_TAG: "evaluate", SIZE_TAG: "race"}
     tags |= {VERSION_TAG: version, PROTOCOL_TAG: protocol}
     client = mlflow.MlflowClient()
@@ -17,12 +17,12 @@ def _evaluated(version: str, protocol: str, *, seconds: int, status: str = "FINI
     client.set_terminated(run_id, status, end_time=1000 * (1 + seconds))
 
 
-def test_what_went_on_with_a_stopped_run_is_left_out(local_store):
-    _evaluated("1", "a", seconds=50)
-    _evaluated("2", "a", seconds=900, status="FAILED")
-    _evaluated("2", "a", seconds=3)
-    _evaluated("2", "b", seconds=60)
-    found = nights.earlier_evaluations("0", "race")
-    assert sorted(each.seconds for each in found) == [50, 60]
-    assert {each.samples for each in found} == {300}
+def test_an_evaluation_that_reused_a_stopped_runs_images_is_left_out(local_store):
+    _log_evaluation("1", "a", seconds=50)
+    _log_evaluation("2", "a", seconds=900, status="FAILED")
+    _log_evaluation("2", "a", seconds=3)
+    _log_evaluation("2", "b", seconds=60)
+    evaluations = nights.earlier_evaluations("0", "race")
+    assert sorted(evaluation.seconds for evaluation in evaluations) == [50, 60]
+    assert {evaluation.samples for evaluation in evaluations} == {300}
     assert nights.earlier_evaluations("0", "another") == []

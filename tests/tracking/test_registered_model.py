@@ -1,4 +1,4 @@
-"""The registered model as others use it: MLflow, a process without this repository, HTTP."""
+"""The registered model as MLflow, a process without this repository and HTTP clients use it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Registered:
 
 @pytest.fixture
 def registered(first: Registered) -> Registered:
-    """Connected to, whatever another test has done meanwhile."""
+    """The registered version; MLflow is connected to its store again."""
     mlflow.set_tracking_uri(first.uri)
     return first
 
@@ -94,32 +94,32 @@ def _image(serving: ServingConfig, label: int, seed: int) -> bytes:
 
 
 def test_signature_example_and_requirements_are_set(registered):
-    found = mlflow.models.get_model_info("models:/fractal-digits/1")
-    assert found.signature.outputs.input_names() == ["png"]
+    info = mlflow.models.get_model_info("models:/fractal-digits/1")
+    assert info.signature.outputs.input_names() == ["png"]
     requirements = (registered.files / "requirements.txt").read_text().splitlines()
     assert f"torch=={torch.__version__.split('+')[0]}" in [r.split("+")[0] for r in requirements]
     assert all("==" in line for line in requirements)
-    assert found.saved_input_example_info["type"] == "dataframe"
+    assert info.saved_input_example_info["type"] == "dataframe"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"seed": 1.5}, "row 0: seed is 1.5"),
         ({"seed": True}, "row 0: seed is True"),
         ({"guidence": 2.0}, "column 'guidence' is unknown, did you mean 'guidance'?"),
     ],
 )
-def test_mlflows_server_refuses_what_it_would_else_cast_or_drop(registered, change, said):
-    """Through MLflow's own reading of a request, without a socket."""
+def test_mlflows_server_refuses_values_that_mlflow_would_cast_or_drop(registered, change, message):
+    """MLflow itself parses the request, without a socket."""
     app = scoring_server.init(mlflow.pyfunc.load_model("models:/fractal-digits@champion"))
     body = {"dataframe_records": [{"class": 1, "seed": 1} | change]}
     answer = TestClient(app).post("/invocations", json=body)
     assert answer.status_code == 400
-    assert said in answer.json()["message"] and "\n" not in answer.json()["message"]
+    assert message in answer.json()["message"] and "\n" not in answer.json()["message"]
 
 
-def test_the_example_is_a_request_that_is_answered(registered):
+def test_the_example_request_is_answered(registered):
     model = mlflow.pyfunc.load_model("models:/fractal-digits@champion")
     assert model.input_example["guidance"].tolist() == [registered.serving.sampling.guidance] * 2
     images = model.predict(model.input_example)
@@ -127,7 +127,7 @@ def test_the_example_is_a_request_that_is_answered(registered):
 
 
 def test_registering_samples_nothing(registered, monkeypatch):
-    """A large model would take hours on a CPU."""
+    """Sampling from a large model would take hours on a CPU."""
 
     def never(*arguments):
         pytest.fail("the model was loaded")
@@ -142,18 +142,18 @@ def test_registering_samples_nothing(registered, monkeypatch):
     assert registry.versions("quick")[0].tags == {"a": "b"}
 
 
-def test_no_file_of_it_is_a_pickle(registered):
-    """Neither by its name nor by what is in it: a torch file is a zip archive with a pickle."""
+def test_no_registered_file_is_a_pickle(registered):
+    """Names and contents are checked; a torch file is a zip archive that holds a pickle."""
     assert (registered.checkpoint / "optimizer.pt").is_file()
     files = [file for file in registered.files.rglob("*") if file.is_file()]
     assert {"model.safetensors", "ema.safetensors", "served_model.py"} <= {f.name for f in files}
     for file in files:
         assert file.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), file
         assert not zipfile.is_zipfile(file), file
-        assert not file.read_bytes().startswith(b"\x80"), file  # protocol 2 and later
+        assert not file.read_bytes().startswith(b"\x80"), file  # A pickle of protocol 2 or later.
 
 
-def test_the_same_image_as_the_command_draws(registered, tmp_path):
+def test_the_registered_model_draws_the_same_image_as_the_command(registered, tmp_path):
     options = ["--classes", "2", "--n", "2", "--seed", "5", "--params", registered.params]
     words = ["sample", "--model", "models:/fractal-digits@champion", "--out", tmp_path, *options]
     done = CliRunner().invoke(app, [str(word) for word in words])
@@ -166,8 +166,8 @@ def test_the_same_image_as_the_command_draws(registered, tmp_path):
     assert images[0] == images[2] != images[1]
 
 
-def test_settings_that_changed_are_registered_with_the_same_weights(registered):
-    """Weights and guidance that are evaluated are the ones that are served."""
+def test_changed_settings_are_registered_with_the_same_weights(registered):
+    """The weights and guidance that are evaluated are also served."""
     assert registration.reuse("digits", "e" * 64, registered.serving) is None
     assert registration.reuse("digits", "f" * 64, registered.serving) == "1"
     registry.tag_version("digits", "1", "fractal.evaluation.abc", "a run")
@@ -189,7 +189,7 @@ def test_settings_that_changed_are_registered_with_the_same_weights(registered):
     assert image == _image(changed, 3, 9) != _image(registered.serving, 3, 9)
 
 
-def test_a_moving_average_that_is_not_there_is_not_registered(registered, tmp_path):
+def test_a_missing_moving_average_is_not_registered(registered, tmp_path):
     progress = Progress(size="digits", fingerprint="", position=1, steps=1)
     save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer=None, progress=progress)
     averaged = registered.serving.model_copy(update={"weights": "ema"})
@@ -202,7 +202,7 @@ import importlib.util, sys
 sys.meta_path = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f))]
 sys.path = [folder for folder in sys.path if folder not in ("", {repository!r})]
 sys.path_importer_cache.clear()
-assert importlib.util.find_spec("fractal_model") is None, "this repository is still known"
+assert importlib.util.find_spec("fractal_model") is None, "this repository can still be imported"
 import mlflow, pandas
 mlflow.set_tracking_uri({uri!r})
 model = mlflow.pyfunc.load_model("models:/fractal-digits@champion")
@@ -215,7 +215,7 @@ print(images[0].hex())
 """
 
 
-def test_it_works_where_this_repository_is_not(registered):
+def test_the_registered_model_works_without_this_repository(registered):
     code = ELSEWHERE.format(repository=str(REPOSITORY), uri=registered.uri)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -245,7 +245,7 @@ def _post(url: str, body: dict) -> tuple[int, dict]:
         return error.code, json.load(error)
 
 
-def test_it_answers_real_requests(registered, tmp_path):
+def test_mlflows_server_answers_real_requests(registered, tmp_path):
     port = free_ports(("model",))["model"]
     command = ["mlflow", "models", "serve", "--env-manager", "local"]
     command += ["--model-uri", "models:/fractal-digits@champion"]
@@ -258,7 +258,7 @@ def test_it_answers_real_requests(registered, tmp_path):
         images = [base64.b64decode(text) for text in answer["predictions"]]
         expected = [_image(registered.serving, *of) for of in ((3, 0), (2, 1), (3, 0))]
         assert images == expected
-        for change, said in (
+        for change, message in (
             ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
             ({"class": "cat"}, "class 'cat' is unknown"),
             ({"seed": -1}, "seed is -1"),
@@ -266,5 +266,5 @@ def test_it_answers_real_requests(registered, tmp_path):
         ):
             status, answer = _post(url, {"dataframe_records": [records[0] | change]})
             assert status == 400
-            assert answer["message"].startswith("row 0: ") and said in answer["message"]
+            assert answer["message"].startswith("row 0: ") and message in answer["message"]
             assert "\n" not in answer["message"]

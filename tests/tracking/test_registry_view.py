@@ -1,4 +1,4 @@
-"""What the list of models shows of a version."""
+"""The registry's content as the list of models shows it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from fractal_model.tracking.tags import DECIDED_TAG
 from tests.support.mlflow_server import SIZE
 
 
-def _evaluated(version: str, protocol: str, fid: float) -> str:
+def _log_evaluation(version: str, protocol: str, fid: float) -> str:
     with mlflow.start_run() as run:
         mlflow.log_metric("fid", fid)
     registry.tag_version(SIZE, version, registry.evaluation_tag(protocol), run.info.run_id)
     return run.info.run_id
 
 
-def test_the_numbers_are_of_the_decisions_protocol_and_of_no_deleted_run(new_version):
+def test_the_numbers_belong_to_the_decisions_protocol_and_to_no_deleted_run(new_version):
     version = new_version()
-    decided, newer, newest = (_evaluated(version, p * 64, n) for n, p in enumerate("abc"))
+    decided, newer, newest = (_log_evaluation(version, p * 64, n) for n, p in enumerate("abc"))
 
-    def shown() -> str | None:
+    def shown_run() -> str | None:
         return registered_models()[0].versions[0].evaluation_run
 
-    assert shown() == newest
+    assert shown_run() == newest
     registry.tag_version(SIZE, version, DECIDED_TAG, "a" * 64)
-    assert shown() == decided
+    assert shown_run() == decided
     for run_id in (decided, newest):
         mlflow.MlflowClient().delete_run(run_id)
-    assert shown() == newer
+    assert shown_run() == newer
     mlflow.MlflowClient().delete_run(newer)
-    assert shown() is None
+    assert shown_run() is None
 
 
 @pytest.mark.parametrize(
-    ("promoted", "decision", "says"),
+    ("promoted", "decision", "outcome"),
     [
         (True, "better", "promoted: better"),
         (False, "worse", "not promoted: worse"),
@@ -44,7 +44,7 @@ def test_the_numbers_are_of_the_decisions_protocol_and_of_no_deleted_run(new_ver
         (None, None, "not evaluated"),
     ],
 )
-def test_the_outcome_says_what_the_store_says(promoted, decision, says):
+def test_the_outcome_has_the_decision_and_its_reason(promoted, decision, outcome):
     version = RegisteredVersion(
         version="1",
         aliases=(),
@@ -54,4 +54,4 @@ def test_the_outcome_says_what_the_store_says(promoted, decision, says):
         evaluation_run=None,
         metrics={},
     )
-    assert version.outcome == says
+    assert version.outcome == outcome

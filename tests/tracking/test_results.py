@@ -1,4 +1,4 @@
-"""Which evaluations of the store are in the results, and what an empty store says."""
+"""Evaluations of a store that the results show, and the error of an empty store."""
 
 from __future__ import annotations
 
@@ -31,44 +31,44 @@ def experiment(tmp_path, monkeypatch) -> str:
 
 
 def log(
-    experiment: str, version: str, fid: float, *, kept: Record | None, kind="evaluate", name=None
+    experiment: str, version: str, fid: float, *, record: Record | None, kind="evaluate", name=None
 ) -> str:
     tags = {KIND_TAG: kind, SIZE_TAG: "digits", VERSION_TAG: version}
-    tags[PROTOCOL_TAG] = kept.checksum if kept else "older"
+    tags[PROTOCOL_TAG] = record.checksum if record else "older"
     with mlflow.start_run(experiment_id=experiment, tags=tags, run_name=name) as run:
         mlflow.log_metric("fid", fid)
-        if kept:
-            mlflow.log_dict(kept.model_dump(mode="json"), "protocol.json")
+        if record:
+            mlflow.log_dict(record.model_dump(mode="json"), "protocol.json")
     return run.info.run_id
 
 
-def record(**changes: object) -> Record:
+def new_record(**changes: object) -> Record:
     return Record.now(protocol(**changes), model="models:/fractal-digits/1", version="1")
 
 
-def test_the_newest_of_each_version_and_protocol(experiment):
-    log(experiment, "1", 50.0, kept=record())
-    newest = log(experiment, "1", 40.0, kept=record())
-    preview = log(experiment, "1", 70.0, kept=record(samples_per_class=5))
-    other = log(experiment, "2", 30.0, kept=None)
-    log(experiment, "2", 1.0, kept=record(), kind="train")
-    failed = log(experiment, "3", 2.0, kept=record())
+def test_results_have_the_newest_evaluation_of_each_version_and_protocol(experiment):
+    log(experiment, "1", 50.0, record=new_record())
+    newest = log(experiment, "1", 40.0, record=new_record())
+    preview = log(experiment, "1", 70.0, record=new_record(samples_per_class=5))
+    other = log(experiment, "2", 30.0, record=None)
+    log(experiment, "2", 1.0, record=new_record(), kind="train")
+    failed = log(experiment, "3", 2.0, record=new_record())
     mlflow.MlflowClient().set_terminated(failed, "FAILED")
-    found = {one.run: one for one in evaluations()}
-    assert found.keys() == {newest, preview, other}
-    assert found[newest].values == {"fid": 40.0}
-    assert found[newest].model == "fractal-digits version 1"
-    assert found[preview].protocol.samples == 50
-    assert found[other].protocol is None
+    rows = {row.run: row for row in evaluations()}
+    assert rows.keys() == {newest, preview, other}
+    assert rows[newest].values == {"fid": 40.0}
+    assert rows[newest].model == "fractal-digits version 1"
+    assert rows[preview].protocol.samples == 50
+    assert rows[other].protocol is None
 
 
 def test_a_checkpoint_under_two_protocols_has_two_rows(experiment):
-    first = log(experiment, "", 50.0, kept=record(), name="evaluate-digits-abc")
-    log(experiment, "", 60.0, kept=record(), name="evaluate-digits-abd")
-    other = log(experiment, "", 40.0, kept=record(kid_subsets=9), name="evaluate-digits-abc")
-    newest = log(experiment, "", 30.0, kept=record(), name="evaluate-digits-abc")
-    found = {one.run for one in evaluations()}
-    assert {newest, other} < found and first not in found and len(found) == 3
+    first = log(experiment, "", 50.0, record=new_record(), name="evaluate-digits-abc")
+    log(experiment, "", 60.0, record=new_record(), name="evaluate-digits-abd")
+    other = log(experiment, "", 40.0, record=new_record(kid_subsets=9), name="evaluate-digits-abc")
+    newest = log(experiment, "", 30.0, record=new_record(), name="evaluate-digits-abc")
+    run_ids = {row.run for row in evaluations()}
+    assert {newest, other} < run_ids and first not in run_ids and len(run_ids) == 3
 
 
 def test_an_empty_store_says_what_to_do(tmp_path):
@@ -78,7 +78,7 @@ def test_an_empty_store_says_what_to_do(tmp_path):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
 
-def test_experiments_and_runs_say_what_they_are(experiment):
+def test_experiments_and_runs_have_descriptions(experiment):
     assert "fractal.protocol" in mlflow.get_experiment(experiment).tags[NOTE_TAG]
     for kind in ("train", "evaluate", "import", "sweep"):
         text = describe_run(kind, "mar-l", "imagenet256")

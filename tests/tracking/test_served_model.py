@@ -1,4 +1,4 @@
-"""The registered model's code, without MLflow's server."""
+"""The code of the registered model, without MLflow's server."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def serve(tmp_path: Path, names: tuple[str, ...]) -> served_model.ServedFractalM
     serving = ServingConfig(weights="model", sampling=SETTINGS)
     (tmp_path / "serving.json").write_text(serving.model_dump_json())
     artifacts = {"checkpoint": str(tmp_path / "c"), "serving": str(tmp_path / "serving.json")}
-    found = served_model.ServedFractalModel()
-    found.load_context(SimpleNamespace(artifacts=artifacts))
-    return found
+    served = served_model.ServedFractalModel()
+    served.load_context(SimpleNamespace(artifacts=artifacts))
+    return served
 
 
 @pytest.fixture
 def requests(monkeypatch):
-    """The numbers of images that are sampled together."""
+    """A list with the number of images of each call of the sampler."""
     counts = []
 
-    def counting(model, settings, labels, seeds):
+    def count_and_sample(model, settings, labels, seeds):
         counts.append(len(labels))
         return sample_images(model, settings, labels, seeds)
 
-    monkeypatch.setattr(served_model, "sample_images", counting)
+    monkeypatch.setattr(served_model, "sample_images", count_and_sample)
     return counts
 
 
@@ -68,13 +68,13 @@ def test_rows_without_settings_are_sampled_together(served, requests):
     assert all(image.startswith(b"\x89PNG") for image in images)
 
 
-def test_a_row_is_sampled_as_the_size_is_where_it_does_not_say(served):
+def test_a_row_without_settings_uses_those_of_the_model(served):
     (image,) = served.predict(None, pd.DataFrame({"class": [2], "seed": [5]}))
     sampled = Sampler(tiny_model("mar"), SETTINGS)(torch.tensor([2]), [5])
     assert image == png_bytes(sampled[0])
 
 
-def test_rows_of_equal_settings_go_together_and_keep_their_order(served, requests):
+def test_rows_of_equal_settings_are_sampled_together_and_keep_their_order(served, requests):
     rows = pd.DataFrame(
         {"class": [0, 1, 0], "seed": [5, 6, 5], "guidance": [2.0, 3.0, 2.0]}, index=[9, 9, 3]
     )
@@ -83,7 +83,7 @@ def test_rows_of_equal_settings_go_together_and_keep_their_order(served, request
     assert images[0] == images[2] != images[1]
 
 
-def test_a_class_by_its_name_its_number_or_none(served):
+def test_a_class_is_given_by_name_number_or_none(served):
     classes = [1, 1.0, "1", "tench, Tinca tinca", "none"]
     images = served.predict(None, pd.DataFrame({"class": classes, "seed": [5] * 5}))
     assert len(set(images[:4])) == 1
@@ -96,13 +96,13 @@ def test_a_number_and_its_text_are_the_same_class(tmp_path):
     classes = [4, 4.0, "4", "name:4", "number:3", 0, "number:0", "name:1"]
     images = served.predict(None, pd.DataFrame({"class": classes, "seed": [5] * 8}))
     assert len(set(images[:5])) == 1 and len(set(images[5:])) == 1
-    for asked in (2, 2.0, "2"):
+    for label in (2, 2.0, "2"):
         with pytest.raises(BadRequest, match=r"class '2' .* name of class 1 .*class 2 \('3'\)"):
-            served.predict(None, pd.DataFrame({"class": [asked], "seed": [5]}))
+            served.predict(None, pd.DataFrame({"class": [label], "seed": [5]}))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
         ({"class": -1}, "class '-1' is unknown"),
@@ -129,51 +129,51 @@ def test_a_number_and_its_text_are_the_same_class(tmp_path):
         ({"logit_scale": 0.0}, "logit_scale: Input should be greater than 0, found 0.0"),
     ],
 )
-def test_a_bad_request_is_told_on_one_line(served, requests, change, said):
-    right = {"class": "pike", "seed": 0, "guidance": 1.0, "logit_scale": 1.0}
+def test_an_error_in_a_row_is_named_on_one_line(served, requests, change, message):
+    valid = {"class": "pike", "seed": 0, "guidance": 1.0, "logit_scale": 1.0}
     with pytest.raises(BadRequest) as raised:
-        served.predict(None, pd.DataFrame([right, right | change]))
+        served.predict(None, pd.DataFrame([valid, valid | change]))
     line = json.loads(raised.value.serialize_as_json())["message"]
     assert line == str(raised.value)
-    assert line.startswith("row 1: ") and said in line
+    assert line.startswith("row 1: ") and message in line
     assert "\n" not in line
     assert raised.value.get_http_status_code() == 400
     assert requests == []
 
 
-RIGHT = {"class": 0, "seed": 0}
+VALID = {"class": 0, "seed": 0}
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
-        (pd.DataFrame([RIGHT | {"guidence": 2.0}]), "column 'guidence' is unknown, did you mean"),
-        (pd.DataFrame([RIGHT | {"Seed": 2}]), "column 'Seed' is unknown, did you mean 'seed'"),
-        (pd.DataFrame([RIGHT | {"size": 2}]), "column 'size' is unknown, known are class, seed"),
+        (pd.DataFrame([VALID | {"guidence": 2.0}]), "column 'guidence' is unknown, did you mean"),
+        (pd.DataFrame([VALID | {"Seed": 2}]), "column 'Seed' is unknown, did you mean 'seed'"),
+        (pd.DataFrame([VALID | {"size": 2}]), "column 'size' is unknown, known are class, seed"),
         (pd.DataFrame({"class": [0]}), "column seed is missing"),
         (pd.DataFrame(), "column class and seed is missing"),
         (pd.DataFrame([[0, 0, 1]], columns=["class", "seed", "seed"]), "'seed' appears 2 times"),
-        (pd.DataFrame([RIGHT] * (MOST_ROWS + 1)), "1,001 rows, at most 1,000"),
+        (pd.DataFrame([VALID] * (MOST_ROWS + 1)), "1,001 rows, at most 1,000"),
         (pd.DataFrame({"class": 0, "seed": range(10**6)}), "has 1,000,000 rows"),
         ([[0, 0]], "column '0' is unknown"),
         ({"class": [0, 1], "seed": [0]}, "the request is no table"),
         (7, "the request is no table"),
     ],
 )
-def test_a_request_of_other_columns_or_too_many_rows(served, requests, table, said):
+def test_wrong_columns_or_too_many_rows_are_refused(served, requests, table, message):
     with pytest.raises(BadRequest) as raised:
         served.predict(None, table)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     assert raised.value.get_http_status_code() == 400
     assert requests == []
 
 
-def test_lists_by_column_are_a_request_too(served):
+def test_lists_by_column_are_a_valid_request(served):
     by_column = served.predict(None, {"class": [1, 2], "seed": [5, 6]})
     assert by_column == served.predict(None, pd.DataFrame({"class": [1, 2], "seed": [5, 6]}))
 
 
-def test_its_requirements_name_every_package_that_its_code_imports():
+def test_the_requirements_name_every_package_that_the_code_imports():
     code = (
         "import sys, fractal_model.tracking.served_model; "
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('fractal_model')))"
@@ -182,16 +182,16 @@ def test_its_requirements_name_every_package_that_its_code_imports():
     imported = set()
     for file in done.stdout.split(".py"):
         if file.strip():
-            imported |= _imported_at_the_top(Path(f"{file.strip()}.py"))
+            imported |= _top_level_imports(Path(f"{file.strip()}.py"))
     providers = packages_distributions()
     needed = {providers[name][0].lower() for name in imported if name in providers}
     assert {"torch", "pillow"} <= needed
-    # MLflow names itself, our own code travels with the model, pydantic brings its core.
+    # MLflow adds itself, the model contains this package, and pydantic depends on its core.
     needed -= {"mlflow", "mlflow-tracing", "fractal-model", "pydantic_core", "pydantic-core"}
     assert needed <= {n.lower() for n in registration.SERVED_PACKAGES}
 
 
-def _imported_at_the_top(file: Path) -> set[str]:
+def _top_level_imports(file: Path) -> set[str]:
     names = set()
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.ImportFrom):

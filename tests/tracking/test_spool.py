@@ -1,4 +1,4 @@
-"""Metrics reach MLflow in order and once, whatever happens to the server or to the process."""
+"""Metrics reach MLflow once and in order, even if the server or the process fails."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ RETRY = 0.1
 
 
 class Proxy(ThreadingHTTPServer):
-    """Stands before the server. `mode`: forward, fail (500), hang (then forward, too
-    late), or lose (the answer only)."""
+    """A proxy between client and server. Its `mode` is forward, fail (status 500), hang (forward
+    too late), or lose (forward, but lose the answer)."""
 
     daemon_threads = True
 
@@ -42,7 +42,7 @@ class Proxy(ThreadingHTTPServer):
         self.target, self.mode = f"http://127.0.0.1:{port}", "forward"
         self.uri = f"http://127.0.0.1:{self.server_port}"
         self.seen: list[str] = []
-        """The mode that each request to log met."""
+        """The mode at the time of each request that logs metrics."""
 
 
 class _ProxyHandler(BaseHTTPRequestHandler):
@@ -52,14 +52,14 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             self.server.seen.append(mode)
         if mode == "hang":
             time.sleep(2)
-        status, content = (500, b"down") if mode == "fail" else self._forward(body)
+        status, answer = (500, b"down") if mode == "fail" else self._forward(body)
         if mode == "lose":
             self.close_connection = True
             return
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(answer)
 
     def _forward(self, body: bytes) -> tuple[int, bytes]:
         request = urllib.request.Request(self.server.target + self.path, body or None)
@@ -76,26 +76,26 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with contextlib.suppress(OSError):  # The client has hung up.
+        with contextlib.suppress(OSError):  # The client has closed the connection.
             super().handle()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
-    started = Server(tmp_path_factory.mktemp("mlflow server"))
-    started.start()
-    yield started
-    started.kill()
+    server = Server(tmp_path_factory.mktemp("mlflow server"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture
 def proxy(server) -> Iterator[Proxy]:
-    made = Proxy(server.port)
-    thread = threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True)
+    proxy = Proxy(server.port)
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    yield proxy
+    proxy.shutdown()
+    proxy.server_close()
     thread.join()
 
 
@@ -106,7 +106,7 @@ def run_id(server) -> str:
 
 @pytest.fixture(autouse=True)
 def _tracking_uri(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # MLflow's client tries again once, at once: with more retries it waits for seconds.
+    # With one retry MLflow's client does not wait; with more it waits for seconds.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
@@ -132,7 +132,7 @@ def log_steps(spool: MetricSpool, steps: range) -> None:
 
 
 def history(server: Server, run_id: str, key: str = "loss") -> list[tuple[int, int, float]]:
-    """As the server's database keeps it, in the order of arrival, which its API sorts away."""
+    """Points in the server's database in the order of arrival, which MLflow's API does not show."""
     query = (
         "SELECT step, timestamp, CASE WHEN is_nan THEN 'nan' ELSE value END FROM metrics "
         "WHERE run_uuid = ? AND key = ? ORDER BY rowid"
@@ -151,38 +151,36 @@ def warnings_of(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name.startswith("fractal_model")]
 
 
-def test_all_arrives_with_its_step_time_and_value(server, run_id, tmp_path, caplog):
+def test_all_points_arrive_with_step_time_and_value(server, run_id, tmp_path, caplog):
     before = time.time() * 1000
     with spooling(tmp_path, run_id, server.uri) as spool:
         log_steps(spool, range(20))
         spool.log({"loss": math.nan}, step=20)
         spool.log({"loss": math.inf}, step=21)
-    found = history(server, run_id)
+    points = history(server, run_id)
     assert spool.undelivered == 0
-    assert [step for step, _, _ in found] == list(range(22))
-    assert found[:20] == spooled(tmp_path)[:20]
-    assert math.isnan(found[20][2]) and found[21][2] > 1e308
-    assert all(before - 1 <= when <= time.time() * 1000 for _, when, _ in found)
-    shown = mlflow.MlflowClient(server.uri).get_metric_history(run_id, "loss")
-    assert repr([(m.step, m.timestamp, m.value) for m in shown]) == repr(found)
+    assert [step for step, _, _ in points] == list(range(22))
+    assert points[:20] == spooled(tmp_path)[:20]
+    assert math.isnan(points[20][2]) and points[21][2] > 1e308
+    assert all(before - 1 <= when <= time.time() * 1000 for _, when, _ in points)
+    answer = mlflow.MlflowClient(server.uri).get_metric_history(run_id, "loss")
+    assert repr([(m.step, m.timestamp, m.value) for m in answer]) == repr(points)
     assert warnings_of(caplog) == []
 
 
-def test_many_reports_go_in_few_requests_and_a_large_one_in_several(
-    server, proxy, run_id, tmp_path
-):
+def test_many_reports_need_few_requests_and_a_large_one_several(server, proxy, run_id, tmp_path):
     with spooling(tmp_path, run_id, NOWHERE, leave_seconds=0) as spool:
         log_steps(spool, range(1200))
         spool.log({f"m{i}": float(i) for i in range(1500)}, step=7)
     assert spool.undelivered == 1201
     with spooling(tmp_path, run_id, proxy.uri):
         pass
-    assert proxy.seen == ["forward"] * 5  # 2400 points in three, 1500 in two
+    assert proxy.seen == ["forward"] * 5  # 2400 points in three requests, 1500 in two
     assert history(server, run_id) == spooled(tmp_path)
     assert history(server, run_id, "m1499")[0][2] == 1499
 
 
-def test_server_killed_in_the_middle_and_started_again(server, run_id, tmp_path, caplog):
+def test_reports_arrive_after_the_server_was_killed_and_restarted(server, run_id, tmp_path, caplog):
     with spooling(tmp_path, run_id, server.uri) as spool:
         log_steps(spool, range(10))
         eventually(lambda: spool.undelivered == 0)
@@ -195,13 +193,13 @@ def test_server_killed_in_the_middle_and_started_again(server, run_id, tmp_path,
         log_steps(spool, range(20, 30))
     assert history(server, run_id) == spooled(tmp_path)
     assert [step for step, _, _ in spooled(tmp_path)] == list(range(30))
-    away, back = warnings_of(caplog)
-    assert str(tmp_path) in away
-    assert "again" in back
+    failure, recovery = warnings_of(caplog)
+    assert str(tmp_path) in failure
+    assert "again" in recovery
 
 
 @pytest.mark.parametrize("mode", ["fail", "hang", "lose"])
-def test_a_server_in_trouble_gets_each_point_once(
+def test_a_failing_server_gets_each_point_once(
     mode, server, proxy, run_id, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -217,15 +215,15 @@ def test_a_server_in_trouble_gets_each_point_once(
         eventually(lambda: warnings_of(caplog))
         assert spool.undelivered > 0
         proxy.mode = "forward"
-    found = history(server, run_id)
-    assert [step for step, _, _ in found] == list(range(200))
-    assert repr(found) == repr(spooled(tmp_path))
+    points = history(server, run_id)
+    assert [step for step, _, _ in points] == list(range(200))
+    assert repr(points) == repr(spooled(tmp_path))
     assert len(history(server, run_id, "gap")) == 1
     assert proxy.seen.count(mode) >= 2
     assert len(warnings_of(caplog)) == 2
 
 
-def test_leaving_is_bounded_and_says_what_waits(proxy, run_id, tmp_path, caplog):
+def test_leaving_takes_bounded_time_and_names_undelivered_reports(proxy, run_id, tmp_path, caplog):
     proxy.mode = "hang"
     started = time.monotonic()
     with spooling(tmp_path, run_id, proxy.uri, leave_seconds=0.5) as spool:
@@ -233,7 +231,7 @@ def test_leaving_is_bounded_and_says_what_waits(proxy, run_id, tmp_path, caplog)
     assert time.monotonic() - started < 2
     (line,) = warnings_of(caplog)
     assert "(7)" in line and str(tmp_path) in line
-    # The request that still hangs moves nothing when it ends.
+    # The request that still hangs changes nothing when it ends.
     spool._thread.join()
     assert spool.undelivered == 7
 
@@ -253,8 +251,8 @@ with MetricSpool(Path(folder), run_id, retry_seconds=0.1) as spool:
 """
 
 
-def test_a_killed_process_goes_on_where_it_stopped(server, proxy, run_id, tmp_path):
-    # Answers are lost, so that it dies between arrival and writing down that it arrived.
+def test_a_spool_continues_where_a_killed_process_stopped(server, proxy, run_id, tmp_path):
+    # Answers are lost, so the process dies after points arrived and before it stores that.
     proxy.mode = "lose"
     command = [sys.executable, "-c", CHILD, str(tmp_path), run_id, proxy.uri]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -272,7 +270,7 @@ def test_a_killed_process_goes_on_where_it_stopped(server, proxy, run_id, tmp_pa
     assert history(server, run_id) == spooled(tmp_path)
 
 
-def test_reports_from_several_threads_while_it_sends(server, run_id, tmp_path):
+def test_reports_of_several_threads_arrive_in_order(server, run_id, tmp_path):
     with spooling(tmp_path, run_id, server.uri) as spool:
         threads = [
             threading.Thread(target=log_steps, args=(spool, range(first, first + 100)))
@@ -282,9 +280,9 @@ def test_reports_from_several_threads_while_it_sends(server, run_id, tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-    found = history(server, run_id)
-    assert found == spooled(tmp_path)
-    assert len({step for step, _, _ in found}) == len(found) == 300
+    points = history(server, run_id)
+    assert points == spooled(tmp_path)
+    assert len({step for step, _, _ in points}) == len(points) == 300
     assert spool.undelivered == 0
 
 
@@ -308,7 +306,7 @@ def test_a_bad_metric_is_set_aside_alone(server, run_id, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("deleted", [True, False])
-def test_a_run_that_is_gone_blocks_nothing(deleted, server, proxy, run_id, tmp_path, caplog):
+def test_a_deleted_or_unknown_run_blocks_nothing(deleted, server, proxy, run_id, tmp_path, caplog):
     if deleted:
         mlflow.MlflowClient(server.uri).delete_run(run_id)
     with spooling(tmp_path, run_id if deleted else "0" * 32, proxy.uri) as spool:
@@ -320,7 +318,7 @@ def test_a_run_that_is_gone_blocks_nothing(deleted, server, proxy, run_id, tmp_p
     assert len(warnings_of(caplog)) == 1
 
 
-def test_without_a_server_it_goes_through_the_client(tmp_path):
+def test_a_spool_works_without_a_server(tmp_path):
     uri = f"sqlite:///{tmp_path / 'm.db'}"
     client = mlflow.MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
@@ -332,7 +330,7 @@ def test_without_a_server_it_goes_through_the_client(tmp_path):
     assert (tmp_path / "s" / REFUSED).read_text().count("\n") == 1
 
 
-def test_a_line_cut_short_is_dropped_and_an_unreadable_one_set_aside(server, run_id, tmp_path):
+def test_an_incomplete_line_is_dropped_and_an_unreadable_one_set_aside(server, run_id, tmp_path):
     whole = json.dumps({"step": 1, "timestamp": 5, "values": {"loss": 2.0}})
     (tmp_path / METRICS).write_text(f"{whole}\n\0\0\0\n{whole[:20]}")
     with spooling(tmp_path, run_id, server.uri) as spool:
@@ -342,26 +340,28 @@ def test_a_line_cut_short_is_dropped_and_an_unreadable_one_set_aside(server, run
     assert "not a report" in (tmp_path / REFUSED).read_text()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"run_id": "r"}', '{"run_id": "r", "bytes": 99999}'])
-def test_a_lost_position_is_no_obstacle(content, tmp_path):
+@pytest.mark.parametrize(
+    "position", ["", "{", '{"run_id": "r"}', '{"run_id": "r", "bytes": 99999}']
+)
+def test_a_lost_position_means_that_everything_is_sent_again(position, tmp_path):
     log_steps(MetricSpool(tmp_path, "r"), range(3))
-    (tmp_path / DELIVERED).write_text(content)
-    assert MetricSpool(tmp_path, "r").undelivered == (0 if "99999" in content else 3)
+    (tmp_path / DELIVERED).write_text(position)
+    assert MetricSpool(tmp_path, "r").undelivered == (0 if "99999" in position else 3)
 
 
-def test_a_folder_belongs_to_one_run(tmp_path):
+def test_a_folder_of_another_run_is_refused(tmp_path):
     MetricSpool(tmp_path, "first")
     with pytest.raises(FractalError, match=r"first.*second.*separate folder"):
         MetricSpool(tmp_path, "second")
 
 
-def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FractalError, match="free some space"):
         MetricSpool(tmp_path / "file", "r")
 
 
-def test_a_full_disk_loses_nothing_that_it_has_room_for_later(tmp_path, caplog, monkeypatch):
+def test_reports_survive_a_full_disk_in_memory(tmp_path, caplog, monkeypatch):
     spool = MetricSpool(tmp_path, "r")
     log_steps(spool, range(2))
     limited = _FullDisk(room=30)
@@ -377,7 +377,7 @@ def test_a_full_disk_loses_nothing_that_it_has_room_for_later(tmp_path, caplog, 
 
 
 class _FullDisk:
-    """Appending writes `room` bytes of what is asked, then fails as a full disk does."""
+    """Opens files for which appending writes `room` bytes and then fails as on a full disk."""
 
     def __init__(self, room: int) -> None:
         self._room, self._open = room, Path.open
@@ -418,5 +418,5 @@ def test_the_step_of_a_report_is_its_position():
 
 
 @pytest.fixture(autouse=True)
-def _warnings_are_kept(caplog) -> None:
+def _capture_warnings(caplog) -> None:
     caplog.set_level(logging.WARNING, "fractal_model")

@@ -1,4 +1,4 @@
-"""Which MLflow store is used."""
+"""The MLflow store that is used, and its errors."""
 
 import os
 import sqlite3
@@ -15,7 +15,7 @@ from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking import registration, registry, runs, store
 
 
-def test_default_is_a_file_in_the_outputs(tmp_path, monkeypatch):
+def test_the_default_store_is_a_file_in_the_outputs(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = store.connect(tmp_path / "with space")
     experiment = mlflow.get_experiment(
@@ -27,15 +27,15 @@ def test_default_is_a_file_in_the_outputs(tmp_path, monkeypatch):
     assert store.get_or_create_experiment("digits", tmp_path) == experiment.experiment_id
 
 
-def test_a_server_that_does_not_answer(tmp_path, monkeypatch):
+def test_a_server_that_does_not_answer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(FractalError, match="http://127.0.0.1:9") as caught:
+    with pytest.raises(FractalError, match="http://127.0.0.1:9") as raised:
         store.connect(tmp_path)
-    assert "MLFLOW_TRACKING_URI" in str(caught.value)
+    assert "MLFLOW_TRACKING_URI" in str(raised.value)
 
 
-def test_the_client_waits_for_seconds_unless_the_environment_says_otherwise(monkeypatch):
+def test_the_client_retries_three_times_unless_the_environment_says_otherwise(monkeypatch):
     monkeypatch.setattr(mlflow, "set_tracking_uri", lambda uri: None)
     for before, after in ((None, "3"), ("9", "9")):
         environment = {} if before is None else {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": before}
@@ -44,7 +44,7 @@ def test_the_client_waits_for_seconds_unless_the_environment_says_otherwise(monk
         assert environment == {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": after}
 
 
-def test_nothing_registered_says_how_to_train(tmp_path, monkeypatch):
+def test_an_empty_registry_says_how_to_train(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store.connect(tmp_path)
     with pytest.raises(FractalError, match=r"models:/fractal-digits@candidate"):
@@ -57,7 +57,7 @@ def test_nothing_registered_says_how_to_train(tmp_path, monkeypatch):
     )
 
 
-def test_a_failing_server_is_not_taken_for_no_champion(tmp_path, monkeypatch):
+def test_a_failing_server_does_not_count_as_no_champion(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store.connect(tmp_path)
 
@@ -78,22 +78,22 @@ def test_nested_settings_become_flat_parameters():
     }
 
 
-def test_git_revision_outside_a_clone(tmp_path, monkeypatch):
+def test_the_git_revision_is_unknown_outside_a_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert runs.git_revision() == "unknown"
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_password_in_the_address_is_nowhere_said(tmp_path, monkeypatch, scheme, caplog, capfd):
-    """MLflow gets user and password by its own variables; its errors hold the address."""
+def test_a_password_in_the_address_is_never_printed(tmp_path, monkeypatch, scheme, caplog, capfd):
+    """MLflow gets user and password from its variables, since its errors contain the address."""
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "of another server")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:s3cr%2Ft@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(FractalError, match=f"{scheme}://.*127.0.0.1:9") as caught:
+    with pytest.raises(FractalError, match=f"{scheme}://.*127.0.0.1:9") as raised:
         store.connect(tmp_path)
-    chain = "".join(traceback.format_exception(caught.value))
+    chain = "".join(traceback.format_exception(raised.value))
     for text in (chain, caplog.text, *capfd.readouterr(), store.tracking_uri()):
         assert "s3cr" not in text
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
@@ -101,18 +101,18 @@ def test_a_password_in_the_address_is_nowhere_said(tmp_path, monkeypatch, scheme
 
 
 @pytest.mark.parametrize("error", [MlflowException("away"), sqlite3.OperationalError("away")])
-def test_an_error_of_the_store_that_nothing_has_caught_has_none(monkeypatch, error):
+def test_an_uncaught_error_of_the_store_has_no_password(monkeypatch, error):
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:s3cret@host/mlflow")
     assert "postgresql://***@host/mlflow does not work (away)" in explanation(error)
 
 
-def test_the_page_of_a_run_has_no_password(monkeypatch):
+def test_the_address_of_a_runs_page_has_no_password(monkeypatch):
     run = SimpleNamespace(info=SimpleNamespace(experiment_id="7"))
     monkeypatch.setattr(mlflow, "get_run", lambda run_id: run)
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://me:s3cret@host:5000/")
     assert store.run_page("a") == "http://host:5000/#/experiments/7/runs/a"
 
 
-def test_settings_are_written_without_secrets():
-    written = dict(runs._flat({"storage": "s3://KEY:s3cret@bucket", "name": "a\x1b[2J"}, "x"))
-    assert written == {"x.storage": "s3://***@bucket", "x.name": r"a\x1b[2J"}
+def test_settings_are_logged_without_secrets():
+    parameters = dict(runs._flat({"storage": "s3://KEY:s3cret@bucket", "name": "a\x1b[2J"}, "x"))
+    assert parameters == {"x.storage": "s3://***@bucket", "x.name": r"a\x1b[2J"}
