@@ -1,5 +1,4 @@
-"""Successive halving over the settings of a sampler: which settings are tried, and with how many
-images.
+"""Successive halving over the settings of a sampler, with more images for the better settings.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
 optimization", AISTATS 2016. Decided here: after each rung, one setting in `keep` stays and gets
@@ -30,10 +29,8 @@ def plan_rungs(
     settings: int, *, classes: int, samples: int, keep: int, largest: int
 ) -> tuple[Rung, ...]:
     """Return the rungs that reduce `settings` settings until one more choice leaves a single one.
-
     All rungs together sample at most `samples` images; a setting has at most `largest` images of a
-    class. FractalError: `samples` is too small for one image of each class.
-    """
+    class. FractalError: `samples` is too small for one image of each class."""
     counts = [settings]
     while -(-counts[-1] // keep) > 1:
         counts.append(-(-counts[-1] // keep))

@@ -56,8 +56,13 @@ def measure_likelihood(
     FractalError: the images are not of the model's resolution, or for `conditional` not of its
     classes, or `passes`, `largest` or `seed` is out of range.
     """
-    _require_side(model, split)
-    if conditional and (reason := class_mismatch(model.config, split.manifest)):
+    manifest, side = split.manifest, model.config.image_size
+    if manifest.resolution != side:
+        raise FractalError(
+            f"the data set {manifest.dataset} has images of {manifest.resolution} px, the model of "
+            f"{side} px: prepare the images at the model's resolution"
+        )
+    if conditional and (reason := class_mismatch(model.config, manifest)):
         raise FractalError(reason)
     if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
         raise FractalError(
@@ -74,15 +79,6 @@ def measure_likelihood(
         done += len(part)
         progress(done)
     return Likelihood(per_pass, exact)
-
-
-def _require_side(model: FractalModel, split: PreparedSplit) -> None:
-    manifest, side = split.manifest, model.config.image_size
-    if manifest.resolution != side:
-        raise FractalError(
-            f"the data set {manifest.dataset} has images of {manifest.resolution} px, the model of "
-            f"{side} px: prepare the images at the model's resolution"
-        )
 
 
 @dataclass(frozen=True)
@@ -154,11 +150,9 @@ def likelihood_by_level(
     images: int = IMAGES_BY_LEVEL,
     map_parts: MapParts = map_in_this_process,
 ) -> dict[str, float]:
-    """Return the bits per dimension that each part of the model adds, by part name.
-
-    Their sum is the mean unconditional likelihood of a fixed random choice of `images` images of
-    the split, or of all if it has fewer. FractalError: not even one image fits the memory.
-    """
+    """Return the bits per dimension that each part of the model adds, by part name. Their sum is
+    the mean unconditional likelihood of a fixed random choice of `images` images of the split, or
+    of all if it has fewer. FractalError: not even one image fits the memory."""
     indices = epoch_permutation(0, 0, len(split))[:images].tolist()
     compute = partial(pass_bits_by_term, passes=passes)
     start = partial(_start, compute, model, split, indices, seed, False)

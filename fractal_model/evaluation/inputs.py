@@ -62,10 +62,8 @@ class EvaluationInputs:
         self, settings: EvaluationConfig, *, sampling: SamplingConfig | None, preview: bool = False
     ) -> Protocol:
         """Build the protocol without reading images; `sampling` is None for images from files.
-
         FractalError: the data set, the reference or the weights are missing, the reference belongs
-        to another data set or network, or the number of samples is not the full protocol's.
-        """
+        to another data set or network, or the number of samples is not the full protocol's."""
         return make_protocol(
             settings,
             self.manifest,
@@ -77,12 +75,9 @@ class EvaluationInputs:
         )
 
     def references(self, progress: Callable[[int], None] | None = None) -> References:
-        """Load the references that samples are compared with.
-
-        With DINOv2 weights, a missing DINOv2 reference is extracted from the same training images
-        as Inception's. `progress` receives the number of images done. FractalError: a data set,
-        reference or weights file is missing or damaged.
-        """
+        """Load the references that samples are compared with. With DINOv2 weights, a missing DINOv2
+        reference is extracted from the same training images as Inception's; `progress` receives
+        the number of images done. FractalError: a file is missing or damaged."""
         train, dinov2 = self.split("train"), None
         if self._dinov2 is not None:
             dinov2 = build_reference(

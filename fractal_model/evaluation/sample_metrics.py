@@ -41,11 +41,8 @@ def sample_metrics(
     model: ModelConfig | None,
 ) -> MetricResults:
     """Measure FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement and speed of
-    a balanced set, under the protocol's names. `model` is the one that drew the samples, None for
-    images from files.
-
-    FractalError: the set or the reference is not the protocol's, or a feature is not finite.
-    """
+    a balanced set, under the protocol's names. `model` drew the samples; it is None for images from
+    files. FractalError: the set or reference is not the protocol's, or a feature is not finite."""
     require_protocol(samples.images, protocol, "the set of samples")
     reference = references.inception
     reference.require(

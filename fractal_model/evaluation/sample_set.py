@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from fractal_model.generation.sample_files import (
     SOURCE_FILE,
     image_name,
 )
+from fractal_model.metrics.npz import read_array_header
 
 _SHOWN = 3
 _LONGEST_REASON = 200
@@ -50,11 +51,8 @@ class SampleSet(Protocol):
 
 
 def open_sample_set(place: Path) -> SampleSet:
-    """Open the set in a folder or an npz file.
-
-    FractalError: the set is missing or incomplete, holds files that do not belong to it, has no
-    classes, or its images are not 8-bit RGB squares of one size.
-    """
+    """Open the set in a folder or an npz file. FractalError: the set is missing or incomplete, has
+    other files or no classes, or its images are not 8-bit RGB squares of one size."""
     if place.is_dir():
         return _Folder(place)
     if place.suffix.lower() == ".npz":
@@ -179,7 +177,7 @@ class _Array:
             with self._archive.open(f"{LABELS}.npy") as stream:
                 labels = np.lib.format.read_array(stream, allow_pickle=False)
             self._stream = self._archive.open(f"{ARRAY}.npy")
-            shape, is_fortran, dtype = _read_array_header(self._stream)
+            shape, is_fortran, dtype = read_array_header(self._stream)
             self._start = self._stream.tell()
         except (OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
             raise FractalError(
@@ -206,15 +204,6 @@ class _Array:
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise _damaged_file_error(self._file, error) from error
         return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
-
-
-def _read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    return read[version](stream)
 
 
 def _read_labels(file: Path) -> Tensor:

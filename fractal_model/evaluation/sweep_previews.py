@@ -54,13 +54,8 @@ class Previews:
             self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]
         protocol = self.protocol(setting, counts[-1])
-        return sample_metrics(
-            join_samples(sets),
-            self._references,
-            self._inception,
-            protocol,
-            model=self.model.config,
-        )
+        samples, model = join_samples(sets), self.model.config
+        return sample_metrics(samples, self._references, self._inception, protocol, model=model)
 
     def _draw(
         self, setting: SamplingConfig, start: int, stop: int, progress: Callable[[int], None]

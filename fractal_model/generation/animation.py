@@ -98,7 +98,7 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
     if not 2 <= frames <= MOST_FRAMES:
         raise FractalError(f"frames is {frames}: give 2 … {MOST_FRAMES}")
     if not 1 <= images <= MOST_IMAGES:
-        raise FractalError(f"{images} images asked for side by side: give 1 … {MOST_IMAGES}")
+        raise FractalError(f"images side by side: found {images}, expected 1 … {MOST_IMAGES}")
 
 
 class _Recorder:

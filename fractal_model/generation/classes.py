@@ -31,10 +31,7 @@ def split_classes(text: str) -> list[str]:
 
 def parse_classes(text: str, config: ModelConfig) -> list[int]:
     """Return the class numbers of a list such as `207, golden retriever`; `none` is NO_CLASS.
-
-    FractalError: a class is unknown or unclear. The message gives the range of numbers or the most
-    similar name.
-    """
+    FractalError: a class is unknown or unclear."""
     try:
         return [class_number(part, config) for part in split_classes(text)]
     except FractalError as error:

@@ -29,11 +29,9 @@ WHITE = 128
 
 
 def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read an image, (3, S, S) uint8, as `prepare` reads the pictures of a data set.
-
-    `fit` cuts out the middle square and scales it to side S. FractalError: the file cannot be read,
-    or without `fit` has another side.
-    """
+    """Read an image, (3, S, S) uint8, as `prepare` reads the pictures of a data set. `fit` cuts out
+    the middle square and scales it to side S. FractalError: the file cannot be read, or without
+    `fit` has another side."""
     picture = _to_side(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
@@ -65,10 +63,8 @@ def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
 
 def uncrop(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Shrink the image (3, S, S) to `fraction` of its side and put it in the middle of a black one.
-    Return the new image and its mask (S, S), True on the shrunk image.
-
-    FractalError: `fraction` leaves no pixel of the image, or none around it.
-    """
+    Return the new image and its mask (S, S), True on the shrunk image. FractalError: `fraction`
+    leaves no pixel of the image, or none around it."""
     side = image.shape[-1]
     inner = round(side * fraction) if 0 < fraction < 1 else 0
     if not 0 < inner < side:

@@ -29,11 +29,9 @@ _SHOWN = 5
 
 
 def load_published(file: Path, resolution: int) -> PublishedStatistics:
-    """Read the statistics in ADM's file for a data set of `resolution` pixels.
-
-    FractalError: the file is missing, damaged or pickled; mu or sigma is missing, not finite, or of
-    another shape, type or scale; sigma is no covariance; arr_0 has no images or another resolution.
-    """
+    """Read the statistics in ADM's file for a data set of `resolution` pixels. FractalError: the
+    file is missing, damaged or pickled; mu or sigma is missing, not finite, or of another shape,
+    type or scale; sigma is no covariance; arr_0 has no images or another resolution."""
     images_bytes = MOST_IMAGES * resolution**2 * 3
     most_bytes = {"mu": 16 * WIDTH, "sigma": 16 * WIDTH**2, "arr_0": images_bytes}
     try:

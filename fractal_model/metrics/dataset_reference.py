@@ -37,9 +37,7 @@ def _registered_statistics(
     params: Params, dataset: str, resolution: int
 ) -> PublishedStatistics | None:
     """Read the statistics that are registered for the data set; None if there are none.
-
-    FractalError: they are not on this machine, or have changed.
-    """
+    FractalError: they are not on this machine, or have changed."""
     data = params.paths.data
     entry = read_registered(data).get(dataset)
     if entry is None or entry.statistics is None:

@@ -8,8 +8,8 @@ Source: Stein et al. 2023, "Exposing flaws of generative model evaluation metric
 Shapes: B images of H × W; D features. The large network, which the paper uses, has D = 1024.
 """
 
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 
 import timm
 import torch
@@ -23,6 +23,7 @@ from torchvision.transforms.v2 import functional as transforms
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import sha256
 
+_FORMAT_ERRORS = (SafetensorError, UnpicklingError)
 SIDE = 224
 NAMES = {
     384: "vit_small_patch14_dinov2",
@@ -84,15 +85,7 @@ def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Extract
             network = timm.create_model(NAMES[width], num_classes=0, img_size=SIDE)
         assert isinstance(network, VisionTransformer)
         network.load_state_dict(checkpoint_filter_fn(state, network))
-    except (
-        RuntimeError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        EOFError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (RuntimeError, KeyError, AttributeError, TypeError, EOFError, *_FORMAT_ERRORS) as error:
         raise FractalError(
             f"DINOv2 weights {file}: found something else ({one_line(error)[:200]}), expected "
             f"timm's weights of {', '.join(NAMES.values())}; download them again, or set "

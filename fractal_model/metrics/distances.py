@@ -122,11 +122,9 @@ def precision_recall(
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float:
-    """Return the Inception Score of logits (N, 1008): the mean over shuffled splits of equal size.
-
-    The score is at least 1. Source: Salimans et al. 2016, section 4.
-    FractalError: fewer images than splits, no split, or logits that are not finite.
-    """
+    """Return the Inception Score, at least 1, of logits (N, 1008): the mean over shuffled splits of
+    equal size. Source: Salimans et al. 2016, section 4. FractalError: fewer images than splits, no
+    split, or logits that are not finite."""
     if splits < 1:
         raise FractalError(f"Inception Score splits: found {splits}, expected at least 1; raise it")
     logits = require_features(logits, "logits", at_least=splits)
@@ -137,8 +135,7 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
 def require_feature_pair(
     generated: Tensor, real: Tensor, *, at_least: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return features (N, D) and (M, D) as float64. FractalError: unequal D, or see
-    `require_features`."""
+    """Return (N, D) and (M, D) as float64. FractalError: unequal D; see also `require_features`."""
     generated = require_features(generated, "generated features", at_least=at_least)
     real = require_features(real, "real features", at_least=at_least)
     _require_equal_widths(generated.shape[1], real.shape[1])

@@ -69,11 +69,8 @@ class InceptionExtractor:
     @torch.no_grad()
     def logits_from_features(self, features: Tensor) -> Tensor:
         """Compute the logits (B, 1008) of the Inception Score from features (B, 2048), so that the
-        network runs once for all metrics.
-
-        The classifier's bias is left out, as in the published score (torch-fidelity's
-        `logits_unbiased`). FractalError: the weights have no classifier.
-        """
+        network runs once for all metrics. The classifier's bias is left out, as in the published
+        score (torch-fidelity's `logits_unbiased`). FractalError: the weights have no classifier."""
         if not self.has_classifier:
             raise FractalError(NO_CLASSIFIER)
         weight: Tensor = self._network.fc.weight

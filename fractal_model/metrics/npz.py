@@ -56,10 +56,15 @@ def array_names(file: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
+def read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return the shape of an array, True if it is in Fortran order, and its type."""
+    if npy.read_magic(stream) == (1, 0):
+        return npy.read_array_header_1_0(stream)
+    return npy.read_array_header_2_0(stream)
+
+
 def _require_size(stream: IO[bytes], name: str, most_bytes: int) -> None:
-    version = npy.read_magic(stream)
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
+    shape, _, dtype = read_array_header(stream)
     if dtype.hasobject:
         raise NotNpzError(f"{name} is a pickle, which could run code")
     size = dtype.itemsize

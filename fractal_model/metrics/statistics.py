@@ -42,9 +42,7 @@ class FeatureStatistics:
 @dataclass(eq=False)
 class RunningStatistics:
     """Sums over batches of features, from which `FeatureStatistics` follow; for many real images.
-
-    The sums are float64 and of differences from the first batch's mean, to keep precision.
-    """
+    The sums are float64 and of differences from the first batch's mean, to keep precision."""
 
     count: int = 0
     """Number of images so far."""
@@ -74,10 +72,8 @@ class RunningStatistics:
 
 
 def require_features(features: Tensor, name: str, *, at_least: int = 1) -> Tensor:
-    """Return features (N, D) as float64 in main memory; `name` stands in errors.
-
-    FractalError: another shape, fewer than `at_least` images, or a value that is not finite.
-    """
+    """Return features (N, D) as float64 in main memory; `name` stands in errors. FractalError:
+    another shape, fewer than `at_least` images, or a value that is not finite."""
     if features.ndim != 2:
         raise FractalError(f"{name}: found shape {tuple(features.shape)}, expected (images, width)")
     if len(features) < at_least:

@@ -102,7 +102,7 @@ def test_images_that_do_not_fit_the_memory_are_an_error(tmp_path, monkeypatch):
         ({"sheet": "growth.jpg"}, r"\.png"),
         ({"frames": 0}, "frames is 0: give 2 … 300"),
         ({"frames": 301}, "frames is 301"),
-        ({"labels": torch.zeros(17).long(), "seeds": range(17)}, "17 images"),
+        ({"labels": torch.zeros(17).long(), "seeds": range(17)}, "side by side: found 17"),
     ],
 )
 def test_an_impossible_animation_is_refused_and_writes_nothing(tmp_path, changes, message):
