@@ -1,4 +1,4 @@
-"""Likelihood of held-out images under a model, and the share that each part of the model adds.
+"""Likelihood of held-out images under a model, in total and by its terms (see `term_names`).
 
 The caller passes a `MapParts`, which decides who runs the parts of the work.
 """
@@ -35,7 +35,7 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_th
 from fractal_model.parallel.stored_parts import StoredParts
 
 IMAGES_BY_LEVEL = 256
-"""Enough images to estimate the shares; the likelihood itself is measured on all images."""
+"""Enough images to estimate the terms; the likelihood itself is measured on all images."""
 _AT_ONCE_BY_LEVEL = 8
 
 
@@ -150,9 +150,9 @@ def likelihood_by_level(
     images: int = IMAGES_BY_LEVEL,
     map_parts: MapParts = map_in_this_process,
 ) -> dict[str, float]:
-    """Return the bits per dimension that each part of the model adds, by part name. Their sum is
-    the mean unconditional likelihood of a fixed random choice of `images` images of the split, or
-    of all if it has fewer. FractalError: not even one image fits the memory."""
+    """Return the bits per dimension of each term of the likelihood, by name. Their sum is the mean
+    unconditional likelihood of a fixed random choice of `images` images of the split, or of all if
+    it has fewer. FractalError: not even one image fits the memory."""
     indices = epoch_permutation(0, 0, len(split))[:images].tolist()
     compute = partial(pass_bits_by_term, passes=passes)
     start = partial(_start, compute, model, split, indices, seed, False)

@@ -1,4 +1,4 @@
-"""The share of a likelihood that each part of the model adds."""
+"""The terms of a likelihood: colours and guiding pixels."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tests.support.tiny_files import save_images
         ),
     ],
 )
-def test_the_shares_add_up_to_the_likelihood(kind, side, names, tmp_path):
+def test_the_terms_add_up_to_the_likelihood(kind, side, names, tmp_path):
     split = open_prepared(save_images(tmp_path / "noise", size=side), "validation")
     model = tiny_model(kind)
-    shares = likelihood_by_level(model, split, passes=2, seed=3)
+    terms = likelihood_by_level(model, split, passes=2, seed=3)
     whole = measure_likelihood(model, split, lambda done: None, passes=2, seed=3)
-    assert shares.keys() == names and all(bits > 0 for bits in shares.values())
-    assert sum(shares.values()) == pytest.approx(whole.mean, rel=1e-6)
+    assert terms.keys() == names and all(bits > 0 for bits in terms.values())
+    assert sum(terms.values()) == pytest.approx(whole.mean, rel=1e-6)
 
 
 def test_a_part_that_does_not_fit_the_memory_is_split(tmp_path, monkeypatch):
@@ -50,5 +50,5 @@ def test_a_part_that_does_not_fit_the_memory_is_split(tmp_path, monkeypatch):
         return original(model, images, *arguments, **options)
 
     monkeypatch.setattr(likelihood_module, "pass_bits_by_term", compute_at_most_two)
-    shares = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
-    assert shares == pytest.approx(expected)
+    terms = likelihood_by_level(tiny_model("mar"), split, passes=1, seed=3)
+    assert terms == pytest.approx(expected)
