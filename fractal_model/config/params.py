@@ -225,7 +225,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         content = read_yaml(file)
     except FileNotFoundError as error:
         raise FractalError(
-            f"{file} is missing in {Path.cwd()}: run in the project's folder or give another file",
+            f"{file} is missing in {Path.cwd()}: run from the project's folder or give a file",
             setting="params",
         ) from error
     except OSError as error:

@@ -1,8 +1,9 @@
-"""Who may use the servers on this machine: the login, and the hosts and origins that are ours.
+"""Who may use the servers on this machine: the login, and the accepted hosts and origins.
 
-Decided here: loopback is no protection. Other users of the machine reach it, and so do pages in the
-person's browser. So every server that runs code or changes results asks for a secret; MLflow does
-both, since its assistant runs commands. The login is of Prefect and MLflow, the token of Ray.
+Decided here: loopback is no protection, because other users of the machine and pages in the user's
+browser can reach it. So every server that runs code or changes results asks for a secret. MLflow
+does both, because its assistant runs commands. Prefect and MLflow ask for the login, Ray for the
+token.
 """
 
 import secrets
@@ -12,17 +13,17 @@ from fractal_model.services.folder import ServicesFolder, write_private
 
 
 def own_hosts(port: int) -> list[str]:
-    """What requests to a server of ours may name as their host."""
+    """The host names that requests to our server at `port` may have."""
     return [f"127.0.0.1:{port}", f"localhost:{port}"]
 
 
 def own_origins(port: int) -> str:
-    """The origins of a server's own pages, as Prefect and MLflow read them."""
+    """The origins of the pages of the server at `port`, as Prefect and MLflow read them."""
     return ",".join(f"http://{host}" for host in own_hosts(port))
 
 
 def client_secrets(folder: ServicesFolder) -> dict[str, str]:
-    """The variables by which clients of the servers identify themselves."""
+    """The environment variables with the login and the token for clients of the servers."""
     login = folder.login()
     user, _, password = login.partition(":")
     return {
@@ -35,24 +36,26 @@ def client_secrets(folder: ServicesFolder) -> dict[str, str]:
 
 
 def mlflow_options(port: int) -> list[str]:
-    """The options of `mlflow server` on loopback: it asks for a login, and refuses other hosts and
-    origins than its own. (By default MLflow also accepts `10.any.name`.)"""
+    """The options of an `mlflow server` on loopback that asks for a login.
+
+    It refuses all hosts and origins but its own. MLflow's default also accepts `10.any.name`.
+    """
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--app-name", "basic-auth", "--allowed-hosts", ",".join(own_hosts(port))]
     return [*options, "--cors-allowed-origins", own_origins(port)]
 
 
 def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
-    """Write the settings of an MLflow server that asks for this login; returns its environment.
+    """Write the settings of an MLflow server that asks for `login`, and return its environment.
 
-    `private` is a folder of this start alone. MLflow keeps its users in a database there, made anew
-    each time, so that the login is always that of our file.
+    `private` is a new folder for each start. MLflow stores its users in a new database there, so
+    that it always accepts the current login.
     """
     user, _, password = login.partition(":")
     settings = {
         "default_permission": "NO_PERMISSIONS",
         "database_uri": f"sqlite:///{private / 'mlflow-users.db'}",
-        # A check of a password takes a tenth of a second of a CPU on purpose.
+        # Checking a password takes a tenth of a second of CPU time, by design.
         "auth_cache_ttl_seconds": "600",
     }
     file = private / "mlflow-login.ini"

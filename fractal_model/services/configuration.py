@@ -1,4 +1,4 @@
-"""What the servers are started with: supervisord's configuration and the environment."""
+"""supervisord's configuration and the environment of the servers and their clients."""
 
 import os
 import shlex
@@ -15,12 +15,11 @@ from fractal_model.services.access import (
 from fractal_model.services.folder import ServicesFolder
 
 SERVICES = ("prefect", "mlflow", "ray", "worker")
-"""In the order of starting; stopped in the opposite one."""
+"""The services in the order of their start; they are stopped in the opposite order."""
 WORK_POOL = "fractal"
-MARK = "FRACTAL_SERVICES"
-"""The environment variable that every process of the servers inherits; its value is the run
-folder."""
-FOREIGN = (
+RUN_VARIABLE = "FRACTAL_SERVICES"
+"""Environment variable that every process of the servers inherits, with the run folder's path."""
+IGNORED_VARIABLES = (
     "PREFECT_API_URL",
     "PREFECT_API_KEY",
     "PREFECT_API_AUTH_STRING",
@@ -32,31 +31,31 @@ FOREIGN = (
     "RAY_ADDRESS",
     "RAY_AUTH_TOKEN",
 )
-"""Of the person's shell; they may name servers elsewhere."""
+"""Variables of the user's shell that are ignored, because they may name other servers."""
 
 
 def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path) -> dict[str, str]:
-    """The environment of supervisord and of all that it starts."""
-    inherited = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    """The environment of supervisord and of all processes that it starts."""
+    inherited = {name: value for name, value in os.environ.items() if name not in IGNORED_VARIABLES}
     return {
         **LOCAL_RAY,
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.mlflow / 'mlflow.db'}",
         **inherited,
         **client_secrets(folder),
-        # Nothing is moved to another node when the only one stops.
+        # There is no other node that could take over work when this one stops.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (folder.mlflow / "artifacts").as_uri(),
         **write_mlflow_login(folder.login(), run),
         "PREFECT_HOME": str(folder.state / "prefect"),
         "PREFECT_SERVER_API_AUTH_STRING": folder.login(),
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": own_origins(config.prefect),
-        # Where its pages find it; else at port 4200, whatever its own is.
+        # The address that its pages use; the default is port 4200 even on another port.
         "PREFECT_SERVER_UI_API_URL": config.prefect_api,
-        # `--watch` shows the lines of a run's log, and so the reason of a failure.
+        # With these settings `--watch` shows a run's log, which has the reason of a failure.
         "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
         "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
         "PATH": f"{run}/python/bin:{os.environ.get('PATH', os.defpath)}",
-        MARK: str(run),
+        RUN_VARIABLE: str(run),
     }
 
 
@@ -69,15 +68,15 @@ def _addresses(config: ServicesConfig) -> dict[str, str]:
 
 
 def client_environment(config: ServicesConfig, folder: ServicesFolder) -> dict[str, str]:
-    """What a program needs to use the servers."""
+    """The environment variables that a program needs to use the servers."""
     return _addresses(config) | client_secrets(folder)
 
 
 def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
-    """The same, for a shell to source."""
+    """The client environment as lines that a shell can source."""
     variables = client_environment(config, folder).items()
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
-    for name in ("no_proxy", "NO_PROXY"):  # before what the shell has there, if that is not all
+    for name in ("no_proxy", "NO_PROXY"):  # Loopback is added to the shell's own hosts.
         value = f"{','.join(LOOPBACK)}${{{name}:+,${name}}}"
         lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="{value}"\n')
     return "".join(lines)
@@ -85,13 +84,13 @@ def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
 
 def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
     cpus = f"--num-cpus {config.ray_cpus}" if config.ray_cpus else ""
-    # In this text there is no space but between words: the run folder's path has none.
+    # Spaces only separate words here, because the run folder's path has none.
     words = {
         "prefect": "uvicorn --factory flows.prefect_server:create_app --log-level warning "
         f"--host 127.0.0.1 --port {config.prefect}",
-        # Clients are on this machine: they write artifacts themselves, as without a server.
+        # Clients are on this machine and write artifacts themselves, as without a server.
         "mlflow": f"mlflow server {' '.join(mlflow_options(config.mlflow))} --no-serve-artifacts",
-        # Port 0 is any free one: Ray's fixed ones would meet those of another Ray.
+        # Port 0 means any free port, because Ray's fixed ports may belong to another Ray.
         "ray": "ray.scripts.scripts start --head --block --disable-usage-stats "
         f"--node-ip-address 127.0.0.1 --port {config.ray} --dashboard-host 127.0.0.1 "
         f"--dashboard-port {config.ray_dashboard} --ray-client-server-port {config.ray_client} "
@@ -105,7 +104,7 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
 
 
 def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run: Path) -> str:
-    """The text of supervisord.conf. It names files through the run folder alone."""
+    """The text of supervisord.conf. All its paths lie in the run folder."""
     lines = [
         "[supervisord]",
         "identifier=fractal",
@@ -124,8 +123,7 @@ def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run
         lines += [f"priority={priority}", *_PROGRAM]
         lines += [f"stdout_logfile={run}/state/{name}.log"]
         if name == "worker":
-            # Started once Prefect answers and the deployments are known.
-            # It inherits the secrets.
+            # It starts later, when Prefect has the deployments, and inherits the secrets.
             settings = ",".join(f'{key}="{value}"' for key, value in _addresses(config).items())
             lines += ["autostart=false", f"directory={run}/project", f"environment={settings}"]
     return "\n".join(lines) + "\n"

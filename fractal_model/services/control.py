@@ -1,4 +1,4 @@
-"""Up, down and status of a project's servers."""
+"""Start and stop a project's servers, and show their status."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from fractal_model.services.configuration import (
 )
 from fractal_model.services.deployments import (
     deploy,
-    log_end,
+    last_log_lines,
     remove_settings,
     set_paused,
     wait_until_ended,
@@ -30,44 +30,47 @@ from fractal_model.services.deployments import (
 )
 from fractal_model.services.flow_runs import crash_dead_runs
 from fractal_model.services.folder import ServicesFolder, write_private
-from fractal_model.services.health import checks
+from fractal_model.services.health import health_checks
 from fractal_model.services.supervisor import DEAD, Program, Supervisor
 
 FLOW_GRACE_SECONDS = 15.0
-REST_SECONDS = 5.0
-"""How long workers of a Ray that was killed may take to notice it."""
+RAY_EXIT_SECONDS = 5.0
+"""Seconds within which the workers of a killed Ray end by themselves."""
 
 
 @dataclass(frozen=True)
 class ServiceStatus(Program):
-    """What `status` says of one service: `healthy`, `not answering`, or supervisord's word; of a
-    flow run: `running`."""
+    """The status of one service or flow run.
+
+    `state` is `healthy`, `not answering` or supervisord's word for a service, `running` for a flow
+    run.
+    """
 
     address: str
 
 
 class Services:
-    """The servers of the project that a settings file belongs to."""
+    """The servers of the project with the settings `params_file`."""
 
     def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
         self.config = config
         self.folder = ServicesFolder(params_file, outputs)
-        self._checks = checks(self.config, self.folder)
+        self._checks = health_checks(self.config, self.folder)
 
     def up(self, say: Callable[[str], None]) -> None:
-        """Start all and wait until they answer; `say` gets a line for each.
+        """Start all servers and wait until they answer; `say` gets a line for each.
 
-        FractalError: they run already, a port is taken, a service dies or does not answer (all are
-        stopped again then).
+        FractalError: they run already, a port is taken, or a service dies or does not answer. In
+        the last case all are stopped again.
         """
         with hold_lock(self.folder.state / "starting.lock"):
-            left = self.folder.run
-            if left is not None and not self.is_supervised():
-                psutil.wait_procs(processes.marked(str(left)), timeout=REST_SECONDS)
+            old_run = self.folder.run
+            if old_run is not None and not self.is_supervised():
+                psutil.wait_procs(processes.find_processes(str(old_run)), timeout=RAY_EXIT_SECONDS)
             if states := ", ".join(f"{s.name} {s.state}" for s in self.status()):
                 raise FractalError(f"the servers run already ({states}): `make down` stops them")
-            if left is not None:  # of servers that are gone: nothing of it is at work
-                self._stop(left)
+            if old_run is not None:  # The servers of this run folder have ended.
+                self._stop(old_run)
             project = self.folder.project
             if not (project / "flows").is_dir():
                 raise FractalError(f"{project} has no flows: run from the project's folder")
@@ -91,7 +94,7 @@ class Services:
         names = deploy(self.config, self.folder)
         say(f"deployments: {', '.join(names)}")
         for flow_run in crash_dead_runs(self.config, self.folder, before=begin):
-            say(f"flow run {flow_run} ended with the servers before: it is Crashed now")
+            say(f"flow run {flow_run} ended when the servers stopped: it is Crashed now")
         supervisor.start_program("worker")
         for name in ("mlflow", "ray", "worker"):
             self._wait_for(name, supervisor, say)
@@ -103,56 +106,58 @@ class Services:
         while not self._checks[name]():
             program = supervisor.programs().get(name)
             if program is None or program.state in DEAD:
-                raise FractalError(f"{name} ended at its start: {log_end(self.folder, name)}")
+                raise FractalError(
+                    f"{name} ended at its start: {last_log_lines(self.folder, name)}"
+                )
             if time.monotonic() - begin > self.config.startup_seconds:
                 raise FractalError(
                     f"{name} does not answer after {self.config.startup_seconds} s (services."
-                    f"startup_seconds in params.yaml): {log_end(self.folder, name)}"
+                    f"startup_seconds in params.yaml): {last_log_lines(self.folder, name)}"
                 )
             time.sleep(0.5)
         say(f"{name} is up: {self.addresses()[name]}")
 
     def down(self) -> list[str]:
-        """Stop what `up` started; the names of the services that ran.
+        """Stop all processes that `up` started, and return the names of those that ran.
 
-        Only processes with the mark of this project's run folder are touched.
+        Processes are found by the run folder in their environment; no other one is stopped.
         """
         with hold_lock(self.folder.state / "starting.lock"):
             run = self.folder.run
             if run is None:
                 remove_settings(self.folder.prefect_settings)
                 return []
-            ran = [program.name for program in self._programs(run) if program.pid]
+            names = [program.name for program in self._programs(run) if program.pid]
             self._stop(run)
-            return ran
+            return names
 
     def _stop(self, run: Path) -> None:
         supervisor = Supervisor(run)
-        # Flow runs have sessions of their own, so supervisord does not reach them. They end while
-        # the worker is there to tell Prefect.
-        flow_runs = processes.marked(str(run), processes.FLOW_RUN)
+        # supervisord does not reach flow runs, because each has its own session. They are ended
+        # first, while the worker can still report it to Prefect.
+        flow_runs = processes.find_processes(str(run), processes.FLOW_RUN_VARIABLE)
         if flow_runs:
             with suppress(httpx.HTTPError):
                 set_paused(self.config, self.folder, True)
-            processes.end(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
+            processes.end_processes(flow_runs, grace_seconds=FLOW_GRACE_SECONDS)
             wait_until_ended(self.config, self.folder, seconds=10)
         supervisor.shut_down()
-        processes.end(processes.marked(str(run)), grace_seconds=5)
+        processes.end_processes(processes.find_processes(str(run)), grace_seconds=5)
         remove_settings(self.folder.prefect_settings)
         self.folder.environment.unlink(missing_ok=True)
         self.folder.remove_run(run)
 
     def status(self) -> list[ServiceStatus]:
-        """The state of each service and flow run; empty when nothing runs."""
+        """The status of each service and flow run; empty if nothing runs."""
         run = self.folder.run
         return [] if run is None else [self._status(program) for program in self._programs(run)]
 
     def is_supervised(self) -> bool:
-        """True if supervisord answers; it restarts a service that dies."""
+        """True if supervisord answers, so that it can restart a service that dies."""
         return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
 
     def _programs(self, run: Path) -> list[Program]:
-        """As supervisord knows them, else as they run: it may have been killed."""
+        """Services from supervisord, or from their processes if it was killed; then flow runs."""
         pids = processes.services_and_flow_runs(str(run))
         running = {name: Program(name, "RUNNING", pid) for name, pid in pids.items()}
         services = Supervisor(run).programs() or running
@@ -166,7 +171,7 @@ class Services:
         return ServiceStatus(program.name, state, program.pid, address)
 
     def addresses(self) -> dict[str, str]:
-        """Where a person finds each: an address to open, or what it is."""
+        """The address of each service for the user, or a description of the service."""
         return {
             "prefect": f"http://127.0.0.1:{self.config.prefect} (login: {self.folder.login_file})",
             "mlflow": f"{self.config.mlflow_address} (login: the same)",

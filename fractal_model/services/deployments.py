@@ -1,7 +1,7 @@
-"""Prefect's side of the servers: its deployments, its pause, and the file that names its server.
+"""Prefect's deployments, the pause of its work pool, and the file that names its server.
 
-Decided here: the flows make their own deployments, in a process of their own, since this room
-knows no flow; what else Prefect is asked for goes over its HTTP interface.
+Decided here: the package `flows` makes the deployments in another process, because this package
+must not import it. All other requests to Prefect use its HTTP interface.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ from fractal_model.services.health import ask_prefect
 
 DEPLOY_SECONDS = 300
 CHANGE_SECONDS = 30
-"""For one change; a busy server takes seconds."""
+"""Longest wait for one request that changes something; a busy server takes seconds."""
 DEPLOYED = "deployed "
-"""How `flows.deployments` begins the line of a deployment that it made."""
-OURS = "# Written by `make up`, removed by `make down`.\n"
+"""Beginning of the line that `flows.deployments` prints for each deployment."""
+HEADER = "# Written by `make up`, removed by `make down`.\n"
 
 
 def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
-    """Make the work pool and the deployments of the settings; returns the deployments' names.
+    """Make the work pool and the deployments of all sizes, and return the deployments' names.
 
-    FractalError: Prefect refuses, with its last words.
+    FractalError: Prefect refuses; the text has the last lines of the log.
     """
     environment = {
         **os.environ,
         **client_environment(config, folder),
-        # The person's own profile is neither read nor written.
+        # The user's own Prefect profile is neither read nor changed.
         "PREFECT_HOME": str(folder.state / "prefect"),
     }
     log = folder.log("deploy")
@@ -51,19 +51,19 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
             check=False,
         )
     if done.returncode:
-        raise FractalError(f"the deployments could not be made: {log_end(folder, 'deploy')}")
+        raise FractalError(f"the deployments could not be made: {last_log_lines(folder, 'deploy')}")
     try:
-        set_paused(config, folder, False)  # the last `down` may have set it
+        set_paused(config, folder, False)  # the last `down` may have paused it
     except httpx.HTTPError as error:
         raise FractalError(
-            f"Prefect does not let the worker take runs: {one_line(error)}; `make up` tries again"
+            f"Prefect does not let the worker take runs: {one_line(error)}; run `make up` again"
         ) from error
     lines = log.read_text().splitlines()
     return [line.removeprefix(DEPLOYED) for line in lines if line.startswith(DEPLOYED)]
 
 
 def set_paused(config: ServicesConfig, folder: ServicesFolder, paused: bool) -> None:
-    """Say whether the worker may take new runs; the next `deploy` lets it in any case.
+    """Pause the work pool, so that its worker takes no new runs, or resume it.
 
     httpx.HTTPError: Prefect does not answer, or refuses.
     """
@@ -72,9 +72,9 @@ def set_paused(config: ServicesConfig, folder: ServicesFolder, paused: bool) -> 
 
 
 def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds: float) -> None:
-    """Wait until Prefect knows that no flow run of the work pool runs, at most so long.
+    """Wait at most `seconds` until Prefect knows that no flow run of the work pool runs.
 
-    One that it believed to be running would hold up the next run of its deployment.
+    A run that Prefect believes to be running would block the next run of its deployment.
     """
     query = {
         "work_pools": {"name": {"any_": [WORK_POOL]}},
@@ -90,33 +90,33 @@ def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds:
 
 
 def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
-    """Point Prefect at our server. FractalError: the person has a file of their own."""
+    """Write prefect.toml with our server's address. FractalError: the user has another one."""
     file = folder.prefect_settings
-    if file.exists() and not _is_ours(file):
+    if file.exists() and not _is_generated(file):
         raise FractalError(
-            f"{file} is not of `make up` and may name another server: move it away, or set "
-            f'url = "{config.prefect_api}" and auth_string = "…" under [api] there, as in '
-            f"{folder.login_file}"
+            f"{file} was not written by `make up` and may name another server: move it away, or "
+            f'set url = "{config.prefect_api}" and auth_string to the content of '
+            f"{folder.login_file} in its section [api]"
         )
     lines = [f'url = "{config.prefect_api}"', f'auth_string = "{folder.login()}"']
-    # The plugin is ours (pyproject.toml): it keeps Prefect's own commands off the shell's proxy.
+    # Our plugin (see pyproject.toml) makes Prefect's commands reach loopback without a proxy.
     lines = ["[api]", *lines, "[plugins]", "enabled = true"]
-    write_private(file, OURS + "".join(f"{line}\n" for line in lines))
+    write_private(file, HEADER + "".join(f"{line}\n" for line in lines))
 
 
 def remove_settings(file: Path) -> None:
-    """Remove it where it is ours."""
-    if file.exists() and _is_ours(file):
+    """Remove prefect.toml if `write_settings` wrote it."""
+    if file.exists() and _is_generated(file):
         file.unlink()
 
 
-def _is_ours(file: Path) -> bool:
-    return file.read_text().startswith(OURS)
+def _is_generated(file: Path) -> bool:
+    return file.read_text().startswith(HEADER)
 
 
-def log_end(folder: ServicesFolder, service: str, lines: int = 4) -> str:
-    """The last words of a service on one line, and where the rest is."""
+def last_log_lines(folder: ServicesFolder, service: str, lines: int = 4) -> str:
+    """The last lines of a service's log joined to one line, with the path of the whole log."""
     log = folder.log(service)
     text = log.read_text(errors="replace") if log.exists() else ""
-    words = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
-    return f"{' | '.join(words) or 'it said nothing'} (all of it: {log})"
+    last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
+    return f"{' | '.join(last) or 'its log is empty'} (whole log: {log})"

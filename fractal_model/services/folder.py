@@ -1,9 +1,9 @@
-"""Where the servers of a project keep their files.
+"""The files and folders of a project's servers.
 
-Databases, logs and the secrets lie in `outputs/services`. Sockets lie in a private folder in the
-system's temporary folder, the run folder: their paths may have 107 characters at most, and a
-project's path may be longer. The run folder's own links to the project keep spaces and special
-characters out of supervisord's configuration and of Ray's command lines.
+Databases, logs and secrets lie in `outputs/services`. Sockets lie in the run folder, a private
+folder in the system's temporary folder: a socket's path may have at most 107 characters, and a
+project's path may be longer. Links in the run folder lead to the project, so that supervisord's
+configuration and Ray's command lines contain no spaces or special characters of its path.
 """
 
 import secrets
@@ -15,11 +15,11 @@ from pathlib import Path
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
-"""Ray adds up to 70 characters to it for its sockets."""
+"""Largest length of the temporary folder's path; Ray adds up to 70 characters for its sockets."""
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file that its owner alone may read, whole or not at all."""
+    """Write a file atomically that only its owner may read."""
     with atomic_file(file, unique=True) as partial:
         partial.touch(mode=0o600)
         partial.write_text(text)
@@ -33,43 +33,43 @@ class ServicesFolder:
         self.project = self.params_file.parent
         self.state = outputs / "services"
         self.mlflow = outputs / "mlflow"
-        """The store that is used without a server too: earlier runs are seen, later ones kept."""
+        """MLflow's store, which is also used without a server, so that all see the same runs."""
         self.link = self.state / "run"
         self.token = self.state / "ray-token"
         self.login_file = self.state / "login"
-        """`user:password`, for Prefect and MLflow."""
+        """File with `user:password` for Prefect and MLflow."""
         self.environment = self.state / "environment"
-        """To be sourced by a shell."""
+        """Shell file that sets the variables for the servers' clients."""
         self.prefect_settings = self.project / "prefect.toml"
-        """Prefect reads it where a command is typed in the project's folder."""
+        """Settings that Prefect's commands read in the project's folder."""
 
     def log(self, service: str) -> Path:
         return self.state / f"{service}.log"
 
     @property
     def run(self) -> Path | None:
-        """The run folder of this project, None while nothing was started. A copy of the project has
-        the link, but is another."""
+        """The run folder of this project, or None if no server was started."""
         if not self.link.is_symlink():
             return None
         run = self.link.resolve()
         owner = (run / "project").resolve()
-        # No folder: the project was moved, or the system has cleaned its temporary folder.
+        # A copy of the project has the same link, so the run folder must name this project. If its
+        # owner is missing, the project was moved or the system has cleaned its temporary folder.
         return run if owner == self.project or not owner.is_dir() else None
 
     def login(self) -> str:
-        """The login of Prefect and MLflow, as `user:password`; made once."""
-        return self._secret(self.login_file, "fractal:")
+        """The login of Prefect and MLflow as `user:password`, written at the first call."""
+        return self._read_or_create_secret(self.login_file, "fractal:")
 
-    def _secret(self, file: Path, beginning: str = "") -> str:
+    def _read_or_create_secret(self, file: Path, prefix: str = "") -> str:
         self.state.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            write_private(file, beginning + secrets.token_hex(32))
+            write_private(file, prefix + secrets.token_hex(32))
         return file.read_text().strip()
 
     def create_run(self) -> Path:
-        """A new run folder, and the secrets that the servers ask for."""
-        self._secret(self.token)
+        """Make a new run folder and the servers' secrets, and return the folder."""
+        self._read_or_create_secret(self.token)
         self.login()
         self.state.chmod(0o700)
         self.mlflow.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Processes that the servers left, found by the mark in their environment, and who has a port."""
+"""Find and end the processes of the servers, and check that ports are free."""
 
 import contextlib
 import os
@@ -9,16 +9,16 @@ import psutil
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.services import ServicesConfig
-from fractal_model.services.configuration import MARK
+from fractal_model.services.configuration import RUN_VARIABLE
 
-FLOW_RUN = "PREFECT__FLOW_RUN_ID"
-"""In the environment of a flow run's process."""
-SERVICE = "SUPERVISOR_PROCESS_NAME"
-"""In the environment of a service and all that it starts, set by supervisord."""
+FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+"""Environment variable of a flow run's process, with the id of the run."""
+SERVICE_VARIABLE = "SUPERVISOR_PROCESS_NAME"
+"""Environment variable that supervisord sets for a service and all that the service starts."""
 
 
-def living() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """The living processes that may be looked at, and their environments."""
+def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield the running processes that we may inspect, with their environments."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
@@ -26,29 +26,37 @@ def living() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
                 yield process, environment
 
 
-def marked(run: str, variable: str = MARK) -> list[psutil.Process]:
-    """The living processes that inherited this run folder's mark, and have `variable`."""
+def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Process]:
+    """Find the other running processes of a run folder's servers that have `variable`."""
     return [
         process
-        for process, environment in living()
-        if environment.get(MARK) == run and variable in environment and process.pid != os.getpid()
+        for process, environment in running_processes()
+        if environment.get(RUN_VARIABLE) == run
+        and variable in environment
+        and process.pid != os.getpid()
     ]
 
 
 def services_and_flow_runs(run: str) -> dict[str, int]:
-    """Process numbers of what runs of this run folder, whether supervisord does or not: services by
-    name, flow runs as `flow run <id>`. Of several processes it is the oldest."""
-    found: dict[str, int] = {}
-    ours = [each for each in living() if each[1].get(MARK) == run and SERVICE in each[1]]
-    for process, environment in sorted(ours, key=lambda each: each[0].create_time()):
-        flow_run = environment.get(FLOW_RUN)
-        name = f"flow run {flow_run}" if flow_run else environment[SERVICE]
-        found.setdefault(name, process.pid)
-    return found
+    """Find the process ids of a run folder's services and flow runs, even if supervisord has ended.
+
+    The keys are the services' names and `flow run <id>`. The oldest of several processes counts.
+    """
+    pids: dict[str, int] = {}
+    ours = [
+        (process, environment)
+        for process, environment in running_processes()
+        if environment.get(RUN_VARIABLE) == run and SERVICE_VARIABLE in environment
+    ]
+    for process, environment in sorted(ours, key=lambda pair: pair[0].create_time()):
+        flow_run = environment.get(FLOW_RUN_VARIABLE)
+        name = f"flow run {flow_run}" if flow_run else environment[SERVICE_VARIABLE]
+        pids.setdefault(name, process.pid)
+    return pids
 
 
-def end(processes: list[psutil.Process], *, grace_seconds: float) -> None:
-    """Ask them to end; those that have not after the grace are killed."""
+def end_processes(processes: list[psutil.Process], *, grace_seconds: float) -> None:
+    """Ask processes to end, and kill those that still run after `grace_seconds`."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
@@ -60,13 +68,13 @@ def end(processes: list[psutil.Process], *, grace_seconds: float) -> None:
 
 
 def require_free_ports(config: ServicesConfig) -> None:
-    """FractalError: something listens on one already; it says what and which key to change."""
+    """Raise FractalError if a port of the servers is taken; it names the process and the key."""
     for key, port in config.ports().items():
         require_free_port(port, f"set services.{key} in params.yaml to a free port")
 
 
 def require_free_port(port: int, way_out: str) -> None:
-    """FractalError: something listens on the port of 127.0.0.1; it says what, and the way out."""
+    """Raise FractalError if a process listens on the port of 127.0.0.1, with the `way_out`."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -74,7 +82,7 @@ def require_free_port(port: int, way_out: str) -> None:
         except OSError as error:
             raise FractalError(
                 f"port {port} of 127.0.0.1 is taken by {_listener(port)} ({error.strerror}): stop "
-                f"that, or {way_out}"
+                f"that process, or {way_out}"
             ) from error
 
 
@@ -84,4 +92,4 @@ def _listener(port: int) -> str:
             is_at_port = connection.laddr and connection.laddr.port == port
             if is_at_port and connection.status == psutil.CONN_LISTEN and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    return "a process of somebody else"
+    return "a process of another user"

@@ -1,4 +1,4 @@
-"""supervisord of one run folder: started, asked and stopped through its socket."""
+"""Start, query and stop the supervisord of a run folder, through its socket."""
 
 import contextlib
 import subprocess
@@ -15,7 +15,7 @@ from fractal_model.common.errors import FractalError
 
 DEAD = ("FATAL", "EXITED", "BACKOFF")
 STOP_SECONDS = 100
-"""Each of the four may take 20 s until it is killed."""
+"""Longest wait for the end of all: each of the four services may take 20 s until it is killed."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Program:
     name: str
     state: str
     pid: int
-    """0 while it does not run."""
+    """Process id; 0 while the service does not run."""
 
 
 class Supervisor:
-    """The supervisord of a run folder, whether it runs or not."""
+    """The supervisord of a run folder, which may run or not."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
 
     def start(self, configuration: str, environment: dict[str, str]) -> None:
-        """Start it in the background. FractalError: it does not start."""
+        """Start supervisord in the background. FractalError: it does not start."""
         file = self._run / "supervisord.conf"
         file.write_text(configuration)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
@@ -57,17 +57,17 @@ class Supervisor:
             return getattr(server.supervisor, method)(*arguments)
 
     def programs(self) -> dict[str, Program]:
-        """By name; empty where supervisord does not answer."""
+        """The services by name; empty if supervisord does not answer."""
         try:
-            found = self._call("getAllProcessInfo")
+            infos = self._call("getAllProcessInfo")
         except (OSError, xmlrpc.client.Error):
             return {}
         return {
-            each["name"]: Program(each["name"], each["statename"], each["pid"]) for each in found
+            info["name"]: Program(info["name"], info["statename"], info["pid"]) for info in infos
         }
 
     def start_program(self, name: str) -> None:
-        """Without waiting; its state says how it went."""
+        """Start a service without waiting for it; `programs` tells its state."""
         with contextlib.suppress(xmlrpc.client.Fault):
             self._call("startProcess", name, False)
 

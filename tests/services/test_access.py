@@ -1,4 +1,4 @@
-"""Who may use the servers of `make up`, and their pages: the real ones, on ports of their own."""
+"""Real servers of `make up`, on free ports, refuse users without the login and foreign pages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.mlflow_server import answering
 from tests.support.params import small_params
 from tests.support.ports import free_ports
 
-FOREIGN = {"Host": "10.evil.example", "Origin": "http://evil.example"}
-"""What a page of somebody else's sends; MLflow's own rules take the host for a private address."""
+FOREIGN_HEADERS = {"Host": "10.evil.example", "Origin": "http://evil.example"}
+"""Headers that a foreign page sends; by MLflow's default rules the host is a private address."""
 EXPERIMENT = {"name": "theirs"}
 ASSISTANT = "ajax-api/3.0/mlflow/assistant/config"
-"""The settings of MLflow's assistant, which runs commands on this machine."""
+"""Path of the settings of MLflow's assistant, which runs commands on this machine."""
 
 pytestmark = pytest.mark.services
 
@@ -40,18 +40,19 @@ def login(project) -> str:
 
 @pytest.fixture
 def prefect(project) -> Iterator[httpx.Client]:
-    """A client of its API that knows no login."""
+    """A client of Prefect's API without the login."""
     address = f"http://127.0.0.1:{project.ports['prefect']}/api/"
     with httpx.Client(base_url=address, trust_env=False, timeout=30) as client:
         yield client
 
 
-def _mlflow(port: int) -> httpx.Client:
+def _mlflow_client(port: int) -> httpx.Client:
     return httpx.Client(base_url=f"http://127.0.0.1:{port}/", trust_env=False, timeout=30)
 
 
 def _run_a_shell(prefect: httpx.Client, file: Path, **options: object) -> list[int]:
-    """Ask for a flow run that makes a file before its flow is loaded; the three answers."""
+    """Ask for a flow run that makes `file` before its flow is loaded; return the status codes of
+    making the flow, the deployment and the run."""
     flow = prefect.post("flows/", json={"name": file.name}, **options)
     script = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {file}"}}
     deployment = prefect.post(
@@ -70,10 +71,12 @@ def _run_a_shell(prefect: httpx.Client, file: Path, **options: object) -> list[i
     return [flow.status_code, deployment.status_code, run.status_code]
 
 
-def test_prefect_runs_a_shell_for_nobody_without_the_login(prefect, login, tmp_path):
+def test_prefect_runs_shell_commands_only_with_the_login(prefect, login, tmp_path):
     refused, wrong, accepted = (tmp_path / name for name in ("refused", "wrong", "accepted"))
-    assert _run_a_shell(prefect, refused, headers=FOREIGN) == [403, 403, 403]
-    assert _run_a_shell(prefect, refused, headers={"Origin": FOREIGN["Origin"]}) == [401] * 3
+    assert _run_a_shell(prefect, refused, headers=FOREIGN_HEADERS) == [403, 403, 403]
+    assert (
+        _run_a_shell(prefect, refused, headers={"Origin": FOREIGN_HEADERS["Origin"]}) == [401] * 3
+    )
     assert _run_a_shell(prefect, wrong, auth=("fractal", "guessed")) == [401, 401, 401]
     user, _, password = login.partition(":")
     assert _run_a_shell(prefect, accepted, auth=(user, password)) == [201, 201, 201]
@@ -82,58 +85,60 @@ def test_prefect_runs_a_shell_for_nobody_without_the_login(prefect, login, tmp_p
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert not refused.exists() and not wrong.exists()
-    # A browser that was logged in sends the login with what a foreign page asks for.
-    foreign = prefect.post("flows/", json={"name": "wrong"}, auth=(user, password), headers=FOREIGN)
+    # A browser that has logged in also sends the login with the requests of a foreign page.
+    foreign = prefect.post(
+        "flows/", json={"name": "wrong"}, auth=(user, password), headers=FOREIGN_HEADERS
+    )
     assert foreign.status_code == 403 and "unknown host" in foreign.text
     query = {"flows": {"name": {"any_": ["refused", "wrong"]}}}
     assert prefect.post("flows/count", json=query, auth=(user, password)).json() == 0
 
 
-def test_a_browser_lets_only_prefects_own_pages_read_its_answers(prefect, project):
-    asking = {"Access-Control-Request-Method": "POST"}
+def test_browsers_let_only_prefects_own_pages_read_its_answers(prefect, project):
+    preflight = {"Access-Control-Request-Method": "POST"}
     allowed = {}
     for origin in (f"http://localhost:{project.ports['prefect']}", "http://evil.example"):
-        answer = prefect.options("flows/", headers={**asking, "Origin": origin})
+        answer = prefect.options("flows/", headers={**preflight, "Origin": origin})
         allowed[origin] = answer.headers.get("Access-Control-Allow-Origin")
     assert list(allowed.values()) == [f"http://localhost:{project.ports['prefect']}", None]
 
 
 def _require_the_login(mlflow: httpx.Client, login: str) -> None:
-    """It answers nobody else, and no page but its own."""
+    """Require that MLflow answers only with the login, and no foreign page."""
     user, _, password = login.partition(":")
     create = "api/2.0/mlflow/experiments/create"
-    for auth in (None, ("fractal", "guessed")):
-        assert mlflow.get("/", auth=auth).status_code == 401
-        assert mlflow.get("get-artifact?run_uuid=1&path=a", auth=auth).status_code == 401
-        assert mlflow.post(create, json=EXPERIMENT, auth=auth).status_code == 401
-        assert mlflow.put(ASSISTANT, json={}, auth=auth).status_code == 401
-    # A browser that was logged in sends the login with what a foreign page asks for.
-    known = httpx.BasicAuth(user, password)
-    for name, value in FOREIGN.items():
+    for wrong in (None, ("fractal", "guessed")):
+        assert mlflow.get("/", auth=wrong).status_code == 401
+        assert mlflow.get("get-artifact?run_uuid=1&path=a", auth=wrong).status_code == 401
+        assert mlflow.post(create, json=EXPERIMENT, auth=wrong).status_code == 401
+        assert mlflow.put(ASSISTANT, json={}, auth=wrong).status_code == 401
+    # A browser that has logged in also sends the login with the requests of a foreign page.
+    auth = httpx.BasicAuth(user, password)
+    for name, value in FOREIGN_HEADERS.items():
         headers = {name: value}
-        assert mlflow.post(create, json=EXPERIMENT, auth=known, headers=headers).status_code == 403
-        assert mlflow.put(ASSISTANT, json={}, auth=known, headers=headers).status_code == 403
-    assert mlflow.post(create, json=EXPERIMENT, auth=known).status_code == 200
+        assert mlflow.post(create, json=EXPERIMENT, auth=auth, headers=headers).status_code == 403
+        assert mlflow.put(ASSISTANT, json={}, auth=auth, headers=headers).status_code == 403
+    assert mlflow.post(create, json=EXPERIMENT, auth=auth).status_code == 200
 
 
 def test_mlflow_asks_for_the_login_and_refuses_foreign_pages(project, login):
-    with _mlflow(project.ports["mlflow"]) as mlflow:
+    with _mlflow_client(project.ports["mlflow"]) as mlflow:
         _require_the_login(mlflow, login)
 
 
-def test_so_does_the_ui_without_a_server(project, tmp_path):
+def test_the_ui_command_asks_for_the_login_and_refuses_foreign_pages(project, tmp_path):
     file = tmp_path / "params.yaml"
     shutil.copy(project.folder / "params.yaml", file)
     port = free_ports(("ui",))["ui"]
     command = ["fractal_model", "ui", "--port", str(port), "--params", str(file)]
     health = f"http://127.0.0.1:{port}/health"
-    with answering(command, health, tmp_path, TMPDIR=str(tmp_path)), _mlflow(port) as mlflow:
+    with answering(command, health, tmp_path, TMPDIR=str(tmp_path)), _mlflow_client(port) as mlflow:
         secret = tmp_path / "outputs/services/login"
         assert secret.stat().st_mode & 0o777 == 0o600
         _require_the_login(mlflow, secret.read_text())
 
 
-def test_files_that_hold_a_secret_are_for_their_owner_alone(project, login):
+def test_only_the_owner_can_read_files_with_a_secret(project, login):
     state = project.folder / "outputs/services"
     run = (state / "run").resolve()
     files = {f for folder in (state, run) for f in folder.rglob("*") if f.is_file()}
@@ -149,8 +154,8 @@ def test_files_that_hold_a_secret_are_for_their_owner_alone(project, login):
 
 @pytest.mark.pages
 @needs_chromium
-def test_prefects_page_talks_to_its_own_server(project, login):
-    """On a port that is not the usual one; logged in as a person would be."""
+def test_prefects_page_uses_its_own_server(project, login):
+    """The server has an unusual port, and the page has the login of a user."""
     address = f"http://127.0.0.1:{project.ports['prefect']}/v2/deployments"
     storage = {"prefect-password": base64.b64encode(login.encode()).decode()}
     text = text_once_logged_in(address, storage, "train-fractal")

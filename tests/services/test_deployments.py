@@ -1,4 +1,4 @@
-"""`make up` has the flows make their deployments, on a real Prefect server."""
+"""`make up` makes the deployments of the flows, on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.params import small_params
 
 @pytest.fixture
 def config(prefect: None) -> ServicesConfig:
-    """The tests' own Prefect server as that of `make up`."""
+    """Settings of services in which the tests' Prefect server is that of `make up`."""
     return ServicesConfig(prefect=urlsplit(get_current_settings().api.url).port)
 
 
 @pytest.fixture
 def folder(tmp_path) -> ServicesFolder:
-    """A project of one size."""
+    """The services' folder of a project with one size."""
     content = small_params()
     for section in ("models", "training", "sampling", "evaluation", "sweep"):
         content[section] = {"digits": content[section]["digits"]}
@@ -37,7 +37,7 @@ def folder(tmp_path) -> ServicesFolder:
     return folder
 
 
-def test_deploying_names_the_deployments_and_lets_the_worker_in(folder, config):
+def test_deploy_returns_the_deployments_and_resumes_the_work_pool(folder, config):
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"), overwrite=True)
         set_paused(config, folder, True)

@@ -1,6 +1,6 @@
-"""The real servers, in a project folder of their own with a space in its path.
+"""The real servers, in a new project folder with a space in its path.
 
-Beside them runs a Ray of somebody else's, which must not notice.
+Another Ray runs beside them, which must stay unchanged.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ WORKER_LOG = "outputs/services/worker.log"
 
 @pytest.fixture(scope="module")
 def other_ray(tmp_path_factory) -> Iterator[psutil.Process]:
-    """A Ray head that was there before."""
+    """The process of another Ray head, which was started before the servers."""
     ports = free_ports()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--port", str(ports["ray"]), "--dashboard-port", str(ports["ray_dashboard"])]
@@ -85,12 +85,12 @@ def other_ray(tmp_path_factory) -> Iterator[psutil.Process]:
         _wait(lambda: _answers(address))
         yield process
     finally:
-        processes.end([process, *process.children(recursive=True)], grace_seconds=15)
+        processes.end_processes([process, *process.children(recursive=True)], grace_seconds=15)
 
 
 def _answers(address: str) -> bool:
     try:
-        # It may ask for a token, which is not ours to know.
+        # 401 means that it asks for a token, which we do not have.
         return httpx.get(address, timeout=5, trust_env=False).status_code in (200, 401)
     except httpx.HTTPError:
         return False
@@ -108,7 +108,7 @@ def _run_folder(project: Project) -> str:
 
 
 def _flow_runs(project: Project) -> dict[str, str]:
-    """State by flow, as the database has it."""
+    """The state of each flow's run, from Prefect's database."""
     query = "SELECT flow.name, flow_run.state_name FROM flow_run JOIN flow ON flow.id = flow_id"
     file = project.folder / "outputs/services/prefect/prefect.db"
     with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
@@ -122,7 +122,7 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def test_up_says_where_all_are(project):
+def test_up_prints_the_address_of_every_server(project):
     for name in ("prefect", "mlflow", "ray_dashboard"):
         assert f"http://127.0.0.1:{project.ports[name]}" in project.said
     assert "train-fractal/mar-l" in project.said
@@ -131,8 +131,8 @@ def test_up_says_where_all_are(project):
     assert status.count("healthy") == 4, status
 
 
-def test_all_listen_on_loopback_alone(project):
-    ours = {process.pid for process in processes.marked(_run_folder(project))}
+def test_all_servers_listen_on_loopback_alone(project):
+    ours = {process.pid for process in processes.find_processes(_run_folder(project))}
     lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True).stdout.splitlines()
     addresses = [x.split()[3] for x in lines if any(f"pid={pid}," in x for pid in ours)]
     hosts = {address.rpartition(":")[0] for address in addresses}
@@ -146,34 +146,34 @@ def test_ray_asks_for_the_token(project):
     token = (project.folder / "outputs/services/ray-token").read_text()
     with httpx.Client(trust_env=False) as client:
         assert client.get(address).status_code == 401
-        known = client.get(address, headers={"Authorization": f"Bearer {token}"})
-    assert known.status_code == 200
+        with_token = client.get(address, headers={"Authorization": f"Bearer {token}"})
+    assert with_token.status_code == 200
 
 
 def test_a_flow_run_reaches_ray_and_mlflow(project):
-    """By the environment that the worker hands on; a job's own has the login from Ray's."""
+    """The flow's environment comes from the worker, and the login of a job from Ray's."""
     (project.folder / "probe.py").write_text(PROBE)
     project.prefect("--no-prompt", "deploy", "probe.py:probe", "-n", "probe", "-p", "fractal")
-    said = project.prefect("deployment", "run", "probe/probe", "--watch")
-    assert "Completed" in said
-    found = (project.folder / "probe.txt").read_text()
-    assert "workers on 127.0.0.1" in found
-    assert "experiments ['Default']" in found
-    assert found.endswith(f"http://127.0.0.1:{project.ports['mlflow']}")
+    output = project.prefect("deployment", "run", "probe/probe", "--watch")
+    assert "Completed" in output
+    text = (project.folder / "probe.txt").read_text()
+    assert "workers on 127.0.0.1" in text
+    assert "experiments ['Default']" in text
+    assert text.endswith(f"http://127.0.0.1:{project.ports['mlflow']}")
 
 
-def test_training_digits_ends_completed(project):
-    """As a person types it; the model is then seen without the server too."""
+def test_the_training_deployment_registers_a_version(project):
+    """The commands are a user's. The version is then found without the server too."""
     project.fractal("data", "prepare", "digits")
-    said = project.prefect("deployment", "run", "train-fractal/digits", "--watch")
-    assert "Completed" in said
+    output = project.prefect("deployment", "run", "train-fractal/digits", "--watch")
+    assert "Completed" in output
     code = "from pathlib import Path; from fractal_model.tracking import registry, store; "
     code += "store.connect(Path('outputs').resolve()); print(registry.resolve('digits').version)"
     assert project.run(sys.executable, "-c", code).strip() == "1"
 
 
 def test_a_registered_data_set_is_prepared_by_a_job_of_the_cluster(project):
-    """Its deployment comes with the next `make up`; until then any other prepares it."""
+    """Only the next `make up` makes its deployment; until then any other one can prepare it."""
     mini_imagenet.write_tree(project.folder / "raw")
     project.fractal("data", "register", "raw", "--resolution", "16")
     words = ("prepare-data/digits", "--param", "dataset=imagenet16", "--watch")
@@ -186,24 +186,24 @@ def test_a_registered_data_set_is_prepared_by_a_job_of_the_cluster(project):
 
 
 def _start_training(project: Project, **parameters: object) -> str:
-    """A run of the digits deployment; its id."""
+    """Start a run of the deployment train-fractal/digits; return its id."""
     words = [w for k, v in parameters.items() for w in ("--param", f"{k}={v}")]
-    said = project.prefect("deployment", "run", "train-fractal/digits", *words)
-    return re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", said).group()
+    output = project.prefect("deployment", "run", "train-fractal/digits", *words)
+    return re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", output).group()
 
 
-def _running(project: Project, *words: str) -> list[psutil.Process]:
+def _find_processes(project: Project, *words: str) -> list[psutil.Process]:
     """The servers' processes whose command line has all of these words."""
-    found = []
-    for process in processes.marked(_run_folder(project)):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+    matches = []
+    for process in processes.find_processes(_run_folder(project)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended in the meantime
             line = " ".join(process.cmdline())
-            found += [process] if all(word in line for word in words) else []
-    return found
+            matches += [process] if all(word in line for word in words) else []
+    return matches
 
 
 def _training_workers(project: Project) -> list[psutil.Process]:
-    return _running(project, "RayTrainWorker")
+    return _find_processes(project, "RayTrainWorker")
 
 
 def _state(project: Project, run: str) -> str:
@@ -225,19 +225,19 @@ def test_a_cancelled_flow_frees_its_workers_and_leaves_the_cluster(project):
 
 
 def _kill_flow(project: Project, run: str) -> None:
-    (flow,) = _running(project, "prefect", "engine")
+    (flow,) = _find_processes(project, "prefect", "engine")
     flow.kill()
     _wait(lambda: _state(project, run) == "Crashed")
 
 
-def test_the_job_of_a_flow_that_was_killed_is_gone_on_with(project):
-    """The process of the flow gets no chance to stop it."""
+def test_the_next_flow_run_joins_the_job_of_a_killed_flow(project):
+    """A killed flow cannot stop its job."""
     first = _start_training(project, epochs=30)
     _wait(lambda: len(_training_workers(project)) == 2)
     workers = {process.pid for process in _training_workers(project)}
     _kill_flow(project, first)
     assert {process.pid for process in _training_workers(project)} == workers
-    second = _start_training(project, epochs=30)  # the same run: its job is joined
+    second = _start_training(project, epochs=30)  # the same settings, so it joins the job
     _wait(lambda: _state(project, second) == "Running")
     time.sleep(5)
     assert {process.pid for process in _training_workers(project)} == workers
@@ -245,10 +245,10 @@ def test_the_job_of_a_flow_that_was_killed_is_gone_on_with(project):
     _wait(lambda: not _training_workers(project))
 
 
-def test_the_job_of_another_run_whose_flow_was_killed_is_stopped(project):
+def test_a_flow_run_with_other_settings_stops_the_job_of_a_killed_flow(project):
     first = _start_training(project, epochs=300)
     _wait(lambda: len(_training_workers(project)) == 2)
-    left = {process.pid for process in _training_workers(project)}
+    old_workers = {process.pid for process in _training_workers(project)}
     _kill_flow(project, first)
     second = _start_training(project, epochs=301)
     _wait(lambda: _state(project, second) == "Running")
@@ -256,25 +256,25 @@ def test_the_job_of_another_run_whose_flow_was_killed_is_stopped(project):
     _wait(
         lambda: (
             len(_training_workers(project)) == 2
-            and not left & {process.pid for process in _training_workers(project)}
+            and not old_workers & {process.pid for process in _training_workers(project)}
         )
     )
     project.prefect("flow-run", "cancel", second)
     _wait(lambda: not _training_workers(project))
 
 
-def test_down_leaves_nothing_of_ours_and_all_of_others(project, other_ray):
+def test_down_stops_all_our_processes_and_no_others(project, other_ray):
     run = _run_folder(project)
     others = other_ray.children(recursive=True)
     (project.folder / "slow.py").write_text(SLOW)
     project.prefect("--no-prompt", "deploy", "slow.py:slow", "-n", "slow", "-p", "fractal")
     project.prefect("deployment", "run", "slow/slow")
     _wait(lambda: _flow_runs(project)["slow"] == "Running")
-    assert processes.marked(run)
-    said = project.fractal("services", "down")
-    assert said.startswith("stopped: ")
-    assert _flow_runs(project)["slow"] == "Crashed"  # not running for ever
-    assert processes.marked(run) == []
+    assert processes.find_processes(run)
+    output = project.fractal("services", "down")
+    assert output.startswith("stopped: ")
+    assert _flow_runs(project)["slow"] == "Crashed"
+    assert processes.find_processes(run) == []
     assert not Path(run).exists()
     assert not (project.folder / "prefect.toml").exists()
     assert other_ray.is_running()

@@ -1,4 +1,4 @@
-"""What goes wrong with the servers is said on one line; nothing is left running."""
+"""Problems of the servers are reported on one line, and nothing is left running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fractal_model.common.locks import hold_lock
 from fractal_model.config.params import load_params
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services import control, processes
-from fractal_model.services.configuration import MARK
+from fractal_model.services.configuration import RUN_VARIABLE
 from fractal_model.services.control import Services
 from fractal_model.services.deployments import remove_settings, write_settings
 from fractal_model.services.folder import ServicesFolder
@@ -33,7 +33,7 @@ SLEEP = "import time; time.sleep(600)"
 
 @pytest.fixture
 def services(tmp_path) -> Services:
-    """A project whose servers have free ports of their own."""
+    """The servers of a project, with free ports."""
     project = tmp_path / "a project"
     (project / "flows").mkdir(parents=True)
     (project / "flows" / "train.py").touch()
@@ -45,14 +45,14 @@ def services(tmp_path) -> Services:
     return Services(file, params.services, params.paths.outputs)
 
 
-def _stand_in(monkeypatch, code: str) -> None:
-    """A small program instead of the servers, under a real supervisord."""
-    whole = control.supervisor_configuration
+def _replace_servers(monkeypatch, code: str) -> None:
+    """Let a real supervisord run a small program instead of each server."""
+    real_configuration = control.supervisor_configuration
 
     def configuration(config, folder, run):
-        # Not a file: once a test moves the project, a server that begins late would not find it.
+        # The code is not in a file, because a test that moves the project would move the file too.
         program = shlex.join([str(Path(sys.executable).resolve()), "-c", code])
-        lines = whole(config, folder, run).splitlines()
+        lines = real_configuration(config, folder, run).splitlines()
         return "\n".join(
             f"command={program}" if line.startswith("command=") else line for line in lines
         )
@@ -61,40 +61,42 @@ def _stand_in(monkeypatch, code: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["prefect", "mlflow", "ray", "ray_client", "ray_dashboard"])
-def test_a_taken_port(services, key):
+def test_a_taken_port_is_named(services, key):
     port = services.config.ports()[key]
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        with pytest.raises(FractalError) as found:
+        with pytest.raises(FractalError) as raised:
             services.up(print)
-    line = str(found.value)
+    line = str(raised.value)
     assert f"port {port} of 127.0.0.1 is taken by process" in line
     assert f"services.{key} in params.yaml" in line
     assert services.folder.run is None
 
 
-def test_a_server_that_dies_at_its_start(services, monkeypatch):
-    _stand_in(monkeypatch, "print('first'); print('the disk is on fire'); raise SystemExit(3)")
-    with pytest.raises(FractalError) as found:
+def test_a_server_that_dies_at_its_start_is_named_with_its_last_lines(services, monkeypatch):
+    _replace_servers(
+        monkeypatch, "print('first'); print('the disk is on fire'); raise SystemExit(3)"
+    )
+    with pytest.raises(FractalError) as raised:
         services.up(print)
-    line = str(found.value)
-    assert line.startswith("prefect ended at its start: first | the disk is on fire (all of it: ")
+    line = str(raised.value)
+    assert line.startswith("prefect ended at its start: first | the disk is on fire (whole log: ")
     assert str(services.folder.log("prefect")) in line
     assert "\n" not in line
     assert services.folder.run is None
 
 
-def test_a_server_that_never_answers(services, monkeypatch):
-    _stand_in(monkeypatch, "import time; print('waiting', flush=True); time.sleep(600)")
+def test_a_server_that_never_answers_is_stopped(services, monkeypatch):
+    _replace_servers(monkeypatch, "import time; print('waiting', flush=True); time.sleep(600)")
     with pytest.raises(FractalError, match=r"prefect does not answer after 3 s .*: waiting"):
         services.up(print)
     assert services.folder.run is None
     assert services.status() == []
 
 
-def test_they_run_already(services, monkeypatch):
-    _stand_in(monkeypatch, SLEEP)
+def test_servers_that_run_already_are_not_started_again(services, monkeypatch):
+    _replace_servers(monkeypatch, SLEEP)
     monkeypatch.setattr(control, "deploy", lambda *_: ["train-fractal/digits"])
     monkeypatch.setattr(control, "crash_dead_runs", lambda *_, before: [])
     services._checks = dict.fromkeys(services._checks, lambda: True)
@@ -110,32 +112,33 @@ def test_they_run_already(services, monkeypatch):
     finally:
         stopped = services.down()
     assert sorted(stopped) == ["mlflow", "prefect", "ray", "worker"]
-    assert processes.marked(str(run)) == []
+    assert processes.find_processes(str(run)) == []
     assert not services.folder.prefect_settings.exists()
     assert services.down() == []
 
 
 @pytest.fixture
 def started(services, monkeypatch) -> Iterator[Path]:
-    """The run folder of stand-ins that run."""
-    _stand_in(monkeypatch, SLEEP)
+    """The run folder of running servers, which are small programs."""
+    _replace_servers(monkeypatch, SLEEP)
     monkeypatch.setattr(control, "deploy", lambda *_: [])
     monkeypatch.setattr(control, "crash_dead_runs", lambda *_, before: [])
-    monkeypatch.setattr(control, "REST_SECONDS", 0.1)
+    monkeypatch.setattr(control, "RAY_EXIT_SECONDS", 0.1)
     services._checks = dict.fromkeys(services._checks, lambda: True)
     services.up(print)
     run = services.folder.run
-    _wait_for_stand_ins(run)
+    _wait_for_servers(run)
     yield run
-    processes.end(processes.marked(str(run)), grace_seconds=5)
+    processes.end_processes(processes.find_processes(str(run)), grace_seconds=5)
     shutil.rmtree(run, ignore_errors=True)
 
 
-def _wait_for_stand_ins(run: Path) -> None:
-    """Their checks always say that they answer, also before supervisord has started the last."""
+def _wait_for_servers(run: Path) -> None:
+    """Wait until supervisord has started all, which the servers' replaced checks do not show."""
     deadline = time.monotonic() + 60
     while True:
-        commands = [each.cmdline() for each in processes.marked(str(run), processes.SERVICE)]
+        services = processes.find_processes(str(run), processes.SERVICE_VARIABLE)
+        commands = [service.cmdline() for service in services]
         if [command[-1] for command in commands if command] == [SLEEP] * 4:
             return
         assert time.monotonic() < deadline, commands
@@ -148,32 +151,36 @@ def _kill_supervisord(run: Path) -> None:
     daemon.wait(10)
 
 
-def test_what_a_killed_supervisord_left_is_known_and_stopped(services, started):
+def test_services_without_their_supervisord_are_found_and_stopped(services, started):
     flow_run = subprocess.Popen(
         [sys.executable, "-c", SLEEP],
-        env={MARK: str(started), processes.SERVICE: "worker", processes.FLOW_RUN: "its-id"},
+        env={
+            RUN_VARIABLE: str(started),
+            processes.SERVICE_VARIABLE: "worker",
+            processes.FLOW_RUN_VARIABLE: "its-id",
+        },
     )
     _kill_supervisord(started)
     assert not services.is_supervised()
-    found = {service.name: (service.state, service.pid) for service in services.status()}
-    flow_run_state = found.pop("flow run its-id")
-    assert list(found) == ["prefect", "mlflow", "ray", "worker"]
-    assert {state for state, _ in found.values()} == {"healthy"}
+    status = {service.name: (service.state, service.pid) for service in services.status()}
+    flow_run_state = status.pop("flow run its-id")
+    assert list(status) == ["prefect", "mlflow", "ray", "worker"]
+    assert {state for state, _ in status.values()} == {"healthy"}
     assert flow_run_state == ("running", flow_run.pid)
-    before = {process.pid for process in processes.marked(str(started))}
-    assert before == {flow_run.pid, *(pid for _, pid in found.values())}
+    before = {process.pid for process in processes.find_processes(str(started))}
+    assert before == {flow_run.pid, *(pid for _, pid in status.values())}
     with pytest.raises(FractalError, match=r"run already \(prefect healthy, .*its-id running\)"):
         services.up(print)
-    assert {process.pid for process in processes.marked(str(started))} == before
-    assert services.down() == [*found, "flow run its-id"]
-    assert processes.marked(str(started)) == []
+    assert {process.pid for process in processes.find_processes(str(started))} == before
+    assert services.down() == [*status, "flow run its-id"]
+    assert processes.find_processes(str(started)) == []
     assert services.status() == []
     flow_run.wait(10)
 
 
-def test_after_a_power_cut_they_start_again(services, started):
+def test_servers_start_again_after_a_power_cut(services, started):
     _kill_supervisord(started)
-    processes.end(processes.marked(str(started)), grace_seconds=0)
+    processes.end_processes(processes.find_processes(str(started)), grace_seconds=0)
     assert services.status() == []
     services.up(print)
     try:
@@ -184,35 +191,35 @@ def test_after_a_power_cut_they_start_again(services, started):
         services.down()
 
 
-def _at(services: Services, project: Path) -> Services:
-    """The same project in another folder."""
+def _services_at(services: Services, project: Path) -> Services:
+    """The servers of the same project in another folder."""
     other = Services(project / "params.yaml", services.config, project / "outputs")
     other._checks = services._checks
     return other
 
 
-def test_they_are_known_after_their_project_was_moved(services, started, tmp_path):
+def test_servers_are_found_after_their_project_was_moved(services, started, tmp_path):
     moved = services.folder.project.rename(tmp_path / "moved")
-    assert len(_at(services, moved).status()) == 4
-    assert len(_at(services, moved).down()) == 4
-    assert processes.marked(str(started)) == []
+    assert len(_services_at(services, moved).status()) == 4
+    assert len(_services_at(services, moved).down()) == 4
+    assert processes.find_processes(str(started)) == []
 
 
-def test_they_are_known_after_the_temporary_folder_was_cleaned(services, started):
+def test_servers_are_found_after_the_temporary_folder_was_cleaned(services, started):
     shutil.rmtree(started)
     assert len(services.status()) == 4
     assert len(services.down()) == 4
-    assert processes.marked(str(started)) == []
+    assert processes.find_processes(str(started)) == []
 
 
-def test_a_copy_of_the_project_leaves_them_alone(services, started, tmp_path):
+def test_a_copy_of_the_project_does_not_stop_the_servers(services, started, tmp_path):
     copy = shutil.copytree(services.folder.project, tmp_path / "copy", symlinks=True)
-    assert _at(services, copy).status() == []
-    assert _at(services, copy).down() == []
+    assert _services_at(services, copy).status() == []
+    assert _services_at(services, copy).down() == []
     assert len(services.status()) == 4
 
 
-def test_nothing_runs_is_an_exit_code(services):
+def test_the_status_command_fails_if_nothing_runs(services):
     done = subprocess.run(
         [sys.executable, "-m", "fractal_model", "services", "status"],
         cwd=services.folder.project,
@@ -223,15 +230,15 @@ def test_nothing_runs_is_an_exit_code(services):
     assert done.stdout == "nothing is running: `make up` starts the servers\n"
 
 
-def test_only_marked_processes_are_ended(tmp_path):
+def test_only_processes_of_the_run_folder_are_ended(tmp_path):
     sleep = [sys.executable, "-c", SLEEP]
     ours, other = str(tmp_path / "ours"), str(tmp_path / "other")
-    running = [subprocess.Popen(sleep, env={MARK: mark}) for mark in (ours, other)]
+    running = [subprocess.Popen(sleep, env={RUN_VARIABLE: run}) for run in (ours, other)]
     try:
-        found = processes.marked(ours)
+        found = processes.find_processes(ours)
         assert [p.pid for p in found] == [running[0].pid]
-        processes.end(found, grace_seconds=5)
-        assert processes.marked(ours) == []
+        processes.end_processes(found, grace_seconds=5)
+        assert processes.find_processes(ours) == []
         assert running[1].poll() is None
     finally:
         for process in running:
@@ -239,13 +246,13 @@ def test_only_marked_processes_are_ended(tmp_path):
             process.wait()
 
 
-def test_another_folder_than_the_projects(services):
+def test_a_folder_without_flows_is_refused(services):
     (services.folder.project / "flows").rename(services.folder.project / "other")
     with pytest.raises(FractalError, match="has no flows: run from the project's folder"):
         services.up(print)
 
 
-def test_somebody_else_starts_or_stops_them(services):
+def test_up_is_refused_while_another_process_starts_or_stops_the_servers(services):
     with (
         hold_lock(services.folder.state / "starting.lock"),
         pytest.raises(FractalError, match="another process is at work here"),
@@ -253,39 +260,41 @@ def test_somebody_else_starts_or_stops_them(services):
         services.up(print)
 
 
-def test_prefect_refuses_the_deployments(services):
-    """Nothing listens at its address."""
+def test_a_prefect_that_does_not_take_deployments_is_an_error(services):
+    """Nothing listens at Prefect's address."""
     services.folder.state.mkdir(parents=True)
     with pytest.raises(FractalError) as raised:
         control.deploy(services.config, services.folder)
     line = str(raised.value)
     assert line.startswith("the deployments could not be made: ")
-    assert f"error: Prefect's server {services.config.prefect_api} does not take" in line
+    assert f"error: Prefect's server {services.config.prefect_api} does not accept" in line
     assert "\n" not in line
 
 
-def test_prefect_does_not_let_the_worker_in(services, monkeypatch):
-    """The deployments are made, and then it is gone."""
+def test_a_work_pool_that_cannot_be_resumed_is_an_error(services, monkeypatch):
+    """The deployments are made, but then Prefect does not answer."""
     services.folder.state.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", "true")
     with pytest.raises(FractalError, match=r"^Prefect does not let the worker take runs: .*again$"):
         control.deploy(services.config, services.folder)
 
 
-def test_the_prefect_toml_keeps_prefects_commands_off_a_proxy(tmp_path):
+def test_prefect_toml_turns_on_the_plugin_that_excludes_proxies(tmp_path):
     folder = ServicesFolder(tmp_path / "params.yaml", tmp_path / "outputs")
     write_settings(ServicesConfig(), folder)
-    content = tomllib.loads(folder.prefect_settings.read_text())
-    assert content["plugins"] == {"enabled": True}
-    assert content["api"]["url"] == "http://127.0.0.1:4200/api"
+    settings = tomllib.loads(folder.prefect_settings.read_text())
+    assert settings["plugins"] == {"enabled": True}
+    assert settings["api"]["url"] == "http://127.0.0.1:4200/api"
 
 
-def test_a_prefect_toml_of_the_persons_own_is_left_alone(tmp_path):
+def test_the_users_own_prefect_toml_is_not_changed(tmp_path):
     folder = ServicesFolder(tmp_path / "params.yaml", tmp_path / "outputs")
     file = folder.prefect_settings
     file.write_text("[api]\nurl = 'http://theirs/api'\n")
-    with pytest.raises(FractalError, match=r"not of `make up`.*127.0.0.1:4200/api.*login") as found:
+    with pytest.raises(
+        FractalError, match=r"not written by `make up`.*127.0.0.1:4200/api.*login"
+    ) as raised:
         write_settings(ServicesConfig(), folder)
-    assert folder.login() not in str(found.value)
+    assert folder.login() not in str(raised.value)
     remove_settings(file)
     assert "theirs" in file.read_text()

@@ -1,7 +1,6 @@
-"""From training to the served champion, through the real servers and their deployments, on SQLite
-and on PostgreSQL.
+"""From training to the served champion with real servers, on SQLite and on PostgreSQL.
 
-The tests are one story and need each other in this order.
+Each test continues where the one before it ended, so they run in this order.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tests.support.mlflow_server import answering
 from tests.support.params import small_params
 from tests.support.ports import free_ports
 
-LITTLE, MUCH, HARDLY = 2, 40, 3
+FIRST_EPOCHS, BETTER_EPOCHS, WORSE_EPOCHS = 2, 40, 3
 """Epochs of the first version, of a much better one and of a much worse one."""
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1800)]
@@ -41,34 +40,34 @@ def project(request, tmp_path_factory) -> Iterator[Project]:
         yield project
 
 
-def _deployment(project: Project, name: str, **parameters: object) -> None:
-    """Run it to its end, as a person types it."""
+def _run_deployment(project: Project, name: str, **parameters: object) -> None:
+    """Run a deployment to its end with the command of a user."""
     words = [word for key, value in parameters.items() for word in ("--param", f"{key}={value}")]
     assert "Completed" in project.prefect("deployment", "run", name, *words, "--watch")
 
 
 def _versions(project: Project) -> dict[str, dict]:
-    """What `fractal models list` knows of each version, by number."""
+    """The output of `fractal models list` for each version, by number."""
     (model,) = json.loads(project.fractal("models", "list", "--json"))
-    return {each["version"]: each for each in model["versions"]}
+    return {version["version"]: version for version in model["versions"]}
 
 
 def _evaluations(project: Project) -> list[str]:
-    """Names of the runs that evaluated something, without their protocol, from MLflow's server."""
+    """Names of the evaluation runs on MLflow's server, without the protocol at the end."""
     server = project.mlflow()
     client = mlflow.MlflowClient(server["MLFLOW_TRACKING_URI"])
     with mock.patch.dict(os.environ, server):
         experiment = client.get_experiment_by_name("fractal-digits")
-        found = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
-    return sorted(re.sub("-[0-9a-f]{6}$", "", run.info.run_name) for run in found)
+        runs = client.search_runs([experiment.experiment_id], "tags.`fractal.kind` = 'evaluate'")
+    return sorted(re.sub("-[0-9a-f]{6}$", "", run.info.run_name) for run in runs)
 
 
-def test_the_nights_are_planned(project):
+def test_nights_are_scheduled(project):
     nights = project.ask_prefect("deployments/filter", deployments={"name": {"any_": ["all"]}})
     assert [night["name"] for night in nights] == ["all"]
-    planned = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+    scheduled = {"state": {"type": {"any_": ["SCHEDULED"]}}}
     deadline = time.monotonic() + 120
-    while not (runs := project.ask_prefect("flow_runs/filter", flow_runs=planned)):
+    while not (runs := project.ask_prefect("flow_runs/filter", flow_runs=scheduled)):
         assert time.monotonic() < deadline
         time.sleep(1)
     assert {run["deployment_id"] for run in runs} == {nights[0]["id"]}
@@ -76,17 +75,17 @@ def test_the_nights_are_planned(project):
 
 
 def test_the_first_version_becomes_the_champion(project):
-    _deployment(project, "train-fractal/digits", epochs=LITTLE)
-    _deployment(project, "evaluate-fractal/digits")
+    _run_deployment(project, "train-fractal/digits", epochs=FIRST_EPOCHS)
+    _run_deployment(project, "evaluate-fractal/digits")
     (first,) = _versions(project).values()
     assert first["version"] == "1" and set(first["aliases"]) == {"candidate", "champion"}
     assert first["decision"] == "there is no champion yet"
     assert {"fid", "fid_stderr", "nll_bits_per_dim", "precision"} <= set(first["metrics"])
 
 
-def test_a_better_version_takes_its_place(project):
-    _deployment(project, "train-fractal/digits", epochs=MUCH)
-    _deployment(project, "evaluate-fractal/digits")
+def test_a_better_version_becomes_the_champion(project):
+    _run_deployment(project, "train-fractal/digits", epochs=BETTER_EPOCHS)
+    _run_deployment(project, "evaluate-fractal/digits")
     versions = _versions(project)
     assert set(versions["2"]["aliases"]) == {"candidate", "champion"}
     assert versions["2"]["promoted"] is True
@@ -96,10 +95,10 @@ def test_a_better_version_takes_its_place(project):
     assert _evaluations(project) == ["evaluate-digits-v1", "evaluate-digits-v2"]
 
 
-def test_a_night_evaluates_exactly_the_new_version_and_refuses_the_worse(project):
-    _deployment(project, "train-fractal/digits", epochs=HARDLY)
+def test_a_night_evaluates_only_the_new_version_and_does_not_promote_a_worse_one(project):
+    _run_deployment(project, "train-fractal/digits", epochs=WORSE_EPOCHS)
     before = _evaluations(project)
-    _deployment(project, "nightly-evaluation/all")
+    _run_deployment(project, "nightly-evaluation/all")
     new = ["evaluate-digits-v3", "preview-digits-v3"]
     assert _evaluations(project) == sorted([*before, *new])
     versions = _versions(project)
@@ -111,15 +110,15 @@ def test_a_night_evaluates_exactly_the_new_version_and_refuses_the_worse(project
     assert versions["3"]["decision"].startswith(reason)
 
 
-def test_the_next_night_does_nothing(project):
+def test_a_night_without_new_versions_does_nothing(project):
     before = _evaluations(project)
     versions = _versions(project)
-    _deployment(project, "nightly-evaluation/all")
+    _run_deployment(project, "nightly-evaluation/all")
     assert _evaluations(project) == before
     assert _versions(project) == versions
 
 
-def test_the_champion_is_served_as_the_command_samples_it(project, tmp_path):
+def test_the_served_champion_gives_the_images_of_the_sample_command(project, tmp_path):
     source = "models:/fractal-digits@champion"
     words = ["--classes", "3", "--n", "2", "--seed", "7", "--out", str(tmp_path / "sampled")]
     project.fractal("sample", "--model", source, *words)

@@ -1,4 +1,4 @@
-"""Flow runs whose process is gone, on a real Prefect server."""
+"""Flow runs without a process are set to Crashed, on a real Prefect server."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.services.flow_runs import DATABASE, crash_dead_runs
 from fractal_model.services.folder import ServicesFolder
-from fractal_model.services.processes import FLOW_RUN
+from fractal_model.services.processes import FLOW_RUN_VARIABLE
 from tests.support.ports import free_ports
 
 
@@ -34,14 +34,14 @@ def _step() -> None: ...
 
 
 class Runs:
-    """Makes runs of deployments with one slot each, and looks at them."""
+    """Makes runs of deployments with one slot each, and reads their states."""
 
     def __init__(self, client: SyncPrefectClient) -> None:
         self._client = client
         self._flow = client.create_flow_from_name("power-cut")
 
     def start(self, *, pool: str = WORK_POOL, folder: str = "") -> UUID:
-        """A run that a worker has taken and that has begun; its id."""
+        """Make a run that a worker has taken and started; return its id."""
         name = uuid4().hex
         deployment = self._client.create_deployment(
             self._flow,
@@ -56,8 +56,8 @@ class Runs:
         assert (self.state(run), self.slots(run)) == ("Running", 1)
         return run
 
-    def within(self, parent: UUID) -> UUID:
-        """A run that another one has started in its own process."""
+    def start_child(self, parent: UUID) -> UUID:
+        """Make a run that another one has started in its own process; return its id."""
         step = self._client.create_task_run(_step, parent, uuid4().hex, state=Running())
         child = self._client.create_flow_run(_child, parent_task_run_id=step.id)
         self._client.set_flow_run_state(child.id, Running(), force=True)
@@ -73,9 +73,9 @@ class Runs:
         return str(self._client.read_flow_run(run).state.name)
 
     def deployment(self, run: UUID) -> UUID:
-        found = self._client.read_flow_run(run).deployment_id
-        assert found is not None
-        return found
+        deployment = self._client.read_flow_run(run).deployment_id
+        assert deployment is not None
+        return deployment
 
     def slots(self, run: UUID) -> int:
         return self.slots_of(self.deployment(run))
@@ -104,15 +104,15 @@ def folder(tmp_path) -> ServicesFolder:
 
 
 @pytest.fixture
-def process_of() -> Iterator:
-    """Starts a process that has a run's id in its environment."""
+def start_process() -> Iterator:
+    """A function that starts a process with a run's id in its environment."""
     started = []
 
     def start(run: UUID, api: str) -> None:
         code = "print(flush=True); import time; time.sleep(600)"
         process = subprocess.Popen(
             [sys.executable, "-c", code],
-            env={FLOW_RUN: str(run), "PREFECT_API_URL": api},
+            env={FLOW_RUN_VARIABLE: str(run), "PREFECT_API_URL": api},
             stdout=subprocess.PIPE,
         )
         process.stdout.readline()
@@ -128,13 +128,13 @@ def _later() -> datetime:
     return datetime.now(UTC) + timedelta(seconds=1)
 
 
-def test_dead_runs_are_crashed_and_living_ones_are_not(runs, config, folder, process_of):
+def test_runs_without_a_process_are_crashed_and_others_are_not(runs, config, folder, start_process):
     dead, cancelled, copied, alive = (runs.start() for _ in range(4))
     elsewhere = runs.start(pool="another")
-    child = runs.within(dead)
+    child = runs.start_child(dead)
     runs.cancel(cancelled)
-    process_of(alive, config.prefect_api)
-    process_of(copied, "http://127.0.0.1:9/api")  # of the folder that ours is a copy of
+    start_process(alive, config.prefect_api)
+    start_process(copied, "http://127.0.0.1:9/api")  # in the folder that ours is a copy of
     crash_dead_runs(config, folder, before=_later())
     for run in (dead, cancelled, copied):
         assert (runs.state(run), runs.slots(run)) == ("Crashed", 0)
@@ -143,7 +143,7 @@ def test_dead_runs_are_crashed_and_living_ones_are_not(runs, config, folder, pro
         assert (runs.state(run), runs.slots(run)) == ("Running", 1)
 
 
-def test_a_run_that_was_deleted_while_it_ran_frees_its_slot(runs, config, folder):
+def test_the_slot_of_a_run_that_was_deleted_while_it_ran_is_freed(runs, config, folder):
     run = runs.start()
     deployment = runs.deployment(run)
     runs.delete(run)
@@ -151,7 +151,7 @@ def test_a_run_that_was_deleted_while_it_ran_frees_its_slot(runs, config, folder
     assert runs.slots_of(deployment) == 0
 
 
-def test_a_run_that_has_just_been_taken_is_left_alone(runs, config, folder):
+def test_a_run_that_has_just_started_is_unchanged(runs, config, folder):
     before = datetime.now(UTC)
     run = runs.start()
     crash_dead_runs(config, folder, before=before)
@@ -159,19 +159,19 @@ def test_a_run_that_has_just_been_taken_is_left_alone(runs, config, folder):
 
 
 @pytest.mark.parametrize("variable", DATABASE)
-def test_in_a_shared_database_only_runs_of_our_folder_are_ours(
+def test_in_a_shared_database_only_runs_of_our_folder_are_crashed(
     runs, config, folder, monkeypatch, variable
 ):
     monkeypatch.setenv(variable, "postgresql+asyncpg://127.0.0.1/prefect")
     ours = runs.start(folder=str(folder.project))
-    theirs = [runs.start(folder=f"{folder.project}{more}") for more in ("-2", "/within")]
+    theirs = [runs.start(folder=f"{folder.project}{suffix}") for suffix in ("-2", "/within")]
     crash_dead_runs(config, folder, before=_later())
     assert (runs.state(ours), runs.slots(ours)) == ("Crashed", 0)
     for run in theirs:
         assert (runs.state(run), runs.slots(run)) == ("Running", 1)
 
 
-def test_a_prefect_that_does_not_answer(folder):
+def test_a_prefect_that_does_not_answer_is_an_error(folder):
     config = ServicesConfig(prefect=free_ports(("prefect",))["prefect"])
-    with pytest.raises(FractalError, match=r"^Prefect does not say which flow runs .*again$"):
+    with pytest.raises(FractalError, match=r"^Prefect does not say which earlier .*again$"):
         crash_dead_runs(config, folder, before=_later())

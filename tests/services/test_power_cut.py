@@ -1,4 +1,4 @@
-"""Servers that were killed, all at once or supervisord alone, in a project folder of their own."""
+"""Killed servers, all at once or supervisord alone, are recognised and started again."""
 
 import contextlib
 import subprocess
@@ -40,16 +40,16 @@ def project(request, tmp_path_factory) -> Iterator[Project]:
         yield project
 
 
-def _marked(project: Project) -> list[psutil.Process]:
-    return processes.marked(str((project.folder / "outputs/services/run").resolve()))
+def _server_processes(project: Project) -> list[psutil.Process]:
+    return processes.find_processes(str((project.folder / "outputs/services/run").resolve()))
 
 
 def _runs(project: Project) -> dict[str, list[str]]:
-    """States by flow, the oldest run first."""
-    flows = {each["id"]: each["name"] for each in project.ask_prefect("flows/filter")}
+    """The states of each flow's runs, the oldest run first."""
+    flows = {flow["id"]: flow["name"] for flow in project.ask_prefect("flows/filter")}
     states: dict[str, list[str]] = {"slow": [], "within": []}
     for run in project.ask_prefect("flow_runs/filter", sort="EXPECTED_START_TIME_ASC"):
-        if (name := flows[run["flow_id"]]) in states:  # nights are planned too
+        if (name := flows[run["flow_id"]]) in states:  # other runs are scheduled nights
             states[name].append(run["state_name"])
     return states
 
@@ -61,7 +61,7 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def _try(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
+def _run_services_command(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fractal_model", "services", *words],
         cwd=project.folder,
@@ -75,26 +75,26 @@ def _try(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
 def _kill(victims: list[psutil.Process]) -> None:
     for process in victims:
         with contextlib.suppress(psutil.Error):
-            process.suspend()  # so that none can start another
+            process.suspend()  # so that it cannot start another process
     for process in victims:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(victims, timeout=30)
 
 
-def test_a_run_of_before_a_power_cut_is_crashed_and_its_slot_is_free(project):
+def test_after_a_power_cut_old_runs_are_crashed_and_their_slots_free(project):
     project.prefect("deployment", "run", "slow/slow")
     _wait(lambda: _runs(project)["within"] == ["Running"])
     project.prefect("deployment", "run", "slow/slow", "--param", "asleep=false")
     _wait(lambda: "AwaitingConcurrencySlot" in _runs(project)["slow"])
-    _kill(_marked(project))
-    assert _try(project, "status").returncode == 1
-    said = project.fractal("services", "up")
-    assert said.count("ended with the servers before: it is Crashed now") == 1
+    _kill(_server_processes(project))
+    assert _run_services_command(project, "status").returncode == 1
+    output = project.fractal("services", "up")
+    assert output.count("ended when the servers stopped: it is Crashed now") == 1
     _wait(lambda: _runs(project) == {"slow": ["Crashed", "Completed"], "within": ["Crashed"]})
 
 
-def test_what_a_killed_supervisord_left_is_seen_and_left_at_work(project):
+def test_services_continue_without_their_supervisord_and_can_be_stopped(project):
     project.prefect("deployment", "run", "slow/slow")
     _wait(lambda: _runs(project)["within"] == ["Crashed", "Running"])
     run = project.folder / "outputs/services/run"
@@ -103,14 +103,14 @@ def test_what_a_killed_supervisord_left_is_seen_and_left_at_work(project):
     assert status.count("healthy") == 4
     assert "flow run" in status
     assert "supervisord does not answer" in status
-    up = _try(project, "up")
+    up = _run_services_command(project, "up")
     assert up.returncode == 1
     assert up.stderr.startswith("error: the servers run already (prefect healthy, mlflow healthy,")
     assert up.stderr.count("\n") == 1
     assert _runs(project)["within"][-1] == "Running"
-    left = _marked(project)
+    before = _server_processes(project)
     assert project.fractal("services", "down").startswith("stopped: prefect, mlflow, ray, worker")
-    assert not [process for process in left if process.is_running()]
-    assert _try(project, "status").returncode == 1
+    assert not [process for process in before if process.is_running()]
+    assert _run_services_command(project, "status").returncode == 1
     project.fractal("services", "up")
     assert _runs(project)["slow"][-1] == "Crashed"

@@ -1,4 +1,4 @@
-"""The `services` section of params.yaml, and what is made of it."""
+"""The section `services` of params.yaml, and the servers' configuration and environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import (
-    MARK,
+    RUN_VARIABLE,
     SERVICES,
     server_environment,
     shell_lines,
@@ -42,14 +42,14 @@ def folder(tmp_path, monkeypatch) -> ServicesFolder:
         ({"ray_cpus": -1}, "services.ray_cpus"),
     ],
 )
-def test_a_mistake_is_named(tmp_path, section, expected):
+def test_a_mistake_is_named_on_one_line(tmp_path, section, expected):
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     content["services"] = section
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(content))
-    with pytest.raises(FractalError, match=expected) as found:
+    with pytest.raises(FractalError, match=expected) as raised:
         load_params(file)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_settings_without_the_section_have_the_defaults(tmp_path):
@@ -89,8 +89,8 @@ def test_every_server_listens_on_loopback_alone(folder):
     assert "0.0.0.0" not in str(commands)
 
 
-def test_the_configuration_survives_any_project_path(folder):
-    """A path with spaces, a percent sign, a semicolon and a quote is named through links."""
+def test_the_configuration_does_not_contain_the_projects_path(folder):
+    """Links replace a path with spaces, a percent sign, a semicolon and a quote."""
     parser = _programs(folder, ServicesConfig())
     for section in parser.sections():
         for key, value in parser[section].items():
@@ -98,7 +98,7 @@ def test_the_configuration_survives_any_project_path(folder):
     assert parser["supervisord"]["directory"].endswith("/state")
 
 
-def test_sockets_have_short_paths_whatever_the_project_is_called(tmp_path):
+def test_sockets_have_short_paths_for_any_project_path(tmp_path):
     project = tmp_path / ("deep" * 40)
     project.mkdir()
     folder = ServicesFolder(project / "params.yaml", project / "outputs")
@@ -113,20 +113,20 @@ def test_sockets_have_short_paths_whatever_the_project_is_called(tmp_path):
     assert folder.run is None
 
 
-def test_as_many_cpus_as_wished(folder):
+def test_ray_gets_the_number_of_cpus_in_the_settings(folder):
     for cpus, expected in ((0, False), (3, True)):
         command = _programs(folder, ServicesConfig(ray_cpus=cpus))["program:ray"]["command"]
         assert ("--num-cpus 3" in command) is expected
         assert ("--num-cpus" in command) is expected
 
 
-def test_the_servers_know_nothing_of_other_servers(folder, run, monkeypatch):
+def test_the_servers_ignore_addresses_of_other_servers(folder, run, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere:4200/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere:5000")
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     environment = server_environment(ServicesConfig(), folder, run)
     assert not any("elsewhere" in value for value in environment.values())
-    assert environment[MARK] == str(run)
+    assert environment[RUN_VARIABLE] == str(run)
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
@@ -135,41 +135,41 @@ def test_the_servers_know_nothing_of_other_servers(folder, run, monkeypatch):
     assert folder.mlflow == folder.project / "outputs/mlflow"
 
 
-def test_postgresql_by_environment(folder, run, monkeypatch):
-    theirs = {
+def test_the_environment_can_choose_postgresql(folder, run, monkeypatch):
+    databases = {
         "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:p@127.0.0.1/prefect",
         "MLFLOW_BACKEND_STORE_URI": "postgresql+psycopg2://u:p@127.0.0.1/mlflow",
     }
-    for name, value in theirs.items():
+    for name, value in databases.items():
         monkeypatch.setenv(name, value)
     environment = server_environment(ServicesConfig(), folder, run)
-    assert theirs.items() <= environment.items()
+    assert databases.items() <= environment.items()
 
 
-def test_the_secrets_are_for_their_owner_alone_and_kept(folder):
-    found = []
+def test_secrets_are_private_and_stay_the_same(folder):
+    pairs = []
     for _ in range(2):
         folder.remove_run(folder.create_run())
         assert folder.token.stat().st_mode & 0o777 == 0o600
         assert folder.login_file.stat().st_mode & 0o777 == 0o600
-        found.append((folder.token.read_text(), folder.login()))
-    assert found[0] == found[1]
-    token, login = found[0]
+        pairs.append((folder.token.read_text(), folder.login()))
+    assert pairs[0] == pairs[1]
+    token, login = pairs[0]
     assert re.fullmatch("[0-9a-f]{64}", token)
     assert re.fullmatch("fractal:[0-9a-f]{64}", login)
     assert token not in login
     assert folder.state.stat().st_mode & 0o777 == 0o700
 
 
-def test_no_secret_is_on_a_command_line(folder):
+def test_no_command_line_contains_a_secret(folder):
     parser = _programs(folder, ServicesConfig())
     text = str([dict(parser[section]) for section in parser.sections()])
     assert folder.login().partition(":")[2] not in text
     assert folder.token.read_text() not in text
 
 
-def test_pages_ask_for_the_login_and_know_their_own_address(folder, run, monkeypatch):
-    """Whatever the person's shell says of other servers."""
+def test_servers_have_the_login_and_their_own_address(folder, run, monkeypatch):
+    """Variables of the shell for other servers do not change this."""
     monkeypatch.setenv("PREFECT_SERVER_UI_API_URL", "http://elsewhere:4200/api")
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of elsewhere")
     environment = server_environment(ServicesConfig(prefect=4300), folder, run)
@@ -182,16 +182,16 @@ def test_pages_ask_for_the_login_and_know_their_own_address(folder, run, monkeyp
     assert f"fractal:{environment['MLFLOW_TRACKING_PASSWORD']}" == folder.login()
 
 
-def test_a_file_that_others_could_read_is_made_private(tmp_path):
+def test_a_file_that_others_can_read_becomes_private(tmp_path):
     file = tmp_path / "prefect.toml"
     file.write_text("of an earlier version")
     file.chmod(0o644)
     write_private(file, "secret")
     assert file.stat().st_mode & 0o777 == 0o600
-    assert [each.name for each in tmp_path.iterdir()] == ["prefect.toml"]
+    assert [path.name for path in tmp_path.iterdir()] == ["prefect.toml"]
 
 
-def test_the_environment_can_be_sourced(folder):
+def test_a_shell_can_source_the_environment(folder):
     folder.state.mkdir(parents=True)
     folder.environment.write_text(shell_lines(ServicesConfig(), folder))
     script = '. "$1"; printf "%s\\n" "$PREFECT_API_URL" "$RAY_AUTH_TOKEN_PATH" '
@@ -199,27 +199,27 @@ def test_the_environment_can_be_sourced(folder):
     done = subprocess.run(
         ["sh", "-c", script, "sh", str(folder.environment)], capture_output=True, text=True
     )
-    known = ["http://127.0.0.1:4200/api", str(folder.token), *[folder.login()] * 2]
-    assert done.stdout.splitlines() == known
+    expected = ["http://127.0.0.1:4200/api", str(folder.token), *[folder.login()] * 2]
+    assert done.stdout.splitlines() == expected
 
 
-@pytest.mark.parametrize("theirs", ["", "example.org", "*"])
-def test_the_environment_keeps_loopback_off_a_proxy(folder, theirs):
+@pytest.mark.parametrize("hosts", ["", "example.org", "*"])
+def test_the_environment_excludes_loopback_from_proxies(folder, hosts):
     folder.state.mkdir(parents=True)
     folder.environment.write_text(shell_lines(ServicesConfig(), folder))
     script = '. "$1"; printf "%s\\n" "$no_proxy" "$NO_PROXY"'
-    shown = subprocess.run(
+    printed = subprocess.run(
         ["sh", "-uc", script, "sh", str(folder.environment)],
-        env={"NO_PROXY": theirs} if theirs else {},
+        env={"NO_PROXY": hosts} if hosts else {},
         capture_output=True,
         text=True,
     ).stdout
-    first = "127.0.0.1,localhost,::1"
-    both = {"": first, "*": "*"}.get(theirs, f"{first},{theirs}")
-    assert shown.splitlines() == [first, both]
+    loopback = "127.0.0.1,localhost,::1"
+    with_hosts = {"": loopback, "*": "*"}.get(hosts, f"{loopback},{hosts}")
+    assert printed.splitlines() == [loopback, with_hosts]
 
 
-def test_a_copy_of_the_project_is_another_project(folder, tmp_path):
+def test_a_copy_of_the_project_does_not_own_its_run_folder(folder, tmp_path):
     run = folder.create_run()
     try:
         copy = tmp_path / "copy"
