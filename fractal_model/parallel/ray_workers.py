@@ -190,7 +190,8 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
     missing: list[tuple[str, str]] = []
     for answer in answers:
         with suppress(RayError):  # A machine that is lost meanwhile runs no worker either.
-            missing.extend(ray.get(answer))
+            pairs = ray.get(answer)
+            missing += pairs
     if missing:
         machine, file = missing[0]
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -180,7 +180,7 @@ def test_registering_says_when_classes_get_other_numbers(project, fractal, monke
     """A data set that was prepared when numerals were sorted as text."""
     for number in range(11):
         for index in range(2):
-            image = mini.encoded(mini.photograph(number))
+            image = mini.encode(mini.photograph(number))
             mini.put(project / f"numerals/{number}/{index}.jpg", image)
     words = ["register", "numerals", "--name", "own", "--resolution", 8, "--holdout", 0.5]
     with monkeypatch.context() as earlier:

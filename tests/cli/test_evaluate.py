@@ -18,7 +18,7 @@ from fractal_model.generation.sample_files import open_writer
 from fractal_model.parallel.parts import map_in_this_process
 from fractal_model.parallel.stored_parts import StoredParts
 from tests.support import random_images
-from tests.support.pixel_features import take_pixels_for_inception
+from tests.support.pixel_features import use_pixels_as_features
 from tests.support.tiny_files import save_tiny
 
 SAMPLE_METRICS = {"fid", "fid_stderr", "kid", "kid_stderr", "precision", "recall"}
@@ -35,7 +35,7 @@ MODEL_METRICS = {
 
 @pytest.fixture
 def quick(monkeypatch):
-    take_pixels_for_inception(monkeypatch)
+    use_pixels_as_features(monkeypatch)
 
 
 @pytest.fixture

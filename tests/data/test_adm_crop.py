@@ -7,17 +7,17 @@ import PIL.Image
 import pytest
 
 from fractal_model.data.adm_crop import center_crop, pixels_of_crop
-from tests.support.pillow_arithmetic import BICUBIC, BOX, resized
+from tests.support.pillow_arithmetic import BICUBIC, BOX, resize
 
 
 def crop_by_the_paper(pixels: np.ndarray, side: int) -> np.ndarray:
     """Crop an array: halve while the short side is twice `side` or more, bicubic, centre."""
     while min(pixels.shape[:2]) >= 2 * side:
         height, width = (length // 2 for length in pixels.shape[:2])
-        pixels = resized(pixels, width, height, BOX)
+        pixels = resize(pixels, width, height, BOX)
     scale = side / min(pixels.shape[:2])
     height, width = (round(length * scale) for length in pixels.shape[:2])
-    pixels = resized(pixels, width, height, BICUBIC)
+    pixels = resize(pixels, width, height, BICUBIC)
     top = math.floor((pixels.shape[0] - side) / 2)
     left = math.floor((pixels.shape[1] - side) / 2)
     return pixels[top : top + side, left : left + side]

@@ -20,7 +20,7 @@ from fractal_model.data.decoding import (
     decode_as_adm,
     open_picture,
 )
-from tests.support.mini_imagenet import encoded
+from tests.support.mini_imagenet import encode
 from tests.support.picture_files import FLOAT, GREY, PALETTE, RGB, SIGNED, UNSIGNED, png, tiff
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -51,11 +51,11 @@ def gif_colours(*colours: tuple[int, int, int]) -> PIL.Image.Image:
 
 HIDDEN = picture("RGBA", (*RED, 0), (*RED, 128), (*RED, 255))
 TRANSPARENT = {
-    "PNG": (encoded(HIDDEN, "PNG"), [WHITE, HALF, RED]),
-    "TIFF": (encoded(HIDDEN, "TIFF"), [WHITE, HALF, RED]),
-    "WEBP": (encoded(HIDDEN, "WEBP", lossless=True, exact=True), [WHITE, HALF, RED]),
+    "PNG": (encode(HIDDEN, "PNG"), [WHITE, HALF, RED]),
+    "TIFF": (encode(HIDDEN, "TIFF"), [WHITE, HALF, RED]),
+    "WEBP": (encode(HIDDEN, "WEBP", lossless=True, exact=True), [WHITE, HALF, RED]),
     "grey": (
-        encoded(picture("LA", (0, 0), (0, 128), (0, 255)), "PNG"),
+        encode(picture("LA", (0, 0), (0, 128), (0, 255)), "PNG"),
         [WHITE, (127,) * 3, (0,) * 3],
     ),
     "palette": (
@@ -66,7 +66,7 @@ TRANSPARENT = {
         png(2, 8, PALETTE, b"\0\1", PLTE=bytes([*RED, 0, 0, 9]), tRNS=b"\0"),
         [WHITE, (0, 0, 9)],
     ),
-    "GIF": (encoded(gif_colours(RED, (0, 0, 9)), "GIF", transparency=0), [WHITE, (0, 0, 9)]),
+    "GIF": (encode(gif_colours(RED, (0, 0, 9)), "GIF", transparency=0), [WHITE, (0, 0, 9)]),
     "1-bit": (png(2, 1, GREY, b"\x40", tRNS=b"\0\0"), [WHITE, WHITE]),
     "2-bit": (png(4, 2, GREY, b"\x1b", tRNS=b"\0\2"), [(0,) * 3, (85,) * 3, WHITE, WHITE]),
     "4-bit": (png(2, 4, GREY, b"\x12", tRNS=b"\0\1"), [WHITE, (34,) * 3]),
@@ -94,7 +94,7 @@ def test_adm_reads_the_colours_of_transparent_pixels():
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGB", "LA", "L"])
 def test_an_opaque_picture_is_not_composited(mode):
-    content = encoded(PIL.Image.new("RGBA", (3, 1), (7, 7, 7, 255)).convert(mode), "PNG")
+    content = encode(PIL.Image.new("RGBA", (3, 1), (7, 7, 7, 255)).convert(mode), "PNG")
     assert not read(content).composited and pixels(content) == [(7, 7, 7)] * 3
 
 
@@ -157,14 +157,14 @@ def test_formats_that_do_not_define_white_are_refused(content, reading):
 )
 @pytest.mark.parametrize("reading", [decode, decode_as_adm])
 def test_other_colour_modes_become_rgb(image, kind, expected, reading):
-    decoded = pixels(encoded(image, kind), reading)
+    decoded = pixels(encode(image, kind), reading)
     assert np.abs(np.array(decoded) - np.array(expected)).max() <= 2, decoded
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("reading", [decode, decode_as_adm])
 def test_a_picture_without_exif_is_upright(kind, reading):
-    decoded = read(encoded(PIL.Image.new("RGB", (32, 16)), kind), reading)
+    decoded = read(encode(PIL.Image.new("RGB", (32, 16)), kind), reading)
     assert decoded.orientation == 1 and decoded.rgb.size == (32, 16)
 
 
@@ -175,7 +175,7 @@ def test_a_picture_is_turned_as_exif_says(kind):
     exif[0x0112] = 6
     stored = np.zeros((16, 32, 3), np.uint8)
     stored[:, :16] = 200
-    content = encoded(PIL.Image.fromarray(stored), kind, exif=exif)
+    content = encode(PIL.Image.fromarray(stored), kind, exif=exif)
     decoded = read(content)
     assert decoded.orientation == 6
     shown = np.asarray(decoded.rgb).astype(int)
@@ -186,12 +186,12 @@ def test_a_picture_is_turned_as_exif_says(kind):
 def test_adm_does_not_turn_pictures():
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    decoded = read(encoded(PIL.Image.new("RGB", (32, 16)), "JPEG", exif=exif), decode_as_adm)
+    decoded = read(encode(PIL.Image.new("RGB", (32, 16)), "JPEG", exif=exif), decode_as_adm)
     assert decoded.rgb.size == (32, 16) and decoded.orientation == 6
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
 def test_the_first_of_several_frames_is_taken(kind):
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    decoded = pixels(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+    decoded = pixels(encode(frames[0], kind, save_all=True, append_images=frames[1:]))
     assert np.abs(np.array(decoded) - RED).max() <= 2

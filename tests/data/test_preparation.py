@@ -138,7 +138,7 @@ def start_slow_run(data: Path, processes: int, **options: object) -> subprocess.
 
 def slow_images(root: Path) -> Path:
     """560 links to a photograph that takes a while to decode."""
-    mini.put(root.parent / "large.jpg", mini.encoded(mini.photograph(0, 400, 300)))
+    mini.put(root.parent / "large.jpg", mini.encode(mini.photograph(0, 400, 300)))
     for split, count in (("train", 500), ("validation", 60)):
         folder = root / split / "one"
         folder.mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_shards_of_another_source_are_not_kept(tmp_path):
     options = {"source": "imagenet", "resolution": SIDE, "settings": settings}
     with pytest.raises(KeyboardInterrupt):
         prepare_source(data, "imagenet16", run_jobs=build_one_and_stop, **options)
-    mini.put(root / "train/n01440764/n01440764_99.JPEG", mini.encoded(mini.photograph(99)))
+    mini.put(root / "train/n01440764/n01440764_99.JPEG", mini.encode(mini.photograph(99)))
     register(root, data, resolutions=(SIDE,))
     assert prepare(data).splits["train"].images == 28
 

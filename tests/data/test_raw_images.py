@@ -44,12 +44,12 @@ def test_kinds_of_raw_images_are_counted(tmp_path):
 def test_other_kinds_become_rgb(tmp_path, recwarn):
     photograph = mini.photograph(0)
     kinds = {
-        "palette.png": mini.encoded(photograph.quantize(16), "PNG"),
-        "alpha.png": mini.encoded(photograph.convert("RGBA"), "PNG"),
-        "bilevel.tiff": mini.encoded(photograph.convert("1"), "TIFF"),
-        "moving.gif": mini.encoded(photograph, "GIF", save_all=True, append_images=[photograph]),
-        "tiny.png": mini.encoded(mini.photograph(1, 1, 1), "PNG"),
-        "corrupt-exif.jpg": mini.encoded(photograph, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1"),
+        "palette.png": mini.encode(photograph.quantize(16), "PNG"),
+        "alpha.png": mini.encode(photograph.convert("RGBA"), "PNG"),
+        "bilevel.tiff": mini.encode(photograph.convert("1"), "TIFF"),
+        "moving.gif": mini.encode(photograph, "GIF", save_all=True, append_images=[photograph]),
+        "tiny.png": mini.encode(mini.photograph(1, 1, 1), "PNG"),
+        "corrupt-exif.jpg": mini.encode(photograph, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1"),
     }
     split = open_prepared(prepared_folder(tmp_path, kinds), "train")
     assert not [warning for warning in recwarn if warning.category is UserWarning]
@@ -75,9 +75,9 @@ def prepared_folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
 ODD = {
     "deep.png": png(SIDE, 16, GREY, struct.pack(f">{SIDE}H", *range(0, 257 * SIDE, 257)), SIDE),
     "float.tiff": tiff(2, 32, struct.pack("<2f", 0, 1), kind=FLOAT),
-    "hidden.png": mini.encoded(PIL.Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 0)), "PNG"),
-    "large.png": mini.encoded(PIL.Image.new("RGB", (SIDE, SIDE), (1, 2, 3)), "PNG"),
-    "small.png": mini.encoded(PIL.Image.new("RGB", (SIDE, SIDE - 1), (4, 5, 6)), "PNG"),
+    "hidden.png": mini.encode(PIL.Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 0)), "PNG"),
+    "large.png": mini.encode(PIL.Image.new("RGB", (SIDE, SIDE), (1, 2, 3)), "PNG"),
+    "small.png": mini.encode(PIL.Image.new("RGB", (SIDE, SIDE - 1), (4, 5, 6)), "PNG"),
 }
 
 
@@ -99,7 +99,7 @@ def test_a_folder_of_ones_own_is_read_as_a_viewer_shows_it(tmp_path):
 
 def test_what_was_done_to_pictures_is_in_the_report(tmp_path):
     frames = [PIL.Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue")]
-    moving = mini.encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    moving = mini.encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     folder = prepared_folder(tmp_path, ODD | {"moving.gif": moving})
     write_report(folder, tmp_path / "report")
     rows = csv.DictReader((tmp_path / "report/kinds.csv").open())
@@ -141,13 +141,13 @@ def test_imagenet_is_read_as_adm_reads_it(tmp_path):
 def damaged_tree(REPOSITORY: Path) -> Path:
     mini.write_tree(REPOSITORY)
     folder = REPOSITORY / "train/n02012849"
-    whole = mini.encoded(mini.photograph(5))
+    whole = mini.encode(mini.photograph(5))
     (folder / "n02012849_0.JPEG").write_bytes(whole[: len(whole) // 2])
     (folder / "n02012849_1.JPEG").write_bytes(b"<html>not found</html>")
     (folder / "n02012849_2.JPEG").write_bytes(b"")
     (folder / "n02012849_3.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9")
     bomb = PIL.Image.new("1", (12_000, 12_000))
-    (folder / "n02012849_4.JPEG").write_bytes(mini.encoded(bomb, "PNG"))
+    (folder / "n02012849_4.JPEG").write_bytes(mini.encode(bomb, "PNG"))
     return REPOSITORY
 
 
@@ -204,7 +204,7 @@ CORRUPT_EXIF = [
 @pytest.mark.parametrize("exif", CORRUPT_EXIF)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_corrupt_exif_leaves_no_intact_image_out(kind, exif):
-    content = mini.encoded(mini.photograph(0), kind, exif=exif, dpi=(72, 72))
+    content = mini.encode(mini.photograph(0), kind, exif=exif, dpi=(72, 72))
     image, counts = prepared_and_counts(content)
     assert (np.asarray(image) == expected_crop(content)).all()
     assert counts.formats == {kind: 1} and counts.exif_rotated + counts.exif_unreadable <= 1
@@ -212,14 +212,14 @@ def test_corrupt_exif_leaves_no_intact_image_out(kind, exif):
 
 @pytest.mark.parametrize("exif", CORRUPT_EXIF[:2])
 def test_unreadable_exif_is_counted(exif):
-    content = mini.encoded(mini.photograph(0), "JPEG", exif=exif, dpi=(72, 72))
+    content = mini.encode(mini.photograph(0), "JPEG", exif=exif, dpi=(72, 72))
     _, counts = prepared_and_counts(content)
     assert (counts.exif_unreadable, counts.exif_rotated) == (1, 0)
 
 
 def test_photographs_of_several_pictures_are_no_misnamed_jpeg():
     photograph = mini.photograph(0)
-    content = mini.encoded(photograph, "MPO", save_all=True, append_images=[photograph])
+    content = mini.encode(photograph, "MPO", save_all=True, append_images=[photograph])
     for name, misnamed in (("one/x.jpg", 0), ("one/x.JPEG", 0), ("one/x.png", 1)):
         _, counts = prepared_and_counts(content, name)
         assert counts.formats == {"MPO": 1} and counts.misnamed == misnamed
@@ -228,13 +228,13 @@ def test_photographs_of_several_pictures_are_no_misnamed_jpeg():
 @pytest.mark.parametrize("size", [(400_000, 1), (1, 400_000), (60_000_000, 1)])
 def test_extreme_aspect_ratio_is_left_out(size):
     """The crop would enlarge the long side with the short one, to gigabytes."""
-    content = mini.encoded(PIL.Image.new("L", size), "PNG")
+    content = mini.encode(PIL.Image.new("L", size), "PNG")
     with pytest.raises(UnusableImage, match=f"{size[0]} × {size[1]} pixels, whose crop would pass"):
         prepared_and_counts(content)
 
 
 def test_a_long_image_that_fits_is_used():
-    content = mini.encoded(PIL.Image.effect_noise((3000, 2), 50), "PNG")
+    content = mini.encode(PIL.Image.effect_noise((3000, 2), 50), "PNG")
     assert (np.asarray(prepared_and_counts(content)[0]) == expected_crop(content)).all()
 
 
@@ -242,7 +242,7 @@ def test_a_long_image_that_fits_is_used():
 def test_bytes_changed_at_random_are_a_reason_or_an_image(kind):
     """Decoders raise what they like: nothing but UnusableImage comes through."""
     random = np.random.default_rng(0)
-    whole, refused = mini.encoded(mini.photograph(0), kind), 0
+    whole, refused = mini.encode(mini.photograph(0), kind), 0
     for _ in range(300):
         content = bytearray(whole)
         for place in random.integers(0, min(len(content), 300), random.integers(1, 8)):
@@ -287,11 +287,11 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 def test_the_largest_images_fit_in_memory(tmp_path):
     """Of 88 million pixels, the limit: kinds whose decoders hold the most beside the image."""
     folder, size = tmp_path / "raw", (9_400, 9_400)
-    webp = mini.encoded(PIL.Image.new("RGBA", size), "WEBP", lossless=True, quality=0, method=0)
-    jpeg = mini.encoded(PIL.Image.new("CMYK", size), "JPEG", progressive=True, subsampling=0)
+    webp = mini.encode(PIL.Image.new("RGBA", size), "WEBP", lossless=True, quality=0, method=0)
+    jpeg = mini.encode(PIL.Image.new("CMYK", size), "JPEG", progressive=True, subsampling=0)
     mini.put(folder / "train/one/large.webp", webp)
     mini.put(folder / "train/one/large.jpg", jpeg)
-    mini.put(folder / "validation/one/small.jpg", mini.encoded(mini.photograph(0)))
+    mini.put(folder / "validation/one/small.jpg", mini.encode(mini.photograph(0)))
     register(folder, tmp_path / "data", name="large", resolutions=(64,))
     command = [sys.executable, "-c", PREPARE_AND_MEASURE, str(tmp_path / "data")]
     found = subprocess.run(

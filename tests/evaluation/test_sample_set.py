@@ -11,7 +11,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.sample_set import open_sample_set, require_protocol
 from fractal_model.generation.sample_files import open_writer
 from tests.support import random_images
-from tests.support.litter import strew
+from tests.support.litter import write_litter
 from tests.support.picture_files import RGB, png
 from tests.support.protocols import SETTINGS, manifest, protocol
 
@@ -122,7 +122,7 @@ def test_a_folder_that_is_no_complete_set_is_refused(tmp_path, name, change, mes
 
 
 def test_files_of_the_operating_system_do_not_belong_to_a_set(tmp_path):
-    strew(write(tmp_path / "x"), b"x")
+    write_litter(write(tmp_path / "x"), b"x")
     samples = open_sample_set(tmp_path / "x")
     assert samples.labels.equal(LABELS) and samples.images(range(12)).equal(IMAGES)
 

@@ -10,7 +10,7 @@ import pytest
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.ray_train.run import PLACEMENT_SECONDS
 from tests.support.disturbed_runs import BATCH, IMAGES
-from tests.support.images_seen import steps_seen, writes_down_what_it_sees
+from tests.support.images_seen import recording_worker, steps_seen
 from tests.support.simulated_cluster import ACCELERATOR, add_machine, machines
 
 pytestmark = pytest.mark.faults
@@ -32,7 +32,7 @@ def test_training_continues_with_the_remaining_workers(new_run, seen):
     )
     with machines(2, each=2) as (cluster, nodes), ray_cluster(1):
         lost = run.when(2 * IMAGES, lambda: cluster.remove_node(nodes[0]))
-        weights = run.train(worker=writes_down_what_it_sees(seen))
+        weights = run.train(worker=recording_worker(seen))
         lost.join()
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert {report.workers for report in run.reports} == {2, 4}
@@ -56,7 +56,7 @@ def test_training_waits_for_a_machine_and_resumes(new_run, seen):
 
     with machines(1, each=2) as (cluster, (node,)), ray_cluster(1):
         replaced = run.when(2 * IMAGES, lambda: replace_the_machine(cluster, node))
-        run.train(worker=writes_down_what_it_sees(seen))
+        run.train(worker=recording_worker(seen))
         replaced.join()
     # Reports that were under way arrive within 5 s; then training waits.
     assert max(progress[5:]) == progress[5]

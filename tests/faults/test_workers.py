@@ -16,7 +16,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.data.order import stream_indices
 from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
-from tests.support.disturbed_runs import BATCH, IMAGES, assert_equal, workers
+from tests.support.disturbed_runs import BATCH, IMAGES, assert_equal, training_workers
 
 MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()
 
@@ -27,7 +27,7 @@ MOMENTS = np.random.default_rng(5).integers(0, 5 * IMAGES, size=5).tolist()
 )
 def test_a_run_with_a_killed_worker_reaches_the_same_weights(new_run, straight, moment):
     run = new_run(max_failures=3)
-    killer = run.when(moment, lambda: workers()[0].send_signal(signal.SIGKILL))
+    killer = run.when(moment, lambda: training_workers()[0].send_signal(signal.SIGKILL))
     weights = run.train()
     killer.join()
     assert_equal(weights, straight)
@@ -42,7 +42,7 @@ def test_a_stopped_worker_is_ended_and_replaced(new_run, straight):
     stopped = []
 
     def stop():
-        stopped.extend(workers()[:1])
+        stopped.extend(training_workers()[:1])
         stopped[0].send_signal(signal.SIGSTOP)
 
     thread = run.when(2 * IMAGES, stop)

@@ -25,8 +25,8 @@ from fractal_model.config.params import Params, load_params
 from fractal_model.data.sources.registered import Registered, update_registered
 from fractal_model.services.configuration import WORK_POOL
 from tests.support import REPOSITORY
+from tests.support.failing_prefect import failing_prefect
 from tests.support.params import SHIPPED, small_params
-from tests.support.prefect_away import prefect_away
 from tests.support.projects import Project, make_project
 
 SIZE_SECTIONS = ("models", "training", "sampling", "evaluation")
@@ -245,7 +245,7 @@ def test_runs_read_a_settings_file_of_another_name(project, server):
 
 
 def test_a_server_that_does_not_answer_is_named(project):
-    with prefect_away(), pytest.raises(FractalError, match=r"Prefect's server http.*`make up`"):
+    with failing_prefect(), pytest.raises(FractalError, match=r"Prefect's server http.*`make up`"):
         deployments.deploy(Path("params.yaml"))
 
 

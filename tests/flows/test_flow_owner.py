@@ -10,7 +10,7 @@ from prefect import flow
 from flows.flow_owner import is_over, this_owner
 from fractal_model.common.locks import hold_lock
 from fractal_model.training.ray_jobs.owner import Owner
-from tests.support.prefect_away import prefect_away
+from tests.support.failing_prefect import failing_prefect
 
 pytestmark = pytest.mark.usefixtures("prefect")
 
@@ -40,7 +40,7 @@ def test_a_run_that_another_process_has_joined_is_not_over(ended, tmp_path):
 
 
 def test_an_owner_is_not_over_if_the_server_does_not_answer(ended):
-    with prefect_away() as requests:
+    with failing_prefect() as requests:
         assert not is_over(ended, None)
     assert requests
 

@@ -19,7 +19,7 @@ from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.reporting.sweep import CURVES, HEAT_MAP
 from fractal_model.tracking import registry, store
 from tests.support.params import small_params
-from tests.support.pixel_features import take_pixels_for_inception
+from tests.support.pixel_features import use_pixels_as_features
 from tests.support.projects import Project, make_project
 
 
@@ -36,7 +36,7 @@ def _settings(**changes: object) -> dict:
 @pytest.fixture
 def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
     """A project with these settings and the shared project's store, which is restored later."""
-    take_pixels_for_inception(monkeypatch)
+    use_pixels_as_features(monkeypatch)
     mine = make_project(tmp_path / "a sweep", _settings())
     (mine.folder / "outputs").symlink_to(project.outputs)
     (mine.folder / "data").mkdir()

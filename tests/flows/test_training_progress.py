@@ -9,7 +9,7 @@ from prefect.client.orchestration import get_client
 
 from flows import training_progress
 from fractal_model.training.job import Report, TrainingJob
-from tests.support.prefect_away import prefect_away
+from tests.support.failing_prefect import failing_prefect
 from tests.support.recipes import make_job
 from tests.support.reports import make_report
 
@@ -31,7 +31,7 @@ def _report(position: int) -> Report:
 
 
 def test_training_goes_on_while_prefect_is_away(job, caplog):
-    with prefect_away() as requests, training_progress.TrainingProgress(job, 100) as progress:
+    with failing_prefect() as requests, training_progress.TrainingProgress(job, 100) as progress:
         for position in (10, 20, 30):
             progress.report(_report(position))
     assert len(requests) >= 4
@@ -40,7 +40,7 @@ def test_training_goes_on_while_prefect_is_away(job, caplog):
 
 
 def test_progress_is_shown_once_prefect_is_back(job):
-    with prefect_away():
+    with failing_prefect():
         progress = training_progress.TrainingProgress(job, images=100).__enter__()
         progress.report(_report(10))
     progress.report(_report(40))

@@ -34,7 +34,7 @@ from fractal_model.reporting.neighbours import (
 )
 from fractal_model.reporting.published_results import published_optimum
 from tests.support import random_images
-from tests.support.chromium import needs_chromium, opened
+from tests.support.chromium import needs_chromium, page_html
 from tests.support.outside_texts import NAMES as OUTSIDE
 from tests.support.outside_texts import controls
 
@@ -166,7 +166,7 @@ def test_broken_features_are_refused(page):
 @pytest.mark.parametrize("size", ["1100,3000", "390,3000"])
 def test_a_browser_shows_it(page, tmp_path, size):
     picture = tmp_path / "page.png"
-    shown = opened(page().as_uri(), picture=picture, size=size, wait_ms=2000)
+    shown = page_html(page().as_uri(), picture=picture, size=size, wait_ms=2000)
     assert "35.46" in shown and "fractal-digits version 7 &amp; more" in shown
     assert picture.stat().st_size > 20_000
 

@@ -39,10 +39,10 @@ def test_compiled_gives_the_images_of_the_uncached_path(kind):
 @pytest.mark.slow
 def test_each_model_has_its_own_compiled_code():
     """Code that was compiled for an earlier model with the same shapes is not used again."""
-    deeper = tiny_model("ar", blocks=(2, 1, 2))
+    deeper_model = tiny_model("ar", blocks=(2, 1, 2))
     Sampler(tiny_model("ar"), settings(compile=True))(LABELS, SEEDS)
-    images = Sampler(deeper, settings(compile=True))(LABELS, SEEDS)
-    assert images.equal(Sampler(deeper, settings())(LABELS, SEEDS))
+    images = Sampler(deeper_model, settings(compile=True))(LABELS, SEEDS)
+    assert images.equal(Sampler(deeper_model, settings())(LABELS, SEEDS))
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.sampling.schedules import masking_schedule
-from tests.support import deeper, images_for, tiny_model
+from tests.support import deeper_model, images_for, tiny_model
 
 LABELS, SEEDS = torch.tensor([0, 1, 2, 3, 1]), [11, 12, 13, 14, 15]
 GUIDED = SamplingConfig(guidance=2.0, logit_scale=1.2)
@@ -58,7 +58,7 @@ def test_without_a_known_pixel_sampling_is_unchanged(kind):
     assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS))
 
 
-@pytest.mark.parametrize("make", [tiny_model, deeper])
+@pytest.mark.parametrize("make", [tiny_model, deeper_model])
 def test_cached_equals_uncached(kind, make):
     model = make(kind)
     known = random_known(model)

@@ -10,7 +10,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import NO_CLASS
 from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
-from tests.support import deeper, tiny_model
+from tests.support import deeper_model, tiny_model
 
 LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]
@@ -27,7 +27,7 @@ def test_cached_equals_the_uncached_reference_path(kind, guidance):
 
 
 def test_cached_equals_uncached_with_more_blocks_than_one(kind):
-    model = deeper(kind)
+    model = deeper_model(kind)
     settings = SamplingConfig(guidance=3.0)
     fast = Sampler(model, settings)(LABELS, SEEDS)
     assert fast.equal(Sampler(model, settings, cached=False)(LABELS, SEEDS))

@@ -22,8 +22,8 @@ from fractal_model.cli import app
 from fractal_model.tracking import registry, store
 from fractal_model.training.ray_jobs import driver
 from fractal_model.training.ray_train.run import run_training
-from tests.support.disturbed_runs import workers
-from tests.support.images_seen import steps_seen, writes_down_what_it_sees
+from tests.support.disturbed_runs import training_workers
+from tests.support.images_seen import recording_worker, steps_seen
 from tests.support.params import small_params
 from tests.support.projects import make_project
 from tests.support.simulated_cluster import ACCELERATOR, machines
@@ -72,7 +72,7 @@ class Watcher(threading.Thread):
                 self.done.append("machine lost")
                 lost_at = time.monotonic()
             elif self.done == ["machine lost"] and time.monotonic() > lost_at + 30:
-                training = workers()
+                training = training_workers()
                 if len(training) == 24:
                     training[5].send_signal(signal.SIGKILL)
                     self.done.append("worker killed")
@@ -96,7 +96,7 @@ def _measure_memory() -> tuple[int, int]:
 def test_32_workers_finish_although_a_machine_and_a_worker_are_lost(tmp_path, prefect, monkeypatch):
     seen = tmp_path / "seen"
     seen.mkdir()
-    recording = partial(run_training, worker=writes_down_what_it_sees(seen))
+    recording = partial(run_training, worker=recording_worker(seen))
     monkeypatch.setattr(driver, "run_training", recording)
     project = make_project(tmp_path / "a project", scale_params())
     project.run(app.main, "data", "prepare", "digits")

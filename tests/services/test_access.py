@@ -12,9 +12,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support.chromium import needs_chromium, text_once_logged_in
+from tests.support.chromium import needs_chromium, text_after_login
 from tests.support.live_project import Project, live_project
-from tests.support.mlflow_server import answering
+from tests.support.mlflow_server import running_server
 from tests.support.params import small_params
 from tests.support.ports import free_ports
 
@@ -132,7 +132,10 @@ def test_the_ui_command_asks_for_the_login_and_refuses_foreign_pages(project, tm
     port = free_ports(("ui",))["ui"]
     command = ["fractal_model", "ui", "--port", str(port), "--params", str(file)]
     health = f"http://127.0.0.1:{port}/health"
-    with answering(command, health, tmp_path, TMPDIR=str(tmp_path)), _mlflow_client(port) as mlflow:
+    with (
+        running_server(command, health, tmp_path, TMPDIR=str(tmp_path)),
+        _mlflow_client(port) as mlflow,
+    ):
         secret = tmp_path / "outputs/services/login"
         assert secret.stat().st_mode & 0o777 == 0o600
         _require_the_login(mlflow, secret.read_text())
@@ -158,6 +161,6 @@ def test_prefects_page_uses_its_own_server(project, login):
     """The server has an unusual port, and the page has the login of a user."""
     address = f"http://127.0.0.1:{project.ports['prefect']}/v2/deployments"
     storage = {"prefect-password": base64.b64encode(login.encode()).decode()}
-    text = text_once_logged_in(address, storage, "train-fractal")
+    text = text_after_login(address, storage, "train-fractal")
     assert "train-fractal" in text
     assert "connect to Server API" not in text

@@ -18,7 +18,7 @@ import mlflow
 import pytest
 
 from tests.support.live_project import Project, live_project
-from tests.support.mlflow_server import answering
+from tests.support.mlflow_server import running_server
 from tests.support.params import small_params
 from tests.support.ports import free_ports
 
@@ -127,7 +127,7 @@ def test_the_served_champion_gives_the_images_of_the_sample_command(project, tmp
     command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", source]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (
-        answering(command, f"{url}/ping", tmp_path, **project.mlflow()),
+        running_server(command, f"{url}/ping", tmp_path, **project.mlflow()),
         httpx.Client(trust_env=False, timeout=120) as client,
     ):
         rows = [{"class": 3, "seed": seed} for seed in (7, 8)]

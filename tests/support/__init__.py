@@ -46,7 +46,7 @@ def tiny_model(kind: str, *, sharpen: float = 8.0, **changes: object) -> Fractal
     return model.eval()
 
 
-def deeper(kind: str) -> FractalModel:
+def deeper_model(kind: str) -> FractalModel:
     """The same with several blocks a level: a first, a last and one between."""
     levels = len(KINDS[kind]["generators"])
     return tiny_model(kind, blocks=(3,) * levels + (2,))

@@ -31,7 +31,7 @@ QUIET = (
 )
 
 
-def opened(
+def page_html(
     address: str, *, picture: Path | None = None, size: str = "1200,1600", wait_ms: int = 20_000
 ) -> str:
     """The page's HTML after `wait_ms` of the page's own time; it passes faster than ours."""
@@ -45,7 +45,7 @@ def opened(
     return done.stdout
 
 
-def text_once_logged_in(address: str, storage: dict[str, str], expected: str) -> str:
+def text_after_login(address: str, storage: dict[str, str], expected: str) -> str:
     """The words of a page as soon as `expected` is among them, or after a minute; pages of its
     origin find `storage` in the browser's local storage."""
     keep = "".join(

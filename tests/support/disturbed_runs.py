@@ -79,7 +79,7 @@ class Run:
         return thread
 
 
-def workers() -> list[psutil.Process]:
+def training_workers() -> list[psutil.Process]:
     """Ray's processes that train, of the clusters that this process has started."""
     found = []
     for process in psutil.Process().children(recursive=True):

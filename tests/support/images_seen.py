@@ -9,7 +9,7 @@ from fractal_model.training.ray_train.worker import train_worker
 from fractal_model.training.trainer import Trainer
 
 
-def writes_down_what_it_sees(folder: Path):
+def recording_worker(folder: Path):
     """The worker; each rank appends the position and its images of every step."""
 
     def worker(config):

@@ -27,7 +27,7 @@ LITTER = (
 )
 
 
-def strew(folder: Path, content: bytes) -> None:
+def write_litter(folder: Path, content: bytes) -> None:
     """Put all of it into a folder and into the folders below."""
     for place in (folder, *(f for f in folder.rglob("*") if f.is_dir())):
         for name in LITTER:

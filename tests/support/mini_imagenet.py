@@ -23,7 +23,7 @@ def photograph(seed: int, width: int = 50, height: int = 37) -> PIL.Image.Image:
     return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
-def encoded(image: PIL.Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encode(image: PIL.Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -35,14 +35,14 @@ def train_images() -> dict[str, dict[str, bytes]]:
     for number, class_id in enumerate(CLASSES):
         for index in range(TRAIN_EACH):
             image = photograph(100 * number + index, 40 + 3 * index, 37 + 5 * (index % 3))
-            found.setdefault(class_id, {})[f"{class_id}_{index}.JPEG"] = encoded(image)
+            found.setdefault(class_id, {})[f"{class_id}_{index}.JPEG"] = encode(image)
     first = found["n01440764"]
-    first["n01440764_1.JPEG"] = encoded(photograph(1), "PNG")
-    first["n01440764_2.JPEG"] = encoded(photograph(2).convert("CMYK"))
-    first["n01440764_3.JPEG"] = encoded(photograph(3).convert("L"))
+    first["n01440764_1.JPEG"] = encode(photograph(1), "PNG")
+    first["n01440764_2.JPEG"] = encode(photograph(2).convert("CMYK"))
+    first["n01440764_3.JPEG"] = encode(photograph(3).convert("L"))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
-    first["n01440764_4.JPEG"] = encoded(photograph(4), exif=exif)
+    first["n01440764_4.JPEG"] = encode(photograph(4), exif=exif)
     return found
 
 
@@ -50,7 +50,7 @@ def validation_images() -> dict[str, tuple[str, bytes]]:
     """(class, bytes) by file name."""
     ids = list(CLASSES)
     return {
-        f"ILSVRC2012_val_{number:08d}.JPEG": (ids[number % 3], encoded(photograph(1000 + number)))
+        f"ILSVRC2012_val_{number:08d}.JPEG": (ids[number % 3], encode(photograph(1000 + number)))
         for number in range(1, VALIDATION + 1)
     }
 

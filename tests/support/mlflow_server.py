@@ -59,7 +59,7 @@ NLL = 0.7
 
 
 @contextmanager
-def answering(module: list[str], url: str, folder: Path, **variables: str) -> Iterator[None]:
+def running_server(module: list[str], url: str, folder: Path, **variables: str) -> Iterator[None]:
     """`python -m <module>`, a server that works in `folder`; up when its page `url` answers."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (folder / "server.log").open("w") as log:

@@ -34,7 +34,7 @@ BOX: Filter = (_box, 0.5)
 BICUBIC: Filter = (_bicubic, 2.0)
 
 
-def resized(pixels: np.ndarray, width: int, height: int, kind: Filter) -> np.ndarray:
+def resize(pixels: np.ndarray, width: int, height: int, kind: Filter) -> np.ndarray:
     """uint8 (H, W, 3) to (height, width, 3)."""
     if pixels.shape[1] != width:
         pixels = _convolved(pixels, width, kind)

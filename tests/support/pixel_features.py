@@ -26,7 +26,7 @@ class Pixels:
         return values.repeat(1, -(-2048 // values.shape[1]))[:, :2048]
 
 
-def take_pixels_for_inception(monkeypatch: pytest.MonkeyPatch) -> None:
+def use_pixels_as_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every module that loads Inception gets the pixels instead."""
     for module in LOADED_BY:
         monkeypatch.setattr(f"{module}.load_inception", lambda *arguments: Pixels())

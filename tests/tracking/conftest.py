@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from fractal_model.tracking import store
-from tests.support.mlflow_server import SIZE, answering
+from tests.support.mlflow_server import SIZE, running_server
 from tests.support.ports import free_ports
 
 
@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "2"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    with answering(command, f"http://127.0.0.1:{port}/health", folder):
+    with running_server(command, f"http://127.0.0.1:{port}/health", folder):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
-from tests.support.chromium import needs_chromium, opened
+from tests.support.chromium import needs_chromium, page_html
 from tests.support.evaluated import GUIDANCE, evaluate_three
 from tests.support.mlflow_server import Server
 
@@ -41,7 +41,7 @@ class Evaluated:
     def page(self, address: str, picture: str, size: str) -> str:
         screenshots = os.environ.get("FRACTAL_SCREENSHOTS")
         file = Path(screenshots or self.folder).resolve() / picture
-        return opened(f"{self.server.uri}/#/{address}", picture=file, size=size)
+        return page_html(f"{self.server.uri}/#/{address}", picture=file, size=size)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_logged_report_opens_in_a_browser(evaluated):
     file.write_text(evaluated.report)
     screenshots = os.environ.get("FRACTAL_SCREENSHOTS")
     picture = Path(screenshots or evaluated.folder).resolve() / "report.png"
-    page = opened(file.as_uri(), picture=picture, size="1100,3600", wait_ms=2000)
+    page = page_html(file.as_uri(), picture=picture, size="1100,3600", wait_ms=2000)
     metrics = evaluated.runs[0].data.metrics
     for name in ("fid", "nll_bits_per_dim"):
         assert f"{metrics[name]:.4g}" in page

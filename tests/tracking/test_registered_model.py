@@ -32,7 +32,7 @@ from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registration, registry, served_model, store
 from fractal_model.tracking.tags import FINGERPRINT_TAG, TRAINING_RUN_TAG
 from tests.support import KINDS, REPOSITORY, tiny_model
-from tests.support.mlflow_server import answering
+from tests.support.mlflow_server import running_server
 from tests.support.ports import free_ports
 from tests.support.tiny_files import TINY
 
@@ -251,7 +251,7 @@ def test_mlflows_server_answers_real_requests(registered, tmp_path):
     command += ["--model-uri", "models:/fractal-digits@champion"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     url = f"http://127.0.0.1:{port}"
-    with answering(command, f"{url}/ping", tmp_path, MLFLOW_TRACKING_URI=registered.uri):
+    with running_server(command, f"{url}/ping", tmp_path, MLFLOW_TRACKING_URI=registered.uri):
         records = [{"class": 3, "seed": 0}, {"class": "2", "seed": 1}, {"class": 3, "seed": 0}]
         status, answer = _post(url, {"dataframe_records": records})
         assert status == 200, answer

@@ -191,7 +191,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
 def test_litter_in_archives_is_ignored(tmp_path):
     root = mini.write_archives(tmp_path / "raw")
     before = register(root, tmp_path / "data")[0]
-    image = mini.encoded(mini.photograph(0))
+    image = mini.encode(mini.photograph(0))
     litter = {f"{folder}{name}": image for name in LITTER for folder in ("", "./sub/")}
     classes = {
         f"{wnid}.tar": mini.tar_of(litter | files) for wnid, files in mini.train_images().items()

@@ -9,7 +9,7 @@ from fractal_model.data.sources.listing import LARGEST_IMAGE, printable_name
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import mini_imagenet as mini
 from tests.support.listings import assert_refused, contents, expected
-from tests.support.litter import strew
+from tests.support.litter import write_litter
 
 OWN = {"name": "own", "resolutions": (16,)}
 
@@ -17,7 +17,7 @@ OWN = {"name": "own", "resolutions": (16,)}
 def own_folder(root: Path, *places: str, images: int = 6) -> Path:
     for place in places:
         for index in range(images):
-            mini.put(root / place / f"{index}.jpg", mini.encoded(mini.photograph(index)))
+            mini.put(root / place / f"{index}.jpg", mini.encode(mini.photograph(index)))
     return root
 
 
@@ -204,7 +204,7 @@ def test_litter_is_no_image_no_class_and_no_damage(tmp_path, split):
     places = ("train/a/more", "train/b", "validation/a") if split else ("a/more", "b")
     root, data, share = own_folder(tmp_path / "raw", *places), tmp_path / "data", 0.5 * (not split)
     before = register(root, data, **OWN, holdout=share)
-    strew(root, mini.encoded(mini.photograph(0)))
+    write_litter(root, mini.encode(mini.photograph(0)))
     assert register(root, data, **OWN, holdout=share) == before
     assert before[0].refused == 0 and before[0].classes == 2
 
@@ -212,8 +212,8 @@ def test_litter_is_no_image_no_class_and_no_damage(tmp_path, split):
 def test_litter_in_the_tree_of_imagenet(tmp_path):
     root = mini.write_tree(tmp_path / "raw", flat=True)
     before = register(root, tmp_path / "data")
-    strew(root / "train", mini.encoded(mini.photograph(0)))
-    strew(root / "val", mini.encoded(mini.photograph(0)))
+    write_litter(root / "train", mini.encode(mini.photograph(0)))
+    write_litter(root / "val", mini.encode(mini.photograph(0)))
     assert register(root, tmp_path / "data") == before
 
 

@@ -16,9 +16,9 @@ from fractal_model.data.sources.registered import load_source, register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
 from tests.support.listings import assert_refused, contents
-from tests.support.litter import strew
+from tests.support.litter import write_litter
 
-IMAGES = [mini.encoded(mini.photograph(seed)) for seed in range(6)]
+IMAGES = [mini.encode(mini.photograph(seed)) for seed in range(6)]
 LABELS = [0, 1, 2, 0, 1, 2]
 
 
@@ -192,7 +192,7 @@ def test_layouts_of_the_hub(tmp_path, layout):
     write(root / "default/test/0000.parquet")
     write(root / "data/test-00000-of-00001.parquet")
     mini.put(root / "README.md", b"x")
-    strew(root, b"x")
+    write_litter(root, b"x")
     source, listing = register(root, tmp_path / "data", **OWN)
     assert source.images == {"train": 6, "validation": 6} and source.classes == 3
     assert source.kind == "parquet" and source.missing == (), "1,000 classes are ImageNet's"

@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
     mini.put(root / "train/cats/1.JPEG", b"x")
     mini.put(root / "val/ILSVRC2012_val_00000099.JPEG", b"x")
     os.symlink(tmp_path / "nowhere.JPEG", folder / "n01440764_88.JPEG")
-    mini.put(tmp_path / "elsewhere.JPEG", mini.encoded(mini.photograph(0)))
+    mini.put(tmp_path / "elsewhere.JPEG", mini.encode(mini.photograph(0)))
     os.symlink(tmp_path / "elsewhere.JPEG", folder / "n01440764_99.JPEG")
     source, listing = register(root, tmp_path / "data")
     assert {(entry.split, entry.file): entry.reason for entry in listing.refused} == {

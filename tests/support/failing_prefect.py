@@ -24,7 +24,7 @@ class _Ill(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def prefect_away() -> Iterator[list[str]]:
+def failing_prefect() -> Iterator[list[str]]:
     """Within the block Prefect's clients talk to it; yields the paths that it was asked for."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ill)
     server.asked = []
