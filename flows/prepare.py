@@ -28,7 +28,7 @@ from fractal_model.data.datasets import prepare_dataset, require_dataset
 from fractal_model.data.report import report_dataset
 from fractal_model.metrics.dataset_reference import extract_reference
 from fractal_model.parallel.ray_shards import build_shards
-from fractal_model.training.ray_jobs.jobs import follow
+from fractal_model.training.ray_jobs.jobs import follow_job
 from fractal_model.training.ray_jobs.log import JobLog
 from fractal_model.training.ray_jobs.server import JobsServer
 
@@ -70,7 +70,7 @@ def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
     server.submit(name, entrypoint=" && ".join(stages), metadata={"dataset": dataset})
     log = JobLog(on_report=lambda report: None, on_line=say)
     try:
-        status = follow(server, name, log).status.value
+        status = follow_job(server, name, log).status.value
     except BaseException as error:
         if not isinstance(error, Exception):
             with contextlib.suppress(FractalError):  # The original exception matters more.

@@ -190,7 +190,7 @@ class Trainer:
         return total
 
     def _find_bad_images(self, batch: Batch) -> list[int]:
-        """Images of the ranks whose own loss is not finite; of all ranks if all losses are."""
+        """Images of the ranks whose own loss is not finite; all images if every loss is finite."""
         shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
         bad_shares = [images for images, is_finite in shares if not is_finite]
         return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]

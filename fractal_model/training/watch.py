@@ -12,7 +12,7 @@ import numpy as np
 
 from fractal_model.training.job import Curve, Report
 
-SLOW_SHARE, STARVED_SHARE, WORSE = 0.5, 0.3, 0.2
+SLOW_SHARE, STARVED_SHARE, WORSE_NATS = 0.5, 0.3, 0.2
 """Limits for warnings: smallest share of the usual speed, largest share of time spent waiting for
 data, and largest loss above the champion's, in nats."""
 _MIN_REPORTS, _MAX_REPORTS = 5, 50
@@ -51,18 +51,19 @@ class Watch:
         self._speeds.clear()  # Speeds with another number of workers cannot be compared.
         return [f"the number of workers is now {workers} instead of {before}"]
 
-    def _new_warnings(self, waiting: float, metrics: Mapping[str, float]) -> list[str]:
-        ratio, over = metrics.get("throughput_ratio", 1.0), metrics.get("loss_over_reference", 0.0)
+    def _new_warnings(self, wait_share: float, metrics: Mapping[str, float]) -> list[str]:
+        ratio = metrics.get("throughput_ratio", 1.0)
+        excess = metrics.get("loss_over_reference", 0.0)
         warnings: dict[str, str] = {}
         if ratio < SLOW_SHARE:
             warnings["slow"] = f"training runs at {ratio:.0%} of its usual images per second"
-        if waiting > STARVED_SHARE:
+        if wait_share > STARVED_SHARE:
             warnings["starved"] = (
-                f"workers wait for data {waiting:.0%} of the time: raise loader_processes or use "
-                f"faster storage"
+                f"workers wait for data {wait_share:.0%} of the time: raise loader_processes or "
+                f"use faster storage"
             )
-        if over > WORSE:
-            warnings["worse"] = f"the loss is {over:.2f} above the champion's at this epoch"
+        if excess > WORSE_NATS:
+            warnings["worse"] = f"the loss is {excess:.2f} above the champion's at this epoch"
         new = [text for kind, text in warnings.items() if kind not in self._active]
         self._active = set(warnings)
         return new

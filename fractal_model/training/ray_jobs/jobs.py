@@ -1,10 +1,10 @@
 """Adapter of Ray Jobs: runs a training as a job of a cluster and follows it from this process.
 
 Decided here: a job's metadata names its size, run and owner. A flow that finds a running job of its
-own run follows that job. A job of another run is stopped if the flow that submitted it is over, and
-is left alone otherwise, because it may be a colleague's. Cancelling the flow stops its job. After
-any other error the job continues, and the next flow run follows it. The code is sent with the job,
-so that the job runs the same code as the flow.
+own run follows that job. A job of another run of the size is stopped if its flow is over; otherwise
+it is left alone, because it may be a colleague's. Cancelling the flow stops its job. After any
+other error the job continues, and the next flow run follows it. The code is sent with the job, so
+that the job runs the same code as the flow.
 """
 
 import os
@@ -75,7 +75,7 @@ class TrainingJobs:
         try:
             if running is None:
                 self._submit(name, job)
-            details = follow(self._server, name, log)
+            details = follow_job(self._server, name, log)
         except BaseException as error:
             if not isinstance(error, Exception):
                 with suppress(Exception):  # The caller gets the first error.
@@ -160,7 +160,7 @@ class TrainingJobs:
         )
 
 
-def follow(server: JobsServer, name: str, log: JobLog) -> JobDetails:
+def follow_job(server: JobsServer, name: str, log: JobLog) -> JobDetails:
     """Read a job's log until the job has ended; return its details. The job's status is asked for,
     because a log may end early or hang. FractalError: the cluster is away for LOST_SECONDS."""
     next_request = 0.0

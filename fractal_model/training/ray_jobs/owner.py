@@ -23,7 +23,7 @@ class Owner(StrictModel):
     host: str
     process: int
     process_started: float
-    """Start in seconds since 1970, because the system uses process ids again."""
+    """Start of the process in seconds since 1970, because the system reuses process ids."""
     since: str
 
     @classmethod

@@ -31,9 +31,7 @@ class KeepBest(UserCallback):
     def __init__(self, run: str) -> None:
         self._run = run
         self._losses: list[float] = []
-        self._thread: ThreadPoolExecutor | None = (
-            None  # A thread cannot be pickled for the controller.
-        )
+        self._thread: ThreadPoolExecutor | None = None  # It is made after pickling.
         self._copy: Future[None] | None = None
         self._copied_loss = math.inf
 
@@ -44,12 +42,12 @@ class KeepBest(UserCallback):
         if isinstance(report, Report) and report.loss is not None:
             self._losses.append(report.loss)
         if checkpoint is not None and self._losses:
-            self._request(checkpoint, sum(self._losses) / len(self._losses))
+            self._request_copy(checkpoint, sum(self._losses) / len(self._losses))
             self._losses.clear()
         if self._copy is not None and _is_last(run_context, report):
             wait([self._copy])
 
-    def _request(self, checkpoint: Checkpoint, loss: float) -> None:
+    def _request_copy(self, checkpoint: Checkpoint, loss: float) -> None:
         is_queued = self._copy is not None and not (self._copy.running() or self._copy.done())
         if is_queued and self._copied_loss <= loss:
             return

@@ -77,7 +77,7 @@ class Relay:
 
 class _ReportWriter(UserCallback):
     """Ray callback in the controller that writes each report to a file. If the disk is full, it
-    writes reports with the next one; only a Stopped report, the last one, raises OSError."""
+    writes reports with the next one, but raises OSError for a Stopped report, the last one."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self._folder = folder
@@ -87,7 +87,7 @@ class _ReportWriter(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        report = _combine_reports([REPORT_ADAPTER.validate_python(one) for one in metrics])
+        report = _combine_reports([REPORT_ADAPTER.validate_python(values) for values in metrics])
         self._unwritten.append(report)
         try:
             while self._unwritten:
@@ -111,5 +111,5 @@ def _combine_reports(reports: list[Report | Stopped]) -> Report | Stopped:
     """Return rank 0's report, with the loss of all ranks and the longest data wait of any rank."""
     if isinstance(reports[0], Stopped):
         return reports[0]
-    longest = max(one.data_wait_share for one in reports if isinstance(one, Report))
+    longest = max(report.data_wait_share for report in reports if isinstance(report, Report))
     return reports[0].model_copy(update={"data_wait_share": longest})

@@ -105,7 +105,7 @@ def _train_within_memory(
             failures += 1
             shortage = _memory_shortage(error, workers)
             if shortage is None or 0 <= recipe.max_failures < failures:  # -1 means no limit.
-                raise _training_failed(error, shortage, recipe) from error
+                raise _training_error(error, shortage, recipe) from error
         workers = max(recipe.min_workers, workers * 3 // 4)
         logger.warning("%s; training continues with at most %d", shortage, workers)
 
@@ -123,7 +123,7 @@ def _memory_shortage(error: BaseException, workers: int) -> str | None:
     return None
 
 
-def _training_failed(
+def _training_error(
     error: BaseException, shortage: str | None, recipe: TrainingConfig
 ) -> FractalError:
     again = "run again, training continues from the last checkpoint"
@@ -167,15 +167,15 @@ def _set_deadlines(recipe: TrainingConfig) -> None:
 def _keep_interrupt_handler() -> Iterator[None]:
     """Keep the earlier handler of Ctrl-C, because Ray Train's handler exits with status 0."""
     before = signal.getsignal(signal.SIGINT)
-    interrupted = False
+    is_interrupted = False
     try:
         yield
     except SystemExit:
-        interrupted = True
+        is_interrupted = True
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-    if interrupted:
+    if is_interrupted:
         signal.raise_signal(signal.SIGINT)
 
 
@@ -201,6 +201,6 @@ def _require_resources(recipe: TrainingConfig) -> None:
 
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Last line of a failure, if possible of one that no lost connection to a worker caused."""
+    """Last line of the first failure that is no lost connection, or of the first failure."""
     causes = [last_line(failure) for failure in failures.values()]
     return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))

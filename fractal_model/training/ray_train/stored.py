@@ -28,7 +28,7 @@ class Resumed:
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]
-    """Error text of each newer checkpoint, which is damaged."""
+    """Error texts of the newer checkpoints, which are damaged."""
 
 
 def load_newest_undamaged(
@@ -79,7 +79,7 @@ def _choose(
                 return stored, tuple(map(str, damaged))
             damaged.append(checkpoint)
     except OSError as error:
-        return _unreachable(newest, error)
+        return _unreachable_error(newest, error)
     return damaged[0]
 
 
@@ -118,13 +118,13 @@ def _fetch_once_per_machine(
             try:
                 fetched = stack.enter_context(fetch_checkpoint(stored.path, stored.filesystem))
             except OSError as error:
-                fetched = _unreachable(stored, error)
+                fetched = _unreachable_error(stored, error)
         answers = gather_from_ranks((context.get_node_rank(), fetched))
         folders = {node: _or_raise(folder) for node, folder in answers if folder is not None}
         yield folders[context.get_node_rank()]
 
 
-def _unreachable(stored: ray.train.Checkpoint, error: OSError) -> FractalError:
+def _unreachable_error(stored: ray.train.Checkpoint, error: OSError) -> FractalError:
     return FractalError(
         f"the checkpoint {stored.path} cannot be fetched ({one_line(error)}): check the storage "
         f"and this machine's disk, then run again"
