@@ -42,15 +42,10 @@ class Attention(nn.Module):
         self.output_dropout = Dropout(output_dropout)
 
     def forward(
-        self,
-        x_BSD: Tensor,
-        *,
-        rotary: Tensor | None = None,
-        cache: KeyValueCache | FixedCache | None = None,
+        self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
-        """Return the attention output (B, S, D) for inputs (B, S, D). `rotary` holds the rotation
-        factors of the S positions. With a cache the S positions follow those that the cache holds
-        already."""
+        """Return the attention output (B, S, D). `rotary` holds the rotation factors of the S
+        positions, which follow those in the cache if there is one."""
         heads = self.project_heads(x_BSD)
         if cache is None:
             drop = self.weight_dropout if self.training else 0.0
@@ -134,3 +129,6 @@ class FixedCache:
         later = torch.arange(self.keys.shape[2], device=query.device) > self.position
         weights = scores.masked_fill(later, -torch.inf).softmax(-1)
         return (weights[..., None] * self.values).sum(2, keepdim=True)
+
+
+Cache = KeyValueCache | FixedCache

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fractal_model.model.attention import Attention, FixedCache, KeyValueCache
+from fractal_model.model.attention import Attention, Cache, KeyValueCache
 from fractal_model.model.kernels.dropout import Dropout
 from fractal_model.model.kernels.linear import Linear
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
 _RECOMPILE_LIMIT = 64
-"""Variants of a compiled block in one process. They differ by width, heads and length, by training
-or evaluation, and by gradients or none. torch's own limit is 8, and training a model of three
-levels with guiding pixels needs 6 already."""
+"""Variants of a compiled block in one process, by width, heads, length, mode and gradients. torch's
+own limit is 8, and a model of three levels with guiding pixels needs 6 in training alone."""
 
 
 class GeluMLP(nn.Module):
@@ -72,11 +71,7 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
 
     def forward(
-        self,
-        x_BSD: Tensor,
-        *,
-        rotary: Tensor | None = None,
-        cache: KeyValueCache | FixedCache | None = None,
+        self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
         x_BSD = x_BSD + self.attention(self.norm1(x_BSD), rotary=rotary, cache=cache)
         return self._add_feed_forward(x_BSD)
@@ -132,7 +127,7 @@ def run_blocks(
     x_BSD: Tensor,
     *,
     rotary: Tensor | None = None,
-    caches: Sequence[KeyValueCache | FixedCache] | None = None,
+    caches: Sequence[Cache] | None = None,
     at_BQ: Tensor | None = None,
 ) -> Tensor:
     """Apply the blocks in turn, block i with `caches[i]` if there are caches. With `at_BQ` the last
@@ -155,7 +150,7 @@ def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> li
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Keep only the input of each block in training, and recompute the rest for the gradients."""
+    """Keep only each block's input in training, and recompute the rest in the backward pass."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True

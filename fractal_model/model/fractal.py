@@ -45,8 +45,7 @@ class Rows:
         return cls(torch.arange(count, device=device), zeros, zeros)
 
     def sub_patches(self, mask: Tensor, size: int) -> Rows:
-        """Return the sub-patches of side `size` where (R, T) `mask` is true, as rows one level
-        down."""
+        """Return, one level down, the sub-patches of side `size` where `mask` (R, T) is true."""
         row, token = mask.nonzero(as_tuple=True)
         grid = round(mask.shape[1] ** 0.5)
         top, left = token // grid * size, token % grid * size
@@ -68,8 +67,7 @@ class ValueNats:
     weight: Tensor
     """Share of the row in its image, (N,). The shares of an image sum to 1."""
     per_image_value: float
-    """Number of these values per value of the image: 1 for pixels, 1/256 for the guiding pixels of
-    16 × 16 patches."""
+    """Number of these values per image value: 1/256 for the guiding pixels of 16 × 16 patches."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,9 @@ class Pass:
 
 
 MaskSource = Callable[[int, Rows], Tensor]
-"""Function of a MAR level's number and its rows. It returns the (R, T) bool mask, with at least one
-true in each row."""
+"""Function of a MAR level's number and rows. It returns a mask (R, T), true at least once a row."""
 GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Function of mean colours (R, 3) in 0 … 255. It returns the 8-bit targets, (R, 3) int64, and the
+"""Function of mean colours (R, 3) in 0 … 255 that returns 8-bit targets, (R, 3) int64, and the
 colours that the level reads, (R, 3) float."""
 
 
@@ -97,8 +94,7 @@ def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FractalModel(PretrainedModule):
-    """A fractal generative model. Its weights mean nothing until `initialise` or a checkpoint sets
-    them."""
+    """A fractal generative model, whose weights `initialise` or a checkpoint must set."""
 
     __call__: Callable[..., Pass]
     levels: Sequence[ARLevel | MARLevel]
@@ -155,8 +151,7 @@ class FractalModel(PretrainedModule):
         return self.null_embedding.device
 
     def root(self, labels: Tensor) -> Conditions:
-        """Return level 0's conditions for (B,) classes or NO_CLASS. FractalError: when a class is
-        out of range."""
+        """Return level 0's conditions for (B,) classes or NO_CLASS. FractalError: unknown class."""
         highest = self.config.num_classes - 1
         if labels.numel() and not bool(((labels >= NO_CLASS) & (labels <= highest)).all()):
             raise FractalError(
@@ -213,9 +208,8 @@ def channel_nats(
 
 
 def initialise(model: FractalModel, generator: torch.Generator) -> None:
-    """Initialise the weights as published. Linear weights are Xavier-uniform and biases 0; norms
-    have weight 1 and bias 0. Class, null, mask and position embeddings and codebooks are normal
-    with standard deviation 0.02."""
+    """Initialise as published: linear weights Xavier-uniform, biases 0, norms 1 and 0; class, null,
+    mask and position embeddings and codebooks normal with standard deviation 0.02."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

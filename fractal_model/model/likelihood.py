@@ -3,11 +3,10 @@
 The bound is the expected mean loss of the masked sub-patches at every level, over a number of
 masked sub-patches uniform on 1 … T and a random order. Decided here: each mask by itself has a
 uniform count and a uniformly random set of that size, independent of the masks at the levels above,
-so the estimate is unbiased. Over the passes of an image the counts are stratified, and the sets are
-chosen so that all sub-patches have about the same total weight. This removes most of the variance.
-Each image has its own random numbers, so its result does not depend on the batch or on the workers.
-No noise is added, and guiding pixels are rounded to 8 bits and weighted by their number, so that
-the result is a true bound.
+so the estimate is unbiased. Over the passes of an image the counts are stratified, and the sets
+give all sub-patches about the same total weight, which removes most of the variance. Each image has
+its own random numbers, so its result does not depend on batch or workers. No noise is added, and
+guiding pixels are rounded to 8 bits and weighted by their number: the result is a true bound.
 
 Shapes: N images of a set, B of a batch, P passes, G levels with guiding pixels; a level has n
 patches an image, of T sub-patches each.
@@ -76,9 +75,8 @@ def is_exact(config: ModelConfig) -> bool:
 
 
 def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """Return the mask seeds of the images `indices` of a set. They are hashes, so that no image has
-    the same masks under two values of `seed`, and the spread over `seed` is the Monte Carlo
-    error."""
+    """Return the mask seeds of the images `indices` of a set. They are hashes, so no image has the
+    same masks under two values of `seed`, and the spread over `seed` is the Monte Carlo error."""
     return [stream_seed(seed, int(index)) for index in indices]
 
 
@@ -143,8 +141,7 @@ class StratifiedMasks:
 def _draw_masks(
     config: ModelConfig, generators: Sequence[torch.Generator], passes: int
 ) -> Iterator[Tensor]:
-    """Yield the masks (B, P, n, T) bool of level 0 and of each level below. An AR level's are true
-    everywhere."""
+    """Yield the masks (B, P, n, T) bool level by level. An AR level's are true everywhere."""
     weight = torch.ones(len(generators), passes, 1, dtype=torch.float64)
     for level in config.levels:
         n = patches_per_image(config, level)
@@ -189,8 +186,7 @@ def _choose_masked(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_image_order(values: Tensor, grid: int) -> Tensor:
-    """Reorder values (B, P, n, T) of each patch's sub-patches to (B, P, n · T), row-major in the
-    image."""
+    """Reorder values of sub-patches, (B, P, n, T), row-major in the image as (B, P, n · T)."""
     batch, passes, n, _ = values.shape
     side = math.isqrt(n)
     by_grid = values.view(batch, passes, side, side, grid, grid)

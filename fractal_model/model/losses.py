@@ -20,15 +20,15 @@ def training_loss(outcome: Pass, *, red_weight: float) -> Tensor:
 
 
 def published_evaluation_loss(outcome: Pass) -> Tensor:
-    """Return the loss that the published code reports, a scalar. It is no likelihood for models
-    with guiding pixels."""
+    """Return the published code's evaluation loss, a scalar. With guiding pixels it is no
+    likelihood."""
     return training_loss(outcome, red_weight=1.0)
 
 
 def nats_by_term(outcome: Pass, images: int) -> Tensor:
-    """Return each image's bound of the negative log-likelihood in nats per dimension, by term: (B,
-    3 + G) float64, to be summed over a row. The terms are the pixels' red, green and blue, then the
-    guiding pixels of the G levels that have them, weighted by their number."""
+    """Return each image's bound of the negative log-likelihood in nats per dimension, as terms to
+    be summed, (B, 3 + G) float64: the pixels' red, green and blue, then the guiding pixels of the G
+    levels that have them, weighted by their number."""
     terms = []
     for values in (outcome.pixels, *outcome.guides):
         shares = values.weight.double() * values.per_image_value / 3

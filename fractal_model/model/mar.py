@@ -26,6 +26,7 @@ class MARLevel(nn.Module):
     """A bidirectional transformer over the sub-patches of a patch, of which some are masked."""
 
     __call__: Callable[..., Conditions]
+    norm_in: Callable[[Tensor], Tensor]
     blocks: Sequence[Block]
 
     def __init__(self, config: LevelConfig) -> None:
@@ -61,10 +62,9 @@ class MARLevel(nn.Module):
         selected: Tensor | None = None,
         count: int = MAX_CONDITIONS,
     ) -> Conditions:
-        """Return the first `count` conditions of each selected sub-patch, (N, count, D), row by
-        row. `tokens` (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where a sub-patch is hidden;
-        `guides` (R, 3) mean colours in 0 … 255, for a level with a guiding pixel; `selected` (R, T)
-        bool, by default the mask."""
+        """Return the first `count` conditions of each selected sub-patch, (N, count, D). `tokens`
+        (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where hidden; `guides` (R, 3) mean colours 0
+        … 255 if the level has a guiding pixel; `selected` (R, T) bool, by default the mask."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._embed_prefix(conditions, guides), x], dim=1)
@@ -75,20 +75,16 @@ class MARLevel(nn.Module):
     def prefix_inputs(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
         """Return the first block's input for the prefix, (R, P, D)."""
         x = torch.cat(self._embed_prefix(conditions, guides), dim=1)
-        inputs: Tensor = self.norm_in(x + self.positions[:, : self.prefix_length])
-        return inputs
+        return self.norm_in(x + self.positions[:, : self.prefix_length])
 
     def masked_inputs(self) -> Tensor:
         """Return the first block's input for T masked sub-patches, (1, T, D)."""
-        inputs: Tensor = self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
-        return inputs
+        return self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
 
     def known_inputs(self, sub_patches: Tensor, numbers_N: Tensor) -> Tensor:
-        """Return the first block's input, (N, D), for known sub-patches (N, 3, p, p) uint8.
-        `numbers_N` are their numbers in the grid."""
+        """Return the first block's input (N, D) for known sub-patches (N, 3, p, p) uint8."""
         x = self.patch(normalise(sub_patches).flatten(1))
-        inputs: Tensor = self.norm_in(x + self.positions[0, self.prefix_length + numbers_N])
-        return inputs
+        return self.norm_in(x + self.positions[0, self.prefix_length + numbers_N])
 
     def _embed_prefix(self, conditions: Conditions, guides: Tensor | None) -> list[Tensor]:
         values_RCD = conditions.values_NCD[:, : self.config.conditions]
@@ -101,18 +97,16 @@ class MARLevel(nn.Module):
 
 
 def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS) -> Conditions:
-    """Return the first `count` conditions (N, count, D) of the sub-patches where `selected` (R, T)
-    is true: the output `x_RTD` at the sub-patch, then at its top, right, bottom and left
-    neighbours, with zeros beyond the border."""
+    """Return the first `count` conditions (N, count, D) of the sub-patches in `selected` (R, T):
+    outputs at the sub-patch and its top, right, bottom and left neighbours, 0 beyond the border."""
     row, token = selected.nonzero(as_tuple=True)
     neighbours, inside = neighbourhood(token, math.isqrt(x_RTD.shape[1]), count)
     return Conditions(x_RTD[row[:, None], neighbours].where(inside[..., None], 0.0))
 
 
 def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of each sub-patch and of its top, right, bottom and left neighbours, the
-    first `count` of these, (..., count), and whether they lie inside the grid. The number for a
-    neighbour outside is that of the nearest sub-patch inside."""
+    """Return the numbers (..., count) of each sub-patch and its top, right, bottom and left
+    neighbours, and whether they lie inside the grid. One outside has the nearest number inside."""
     offsets = torch.tensor(_OFFSETS[:count], device=token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fractal_model.config.model import PixelConfig
-from fractal_model.model.attention import FixedCache, KeyValueCache
+from fractal_model.model.attention import Cache
 from fractal_model.model.blocks import NORM_EPSILON, Block, run_blocks, vit_block
 from fractal_model.model.kernels.linear import Linear, linear
 from fractal_model.model.patches import CHANNEL_VALUES
@@ -62,14 +62,11 @@ class PixelNetwork(nn.Module):
         return self.condition(conditions_NC)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
-        """Return the token (N, W) from which `step` predicts the channel after `channel`, given the
-        values (N,) of `channel`."""
+        """Return the token (N, W) for the channel after `channel`, whose values are `values_N`."""
         token: Tensor = self.codebooks[channel](values_N)
         return token
 
-    def step(
-        self, token_NW: Tensor, channel: int, caches: Sequence[KeyValueCache | FixedCache]
-    ) -> Tensor:
+    def step(self, token_NW: Tensor, channel: int, caches: Sequence[Cache]) -> Tensor:
         """Return the logits (N, V) of `channel` from its token and the caches."""
         hidden = run_blocks(self.blocks, self.norm_in(token_NW[:, None]), caches=caches)
         return self._logits(self.norm_out(hidden[:, 0]), channel)

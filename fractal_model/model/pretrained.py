@@ -66,9 +66,8 @@ class PretrainedModule(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Self:
         """Load the model from a folder, without network, or from the hub's repository USER/NAME if
-        there is no such folder. The model is on the CPU, in evaluation mode. FractalError: when a
-        file is missing or damaged, the configuration has an unknown key, or the weights do not fit
-        the configuration."""
+        there is no such folder; on the CPU, in evaluation mode. FractalError: a file is missing or
+        damaged, the configuration has an unknown key, or the weights do not fit it."""
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source), revision, token)

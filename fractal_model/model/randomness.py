@@ -26,20 +26,16 @@ class ImageNoise:
     pixels: Tensor
     """Numbers for each pixel's channels, (B, S², 3), row-major."""
     orders: tuple[Tensor | None, ...]
-    """Numbers for each level's sub-patches, (B, Rᵢ, Tᵢ). Sorting them gives a random order. None
-    for an AR level."""
+    """Numbers for each level's sub-patches, (B, Rᵢ, Tᵢ), to be sorted; None for an AR level."""
     guides: tuple[Tensor | None, ...]
-    """Numbers for each level's guiding pixels, (B, Rᵢ, 3). None for a level without them."""
+    """Numbers for each level's guiding pixels, (B, Rᵢ, 3); None for a level without them."""
 
     @classmethod
     def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> Self:
-        """Draw the numbers of the images with these seeds. FractalError: when a seed is not in 0 …
-        2³² − 1."""
-        bad_seeds = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
-        if bad_seeds:
-            raise FractalError(
-                f"seed {bad_seeds[0]} of an image is out of range: choose 0 … {LARGEST_SEED}"
-            )
+        """Draw the numbers for these seeds. FractalError: when one is not in 0 … 2³² − 1."""
+        bad = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
+        if bad:
+            raise FractalError(f"image seed {bad[0]} is out of range: choose 0 … {LARGEST_SEED}")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def uniform(*shape: int) -> Tensor:

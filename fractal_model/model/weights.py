@@ -15,9 +15,8 @@ _MOST_NAMES = 3
 
 
 def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
-    """Describe on one line which weights of a state dict are missing, extra or of another shape,
-    with the first few names of each kind. "" if all fit. Only names and shapes are compared, so
-    `expected` may be on the device `meta`."""
+    """Describe on one line which weights are missing, extra or of another shape, with the first
+    names of each kind; "" if all fit. Only names and shapes count: `expected` may be on `meta`."""
     shapes = [
         f"{name} {list(actual[name].shape)} instead of {list(expected[name].shape)}"
         for name in expected
@@ -39,8 +38,8 @@ def _first_names(names: list[str]) -> str:
 
 
 def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights to float32, the type of a model's weights. FractalError: when one has another
-    type than floating point, or is not finite in float32, for example 1e300 in float64."""
+    """Convert weights to float32. FractalError: when one has another type than floating point, or
+    is not finite in float32, for example 1e300 in float64."""
     converted = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
@@ -61,8 +60,7 @@ def weights_checksum(model: nn.Module) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file with the usual permissions of a new file. Files that the library
-    writes are readable only by their owner."""
+    """Write a safetensors file with the usual permissions; the library's are for the owner only."""
     save_file(dict(tensors), file, metadata={"format": "pt"})
     probe = file.with_name(f".{file.name}.mode")
     probe.touch()

@@ -6,8 +6,7 @@ operations. Two positions of the innermost level, their channels and the next to
 one function, with caches whose shapes never change. `torch.compile` turns it into one piece of C++.
 On a GPU it makes kernels, and those of the whole level are one CUDA graph. The levels above have
 long sequences, so their caches grow: attention would read all of a fixed cache from the first step.
-The result equals that of `steps.py` up to rounding, so that an image may differ from an uncompiled
-one in a value whose draw was close.
+Results equal those of `steps.py` up to rounding, so a value may differ where its draw was close.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel, C width of a condition.
 """
@@ -66,7 +65,7 @@ class CompiledPixels:
     def _sample_pixels(self, conditions: Tensor, uniforms: Tensor, guides: Tensor | None) -> Tensor:
         rows, tokens, _ = uniforms.shape
         token = self._level.first_token(Conditions(conditions))
-        buffers = _cache_buffers(self._level.blocks, tokens, token)
+        buffers = _buffers(self._level.blocks, tokens, token)
         values = torch.empty(rows, tokens, CHANNELS, dtype=torch.uint8, device=uniforms.device)
         positions = torch.arange(tokens, device=uniforms.device)
         count = math.gcd(tokens, _POSITIONS_PER_CALL)
@@ -84,8 +83,7 @@ class CompiledPixels:
         uniforms: Tensor,
         guidance: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return each row's pixels at n positions, (R, n, 3) uint8, and the next position's
-        token."""
+        """Return the pixels at n positions, (R, n, 3) uint8, and the token of the next position."""
         values: list[Tensor] = []
         for position, uniform in zip(positions.split(1), uniforms.unbind(1), strict=True):
             caches = [FixedCache(keys, values, position) for keys, values in buffers]
@@ -118,7 +116,7 @@ class CompiledChannels:
 
     def __init__(self, network: PixelNetwork, settings: SamplingConfig) -> None:
         self._channels = _ChannelSampler(network, settings)
-        self._sample: Callable[..., Tensor] = _compile(self._sample_branches, "cpu")
+        self._sample: Callable[..., Tensor] = _compile(self._sample_rows, "cpu")
 
     def __call__(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
         """Return values (R, 3) uint8 for conditions (G · R, C), uniform numbers (R, 3), and
@@ -131,10 +129,8 @@ class CompiledChannels:
                 torch._dynamo.maybe_mark_dynamic(tensor, rows)
         return self._sample(branches, uniforms, guides)
 
-    def _sample_branches(
-        self, branches: Tensor, uniforms: Tensor, guidance: Tensor | None
-    ) -> Tensor:
-        return self._channels(branches.flatten(0, 1), uniforms, guidance)
+    def _sample_rows(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
+        return self._channels(middle.flatten(0, 1), uniforms, guidance)
 
 
 class _ChannelSampler:
@@ -149,7 +145,7 @@ class _ChannelSampler:
         drawn: list[Tensor] = []
         token = network.first_token(middle)
         position = torch.zeros(1, dtype=torch.long, device=token.device)
-        buffers = _cache_buffers(network.blocks, CHANNELS, token)
+        buffers = _buffers(network.blocks, CHANNELS, token)
         for channel in range(CHANNELS):
             if channel > 0:
                 token = network.next_token(channel - 1, drawn[-1]).to(token.dtype)
@@ -162,11 +158,8 @@ class _ChannelSampler:
         return torch.stack(drawn, dim=1).to(torch.uint8)
 
 
-def _cache_buffers(
-    blocks: Sequence[Block], capacity: int, token: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """Return zeros for each block's keys and values, for `capacity` positions of the token's
-    rows."""
+def _buffers(blocks: Sequence[Block], capacity: int, token: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return zeros for each block's keys and values: `capacity` positions of the token's rows."""
     shapes = [block.attention.cache_shape(len(token), capacity) for block in blocks]
     return [(token.new_zeros(shape), token.new_zeros(shape)) for shape in shapes]
 
@@ -174,10 +167,8 @@ def _cache_buffers(
 def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
     """Compile `function` for tensors on `device`. FractalError: when there is no compiler."""
     require_compiler()
-    # torch annotates its function without `recompile_limit`.
-    compile: Callable[..., Callable[..., Any]] = torch.compile
+    compile: Callable[..., Callable[..., Any]] = torch.compile  # Its type lacks `recompile_limit`.
     options = {} if device == "cuda" else {"cpp_wrapper": True}
-    # dynamic=None: below a MAR level the number of rows changes all the time, and one piece of code
-    # per number would be too many. No fullgraph: beyond the limit of pieces torch would raise an
-    # error instead of continuing without compiled code.
+    # Not dynamic=False: below a MAR level there are too many different numbers of rows.
+    # Not fullgraph: beyond the limit torch would raise an error instead of running plain code.
     return compile(function, dynamic=None, options=options, recompile_limit=_RECOMPILE_LIMIT)

@@ -27,9 +27,8 @@ class _Graph:
 
 
 class Graphs:
-    """The graphs of one function, which must be the same in all calls. Its operations may depend
-    only on the shapes and types of its arguments and on the weights, whose addresses are part of a
-    graph's key."""
+    """The graphs of one function, always the same. Its operations may depend only on the shapes and
+    types of its arguments and on the weights, whose addresses are part of a graph's key."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}

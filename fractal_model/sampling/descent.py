@@ -32,9 +32,8 @@ from fractal_model.sampling.steps import LevelSteps, PixelSteps
 from fractal_model.sampling.values import Draw, guided_logits
 
 Observer = Callable[[int, Rows, Tensor, Tensor], None]
-"""Function that is called when a level begins its rows and after each of its steps. It takes the
-level's number, its rows, the hidden sub-patches (R, T) bool, and the canvas (R, T, 3, p, p) uint8,
-and must not change them."""
+"""Function that is called when a level begins its rows and after each step. It only reads: the
+level's number, its rows, the hidden sub-patches (R, T) and the canvas (R, T, 3, p, p)."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ class Descent:
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         """Sample the patches (R, 3, P, P) uint8 of level i, or pixels if i follows the last level.
-        `guidance` (R,) is set at level 0; it is None at level 0 and without null rows."""
+        `guidance` (R,) is the one that level 0 has set, None at level 0 and without null rows."""
         if i == len(self.model.levels):
             return self._sample_pixels(conditions, rows, guidance)
         level = self.model.levels[i]
-        canvas, hidden = self._initial_canvas(i, level, rows)
+        canvas, hidden = self._canvas(i, level, rows)
         if self.observe is not None:
             self.observe(i, rows, hidden, canvas)
         is_last = i == len(self.model.levels) - 1
@@ -113,8 +112,7 @@ class Descent:
     def _autoregressive_steps(
         self, level: ARLevel, canvas: Tensor, hidden: Tensor, conditions: Conditions
     ) -> Iterator[_Step]:
-        """Yield a step for each hidden sub-patch in raster order. Known sub-patches are read, but
-        not sampled."""
+        """Yield a step for each hidden sub-patch, in raster order."""
         compute = self.steps.level(level, conditions, self.branches)
         tokens = hidden.any(0).nonzero().flatten().tolist()
         for t in range(tokens[-1] + 1 if tokens else 0):
@@ -137,8 +135,7 @@ class Descent:
         rows: Rows,
         guidance: Tensor | None,
     ) -> Iterator[_Step]:
-        """Yield the iterations of a MAR level. Each samples some sub-patches of every row, those
-        with the highest scores first."""
+        """Yield the iterations, each of which samples the sub-patches with the highest scores."""
         numbers, guides = self._patch_numbers(level, rows), None
         if level.config.guiding_pixel:
             uniforms = _noise_at(self.noise.guides[i], numbers)
@@ -171,26 +168,19 @@ class Descent:
         return values.to(torch.uint8)[..., None, None]
 
     def _draw_values(
-        self,
-        network: PixelNetwork,
-        conditions: Conditions,
-        uniforms: Tensor,
-        guidance: Tensor | None,
+        self, network: PixelNetwork, conditions: Conditions, noise: Tensor, guidance: Tensor | None
     ) -> Tensor:
-        """Draw the values of pixels or guiding pixels, (R, 3) int64."""
-        values = torch.zeros(uniforms.shape, dtype=torch.long, device=uniforms.device)
+        """Draw the values of pixels or guiding pixels, (R, 3) int64, by uniform numbers (R, 3)."""
+        values = torch.zeros(noise.shape, dtype=torch.long, device=noise.device)
         compute = self.steps.pixel(network, conditions.middle, self.branches)
         scale = None if guidance is None else guidance[:, None]
         for channel in range(values.shape[1]):
             logits = guided_logits(compute(values, channel), scale, self.settings)
-            values[:, channel] = self.steps.draw(logits, uniforms[:, channel])
+            values[:, channel] = self.steps.draw(logits, noise[:, channel])
         return values
 
-    def _initial_canvas(
-        self, i: int, level: ARLevel | MARLevel, rows: Rows
-    ) -> tuple[Tensor, Tensor]:
-        """Return the canvas (R, T, 3, p, p) with the known pixels, and the hidden sub-patches (R,
-        T)."""
+    def _canvas(self, i: int, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the canvas (R, T, 3, p, p) with the known pixels, and what is hidden (R, T)."""
         if self.known:
             numbers = self._patch_numbers(level, rows)
             return self.known[i].tokens[numbers], self.known[i].hidden[numbers]

@@ -1,13 +1,11 @@
 """The iterations of a MAR level, without computing again what the last iteration has computed.
 
 Decided here: the first block's inputs, queries, keys and values stay in memory. Those of a
-sub-patch are computed once, for both branches, when the sub-patch becomes known. The last block
-computes only the outputs that the next level reads. `uncached.py` is the same computation without
-this.
+sub-patch are computed once, for both branches, when it becomes known. The last block computes only
+the outputs that the next level reads. `uncached.py` computes the same without this.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
-P positions of the prefix, S = P + T, N sub-patches selected, n conditions of each, D width, H heads
-of d elements.
+P prefix positions, S = P + T, N selected, n conditions of each, D width, H heads of d elements.
 """
 
 from collections.abc import Callable
@@ -34,20 +32,18 @@ class MaskedRows:
     count: int
     """Number of conditions that the next level reads of each sub-patch."""
     even: bool
-    """True if each iteration selects the same number of sub-patches in every row. Known pixels make
-    the numbers differ."""
+    """True if iterations select equally many sub-patches of each row, so if no pixel is known."""
 
 
 MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
-"""Function that computes one iteration per call. It takes the canvas (R, T, 3, p, p), which is
-valid where the mask is false, the mask (R, T), and the selected sub-patches (R, T). It returns the
-conditions (G · N, n, D) of these. A later mask never hides a sub-patch that an earlier one did
-not."""
+"""Function that computes one iteration per call, from the canvas (R, T, 3, p, p), which is valid
+where the mask is false, the mask (R, T), and the selected sub-patches (R, T). It returns the
+conditions (G · N, n, D) of these. From call to call, sub-patches only leave the mask."""
 
 
 class CachedMaskedIterations:
-    """`MaskedIterations` that embed only new sub-patches. If rows select different numbers of
-    sub-patches, all outputs are computed, so that no row's result depends on another row."""
+    """`MaskedIterations` that embed only new sub-patches. Unless rows are `even`, all outputs are
+    computed, so that no row depends on how many sub-patches another row selects."""
 
     def __init__(self, rows: MaskedRows) -> None:
         self._rows = rows
@@ -72,8 +68,8 @@ class CachedMaskedIterations:
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
     def _selected_tokens(self, selected: Tensor) -> Tensor | None:
-        """Return the numbers (R, N / R) of each row's selected sub-patches. Return None if the rows
-        differ in how many they select, or if the next level reads all outputs or more."""
+        """Return the numbers (R, N / R) of each row's selected sub-patches, or None if rows differ
+        in how many they select, or if the next level reads all outputs anyway."""
         if not self._rows.even:
             return None
         token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)

@@ -40,9 +40,8 @@ def require_order(order: PatchOrder, model: ModelConfig) -> None:
 
 
 def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
-    """Return scores (B, 1, T) that put patches into `order`, from uniform numbers of that shape.
-    `centre-out` sorts by the distance between the centres of patch and image, and puts patches at
-    the same distance into random order."""
+    """Return scores (B, 1, T) for `order` from uniform numbers of that shape. `centre-out` sorts by
+    the distance between the centres of patch and image, with random order at equal distance."""
     tokens, device = random_scores.shape[-1], random_scores.device
     if isinstance(order, tuple):
         rank = torch.tensor(order, device=device).argsort()
@@ -56,7 +55,7 @@ def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
 
 
 def _squared_distance(grid: int, device: torch.device) -> Tensor:
-    """Return the patches' squared distances (T,) from the image's centre, in units of half a patch.
-    Different distances differ by 4 or more, so random numbers below 1 only break ties."""
+    """Return each patch's squared distance (T,) from the image's centre, in half patches. Unequal
+    distances differ by 4 or more, so random numbers below 1 only break ties."""
     along_axis = (2 * torch.arange(grid, device=device) - (grid - 1)).square()
     return (along_axis[:, None] + along_axis[None, :]).flatten()

@@ -92,8 +92,7 @@ class Sampler:
         known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Generate images (B, 3, S, S) uint8 from (B,) classes and the random numbers of B
-        images."""
+        """Generate images (B, 3, S, S) uint8 from (B,) classes and the images' random numbers."""
         model, settings, device = self._model, self._settings, self._model.device
         labels, noise = labels.to(device), noise.to(device)
         known_patches = []

@@ -21,8 +21,7 @@ def masking_schedule(tokens: int, iterations: int) -> tuple[int, ...]:
 
 
 def masking_schedules(hidden_R: Tensor, iterations: int) -> Tensor:
-    """Masking schedules of rows with `hidden_R` masked sub-patches: (K, R), K iterations. The
-    schedule of a row with few masked sub-patches ends early, and zeros follow."""
+    """Masking schedules (K, R) of rows with `hidden_R` masked sub-patches, padded with zeros."""
     counts, row = hidden_R.unique(return_inverse=True)
     schedules = [masking_schedule(count, iterations) for count in counts.tolist()]
     longest = max((len(schedule) for schedule in schedules), default=0)

@@ -16,11 +16,11 @@ from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
 
 LevelSteps = Callable[[Tensor, int], Conditions]
-"""Function of a canvas (R, T, 3, p, p), filled before sub-patch t, and of t. It returns the
-conditions (G · R, 1, D) of sub-patch t, and is called for each t in turn."""
+"""Function that is called for sub-patch t = 0, 1, … with a canvas (R, T, 3, p, p), filled before t,
+and t. It returns the conditions (G · R, 1, D) of sub-patch t."""
 PixelSteps = Callable[[Tensor, int], Tensor]
-"""Function of values (R, 3) int64, known before a channel, and of the channel. It returns the
-channel's logits (G · R, 256), and is called for each channel in turn."""
+"""Function that is called for each channel in turn with values (R, 3) int64, filled before the
+channel, and the channel. It returns the channel's logits (G · R, 256)."""
 
 
 def cached_level_steps(
@@ -29,8 +29,8 @@ def cached_level_steps(
     branches: int,
     compute: Callable[..., Conditions] = ARLevel.step,
 ) -> LevelSteps:
-    """Return the steps of an AR level for conditions of (G · R) rows. A step runs the level for the
-    newest sub-patch only, with `compute(level, token, caches)`."""
+    """Return the steps of an AR level for conditions of (G · R) rows. Each runs the level for the
+    newest sub-patch only, by `compute(level, token, caches)`."""
     first = level.first_token(conditions)
     caches = empty_caches(level.blocks, level.config.tokens, first)
 
@@ -44,8 +44,7 @@ def cached_level_steps(
 
 
 def cached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
-    """Return the steps of a pixel network for conditions (G · R, C). A step runs the network for
-    the newest channel only."""
+    """Return the steps of a pixel network for conditions (G · R, C), one channel at a time."""
     first = network.first_token(conditions)
     caches = empty_caches(network.blocks, CHANNELS, first)
 

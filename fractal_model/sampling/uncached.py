@@ -13,8 +13,6 @@ from fractal_model.sampling.steps import LevelSteps, PixelSteps
 
 
 def uncached_level_steps(level: ARLevel, conditions: Conditions, branches: int) -> LevelSteps:
-    """See `cached_level_steps`."""
-
     def step(canvas: Tensor, t: int) -> Conditions:
         tokens = canvas.repeat(branches, 1, 1, 1, 1)
         outputs = level(tokens, conditions).values_NCD
@@ -24,8 +22,6 @@ def uncached_level_steps(level: ARLevel, conditions: Conditions, branches: int) 
 
 
 def uncached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
-    """See `cached_pixel_steps`."""
-
     def step(values: Tensor, channel: int) -> Tensor:
         return network(conditions, values.repeat(branches, 1))[:, channel]
 
@@ -33,8 +29,6 @@ def uncached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: in
 
 
 def uncached_masked_iterations(rows: MaskedRows) -> MaskedIterations:
-    """See `CachedMaskedIterations`."""
-
     def iterate(canvas: Tensor, mask: Tensor, selected: Tensor) -> Conditions:
         tokens = canvas.repeat(rows.branches, 1, 1, 1, 1)
         masks = mask.repeat(rows.branches, 1)

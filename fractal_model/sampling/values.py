@@ -15,8 +15,7 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 
 
 def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw a value from each row's softmax: the first whose cumulative probability exceeds the
-    row's uniform number. Takes and returns what `Draw` says."""
+    """Draw a value from each row's softmax by inverting its cumulative distribution."""
     cumulative = logits.softmax(-1).cumsum(-1)
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     values = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
@@ -31,10 +30,9 @@ def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
 def guided_logits(
     logits: Tensor, guidance: Tensor | float | None, settings: SamplingConfig
 ) -> Tensor:
-    """Return the logits (N, V) to draw from, null + guidance · (conditional − null), after the
-    logit scale. `guidance` is a number or (N, 1); None means that there are no null rows. If a
-    value's conditional probability is below the filter threshold, its null logit is raised so that
-    guidance cannot favour the value."""
+    """Return the logits (N, V) to draw from: scaled, then null + guidance · (conditional − null).
+    `guidance` is a number or (N, 1), None without null rows. Where the conditional probability is
+    below the filter threshold, the null logit is raised: guidance cannot favour the value."""
     logits = logits * settings.logit_scale
     if guidance is None:
         return logits

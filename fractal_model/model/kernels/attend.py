@@ -20,25 +20,22 @@ from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
 _MOST_SCORES = 2**21
-"""Largest number of scores in one call of plain products; they fit the cache of one or two
-cores."""
+"""Largest number of scores in one call of plain products; one or two cores can cache them."""
 _FEW_SCORES = 2**15
-"""Largest number of scores of a row for which plain products are faster in inference, for example
-those of 64 positions and 8 heads."""
+"""Largest number of scores of a row for plain products in inference: 64 positions, 8 heads."""
 _MOST_ROWS = 2**15
 """Largest number of rows in one call on a GPU. Fused kernels count rows in a grid dimension that
 ends at 65,535, and 16 images of 64 × 64 have more pixels than that."""
 _SHORT, _NARROW = 32, 128
-"""Largest number of positions, and of elements of a head, for the kernel for short sequences."""
+"""Largest number of positions, and of elements of a head, for the kernel of short sequences."""
 _HAS_TRITON = find_spec("triton") is not None and can_build_triton_kernels()
 
 
 def attend_to_all(
     heads_3BHSd: Tensor, rotary: Tensor | None, *, causal: bool, drop: float
 ) -> Tensor:
-    """Return the mixed values (B, S, D) of S positions that attend to each other, or with `causal`
-    to themselves and the earlier ones. `rotary` rotates queries and keys, and `drop` is the dropout
-    rate of the weights."""
+    """Return the mixed values (B, S, D) of S positions that attend to each other, with `causal` to
+    no later one. `rotary` rotates queries and keys; `drop` is the dropout rate of the weights."""
     if not _is_short(heads_3BHSd):
         query, key, value = heads_3BHSd
         if rotary is not None:
@@ -54,7 +51,7 @@ def attend_to_all(
 def attend(
     query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, drop: float = 0.0
 ) -> Tensor:
-    """Return the mixed values (B, H, Q, d) for queries (B, H, Q, d), and keys and values (B, H, S,
+    """Return the mixed values (B, H, Q, d) of queries (B, H, Q, d) over keys and values (B, H, S,
     d). `drop` is the dropout rate of the weights."""
     on_cpu = query_BHQd.device.type == "cpu" and not torch.compiler.is_compiling()
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]

@@ -4,11 +4,10 @@ Decided here: torch multiplies float32 matrices with MKL, which on AMD's process
 speed of oneDNN. oneDNN is therefore called explicitly, in float32 for the gradients too, and in
 inference with the activation. Training in bfloat16 uses autocast's product, which is oneDNN's too.
 
-An image must not depend on its batch, so each row of a product must be bit-identical whatever the
+An image must not depend on its batch, so a row of a product must be bit-identical whatever the
 other rows are. Both libraries round differently for few rows: oneDNN for one row, MKL for fewer
-than four, and MKL also if both factors are too narrow to divide them among its threads. Such a
-product is computed with padding rows. This is tested on AMD and Intel; MKL's own strict mode works
-only on Intel.
+than four, or if both factors are too narrow for its threads. Such a product is computed with
+padding rows, as tested on AMD and Intel; MKL's own strict mode works only on Intel.
 
 Shapes: M rows, K width of the input, N width of the output.
 """
@@ -132,8 +131,8 @@ class _Product(torch.autograd.Function):
 
 
 def _weight_gradient(x_MK: Tensor, grad_MN: Tensor) -> Tensor:
-    """Return the gradient of the weights, (N, K). If M > N > K, the transposed product takes down
-    to half the time; otherwise it takes up to twice the time."""
+    """Return the gradient (N, K) of the weights. The transposed product is up to twice as fast if M
+    > N > K, and up to twice as slow otherwise."""
     (rows, width), out = x_MK.shape, grad_MN.shape[1]
     if rows > out > width:
         return _onednn(x_MK.t(), grad_MN.t()).t().contiguous()

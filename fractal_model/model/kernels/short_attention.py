@@ -68,8 +68,7 @@ def _empty_mixed(heads_3BHSd: Tensor, *_: object) -> Tensor:
 
 @_gradients.register_fake
 def _empty_gradients(heads_3BHSd: Tensor, *_: object) -> Tensor:
-    """Return memory for the heads' gradients, in the layout of the product that computed the heads.
-    The gradient of that product then needs no copy."""
+    """Return memory with the layout of the heads' product, whose gradient then copies nothing."""
     kinds, rows, heads, length, width = heads_3BHSd.shape
     return heads_3BHSd.new_empty(rows, length, kinds, heads, width).permute(2, 0, 3, 1, 4)
 
@@ -88,8 +87,7 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 
 def _flops(products: int, heads_3BHSd: torch.Size, *_: object, **options: object) -> int:
-    """Count the operations of `products` products of (S, d) and (d, S), or (S, S) and (S, d),
-    matrices."""
+    """Count the operations of `products` products, of (S, d) and (d, S) or (S, S) and (S, d)."""
     _kinds, rows, heads, length, width = heads_3BHSd
     return products * 2 * rows * heads * length**2 * width
 
@@ -130,8 +128,7 @@ def _launch(
 def _tile(
     rows, heads, LENGTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Return the rows (T, 1), head, positions (T, 1) and elements (1, d) of a program's tile, and
-    which of them exist."""
+    """Return a program's rows (T, 1), head, positions (T, 1), elements (1, d), and which exist."""
     rows_per_tile: tl.constexpr = TILE // LENGTH
     slot = tl.arange(0, TILE)[:, None]
     element = tl.arange(0, PADDED)[None, :]
@@ -142,8 +139,7 @@ def _tile(
 
 @triton.jit
 def _load_heads(query_at, kind_stride, inside):
-    """Load queries, keys and values, each (T, d). The stride is added twice, because its double may
-    exceed its integer type."""
+    """Load queries, keys and values, (T, d). The stride is added twice: its double may overflow."""
     key_at = query_at + kind_stride
     value_at = key_at + kind_stride
     query, key = tl.load(query_at, inside, 0.0), tl.load(key_at, inside, 0.0)

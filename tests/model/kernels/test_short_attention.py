@@ -118,7 +118,7 @@ def test_the_attention_module_gives_the_same_with_the_short_kernel(monkeypatch, 
 
 
 def test_a_gradient_of_another_memory_layout_gives_the_same():
-    """For example, a sum's gradient is one number that is expanded to all positions."""
+    """A sum's gradient, for example, is one number that is expanded to all positions."""
     x = heads(7, 3, 22, 64)
     gradients = [
         torch.autograd.grad(short_attention(x, causal=False, drop=0.0), x, upstream)[0]
