@@ -20,7 +20,7 @@ from fractal_model.model.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Linear map to queries, keys and values, softmax(Q Kᵀ / √d) V per head, and linear map."""
+    """Attention softmax(Q Kᵀ / √d) V in each head, between the qkv map and the output map."""
 
     def __init__(
         self,

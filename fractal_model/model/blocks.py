@@ -95,7 +95,7 @@ class Block(nn.Module):
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
-    """Build a pre-norm ViT block: biases, MLP ratio 4, exact GELU, dropout on weights too."""
+    """Build a pre-norm ViT block: biases, MLP ratio 4, GELU, dropout also of attention weights."""
     return Block(
         nn.LayerNorm(width, eps=NORM_EPSILON),
         Attention(

@@ -41,6 +41,7 @@ class Rows:
 
     @classmethod
     def whole_images(cls, count: int, device: torch.device) -> Rows:
+        """Return the rows of level 0 for `count` images."""
         zeros = torch.zeros(count, dtype=torch.long, device=device)
         return cls(torch.arange(count, device=device), zeros, zeros)
 
@@ -80,15 +81,16 @@ class Pass:
 
 
 MaskSource = Callable[[int, Rows], Tensor]
-"""Function of a MAR level's number and rows. It returns a mask (R, T), true at least once a row."""
+"""Function of a MAR level's number and rows that returns a mask (R, T) bool, with at least one true
+in each row."""
 GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Function of mean colours (R, 3) in 0 … 255 that returns 8-bit targets, (R, 3) int64, and the
 colours that the level reads, (R, 3) float."""
 
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means rounded to 8 bits as targets and as the level's input. A level then reads
-    only what its guiding pixel has paid for, so the likelihood is a true one."""
+    """Return the means rounded to 8 bits, as targets and as the colours that the level reads. The
+    level then reads only values whose probability is counted, so the likelihood is a true one."""
     targets = means.round().long()
     return targets, targets.float()
 

@@ -93,8 +93,8 @@ def pass_bits(
 def pass_bits_by_term(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
-    """Return the bits per dimension of each image and pass by term, (B, P, 3 + G): red, green,
-    blue, then the guiding pixels of each level that has them (see `term_names`)."""
+    """Return the bits of `pass_bits` by term, (B, P, 3 + G): red, green, blue, then the guiding
+    pixels of each level that has them (see `term_names`)."""
     keep_freed_memory(images.device)
     was_training = model.training
     passes = 1 if is_exact(model.config) else passes

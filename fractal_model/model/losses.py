@@ -20,8 +20,7 @@ def training_loss(outcome: Pass, *, red_weight: float) -> Tensor:
 
 
 def published_evaluation_loss(outcome: Pass) -> Tensor:
-    """Return the published code's evaluation loss, a scalar. With guiding pixels it is no
-    likelihood."""
+    """Return the published code's loss, a scalar, which with guiding pixels is no likelihood."""
     return training_loss(outcome, red_weight=1.0)
 
 

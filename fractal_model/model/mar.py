@@ -63,8 +63,8 @@ class MARLevel(nn.Module):
         count: int = MAX_CONDITIONS,
     ) -> Conditions:
         """Return the first `count` conditions of each selected sub-patch, (N, count, D). `tokens`
-        (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where hidden; `guides` (R, 3) mean colours 0
-        … 255 if the level has a guiding pixel; `selected` (R, T) bool, by default the mask."""
+        (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where hidden; `guides` (R, 3) mean colours,
+        0 … 255, at a level with a guiding pixel; `selected` (R, T) bool, by default the mask."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._embed_prefix(conditions, guides), x], dim=1)
@@ -105,8 +105,8 @@ def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS
 
 
 def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers (..., count) of each sub-patch and its top, right, bottom and left
-    neighbours, and whether they lie inside the grid. One outside has the nearest number inside."""
+    """Return the numbers (..., count) of sub-patches and their top, right, bottom and left
+    neighbours, and which are inside the grid. Outside, the nearest number inside is returned."""
     offsets = torch.tensor(_OFFSETS[:count], device=token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]

@@ -26,7 +26,7 @@ class ImageNoise:
     pixels: Tensor
     """Numbers for each pixel's channels, (B, S², 3), row-major."""
     orders: tuple[Tensor | None, ...]
-    """Numbers for each level's sub-patches, (B, Rᵢ, Tᵢ), to be sorted; None for an AR level."""
+    """Numbers to sort for a random order of sub-patches, (B, Rᵢ, Tᵢ); None for an AR level."""
     guides: tuple[Tensor | None, ...]
     """Numbers for each level's guiding pixels, (B, Rᵢ, 3); None for a level without them."""
 

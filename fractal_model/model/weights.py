@@ -60,7 +60,7 @@ def weights_checksum(model: nn.Module) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file with the usual permissions; the library's are for the owner only."""
+    """Write a safetensors file with default permissions; the library lets only the owner read."""
     save_file(dict(tensors), file, metadata={"format": "pt"})
     probe = file.with_name(f".{file.name}.mode")
     probe.touch()

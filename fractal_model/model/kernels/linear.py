@@ -43,7 +43,7 @@ class Linear(nn.Linear):
         return self.part(x, slice(None), activation)
 
     def part(self, x: Tensor, outputs: slice, activation: Activation = "none") -> Tensor:
-        """Compute only the outputs in this slice of the N."""
+        """Return the outputs of this slice of N only."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         reduced = self.reduced
@@ -57,8 +57,8 @@ class Linear(nn.Linear):
 
 @contextmanager
 def reduced_weights(model: nn.Module) -> Iterator[None]:
-    """Within this context, keep copies of the weights in the type of a CPU's autocast, for
-    inference. Autocast has such copies too, but not of parts, and looks each copy up every time."""
+    """Keep copies of the weights in the type of a CPU's autocast within this context, for
+    inference. Autocast keeps copies too, but not of parts, and looks each of them up every time."""
     maps: list[Linear] = []
     if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
         maps = [m for m in model.modules() if isinstance(m, Linear) and _can_be_reduced(m)]
@@ -81,7 +81,7 @@ def _can_be_reduced(module: Linear) -> bool:
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none"
 ) -> Tensor:
-    """Return x (..., K) times weights (N, K), plus bias (N,), after the activation: (..., N)."""
+    """Return activation(x · weightᵀ + bias), (..., N); x (..., K), weight (N, K), bias (N,)."""
     uses_onednn, training = _can_use_onednn(x, weight), torch.is_grad_enabled()
     if not uses_onednn and (training or x.device.type != "cpu"):
         return _activate(F.linear(x, weight, bias), activation)
