@@ -77,7 +77,7 @@ def test_own_images_of_64_px_from_the_folder_to_the_champion(project, capsys):
     metrics, absent = output["metrics"], output["absent"]
     assert {"fid", "kid", "precision", "recall", "nll_bits_per_dim"} <= set(metrics)
     assert set(SAMPLE_METRICS) <= set(metrics) | set(absent)
-    assert absent["class_agreement"].endswith("images over 16 px, these have 64")
+    assert absent["class_agreement"].endswith("compare by their pixels: at most 16 px")
     assert all(absent.values())
     assert output["protocol"]["checksum"] == by_flow.data.tags["fractal.protocol"]
     for name in set(metrics) - SPEED:
