@@ -1,2 +1,2 @@
 """Metrics of generated images: features, distances between sets of features, and agreement with
-classes. Nothing here saves or reports a metric."""
+classes."""
