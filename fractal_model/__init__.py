@@ -24,12 +24,12 @@ _ENVIRONMENT = {
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    # Without a server Prefect starts one for the run. A busy laptop needs more than the default 20 s.
+    # Without a server Prefect starts one for the run. A busy laptop needs more than its 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
 }
 LOCAL_RAY = {
-    # A Ray that we start listens on 127.0.0.1 (on Windows and macOS this is Ray's default), asks for
-    # a token, and does not warn that workers without a GPU see all GPUs.
+    # A Ray that we start listens on 127.0.0.1, as on Windows and macOS by default. It asks for a
+    # token, and it does not warn that workers without a GPU see all GPUs.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -152,7 +152,7 @@ def test_only_the_owner_can_read_files_with_a_secret(project, login):
     assert all(f.stat().st_mode & 0o077 == 0 for f in holders), holders
     assert not [f for f in holders if f.suffix == ".log"]
     assert state.stat().st_mode & 0o077 == run.stat().st_mode & 0o077 == 0
-    assert password not in project.said
+    assert password not in project.start_output
 
 
 @pytest.mark.pages

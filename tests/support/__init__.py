@@ -1,4 +1,4 @@
-"""What the tests share: tiny models, images, settings, projects and servers."""
+"""Code that tests share: tiny models, images, settings, projects and servers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ KINDS = {
 
 
 def tiny_config(kind: str, **changes: object) -> ModelConfig:
+    """A configuration with narrow levels and four classes; `changes` replace entries of its row."""
     row = {**KINDS[kind], "num_classes": 4, "dropout": 0.0, **changes}
     levels = len(row["patch_sizes"])
     row.setdefault("widths", (16,) * (levels - 1) + (8,))
@@ -35,7 +36,7 @@ def tiny_config(kind: str, **changes: object) -> ModelConfig:
 
 
 def tiny_model(kind: str, *, sharpen: float = 8.0, **changes: object) -> FractalModel:
-    """Random weights; `sharpen` makes the logits of an untrained model uneven enough to matter."""
+    """A model with random weights; `sharpen` makes its logits as uneven as after training."""
     model = FractalModel(tiny_config(kind, **changes))
     generator = torch.Generator().manual_seed(1)
     initialise(model, generator)
@@ -47,15 +48,17 @@ def tiny_model(kind: str, *, sharpen: float = 8.0, **changes: object) -> Fractal
 
 
 def deeper_model(kind: str) -> FractalModel:
-    """The same with several blocks a level: a first, a last and one between."""
+    """A tiny model with three blocks in each level and two in the pixel network."""
     levels = len(KINDS[kind]["generators"])
     return tiny_model(kind, blocks=(3,) * levels + (2,))
 
 
 def images_for(model: FractalModel, count: int) -> torch.Tensor:
+    """Random images of the model's size: (count, 3, S, S) uint8."""
     return random_images(count, model.config.image_size)
 
 
 def random_images(count: int, size: int = 8, seed: int = 0) -> torch.Tensor:
+    """Random images: (count, 3, size, size) uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)

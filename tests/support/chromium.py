@@ -1,4 +1,4 @@
-"""Headless Chromium: a page as it is after its scripts have run, and a picture of it."""
+"""Headless Chromium: the HTML, text or picture of a page after its scripts have run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(
-    BINARY is None, reason="no Chromium here: install it, as `apt-get install chromium`"
+    BINARY is None, reason="Chromium is not installed: run `apt-get install chromium`"
 )
 QUIET = (
     "--headless",
@@ -34,7 +34,7 @@ QUIET = (
 def page_html(
     address: str, *, picture: Path | None = None, size: str = "1200,1600", wait_ms: int = 20_000
 ) -> str:
-    """The page's HTML after `wait_ms` of the page's own time; it passes faster than ours."""
+    """The page's HTML after `wait_ms` of its virtual time; a screenshot is saved to `picture`."""
     with tempfile.TemporaryDirectory() as profile:
         command = [BINARY, *QUIET, f"--user-data-dir={profile}", f"--window-size={size}"]
         command += [f"--virtual-time-budget={wait_ms}", "--dump-dom"]
@@ -46,27 +46,29 @@ def page_html(
 
 
 def text_after_login(address: str, storage: dict[str, str], expected: str) -> str:
-    """The words of a page as soon as `expected` is among them, or after a minute; pages of its
-    origin find `storage` in the browser's local storage."""
-    keep = "".join(
+    """The text of a page as soon as it contains `expected`, or after a minute.
+
+    The browser's local storage has the entries of `storage` from the start.
+    """
+    script = "".join(
         f"localStorage.setItem({json.dumps(k)}, {json.dumps(storage[k])});" for k in storage
     )
-    with _debugged() as page:
+    with _debugged_page() as page:
         _call(page, "Page.enable")
-        _call(page, "Page.addScriptToEvaluateOnNewDocument", source=keep)
+        _call(page, "Page.addScriptToEvaluateOnNewDocument", source=script)
         _call(page, "Page.navigate", url=address)
         deadline = time.monotonic() + 60
         text = ""
         while expected not in text and time.monotonic() < deadline:
             time.sleep(0.5)
-            found = _call(page, "Runtime.evaluate", expression="document.body?.innerText ?? ''")
-            text = found["result"]["value"]
+            answer = _call(page, "Runtime.evaluate", expression="document.body?.innerText ?? ''")
+            text = answer["result"]["value"]
     return text
 
 
 @contextmanager
-def _debugged() -> Iterator[ClientConnection]:
-    """An empty page of a browser that listens to the DevTools protocol."""
+def _debugged_page() -> Iterator[ClientConnection]:
+    """Yield a DevTools connection to an empty page of a new browser."""
     with tempfile.TemporaryDirectory() as profile:
         command = [BINARY, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-port=0"]
         browser = subprocess.Popen(
@@ -79,7 +81,7 @@ def _debugged() -> Iterator[ClientConnection]:
                 time.sleep(0.1)
             port = file.read_text().split()[0]
             pages = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
-            (url,) = [each["webSocketDebuggerUrl"] for each in pages if each["type"] == "page"]
+            (url,) = [page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"]
             with connect(url, proxy=None, max_size=None) as page:
                 yield page
         finally:
@@ -90,5 +92,5 @@ def _debugged() -> Iterator[ClientConnection]:
 def _call(page: ClientConnection, method: str, **parameters: object) -> dict:
     page.send(json.dumps({"id": 1, "method": method, "params": parameters}))
     while (answer := json.loads(page.recv(timeout=60))).get("id") != 1:
-        pass  # an event
+        continue  # an event, not the answer
     return answer["result"]

@@ -1,4 +1,4 @@
-"""A training run that something happens to, and what it leaves."""
+"""Training runs that a test disturbs, with their reports and checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save_training_images(folder: Path) -> Path:
 
 @dataclass
 class Run:
-    """One training, and what it reported."""
+    """One training and its reports."""
 
     job: TrainingJob
     reports: list[Report] = field(default_factory=list)
@@ -51,14 +51,14 @@ class Run:
         return self.reports[-1].position if self.reports else 0
 
     def train(self, **options: object) -> dict:
-        """To the end; returns the weights."""
+        """Train to the end and return the weights."""
         checkpoint = run_training(self.job, on_report=self.reports.append, **options)
         assert Path(checkpoint.path) == self.newest
         return self.weights()
 
     @property
     def newest(self) -> Path:
-        """The last of its checkpoints."""
+        """Folder of the newest checkpoint."""
         return max(path for path in self.folder.glob("checkpoint_*") if path.is_dir())
 
     def weights(self) -> dict:
@@ -66,7 +66,7 @@ class Run:
         return load_file(self.newest / "model.safetensors")
 
     def when(self, reached: int, action: Callable[[], None]) -> threading.Thread:
-        """Does it once the run has reported this position."""
+        """Start a thread that calls `action` when the run has reported position `reached`."""
 
         def wait() -> None:
             deadline = time.monotonic() + 240
@@ -80,13 +80,13 @@ class Run:
 
 
 def training_workers() -> list[psutil.Process]:
-    """Ray's processes that train, of the clusters that this process has started."""
-    found = []
+    """The processes of Ray's training workers in clusters that this process has started."""
+    workers = []
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+        with suppress(psutil.NoSuchProcess):  # it ended in the meantime
             if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                workers.append(process)
+    return workers
 
 
 def assert_equal(ours: dict, theirs: dict) -> None:

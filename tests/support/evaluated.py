@@ -1,5 +1,4 @@
-"""Three evaluated `digits` runs in an MLflow store, made by the project's own functions: one
-untrained model, registered, and evaluated with three strengths of guidance."""
+"""Three evaluations of an untrained model of size `digits`, with three values of guidance."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ REFERENCE_IMAGES = 12
 
 
 def tiny_params(folder: Path) -> Params:
-    """The shipped settings, made tiny, with a prepared data set and its reference."""
+    """Tiny settings in `folder`, whose data set and reference are prepared."""
     content = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     content["datasets"]["digits"]["validation_images"] = 20
     content["models"]["digits"].update(TINY)
@@ -51,7 +50,7 @@ def tiny_params(folder: Path) -> Params:
 
 
 def evaluate_three(folder: Path) -> tuple[Params, list[str]]:
-    """The settings, and the ids of the runs in the store under `folder`/outputs."""
+    """Make three evaluations; return the settings and the ids of the runs in `folder`/outputs."""
     params = tiny_params(folder)
     model = tiny_model("mar", patch_sizes=(8, 2, 1), num_classes=10)
     checkpoint = folder / "checkpoint"
@@ -88,16 +87,16 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
             model, protocol, source, inputs.networks, parts, lambda done: None, largest=100
         )
         references = inputs.references()
-        found = held_out.results | sample_metrics(
+        metrics = held_out.results | sample_metrics(
             samples, references, load_inception("auto"), protocol, model=model.config
         )
-        runs.log_results(found)
+        runs.log_results(metrics)
         labels = samples.images.labels
         pictures = samples.images.images(range(len(labels)))
         runs.log_picture(sample_grid(pictures, labels, per_class=1), "samples.png")
         log_report(
             record,
-            found,
+            metrics,
             samples,
             train,
             references.inception,

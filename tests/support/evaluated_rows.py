@@ -1,4 +1,4 @@
-"""Protocols of evaluated models, as rows of a table of results have them."""
+"""Protocols of evaluated models, and rows of a table of results."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def protocol(dataset: str = "digits", **changes: object) -> Protocol:
 
 
 def imagenet(**changes: object) -> Protocol:
-    like_published = {
+    settings = {
         "resolution": 64,
         "reference_source": "ADM: adm_in64_stats.npz",
         "classes": 1000,
         "samples_per_class": 50,
         "full_samples": 50_000,
     }
-    return protocol("imagenet64", **like_published | changes)
+    return protocol("imagenet64", **settings | changes)
 
 
 VALUES = {"nll_bits_per_dim": 0.7425, "nll_bits_per_dim_stderr": 0.0044, "fid": 35.46, "kid": 0.01}

@@ -1,4 +1,4 @@
-"""Random features of images."""
+"""Random image features, drawn from a normal distribution."""
 
 from __future__ import annotations
 

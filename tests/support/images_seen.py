@@ -1,4 +1,4 @@
-"""Which images every rank of a training has seen, step by step."""
+"""Record the images that each rank of a training sees in each step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fractal_model.training.trainer import Trainer
 
 
 def recording_worker(folder: Path):
-    """The worker; each rank appends the position and its images of every step."""
+    """A training worker whose ranks write the images of each step to a file of `folder`."""
 
     def worker(config):
         original = Trainer.step
@@ -18,9 +18,9 @@ def recording_worker(folder: Path):
         def step(trainer, batch):
             position = trainer.position
             report = original(trainer, batch)
-            seen = " ".join(map(str, batch.indices.tolist()))
+            numbers = " ".join(map(str, batch.indices.tolist()))
             with (folder / f"{position:06d}").open("a") as file:
-                file.write(f"{trainer._world_size} {trainer._rank} {seen}\n")
+                file.write(f"{trainer._world_size} {trainer._rank} {numbers}\n")
             return report
 
         Trainer.step = step
@@ -29,8 +29,8 @@ def recording_worker(folder: Path):
     return worker
 
 
-def _last_word(file: Path) -> tuple[int, list[int]]:
-    """How many workers made the step, the last time it was made, and its images in order."""
+def _read_step(file: Path) -> tuple[int, list[int]]:
+    """The number of workers and the images, in order, of a step's last execution."""
     lines = [[int(word) for word in line.split()] for line in file.read_text().splitlines()]
     workers = lines[-1][0]
     ranks = {rank: images for count, rank, *images in lines if count == workers}
@@ -39,10 +39,9 @@ def _last_word(file: Path) -> tuple[int, list[int]]:
 
 
 def steps_seen(seen: Path, *, epochs: int, images: int, batch: int) -> list[int]:
-    """How many workers made each step; asserts that every image of every step is where the order
-    of the data has it."""
-    steps = [_last_word(file) for file in sorted(seen.iterdir())]
-    assert [found for _, found in steps] == [
+    """Require that each step saw its images in the data's order; return its number of workers."""
+    steps = [_read_step(file) for file in sorted(seen.iterdir())]
+    assert [numbers for _, numbers in steps] == [
         stream_indices(seed=0, start=start, count=batch, size=images).tolist()
         for start in range(0, epochs * images, batch)
     ]

@@ -1,4 +1,4 @@
-"""A small Ray Jobs API on loopback, with real HTTP and web sockets, that can misbehave."""
+"""A small Ray Jobs API on loopback, with real HTTP and web sockets, which can fail on request."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from aiohttp import WSCloseCode, web
 
 @dataclass
 class JobsApi:
-    """Its jobs by name, and how it answers."""
+    """The jobs of the server by name, and the answers that it gives."""
 
     jobs: dict[str, dict] = field(default_factory=dict)
     log: str = ""
-    """Of every job."""
+    """The log of every job."""
     tails: list[tuple[int, str]] = field(default_factory=list)
-    """For each time that a log is followed: how many characters of it are sent, and what then
-    happens: `close`, `break` or `hang`. Later ones send all and close."""
+    """For each of the next requests that follow a log: the number of characters that are sent, and
+    what happens then: `close`, `break` or `hang`. Later requests get all and are closed."""
     polls_until_end: int = 1
-    """How often a running job is asked for before it has ended."""
+    """Number of requests for a running job before it has ended."""
     failures: list[int] = field(default_factory=list)
-    """Statuses of the next requests, other than the version and logs."""
+    """HTTP statuses of the next requests that are not for the version or logs."""
     head: str = ""
-    """Host name of the head."""
+    """Host name of the cluster's head."""
     ends: dict[str, object] = field(default_factory=lambda: {"status": "SUCCEEDED"})
     requests: list[str] = field(default_factory=list)
     submitted: list[dict] = field(default_factory=list)
@@ -35,17 +35,17 @@ class JobsApi:
     address: str = ""
 
     def add(self, name: str, status: str = "RUNNING", **metadata: str) -> None:
-        more = {f"fractal.{key}": value for key, value in metadata.items()}
+        tags = {f"fractal.{key}": value for key, value in metadata.items()}
         self.jobs[name] = {
             "type": "SUBMISSION",
             "submission_id": name,
             "entrypoint": "",
             "status": status,
-            "metadata": more,
+            "metadata": tags,
         }
 
     def application(self) -> web.Application:
-        # What Ray's own server takes, which is more than this library does by itself.
+        # The largest request that Ray's server accepts; this library's default is smaller.
         app = web.Application(middlewares=[self._record], client_max_size=100 * 1024**2)
         app.router.add_get("/api/version", self._version)
         app.router.add_get("/nodes", self._nodes)
@@ -68,8 +68,8 @@ class JobsApi:
         return await handler(request)
 
     async def _version(self, request: web.Request) -> web.Response:
-        known = {"version": "4", "ray_version": ray.__version__, "ray_commit": ""}
-        return web.json_response({**known, "session_name": ""})
+        version = {"version": "4", "ray_version": ray.__version__, "ray_commit": ""}
+        return web.json_response({**version, "session_name": ""})
 
     async def _nodes(self, request: web.Request) -> web.Response:
         raylet = {"isHeadNode": True, "nodeManagerHostname": self.head}
@@ -118,7 +118,7 @@ class JobsApi:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         count, then = self.tails.pop(0) if self.tails else (len(self.log), "close")
-        for start in range(0, count, 7):  # cut anywhere
+        for start in range(0, count, 7):  # pieces that do not end at lines
             await socket.send_str(self.log[start : min(start + 7, count)])
         if then == "break":
             request.transport.abort()
@@ -131,7 +131,7 @@ class JobsApi:
 
 @contextmanager
 def serve(api: JobsApi) -> Iterator[JobsApi]:
-    """Answers on a free port of loopback within the block."""
+    """Run the API on a free port of loopback within the block."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(api.application(), shutdown_timeout=0.1)
 

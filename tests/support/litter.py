@@ -1,4 +1,4 @@
-"""What operating systems, NAS boxes and tools leave beside a person's images."""
+"""Files that operating systems, network storage and tools leave among the user's images."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ LITTER = (
 
 
 def write_litter(folder: Path, content: bytes) -> None:
-    """Put all of it into a folder and into the folders below."""
+    """Write all these files into `folder` and into each folder below it."""
     for place in (folder, *(f for f in folder.rglob("*") if f.is_dir())):
         for name in LITTER:
             (place / name).parent.mkdir(parents=True, exist_ok=True)

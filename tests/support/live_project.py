@@ -1,4 +1,4 @@
-"""A project folder of its own, with the real servers and the commands that a person types in it."""
+"""A new project folder with real servers, in which tests run the user's commands."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from tests.support.ports import free_ports
 from tests.support.postgres import postgres
 
 
-def environment(**more: str) -> dict[str, str]:
-    """This process's, without what would lead to other servers."""
-    dropped = ("MLFLOW_", "PREFECT_", "RAY_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), **more}
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of this process without addresses of other servers, plus `variables`."""
+    removed = ("MLFLOW_", "PREFECT_", "RAY_")
+    remaining = {k: v for k, v in os.environ.items() if not k.startswith(removed)}
+    return {**remaining, "PYTHONPATH": str(REPOSITORY), **variables}
 
 
 class Project:
-    """`folder` is made; `content` is its params.yaml, apart from the servers' ports. Its commands
-    see `variables` too."""
+    """A new project folder with the settings `content` and free ports for its servers.
+
+    Its commands also have the environment variables `variables`.
+    """
 
     def __init__(self, folder: Path, content: dict, **variables: str) -> None:
         self.folder = folder
         self.variables = variables
         self.ports = free_ports()
-        self.said = ""
+        self.start_output = ""
         folder.mkdir()
         shutil.copytree(REPOSITORY / "flows", folder / "flows")
         content = {**content, "services": {**self.ports, "ray_cpus": 3}}
@@ -55,24 +57,24 @@ class Project:
         return done.stdout
 
     def login(self) -> tuple[str, str]:
-        """User and password of its Prefect and MLflow."""
+        """User and password of the project's Prefect and MLflow."""
         user, _, password = (self.folder / "outputs/services/login").read_text().partition(":")
         return user, password
 
     def ask_prefect(self, path: str, **query: object) -> Any:
-        """What its Prefect answers to a query, with the login."""
+        """The answer of the project's Prefect to a query with the login."""
         address = f"http://127.0.0.1:{self.ports['prefect']}/api/{path}"
         answer = httpx.post(address, json=query, auth=self.login(), trust_env=False, timeout=30)
         return answer.raise_for_status().json()
 
     def mlflow(self) -> dict[str, str]:
-        """The variables by which a program uses its MLflow server."""
+        """The environment variables with which a program uses the project's MLflow server."""
         names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
         address = f"http://127.0.0.1:{self.ports['mlflow']}"
         return {"MLFLOW_TRACKING_URI": address, **dict(zip(names, self.login(), strict=True))}
 
     def fractal(self, *arguments: str) -> str:
-        """In a shell with a proxy that is down: all of ours are on loopback."""
+        """Run a `fractal` command with a proxy that does not answer, as all servers are local."""
         command = [sys.executable, "-m", "fractal_model", *arguments]
         return self.run(*command, HTTP_PROXY="http://127.0.0.1:9")
 
@@ -82,13 +84,12 @@ class Project:
 
 @contextmanager
 def live_project(folder: Path, content: dict, database: str = "sqlite") -> Iterator[Project]:
-    """With its servers up, which have `said` where they are and keep their data in SQLite files or
-    in `postgresql`."""
+    """Yield a project whose servers run; `database` is `sqlite` or `postgresql`."""
     with postgres() if database == "postgresql" else nullcontext({}) as variables:
         project = Project(folder, content, **variables)
         try:
-            project.said = project.fractal("services", "up")
-            if database == "postgresql":  # the store is no file that commands find by themselves
+            project.start_output = project.fractal("services", "up")
+            if database == "postgresql":  # commands cannot find this store by themselves
                 project.variables |= project.mlflow()
             yield project
         finally:

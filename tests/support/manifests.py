@@ -1,4 +1,4 @@
-"""The files of infra/ as the tests read them."""
+"""Readers of the Kubernetes manifests in infra/."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Document = dict[str, Any]
 
 
 def documents() -> list[Document]:
-    """Every Kubernetes document, with the file it stands in under `_file`."""
-    found = []
+    """All Kubernetes documents, each with the name of its file under the key `_file`."""
+    read = []
     for path in sorted(KUBERNETES.glob("*.yaml")):
         for document in yaml.safe_load_all(path.read_text()):
             assert isinstance(document, dict), f"{path.name} has an empty document"
-            found.append({"_file": path.name, **document})
-    return found
+            read.append({"_file": path.name, **document})
+    return read
 
 
 def of_kind(kind: str) -> list[Document]:
-    found = [d for d in documents() if d["kind"] == kind]
-    assert found, f"no {kind} at all"
-    return found
+    matches = [document for document in documents() if document["kind"] == kind]
+    assert matches, f"there is no {kind}"
+    return matches
 
 
 def title(document: Document) -> str:
@@ -36,7 +36,7 @@ def title(document: Document) -> str:
 
 
 def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
-    """(where, template) of each pod that the document makes."""
+    """Yield the name and the template of each pod that the document makes."""
     spec = document.get("spec", {})
     name = title(document)
     if document["kind"] in ("Deployment", "StatefulSet", "Job"):
@@ -51,9 +51,9 @@ def pod_templates(document: Document) -> Iterator[tuple[str, Document]]:
 
 
 def all_pods() -> list[tuple[str, Document]]:
-    found = [pair for document in documents() for pair in pod_templates(document)]
-    assert len(found) >= 10
-    return found
+    pods = [pair for document in documents() for pair in pod_templates(document)]
+    assert len(pods) >= 10
+    return pods
 
 
 def all_containers() -> list[tuple[str, Document]]:
@@ -61,5 +61,5 @@ def all_containers() -> list[tuple[str, Document]]:
 
 
 def variables(container: Document) -> dict[str, Any]:
-    """Name to value, or to the reference that stands for it."""
+    """The container's variables: their values, or references to secrets."""
     return {v["name"]: v.get("value", v.get("valueFrom")) for v in container.get("env", [])}

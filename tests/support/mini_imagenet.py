@@ -1,4 +1,4 @@
-"""A small ImageNet in each of its forms, of the same photographs-like images."""
+"""A small ImageNet of smooth random images, in all forms in which ImageNet is distributed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import scipy.io
 
 CLASSES = {"n01440764": "tench, Tinca tinca", "n02012849": "crane", "n03126707": "crane"}
 DEVKIT_IDS = {"n01440764": 3, "n02012849": 1, "n03126707": 2}
-"""The devkit's numbers are not the labels."""
+"""Numbers of the classes in the devkit, which are not the labels."""
 TRAIN_EACH, VALIDATION = 9, 6
 
 
@@ -30,24 +30,24 @@ def encode(image: PIL.Image.Image, kind: str = "JPEG", **options: object) -> byt
 
 
 def train_images() -> dict[str, dict[str, bytes]]:
-    """By class and file name. The odd ones of ImageNet are among them."""
-    found: dict[str, dict[str, bytes]] = {}
+    """The training images by class and file name, with ImageNet's unusual formats among them."""
+    images: dict[str, dict[str, bytes]] = {}
     for number, class_id in enumerate(CLASSES):
         for index in range(TRAIN_EACH):
             image = photograph(100 * number + index, 40 + 3 * index, 37 + 5 * (index % 3))
-            found.setdefault(class_id, {})[f"{class_id}_{index}.JPEG"] = encode(image)
-    first = found["n01440764"]
+            images.setdefault(class_id, {})[f"{class_id}_{index}.JPEG"] = encode(image)
+    first = images["n01440764"]
     first["n01440764_1.JPEG"] = encode(photograph(1), "PNG")
     first["n01440764_2.JPEG"] = encode(photograph(2).convert("CMYK"))
     first["n01440764_3.JPEG"] = encode(photograph(3).convert("L"))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     first["n01440764_4.JPEG"] = encode(photograph(4), exif=exif)
-    return found
+    return images
 
 
 def validation_images() -> dict[str, tuple[str, bytes]]:
-    """(class, bytes) by file name."""
+    """The class and the bytes of each validation image, by file name."""
     ids = list(CLASSES)
     return {
         f"ILSVRC2012_val_{number:08d}.JPEG": (ids[number % 3], encode(photograph(1000 + number)))
@@ -57,7 +57,7 @@ def validation_images() -> dict[str, tuple[str, bytes]]:
 
 def write_devkit(root: Path, *, packed: bool = True) -> None:
     rows = [(DEVKIT_IDS[wnid], wnid, words, 0) for wnid, words in CLASSES.items()]
-    rows.append((1001, "n00001740", "entity", 3))  # an inner node of WordNet
+    rows.append((1001, "n00001740", "entity", 3))  # an inner node of WordNet, not a class
     kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
     synsets = np.array(rows, dtype=[*kinds, ("num_children", object)])
     meta = io.BytesIO()
@@ -94,7 +94,7 @@ def tar_of(files: dict[str, bytes]) -> bytes:
 
 def write_archives(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    # Not in the order of the names: the listing is.
+    # Written in another order than the names, by which the listing is sorted.
     classes = {f"{wnid}.tar": tar_of(files) for wnid, files in reversed(train_images().items())}
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(classes))
     validation = {name: content for name, (_, content) in validation_images().items()}
@@ -114,7 +114,7 @@ def write_tree(root: Path, *, flat: bool = False) -> Path:
 
 
 def write_parquet(root: Path) -> Path:
-    names = ["tench, Tinca tinca", "crane, bird", "crane"]  # `datasets` wants them unique
+    names = ["tench, Tinca tinca", "crane, bird", "crane"]  # `datasets` requires unique names
     features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
     ids = list(CLASSES)
     train = [
