@@ -1,4 +1,4 @@
-"""Preparing a registered source: the right pixels, the same bytes, nothing lost."""
+"""Preparing a registered source gives the right pixels and the same bytes, and loses no image."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ from tests.support.preparing import SIDE, contents, expected_crop, prepare
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory) -> Path:
-    """A data folder with the mini ImageNet registered and prepared."""
+    """Return a data folder in which the mini ImageNet is registered and prepared."""
     root = tmp_path_factory.mktemp("pristine")
     register(mini.write_tree(root / "raw"), root / "data", resolutions=(SIDE,))
     prepare(root / "data")
@@ -40,7 +40,7 @@ def test_each_form_gives_the_same_images(tmp_path, pristine, form):
     manifest = prepare(tmp_path / "data")
     same = read_manifest(pristine / "imagenet16").splits
     assert manifest.splits["train"].checksum == same["train"].checksum
-    if form != "parquet":  # whose validation images keep the order of the file
+    if form != "parquet":  # Its validation images keep the order of the file.
         assert manifest.splits["validation"].checksum == same["validation"].checksum
     split = open_prepared(tmp_path / "data/imagenet16", "train")
     ids = list(mini.CLASSES)
@@ -68,7 +68,7 @@ def test_any_number_of_processes_gives_the_same_bytes(pristine, tmp_path, monkey
     assert manifest.checksum == read_manifest(pristine / "imagenet16").checksum
 
 
-def test_progress_ends_with_all_images(pristine, tmp_path):
+def test_progress_ends_with_the_number_of_all_images(pristine, tmp_path):
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
     seen = []
     prepare(tmp_path / "data", progress=seen.append)
@@ -76,17 +76,17 @@ def test_progress_ends_with_all_images(pristine, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
-    """A real run, killed as soon as a shard is there; what it left is kept and completed."""
+def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path, processes):
+    """A real run is killed as soon as a shard exists. The next run keeps that shard."""
     data = tmp_path / "data"
     register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
     child = start_slow_run(data, processes)
     done = data / ".slow.partial" / shard_job.DONE_FOLDER
-    os.killpg(child.pid, signal.SIGKILL)  # its processes too
-    assert child.wait() == -signal.SIGKILL, "it was killed at work"
+    os.killpg(child.pid, signal.SIGKILL)  # also its worker processes
+    assert child.wait() == -signal.SIGKILL, "it was killed while it worked"
     assert not (data / "slow").exists()
-    kept = {file: file.stat().st_mtime_ns for file in done.glob("*.json")}
-    assert kept
+    finished = set(done.glob("*.json"))
+    assert finished
     options = {"source": "slow", "resolution": SIDE}
     settings = PreparationConfig(max_quarantined_share=0, processes=1)
     built: list[ShardJob] = []
@@ -96,7 +96,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path, processes):
         build_in_processes(jobs, 2)
 
     prepare_source(data, "slow", settings=settings, run_jobs=run_jobs, **options)
-    assert not {job.done_file for job in built} & set(kept), "whole shards are not built again"
+    assert not {job.done_file for job in built} & finished, "complete shards are not built again"
     assert built
     register(tmp_path / "raw", tmp_path / "whole", name="slow", resolutions=(SIDE,))
     prepare_source(
@@ -124,7 +124,7 @@ prepare_source(
 
 
 def start_slow_run(data: Path, processes: int, **options: object) -> subprocess.Popen[bytes]:
-    """The run, leader of a session of its own, as soon as it has built a shard."""
+    """Start the run in a session of its own and return it when it has built a shard."""
     child = subprocess.Popen(
         [sys.executable, "-c", SLOW_RUN, str(data), str(processes)],
         cwd=REPOSITORY,
@@ -137,7 +137,7 @@ def start_slow_run(data: Path, processes: int, **options: object) -> subprocess.
 
 
 def slow_images(root: Path) -> Path:
-    """560 links to a photograph that takes a while to decode."""
+    """Make a source of 560 links to a photograph that takes a while to decode."""
     mini.put(root.parent / "large.jpg", mini.encode(mini.photograph(0, 400, 300)))
     for split, count in (("train", 500), ("validation", 60)):
         folder = root / split / "one"
@@ -150,12 +150,12 @@ def slow_images(root: Path) -> Path:
 def wait_for(condition, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < until, "the condition did not become true"
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_files_that_vanish_after_registering_stop_it(tmp_path, monkeypatch, processes):
+def test_a_file_missing_since_registration_stops_the_preparation(tmp_path, monkeypatch, processes):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data", resolutions=(SIDE,))
@@ -164,7 +164,7 @@ def test_files_that_vanish_after_registering_stop_it(tmp_path, monkeypatch, proc
         prepare(tmp_path / "data", processes)
 
 
-def test_no_usable_image_in_a_split(tmp_path):
+def test_a_split_without_usable_images_is_an_error(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     for file in (root / "val").rglob("*.JPEG"):
         file.write_bytes(b"x")
@@ -174,10 +174,10 @@ def test_no_usable_image_in_a_split(tmp_path):
     mended = {name: content for name, (_, content) in mini.validation_images().items()}
     for file in (root / "val").rglob("*.JPEG"):
         file.write_bytes(mended[file.name])
-    assert prepare(tmp_path / "data").splits["validation"].images == 6, "looked at again"
+    assert prepare(tmp_path / "data").splits["validation"].images == 6, "the files are read again"
 
 
-def test_shards_of_another_source_are_not_kept(tmp_path):
+def test_shards_of_another_source_are_not_reused(tmp_path):
     root, data = mini.write_tree(tmp_path / "raw"), tmp_path / "data"
     register(root, data, resolutions=(SIDE,))
 
@@ -194,7 +194,7 @@ def test_shards_of_another_source_are_not_kept(tmp_path):
     assert prepare(data).splits["train"].images == 28
 
 
-def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
+def test_a_process_that_dies_is_an_error(pristine, tmp_path, monkeypatch):
     monkeypatch.setattr("fractal_model.data.preparation._SMALL_SHARD", 4)
     monkeypatch.setattr(shard_job, "prepare_image", lambda *_, **__: os._exit(1))
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
@@ -202,24 +202,24 @@ def test_a_process_that_dies_is_said(pristine, tmp_path, monkeypatch):
         prepare(tmp_path / "data", 2)
 
 
-def jobs_of(data: Path) -> list[ShardJob]:
-    """What a run would build that was stopped before it built anything."""
-    found: list[ShardJob] = []
+def planned_jobs(data: Path) -> list[ShardJob]:
+    """Return the jobs of a run that is stopped before it builds a shard."""
+    planned: list[ShardJob] = []
 
     def stop(jobs: list[ShardJob]) -> None:
-        found.extend(jobs)
+        planned.extend(jobs)
         raise KeyboardInterrupt
 
     settings = PreparationConfig(max_quarantined_share=0, processes=1)
     options = {"source": "imagenet", "resolution": SIDE, "settings": settings}
     with pytest.raises(KeyboardInterrupt):
         prepare_source(data, "imagenet16", run_jobs=stop, **options)
-    return found
+    return planned
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_or_killed_run_leaves_no_process_behind(tmp_path, number):
-    """Ctrl-C reaches the processes too, which say nothing; a kill reaches the run alone."""
+    """Ctrl-C also reaches the worker processes, which print nothing. A kill reaches the run."""
     data = tmp_path / "data"
     register(slow_images(tmp_path / "raw"), data, name="slow", resolutions=(SIDE,))
     with start_slow_run(data, 2, stderr=subprocess.PIPE) as child:
@@ -229,26 +229,26 @@ def test_an_interrupted_or_killed_run_leaves_no_process_behind(tmp_path, number)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-        said = child.stderr.read().decode()
-    assert said.count("Traceback") == (number == signal.SIGINT), said
+        stderr = child.stderr.read().decode()
+    assert stderr.count("Traceback") == (number == signal.SIGINT), stderr
     done = list((data / ".slow.partial" / shard_job.DONE_FOLDER).glob("*.json"))
-    assert len(done) < 5, "it was ended at work"
+    assert len(done) < 5, "it ended while it worked"
 
 
 def processes_of_session(leader: int) -> list[int]:
-    """Processes of this session that still run; a zombie is over."""
-    found = []
+    """Return the processes of a session that still run. A zombie has ended."""
+    running = []
     for process in psutil.process_iter(["status"]):
         with contextlib.suppress(ProcessLookupError):
             if os.getsid(process.pid) == leader and process.info["status"] != "zombie":
-                found.append(process.pid)
-    return found
+                running.append(process.pid)
+    return running
 
 
 def test_a_process_left_behind_does_not_disturb_the_next_run(pristine, tmp_path, monkeypatch):
-    """It writes the same shard at the same time, and ends first, by an error."""
+    """The old process writes the same shard at the same time and ends first, with an error."""
     register(pristine.parent / "raw", tmp_path / "data", resolutions=(SIDE,))
-    left_behind = jobs_of(tmp_path / "data")[0]
+    left_behind = planned_jobs(tmp_path / "data")[0]
     (other := write_shard(left_behind.shard_file, ["a"])).__enter__()
     partial = list(left_behind.shard_file.parent.iterdir())
     ended = []
@@ -261,15 +261,15 @@ def test_a_process_left_behind_does_not_disturb_the_next_run(pristine, tmp_path,
 
     original = ShardWriter.add
     monkeypatch.setattr(ShardWriter, "add", add)
-    jobs = jobs_of(tmp_path / "data")
-    assert partial and not partial[0].exists(), "the next run cleans up"
+    jobs = planned_jobs(tmp_path / "data")
+    assert partial and not partial[0].exists(), "the next run removes it"
     build_in_processes(jobs, 1)
-    (left_behind.shard_file.parent / partial[0].name).write_bytes(b"it was not over yet")
+    (left_behind.shard_file.parent / partial[0].name).write_bytes(b"still being written")
     prepare(tmp_path / "data")
     assert contents(tmp_path / "data/imagenet16") == contents(pristine / "imagenet16")
 
 
-def test_nothing_else_is_written(tmp_path):
+def test_no_other_files_are_written(tmp_path):
     root = mini.write_archives(tmp_path / "raw")
     before = contents(root)
     register(root, tmp_path / "data", resolutions=(SIDE,))

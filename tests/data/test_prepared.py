@@ -1,4 +1,4 @@
-"""The prepared format: lossless, the same bytes each run, never half there."""
+"""The prepared format is lossless, has the same bytes after each run, and is never incomplete."""
 
 import io
 import json
@@ -64,11 +64,11 @@ def pristine(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(pristine, tmp_path) -> Path:
-    """A copy that a test may damage."""
+    """Return a copy of the data set that a test may damage."""
     return Path(shutil.copytree(pristine, tmp_path / "data" / "noise"))
 
 
-def test_round_trip_is_lossless(pristine):
+def test_a_round_trip_is_lossless(pristine):
     split = open_prepared(pristine, "train")
     expected = noise(300, 0)
     assert len(split) == 300 and split.name == "train" and split.class_names == CLASSES
@@ -92,7 +92,7 @@ def test_indices_work_as_in_a_sequence(pristine):
             split[index]
 
 
-def test_split_can_be_pickled(pristine):
+def test_a_split_can_be_pickled(pristine):
     split = open_prepared(pristine, "train")
     data = pickle.dumps(split)
     assert len(data) < 20_000, "the images stay in their file"
@@ -100,7 +100,7 @@ def test_split_can_be_pickled(pristine):
     assert torch.equal(copy[7].image, split[7].image) and copy.manifest == split.manifest
 
 
-def test_manifest_says_what_is_there(pristine):
+def test_the_manifest_describes_the_data_set(pristine):
     manifest = read_manifest(pristine)
     assert manifest.splits["train"].images_per_class == (150, 150)
     assert manifest.splits["validation"].images_per_class == (11, 10)
@@ -109,7 +109,7 @@ def test_manifest_says_what_is_there(pristine):
     assert record == manifest.splits["validation"]
 
 
-def test_checksums_follow_pixels_labels_and_order(tmp_path):
+def test_checksums_depend_on_pixels_labels_and_order(tmp_path):
     base = noise(4, 0)
     brighter = [(base[0][0] ^ 1, base[0][1]), *base[1:]]
     relabelled = [(base[0][0], 1), (base[1][0], 0), *base[2:]]
@@ -146,10 +146,9 @@ prepare_digits(digits, validation_images=297, seed=2)
 
 @pytest.fixture(scope="module")
 def another_process(pristine, tmp_path_factory) -> Path:
-    """What another process wrote: `digits`, and runs killed while they wrote `old` and `new`.
-
-    `old` held the pristine data set before. One process for both tests: it takes seconds to start.
-    """
+    """Return the folder of another process, which wrote `digits` and was killed while it wrote
+    `old` and `new`. `old` was the pristine data set before. One process serves both tests, because
+    it takes seconds to start."""
     folder = tmp_path_factory.mktemp("another")
     shutil.copytree(pristine, folder / "old")
     targets = [folder / name for name in ("digits", "old", "new")]
@@ -190,7 +189,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
 images = [split[index % len(split)].image for index in range(2 * len(split))]
 assert all((one == other).all() for one, other in zip(images, images[len(split):]))
 assert len(split.labels()) == len(split)
-prepared._OPEN_SHARDS = 1000  # as if nothing were closed
+prepared._OPEN_SHARDS = 1000  # now no shard is closed
 try:
     prepared.open_prepared(sys.argv[1], "train").labels()
 except ValueError as error:
@@ -198,16 +197,16 @@ except ValueError as error:
 """
 
 
-def test_open_files_are_few_however_many_shards(tmp_path):
+def test_open_files_are_limited_for_any_number_of_shards(tmp_path):
     write(tmp_path / "many", {"train": noise(400, 0)}, shard_images=1)
     command = [sys.executable, "-c", MANY_SHARDS, str(tmp_path / "many")]
-    found = subprocess.run(
+    error = subprocess.run(
         command, check=True, cwd=REPOSITORY, capture_output=True, text=True
     ).stdout
-    assert "cannot be read" in found and "Too many open files" in found and "damaged" not in found
+    assert "cannot be read" in error and "Too many open files" in error and "damaged" not in error
 
 
-def test_hugging_face_datasets_opens_it(pristine):
+def test_hugging_face_datasets_opens_a_split(pristine):
     rows = datasets.load_from_disk(str(pristine / "train"))
     assert rows.features["label"].names == list(CLASSES) and len(rows) == 300
     image, label = noise(300, 0)[7]
@@ -222,14 +221,14 @@ def interrupted(error: BaseException):
 @pytest.mark.parametrize(
     "error", [FractalError("a source's own words"), OSError("disk"), KeyboardInterrupt("stop")]
 )
-def test_interrupted_run_leaves_nothing(tmp_path, error):
+def test_an_interrupted_run_leaves_no_files(tmp_path, error):
     folder = tmp_path / "data" / "noise"
     with pytest.raises(type(error), match=str(error)):
         write(folder, {"train": noise(3, 0), "validation": interrupted(error)})
     assert list(folder.parent.iterdir()) == []
 
 
-def test_interrupted_run_leaves_the_old_data_set(folder):
+def test_an_interrupted_run_keeps_the_old_data_set(folder):
     before = contents(folder)
     with pytest.raises(OSError, match="disk"):
         write(folder, {"train": interrupted(OSError("disk"))})
@@ -237,8 +236,8 @@ def test_interrupted_run_leaves_the_old_data_set(folder):
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_killed_run_leaves_nothing_that_looks_complete(another_process, pristine):
-    """Killed for good, so that no clean-up ran; the next run clears what it left."""
+def test_a_killed_run_leaves_no_data_set_that_looks_complete(another_process, pristine):
+    """After SIGKILL no clean-up runs. The next run removes the files that are left."""
     old, new = another_process / "old", another_process / "new"
     assert all(path.with_name(f".{path.name}.partial").is_dir() for path in (old, new))
     assert contents(old) == contents(pristine)
@@ -250,7 +249,7 @@ def test_killed_run_leaves_nothing_that_looks_complete(another_process, pristine
     assert contents(new) == contents(old) == contents(pristine)
 
 
-def test_run_killed_between_the_renames_is_mended(folder):
+def test_a_run_killed_between_the_renames_loses_no_data_set(folder):
     before = contents(folder)
     folder.rename(folder.with_name(".noise.old"))
     with pytest.raises(OSError, match="disk"):
@@ -258,64 +257,64 @@ def test_run_killed_between_the_renames_is_mended(folder):
     assert contents(folder) == before
 
 
-def test_rewriting_replaces_the_old_data_set(folder):
+def test_writing_again_replaces_the_old_data_set(folder):
     write(folder, {"test": noise(5, 3)})
     assert list(read_manifest(folder).splits) == ["test"]
     assert {path.name for path in folder.iterdir()} == {"test", MANIFEST_NAME}
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def refuse_version(manifest):
+def break_version(manifest):
     manifest.update(format_version=1, something_old=1)
 
 
-def refuse_key(manifest):
+def break_key(manifest):
     manifest["resolutoin"] = 6
 
 
-def refuse_count(manifest):
+def break_count(manifest):
     manifest["splits"]["train"].update(images=301, images_per_class=[151, 150])
     manifest["splits"]["train"]["shards"][0]["images"] = 301
 
 
-def refuse_sum(manifest):
+def break_sum(manifest):
     manifest["splits"]["train"].update(images=299)
     manifest["splits"]["train"]["shards"][0]["images"] = 299
 
 
-def refuse_shards(manifest):
+def break_shards(manifest):
     manifest["splits"]["train"]["shards"][0]["images"] = 200
 
 
-def refuse_path(manifest):
+def break_path(manifest):
     manifest["splits"]["train"]["shards"][0]["file"] = "../train/data.arrow"
 
 
-def refuse_classes(manifest):
+def break_classes(manifest):
     manifest["class_names"] = ["cat", "dog", "cow"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (refuse_version, r"has format version 1, .* reads 2: .*dvc repro"),
+        (break_version, r"has format version 1, .* reads 2: .*dvc repro"),
         (
-            refuse_key,
+            break_key,
             r"not a readable manifest \(unknown key 'resolutoin', did you mean 'resolution'",
         ),
-        (refuse_shards, r"splits\.train: .*its shards have 200 images, images is 300"),
-        (refuse_path, r"splits\.train\.shards\.0\.file: String should match"),
-        (refuse_sum, r"splits\.train: .*images_per_class adds up to 300, images is 299"),
-        (refuse_classes, r"split train counts 2 classes, class_names has 3"),
+        (break_shards, r"splits\.train: .*its shards have 200 images, images is 300"),
+        (break_path, r"splits\.train\.shards\.0\.file: String should match"),
+        (break_sum, r"splits\.train: .*images_per_class adds up to 300, images is 299"),
+        (break_classes, r"split train counts 2 classes, class_names has 3"),
     ],
 )
-def test_wrong_manifest_is_refused(folder, change, message):
+def test_a_wrong_manifest_is_refused(folder, change, message):
     edit_manifest(folder, change)
     assert_refused(lambda: open_prepared(folder, "train"), message)
 
 
-def test_wrong_count_is_named(folder):
-    edit_manifest(folder, refuse_count)
+def test_a_wrong_number_of_images_is_named(folder):
+    edit_manifest(folder, break_count)
     split = open_prepared(folder, "train")
     assert_refused(
         lambda: split[0], r"'train' of .* \(it has 300 images, the manifest says 301\); build"
@@ -323,12 +322,12 @@ def test_wrong_count_is_named(folder):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"text"', "\xff"])
-def test_unreadable_manifest_is_refused(folder, text):
+def test_an_unreadable_manifest_is_refused(folder, text):
     (folder / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
     assert_refused(lambda: open_prepared(folder, "train"), "not a readable manifest .*dvc repro")
 
 
-def test_missing_things_are_named(folder, tmp_path):
+def test_missing_folders_splits_and_files_are_named(folder, tmp_path):
     assert_refused(
         lambda: open_prepared(tmp_path / "no", "train"), "no prepared data set at .*dvc repro"
     )
@@ -343,7 +342,7 @@ def test_missing_things_are_named(folder, tmp_path):
     assert_refused(lambda: open_prepared(folder, "train"), f"has no {MANIFEST_NAME}.*dvc repro")
 
 
-def test_truncated_shard_is_refused(folder):
+def test_a_truncated_shard_is_refused(folder):
     shard = folder / "train" / "data-00000.arrow"
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:5000])
@@ -374,8 +373,8 @@ def replace_in_shard(folder: Path, old: bytes, new: bytes) -> None:
     shard.write_bytes(data.replace(old, new))
 
 
-def test_changed_pixel_is_named(folder):
-    """A valid image with one other pixel value: only the checksum can tell."""
+def test_a_changed_pixel_is_named(folder):
+    """Only the checksum shows that a valid image has another value in one pixel."""
     image = noise(21, 1)[4][0]
     old = webp(image)
     for value in range(256):
@@ -388,7 +387,7 @@ def test_changed_pixel_is_named(folder):
     assert_refused(lambda: verify_prepared(folder), "'validation' of .* checksum is .*, expected ")
 
 
-def test_undecodable_image_is_named(folder):
+def test_an_undecodable_image_is_named(folder):
     old = webp(noise(21, 1)[4][0])
     replace_in_shard(folder, old, b"\0" * 8 + old[8:])
     split = open_prepared(folder, "validation")
@@ -399,14 +398,14 @@ def test_undecodable_image_is_named(folder):
     )
 
 
-def test_image_of_another_size_is_named(folder):
+def test_an_image_of_another_size_is_named(folder):
     edit_manifest(folder, lambda manifest: manifest.update(resolution=8))
     assert_refused(
         lambda: open_prepared(folder, "train")[2], r"image 2 has shape \(6, 6, 3\), expected"
     )
 
 
-def test_label_without_class_is_named(folder):
+def test_a_label_without_a_class_is_named(folder):
     def drop_a_class(manifest):
         manifest["class_names"] = ["cat"]
         for record in manifest["splits"].values():

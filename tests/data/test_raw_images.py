@@ -1,4 +1,4 @@
-"""Raw images of every kind: RGB, counted, left out with a reason, in bounds."""
+"""Raw images of every kind become RGB and are counted, or are left out with a reason."""
 
 import csv
 import json
@@ -32,13 +32,13 @@ from tests.support.preparing import SIDE, expected_crop, prepare
 def test_kinds_of_raw_images_are_counted(tmp_path):
     register(mini.write_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
     prepare(tmp_path / "data")
-    found = json.loads((tmp_path / "data/imagenet16/preparation.json").read_text())["splits"][
+    counts = json.loads((tmp_path / "data/imagenet16/preparation.json").read_text())["splits"][
         "train"
     ]
-    assert found["formats"] == {"JPEG": 26, "PNG": 1}
-    assert found["modes"] == {"CMYK": 1, "L": 1, "RGB": 25}
-    assert (found["exif_rotated"], found["misnamed"]) == (1, 1)
-    assert sum(found["short_sides"].values()) == 27
+    assert counts["formats"] == {"JPEG": 26, "PNG": 1}
+    assert counts["modes"] == {"CMYK": 1, "L": 1, "RGB": 25}
+    assert (counts["exif_rotated"], counts["misnamed"]) == (1, 1)
+    assert sum(counts["short_sides"].values()) == 27
 
 
 def test_other_kinds_become_rgb(tmp_path, recwarn):
@@ -51,11 +51,11 @@ def test_other_kinds_become_rgb(tmp_path, recwarn):
         "tiny.png": mini.encode(mini.photograph(1, 1, 1), "PNG"),
         "corrupt-exif.jpg": mini.encode(photograph, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1"),
     }
-    split = open_prepared(prepared_folder(tmp_path, kinds), "train")
+    split = open_prepared(prepare_folder(tmp_path, kinds), "train")
     assert not [warning for warning in recwarn if warning.category is UserWarning]
     for example, name in zip(split.in_order(), sorted(kinds), strict=True):
-        found = example.image.permute(1, 2, 0).numpy()
-        assert (found == expected_crop(kinds[name])).all(), name
+        pixels = example.image.permute(1, 2, 0).numpy()
+        assert (pixels == expected_crop(kinds[name])).all(), name
 
 
 def register_folder(tmp_path: Path, files: dict[str, bytes]) -> None:
@@ -65,8 +65,8 @@ def register_folder(tmp_path: Path, files: dict[str, bytes]) -> None:
     register(tmp_path / "raw", tmp_path / "data", name="kinds", resolutions=(SIDE,))
 
 
-def prepared_folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
-    """A folder of one's own with these files of one class in both splits, prepared."""
+def prepare_folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
+    """Prepare a folder with these files as a class in both splits, and return the data set."""
     register_folder(tmp_path, files)
     prepare(tmp_path / "data", source="kinds", share=0.9)
     return tmp_path / "data/imagenet16"
@@ -81,11 +81,11 @@ ODD = {
 }
 
 
-def test_a_folder_of_ones_own_is_read_as_a_viewer_shows_it(tmp_path):
-    folder = prepared_folder(tmp_path, ODD)
+def test_a_users_folder_is_read_as_a_viewer_shows_it(tmp_path):
+    folder = prepare_folder(tmp_path, ODD)
     images = [example.image for example in open_prepared(folder, "train").in_order()]
     deep, hidden, large, small = images
-    assert (deep == torch.arange(SIDE)).all(), "257 of 65,535 are 1 of 255"
+    assert (deep == torch.arange(SIDE)).all(), "257 / 65,535 is 1 / 255"
     assert (hidden == 255).all()
     assert (large.permute(1, 2, 0) == torch.tensor([1, 2, 3])).all()
     assert (small.permute(1, 2, 0) == torch.tensor([4, 5, 6])).all()
@@ -97,20 +97,20 @@ def test_a_folder_of_ones_own_is_read_as_a_viewer_shows_it(tmp_path):
     assert "save it with 8 bits a channel" in left_out[0].reason
 
 
-def test_what_was_done_to_pictures_is_in_the_report(tmp_path):
+def test_conversions_are_in_the_report(tmp_path):
     frames = [PIL.Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue")]
     moving = mini.encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    folder = prepared_folder(tmp_path, ODD | {"moving.gif": moving})
+    folder = prepare_folder(tmp_path, ODD | {"moving.gif": moving})
     write_report(folder, tmp_path / "report")
     rows = csv.DictReader((tmp_path / "report/kinds.csv").open())
-    found = {(row["kind"], row["value"]): row["images"] for row in rows if row["split"] == "train"}
-    assert found["transparency", "laid on white"] == "1"
-    assert found["short side", "below the resolution, enlarged"] == "1"
-    assert found["frames", "several, the first is taken"] == "1"
-    assert found["mode", "I;16"] == "1"
+    images = {(row["kind"], row["value"]): row["images"] for row in rows if row["split"] == "train"}
+    assert images["transparency", "laid on white"] == "1"
+    assert images["short side", "below the resolution, enlarged"] == "1"
+    assert images["frames", "several, the first is taken"] == "1"
+    assert images["mode", "I;16"] == "1"
 
 
-def test_what_was_done_to_pictures_is_said(tmp_path, capsys):
+def test_conversions_are_printed(tmp_path, capsys):
     register_folder(tmp_path, ODD)
     params = load_params(REPOSITORY / "params.yaml")
     changed = {
@@ -118,8 +118,8 @@ def test_what_was_done_to_pictures_is_said(tmp_path, capsys):
         "preparation": PreparationConfig(max_quarantined_share=0.9, processes=1),
     }
     prepare_dataset(params.model_copy(update=changed), "kinds", build_in_processes)
-    shown = capsys.readouterr()
-    lines = (shown.out + shown.err).splitlines()
+    printed = capsys.readouterr()
+    lines = (printed.out + printed.err).splitlines()
     assert "kinds: 2 images smaller than 16 px, enlarged" in lines
     assert "kinds: 2 images transparent in places, laid on white" in lines
 
@@ -132,15 +132,17 @@ def test_imagenet_is_read_as_adm_reads_it(tmp_path):
     manifest = prepare(tmp_path / "data")
     images = [e.image for e in open_prepared(tmp_path / "data/imagenet16", "train").in_order()]
     red = torch.tensor([255, 0, 0], dtype=torch.uint8)
-    assert (images[1].permute(1, 2, 0) == red).all(), "not what is seen"
+    assert (images[1].permute(1, 2, 0) == red).all(), "a viewer would show white"
     turned = (folder / "train/n01440764/n01440764_4.JPEG").read_bytes()
-    assert (images[4].permute(1, 2, 0).numpy() == expected_crop(turned)).all(), "EXIF turns nothing"
+    assert (images[4].permute(1, 2, 0).numpy() == expected_crop(turned)).all(), (
+        "EXIF does not turn it"
+    )
     assert manifest.preprocessing.startswith("ADM centre crop version 1: RGB, halved")
 
 
-def damaged_tree(REPOSITORY: Path) -> Path:
-    mini.write_tree(REPOSITORY)
-    folder = REPOSITORY / "train/n02012849"
+def damaged_tree(root: Path) -> Path:
+    mini.write_tree(root)
+    folder = root / "train/n02012849"
     whole = mini.encode(mini.photograph(5))
     (folder / "n02012849_0.JPEG").write_bytes(whole[: len(whole) // 2])
     (folder / "n02012849_1.JPEG").write_bytes(b"<html>not found</html>")
@@ -148,7 +150,7 @@ def damaged_tree(REPOSITORY: Path) -> Path:
     (folder / "n02012849_3.JPEG").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9")
     bomb = PIL.Image.new("1", (12_000, 12_000))
     (folder / "n02012849_4.JPEG").write_bytes(mini.encode(bomb, "PNG"))
-    return REPOSITORY
+    return root
 
 
 REASONS = {
@@ -163,10 +165,10 @@ REASONS = {
 def test_damaged_images_are_left_out_with_the_reason(tmp_path):
     register(damaged_tree(tmp_path / "raw"), tmp_path / "data", resolutions=(SIDE,))
     manifest = prepare(tmp_path / "data", share=0.2)
-    found = {Path(entry.file).name: entry.reason for entry in manifest.quarantined}
-    assert found.keys() == REASONS.keys()
+    reasons = {Path(entry.file).name: entry.reason for entry in manifest.quarantined}
+    assert reasons.keys() == REASONS.keys()
     for name, reason in REASONS.items():
-        assert found[name].startswith(reason)
+        assert reasons[name].startswith(reason)
     assert manifest.splits["train"].images_per_class == (9, 4, 9)
     verify_prepared(tmp_path / "data/imagenet16")
 
@@ -186,9 +188,7 @@ def test_too_many_damaged_images_fail(tmp_path):
     assert not (data / "imagenet16-quarantined.csv").exists()
 
 
-def prepared_and_counts(
-    content: bytes, name: str = "one/x.jpg"
-) -> tuple[PIL.Image.Image, RawCounts]:
+def prepare_and_count(content: bytes, name: str = "one/x.jpg") -> tuple[PIL.Image.Image, RawCounts]:
     counts = RawCounts()
     return prepare_image(content, name, SIDE, counts), counts
 
@@ -203,9 +203,9 @@ CORRUPT_EXIF = [
 
 @pytest.mark.parametrize("exif", CORRUPT_EXIF)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_corrupt_exif_leaves_no_intact_image_out(kind, exif):
+def test_an_intact_image_with_corrupt_exif_is_used(kind, exif):
     content = mini.encode(mini.photograph(0), kind, exif=exif, dpi=(72, 72))
-    image, counts = prepared_and_counts(content)
+    image, counts = prepare_and_count(content)
     assert (np.asarray(image) == expected_crop(content)).all()
     assert counts.formats == {kind: 1} and counts.exif_rotated + counts.exif_unreadable <= 1
 
@@ -213,34 +213,34 @@ def test_corrupt_exif_leaves_no_intact_image_out(kind, exif):
 @pytest.mark.parametrize("exif", CORRUPT_EXIF[:2])
 def test_unreadable_exif_is_counted(exif):
     content = mini.encode(mini.photograph(0), "JPEG", exif=exif, dpi=(72, 72))
-    _, counts = prepared_and_counts(content)
+    _, counts = prepare_and_count(content)
     assert (counts.exif_unreadable, counts.exif_rotated) == (1, 0)
 
 
-def test_photographs_of_several_pictures_are_no_misnamed_jpeg():
+def test_a_jpeg_of_several_pictures_is_not_misnamed():
     photograph = mini.photograph(0)
     content = mini.encode(photograph, "MPO", save_all=True, append_images=[photograph])
     for name, misnamed in (("one/x.jpg", 0), ("one/x.JPEG", 0), ("one/x.png", 1)):
-        _, counts = prepared_and_counts(content, name)
+        _, counts = prepare_and_count(content, name)
         assert counts.formats == {"MPO": 1} and counts.misnamed == misnamed
 
 
 @pytest.mark.parametrize("size", [(400_000, 1), (1, 400_000), (60_000_000, 1)])
-def test_extreme_aspect_ratio_is_left_out(size):
-    """The crop would enlarge the long side with the short one, to gigabytes."""
+def test_an_image_of_extreme_aspect_ratio_is_left_out(size):
+    """The crop would enlarge both sides in the same ratio, which would need gigabytes."""
     content = mini.encode(PIL.Image.new("L", size), "PNG")
     with pytest.raises(UnusableImage, match=f"{size[0]} × {size[1]} pixels, whose crop would pass"):
-        prepared_and_counts(content)
+        prepare_and_count(content)
 
 
 def test_a_long_image_that_fits_is_used():
     content = mini.encode(PIL.Image.effect_noise((3000, 2), 50), "PNG")
-    assert (np.asarray(prepared_and_counts(content)[0]) == expected_crop(content)).all()
+    assert (np.asarray(prepare_and_count(content)[0]) == expected_crop(content)).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
-def test_bytes_changed_at_random_are_a_reason_or_an_image(kind):
-    """Decoders raise what they like: nothing but UnusableImage comes through."""
+def test_random_bytes_give_a_reason_or_an_image(kind):
+    """Any error of a decoder becomes UnusableImage."""
     random = np.random.default_rng(0)
     whole, refused = mini.encode(mini.photograph(0), kind), 0
     for _ in range(300):
@@ -248,20 +248,20 @@ def test_bytes_changed_at_random_are_a_reason_or_an_image(kind):
         for place in random.integers(0, min(len(content), 300), random.integers(1, 8)):
             content[place] = random.integers(256)
         try:
-            assert prepared_and_counts(bytes(content))[0].size == (SIDE, SIDE)
+            assert prepare_and_count(bytes(content))[0].size == (SIDE, SIDE)
         except UnusableImage:
             refused += 1
     assert refused
 
 
 @pytest.mark.parametrize("error", [TypeError("odd"), MemoryError(), ZeroDivisionError("x\ny")])
-def test_whatever_a_decoder_raises_is_a_reason(monkeypatch, error):
+def test_every_error_of_a_decoder_is_a_reason(monkeypatch, error):
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(PIL.Image, "open", fail)
     with pytest.raises(UnusableImage, match="^damaged: [^\n]+$"):
-        prepared_and_counts(b"anything")
+        prepare_and_count(b"anything")
 
 
 PREPARE_AND_MEASURE = r"""
@@ -276,16 +276,16 @@ manifest = prepare_source(
     run_jobs=lambda jobs: build_in_processes(jobs, 1),
 )
 assert manifest.splits["train"].images == 2
-# Not getrusage's, which begins with the peak of the process that started this one.
+# getrusage would include the peak of the process that started this one.
 print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc"
+    not Path("/proc/self/status").exists(), reason="the peak memory is read from Linux's /proc"
 )
 def test_the_largest_images_fit_in_memory(tmp_path):
-    """Of 88 million pixels, the limit: kinds whose decoders hold the most beside the image."""
+    """The images have 88 million pixels, the limit, in formats whose decoders need most memory."""
     folder, size = tmp_path / "raw", (9_400, 9_400)
     webp = mini.encode(PIL.Image.new("RGBA", size), "WEBP", lossless=True, quality=0, method=0)
     jpeg = mini.encode(PIL.Image.new("CMYK", size), "JPEG", progressive=True, subsampling=0)
@@ -294,7 +294,7 @@ def test_the_largest_images_fit_in_memory(tmp_path):
     mini.put(folder / "validation/one/small.jpg", mini.encode(mini.photograph(0)))
     register(folder, tmp_path / "data", name="large", resolutions=(64,))
     command = [sys.executable, "-c", PREPARE_AND_MEASURE, str(tmp_path / "data")]
-    found = subprocess.run(
+    peak_kib = subprocess.run(
         command, check=True, cwd=REPOSITORY, capture_output=True, text=True
     ).stdout
-    assert int(found) < 1.65 * 2**20, "well under 2 GiB"
+    assert int(peak_kib) < 1.65 * 2**20, "well under 2 GiB"

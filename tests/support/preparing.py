@@ -1,4 +1,4 @@
-"""Preparing the registered mini ImageNet, as the tests do."""
+"""Helpers that prepare the registered mini ImageNet."""
 
 from __future__ import annotations
 

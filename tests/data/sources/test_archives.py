@@ -1,4 +1,4 @@
-"""The official archives: what is refused in them, and archives that are not whole."""
+"""The official archives: refused members, and archives that are damaged."""
 
 import io
 import tarfile
@@ -23,7 +23,7 @@ def special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarI
     return member
 
 
-def test_archive_members_that_are_refused(tmp_path):
+def test_unusable_archive_members_are_refused_with_a_reason(tmp_path):
     root, inner = mini.write_archives(tmp_path / "raw"), io.BytesIO()
     with tarfile.open(fileobj=inner, mode="w") as archive:
         mini.add(archive, "n01440764_1.JPEG", b"image")
@@ -39,9 +39,9 @@ def test_archive_members_that_are_refused(tmp_path):
     outer = mini.tar_of({"n01440764.tar": inner.getvalue(), "cats.tar": b"", "readme": b"x"})
     (root / "ILSVRC2012_img_train.tar").write_bytes(outer)
     builder = list_archives(root, Companions(), lambda done: None)
-    found = {entry.file: entry.reason for entry in builder.refused if entry.split == "train"}
+    reasons = {entry.file: entry.reason for entry in builder.refused if entry.split == "train"}
     link = "a link, a device or a sparse file: not an ordinary one"
-    assert found == {
+    assert reasons == {
         "n01440764/n01440764_1.JPEG": "there are two files of this name",
         "n01440764/../../n01440764_2.JPEG": "its path leaves the archive",
         "n01440764//n01440764_3.JPEG": "its path leaves the archive",
@@ -53,11 +53,11 @@ def test_archive_members_that_are_refused(tmp_path):
         "cats.tar": "expected an archive named after a class, such as n01440764.tar",
         "readme": "expected an archive named after a class, such as n01440764.tar",
     }
-    assert len(builder) == 1, "and the validation images have no ground truth here"
+    assert len(builder) == 1, "without a ground truth no validation image is listed"
 
 
 @pytest.mark.parametrize("cut", [700, 20_000, -20_000])
-def test_archive_that_is_cut_off(tmp_path, cut):
+def test_an_archive_that_is_cut_off_is_refused(tmp_path, cut):
     root = mini.write_archives(tmp_path / "raw")
     file = root / "ILSVRC2012_img_train.tar"
     file.write_bytes(file.read_bytes()[:cut])
@@ -80,8 +80,8 @@ def members(content: bytes) -> list[tarfile.TarInfo]:
         (700, "is cut off within ILSVRC2012_val_00000004.JPEG"),
     ],
 )
-def test_archive_that_is_cut_off_around_a_header(tmp_path, cut, message):
-    """Between two members `tarfile` sees nothing wrong, and inside a header neither."""
+def test_an_archive_that_is_cut_off_around_a_header_is_refused(tmp_path, cut, message):
+    """`tarfile` alone does not notice a cut between two members or inside a header."""
     root = mini.write_archives(tmp_path / "raw")
     content = (root / VALIDATION).read_bytes()
     (root / VALIDATION).write_bytes(content[: members(content)[3].offset + cut])
@@ -95,7 +95,7 @@ def test_archive_that_is_cut_off_around_a_header(tmp_path, cut, message):
         (b"\0" * 512, "after byte .*, where it seems to end, there is more"),
     ],
 )
-def test_damaged_header_does_not_end_the_listing(tmp_path, header, message):
+def test_a_damaged_header_does_not_end_the_listing(tmp_path, header, message):
     root = mini.write_archives(tmp_path / "raw")
     content = bytearray((root / VALIDATION).read_bytes())
     at = members(content)[3].offset
@@ -104,7 +104,7 @@ def test_damaged_header_does_not_end_the_listing(tmp_path, header, message):
     assert_refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
 
 
-def test_size_below_zero_does_not_go_round_in_circles(tmp_path):
+def test_a_negative_size_causes_no_endless_loop(tmp_path):
     root = mini.write_archives(tmp_path / "raw")
     content = bytearray((root / VALIDATION).read_bytes())
     header = members(content)[3]
@@ -118,7 +118,7 @@ def test_size_below_zero_does_not_go_round_in_circles(tmp_path):
 
 
 def inner(root: Path) -> tuple[bytearray, int, int]:
-    """The training archive, the start of the second class's archive in it, and of its end."""
+    """Return the training archive, and where a header and the end of its second class are in it."""
     content = bytearray((root / TRAIN).read_bytes())
     outer = members(content)[1]
     start = outer.offset_data
@@ -127,7 +127,7 @@ def inner(root: Path) -> tuple[bytearray, int, int]:
 
 
 @pytest.mark.parametrize("damage", ["header", "zeros", "end"])
-def test_damage_inside_a_class_is_told(tmp_path, damage):
+def test_damage_inside_a_class_is_named(tmp_path, damage):
     root = mini.write_archives(tmp_path / "raw")
     content, header, end = inner(root)
     if damage == "end":
@@ -141,7 +141,7 @@ def test_damage_inside_a_class_is_told(tmp_path, damage):
     )
 
 
-def test_each_image_of_a_misnamed_archive_counts(tmp_path):
+def test_each_image_of_a_misnamed_archive_is_refused(tmp_path):
     root = mini.write_archives(tmp_path / "raw")
     classes = {f"{wnid}.tar": mini.tar_of(files) for wnid, files in mini.train_images().items()}
     classes["crane.tar"] = classes.pop("n02012849.tar")

@@ -1,4 +1,4 @@
-"""Class folders: nested ones, wrong ones, links, splits, and which reading a name selects."""
+"""Class folders: nested and wrong ones, links, splits, and names of sources."""
 
 import os
 from pathlib import Path
@@ -34,8 +34,8 @@ def test_folders_within_a_class_are_read(tmp_path):
     assert keys == sorted(keys), "the same name in two folders is two images"
 
 
-def test_imagenet_with_a_folder_of_images_in_each_class(tmp_path):
-    """As Tiny-ImageNet has them."""
+def test_a_folder_of_images_in_each_class_of_imagenet_is_read(tmp_path):
+    """Tiny-ImageNet has such folders."""
     root = mini.write_tree(tmp_path / "raw")
     for folder in list((root / "train").iterdir()):
         folder.rename(tmp_path / "images")
@@ -54,7 +54,7 @@ def test_held_out_images_come_from_nested_folders_too(tmp_path):
 
 
 def test_linked_folders_in_a_class_are_refused(tmp_path):
-    """They may go round in circles. A class's folder itself may be a link."""
+    """Links may form a circle. A class's folder itself may be a link."""
     root = own_folder(tmp_path / "raw", "train/a", "validation/a")
     own_folder(tmp_path / "elsewhere", ".")
     os.symlink(tmp_path / "elsewhere", root / "train/b")
@@ -80,7 +80,7 @@ def test_classes_without_usable_images_are_named(tmp_path):
     assert load_source(tmp_path / "data", "own")[2] == listing
 
 
-def test_each_image_of_a_wrong_class_counts(tmp_path):
+def test_each_image_of_a_wrong_class_is_refused(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     own_folder(root, "train/cats", "train/cats/more")
     source, listing = register(root, tmp_path / "data")
@@ -93,9 +93,9 @@ def test_validation_classes_without_training_images_are_refused(tmp_path):
     root = own_folder(tmp_path / "raw", "train/a", "train/b", "val/a", "val/images")
     source, listing = register(root, tmp_path / "data", **OWN)
     assert source.images["validation"] == 6 and listing.class_names == ("a", "b")
-    found = reasons(listing)
-    assert len(found) == 6
-    assert found["validation/images/0.jpg"] == "there are no training images of the class images"
+    refused = reasons(listing)
+    assert len(refused) == 6
+    assert refused["validation/images/0.jpg"] == "there are no training images of the class images"
 
 
 def test_files_too_large_to_be_images_are_refused_unread(tmp_path):
@@ -103,8 +103,8 @@ def test_files_too_large_to_be_images_are_refused_unread(tmp_path):
     os.truncate(root / "train/a/0.jpg", LARGEST_IMAGE + 1)  # a hole, no disk is used
     source, listing = register(root, tmp_path / "data", **OWN)
     assert source.images["train"] == 5
-    found = reasons(listing)["train/a/0.jpg"]
-    assert found == "it has 268,435,457 bytes, at most 268,435,456 are read as an image"
+    reason = reasons(listing)["train/a/0.jpg"]
+    assert reason == "it has 268,435,457 bytes, at most 268,435,456 are read as an image"
 
 
 def test_names_that_are_not_utf8_are_refused(tmp_path):
@@ -131,12 +131,12 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "straße 山　水.jpg", "a/b.jpg"])
-def test_ordinary_names_stay(name):
+def test_ordinary_names_are_not_escaped(name):
     assert printable_name(name) == name
 
 
-def test_wordnet_ids_under_another_name_are_anybodys_classes(tmp_path):
-    """As in ImageNet-100: no 1000 classes are expected, and a share can be held out."""
+def test_wordnet_ids_under_another_name_are_ordinary_classes(tmp_path):
+    """For ImageNet-100, for example, 1000 classes are not expected and a share can be held out."""
     root = own_folder(tmp_path / "raw", "train/n01440764", "train/n02012849")
     source, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
     assert source.kind == "folder" and source.images == {"train": 6, "validation": 6}
@@ -172,7 +172,7 @@ def test_nothing_is_held_out_beside_an_empty_validation_folder(tmp_path):
     assert not data.exists()
 
 
-def test_class_folders_called_by_numerals_are_in_the_order_of_the_numbers(tmp_path):
+def test_class_folders_with_numerals_as_names_are_sorted_by_number(tmp_path):
     names = [str(number) for number in range(12)]
     root = own_folder(tmp_path / "raw", *names, images=2)
     _, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
@@ -193,14 +193,14 @@ def test_a_class_keeps_the_whole_name_of_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none", "None"])
-def test_the_word_that_asks_for_no_class_is_no_name_of_a_class(tmp_path, name):
+def test_a_class_cannot_have_the_name_that_stands_for_no_class(tmp_path, name):
     root = own_folder(tmp_path / "raw", "a", name)
     message = f"a class is called '{name}', the word that asks for a sample without a class: renam"
     assert_refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_litter_is_no_image_no_class_and_no_damage(tmp_path, split):
+def test_litter_in_class_folders_is_ignored(tmp_path, split):
     places = ("train/a/more", "train/b", "validation/a") if split else ("a/more", "b")
     root, data, share = own_folder(tmp_path / "raw", *places), tmp_path / "data", 0.5 * (not split)
     before = register(root, data, **OWN, holdout=share)
@@ -209,7 +209,7 @@ def test_litter_is_no_image_no_class_and_no_damage(tmp_path, split):
     assert before[0].refused == 0 and before[0].classes == 2
 
 
-def test_litter_in_the_tree_of_imagenet(tmp_path):
+def test_litter_in_the_tree_of_imagenet_is_ignored(tmp_path):
     root = mini.write_tree(tmp_path / "raw", flat=True)
     before = register(root, tmp_path / "data")
     write_litter(root / "train", mini.encode(mini.photograph(0)))
@@ -217,7 +217,7 @@ def test_litter_in_the_tree_of_imagenet(tmp_path):
     assert register(root, tmp_path / "data") == before
 
 
-def test_splits_that_cannot_be_told(tmp_path):
+def test_ambiguous_or_missing_split_folders_are_refused(tmp_path):
     root = own_folder(tmp_path / "raw", "validation/a")
     assert_refused(
         lambda: register(root, tmp_path / "data", **OWN), "has validation/ and no train/: put"
@@ -228,7 +228,7 @@ def test_splits_that_cannot_be_told(tmp_path):
     )
 
 
-def test_why_a_split_has_no_images_is_said(tmp_path):
+def test_the_error_says_why_a_split_has_no_images(tmp_path):
     root = own_folder(mini.write_tree(tmp_path / "raw"), "val/images")
     for folder in (root / "val").glob("n*"):
         for file in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Parquet files: what tells images apart, what is refused, and the memory that reading takes."""
+"""Parquet files: checksums, refused rows, layouts of the hub, and the memory of reading."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_replaced_images_change_the_description(tmp_path):
     assert load_source(data, "imagenet")[2] == listing
 
 
-def test_rows_that_share_a_path_are_images_of_their_own(tmp_path):
+def test_rows_with_the_same_path_are_separate_images(tmp_path):
     root = both(tmp_path / "raw", paths=["image.jpg"] * 6, row_group_size=4)
     source, listing = register(root, tmp_path / "data")
     assert source.images["train"] == 6 and source.refused == 0
@@ -77,7 +77,7 @@ def test_a_name_that_says_another_class_is_refused_for_imagenet(tmp_path):
     assert register(root, tmp_path / "data", **own)[0].images["train"] == 12
 
 
-def test_labels_that_are_none(tmp_path):
+def test_missing_and_negative_labels_are_refused(tmp_path):
     root = both(tmp_path / "raw", labels=[0, 1, None, -1, 1, 2])
     _, listing = register(root, tmp_path / "data")
     assert [entry.reason for entry in listing.refused] == ["its label is None", "its label is -1"]
@@ -93,7 +93,7 @@ def test_labels_that_are_none(tmp_path):
         {"image": [{"bytes": b"x"}]},
     ],
 )
-def test_other_columns(tmp_path, columns):
+def test_other_columns_are_refused(tmp_path, columns):
     root = both(tmp_path / "raw")
     pq.write_table(pa.table(columns), root / "train-0.parquet")
     message = r"has the columns image \(.*expected image \(with bytes\) and label \(an integer\)"
@@ -137,7 +137,7 @@ def test_files_that_have_changed_raise_os_errors(tmp_path):
         reader.read(ImageFile("train", 0, "k", "train-2.parquet", 0, 0))
 
 
-def test_an_image_that_became_too_large_is_not_given(tmp_path, monkeypatch):
+def test_an_image_that_became_too_large_is_not_read(tmp_path, monkeypatch):
     write(tmp_path / "train-0.parquet")
     mini.put(tmp_path / "a/1.jpg", IMAGES[0])
     monkeypatch.setattr("fractal_model.data.sources.reading.LARGEST_IMAGE", 100)
@@ -160,7 +160,7 @@ def test_images_too_large_are_found_in_large_row_groups(tmp_path, monkeypatch):
     ]
 
 
-def test_row_groups_that_take_too_much_memory(tmp_path, monkeypatch):
+def test_row_groups_that_take_too_much_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "LARGEST_IMAGE", 1)
     monkeypatch.setattr(parquet, "_LARGEST_PAGE", 2**20)
     images = [os.urandom(2**19)] * 6
@@ -185,7 +185,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_the_hub(tmp_path, layout):
+def test_layouts_of_the_hub_are_read(tmp_path, layout):
     root = tmp_path / "raw"
     for file in LAYOUTS[layout]:
         write(root / file)
@@ -195,13 +195,13 @@ def test_layouts_of_the_hub(tmp_path, layout):
     write_litter(root, b"x")
     source, listing = register(root, tmp_path / "data", **OWN)
     assert source.images == {"train": 6, "validation": 6} and source.classes == 3
-    assert source.kind == "parquet" and source.missing == (), "1,000 classes are ImageNet's"
+    assert source.kind == "parquet" and source.missing == (), "only ImageNet needs 1,000 classes"
     assert contents(root, listing)["train", 1] == [IMAGES[1], IMAGES[4]]
     assert load_source(tmp_path / "data", "own")[2] == listing
     assert "997 of 1000 classes" in register(root, tmp_path / "data")[0].missing
 
 
-def test_several_configurations(tmp_path):
+def test_several_configurations_are_refused(tmp_path):
     for name in ("large", "small"):
         write(tmp_path / "raw" / name / "train/0000.parquet")
     message = r"parquet files of 2 configurations \(large, small\): give .* such as .*/raw/large$"
@@ -209,7 +209,7 @@ def test_several_configurations(tmp_path):
 
 
 def test_parquet_files_beside_images_do_not_hide_them(tmp_path):
-    """As `metadata.parquet` of the hub's image folders."""
+    """The hub's image folders have `metadata.parquet`, for example."""
     for place in ("train/a", "validation/a"):
         mini.put(tmp_path / "raw" / place / "1.jpg", IMAGES[0])
     for name in ("train/metadata.parquet", "metadata.parquet", "train/a/0.parquet"):
@@ -224,9 +224,9 @@ def test_a_share_of_own_parquet_files_is_held_out(tmp_path):
     source, listing = register(root, data, **OWN, holdout=0.25)
     assert source.images == {"train": 9, "validation": 3}
     assert [image.label for image in listing.rows("validation", 0, 3)] == [0, 1, 2]
-    found = contents(root, listing)
+    images = contents(root, listing)
     for label in range(3):
-        both_splits = found["train", label] + found["validation", label]
+        both_splits = images["train", label] + images["validation", label]
         assert sorted(both_splits) == sorted([IMAGES[label], IMAGES[label + 3]] * 2)
     write(root / "validation.parquet")
     assert_refused(
@@ -258,8 +258,8 @@ print(most >> 20)
 """
 
 
-def test_memory_is_that_of_pages_not_of_row_groups(tmp_path):
-    """Two row groups of 150 MB: at once each would take 300 MB, and the next one more."""
+def test_reading_needs_memory_for_pages_not_for_row_groups(tmp_path):
+    """Each of two row groups has 150 MB and would take 300 MB if it were read at once."""
     write(tmp_path / "small.parquet")
     images = [os.urandom(2**20)] * 300
     write(
@@ -270,11 +270,11 @@ def test_memory_is_that_of_pages_not_of_row_groups(tmp_path):
         use_dictionary=False,
         write_batch_size=1,
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert int(found.stdout) < 100, "MB"
+    assert int(process.stdout) < 100, "MB"

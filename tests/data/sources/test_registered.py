@@ -1,4 +1,4 @@
-"""Registering: each form of ImageNet, any folder, and what is refused."""
+"""Registering every form of ImageNet and other folders, and what is refused."""
 
 import os
 import shutil
@@ -25,13 +25,13 @@ def test_each_form_has_the_same_images(tmp_path, form):
     assert listing.class_names == names
 
 
-def test_flat_validation_takes_the_ground_truth(tmp_path):
+def test_a_flat_validation_folder_is_read_with_the_ground_truth(tmp_path):
     root = mini.write_tree(tmp_path / "raw", flat=True)
     _, listing = register(root, tmp_path / "data")
     assert contents(root, listing) == expected()
 
 
-def test_kaggle_layout(tmp_path):
+def test_the_layout_of_kaggle_is_read(tmp_path):
     mini.write_tree(tmp_path / "tree", flat=True)
     root = tmp_path / "raw"
     shutil.copytree(tmp_path / "tree" / "train", root / "ILSVRC/Data/CLS-LOC/train")
@@ -44,7 +44,7 @@ def test_kaggle_layout(tmp_path):
     assert contents(root, listing) == expected() and listing.class_names == NAMES
 
 
-def test_registering_is_written_down_the_same_each_time(tmp_path):
+def test_registering_twice_writes_the_same_files(tmp_path):
     for place in ("one", "two"):
         mini.write_tree(tmp_path / place / "raw")
         register(tmp_path / place / "raw", tmp_path / place / "data")
@@ -59,7 +59,7 @@ def test_registering_is_written_down_the_same_each_time(tmp_path):
     assert entries["imagenet64"].description == "data/sources/imagenet.json"
 
 
-def test_listing_is_made_again_and_held_against_the_description(tmp_path):
+def test_a_missing_listing_is_made_again_and_compared_with_the_description(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     _, listing = register(root, tmp_path / "data")
     file = tmp_path / "data/sources/imagenet.listing.parquet"
@@ -77,7 +77,7 @@ def test_listing_is_made_again_and_held_against_the_description(tmp_path):
 
 
 def test_a_listing_of_other_images_is_not_used(tmp_path):
-    """As after `git pull`, which brings a description of other images than were listed here."""
+    """`git pull` may bring a description of other images than those that were listed here."""
     root, data = mini.write_tree(tmp_path / "raw"), tmp_path / "data"
     register(root, data)
     older = (data / "sources/imagenet.json").read_text()
@@ -90,11 +90,11 @@ def test_a_listing_of_other_images_is_not_used(tmp_path):
     image.write_bytes(content)
     source, _, listing = load_source(data, "imagenet")
     assert source.images["train"] == 27 and listing.count("train") == 27
-    kept = Listing.read(data / "sources/imagenet.listing.parquet")
-    assert kept.checksum == source.listing_checksum, "and the right one is kept"
+    stored = Listing.read(data / "sources/imagenet.listing.parquet")
+    assert stored.checksum == source.listing_checksum, "the right listing is stored"
 
 
-def test_checksum_tells_every_column_apart():
+def test_the_checksum_depends_on_every_column():
     rows = [("train", "a", "1.png", "a/1.png", -1, 5), ("train", "b", "2.png", "b/2.png", -1, 6)]
 
     def checksum(changed: dict[int, object]) -> str:
@@ -104,8 +104,8 @@ def test_checksum_tells_every_column_apart():
         return builder.build({"a": "a", "b": "b"}).checksum
 
     changes = [{}, {0: "validation"}, {1: "b"}, {2: "3.png"}, {3: "a/3.png"}, {4: 0}, {5: 6}]
-    found = [checksum(change) for change in changes]
-    assert len(set(found)) == len(changes) and checksum({}) == found[0]
+    checksums = [checksum(change) for change in changes]
+    assert len(set(checksums)) == len(changes) and checksum({}) == checksums[0]
 
 
 @pytest.mark.parametrize("name", ["sources", "digits", "x-report", "x-reference", "x-quarantined"])
@@ -119,7 +119,7 @@ def test_names_of_other_folders_are_refused(tmp_path, name):
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):
-    """Perhaps that of the raw images themselves."""
+    """The folder may contain the raw images."""
     data = tmp_path / "data"
     mini.put(data / "flowers/rose/1.png", b"x")
     assert_refused(
@@ -128,7 +128,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     )
 
 
-def test_own_folder_with_a_share_held_out(tmp_path):
+def test_a_share_of_a_users_folder_is_held_out(tmp_path):
     for name in ("rose", "daisy"):
         for index in range(10):
             mini.put(tmp_path / "raw" / name / f"{index}.png", b"x")
@@ -145,7 +145,7 @@ def test_own_folder_with_a_share_held_out(tmp_path):
     assert list(read_registered(tmp_path / "data")) == ["flowers"], "registering again replaces"
 
 
-def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
+def test_unusable_files_are_refused_with_a_reason(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     folder = root / "train/n01440764"
     (folder / "n01440764_0.JPEG").write_bytes(b"")
@@ -172,7 +172,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason(tmp_path):
     assert source.refused == 6 and source.images["train"] == 27, "the working link is an image"
 
 
-def test_foreign_things(tmp_path):
+def test_other_folders_and_bad_arguments_are_refused(tmp_path):
     data, empty = tmp_path / "data", tmp_path / "empty"
     empty.mkdir()
     assert_refused(lambda: register(tmp_path / "no", data), "no does not exist: give the folder")
@@ -209,7 +209,7 @@ def test_foreign_things(tmp_path):
     assert not data.exists()
 
 
-def test_damaged_forms(tmp_path):
+def test_damaged_sources_are_refused(tmp_path):
     data = tmp_path / "data"
     root = mini.write_archives(tmp_path / "archives")
     (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"no archive")
@@ -239,7 +239,7 @@ def test_damaged_forms(tmp_path):
     )
 
 
-def test_a_source_that_is_away_is_named(tmp_path):
+def test_a_source_that_has_moved_is_named(tmp_path):
     root = mini.write_tree(tmp_path / "raw")
     register(root, tmp_path / "data")
     root.rename(tmp_path / "away")
@@ -250,7 +250,7 @@ def test_a_source_that_is_away_is_named(tmp_path):
     assert load_source(tmp_path / "data", "imagenet")[1] == tmp_path / "away"
 
 
-def test_damaged_registration(tmp_path):
+def test_damaged_files_of_a_registration_are_named(tmp_path):
     data = tmp_path / "data"
     register(mini.write_tree(tmp_path / "raw"), data)
     (data / "sources/imagenet.json").write_text("{")
@@ -262,7 +262,7 @@ def test_damaged_registration(tmp_path):
         assert_refused(lambda: read_registered(data), "registered.yaml is damaged.*restore it")
 
 
-def test_names_are_told_apart():
+def test_equal_class_names_get_their_ids():
     ids = ["n1", "n2", "n3"]
     names = {"n1": "crane, a bird", "n2": "crane"}
     assert unique_names(ids, names) == ("crane (n1)", "crane (n2)", "n3")
