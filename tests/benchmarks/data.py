@@ -1,12 +1,12 @@
-"""How fast images are prepared and read, beside plain Pillow in one process.
+"""Measure how fast images are prepared and read, compared with plain Pillow in one process.
 
     python -m tests.benchmarks.data [--json]
 
-Makes 4,000 JPEG files of ImageNet-like sizes, about 500 × 375, whose spectrum falls as that of
-photographs. "Plain" decodes and crops each file in a loop, one process, and keeps nothing. What is
-compared is measured in turns, in this run; medians of the rounds. `dvc repro` is run where nothing
-is to be done: this checkout's stages and, as if they were ImageNet's, the photographs'. Exits with
-1 when a goal is missed. Not collected by pytest.
+It makes 4,000 JPEG files of about 500 × 375 pixels, as in ImageNet, with the spectrum of
+photographs. "Plain" decodes and crops each file in one process and stores nothing. The compared
+ways run in turn, and each result is the median of the rounds. `dvc repro` is measured when nothing
+has to be built, with the stages of digits and of the photographs. The program exits with 1 when a
+goal is missed. pytest does not collect it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ GOALS = {
 
 
 def photograph(seed: int) -> PIL.Image.Image:
-    """Noise whose amplitude falls as one over frequency, about 500 × 375."""
+    """Return noise whose amplitude falls with the frequency, about 500 × 375 pixels."""
     random = np.random.default_rng(seed)
     width, height = int(random.normal(490, 30)), int(random.normal(385, 30))
     if seed % 4 == 0:
@@ -70,13 +70,13 @@ def photograph(seed: int) -> PIL.Image.Image:
     channels = np.fft.irfft2(
         np.fft.rfft2(random.normal(size=(3, height, width))) * falloff, s=(height, width)
     )
-    channels += 0.8 * channels.mean(axis=0)  # colours go together
+    channels += 0.8 * channels.mean(axis=0)  # Colours of photographs are correlated.
     channels = 128 + 55 * channels / channels.std()
     return PIL.Image.fromarray(channels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def make_images(root: Path, images: int) -> list[Path]:
-    """JPEG files in ten classes; the last tenth are the validation split's."""
+    """Write JPEG files of ten classes. The last tenth form the validation split."""
     files = []
     with progress_bar("making images", images) as update:
         for index in range(images):
@@ -89,20 +89,22 @@ def make_images(root: Path, images: int) -> list[Path]:
     return files
 
 
-def plain(files: list[Path], side: int) -> None:
+def prepare_plainly(files: list[Path], side: int) -> None:
+    """Decode and crop every file with Pillow, and store nothing."""
     for file in files:
         with PIL.Image.open(file) as image:
             np.asarray(center_crop(image.convert("RGB"), side))
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Run `work` and return how long it takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def prepare(data: Path, side: int, processes: int) -> None:
-    """As `fractal data prepare`, from nothing."""
+    """Prepare the photographs anew, as `fractal data prepare` does."""
     name = f"photographs{side}"
     shutil.rmtree(data / name, ignore_errors=True)
     prepare_source(
@@ -116,16 +118,16 @@ def prepare(data: Path, side: int, processes: int) -> None:
 
 
 def read_all(folder: Path) -> None:
-    """In random order, as in training: a fresh reader each time."""
+    """Open every split and read its images in random order, as in training."""
     for name in read_manifest(folder).splits:
         split = open_prepared(folder, name)
         for index in np.random.default_rng(0).permutation(len(split)):
             split[int(index)]
 
 
-def codecs(files: list[Path]) -> list[dict[str, object]]:
-    """What the choice of the encoding rests on: milliseconds and kB of an image."""
-    found = []
+def measure_codecs(files: list[Path]) -> list[dict[str, object]]:
+    """Measure milliseconds and kB per image of each encoding; the choice is based on them."""
+    rows = []
     for side in SIDES:
         crops = []
         for file in files[:100]:
@@ -138,7 +140,7 @@ def codecs(files: list[Path]) -> list[dict[str, object]]:
             for content in encoded:
                 np.asarray(PIL.Image.open(io.BytesIO(content)))
             ended = time.perf_counter()
-            found.append(
+            rows.append(
                 {
                     "side": side,
                     "codec": name,
@@ -147,7 +149,7 @@ def codecs(files: list[Path]) -> list[dict[str, object]]:
                     "kilobytes": sum(map(len, encoded)) / len(crops) / 1e3,
                 }
             )
-    return found
+    return rows
 
 
 def encode(image: PIL.Image.Image, options: dict[str, object]) -> bytes:
@@ -170,9 +172,9 @@ print(json.dumps({"images": len(split), "resident": peak}))
 """
 
 
-def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float]:
-    """Of a process that reads at random from a data set of this size: one whole shard of 256 px
-    images, linked under as many names as it takes."""
+def measure_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float]:
+    """Measure the memory of a process that reads at random from a large data set. The data set is
+    one complete shard of 256 px images, linked under many names."""
     source, big = data / "photographs256", data / "big"
     manifest = read_manifest(source)
     images = open_prepared(source, "train")
@@ -188,21 +190,22 @@ def resident_memory(data: Path, gigabytes: float, reads: int) -> dict[str, float
     for number in range(1, times):
         os.link(file, file.with_name(shard_name(number)))
         shards.append(record.model_copy(update={"file": f"train/{shard_name(number)}"}))
-    digests, labels = shard.checksums.tobytes() * times, np.tile(shard.labels, times)
-    splits = {"train": split_record(256, len(manifest.class_names), digests, labels, shards)}
+    checksums, labels = shard.checksums.tobytes() * times, np.tile(shard.labels, times)
+    splits = {"train": split_record(256, len(manifest.class_names), checksums, labels, shards)}
     write_manifest(big, manifest.model_copy(update={"splits": splits}))
     command = [sys.executable, "-c", READER, str(big), str(reads)]
-    found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    measured = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return {
         "gigabytes": times * record.bytes / 1e9,
-        "images": found["images"],
+        "images": measured["images"],
         "reads": reads,
-        "resident_gib": found["resident"] / 2**30,
+        "resident_gib": measured["resident"] / 2**30,
     }
 
 
-def repro_seconds(scratch: Path, raw: Path, rounds: int) -> float:
-    """Of `dvc repro` with nothing to do, in a project of its own: digits and 64 px photographs."""
+def measure_repro(scratch: Path, raw: Path, rounds: int) -> float:
+    """Measure the seconds of `dvc repro` with nothing to do, in a new project with digits and 64 px
+    photographs."""
     project, checkout = scratch / "project", Path(__file__).parents[2]
     project.mkdir()
     shutil.copytree(checkout / "fractal_model", project / "fractal_model")
@@ -222,7 +225,7 @@ def repro_seconds(scratch: Path, raw: Path, rounds: int) -> float:
         )
 
     run("init", "--no-scm", "--quiet")
-    # References are of Inception features, which take minutes and change nothing here.
+    # Stages of references are left out: their Inception features would take minutes.
     (photographs,) = read_registered(project / "data")
     stages = ["digits", "digits-report", f"prepare@{photographs}", f"report@{photographs}"]
     run("repro", *stages)
@@ -230,7 +233,7 @@ def repro_seconds(scratch: Path, raw: Path, rounds: int) -> float:
 
 
 def missed_goals(results: dict) -> list[str]:
-    """What was measured and is not as good as it must be."""
+    """Describe the results that miss their goals."""
     prepare_goal = GOALS["prepare 64"] * results["cores"]
     at_least = {
         "prepare 64 px, × plain": (results["64"]["prepare_speedup"], prepare_goal),
@@ -242,49 +245,49 @@ def missed_goals(results: dict) -> list[str]:
         "dvc repro, seconds": (results["repro_seconds"], GOALS["dvc repro s"]),
     }
     missed = []
-    for what, (found, goal) in at_least.items():
-        if found < goal:
-            missed.append(f"{what}: {found:.2f}, at least {goal:g}")
-    for what, (found, goal) in below.items():
-        if found >= goal:
-            missed.append(f"{what}: {found:.2f}, under {goal:g}")
+    for quantity, (result, goal) in at_least.items():
+        if result < goal:
+            missed.append(f"{quantity}: {result:.2f}, at least {goal:g}")
+    for quantity, (result, goal) in below.items():
+        if result >= goal:
+            missed.append(f"{quantity}: {result:.2f}, under {goal:g}")
     return missed
 
 
 def compare(data: Path, files: list[Path], side: int, rounds: int) -> dict[str, float]:
-    """Plain Pillow, preparing and reading, in turns."""
+    """Measure plain Pillow, preparation and reading in turn, and return medians and ratios."""
     cores, folder = psutil.cpu_count() or 1, data / f"photographs{side}"
     times: dict[str, list[float]] = {"plain": [], "prepare": [], "read": []}
     for _ in range(rounds):
-        times["plain"].append(seconds(lambda: plain(files, side)))
+        times["plain"].append(seconds(lambda: prepare_plainly(files, side)))
         times["prepare"].append(seconds(lambda: prepare(data, side, cores)))
         times["read"].append(seconds(lambda: read_all(folder)))
-    middle = {name: statistics.median(values) for name, values in times.items()}
+    medians = {name: statistics.median(values) for name, values in times.items()}
     size = sum(s.bytes for r in read_manifest(folder).splits.values() for s in r.shards)
     return {
-        **{f"{name}_ms": 1e3 * value / len(files) for name, value in middle.items()},
-        "prepare_speedup": middle["plain"] / middle["prepare"],
-        "read_speedup": middle["plain"] / middle["read"],
+        **{f"{name}_ms": 1e3 * value / len(files) for name, value in medians.items()},
+        "prepare_speedup": medians["plain"] / medians["prepare"],
+        "read_speedup": medians["plain"] / medians["read"],
         "kilobytes": size / len(files) / 1e3,
     }
 
 
 def main(
-    images: Annotated[int, typer.Option(min=100)] = 4000,
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    gigabytes: Annotated[float, typer.Option(help="Of the simulated large data set.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    images: Annotated[int, typer.Option(min=100, help="Number of JPEG files.")] = 4000,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements per median.")] = 3,
+    gigabytes: Annotated[float, typer.Option(help="Size of the simulated large data set.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     cores = psutil.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
         data, results = Path(scratch, "data"), {"cores": cores, "images": images}
         files = make_images(Path(scratch, "raw"), images)
-        results["codecs"] = codecs(files)
+        results["codecs"] = measure_codecs(files)
         register(Path(scratch, "raw"), data, name="photographs", resolutions=SIDES)
         for side in SIDES:
             results[f"{side}"] = compare(data, files, side, rounds)
-        results["memory"] = resident_memory(data, gigabytes, reads=20_000)
-        results["repro_seconds"] = repro_seconds(Path(scratch), Path(scratch, "raw"), rounds)
+        results["memory"] = measure_memory(data, gigabytes, reads=20_000)
+        results["repro_seconds"] = measure_repro(Path(scratch), Path(scratch, "raw"), rounds)
     if as_json:
         print(json.dumps(results))
     else:
@@ -294,8 +297,9 @@ def main(
 
 
 def show(results: dict) -> None:
+    """Print the results as tables."""
     cores, memory = results["cores"], results["memory"]
-    table = Table("milliseconds an image", "encode", "decode", "kB", title_justify="left")
+    table = Table("milliseconds per image", "encode", "decode", "kB", title_justify="left")
     for row in results["codecs"]:
         numbers = (f"{row[key]:.2f}" for key in ("encode_ms", "decode_ms"))
         table.add_row(f"{row['side']} px, {row['codec']}", *numbers, f"{row['kilobytes']:.1f}")

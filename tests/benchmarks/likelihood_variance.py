@@ -1,13 +1,13 @@
-"""How much the likelihood estimate varies with its masks, by estimator.
+"""Measure how much the likelihood estimate varies with its masks, for three estimators.
 
     python -m tests.benchmarks.likelihood_variance --model outputs/… --data data/digits
 
-Three estimators of the same bound with the same number of passes: one mask count for all rows of
-a level in a pass (as published), a count of its own for every row, and the masks that
-`fractal_model.model.likelihood` uses: counts stratified, sub-patches shared out over the passes.
-Prints the mean over independent mask seeds, its error, the standard deviation of the data-set mean
-(the Monte Carlo error), and how many times as large it is as that of our masks. Not collected by
-pytest.
+The estimators have the same bound and the same number of passes. One uses one mask count for all
+rows of a level in a pass, as published. One uses a separate count for every row. The third is that
+of `fractal_model.model.likelihood`: counts are stratified and sub-patches divided over the passes.
+The program prints the mean over independent mask seeds, its error, the standard deviation of the
+data-set mean (the Monte Carlo error), and its ratio to that of the third. pytest does not collect
+this program.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from fractal_model.model.losses import nats_by_term
 from fractal_model.model.randomness import ranks, stream_seed
 
 MakeMasks = Callable[[ModelConfig, Sequence[int], int], list[MaskSource]]
-"""From a model, the images' seeds and the number of passes to the masks of each pass."""
+"""Function of a model, the images' seeds and the number of passes; returns each pass's masks."""
 
 
 class UnstratifiedMasks:
-    """A `MaskSource` with uniform counts: one for each row, or one for all rows of a level."""
+    """A `MaskSource` with uniform counts: one per row or, if `shared`, one for all rows."""
 
     def __init__(self, config: ModelConfig, seed: int, number: int, *, shared: bool) -> None:
         self._config = config
@@ -51,16 +51,16 @@ class UnstratifiedMasks:
         return order < counts
 
 
-def stratified(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
+def stratified_masks(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
     masks = StratifiedMasks(config, seeds, passes, torch.device("cpu"))
     return [masks.mask_source(number) for number in range(passes)]
 
 
-def own_counts(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
+def own_count_masks(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
     return [UnstratifiedMasks(config, seeds[0], k, shared=False) for k in range(passes)]
 
 
-def shared_counts(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
+def shared_count_masks(config: ModelConfig, seeds: Sequence[int], passes: int) -> list[MaskSource]:
     return [UnstratifiedMasks(config, seeds[0], k, shared=True) for k in range(passes)]
 
 
@@ -68,7 +68,7 @@ def shared_counts(config: ModelConfig, seeds: Sequence[int], passes: int) -> lis
 def mean_bits(
     model: FractalModel, images: Tensor, *, passes: int, seed: int, make_masks: MakeMasks
 ) -> Tensor:
-    """The data-set mean of one mask seed, a scalar: all images in one batch."""
+    """Return the mean bits of all images, a scalar, with one mask seed. They are one batch."""
     labels = torch.full((len(images),), NO_CLASS)
     seeds, total = mask_seeds(seed, range(len(images))), 0.0
     for masks in make_masks(model.config, seeds, passes):
@@ -78,21 +78,21 @@ def mean_bits(
 
 
 ESTIMATORS: dict[str, MakeMasks] = {
-    "one count a level and pass": shared_counts,
-    "a count for every row": own_counts,
-    "stratified, shared out": stratified,
+    "one count a level and pass": shared_count_masks,
+    "a count for every row": own_count_masks,
+    "stratified, shared out": stratified_masks,
 }
 SHARED, STRATIFIED = "one count a level and pass", "stratified, shared out"
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="A checkpoint folder.")],
-    data: Annotated[Path, typer.Option(help="A prepared data set.")],
-    split: str = "validation",
-    images: Annotated[int, typer.Option(min=1, help="The first so many.")] = 100,
-    passes: Annotated[int, typer.Option(min=1)] = 16,
-    seeds: Annotated[int, typer.Option(min=2)] = 20,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    model: Annotated[Path, typer.Option(help="Folder of a checkpoint.")],
+    data: Annotated[Path, typer.Option(help="Folder of a prepared data set.")],
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "validation",
+    images: Annotated[int, typer.Option(min=1, help="Number of images, from the first.")] = 100,
+    passes: Annotated[int, typer.Option(min=1, help="Passes per estimate.")] = 16,
+    seeds: Annotated[int, typer.Option(min=2, help="Number of mask seeds.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
 ) -> None:
     torch.set_num_threads(threads)
     network = load_checkpoint(model).build_model()
@@ -101,19 +101,19 @@ def main(
     means = {}
     with progress_bar("data-set means", len(ESTIMATORS) * seeds) as update:
         for name, make_masks in ESTIMATORS.items():
-            found = []
+            estimates = []
             for seed in range(seeds):
                 options = {"passes": passes, "seed": seed, "make_masks": make_masks}
-                found.append(mean_bits(network, pixels, **options))
+                estimates.append(mean_bits(network, pixels, **options))
                 update(len(means) * seeds + seed + 1)
-            means[name] = torch.stack(found)
+            means[name] = torch.stack(estimates)
     title = f"{len(pixels)} images, {passes} passes, {seeds} mask seeds"
     table = Table("masks", "mean", "± error", "spread", "times stratified", title=title)
     smallest = means[STRATIFIED].std().item()
-    for name, found in means.items():
-        spread = found.std().item()
+    for name, estimates in means.items():
+        spread = estimates.std().item()
         error = spread / math.sqrt(seeds)
-        values = (f"{found.mean():.4f}", f"{error:.4f}", f"{spread:.4f}")
+        values = (f"{estimates.mean():.4f}", f"{error:.4f}", f"{spread:.4f}")
         table.add_row(name, *values, f"{spread / smallest:.2f}")
     console.print(table)
 

@@ -1,9 +1,9 @@
-"""Which share of small faults the tests notice: `python -m tests.benchmarks.mutations`.
+"""Measure the share of small faults that the tests notice: `python -m tests.benchmarks.mutations`.
 
-Needs `pip install --constraint constraints.txt -e '.[mutation]'` (cosmic-ray). Draws 200 places of
-the mathematics (an operator, a number, a comparison, a condition …), makes one change at each of
-them in a copy of the project, and runs the tests that reach the changed line. Prints the changes
-that no test noticed. About half an hour on two cores.
+It needs `pip install --constraint constraints.txt -e '.[mutation]'` (cosmic-ray). It draws 200
+places of the mathematics (an operator, a number, a comparison, a condition …), makes one change at
+each of them in a copy of the project, and runs the tests that reach the changed line. It prints the
+changes that no test notices. It takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TESTS = (
     "tests/training/test_trainer.py",
 )
 MOST_SECONDS = 40.0
-"""The time that the tests of one mutant may take together; the shortest tests come first."""
+"""Longest total time of the tests of one mutant. The shortest tests are chosen first."""
 
 Place = tuple[int, int]
 """Line and column."""
@@ -61,7 +61,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one file."""
+    """One change to one file."""
 
     path: str
     place: Place
@@ -69,7 +69,7 @@ class Mutant:
     occurrence: int
 
     def code(self) -> tuple[str, str]:
-        """The file before and after the change."""
+        """Return the text of the file before and after the change."""
         code = Path(self.path).read_text()
         return code, mutate_code(code, plugins.get_operator(self.operator)(), self.occurrence)
 
@@ -79,9 +79,8 @@ class Mutant:
         return "\n  ".join([f"{self.path}:{self.place[0]}", *changed])
 
 
-def mutants(path: Path) -> Iterator[Mutant]:
-    """Every change that can be made to a file, but for those of annotations: these change nothing
-    that runs."""
+def possible_mutants(path: Path) -> Iterator[Mutant]:
+    """Yield every possible change to a file, except to annotations, which do not run."""
     code = path.read_text()
     nodes, annotations = list(ast_nodes(get_ast(code))), list(_annotations(code))
     for name in plugins.operator_names():
@@ -101,19 +100,21 @@ def _annotations(code: str) -> Iterator[tuple[Place, Place]]:
                 yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)
 
 
-def draw(count: int, seed: int) -> list[Mutant]:
-    """One change at each of `count` places; each place is as likely as any other."""
-    at = defaultdict(list)
+def draw_mutants(count: int, seed: int) -> list[Mutant]:
+    """Draw `count` places, all with the same probability, and one change at each of them."""
+    by_place = defaultdict(list)
     for subject in SUBJECTS:
         for path in sorted(Path(subject).rglob("*.py")) or [Path(subject)]:
-            for mutant in mutants(path):
-                at[path, mutant.place].append(mutant)
-    chance = random.Random(seed)
-    return [chance.choice(at[place]) for place in chance.sample(sorted(at), count)]
+            for mutant in possible_mutants(path):
+                by_place[path, mutant.place].append(mutant)
+    generator = random.Random(seed)
+    return [
+        generator.choice(by_place[place]) for place in generator.sample(sorted(by_place), count)
+    ]
 
 
 class TestsOfLines:
-    """A plugin of pytest: which tests reach which lines of the package, and how long they take."""
+    """A pytest plugin that records which tests reach a line of the package, and their seconds."""
 
     __test__ = False
 
@@ -132,44 +133,44 @@ class TestsOfLines:
         self.seconds[report.nodeid] += report.duration
 
     def record(self) -> None:
-        """Run the tests once. RuntimeError: one of them fails without any change."""
+        """Run the tests once. Raises RuntimeError when one of them fails without any change."""
         with self.recorder.collect():
             if pytest.main(["-q", "-m", "not slow", *TESTS], plugins=[self]):
-                raise RuntimeError("a test fails before anything is changed: mend it first")
+                raise RuntimeError("a test fails before anything is changed: correct it first")
         data = self.recorder.get_data()
         for path in data.measured_files():
             self.reached[os.path.relpath(path)] = data.contexts_by_lineno(path)
 
-    def runs(self, mutant: Mutant) -> bool:
-        """False for a line that nothing runs on this machine, as those for a GPU."""
+    def is_run(self, mutant: Mutant) -> bool:
+        """False for a line that no test runs on this machine, such as code for a GPU."""
         return mutant.place[0] in self.reached.get(mutant.path, {})
 
-    def of(self, mutant: Mutant) -> list[str]:
-        """The shortest tests that reach a mutant's line, or its file where the line runs when the
-        file is imported."""
+    def select_tests(self, mutant: Mutant) -> list[str]:
+        """Return the shortest tests that reach a mutant's line. For a line that runs at import,
+        return tests that reach its file."""
         by_line = self.reached.get(mutant.path, {})
         tests = set(by_line.get(mutant.place[0], ())) - {""}
         tests = tests or set().union(*by_line.values()) - {""}
-        chosen: list[str] = []
+        selected: list[str] = []
         for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
-            chosen.append(test)
-            if sum(self.seconds[test] for test in chosen) > MOST_SECONDS:
+            selected.append(test)
+            if sum(self.seconds[test] for test in selected) > MOST_SECONDS:
                 break
-        return chosen
+        return selected
 
 
 def _clear_caches() -> None:
-    """A test that finds another's results in a cache would not reach the lines that make them."""
+    """Clear caches, because a test that finds a cached result does not run the cached function."""
     for name in [name for name in sys.modules if name.startswith("fractal_model.")]:
-        for each in vars(sys.modules[name]).values():
-            if getattr(each, "__module__", None) == name and hasattr(each, "cache_clear"):
-                each.cache_clear()
+        for member in vars(sys.modules[name]).values():
+            if getattr(member, "__module__", None) == name and hasattr(member, "cache_clear"):
+                member.cache_clear()
 
 
 def run_tests(tests: list[str], project: Path, seconds: float) -> int | None:
-    """pytest's exit status for these tests in a copy of the project; None where it took longer."""
+    """Return pytest's exit status in a copy of the project, or None if it took longer."""
     environment = os.environ | {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["OMP_NUM_THREADS"] = "1"  # threads of several processes wait for each other
+    environment["OMP_NUM_THREADS"] = "1"  # Several processes share the cores.
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     process = subprocess.Popen(
         command,
@@ -190,8 +191,8 @@ def run_tests(tests: list[str], project: Path, seconds: float) -> int | None:
 
 
 def is_noticed(mutant: Mutant, tests: list[str], project: Path) -> bool:
-    """Run the tests on a copy of the project that has the change: does one of them fail, or the
-    import, or do they take far too long?"""
+    """True if with the change, in a copy of the project, a test or an import fails or the tests
+    take far too long."""
     file = project / mutant.path
     before, after = mutant.code()
     file.write_text(after)
@@ -202,45 +203,48 @@ def is_noticed(mutant: Mutant, tests: list[str], project: Path) -> bool:
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Changes to try.")] = 200,
-    seed: Annotated[int, typer.Option(help="Draws other changes.")] = 0,
-    processes: Annotated[int, typer.Option(help="Changes tried at a time.")] = 2,
+    count: Annotated[int, typer.Option(help="Number of changes to try.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    processes: Annotated[int, typer.Option(help="Changes that are tried at the same time.")] = 2,
 ) -> None:
-    """Try changes, and print those that no test noticed."""
+    """Try changes and print those that no test notices."""
     lines = TestsOfLines()
     lines.record()
     copies: SimpleQueue[Path] = SimpleQueue()
 
-    def notice(mutant: Mutant) -> bool:
-        tests, project = lines.of(mutant), copies.get()
+    def try_mutant(mutant: Mutant) -> bool:
+        tests, project = lines.select_tests(mutant), copies.get()
         try:
             return bool(tests) and is_noticed(mutant, tests, project)
         finally:
             copies.put(project)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(processes) as pool:
-        listed = ["git", "ls-files", "-z"]
-        names = subprocess.check_output(listed, text=True).split("\0")
+        command = ["git", "ls-files", "-z"]
+        names = subprocess.check_output(command, text=True).split("\0")
         for number in range(processes):
             for name in filter(os.path.isfile, names):
                 copy = Path(folder, str(number), name)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(name, copy)
             copies.put(Path(folder, str(number)))
-        drawn = draw(count, seed)
-        every = sorted({test for mutant in drawn for test in lines.of(mutant)})
-        if run_tests(every, Path(folder, "0"), 3600) != pytest.ExitCode.OK:
+        drawn = draw_mutants(count, seed)
+        selected = sorted({test for mutant in drawn for test in lines.select_tests(mutant)})
+        if run_tests(selected, Path(folder, "0"), 3600) != pytest.ExitCode.OK:
             raise RuntimeError("a test fails in a copy of the project, without any change")
         survivors = []
         with progress_bar("changes tried", count) as update:
-            for tried, noticed in enumerate(pool.map(notice, drawn), start=1):
-                if not noticed:
+            for tried, was_noticed in enumerate(pool.map(try_mutant, drawn), start=1):
+                if not was_noticed:
                     survivors.append(drawn[tried - 1])
                     say(f"survives {drawn[tried - 1]}")
                 update(tried)
-    for where, some in (("", drawn), (" in lines that run here", [*filter(lines.runs, drawn)])):
-        noticed = sum(mutant not in survivors for mutant in some)
-        say(f"{noticed} of {len(some)} changes{where} noticed: {noticed / len(some):.1%}")
+    for place, mutants in (
+        ("", drawn),
+        (" in lines that run here", [*filter(lines.is_run, drawn)]),
+    ):
+        noticed = sum(mutant not in survivors for mutant in mutants)
+        say(f"{noticed} of {len(mutants)} changes{place} noticed: {noticed / len(mutants):.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention of short sequences on a GPU: torch's fused kernels beside ours, one line each.
+"""Measure attention of short sequences on a GPU: torch's fused kernels and ours, one line each.
 
 python tests/benchmarks/short_attention.py
 """
@@ -22,13 +22,13 @@ SHAPES = [
     (72256, 4, 3, 32, 0),
     (960352, 4, 3, 16, 0),
 ]
-"""Rows, heads, positions, elements and dropout of a step of `mar-l` with 32 images; a pixel's three
-positions are causal."""
+"""Rows, heads, positions, elements and dropout in a step of `mar-l` with 32 images. Attention over
+the three positions of a pixel is causal."""
 MOST_ROWS = 2**15
 REPEATS = 5
 
 
-def fused(backend: SDPBackend, heads_3BHSd: Tensor, *, causal: bool, drop: float) -> Tensor:
+def attend_fused(backend: SDPBackend, heads_3BHSd: Tensor, *, causal: bool, drop: float) -> Tensor:
     with sdpa_kernel(backend):
         parts = [
             F.scaled_dot_product_attention(*part, dropout_p=drop, is_causal=causal)
@@ -38,12 +38,12 @@ def fused(backend: SDPBackend, heads_3BHSd: Tensor, *, causal: bool, drop: float
 
 
 def milliseconds(attend: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> tuple[float, float]:
-    """Forward and backward, the median after one to warm up."""
+    """Return the median milliseconds of forward and backward after one warm-up run."""
     rows, heads, length, width = shape
     options = {"device": "cuda", "dtype": torch.bfloat16}
     x = torch.randn(rows, length, 3, heads, width, **options, requires_grad=True)
     grad = torch.randn(rows, length, heads * width, **options)
-    found = []
+    times = []
     for _ in range(1 + REPEATS):
         x.grad = None
         events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
@@ -53,25 +53,25 @@ def milliseconds(attend: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> 
         mixed.backward(grad)
         events[2].record()
         torch.cuda.synchronize()
-        found.append([a.elapsed_time(b) for a, b in pairwise(events)])
-    forward, backward = zip(*found[1:], strict=True)
+        times.append([a.elapsed_time(b) for a, b in pairwise(events)])
+    forward, backward = zip(*times[1:], strict=True)
     return median(forward), median(backward)
 
 
 def main() -> None:
     if not torch.cuda.is_available():
-        sys.exit("there is no CUDA GPU here, and nothing to measure")
+        sys.exit("there is no CUDA GPU here: run this on a machine with one")
     from fractal_model.model.kernels.short_attention import short_attention
 
-    ways = {
-        "cuDNN": partial(fused, SDPBackend.CUDNN_ATTENTION),
-        "flash": partial(fused, SDPBackend.FLASH_ATTENTION),
-        "memory-efficient": partial(fused, SDPBackend.EFFICIENT_ATTENTION),
+    kernels = {
+        "cuDNN": partial(attend_fused, SDPBackend.CUDNN_ATTENTION),
+        "flash": partial(attend_fused, SDPBackend.FLASH_ATTENTION),
+        "memory-efficient": partial(attend_fused, SDPBackend.EFFICIENT_ATTENTION),
         "ours": short_attention,
     }
     for *shape, drop in SHAPES:
-        for name, way in ways.items():
-            attend = partial(way, causal=not drop, drop=drop)
+        for name, kernel in kernels.items():
+            attend = partial(kernel, causal=not drop, drop=drop)
             forward, backward = milliseconds(attend, tuple(shape))
             print(f"{shape} {name}: {forward:.2f} + {backward:.2f} ms")
 

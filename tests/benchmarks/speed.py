@@ -1,12 +1,12 @@
-"""How long sampling takes, by level, and how that grows: makes docs/speed.json and what it shows.
+"""Measure how long sampling takes by level and how it grows. Write docs/speed.json, .png and .md.
 
     python -m tests.benchmarks.speed [--quick] [--resume] [--draw]
 
-Decided here: each cell is one `fractal benchmark sample … --json` in a process of its own, so that
-its number is what its command prints; the machine's ceiling is measured within each. After each
-cell the numbers, the plot and the tables of docs/speed.md are written, so that what was measured
-is there whatever happens later. Cells that take minutes run once, without a run to warm up. Not
-collected by pytest.
+Decided here: each cell is one `fractal benchmark sample … --json` in a new process, so its number
+is the one that the command prints. Each process also measures the machine's ceiling. The numbers,
+the plot and the tables of docs/speed.md are written after each cell, so a later error loses no
+result. Cells that take minutes run once, without a warm-up run. pytest does not collect this
+program.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from fractal_model.common.files import atomic_file
 DOCS = Path(__file__).parents[2] / "docs"
 WIDTHS = {2: "256,64", 3: "256,128,64", 4: "256,192,128,64"}
 BLOCKS = {2: "6,2", 3: "6,3,2", 4: "6,4,3,2"}
-"""By how many numbers `--levels` has."""
+"""Widths and blocks by the count of numbers in `--levels`."""
 BASE = "64,4,1"
 TABLE_BATCH = 8
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 RESOLUTIONS = (64, 128, 256)
 BELOW = {"ar": ("4,1",), "mar": ("4,1", "16,4,1")}
-"""What stands below the resolution: the sequence grows with it, or a level takes the growth. An AR
-model takes as many steps with another level as without."""
+"""Levels below the resolution, by generator. Either the sequence grows with the resolution, or
+another level takes the growth. An AR model takes equally many steps with another level."""
 LEVELS = ("32,1", "32,8,1", "32,16,4,1")
 
 
@@ -50,13 +50,13 @@ class Cell:
     generator: str
     levels: str = BASE
     batch: int | str = 1
-    """Or the word that stands for it where a command is shown for many."""
+    """Batch size, or a word that stands for it where one command is shown for many cells."""
     compiled: bool = True
     repeats: int = 1
     warm_up: bool = True
     reference: bool = False
     slow: bool = False
-    """Left out by `--quick`."""
+    """True if `--quick` leaves the cell out."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Cell:
     @property
     def arguments(self) -> list[str]:
         count = self.levels.count(",") + 1
-        below = {
+        options = {
             "levels": self.levels,
             "widths": WIDTHS[count],
             "blocks": BLOCKS[count],
@@ -75,16 +75,16 @@ class Cell:
             "batch": str(self.batch),
             "repeats": str(self.repeats),
         }
-        found = [part for name, value in below.items() for part in (f"--{name}", value)]
-        # A MAR model is not compiled here: most of its cells run once, which would count it.
-        found.append("--compile" if self.compiled and self.generator == "ar" else "--no-compile")
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        # MAR models are not compiled: most of their cells run once, so compiling would be counted.
+        words.append("--compile" if self.compiled and self.generator == "ar" else "--no-compile")
         if not self.warm_up:
-            found.append("--no-warm-up")
+            words.append("--no-warm-up")
         if not self.reference:
-            found.append("--no-reference")
+            words.append("--no-reference")
         if self.batch != TABLE_BATCH:
-            found.append("--no-by-level")
-        return found
+            words.append("--no-by-level")
+        return words
 
     @property
     def command(self) -> str:
@@ -99,12 +99,12 @@ TABLES = (
 
 
 def repeats(generator: str, *, slow: bool) -> int:
-    """What is compiled is compiled again in the second run, which a median of three leaves out."""
+    """Return 3 for a compiled model. Its second run compiles again; the median of 3 ignores it."""
     return 3 if generator == "ar" and not slow else 1
 
 
-def by_batch(generator: str) -> list[Cell]:
-    """A MAR model that is not compiled has, from some batch on, nothing to warm up for."""
+def batch_cells(generator: str) -> list[Cell]:
+    """Return the cells of all batch sizes. For large ones, MAR models need no warm-up run."""
     masked = generator == "mar"
     return [
         Cell(
@@ -119,7 +119,7 @@ def by_batch(generator: str) -> list[Cell]:
     ]
 
 
-def by_resolution(generator: str) -> list[Cell]:
+def resolution_cells(generator: str) -> list[Cell]:
     return [
         Cell(
             generator,
@@ -134,30 +134,30 @@ def by_resolution(generator: str) -> list[Cell]:
     ]
 
 
-def by_levels(generator: str) -> list[Cell]:
+def level_cells(generator: str) -> list[Cell]:
     return [Cell(generator, levels, repeats=repeats(generator, slow=False)) for levels in LEVELS]
 
 
 def all_cells() -> list[Cell]:
-    """What the tables are of, and then what takes longer."""
-    found = list(TABLES)
-    for group in (by_levels, by_batch, by_resolution):
+    """Return all cells, the slow ones last."""
+    cells = list(TABLES)
+    for group in (level_cells, batch_cells, resolution_cells):
         for generator in ("ar", "mar"):
-            found.extend(group(generator))
-    return sorted(found, key=lambda cell: cell.slow)
+            cells.extend(group(generator))
+    return sorted(cells, key=lambda cell: cell.slow)
 
 
-def measured(cell: Cell) -> dict:
+def measure_cell(cell: Cell) -> dict:
     """FractalError: the command ended with an error."""
     command = [sys.executable, "-m", "fractal_model", "benchmark", "sample", *cell.arguments]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        raise FractalError(f"`{cell.command}` ended with {done.returncode}: {last}")
-    return json.loads(done.stdout)
+    process = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or [""])[-1]
+        raise FractalError(f"`{cell.command}` ended with {process.returncode}: {last}")
+    return json.loads(process.stdout)
 
 
-def machine() -> dict[str, object]:
+def describe_machine() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -170,7 +170,7 @@ def machine() -> dict[str, object]:
 
 
 def cpu_name() -> str:
-    """As Linux has it, else the kind of the machine."""
+    """Return the CPU's name from Linux, or else the machine's architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -180,13 +180,13 @@ def cpu_name() -> str:
 
 
 def write(results: dict) -> None:
-    """The numbers, and what shows them."""
-    from tests.benchmarks.speed_page import draw, fill
+    """Write the numbers, the plot and the page."""
+    from tests.benchmarks.speed_page import draw_plot, fill_page
 
     with atomic_file(DOCS / "speed.json") as partial:
         partial.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    draw(results["cells"], DOCS / "speed.png")
-    fill(results, DOCS / "speed.md")
+    draw_plot(results["cells"], DOCS / "speed.png")
+    fill_page(results, DOCS / "speed.md")
 
 
 def main(
@@ -197,13 +197,14 @@ def main(
         bool, typer.Option("--resume", help="Keep the cells that docs/speed.json has.")
     ] = False,
     draw: Annotated[
-        bool, typer.Option("--draw", help="Measure nothing: plot and tables of docs/speed.json.")
+        bool,
+        typer.Option("--draw", help="Only write plot and tables from docs/speed.json."),
     ] = False,
 ) -> None:
-    results = {"machine": machine(), "cells": {}}
+    results = {"machine": describe_machine(), "cells": {}}
     before = DOCS / "speed.json"
     if draw and not before.exists():
-        raise FractalError(f"{before} is not there: measure first, without --draw")
+        raise FractalError(f"{before} does not exist: measure first, without --draw")
     if (resume or draw) and before.exists():
         results = json.loads(before.read_text())
     failed = []
@@ -212,16 +213,16 @@ def main(
             continue
         start = time.perf_counter()
         try:
-            found = measured(cell)
+            measurement = measure_cell(cell)
         except FractalError as error:
             failed.append(str(error))
             continue
         took = time.perf_counter() - start
-        say(f"{cell.name}: {found['seconds_per_image']:.3g} s an image ({took:.0f} s in all)")
+        say(f"{cell.name}: {measurement['seconds_per_image']:.3g} s an image ({took:.0f} s in all)")
         results["cells"][cell.name] = {
             "command": cell.command,
             "seconds_in_all": took,
-            "measured": found,
+            "measured": measurement,
         }
         write(results)
     if draw:

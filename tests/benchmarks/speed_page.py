@@ -1,8 +1,8 @@
-"""The plot and the tables of docs/speed.md, from the numbers of docs/speed.json alone.
+"""Write the plot and the tables of docs/speed.md from the numbers of docs/speed.json alone.
 
-Decided here: a table stands between `<!-- speed: NAME -->` and `<!-- end -->`, where it replaces
-what was there; all else of the page is left as it is. A cell that was not measured is a dash, and
-no point.
+Decided here: a table replaces the text between `<!-- speed: NAME -->` and `<!-- end -->`. The rest
+of the page does not change. A cell that was not measured is a dash in the table and no point in the
+plot.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from fractal_model.reporting.figures import STYLE
 from tests.benchmarks.speed import BASE, BATCHES, BELOW, LEVELS, RESOLUTIONS, TABLES, Cell
 
 COLOURS = {"ar": "#0072b2", "mar": "#d55e00"}
-"""Of Okabe and Ito, told apart by everybody."""
+"""Colours of Okabe and Ito, which colour-blind people can tell apart."""
 REFERENCE = "#777777"
 LIMITS = ((0.5, "arithmetic"), (0.15, "both"), (0.0, "overhead"))
-"""What a level's time goes into, from what share of the ceiling on."""
+"""Smallest share of the ceiling, and what limits a level from that share on."""
 LABEL_HEIGHT = 0.05
-"""Of a line's name, as a share of the plot's height."""
+"""Height of a line's name as a share of the plot's height."""
 DASH = "–"
 Cells = dict[str, dict]
 
 
-def found(cells: Cells, cell: Cell) -> dict | None:
+def result(cells: Cells, cell: Cell) -> dict | None:
+    """Return the results of a cell, or None if it was not measured."""
     return cells.get(cell.name, {}).get("measured")
 
 
-def fill(results: dict, page: Path) -> None:
-    """FractalError: the page has no place for a table."""
+def fill_page(results: dict, page: Path) -> None:
+    """Write the tables into the page. FractalError: the page has no place for one."""
     cells, text = results["cells"], page.read_text()
     tables = {
         "machine": _machine(results),
@@ -57,24 +58,24 @@ def fill(results: dict, page: Path) -> None:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The first column is text, the others are numbers."""
+    """Return a Markdown table whose first column is text and whose others are numbers."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _shown(*commands: str) -> str:
+def _code_block(*commands: str) -> str:
     return "\n".join(["```", *commands, "```", ""])
 
 
 def _machine(results: dict) -> str:
-    at, cells = results["machine"], results["cells"].values()
+    machine, cells = results["machine"], results["cells"].values()
     ceilings = [cell["measured"]["ceiling_gflops_float32"] for cell in cells]
     minutes = sum(cell["seconds_in_all"] for cell in cells) / 60
-    device = "" if at["device"] == "cpu" else f"{at['device']}, "
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     return (
-        f"{device}{at['cpu']}, {at['cores']} cores, {at['threads']} threads; Python "
-        f"{at['python']}, torch {at['torch']}. The ceiling, the fastest float32 matrix product of "
-        f"each process, was {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s. All "
+        f"{device}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; Python "
+        f"{machine['python']}, torch {machine['torch']}. The ceiling, the fastest float32 matrix "
+        f"product of each process, was {min(ceilings):,.0f} to {max(ceilings):,.0f} GFLOP/s. All "
         f"{len(ceilings)} measurements took {minutes:.0f} minutes."
     )
 
@@ -82,8 +83,8 @@ def _machine(results: dict) -> str:
 def _breakdown(cells: Cells) -> str:
     parts = []
     for cell in TABLES:
-        measured = found(cells, cell)
-        parts.append(_shown(cell.command))
+        measured = result(cells, cell)
+        parts.append(_code_block(cell.command))
         parts.append(_by_level(measured) if measured else f"{DASH}\n")
     return "\n".join(parts).rstrip()
 
@@ -105,7 +106,7 @@ def _by_level(measured: dict) -> str:
 def _ratios(cells: Cells) -> str:
     rows = []
     for cell in TABLES:
-        m = found(cells, cell)
+        m = result(cells, cell)
         if m is None or "times_faster_than_reference" not in m:
             continue
         ours, published = m["gflop_per_image"], m["published_gflop_per_image"]
@@ -124,9 +125,9 @@ def _ratios(cells: Cells) -> str:
 
 
 def _commands(cells: Iterable[Cell], **words: str) -> str:
-    """Those of the cells, one for all that differ in nothing but what a word stands for."""
+    """Return the commands of the cells. `words` replace options, so that cells share a command."""
     plain = (replace(c, repeats=1, warm_up=True, reference=False, **words) for c in cells)
-    return _shown(*dict.fromkeys(cell.command for cell in plain))
+    return _code_block(*dict.fromkeys(cell.command for cell in plain))
 
 
 def _batch(cells: Cells) -> str:
@@ -134,8 +135,8 @@ def _batch(cells: Cells) -> str:
         [str(batch), *(_seconds(cells, Cell(kind, batch=batch)) for kind in COLOURS)]
         for batch in BATCHES
     ]
-    shown = _commands((Cell(kind) for kind in COLOURS), batch="BATCH")
-    return f"{shown}\n{_table(('batch', 'AR', 'MAR'), rows)}"
+    commands = _commands((Cell(kind) for kind in COLOURS), batch="BATCH")
+    return f"{commands}\n{_table(('batch', 'AR', 'MAR'), rows)}"
 
 
 def _resolution(cells: Cells) -> str:
@@ -144,9 +145,9 @@ def _resolution(cells: Cells) -> str:
         [f"{side} px", *(_seconds(cells, Cell(kind, f"{side},{b}")) for kind, b in kinds)]
         for side in RESOLUTIONS
     ]
-    shown = _commands(Cell(kind, f"{RESOLUTIONS[-1]},{below}") for kind, below in kinds)
+    commands = _commands(Cell(kind, f"{RESOLUTIONS[-1]},{below}") for kind, below in kinds)
     heads = ("", *(f"{kind.upper()}, side,{below}" for kind, below in kinds))
-    return f"{shown}\n{_table(heads, rows)}"
+    return f"{commands}\n{_table(heads, rows)}"
 
 
 def _levels(cells: Cells) -> str:
@@ -155,22 +156,22 @@ def _levels(cells: Cells) -> str:
         row = [f"`{levels}`"]
         for kind in COLOURS:
             cell = Cell(kind, levels)
-            measured = found(cells, cell)
+            measured = result(cells, cell)
             operations = f"{measured['gflop_per_image']:.3g}" if measured else DASH
             row += [_seconds(cells, cell), operations]
         rows.append(row)
-    shown = _commands(Cell(kind, levels) for kind in COLOURS for levels in LEVELS)
+    commands = _commands(Cell(kind, levels) for kind in COLOURS for levels in LEVELS)
     heads = ("levels", "AR, seconds", "AR, GFLOP", "MAR, seconds", "MAR, GFLOP")
-    return f"{shown}\n{_table(heads, rows)}"
+    return f"{commands}\n{_table(heads, rows)}"
 
 
 def _seconds(cells: Cells, cell: Cell) -> str:
-    measured = found(cells, cell)
+    measured = result(cells, cell)
     return f"{measured['seconds_per_image']:.3g}" if measured else DASH
 
 
-def draw(cells: Cells, file: Path) -> None:
-    """Three panels with one scale of time, which holds all that is drawn."""
+def draw_plot(cells: Cells, file: Path) -> None:
+    """Draw three panels with the same scale of time, which fits all lines."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12.5, 4.6), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
@@ -193,10 +194,10 @@ def draw(cells: Cells, file: Path) -> None:
 def _draw_batch(axes: Axes, cells: Cells) -> None:
     axes.set(title=f"batch ({BASE})", xlabel="images at a time")
     for kind in COLOURS:
-        points = [(b, found(cells, Cell(kind, batch=b))) for b in BATCHES]
+        points = [(b, result(cells, Cell(kind, batch=b))) for b in BATCHES]
         _line(axes, points, kind, kind.upper())
         _arithmetic(axes, points, kind)
-    first = found(cells, Cell("ar"))
+    first = result(cells, Cell("ar"))
     _slope(axes, BATCHES[0], BATCHES[-1], first, -1, "a batch as\nlong as one")
     _ticks(axes, BATCHES, [str(b) for b in BATCHES], room=6)
 
@@ -205,9 +206,9 @@ def _draw_resolution(axes: Axes, cells: Cells) -> None:
     axes.set(title="resolution (one image)", xlabel="pixels of an image")
     for kind in COLOURS:
         for below, style in zip(BELOW[kind], ("o-", "s--"), strict=False):
-            points = [(s * s, found(cells, Cell(kind, f"{s},{below}"))) for s in RESOLUTIONS]
+            points = [(s * s, result(cells, Cell(kind, f"{s},{below}"))) for s in RESOLUTIONS]
             _line(axes, points, kind, f"{kind.upper()}, side,{below}", style=style)
-    first = found(cells, Cell("mar", f"{RESOLUTIONS[0]},{BELOW['mar'][-1]}"))
+    first = result(cells, Cell("mar", f"{RESOLUTIONS[0]},{BELOW['mar'][-1]}"))
     ends = RESOLUTIONS[0] ** 2, RESOLUTIONS[-1] ** 2
     _slope(axes, *ends, first, 1, "as the pixels")
     _ticks(axes, [s * s for s in RESOLUTIONS], [f"{s}²" for s in RESOLUTIONS], room=6)
@@ -218,10 +219,10 @@ def _draw_levels(axes: Axes, cells: Cells) -> None:
     axes.set(title=f"levels (one image of {side} px)", xlabel="levels above the pixel network")
     counts = [levels.count(",") for levels in LEVELS]
     for kind in COLOURS:
-        points = [(n, found(cells, Cell(kind, v))) for n, v in zip(counts, LEVELS, strict=True)]
+        points = [(n, result(cells, Cell(kind, v))) for n, v in zip(counts, LEVELS, strict=True)]
         _line(axes, points, kind, kind.upper())
         _arithmetic(axes, points, kind)
-    first = found(cells, Cell("mar", LEVELS[0]))
+    first = result(cells, Cell("mar", LEVELS[0]))
     _slope(axes, counts[0], counts[-1], first, 1, "as the levels")
     names = [f"{n}\n({v})" for n, v in zip(counts, LEVELS, strict=True)]
     _ticks(axes, counts, names, room=1.9)
@@ -234,23 +235,23 @@ def _line(
     label: str,
     style: str = "o-",
 ) -> None:
-    """Through what was measured."""
-    there = [(x, measured["seconds_per_image"]) for x, measured in points if measured]
-    if there:
+    """Draw a line through the measured points."""
+    pairs = [(x, measured["seconds_per_image"]) for x, measured in points if measured]
+    if pairs:
         look = {"color": COLOURS[kind], "linewidth": 1.8, "markersize": 5}
-        axes.plot(*zip(*there, strict=True), style, label=label, **look)
+        axes.plot(*zip(*pairs, strict=True), style, label=label, **look)
 
 
 def _arithmetic(axes: Axes, points: Iterable[tuple[int, dict | None]], kind: str) -> None:
-    """How long the operations would take at the ceiling."""
-    there = [(x, m["gflop_per_image"] / m["ceiling_gflops"]) for x, m in points if m]
-    if there:
+    """Draw how long the operations would take at the ceiling."""
+    pairs = [(x, m["gflop_per_image"] / m["ceiling_gflops"]) for x, m in points if m]
+    if pairs:
         label = f"{kind.upper()}, arithmetic"
-        axes.plot(*zip(*there, strict=True), ":", color=COLOURS[kind], linewidth=1.5, label=label)
+        axes.plot(*zip(*pairs, strict=True), ":", color=COLOURS[kind], linewidth=1.5, label=label)
 
 
 def _slope(axes: Axes, start: int, end: int, first: dict | None, power: int, label: str) -> None:
-    """What would be proportional, or inversely so, from a bit below the first point."""
+    """Draw a reference line y ~ x ** power that begins below the first point."""
     if first is not None:
         height = 0.6 * first["seconds_per_image"]
         look = {"color": REFERENCE, "linewidth": 1.1, "linestyle": (0, (5, 4))}
@@ -259,7 +260,7 @@ def _slope(axes: Axes, start: int, end: int, first: dict | None, power: int, lab
 
 
 def _ticks(axes: Axes, places: Sequence[int], names: Sequence[str], *, room: float) -> None:
-    """Names for the places, and room for those of the lines, as a factor of the last place."""
+    """Name the places of the axis. `room` is the space for line names as a factor of the last."""
     axes.set_xticks(places, names)
     axes.xaxis.set_minor_locator(NullLocator())
     edge = (places[-1] / places[0]) ** 0.05
@@ -267,7 +268,7 @@ def _ticks(axes: Axes, places: Sequence[int], names: Sequence[str], *, room: flo
 
 
 def _name_lines(axes: Axes, decades: float) -> None:
-    """Each line's name at its right end, moved up where it would lie on another's."""
+    """Write each line's name at its right end, moved up where it would cover another name."""
     apart, below = decades * LABEL_HEIGHT, -math.inf
     for line in sorted(axes.lines, key=lambda line: line.get_ydata()[-1]):
         x, y = line.get_xdata()[-1], math.log10(line.get_ydata()[-1])

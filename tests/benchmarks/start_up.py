@@ -1,7 +1,7 @@
-"""How long the command line takes to answer: `python -m tests.benchmarks.start_up`.
+"""Measure how long the command line takes to answer: `python -m tests.benchmarks.start_up`.
 
-Prints the median processor and wall-clock seconds of help, of a mistyped command and of a mistyped
-option of every command; and the memory of a training worker before it has a model.
+It prints the median processor and wall-clock seconds of help, of a mistyped command and of a
+mistyped option of every command. It also prints the memory of a training worker without a model.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ print(sum(part.private_dirty for part in psutil.Process().memory_maps()))
 
 
 def measure(words: list[str]) -> tuple[float, float]:
-    """Median processor and wall-clock seconds of `fractal WORDS`, over some runs after one more."""
+    """Return the median processor and wall-clock seconds of `fractal WORDS` after a warm-up run."""
     rows = []
     for _ in range(RUNS + 1):
-        begun, before = time.perf_counter(), os.times()
+        start, before = time.perf_counter(), os.times()
         subprocess.run([sys.executable, "-m", "fractal_model", *words], capture_output=True)
         after = os.times()
         processor = after.children_user + after.children_system
         processor -= before.children_user + before.children_system
-        rows.append((processor, time.perf_counter() - begun))
+        rows.append((processor, time.perf_counter() - start))
     return tuple(statistics.median(column) for column in zip(*rows[1:], strict=True))
 
 
@@ -41,8 +41,8 @@ def main() -> None:
         console.print(
             f"{processor:5.2f} s of processor time, {wall:5.2f} s: fractal {' '.join(words)}"
         )
-    own = subprocess.check_output([sys.executable, "-c", WORKER_MEMORY], text=True)
-    console.print(f"{int(own) / 1e6:.0f} MB of its own: a training worker that has no model yet")
+    private = subprocess.check_output([sys.executable, "-c", WORKER_MEMORY], text=True)
+    console.print(f"{int(private) / 1e6:.0f} MB of private memory: training worker without model")
 
 
 if __name__ == "__main__":
