@@ -8,7 +8,7 @@ import pytest
 from fractal_model.data.sources.listing import LARGEST_IMAGE, printable_name
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import mini_imagenet as mini
-from tests.support.listings import assert_refused, contents, expected_contents
+from tests.support.listings import assert_refused, contents, expected
 from tests.support.litter import write_litter
 
 OWN = {"name": "own", "resolutions": (16,)}

@@ -9,7 +9,7 @@ import pytest
 from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
 from fractal_model.data.sources.registered import load_source, read_registered, register
 from tests.support import mini_imagenet as mini
-from tests.support.listings import assert_refused, contents, expected_contents
+from tests.support.listings import assert_refused, contents, expected
 
 NAMES = ("tench", "crane (n02012849)", "crane (n03126707)")
 
