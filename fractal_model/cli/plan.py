@@ -13,7 +13,7 @@ from fractal_model.common.console import console
 from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
-from fractal_model.costs.gpus import GPUS, gpu_named
+from fractal_model.costs.gpus import GPUS, find_gpu
 
 if TYPE_CHECKING:
     from fractal_model.costs.plan import Plan
@@ -54,7 +54,7 @@ def plan(
     shares = {"utilisation": utilisation, "sampling_utilisation": sampling_utilisation}
     costs = planning.plan(
         named_size,
-        gpu=gpu_named(gpu),
+        gpu=find_gpu(gpu),
         gpus=named_size.training.workers if gpus is None else gpus,
         splits=planning.dataset_splits(settings, named_size.training.dataset, images),
         batch_size=batch_size,

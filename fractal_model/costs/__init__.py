@@ -1,1 +1,1 @@
-"""What a run costs: planned before it is started, and measured on this machine."""
+"""The costs of a run: an estimate before it starts, and measurements on this machine."""

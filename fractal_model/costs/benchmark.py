@@ -1,9 +1,8 @@
-"""The benchmark itself: a model with random weights, sampled from, trained, or asked for
-likelihoods, and what that took.
+"""Measure how long sampling, a training step or a likelihood pass takes, with random weights.
 
-Decided here: a step of training begins at the same position each time, so that all steps draw the
-same masks; its operations, and a likelihood's, are counted in a step of their own. A sampler's,
-which are far more and smaller, come from the architecture (`costs.flops`).
+Decided here: each training step starts at the same position, so that all steps draw the same masks.
+The operations of training and likelihood are counted in a separate step. Those of sampling follow
+from the architecture (`costs.flops`), because its many small products would take long to count.
 """
 
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from fractal_model.common.memory import peak_memory
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
-from fractal_model.costs.benchmark_levels import LevelCost, level_costs
+from fractal_model.costs.benchmark_levels import LevelCost, measure_levels
 from fractal_model.costs.flops import published_sampling_flops, sampling_flops
 from fractal_model.costs.timing import ceiling_gflops, median_seconds
 from fractal_model.data.loader import Batch
@@ -39,7 +38,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Measurement:
-    """Absent (None) is what the mode does not have, or what was not asked for."""
+    """The result of a benchmark. A value is None if the mode lacks it or nobody asked for it."""
 
     mode: Mode
     batch: int
@@ -49,24 +48,24 @@ class Measurement:
     parameters: int
     repeats: int
     seconds_per_step: float
-    """A whole batch: sampled, trained on, or measured in one pass."""
+    """Median time of a batch: of sampling it, of a training step or of a likelihood pass."""
     seconds_per_image: float
     gflop_per_image: float
     published_gflop_per_image: float | None
-    """Of the published sampler."""
+    """GFLOP that the published sampler needs for an image."""
     ceiling_gflops: float
-    """GFLOP/s of a matrix product in `dtype`, in this process."""
+    """GFLOP/s of the fastest matrix product in `dtype`, measured in this process."""
     ceiling_gflops_float32: float
     ceiling_gflops_bfloat16: float
     utilisation: float
-    """Operations over time over the ceiling."""
+    """GFLOP/s that the benchmark reached, divided by the ceiling."""
     peak_memory_gb: float
-    """Resident on a CPU, allocated on CUDA."""
+    """Resident memory of the process on a CPU, allocated memory on a GPU."""
     reference_seconds_per_image: float | None
-    """Of the sampler without caches, in one run."""
+    """Time of the sampler without caches, in one run."""
     times_faster_than_reference: float | None
     levels: tuple[LevelCost, ...] | None
-    """Of the sampler, in one more run, from level 0 down."""
+    """Costs of each level in sampling, from level 0 down, measured in one more run."""
 
     def as_json(self) -> dict[str, object]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -74,24 +73,25 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to time."""
+    """Work to time, as functions without arguments."""
 
     step: Callable[[], object]
     flops: float | None
-    """None: to be counted."""
+    """Operations of a step; None: they are counted while it runs."""
     published_flops: float | None = None
     reference: Callable[[], object] | None = None
     levels: Callable[[], tuple[LevelCost, ...]] | None = None
-    """Runs the step once more."""
+    """Function that runs the step once more and returns the costs of each level."""
     warm_ups: int = 2
-    """Runs that do not count: memory that the first one takes, as for the optimiser's moments, the
-    second goes around and takes more."""
+    """Runs that are not timed. In training it takes two until the memory is at its peak: the first
+    run allocates the optimiser's moments."""
 
 
 def sampling_work(
     config: ModelConfig, sampling: SamplingConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """A batch of images of different classes. FractalError: iterations that do not fit."""
+    """Return a model and the work of sampling a batch of different classes. FractalError: the
+    iterations do not fit the model."""
     model = _random_model(config).to(device)
     flops = sampling_flops(config, sampling)
     published = batch * sum(published_sampling_flops(config, sampling))
@@ -102,7 +102,7 @@ def sampling_work(
         batch * sum(flops),
         published,
         reference=lambda: slow(labels, seeds),
-        levels=lambda: level_costs(fast, config, labels, seeds, flops=flops, device=device),
+        levels=lambda: measure_levels(fast, config, labels, seeds, flops=flops, device=device),
         warm_ups=1,
     )
 
@@ -110,11 +110,11 @@ def sampling_work(
 def training_work(
     config: ModelConfig, recipe: TrainingConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Forward, backward, clipping and the optimiser on a batch of noise."""
+    """Return a model and the work of a whole training step on a batch of noise."""
     recipe = recipe.model_copy(update={"batch_size": batch, "images_per_worker": batch})
     trainer = Trainer(config, recipe, images=max(batch, 1000), device=device)
-    numbers = torch.arange(batch)
-    data = Batch(_noise(config, batch), numbers % config.num_classes, numbers)
+    indices = torch.arange(batch)
+    data = Batch(_noise(config, batch), indices % config.num_classes, indices)
 
     def step() -> None:
         trainer.position = 0
@@ -126,7 +126,7 @@ def training_work(
 def likelihood_work(
     config: ModelConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """One pass over a batch of noise, unconditional."""
+    """Return a model and the work of an unconditional likelihood pass over a batch of noise."""
     model = _random_model(config).to(device)
     images, labels = _noise(config, batch).to(device), torch.full((batch,), NO_CLASS).to(device)
     seeds = list(range(batch))
@@ -146,30 +146,30 @@ def measure(
     warm_up: bool = True,
     trace: Path | None = None,
 ) -> Measurement:
-    """Warm up, time, and set beside the ceiling; with `trace`, one more step's profile goes there,
-    in Chrome's trace format."""
+    """Time the work and compare its speed with the ceiling. With `trace`, profile one more step and
+    write it to that file in Chrome's trace format."""
     device = model.device
-    autocast = dtype == "bfloat16" and mode != "train"  # the trainer has its own
+    autocast = dtype == "bfloat16" and mode != "train"  # The trainer has its own.
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        before = _memory_taken(device)
+        memory_before = _used_memory(device)
         with peak_memory(device) as peak:
             if warm_up:
                 for _ in range(work.warm_ups):
                     work.step()
             else:
                 seconds = median_seconds(work.step, repeats, device)
-        if warm_up:  # unwatched: to watch takes a fortieth of two cores
+        if warm_up:  # Timed without the watch on memory, which takes a fortieth of two cores.
             seconds = median_seconds(work.step, repeats, device)
         if trace is not None:
             with profile() as profiler:
                 work.step()
             profiler.export_chrome_trace(str(trace))
-        # Afterwards: it keeps more at a time than the step itself, and ends compiling.
-        flops = counted_flops(work.step) if work.flops is None else work.flops
+        # Counted last, because counting takes more memory than the step and ends compilation.
+        flops = count_flops(work.step) if work.flops is None else work.flops
         levels = work.levels() if by_level and work.levels is not None else None
-        slow = None
+        uncached = None
         if reference and work.reference is not None:
-            slow = median_seconds(work.reference, 1, device) / batch
+            uncached = median_seconds(work.reference, 1, device) / batch
     ceilings = {name: ceiling_gflops(kind, device) for name, kind in _DTYPES.items()}
     published = work.published_flops
     return Measurement(
@@ -188,31 +188,31 @@ def measure(
         ceiling_gflops_float32=ceilings["float32"],
         ceiling_gflops_bfloat16=ceilings["bfloat16"],
         utilisation=flops / seconds / 1e9 / ceilings[dtype],
-        peak_memory_gb=(before + peak.added_bytes) / 1e9,
-        reference_seconds_per_image=slow,
-        times_faster_than_reference=None if slow is None else slow * batch / seconds,
+        peak_memory_gb=(memory_before + peak.added_bytes) / 1e9,
+        reference_seconds_per_image=uncached,
+        times_faster_than_reference=None if uncached is None else uncached * batch / seconds,
         levels=levels,
     )
 
 
-def _memory_taken(device: torch.device) -> int:
+def _used_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 class _NoModules(ModuleTracker):
-    """In place of the counter's module tracker, whose hooks keep the activations that
-    checkpointing lets go: all operations count for the whole."""
+    """Replaces the counter's module tracker, whose hooks keep activations that activation
+    checkpointing frees. The counter then has no counts by module, only the total."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
 
-def counted_flops(step: Callable[[], object]) -> float:
-    """Operations of a step, spare rows (`model.fractal`) included; the counter does not see into a
-    CPU's fused attention."""
+def count_flops(step: Callable[[], object]) -> float:
+    """Run a step and count its operations, with those of spare rows (`model.fractal`). Attention
+    runs as products, because the counter ignores the fused attention of a CPU."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     counter.mod_tracker = _NoModules()
     with sdpa_kernel(SDPBackend.MATH), counter:

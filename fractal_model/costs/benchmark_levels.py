@@ -1,8 +1,8 @@
-"""What of sampling is spent in which level.
+"""Measure the time that each level takes in sampling.
 
-Decided here: time is exclusive, a level's own without that of the levels below it, and holds all
-that the level does: its steps, the draws and what is moved in between. A level that computes the
-pixels too, as the compiled innermost one does, stands with them in one entry.
+Decided here: the time of a level excludes the levels below it. It covers everything else that the
+level does: its iterations, the random draws and copying. The compiled innermost level computes the
+pixels too, so both have one entry.
 """
 
 import time
@@ -27,7 +27,7 @@ from fractal_model.sampling.sampler import Sampler
 
 @dataclass(frozen=True)
 class LevelCost:
-    """Of one image."""
+    """Costs of a level for one image."""
 
     level: str
     seconds_per_image: float
@@ -35,7 +35,7 @@ class LevelCost:
 
 
 class Stopwatch:
-    """Exclusive seconds by name: while an inner part runs, the outer one's time stands still."""
+    """Measures the seconds of each part. While an inner part runs, the outer part's time stops."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: defaultdict[int, float] = defaultdict(float)
@@ -44,7 +44,7 @@ class Stopwatch:
         self._since = 0.0
 
     @contextmanager
-    def of(self, part: int) -> Iterator[None]:
+    def measure(self, part: int) -> Iterator[None]:
         self._book()
         self._running.append(part)
         try:
@@ -54,7 +54,7 @@ class Stopwatch:
             self._running.pop()
 
     def _book(self) -> None:
-        """What has passed since the last change goes to the part that ran."""
+        """Add the time since the last change to the part that ran."""
         wait(self._device)
         now = time.perf_counter()
         if self._running:
@@ -69,11 +69,11 @@ class _TimedDescent(Descent):
     def generate_patches(
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
-        with self.stopwatch.of(i):
+        with self.stopwatch.measure(i):
             return super().generate_patches(i, conditions, rows, guidance)
 
 
-def level_costs(
+def measure_levels(
     sampler: Sampler,
     config: ModelConfig,
     labels: Tensor,
@@ -82,7 +82,8 @@ def level_costs(
     flops: Sequence[float],
     device: torch.device,
 ) -> tuple[LevelCost, ...]:
-    """One more run, of a sampler that has run before; `flops` are of an image, by level."""
+    """Run a sampler that has run before once more, and return the costs of each level. `flops` are
+    the operations per image of each level and of the pixel network."""
     stopwatch = Stopwatch(device)
     timed = copy(sampler)
     timed.descent = partial(_TimedDescent, stopwatch=stopwatch)
@@ -92,7 +93,7 @@ def level_costs(
         for i, level in enumerate(config.levels)
     ]
     names.append("pixels")
-    # Parts that never ran by themselves have run within the one above.
+    # A level that has no time of its own was computed within the level above.
     return tuple(
         LevelCost(
             " and ".join(names[start:end]),

@@ -1,9 +1,9 @@
 """Floating-point operations of a pass, a training step and a sampled image, by level.
 
-Decided here: matrix products alone are counted, two operations a multiply-add, attention scores in
-full (as `torch.utils.flop_counter` counts, which the tests hold against it). A fused attention
-kernel that skips the causal half or computes scores again on the way back does not change the
-count. Everything is per image; tuples go from level 0 down, the pixel network last.
+Decided here: only matrix products count, two operations per multiply-add, with attention scores in
+full. `torch.utils.flop_counter` counts in the same way, and the tests compare the two. The count
+ignores that a fused attention kernel skips the causal half or computes scores again in the backward
+pass. All values are per image. Tuples go from level 0 down, with the pixel network last.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fractal_model.sampling.schedules import masking_schedule
 
 @dataclass(frozen=True)
 class Products:
-    """Operations of one forward pass, told apart by what the way back needs of them."""
+    """Operations of one forward pass, grouped by what the backward pass needs for them."""
 
     blocks: float = 0.0
-    """In transformer blocks: computed twice with activation checkpointing."""
+    """Operations in transformer blocks, which activation checkpointing computes twice."""
     not_repeated: float = 0.0
-    """Of these, the last product of blocks without dropout: nothing after it is kept, so
-    recomputation stops before it (but not oneDNN's, in float32 on a CPU, which is one piece)."""
+    """The part of `blocks` that activation checkpointing computes once: the last product of each
+    block without dropout. (oneDNN, in float32 on a CPU, computes it twice too.)"""
     data: float = 0.0
-    """With pixels as the input, which needs no gradient."""
+    """Operations on pixels, which need no gradient."""
     other: float = 0.0
 
     def __add__(self, more: Products) -> Products:
@@ -47,7 +47,7 @@ class Products:
         return self.blocks + self.data + self.other
 
     def training(self, *, activation_checkpointing: bool) -> float:
-        """Forward and backward: on the way back one product for the weight, one for the input."""
+        """Operations of both passes; the backward pass has two products for each forward one."""
         repeated = self.blocks - self.not_repeated if activation_checkpointing else 0.0
         return 3 * (self.blocks + self.other) + 2 * self.data + repeated
 
@@ -55,7 +55,8 @@ class Products:
 def pass_products(
     model: ModelConfig, shares: tuple[float, ...] | None = None
 ) -> tuple[Products, ...]:
-    """A teacher-forced pass in which `shares` of each level's sub-patches go down (default all)."""
+    """Operations of a teacher-forced pass, by level. `shares` of each level's sub-patches, by
+    default all of them, are passed to the level below."""
     *rows, pixels = rows_per_image(model, shares)
     levels = (_level(level, r) for level, r in zip(model.levels, rows, strict=True))
     return (*levels, _pixel_network(model.pixel, pixels))
@@ -64,7 +65,8 @@ def pass_products(
 def training_flops(
     model: ModelConfig, *, activation_checkpointing: bool, shares: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
-    """Forward and backward; by default expected over the masks that training draws."""
+    """Operations of forward and backward pass, by level. `shares` as in `pass_products`; by default
+    the expected shares of the masks that training draws."""
     products = pass_products(model, shares or training_shares(model))
     return tuple(p.training(activation_checkpointing=activation_checkpointing) for p in products)
 
@@ -72,13 +74,15 @@ def training_flops(
 def sampling_flops(
     model: ModelConfig, sampling: SamplingConfig, *, with_class: bool = True
 ) -> tuple[float, ...]:
-    """One image from the sampler: a MAR level runs its whole sequence in each iteration, but of its
-    first block queries, keys and values only for what is new, and of its last block no more than
-    is read of it; an AR level and a pixel network run one position at a time on cached keys and
-    values; guidance runs every row twice. FractalError where the iterations do not fit the model.
+    """Operations for one sampled image, by level.
 
-    Every sub-patch is sampled once, so the rows are those of a pass in which all go down. What is
-    computed once a call for all rows, the first block's part of masked sub-patches, is left out.
+    A MAR level computes its whole sequence in each iteration, with two exceptions: its first block
+    computes queries, keys and values only for new positions, and its last block only the positions
+    that are read. An AR level and a pixel network compute one position at a time and cache keys and
+    values. Guidance doubles the rows. Each sub-patch is sampled once. The first block's products
+    for masked sub-patches, which all rows of a call share, are left out.
+
+    FractalError: the iterations do not fit the model.
     """
     branches = 2 if with_class and sampling.guidance != 1 else 1
     *rows, pixels = rows_per_image(model)
@@ -91,8 +95,8 @@ def sampling_flops(
 
 
 def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tuple[float, ...]:
-    """The same of the published sampler: a MAR level's whole sequence through all blocks in each
-    iteration, and for each channel of a pixel its whole network, all four positions of it."""
+    """Operations of the published sampler for one image, by level. In each iteration a MAR level
+    computes all positions; for each channel of a pixel the pixel network computes all four."""
     branches = 1 if sampling.guidance == 1 else 2
     *rows, pixels = rows_per_image(model)
     levels = (
@@ -108,12 +112,12 @@ def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tu
 
 
 def _whole_pixel_network(pixel: PixelConfig, rows: float) -> float:
-    once = block_flops(Transformer.of(pixel), rows, PIXEL_POSITIONS + 1)
-    return PIXEL_POSITIONS * (once + _pixel_ends(pixel, rows))
+    channel = block_flops(Transformer.of(pixel), rows, PIXEL_POSITIONS + 1)
+    return PIXEL_POSITIONS * (channel + _pixel_ends(pixel, rows))
 
 
 def block_flops(stack: Transformer, rows: float, length: int, *, cached: bool = False) -> float:
-    """All blocks over `length` positions; cached, position t reads the t + 1 keys there are."""
+    """Operations of all blocks; with cached keys, position t reads t + 1 keys."""
     pairs = length * (length + 1) / 2 if cached else length**2
     return rows * stack.blocks * (2 * length * stack.weights + 4 * pairs * stack.width)
 
@@ -141,7 +145,7 @@ def _level_transformer(level: LevelConfig, rows: float) -> Products:
 
 
 def _embedding(level: LevelConfig, rows: float) -> float:
-    """An AR level never reads its last sub-patch."""
+    """Operations that embed the sub-patches. An AR level never reads its last one."""
     embedded = level.tokens - (level.generator == "ar")
     return 2 * rows * embedded * 3 * level.sub_patch_size**2 * level.width
 
@@ -153,7 +157,7 @@ def _pixel_network(pixel: PixelConfig, rows: float) -> Products:
 
 
 def _pixel_ends(pixel: PixelConfig, rows: float) -> float:
-    """The condition's projection and the logits of three channels."""
+    """Operations of the condition's projection and of the logits of three channels."""
     return 2 * rows * pixel.width * (pixel.condition_width + PIXEL_POSITIONS * CHANNEL_VALUES)
 
 
@@ -162,37 +166,38 @@ def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, r
         stack = Transformer.of(level)
         condition = 2 * branches * rows * level.condition_width * level.width
         blocks = block_flops(stack, branches * rows, level.tokens, cached=True)
-        return blocks + condition + _embedding(level, rows)  # both branches embed one canvas
+        return blocks + condition + _embedding(level, rows)  # Both branches share the embedding.
     guide = 0.0
     if level.guiding_pixel:
         guide = _sampled_pixel_network(guide_network(level), branches * rows)
     stack, length = Transformer.of(level), positions(level)
     blocks = steps * block_flops(stack, branches * rows, length)
-    left_out = branches * rows * _last_block_left_out(level, steps, read)
-    return blocks - left_out + rows * _taken_in(level, steps, branches) + guide
+    unread = branches * rows * _unread_flops(level, steps, read)
+    return blocks - unread + rows * _input_flops(level, steps, branches) + guide
 
 
-def _taken_in(level: LevelConfig, steps: int, branches: int) -> float:
-    """Of a row: what goes into the first block, and its queries, keys and values, once for each
-    position, instead of those of all positions in each iteration; the sub-patches of the last
-    iteration are never fed in."""
+def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
+    """Operations of a row for the input of the first block and for its queries, keys and values,
+    which are computed once for each position. Those of all positions in each iteration, which
+    `block_flops` counted, are subtracted. The sub-patches of the last iteration are no input."""
     prefix = branches * (positions(level) - level.tokens)
-    fed_in = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
+    inputs = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
     read = branches * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
-    embedded = 2 * level.width * (read + fed_in * 3 * level.sub_patch_size**2)
-    once = 6 * level.width**2
-    return embedded + once * (prefix + fed_in - steps * branches * positions(level))
+    embedded = 2 * level.width * (read + inputs * 3 * level.sub_patch_size**2)
+    projected = 6 * level.width**2
+    return embedded + projected * (prefix + inputs - steps * branches * positions(level))
 
 
-def _last_block_left_out(level: LevelConfig, steps: int, read: int) -> float:
-    """Of a row, over all iterations: queries, scores and what follows them for the positions whose
-    output nobody reads; an only block's queries are there already."""
+def _unread_flops(level: LevelConfig, steps: int, read: int) -> float:
+    """Operations of a row that the last block saves in all iterations: queries, attention and
+    feed-forward network of positions whose output is not read. For a level's only block, the
+    queries are in `_input_flops`."""
     stack, length = Transformer.of(level), positions(level)
-    anyway = (2 if stack.blocks > 1 else 3) * stack.width**2
-    a_position = 2 * (stack.weights - anyway) + 4 * length * stack.width
-    left = (level.tokens, *masking_schedule(level.tokens, steps))
-    computed = (read * (before - after) for before, after in pairwise(left))
-    return sum(a_position * (length - n) for n in computed if n < level.tokens)
+    needed = (2 if stack.blocks > 1 else 3) * stack.width**2
+    per_position = 2 * (stack.weights - needed) + 4 * length * stack.width
+    masked = (level.tokens, *masking_schedule(level.tokens, steps))
+    outputs = (read * (before - after) for before, after in pairwise(masked))
+    return sum(per_position * (length - n) for n in outputs if n < level.tokens)
 
 
 def _sampled_pixel_network(pixel: PixelConfig, rows: float) -> float:

@@ -1,8 +1,8 @@
-"""GPUs: what their makers state.
+"""Peak speed and memory of GPUs, as their makers state them.
 
-Decided here: peaks are dense (without structured sparsity), products of bfloat16 summed in
-float32, and float32 without TensorFloat-32, which is how `precision: float32` computes. Memory is
-in decimal gigabytes, as sold.
+Decided here: peaks are dense (without structured sparsity). For bfloat16, products are summed in
+float32. For float32, TensorFloat-32 is off, as with `precision: float32`. Memory is in decimal
+gigabytes, as sold.
 
 Sources: NVIDIA's data sheets of the H100 (SXM and PCIe, 2023), H200 (2024), HGX B200 (2025), A100
 (2021), L40S (2023) and L4 (2023), where a figure "with sparsity" is halved; the GeForce RTX 4090
@@ -24,7 +24,7 @@ class Gpu(StrictModel):
     memory_gb: float
 
     def peak(self, precision: Literal["float32", "bfloat16"]) -> float:
-        """Operations a second."""
+        """Peak operations per second in a precision."""
         teraflops = self.bfloat16_tflops if precision == "bfloat16" else self.float32_tflops
         return teraflops * 1e12
 
@@ -45,8 +45,8 @@ GPUS = {
 }
 
 
-def gpu_named(name: str) -> Gpu:
-    """FractalError names the GPUs there are."""
+def find_gpu(name: str) -> Gpu:
+    """Return the GPU of that name. FractalError: it is unknown."""
     if name not in GPUS:
         raise FractalError(f"GPU {name!r} is unknown: choose {', '.join(GPUS)}")
     return GPUS[name]

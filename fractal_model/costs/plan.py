@@ -1,7 +1,7 @@
-"""What training and sampling one size would cost: operations, memory, time and disk.
+"""Estimate what training and sampling a size cost: operations, memory, time and disk space.
 
-Decided here: time is operations over (GPUs × peak × utilisation), nothing else; the operations
-include those that activation checkpointing repeats, so switching it off shortens the plan.
+Decided here: time is operations / (GPUs × peak × utilisation). The operations include those that
+activation checkpointing repeats, so training without it takes less time here.
 """
 
 import math
@@ -32,22 +32,22 @@ from fractal_model.data.object_store import is_remote
 from fractal_model.model.fractal import FractalModel
 
 SAMPLES = 50_000
-"""Of the published evaluation."""
+"""Number of samples of the published evaluation."""
 _IMAGENET = {"train": 1_281_167, "validation": 50_000}
 RAW_ARCHIVES_BYTES = 144.1e9
-"""ImageNet's two official archives, train 137.8 GB and validation 6.3 GB."""
+"""Size of ImageNet's two official archives: train 137.8 GB, validation 6.3 GB."""
 DAY, HOUR = 86_400, 3_600
 
 
 class PartCost(StrictModel):
-    """A level, or the pixel network; operations per image."""
+    """Costs of a level or of the pixel network. Operations are per image."""
 
     name: str
     parameters: int
     rows: float
-    """An image in training, expected over the masks."""
+    """Rows per image in training, expected over the masks."""
     forward_flops: float
-    """Our pass in which all sub-patches go down, prefixes and logits included."""
+    """Operations of a pass of all sub-patches, with prefixes and logits."""
     paper_flops: float
     published_gflops: float | None
     training_flops: float
@@ -56,18 +56,18 @@ class PartCost(StrictModel):
 
 
 class Disk(StrictModel):
-    """Bytes on disk."""
+    """Disk space in bytes."""
 
     data_at_most: float
-    """The prepared images without compression; as PNG they need less."""
+    """The prepared images without compression. PNG needs less."""
     raw_archives: float
     checkpoint: float
-    """One: weights and AdamW's moments in float32."""
+    """One checkpoint: weights, their moving average, AdamW's moments, all in float32."""
     checkpoints_kept: float
 
 
 class Plan(StrictModel):
-    """The whole plan; times in seconds unless the name says otherwise."""
+    """The estimate for a size. Each time has its unit in its name."""
 
     size: str
     gpu: Gpu
@@ -77,7 +77,7 @@ class Plan(StrictModel):
     epochs: int
     batch_size: int
     images_per_gpu: int
-    """At a time."""
+    """Images that a GPU computes at a time."""
     steps: int
     precision: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
@@ -94,12 +94,12 @@ class Plan(StrictModel):
     training_days: float
     gpu_hours: float
     model_flops_utilisation: float
-    """Without the products that activation checkpointing repeats."""
+    """Utilisation without the products that activation checkpointing repeats."""
     disk: Disk
     seconds_per_sample: float
-    """On one GPU."""
+    """Time of a sample on one GPU."""
     sampling_hours: float
-    """All samples, on all GPUs."""
+    """Time of `SAMPLES` samples on all GPUs."""
 
 
 MOST_IMAGES = 10**12
@@ -115,14 +115,14 @@ def plan(
     utilisation: float = published_costs.TRAINING_UTILISATION,
     sampling_utilisation: float = published_costs.SAMPLING_UTILISATION,
 ) -> Plan:
-    """The cost of a size's recipe and sampling settings on `gpus` of a kind.
+    """Estimate the costs of a size's recipe and sampling settings on `gpus` GPUs of the kind `gpu`.
 
-    `splits` holds the data set's image counts, `train` among them; `batch_size` overrides the
-    recipe's. FractalError: GPUs or a utilisation out of range, a batch that does not divide.
+    `splits` holds the number of images of each split, `train` among them. `batch_size` replaces the
+    recipe's. FractalError: a number is out of range, or the batch does not divide by the GPUs.
     """
     recipe = size.training
     batch = recipe.batch_size if batch_size is None else batch_size
-    _require_legal(gpus, batch, utilisation, sampling_utilisation)
+    _require_valid(gpus, batch, utilisation, sampling_utilisation)
     at_a_time = min(batch // gpus, recipe.images_per_worker)
     parts, embeddings, weights = _parts(size)
     parameters = embeddings + sum(p.parameters for p in parts)
@@ -184,11 +184,11 @@ def plan(
 
 
 def dataset_splits(params: Params, dataset: str, images: int | None = None) -> dict[str, int]:
-    """Images of each split: `images` to train where given, else what is prepared or known of
-    ImageNet. FractalError: neither."""
+    """Return the number of images of each split: `images` for training if given, otherwise those
+    of the data set. FractalError: `images` is out of range, or the number is unknown."""
     if images is not None:
         if not 1 <= images <= MOST_IMAGES:
-            raise FractalError(f"{images} training images asked for: give 1 … {MOST_IMAGES:,}")
+            raise FractalError(f"images is {images}, expected 1 … {MOST_IMAGES:,}")
         return {"train": images}
     folder = params.dataset_folder(dataset)
     if is_remote(folder) or (Path(folder) / MANIFEST_NAME).is_file():
@@ -201,38 +201,41 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
     if dataset not in IMAGENET_SIDES:
         raise FractalError(
             f"the number of images of the data set {dataset!r} is unknown: it is not prepared in "
-            f"{params.paths.data}; prepare it, or say how many there are",
+            f"{params.paths.data}; prepare it, or give the number",
             setting="images",
         )
     return _IMAGENET
 
 
-def _require_legal(gpus: int, batch: int, *utilisations: float) -> None:
+def _require_valid(gpus: int, batch: int, *utilisations: float) -> None:
     if not 1 <= gpus <= MOST_WORKERS:
-        raise FractalError(f"{gpus} GPUs asked for: give 1 … {MOST_WORKERS:,}")
+        raise FractalError(f"gpus is {gpus}, expected 1 … {MOST_WORKERS:,}")
     if not 1 <= batch <= LARGEST_NUMBER:
-        raise FractalError(f"a batch of {batch} images asked for: give 1 … {LARGEST_NUMBER:,}")
+        raise FractalError(f"batch_size is {batch}, expected 1 … {LARGEST_NUMBER:,}")
     if batch % gpus:
         divisors = [n for n in range(1, min(batch, 2 * gpus) + 1) if batch % n == 0]
         allowed = ", ".join(str(n) for n in divisors[-4:])
         raise FractalError(
-            f"a batch of {batch} images does not divide by {gpus} GPUs: choose GPUs that divide "
-            f"it (near are {allowed}) or another batch size"
+            f"batch_size {batch} does not divide by {gpus} GPUs: choose another batch size, or "
+            f"GPUs that divide it (near are {allowed})"
         )
     for share in utilisations:
         if not 0 < share <= 1:
-            raise FractalError(f"utilisation {share} is out of range: above 0, at most 1")
+            raise FractalError(
+                f"utilisation {share} is out of range: give a share above 0, at most 1"
+            )
 
 
 def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
-    """Levels and pixel network, parameters of the class embeddings, elements of all matrices."""
+    """Return the costs of all parts, the parameters of the class embeddings, and the number of
+    weights in matrices of linear layers."""
     model = size.model
-    with torch.device("meta"):  # the real modules, built without memory
+    with torch.device("meta"):  # The real modules, without memory for their weights.
         network = FractalModel(model)
     counts = [_elements(part.parameters()) for part in (*network.levels, network.pixel)]
     linear = (part for part in network.modules() if isinstance(part, torch.nn.Linear))
     names = (f"{level.patch_size} → {level.sub_patch_size} px" for level in model.levels)
-    # A size of a person's own may have a published one's name.
+    # A user's size with other levels can have the name of a published one.
     published: Sequence[float | None] = published_costs.LEVEL_GFLOPS.get(size.name, ())
     if len(published) != len(counts):
         published = (None,) * len(counts)

@@ -1,11 +1,11 @@
-"""Sizes that the counts of products and of memory share: transformers, positions, rows.
+"""Numbers of blocks, positions and rows, for counts of operations and of memory.
 
-Decided here: rows are expected numbers per image. A row of a MAR level hands on its masked
-sub-patches alone; their number is independent of the row, so expectations multiply from level to
-level and no sampling is needed.
+Decided here: the number of rows is the expected number per image. A row of a MAR level passes only
+its masked sub-patches to the level below. Their number does not depend on the row, so expectations
+multiply from level to level.
 
-Notation: level i has Rᵢ rows an image, of Tᵢ sub-patches each; the last entry of a tuple is the
-pixel network's.
+Notation: level i has Rᵢ rows per image with Tᵢ sub-patches each. The last entry of a tuple belongs
+to the pixel network.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fractal_model.model.mar import GUIDING_BLOCKS, GUIDING_HEADS, GUIDING_WIDTH
 from fractal_model.training.masks import MASK_RATIO_SD
 
 PIXEL_POSITIONS = 3
-"""The condition, red, green: blue is never fed in."""
+"""Length of the pixel network's sequence: condition, red and green. Blue is no input."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Transformer:
     width: int
     heads: int
     hidden: int
-    """Width inside the feed-forward network."""
+    """Hidden width of the feed-forward network."""
     gated: bool
-    """SwiGLU after RMSNorm (AR levels), else GELU after LayerNorm."""
+    """True for SwiGLU and RMSNorm (AR levels), False for GELU and LayerNorm."""
     dropout: bool
 
     @classmethod
@@ -46,20 +46,20 @@ class Transformer:
 
     @property
     def weights(self) -> int:
-        """Elements of one block's weight matrices."""
+        """Number of elements in the weight matrices of one block."""
         return 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.hidden
 
 
 def positions(level: LevelConfig) -> int:
-    """Length of a level's sequence: an AR level's condition takes the place of the last
-    sub-patch, a MAR level's prefix (guiding pixel, conditions) comes before all of them."""
+    """Length of a level's sequence. In an AR level the condition is an input instead of the last
+    sub-patch. In a MAR level guiding pixel and conditions come before all sub-patches."""
     if level.generator == "ar":
         return level.tokens
     return level.guiding_pixel + level.conditions + level.tokens
 
 
 def guide_network(level: LevelConfig) -> PixelConfig:
-    """The network that predicts the guiding pixels of a level that has them."""
+    """Configuration of the network that predicts the guiding pixels of a level."""
     return PixelConfig(
         width=GUIDING_WIDTH,
         blocks=GUIDING_BLOCKS,
@@ -69,9 +69,10 @@ def guide_network(level: LevelConfig) -> PixelConfig:
 
 
 def expected_masked_share(tokens: int) -> float:
-    """E⌈T·r⌉ / T for r from a normal of mean 1 and standard deviation 0.25 truncated to [0, 1].
+    """Expected share of masked sub-patches, E⌈T·r⌉ / T with T = `tokens`, in training.
 
-    Exact: E⌈T·r⌉ is the sum over k = 0 … T − 1 of P(r > k/T).
+    r has a normal distribution with mean 1 and standard deviation 0.25, truncated to [0, 1]. The
+    value is exact: E⌈T·r⌉ is the sum of P(r > k/T) over k = 0 … T − 1.
     """
     normal = NormalDist(1.0, MASK_RATIO_SD)
     below = normal.cdf(0.0)
@@ -81,7 +82,7 @@ def expected_masked_share(tokens: int) -> float:
 
 
 def training_shares(model: ModelConfig) -> tuple[float, ...]:
-    """Expected share of each level's sub-patches that go down in training."""
+    """Expected share of each level's sub-patches that training passes to the level below."""
     return tuple(
         expected_masked_share(level.tokens) if level.generator == "mar" else 1.0
         for level in model.levels
@@ -91,8 +92,8 @@ def training_shares(model: ModelConfig) -> tuple[float, ...]:
 def rows_per_image(
     model: ModelConfig, shares: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
-    """R of each level and of the pixel network; `shares` of the sub-patches go down, by default
-    all of them."""
+    """Rows per image of each level and of the pixel network. `shares` of each level's sub-patches,
+    by default all of them, are passed to the level below."""
     rows = [1.0]
     for level, share in zip(model.levels, shares or (1.0,) * len(model.levels), strict=True):
         rows.append(rows[-1] * level.tokens * share)

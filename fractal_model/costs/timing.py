@@ -1,7 +1,7 @@
-"""Medians of several runs, and the machine's matrix-product ceiling.
+"""Measure medians of several runs, and the ceiling: the machine's fastest matrix product.
 
-Decided here: the ceiling is measured in the same process as what stands beside it, because clocks
-and neighbours change from minute to minute.
+Decided here: the ceiling is measured in the same process as the values that are compared with it,
+because clock speeds and other load change from minute to minute.
 """
 
 import math
@@ -15,17 +15,17 @@ import torch
 from fractal_model.model.kernels.linear import linear
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Side of the square matrices: large enough that nothing but the product counts."""
+"""Side of the square matrices, so large that all time is spent in the product."""
 _CEILING_RUNS = 7
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Of `repeats` runs; warming up is the caller's."""
+    """Median time of `repeats` runs. The caller warms up."""
     return statistics.median(_seconds(work, device) for _ in range(repeats))
 
 
 def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of the fastest of a few products of square matrices, torch's own or ours."""
+    """GFLOP/s of the fastest of some products of square matrices, with torch's product and ours."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     best = math.inf
@@ -38,7 +38,7 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until what was started there is done."""
+    """Wait until the device has completed all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -1,15 +1,15 @@
 """Memory of a training step on one GPU, in bytes.
 
-Decided here: activations are what autograd keeps for the way back, tensor by tensor, with the
-fused attention (queries, keys, values, output and one float32 a row and head; never the scores).
-The kernels of short sequences do not keep that float32: there this is a little too much.
-With `precision: bfloat16` (autocast) weights, residual stream and norms stay float32; inputs of
-matrix products, attention and the feed-forward network are bfloat16. Dropout keeps one byte an
-element, as on a GPU; the attention's own dropout keeps nothing. RMSNorm counts its normalised
-values as kept. Rows are the expected number, see `shapes.py`.
+Decided here: activations are the tensors that autograd keeps for the backward pass. Fused attention
+keeps queries, keys, values, output and one float32 per row and head, but no scores. The kernels of
+short sequences do not keep that float32, so the estimate for them is a little too high. With
+`precision: bfloat16` (autocast), weights, residual stream and norms are float32; inputs of matrix
+products, attention and the feed-forward network are bfloat16. Dropout keeps one byte per element,
+as on a GPU, except in attention, where it keeps nothing. RMSNorm keeps its normalised values. The
+number of rows is the expected one (see `shapes.py`).
 
 Not counted: the CUDA context and the kernels (about 1 GB), fragmentation of the allocator, and
-temporaries except the logits'.
+temporary tensors except the logits.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from fractal_model.model.patches import CHANNEL_VALUES
 
 BFLOAT16, FLOAT32, INT64 = 2, 4, 8
 ADAMW_BYTES = 2 * FLOAT32
-"""Of AdamW's two float32 moments, a parameter."""
+"""Bytes per parameter of AdamW's two float32 moments."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,24 @@ class Kept:
     """Bytes that autograd keeps for one part of the model."""
 
     block: float
-    """In one block, its input included."""
+    """Bytes in one block, with its input."""
     block_input: float
     blocks: int
     rest: float
-    """Outside the blocks."""
+    """Bytes outside the blocks."""
 
 
 class Activations(StrictModel):
-    """Bytes of a batch's activations."""
+    """Activations of a batch in bytes."""
 
     kept: float
-    """At the end of the forward pass."""
+    """Bytes that are kept at the end of the forward pass."""
     recomputed: float
-    """With activation checkpointing: the rest of the one block that is computed again, the
-    largest of all."""
+    """Bytes of the largest block without its input, in activation checkpointing."""
 
 
 class TrainingMemory(StrictModel):
-    """Bytes on one GPU at the peak of a training step."""
+    """Memory of one GPU at the peak of a training step, in bytes."""
 
     parameters: float
     gradients: float
@@ -62,12 +61,12 @@ class TrainingMemory(StrictModel):
     """The copy of the gradients that DistributedDataParallel exchanges; 0 on one GPU."""
     optimizer: float
     average: float
-    """The moving average of the weights; 0 where the recipe keeps none."""
+    """The moving average of the weights; 0 if the recipe has none."""
     weight_copies: float
-    """Weight matrices in bfloat16, which autocast makes for the length of the forward pass."""
+    """Copies of the weight matrices in bfloat16, which autocast keeps during the forward pass."""
     activations: Activations
     logits: float
-    """Temporary: the pixel network's logits and their gradient beside what is kept of them."""
+    """Temporary tensors: the pixel network's logits and their gradient."""
 
     @property
     def total(self) -> float:
@@ -87,7 +86,8 @@ def training_memory(
     averaged: bool,
     activation_checkpointing: bool,
 ) -> TrainingMemory:
-    """For `images` on each GPU; `weights` of the `parameters` are in matrices of linear layers."""
+    """Memory of a training step of `images` images on each GPU, in bytes. `weights` of the
+    `parameters` are in matrices of linear layers."""
     pixels = rows_per_image(model, training_shares(model))[-1] * images
     return TrainingMemory(
         parameters=FLOAT32 * parameters,
@@ -114,16 +114,17 @@ def activations(
     activation_checkpointing: bool,
     shares: tuple[float, ...] | None = None,
 ) -> Activations:
-    """Of `images` images; by default expected over the masks that training draws."""
-    # Bytes of an element of what autocast narrows.
+    """Activations of `images` images. `shares` of each level's sub-patches are passed to the level
+    below; by default the expected shares of the masks that training draws."""
+    # Bytes per element of the tensors that autocast stores as bfloat16.
     itemsize = BFLOAT16 if precision == "bfloat16" else FLOAT32
     rows = [images * r for r in rows_per_image(model, shares or training_shares(model))]
-    parts, handed_on = [], 1  # the root repeats one condition without copying it
+    parts, conditions = [], 1  # Level 0 repeats its one condition without copying it.
     for i, (level, count, below) in enumerate(zip(model.levels, rows, rows[1:], strict=False)):
-        given = _handed_on(model, i)
-        parts += _level(level, count, below, handed_on, given, itemsize)
-        handed_on = given
-    parts.append(_pixel_network(model.pixel, rows[-1], handed_on, itemsize))
+        passed_down = _conditions_below(model, i)
+        parts += _level(level, count, below, conditions, passed_down, itemsize)
+        conditions = passed_down
+    parts.append(_pixel_network(model.pixel, rows[-1], conditions, itemsize))
     if not activation_checkpointing:
         return Activations(kept=sum(p.blocks * p.block + p.rest for p in parts), recomputed=0.0)
     return Activations(
@@ -132,42 +133,42 @@ def activations(
     )
 
 
-def _handed_on(model: ModelConfig, level: int) -> int:
-    """Conditions for each row below: the first level always gives all that it has."""
+def _conditions_below(model: ModelConfig, level: int) -> int:
+    """Number of conditions that a level gives to each row below. Level 0 always gives all."""
     if model.levels[level].generator == "ar":
         return 1
     return MAX_CONDITIONS if level == 0 else model.conditions_read(level)
 
 
 def _level(
-    level: LevelConfig, rows: float, below: float, handed_on: int, given: int, itemsize: int
+    level: LevelConfig, rows: float, below: float, above: int, passed_down: int, itemsize: int
 ) -> list[Kept]:
-    """The level's transformer, and its guide network if it has one; each row reads one of
-    `handed_on` conditions and gives `given` to each of the `below` rows."""
+    """Kept bytes of a level's transformer, and of its guide network if it has one. Each of the
+    `rows` gets `above` conditions, and each of the `below` rows gets `passed_down`."""
     parts, ar = [], level.generator == "ar"
     elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
     if ar:
-        rest = rows * _condition(level, handed_on, itemsize)
+        rest = rows * _condition(level, above, itemsize)
     else:
         conditions = level.conditions * level.condition_width * itemsize
-        rest = rows * (conditions + level.tokens) + below * (INT64 + given * (INT64 + 1))
+        rest = rows * (conditions + level.tokens) + below * (INT64 + passed_down * (INT64 + 1))
     if level.guiding_pixel:
         rest += rows * 3 * itemsize
-        parts = [_pixel_network(guide_network(level), rows, handed_on, itemsize)]
+        parts = [_pixel_network(guide_network(level), rows, above, itemsize)]
     rest += rows * elements * itemsize
     return [_transformer(Transformer.of(level), rows, positions(level), rest, itemsize), *parts]
 
 
-def _pixel_network(pixel: PixelConfig, rows: float, handed_on: int, itemsize: int) -> Kept:
-    """Ends in the output of the last norm and the logarithms of the probabilities, float32."""
+def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -> Kept:
+    """Kept bytes of the pixel network, with the last norm's output and the log-probabilities."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
-    rest = rows * (_condition(pixel, handed_on, itemsize) + output + values) + _logits(rows)
+    rest = rows * (_condition(pixel, above, itemsize) + output + values) + _logits(rows)
     return _transformer(Transformer.of(pixel), rows, PIXEL_POSITIONS, rest, itemsize)
 
 
 def _transformer(stack: Transformer, rows: float, length: int, rest: float, itemsize: int) -> Kept:
-    """Blocks, and the norms before and after them with their float32 inputs."""
+    """Kept bytes of the blocks, and of the norms before and after them with float32 inputs."""
     count = rows * length
     stream = FLOAT32 * stack.width
     norms = 2 * (stream + 2 * FLOAT32)
@@ -180,11 +181,11 @@ def _transformer(stack: Transformer, rows: float, length: int, rest: float, item
 
 
 def _block(stack: Transformer, itemsize: int) -> float:
-    """Bytes a position: two norms with their inputs, attention, feed-forward network."""
+    """Kept bytes per position of a block: two norms with their inputs, attention, feed-forward."""
     if stack.gated:
         norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
-        # Rotated queries and keys beside the projection's output; under autocast each of the two
-        # gate products casts its own input.
+        # Rotated queries and keys are kept beside the projection's output. With autocast each of
+        # the two gate products keeps its own copy of the input.
         narrow = (1 + 5 + 1 + 1 + (itemsize == BFLOAT16)) * stack.width + 4 * stack.hidden
         masks = 2 * stack.width
     else:
@@ -194,9 +195,9 @@ def _block(stack: Transformer, itemsize: int) -> float:
     return norms + narrow * itemsize + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
 
 
-def _condition(part: LevelConfig | PixelConfig, handed_on: int, itemsize: int) -> float:
-    """Bytes a row of the one condition read: in float32 a view, which keeps all it is a view of."""
-    return (handed_on if itemsize == FLOAT32 else 1) * part.condition_width * itemsize
+def _condition(part: LevelConfig | PixelConfig, above: int, itemsize: int) -> float:
+    """Kept bytes per row of the one condition read: in float32 a view, which keeps all of them."""
+    return (above if itemsize == FLOAT32 else 1) * part.condition_width * itemsize
 
 
 def _logits(rows: float) -> float:

@@ -35,8 +35,8 @@ TOLERANCE = 1e-6
 
 
 class KnownMasks(TorchDispatchMode):
-    """Lets the meta device run what depends on data: each row of a MAR level has `masked(T)`
-    sub-patches masked, every label is legal."""
+    """Lets the meta device run operations that depend on data: each row of a MAR level has
+    `masked(T)` masked sub-patches, and every label is valid."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ def counted_on_meta(config: ModelConfig, *, checkpointing: bool) -> tuple[int, i
 
 @pytest.fixture(autouse=True)
 def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meta device has none, not even switched off; it changes types and no count."""
+    """The meta device has no autocast, which changes types but no count."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_preset_agrees_with_the_counter(size):
+def test_every_size_agrees_with_the_counter(size):
     config = PARAMS.size(size).model
     forward, both = counted_on_meta(config, checkpointing=False)
     assert sum(p.forward for p in pass_products(config, shares(config))) == pytest.approx(
@@ -105,18 +105,18 @@ def test_activation_checkpointing_agrees_with_the_counter(size):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_real_training_step_agrees(kind, checkpointing, monkeypatch):
+def test_the_formula_agrees_with_a_real_training_step(kind, checkpointing, monkeypatch):
     config = tiny_config(kind)
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
-    # Of oneDNN's products recomputation repeats the last one too, which torch's own stops before.
+    # Recomputation also repeats the last of oneDNN's products, but not of torch's.
     monkeypatch.setattr("fractal_model.model.kernels.linear._HAS_ONEDNN", not checkpointing)
     recipe = PARAMS.size("digits").training.model_copy(
         update={"activation_checkpointing": checkpointing, "batch_size": 3}
     )
-    found = trainer.Trainer(config, recipe, images=3)
+    stepper = trainer.Trainer(config, recipe, images=3)
     batch = Batch(random_images(3, config.image_size), torch.arange(3), torch.arange(3))
     with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
-        found.step(batch)
+        stepper.step(batch)
     ours = training_flops(config, activation_checkpointing=checkpointing, shares=shares(config))
     assert 3 * sum(ours) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
 
@@ -127,22 +127,22 @@ def flop_counter() -> FlopCounterMode:
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("labels", [[0, 1, 2], [NO_CLASS] * 3])
-def test_a_real_run_of_the_sampler_agrees(kind, guidance, labels, monkeypatch):
-    # Models so small are computed with rows that are there for the rounding alone.
+def test_the_formula_agrees_with_a_real_run_of_the_sampler(kind, guidance, labels, monkeypatch):
+    # Such small models are computed with spare rows, which exist only for the rounding.
     monkeypatch.setattr("fractal_model.model.kernels.linear._ONEDNN_FEWEST", 1)
     model = tiny_model(kind)
     steps = tuple(v.tokens if v.generator == "ar" else v.tokens // 2 for v in model.config.levels)
     settings = SamplingConfig(guidance=guidance, iterations=steps)
-    # Attention that the counter knows; on the CPU it does not know the fused one.
+    # The counter does not know the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
         Sampler(model, settings)(torch.tensor(labels), [0, 1, 2])
     ours = sampling_flops(model.config, settings, with_class=labels[0] != NO_CLASS)
-    counted = counter.get_total_flops() - for_all_rows(model.config, steps)
+    counted = counter.get_total_flops() - shared_by_rows(model.config, steps)
     assert 3 * sum(ours) == pytest.approx(counted, rel=TOLERANCE)
 
 
-def for_all_rows(config: ModelConfig, steps: tuple[int, ...]) -> int:
-    """Operations of masked sub-patches' part of first blocks, once a call of their level."""
+def shared_by_rows(config: ModelConfig, steps: tuple[int, ...]) -> int:
+    """Operations of masked sub-patches in first blocks, which the rows of a call share."""
     calls = accumulate(steps[:-1], mul, initial=1)
     levels = zip(config.levels, calls, strict=True)
     return sum(n * 6 * v.tokens * v.width**2 for v, n in levels if v.generator == "mar")

@@ -1,4 +1,4 @@
-"""The paper's own figures, from the shipped sizes."""
+"""The paper's figures follow from the shipped sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from fractal_model.config.params import load_params
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import published_sampling_flops, training_flops
-from fractal_model.costs.gpus import gpu_named
+from fractal_model.costs.gpus import find_gpu
 from tests.support.params import SHIPPED
 
 PARAMS = load_params(SHIPPED)
@@ -23,7 +23,7 @@ def test_levels_of_mar_l_are_the_published_ones():
     ("size", "tolerance"),
     [("mar-64", 0), ("mar-64-two-level", 0), ("ar-64", 0.051), ("ar-64-two-level", 0.013)],
 )
-def test_totals_at_64_pixels(size, tolerance):
+def test_totals_at_64_pixels_are_near_the_published_ones(size, tolerance):
     total = sum(published_costs.paper_flops(PARAMS.size(size).model)) / 1e9
     assert round(total) == pytest.approx(published_costs.TOTAL_GFLOPS[size], rel=tolerance, abs=0)
 
@@ -45,7 +45,7 @@ def training_utilisation(size: str, *, checkpointing: bool) -> float:
     return implied_utilisation(
         IMAGES_SEEN * flops,
         seconds=published_costs.TRAINING_DAYS[size] * 86_400,
-        peak=published_costs.TRAINING_GPUS * gpu_named("h100").peak("bfloat16"),
+        peak=published_costs.TRAINING_GPUS * find_gpu("h100").peak("bfloat16"),
     )
 
 
@@ -63,6 +63,6 @@ def test_sampling_utilisation_is_what_the_published_time_implies():
     implied = implied_utilisation(
         sum(published_sampling_flops(size.model, size.sampling)),
         seconds=published_costs.SAMPLING_SECONDS["mar-h"],
-        peak=gpu_named("h100-pcie").peak("bfloat16"),
+        peak=find_gpu("h100-pcie").peak("bfloat16"),
     )
     assert implied == pytest.approx(published_costs.SAMPLING_UTILISATION, rel=0.005)

@@ -1,4 +1,4 @@
-"""The formula against what autograd keeps in a real training step."""
+"""The formula agrees with the bytes that autograd keeps in a real training step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from tests.support import random_images, tiny_config
 from tests.support.masks import fixed_masks, shares
 from tests.support.params import SHIPPED
 
-IMAGES = 5  # no activation then has the shape of a weight
+IMAGES = 5  # So that no activation has the shape of a weight.
 TOLERANCE = 0.02
 """Relative; the requirement is 10 %."""
 
 
-def kept_by_autograd(step: trainer.Trainer, batch: Batch) -> int:
-    """Bytes of the distinct storages kept, without the weights and their bfloat16 copies."""
-    weights = {p.untyped_storage().data_ptr() for p in step.model.parameters()}
-    weights |= {b.untyped_storage().data_ptr() for b in step.model.buffers()}
+def kept_by_autograd(stepper: trainer.Trainer, batch: Batch) -> int:
+    """Bytes that autograd keeps, without the weights and their bfloat16 copies."""
+    weights = {p.untyped_storage().data_ptr() for p in stepper.model.parameters()}
+    weights |= {b.untyped_storage().data_ptr() for b in stepper.model.buffers()}
     shapes = {
-        p.shape[::-1] for m in step.model.modules() if isinstance(m, nn.Linear) for p in [m.weight]
+        p.shape[::-1]
+        for m in stepper.model.modules()
+        if isinstance(m, nn.Linear)
+        for p in [m.weight]
     }
     kept: dict[int, int] = {}
     alive = []
@@ -35,11 +38,11 @@ def kept_by_autograd(step: trainer.Trainer, batch: Batch) -> int:
         is_copy = tensor.dtype == torch.bfloat16 and tensor.shape in shapes
         if storage.data_ptr() not in weights and not is_copy:
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)  # so that no other storage takes its address
+            alive.append(tensor)  # Otherwise another storage could take its address.
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step.step(batch)
+        stepper.step(batch)
     return sum(kept.values())
 
 
@@ -54,7 +57,7 @@ def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing,
         kind, widths=(64,) * levels + (32,), blocks=(2,) * (levels + 1), heads=(4,) * (levels + 1)
     )
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
-    monkeypatch.setattr(attend, "_by_products", lambda *_: False)  # fused, as of long sequences
+    monkeypatch.setattr(attend, "_uses_products", lambda *_: False)  # Fused, as for long sequences.
     recipe = (
         load_params(SHIPPED)
         .size("digits")
@@ -66,7 +69,7 @@ def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing,
             }
         )
     )
-    found = trainer.Trainer(config, recipe, images=IMAGES)
+    stepper = trainer.Trainer(config, recipe, images=IMAGES)
     labels = torch.zeros(IMAGES, dtype=torch.long)
     batch = Batch(random_images(IMAGES, config.image_size), labels, labels)
     ours = activations(
@@ -76,5 +79,5 @@ def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing,
         activation_checkpointing=checkpointing,
         shares=shares(config),
     )
-    assert ours.kept == pytest.approx(kept_by_autograd(found, batch), rel=TOLERANCE)
+    assert ours.kept == pytest.approx(kept_by_autograd(stepper, batch), rel=TOLERANCE)
     assert (ours.recomputed > 0) == checkpointing
