@@ -205,8 +205,8 @@ def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalSt
 def main() -> None:
     def command(params: ParamsOption = DEFAULT_FILE) -> None:
         """Make Prefect's deployments from the settings, and remove those of deleted sizes."""
-        made, removed = deploy(params)
-        for name in made:
+        deployed, removed = deploy(params)
+        for name in deployed:
             say(f"{DEPLOYED}{name}")
         for name in removed:
             say(f"removed {name}")

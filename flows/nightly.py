@@ -123,7 +123,9 @@ class Night:
             read_manifest(self._params.dataset_folder(self._params.training[size].dataset))
         except FractalError as error:
             return Row(size, version, "", "skipped", one_line(error))
-        full, preview = (protocol_of(self._params, size, quick) for quick in (False, True))
+        full, preview = (
+            protocol_of(self._params, size, is_preview) for is_preview in (False, True)
+        )
         run_id = registry.find_evaluation(size, version, full.fingerprint)
         if run_id and champions.is_decided(size, version, full.fingerprint):
             return Row(size, version, "", "up to date", f"protocol {full.fingerprint[:12]}")
@@ -135,7 +137,7 @@ class Night:
         return _run_or_report(work, due.size, due.version, kind)
 
     def _evaluate_if_it_fits(self, due: Due, kind: str, protocol: Protocol) -> Row:
-        row, preview = (due.size, due.version, kind), kind == "preview"
+        row, is_preview = (due.size, due.version, kind), kind == "preview"
         started = time.monotonic()
         seconds_left, forecast = self._deadline - started, self._forecast(due, protocol)
         if not fits_budget(seconds_left, forecast, self._params.nightly.budget_seconds):
@@ -146,11 +148,11 @@ class Night:
         metrics = evaluate_fractal(
             size=due.size,
             model=f"models:/{registry.model_name(due.size)}/{due.version}",
-            preview=preview,
+            preview=is_preview,
             wait=False,
             params_file=self._params_file,
         )
-        if not preview:
+        if not is_preview:
             nights.end_waiting(due.size)
         labels = [protocol.label(name) for name in (FID, NLL)]
         numbers = [f"{name} {metrics[name]:.4g}" for name in labels if name in metrics]

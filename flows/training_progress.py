@@ -46,7 +46,7 @@ class TrainingProgress:
         self._try_to_publish(self._publish_link)
         self._try_to_publish(self._publish_share, 0.0, f"training fractal-{job.size}")
         self._logger.info(
-            "%s: %s workers, batches of %s, each worker %s at a time, %s times a step",
+            "%s: %s workers, batch size %s; a worker computes %s images at once, %s times per step",
             job.size,
             recipe.workers,
             recipe.batch_size,

@@ -27,7 +27,7 @@ from fractal_model.tracking.tags import CHANGE_TAG, DECIDED_TAG, DECISION_TAG
 
 
 class Change(StrictModel):
-    """One change of the champion: `version` took its place."""
+    """One change of the champion: `version` became the champion."""
 
     version: str
     how: Literal["evaluation", "override", "rollback", "found"]
@@ -112,10 +112,10 @@ def _store_decision(
 ) -> Decision | None:
     """Store a decision made against the champion `against`, promote the version if it says so, and
     return the final decision. Return None if the champion has changed since."""
-    with _hold_title(size) as title:
-        if title.champion != against:
+    with _lock_champion(size) as locked:
+        if locked.champion != against:
             return None
-        withdrawal = find_withdrawal(title.changes, version)
+        withdrawal = find_withdrawal(locked.changes, version)
         if decision.promote and withdrawal is not None:
             decision = _refuse(
                 decision,
@@ -123,9 +123,9 @@ def _store_decision(
                 f"{withdrawal.when} ({withdrawal.because}): to promote it again, run `fractal "
                 f"models promote {size} {version}`",
             )
-        title.store_decision(version, decision, against)
+        locked.store_decision(version, decision, against)
         if decision.promote:
-            title.set_champion(_change(version, "evaluation", decision.reason))
+            locked.set_champion(_change(version, "evaluation", decision.reason))
         # This tag comes last: if the process dies before it, the next night decides again.
         registry.tag_version(size, version, DECIDED_TAG, protocol)
     return decision
@@ -139,25 +139,25 @@ def promote_by_hand(size: str, version: str, because: str) -> str | None:
     """Make a version the champion without comparing numbers; return the version that it replaces.
     FractalError: the size or version is unknown, or the version is the champion already."""
     registry.require_version(size, version)
-    with _hold_title(size) as title:
-        if title.champion == version:
+    with _lock_champion(size) as locked:
+        if locked.champion == version:
             raise FractalError(
                 f"version {version} of {registry.model_name(size)} is the champion already: "
                 f"nothing to do"
             )
         change = _change(version, "override", because)
         decision = Decision(True, f"promoted by {change.who}: {because}")
-        title.store_decision(version, decision, title.champion)
-        title.set_champion(change)
-    return title.champion
+        locked.store_decision(version, decision, locked.champion)
+        locked.set_champion(change)
+    return locked.champion
 
 
 def rollback(size: str, because: str) -> tuple[str, str]:
     """Make the previous champion the champion again; return the replaced version and the new one.
     FractalError: the size is unknown, or has no previous champion that still exists."""
     existing = {str(version.version) for version in registry.versions(size)}
-    with _hold_title(size) as title:
-        stack = champion_stack(title.changes)
+    with _lock_champion(size) as locked:
+        stack = champion_stack(locked.changes)
         earlier = [version for version in stack[:-1] if version in existing - {stack[-1]}]
         if not earlier:
             state = f"version {stack[-1]} is the first" if stack else "it never had a champion"
@@ -168,25 +168,25 @@ def rollback(size: str, because: str) -> tuple[str, str]:
         change = _change(earlier[-1], "rollback", because)
         if stack[-1] in existing:
             decision = Decision(False, f"rolled back by {change.who}: {because}")
-            title.store_decision(stack[-1], decision, earlier[-1])
-        title.set_champion(change)
+            locked.store_decision(stack[-1], decision, earlier[-1])
+        locked.set_champion(change)
     return stack[-1], earlier[-1]
 
 
 @contextmanager
-def _hold_title(size: str) -> Iterator[_Title]:
+def _lock_champion(size: str) -> Iterator[_LockedChampion]:
     """Keep other processes from changing the champion within the block. If something else has moved
     the alias, record that as a change too."""
     with hold_promotion_lock() as lock:
         champion = registry.aliased_version(size, registry.CHAMPION)
-        title = _Title(size, lock, champion, history(size))
-        if champion is not None and (not title.changes or title.changes[-1].version != champion):
-            title.record(_change(champion, "found", "the alias pointed to it"))
-        yield title
+        locked = _LockedChampion(size, lock, champion, history(size))
+        if champion is not None and (not locked.changes or locked.changes[-1].version != champion):
+            locked.record(_change(champion, "found", "the alias pointed to it"))
+        yield locked
 
 
 @dataclass(frozen=True)
-class _Title:
+class _LockedChampion:
     """The champion of a size and its history, while this process holds the promotion lock."""
 
     size: str

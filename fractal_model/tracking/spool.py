@@ -233,7 +233,7 @@ class MetricSpool:
             # Whatever a store raises, the next attempt may succeed, and only this thread makes it.
             except Exception as error:
                 self._count_failure(error)
-                # Leaving the context ends this pause once; later pauses end only when it is left.
+                # The start of leaving ends one pause early. Later pauses end when leaving is over.
                 interrupt = self._abandoned if self._closing.is_set() else self._closing
                 interrupt.wait(self._retry_seconds)
 
