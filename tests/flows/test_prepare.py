@@ -82,7 +82,7 @@ def test_cancelling_the_flow_stops_the_job(fresh, api, prefect, monkeypatch):
     def cancel(*arguments: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "follow", cancel)
+    monkeypatch.setattr(prepare, "follow_job", cancel)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare_on_cluster.fn(api.address, "imagenet16", fresh.params)
     assert [job["status"] for job in api.jobs.values()] == ["STOPPED"]
