@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs once, on an empty volume: a role and a database each for MLflow and Prefect.
+# Runs once, on an empty volume: makes a role and a database for each of MLflow and Prefect.
 set -euo pipefail
 for name in mlflow prefect; do
   variable="${name^^}_DB_PASSWORD"

@@ -1,4 +1,4 @@
-"""Who imports whom: the contracts of pyproject.toml, and no private name across files."""
+"""Imports follow the contracts of pyproject.toml, and no file imports another's private names."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ PYPROJECT = REPOSITORY / "pyproject.toml"
 OURS = ("fractal_model", "flows")
 
 
-def test_the_contracts_hold():
+def test_imports_follow_the_contracts():
     status = lint_imports(config_filename=str(PYPROJECT), no_cache=True, no_logo=True)
     assert status == EXIT_STATUS_SUCCESS, "the broken contracts are printed above"
 
 
-def test_every_room_stands_in_a_row():
+def test_every_package_has_a_place_in_the_layers():
     contracts = tomllib.loads(PYPROJECT.read_text())["tool"]["importlinter"]["contracts"]
     rows = next(c["layers"] for c in contracts if "containers" not in c and c["type"] == "layers")
-    placed = [room for row in rows for room in row.split(" | ")]
-    assert sorted(placed) == sorted(["flows", *(f"fractal_model.{room}" for room in rooms())])
+    layered = [room for row in rows for room in row.split(" | ")]
+    assert sorted(layered) == sorted(["flows", *(f"fractal_model.{room}" for room in rooms())])
 
 
 def private_imports(text: str) -> list[str]:
-    """Private names that `text` imports from our modules, or reads from what it imports."""
+    """Private names that the source `text` imports from our modules, or reads from them."""
     tree = ast.parse(text)
     ours = [
         alias

@@ -1,4 +1,4 @@
-"""A reader finds a file by its name: the rooms, their docstrings and the names of their files."""
+"""Readers find a file by its name: all code is in packages, and no file name is used twice."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tests.support.source_files import PACKAGE, SOURCES, code_folders
 
 LOOSE = {"__init__.py", "__main__.py", "py.typed"}
 NAMED_AFTER_A_SUBJECT = ("fractal_model/cli", "fractal_model/config", "flows")
-"""A file here may have the name of the module that it serves."""
+"""Folders whose files may have the name of the module that they serve."""
 
 
-def test_the_packages_root_has_rooms_and_no_loose_files():
+def test_the_packages_root_has_only_folders():
     assert {entry.name for entry in PACKAGE.iterdir() if entry.is_file()} <= LOOSE
 
 
 @pytest.mark.parametrize("folder", code_folders(), ids=str)
-def test_a_rooms_docstring_begins_with_one_sentence(folder):
+def test_the_docstring_of_a_package_begins_with_one_sentence(folder):
     docstring = ast.get_docstring(ast.parse((REPOSITORY / folder / "__init__.py").read_text()))
     sentence = " ".join((docstring or "").split("\n\n")[0].split())
     assert len(sentence.split()) > 3 and sentence.endswith(".") and ". " not in sentence
 
 
-def test_no_file_name_has_two_meanings():
+def test_no_two_files_have_the_same_name():
     files_named: dict[str, list[str]] = defaultdict(list)
     for file in SOURCES:
         if not str(file.parent).startswith(NAMED_AFTER_A_SUBJECT) and file.stem != "__init__":

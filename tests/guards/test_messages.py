@@ -1,4 +1,4 @@
-"""Only the command line speaks of its flags: other rooms name the setting."""
+"""Only the command line names its options in messages; other code names the setting."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from fractal_model.common.errors import FractalError
 from tests.support import REPOSITORY
 from tests.support.source_files import SOURCES
 
-SPEAKS_OF_FLAGS = (
+MAY_NAME_FLAGS = (
     "fractal_model/cli/",
-    "fractal_model/config/",
     "flows/",
     "fractal_model/common/console.py",  # it turns a setting's name into the flag
     "fractal_model/services/configuration.py",  # command lines of the servers
 )
 FLAG = re.compile(r"(?<![\w-])--[a-z]")
 ARGUMENT = re.compile(r"--[\w-]+(=\S*)?")
-"""A whole string of this form is an argument of another program, not a message."""
+"""A string that is only an argument of another program, not a message."""
 OTHER_PROGRAM = re.compile(r"\b(dvc|git|pip) [^`']*")
 
 
 def texts(source: str) -> Iterator[str]:
-    """Every string of a file but docstrings; `{…}` for what an f-string fills in."""
+    """Yield all strings of a file except docstrings; `{…}` stands for values of f-strings."""
     nodes = list(ast.walk(ast.parse(source)))
     joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
     skipped = {node.value for node in nodes if isinstance(node, ast.Expr)}
@@ -41,7 +40,7 @@ def texts(source: str) -> Iterator[str]:
 
 
 def flags(source: str) -> list[str]:
-    """Texts that hold a flag of our own command line."""
+    """The strings of a file that contain an option of our command line."""
     return [
         text
         for text in texts(source)
@@ -68,9 +67,9 @@ def test_a_flag_in_a_message_is_found(source, count):
 
 
 def test_messages_name_no_flag_outside_the_command_line():
-    others = [file for file in SOURCES if not str(file).startswith(SPEAKS_OF_FLAGS)]
-    shown = {str(file): flags((REPOSITORY / file).read_text()) for file in others}
-    assert {file: texts for file, texts in shown.items() if texts} == {}
+    others = [file for file in SOURCES if not str(file).startswith(MAY_NAME_FLAGS)]
+    by_file = {str(file): flags((REPOSITORY / file).read_text()) for file in others}
+    assert {file: strings for file, strings in by_file.items() if strings} == {}
 
 
 def test_the_command_line_shows_the_flag_of_the_setting(capsys):

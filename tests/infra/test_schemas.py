@@ -1,4 +1,4 @@
-"""The Kubernetes files against published schemas, the pods of Ray's resources among them."""
+"""The Kubernetes files and the pods of Ray's resources match published schemas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def without_file(document):
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("document", CORE, ids=title)
-def test_core_kinds_meet_the_strict_schema(document, version):
+def test_core_kinds_match_the_strict_schema(document, version):
     kubernetes_validate.validate(without_file(document), version, strict=True)
 
 
@@ -28,14 +28,14 @@ def test_every_pod_template_is_a_valid_pod(where, pod):
     kubernetes_validate.validate(as_pod, NEWEST, strict=True)
 
 
-def test_a_misspelt_field_is_found():
+def test_a_misspelt_field_is_refused():
     (_, pod), *_ = all_pods()
     wrong = {"apiVersion": "v1", "kind": "Pod", **pod, "spec": {**pod["spec"], "tolerance": []}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, NEWEST, strict=True)
 
 
-# The fields of ray.io/v1 that these files may use, written by hand: not KubeRay's CRD.
+# The fields of ray.io/v1 that these files may use. They are written by hand, not KubeRay's CRD.
 STRING, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 START = {"type": "object", "additionalProperties": STRING}
 TEMPLATE = {"type": "object", "required": ["metadata", "spec"]}

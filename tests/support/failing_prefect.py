@@ -1,4 +1,4 @@
-"""A Prefect API that is there and answers every request with 500."""
+"""A Prefect API that answers every request with status 500."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 
-class _Ill(BaseHTTPRequestHandler):
+class _FailingHandler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.paths.append(self.path)
         self.send_response(500)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -25,15 +25,15 @@ class _Ill(BaseHTTPRequestHandler):
 
 @contextmanager
 def failing_prefect() -> Iterator[list[str]]:
-    """Within the block Prefect's clients talk to it; yields the paths that it was asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ill)
-    server.asked = []
+    """Let Prefect's clients use the failing API; yield the list of the paths that they request."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _FailingHandler)
+    server.paths = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         address = f"http://127.0.0.1:{server.server_port}/api"
         with temporary_settings({PREFECT_API_URL: address}):
-            yield server.asked
+            yield server.paths
     finally:
         server.shutdown()
         server.server_close()

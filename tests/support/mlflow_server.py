@@ -1,4 +1,4 @@
-"""A real MLflow server for tests."""
+"""Real servers for tests: MLflow, and any other Python program with a web page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class Server:
-    """A real `mlflow server` on SQLite, that can be killed and started again."""
+    """An `mlflow server` on SQLite, which tests can kill and start again."""
 
     def __init__(self, folder: Path, database: Path | None = None) -> None:
         self._folder, self.database = folder, database or folder / "m.db"
@@ -33,13 +33,13 @@ class Server:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
-        eventually(self._answers, seconds=60)
+        eventually(self._is_answering, seconds=60)
 
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         try:
             return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
         except OSError:
@@ -47,6 +47,7 @@ class Server:
 
 
 def eventually(check: Callable[[], object], seconds: float = 15) -> None:
+    """Wait until `check` is true, at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not check():
         assert time.monotonic() < deadline, "did not happen in time"
@@ -60,7 +61,7 @@ NLL = 0.7
 
 @contextmanager
 def running_server(module: list[str], url: str, folder: Path, **variables: str) -> Iterator[None]:
-    """`python -m <module>`, a server that works in `folder`; up when its page `url` answers."""
+    """Run the server `python -m <module>` in `folder`; the block starts when `url` answers."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
@@ -75,7 +76,7 @@ def running_server(module: list[str], url: str, folder: Path, **variables: str) 
         _wait_for(url, process, folder / "server.log")
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # with its workers
+        os.killpg(process.pid, signal.SIGTERM)  # also ends its workers
         process.wait(timeout=30)
 
 

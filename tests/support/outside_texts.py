@@ -1,4 +1,4 @@
-"""Texts as an attacker or an odd machine gives them, and what must never be shown of them."""
+"""Dangerous names from outside, and the control characters that must never be shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = (
 
 
 def controls(text: str) -> list[str]:
-    """The characters of a text that control a terminal or turn the direction of writing; lines may
-    end."""
+    """The characters of `text` that control a terminal or change the writing direction, without
+    line ends."""
     kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     return [c for c in text if unicodedata.category(c) in kinds and c != "\n"]

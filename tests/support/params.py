@@ -1,4 +1,4 @@
-"""The shipped params.yaml, and the same made small."""
+"""The shipped params.yaml, and a small version of it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SIZES = (
     *("digits", "ar-64", "mar-64", "ar-64-two-level", "mar-64-two-level"),
     *("mar-b", "mar-l", "mar-h"),
 )
-"""The shipped ones: params.yaml may have more of a person's own, which no result depends on."""
+"""The shipped sizes. The user may have added others to params.yaml, which tests leave out."""
 
 
 def small_params() -> dict:
-    """The shipped settings and sizes, made small: seconds instead of minutes."""
+    """The shipped settings with tiny models and short runs, which take seconds."""
     content = yaml.safe_load(SHIPPED.read_text())
     for section in ("models", "training", "sampling", "evaluation", "sweep"):
         content[section] = {k: v for k, v in content[section].items() if k in SIZES}

@@ -1,4 +1,4 @@
-"""Picture files written byte by byte, so that what they show is known without a decoder."""
+"""Picture files written byte by byte, so that their pixels are known without a decoder."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import struct
 import zlib
 
 GREY, RGB, PALETTE = 0, 2, 3
-"""Colour types of PNG."""
+"""PNG's colour types."""
 
 
 def png(width: int, depth: int, colour: int, row: bytes, height: int = 1, **chunks: bytes) -> bytes:
-    """Equal rows of pixels; `chunks` come before them, by name: PLTE, tRNS."""
+    """A PNG file of `height` equal rows; `chunks` such as PLTE and tRNS come before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = {"IHDR": header, **chunks, "IDAT": zlib.compress((b"\0" + row) * height), "IEND": b""}
     content = b"\x89PNG\r\n\x1a\n"
     for name, data in parts.items():
-        named = name.encode() + data
-        content += struct.pack(">I", len(data)) + named + struct.pack(">I", zlib.crc32(named))
+        chunk = name.encode() + data
+        content += struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return content
 
 
 SHORT, LONG = 3, 4
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
-"""Sample formats of TIFF."""
+"""TIFF's field types and sample formats."""
 
 
 def tiff(
@@ -34,14 +34,14 @@ def tiff(
     kind: int = UNSIGNED,
     white_is_zero: bool = False,
 ) -> bytes:
-    """One row of grey pixels."""
+    """A TIFF file of one row of grey pixels."""
     tags = [
         (256, LONG, width),
         (257, LONG, 1),
         (258, SHORT, bits),
-        (259, SHORT, 1),  # not compressed
+        (259, SHORT, 1),  # without compression
         (262, SHORT, 0 if white_is_zero else 1),
-        (273, LONG, 8),  # where the pixels begin
+        (273, LONG, 8),  # offset of the pixels
         (277, SHORT, 1),
         (278, LONG, 1),
         (279, LONG, len(row)),

@@ -1,8 +1,8 @@
-"""Pillow's resizing of 8-bit images, written down once more with NumPy.
+"""Pillow's resizing of 8-bit images, implemented again with NumPy.
 
-As documented in its source (libImaging/Resample.c): two passes, horizontal and then vertical, each
-a convolution with the filter stretched by the reduction; weights are rounded to fixed point with
-22 bits after the point; each pass ends in 8 bits, rounded and clipped.
+Its source (libImaging/Resample.c) documents two passes, horizontal and then vertical. Each is a
+convolution with the filter, stretched by the reduction. Weights are rounded to fixed point with 22
+bits after the point. The result of each pass is rounded and clipped to 8 bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 _BITS = 32 - 8 - 2
 
 Filter = tuple[Callable[[float], float], float]
-"""The function, and where it ends."""
+"""A filter's function and its support."""
 
 
 def _box(x: float) -> float:
@@ -23,7 +23,7 @@ def _box(x: float) -> float:
 
 
 def _bicubic(x: float, a: float = -0.5) -> float:
-    """Keys (1981), with Pillow's a."""
+    """The cubic filter of Keys (1981) with Pillow's value of a."""
     x = abs(x)
     if x < 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1
@@ -35,27 +35,27 @@ BICUBIC: Filter = (_bicubic, 2.0)
 
 
 def resize(pixels: np.ndarray, width: int, height: int, kind: Filter) -> np.ndarray:
-    """uint8 (H, W, 3) to (height, width, 3)."""
+    """Resize uint8 pixels (H, W, 3) to (height, width, 3)."""
     if pixels.shape[1] != width:
-        pixels = _convolved(pixels, width, kind)
+        pixels = _convolve(pixels, width, kind)
     if pixels.shape[0] != height:
-        pixels = _convolved(pixels.transpose(1, 0, 2), height, kind).transpose(1, 0, 2)
+        pixels = _convolve(pixels.transpose(1, 0, 2), height, kind).transpose(1, 0, 2)
     return pixels
 
 
-def _convolved(pixels: np.ndarray, size: int, kind: Filter) -> np.ndarray:
-    """Along the second axis, to this size."""
-    found = np.empty((pixels.shape[0], size, pixels.shape[2]), dtype=np.uint8)
+def _convolve(pixels: np.ndarray, size: int, kind: Filter) -> np.ndarray:
+    """Resize the second axis to `size`."""
+    resized = np.empty((pixels.shape[0], size, pixels.shape[2]), dtype=np.uint8)
     for place in range(size):
         first, weights = _weights(pixels.shape[1], size, place, kind)
         window = pixels[:, first : first + len(weights)].astype(np.int64)
         total = np.einsum("hwc,w->hc", window, weights) + (1 << (_BITS - 1))
-        found[:, place] = (total >> _BITS).clip(0, 255)
-    return found
+        resized[:, place] = (total >> _BITS).clip(0, 255)
+    return resized
 
 
 def _weights(size: int, new_size: int, place: int, kind: Filter) -> tuple[int, np.ndarray]:
-    """The first pixel that pixel `place` of the result looks at, and fixed-point weights."""
+    """The first input pixel of output pixel `place`, and the fixed-point weights of its inputs."""
     function, support = kind
     scale = size / new_size
     stretch = max(scale, 1.0)

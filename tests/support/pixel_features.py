@@ -1,4 +1,4 @@
-"""A quick network in the place of Inception, whose own way is tested elsewhere."""
+"""A quick network that replaces Inception in tests of other code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOADED_BY = (
 
 
 class Pixels:
-    """(N, 3, S, S) images to their pixels, repeated to the width of Inception's features."""
+    """Maps images (N, 3, S, S) to their pixels, repeated to the width of Inception's features."""
 
     weights_source, weights_checksum, has_classifier = "pixels", "sha256:0", False
     FEATURES_VERSION = 1
@@ -27,7 +27,7 @@ class Pixels:
 
 
 def use_pixels_as_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every module that loads Inception gets the pixels instead."""
+    """Let every module that loads Inception get `Pixels` instead."""
     for module in LOADED_BY:
         monkeypatch.setattr(f"{module}.load_inception", lambda *arguments: Pixels())
     monkeypatch.setattr(

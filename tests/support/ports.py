@@ -1,4 +1,4 @@
-"""Ports that nobody listens on."""
+"""Free ports of this machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from fractal_model.config.services import PORTS
 
 
 def free_ports(names: tuple[str, ...] = PORTS) -> dict[str, int]:
-    """One for each name; all different."""
+    """A free port for each name; all are different."""
     with ExitStack() as stack:
         sockets = {name: stack.enter_context(socket.socket()) for name in names}
-        for each in sockets.values():
-            each.bind(("127.0.0.1", 0))
-        return {name: each.getsockname()[1] for name, each in sockets.items()}
+        for free in sockets.values():
+            free.bind(("127.0.0.1", 0))
+        return {name: free.getsockname()[1] for name, free in sockets.items()}

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from the system's package."""
+"""A PostgreSQL server for tests, from the system's package."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ USER, PASSWORD = "fractal", "not-a-secret"
 
 @contextmanager
 def postgres() -> Iterator[dict[str, str]]:
-    """The variables that make the servers of `make up` keep their data in it."""
+    """Yield the variables with which the servers of `make up` use a new PostgreSQL server."""
     programs = _programs()
     (port,) = free_ports(("postgres",)).values()
-    # PostgreSQL refuses to run as root: its package has a user for it.
+    # PostgreSQL refuses to run as root, so its package has a user for it.
     user = "postgres" if os.geteuid() == 0 else None
 
     with TemporaryDirectory() as place:
@@ -39,7 +39,7 @@ def postgres() -> Iterator[dict[str, str]]:
                 check=True,
                 user=user,
                 cwd=folder,
-                stdout=subprocess.DEVNULL,  # the server inherits it: a pipe would never end
+                stdout=subprocess.DEVNULL,  # The server inherits it, so a pipe would never end.
                 env={**os.environ, "PGPASSWORD": PASSWORD},
             )
 
@@ -59,11 +59,11 @@ def postgres() -> Iterator[dict[str, str]]:
 
 
 def _programs() -> Path:
-    """The folder of PostgreSQL's programs; skips where there is none."""
+    """The folder of PostgreSQL's programs; the test is skipped if they are not installed."""
     if find_spec("psycopg2") is None:
         pytest.skip("psycopg2 is not installed: pip install psycopg2-binary")
-    if found := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        return found[-1].parent
+    if installed := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        return installed[-1].parent
     if program := shutil.which("initdb"):
         return Path(program).parent
     pytest.skip("PostgreSQL is not installed: apt-get install postgresql")

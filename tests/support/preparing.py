@@ -1,4 +1,4 @@
-"""Helpers that prepare the registered mini ImageNet."""
+"""Prepare the registered mini ImageNet, and read the results."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def prepare(data: Path, processes: int = 1, share: float = 0.0, **changes: objec
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files in `folder` by their paths."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def expected_crop(content: bytes) -> np.ndarray:
+    """The pixels that preparation makes of an image file: (16, 16, 3) uint8."""
     with PIL.Image.open(io.BytesIO(content)) as image:
         return np.asarray(center_crop(image.convert("RGB"), SIDE))

@@ -1,4 +1,4 @@
-"""A project folder of its own, and how commands run in it."""
+"""A project folder for a test, in which commands run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with a params.yaml, and how to run commands on it."""
+    """A folder with a params.yaml, in which a test runs commands."""
 
     folder: Path
 
@@ -26,14 +26,14 @@ class Project:
         return self.folder / "outputs"
 
     def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
-        return {**kept, "PREFECT_HOME": str(self.folder / "prefect")}
+        other = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
+        return {**other, "PREFECT_HOME": str(self.folder / "prefect")}
 
     def command(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", module, *arguments, "--params", str(self.params)]
 
     def run(self, main: Callable[[], None], *arguments: str) -> None:
-        """A command's main function in this process, as if these arguments were typed."""
+        """Call a command's main function in this process with these arguments."""
         argv, sys.argv = sys.argv, ["command", *arguments, "--params", str(self.params)]
         try:
             main()

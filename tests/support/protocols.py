@@ -1,4 +1,4 @@
-"""A protocol, and the settings and data set that it is made of."""
+"""A protocol with its settings, manifest and reference."""
 
 from __future__ import annotations
 

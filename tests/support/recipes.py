@@ -1,4 +1,4 @@
-"""A recipe and a batch of images that a tiny model trains on."""
+"""A recipe, a batch and a training job for a tiny model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, torch.arange(8))
 
 
 def make_job(folder: Path, **changes: object) -> TrainingJob:
-    """A training of a tiny model by RECIPE, whose files are all in `folder`."""
+    """A training job of a tiny model with RECIPE, whose files are all in `folder`."""
     job = TrainingJob(
         size="tiny",
         model=tiny_config("mar"),
@@ -45,5 +45,6 @@ def trainer(kind="mar", **recipe):
     return Trainer(config, RECIPE.model_copy(update=recipe), images=16)
 
 
-def weights(found: Trainer) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in found.model.parameters()]
+def weights(trainer: Trainer) -> list[torch.Tensor]:
+    """A copy of the model's weights."""
+    return [p.detach().clone() for p in trainer.model.parameters()]

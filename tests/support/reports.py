@@ -1,4 +1,4 @@
-"""Reports of a training that somebody else could have made."""
+"""Reports of a training for tests of the code that reads them."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ ORDINARY = Report(
 
 
 def make_report(**changes: object) -> Report:
-    """An ordinary report but for these fields."""
+    """An ordinary report with `changes`."""
     return ORDINARY.model_copy(update=changes)

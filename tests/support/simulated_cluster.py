@@ -1,4 +1,4 @@
-"""Several machines on one: a Ray cluster of real raylets with a resource in place of GPUs."""
+"""A Ray cluster of several simulated machines on this one, with a resource instead of GPUs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ ACCELERATOR = "simulated_gpu"
 
 @contextmanager
 def machines(count: int, *, each: int, on_head: int = 0) -> Iterator[tuple[Cluster, list]]:
-    """A head for `on_head` workers and `count` more nodes for `each`; RAY_ADDRESS names it."""
+    """Yield a cluster whose head has room for `on_head` workers, and its `count` other nodes with
+    room for `each`. RAY_ADDRESS is its address within the block."""
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"include_dashboard": False, **_room(on_head)},
-        shutdown_at_exit=False,  # it sets signal handlers, which add_machine cannot in a thread
+        shutdown_at_exit=False,  # it would set signal handlers, which threads cannot
     )
     atexit.register(cluster.shutdown)
     before = os.environ.get("RAY_ADDRESS")
@@ -35,12 +36,12 @@ def machines(count: int, *, each: int, on_head: int = 0) -> Iterator[tuple[Clust
 
 
 def add_machine(cluster: Cluster, *, each: int) -> object:
-    """A node for `each` workers; `cluster.remove_node` takes it away again."""
+    """Add a node with room for `each` workers; `cluster.remove_node` removes it."""
     return cluster.add_node(**_room(each))
 
 
 def _room(workers: int) -> dict[str, object]:
-    """A node's resources, with one accelerator and CPU for each of `workers`."""
+    """Settings of a node with one accelerator and one CPU for each of `workers`."""
     return {
         "num_cpus": workers,
         "resources": {ACCELERATOR: workers} if workers else {},

@@ -1,4 +1,4 @@
-"""The source files of the package and of the flows, as the guards read them."""
+"""The source files and code folders of the package and the flows, for the guards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SOURCES = sorted(
     for folder in (PACKAGE, REPOSITORY / "flows")
     for file in folder.rglob("*.py")
 )
-"""Paths from the repository's folder."""
+"""Paths of the source files, relative to the repository's folder."""
 
 
 def rooms() -> list[str]:
@@ -21,10 +21,10 @@ def rooms() -> list[str]:
 
 
 def code_folders() -> list[Path]:
-    """Every folder with a source file, from the repository's folder."""
+    """All folders with a source file, relative to the repository's folder."""
     return sorted({file.parent for file in SOURCES})
 
 
 def is_private(name: str) -> bool:
-    """True for `_name`; `__name__` belongs to Python."""
+    """True for names like `_name`, but not for Python's own, like `__name__`."""
     return name.startswith("_") and not name.startswith("__")

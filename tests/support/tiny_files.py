@@ -1,4 +1,4 @@
-"""A tiny model and a tiny data set as files, and a folder to run commands in."""
+"""Files of a tiny model and a tiny data set, and a folder in which commands run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Workplace:
     params: Path
 
     def run(self, command: str, *arguments: object) -> str:
-        """Output of a command; raises what it raises."""
+        """Run a command and return its output; its exception is raised."""
         words = [command, "--params", self.params, *arguments]
         if "--model" not in arguments:
             words += ["--model", self.model]

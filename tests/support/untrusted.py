@@ -1,4 +1,4 @@
-"""Cases for the fuzz test: what people's files and requests may look like, right and wrong."""
+"""Hypothesis strategies for the fuzz tests: valid, wrong and damaged files and requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from tests.support.params import SHIPPED
 
 LINES = SHIPPED.read_text().splitlines()
 SETTINGS = yaml.safe_load(SHIPPED.read_text())
-for section in ("models", "training", "sampling", "evaluation", "sweep"):  # fewer sizes, quicker
+for section in (
+    "models",
+    "training",
+    "sampling",
+    "evaluation",
+    "sweep",
+):  # two sizes are quicker than all
     SETTINGS[section] = {size: SETTINGS[section][size] for size in ("digits", "mar-b")}
 _WORDS = """
 2024-99-99 1e400 -1 0b_ 2147483648 .nan .inf *x &a+[*a] <<:+*recipe-64 !!python/name:os.system
@@ -31,7 +37,7 @@ WORDS = st.sampled_from(
 )
 _CELL = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 JSON = _CELL | st.lists(_CELL, max_size=3) | st.dictionaries(st.text(max_size=5), _CELL, max_size=3)
-"""What a setting or a cell of a request can be."""
+"""Values of a setting or of a cell in a request."""
 
 
 @st.composite
@@ -48,7 +54,7 @@ def changed_text(draw: st.DrawFn) -> str:
 
 @st.composite
 def changed_settings(draw: st.DrawFn) -> str:
-    """params.yaml with one value, at any depth, replaced by anything."""
+    """The text of params.yaml with one value, at any depth, replaced by any other."""
     part = content = copy.deepcopy(SETTINGS)
     while True:
         places = sorted(part) if isinstance(part, dict) else range(len(part))
@@ -64,7 +70,7 @@ def changed_settings(draw: st.DrawFn) -> str:
 
 @st.composite
 def npz_files(draw: st.DrawFn, names: tuple[str, ...]) -> bytes:
-    """An npz file whose arrays are small, of any type, with true or false headers; then damaged."""
+    """A damaged npz file of small arrays of any type, with right or wrong headers."""
     buffer = io.BytesIO()
     kind = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
     with zipfile.ZipFile(buffer, "w", kind) as archive:
@@ -88,7 +94,7 @@ def _arrays(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content as it is, cut short, or with some bytes changed."""
+    """The content unchanged, cut short, or with some bytes changed."""
     changed = bytearray(content)
     for _ in range(draw(st.integers(0, 4))):
         if changed:
@@ -99,7 +105,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @contextmanager
 def memory_bound(most_bytes: int) -> Iterator[None]:
-    """Fail where the block allocates more than this at a time, in Python or numpy."""
+    """Fail if the block's allocations in Python and NumPy together exceed `most_bytes`."""
     tracemalloc.start()
     try:
         yield
