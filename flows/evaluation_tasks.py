@@ -22,7 +22,7 @@ from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.ray_workers import split_over_workers
-from fractal_model.reporting.evaluation_page import first_of_each_class
+from fractal_model.reporting.evaluation_page import class_overview
 from fractal_model.tracking import registry, runs
 from fractal_model.tracking.reports import log_report
 
@@ -46,7 +46,7 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
         results = held_out.results | measure_samples(evaluation, samples)
         runs.log_results(results)
         with runs.optional_step("picture of the samples"):
-            runs.log_picture(first_of_each_class(samples.images), PICTURE)
+            runs.log_picture(class_overview(samples.images), PICTURE)
         with runs.optional_step("animation"):
             draw_growth(size, evaluation.model)
         with runs.optional_step("report"):

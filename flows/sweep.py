@@ -33,7 +33,7 @@ from fractal_model.evaluation.inputs import EvaluationInputs, computation_finger
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.metrics.names import FID
 from fractal_model.parallel.ray_workers import split_over_workers
-from fractal_model.reporting.sweep import SHOWN, sweep_figures, sweep_row
+from fractal_model.reporting.sweep import COLUMNS, sweep_figures, sweep_row
 from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.model_source import fetch_registered
 
@@ -133,7 +133,7 @@ class _Sweep:
         size, first = self._size.name, self._rungs[0].settings
         runs.log_sweep(table, sweep_figures(table, best, size=size, first=first))
         text = f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}"
-        publish_table(f"sweep-guidance-{size}", table[SHOWN], text)
+        publish_table(f"sweep-guidance-{size}", table[COLUMNS], text)
 
     @task(name="preview", cache_policy=NO_CACHE)
     def measure_fid(

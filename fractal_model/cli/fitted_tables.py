@@ -8,22 +8,22 @@ from rich.text import Text
 from fractal_model.common.safe_text import safe_text
 from fractal_model.common.tables import FittedTable
 from fractal_model.reporting.published_results import SOURCE
-from fractal_model.reporting.results_formats import Part, parts
+from fractal_model.reporting.results_formats import DatasetTable, split_by_dataset
 
 _LONG_HEADING = 12
 
 
-def rich_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
+def terminal_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
     """Return a table for each data set and its notes, to print one after the other."""
     tables: list[FittedTable | Text] = []
-    for part in parts(frame):
+    for part in split_by_dataset(frame):
         tables.append(_table(part))
         notes = (safe_text(f"[{i}] {note}") for i, note in enumerate(part.notes, start=1))
         tables += [Text(note, style="dim") for note in notes]
     return [*tables, Text(f"† published: {SOURCE}", style="dim")]
 
 
-def _table(part: Part) -> FittedTable:
+def _table(part: DatasetTable) -> FittedTable:
     cells = part.cells.map(lambda cell: cell.replace(" ± ", "±"))
     names = [_shorten(name) for name in cells.pop("model")]
     table = FittedTable(part.dataset, ["model", *map(_heading, cells)])

@@ -36,7 +36,7 @@ def results(
     Each version has a row for its newest evaluation under each protocol. Rows that must not be
     compared with the others are marked, with the reason. CSV and JSON have all digits.
     """
-    from fractal_model.reporting.results_table import of_dataset, results_table
+    from fractal_model.reporting.results_table import results_table, rows_of_dataset
     from fractal_model.tracking import store
     from fractal_model.tracking.evaluations import evaluations
 
@@ -45,28 +45,28 @@ def results(
     store.connect(load_params(params).paths.outputs)
     frame = results_table(evaluations())
     if dataset is not None:
-        frame = of_dataset(frame, dataset)
+        frame = rows_of_dataset(frame, dataset)
     if output is not None:
         with atomic_file(output) as partial:
             partial.write_text(_text(frame, format), encoding="utf-8")
         say(f"{count_of(len(frame), 'row')}: {output}")
     elif format == "table":
-        from fractal_model.cli.fitted_tables import rich_tables
+        from fractal_model.cli.fitted_tables import terminal_tables
 
-        for part in rich_tables(frame):
+        for part in terminal_tables(frame):
             console.print(part)
     else:
         print(_text(frame, format), end="")
 
 
 def _text(frame: pd.DataFrame, format: Format) -> str:
-    from fractal_model.cli.fitted_tables import rich_tables
+    from fractal_model.cli.fitted_tables import terminal_tables
     from fractal_model.reporting import results_formats
 
     if format != "table":
         return getattr(results_formats, format)(frame)
     plain = Console(width=200, color_system=None)
     with plain.capture() as captured:
-        for part in rich_tables(frame):
+        for part in terminal_tables(frame):
             plain.print(part)
     return captured.get()

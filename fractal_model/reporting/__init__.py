@@ -1,1 +1,1 @@
-"""What people look at: tables, figures and pages made from numbers and images alone."""
+"""Tables, figures and pages for people, made only from numbers and images."""

@@ -1,7 +1,7 @@
-"""One page about one evaluation, in one HTML file that needs nothing else.
+"""Write the page of an evaluation as one HTML file that needs no other file.
 
-Decided here: pictures are in the file, as PNG and SVG; there is no script and no address; names
-are escaped; of many classes a few are shown, evenly spread, and the page says so.
+Decided here: the pictures are inside the file, as PNG and SVG. There are no scripts and no links.
+Names are escaped. If there are many classes, the page shows a few, evenly spread, and says so.
 
 Shapes: N samples of side S, M real images, D features each.
 """
@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fractal_model.common.plurals import count_of
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.generation.pictures import picture_grid, png_bytes, sample_grid
@@ -25,36 +26,36 @@ from fractal_model.metrics.names import STANDARD_ERROR, error_name
 from fractal_model.reporting import figures
 from fractal_model.reporting.neighbours import (
     RealImages,
-    inside_manifold,
-    memorisation,
-    nearest,
+    find_nearest,
+    is_inside_manifold,
+    measure_memorisation,
     share_by_class,
 )
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 NEAREST_SAMPLES, NEIGHBOURS = 8, 4
 DISTANCE = "distance to the nearest training image"
-AGREEMENT = "nearest training image is of the class"
+AGREEMENT = "nearest training image is of the same class"
 Numbers = TypeVar("Numbers", bound=Sized)
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A metric as it is read: 35.46 ± 0.52."""
+    """The texts of a metric, for example 35.46 and 0.52 for 35.46 ± 0.52."""
 
     name: str
     value: str
     error: str
-    """Empty where there is none."""
+    """The standard error; empty if the metric has none."""
 
 
 @dataclass(frozen=True)
-class Plate:
-    """A picture with what stands below it."""
+class CaptionedPicture:
+    """A picture with its caption."""
 
     caption: str
     picture: str
-    """A data: address of a PNG."""
+    """A data: URL of a PNG."""
     alt: str
 
 
@@ -77,12 +78,12 @@ def write_report(
 ) -> None:
     """Write the page of an evaluation.
 
-    record: the protocol's, nested as it is. values, absent: metrics, and why others have no value.
-    samples: N of them, of classes of these names, with features (N, D). class_mismatch: why these
-    are not the real images' classes, where they are not; then nothing is told by class.
-    real: see `reference_images`. held_out_features (K, D) and held_out_bits (K,): of validation
-    images. What is not given leaves its section out, with a line that says why. FractalError:
-    non-finite features.
+    record: the nested record of the evaluation. values, absent: the metrics, and the reasons why
+    others have no value. samples: N samples of the classes in class_names, with features (N, D).
+    class_mismatch: why these classes are not those of the real images, or ""; if they are not, the
+    page has no figures by class. real: see `reference_images`. held_out_features (K, D) and
+    held_out_bits (K,): features and likelihoods of validation images. If a value is None, the page
+    leaves out its section. FractalError: features are not finite.
     """
     names = distinct_names([safe_text(name, LONGEST_NAME) for name in class_names])
     loader = PackageLoader("fractal_model.reporting", "templates")
@@ -91,14 +92,14 @@ def write_report(
         title=safe_text(title),
         headlines=headlines(values),
         absent={name: safe_text(reason) for name, reason in absent.items()},
-        record=flattened(record),
+        record=flatten(record),
         curves=_figure(figures.training_curves, curves),
         likelihood=_figure(figures.likelihood_histogram, held_out_bits),
         levels=_figure(partial(figures.bars, label="bits per dimension"), level_bits),
-        classes=_class_plates(samples, names),
+        classes=_class_pictures(samples, names),
         class_count=len(names),
         class_mismatch=class_mismatch,
-        **_in_feature_space(
+        **_feature_space_values(
             samples, names, features, real, held_out_features, by_class=not class_mismatch
         ),
     )
@@ -106,7 +107,7 @@ def write_report(
 
 
 def headlines(values: Mapping[str, float]) -> list[Headline]:
-    """Each metric with its standard error, where there is one, in the order given."""
+    """Return each metric with its standard error as texts, in the order of `values`."""
     return [
         Headline(name, f"{value:.4g}", f"{values[error]:.2g}" if error in values else "")
         for name, value in values.items()
@@ -115,12 +116,12 @@ def headlines(values: Mapping[str, float]) -> list[Headline]:
     ]
 
 
-def flattened(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} to {"a.b": "1"}, in order."""
+def flatten(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Turn a nested mapping into a flat one of texts: {"a": {"b": 1}} becomes {"a.b": "1"}."""
     flat: dict[str, str] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             flat[f"{prefix}{key}"] = safe_text(", ".join(map(str, value))) or "none"
         else:
@@ -129,11 +130,11 @@ def flattened(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names that several classes bear (ImageNet has two cranes) get the class number too."""
+    """Add the class number to names that several classes have, such as ImageNet's two cranes."""
     return [f"{n} ({i})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
-def _in_feature_space(
+def _feature_space_values(
     samples: SampleSet,
     names: Sequence[str],
     features: Tensor | None,
@@ -142,69 +143,71 @@ def _in_feature_space(
     *,
     by_class: bool,
 ) -> dict[str, object]:
-    """Neighbours, distances and per-class figures; all None without features of both."""
-    nothing = dict.fromkeys(("memory", "real", "distances", "pairs", "precision", "agreement"))
+    """Return the template's values about neighbours and classes; all are None without features."""
     if features is None or real is None:
-        return nothing
-    distances, numbers = nearest(features, real.features, k=min(NEIGHBOURS, len(real.features)))
-    found = memorisation(distances[:, 0], real, held_out)
-    shown = {"samples": found.samples, found.baseline_are: found.baseline}
-    agreement = inside = None
+        keys = "memory", "real", "distances", "neighbours", "precision", "agreement"
+        return dict.fromkeys(keys)
+    k = min(NEIGHBOURS, len(real.features))
+    distances, indices = find_nearest(features, real.features, k=k)
+    memory = measure_memorisation(distances[:, 0], real, held_out)
+    histograms = {"samples": memory.samples, memory.baseline_name: memory.baseline}
+    agreement = precision = None
     if by_class:
-        right = real.labels[numbers[:, 0]] == samples.labels
-        agreement = share_by_class(right, samples.labels, names)
-        inside = share_by_class(inside_manifold(features, real.features), samples.labels, names)
+        is_same_class = real.labels[indices[:, 0]] == samples.labels
+        agreement = share_by_class(is_same_class, samples.labels, names)
+        is_inside = is_inside_manifold(features, real.features)
+        precision = share_by_class(is_inside, samples.labels, names)
     return {
-        "memory": found,
+        "memory": memory,
         "real": real,
-        "distances": _figure(partial(figures.distance_histograms, label=DISTANCE), shown),
-        "pairs": _neighbour_plates(samples, names, distances, numbers, real),
-        "precision": _figure(partial(figures.bars, label="precision"), inside),
+        "distances": _figure(partial(figures.distance_histograms, label=DISTANCE), histograms),
+        "neighbours": _neighbour_pictures(samples, names, distances, indices, real),
+        "precision": _figure(partial(figures.bars, label="precision"), precision),
         "agreement": _figure(partial(figures.bars, label=AGREEMENT), agreement),
     }
 
 
-def _neighbour_plates(
-    samples: SampleSet, names: Sequence[str], distances: Tensor, numbers: Tensor, real: RealImages
-) -> list[Plate]:
-    """The samples that are nearest to a training image, each in a row before its neighbours."""
-    plates = []
+def _neighbour_pictures(
+    samples: SampleSet, names: Sequence[str], distances: Tensor, indices: Tensor, real: RealImages
+) -> list[CaptionedPicture]:
+    """Draw the samples that are nearest to a training image, each in a row with its neighbours."""
+    pictures = []
     for i in distances[:, 0].argsort()[:NEAREST_SAMPLES].tolist():
-        row = torch.cat([samples.images([i]), real.pictures(numbers[i].tolist())])
+        row = torch.cat([samples.images([i]), real.pictures(indices[i].tolist())])
         name = names[int(samples.labels[i])]
-        far = ", ".join(f"{d:.2f}" for d in distances[i].tolist())
+        row_distances = ", ".join(f"{d:.2f}" for d in distances[i].tolist())
         alt = f"sample {i} of class {name}, then its {len(row) - 1} nearest training images"
-        plates.append(Plate(f"{name}, sample {i}: {far}", _png(row), alt))
-    return plates
+        pictures.append(CaptionedPicture(f"{name}, sample {i}: {row_distances}", _png(row), alt))
+    return pictures
 
 
-def shown_classes(labels: Tensor) -> list[int]:
-    """Of the classes of (N,) labels, at most SHOWN_CLASSES, evenly spread."""
+def choose_classes(labels: Tensor) -> list[int]:
+    """Return at most SHOWN_CLASSES of the classes of (N,) labels, evenly spread."""
     present = labels.unique().tolist()
     places = torch.linspace(0, len(present) - 1, min(SHOWN_CLASSES, len(present))).round()
     return [present[int(place)] for place in places]
 
 
-def first_of_each_class(samples: SampleSet) -> Tensor:
-    """A picture of a balanced set: a row a class, for a few classes where there are many."""
-    classes = shown_classes(samples.labels)
+def class_overview(samples: SampleSet) -> Tensor:
+    """Draw a picture of a balanced set of samples: a row for each class of `choose_classes`."""
+    classes = choose_classes(samples.labels)
     numbers = [number for label in classes for number in _first(samples, label)]
     images, labels = samples.images(numbers), samples.labels[numbers]
     return sample_grid(images, labels, per_class=len(numbers) // len(classes))
 
 
 def _first(samples: SampleSet, label: int) -> list[int]:
-    """The numbers of a class's first samples, as many as are shown."""
+    """Return the numbers of a class's first samples, at most SHOWN_PER_CLASS."""
     return (samples.labels == label).nonzero()[:SHOWN_PER_CLASS, 0].tolist()
 
 
-def _class_plates(samples: SampleSet, names: Sequence[str]) -> list[Plate]:
-    plates = []
-    for number in shown_classes(samples.labels):
+def _class_pictures(samples: SampleSet, names: Sequence[str]) -> list[CaptionedPicture]:
+    pictures = []
+    for number in choose_classes(samples.labels):
         row = samples.images(_first(samples, number))
-        alt = f"{len(row)} samples of class {names[number]}"
-        plates.append(Plate(names[number], _png(row), alt))
-    return plates
+        alt = f"{count_of(len(row), 'sample')} of class {names[number]}"
+        pictures.append(CaptionedPicture(names[number], _png(row), alt))
+    return pictures
 
 
 def _png(row: Tensor) -> str:
@@ -213,5 +216,5 @@ def _png(row: Tensor) -> str:
 
 
 def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
-    """An SVG; None where there is nothing to draw."""
+    """Draw an SVG; None if there is nothing to draw."""
     return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))

@@ -1,8 +1,8 @@
-"""Figures from numbers alone.
+"""Draw figures from numbers.
 
-Decided here: figures are matplotlib objects of their own, no global state of pyplot; as PNG they
-have a white ground; as SVG they have none, and lines and texts take the colour of the page that
-they stand in, so that they can be read on a light and on a dark one.
+Decided here: each figure is a separate matplotlib object, without the global state of pyplot. As
+PNG it has a white background. As SVG it has none, and its lines and texts take the colour of the
+page around it, so that it can be read on a light and on a dark page.
 """
 
 import io
@@ -21,7 +21,7 @@ from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
 
 INK = "#1b1c1e"
-"""Of lines and texts, and of nothing else: the SVG's is the page's."""
+"""Colour of lines and texts only, because an SVG replaces it by the page's colour."""
 BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "text.color": INK,
@@ -47,7 +47,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def training_curves(curves: Mapping[str, Points]) -> Figure:
-    """Name (such as `loss`) to pairs of epoch and value: a panel each."""
+    """Draw a panel for each curve: a name, such as `loss`, with pairs of epoch and value."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -59,7 +59,7 @@ def training_curves(curves: Mapping[str, Points]) -> Figure:
 
 
 def likelihood_histogram(bits: Tensor) -> Figure:
-    """(N,) bits per dimension of the held-out images: how many images have how many."""
+    """Draw the histogram of the (N,) bits per dimension of held-out images."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("bits per dimension", "held-out images")
         axes.hist(bits.numpy(), bins="auto", color=BLUE)
@@ -72,8 +72,8 @@ def likelihood_histogram(bits: Tensor) -> Figure:
 def guidance_sweep(
     points: Mapping[float, Points], *, published: PublishedResult | None = None, metric: str = FID
 ) -> Figure:
-    """FID against guidance: logit scale to pairs of guidance and FID, a line each; the published
-    optimum as a star where there is one."""
+    """Draw FID against guidance, with a line for each logit scale. `points` maps a logit scale to
+    pairs of guidance and FID. A star marks the published optimum."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes("guidance", metric)
         colours = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, max(1, len(points))))
@@ -89,15 +89,15 @@ def guidance_sweep(
 
 
 def bars(values: Mapping[str, float], label: str) -> Figure:
-    """A bar a name, in the order given; of more than 30, how many names have which value."""
+    """Draw a bar for each name, in the order of `values`; for more than MOST_BARS, a histogram."""
     with matplotlib.rc_context(STYLE):
         if len(values) > MOST_BARS:
             figure, axes = _axes(label, "classes")
             axes.hist(list(values.values()), bins="auto", color=BLUE)
             return figure
         figure, axes = _axes(label, "", height=0.9 + 0.27 * len(values))
-        drawn = axes.barh(range(len(values)), list(values.values()), color=BLUE, height=0.72)
-        axes.bar_label(drawn, fmt="%.3g", padding=3)
+        rectangles = axes.barh(range(len(values)), list(values.values()), color=BLUE, height=0.72)
+        axes.bar_label(rectangles, fmt="%.3g", padding=3)
         names = [shorten(name, LONGEST_LABEL).replace("$", r"\$") for name in values]
         axes.set_yticks(range(len(values)), names)
         axes.invert_yaxis()
@@ -108,24 +108,24 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
 
 
 def distance_histograms(distances: Mapping[str, Tensor], label: str) -> Figure:
-    """Name to (N,) distances: their distributions over each other, each of area one."""
+    """Draw the distributions of (N,) distances by name, one over the other, each with sum one."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(label, "share of images")
-        together = np.concatenate([d.numpy() for d in distances.values()])
-        edges = np.histogram_bin_edges(together, bins=40).tolist()
-        for colour, (name, found) in zip((ORANGE, BLUE, GREY), distances.items(), strict=False):
-            weights = np.full(len(found), 1 / len(found))
-            axes.hist(found.numpy(), edges, weights=weights, color=colour, alpha=0.55, label=name)
+        all_distances = np.concatenate([d.numpy() for d in distances.values()])
+        edges = np.histogram_bin_edges(all_distances, bins=40).tolist()
+        for colour, (name, group) in zip((ORANGE, BLUE, GREY), distances.items(), strict=False):
+            weights = np.full(len(group), 1 / len(group))
+            axes.hist(group.numpy(), edges, weights=weights, color=colour, alpha=0.55, label=name)
         axes.legend()
         return figure
 
 
 def svg(figure: Figure) -> str:
-    """An <svg> element to put into a page; its ink is the page's, its ground transparent."""
+    """Return an <svg> element for a page, with the page's text colour and no background."""
     file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     text = file.getvalue()
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
@@ -138,7 +138,7 @@ def _axes(x: str, y: str, *, width: float = WIDTH, height: float = HEIGHT) -> tu
 
 
 Cell = tuple[float, float]
-"""Guidance and logit scale."""
+"""Guidance and logit scale of a cell."""
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.9, 0.7, 2.2
 
@@ -146,8 +146,8 @@ CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.9, 0.7, 2.2
 def guidance_heat_map(
     values: Mapping[Cell, float], *, metric: str, best: Cell, published: PublishedResult | None
 ) -> Figure:
-    """A cell for each combination, with its value; the best one framed, the published optimum as a
-    star where it lies between the cells, at the edge where it lies outside."""
+    """Draw a cell with its value for each guidance and logit scale, and frame the best one. A star
+    marks the published optimum, at the edge if it lies outside."""
     columns = sorted({guidance for guidance, _ in values})
     rows = sorted({scale for _, scale in values})
     table = np.array([[values.get((w, s), np.nan) for w in columns] for s in rows])
@@ -158,23 +158,23 @@ def guidance_heat_map(
         figure.colorbar(picture, label=metric)
         axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
         axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
-        _numbers(axes, table)
+        _draw_numbers(axes, table)
         corner = (columns.index(best[0]) - 0.48, rows.index(best[1]) - 0.48)
         axes.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, edgecolor=ORANGE, linewidth=3))
-        _star(axes, columns, rows, published)
+        _draw_star(axes, columns, rows, published)
         return figure
 
 
-def _numbers(axes: Axes, table: np.ndarray) -> None:
+def _draw_numbers(axes: Axes, table: np.ndarray) -> None:
     known = table[np.isfinite(table)]
     middle = (known.min() + known.max()) / 2 if len(known) else 0.0
     for (row, column), value in np.ndenumerate(table):
         text = f"{value:.4g}" if np.isfinite(value) else "–"
-        colour = "white" if value > middle else INK  # the scale's high end is dark
+        colour = "white" if value > middle else INK  # The high end of the colour scale is dark.
         axes.text(column, row, text, ha="center", va="center", color=colour)
 
 
-def _star(
+def _draw_star(
     axes: Axes, columns: list[float], rows: list[float], published: PublishedResult | None
 ) -> None:
     if published is None or published.guidance is None or published.logit_scale is None:

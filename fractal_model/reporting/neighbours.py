@@ -1,10 +1,9 @@
-"""The real images that are nearest to samples, in feature space: has the model learnt by heart?
+"""Find the real images that are nearest to samples in feature space: does the model copy them?
 
-A model that copies has samples much nearer to the training images than images are that it never
-saw; so the distances of both are compared. Searched are the training images whose features the
-reference keeps: where these are a part, a copy of another one is not seen, and a model that does
-nothing but copy shows about that part of its samples as copies. Euclidean distances, exact, in
-float64.
+The samples of a model that copies are much nearer to the training images than new images are.
+Decided here: only the training images whose features the reference keeps are searched. If they are
+a share of the training images, a model that only copies shows about that share of its samples as
+copies. Distances are Euclidean, exact and in float64.
 
 Shapes: N samples, M real images, D features each (2048: Inception pool_3), k neighbours.
 """
@@ -21,27 +20,27 @@ from fractal_model.metrics.reference import OWN_IMAGES, Reference, choose_images
 from fractal_model.metrics.statistics import require_features
 
 CHUNK = 1000
-"""Samples at a time: 80 MB of distances against 10,000 images."""
+"""Number of samples at a time. Their distances to 10,000 images take 80 MB."""
 NEAR_COPY_QUANTILE = 0.01
-"""Of the distances of the baseline: a sample below it is unusually near."""
+"""Quantile of the baseline's distances below which a sample is unusually near."""
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """Training images with their features; the pictures are read where they are wanted."""
+    """Training images with their features. Their pictures are read on demand."""
 
     features: Tensor
     """(M, D)"""
     labels: Tensor
-    """(M,) int64"""
+    """(M,) int64 classes."""
     pictures: Callable[[Sequence[int]], Tensor]
-    """Numbers among the M to (n, 3, S, S) uint8."""
+    """Function from n indices among the M images to pictures (n, 3, S, S) uint8."""
     training_images: int
-    """How many there are in all, of which these M are searched."""
+    """Number of all training images, of which these M are searched."""
 
     @property
-    def searched(self) -> float:
-        """The share of the training images that these are."""
+    def searched_share(self) -> float:
+        """Share of the training images that is searched."""
         return len(self.features) / self.training_images
 
 
@@ -50,83 +49,81 @@ class Memorisation:
     """Distances to the nearest training image."""
 
     samples: Tensor
-    """(N,) of the samples."""
+    """(N,) distances of the samples."""
     baseline: Tensor
-    """(K,) of real images that are no copies."""
-    baseline_are: str
-    """Which images these are."""
+    """(K,) distances of real images that are no copies."""
+    baseline_name: str
+    """Text that names the images of the baseline."""
 
     @property
     def unusually_near(self) -> float:
-        """Share of samples that are nearer than all but one in a hundred of the baseline: about
-        0.01, or less, for a model that does not copy."""
+        """Share of samples that are nearer than 99 % of the baseline: about 0.01 or less if the
+        model does not copy."""
         limit = self.baseline.quantile(NEAR_COPY_QUANTILE)
         return (self.samples < limit).double().mean().item()
 
 
 def reference_images(split: PreparedSplit, reference: Reference) -> RealImages | None:
-    """The training images behind the reference's features; None where they came with published
-    statistics, whose images are not ours."""
+    """Return the training images of the reference's features; None for published statistics."""
     if reference.source != OWN_IMAGES:
         return None
-    chosen = choose_images(split, len(reference.features))
+    indices = choose_images(split, len(reference.features))
 
     def pictures(numbers: Sequence[int]) -> Tensor:
-        return read_batch(split, chosen[list(numbers)].tolist()).images
+        return read_batch(split, indices[list(numbers)].tolist()).images
 
-    labels = torch.from_numpy(split.labels()[chosen])
+    labels = torch.from_numpy(split.labels()[indices])
     return RealImages(reference.features, labels, pictures, len(split))
 
 
-def nearest(
+def find_nearest(
     queries: Tensor, real: Tensor, *, k: int = 1, themselves: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(N, D) and (M, D) to the k nearest real images' distances (N, k) float64, ascending, and
-    numbers (N, k) int64. `themselves`: the queries are the real images, none is its own neighbour.
+    """Return the distances (N, k) float64 of queries (N, D) to their k nearest real images (M, D),
+    ascending, and the indices (N, k) int64 of these images. With `themselves`, the queries are the
+    real images, and none is its own neighbour.
 
-    FractalError: non-finite features, or fewer real images than needed.
+    FractalError: features are not finite, or there are fewer real images than needed.
     """
     queries = require_features(queries, "features of the samples")
     real = require_features(real, "features of the real images", at_least=k + themselves)
     distances, numbers = [], []
     for start in range(0, len(queries), CHUNK):
-        found = torch.cdist(queries[start : start + CHUNK], real)
+        chunk = torch.cdist(queries[start : start + CHUNK], real)
         if themselves:
-            found.diagonal(start).fill_(torch.inf)
-        closest = found.topk(k, dim=1, largest=False)
+            chunk.diagonal(start).fill_(torch.inf)
+        closest = chunk.topk(k, dim=1, largest=False)
         distances.append(closest.values)
         numbers.append(closest.indices)
     return torch.cat(distances), torch.cat(numbers)
 
 
-def memorisation(
+def measure_memorisation(
     nearest_of_samples: Tensor, real: RealImages, held_out: Tensor | None = None
 ) -> Memorisation:
-    """(N,) distances of the samples beside those of `held_out` features (K, D) of validation
-    images, which the model never saw; without them, of each searched training image to the others,
-    which it saw."""
+    """Compare the (N,) distances of samples with those of a baseline: validation images with the
+    features `held_out` (K, D), or without them each searched training image and the others."""
     if held_out is None:
-        what = "training images, to the nearest other one"
-        baseline, _ = nearest(real.features, real.features, themselves=True)
+        name = "training images, to the nearest other one"
+        baseline, _ = find_nearest(real.features, real.features, themselves=True)
     else:
-        what = "validation images"
-        baseline, _ = nearest(held_out, real.features)
-    return Memorisation(nearest_of_samples, baseline[:, 0], what)
+        name = "validation images"
+        baseline, _ = find_nearest(held_out, real.features)
+    return Memorisation(nearest_of_samples, baseline[:, 0], name)
 
 
-def inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
-    """(N,) bool: inside one of the balls that reach each real image's k-th nearest neighbour. The
-    share of them is the precision (Kynkäänniemi et al. 2019)."""
+def is_inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
+    """(N,) bool: True if a sample lies in the ball from a real image to its k-th neighbour, for any
+    of them. The share of True is the precision (Kynkäänniemi et al. 2019)."""
     samples = require_features(samples, "features of the samples")
     real = require_features(real, "features of the real images", at_least=neighbours + 1)
-    radii = nearest(real, real, k=neighbours, themselves=True)[0][:, -1]
+    radii = find_nearest(real, real, k=neighbours, themselves=True)[0][:, -1]
     chunks = (torch.cdist(chunk, real) <= radii for chunk in samples.split(CHUNK))
     return torch.cat([inside.any(dim=1) for inside in chunks])
 
 
 def share_by_class(hits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """(N,) bool and classes (N,) to each class's share of hits; classes without images are left
-    out."""
+    """Return the share of hits (N,) bool of each class with images, by the class's name."""
     counts = torch.bincount(labels, minlength=len(names)).double()
     sums = torch.bincount(labels, weights=hits.double(), minlength=len(names))
     shares = sums / counts

@@ -1,4 +1,4 @@
-"""The published numbers, to stand beside ours.
+"""The published numbers, for comparison with ours.
 
 Source: Li, Sun, Fan and He, "Fractal Generative Models", TMLR 2025: the tables of likelihood and
 of sample quality, and the settings of the sampler in the appendix. Protocol: 50,000 samples, the
@@ -21,14 +21,14 @@ class PublishedResult:
     model: str
     dataset: str
     values: dict[str, float]
-    """By our names of the metrics."""
+    """Values by our names of the metrics."""
     size: str | None = None
-    """Of params.yaml, where it is one of the paper's models."""
+    """The size in params.yaml, for the paper's own models."""
     guidance: float | None = None
     logit_scale: float | None = None
     """The paper's temperature."""
     iterations: tuple[int, ...] = ()
-    """Of the MAR levels; an AR level takes a step a sub-patch."""
+    """Iterations of the MAR levels. An AR level takes one per sub-patch."""
 
 
 def _fractal_64(model: str, size: str, w: float, scale: float, *, steps=(), fid, score, nll):
@@ -57,7 +57,7 @@ PUBLISHED: tuple[PublishedResult, ...] = (
     ),
     _fractal_256("FractalMAR-L", "mar-l", 21.0, fid=7.30, score=334.9, precision=0.79, recall=0.44),
     _fractal_256("FractalMAR-H", "mar-h", 19.0, fid=6.15, score=348.9, precision=0.81, recall=0.46),
-    # Other systems, as the paper quotes them.
+    # Other models, as the paper quotes them.
     _likelihood("iDDPM", 3.53),
     _likelihood("VDM", 3.40),
     _likelihood("Flow Matching", 3.31),
@@ -73,6 +73,6 @@ PUBLISHED: tuple[PublishedResult, ...] = (
 
 
 def published_optimum(size: str) -> PublishedResult | None:
-    """Guidance and FID that the paper found best for a size; None where it gives none."""
-    found = (row for row in PUBLISHED if row.size == size and FID in row.values)
-    return next(found, None)
+    """Return the result with the guidance that the paper found best for a size, or None."""
+    results = (row for row in PUBLISHED if row.size == size and FID in row.values)
+    return next(results, None)

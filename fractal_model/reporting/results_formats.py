@@ -1,9 +1,8 @@
-"""The results table as people and programs read it: Markdown, LaTeX, CSV, JSON, and the plain
-cells that the command line lays out for a terminal.
+"""Write the results table as Markdown, LaTeX, CSV or JSON, or as cells for a terminal.
 
 Decided here: for people, a metric and its standard error share a cell, empty columns are left out,
-and rows that do not compare are dim or in italics, with the reason in a note below; for programs,
-every number has its own column.
+and rows that cannot be compared are dim or in italics, with the reason in a note below. For
+programs, every number has a column.
 """
 
 import math
@@ -33,7 +32,7 @@ HEADINGS = {
     FID: "FID",
     KID: "KID",
 }
-"""Of columns that have a shorter or more usual name."""
+"""Headings of columns that have a shorter or more usual name."""
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "_%&#${}"}
     | {"†": r"\textdagger{}", "±": r"$\pm$", "\\": r"\textbackslash{}"}
@@ -42,29 +41,28 @@ _LATEX = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Part:
-    """The rows of one data set, as texts."""
+class DatasetTable:
+    """The rows of one data set as texts."""
 
     dataset: str
     cells: pd.DataFrame
     marks: tuple[int, ...]
-    """For each row the number of its note; 0 where it compares."""
+    """Number of each row's note; 0 for a row that can be compared."""
     notes: tuple[str, ...]
-    """Note 1, 2, …"""
+    """Reasons why rows cannot be compared: note 1, 2, …"""
 
 
-def parts(frame: pd.DataFrame) -> list[Part]:
-    """Of the frame of `results_table`, by data set."""
-    return [
-        _part(safe_text(dataset), rows) for dataset, rows in frame.groupby("dataset", sort=True)
-    ]
+def split_by_dataset(frame: pd.DataFrame) -> list[DatasetTable]:
+    """Split the frame of `results_table` into one table for each data set."""
+    groups = frame.groupby("dataset", sort=True)
+    return [_dataset_table(safe_text(dataset), rows) for dataset, rows in groups]
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A heading, a table and footnotes for each data set."""
+    """Return a heading, a table and footnotes for each data set."""
     texts = []
     number = 0
-    for part in parts(frame):
+    for part in split_by_dataset(frame):
         cells = part.cells.map(lambda cell: str(cell).replace("|", r"\|"))
         for row, mark in enumerate(part.marks):
             if mark:
@@ -79,10 +77,10 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """A tabular with booktabs' rules for each data set; notes as text below it."""
+    """Return a tabular with booktabs' rules for each data set, with the notes below it as text."""
     texts = []
-    for part in parts(frame):
-        cells = part.cells.map(_latex).rename(columns=_latex)
+    for part in split_by_dataset(frame):
+        cells = part.cells.map(_escape_latex).rename(columns=_escape_latex)
         for row, mark in enumerate(part.marks):
             if mark:
                 cells.iloc[row] = [rf"\textit{{{c}}}" if c else "" for c in cells.iloc[row]]
@@ -90,7 +88,7 @@ def latex(frame: pd.DataFrame) -> str:
         columns = "l" + "r" * (cells.shape[1] - 1)
         table = cells.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
         notes = [
-            rf"\textsuperscript{{{i}}} Not comparable: {_latex(note)}.\\"
+            rf"\textsuperscript{{{i}}} Not comparable: {_escape_latex(note)}.\\"
             for i, note in enumerate(part.notes, start=1)
         ]
         texts.append("\n".join([f"% {part.dataset}", table.rstrip(), *notes]))
@@ -98,42 +96,42 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """All columns, numbers in full."""
+    """Return all columns, with all digits."""
     return frame.to_csv(index=False)
 
 
 def json(frame: pd.DataFrame) -> str:
-    """A list of rows; what was not measured is null."""
+    """Return a list of rows. A metric that was not measured is null."""
     return frame.to_json(orient="records", indent=2, force_ascii=False, double_precision=15) + "\n"
 
 
-def _part(dataset: str, rows: pd.DataFrame) -> Part:
+def _dataset_table(dataset: str, rows: pd.DataFrame) -> DatasetTable:
     notes = tuple(dict.fromkeys(reason for reason in rows["reason"] if reason))
     marks = tuple(notes.index(reason) + 1 if reason else 0 for reason in rows["reason"])
     cells = {"model": rows["model"] + rows["published"].map({True: PUBLISHED_MARK, False: ""})}
     for name in SETTINGS:
-        cells[name] = rows[name].map(_plain)
+        cells[name] = rows[name].map(_format_setting)
     for name in rows.columns:
         if name not in KNOWN and not name.endswith(STANDARD_ERROR):
             errors = rows.get(error_name(name), pd.Series(index=rows.index, dtype=float))
-            cells[name] = [_measured(*pair) for pair in zip(rows[name], errors, strict=True)]
+            cells[name] = list(map(_format_metric, rows[name], errors))
     table = pd.DataFrame(cells, index=rows.index)
     filled = [name for name in table.columns if (table[name] != "").any()]
-    return Part(dataset, table[filled].rename(columns=_heading), marks, notes)
+    return DatasetTable(dataset, table[filled].rename(columns=_heading), marks, notes)
 
 
 def _heading(name: str) -> str:
     return HEADINGS.get(name) or safe_text(name, LONGEST_NAME)
 
 
-def _plain(value: str | float) -> str:
+def _format_setting(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return "" if pd.isna(value) else f"{value:,g}" if value < 1000 else f"{int(value):,}"
 
 
-def _measured(value: float, error: float) -> str:
-    """Four digits, or as many as the error has two of."""
+def _format_metric(value: float, error: float) -> str:
+    """Return the value with four digits, or with as many as give the error two digits."""
     if pd.isna(value):
         return ""
     if not (math.isfinite(error) and error > 0):
@@ -142,5 +140,5 @@ def _measured(value: float, error: float) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
-def _latex(text: object) -> str:
+def _escape_latex(text: object) -> str:
     return str(text).translate(_LATEX)

@@ -1,10 +1,10 @@
 """All evaluated models and the published numbers in one table.
 
-Decided here: only like is compared with like: what was measured as the data set's newest full
-evaluation was; on a data set that numbers are published of, as the newest that follows the
-published protocol. Guidance and the other settings of the sampler are a model's own and may differ;
-they have columns; so may seeds. Where only the weights of DINOv2 are others, only its distance is
-left out. Every other row stays, marked, with the reason.
+Decided here: a row is comparable if its protocol equals that of the data set's newest full
+evaluation. On a data set with published numbers, that evaluation must follow the published
+protocol. Sampling settings and seeds may differ, because they belong to a model; the settings have
+columns. If only the weights of DINOv2 differ, only its distance is left out. Rows that are not
+comparable stay in the table, marked, with the reason.
 """
 
 from collections.abc import Sequence
@@ -34,39 +34,42 @@ IDENTITY = ("dataset", "model", "published")
 SETTINGS = ("guidance", "logit_scale", "iterations", "samples")
 VERDICT = ("comparable", "reason", "run")
 KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
-"""Columns that are no metrics."""
+"""Columns that hold no metrics."""
 OWN_SETTINGS = {"sampling", "seed"}
-"""Of `Protocol.images`: what may differ between rows that compare."""
+"""Fields of `Protocol.images` that may differ between comparable rows."""
 FIRST = (NLL, CONDITIONAL_NLL, FID, INCEPTION_SCORE, PRECISION, RECALL, KID)
-"""Metrics of the columns from the left; others follow by name, previews after them."""
+"""Metrics of the first columns. The others follow by name."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One evaluated version of a model."""
 
     dataset: str
     model: str
     values: dict[str, float] = field(default_factory=dict)
     protocol: Protocol | None = None
-    """Of an evaluation that keeps its record."""
+    """None if the evaluation has no record."""
     run: str = ""
-    """MLflow's id."""
+    """Id of the MLflow run."""
 
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows newest first to a frame: identity, settings, a column a metric (NaN: not measured),
-    comparable, reason, run. By data set; published rows first; what compares before the rest."""
-    records = [_published(row) for row in PUBLISHED]
+    """Return a frame of the published rows and of `rows`, which begin with the newest.
+
+    Columns: identity, settings, metrics (NaN: not measured), comparable, reason, run. The rows are
+    sorted by data set; published rows come first, comparable ones before the others.
+    """
+    records = [_published_row(row) for row in PUBLISHED]
     for dataset in {row.dataset for row in rows}:
-        ours = [row for row in rows if row.dataset == dataset]
-        protocols = [row.protocol for row in ours if row.protocol is not None]
-        full = [one for one in protocols if not why_unlike(one, dataset, None)]
+        evaluated = [row for row in rows if row.dataset == dataset]
+        protocols = [row.protocol for row in evaluated if row.protocol is not None]
+        full = [p for p in protocols if not incomparable_reason(p, dataset, None)]
         standard = full[0] if full else None
-        dinov2 = next((one.dinov2_checksum for one in full if one.dinov2_checksum), None)
-        records += [_ours(row, standard, dinov2) for row in ours]
+        dinov2 = next((p.dinov2_checksum for p in full if p.dinov2_checksum), None)
+        records += [_evaluated_row(row, standard, dinov2) for row in evaluated]
     frame = pd.DataFrame(records)
-    metrics = sorted(set(frame.columns) - set(KNOWN), key=_place)
+    metrics = sorted(set(frame.columns) - set(KNOWN), key=_column_order)
     frame = frame.reindex(columns=[*IDENTITY, *SETTINGS, *metrics, *VERDICT])
     order = ["dataset", "published", "comparable"]
     return frame.sort_values(
@@ -74,60 +77,59 @@ def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     )
 
 
-def of_dataset(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """The rows of one data set, with the metrics that it has. FractalError: there are none."""
-    known = sorted(frame["dataset"].unique())
-    if dataset not in known:
+def rows_of_dataset(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return the rows of a data set, with the metrics that they have. FractalError: it has none."""
+    datasets = sorted(frame["dataset"].unique())
+    if dataset not in datasets:
         raise FractalError(
-            f"no results of the data set {dataset!r}: there are some of {', '.join(known)}; "
-            f"evaluate a model on it, or ask for all data sets"
+            f"the data set {dataset!r} has no results, only {', '.join(datasets)} have: evaluate a "
+            f"model on it, or ask for all data sets"
         )
     rows = frame[frame["dataset"] == dataset].reset_index(drop=True)
     empty = [name for name in rows.columns if name not in KNOWN and rows[name].isna().all()]
     return rows.drop(columns=empty)
 
 
-def why_unlike(protocol: Protocol | None, dataset: str, standard: Protocol | None) -> str:
-    """Why numbers of this protocol do not stand beside the others of the data set; "" where they
-    do. `standard` is that of the data set's newest full evaluation, like the published one where
-    there is one."""
+def incomparable_reason(protocol: Protocol | None, dataset: str, standard: Protocol | None) -> str:
+    """Return why numbers of a protocol cannot be compared with others of the data set; "" if they
+    can. `standard` is the protocol of the data set's newest full evaluation."""
     if protocol is None:
-        return "no record of its protocol is kept"
+        return "its protocol is not recorded"
     resolution = IMAGENET_SIDES.get(dataset)
-    if resolution and (why := _why_unlike_published(protocol, resolution)):
-        return why
+    if resolution and (difference := _difference_to_published(protocol, resolution)):
+        return difference
     if protocol.is_preview:
         return (
             f"preview of {protocol.samples:,} samples, the full set has {protocol.full_samples:,}"
         )
     if standard is None:
         return ""
-    mine, theirs = _decisive(protocol), _decisive(standard)
-    # What images that came as files do not have, such as likelihood_passes, decides none of theirs.
-    unlike = [name for name in mine if name in theirs and mine[name] != theirs[name]]
-    return f"not the {', '.join(unlike)} of the newest evaluation" if unlike else ""
+    ours, theirs = _deciding_settings(protocol), _deciding_settings(standard)
+    # Images that came as files lack some settings, such as likelihood_passes. Those are skipped.
+    unequal = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    return f"not the {', '.join(unequal)} of the newest evaluation" if unequal else ""
 
 
-def _decisive(protocol: Protocol) -> dict[str, object]:
-    """What rows that compare share."""
+def _deciding_settings(protocol: Protocol) -> dict[str, object]:
+    """Return the settings that comparable rows share."""
     images = {} if protocol.images is None else protocol.images.model_dump(exclude=OWN_SETTINGS)
     return protocol.model_dump(exclude={"images", "dinov2_checksum"}) | images
 
 
-def _why_unlike_published(protocol: Protocol, resolution: int) -> str:
-    for what, found, wanted in (
+def _difference_to_published(protocol: Protocol, resolution: int) -> str:
+    for unit, value, published in (
         ("samples", protocol.samples, PUBLISHED_SAMPLES),
         ("classes", protocol.classes, CLASSES),
         ("px", protocol.resolution, resolution),
     ):
-        if found != wanted:
-            return f"{found:,} {what}, published {wanted:,}"
+        if value != published:
+            return f"{value:,} {unit}, published {published:,}"
     if not protocol.reference_source.startswith("ADM"):
         return f"against {protocol.reference_source}, published: against ADM's statistics"
     return ""
 
 
-def _published(row: PublishedResult) -> dict[str, object]:
+def _published_row(row: PublishedResult) -> dict[str, object]:
     fractal = row.guidance is not None
     return {
         "dataset": row.dataset,
@@ -144,10 +146,10 @@ def _published(row: PublishedResult) -> dict[str, object]:
     }
 
 
-def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, object]:
-    """`dinov2`: the checksum of the weights that distances of DINOv2 compare under."""
+def _evaluated_row(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, object]:
+    """`dinov2` is the checksum of the DINOv2 weights of comparable distances."""
     protocol = row.protocol
-    reason = why_unlike(protocol, row.dataset, standard)
+    reason = incomparable_reason(protocol, row.dataset, standard)
     source = protocol and protocol.images
     sampling = source and source.sampling
     values = {name: value for name, value in row.values.items() if name not in SPEED}
@@ -168,7 +170,7 @@ def _ours(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, 
     }
 
 
-def _place(metric: str) -> tuple[int, str]:
-    """Known metrics first, each before its standard error."""
+def _column_order(metric: str) -> tuple[int, str]:
+    """Sort key of a column: the metrics of FIRST come first, each before its standard error."""
     base = metric.removesuffix(STANDARD_ERROR)
     return (FIRST.index(base) if base in FIRST else len(FIRST), metric)

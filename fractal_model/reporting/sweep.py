@@ -1,4 +1,4 @@
-"""A guidance sweep as a table and as figures."""
+"""The table and the figures of a sweep."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,23 +9,22 @@ from fractal_model.reporting.figures import guidance_heat_map, guidance_sweep
 from fractal_model.reporting.published_results import published_optimum
 
 HEAT_MAP, CURVES = "fid-heat-map.png", "fid-guidance.png"
-SHOWN = ["guidance", "logit_scale", "iterations", "metric", FID]
-"""Columns of the table that a person reads."""
+COLUMNS = ["guidance", "logit_scale", "iterations", "metric", FID]
+"""Columns that are printed for a person."""
 
 
 def sweep_row(setting: SamplingConfig, metric: str, fid: float) -> dict[str, object]:
-    """A setting and its FID, under the metric's name in a preview of so many samples."""
+    """Return the row of a setting, with the name of the metric, such as fid_5k, and the FID."""
     return {**setting.model_dump(mode="json"), "metric": metric, FID: fid}
 
 
 def sweep_figures(
     table: pd.DataFrame, best: SamplingConfig, *, size: str, first: int
 ) -> dict[str, Figure]:
-    """File name to figure: heat map and curves of FID against guidance and logit scale.
+    """Return by file name a heat map and curves of FID against guidance and logit scale.
 
-    They compare the `first` rows of the table, which are the settings of the first round: all of
-    them, with the same number of images. Of several numbers of iterations, the best one's are
-    shown.
+    They show the `first` rows of the table, which are all settings of the sweep's first round, with
+    equal numbers of images. Of several numbers of iterations, only the best one is shown.
     """
     rows = table.iloc[:first]
     rows = rows[rows["iterations"].map(tuple) == best.iterations]

@@ -6,21 +6,21 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from fractal_model.cli.fitted_tables import rich_tables
-from fractal_model.reporting.results_table import Row, of_dataset, results_table
+from fractal_model.cli.fitted_tables import terminal_tables
+from fractal_model.reporting.results_table import Row, results_table, rows_of_dataset
 from tests.support.evaluated_rows import DIGITS, VALUES, imagenet, protocol
 
 
 def shown_at(width: int, frame: pd.DataFrame, **settings: object) -> list[str]:
     console = Console(width=width, **settings)
     with console.capture() as captured:
-        for part in rich_tables(frame):
+        for part in terminal_tables(frame):
             console.print(part)
     return captured.get().splitlines()
 
 
 def test_the_terminal_has_dim_rows_and_their_reasons():
-    frame = of_dataset(results_table(DIGITS), "digits")
+    frame = rows_of_dataset(results_table(DIGITS), "digits")
     lines = shown_at(160, frame, force_terminal=True, color_system="standard")
     (full,) = [line for line in lines if "35.46" in line and "digits v3" in line]
     (preview,) = [line for line in lines if "80.0±2.0" in line]
@@ -43,7 +43,7 @@ MANY = {
 @pytest.mark.parametrize(("width", "tables"), [(80, 3), (100, 2), (200, 1)])
 def test_no_number_is_folded_in_a_narrow_terminal(width, tables):
     rows = [Row("digits", "fractal-digits version 3", MANY, protocol(), "r3"), DIGITS[1]]
-    lines = shown_at(width, of_dataset(results_table(rows), "digits"))
+    lines = shown_at(width, rows_of_dataset(results_table(rows), "digits"))
     assert max(map(len, lines)) <= width
     ours = [line for line in lines if line.startswith("│ digits v3 ") and "[1]" not in line]
     cells = [cell.strip() for line in ours for cell in line.strip("│").split("│")[1:]]

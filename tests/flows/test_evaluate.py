@@ -78,7 +78,7 @@ def test_a_deleted_evaluation_is_repeated_with_the_same_numbers(
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    for name in ("first_of_each_class", "draw_growth", "log_report"):
+    for name in ("class_overview", "draw_growth", "log_report"):
         monkeypatch.setattr(evaluation_tasks, name, fail)
     metrics = evaluate_fractal(preview=True, params_file=project.params)
     (run_id,) = new_runs()

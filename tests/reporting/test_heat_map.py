@@ -1,4 +1,4 @@
-"""The heat map of a sweep says which cell is which."""
+"""The heat map of a sweep: its cells, and the published optimum."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _figure(published=None):
 
 def test_cells_have_their_numbers_at_their_places():
     axes, colours = _figure().axes
-    shown = {text.get_position(): text.get_text() for text in axes.texts}
-    assert shown == {(0, 0): "9", (1, 0): "7", (0, 1): "–", (1, 1): "3.25"}
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert numbers == {(0, 0): "9", (1, 0): "7", (0, 1): "–", (1, 1): "3.25"}
     assert [t.get_text() for t in axes.get_xticklabels()] == ["5.5", "6.5"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["1", "1.02"]
     assert colours.get_ylabel() == "fid_5k"

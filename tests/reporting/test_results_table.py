@@ -1,4 +1,4 @@
-"""The results table: what compares with what, and how it is written."""
+"""The results table: which rows are comparable, and in which formats it is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fractal_model.evaluation.protocol import ImageSource
 from fractal_model.metrics.reference import OWN_IMAGES
 from fractal_model.reporting import results_formats
 from fractal_model.reporting.published_results import PUBLISHED, published_optimum
-from fractal_model.reporting.results_table import Row, of_dataset, results_table
+from fractal_model.reporting.results_table import Row, results_table, rows_of_dataset
 from tests.support.evaluated_rows import DIGITS, SAMPLING, VALUES, imagenet, protocol
 
 
@@ -26,22 +26,22 @@ def reasons(frame: pd.DataFrame) -> dict[str, str]:
     return dict(zip(frame["run"], frame["reason"], strict=True))
 
 
-def test_only_like_is_compared_with_like(frame):
-    found = reasons(of_dataset(frame, "digits"))
-    assert found["r3"] == ""
-    assert found["r2"] == "preview of 50 samples, the full set has 300"
-    assert found["r1"] == "not the dataset_checksum of the newest evaluation"
-    assert found["r0"] == "no record of its protocol is kept"
+def test_only_rows_of_an_equal_protocol_are_comparable(frame):
+    reason_by_run = reasons(rows_of_dataset(frame, "digits"))
+    assert reason_by_run["r3"] == ""
+    assert reason_by_run["r2"] == "preview of 50 samples, the full set has 300"
+    assert reason_by_run["r1"] == "not the dataset_checksum of the newest evaluation"
+    assert reason_by_run["r0"] == "its protocol is not recorded"
     assert (frame["comparable"] == (frame["reason"] == "")).all()
 
 
-def test_another_guidance_still_compares():
+def test_a_row_with_another_guidance_is_comparable():
     strong = SAMPLING.model_copy(update={"guidance": 9.0})
     other = protocol()
     other = other.model_copy(
         update={"images": other.images.model_copy(update={"sampling": strong})}
     )
-    frame = of_dataset(
+    frame = rows_of_dataset(
         results_table([DIGITS[0], Row("digits", "m", VALUES, other, "strong")]), "digits"
     )
     assert frame["comparable"].all()
@@ -58,13 +58,13 @@ def test_another_guidance_still_compares():
         ({"reference_source": OWN_IMAGES}, "against training images, published: against ADM's"),
     ],
 )
-def test_beside_published_numbers_stands_what_follows_their_protocol(changes, reason):
+def test_rows_beside_published_numbers_follow_the_published_protocol(changes, reason):
     row = Row("imagenet64", "fractal-mar-64 version 1", {"fid": 2.9}, imagenet(**changes), "ours")
-    found = reasons(results_table([row]))["ours"]
-    assert found.startswith(reason) and bool(found) == bool(reason)
+    actual = reasons(results_table([row]))["ours"]
+    assert actual.startswith(reason) and bool(actual) == bool(reason)
 
 
-def test_what_decides_the_numbers_must_be_the_same():
+def test_settings_that_decide_the_numbers_must_be_equal():
     other = ImageSource(
         weights="ema",
         sampling=SAMPLING.model_copy(update={"guidance": 9.0}),
@@ -85,13 +85,13 @@ def test_what_decides_the_numbers_must_be_the_same():
         "files": {"images": None},
     }
     rows = [Row("digits", "a", {}, protocol(**change), run) for run, change in changes.items()]
-    found = reasons(results_table(rows))
-    assert found["images"] == "not the weights, likelihood_passes of the newest evaluation"
-    assert found["kid"] == "not the kid_subsets of the newest evaluation"
-    assert found["newest"] == found["own"] == found["files"] == ""
+    reason_by_run = reasons(results_table(rows))
+    assert reason_by_run["images"] == "not the weights, likelihood_passes of the newest evaluation"
+    assert reason_by_run["kid"] == "not the kid_subsets of the newest evaluation"
+    assert reason_by_run["newest"] == reason_by_run["own"] == reason_by_run["files"] == ""
 
 
-def test_beside_published_numbers_our_own_must_be_alike_too():
+def test_rows_beside_published_numbers_are_also_compared_with_each_other():
     changes = {
         "preview": {"samples_per_class": 5, "dataset_checksum": "c" * 64},
         "newest": {},
@@ -99,13 +99,13 @@ def test_beside_published_numbers_our_own_must_be_alike_too():
         "network": {"network_checksum": "sha256:1"},
     }
     rows = [Row("imagenet64", "a", {}, imagenet(**c), run) for run, c in changes.items()]
-    found = reasons(results_table(rows))
-    assert found["preview"].startswith("5,000 samples") and found["newest"] == ""
-    assert found["data"] == "not the dataset_checksum of the newest evaluation"
-    assert found["network"] == "not the network_checksum of the newest evaluation"
+    reason_by_run = reasons(results_table(rows))
+    assert reason_by_run["preview"].startswith("5,000 samples") and reason_by_run["newest"] == ""
+    assert reason_by_run["data"] == "not the dataset_checksum of the newest evaluation"
+    assert reason_by_run["network"] == "not the network_checksum of the newest evaluation"
 
 
-def test_another_dinov2_leaves_its_distance_out_alone():
+def test_other_dinov2_weights_leave_out_only_their_distance():
     values = {"fid": 3.0, "fd_dinov2": 100.0}
     checksums = {"newest": None, "first": "d" * 64, "other": "e" * 64}
     rows = [
@@ -133,26 +133,26 @@ def test_the_published_numbers_are_the_papers():
 
 def test_an_unknown_data_set_is_refused(frame):
     with pytest.raises(FractalError, match=r"'cifar'.*digits, imagenet256, imagenet64"):
-        of_dataset(frame, "cifar")
+        rows_of_dataset(frame, "cifar")
 
 
 def test_markdown_has_italics_and_footnotes(frame):
-    text = results_formats.markdown(of_dataset(frame, "digits"))
+    text = results_formats.markdown(rows_of_dataset(frame, "digits"))
     assert "0.7425 ± 0.0044" in text and "fid_50" in text
     assert "*fractal-digits version 3*[^1]" in text and "*80.0 ± 2.0*" in text
     assert "[^1]: Not comparable: preview of 50 samples" in text
 
 
 def test_latex_escapes_and_is_a_table(frame):
-    text = results_formats.latex(of_dataset(frame, "digits"))
+    text = results_formats.latex(rows_of_dataset(frame, "digits"))
     assert r"\toprule" in text and r"0.7425 $\pm$ 0.0044" in text
     assert r"\textit{fractal\_digits version 1}\textsuperscript{3}" in text
     assert r"fid\_50" in text and text.count(r"\begin{tabular}") == 1
 
 
-def test_latex_escapes_every_special_letter():
+def test_latex_escapes_every_special_character():
     rows = [Row("digits", r"a\b~c^d{e}", VALUES, protocol(), "r")]
-    text = results_formats.latex(of_dataset(results_table(rows), "digits"))
+    text = results_formats.latex(rows_of_dataset(results_table(rows), "digits"))
     escaped = r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\{e\}"
     assert escaped in text
 
@@ -166,7 +166,7 @@ def test_csv_and_json_have_every_number(frame):
     assert preview["fid_50"] == 80.0 and preview["fid"] is None and not preview["comparable"]
 
 
-def test_a_value_has_the_places_that_its_error_has_two_digits_of():
+def test_a_value_is_rounded_to_two_digits_of_its_error():
     values = {"kid": 0.008107, "kid_stderr": 0.002, "fid": 1234.56, "fid_stderr": 123.0}
     text = results_formats.markdown(results_table([Row("digits", "m", values, protocol(), "r")]))
     assert "0.0081 ± 0.0020" in text and "1235 ± 123" in text
