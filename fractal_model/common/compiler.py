@@ -16,10 +16,8 @@ def has_compiler() -> bool:
 
 
 def can_build_triton_kernels() -> bool:
-    """True if Triton can build the code that launches its kernels.
-
-    It needs Python.h and a C compiler: the program in $CC (without arguments), or gcc or clang.
-    """
+    """True if Triton can build the code that launches its kernels. It needs Python.h and a C
+    compiler: the program in $CC (without arguments), or gcc or clang."""
     from_environment = os.environ.get("CC")
     names = ["gcc", "clang"] if from_environment is None else [from_environment]
     header = Path(sysconfig.get_path("include"), "Python.h")

@@ -37,12 +37,9 @@ _logs: list[Callable[[str], None]] = []
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Yield `update(done, note="")`, which shows the progress of some work.
-
-    It shows the count, the note, the time left if `total` is known, and the speed if the count is
-    of `images`. A terminal gets a bar. A log file gets lines, unless `lines` is False because the
-    caller writes its own.
-    """
+    """Yield `update(done, note="")`, which shows the count, the note, the time left if `total` is
+    known, and the speed if `images` are counted. It shows a bar in a terminal, and else lines,
+    unless `lines` is False because the caller writes its own."""
     display = _bar if console.is_terminal or not lines else _log_lines
     with display(safe_text(description, LONGEST_NAME), total, images) as show:
 
@@ -82,8 +79,7 @@ class _SpeedColumn(ProgressColumn):
 
 @contextmanager
 def only_result_on_stdout(is_on: bool) -> Iterator[None]:
-    """Send the block's messages and bars to standard error if `is_on`, so that standard output has
-    only the result, which a program can read."""
+    """If `is_on`, send the block's messages to standard error, so that programs read the result."""
     before = console.stderr
     console.stderr = before or is_on
     try:
@@ -104,10 +100,7 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Turn a user's mistake into one line on standard error and exit code 1.
-
-    The line ends with the command-line option that `FractalError.setting` names.
-    """
+    """Turn a user's mistake into one line with the option that solves it, and exit code 1."""
     try:
         yield
     except KeyboardInterrupt:

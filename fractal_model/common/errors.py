@@ -10,11 +10,8 @@ from fractal_model.common.safe_text import safe_text, without_colours
 
 
 class FractalError(ValueError):
-    """A user's mistake, or a condition of the machine that the user can change.
-
-    The text is safe to show (see `safe_text`). `setting` names the one setting that solves the
-    problem; the command line adds the option of that name.
-    """
+    """A user's mistake, or a condition of the machine that the user can change, as a safe text.
+    `setting` names the one setting that solves it; the command line adds its option."""
 
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(safe_text(" ".join(message.split())))
@@ -27,11 +24,8 @@ _EXPLANATIONS: dict[type[BaseException], Callable[[BaseException], str | None]] 
 def register_explanation(
     family: type[BaseException], line: Callable[[BaseException], str | None]
 ) -> None:
-    """Let `line` explain a library's exceptions, `family` and its subclasses, to the user.
-
-    It serves errors that mean a condition of the machine, such as a database on a full disk. `line`
-    returns None if an exception is a bug.
-    """
+    """Let `line` explain a library's exceptions `family` that mean a condition of the machine, such
+    as a full disk. `line` returns None if an exception is a bug."""
     _EXPLANATIONS[family] = line
 
 

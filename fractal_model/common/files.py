@@ -19,10 +19,7 @@ _CHUNK = 1 << 22  # bytes read at a time
 @contextmanager
 def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write to, and rename it to `folder` at the end.
-
-    FractalError: the disk is full or not writable; it says that `content` cannot be saved. Folders
-    that were complete before stay unchanged.
-    """
+    FractalError: `content` cannot be saved, because the disk is full or not writable."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -43,11 +40,8 @@ def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
-    """Yield a hidden name beside `file` to write to, and rename it to `file` at the end.
-
-    After an error `file` is unchanged. With `unique` every writer has another hidden name, because
-    a process of a killed run may still write `file`, here or on another machine.
-    """
+    """Yield a hidden name beside `file` to write to, and rename it to `file` if no error occurs.
+    With `unique` each writer has another name: a process of a killed run may still be writing."""
     suffix = f".{uuid4().hex}" if unique else ""
     partial = file.with_name(f".{file.stem}{suffix}.partial{file.suffix}")
     try:
@@ -84,10 +78,7 @@ def require_new(folder: Path) -> None:
 
 
 def require_writable_file(file: Path) -> None:
-    """Make the file's folder if it is missing.
-
-    FractalError: the folder cannot be made or written to, or `file` is itself a folder.
-    """
+    """Make the file's folder if it is missing. FractalError: no file can be written there."""
     if file.is_dir():
         raise FractalError(f"{file} is a folder: give the name of a file")
     require_writable(file.absolute().parent)

@@ -9,8 +9,7 @@ import fractal_model
 
 
 def fingerprint(*parts: BaseModel | str) -> str:
-    """SHA-256 of everything that decides a result: configurations, checksums and this package's
-    version, in hexadecimal."""
+    """SHA-256, in hexadecimal, of configurations, checksums and this package's version."""
     values = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     text = json.dumps([fractal_model.__version__, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -16,9 +16,7 @@ class LockHeldError(FractalError):
 @contextmanager
 def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
     """Hold the lock `file` within the block. The system frees it when the process dies.
-
-    LockHeldError: another process still holds it after `wait_seconds`.
-    """
+    LockHeldError: another process still holds it after `wait_seconds`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=wait_seconds):
@@ -32,10 +30,7 @@ def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
 
 @contextmanager
 def wait_for_lock(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock `file` within the block, and wait as long as another process holds it.
-
-    `on_wait` is called once if the lock is not free at once.
-    """
+    """Hold the lock `file` within the block; call `on_wait` once if another process holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:

@@ -14,8 +14,7 @@ _format_warning = warnings.formatwarning
 
 
 def keep_secrets_out_of_logs() -> None:
-    """Remove secrets and control characters from all later log records, uncaught exceptions and
-    warnings of this process."""
+    """Make the text of all later log records, uncaught exceptions and warnings safe to show."""
     logging.setLogRecordFactory(_safe_record)
     warnings.formatwarning = lambda *args, **options: safe_lines(_format_warning(*args, **options))
     sys.excepthook = _print_exception

@@ -38,10 +38,7 @@ def compute_device() -> torch.device:
 @cache
 def keep_freed_memory(device: torch.device) -> None:
     """Keep memory that this process frees on a CPU for its next tensors, as CUDA's allocator does.
-
-    Large tensors get no separate mapping, no memory returns to the system, and all threads that
-    start later share one heap.
-    """
+    Memory does not return to the system, and threads that start later share one heap."""
     if device.type == "cpu" and _GLIBC is not None:
         _GLIBC.mallopt(_M_MMAP_MAX, 0)
         _GLIBC.mallopt(_M_TRIM_THRESHOLD, -1)

@@ -9,8 +9,7 @@ from fractal_model.common.plurals import count_of
 
 LINE_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
-"""Seconds after the start whose counts are left out of the speed: these images were stored by an
-earlier run, or libraries warm up with them."""
+"""Counts in these first seconds do not enter the speed: stored images, or a slow first batch."""
 
 
 def speed_text(images_per_second: float) -> str:
@@ -33,11 +32,8 @@ def duration_text(seconds: float) -> str:
 
 
 class LogLines:
-    """Report a task's progress as lines of a log file.
-
-    A long task gets a line as soon as its duration can be estimated, then one every `LINE_SECONDS`.
-    Every task that has progressed gets a line at its end.
-    """
+    """Report a task's progress as lines of a log file: for a long task as soon as its duration can
+    be estimated and then every `LINE_SECONDS`, and for every task at its end."""
 
     def __init__(
         self, description: str, total: int | None, *, images: bool, say: Callable[[str], None]

@@ -51,8 +51,7 @@ def safe_text(text: object, longest: int = LONGEST) -> str:
 
 
 def safe_lines(text: str) -> str:
-    """A text of several lines, such as a traceback, without secrets and control characters. It is
-    not shortened."""
+    """All lines of a text, such as a traceback, without secrets and control characters."""
     plain = _COLOUR.sub("", hide_secrets(text))
     return "".join(c if c in "\n\t" else _escape(c) for c in plain)
 
@@ -71,11 +70,8 @@ def shorten(text: str, longest: int) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """Replace passwords and tokens by `***`.
-
-    They are found in addresses (before `@` and in parameters), after their names
-    (`AWS_SECRET_ACCESS_KEY=…`), and as values of environment variables with a secret's name.
-    """
+    """Replace passwords and tokens by `***`: in addresses (before `@` and in parameters), after
+    their names (`AWS_SECRET_ACCESS_KEY=…`), and where they equal secrets in the environment."""
     for value in _secret_values():
         if len(value) < _LONG:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", HIDDEN, text)
@@ -102,8 +98,7 @@ def _escape(character: str) -> str:
 
 
 def _secret_values() -> list[str]:
-    """Secrets from the environment, the longest first. Short plain words are left out, because they
-    may occur anywhere."""
+    """Secrets in the environment, the longest first, without short words, which occur anywhere."""
     values = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _PLACE.search(name):

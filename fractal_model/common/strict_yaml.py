@@ -28,10 +28,8 @@ class NotYAMLError(ValueError):
 
 
 def read_yaml(file: Path) -> Any:
-    """Return the content of a YAML file.
-
-    OSError: the file cannot be read. NotYAMLError: it is not YAML, or this module refuses it.
-    """
+    """Return the content of a YAML file. OSError: the file cannot be read. NotYAMLError: it is not
+    YAML, or this module refuses it."""
     with file.open("rb") as stream:
         content = stream.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:

@@ -20,8 +20,7 @@ _LONGEST_CELL, _LONGEST_WORD = 500, 24
 
 
 class FittedTable:
-    """A table of rows below headings. `texts` has the indices of the columns of text; all other
-    columns are numbers."""
+    """A table below headings. Columns with an index in `texts` are texts, all others numbers."""
 
     def __init__(
         self,

@@ -11,11 +11,8 @@ _LONGEST = 100
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe a pydantic error of `model` on one line.
-
-    A misspelt key comes with the nearest known one. Only the first `SHOWN_PROBLEMS` problems are
-    described; the number of the others is given.
-    """
+    """Describe a pydantic error of `model` on one line, with the nearest known key for a misspelt
+    one. Of many problems only the first `SHOWN_PROBLEMS` are described."""
     problems = []
     for item in error.errors()[:SHOWN_PROBLEMS]:
         key = ".".join(shorten(str(part), _LONGEST) for part in item["loc"])

@@ -7,8 +7,7 @@ from pydantic import Field
 from fractal_model.common.strict import NUMBER, StrictModel
 
 DIGITS, IMAGENET = "digits", "imagenet"
-"""Names of the data set that comes with scikit-learn, and of the source whose classes and counts of
-images are known."""
+"""Names of scikit-learn's data set, and of the source whose classes and counts are known."""
 IMAGENET_SIDES = {"imagenet64": 64, "imagenet256": 256}
 """The data sets of the paper, with the side of their images in pixels."""
 

@@ -55,8 +55,7 @@ class MetricsConfig(StrictModel):
     """Reference images of metrics, and the networks that compute features."""
 
     statistics_images: dict[str, SampleSize]
-    """Number of training images for the reference's mean and covariance, by data set; a data set
-    that is not named uses all its training images."""
+    """Training images for the reference's mean and covariance, by data set; default: all."""
     feature_sample: SampleSize
     """Number of these images whose features are stored for KID, precision and recall."""
     inception_weights: str
@@ -177,9 +176,7 @@ class Params(StrictModel):
 
     def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
         """Return the evaluation settings of `size`, or those of the sizes that train on `dataset`.
-
-        FractalError: no size trains on it, or their settings differ.
-        """
+        FractalError: no size trains on it, or their settings differ."""
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
@@ -217,10 +214,8 @@ def _layers(model: ModelConfig) -> tuple[object, ...]:
 
 
 def load_params(file: Path = DEFAULT_FILE) -> Params:
-    """Read and check the settings in `file`, and make their paths absolute.
-
-    FractalError: the file cannot be read, or a setting is wrong; all wrong settings are named.
-    """
+    """Read and check the settings in `file`, and make their paths absolute. FractalError: the file
+    cannot be read, or a setting is wrong; all wrong settings are named."""
     try:
         content = read_yaml(file)
     except FileNotFoundError as error:

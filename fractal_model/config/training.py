@@ -10,8 +10,7 @@ from fractal_model.config.model import MOST_LEVELS
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
-"""Largest count or time without a smaller natural bound: more than anybody needs, and small enough
-for everything that is computed from it."""
+"""Largest count or time without a smaller natural bound: more than anybody needs."""
 Count = Annotated[int, Field(ge=0, le=LARGEST_NUMBER), NUMBER]
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NUMBER]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
@@ -79,8 +78,7 @@ class TrainingConfig(StrictModel):
     accelerator_type: str | None
     """Ray's name of a GPU, such as H100; only machines with this GPU are used."""
     images_per_worker: AtLeastOne
-    """Number of images that a worker computes at a time. It accumulates gradients over its share of
-    the batch before the step."""
+    """Images that a worker computes at a time; gradients of its share of a batch are added up."""
     loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
@@ -127,9 +125,7 @@ class TrainingConfig(StrictModel):
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
         """One `activation_checkpointing` value for each level and for the pixel network.
-
-        ValueError: the setting has another number of entries.
-        """
+        ValueError: the setting has another number of entries."""
         entries = self.activation_checkpointing
         if isinstance(entries, bool):
             return (entries,) * (levels + 1)

@@ -1,9 +1,8 @@
 """Work on many images, cut into parts that fit memory.
 
 Decided here: the cut does not change the result, because every image has its own random numbers.
-Parts start small. They grow as far as the memory measured on earlier parts allows, but not so far
-that one part takes long and progress seems to stop. A part that still does not fit is halved. The
-caller chooses whether this process or workers compute the parts: see `MapParts`.
+Parts start small and grow as far as the memory and time of earlier parts allow. A part that still
+does not fit is halved. The caller decides whether this process or workers compute: see `MapParts`.
 """
 
 import time
@@ -18,8 +17,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
-"""Images of the first part, and the largest factor from one part to the next. The memory of an
-image is not known at first, and the system may kill a process that takes too much."""
+"""Images of the first part, whose memory is not known yet, and the largest factor to the next."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
@@ -34,8 +32,7 @@ StartWork = Callable[[torch.device], Work]
 
 
 class MapParts(Protocol):
-    """A function that computes the rows of images 0 … total − 1 and yields them in parts, in any
-    order; a part has at most `largest` images."""
+    """A function that yields the rows of images 0 … total − 1 in parts, in any order."""
 
     def __call__(
         self, start: StartWork, total: int, *, largest: int
@@ -72,11 +69,8 @@ class PartWorker:
 
 
 def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
-    """Compute a part in pieces, and halve them as long as they do not fit the memory.
-
-    Return the rows, and the number of images that fitted at once. FractalError: one image alone
-    does not fit.
-    """
+    """Compute a part in pieces, halved until they fit the memory. Return the rows and the number of
+    images that fitted at once. FractalError: one image alone does not fit."""
     size, rows, at = len(part), [], 0
     while at < len(part):
         try:

@@ -22,10 +22,8 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
-    """Connect to Ray within the block. A local cluster offers `cpus` logical CPUs.
-
-    FractalError: the cluster in RAY_ADDRESS does not answer, or the address only takes jobs.
-    """
+    """Connect to Ray within the block. A local cluster offers `cpus` logical CPUs. FractalError:
+    the cluster in RAY_ADDRESS does not answer, or the address only takes jobs."""
     if ray.is_initialized():
         yield
         return

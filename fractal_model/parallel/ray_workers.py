@@ -1,8 +1,7 @@
 """Compute parts of work on many images with Ray workers.
 
-Decided here: a worker is a Ray actor with one CPU, and one GPU if the cluster has any, so that it
-loads the model once. Ray restarts an actor that died and repeats its part. Every failure becomes
-one FractalError.
+Decided here: a worker is a Ray actor with one CPU and, if there are any, one GPU, so that it loads
+the model once. Ray restarts a dead actor and repeats its part. A failure becomes a FractalError.
 """
 
 import os
@@ -38,11 +37,8 @@ RESTARTS = 2
 
 
 def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
-    """Return the `MapParts` that runs on `workers` Ray workers, all of which read `files`.
-
-    None and 1 mean this process. 0 means as many workers as there is room for. FractalError: as for
-    `worker_count`.
-    """
+    """Return the `MapParts` for `workers` Ray workers, which all read `files`; None and 1 mean this
+    process, 0 as many workers as there is room for. FractalError: as for `worker_count`."""
     workers = 1 if workers is None else worker_count(workers)
     if workers == 1:
         return map_in_this_process
@@ -50,11 +46,8 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
 
 
 def worker_count(workers: int) -> int:
-    """Return `workers`, or for 0 the number that there is room for.
-
-    The room is that of the cluster in RAY_ADDRESS, or without one the GPUs of this machine.
-    FractalError: `workers` is below 0, or the cluster does not answer.
-    """
+    """Return `workers`, or for 0 the number that the cluster in RAY_ADDRESS has room for, or else
+    the number of local GPUs. FractalError: it is below 0, or the cluster does not answer."""
     if workers < 0:
         raise FractalError(
             f"the number of workers is {workers}: give 1 or more, or 0 for as many as fit"
@@ -69,9 +62,7 @@ def worker_count(workers: int) -> int:
 
 def hardware(workers: int) -> Hardware:
     """The hardware of `workers` workers: this machine's, or that of the cluster in RAY_ADDRESS.
-
-    FractalError: the cluster does not answer.
-    """
+    FractalError: the cluster does not answer."""
     here = Hardware.here(workers)
     if workers == 1 or not _has_cluster():
         return here
@@ -91,14 +82,9 @@ def map_over_workers(
     workers: int,
     files: Sequence[Path] = (),
 ) -> Iterator[tuple[range, Tensor]]:
-    """Compute all parts with `workers` Ray workers (a `MapParts`).
-
-    The workers run on the cluster in RAY_ADDRESS, or else on this machine. They read `files`, whose
-    paths are absolute.
-
-    FractalError: there are more workers than CPUs or GPUs, a machine does not see one of the files,
-    or a worker failed.
-    """
+    """Compute all parts with `workers` Ray workers (a `MapParts`) on the cluster in RAY_ADDRESS, or
+    else on this machine. They read `files`, whose paths are absolute. FractalError: there are more
+    workers than CPUs or GPUs, a machine does not see one of the files, or a worker failed."""
     with ray_cluster(cpus=min(workers, os.cpu_count() or 1)), _errors_on_one_line():
         cpus, gpus = _cpus_and_gpus()
         if workers > (room := _workers_that_fit(cpus, gpus)):

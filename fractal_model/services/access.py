@@ -1,9 +1,8 @@
 """Who may use the servers on this machine: the login, and the accepted hosts and origins.
 
 Decided here: loopback is no protection, because other users of the machine and pages in the user's
-browser can reach it. So every server that runs code or changes results asks for a secret. MLflow
-does both, because its assistant runs commands. Prefect and MLflow ask for the login, Ray for the
-token.
+browser can reach it. So every server that runs code or changes results asks for a secret: Prefect
+and MLflow, whose assistant runs commands, for the login, Ray for the token.
 """
 
 import secrets
@@ -36,10 +35,8 @@ def client_secrets(folder: ServicesFolder) -> dict[str, str]:
 
 
 def mlflow_options(port: int) -> list[str]:
-    """The options of an `mlflow server` on loopback that asks for a login.
-
-    It refuses all hosts and origins but its own. MLflow's default also accepts `10.any.name`.
-    """
+    """The options of an `mlflow server` on loopback that asks for a login and refuses all other
+    hosts and origins. MLflow's default also accepts `10.any.name`."""
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--app-name", "basic-auth", "--allowed-hosts", ",".join(own_hosts(port))]
     return [*options, "--cors-allowed-origins", own_origins(port)]
@@ -47,10 +44,7 @@ def mlflow_options(port: int) -> list[str]:
 
 def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
     """Write the settings of an MLflow server that asks for `login`, and return its environment.
-
-    `private` is a new folder for each start. MLflow stores its users in a new database there, so
-    that it always accepts the current login.
-    """
+    Each start has a new folder `private`, so that the database of users has the current login."""
     user, _, password = login.partition(":")
     settings = {
         "default_permission": "NO_PERMISSIONS",

@@ -40,11 +40,8 @@ RAY_EXIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ServiceStatus(Program):
-    """The status of one service or flow run.
-
-    `state` is `healthy`, `not answering` or supervisord's word for a service, `running` for a flow
-    run.
-    """
+    """The status of one service or flow run. `state` is `healthy`, `not answering` or supervisord's
+    word for a service, `running` for a flow run."""
 
     address: str
 
@@ -58,11 +55,8 @@ class Services:
         self._checks = health_checks(self.config, self.folder)
 
     def up(self, say: Callable[[str], None]) -> None:
-        """Start all servers and wait until they answer; `say` gets a line for each.
-
-        FractalError: they run already, a port is taken, or a service dies or does not answer. In
-        the last case all are stopped again.
-        """
+        """Start all servers and wait until they answer; `say` gets a line for each. FractalError:
+        they run already, a port is taken, or one dies or does not answer (then all are stopped)."""
         with hold_lock(self.folder.state / "starting.lock"):
             old_run = self.folder.run
             if old_run is not None and not self.is_supervised():
@@ -118,10 +112,7 @@ class Services:
         say(f"{name} is up: {self.addresses()[name]}")
 
     def down(self) -> list[str]:
-        """Stop all processes that `up` started, and return the names of those that ran.
-
-        Processes are found by the run folder in their environment; no other one is stopped.
-        """
+        """Stop all processes that `up` started, and no others; return the names of the services."""
         with hold_lock(self.folder.state / "starting.lock"):
             run = self.folder.run
             if run is None:

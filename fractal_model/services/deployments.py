@@ -29,9 +29,7 @@ HEADER = "# Written by `make up`, removed by `make down`.\n"
 
 def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     """Make the work pool and the deployments of all sizes, and return the deployments' names.
-
-    FractalError: Prefect refuses; the text has the last lines of the log.
-    """
+    FractalError: Prefect refuses; the text has the last lines of the log."""
     environment = {
         **os.environ,
         **client_environment(config, folder),
@@ -63,19 +61,14 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
 
 
 def set_paused(config: ServicesConfig, folder: ServicesFolder, paused: bool) -> None:
-    """Pause the work pool, so that its worker takes no new runs, or resume it.
-
-    httpx.HTTPError: Prefect does not answer, or refuses.
-    """
+    """Pause or resume the work pool. httpx.HTTPError: Prefect does not answer, or refuses."""
     change = {"json": {"is_paused": paused}, "timeout": CHANGE_SECONDS}
     ask_prefect(config, folder, "PATCH", f"/work_pools/{WORK_POOL}", **change).raise_for_status()
 
 
 def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds: float) -> None:
-    """Wait at most `seconds` until Prefect knows that no flow run of the work pool runs.
-
-    A run that Prefect believes to be running would block the next run of its deployment.
-    """
+    """Wait at most `seconds` until Prefect knows that no flow run of the work pool runs. A run that
+    Prefect believes to be running would block the next run of its deployment."""
     query = {
         "work_pools": {"name": {"any_": [WORK_POOL]}},
         "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},

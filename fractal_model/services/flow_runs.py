@@ -2,9 +2,9 @@
 
 After a power cut such a run would stay Running for ever and keep the only slot of its deployment.
 Decided here: a run is active if a process of this machine has its id in the environment. All others
-have crashed, and so have their child runs. A deployment has as many slots taken as it has active
-runs. Only our own server is asked, before our worker starts, about earlier runs of our work pool.
-If several servers share a database, only deployments that work in our folder count.
+have crashed, as have their child runs. A deployment has as many slots taken as active runs. Only
+our own server is asked, before our worker starts, about earlier runs of our work pool. If several
+servers share a database, only deployments that work in our folder count.
 """
 
 import os
@@ -47,12 +47,9 @@ PAGE, SORTS = 100, {"flow_runs": "ID_DESC", "deployments": "CREATED_DESC"}
 def crash_dead_runs(
     config: ServicesConfig, folder: ServicesFolder, *, before: datetime
 ) -> list[str]:
-    """Tell Prefect that runs without a process have crashed, and free their deployments' slots.
-
-    Return the runs' names. Runs that changed their state after `before` stay unchanged, because
-    another worker of the user may be starting them. FractalError: Prefect does not answer, or
-    refuses.
-    """
+    """Tell Prefect that runs without a process have crashed, free their deployments' slots, and
+    return the runs' names. Runs that changed their state after `before` stay unchanged: another
+    worker may be starting them. FractalError: Prefect does not answer, or refuses."""
     try:
         return _crash_dead_runs(config, folder, before)
     except httpx.HTTPError as error:
@@ -92,10 +89,8 @@ def _works_in(deployment: dict[str, Any], folder: ServicesFolder) -> bool:
 
 
 def _free_slots(send: Send, deployments: list[str]) -> None:
-    """Set the slots taken of each deployment to the number of its active runs.
-
-    After a restart the server knows how many slots are taken, but not by which runs.
-    """
+    """Set the slots taken of each deployment to the number of its active runs. After a restart the
+    server knows how many slots are taken, but not by which runs."""
     # Deployments are read before the runs, because a run may begin meanwhile.
     in_pool = _read_all(send, "deployments", IN_OUR_POOL)
     counts = Counter(run["deployment_id"] for run in _read_all(send, "flow_runs", ACTIVE_RUNS))
@@ -106,10 +101,8 @@ def _free_slots(send: Send, deployments: list[str]) -> None:
 
 
 def _active_run_ids(api: str | None) -> set[str]:
-    """Ids of the flow runs that have a process on this machine.
-
-    With `api` only processes that use this server count: a copy of its database has the same ids.
-    """
+    """Ids of the flow runs that have a process on this machine. With `api` only processes that use
+    this server count: a copy of its database has the same ids."""
     return {
         environment[FLOW_RUN_VARIABLE]
         for _, environment in running_processes()

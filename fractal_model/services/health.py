@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def health_checks(config: ServicesConfig, folder: ServicesFolder) -> dict[str, Callable[[], bool]]:
-    """For each service a function that returns True if it works now."""
+    """Functions that return True if a service works now, by the service's name."""
     return {
         "prefect": lambda: _is_answering(f"{config.prefect_api}/health"),
         "mlflow": lambda: _is_answering(f"{config.mlflow_address}/health"),

@@ -39,9 +39,7 @@ def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Proces
 
 def services_and_flow_runs(run: str) -> dict[str, int]:
     """Find the process ids of a run folder's services and flow runs, even if supervisord has ended.
-
-    The keys are the services' names and `flow run <id>`. The oldest of several processes counts.
-    """
+    The keys are the services' names and `flow run <id>`. The oldest of several processes counts."""
     pids: dict[str, int] = {}
     ours = [
         (process, environment)

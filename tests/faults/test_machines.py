@@ -30,7 +30,7 @@ def test_training_continues_with_the_remaining_workers(new_run, seen):
     run = new_run(
         epochs=EPOCHS, workers=4, min_workers=1, resources_per_worker=PER_WORKER, max_failures=3
     )
-    with machines(2, each=2) as (cluster, nodes), ray_cluster(1):
+    with machines(2, workers=2) as (cluster, nodes), ray_cluster(1):
         lost = run.when(2 * IMAGES, lambda: cluster.remove_node(nodes[0]))
         weights = run.train(worker=recording_worker(seen))
         lost.join()
@@ -52,9 +52,9 @@ def test_training_waits_for_a_machine_and_resumes(new_run, seen):
         while time.monotonic() < quiet_until:
             time.sleep(1)
             progress.append(run.position - position)
-        add_machine(cluster, each=2)
+        add_machine(cluster, workers=2)
 
-    with machines(1, each=2) as (cluster, (node,)), ray_cluster(1):
+    with machines(1, workers=2) as (cluster, (node,)), ray_cluster(1):
         replaced = run.when(2 * IMAGES, lambda: replace_the_machine(cluster, node))
         run.train(worker=recording_worker(seen))
         replaced.join()

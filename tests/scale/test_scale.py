@@ -100,7 +100,7 @@ def test_32_workers_finish_although_a_machine_and_a_worker_are_lost(tmp_path, pr
     monkeypatch.setattr(driver, "run_training", recording)
     project = make_project(tmp_path / "a project", scale_params())
     project.run(app.main, "data", "prepare", "digits")
-    with machines(3, each=8, on_head=8) as (cluster, nodes):
+    with machines(3, workers=8, on_head=8) as (cluster, nodes):
         watcher = Watcher(
             project.outputs / "training/digits", lambda: cluster.remove_node(nodes[1])
         )

@@ -235,9 +235,9 @@ def test_only_processes_of_the_run_folder_are_ended(tmp_path):
     ours, other = str(tmp_path / "ours"), str(tmp_path / "other")
     running = [subprocess.Popen(sleep, env={RUN_VARIABLE: run}) for run in (ours, other)]
     try:
-        found = processes.find_processes(ours)
-        assert [p.pid for p in found] == [running[0].pid]
-        processes.end_processes(found, grace_seconds=5)
+        matches = processes.find_processes(ours)
+        assert [p.pid for p in matches] == [running[0].pid]
+        processes.end_processes(matches, grace_seconds=5)
         assert processes.find_processes(ours) == []
         assert running[1].poll() is None
     finally:

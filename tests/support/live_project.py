@@ -47,7 +47,7 @@ class Project:
             command,
             cwd=self.folder,
             env=environment(
-                PREFECT_HOME=str(self.folder / "the person's"), **self.variables, **variables
+                PREFECT_HOME=str(self.folder / "prefect of the user"), **self.variables, **variables
             ),
             capture_output=True,
             text=True,

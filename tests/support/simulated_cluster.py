@@ -13,18 +13,18 @@ ACCELERATOR = "simulated_gpu"
 
 
 @contextmanager
-def machines(count: int, *, each: int, on_head: int = 0) -> Iterator[tuple[Cluster, list]]:
-    """Yield a cluster whose head has room for `on_head` workers, and its `count` other nodes with
-    room for `each`. RAY_ADDRESS is its address within the block."""
+def machines(count: int, *, workers: int, on_head: int = 0) -> Iterator[tuple[Cluster, list]]:
+    """Yield a cluster whose head has room for `on_head` workers, and `count` other nodes with
+    room for `workers` each. RAY_ADDRESS is its address within the block."""
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"include_dashboard": False, **_room(on_head)},
+        head_node_args={"include_dashboard": False, **_node_settings(on_head)},
         shutdown_at_exit=False,  # it would set signal handlers, which threads cannot
     )
     atexit.register(cluster.shutdown)
     before = os.environ.get("RAY_ADDRESS")
     try:
-        nodes = [add_machine(cluster, each=each) for _ in range(count)]
+        nodes = [add_machine(cluster, workers=workers) for _ in range(count)]
         os.environ["RAY_ADDRESS"] = cluster.address
         yield cluster, nodes
     finally:
@@ -35,12 +35,12 @@ def machines(count: int, *, each: int, on_head: int = 0) -> Iterator[tuple[Clust
         atexit.unregister(cluster.shutdown)
 
 
-def add_machine(cluster: Cluster, *, each: int) -> object:
-    """Add a node with room for `each` workers; `cluster.remove_node` removes it."""
-    return cluster.add_node(**_room(each))
+def add_machine(cluster: Cluster, *, workers: int) -> object:
+    """Add a node with room for `workers`; `cluster.remove_node` removes it."""
+    return cluster.add_node(**_node_settings(workers))
 
 
-def _room(workers: int) -> dict[str, object]:
+def _node_settings(workers: int) -> dict[str, object]:
     """Settings of a node with one accelerator and one CPU for each of `workers`."""
     return {
         "num_cpus": workers,
