@@ -39,7 +39,7 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn. It is always known, because the model draws them here."""
+        """How the samples are drawn; it is known, because no images come from files here."""
         source = self.record.protocol.images
         assert source is not None
         return source

@@ -27,8 +27,7 @@ def decide(
 
     `rules` say by how many standard errors. Without a champion, a candidate only needs the two
     numbers. Both sets of metrics must be of one protocol. A number that is missing or not finite
-    prevents promotion; a preview's FID is missing, because it has another name. A missing standard
-    error counts as 0.
+    prevents promotion, and a preview has no metric named `fid`. A missing error counts as 0.
     """
     missing = [key for key in (NLL, FID) if not _is_finite(candidate, key)]
     if missing:

@@ -136,8 +136,8 @@ class _Folder:
 
     def _require_exactly_the_images(self) -> None:
         expected = {self._file(number).name for number in range(len(self.labels))}
-        ours = {LABELS_FILE, REQUEST_FILE, SOURCE_FILE}
-        names = {file.name for file in self._folder.iterdir()} - ours
+        other_files = {LABELS_FILE, REQUEST_FILE, SOURCE_FILE}
+        names = {file.name for file in self._folder.iterdir()} - other_files
         # An unfinished image counts, although it is hidden: the folder is still being written.
         present = {name for name in names if ".partial" in name or not is_litter(name)}
         for names, problem, way_out in (

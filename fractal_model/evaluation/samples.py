@@ -108,11 +108,9 @@ def draw_samples(
     map_parts: MapParts = map_in_this_process,
 ) -> SamplesWithFeatures:
     """Sample the balanced set of a protocol in class order, and extract its features. Image i is
-    drawn with `source.seed + i`.
-
-    Parts are stored in `folder`, and those of an earlier equal call are used again; at most
-    `largest` images are sampled at a time. FractalError: see `FeatureNetworks.load`.
-    """
+    drawn with `source.seed + i`. Parts are stored in `folder`, and those of an earlier equal call
+    are used again. At most `largest` images are sampled at a time. FractalError: see
+    `FeatureNetworks.load`."""
     labels = torch.arange(protocol.classes).repeat_interleave(protocol.samples_per_class)
     seeds = range(source.seed, source.seed + len(labels))
 

@@ -63,8 +63,7 @@ def kernel_distance(
     standard deviation among subsets of m out of the N images of the smaller set. The first term is
     the delete-d jackknife (Shao & Wu 1989), because subsets of one set overlap; the second is for
     the number of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
-    FractalError: fewer than 2 images, no subset, subsets of fewer than 2 images, features that are
-    not finite, or unequal D.
+    FractalError: fewer than 2 images (also in a subset), no subset, features not finite, unequal D.
     """
     generated, real = require_feature_pair(generated, real, at_least=2)
     if subsets < 1 or subset_size < 2:

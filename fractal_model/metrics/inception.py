@@ -116,17 +116,17 @@ class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # 
     """The network with the package's tensors: both have the same 94 convolutions in one order."""
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: bool, **kwargs: bool) -> object:
-        ours = [name for name, part in self.named_modules() if isinstance(part, BasicConv2d)]
-        theirs = [name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")]
+        layers = [name for name, part in self.named_modules() if isinstance(part, BasicConv2d)]
+        sources = [name.removesuffix(".weight") for name in state_dict if name.endswith(".weight")]
         translated: dict[str, Tensor] = {}
-        for our, their in zip(ours, theirs, strict=True):
-            bias = state_dict[f"{their}.beta"]
+        for layer, source in zip(layers, sources, strict=True):
+            bias = state_dict[f"{source}.beta"]
             translated |= {
-                f"{our}.conv.weight": state_dict[f"{their}.weight"],
-                f"{our}.bn.weight": torch.ones_like(bias),  # TensorFlow's network has no scale
-                f"{our}.bn.bias": bias,
-                f"{our}.bn.running_mean": state_dict[f"{their}.mean"],
-                f"{our}.bn.running_var": state_dict[f"{their}.var"],
+                f"{layer}.conv.weight": state_dict[f"{source}.weight"],
+                f"{layer}.bn.weight": torch.ones_like(bias),  # TensorFlow's network has no scale
+                f"{layer}.bn.bias": bias,
+                f"{layer}.bn.running_mean": state_dict[f"{source}.mean"],
+                f"{layer}.bn.running_var": state_dict[f"{source}.var"],
             }
         # NaN, so that the missing classifier can never give a score.
         for name, value in self.fc.state_dict().items():

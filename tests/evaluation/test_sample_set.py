@@ -139,7 +139,7 @@ PIXELS = IMAGES.permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("arrays", "message"),
     [
         ({"arr_0": PIXELS}, "holds no samples"),
         ({"arr_1": LABELS.numpy()}, "holds no samples"),
@@ -152,8 +152,8 @@ PIXELS = IMAGES.permute(0, 2, 3, 1).numpy()
         ),
     ],
 )
-def test_an_array_that_is_no_complete_set_is_refused(tmp_path, content, message):
-    np.savez(tmp_path / "x.npz", **content)
+def test_an_array_that_is_no_complete_set_is_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(FractalError, match=message):
         open_sample_set(tmp_path / "x.npz")
 
