@@ -34,10 +34,8 @@ def require_dataset(params: Params, dataset: str) -> None:
 
 def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
     """Build the prepared data set and print what it has. A killed preparation is continued.
-
     Raises FractalError when the name is unknown, when the source is missing or has changed, and
-    when too many of its images cannot be read.
-    """
+    when too many of its images cannot be read."""
     require_dataset(params, dataset)
     if dataset == DIGITS:
         settings = params.datasets.digits

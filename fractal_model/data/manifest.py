@@ -132,10 +132,8 @@ def manifest_files(place: Path | str) -> tuple[Path, ...]:
 
 def read_manifest(place: Path | str) -> Manifest:
     """Read the manifest of the prepared data set in a folder or at an address such as s3://….
-
     Raises FractalError when there is none, when it is unreadable and when it has another format
-    version.
-    """
+    version."""
     store = store_at(place)
     try:
         text = store.read(MANIFEST_NAME)

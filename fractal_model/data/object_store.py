@@ -38,10 +38,8 @@ class LocalStore:
 
     def local(self, name: str, size: int, version: str) -> Path:
         """Return the path of the file `name` on this machine.
-
         `version` is the data set's checksum. Raises FileNotFoundError or OSError, ValueError when
-        the file has not `size` bytes, and FractalError when it cannot be fetched.
-        """
+        the file has not `size` bytes, and FractalError when it cannot be fetched."""
         path = self.folder / name
         _require_size(path, size)
         return path

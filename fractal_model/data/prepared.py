@@ -54,9 +54,7 @@ class Example(NamedTuple):
 
 class PreparedSplit(torch.utils.data.Dataset[Example]):
     """One memory-mapped split, opened with `open_prepared`. It can be pickled.
-
-    `record` is the split's entry in `manifest`.
-    """
+    `record` is the split's entry in `manifest`."""
 
     def __init__(self, *, store: Store, name: str, manifest: Manifest) -> None:
         self.store = store
@@ -192,10 +190,8 @@ def verify_prepared(
     place: Path | str, progress: Callable[[int], None] = lambda images: None
 ) -> Manifest:
     """Decode every image, compare counts and checksums with the manifest, and return the manifest.
-
     `progress` is called with the number of verified images. Raises FractalError when the data set
-    cannot be opened and, with the name of the split, when images differ from the manifest.
-    """
+    cannot be opened and, with the name of the split, when images differ from the manifest."""
     manifest, verified = read_manifest(place), 0
     for name, expected in manifest.splits.items():
         split = open_prepared(place, name)

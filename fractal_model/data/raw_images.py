@@ -56,10 +56,8 @@ def prepare_image(
     content: bytes, name: str, resolution: int, counts: RawCounts, *, as_adm: bool = False
 ) -> PIL.Image.Image:
     """Return the prepared image, RGB, resolution × resolution, and add the raw image to `counts`.
-
     Raises UnusableImage when `content` is empty, damaged, of an unknown format or has too many
-    pixels before or during the crop.
-    """
+    pixels before or during the crop."""
     if not content:
         raise UnusableImage("the file is empty")
     # `_decode` frees the opened file before the crop, because decoders may hold several copies.

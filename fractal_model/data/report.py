@@ -39,9 +39,7 @@ def report_dataset(params: Params, dataset: str) -> None:
 
 def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
     """Write the report's files to `folder`, replace older ones, and return the metrics.
-
-    Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened.
-    """
+    Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened."""
     manifest = read_manifest(dataset_folder)
     metrics = _metrics(manifest)
     sheet = contact_sheet(open_prepared(dataset_folder, next(iter(manifest.splits))))

@@ -161,7 +161,7 @@ def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
     ("words", "message"),
     [
         (["register", "nowhere"], "nowhere does not exist: give the folder"),
-        (["register", "raw", "--resolution", "1"], "a resolution of 1, expected 2 to 4096"),
+        (["register", "raw", "--resolution", "1"], "the resolution is 1, expected 2 to 4096"),
         (["register", "raw", "--name", "own"], "say at which resolution"),
         (["prepare", "imagenet64"], "'imagenet64' is unknown: choose digits, or add one"),
         (["reference", "imagenet64"], "no prepared data set at .*fractal data register DIR"),

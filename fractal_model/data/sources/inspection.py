@@ -50,11 +50,8 @@ class Source(StrictModel):
 
 def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
     """List the images in `root` and describe them. `holdout` is the share of a user's own images
-    that becomes the validation split.
-
-    Raises FractalError when no usable images are found, and for a holdout if there are validation
-    images already.
-    """
+    that becomes the validation split. Raises FractalError when no usable images are found, and for
+    a holdout if there are validation images already."""
     kind = _find_kind(root, name)
     if holdout:
         _require_no_validation(root, kind, holdout)

@@ -87,11 +87,11 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
         return tuple(s for s in (TRAIN, VALIDATION) if self.count(s))
 
     def count(self, split: str) -> int:
-        return self._of(split).num_rows
+        return self._of_split(split).num_rows
 
     def rows(self, split: str, start: int, stop: int) -> list[ImageFile]:
         """Return images `start` to `stop` of the split, in order."""
-        part = self._of(split).slice(start, stop - start)
+        part = self._of_split(split).slice(start, stop - start)
         return [ImageFile(**row) for row in part.to_pylist()]
 
     @property
@@ -108,7 +108,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
                 checksum.update("".join(strings).encode())
         return checksum.hexdigest()
 
-    def _of(self, split: str) -> pa.Table:
+    def _of_split(self, split: str) -> pa.Table:
         return self.images.filter(pc.equal(self.images["split"], split))
 
     def _metadata(self) -> bytes:

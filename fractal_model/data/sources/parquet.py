@@ -45,10 +45,8 @@ class _Row(NamedTuple):
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
     """Return the parquet files by split, sorted by name. Other splits, such as test, are ignored.
-
     They are in `root` or `root/data`, or else in the folder of one of the hub's configurations, as
-    `default/train/0000.parquet`. Raises FractalError when there are several configurations.
-    """
+    `default/train/0000.parquet`. Raises FractalError when there are several configurations."""
     if files := _files_by_split(root, root / "data"):
         return files
     folders = (f for f in sorted(root.iterdir()) if f.is_dir() and not is_litter(f.name))
@@ -177,10 +175,8 @@ def _checksum(file: Path) -> str:
 
 def _find_too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str | None]:
     """Return (row group, row) of the images that are too large, with the reason.
-
     It reads only row groups that are large themselves. Raises FractalError when decoding a page of
-    one may need too much memory.
-    """
+    one may need too much memory."""
     refusals = {}
     for group in range(opened.num_row_groups):
         part = opened.metadata.row_group(group)

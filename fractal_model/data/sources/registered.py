@@ -70,9 +70,9 @@ def register(
 ) -> tuple[Source, Listing]:
     """List the images in `root` and write the files of the source. Older ones are replaced.
 
-    `resolutions` are sides of the data sets to build, in pixels. `holdout` is the share of a user's
-    own images that becomes the validation split.
-    Raises FractalError when there are no usable images, and for a bad name or resolution.
+    `resolutions` are the sides of the data sets to build, in pixels. `holdout` is the share of a
+    user's own images that becomes the validation split. Raises FractalError when there is no usable
+    image, and for a bad name or resolution.
     """
     datasets = _plan_datasets(data, name, resolutions)
     root = _require_folder(root)
@@ -229,9 +229,9 @@ def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
     resolutions = resolutions or tuple(IMAGENET_SIDES.values())
     for resolution in resolutions:
         if not 2 <= resolution <= 4096:
-            raise FractalError(f"a resolution of {resolution}, expected 2 to 4096 pixels")
-    numbered = name == IMAGENET or len(resolutions) > 1
-    names = {f"{name}{size}" if numbered else name: size for size in resolutions}
+            raise FractalError(f"the resolution is {resolution}, expected 2 to 4096 pixels")
+    is_numbered = name == IMAGENET or len(resolutions) > 1
+    names = {f"{name}{size}" if is_numbered else name: size for size in resolutions}
     taken = {"digits": "the embedded data set", "sources": "the folder of the sources"}
     others = {k: v.source for k, v in read_registered(data).items() if v.source != name}
     taken |= {k: f"the source {source}" for k, source in others.items()}
@@ -240,7 +240,7 @@ def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
             raise FractalError(f"{dataset!r} is {taken[dataset]} already: choose another name")
         if dataset.endswith(_RESERVED_ENDINGS):
             raise FractalError(
-                f"{dataset!r} ends like what is built beside a data set "
+                f"{dataset!r} ends like the results beside a data set "
                 f"({', '.join(_RESERVED_ENDINGS)}): choose another name"
             )
         folder = data / dataset

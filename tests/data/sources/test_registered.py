@@ -197,7 +197,7 @@ def test_other_folders_and_bad_arguments_are_refused(tmp_path):
     for side in (0, -1, 1, 5000):
         assert_refused(
             lambda s=side: register(empty, data, name="own", resolutions=(s,)),
-            f"a resolution of {side}, expected 2 to 4096",
+            f"the resolution is {side}, expected 2 to 4096",
         )
     assert_refused(
         lambda: register(empty, data, name="digits", resolutions=(8,)),
