@@ -30,7 +30,7 @@ SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=100)]
 
 
 class PathsConfig(StrictModel):
-    """Folders of data and results, relative to params.yaml there and absolute after reading."""
+    """Places of data and results; reading the file makes relative paths absolute."""
 
     data: Path
     outputs: Path

@@ -148,7 +148,7 @@ class Services:
         return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
 
     def _programs(self, run: Path) -> list[Program]:
-        """Services from supervisord, or from their processes if it was killed; then flow runs."""
+        """The services, from supervisord or else from their processes, and then the flow runs."""
         pids = processes.services_and_flow_runs(str(run))
         running = {name: Program(name, "RUNNING", pid) for name, pid in pids.items()}
         services = Supervisor(run).programs() or running
