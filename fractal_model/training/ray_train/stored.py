@@ -53,12 +53,12 @@ def load_newest_undamaged(
     return Resumed(_or_raise(checkpoint), damaged)
 
 
-def remove_incomplete(filesystem: FileSystem, run: str, kept: frozenset[str] = frozenset()) -> None:
+def remove_incomplete(filesystem: FileSystem, run: str, keep: frozenset[str] = frozenset()) -> None:
     """Remove the checkpoints of the folder `run` that have no marker because their upload was
-    killed, except those named in `kept`. OSError: the storage does not answer."""
+    killed, except those named in `keep`. OSError: the storage does not answer."""
     for name in _names(filesystem, run):
         marker = filesystem.get_file_info(f"{run}/{name}/{MARKER}")
-        if marker.type == FileType.NotFound and name not in kept:
+        if marker.type == FileType.NotFound and name not in keep:
             filesystem.delete_dir(f"{run}/{name}")
 
 

@@ -153,7 +153,7 @@ class _Worker:
             remove_incomplete(
                 storage.storage_filesystem,
                 storage.experiment_fs_path,
-                kept=frozenset(PurePosixPath(entry.checkpoint.path).name for entry in reported),
+                keep=frozenset(PurePosixPath(entry.checkpoint.path).name for entry in reported),
             )
 
     def _metrics(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_incomplete_checkpoints_are_removed(run):
     for name in ("checkpoint_2", "checkpoint_3"):
         (run / name / "COMPLETE").unlink()
     (run / "checkpoint_4" / "model.safetensors").unlink()  # It is damaged, but it was complete.
-    remove_incomplete(pyarrow.fs.LocalFileSystem(), str(run), kept=frozenset({"checkpoint_3"}))
+    remove_incomplete(pyarrow.fs.LocalFileSystem(), str(run), keep=frozenset({"checkpoint_3"}))
     names = sorted(path.name for path in run.iterdir())
     assert names == ["best", "checkpoint_1", "checkpoint_3", "checkpoint_4"]
 
