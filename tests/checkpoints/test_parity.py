@@ -79,7 +79,7 @@ def test_a_changed_weight_exceeds_a_tolerance(case, parameter):
     assert not all(c.is_within_tolerance for c in compare(case))
 
 
-def test_nan_exceeds_every_tolerance(case):
+def test_nan_is_not_within_a_tolerance(case):
     weights = load_file(case / "weights.safetensors")
     weights["fake_latent"][:] = float("nan")
     save_file(weights, case / "weights.safetensors")
