@@ -91,7 +91,7 @@ def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
 def _read_config(file: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate(from_json(file.read_bytes()))
-    except ValidationError as error:  # It comes before its base class, which from_json raises.
+    except ValidationError as error:  # Before ValueError, its base class, which from_json raises.
         reason = describe(error, ModelConfig)
     except ValueError as error:
         reason = f"damaged or truncated, {one_line(error)}"

@@ -127,7 +127,7 @@ def test_the_schedule_counts_hidden_sub_patches_only():
     model = tiny_model("mar", patch_sizes=(8, 2, 1))
     images = images_for(model, 2)
     mask = torch.ones(2, 8, 8, dtype=torch.bool)
-    mask[0, :4, :4] = False  # 4 of 16 patches
+    mask[0, :4, :4] = False  # Hides 4 of 16 patches.
     mask[1, 0, 0] = False
     counts = []
 

@@ -93,7 +93,7 @@ def _flops(products: int, heads_3BHSd: torch.Size, *_: object, **options: object
 
 
 register_flop_formula(torch.ops.fractal.short_attention)(partial(_flops, 2))
-# Backward there are the scores again, and two products for each of the two forward.
+# Backward computes the scores again, and two products for each of the two of the forward pass.
 register_flop_formula(torch.ops.fractal.short_attention_backward)(partial(_flops, 5))
 
 

@@ -87,8 +87,8 @@ def test_the_short_kernel_needs_few_positions_narrow_heads_and_ampere(
 @pytest.mark.parametrize(
     ("training", "queries", "drop", "products"),
     [
-        (False, 5, 0.0, True),  # Few scores.
-        (False, 1, 0.0, False),  # One position at a time.
+        (False, 5, 0.0, True),  # Few scores: products.
+        (False, 1, 0.0, False),  # One position at a time: fused.
         (False, 200, 0.0, False),
         (True, 200, 0.0, True),
         (True, 1, 0.0, True),
