@@ -2,8 +2,9 @@
 
 Decided here:
 
-- One process at a time creates the database, under a temporary name until it is complete. MLflow's
-  own migration fails if two processes start it, and cannot continue after a full disk stopped it.
+- One process at a time creates the database, elsewhere, and copies it in one transaction: a link or
+  an empty file stays what it is. MLflow's own migration fails if two processes start it, and cannot
+  continue after a full disk stopped it.
 - MLflow stores absolute paths of artifacts in the database. After the folder was moved or copied,
   they are changed to the new place, so that a copy never uses the files of its original.
 - An error of the database driver is a condition of the machine: it is reported on one line.
@@ -13,6 +14,7 @@ import logging
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +25,6 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from fractal_model.common.errors import FractalError, one_line, register_explanation
-from fractal_model.common.files import atomic_file, remove_partial_files
 from fractal_model.common.locks import hold_lock
 
 STORE, ARTIFACTS = "mlflow", "artifacts"
@@ -49,6 +50,9 @@ _WAYS_OUT = {
     "unable to open": "make the file and its folder readable and writable",
     "malformed": "restore it from a copy",
     "not a database": "restore it from a copy",
+    "space left": "free some space",
+    "Errno": "make its folder writable, or choose another file",
+    "expected a file": "choose another file",
 }
 """Way out by words of the driver's message, which a server passes on too."""
 
@@ -73,22 +77,36 @@ def prepare_local_store(outputs: Path) -> Path:
 
 def prepare_database(file: Path, artifacts: Path | None = None) -> None:
     """Create a database of MLflow if `file` is missing or empty. If `artifacts` is given, point all
-    artifact paths to that folder. FractalError: it cannot be created, read or written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    artifact paths to that folder. FractalError: it cannot be created, read or written, or `file` is
+    a folder, a device or a pipe."""
+    with _explain_errors(file):
+        # SQLite would write over a device.
+        if file.exists() and not file.is_file():
+            raise OSError("it is a folder, a device or a pipe, expected a file")
+        file.parent.mkdir(parents=True, exist_ok=True)
     # MLflow would log the traceback of each error that it raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    with _explain_errors(file), _wait_for_turn(file):
-        if not file.exists() or file.stat().st_size == 0:
-            remove_partial_files(file.parent)
-            # The temporary name is new each time: MLflow keeps connections to a failed database.
-            with atomic_file(file, unique=True) as partial:
-                uri = f"{SCHEME}{partial}"
-                mlflow.MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+    with (
+        _explain_errors(file),
+        _wait_for_turn(file.resolve()),
+        closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database,
+        database,
+    ):
         # This fails at once for a file that is no database; MLflow would retry for a minute.
-        with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as database, database:
-            database.execute("SELECT count(*) FROM sqlite_master")
-            if artifacts is not None:
-                _update_artifact_paths(database, artifacts)
+        if not database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall():
+            _create_tables(database)
+        if artifacts is not None:
+            _update_artifact_paths(database, artifacts)
+
+
+def _create_tables(database: sqlite3.Connection) -> None:
+    # The temporary name is new each time: MLflow keeps connections to a failed database.
+    with tempfile.TemporaryDirectory(prefix="fractal-") as folder:
+        file = Path(folder) / "new.db"
+        uri = f"{SCHEME}{file}"
+        mlflow.MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+        with closing(sqlite3.connect(file)) as complete:
+            complete.backup(database)
 
 
 def _wait_for_turn(file: Path) -> AbstractContextManager[None]:
@@ -126,7 +144,7 @@ def _current_address(address: str | None, artifacts: Path) -> str | None:
 def _explain_errors(file: Path) -> Iterator[None]:
     try:
         yield
-    except STORE_ERRORS as error:
+    except (*STORE_ERRORS, OSError) as error:
         raise FractalError(describe_store_error(error, f"{SCHEME}{file}")) from error
 
 

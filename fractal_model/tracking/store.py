@@ -38,19 +38,19 @@ def connect(outputs: Path) -> str:
     # MLflow logs every table that it creates.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    is_default = not uri
+    if is_default:
         uri = f"{SCHEME}{prepare_local_store(outputs)}"
-        use_store(uri)
-        # MLflow has just set the variable. From now on it would look like the user's choice.
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        if uri.startswith(SCHEME):
-            prepare_database(Path(uri.removeprefix(SCHEME).partition("?")[0]))
-        use_store(uri)
+    elif uri.startswith(SCHEME):
+        prepare_database(Path(uri.removeprefix(SCHEME).partition("?")[0]))
     try:
+        use_store(uri)
+        if is_default:
+            # MLflow has just set the variable. From now on it would look like the user's choice.
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         mlflow.MlflowClient().search_experiments(max_results=1)
-    except STORE_ERRORS as error:
+    except (*STORE_ERRORS, ValueError, ImportError) as error:
         if uri.startswith(SCHEME):
             raise FractalError(describe_store_error(error, uri)) from error
         raise FractalError(

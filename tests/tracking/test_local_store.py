@@ -1,6 +1,7 @@
 """The local store: created once, moved and copied, its errors on one line."""
 
 import multiprocessing
+import os
 import resource
 import shutil
 import sqlite3
@@ -129,7 +130,7 @@ def test_a_full_disk_is_named_when_the_database_is_created(tmp_path):
     assert f"sqlite:///{outputs}/mlflow/mlflow.db" in line
     assert "free some space" in line
     assert "SQL:" not in line
-    assert not (outputs / "mlflow/mlflow.db").exists()
+    assert not list((outputs / "mlflow").glob(".*"))
     store.connect(outputs)
     assert store.get_or_create_experiment("digits", outputs) == "1"
 
@@ -175,6 +176,30 @@ def test_a_file_that_is_no_database_is_named(tmp_path, make):
     make(file)
     with pytest.raises(FractalError, match=r"mlflow.db does not work \(.*run the same"):
         store.connect(tmp_path)
+
+
+def test_a_pipe_or_a_device_is_refused_and_stays(tmp_path, monkeypatch):
+    pipe, link = tmp_path / "pipe.db", tmp_path / "link.db"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        with pytest.raises(FractalError, match="expected a file.: choose another file"):
+            store.connect(tmp_path)
+    assert pipe.is_fifo() and link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
+
+
+def test_an_empty_file_behind_a_link_is_used_in_place(tmp_path, monkeypatch):
+    file, link = tmp_path / "file.db", tmp_path / "link.db"
+    file.touch(mode=0o600)
+    inode = file.stat().st_ino
+    link.symlink_to(file)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{link}")
+    store.connect(tmp_path)
+    assert store.get_or_create_experiment("digits", tmp_path) == "1"
+    assert link.is_symlink() and file.stat().st_ino == inode and file.stat().st_size > 0
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_busy_store_does_not_count_as_lost_files(outputs, monkeypatch):

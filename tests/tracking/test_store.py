@@ -35,6 +35,29 @@ def test_a_server_that_does_not_answer_is_named(tmp_path, monkeypatch):
     assert "MLFLOW_TRACKING_URI" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("sqlite:///", "expected a file"),
+        ("sqlite:////proc/x/y.db", "No such file"),
+        ("no-database+driver://me:s3cret@host/db", "no-database"),
+        ("mysql+no_driver://me:s3cret@host/db", "no_driver"),
+    ],
+)
+def test_an_unusable_address_is_named_on_one_line(tmp_path, monkeypatch, uri, reason):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(FractalError, match=reason) as raised:
+        store.connect(tmp_path)
+    assert "\n" not in str(raised.value) and "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["", " "])
+def test_an_empty_address_counts_as_unset(tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert store.connect(tmp_path) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+
+
 def test_the_client_retries_three_times_unless_the_environment_says_otherwise(monkeypatch):
     monkeypatch.setattr(mlflow, "set_tracking_uri", lambda uri: None)
     for before, after in ((None, "3"), ("9", "9")):
