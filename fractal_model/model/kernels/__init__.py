@@ -1,2 +1,1 @@
-"""Linear maps, attention and dropout in the fastest form for each processor or library. The model
-calls them like torch's own."""
+"""Linear maps, attention and dropout in the fastest form for each processor and library."""
