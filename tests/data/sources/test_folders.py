@@ -136,7 +136,7 @@ def test_ordinary_names_are_not_escaped(name):
 
 
 def test_wordnet_ids_under_another_name_are_ordinary_classes(tmp_path):
-    """For ImageNet-100, for example, 1000 classes are not expected and a share can be held out."""
+    """Example: ImageNet-100. It needs no 1000 classes, and a share can be held out."""
     root = own_folder(tmp_path / "raw", "train/n01440764", "train/n02012849")
     source, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
     assert source.kind == "folder" and source.images == {"train": 6, "validation": 6}
