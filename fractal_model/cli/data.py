@@ -46,6 +46,7 @@ def register_source(
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Register a folder of images, for `dvc repro` to prepare; nothing is copied now."""
+    from fractal_model.data.sources.folders import ignored_folders
     from fractal_model.data.sources.registered import (
         find_renumbered_class,
         read_registered,
@@ -67,6 +68,8 @@ def register_source(
     console.print(table)
     for part in source.missing:
         say(f"missing: {part}")
+    if source.kind == "folder" and (ignored := ignored_folders(folder)):
+        say(f"ignored: {', '.join(ignored)}; only train and validation (or val) are read")
     for entry in listing.refused[:3]:
         say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:

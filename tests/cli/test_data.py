@@ -201,6 +201,13 @@ def test_registering_says_when_classes_get_other_numbers(project, fractal, monke
     assert "order of the classes" not in fractal("data", *words)[1]
 
 
+def test_registering_names_the_folders_that_are_not_read(project, fractal):
+    for place in ("Train/a", "val/a", "test/a"):
+        mini.put(project / "splits" / place / "1.jpg", mini.encode(mini.photograph(1)))
+    output = fractal("data", "register", "splits", "--name", "own", "--resolution", 8)[1]
+    assert "ignored: test; only train and validation (or val) are read" in output
+
+
 def dvc(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

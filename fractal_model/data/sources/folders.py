@@ -16,38 +16,67 @@ from fractal_model.data.sources.listing import (
     WHOLE_FILE,
     ListingBuilder,
     Progress,
+    printable_name,
     size_refusal,
 )
 
-_VALIDATION_FOLDERS = ("validation", "val")
+_SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION}
+"""Split by the name of its folder in small letters."""
+_OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
+"""Names of splits in small letters that are not read as splits."""
+_REPEATED = "a link to images that are listed anyway: remove it"
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the splits that have a folder, with it. FractalError: a split has two folders."""
+    """Return the splits that have a folder, with it; capitals in its name do not matter.
+    FractalError: a split has two folders."""
+    base, folders = _base(root), {}
+    for entry in _entries(base):
+        split = _SPLITS.get(entry.name.casefold())
+        if split is None or not _is_folder(entry):
+            continue
+        if split in folders:
+            raise FractalError(
+                f"{base} has both {folders[split].name} and {entry.name}: expected one folder of "
+                f"{split} images, move the other one away"
+            )
+        folders[split] = Path(entry.path)
+    return {split: folders[split] for split in (TRAIN, VALIDATION) if split in folders}
+
+
+def ignored_folders(root: Path) -> list[str]:
+    """Return the names of the folders beside those of the splits, which are not read."""
+    if not split_folders(root):
+        return []
+    return [
+        printable_name(entry.name)
+        for entry in _entries(_base(root))
+        if _is_folder(entry) and entry.name.casefold() not in _SPLITS
+    ]
+
+
+def _base(root: Path) -> Path:
+    """Return the folder that has the splits' folders: that of Kaggle's ImageNet, or `root`."""
     kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
-    base = kaggle if kaggle.is_dir() else root
-    validation = [base / name for name in _VALIDATION_FOLDERS if (base / name).is_dir()]
-    if len(validation) > 1:
-        raise FractalError(
-            f"{base} has both {' and '.join(folder.name for folder in validation)}: expected one "
-            f"folder of validation images, move the other one away"
-        )
-    folders = [(TRAIN, base / "train"), *((VALIDATION, folder) for folder in validation)]
-    return {split: folder for split, folder in folders if folder.is_dir()}
+    return kaggle if kaggle.is_dir() else root
 
 
 def has_class_folders(root: Path) -> bool:
     """True if `train/` has a folder that is named after a class of ImageNet (a WordNet id)."""
     train = split_folders(root).get(TRAIN)
-    return any(WNID.fullmatch(e.name) for e in _entries(train) if e.is_dir()) if train else False
+    return any(WNID.fullmatch(e.name) for e in _entries(train) if _is_folder(e)) if train else False
 
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
     """List `train/<wnid>/**`, and `val/<wnid>/**` or, with the ground truth, `val/*`."""
     builder = ListingBuilder()
     for split, folder in split_folders(root).items():
-        for entry in _entries(folder):
-            if entry.is_dir():
+        entries = _entries(folder)
+        repeated = _repeated_folders(folder, entries)
+        for entry in entries:
+            if entry.name in repeated:
+                builder.refuse(split, entry.name, _REPEATED)
+            elif _is_folder(entry):
                 _list_class(root, split, Path(entry.path), builder, imagenet=True)
             elif split == VALIDATION and (class_id := validation_class(entry.name, companions)):
                 _list_file(root, split, class_id, entry.name, entry, builder)
@@ -77,9 +106,12 @@ def require_no_validation_folder(root: Path, holdout: float) -> None:
 
 def list_folder(root: Path, progress: Progress) -> ListingBuilder:
     """List `train/<class>/**` and `validation/<class>/**`, or `<class>/**`.
-    Raises FractalError for validation images without training images."""
+    Raises FractalError for validation images without training images, and for splits that have
+    other names."""
     builder = ListingBuilder()
     folders = split_folders(root)
+    if not folders:
+        _require_classes(root)
     if VALIDATION in folders and TRAIN not in folders:
         raise FractalError(
             f"{root} has {folders[VALIDATION].name}/ and no train/: put train/<class>/ there, or "
@@ -87,15 +119,47 @@ def list_folder(root: Path, progress: Progress) -> ListingBuilder:
             setting="holdout",
         )
     for split, folder in (folders or {TRAIN: root}).items():
-        train_classes = builder.classes()
-        for entry in _entries(folder):
-            if entry.is_dir():
+        train_classes, entries = builder.classes(), _entries(folder)
+        repeated = _repeated_folders(folder, entries)
+        for entry in entries:
+            if entry.name in repeated:
+                builder.refuse(split, entry.name, _REPEATED)
+            elif _is_folder(entry):
                 allowed = train_classes if split == VALIDATION else None
                 _list_class(root, split, Path(entry.path), builder, allowed=allowed)
                 progress(len(builder))
             elif _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, "not in a class's folder")
     return builder
+
+
+def _require_classes(root: Path) -> None:
+    """Raise FractalError if all folders in `root` have the names of splits: they are no classes."""
+    names = [entry.name for entry in _entries(root) if _is_folder(entry)]
+    if names and all(name.casefold() in _OTHER_SPLITS for name in names):
+        raise FractalError(
+            f"{root} has {' and '.join(f'{name}/' for name in names)}, which are names of splits "
+            f"and not of classes: rename the folder of training images to train, and that of "
+            f"validation images to validation"
+        )
+
+
+def _repeated_folders(folder: Path, entries: list[os.DirEntry]) -> set[str]:
+    """Return the names of the links among the class folders in `folder` whose images are listed
+    anyway: the link leads to another class folder, above it or into it."""
+    base, listed, repeated = folder.resolve(), set(), set()
+    above = {base, *base.parents}
+    links = {entry.name for entry in entries if entry.is_symlink()}
+    for entry in sorted(entries, key=lambda entry: entry.name in links) if links else ():
+        if not _is_folder(entry):
+            continue
+        place = Path(entry.path).resolve() if entry.name in links else base / entry.name
+        if entry.name in links and (place in above or listed & {place, *place.parents}):
+            repeated.add(entry.name)
+        else:
+            listed.add(place)
+            above.update(place.parents)
+    return repeated
 
 
 def _list_class(
@@ -117,7 +181,7 @@ def _list_class(
         misplaced = f"there are no training images of the class {class_id}"
     for name, entry in _iterate_files(folder):
         reason = misplaced or (class_refusal(entry.name, class_id) if imagenet else None)
-        if entry.is_dir():
+        if _is_folder(entry):
             reason = "a link to a folder: put the folder itself there"
         if reason:
             builder.refuse(split, f"{class_id}/{name}", reason)
@@ -143,8 +207,11 @@ def _list_file(
 ) -> None:
     try:
         size = entry.stat().st_size
-    except OSError:
+    except FileNotFoundError:
         builder.refuse(split, f"{class_id}/{name}", "a link that leads nowhere")
+        return
+    except OSError as error:
+        builder.refuse(split, f"{class_id}/{name}", f"it cannot be read ({error.strerror})")
         return
     reason = size_refusal(size)
     if not _has_image_ending(entry.name):
@@ -154,6 +221,14 @@ def _list_file(
     else:
         file = Path(entry.path).relative_to(root).as_posix()
         builder.add(split, class_id, name, file, WHOLE_FILE, size)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """True for a folder and a link to one; False for a link that leads to itself, for example."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -195,6 +195,7 @@ class ListingBuilder:
         ids = sorted(self.classes() | set(names), key=_class_sort_key)
         class_names = unique_names(ids, names)
         _require_no_reserved_name(class_names)
+        _require_different_names(class_names)
         label = {class_id: number for number, class_id in enumerate(ids)}
         columns = {"label": [label[class_id] for class_id in self._classes], **self._columns}
         table = pa.table(columns, schema=SCHEMA)
@@ -222,6 +223,19 @@ def _require_no_reserved_name(class_names: tuple[str, ...]) -> None:
             raise FractalError(
                 f"a class is called {name!r}, the word that asks for a sample without a class: "
                 f"rename it, to nothing for example"
+            )
+
+
+def _require_different_names(class_names: tuple[str, ...]) -> None:
+    """Raise FractalError if two names look the same: they differ in spaces at their ends, or in how
+    Unicode writes a letter with an accent."""
+    by_look: dict[str, str] = {}
+    for name in class_names:
+        other = by_look.setdefault(unicodedata.normalize("NFC", name).strip(), name)
+        if other != name:
+            raise FractalError(
+                f"the classes {other!a} and {name!a} look the same: put their images "
+                f"into one class, or rename one"
             )
 
 

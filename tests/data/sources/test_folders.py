@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fractal_model.common.errors import FractalError
+from fractal_model.data.sources.folders import ignored_folders
 from fractal_model.data.sources.listing import LARGEST_IMAGE, printable_name
 from fractal_model.data.sources.registered import load_source, register
 from tests.support import mini_imagenet as mini
@@ -62,6 +64,39 @@ def test_linked_folders_in_a_class_are_refused(tmp_path):
     source, listing = register(root, tmp_path / "data", **OWN)
     assert source.images["train"] == 12
     assert reasons(listing) == {"train/a/round": "a link to a folder: put the folder itself there"}
+
+
+def test_links_to_images_that_are_listed_anyway_are_refused(tmp_path):
+    root = own_folder(tmp_path / "raw", "cat/more", "dog")
+    own_folder(tmp_path / "elsewhere", ".")
+    for link, target in {"all": ".", "above": "..", "a": "dog", "b": "cat/more"}.items():
+        os.symlink(target, root / link)
+    os.symlink(tmp_path / "elsewhere", root / "fish")
+    source, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    assert listing.class_names == ("cat", "dog", "fish") and sum(source.images.values()) == 18
+    reason = "a link to images that are listed anyway: remove it"
+    assert reasons(listing) == {f"train/{link}": reason for link in ("all", "above", "a", "b")}
+
+
+def test_a_link_to_itself_is_refused_alone(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "validation/a")
+    for place in ("round", "train/round.jpg", "train/a/round.jpg"):
+        os.symlink(Path(place).name, root / place)
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images == {"train": 6, "validation": 6}
+    assert reasons(listing) == {
+        "train/round.jpg": "not in a class's folder",
+        "train/a/round.jpg": "it cannot be read (Too many levels of symbolic links)",
+    }
+
+
+@pytest.mark.parametrize("names", [("café", "cafe\u0301"), ("cat", "cat "), (" cat", "cat")])
+def test_classes_that_look_the_same_are_refused(tmp_path, names):
+    root = own_folder(tmp_path / "raw", *names, "dog")
+    with pytest.raises(FractalError) as raised:
+        register(root, tmp_path / "data", **OWN, holdout=0.5)
+    first, second = (ascii(name) for name in sorted(names))
+    assert f"the classes {first} and {second} look the same: put" in str(raised.value)
 
 
 def test_classes_without_usable_images_are_named(tmp_path):
@@ -217,6 +252,22 @@ def test_litter_in_the_tree_of_imagenet_is_ignored(tmp_path):
     assert register(root, tmp_path / "data") == before
 
 
+def test_capitals_in_the_names_of_splits_do_not_matter(tmp_path):
+    root = own_folder(tmp_path / "raw", "Train/a", "VALIDATION/a", "test/a", "Valid/a")
+    source, _ = register(root, tmp_path / "data", **OWN)
+    assert source.images == {"train": 6, "validation": 6}
+    assert ignored_folders(root) == ["Valid", "test"]
+    assert ignored_folders(own_folder(tmp_path / "classes", "a", "b")) == []
+
+
+def test_folders_of_other_splits_are_not_classes(tmp_path):
+    root = own_folder(tmp_path / "raw", "Training/a", "testing/a")
+    message = "Training/ and testing/, which are names of splits and not of classes: rename"
+    assert_refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
+    own_folder(root, "valid", "invalid")
+    register(root, tmp_path / "data", **OWN, holdout=0.5)
+
+
 def test_ambiguous_or_missing_split_folders_are_refused(tmp_path):
     root = own_folder(tmp_path / "raw", "validation/a")
     assert_refused(
@@ -224,7 +275,7 @@ def test_ambiguous_or_missing_split_folders_are_refused(tmp_path):
     )
     own_folder(root, "train/a", "val/a")
     assert_refused(
-        lambda: register(root, tmp_path / "data", **OWN), "both validation and val: expected"
+        lambda: register(root, tmp_path / "data", **OWN), "both val and validation: expected"
     )
 
 
