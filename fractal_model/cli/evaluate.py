@@ -41,11 +41,7 @@ def evaluate(
         bool, typer.Option("--preview", help="Use fewer samples, for metrics such as fid_5k.")
     ] = False,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of Ray workers that share the work; 0 for as many as fit. The result does "
-            "not depend on it. Default: the size's."
-        ),
+        int | None, typer.Option(help="Ray workers; 0 for as many as fit. Default: the size's.")
     ] = None,
     as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
@@ -63,8 +59,8 @@ def evaluate(
             results, record = _evaluate_samples(Path(source), settings, dataset, size, preview)
     if as_json:
         protocol = record.model_dump(mode="json")
-        content = {"metrics": results.values, "absent": results.absent, "protocol": protocol}
-        print(json.dumps(content, indent=1, allow_nan=False))
+        result = {"metrics": results.values, "absent": results.absent, "protocol": protocol}
+        print(json.dumps(result, indent=1, allow_nan=False))
         return
     title = f"{record.model} on {dataset}, {record.protocol.samples:,} samples"
     print_results(title, results.values, results.absent)

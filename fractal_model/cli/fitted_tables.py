@@ -16,19 +16,25 @@ _LONG_HEADING = 12
 def terminal_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
     """Return a table for each data set and its notes, to print one after the other."""
     tables: list[FittedTable | Text] = []
-    for part in split_by_dataset(frame):
-        tables.append(_table(part))
-        notes = (safe_text(f"[{i}] {note}") for i, note in enumerate(part.notes, start=1))
+    for section in split_by_dataset(frame):
+        tables.append(_table(section))
+        notes = (safe_text(f"[{i}] {note}") for i, note in enumerate(section.notes, start=1))
         tables += [Text(note, style="dim") for note in notes]
     return [*tables, Text(f"† published: {SOURCE}", style="dim")]
 
 
-def _table(part: DatasetTable) -> FittedTable:
-    cells = part.cells.map(lambda cell: cell.replace(" ± ", "±"))
+def _table(section: DatasetTable) -> FittedTable:
+    cells = section.cells.map(lambda cell: cell.replace(" ± ", "±"))
     names = [_shorten(name) for name in cells.pop("model")]
-    table = FittedTable(part.dataset, ["model", *map(_heading, cells)])
-    for name, mark, row in zip(names, part.marks, cells.itertuples(index=False), strict=True):
-        table.add_row(f"{name} [{mark}]" if mark else name, *row, style="dim" if mark else "")
+    table = FittedTable(section.dataset, ["model", *map(_heading, cells)])
+    for name, note_number, row in zip(
+        names, section.note_numbers, cells.itertuples(index=False), strict=True
+    ):
+        table.add_row(
+            f"{name} [{note_number}]" if note_number else name,
+            *row,
+            style="dim" if note_number else "",
+        )
     return table
 
 

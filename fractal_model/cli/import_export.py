@@ -21,10 +21,7 @@ def import_checkpoint(
     size: Annotated[str, typer.Option(help="The checkpoint's size in params.yaml, such as mar-b.")],
     out: Annotated[Path, path_option("The folder to write; must not exist.")],
     register: Annotated[
-        bool,
-        typer.Option(
-            "--register", help="Also register the model in MLflow as candidate of fractal-SIZE."
-        ),
+        bool, typer.Option("--register", help="Also register it as candidate of fractal-SIZE.")
     ] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:

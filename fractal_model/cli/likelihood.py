@@ -28,19 +28,10 @@ if TYPE_CHECKING:
 def likelihood(
     model: ModelOption,
     data: Annotated[
-        str,
-        typer.Option(
-            parser=parse_text,
-            metavar="DATASET",
-            help="A prepared data set: its name, such as digits, or its folder.",
-        ),
+        str, typer.Option(parser=parse_text, metavar="DATASET", help="A data set's name or folder.")
     ],
-    split: Annotated[
-        str, typer.Option(help="The split to measure: train or validation.")
-    ] = "validation",
-    passes: Annotated[
-        int, typer.Option(help="Passes with masks of their own; an AR model takes one.")
-    ] = 16,
+    split: Annotated[str, typer.Option(help="The split: train or validation.")] = "validation",
+    passes: Annotated[int, typer.Option(help="Passes per image; an AR model takes one.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     conditional: Annotated[
         bool, typer.Option("--conditional", help="Give the model the class of each image.")

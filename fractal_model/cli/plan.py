@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 def plan(
     size: Annotated[str, typer.Argument(help="A size of params.yaml, such as mar-l.")],
-    gpus: Annotated[
-        int | None, typer.Option(help="Number of GPUs. Default: the recipe's workers.")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs. Default: the recipe's workers.")] = None,
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step on all GPUs. Default: the recipe's.")
@@ -34,10 +32,10 @@ def plan(
     ] = None,
     utilisation: Annotated[
         float | None,
-        typer.Option(help="Share of the GPU's peak that training reaches. Default: published."),
+        typer.Option(help="Share of the GPU's peak in training. Default: the paper's."),
     ] = None,
     sampling_utilisation: Annotated[
-        float | None, typer.Option(help="Share that sampling reaches. Default: published.")
+        float | None, typer.Option(help="Share of the peak in sampling. Default: the paper's.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     params: ParamsOption = DEFAULT_FILE,

@@ -26,9 +26,7 @@ def results(
     format: Annotated[
         Format, typer.Option(metavar="FORMAT", help="table, markdown, latex, csv or json.")
     ] = "table",
-    output: Annotated[
-        Path | None, path_option("The file to write, instead of the terminal.")
-    ] = None,
+    output: Annotated[Path | None, path_option("A file to write instead of printing.")] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Show the metrics of all evaluated models, beside the published numbers.

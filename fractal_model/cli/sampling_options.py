@@ -185,13 +185,13 @@ def _parse_order(text: str) -> str | tuple[int, ...]:
     if text.strip() and set(text) <= set("0123456789, "):
         return parse_numbers(text, "order", None)
     try:
-        content = Path(text).read_text(errors="replace")
+        file_text = Path(text).read_text(errors="replace")
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise FractalError(
             f"order {text[:60]!r} is neither {', '.join(_ORDERS)} nor a file that can be read: "
             f"choose one, or give the numbers of the patches"
         ) from error
-    return parse_numbers(content, f"order file {text}", None)
+    return parse_numbers(file_text, f"order file {text}", None)
 
 
 def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
@@ -202,8 +202,10 @@ def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        shown = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
-        raise FractalError(f"{name}: found {shown}, expected whole numbers such as 3,1") from error
+        beginning = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
+        raise FractalError(
+            f"{name}: found {beginning}, expected whole numbers such as 3,1"
+        ) from error
     if count is not None and len(values) != count:
         expected = count_of(count, "number")
         raise FractalError(f"{name}: found {len(values)} in {text!r}, expected {expected}")

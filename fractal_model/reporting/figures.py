@@ -166,8 +166,8 @@ def guidance_heat_map(
 
 
 def _draw_numbers(axes: Axes, table: np.ndarray) -> None:
-    known = table[np.isfinite(table)]
-    middle = (known.min() + known.max()) / 2 if len(known) else 0.0
+    finite = table[np.isfinite(table)]
+    middle = (finite.min() + finite.max()) / 2 if len(finite) else 0.0
     for (row, column), value in np.ndenumerate(table):
         text = f"{value:.4g}" if np.isfinite(value) else "–"
         colour = "white" if value > middle else INK  # The high end of the colour scale is dark.

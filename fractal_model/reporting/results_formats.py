@@ -46,7 +46,7 @@ class DatasetTable:
 
     dataset: str
     cells: pd.DataFrame
-    marks: tuple[int, ...]
+    note_numbers: tuple[int, ...]
     """Number of each row's note; 0 for a row that can be compared."""
     notes: tuple[str, ...]
     """Reasons why rows cannot be compared: note 1, 2, …"""
@@ -62,16 +62,16 @@ def markdown(frame: pd.DataFrame) -> str:
     """Return a heading, a table and footnotes for each data set."""
     texts = []
     number = 0
-    for part in split_by_dataset(frame):
-        cells = part.cells.map(lambda cell: str(cell).replace("|", r"\|"))
-        for row, mark in enumerate(part.marks):
-            if mark:
+    for section in split_by_dataset(frame):
+        cells = section.cells.map(lambda cell: str(cell).replace("|", r"\|"))
+        for row, note_number in enumerate(section.note_numbers):
+            if note_number:
                 cells.iloc[row] = [f"*{cell}*" if cell else "" for cell in cells.iloc[row]]
-                cells.iloc[row, 0] += f"[^{number + mark}]"
+                cells.iloc[row, 0] += f"[^{number + note_number}]"
         numbers = ["left", *["right"] * (cells.shape[1] - 1)]
         table = cells.to_markdown(index=False, colalign=numbers, disable_numparse=True)
-        notes = [f"[^{number + i}]: Not comparable: {n}." for i, n in enumerate(part.notes, 1)]
-        texts.append("\n".join([f"## {part.dataset}", "", table, "", *notes]).rstrip())
+        notes = [f"[^{number + i}]: Not comparable: {n}." for i, n in enumerate(section.notes, 1)]
+        texts.append("\n".join([f"## {section.dataset}", "", table, "", *notes]).rstrip())
         number += len(notes)
     return "\n\n".join([*texts, f"† published: {SOURCE}."]) + "\n"
 
@@ -79,19 +79,19 @@ def markdown(frame: pd.DataFrame) -> str:
 def latex(frame: pd.DataFrame) -> str:
     """Return a tabular with booktabs' rules for each data set, with the notes below it as text."""
     texts = []
-    for part in split_by_dataset(frame):
-        cells = part.cells.map(_escape_latex).rename(columns=_escape_latex)
-        for row, mark in enumerate(part.marks):
-            if mark:
+    for section in split_by_dataset(frame):
+        cells = section.cells.map(_escape_latex).rename(columns=_escape_latex)
+        for row, note_number in enumerate(section.note_numbers):
+            if note_number:
                 cells.iloc[row] = [rf"\textit{{{c}}}" if c else "" for c in cells.iloc[row]]
-                cells.iloc[row, 0] += rf"\textsuperscript{{{mark}}}"
+                cells.iloc[row, 0] += rf"\textsuperscript{{{note_number}}}"
         columns = "l" + "r" * (cells.shape[1] - 1)
         table = cells.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
         notes = [
             rf"\textsuperscript{{{i}}} Not comparable: {_escape_latex(note)}.\\"
-            for i, note in enumerate(part.notes, start=1)
+            for i, note in enumerate(section.notes, start=1)
         ]
-        texts.append("\n".join([f"% {part.dataset}", table.rstrip(), *notes]))
+        texts.append("\n".join([f"% {section.dataset}", table.rstrip(), *notes]))
     return "\n\n".join([*texts, rf"\textdagger{{}} published: {SOURCE}."]) + "\n"
 
 
@@ -107,7 +107,7 @@ def json(frame: pd.DataFrame) -> str:
 
 def _dataset_table(dataset: str, rows: pd.DataFrame) -> DatasetTable:
     notes = tuple(dict.fromkeys(reason for reason in rows["reason"] if reason))
-    marks = tuple(notes.index(reason) + 1 if reason else 0 for reason in rows["reason"])
+    note_numbers = tuple(notes.index(reason) + 1 if reason else 0 for reason in rows["reason"])
     cells = {"model": rows["model"] + rows["published"].map({True: PUBLISHED_MARK, False: ""})}
     for name in SETTINGS:
         cells[name] = rows[name].map(_format_setting)
@@ -117,7 +117,7 @@ def _dataset_table(dataset: str, rows: pd.DataFrame) -> DatasetTable:
             cells[name] = list(map(_format_metric, rows[name], errors))
     table = pd.DataFrame(cells, index=rows.index)
     filled = [name for name in table.columns if (table[name] != "").any()]
-    return DatasetTable(dataset, table[filled].rename(columns=_heading), marks, notes)
+    return DatasetTable(dataset, table[filled].rename(columns=_heading), note_numbers, notes)
 
 
 def _heading(name: str) -> str:

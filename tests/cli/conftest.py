@@ -1,4 +1,4 @@
-"""A tiny model, a tiny data set and settings of their own for the commands."""
+"""A tiny model, a tiny data set and their settings, for tests of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a person meets it."""
+"""The command line: help, errors and interruptions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_parity_exits_non_zero_when_one_is_missed(tmp_path):
     assert "eval_loss_unconditional_nats" in str(done.exception)
 
 
-def test_module_and_error_line():
+def test_a_user_s_mistake_is_one_line_without_a_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "fractal_model", "parity", "no such folder"],
         capture_output=True,
@@ -54,7 +54,7 @@ def test_module_and_error_line():
     assert done.stderr.count("\n") == 1
 
 
-def test_port_in_use(tmp_path, monkeypatch, capsys):
+def test_a_taken_port_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     params = tmp_path / "params.yaml"
     shutil.copy(REPOSITORY / "params.yaml", params)
@@ -71,7 +71,7 @@ def test_port_in_use(tmp_path, monkeypatch, capsys):
     assert f"port {port}" in capsys.readouterr().err
 
 
-def test_unknown_data_set(monkeypatch, capsys):
+def test_an_unknown_data_set_is_named(monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["fractal", "data", "prepare", "imagenet65"])
     with pytest.raises(SystemExit):
@@ -79,7 +79,7 @@ def test_unknown_data_set(monkeypatch, capsys):
     assert "imagenet65" in capsys.readouterr().err
 
 
-def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
+def test_a_full_disk_is_an_error_on_one_line(monkeypatch, capsys, tmp_path):
     import errno
 
     def full(*args, **kwargs):
@@ -96,7 +96,7 @@ def test_full_disk_is_one_line(monkeypatch, capsys, tmp_path):
     assert error.count("\n") == 1
 
 
-def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
+def test_a_file_that_cannot_be_opened_is_an_error_on_one_line(monkeypatch, capsys):
     name = "x" * 5000
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["fractal", "parity", name])
@@ -110,7 +110,7 @@ def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["bogus"], "No such command 'bogus'; see `"),
         (["smaple"], "No such command 'smaple'. Did you mean 'sample'? See `"),
@@ -121,18 +121,17 @@ def test_a_file_that_cannot_be_opened_is_one_line(monkeypatch, capsys):
         (["export", "--model", "x", "--out", " "], "Invalid value for '--out': it is empty: give"),
     ],
 )
-def test_words_that_make_no_command_are_one_line(monkeypatch, capsys, words, said):
+def test_a_wrong_command_line_is_an_error_on_one_line(monkeypatch, capsys, words, message):
     monkeypatch.setattr("sys.argv", ["fractal", *words])
     with pytest.raises(SystemExit) as stopped:
         main()
     error = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert error.startswith(f"error: {said}")
+    assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
 
 
-def test_ctrl_c_is_one_line(tmp_path):
-    """In the middle of the work, as a person presses it."""
+def test_ctrl_c_in_the_middle_of_the_work_prints_one_line(tmp_path):
     tiny_model("mar").save_pretrained(tmp_path / "model")
     command = [sys.executable, "-m", "fractal_model", "sample", "--size", "digits"]
     command += ["--model", str(tmp_path / "model"), "--iterations", "4,4", "--n", "100000"]
@@ -173,7 +172,7 @@ def test_make_refuses_an_old_python(tmp_path):
 
 
 NOT_FOR_HELP = {"torch", "torchvision", "pandas", "mlflow", "ray", "prefect", "datasets"}
-ASK_EVERY_COMMAND = """
+MISTYPE_EVERY_COMMAND = """
 import sys
 from typer.testing import CliRunner
 from fractal_model.cli.app import COMMANDS, app
@@ -184,9 +183,9 @@ print(*sys.modules)
 """
 
 
-def test_help_and_mistyped_options_wait_for_no_slow_import():
+def test_help_and_mistyped_options_import_no_slow_library():
     done = subprocess.run(
-        [sys.executable, "-c", ASK_EVERY_COMMAND],
+        [sys.executable, "-c", MISTYPE_EVERY_COMMAND],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -200,22 +199,29 @@ def test_the_summary_of_a_command_begins_its_help(name):
     assert " ".join((load_command(name).help or "").split()).startswith(COMMANDS[name])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_breaks_no_line_within_a_paragraph(name):
+    command = load_command(name)
+    for described in (command, *getattr(command, "commands", {}).values()):
+        assert all("\n" not in paragraph for paragraph in described.help.split("\n\n"))
+
+
 @pytest.mark.parametrize("words", [[], ["data"], ["models"], ["services"]])
 @pytest.mark.parametrize("rich", [True, False])
-def test_nothing_asked_is_answered_with_the_help_alone(monkeypatch, capsys, words, rich):
-    """Typer prints its help itself with Rich, and hands it over without."""
+def test_a_group_without_a_command_prints_only_its_help(monkeypatch, capsys, words, rich):
+    """With Rich, Typer prints the help itself. Without Rich, it returns the help as an error."""
     monkeypatch.setattr("typer.core.HAS_RICH", rich)
     monkeypatch.setattr("sys.argv", ["fractal", *words])
     with pytest.raises(SystemExit) as stopped:
         main()
-    shown = capsys.readouterr()
+    printed = capsys.readouterr()
     assert stopped.value.code == 2
-    assert shown.err == ""
-    assert "Commands" in shown.out
+    assert printed.err == ""
+    assert "Commands" in printed.out
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "\udcff" not in name])
-def test_a_name_in_an_error_controls_no_terminal(monkeypatch, capsys, name):
+def test_a_name_in_an_error_cannot_control_the_terminal(monkeypatch, capsys, name):
     for words in (["parity", name], ["data", "verify", name], [name], ["sample", f"--{name}"]):
         monkeypatch.chdir(REPOSITORY)
         monkeypatch.setattr("sys.argv", ["fractal", *words])
@@ -228,7 +234,6 @@ def test_a_name_in_an_error_controls_no_terminal(monkeypatch, capsys, name):
 
 @pytest.mark.parametrize("width", [200, 60, 40])
 def test_the_plan_cuts_no_digit(monkeypatch, capsys, width):
-    """The parameters of mar-l's levels, from its checkpoint's shapes."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr("sys.argv", ["fractal", "plan", "mar-l", "--images", "1281167"])
     monkeypatch.setattr(console, "width", width)
@@ -241,11 +246,11 @@ def test_the_plan_cuts_no_digit(monkeypatch, capsys, width):
     assert "…" not in out
 
 
-def test_the_ui_gets_the_address_where_others_do_not_see_it(monkeypatch, tmp_path):
-    seen = []
+def test_the_ui_gets_the_store_s_address_in_its_environment(monkeypatch, tmp_path):
+    calls = []
 
     def run(command, *, env, check):
-        seen.append((command, env["MLFLOW_BACKEND_STORE_URI"]))
+        calls.append((command, env["MLFLOW_BACKEND_STORE_URI"]))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("fractal_model.cli.ui.require_free_port", lambda *_: None)
@@ -254,6 +259,6 @@ def test_the_ui_gets_the_address_where_others_do_not_see_it(monkeypatch, tmp_pat
     monkeypatch.setattr("fractal_model.tracking.store.connect", lambda outputs: address)
     with pytest.raises(SystemExit):
         ui(params=REPOSITORY / "params.yaml")
-    ((command, environment),) = seen
+    ((command, environment),) = calls
     assert "s3cret" not in " ".join(command)
     assert environment == address

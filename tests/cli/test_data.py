@@ -1,4 +1,4 @@
-"""`fractal data …` as a person types it, and the stages that DVC runs."""
+"""`fractal data …`, and the stages that DVC runs."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.support import mini_imagenet as mini
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A clone's files that the data commands use; the mini ImageNet lies in `raw`."""
+    """A project with the files that the data commands use, and the mini ImageNet in `raw`."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     settings = yaml.safe_load((tmp_path / "params.yaml").read_text())
@@ -51,7 +51,7 @@ def fractal(project, monkeypatch, capsys):
     return run
 
 
-def test_register_prepare_reference_report(project, fractal):
+def test_a_data_set_is_registered_prepared_and_described(project, fractal):
     code, out, _ = fractal("data", "register", "raw", "--resolution", 16)
     assert code == 0 and "imagenet: ImageNet tree" in out
     assert "missing: 997 of 1000 classes" in out and "now builds imagenet16" in out
@@ -69,7 +69,7 @@ def test_register_prepare_reference_report(project, fractal):
         assert sheet.size == (8 * 64, 4 * (64 + 14))
 
 
-def test_verify(project, fractal):
+def test_verify_finds_a_damaged_image(project, fractal):
     fractal("data", "register", "raw", "--resolution", 16)
     fractal("data", "prepare", "imagenet16")
     code, out, _ = fractal("data", "verify", "imagenet16")
@@ -85,12 +85,12 @@ def test_verify(project, fractal):
     assert "image 0 cannot be decoded; build it again" in err
 
 
-def test_digits_say_how_to_add_imagenet(project, fractal):
+def test_preparing_digits_says_how_to_add_imagenet(project, fractal):
     code, out, _ = fractal("data", "prepare", "digits")
     assert code == 0 and "ImageNet is not registered: add it with" in out
 
 
-def test_adms_statistics_instead(project, fractal):
+def test_adm_s_statistics_replace_our_own_until_they_are_removed(project, fractal):
     fractal("data", "register", "raw", "--resolution", 16)
     fractal("data", "prepare", "imagenet16")
     random = np.random.default_rng(0)
@@ -117,8 +117,8 @@ def test_adms_statistics_instead(project, fractal):
     assert load_reference(project / "data/imagenet16-reference.npz").statistics.count == 27
 
 
-def test_where_adms_file_lies_is_of_this_machine(project, fractal):
-    """What is in git names the file and its checksum; elsewhere the way out is said."""
+def test_the_path_of_adm_s_file_is_not_in_git(project, fractal):
+    """Git has its name and checksum. On a machine without the file, the error names the way out."""
     fractal("data", "register", "raw", "--resolution", 16)
     fractal("data", "prepare", "imagenet16")
     random = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_where_adms_file_lies_is_of_this_machine(project, fractal):
     assert read_registered(project / "data")["imagenet16"].statistics is None
 
 
-def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
+def test_preparation_reads_the_listing_once(project, fractal, monkeypatch):
     fractal("data", "register", "raw", "--resolution", 16)
     read, seen = Listing.read, []
     monkeypatch.setattr(Listing, "read", lambda file: seen.append(file) or read(file))
@@ -170,14 +170,14 @@ def test_preparing_reads_the_listing_once(project, fractal, monkeypatch):
         (["register-reference", "imagenet64", "x.npz"], "'imagenet64' is not registered"),
     ],
 )
-def test_mistakes_have_one_line(fractal, words, message):
+def test_a_mistake_is_an_error_on_one_line(fractal, words, message):
     code, _, err = fractal("data", *words)
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
     assert re.search(message, err), err
 
 
-def test_registering_says_when_classes_get_other_numbers(project, fractal, monkeypatch):
-    """A data set that was prepared when numerals were sorted as text."""
+def test_registering_says_if_classes_get_other_numbers(project, fractal, monkeypatch):
+    """The data set was prepared when class names such as 10 were still sorted as text."""
     for number in range(11):
         for index in range(2):
             image = mini.encode(mini.photograph(number))
@@ -219,23 +219,23 @@ def dvc(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_dvc_builds_what_is_registered(project, fractal):
-    """A fresh clone without ImageNet, then with it, then with nothing to do."""
+def test_dvc_builds_the_registered_data_sets(project, fractal):
+    """A project without ImageNet, then with it, then with nothing to do."""
     shutil.copytree(REPOSITORY / "fractal_model", project / "fractal_model")
     assert dvc(project, "init", "--no-scm", "--quiet").returncode == 0
-    found = dvc(project, "repro")
-    assert found.returncode == 0 and "ImageNet is not registered" in found.stdout, found.stderr
+    done = dvc(project, "repro")
+    assert done.returncode == 0 and "ImageNet is not registered" in done.stdout, done.stderr
     assert read_manifest(project / "data/digits").splits["train"].images == 1500
     fractal("data", "register", "raw", "--resolution", 16)
-    found = dvc(project, "repro")
-    assert found.returncode == 0, found.stderr
+    done = dvc(project, "repro")
+    assert done.returncode == 0, done.stderr
     assert read_manifest(project / "data/imagenet16").splits["train"].images == 27
     assert "data/imagenet16-report/metrics.json" in dvc(project, "metrics", "show").stdout
     assert "up to date" in dvc(project, "repro").stdout
 
 
 @pytest.mark.slow
-def test_ray_data_gives_the_same_bytes(project, fractal, monkeypatch):
+def test_ray_data_prepares_the_same_bytes(project, fractal, monkeypatch):
     fractal("data", "register", "raw", "--resolution", 16)
     fractal("data", "prepare", "imagenet16")
     here = read_manifest(project / "data/imagenet16")

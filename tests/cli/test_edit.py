@@ -1,4 +1,4 @@
-"""`fractal edit` and `fractal animate` as a person meets them."""
+"""`fractal edit` and `fractal animate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import REPOSITORY, random_images, tiny_model
 
 PARAMS = str(REPOSITORY / "params.yaml")
 PROGRESS = Progress(size="tiny", fingerprint="f" * 64, position=0, steps=0)
-# The digits' settings, which the tiny model (4, 2, 1) takes with fewer steps.
+# The settings of digits, with fewer iterations for the tiny model of patch sizes 4, 2, 1.
 SETTINGS = ["--size", "digits", "--iterations", "3,4", "--params", PARAMS]
 
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *arguments):
-    """FractalError: what the command refuses."""
+    """Run a command and return what it prints; raise what it raises."""
     command = [arguments[0], "--model", str(folder / "checkpoint"), *SETTINGS, *arguments[1:]]
     done = CliRunner().invoke(app, command)
     if done.exception is not None:
@@ -50,7 +50,7 @@ def pixels(file):
     return np.array(Image.open(file))
 
 
-def test_a_mask_is_generated_and_the_rest_kept(folder, tmp_path):
+def test_the_white_of_a_mask_is_generated_and_the_rest_stays(folder, tmp_path):
     out = tmp_path / "new" / "out.png"
     printed = run_edit(folder, out, "--mask", str(folder / "mask.png"))
     assert "38% of the pixels generated" in printed
@@ -60,7 +60,7 @@ def test_a_mask_is_generated_and_the_rest_kept(folder, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out.png"]
 
 
-def test_variants_are_numbered_and_stand_in_a_grid(folder, tmp_path):
+def test_variants_have_numbered_files_and_a_grid(folder, tmp_path):
     grid = tmp_path / "grid.png"
     variants = ("--n", "2", "--seed", "5", "--grid", str(grid))
     run_edit(folder, tmp_path / "o.png", "--box", "0,0,2,4", *variants, classes="1,none")
@@ -82,31 +82,31 @@ def test_workers_and_batches_make_the_same_variants(folder, tmp_path):
     run_edit(folder, tmp_path / "a.png", *box)
     run_edit(folder, tmp_path / "b.png", *box, "--workers", "2", "--batch-size", "1")
     for seed in (5, 6, 7):
-        made, again = (pixels(tmp_path / f"{name}-class1-seed{seed}.png") for name in "ab")
-        assert (made == again).all()
+        alone, shared = (pixels(tmp_path / f"{name}-class1-seed{seed}.png") for name in "ab")
+        assert (alone == shared).all()
 
 
-def test_outside_and_uncrop(folder, tmp_path):
+def test_the_box_stays_with_outside_and_uncrop_shrinks(folder, tmp_path):
     run_edit(folder, tmp_path / "a.png", "--box", "1,1,2,2", "--outside")
     assert (pixels(tmp_path / "a.png") == pixels(folder / "in.png"))[1:3, 1:3].all()
     assert "75%" in run_edit(folder, tmp_path / "b.png", "--uncrop", "0.5")
 
 
-def test_an_order_from_a_file(folder, tmp_path):
+def test_the_order_can_come_from_a_file(folder, tmp_path):
     file = tmp_path / "order.txt"
     file.write_text("3, 1\n0 2\n")
     out, box = tmp_path / "o.png", ("--box", "0,0,4,4")
     run_edit(folder, out, *box, "--order", str(file))
-    given = pixels(out)
+    from_file = pixels(out)
     run_edit(folder, out, *box, "--order", "raster")
-    assert (given != pixels(out)).any()
+    assert (from_file != pixels(out)).any()
 
 
 BOX = ("--box", "0,0,2,2")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         ((), "found no option to say what to generate"),
         ((*BOX, "--uncrop", "0.5"), "found --box and --uncrop to say"),
@@ -135,15 +135,15 @@ BOX = ("--box", "0,0,2,2")
         ((*BOX, "--out", "/proc/no folder/o.png"), "cannot be made"),
     ],
 )
-def test_what_edit_refuses(folder, tmp_path, monkeypatch, arguments, named):
+def test_edit_refuses_wrong_options(folder, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FractalError, match=named) as caught:
+    with pytest.raises(FractalError, match=message) as raised:
         run_edit(folder, tmp_path / "o.png", *arguments)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_of_no_size_needs_one(folder, tmp_path):
+def test_a_model_of_no_size_needs_the_option_size(folder, tmp_path):
     command = ["edit", "--model", str(folder / "checkpoint"), "--params", PARAMS, *BOX]
     command += ["--image", str(folder / "in.png"), "--classes", "1", "--out", "o.png"]
     done = CliRunner().invoke(app, command)
@@ -151,7 +151,7 @@ def test_a_model_of_no_size_needs_one(folder, tmp_path):
     assert "no size in params.yaml: choose the size" in str(done.exception)
 
 
-def test_an_order_file_without_numbers(folder, tmp_path):
+def test_an_order_file_without_numbers_is_refused(folder, tmp_path):
     (tmp_path / "order.txt").write_text("first, second")
     with pytest.raises(FractalError, match="order file .* expected whole numbers"):
         run_edit(folder, tmp_path / "o.png", *BOX, "--order", str(tmp_path / "order.txt"))
@@ -166,7 +166,7 @@ def test_animate_writes_both_files(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         (("--out", "a.mp4"), ".gif or .webp"),
         (("--out", "a.gif", "--frames", "0"), "frames is 0"),
@@ -174,15 +174,15 @@ def test_animate_writes_both_files(folder, tmp_path):
         (("--out", "a.gif", "--sheet", "a.gif"), "must end with .png"),
     ],
 )
-def test_what_animate_refuses(folder, tmp_path, monkeypatch, arguments, named):
+def test_animate_refuses_wrong_options(folder, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FractalError, match=named):
+    with pytest.raises(FractalError, match=message):
         run(folder, "animate", "--classes", "1", *arguments)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["edit", "animate"])
-def test_help(command):
+def test_the_help_names_the_sampling_options(command):
     done = CliRunner().invoke(app, [command, "--help"])
     assert done.exit_code == 0
     assert "--guidance" in done.output

@@ -1,4 +1,4 @@
-"""`fractal evaluate`: of a model, of a folder, of an array; one JSON object; what is refused."""
+"""`fractal evaluate`: models, folders and arrays of samples, JSON, and errors."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def place(base, quick):
-    """With the quick network's reference."""
+    """The project with a reference of the quick network."""
     run(base, "data", "reference", "noise")
     return base
 
 
 @pytest.fixture(scope="module")
 def base(workplace, tmp_path_factory):
-    """Settings, a data set and a model."""
+    """A project with settings, a data set and a model."""
     folder = tmp_path_factory.mktemp("evaluating")
     content = yaml.safe_load(workplace.params.read_text())
     content["evaluation"]["digits"].update(
@@ -90,7 +90,7 @@ def evaluate(folder, source, *words):
 
 
 def as_json(folder, source, *words):
-    """Standard output, which has to be one object and nothing else."""
+    """Return standard output, which must be one JSON object and nothing else."""
     return json.loads(evaluate(folder, source, "--json", *words).stdout)
 
 
@@ -107,50 +107,51 @@ def samples(out, labels, size=4):
 BALANCED = [label for label in range(4) for _ in range(4)]
 
 
-def test_a_model_gets_everything_and_goes_on_from_its_parts(place):
-    found = as_json(place, place / "model")
-    assert set(found["metrics"]) == MODEL_METRICS
-    assert set(found["absent"]) == {"inception_score", "fd_dinov2"}
-    record = found["protocol"]
+def test_a_model_gets_all_metrics_and_continues_from_stored_parts(place):
+    result = as_json(place, place / "model")
+    assert set(result["metrics"]) == MODEL_METRICS
+    assert set(result["absent"]) == {"inception_score", "fd_dinov2"}
+    record = result["protocol"]
     assert record["model"] == "model" and record["protocol"]["samples_per_class"] == 4
     assert len(record["checksum"]) == len(record["model_checksum"]) == 64
     again = as_json(place, place / "model", "--workers", 0)
-    assert again["metrics"] == found["metrics"]
+    assert again["metrics"] == result["metrics"]
     assert again["protocol"]["hardware"]["workers"] == 1, "as many as this machine has room for"
-    shown = evaluate(place, place / "model", "--preview").stdout
-    assert "fid_8" in shown and "fd_dinov2_8 is absent" in shown and "nll_bits_per_dim" in shown
+    printed = evaluate(place, place / "model", "--preview").stdout
+    for text in ("fid_8", "fd_dinov2_8 is absent", "nll_bits_per_dim"):
+        assert text in printed
 
 
 def drawn(folder):
-    """The 16 images of the only evaluation of a project, as bytes."""
+    """Return the 16 images of a project's only evaluation as bytes."""
     (samples,) = (folder / "outputs" / "evaluations").glob("*/samples")
     return StoredParts(samples, map_in_this_process).rows(range(16), 3 * 4 * 4).numpy().tobytes()
 
 
 @pytest.mark.slow
-def test_two_workers_find_the_same_numbers_and_images(base, tmp_path):
-    """Through the real network, each in a project of its own, so that nothing is kept."""
-    found, images = [], []
+def test_two_workers_give_the_same_numbers_and_images(base, tmp_path):
+    """With the real network, and a new project for each, so that no part is reused."""
+    metrics, images = [], []
     for workers in (1, 2):
         folder = tmp_path / f"with {workers}"
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("outputs", "*.npz"))
         run(folder, "data", "reference", "noise")
-        found.append(as_json(folder, folder / "model", "--workers", workers)["metrics"])
+        metrics.append(as_json(folder, folder / "model", "--workers", workers)["metrics"])
         images.append(drawn(folder))
     assert images[0] == images[1]
     for name in MODEL_METRICS - {"seconds_per_image", "images_per_second"}:
-        assert found[1][name] == pytest.approx(found[0][name], abs=1e-6), name
+        assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["folder", "x.npz"])
-def test_samples_get_the_distances(place, tmp_path, name):
-    found = as_json(place, samples(tmp_path / name, BALANCED))
-    assert set(found["metrics"]) == {*SAMPLE_METRICS, "class_agreement"}
-    assert found["protocol"]["protocol"]["images"] is None
-    assert found["absent"]["seconds_per_image"] == "the images were not sampled here"
+def test_samples_are_compared_with_the_data_set(place, tmp_path, name):
+    result = as_json(place, samples(tmp_path / name, BALANCED))
+    assert set(result["metrics"]) == {*SAMPLE_METRICS, "class_agreement"}
+    assert result["protocol"]["protocol"]["images"] is None
+    assert result["absent"]["seconds_per_image"] == "the images were not sampled here"
 
 
-def test_samples_of_our_own_say_how_they_were_made(place, tmp_path):
+def test_samples_of_fractal_sample_record_their_settings(place, tmp_path):
     words = ("--classes", "0,1,2,3", "--n", 4, "--seed", 7, "--guidance", 3, "--logit-scale", 1)
     out = tmp_path / "x"
     run(place, "sample", "--model", place / "model", *words, "--out", out)
@@ -163,7 +164,7 @@ def test_samples_of_our_own_say_how_they_were_made(place, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_a_preview_of_samples_takes_any_count(place, tmp_path):
+def test_a_preview_takes_any_number_of_samples(place, tmp_path):
     out = samples(tmp_path / "x", [0, 1, 2, 3, 0, 1, 2, 3])
     with pytest.raises(FractalError, match="8 images, the protocol of noise asks for 16"):
         evaluate(place, out)
@@ -178,7 +179,7 @@ def test_a_preview_of_samples_takes_any_count(place, tmp_path):
     ],
 )
 @pytest.mark.parametrize("preview", [(), ("--preview",)])
-def test_samples_of_a_wrong_protocol(place, tmp_path, labels, size, message, preview):
+def test_samples_of_another_protocol_are_refused(place, tmp_path, labels, size, message, preview):
     out = samples(tmp_path / "x", labels, size)
     with pytest.raises(FractalError, match=message):
         evaluate(place, out, *preview)
@@ -195,13 +196,12 @@ def test_samples_of_a_wrong_protocol(place, tmp_path, labels, size, message, pre
         ("model", ("--workers", -1), "number of workers is -1: give 1 or more, or 0"),
     ],
 )
-def test_refuses(place, source, words, message):
+def test_a_wrong_model_or_option_is_refused(place, source, words, message):
     with pytest.raises(FractalError, match=message):
         evaluate(place, place / source, *words)
 
 
-def test_a_reference_of_another_network(place, tmp_path):
-    """Statistics that another network made are no reference for ours."""
+def test_a_reference_of_another_network_is_refused(place, tmp_path):
     file = place / "data" / "noise-reference.npz"
     whole = file.read_bytes()
     try:

@@ -11,17 +11,17 @@ from fractal_model.reporting.results_table import Row, results_table, rows_of_da
 from tests.support.evaluated_rows import DIGITS, VALUES, imagenet, protocol
 
 
-def shown_at(width: int, frame: pd.DataFrame, **settings: object) -> list[str]:
+def print_at(width: int, frame: pd.DataFrame, **settings: object) -> list[str]:
     console = Console(width=width, **settings)
     with console.capture() as captured:
-        for part in terminal_tables(frame):
-            console.print(part)
+        for table in terminal_tables(frame):
+            console.print(table)
     return captured.get().splitlines()
 
 
-def test_the_terminal_has_dim_rows_and_their_reasons():
+def test_rows_that_cannot_be_compared_are_dim_and_have_a_reason():
     frame = rows_of_dataset(results_table(DIGITS), "digits")
-    lines = shown_at(160, frame, force_terminal=True, color_system="standard")
+    lines = print_at(160, frame, force_terminal=True, color_system="standard")
     (full,) = [line for line in lines if "35.46" in line and "digits v3" in line]
     (preview,) = [line for line in lines if "80.0±2.0" in line]
     assert "\x1b[2m" in preview and "\x1b[2m" not in full
@@ -41,13 +41,13 @@ MANY = {
 
 
 @pytest.mark.parametrize(("width", "tables"), [(80, 3), (100, 2), (200, 1)])
-def test_no_number_is_folded_in_a_narrow_terminal(width, tables):
+def test_a_narrow_terminal_breaks_no_number(width, tables):
     rows = [Row("digits", "fractal-digits version 3", MANY, protocol(), "r3"), DIGITS[1]]
-    lines = shown_at(width, rows_of_dataset(results_table(rows), "digits"))
+    lines = print_at(width, rows_of_dataset(results_table(rows), "digits"))
     assert max(map(len, lines)) <= width
-    ours = [line for line in lines if line.startswith("│ digits v3 ") and "[1]" not in line]
-    cells = [cell.strip() for line in ours for cell in line.strip("│").split("│")[1:]]
-    assert len(ours) == tables, "one line a table"
+    our_rows = [line for line in lines if line.startswith("│ digits v3 ") and "[1]" not in line]
+    cells = [cell.strip() for line in our_rows for cell in line.strip("│").split("│")[1:]]
+    assert len(our_rows) == tables, "one line a table"
     assert [cell for cell in cells if cell] == [
         *("2.5", "1.1", "16, 4", "300", "0.7425±0.0044", "0.7311±0.0043", "35.5±1.2"),
         *("0.5833", "0.7", "0.0100±0.0020", "0.9833"),
@@ -57,7 +57,7 @@ def test_no_number_is_folded_in_a_narrow_terminal(width, tables):
         assert heading in headings
 
 
-def test_a_model_is_where_it_has_numbers():
-    lines = shown_at(80, results_table([Row("imagenet64", "m", MANY, imagenet(), "r")]))
+def test_a_model_is_only_in_tables_with_its_numbers():
+    lines = print_at(80, results_table([Row("imagenet64", "m", MANY, imagenet(), "r")]))
     assert sum("VDM †" in line for line in lines) == 1
     assert sum("│ m  " in line for line in lines) > sum("FractalAR-64 †" in x for x in lines) > 1

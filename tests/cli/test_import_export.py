@@ -70,7 +70,7 @@ def params(tmp_path) -> Path:
 
 
 def _content(case: str) -> dict:
-    """What a published training saves, its optimiser included."""
+    """The content of a published checkpoint, with its optimiser state."""
     weights = load_file(CASES / case / "weights.safetensors")
     args = argparse.Namespace(
         output_dir=pathlib.PosixPath("/somewhere/out"),
@@ -93,7 +93,7 @@ def _content(case: str) -> dict:
 
 @pytest.fixture
 def published(tmp_path):
-    """Writes a case as a checkpoint-last.pth, after what `change` does to its contents."""
+    """A function that writes a case as checkpoint-last.pth, after `change` has changed it."""
 
     def write(case: str = "mar3", change=lambda content: None) -> Path:
         content = _content(case)
@@ -118,15 +118,15 @@ def fractal(params):
 
 @pytest.fixture
 def refused(fractal, tmp_path):
-    """The one line that refuses a file; nothing is written."""
+    """A function that checks that the import of a file fails, and returns the error."""
 
     def run(file: Path, size: str = "mar3") -> str:
-        with pytest.raises(FractalError) as caught:
+        with pytest.raises(FractalError) as raised:
             fractal("import", file, "--size", size, "--out", tmp_path / "imported")
         assert not (tmp_path / "imported").exists()
-        assert "\n" not in str(caught.value)
-        assert str(file) in str(caught.value)
-        return str(caught.value)
+        assert "\n" not in str(raised.value)
+        assert str(file) in str(raised.value)
+        return str(raised.value)
 
     return run
 
@@ -139,22 +139,20 @@ def test_an_imported_model_is_the_published_one(fractal, published, tmp_path, na
     model = load_model(str(folder), tmp_path)
     unconditional = torch.full_like(case.inputs["labels"], -1)
     with torch.no_grad():
-        found = published_evaluation_loss(
-            Case(model, case.inputs, case.expected).run(unconditional)
-        )
+        loss = published_evaluation_loss(Case(model, case.inputs, case.expected).run(unconditional))
     expected = case.expected["eval_loss_unconditional_nats"]
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_an_import_has_no_optimiser_state(fractal, published, tmp_path):
     folder = tmp_path / "imported"
     fractal("import", published(), "--size", "mar3", "--out", folder)
-    found = load_checkpoint(folder)
-    assert found.optimizer is None
-    assert found.progress.fingerprint == IMPORTED
-    assert found.progress.size == "mar3"
-    assert found.progress.position == 0  # ten classes: not ImageNet, its images are not known
-    assert found.config.class_names == ()
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.optimizer is None
+    assert checkpoint.progress.fingerprint == IMPORTED
+    assert checkpoint.progress.size == "mar3"
+    assert checkpoint.progress.position == 0  # Only ImageNet has a known number of images.
+    assert checkpoint.config.class_names == ()
     assert not (folder / "optimizer.pt").exists()
 
 
@@ -164,12 +162,12 @@ def test_imagenet_sizes_know_their_classes_and_position(fractal, published, tmp_
 
     folder = tmp_path / "imported"
     fractal("import", published(change=thousand), "--size", "mar3-1000", "--out", folder)
-    found = load_checkpoint(folder)
-    assert found.config.class_names[0] == "tench"
-    assert found.config.class_names[207] == "golden retriever"
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.config.class_names[0] == "tench"
+    assert checkpoint.config.class_names[207] == "golden retriever"
     batch_size = yaml.safe_load(params.read_text())["training"]["mar3-1000"]["batch_size"]
-    assert found.progress.position == 800 * IMAGENET_TRAINING_IMAGES
-    assert found.progress.steps == 800 * IMAGENET_TRAINING_IMAGES // batch_size
+    assert checkpoint.progress.position == 800 * IMAGENET_TRAINING_IMAGES
+    assert checkpoint.progress.steps == 800 * IMAGENET_TRAINING_IMAGES // batch_size
 
 
 def test_half_precision_weights_become_float32(fractal, published, tmp_path):
@@ -190,13 +188,13 @@ def test_an_existing_folder_is_not_overwritten(fractal, published, tmp_path):
     assert (tmp_path / "mine" / "file").read_text() == "kept"
 
 
-def test_another_size_is_named(refused, published):
+def test_the_error_names_the_size_that_fits(refused, published):
     line = refused(published("mar4"))
     assert "give the size mar4" in line
     assert "extra" in line
 
 
-def test_missing_extra_and_misshapen_names_are_counted(refused, published):
+def test_missing_extra_and_misshapen_weights_are_counted(refused, published):
     def change(content):
         weights = content["model"]
         for name in [name for name in weights if "blocks.1" in name]:
@@ -245,12 +243,12 @@ def test_code_is_refused_by_name_and_does_not_run(refused, published, tmp_path, 
     assert named in line
     assert "nothing in it was run" in line
     assert not trap.exists()
-    torch.load(file, weights_only=False)  # the trap is a real one
+    torch.load(file, weights_only=False)  # Without the check, the code would run.
     assert trap.exists()
 
 
 def test_other_pickle_protocols_are_refused(refused, tmp_path):
-    """Their instructions can name a function in ways that are not seen beforehand."""
+    """Other protocols can hide the name of a function from the check."""
     trap, file = tmp_path / "executed", tmp_path / "checkpoint-last.pth"
     content = {**_content("mar3"), "args": _Payload(Path.touch, trap)}
     torch.save(content, file, pickle_protocol=4)
@@ -263,7 +261,7 @@ def _cut(file: Path) -> None:
 
 
 def _hole(file: Path) -> None:
-    """As a parallel download leaves it: both ends are there."""
+    """Damage the middle of a file, as an interrupted parallel download does."""
     with zipfile.ZipFile(file) as archive:
         largest = max(archive.infolist(), key=lambda record: record.file_size)
     with file.open("r+b") as stream:
@@ -285,7 +283,7 @@ def _other_zip(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda file: file.unlink(), "does not exist"),
         (lambda file: file.write_bytes(b""), "is empty"),
@@ -299,17 +297,17 @@ def _other_zip(file: Path) -> None:
     ],
     ids=["missing", "empty", "cut", "hole", "html", "pickle", "old", "pointer", "other zip"],
 )
-def test_an_unusable_file_is_told_on_one_line(refused, published, spoil, said):
+def test_an_unusable_file_is_an_error_on_one_line(refused, published, spoil, message):
     file = published()
     spoil(file)
-    assert said in refused(file)
+    assert message in refused(file)
 
 
-def test_a_flipped_byte_anywhere_is_told_on_one_line(published, fractal, tmp_path):
-    """Of the table of contents above all: the reader fails there in many ways."""
+def test_a_changed_byte_anywhere_is_an_error_on_one_line(published, fractal, tmp_path):
+    """Most changes are in the archive's table of contents, where reading fails in many ways."""
     file, random = published(), np.random.default_rng(0)
     whole = file.read_bytes()
-    told = []
+    errors = []
     for trial in range(150):
         content = bytearray(whole)
         tail = trial % 3 > 0
@@ -319,20 +317,20 @@ def test_a_flipped_byte_anywhere_is_told_on_one_line(published, fractal, tmp_pat
         try:
             read_published(file, lambda done: None)
         except FractalError as error:
-            told.append(str(error))
-    assert len(told) > 100  # some bytes, such as dates, decide nothing
-    assert not any("\n" in line for line in told)
+            errors.append(str(error))
+    assert len(errors) > 100  # Some bytes, such as dates, have no effect.
+    assert not any("\n" in line for line in errors)
 
 
-def test_weights_of_a_training_that_failed(refused, published):
+def test_weights_that_are_not_finite_are_refused(refused, published):
     def spoil(content):
         content["model"]["fake_latent"][0, 3] = float("nan")
 
     assert "null_embedding holds values that are not finite" in refused(published(change=spoil))
 
 
-def test_a_weight_that_float32_cannot_hold(refused, published):
-    """What is checked is what is kept: 1e300 is a number in float64 and infinity in float32."""
+def test_a_weight_that_float32_cannot_hold_is_refused(refused, published):
+    """The converted weight is checked: 1e300 is finite in float64 and infinite in float32."""
 
     def spoil(content):
         weight = content["model"]["fake_latent"].double()
@@ -343,8 +341,8 @@ def test_a_weight_that_float32_cannot_hold(refused, published):
     assert "null_embedding holds values that are not finite" in refused(published(change=spoil))
 
 
-def test_a_weight_of_a_monstrous_shape_takes_no_memory(refused, published):
-    """A tensor that is expanded has few bytes in the file."""
+def test_a_weight_with_a_huge_shape_takes_no_memory(refused, published):
+    """An expanded tensor has few bytes in the file."""
 
     def expand(content):
         content["model"]["fake_latent"] = torch.zeros(1).expand(10**13)
@@ -357,7 +355,7 @@ def test_a_folder_is_no_checkpoint_file(refused, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda content: content.pop("model"), "found the keys ['optimizer', 'epoch', 'scaler']"),
         (lambda content: content.update(model=torch.zeros(3)), "table of weights"),
@@ -368,8 +366,8 @@ def test_a_folder_is_no_checkpoint_file(refused, tmp_path):
         ),
     ],
 )
-def test_something_else_that_torch_saved(refused, published, change, said):
-    assert said in refused(published(change=change))
+def test_another_file_of_torch_is_refused(refused, published, change, message):
+    assert message in refused(published(change=change))
 
 
 def test_two_names_for_one_parameter_are_refused(refused, published):
@@ -381,14 +379,14 @@ def test_two_names_for_one_parameter_are_refused(refused, published):
     assert "twice" in refused(published(change=change))
 
 
-def test_registered_import_is_the_candidate(fractal, published, tmp_path, monkeypatch):
+def test_a_registered_import_is_the_candidate(fractal, published, tmp_path, monkeypatch):
     sampled = []
     monkeypatch.setattr(Sampler, "__call__", lambda *arguments: sampled.append(arguments))
     file = published()
     arguments = ("import", file, "--size", "mar3", "--register", "--out")
     assert "version 1 as candidate" in fractal(*arguments, tmp_path / "first")
     assert "version 1 is of the same file" in fractal(*arguments, tmp_path / "second")
-    assert not sampled  # a large model would take hours
+    assert not sampled  # Sampling would take hours with a large model.
     outputs = tmp_path / "outputs"
     model = load_model("models:/fractal-mar3@candidate", outputs)
     expected = load_model(str(tmp_path / "first"), outputs).state_dict()
@@ -404,7 +402,7 @@ def test_registered_import_is_the_candidate(fractal, published, tmp_path, monkey
     assert run.data.tags["fractal.source"] == "checkpoint-last.pth"
 
 
-def test_a_server_that_is_down_is_told_before_anything_is_written(
+def test_a_server_that_is_down_is_an_error_before_files_are_written(
     fractal, published, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -415,16 +413,16 @@ def test_a_server_that_is_down_is_told_before_anything_is_written(
     assert not folder.exists()
 
 
-def test_export_of_an_import_loads_everywhere(fractal, published, tmp_path):
+def test_an_exported_import_can_be_loaded(fractal, published, tmp_path):
     imported, exported = tmp_path / "imported", tmp_path / "exported"
     fractal("import", published(), "--size", "mar3", "--out", imported)
     fractal("export", "--model", imported, "--out", exported)
     names = {path.name for path in exported.iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors"}
     expected = load_model(str(imported), tmp_path)
-    for found in (load_model(str(exported), tmp_path), FractalModel.from_pretrained(exported)):
-        assert found.config == expected.config
+    for model in (load_model(str(exported), tmp_path), FractalModel.from_pretrained(exported)):
+        assert model.config == expected.config
         weights = expected.state_dict()
-        assert all(tensor.equal(weights[name]) for name, tensor in found.state_dict().items())
+        assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(FractalError, match="exists already"):
         fractal("export", "--model", imported, "--out", exported)

@@ -21,23 +21,25 @@ def values(workplace, *arguments):
     return pd.read_csv(out)
 
 
-def test_prints_the_mean_and_writes_every_image(workplace, tmp_path):
+def test_the_mean_is_printed_and_each_image_s_value_is_written(workplace, tmp_path):
     out = tmp_path / "new" / "out.csv"
-    said = workplace.run("likelihood", "--data", "tiny", "--passes", 3, "--seed", 5, "--out", out)
-    found = pd.read_csv(out)
+    printed = workplace.run(
+        "likelihood", "--data", "tiny", "--passes", 3, "--seed", 5, "--out", out
+    )
+    table = pd.read_csv(out)
     images, labels = open_prepared(workplace.data, "validation").load_all()
     none = torch.full_like(labels, -1)
     expected = pass_bits(tiny_model("mar"), images, mask_seeds(5, range(11)), passes=3, labels=none)
-    assert list(found) == ["index", "label", "bits_per_dim"]
-    assert found["index"].tolist() == list(range(11))
-    assert found["label"].tolist() == labels.tolist()
-    assert found["bits_per_dim"].tolist() == expected.mean(1).tolist()
-    assert f"{expected.mean():.4f} bits/dim ±" in said
-    assert "upper bound, Monte Carlo error of the masks at most about 0." in said
-    assert "3 passes, 11 images, seed 5" in said
+    assert list(table) == ["index", "label", "bits_per_dim"]
+    assert table["index"].tolist() == list(range(11))
+    assert table["label"].tolist() == labels.tolist()
+    assert table["bits_per_dim"].tolist() == expected.mean(1).tolist()
+    assert f"{expected.mean():.4f} bits/dim ±" in printed
+    assert "upper bound, Monte Carlo error of the masks at most about 0." in printed
+    assert "3 passes, 11 images, seed 5" in printed
 
 
-def test_batches_do_not_matter_and_classes_do(workplace):
+def test_the_result_depends_on_classes_and_seed_but_not_on_batches(workplace):
     base = values(workplace)
     assert base.equals(values(workplace, "--batch-size", 2))
     assert not base.equals(values(workplace, "--conditional"))
@@ -46,8 +48,8 @@ def test_batches_do_not_matter_and_classes_do(workplace):
 
 def test_an_autoregressive_model_is_exact(workplace, tmp_path):
     model = save_tiny(tmp_path / "model", "ar")
-    said = workplace.run("likelihood", "--data", workplace.data, "--model", model)
-    assert "exact, 11 images" in said
+    printed = workplace.run("likelihood", "--data", workplace.data, "--model", model)
+    assert "exact, 11 images" in printed
 
 
 @pytest.mark.parametrize(
@@ -64,31 +66,31 @@ def test_an_autoregressive_model_is_exact(workplace, tmp_path):
         (("--out", "/dev/null/x.csv"), "cannot be made"),
     ],
 )
-def test_refuses(workplace, arguments, message):
+def test_a_wrong_option_is_refused(workplace, arguments, message):
     base = {"--data": "tiny"} | dict([arguments])
     with pytest.raises(FractalError, match=message):
         workplace.run("likelihood", *(word for pair in base.items() for word in pair))
 
 
-def test_a_folder_has_the_name_of_the_file(workplace, tmp_path):
+def test_a_folder_is_no_output_file(workplace, tmp_path):
     with pytest.raises(FractalError, match="is a folder: give the name of a file"):
         workplace.run("likelihood", "--data", "tiny", "--out", tmp_path)
 
 
-def test_refuses_images_of_another_size(workplace, tmp_path):
+def test_images_of_another_resolution_are_refused(workplace, tmp_path):
     data = save_images(tmp_path / "other", size=8)
     with pytest.raises(FractalError, match="data set other has images of 8 px, the model of 4 px"):
         workplace.run("likelihood", "--data", data)
 
 
-def test_other_classes_matter_only_where_the_model_is_told_them(workplace, tmp_path):
+def test_other_classes_are_refused_only_with_conditional(workplace, tmp_path):
     data = save_images(tmp_path / "other", classes=3)
     assert "11 images" in workplace.run("likelihood", "--data", data, "--passes", 1)
     with pytest.raises(FractalError, match=r"other \(3\) are not the model's \(4"):
         workplace.run("likelihood", "--data", data, "--conditional")
 
 
-def test_classes_of_other_names_are_other_classes(workplace, tmp_path):
+def test_classes_with_other_names_are_other_classes(workplace, tmp_path):
     model = tiny_model("mar")
     names = ("cat", "dog", "cow", "ant")
     model.config = model.config.model_copy(update={"class_names": names})
@@ -100,7 +102,7 @@ def test_classes_of_other_names_are_other_classes(workplace, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["likelihood", "sample"])
-def test_help(command):
+def test_the_help_names_the_option_workers(command):
     done = CliRunner().invoke(app, [command, "--help"])
     assert done.exit_code == 0
     assert "--workers" in done.output

@@ -22,7 +22,7 @@ FIDS = {"1": 20.0, "2": 19.0, "3": 21.0}
 
 
 class Models:
-    """The command on the store of one params.yaml."""
+    """Runs `fractal models` with the store of one params.yaml."""
 
     def __init__(self, folder: Path) -> None:
         self.params = folder / "params.yaml"
@@ -33,9 +33,9 @@ class Models:
         store.connect(self.params.parent / "outputs")
 
     def __call__(self, *words: object) -> str:
-        """What it prints; raises what it raises."""
+        """Run a command and return what it prints; raise what it raises."""
         every = ["models", *map(str, words), "--params", str(self.params)]
-        before, console.width = console.width, 200  # no cell is folded
+        before, console.width = console.width, 200  # No cell is wrapped.
         try:
             done = CliRunner().invoke(app, every)
         finally:
@@ -58,14 +58,14 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture
 def models(untouched: Models, tmp_path: Path) -> Models:
-    """A copy of its own."""
+    """A copy of the store, for a test that changes it."""
     shutil.copytree(untouched.params.parent, tmp_path / "copy")
     return Models(tmp_path / "copy")
 
 
 @pytest.fixture
 def unchanged(untouched: Models) -> Iterator[Models]:
-    """For tests that change nothing, shared by them."""
+    """The store that tests share if they change nothing."""
     untouched.connect()
     yield untouched
     assert _champion() == "2"
@@ -98,25 +98,25 @@ def _champion() -> str | None:
     return registry.aliased_version("digits", registry.CHAMPION)
 
 
-def test_the_list_says_who_is_what_and_why(unchanged):
-    shown = unchanged("list")
-    (row,) = (line for line in shown.splitlines() if "candidate" in line)
+def test_the_list_shows_aliases_metrics_and_decisions(unchanged):
+    printed = unchanged("list")
+    (row,) = (line for line in printed.splitlines() if "candidate" in line)
     assert "21.00" in row and "0.7000" in row
-    assert "not promoted: FID 21.000 against 19.000" in " ".join(shown.split())
-    assert "champion" in shown
+    assert "not promoted: FID 21.000 against 19.000" in " ".join(printed.split())
+    assert "champion" in printed
 
 
 def test_the_list_as_json_has_every_metric(unchanged):
-    (found,) = json.loads(unchanged("list", "--json"))
-    assert found["size"] == "digits"
-    assert [v["version"] for v in found["versions"]] == ["3", "2", "1"]
-    assert [v["aliases"] for v in found["versions"]] == [["candidate"], ["champion"], []]
-    assert [v["promoted"] for v in found["versions"]] == [False, True, True]
-    assert found["versions"][0]["metrics"]["fid_stderr"] == pytest.approx(0.1)
-    assert [c["version"] for c in found["champions"]] == ["1", "2"]
+    (model,) = json.loads(unchanged("list", "--json"))
+    assert model["size"] == "digits"
+    assert [v["version"] for v in model["versions"]] == ["3", "2", "1"]
+    assert [v["aliases"] for v in model["versions"]] == [["candidate"], ["champion"], []]
+    assert [v["promoted"] for v in model["versions"]] == [False, True, True]
+    assert model["versions"][0]["metrics"]["fid_stderr"] == pytest.approx(0.1)
+    assert [c["version"] for c in model["champions"]] == ["1", "2"]
 
 
-def test_an_empty_registry(empty):
+def test_an_empty_registry_lists_no_model(empty):
     assert "no model is registered" in empty("list")
     assert json.loads(empty("list", "--json")) == []
 
@@ -133,9 +133,9 @@ def _preview(models: Models) -> str:
     return run.info.run_id
 
 
-def test_promoted_by_hand_and_rolled_back(models):
-    said = models("promote", "digits", 3, "--because", "it draws sevens")
-    assert "version 3 is the champion now, it was version 2 before" in said
+def test_a_person_promotes_and_rolls_back(models):
+    message = models("promote", "digits", 3, "--because", "it draws sevens")
+    assert "version 3 is the champion now, it was version 2 before" in message
     assert _champion() == "3"
     tags = registry.version_tags("digits", "3")
     assert tags["fractal.decision"].endswith("it draws sevens")
@@ -149,7 +149,7 @@ def test_promoted_by_hand_and_rolled_back(models):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["promote", "digitz", 1, "--because", "x"], "registered are the sizes digits"),
         (["promote", "digits", 7, "--because", "x"], "has no version 7: choose 3 or 2 or 1"),
@@ -157,26 +157,26 @@ def test_promoted_by_hand_and_rolled_back(models):
         (["rollback", "mar-h"], "no model fractal-mar-h is registered"),
     ],
 )
-def test_mistakes_are_told_on_one_line(unchanged, words, said):
-    with pytest.raises(FractalError) as caught:
+def test_a_mistake_is_an_error_on_one_line(unchanged, words, message):
+    with pytest.raises(FractalError) as raised:
         unchanged(*words)
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("because", [[], ["--because", " "]])
-def test_an_override_says_why(unchanged, because):
+def test_a_promotion_needs_a_reason(unchanged, because):
     with pytest.raises(SystemExit):
         unchanged("promote", "digits", 1, *because)
 
 
-def test_no_champion_to_go_back_to(models):
+def test_the_first_champion_cannot_be_rolled_back(models):
     models("rollback", "digits")
     with pytest.raises(FractalError, match="version 1 is the first: choose a version with"):
         models("rollback", "digits")
 
 
-def test_no_champion_at_all(empty):
+def test_a_model_without_versions_has_no_champion(empty):
     mlflow.MlflowClient().create_registered_model("fractal-digits")
     with pytest.raises(FractalError, match="no earlier champion, it never had a champion"):
         empty("rollback", "digits")

@@ -16,11 +16,11 @@ from tests.support.tiny_files import save_tiny
 def sample(workplace, *arguments):
     out = workplace.folder / "x.npz"
     workplace.run("sample", "--out", out, *arguments)
-    with np.load(out) as found:
-        return found["arr_0"], found["arr_1"].tolist()
+    with np.load(out) as arrays:
+        return arrays["arr_0"], arrays["arr_1"].tolist()
 
 
-def test_every_image_has_the_seed_and_class_asked_for(workplace):
+def test_every_image_has_its_seed_and_class(workplace):
     settings = ("--guidance", 3, "--logit-scale", 1.2, "--iterations", "3,2", "--seed", 7)
     images, labels = sample(workplace, "--classes", "2,none", "--n", 3, *settings)
     assert labels == [2, 2, 2, -1, -1, -1]
@@ -29,13 +29,13 @@ def test_every_image_has_the_seed_and_class_asked_for(workplace):
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
 
 
-def test_batch_size_does_not_matter(workplace):
+def test_the_images_do_not_depend_on_the_batch_size(workplace):
     base, _ = sample(workplace, "--classes", "1,3", "--n", 5)
     split, _ = sample(workplace, "--classes", "1,3", "--n", 5, "--batch-size", 3)
     assert np.array_equal(base, split)
 
 
-def test_defaults_are_unconditional_and_of_the_model_s_size(workplace):
+def test_the_defaults_are_no_class_and_the_size_s_settings(workplace):
     images, labels = sample(workplace)
     assert labels == [-1] * 16
     config = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(4, 4))
@@ -43,7 +43,7 @@ def test_defaults_are_unconditional_and_of_the_model_s_size(workplace):
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
 
 
-def test_class_names(workplace, tmp_path):
+def test_classes_can_be_given_by_name(workplace, tmp_path):
     model = tiny_model("mar")
     model.config = model.config.model_copy(update={"class_names": ("cat", "dog", "cow", "ant")})
     from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
@@ -54,7 +54,7 @@ def test_class_names(workplace, tmp_path):
     assert labels == [1, 3]
 
 
-def test_a_model_of_no_size_needs_one_named(workplace, tmp_path):
+def test_a_model_of_no_size_needs_the_option_size(workplace, tmp_path):
     model = save_tiny(tmp_path / "model", "mar", widths=(32, 16, 8))
     with pytest.raises(FractalError, match="layers of no size in params.yaml: choose the size"):
         sample(workplace, "--model", model)
@@ -62,20 +62,20 @@ def test_a_model_of_no_size_needs_one_named(workplace, tmp_path):
     assert images.shape == (1, 4, 4, 3)
 
 
-def test_an_order_as_numbers(workplace):
-    given, _ = sample(workplace, "--n", 2, "--order", "0,1, 2 3")
+def test_the_order_can_be_given_as_numbers(workplace):
+    numbered, _ = sample(workplace, "--n", 2, "--order", "0,1, 2 3")
     raster, _ = sample(workplace, "--n", 2, "--order", "raster")
-    assert np.array_equal(given, raster)
+    assert np.array_equal(numbered, raster)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.npz"])
-def test_a_folder_has_the_name_of_the_file(workplace, tmp_path, name):
+def test_a_folder_is_no_output_file(workplace, tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(FractalError, match=f"{name} is a folder: give the name of a file"):
         sample(workplace, "--out", tmp_path / name)
 
 
-def test_a_folder_is_gone_on_with(workplace, tmp_path):
+def test_a_stopped_folder_is_completed(workplace, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "images"
     workplace.run("sample", "--out", whole, "--n", 4, "--seed", 3)
     workplace.run("sample", "--out", folder, "--n", 4, "--seed", 3)
@@ -84,8 +84,8 @@ def test_a_folder_is_gone_on_with(workplace, tmp_path):
     workplace.run("sample", "--out", folder, "--n", 4, "--seed", 3)
     assert (folder / "2.png").stat().st_mtime_ns == kept
     for number in range(4):
-        made, expected = ((f / f"{number}.png").read_bytes() for f in (folder, whole))
-        assert made == expected
+        completed, expected = ((f / f"{number}.png").read_bytes() for f in (folder, whole))
+        assert completed == expected
     with pytest.raises(FractalError, match="images of another model, class, seed or setting"):
         workplace.run("sample", "--out", folder, "--n", 4, "--seed", 4)
 
@@ -120,7 +120,7 @@ def test_a_folder_is_gone_on_with(workplace, tmp_path):
         (("--classes", "٣"), "class '٣' is unknown"),
     ],
 )
-def test_refuses(workplace, arguments, message):
+def test_a_wrong_option_is_refused(workplace, arguments, message):
     with pytest.raises(FractalError, match=message):
         sample(workplace, *arguments)
     assert not list(workplace.folder.glob(".*partial"))
