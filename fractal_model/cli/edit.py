@@ -35,7 +35,7 @@ def edit(
     ] = None,
     fit: Annotated[
         bool,
-        typer.Option("--fit", help="Crop image and mask to the middle square and resize them."),
+        typer.Option("--fit", help="Crop image and mask to the middle square and resize."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first variant of each class.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of variants of each class.")] = 1,

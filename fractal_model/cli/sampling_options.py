@@ -202,10 +202,8 @@ def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        beginning = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
-        raise FractalError(
-            f"{name}: found {beginning}, expected whole numbers such as 3,1"
-        ) from error
+        start = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
+        raise FractalError(f"{name}: found {start}, expected whole numbers such as 3,1") from error
     if count is not None and len(values) != count:
         expected = count_of(count, "number")
         raise FractalError(f"{name}: found {len(values)} in {text!r}, expected {expected}")
