@@ -33,10 +33,7 @@ def edit(
     uncrop: Annotated[
         float | None, typer.Option(help="Shrink the image, such as to 0.5, and generate around it.")
     ] = None,
-    fit: Annotated[
-        bool,
-        typer.Option("--fit", help="Crop image and mask to the middle square and resize."),
-    ] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Crop to a square, then resize.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first variant of each class.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of variants of each class.")] = 1,
     grid: Annotated[

@@ -27,14 +27,9 @@ def _table(section: DatasetTable) -> FittedTable:
     cells = section.cells.map(lambda cell: cell.replace(" ± ", "±"))
     names = [_shorten(name) for name in cells.pop("model")]
     table = FittedTable(section.dataset, ["model", *map(_heading, cells)])
-    for name, note_number, row in zip(
-        names, section.note_numbers, cells.itertuples(index=False), strict=True
-    ):
-        table.add_row(
-            f"{name} [{note_number}]" if note_number else name,
-            *row,
-            style="dim" if note_number else "",
-        )
+    rows = zip(names, section.note_numbers, cells.itertuples(index=False), strict=True)
+    for name, note, row in rows:
+        table.add_row(f"{name} [{note}]" if note else name, *row, style="dim" if note else "")
     return table
 
 
