@@ -120,7 +120,7 @@ def test_a_number_out_of_range_is_refused(options, message):
 
 
 def test_an_unknown_data_set_is_refused():
-    with pytest.raises(FractalError, match="'faces' is unknown, .* or give the number"):
+    with pytest.raises(FractalError, match="'faces' is unknown: .* or give the number"):
         dataset_splits(PARAMS, "faces")
     with pytest.raises(FractalError, match="images is 0, expected"):
         dataset_splits(PARAMS, "faces", 0)
