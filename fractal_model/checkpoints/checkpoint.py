@@ -22,22 +22,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import atomic_folder, sha256
-from fractal_model.common.strict import StrictModel
+from fractal_model.common.strict import NotNegativeInt, StrictModel
+from fractal_model.common.validation import read_json
 from fractal_model.config.model import ModelConfig
 from fractal_model.model.fractal import FractalModel
-from fractal_model.model.pretrained import CONFIG, WEIGHTS
-from fractal_model.model.weights import save_weights
+from fractal_model.model.pretrained import CONFIG, WEIGHTS, read_config
+from fractal_model.model.weights import load_weights, save_weights
 
 OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
 CHECKSUMS, MARKER = "checksums.json", "COMPLETE"
+_REQUIRED, _OPTIONAL = (WEIGHTS, CONFIG, PROGRESS), (EMA_WEIGHTS, OPTIMIZER)
+_CHECKSUMS = TypeAdapter(dict[str, str])
 CHECKPOINT_ONLY = (EMA_WEIGHTS, OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
 """Files of a checkpoint that an exported folder does not have."""
 
@@ -48,10 +49,10 @@ class Progress(StrictModel):
     size: str
     fingerprint: str
     """Hash of everything that decides the run: model, recipe, data, version."""
-    position: int
+    position: NotNegativeInt
     """Number of images seen, over all workers and epochs."""
-    steps: int
-    skipped: tuple[int, ...] = ()
+    steps: NotNegativeInt
+    skipped: tuple[NotNegativeInt, ...] = ()
     """Positions of the batches that were skipped because their loss or gradient was not finite."""
 
 
@@ -124,26 +125,36 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Check the marker and checksums, then read a checkpoint. FractalError: it is missing, damaged,
     of another version, or not plain data."""
     verify_checkpoint(folder)
-    optimizer, ema = None, folder / EMA_WEIGHTS
+    optimizer, ema = folder / OPTIMIZER, folder / EMA_WEIGHTS
     try:
-        if (folder / OPTIMIZER).is_file():
-            optimizer = torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu")
+        config = read_config(folder)
+        expected = FractalModel.without_memory(config).state_dict()
         return Checkpoint(
-            config=ModelConfig.model_validate_json((folder / CONFIG).read_text()),
-            weights=load_file(folder / WEIGHTS),
-            progress=Progress.model_validate_json((folder / PROGRESS).read_text()),
-            optimizer=optimizer,
-            ema=load_file(ema) if ema.is_file() else None,
+            config=config,
+            weights=load_weights(folder / WEIGHTS, expected),
+            progress=read_json(folder / PROGRESS, Progress, "the progress of a training"),
+            optimizer=_load_optimizer(optimizer) if optimizer.is_file() else None,
+            ema=load_weights(ema, expected) if ema.is_file() else None,
         )
+    except FractalError as error:
+        raise FractalError(
+            f"the checkpoint {folder} is refused: {error}; use an earlier checkpoint or train again"
+        ) from error
+
+
+def _load_optimizer(file: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise FractalError(
-            f"the checkpoint {folder} is refused: {OPTIMIZER} contains more than plain tensors "
-            f"and numbers; do not use a checkpoint from this source"
+            f"{OPTIMIZER} contains more than plain tensors and numbers; do not use a checkpoint "
+            f"from this source"
         ) from error
-    except (ValidationError, SafetensorError, RuntimeError) as error:
-        raise FractalError(
-            f"the checkpoint {folder} was written by another version: {one_line(error)}"
-        ) from error
+    except Exception as error:  # A damaged file can cause any error.
+        raise FractalError(f"{OPTIMIZER} is damaged: {one_line(error)}") from error
+    if not isinstance(state, dict):
+        raise FractalError(f"{OPTIMIZER} is damaged: it holds a {type(state).__name__}")
+    return state
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -165,7 +176,17 @@ def _find_problem(folder: Path) -> str | None:
         return f"incomplete, it has no {MARKER} marker: writing it was interrupted"
     if marker.read_bytes() != sha256(checksums).encode():
         return f"damaged: {CHECKSUMS} or {MARKER} has changed"
-    for name, expected in json.loads(checksums.read_text()).items():
+    try:
+        sums = _CHECKSUMS.validate_json(checksums.read_bytes())
+    except ValidationError:
+        return f"damaged: {CHECKSUMS} is no table of names and checksums"
+    if unknown := sums.keys() - {*_REQUIRED, *_OPTIONAL}:
+        return f"damaged: {CHECKSUMS} names the unknown file {min(unknown)!r}"
+    # A file without a checksum would be read unchecked.
+    present = {name for name in _OPTIONAL if (folder / name).exists()}
+    if unlisted := {*_REQUIRED, *present} - sums.keys():
+        return f"damaged: {CHECKSUMS} has no checksum of {min(unlisted)}"
+    for name, expected in sums.items():
         file = folder / name
         if not file.is_file():
             return f"damaged: {name} is missing"

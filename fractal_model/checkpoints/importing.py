@@ -24,7 +24,6 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.checkpoints.published_names import from_published
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import as_float32, differences
@@ -86,7 +85,7 @@ def import_published(
 ) -> None:
     """Write a published checkpoint as one of ours, without optimiser state. `file` is for errors.
     FractalError: it has another size, a weight is not finite, or the disk is full."""
-    model = _empty_model(size.model)
+    model = FractalModel.without_memory(size.model)
     if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(
             f"{file} is not of the size {size.name}: {wrong}; {_advice(published, params)}"
@@ -212,17 +211,13 @@ def _type_name(value: object) -> str:
     return f"a tensor of {value.dtype}, {value.layout}, on {value.device.type}"
 
 
-def _empty_model(config: ModelConfig) -> FractalModel:
-    """Build a model that has names and shapes but no memory for the weights."""
-    with torch.device("meta"):
-        return FractalModel(config)
-
-
 def _advice(published: Published, params: Params) -> str:
     fitting_sizes = [
         name
         for name in params.models
-        if not differences(_empty_model(params.size(name).model).state_dict(), published.weights)
+        if not differences(
+            FractalModel.without_memory(params.size(name).model).state_dict(), published.weights
+        )
     ]
     if fitting_sizes:
         return f"it fits {' and '.join(fitting_sizes)}, give the size {fitting_sizes[0]}"

@@ -1,13 +1,31 @@
-"""Describe what is wrong with the user's settings, on one line."""
+"""Read settings from JSON, and describe what is wrong with the user's settings, on one line."""
 
 import difflib
+from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.safe_text import shorten
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 SHOWN_PROBLEMS = 20
 _LONGEST = 100
+
+
+def read_json(file: Path, model: type[Settings], content: str) -> Settings:
+    """Read settings from a JSON file that holds `content`. FractalError: the file is damaged or its
+    settings are wrong."""
+    try:
+        return model.model_validate(from_json(file.read_bytes()))
+    except ValidationError as error:  # Before ValueError, its base class, which from_json raises.
+        reason = describe(error, model)
+    except ValueError as error:
+        reason = f"damaged or truncated, {one_line(error)}"
+    raise FractalError(f"{file} is not {content}: {reason}")
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:

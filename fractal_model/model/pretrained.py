@@ -12,18 +12,15 @@ there is no safetensors file. Here each of these is an error.
 from pathlib import Path
 from typing import Self
 
+import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
-from pydantic import ValidationError
-from pydantic_core import from_json
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.validation import describe
+from fractal_model.common.validation import read_json
 from fractal_model.config.model import ModelConfig
-from fractal_model.model.weights import as_float32, differences, save_weights
+from fractal_model.model.weights import load_weights, save_weights
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CARD = """---
@@ -77,42 +74,28 @@ class PretrainedModule(
                 f"{folder} is no exported model, it lacks {' and '.join(missing)}: write one with "
                 f"`fractal export`, or copy the whole folder again"
             )
-        model = cls(_read_config(folder / CONFIG))
-        model.load_state_dict(_read_weights(folder / WEIGHTS, model.state_dict()))
+        config = read_config(folder)
+        weights = load_weights(folder / WEIGHTS, cls.without_memory(config).state_dict())
+        model = cls(config)
+        model.load_state_dict(weights)
         return model.eval()
+
+    @classmethod
+    def without_memory(cls, config: ModelConfig) -> Self:
+        """Build a model that has names and shapes but no memory for the weights."""
+        with torch.device("meta"):
+            return cls(config)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read the model's configuration. FractalError: the file is damaged or a setting is wrong."""
+    return read_json(folder / CONFIG, ModelConfig, "the configuration of a fractal model")
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
     """True if `folder` has a file of an exported model and none of the files named `foreign`."""
     has_ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
     return has_ours and not any((folder / name).exists() for name in foreign)
-
-
-def _read_config(file: Path) -> ModelConfig:
-    try:
-        return ModelConfig.model_validate(from_json(file.read_bytes()))
-    except ValidationError as error:  # Before ValueError, its base class, which from_json raises.
-        reason = describe(error, ModelConfig)
-    except ValueError as error:
-        reason = f"damaged or truncated, {one_line(error)}"
-    raise FractalError(f"{file} is not the configuration of a fractal model: {reason}")
-
-
-def _read_weights(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise FractalError(
-            f"{file} ({file.stat().st_size} bytes) is damaged or truncated: {one_line(error)}; "
-            f"copy or export it again"
-        ) from error
-    mismatch = differences(expected, weights)
-    if mismatch:
-        raise FractalError(f"{file} does not fit {CONFIG} beside it: {mismatch}")
-    try:
-        return as_float32(weights)
-    except FractalError as error:
-        raise FractalError(f"{file} cannot be used: {error}") from error
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:

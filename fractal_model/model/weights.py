@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fractal_model.common.errors import FractalError
+from fractal_model.common.errors import FractalError, one_line
 
 _MOST_NAMES = 3
 
@@ -35,6 +36,27 @@ def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) ->
 
 def _first_names(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
+
+
+def load_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read weights in float32 from a safetensors file. Names and shapes are compared with
+    `expected`, which may be on `meta`, so that a wrong configuration needs no memory.
+
+    FractalError: the file is damaged, does not fit, or float32 cannot hold its values.
+    """
+    try:
+        weights = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise FractalError(
+            f"{file} ({file.stat().st_size} bytes) is damaged or truncated: {one_line(error)}; "
+            f"copy or export it again"
+        ) from error
+    if mismatch := differences(expected, weights):
+        raise FractalError(f"{file} does not fit the configuration beside it: {mismatch}")
+    try:
+        return as_float32(weights)
+    except FractalError as error:
+        raise FractalError(f"{file} cannot be used: {error}") from error
 
 
 def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fractal_model.checkpoints import checkpoint as module
 from fractal_model.checkpoints.checkpoint import (
@@ -162,6 +163,79 @@ def test_an_earlier_checkpoint_loads_after_a_kill_at_any_change(saved):
     verify_checkpoint(folder.parent / "next")  # It replaced an unfinished folder.
 
 
+def _seal(folder: Path, checksums: bytes | None = None) -> None:
+    """Write a valid marker for `checksums`, by default for the correct ones."""
+    if checksums is None:
+        files = [folder / name for name in FILES[:4]]
+        sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        checksums = json.dumps(sums).encode()
+    (folder / "checksums.json").write_bytes(checksums)
+    (folder / "COMPLETE").write_text(hashlib.sha256(checksums).hexdigest())
+
+
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"\xff\xfe", DEEP, b"{not", b"", b'{"a": 5}'])
+def test_checksums_that_are_no_table_are_named(saved, content):
+    _seal(saved[0], content)
+    with pytest.raises(FractalError, match=r"checksums.json is no table"):
+        load_checkpoint(saved[0])
+
+
+@pytest.mark.parametrize("name", FILES[:4])
+def test_a_file_without_a_checksum_is_refused(saved, name):
+    sums = json.loads((saved[0] / "checksums.json").read_text())
+    del sums[name]
+    _seal(saved[0], json.dumps(sums).encode())
+    with pytest.raises(FractalError, match=f"checksums.json has no checksum of {name}"):
+        verify_checkpoint(saved[0])
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x", "a\0b", "weights.safetensors"])
+def test_checksums_of_other_files_are_refused(saved, name):
+    sums = json.loads((saved[0] / "checksums.json").read_text())
+    _seal(saved[0], json.dumps(sums | {name: "0"}).encode())
+    with pytest.raises(FractalError, match="names the unknown file"):
+        verify_checkpoint(saved[0])
+
+
+@pytest.mark.parametrize("name", ["config.json", "progress.json", "optimizer.pt"])
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"\xff\xfe", DEEP, b"{not", b"PK\x03\x04junk"])
+def test_a_sealed_file_that_cannot_be_read_is_named_on_one_line(saved, name, content):
+    (saved[0] / name).write_bytes(content)
+    _seal(saved[0])
+    with pytest.raises(FractalError, match=f"{name}.*; use an earlier checkpoint") as raised:
+        load_checkpoint(saved[0])
+    assert "\n" not in str(raised.value)
+
+
+def test_optimiser_state_that_is_no_table_is_refused(saved):
+    torch.save([1], saved[0] / "optimizer.pt")
+    _seal(saved[0])
+    with pytest.raises(FractalError, match=r"optimizer.pt is damaged: it holds a list"):
+        load_checkpoint(saved[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor.double().fill_(1e300), "not finite in float32"),
+        (lambda tensor: tensor.fill_(torch.nan), "not finite in float32"),
+        (lambda tensor: tensor.to(torch.int8), "holds torch.int8, expected floating-point"),
+        (lambda tensor: tensor[:1], "does not fit the configuration"),
+    ],
+)
+def test_sealed_weights_that_the_model_cannot_use_are_refused(saved, change, message):
+    file = saved[0] / "model.safetensors"
+    weights = load_file(file)
+    name = "class_embedding.weight"
+    save_file(weights | {name: change(weights[name]).contiguous()}, file)
+    _seal(saved[0])
+    with pytest.raises(FractalError, match=message):
+        load_checkpoint(saved[0])
+
+
 class _Payload:
     def __init__(self, file):
         self.file = str(file)
@@ -175,11 +249,7 @@ def test_pickled_code_is_refused_and_does_not_run(saved, tmp_path):
     folder, trap = saved[0], tmp_path / "executed"
     with (folder / "optimizer.pt").open("wb") as file:
         pickle.dump(_Payload(trap), file)
-    sums = json.loads((folder / "checksums.json").read_text())
-    sums["optimizer.pt"] = hashlib.sha256((folder / "optimizer.pt").read_bytes()).hexdigest()
-    (folder / "checksums.json").write_text(json.dumps(sums))
-    marker = hashlib.sha256((folder / "checksums.json").read_bytes()).hexdigest()
-    (folder / "COMPLETE").write_text(marker)
+    _seal(folder)
     with pytest.raises(FractalError, match="optimizer"):
         load_checkpoint(folder)
     assert not trap.exists()

@@ -128,6 +128,19 @@ def test_a_damaged_folder_is_explained_on_one_line(exported, tmp_path, damage, m
         assert "\n" not in str(raised.value)
 
 
+def test_weights_are_compared_before_the_model_needs_memory(exported, monkeypatch):
+    build = FractalModel.__init__
+
+    def build_without_memory(self, config):
+        assert torch.get_default_device().type == "meta"
+        build(self, config)
+
+    monkeypatch.setattr(FractalModel, "__init__", build_without_memory)
+    _change_json(exported / "config.json", num_classes=1_000_000)
+    with pytest.raises(FractalError, match=r"class_embedding.weight .* instead of \[1000000, "):
+        FractalModel.from_pretrained(exported)
+
+
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "no such folder"])
 def test_a_missing_folder_is_named(name):
     with pytest.raises(FractalError, match=f"no folder {name}") as raised:
