@@ -6,16 +6,20 @@ project's path may be longer. Links in the run folder lead to the project, so th
 configuration and Ray's command lines contain no spaces or special characters of its path.
 """
 
+import re
 import secrets
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
 """Largest length of the temporary folder's path; Ray adds up to 70 characters for its sockets."""
+_USER, _SECRET = "[A-Za-z0-9_.-]+:", "[A-Za-z0-9_.-]{16,}"
 
 
 def write_private(file: Path, text: str) -> None:
@@ -58,14 +62,26 @@ class ServicesFolder:
         return run if owner == self.project or not owner.is_dir() else None
 
     def login(self) -> str:
-        """The login of Prefect and MLflow as `user:password`, written at the first call."""
+        """The login of Prefect and MLflow as `user:password`, written at the first call.
+        FractalError: the file is empty or malformed; Prefect would accept an empty password."""
         return self._read_or_create_secret(self.login_file, "fractal:")
 
     def _read_or_create_secret(self, file: Path, prefix: str = "") -> str:
         self.state.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             write_private(file, prefix + secrets.token_hex(32))
-        return file.read_text().strip()
+        secret = ""
+        with suppress(OSError, UnicodeDecodeError):
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+            secret = file.read_text().strip()
+        if not re.fullmatch(f"{_USER if prefix else ''}{_SECRET}", secret):
+            raise FractalError(
+                f"{file} holds no valid secret, expected {'USER:' if prefix else ''}SECRET with at "
+                f"least 16 letters, digits, `_`, `.` or `-`: remove the file, then `make down` and "
+                f"`make up` write a new one and use it"
+            )
+        return secret
 
     def create_run(self) -> Path:
         """Make a new run folder and the servers' secrets, and return the folder."""

@@ -46,7 +46,7 @@ def _is_answering(address: str, headers: dict[str, str] | None = None) -> bool:
 
 def _is_ray_ready(config: ServicesConfig, folder: ServicesFolder) -> bool:
     try:
-        headers = {"Authorization": f"Bearer {folder.token.read_text()}"}
+        headers = {"Authorization": f"Bearer {folder.token.read_text().strip()}"}
     except OSError:
         return False
     return _is_answering(f"{config.ray_jobs}/api/jobs/", headers)

@@ -168,6 +168,27 @@ def test_no_command_line_contains_a_secret(folder):
     assert folder.token.read_text() not in text
 
 
+@pytest.mark.parametrize(
+    "content", ["", " \n", "fractal:", "fractal", "fractal:weak", 'me:a"b' * 9]
+)
+def test_an_empty_or_malformed_secret_is_refused(folder, content):
+    for file in (folder.login_file, folder.token):
+        folder.state.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        with pytest.raises(FractalError, match=rf"{file.name} holds no valid secret.*remove"):
+            folder.create_run()
+        assert file.read_text() == content
+        file.unlink()
+
+
+def test_a_secret_that_others_could_read_becomes_private(folder):
+    folder.state.mkdir(parents=True)
+    folder.login_file.write_text("me:0123456789abcdef\n")
+    folder.login_file.chmod(0o644)
+    assert folder.login() == "me:0123456789abcdef"
+    assert folder.login_file.stat().st_mode & 0o777 == 0o600
+
+
 def test_servers_have_the_login_and_their_own_address(folder, run, monkeypatch):
     """Variables of the shell for other servers do not change this."""
     monkeypatch.setenv("PREFECT_SERVER_UI_API_URL", "http://elsewhere:4200/api")
