@@ -26,6 +26,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.safe_text import shorten
 from fractal_model.common.strict import LARGEST_SEED
 from fractal_model.common.validation import describe
+from fractal_model.config.model import UNCONDITIONAL
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.classes import class_number
@@ -65,6 +66,8 @@ class ServedFractalModel(PythonModel):
         """Draw the images of a table of at most MOST_ROWS rows; return PNG bytes in their order.
         Columns: class (number or name, `none` for no class), seed, and optionally guidance and
         logit_scale, with a number in every row. BadRequest: a row or column is wrong."""
+        if params is not None:  # MLflow empties them, since the signature has none.
+            raise BadRequest(f"params are not used: send {' or '.join(SETTINGS)} as a column")
         rows = _read_rows(model_input)
         requests = [self._read_request(place, row) for place, row in enumerate(rows)]
         same_settings = defaultdict(list)
@@ -90,12 +93,18 @@ class ServedFractalModel(PythonModel):
 
     def _read_class(self, value: object) -> int:
         number = _whole_number(value)
-        return class_number(str(value if number is None else number), self._model.config)
+        if number is not None and abs(number) < 2**63:
+            value = str(number)
+        if not isinstance(value, str):
+            expected = f"a name, a number or {UNCONDITIONAL!r}"
+            raise FractalError(f"class is {_shorten_repr(value)}: expected {expected}")
+        return class_number(value, self._model.config)
 
     def _read_settings(self, row: dict) -> SamplingConfig:
         settings = {name: row[name] for name in SETTINGS if name in row}
         for name, value in settings.items():
-            if value is None or value != value:  # pandas fills a missing cell with NaN.
+            # pandas fills a missing cell with NaN.
+            if value is None or (_is_number(value) and value != value):
                 raise FractalError(f"{name} is missing: give it in every row, or in none")
             if not _is_number(value):
                 raise FractalError(f"{name} is {_shorten_repr(value)}: expected a number")
@@ -113,6 +122,11 @@ def _read_rows(table: Any) -> list[dict]:
         raise BadRequest(
             f"the request has {len(table):,} rows, at most {MOST_ROWS:,} are allowed: send several "
             f"requests"
+        )
+    if not isinstance(table.index, pd.RangeIndex):  # The first value of a CSV row without a name.
+        raise BadRequest(
+            "the rows have an index, and are perhaps one value longer than the header: send the "
+            f"columns {_COLUMNS} without an index"
         )
     columns = [str(name) for name in table.columns]
     for name in columns:
@@ -136,7 +150,10 @@ def _whole_number(value: Any) -> int | None:
 
 
 def _shorten_repr(value: object) -> str:
-    return shorten(repr(value), _LONGEST)
+    try:
+        return shorten(repr(value), _LONGEST)
+    except (ValueError, RecursionError):  # Python refuses to print long integers and deep lists.
+        return f"a huge {type(value).__name__}"
 
 
 def _read_seed(value: object) -> int:

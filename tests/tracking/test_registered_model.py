@@ -102,6 +102,15 @@ def test_signature_example_and_requirements_are_set(registered):
     assert info.saved_input_example_info["type"] == "dataframe"
 
 
+def _ask_mlflows_server(**request: object) -> str:
+    """Let MLflow itself parse a bad request, without a socket, and return the error's message."""
+    app = scoring_server.init(mlflow.pyfunc.load_model("models:/fractal-digits@champion"))
+    answer = TestClient(app).post("/invocations", **request)
+    assert answer.status_code == 400
+    assert "\n" not in answer.json()["message"]
+    return answer.json()["message"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -111,12 +120,19 @@ def test_signature_example_and_requirements_are_set(registered):
     ],
 )
 def test_mlflows_server_refuses_values_that_mlflow_would_cast_or_drop(registered, change, message):
-    """MLflow itself parses the request, without a socket."""
-    app = scoring_server.init(mlflow.pyfunc.load_model("models:/fractal-digits@champion"))
     body = {"dataframe_records": [{"class": 1, "seed": 1} | change]}
-    answer = TestClient(app).post("/invocations", json=body)
-    assert answer.status_code == 400
-    assert message in answer.json()["message"] and "\n" not in answer.json()["message"]
+    assert message in _ask_mlflows_server(json=body)
+
+
+@pytest.mark.parametrize("params", [{"guidance": 3.0}, {"temperature": 1}])
+def test_params_are_refused(registered, params):
+    body = {"dataframe_records": [{"class": 1, "seed": 1}], "params": params}
+    assert "send guidance or logit_scale as a column" in _ask_mlflows_server(json=body)
+
+
+def test_a_csv_row_that_is_longer_than_its_header_is_refused(registered):
+    csv = {"content": "class,seed\n1,0,5\n", "headers": {"Content-Type": "text/csv"}}
+    assert "one value longer than the header" in _ask_mlflows_server(**csv)
 
 
 def test_the_example_request_is_answered(registered):

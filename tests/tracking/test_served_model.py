@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -28,6 +30,10 @@ from tests.support import tiny_model
 
 SETTINGS = SamplingConfig(guidance=3.0, logit_scale=1.2, iterations=(3, 2))
 NAMES = ("plaice", "tench, Tinca tinca", "2 of hearts", "pike")
+
+DEEP: list = []
+for _ in range(10**5):
+    DEEP = [DEEP]
 
 
 @pytest.fixture
@@ -75,9 +81,7 @@ def test_a_row_without_settings_uses_those_of_the_model(served):
 
 
 def test_rows_of_equal_settings_are_sampled_together_and_keep_their_order(served, requests):
-    rows = pd.DataFrame(
-        {"class": [0, 1, 0], "seed": [5, 6, 5], "guidance": [2.0, 3.0, 2.0]}, index=[9, 9, 3]
-    )
+    rows = pd.DataFrame({"class": [0, 1, 0], "seed": [5, 6, 5], "guidance": [2.0, 3.0, 2.0]})
     images = served.predict(None, rows)
     assert sorted(requests) == [1, 2]
     assert images[0] == images[2] != images[1]
@@ -106,10 +110,19 @@ def test_a_number_and_its_text_are_the_same_class(tmp_path):
     [
         ({"class": 4}, "class '4' is unknown: this model knows 0 … 3"),
         ({"class": -1}, "class '-1' is unknown"),
-        ({"class": 1.5}, "class '1.5' is unknown"),
+        ({"class": 1.5}, "class is 1.5: expected a name, a number or 'none'"),
         ({"class": "tensh, Tinca tinca"}, "did you mean 'tench, Tinca tinca'"),
-        ({"class": None}, "class 'nan' is unknown"),
-        ({"class": True}, "class 'True' is unknown"),
+        ({"class": None}, "class is nan: expected a name"),
+        ({"class": math.nan}, "class is nan: expected a name"),
+        ({"class": True}, "class is True: expected a name"),
+        ({"class": [1]}, "class is [1]: expected a name"),
+        ({"class": DEEP}, "class is a huge list: expected a name"),
+        ({"class": 10**5000}, "class is a huge int: expected a name"),
+        ({"class": "9" * 5000}, "is unknown"),
+        ({"seed": 10**5000}, "seed is a huge int: expected a whole number"),
+        ({"seed": [10**5000]}, "seed is a huge list"),
+        ({"guidance": 10**5000}, "guidance: "),
+        ({"guidance": np.zeros(2)}, "guidance is array([0., 0.]): expected a number"),
         ({"seed": 1.5}, "seed is 1.5: expected a whole number"),
         ({"seed": True}, "seed is True: expected a whole number"),
         ({"seed": "1"}, "seed is '1': expected a whole number"),
@@ -157,6 +170,8 @@ VALID = {"class": 0, "seed": 0}
         (pd.DataFrame({"class": 0, "seed": range(10**6)}), "has 1,000,000 rows"),
         ([[0, 0]], "column '0' is unknown"),
         ({"class": [0, 1], "seed": [0]}, "the request is no table"),
+        (pd.read_csv(io.StringIO("class,seed\n0,0,5")), "one value longer than the header"),
+        (pd.DataFrame(VALID, index=[1]), "without an index"),
         (7, "the request is no table"),
     ],
 )
