@@ -7,7 +7,7 @@ such as `\\x1b`. A text that is too long keeps both ends, because a message ends
 
 import os
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 LONGEST, LONGEST_NAME = 2000, 120
 """Largest number of characters of a message, and of a name."""
@@ -15,33 +15,52 @@ HIDDEN = "***"
 
 _JOINERS = "\u200c\u200d"  # invisible, but some letters and emoji need them
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Every repetition has a bound, so that no text makes the search slow.
-_PORT = r"\d{1,5}(?:[/?#\s'\",;)\]}>]|$)"
+# Every repetition has a bound, and none begins at every character, so that no text makes the search
+# slow.
+_NAME = r"[^\s/?#'\"<>@:\[]{0,500}"
+_PORT = r"\d{1,5}(?:[?#\s'\",;)\]}>]|$|/[^\s?#@]{0,500}(?:[\s?#]|$))"
+_HOST = r"[\w.-]{0,250}(?:localhost|\.[\w-]{1,63}):\d{1,5}(?:/|$)"
 _USER = re.compile(
-    rf"([a-z][a-z0-9+.-]{{0,40}}://+)[^\s/?#'\"<>@:\[]{{0,500}}:(?!{_PORT})\S{{0,500}}@", re.I
+    rf"(//)(?!{_HOST}){_NAME}:(?!{_PORT})"
+    r"(?:\S{0,500}@|[^\s@]{1,200}(?: [^\s@]{1,200}){1,3}@)"
 )
-_USER_ALONE = re.compile(r"(https?://)[^\s/?#'\"<>@:\[]{1,500}@", re.I)
-_WORDS = r"token|secret|passw(?:or)?d|passphrase|pwd|credential|signature"
+# The other names before an @ are containers of Azure, and the user of a git repository.
+_USER_ALONE = re.compile(
+    r"((?<!abfss)(?<!abfs)(?<!wasbs)(?<!wasb)(?<!ssh)://)[^\s/?#'\"<>@:\[]{1,500}@", re.I
+)
+_WEBHOOK = re.compile(r"(hooks\.slack\.com/\w{1,20}/)[^\s'\"<>]+", re.I)
+_WORDS = r"token|secret|passw(?:or)?d|passphrase|pwd|credentials?|signature"
+_SHORT = r"pass|pw|jwt"
 _QUERY = re.compile(
-    rf"([?&;#][\w.%-]{{0,80}}(?:{_WORDS}|key|sig|auth)[\w.-]{{0,40}}=)[^\s&;#'\"<>]+", re.I
+    rf"([?&;#](?:[\w.%-]{{0,80}}(?:{_WORDS}|key|sig|auth)[\w.-]{{0,40}}"
+    rf"|(?:[\w.%-]{{0,80}}[_.-])?(?:{_SHORT}|code))=)[^\s&;#'\"<>]+",
+    re.I,
 )
-_VALUE = r"(?:'[^']*'|\"[^\"]*\"|[^\s'\"&;,)}\]]+)"
+_VALUE = r"(?:'(?:[^'\\]|\\.){0,500}'|\"(?:[^\"\\]|\\.){0,500}\"|[^\s'\"&;,)}\]]+)"
+_IS = r"\s{0,3}=\s{0,3}"
+_IN_QUOTES = r"['\"]\s{0,3}[=:]\s{0,3}"
 _VARIABLE = re.compile(
-    r"\b([A-Z][A-Z0-9_]{0,80}(?<=[A-Z0-9_])(?:(?<=TOKEN)|(?<=SECRET)|(?<=PASSWORD)|(?<=PASSWD)"
-    r"|(?<=KEY)|(?<=KEY_ID)|(?<=AUTH_STRING)|(?<=CREDENTIALS))"
-    rf"(?:['\"]\s*[=:]\s*|\s?=\s?))({_VALUE})"
+    rf"((?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|KEY_ID|AUTH_STRING|CREDENTIALS|_PASS|_PWD|_PW)"
+    rf"(?:{_IN_QUOTES}|{_IS})){_VALUE}"
 )
+_KEYS = r"auth[_-]?string|(?:api|access|account|secret|private)[_-]?key"
 _FIELD = re.compile(
-    rf"\b([\w-]{{0,80}}?(?:{_WORDS}|credentials|auth[_-]?string|(?:api|access|account)[_-]?key)"
-    rf"(?:['\"]\s*[=:]\s*|=))({_VALUE})",
+    rf"((?:{_WORDS}|{_KEYS})(?:{_IN_QUOTES}|{_IS})"
+    rf"|\b(?:{_SHORT}|auth){_IN_QUOTES}|\b(?:{_SHORT})="
+    rf"|(?:passw(?:or)?d|passphrase|pwd|secret|token|{_KEYS}):\s{{0,3}}(?!/)"
+    rf"|(?<![\w-])--[\w-]{{0,40}}?(?:{_WORDS}|{_KEYS})[ \t]{{1,3}}){_VALUE}",
     re.I,
 )
 _HEADER = re.compile(
-    r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:\w+\s+)?|\bbearer\s+(?=[^\s'\"]{16}))[^\s'\"]+", re.I
+    r"(\bauthorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?(?:\w{1,40}\s{1,3})?"
+    r"|\bbearer\s{1,3}(?=[^\s'\"]{16}))[^\s'\"]+",
+    re.I,
 )
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW(OR)?D|KEY|AUTH_STRING|CREDENTIAL")
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|KEY|AUTH_STRING|CREDENTIAL|(^|_)(PASS|PW)$|_PWD$"
+)
 _PLACE = re.compile(r"_(PATH|FILE|DIR|MODE|URL|URI)$")
-_ADDRESS = re.compile(rf"[a-z][a-z0-9+.-]*://[^/?#\s@:\[]*:(?!{_PORT})(\S+)@", re.I)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s@:\[]*:(?!\d{1,5}(?:[/?#]|$))(\S+)@", re.I)
 _LONG, _SHORTEST = 8, 6
 
 
@@ -77,12 +96,10 @@ def hide_secrets(text: str) -> str:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", HIDDEN, text)
         else:
             text = text.replace(value, HIDDEN)
-    text = _USER.sub(rf"\g<1>{HIDDEN}@", text)
-    text = _USER_ALONE.sub(rf"\g<1>{HIDDEN}@", text)
-    text = _QUERY.sub(rf"\g<1>{HIDDEN}", text)
-    text = _HEADER.sub(rf"\g<1>{HIDDEN}", text)
-    for assignment in (_VARIABLE, _FIELD):
-        text = assignment.sub(rf"\g<1>{HIDDEN}", text)
+    for user in (_USER, _USER_ALONE) if "@" in text else ():
+        text = user.sub(rf"\g<1>{HIDDEN}@", text)
+    for secret in (_WEBHOOK, _QUERY, _HEADER, _VARIABLE, _FIELD):
+        text = secret.sub(rf"\g<1>{HIDDEN}", text)
     return text
 
 
@@ -105,5 +122,6 @@ def _secret_values() -> list[str]:
             values.add(value)
         if address := _ADDRESS.match(value):
             values |= {address[1], unquote(address[1])}
+    values |= {quote(value, safe="") for value in values}
     long_enough = {v for v in values if len(v) >= (_LONG if v.isalpha() else _SHORTEST)}
     return sorted(long_enough, key=len, reverse=True)

@@ -266,13 +266,13 @@ def _log_dataset(manifest: Manifest, context: str) -> None:
     mlflow.set_tag(tags.DATASET_TAG, manifest.checksum)
 
 
-def _flat(value: object, name: str) -> Iterator[tuple[str, object]]:
+def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
     """Yield nested settings as pairs of a dotted name and a value: {"b": 1} with the name "a" gives
-    ("a.b", 1). Settings in a list get their index as a name."""
+    ("a.b", "1"). Settings in a list get their index as a name."""
     if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}")
     else:
-        yield name, safe_text(value) if isinstance(value, str) else value
+        yield name, safe_text(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fractal_model.common.errors import FractalError, last_line, one_line
@@ -27,11 +29,27 @@ from tests.support.outside_texts import NAMES, controls
         ('{"password": "s3 s3cret", "x": 1}', None),
         ("host=db password=s3cret dbname=x", "host=db password=*** dbname=x"),
         ("Authorization: Basic s3cret==", "Authorization: Basic ***"),
+        ("postgresql://me:s3 c cret@db/x", "postgresql://***@db/x"),
+        ("//me:s3cret@host/x", "//***@host/x"),
+        ("redis://s3cret@cache/0", "redis://***@cache/0"),
+        ("http://me:123/s3cret@host", "http://***@host"),
+        ("http://h/?pass=s3cret&code=s3cret&user_pw=s3cret", None),
+        ("http://h/?jwt=s3cret", "http://h/?jwt=***"),
+        ("password: s3cret, next", "password: ***, next"),
+        ("password = s3cret", "password = ***"),
+        ("run --db-password s3cret --x", "run --db-password *** --x"),
+        ("X-Api-Key: s3cret", "X-Api-Key: ***"),
+        ("x-auth-token: s3cret", "x-auth-token: ***"),
+        ('{"secret_key":"s3cret", "auth": "s3cret", "pass": "s3cret"}', None),
+        (r"password='it\'s s3cret', next", "password=***, next"),
+        ("https://hooks.slack.com/services/T0/B0/s3cret", "https://hooks.slack.com/services/***"),
     ],
 )
 def test_secrets_in_addresses_and_after_their_names_are_hidden(text, shown):
     hidden = hide_secrets(text)
-    assert "s3" not in hidden.replace("s3://", "") and "cret" not in hidden
+    assert "s3" not in hidden.replace("s3://", "") and "cret" not in hidden.replace(
+        "secret_key", ""
+    )
     assert shown is None or hidden == shown
     assert hide_secrets(hidden) == hidden
 
@@ -49,6 +67,10 @@ def test_secrets_in_addresses_and_after_their_names_are_hidden(text, shown):
         "RAY_AUTH_TOKEN_PATH=/run/token",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here",
         "unknown key 'token', known are password, key",
+        "see http://host:80/x and mail a@b.c",
+        "http://localhost:80/a@b",
+        "ray is up (token: /outputs/services/ray-token)",
+        "ssh://git@host/x",
     ],
 )
 def test_text_without_secrets_is_unchanged(text):
@@ -61,6 +83,31 @@ def test_values_of_secret_variables_are_hidden_anywhere(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/run/the-token")
     shown = hide_secrets("signed hf_AbCdEf0123 by hunter2! of hunter2%21, see /run/the-token")
     assert shown == "signed *** by *** of ***, see /run/the-token"
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASS", "MYSQL_PWD", "PW", "SMTP_PASSPHRASE", "API_TOKEN", "AWS_SECRET_ACCESS_KEY"]
+)
+def test_a_secret_variable_is_hidden_by_its_name(monkeypatch, name):
+    monkeypatch.setenv(name, "s3cr+t/==")
+    assert hide_secrets("by s3cr+t/== or s3cr%2Bt%2F%3D%3D") == "by *** or ***"
+
+
+def test_the_working_folder_is_no_secret(monkeypatch):
+    for name in ("PWD", "OLDPWD", "GIT_ASKPASS"):
+        monkeypatch.setenv(name, "/home/me/work")
+    assert hide_secrets("in /home/me/work") == "in /home/me/work"
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["a", "a-", "--a", "A_", "//a:", "://a:b c ", "//a.b:1/", "?key", "token=", "password: ", "' "],
+)
+def test_a_long_text_is_searched_quickly(part):
+    text = part * (200_000 // len(part))
+    begin = time.process_time()
+    hide_secrets(text)
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -95,9 +95,9 @@ def test_a_failing_server_does_not_count_as_no_champion(tmp_path, monkeypatch):
 def test_nested_settings_become_flat_parameters():
     levels = {"levels": [{"width": 8}, {"width": 4}], "betas": (0.9, 0.95)}
     assert dict(runs._flat(levels, "model")) == {
-        "model.levels.0.width": 8,
-        "model.levels.1.width": 4,
-        "model.betas": (0.9, 0.95),
+        "model.levels.0.width": "8",
+        "model.levels.1.width": "4",
+        "model.betas": "(0.9, 0.95)",
     }
 
 
@@ -137,5 +137,10 @@ def test_the_address_of_a_runs_page_has_no_password(monkeypatch):
 
 
 def test_settings_are_logged_without_secrets():
-    parameters = dict(runs._flat({"storage": "s3://KEY:s3cret@bucket", "name": "a\x1b[2J"}, "x"))
-    assert parameters == {"x.storage": "s3://***@bucket", "x.name": r"a\x1b[2J"}
+    address = "s3://KEY:s3cret@bucket"
+    settings = {"storage": address, "name": "a\x1b[2J", "all": [address, (address,)]}
+    assert dict(runs._flat(settings, "x")) == {
+        "x.storage": "s3://***@bucket",
+        "x.name": r"a\x1b[2J",
+        "x.all": "['s3://***@bucket', ('s3://***@bucket',)]",
+    }
