@@ -8,6 +8,7 @@ A case that hangs ends in pytest's own timeout.
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -24,9 +25,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture import providers
 
-from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fractal_model.checkpoints.checkpoint import (
+    CHECKSUMS,
+    MARKER,
+    Progress,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fractal_model.checkpoints.importing import read_published
 from fractal_model.common.errors import FractalError
+from fractal_model.common.files import sha256
 from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
@@ -181,15 +189,24 @@ def test_exported_models(tmp_path, name, examples):
 
 @EXAMPLES
 def test_checkpoints(tmp_path, examples):
+    """The checksums of a damaged file are correct, so that its content is read."""
     progress = Progress(size="t", fingerprint="", position=0, steps=0)
     save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer={}, progress=progress)
     files = sorted(os.listdir(tmp_path / "c"))
     contents = {name: (tmp_path / "c" / name).read_bytes() for name in files}
 
     def read(case: tuple[str, bytes]) -> object:
+        folder = tmp_path / "c"
         for name, content in contents.items():
-            (tmp_path / "c" / name).write_bytes(case[1] if name == case[0] else content)
-        return load_checkpoint(tmp_path / "c")
+            (folder / name).write_bytes(case[1] if name == case[0] else content)
+        if case[0] not in (CHECKSUMS, MARKER):
+            sums = {
+                name: sha256(folder / name) for name in files if name not in (CHECKSUMS, MARKER)
+            }
+            (folder / CHECKSUMS).write_text(json.dumps(sums))
+        if case[0] != MARKER:
+            (folder / MARKER).write_text(sha256(folder / CHECKSUMS))
+        return load_checkpoint(folder)
 
     cases = st.sampled_from(files).flatmap(
         lambda name: st.tuples(st.just(name), damaged(contents[name]) | st.binary(max_size=30))
