@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,12 +61,21 @@ def remove_partial_files(folder: Path) -> None:
 
 def sha256(file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
     """SHA-256 of a file, in hexadecimal. `progress` receives the number of bytes read so far."""
+    require_regular_file(file)
     checksum, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             checksum.update(chunk)
             progress(done := done + len(chunk))
     return checksum.hexdigest()
+
+
+def require_regular_file(file: Path) -> None:
+    """Raise OSError if the path leads to a pipe, where reading would wait, or to a device, which
+    may have no end. Call it before opening a file that the user gives."""
+    mode = file.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # Opening a folder fails by itself.
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
 
 
 def require_new(folder: Path) -> None:

@@ -14,6 +14,7 @@ from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from fractal_model.common.errors import one_line
+from fractal_model.common.files import require_regular_file
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 50
@@ -30,6 +31,7 @@ class NotYAMLError(ValueError):
 def read_yaml(file: Path) -> Any:
     """Return the content of a YAML file. OSError: the file cannot be read. NotYAMLError: it is not
     YAML, or this module refuses it."""
+    require_regular_file(file)
     with file.open("rb") as stream:
         content = stream.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:

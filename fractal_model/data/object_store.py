@@ -12,7 +12,7 @@ import fsspec
 from filelock import FileLock
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import atomic_file
+from fractal_model.common.files import atomic_file, require_regular_file
 
 CACHE_VARIABLE = "FRACTAL_CACHE"
 """Environment variable with the folder that caches the files of remote data sets."""
@@ -34,6 +34,7 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         """Return the bytes of a file. Raises FileNotFoundError or OSError."""
+        require_regular_file(self.folder / name)
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:

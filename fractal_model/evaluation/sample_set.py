@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import require_regular_file
 from fractal_model.common.litter import is_litter
 from fractal_model.common.plurals import count_of
 from fractal_model.data.decoding import UnusableImage, decode, open_picture
@@ -173,6 +174,7 @@ class _Array:
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
+            require_regular_file(file)
             self._archive = zipfile.ZipFile(file)
             with self._archive.open(f"{LABELS}.npy") as stream:
                 labels = np.lib.format.read_array(stream, allow_pickle=False)
@@ -208,6 +210,7 @@ class _Array:
 
 def _read_labels(file: Path) -> Tensor:
     try:
+        require_regular_file(file)
         return _as_labels(np.load(file, allow_pickle=False), file.parent, file.name)
     except FileNotFoundError as error:
         raise FractalError(
@@ -230,6 +233,7 @@ def _as_labels(labels: np.ndarray, place: Path, name: str) -> Tensor:
 @contextmanager
 def _open_png(file: Path) -> Iterator[ImageFile]:
     try:
+        require_regular_file(file)
         with file.open("rb") as content, open_picture(content, ("PNG",)) as picture:
             yield picture
     except (OSError, UnusableImage) as error:

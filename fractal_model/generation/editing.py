@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import require_regular_file
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.decoding import UnusableImage, decode, open_picture
 from fractal_model.generation.sample_images import sample_images
@@ -109,6 +110,7 @@ def edit(
 
 def _read(file: Path, kind: str) -> Image.Image:
     try:
+        require_regular_file(file)
         with file.open("rb") as content, open_picture(content) as opened:
             return decode(opened).rgb
     except (OSError, ValueError, UnusableImage) as error:

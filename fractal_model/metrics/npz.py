@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fractal_model.common.errors import one_line
+from fractal_model.common.files import require_regular_file
 from fractal_model.common.safe_text import shorten
 
 _HEADER, _LONGEST = 1 << 16, 200
@@ -27,6 +28,7 @@ def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarr
     size in bytes. NotNpzError: the file is damaged or no npz, or an array is pickled or larger.
     FileNotFoundError: the file is missing."""
     try:
+        require_regular_file(file)
         with zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             arrays = {}

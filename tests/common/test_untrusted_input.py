@@ -38,8 +38,14 @@ from fractal_model.common.files import sha256
 from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
+from fractal_model.data.manifest import read_manifest
+from fractal_model.data.sources.parquet import list_parquet
+from fractal_model.evaluation.sample_set import open_sample_set
 from fractal_model.generation.classes import parse_classes
+from fractal_model.generation.editing import read_image
 from fractal_model.metrics.adm_statistics import load_published
+from fractal_model.metrics.dinov2 import load_dinov2
+from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import load_reference
 from fractal_model.model.fractal import FractalModel
 from fractal_model.tracking import served_model
@@ -212,3 +218,29 @@ def test_checkpoints(tmp_path, examples):
         lambda name: st.tuples(st.just(name), damaged(contents[name]) | st.binary(max_size=30))
     )
     try_all(cases, examples, read)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "read",
+    [
+        load_params,
+        load_reference,
+        lambda file: load_published(file, 64),
+        lambda file: read_published(file, lambda done: None),
+        lambda file: read_image(file, 8),
+        lambda file: open_sample_set(file.rename(file.with_suffix(".npz"))),
+        lambda file: open_sample_set(file.rename(file.parent / "labels.npy").parent),
+        load_dinov2,
+        load_inception,
+        lambda file: list_parquet(
+            file.rename(file.parent / "train-0.parquet").parent, lambda n: None, imagenet=False
+        ),
+        lambda file: read_manifest(file.rename(file.parent / "manifest.json").parent),
+    ],
+)
+def test_a_pipe_is_refused_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FractalError, match="not a regular file") as raised:
+        read(tmp_path / "pipe")
+    assert "\n" not in str(raised.value)

@@ -20,7 +20,7 @@ from fractal_model.data.sources.listing import (
     size_refusal,
 )
 
-_SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION}
+_SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
 """Split by the name of its folder in small letters."""
 _OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
 """Names of splits in small letters that are not read as splits."""
@@ -41,6 +41,8 @@ def split_folders(root: Path) -> dict[str, Path]:
                 f"{split} images, move the other one away"
             )
         folders[split] = Path(entry.path)
+    if TRAIN not in folders and [f.name.casefold() for f in folders.values()] == ["valid"]:
+        return {}  # a class, such as that of valid coins
     return {split: folders[split] for split in (TRAIN, VALIDATION) if split in folders}
 
 

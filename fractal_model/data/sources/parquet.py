@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import require_regular_file
 from fractal_model.common.litter import is_litter
 from fractal_model.data.sources.imagenet import WNID, class_refusal
 from fractal_model.data.sources.listing import (
@@ -130,6 +131,7 @@ def _usual_classes(files: list[Path]) -> dict[int, str]:
 
 def _open(file: Path) -> pq.ParquetFile:
     try:
+        require_regular_file(file)
         opened = open_parquet(file)
         fields = {field.name: field.type for field in opened.schema_arrow}
     except (pa.ArrowException, OSError) as error:

@@ -253,19 +253,26 @@ def test_litter_in_the_tree_of_imagenet_is_ignored(tmp_path):
 
 
 def test_capitals_in_the_names_of_splits_do_not_matter(tmp_path):
-    root = own_folder(tmp_path / "raw", "Train/a", "VALIDATION/a", "test/a", "Valid/a")
+    root = own_folder(tmp_path / "raw", "Train/a", "VALIDATION/a", "test/a", "extra/a")
     source, _ = register(root, tmp_path / "data", **OWN)
     assert source.images == {"train": 6, "validation": 6}
-    assert ignored_folders(root) == ["Valid", "test"]
+    assert ignored_folders(root) == ["extra", "test"]
     assert ignored_folders(own_folder(tmp_path / "classes", "a", "b")) == []
+
+
+def test_valid_is_a_split_beside_train_and_else_a_class(tmp_path):
+    """The hub's parquet files may have this name too."""
+    root = own_folder(tmp_path / "raw", "train/a", "valid/a")
+    assert register(root, tmp_path / "data", **OWN)[0].images == {"train": 6, "validation": 6}
+    root = own_folder(tmp_path / "coins", "valid", "invalid")
+    listing = register(root, tmp_path / "data", **OWN, holdout=0.5)[1]
+    assert listing.class_names == ("invalid", "valid")
 
 
 def test_folders_of_other_splits_are_not_classes(tmp_path):
     root = own_folder(tmp_path / "raw", "Training/a", "testing/a")
     message = "Training/ and testing/, which are names of splits and not of classes: rename"
     assert_refused(lambda: register(root, tmp_path / "data", **OWN, holdout=0.5), message)
-    own_folder(root, "valid", "invalid")
-    register(root, tmp_path / "data", **OWN, holdout=0.5)
 
 
 def test_ambiguous_or_missing_split_folders_are_refused(tmp_path):
