@@ -60,6 +60,8 @@ def _say_conversions(params: Params, dataset: str, manifest: Manifest) -> None:
     enlarged = sum(split.count_enlarged(manifest.resolution) for split in counts)
     for images, description in (
         (enlarged, f"smaller than {manifest.resolution} px, enlarged"),
+        (sum(split.converted for split in counts), "with an ICC profile, converted to sRGB"),
+        (sum(split.profile_unreadable for split in counts), "with an ICC profile that was ignored"),
         (sum(split.composited for split in counts), "transparent in places, laid on white"),
         (sum(split.several_frames for split in counts), "of several frames, the first was taken"),
     ):

@@ -1,10 +1,12 @@
 """Read a picture file as 8-bit RGB, or give the reason why it cannot be used.
 
-Decided here: a picture is read as a viewer shows it. It is turned as its EXIF data say, transparent
-pixels are laid on white, 16-bit grey is scaled to 8 bits, and the first of several frames is taken.
+Decided here: a picture is read as a viewer shows it. It is turned as its EXIF data say, its
+colours are converted to sRGB by its ICC profile, transparent pixels are laid on white, 16-bit grey
+is scaled to 8 bits, and the first of several frames is taken.
 Formats that do not define which number is white, such as floating-point ones, are refused. Only
-ImageNet is read as ADM reads it: not turned and not laid on white. Any error of a decoder becomes
-the reason why the picture is left out. Metadata such as EXIF never decide whether it is used.
+ImageNet is read as ADM reads it: not turned, not converted and not laid on white. Any error of a
+decoder becomes the reason why the picture is left out. Metadata such as EXIF never decide whether
+it is used, except notes in a PNG that unpack to more than Pillow allows.
 """
 
 import warnings
@@ -20,10 +22,11 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from fractal_model.common.errors import one_line
+from fractal_model.data.srgb import Profile, to_srgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are read. Others, such as PostScript, would start other programs."""
-READING = "Pictures version 1: turned by EXIF, on white, 16-bit grey scaled"
+READING = "Pictures version 2: turned by EXIF, in sRGB, on white, 16-bit grey scaled"
 """What `decode` does, as the manifest names it. A change of pixels needs a new version."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF
@@ -40,6 +43,7 @@ class Decoded(NamedTuple):
     rgb: PIL.Image.Image
     orientation: int | None
     """Orientation as EXIF numbers it: 1 is upright, None if EXIF cannot be read."""
+    profile: Profile = Profile.NONE
     composited: bool = False
     """True if parts of the picture are transparent and were laid on white."""
 
@@ -62,6 +66,10 @@ def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator
         limit = PIL.Image.MAX_IMAGE_PIXELS
         raise UnusableImage(f"more than {limit:,} pixels, perhaps a decompression bomb") from None
     except Exception as error:  # Decoders raise TypeError, MemoryError, struct.error …
+        if "MAX_TEXT" in str(error):
+            raise UnusableImage(
+                "a note or profile in the PNG unpacks to more than 1 MiB: save it without notes"
+            ) from None
         raise UnusableImage(f"damaged: {one_line(error)}") from None
 
 
@@ -72,11 +80,13 @@ def decode(opened: ImageFile) -> Decoded:
     opened.load()
     with suppress(Exception):  # It turns the pixels before it fails at corrupt EXIF.
         PIL.ImageOps.exif_transpose(opened, in_place=True)
-    return _lay_on_white(_scale_to_eight_bits(opened), orientation)
+    converted, profile = to_srgb(_scale_to_eight_bits(opened), opened.info.get("icc_profile"))
+    rgb, composited = _lay_on_white(converted)
+    return Decoded(rgb, orientation, profile, composited)
 
 
 def decode_as_adm(opened: ImageFile) -> Decoded:
-    """Decode the picture as ADM does: not turned and not laid on white."""
+    """Decode the picture as ADM does: not turned, not converted to sRGB, not laid on white."""
     orientation = _orientation(opened)
     opened.load()
     return Decoded(_to_rgb(_scale_to_eight_bits(opened)), orientation)
@@ -93,20 +103,22 @@ def _orientation(opened: ImageFile) -> int | None:
         return None
 
 
-def _lay_on_white(image: PIL.Image.Image, orientation: int | None) -> Decoded:
+def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
+    """Return the picture as RGB, and True if parts of it are transparent."""
     if not image.has_transparency_data:
-        return Decoded(_to_rgb(image), orientation)
+        return _to_rgb(image), False
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     if rgba.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE):
-        return Decoded(_to_rgb(rgba), orientation)
+        return _to_rgb(rgba), False
     canvas = PIL.Image.new("RGB", rgba.size, "white")
     canvas.paste(rgba, mask=rgba)
-    return Decoded(canvas, orientation, composited=True)
+    return canvas, True
 
 
 def _scale_transparent_colour(opened: ImageFile) -> None:
     """Scale the transparent colour of a PNG to 8 bits, as Pillow does with its pixels. Call it
-    before the pixels are decoded."""
+    before the pixels are decoded. UnusableImage: it has 16 bits, of which Pillow keeps 8 of each
+    pixel, so that its equals cannot be found."""
     colour = opened.info.get("transparency")
     if opened.format != "PNG" or colour is None or not opened.tile:
         return
@@ -114,7 +126,9 @@ def _scale_transparent_colour(opened: ImageFile) -> None:
     if depth in ("L;2", "L;4"):
         opened.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[depth]
     elif depth == "RGB;16B":
-        opened.info["transparency"] = tuple(value >> 8 for value in colour)
+        raise UnusableImage(
+            "its transparent colour has 16 bits a channel: save it with 8 bits or without it"
+        )
 
 
 def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from fractal_model.data.adm_crop import center_crop, pixels_of_crop
 from fractal_model.data.decoding import Decoded, UnusableImage, decode, decode_as_adm, open_picture
+from fractal_model.data.srgb import Profile
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _SUFFIXES = {"JPEG": _JPEG, "MPO": (*_JPEG, ".mpo"), "PNG": (".png",)}
@@ -29,6 +30,10 @@ class RawCounts(BaseModel):
     exif_unreadable: int = 0
     misnamed: int = 0
     """Images whose name has the ending of another format."""
+    converted: int = 0
+    """Images whose colours were converted to sRGB by their ICC profiles."""
+    profile_unreadable: int = 0
+    """Images whose ICC profile is broken, or is for another kind of picture, and was ignored."""
     composited: int = 0
     """Images with transparent parts, which were laid on white."""
     several_frames: int = 0
@@ -41,6 +46,8 @@ class RawCounts(BaseModel):
         self.short_sides[str(min(image.size))] += 1
         self.exif_unreadable += decoded.orientation is None
         self.exif_rotated += decoded.orientation in _TURNED
+        self.converted += decoded.profile is Profile.APPLIED
+        self.profile_unreadable += decoded.profile is Profile.UNREADABLE
         self.composited += decoded.composited
         self.several_frames += _has_several_frames(image)
         suffix, fitting = Path(name).suffix.lower(), _SUFFIXES.get(str(image.format), ())

@@ -128,6 +128,8 @@ def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.Dat
             (split, "EXIF orientation", "rotated", counts.exif_rotated),
             (split, "EXIF", "unreadable", counts.exif_unreadable),
             (split, "name", "ends like another format", counts.misnamed),
+            (split, "ICC profile", "converted to sRGB", counts.converted),
+            (split, "ICC profile", "unreadable, ignored", counts.profile_unreadable),
             (split, "transparency", "laid on white", counts.composited),
             (split, "frames", "several, the first is taken", counts.several_frames),
             (split, "short side", "below the resolution, enlarged", enlarged),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -20,6 +21,8 @@ from fractal_model.data.decoding import (
     decode_as_adm,
     open_picture,
 )
+from fractal_model.data.srgb import Profile
+from tests.support.icc_profiles import CYAN_IS_BLACK, LINEAR_GREY, RED_IS_GREEN, SRGB
 from tests.support.mini_imagenet import encode
 from tests.support.picture_files import FLOAT, GREY, PALETTE, RGB, SIGNED, UNSIGNED, png, tiff
 
@@ -73,10 +76,6 @@ TRANSPARENT = {
     "8-bit": (png(2, 8, GREY, b"\1\2", tRNS=b"\0\1"), [WHITE, (2,) * 3]),
     "16-bit": (png(2, 16, GREY, b"\1\1\2\2", tRNS=b"\1\1"), [WHITE, (2,) * 3]),
     "colour": (png(2, 8, RGB, b"\1\2\3\4\5\6", tRNS=b"\0\1\0\2\0\3"), [WHITE, (4, 5, 6)]),
-    "16-bit colour": (
-        png(2, 16, RGB, b"\1\1\2\2\3\3\4\4\5\5\6\6", tRNS=b"\1\1\2\2\3\3"),
-        [WHITE, (4, 5, 6)],
-    ),
 }
 
 
@@ -96,6 +95,61 @@ def test_adm_reads_the_colours_of_transparent_pixels():
 def test_an_opaque_picture_is_not_composited(mode):
     content = encode(PIL.Image.new("RGBA", (3, 1), (7, 7, 7, 255)).convert(mode), "PNG")
     assert not read(content).composited and pixels(content) == [(7, 7, 7)] * 3
+
+
+def test_a_transparent_colour_of_16_bits_is_refused():
+    """Pillow keeps 8 bits of each value, so that 257 would be as transparent as 256."""
+    row = struct.pack(">6H", 256, 0, 0, 257, 0, 0)
+    content = png(2, 16, RGB, row, tRNS=struct.pack(">3H", 256, 0, 0))
+    with pytest.raises(UnusableImage, match="transparent colour has 16 bits a channel: save it"):
+        read(content)
+    assert pixels(content, decode_as_adm) == [(1, 0, 0)] * 2
+
+
+@pytest.mark.parametrize("chunk", ["zTXt", "iCCP"])
+def test_a_note_that_unpacks_to_much_is_the_reason(chunk):
+    note = {chunk: b"note\0\0" + zlib.compress(bytes(2 << 20))}
+    with pytest.raises(UnusableImage, match="unpacks to more than 1 MiB: save it without notes"):
+        read(png(1, 8, GREY, b"\1", **note))
+
+
+GREEN, BRIGHTER = (0, 255, 0), (188,) * 3
+"""BRIGHTER is half of the light in sRGB."""
+PROFILES = [
+    (picture("RGB", RED), "PNG", RED_IS_GREEN, [GREEN]),
+    (picture("RGB", RED), "TIFF", RED_IS_GREEN, [GREEN]),
+    (picture("RGB", RED), "JPEG", RED_IS_GREEN, [GREEN]),
+    (gif_colours(RED, GREEN), "PNG", RED_IS_GREEN, [GREEN, RED]),
+    (HIDDEN, "PNG", RED_IS_GREEN, [WHITE, (127, 255, 127), GREEN]),
+    (picture("L", (128,)), "PNG", LINEAR_GREY, [BRIGHTER]),
+    (PIL.Image.fromarray(np.full((1, 1), 128 * 257, np.uint16)), "PNG", LINEAR_GREY, [BRIGHTER]),
+    (picture("CMYK", (255, 0, 0, 0), (0, 255, 0, 0)), "TIFF", CYAN_IS_BLACK, [(0,) * 3, WHITE]),
+]
+
+
+@pytest.mark.parametrize(("image", "kind", "profile", "expected"), PROFILES)
+def test_colours_are_converted_by_the_profile(image, kind, profile, expected):
+    content = encode(image, kind, icc_profile=profile)
+    assert np.abs(np.array(pixels(content)) - np.array(expected)).max() <= 2
+    assert read(content).profile is Profile.APPLIED
+    assert read(content, decode_as_adm).profile is Profile.NONE
+    assert pixels(content, decode_as_adm) == pixels(encode(image, kind), decode_as_adm)
+
+
+@pytest.mark.parametrize(
+    ("profile", "outcome"),
+    [
+        (None, Profile.NONE),
+        (SRGB, Profile.NONE),
+        (SRGB[:200], Profile.UNREADABLE),
+        (b"x", Profile.UNREADABLE),
+        (LINEAR_GREY, Profile.UNREADABLE),
+        (CYAN_IS_BLACK, Profile.UNREADABLE),
+    ],
+)
+def test_other_profiles_change_nothing(profile, outcome):
+    content = encode(picture("RGB", (10, 128, 250)), "PNG", icc_profile=profile)
+    assert pixels(content) == [(10, 128, 250)] and read(content).profile is outcome
 
 
 RAMP = (0, 128, 129, 4096, 32767, 32768, 65406, 65407, 65535)

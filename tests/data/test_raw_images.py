@@ -25,6 +25,7 @@ from fractal_model.data.shard_job import build_in_processes
 from fractal_model.data.sources.registered import register
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
+from tests.support.icc_profiles import RED_IS_GREEN
 from tests.support.picture_files import FLOAT, GREY, png, tiff
 from tests.support.preparing import SIDE, expected_crop, prepare
 
@@ -100,12 +101,18 @@ def test_a_users_folder_is_read_as_a_viewer_shows_it(tmp_path):
 def test_conversions_are_in_the_report(tmp_path):
     frames = [PIL.Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue")]
     moving = mini.encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    folder = prepare_folder(tmp_path, ODD | {"moving.gif": moving})
+    swapped, broken = (
+        mini.encode(frames[0], "PNG", icc_profile=profile) for profile in (RED_IS_GREEN, b"x")
+    )
+    more = {"moving.gif": moving, "swapped.png": swapped, "broken.png": broken}
+    folder = prepare_folder(tmp_path, ODD | more)
     write_report(folder, tmp_path / "report")
     rows = csv.DictReader((tmp_path / "report/kinds.csv").open())
     images = {(row["kind"], row["value"]): row["images"] for row in rows if row["split"] == "train"}
     assert images["transparency", "laid on white"] == "1"
     assert images["short side", "below the resolution, enlarged"] == "1"
+    assert images["ICC profile", "converted to sRGB"] == "1"
+    assert images["ICC profile", "unreadable, ignored"] == "1"
     assert images["frames", "several, the first is taken"] == "1"
     assert images["mode", "I;16"] == "1"
 
