@@ -20,6 +20,8 @@ def _refuse_bool(value: object) -> object:
 
 NUMBER = BeforeValidator(_refuse_bool)
 """Annotation that refuses true and false, which pydantic would read as 1 and 0."""
+Flag = Annotated[bool, Field(strict=True)]
+"""True or false; other words, which pydantic would read as one of them, are refused."""
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), NUMBER]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER]
 NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]

@@ -1,10 +1,12 @@
 """Read YAML strictly, because people write it by hand.
 
-Decided here: a key that occurs twice in one mapping is an error. A date is text, because no setting
-is a date. Text has no control characters, because no path or name can have them. A file that nests
-or grows without end is refused before it takes memory.
+Decided here: a key that occurs twice in one mapping is an error. A number that YAML reads in an
+unusual way, 022 as 18 and 1:30 as 90, is an error. A date is text, because no setting is a date;
+sets and binary data are refused. Text has no control characters, because no path or name can have
+them. A file that nests or grows without end is refused before it takes memory.
 """
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ DEEPEST = 50
 MOST_MERGED = 100_000
 """Largest number of keys that all `<<` together add; params.yaml has some hundred."""
 _TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
+_UNUSED = ("set", "omap", "pairs", "binary")
+_UNUSUAL_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9]+)+(\.[0-9_]*)?)")
+"""A number with a leading zero, which YAML reads as octal, or with colons: to the base of 60."""
 
 
 class NotYAMLError(ValueError):
@@ -62,6 +67,12 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers = {  # noqa: RUF012  # PyYAML declares it as a dict too
         start: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
         for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    yaml_constructors = {  # noqa: RUF012
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if not (tag or "").endswith(_UNUSED)
     }
 
     def __init__(self, text: str) -> None:
@@ -106,6 +117,12 @@ class _StrictLoader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if is_plain and _UNUSUAL_NUMBER.fullmatch(node.value):
+            problem = (
+                f"{node.value[:40]!r} is ambiguous: write a decimal number, or a text in quotes"
+            )
+            raise ConstructorError(None, None, problem, node.start_mark)
         try:
             value = super().construct_object(node, deep=deep)
         except (ValueError, LookupError, AttributeError, TypeError) as error:

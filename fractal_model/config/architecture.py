@@ -8,7 +8,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
-from fractal_model.common.strict import StrictModel
+from fractal_model.common.strict import Flag, StrictModel
 from fractal_model.config.model import (
     MOST_LEVELS,
     Blocks,
@@ -37,7 +37,7 @@ class Architecture(StrictModel):
     heads: ByLevel[Width]
     generators: ByLevel[Generator]
     conditions: Conditions = 1
-    guiding_pixel: bool = False
+    guiding_pixel: Flag = False
     num_classes: Classes
     dropout: Dropout = 0.1
     red_weight: RedWeight = 5.0

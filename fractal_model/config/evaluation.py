@@ -1,10 +1,12 @@
 """The sections `evaluation`, `promotion`, `nightly` and `sweep` of params.yaml."""
 
+from datetime import datetime
 from itertools import product
 from math import prod
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator, model_validator
 
 from fractal_model.common.strict import NUMBER, Seed, StrictModel
@@ -64,9 +66,13 @@ class NightlyConfig(StrictModel):
 
     @field_validator("cron")
     @classmethod
-    def _require_five_fields(cls, cron: str) -> str:
+    def _require_cron_line(cls, cron: str) -> str:
         if len(cron.split()) != 5:
             raise ValueError("a cron line has 5 fields, for example 0 1 * * *")
+        try:
+            CronSim(cron, datetime.now())
+        except CronSimError as error:
+            raise ValueError(f"no cron line ({error}), give one such as 0 1 * * *") from error
         return cron
 
     @field_validator("timezone")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fractal_model.common.strict import NUMBER, StrictModel
+from fractal_model.common.strict import NUMBER, Flag, StrictModel
 
 Generator = Literal["ar", "mar"]
 LARGEST_SIDE = 4096
@@ -56,7 +56,7 @@ class LevelConfig(StrictModel):
     """Width of the conditions that the level receives."""
     conditions: Conditions = 1
     """Number of received conditions that a MAR level reads; an AR level reads the first one."""
-    guiding_pixel: bool = False
+    guiding_pixel: Flag = False
     dropout: Dropout = 0.1
 
     @property

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import LARGEST_SEED, NUMBER, Seed, StrictModel
@@ -29,14 +29,29 @@ SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=100)]
 """Name of a size, which is part of the names of experiments, artifacts and folders."""
 
 
-class PathsConfig(StrictModel):
-    """Places of data and results; reading the file makes relative paths absolute."""
+def _require_folder(place: object) -> object:
+    if isinstance(place, str) and not place.strip():
+        raise ValueError("give a folder, such as data")
+    if "://" in str(place):
+        raise ValueError(
+            "give a folder; addresses are for prepared data sets, in paths.remote, and for "
+            "checkpoints, in paths.training"
+        )
+    return place
 
-    data: Path
-    outputs: Path
+
+Folder = Annotated[Path, BeforeValidator(_require_folder)]
+NotEmpty = Annotated[str, Field(pattern=r"\S")]
+
+
+class PathsConfig(StrictModel):
+    """Places of data and results; reading the file makes relative paths and `~` absolute."""
+
+    data: Folder
+    outputs: Folder
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
     """Address of each data set that is in an object store, such as s3://bucket/imagenet64."""
-    training: str | None = None
+    training: NotEmpty | None = None
     """Place of training's checkpoints: a folder that all machines see, or an address such as
     s3://bucket/training; None: in `outputs`."""
 
@@ -58,10 +73,10 @@ class MetricsConfig(StrictModel):
     """Training images for the reference's mean and covariance, by data set; default: all."""
     feature_sample: SampleSize
     """Number of these images whose features are stored for KID, precision and recall."""
-    inception_weights: str
+    inception_weights: NotEmpty
     """`auto` (the installed weights), `download`, or the path of torch-fidelity's weights, relative
     to params.yaml. Only torch-fidelity's have the classifier for the Inception Score."""
-    dinov2_weights: str | None = None
+    dinov2_weights: NotEmpty | None = None
     """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
 
 
@@ -204,8 +219,10 @@ class Params(StrictModel):
 
 
 def _absolute(base: Path, place: str | None) -> str | None:
-    """The absolute path of a folder; an address or None is returned unchanged."""
-    return place if place is None or "://" in place else str((base / place).resolve())
+    """The absolute path of a file or folder; an address or None is returned unchanged."""
+    if place is None or "://" in place:
+        return place
+    return str((base / Path(place).expanduser()).resolve())
 
 
 def _layers(model: ModelConfig) -> tuple[object, ...]:
@@ -233,19 +250,19 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     try:
         return _with_absolute_paths(params, file.resolve().parent)
-    except (OSError, ValueError, RuntimeError) as error:  # a path is too long or links to itself
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a circle, no home
         raise FractalError(f"{file}: a path cannot be used ({one_line(error)})") from error
 
 
 def _with_absolute_paths(params: Params, base: Path) -> Params:
     paths, metrics = params.paths, params.metrics
     places = {
-        "data": (base / paths.data).resolve(),
-        "outputs": (base / paths.outputs).resolve(),
+        "data": (base / paths.data.expanduser()).resolve(),
+        "outputs": (base / paths.outputs.expanduser()).resolve(),
         "training": _absolute(base, paths.training),
     }
     weights = {"dinov2_weights": _absolute(base, metrics.dinov2_weights)}
     if metrics.inception_weights not in ("auto", "download"):
-        weights["inception_weights"] = str(base / metrics.inception_weights)
+        weights["inception_weights"] = str(base / Path(metrics.inception_weights).expanduser())
     paths, metrics = paths.model_copy(update=places), metrics.model_copy(update=weights)
     return params.model_copy(update={"paths": paths, "metrics": metrics})

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.strict import NUMBER, StrictModel
+from fractal_model.common.strict import NUMBER, Flag, StrictModel
 from fractal_model.config.model import LARGEST_SIDE, MOST_LEVELS, ModelConfig
 
 OrderName = Literal["random", "raster", "centre-out"]
@@ -38,7 +38,7 @@ class SamplingConfig(StrictModel):
     Empty: every level takes one for each sub-patch."""
     filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER] = 1e-4
     """Guidance does not raise values whose conditional probability is below this threshold."""
-    compile: bool = False
+    compile: Flag = False
     """Compile AR levels (on a GPU only the innermost one) and, on a CPU, the pixel network below a
     MAR level. It takes a minute or more and a C++ compiler, and pays from some tens of images."""
     order: PatchOrder = "random"

@@ -3,9 +3,9 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fractal_model.common.strict import NUMBER, Seed, StrictModel
+from fractal_model.common.strict import NUMBER, Flag, Seed, StrictModel
 from fractal_model.config.model import MOST_LEVELS
 
 MOST_WORKERS = 10_000
@@ -17,8 +17,21 @@ AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
 Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
+DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
 """Amount of a Ray resource; the bound allows a petabyte of memory."""
+
+_RAY_NAMES = {"cpu": "CPU", "gpu": "GPU", "memory": "memory"}
+
+
+def _require_ray_name(name: str) -> str:
+    expected = _RAY_NAMES.get(name.strip().casefold(), name)
+    if not name.strip():
+        raise ValueError("a resource needs a name: CPU, GPU, memory, or one of the cluster's own")
+    if name != expected:
+        raise ValueError(f"Ray has no resource of this name, did you mean {expected}?")
+    return name
+
 
 # These settings decide the weights at most through rounding and the random numbers of another split
 # of the same batches. A run that continues with more or fewer workers is the same run.
@@ -45,7 +58,7 @@ _OPERATIONAL = {
 class TrainingConfig(StrictModel):
     """Recipe and resources of one size's training (paper, appendix "implementation details")."""
 
-    dataset: Annotated[str, Field(min_length=1, max_length=100)]
+    dataset: DatasetName
     epochs: AtLeastOne
     warmup_epochs: Count
     batch_size: AtLeastOne
@@ -60,20 +73,20 @@ class TrainingConfig(StrictModel):
     """Decay of the exponential moving average of the weights; 0: no average, as published."""
     label_drop: Share
     """Probability that an image trains the null embedding instead of its class."""
-    flip: bool
+    flip: Flag
     precision: Literal["float32", "bfloat16"]
     """bfloat16: autocast, and TF32 for products that remain in float32; float32: no rounding."""
-    activation_checkpointing: bool | Annotated[tuple[bool, ...], Field(max_length=MOST_LEVELS + 1)]
+    activation_checkpointing: Flag | Annotated[tuple[Flag, ...], Field(max_length=MOST_LEVELS + 1)]
     """Store only the input of each block and compute the rest again in the backward pass: one value
     for all, or one for each level from level 0 and one for the pixel network."""
-    compile: bool
+    compile: Flag
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
     """Largest number of workers."""
     min_workers: Workers
     """Smallest number of workers. Training continues with fewer than `workers` if machines are
     lost, and with more when they come back."""
-    resources_per_worker: dict[str, Amount]
+    resources_per_worker: dict[Annotated[str, AfterValidator(_require_ray_name)], Amount]
     """Amounts by Ray's names: CPU, GPU, memory in bytes, or a custom resource of the cluster."""
     accelerator_type: str | None
     """Ray's name of a GPU, such as H100; only machines with this GPU are used."""

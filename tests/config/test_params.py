@@ -75,6 +75,17 @@ MISTAKES = [
     ),
     (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
     (_set("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),
+    (_set("nightly", "cron", value="99 99 * * *"), ["nightly.cron", "Bad minute", "'99 99"]),
+    (_set("training", "digits", "dataset", value="../../etc"), ["digits.dataset", "'../../etc'"]),
+    (_set("training", "digits", "flip", value="off"), ["digits.flip", "valid boolean", "'off'"]),
+    (
+        _set("training", "digits", "resources_per_worker", value={"cpu": 1, "": 1}),
+        ["did you mean CPU?, found 'cpu'", "a resource needs a name: CPU, GPU, memory"],
+    ),
+    (_set("paths", "data", value=""), ["paths.data: give a folder"]),
+    (_set("paths", "data", value="~nobody-here/x"), ["a path cannot be used"]),
+    (_set("paths", "outputs", value="s3://b/x"), ["paths.outputs: give a folder", "paths.remote"]),
+    (_set("paths", "training", value=""), ["paths.training"]),
     (_set("nightly", "timezone", value="Mars/Base"), ["nightly.timezone", "Europe/Berlin"]),
     (_set("nightly", "budget_hours", value=0), ["nightly.budget_hours", "0"]),
     (_set("nightly", "notification_block", value="slack"), ["notification_block", "slack"]),
@@ -150,6 +161,20 @@ def test_a_mistake_is_named_on_one_line(tmp_path, change, words):
     assert text.startswith(str(file))
     for word in words:
         assert word in text
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["paths"] |= {"data": "~/x", "outputs": "~", "training": "~/t"}
+    content["metrics"] |= {"inception_weights": "~/i.pth", "dinov2_weights": "~/d.pth"}
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    params, home = load_params(file), tmp_path / "home"
+    assert (params.paths.data, params.paths.outputs) == (home / "x", home)
+    assert params.paths.training == str(home / "t")
+    assert params.metrics.inception_weights == str(home / "i.pth")
+    assert params.metrics.dinov2_weights == str(home / "d.pth")
 
 
 def test_a_key_that_occurs_twice_is_an_error_with_both_lines(tmp_path):
