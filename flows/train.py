@@ -141,6 +141,8 @@ def _make_job(params: Params, size: Size, fingerprint: str, run_id: str) -> Trai
         fingerprint=fingerprint,
         tracking_uri=store.tracking_uri(),
         run_id=run_id,
+        sampling=size.sampling,
+        scored_weights=size.evaluation.weights,
         reference=runs.curve(registry.training_run_id(size.name, champion), "loss"),
     )
 
@@ -152,7 +154,7 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
     with TrainingProgress(job, images) as progress:
         if jobs is not None:
             return jobs.train(job, on_report=progress.report, on_line=progress.log_line)
-        return drive(job, on_report=progress.report)
+        return drive(job, on_report=progress.report, on_line=progress.log_line)
 
 
 @task(

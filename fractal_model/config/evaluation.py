@@ -12,8 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from fractal_model.common.strict import NUMBER, Seed, StrictModel
 from fractal_model.config.sampling import Guidance, Iterations, LogitScale, SamplingConfig
 from fractal_model.config.training import MOST_WORKERS
+from fractal_model.config.validation import MOST_PASSES
 
-MOST_PASSES = 10_000
 MOST_SETTINGS = 1_000
 """Largest number of combinations that a sweep tries."""
 _VALUES = Field(min_length=1, max_length=MOST_SETTINGS)

@@ -3,10 +3,11 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
 from fractal_model.common.strict import NUMBER, Flag, Seed, StrictModel
 from fractal_model.config.model import MOST_LEVELS
+from fractal_model.config.validation import ValidationConfig
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
@@ -53,6 +54,10 @@ _OPERATIONAL = {
     "non_finite": "skip",  # the checkpoint stores which batches were left out
     "max_non_finite": 0,
 }
+_VALIDATE_EVERY = 10
+# A run whose recipe leaves these at their defaults has the fingerprint that it had before they
+# existed: `exclude_if` leaves them out of what is hashed.
+_VALIDATION = {"validate_every_epochs": _VALIDATE_EVERY, "validation": ValidationConfig()}
 
 
 class TrainingConfig(StrictModel):
@@ -111,6 +116,25 @@ class TrainingConfig(StrictModel):
     max_non_finite: Count
     """Number of batches that may be not finite; with more, training ends in any case."""
     seed: Seed
+    validate_every_epochs: Annotated[
+        Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
+    ] = _VALIDATE_EVERY
+    """Epochs between two measurements of held-out images and sample grids, each with a checkpoint;
+    0: none. The last epoch is always measured."""
+    validation: Annotated[
+        ValidationConfig, Field(exclude_if=lambda value: value == ValidationConfig())
+    ] = ValidationConfig()
+    register_checkpoint: Annotated[
+        Literal["last", "best"],
+        Field(
+            validation_alias=AliasChoices("register", "register_checkpoint"),
+            exclude_if=lambda value: value == "last",
+        ),
+    ] = "last"
+    """Which checkpoint is registered: the last one, or the one with the fewest held-out bits per
+    dimension."""
+    stop_after_epochs_without_gain: Annotated[Count, Field(exclude_if=lambda value: value == 0)] = 0
+    """End the training after so many epochs without a better held-out likelihood; 0: never."""
 
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
@@ -130,11 +154,23 @@ class TrainingConfig(StrictModel):
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}"
             )
+        if not self.validate_every_epochs and self.needs_validation:
+            raise ValueError(
+                "validate_every_epochs 0 measures nothing, but register best and "
+                "stop_after_epochs_without_gain need held-out likelihoods: set it to 1 or more"
+            )
         return self
+
+    @property
+    def needs_validation(self) -> bool:
+        """True if what is registered depends on held-out likelihoods."""
+        return self.register_checkpoint == "best" or self.stop_after_epochs_without_gain > 0
 
     def without_operational_settings(self) -> Self:
         """This recipe with fixed values for settings that do not decide the weights, to compare."""
-        return self.model_copy(update=_OPERATIONAL)
+        return self.model_copy(
+            update=_OPERATIONAL if self.needs_validation else _OPERATIONAL | _VALIDATION
+        )
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
         """One `activation_checkpointing` value for each level and for the pixel network.

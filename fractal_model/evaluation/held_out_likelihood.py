@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import LARGEST_SEED
-from fractal_model.config.evaluation import MOST_PASSES
+from fractal_model.config.validation import MOST_PASSES
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
@@ -47,10 +47,12 @@ def measure_likelihood(
     passes: int,
     seed: int,
     conditional: bool = False,
+    images: Sequence[int] | None = None,
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Likelihood:
-    """Measure the bits per dimension of every image of a split, without classes by default.
+    """Measure the bits per dimension of every image of a split, or of `images`, a list of indices
+    into the split; without classes by default.
 
     At most `largest` images are computed at a time; `progress` receives the number of images done.
     FractalError: the images are not of the model's resolution, or for `conditional` not of its
@@ -70,11 +72,12 @@ def measure_likelihood(
             f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
         )
     exact = is_exact(model.config)
-    per_pass = torch.empty(len(split), 1 if exact else passes, dtype=torch.float64)
+    indices = range(len(split)) if images is None else images
+    per_pass = torch.empty(len(indices), 1 if exact else passes, dtype=torch.float64)
     compute = partial(pass_bits, passes=passes)
-    start = partial(_start, compute, model, split, range(len(split)), seed, conditional)
+    start = partial(_start, compute, model, split, indices, seed, conditional)
     done = 0
-    for part, bits in map_parts(start, len(split), largest=largest):
+    for part, bits in map_parts(start, len(indices), largest=largest):
         per_pass[part.start : part.stop] = bits
         done += len(part)
         progress(done)

@@ -26,6 +26,12 @@ def load_size_and_manifest(
     if changed:
         size = size.model_copy(update={"training": _change(size.training, name, changed)})
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
+    if size.training.needs_validation and "validation" not in manifest.splits:
+        raise FractalError(
+            f"training.{name} registers the best checkpoint or stops early, which needs held-out "
+            f"images, and the data set {manifest.dataset} has none: register it with a holdout, or "
+            f"set register to last and stop_after_epochs_without_gain to 0"
+        )
     return fit_size(size, manifest), manifest
 
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from fractal_model.config.model import ModelConfig
 from fractal_model.parallel.ray_cluster import ray_cluster
 from tests.support import tiny_config
 from tests.support.disturbed_runs import BATCH, Run, save_training_images
 from tests.support.recipes import RECIPE, make_job
+
+MODEL = tiny_config("mar", dropout=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +29,9 @@ def new_run(data: Path, tmp_path: Path) -> Callable[..., Run]:
 def run_maker(folder: Path, data: Path) -> Callable[..., Run]:
     """Return a function that makes a run on `data`, with all its files in `folder`."""
 
-    def make(name: str = "run", epochs: int = 6, **recipe: object) -> Run:
+    def make(
+        name: str = "run", epochs: int = 6, model: ModelConfig = MODEL, **recipe: object
+    ) -> Run:
         changes = {
             "batch_size": BATCH,
             "epochs": epochs,
@@ -39,7 +44,7 @@ def run_maker(folder: Path, data: Path) -> Callable[..., Run]:
         }
         job = make_job(
             folder / name,
-            model=tiny_config("mar", dropout=0.1),
+            model=model,
             recipe=RECIPE.model_copy(update=changes),
             data=data,
             local=folder / f"{name}-local",

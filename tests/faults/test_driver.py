@@ -35,7 +35,7 @@ def test_training_continues_while_mlflow_is_away(new_run, cluster, server):
     run.job = run.job.model_copy(update={"tracking_uri": server.uri, "run_id": run_id})
     killer = run.when(2 * IMAGES, server.kill)
     starter = run.when(6 * IMAGES, server.start)
-    checkpoint = drive(run.job, on_report=run.reports.append)
+    checkpoint = drive(run.job, on_report=run.reports.append, on_line=print)
     killer.join()
     starter.join()
     assert load_checkpoint(Path(checkpoint)).progress.position == 12 * IMAGES

@@ -16,7 +16,7 @@ from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.ray_train.run import run_training
-from tests.support.disturbed_runs import IMAGES, Run, assert_equal, training_workers
+from tests.support.disturbed_runs import IMAGES, VALIDATION, Run, assert_equal, training_workers
 
 STORAGE = "s3://runs/tiny"
 
@@ -49,8 +49,7 @@ def cluster(store):
 
 def _train(run: Run) -> str:
     """Train to the end and return the last checkpoint's address."""
-    checkpoint = run_training(run.job, on_report=run.reports.append)
-    return f"{STORAGE}/{run.job.name}/{checkpoint.path.rsplit('/', 1)[1]}"
+    return run_training(run.job, on_report=run.reports.append)
 
 
 def _checkpoints(store: s3fs.S3FileSystem, run: Run) -> list[str]:
@@ -58,7 +57,7 @@ def _checkpoints(store: s3fs.S3FileSystem, run: Run) -> list[str]:
 
 
 def test_a_killed_run_with_a_damaged_checkpoint_reaches_the_same_weights(new_run, straight, store):
-    run = new_run(max_failures=0)
+    run = new_run(max_failures=0, validate_every_epochs=2, validation=VALIDATION)
     run.job = run.job.model_copy(update={"storage": STORAGE})
     killer = run.when(4 * IMAGES, lambda: training_workers()[0].send_signal(signal.SIGKILL))
     with pytest.raises(FractalError, match="training failed"):

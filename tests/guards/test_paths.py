@@ -20,7 +20,7 @@ NO_FILES = (
     *("train-fractal/", "evaluate-fractal/", "sweep-guidance/", "nightly-evaluation/"),
     *("prepare-data/", "slack-webhook/"),
     # folders of somebody's images, Kubernetes, networks
-    *("train/", "validation/", "CLASS/", "deploy/", "deployment/", "NET/", "10.0.0.0/"),
+    *("train/", "validation/", "test/", "CLASS/", "deploy/", "deployment/", "NET/", "10.0.0.0/"),
 )
 SUFFIXES = (".cff", ".lock", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml")
 """What a file name without a folder ends with to be taken for one of ours."""

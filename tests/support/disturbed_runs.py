@@ -13,16 +13,18 @@ import psutil
 import ray
 from safetensors.torch import load_file
 
+from fractal_model.config.validation import ValidationConfig
 from fractal_model.data.writing import write_prepared
-from fractal_model.training.job import Report, TrainingJob
+from fractal_model.training.job import Report, TrainingJob, ValidationPoint
 from fractal_model.training.ray_train.run import run_training
 from tests.support import random_images
 
-IMAGES, BATCH = 64, 8
+IMAGES, BATCH, HELD_OUT = 64, 8, 8
+VALIDATION = ValidationConfig(passes=2, grid_classes=2, grid_columns=2, timeout_seconds=120)
 
 
 def save_training_images(folder: Path) -> Path:
-    pixels = random_images(IMAGES, size=4).permute(0, 2, 3, 1).numpy()
+    pixels = random_images(IMAGES + HELD_OUT, size=4).permute(0, 2, 3, 1).numpy()
     write_prepared(
         folder,
         dataset="tiny",
@@ -30,7 +32,10 @@ def save_training_images(folder: Path) -> Path:
         preprocessing="none",
         resolution=4,
         class_names=[f"kind {i}" for i in range(4)],
-        splits={"train": [(image, i % 4) for i, image in enumerate(pixels)]},
+        splits={
+            "train": [(image, i % 4) for i, image in enumerate(pixels[:IMAGES])],
+            "validation": [(image, i % 4) for i, image in enumerate(pixels[IMAGES:])],
+        },
     )
     return folder
 
@@ -41,6 +46,9 @@ class Run:
 
     job: TrainingJob
     reports: list[Report] = field(default_factory=list)
+    points: list[ValidationPoint] = field(default_factory=list)
+    registered: Path | None = None
+    """Folder of the checkpoint that is registered, once the run has ended."""
 
     @property
     def folder(self) -> Path:
@@ -52,8 +60,13 @@ class Run:
 
     def train(self, **options: object) -> dict:
         """Train to the end and return the weights."""
-        checkpoint = run_training(self.job, on_report=self.reports.append, **options)
-        assert Path(checkpoint.path) == self.newest
+        checkpoint = run_training(
+            self.job,
+            on_report=self.reports.append,
+            on_point=lambda point, grids: self.points.append(point),
+            **options,
+        )
+        self.registered = Path(checkpoint)
         return self.weights()
 
     @property

@@ -25,6 +25,7 @@ def small_params() -> dict:
         widths=[16, 16, 8], blocks=[1, 1, 1], heads=[2, 2, 2], dropout=0.1
     )
     content["training"]["digits"].update(
+        validate_every_epochs=0,
         epochs=3,
         warmup_epochs=1,
         batch_size=100,

@@ -17,10 +17,17 @@ RECIPE = (
     load_params(SHIPPED)
     .size("digits")
     .training.model_copy(
-        update={"batch_size": 8, "epochs": 10, "warmup_epochs": 1, "base_learning_rate": 0.1}
+        update={
+            "batch_size": 8,
+            "epochs": 10,
+            "warmup_epochs": 1,
+            "base_learning_rate": 0.1,
+            "validate_every_epochs": 0,
+        }
     )
 )
 
+SAMPLING = load_params(SHIPPED).size("digits").sampling.model_copy(update={"iterations": (4, 4)})
 BATCH = Batch(random_images(8, size=4), torch.arange(8) % 4, torch.arange(8))
 
 
@@ -36,6 +43,7 @@ def make_job(folder: Path, **changes: object) -> TrainingJob:
         fingerprint="f" * 64,
         tracking_uri="",
         run_id="",
+        sampling=SAMPLING,
     )
     return job.model_copy(update=changes)
 

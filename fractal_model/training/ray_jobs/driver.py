@@ -11,17 +11,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import PurePosixPath
+from functools import partial
 
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
 from fractal_model.common.logs import keep_secrets_out_of_logs
-from fractal_model.data.object_store import is_remote
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.tracking.store import use_store
-from fractal_model.training.job import Report, TrainingJob
+from fractal_model.tracking.validation_log import ValidationLog
+from fractal_model.training.job import Report, TrainingJob, ValidationPoint, describe_point
 from fractal_model.training.ray_train.run import run_training
 from fractal_model.training.watch import Watch
 
@@ -30,12 +30,28 @@ MARKER = "FRACTAL "
 logger = logging.getLogger("fractal.training")
 
 
-def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
-    """Train to the end; return the last checkpoint's folder or address. FractalError: it failed."""
+def drive(
+    job: TrainingJob,
+    *,
+    on_report: Callable[[Report], None],
+    on_line: Callable[[str], None],
+) -> str:
+    """Train to the end; return the folder or address of the checkpoint to register.
+
+    `on_line` receives a line for people for each validation point. FractalError: training failed.
+    """
     use_store(job.tracking_uri)
     watch, logged_step = Watch(job.reference), last_position(job.run_id)
     metrics = MetricSpool(job.local / "metrics" / job.run_id, job.run_id)
-    with metrics as spool, ray_cluster(cpus=job.recipe.cpus):
+    with (
+        metrics as spool,
+        ValidationLog(job.run_id, spool) as validation,
+        ray_cluster(cpus=job.recipe.cpus),
+    ):
+
+        def handle_point(point: ValidationPoint, grids: dict[str, bytes]) -> None:
+            validation.add(point.position, point.metrics, grids)
+            on_line(f"{job.size}, {describe_point(point, job.score)}")
 
         def handle(report: Report) -> None:
             nonlocal logged_step
@@ -50,10 +66,7 @@ def drive(job: TrainingJob, *, on_report: Callable[[Report], None]) -> str:
                 logger.warning("%s, epoch %.2f: %s", job.size, report.epoch, warning)
             on_report(report)
 
-        checkpoint = run_training(job, on_report=handle)
-    # Ray's path of a checkpoint in an object store lacks the scheme, s3://.
-    name = PurePosixPath(checkpoint.path).name
-    return f"{job.storage}/{job.name}/{name}" if is_remote(job.storage) else checkpoint.path
+        return run_training(job, on_report=handle, on_point=handle_point)
 
 
 def _print_json(**content: object) -> None:
@@ -71,7 +84,9 @@ def main() -> None:
     job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
     try:
         checkpoint = drive(
-            job, on_report=lambda r: _print_json(report=r.model_dump(exclude_none=True))
+            job,
+            on_report=lambda report: _print_json(report=report.model_dump(exclude_none=True)),
+            on_line=partial(print, flush=True),
         )
     except FractalError as error:
         _print_json(error=str(error))

@@ -13,9 +13,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 
 import ray
 import ray.train
+from pyarrow.fs import FileSystem
 from ray.train.torch import TorchConfig
 
 # `ray.train` has these names at run time, but its type annotations do not.
@@ -25,8 +27,14 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from fractal_model.common.errors import FractalError, last_line, one_line
 from fractal_model.config.training import TrainingConfig
 from fractal_model.training.job import Report, Stopped, TrainingJob
-from fractal_model.training.ray_train.best import KeepBest
+from fractal_model.training.ray_train.best import best_checkpoint
 from fractal_model.training.ray_train.relay import Relay
+from fractal_model.training.ray_train.validation_points import (
+    OnPoint,
+    ValidationPoints,
+    follow_points,
+)
+from fractal_model.training.ray_train.validation_task import validation_of
 from fractal_model.training.ray_train.worker import train_worker
 
 PLACEMENT_SECONDS = 30
@@ -48,11 +56,16 @@ def run_training(
     job: TrainingJob,
     *,
     on_report: Callable[[Report], None],
+    on_point: OnPoint = lambda point, grids: None,
     worker: Callable[[dict[str, str]], None] = train_worker,
-) -> ray.train.Checkpoint:
-    """Train on the connected cluster to the end of the recipe; return the last checkpoint. Workers
-    run `worker` with the job as JSON under "job". FractalError: a worker failed too often, the run
-    ended itself, or no worker could be started."""
+) -> str:
+    """Train on the connected cluster to the end of the recipe; return the folder or address of the
+    checkpoint to register.
+
+    `on_point` receives each validation point of the run with its sample grids, also those from
+    before a restart. Workers run `worker` with the job as JSON under "job". FractalError: a worker
+    failed too often, the run ended itself, or no worker could be started.
+    """
     recipe = job.recipe
     stop_reasons: list[str] = []
 
@@ -76,20 +89,40 @@ def run_training(
                 storage_path=job.storage,
                 failure_config=FailureConfig(max_failures=recipe.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
-                callbacks=[relay.callback, KeepBest(f"{job.storage}/{job.name}")],
+                callbacks=[relay.callback],
             ),
+            validation_config=validation_of(job),
         )
         with _keep_interrupt_handler():
             return trainer.fit()
 
     _require_resources(recipe)
     _set_deadlines(recipe)
-    with Relay(job.local / "reports" / job.run_id, handle_report) as relay:
+    points = ValidationPoints(*FileSystem.from_uri(f"{job.storage}/{job.name}"))
+    with (
+        Relay(job.local / "reports" / job.run_id, handle_report) as relay,
+        follow_points(points, on_point),
+    ):
         result = _train_within_memory(train, recipe)
     if stop_reasons:
         raise FractalError(f"training ended: {stop_reasons[0]}")
     assert result.checkpoint is not None  # The last step of a training saves one.
-    return result.checkpoint
+    return _chosen_checkpoint(job, PurePosixPath(result.checkpoint.path).name)
+
+
+def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
+    """Folder or address of the checkpoint that is registered. FractalError: it shall be the best
+    one, and no checkpoint was validated."""
+    run = f"{job.storage}/{job.name}"
+    if job.recipe.register_checkpoint == "last":
+        return f"{run}/{last}"
+    best, _ = best_checkpoint(*FileSystem.from_uri(run))
+    if best is None:
+        raise FractalError(
+            f"no checkpoint of {job.size} was validated, so none is the best: look at why in the "
+            f"warnings above, or set training.{job.size}.register to last; run again"
+        )
+    return f"{run}/{best}"
 
 
 def _train_within_memory(

@@ -23,8 +23,10 @@ from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.job import Stopped, TrainingJob
 from fractal_model.training.meter import Meter
+from fractal_model.training.ray_train.early_stop import EarlyStop
 from fractal_model.training.ray_train.stored import load_newest_undamaged, remove_incomplete
 from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
+from fractal_model.training.ray_train.validation_points import ValidationPoints
 from fractal_model.training.trainer import NotFiniteError, Trainer
 
 
@@ -63,13 +65,18 @@ class _Worker:
         self._upload: Upload | None = None
         self._remove_leftovers()
         self._resume(ray.train.get_checkpoint())
-        steps = job.recipe.checkpoint_every_epochs * len(self._split) / job.recipe.batch_size
-        self._steps_per_checkpoint = max(1, round(steps))
+        self._steps_per_checkpoint = self._steps_of(job.recipe.checkpoint_every_epochs)
+        self._steps_per_validation = self._steps_of(job.recipe.validate_every_epochs)
+        stored = context.get_storage()
+        points = ValidationPoints(stored.storage_filesystem, stored.experiment_fs_path)
+        self._early_stop = EarlyStop(job, len(self._split), points)
+        if self._is_validated(is_last=False):  # An earlier process may have stopped here.
+            self._early_stop.decide(self._trainer.position)
         self._meter.start()
         self._saved_at = time.monotonic()
 
     def run(self) -> None:
-        while self._trainer.position < self._trainer.end_position:
+        while self._trainer.position < self._trainer.end_position and not self._early_stop.is_due:
             try:
                 self._train()
             except NotFiniteError as error:
@@ -97,11 +104,27 @@ class _Worker:
             is_last = trainer.position >= trainer.end_position
             is_log_step = trainer.steps % recipe.log_every_steps == 0
             is_due = trainer.steps % self._steps_per_checkpoint == 0
-            if is_last or is_due or (is_log_step and self._is_overdue()):
+            validate = self._is_validated(is_last)
+            if is_last or is_due or validate or (is_log_step and self._is_overdue()):
                 with self._meter.pause():
-                    self._report_checkpoint()
+                    if validate:
+                        self._early_stop.decide(self._trainer.position)
+                    self._report_checkpoint(validate)
+                if self._early_stop.is_due:
+                    return
             elif is_log_step:
                 self._report_metrics()
+
+    def _steps_of(self, epochs: int) -> int:
+        """Number of steps in `epochs` epochs, at least 1."""
+        return max(1, round(epochs * len(self._split) / self._job.recipe.batch_size))
+
+    def _is_validated(self, is_last: bool) -> bool:
+        """True if the weights of this step are measured on held-out images."""
+        has_held_out_images = "validation" in self._split.manifest.splits
+        if not self._job.recipe.validate_every_epochs or not has_held_out_images:
+            return False
+        return is_last or self._trainer.steps % self._steps_per_validation == 0
 
     def _is_overdue(self) -> bool:
         """True if a checkpoint is due by the clock of rank 0."""
@@ -165,7 +188,7 @@ class _Worker:
         mode = CheckpointUploadMode.ASYNC if is_uploading else CheckpointUploadMode.SYNC
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
-    def _report_checkpoint(self) -> None:
+    def _report_checkpoint(self, validate: bool) -> None:
         """Report metrics on all ranks, on rank 0 with a checkpoint, which Ray uploads."""
         self._saved_at = time.monotonic()
         metrics, trainer = self._metrics(), self._trainer
@@ -194,4 +217,5 @@ class _Worker:
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._upload,
+            validation=validate,
         )

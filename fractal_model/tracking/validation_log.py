@@ -1,0 +1,77 @@
+"""Validation points of a training run in MLflow: metrics by step, and sample grids as a slider.
+
+Decided here: metrics travel through the spool, which waits for MLflow. A grid that MLflow does not
+take is tried again with the next point and at the end; the file stays in the run's storage, and a
+run that is continued sends what is missing.
+"""
+
+import io
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Self
+
+import mlflow
+from PIL import Image
+
+from fractal_model.common.errors import one_line
+from fractal_model.metrics.names import NLL
+from fractal_model.tracking.spool import MetricSpool
+
+_IMAGE_NAME = re.compile(r"(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+.*\.png")
+"""Names that MLflow gives to images of a step, in the folder `images`."""
+_log = logging.getLogger("fractal.training")
+
+
+class ValidationLog:
+    """Logs the points of one run, each once. Leaving the context sends the grids that are left."""
+
+    def __init__(self, run_id: str, spool: MetricSpool) -> None:
+        self._client, self._run_id, self._spool = mlflow.MlflowClient(), run_id, spool
+        self._pending: dict[tuple[str, int], bytes] = {}
+        self._logged_steps: set[int] = set()
+        self._logged_grids: set[tuple[str, int]] = set()
+        try:
+            history = self._client.get_metric_history(run_id, NLL)
+            self._logged_steps = {metric.step for metric in history}
+            names = [
+                PurePosixPath(f.path).name for f in self._client.list_artifacts(run_id, "images")
+            ]
+            matches = [match for name in names if (match := _IMAGE_NAME.fullmatch(name))]
+            self._logged_grids = {(match["key"], int(match["step"])) for match in matches}
+        except Exception as error:  # What the store raises is not only MLflow's own.
+            _log.warning("MLflow does not say which points it has: %s", one_line(error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if reason := self._send_grids():
+            _log.warning(
+                "sample grids are not in MLflow (%d, %s): they stay in the run's folder, and are "
+                "sent when the same training is started again",
+                len(self._pending),
+                reason,
+            )
+
+    def add(self, step: int, metrics: Mapping[str, float], grids: Mapping[str, bytes]) -> None:
+        """Log the metrics of a point, and its grids (file name to PNG)."""
+        if metrics and step not in self._logged_steps:
+            self._spool.log(metrics, step=step)
+            self._logged_steps.add(step)
+        keys = {(PurePosixPath(name).stem, step): png for name, png in grids.items()}
+        self._pending |= {key: png for key, png in keys.items() if key not in self._logged_grids}
+        self._send_grids()
+
+    def _send_grids(self) -> str | None:
+        """Send the grids that are left; return why one could not be sent."""
+        for (key, step), png in list(self._pending.items()):
+            try:
+                image = Image.open(io.BytesIO(png))
+                self._client.log_image(self._run_id, image, key=key, step=step, synchronous=True)
+            except Exception as error:  # Training does not depend on it.
+                return one_line(error)
+            self._logged_grids.add((key, step))
+            del self._pending[(key, step)]
+        return None

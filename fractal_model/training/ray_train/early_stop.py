@@ -1,0 +1,59 @@
+"""Early stopping: ends a training whose held-out likelihood has not improved for some epochs.
+
+Decided here: at a validated step the decision is made from the points before it, and rank 0 waits
+for the one just before. So the step at which a run stops does not depend on how fast validation is,
+unless it takes longer than the wait.
+"""
+
+import math
+import time
+from contextlib import suppress
+
+from fractal_model.training.collectives import broadcast_from_rank_zero
+from fractal_model.training.job import TrainingJob
+from fractal_model.training.ray_train.validation_points import ValidationPoints
+
+_POLL_SECONDS = 0.2
+
+
+class EarlyStop:
+    """Tells when a run of `images` training images ends early. Without
+    `stop_after_epochs_without_gain` it never does."""
+
+    def __init__(self, job: TrainingJob, images: int, points: ValidationPoints) -> None:
+        self._patience = job.recipe.stop_after_epochs_without_gain * images
+        self._score = job.score
+        self._points = points
+        # The other ranks wait for rank 0, at most stall_seconds.
+        self._wait = min(job.recipe.validation.timeout_seconds, job.recipe.stall_seconds / 2)
+        self.is_due = False
+
+    def decide(self, position: int) -> None:
+        """Decide at the validated step that ends at `position`. All ranks must call it together."""
+        if self._patience:
+            self.is_due = broadcast_from_rank_zero(self._is_without_gain(position))
+
+    def _is_without_gain(self, position: int) -> bool:
+        with suppress(OSError):  # Without an answer of the storage training continues.
+            earlier = [each for each in self._points.positions() if each < position]
+            if earlier:
+                self._wait_for(earlier[-1])
+            return self._images_without_gain(earlier) >= self._patience
+        return False
+
+    def _wait_for(self, position: int) -> None:
+        deadline = time.monotonic() + self._wait
+        while self._points.read(position) is None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+    def _images_without_gain(self, positions: list[int]) -> int:
+        """Number of images between the best and the last measured point."""
+        best, best_position, last = math.inf, 0, 0
+        for position in positions:
+            point = self._points.read(position)
+            bits = None if point is None else point.metrics.get(self._score)
+            if bits is not None:
+                last = position
+                if bits < best:
+                    best, best_position = bits, position
+        return last - best_position

@@ -1,0 +1,116 @@
+"""The validation points of a run, in its storage: a folder each, named after the images seen.
+
+    validation/000000005280/STARTED      written when the measurement begins
+    validation/000000005280/samples.png  one grid for each set of weights
+    validation/000000005280/point.json   written last: the point is complete
+
+Decided here: a point that was started and has no `point.json` did not end: its process was killed
+or took too long. After two of these, one after the other, the run is not validated any more, so
+that validation delays it by at most twice its timeout.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+
+from pyarrow.fs import FileSelector, FileSystem, FileType
+from pydantic import ValidationError
+
+from fractal_model.training.job import ValidationPoint
+
+FOLDER, STARTED, POINT = "validation", "STARTED", "point.json"
+MOST_UNFINISHED = 2
+POLL_SECONDS = 1.0
+OnPoint = Callable[[ValidationPoint, dict[str, bytes]], None]
+"""Receives a point, and its sample grids as PNG by file name."""
+
+
+class ValidationPoints:
+    """The points of the run in `run`, a folder of `filesystem`."""
+
+    def __init__(self, filesystem: FileSystem, run: str) -> None:
+        self._filesystem = filesystem
+        self._folder = f"{run}/{FOLDER}"
+
+    def start(self, position: int) -> None:
+        """Note that the measurement at this position begins. OSError: see `read`."""
+        self._filesystem.create_dir(self._of(position))
+        self._write(position, STARTED, b"")
+
+    def finish(self, point: ValidationPoint, grids: dict[str, bytes]) -> None:
+        """Write the grids (file name to PNG), then the point. OSError: see `read`."""
+        for name, png in grids.items():
+            self._write(point.position, name, png)
+        self._write(point.position, POINT, point.model_dump_json().encode())
+
+    def read(self, position: int) -> ValidationPoint | None:
+        """Return the point at a position; None if it is not complete. OSError: the storage does not
+        answer."""
+        try:
+            with self._filesystem.open_input_stream(f"{self._of(position)}/{POINT}") as stream:
+                return ValidationPoint.model_validate_json(stream.read())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def read_grid(self, position: int, name: str) -> bytes:
+        """Return the PNG of a grid. OSError: it is not there, or the storage does not answer."""
+        with self._filesystem.open_input_stream(f"{self._of(position)}/{name}") as stream:
+            return bytes(stream.read())
+
+    def positions(self) -> list[int]:
+        """Positions of all points, complete or not, in their order. OSError: see `read`."""
+        folders = self._filesystem.get_file_info(FileSelector(self._folder, allow_not_found=True))
+        names = [PurePosixPath(each.path).name for each in folders]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def unfinished(self) -> list[int]:
+        """Positions of the last points that did not end, with no complete point after them."""
+        behind: list[int] = []
+        for position in reversed(self.positions()):
+            if self._is_complete(position):
+                break
+            behind.append(position)
+        return behind
+
+    def _is_complete(self, position: int) -> bool:
+        info = self._filesystem.get_file_info(f"{self._of(position)}/{POINT}")
+        return info.type == FileType.File
+
+    def _of(self, position: int) -> str:
+        return f"{self._folder}/{position:012d}"
+
+    def _write(self, position: int, name: str, content: bytes) -> None:
+        with self._filesystem.open_output_stream(f"{self._of(position)}/{name}") as stream:
+            stream.write(content)
+
+
+@contextmanager
+def follow_points(points: ValidationPoints, on_point: OnPoint) -> Iterator[None]:
+    """Call `on_point` once for each complete point, in another thread, until the block ends and all
+    points have been looked at. Leaving the block raises the first error of `on_point`."""
+    done, seen = threading.Event(), set[int]()
+
+    def follow() -> None:
+        while not done.wait(POLL_SECONDS):
+            hand_on()
+        hand_on()
+
+    def hand_on() -> None:
+        with suppress(
+            OSError
+        ):  # A shared file system may fail for a moment; the next look follows.
+            for position in points.positions():
+                if position not in seen and (point := points.read(position)) is not None:
+                    grids = {name: points.read_grid(position, name) for name in point.grids}
+                    seen.add(position)
+                    on_point(point, grids)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(follow)
+        try:
+            yield
+        finally:
+            done.set()
+        following.result()

@@ -1,0 +1,128 @@
+"""Ray's adapter of validation: measures a checkpoint in a task beside the training.
+
+Decided here: the task has the lowest priority of the machine's scheduler, and takes a GPU only if
+the cluster has one to spare. Ray runs one validation at a time, ends it after its timeout, and
+keeps its checkpoint until then. If something goes wrong, the point has the reason, and training
+continues.
+"""
+
+import os
+import time
+from typing import Any
+
+import pyarrow
+import ray
+import ray.train
+import torch
+from pyarrow.fs import FileSystem
+
+# What `ray.train` has under these names when it runs, but not in its annotations.
+from ray.train.v2.api.validation_config import ValidationConfig as RayValidationConfig
+from ray.train.v2.api.validation_config import ValidationTaskConfig
+
+from fractal_model.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from fractal_model.checkpoints.storage import fetch_checkpoint
+from fractal_model.common.errors import one_line
+from fractal_model.common.logs import keep_secrets_out_of_logs
+from fractal_model.config.training import TrainingConfig
+from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.evaluation.model_quality import measure_quality
+from fractal_model.generation.pictures import png_bytes
+from fractal_model.metrics.names import NLL, error_name
+from fractal_model.training.job import EMA_SUFFIX, TrainingJob, ValidationPoint
+from fractal_model.training.ray_train.best import keep_best
+from fractal_model.training.ray_train.validation_points import MOST_UNFINISHED, ValidationPoints
+
+LOWEST_PRIORITY = 19
+
+
+def validation_of(job: TrainingJob) -> RayValidationConfig | None:
+    """How Ray Train validates the checkpoints of a job; None if it does not."""
+    if not job.recipe.validate_every_epochs:
+        return None
+    return RayValidationConfig(
+        fn=validate_checkpoint,
+        task_config=ValidationTaskConfig(
+            fn_kwargs={"job": job.model_dump_json()},
+            timeout_s=job.recipe.validation.timeout_seconds,
+        ),
+        # Ray restarts a task whose process was killed, until the timeout.
+        ray_remote_kwargs={"max_retries": -1, **_resources(job.recipe)},
+    )
+
+
+def _resources(recipe: TrainingConfig) -> dict[str, float]:
+    """A GPU if the cluster has more than the workers take; no CPU, for none is reserved."""
+    spare = ray.cluster_resources().get(
+        "GPU", 0
+    ) - recipe.workers * recipe.resources_per_worker.get("GPU", 0)
+    return {"num_cpus": 0, "num_gpus": 1 if recipe.uses_gpu and spare >= 1 else 0}
+
+
+def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> dict[str, Any]:
+    """Measure a checkpoint, store its point, and keep the checkpoint if it is the best so far. The
+    only setting is `job`, the training job as JSON."""
+    keep_secrets_out_of_logs()
+    os.nice(LOWEST_PRIORITY - os.nice(0))
+    training = TrainingJob.model_validate_json(settings["job"])
+    filesystem, run = FileSystem.from_uri(f"{training.storage}/{training.name}")
+    points = ValidationPoints(filesystem, run)
+    with fetch_checkpoint(checkpoint.path, checkpoint.filesystem) as folder:
+        loaded = load_checkpoint(folder)
+    position = loaded.progress.position
+    if points.read(position) is not None:  # It was measured before its step was repeated.
+        return {}
+    if len(set(points.unfinished()) - {position}) >= MOST_UNFINISHED:
+        return {}
+    points.start(position)
+    point, grids = _measure(training, loaded)
+    bits = point.metrics.get(training.score)
+    if bits is not None:
+        try:
+            keep_best(filesystem, run, checkpoint, bits)
+        except (OSError, pyarrow.ArrowException) as error:  # Training does not depend on it.
+            failure = f"the best checkpoint was not copied: {one_line(error)}"
+            point = point.model_copy(update={"failure": failure})
+    points.finish(point, grids)
+    return {}
+
+
+def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint, dict[str, bytes]]:
+    began, progress = time.monotonic(), checkpoint.progress
+    images = open_prepared(job.data, "train").manifest.splits["train"].images
+    metrics: dict[str, float] = {}
+    grids: dict[str, bytes] = {}
+    failure = None
+    try:
+        held_out = open_prepared(job.data, "validation")
+        metrics, grids = _measure_all_weights(job, checkpoint, held_out)
+    except Exception as error:  # Training does not depend on it, whatever it is.
+        failure = one_line(error)
+    point = ValidationPoint(
+        position=progress.position,
+        step=progress.steps,
+        epoch=progress.position / images,
+        metrics=metrics,
+        grids=tuple(grids),
+        failure=failure,
+        seconds=time.monotonic() - began,
+    )
+    return point, grids
+
+
+def _measure_all_weights(
+    job: TrainingJob, checkpoint: Checkpoint, held_out: PreparedSplit
+) -> tuple[dict[str, float], dict[str, bytes]]:
+    """Measure the weights and, if there is one, their moving average."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    metrics: dict[str, float] = {}
+    grids: dict[str, bytes] = {}
+    for suffix, averaged in (("", False), (EMA_SUFFIX, True))[: 1 if checkpoint.ema is None else 2]:
+        model = checkpoint.build_model(averaged=averaged).to(device)
+        quality = measure_quality(model, held_out, job.sampling, job.recipe.validation)
+        name, likelihood = f"{NLL}{suffix}", quality.likelihood
+        metrics[name] = likelihood.mean
+        if len(likelihood.per_image) > 1:
+            metrics[error_name(name)] = likelihood.standard_error
+        grids[f"samples{suffix}.png"] = png_bytes(quality.grid)
+    return metrics, grids

@@ -1,0 +1,57 @@
+"""Validation points of a training run in MLflow."""
+
+import logging
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+
+from fractal_model.generation.pictures import png_bytes
+from fractal_model.tracking.spool import MetricSpool
+from fractal_model.tracking.store import connect
+from fractal_model.tracking.validation_log import ValidationLog
+
+PNG = png_bytes(torch.zeros(3, 8, 8, dtype=torch.uint8))
+BITS = {"nll_bits_per_dim": 0.5}
+
+
+@pytest.fixture
+def run_id(tmp_path: Path) -> str:
+    connect(tmp_path)
+    return mlflow.MlflowClient().create_run("0").info.run_id
+
+
+def log_points(run_id: str, folder: Path, *steps: int) -> None:
+    with MetricSpool(folder / "metrics", run_id) as spool, ValidationLog(run_id, spool) as log:
+        for step in steps:
+            log.add(step, BITS, {"samples.png": PNG})
+
+
+def steps_of_grids(run_id: str) -> list[int]:
+    images = mlflow.MlflowClient().list_artifacts(run_id, "images")
+    names = [image.path for image in images if image.path.endswith(".png")]
+    return sorted(int(name.split("+step+")[1].split("+")[0]) for name in names)
+
+
+def test_metrics_and_grids_come_by_step_and_once(run_id, tmp_path):
+    log_points(run_id, tmp_path, 100, 200)
+    log_points(run_id, tmp_path, 100, 200, 300)  # A continued run reads all its points again.
+    history = mlflow.MlflowClient().get_metric_history(run_id, "nll_bits_per_dim")
+    assert [(metric.step, metric.value) for metric in history] == [
+        (s, 0.5) for s in (100, 200, 300)
+    ]
+    assert steps_of_grids(run_id) == [100, 200, 300]
+
+
+def test_a_grid_that_mlflow_refuses_is_sent_later(run_id, tmp_path, monkeypatch, caplog):
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_image", refuse)
+        with caplog.at_level(logging.WARNING):
+            log_points(run_id, tmp_path, 100)
+    assert "sample grids are not in MLflow (1, no route)" in caplog.text
+    log_points(run_id, tmp_path, 100)
+    assert steps_of_grids(run_id) == [100]
