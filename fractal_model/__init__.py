@@ -45,8 +45,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _exclude_loopback_from_proxies() -> None:
-    """Add this machine to the hosts that are reached without the proxy that the shell has set.
-    Libraries read `no_proxy` in either spelling. gRPC reads `no_grpc_proxy` first if it is set."""
+    """Make libraries connect to this machine directly, also if the shell has set a proxy.
+
+    The variable with the exceptions is `no_proxy` or `NO_PROXY`, depending on the library. gRPC
+    reads `no_grpc_proxy` instead if it is set."""
     names = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
     lower, upper, grpc = (os.environ.get(name, "") for name in names)
     for name, value in zip(names, (lower or upper, upper or lower, grpc), strict=True):

@@ -33,7 +33,7 @@ COMMANDS = {
 }
 """Summary of each command. A command is a function in a module; both have the command's name."""
 GROUPS = {"data", "models", "services"}
-"""Commands that have commands themselves: each is the Typer `app` of its module."""
+"""Commands with subcommands. The module of such a command has a Typer object named `app`."""
 OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
 """Module and function of the commands with other names: `import` is a Python keyword."""
 

@@ -36,11 +36,13 @@ class Kept:
     """Bytes that autograd keeps for one part of the model."""
 
     block: float
-    """Bytes in one block, with its input."""
+    """Bytes kept for one transformer block, its input included."""
     block_input: float
+    """Bytes kept for one block's input alone."""
     blocks: int
+    """Number of blocks."""
     rest: float
-    """Bytes outside the blocks."""
+    """Bytes kept for all that is outside the blocks."""
 
 
 class Activations(StrictModel):
@@ -49,7 +51,8 @@ class Activations(StrictModel):
     kept: float
     """Bytes that are kept at the end of the forward pass."""
     recomputed: float
-    """Bytes of the largest block without its input, in activation checkpointing."""
+    """With activation checkpointing: bytes that the largest block keeps while the backward pass
+    recomputes it, without its input. Otherwise 0."""
 
 
 class TrainingMemory(StrictModel):

@@ -147,7 +147,8 @@ def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
 
 
 def _white_level(image: ImageFile) -> tuple[int, bool]:
-    """Return the largest number, and True if it stands for black. UnusableImage: it is unknown."""
+    """Return the largest grey value that the image's format allows, and True if this value means
+    black instead of white. UnusableImage: the format does not tell its largest value."""
     if image.format == "PPM" and image.mode == "I":
         return 2**16 - 1, False  # Pillow has scaled to this range.
     if not image.mode.startswith("I;16"):

@@ -39,7 +39,7 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn; it is known, because no images come from files here."""
+        """How the samples are drawn. Only an evaluation of image files may have None."""
         source = self.record.protocol.images
         assert source is not None
         return source

@@ -40,14 +40,15 @@ SECONDS, LAST_SECONDS = 10, 2
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The images at one moment of their generation."""
+    """The B images of an animation at one moment of their generation."""
 
     images: Tensor
-    """Pixels so far, (B, 3, S, S) uint8."""
+    """(B, 3, S, S) uint8. Pixels that are still hidden have no meaning."""
     hidden: Tensor
     """True where a pixel is not generated yet, (B, S, S) bool."""
     boxes: tuple[tuple[int, int, Rows], ...]
-    """The patches that are being generated: level, side in pixels and positions."""
+    """The patches that are being generated, by level: the level's number, the side of its patches
+    in pixels, and the places of the patches in the images."""
 
 
 def animate(

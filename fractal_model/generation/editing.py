@@ -94,9 +94,10 @@ def edit(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Tensor:
-    """Generate variants of `image` (3, S, S), (N, 3, S, S) uint8, one for each of N classes and
-    seeds. Pixels where `mask` (S, S) is True are those of `image` in all variants. At most
-    `largest` are generated at a time; `progress` receives the number done."""
+    """Generate variants of `image` (3, S, S), one for each of the N pairs of a class and a seed,
+    and return them, (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels
+    of `image`. At most `largest` variants are generated at a time; `progress` receives the number
+    of finished ones."""
     known = KnownPixels(image[None], mask[None])
     variants, done = image.new_empty(len(labels), *image.shape), 0
     for part, images in sample_images(

@@ -58,7 +58,9 @@ class ARLevel(nn.Module):
         return self.patch(normalise(sub_patches).flatten(1))
 
     def step(self, token_RD: Tensor, caches: list[KeyValueCache]) -> Conditions:
-        """Return the next sub-patch's condition, (R, 1, D), from its token and the caches."""
+        """Return the condition of the next sub-patch, (R, 1, D). `token_RD` comes from
+        `next_token` of the sub-patch before it, or for sub-patch 0 from `first_token`. The caches
+        have the keys and values of the earlier steps."""
         t = caches[0].length
         x = self.norm_in(token_RD[:, None] + self.positions[:, t : t + 1])
         x = run_blocks(self.blocks, x, rotary=self.rotary[t : t + 1], caches=caches)

@@ -157,7 +157,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Have `torch.compile` turn each block into one function, for any number of rows."""
+    """Compile each block with `torch.compile`; the number of rows is a dynamic dimension."""
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True, recompile_limit=_RECOMPILE_LIMIT)

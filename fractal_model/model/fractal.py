@@ -183,8 +183,9 @@ class FractalModel(PretrainedModule):
         return level(tokens, pad_rows(mask, padding), conditions, guides=colours, count=count)
 
     def _padding_rows(self, i: int, patches: Tensor) -> int:
-        """Return the number of padding rows for level i, or for the pixel network after the levels.
-        Only below a MAR level does the number of rows change from batch to batch."""
+        """Return how many padding rows to add to the batch of level i, or of the pixel network if i
+        is the number of levels. It is 0 unless a level above is a MAR level: masks then make the
+        number of rows differ between batches."""
         varies = any(level.generator == "mar" for level in self.config.levels[:i])
         return padding_rows(patches) if varies else 0
 

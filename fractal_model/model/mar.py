@@ -105,8 +105,9 @@ def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS
 
 
 def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers (..., count) of sub-patches and their top, right, bottom and left
-    neighbours, and which are inside the grid. Outside, the nearest number inside is returned."""
+    """Return the numbers (..., count) of the sub-patches `token` (...) and of their top, right,
+    bottom and left neighbours, of these the first `count`; and a bool of the same shape, True where
+    the neighbour is inside the grid. Elsewhere the number is that of the nearest sub-patch."""
     offsets = torch.tensor(_OFFSETS[:count], device=token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]

@@ -33,7 +33,7 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
-"""How often each worker is restarted before the whole work fails."""
+"""How often a dead worker is restarted before all work fails."""
 
 
 def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
@@ -118,7 +118,9 @@ class _Worker:
         self._worker: PartWorker | None = None
 
     def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
-        """Compute a part. `start` is in a list so that Ray passes the reference, not the model."""
+        """Compute a part. `start` is a list of one reference to the `StartWork`, which has the
+        model. Ray would replace a bare reference by its object in every call, but not one in a
+        list."""
         if self._worker is None:
             self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)

@@ -113,8 +113,10 @@ def measure_memorisation(
 
 
 def is_inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
-    """(N,) bool: True if a sample lies in the ball from a real image to its k-th neighbour, for any
-    of them. The share of True is the precision (Kynkäänniemi et al. 2019)."""
+    """Return (N,) bool: True if a sample lies in the manifold of the real images. Around each real
+    image there is a ball that reaches to its k-th nearest real neighbour, with k = `neighbours`;
+    the manifold is all balls together. The share of True is the precision (Kynkäänniemi et al.
+    2019)."""
     samples = require_features(samples, "features of the samples")
     real = require_features(real, "features of the real images", at_least=neighbours + 1)
     radii = find_nearest(real, real, k=neighbours, themselves=True)[0][:, -1]

@@ -25,14 +25,15 @@ class MaskedRows:
 
     level: MARLevel
     conditions: Conditions
-    """Conditions of the (G · R) rows."""
+    """Conditions of the (G · R) rows: the R rows of each of the G branches."""
     guides: Tensor | None
     """Mean colours (G · R, 3), for a level with a guiding pixel."""
     branches: int
     count: int
-    """Number of conditions that the next level reads of each sub-patch."""
+    """Number of conditions that the next level reads for each sub-patch."""
     even: bool
-    """True if iterations select equally many sub-patches of each row, so if no pixel is known."""
+    """True if an iteration selects the same number of sub-patches in every row. It is so if no
+    pixel was known before sampling."""
 
 
 MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]

@@ -101,7 +101,7 @@ class Services:
             program = supervisor.programs().get(name)
             if program is None or program.state in DEAD:
                 raise FractalError(
-                    f"{name} ended at its start: {last_log_lines(self.folder, name)}"
+                    f"{name} stopped while it was starting: {last_log_lines(self.folder, name)}"
                 )
             if time.monotonic() - begin > self.config.startup_seconds:
                 raise FractalError(

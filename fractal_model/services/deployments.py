@@ -88,8 +88,8 @@ def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
     if file.exists() and not _is_generated(file):
         raise FractalError(
             f"{file} was not written by `make up` and may name another server: move it away, or "
-            f'set url = "{config.prefect_api}" and auth_string to the content of '
-            f"{folder.login_file} in its section [api]"
+            f'in its section [api] set url = "{config.prefect_api}" and auth_string to the content '
+            f"of {folder.login_file}"
         )
     lines = [f'url = "{config.prefect_api}"', f'auth_string = "{folder.login()}"']
     # Our plugin (see pyproject.toml) makes Prefect's commands reach loopback without a proxy.

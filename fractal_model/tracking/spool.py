@@ -43,7 +43,7 @@ class _Batch:
     reports: int = 0
     points: list[Metric] = field(default_factory=list)
     unreadable: list[dict[str, object]] = field(default_factory=list)
-    """Lines that are no reports, as rows for `refused.jsonl`."""
+    """Rows for `refused.jsonl`: the lines that cannot be read as reports, with the reason."""
 
 
 class MetricSpool:
@@ -215,7 +215,7 @@ class MetricSpool:
             text = f"MLflow refuses {refusal.subject} ({refusal.reason}): {place}"
             self._warn_once(refusal.subject, text)
         if batch.unreadable:
-            self._warn_once("lines", f"{self._metrics} has lines that are no reports: {place}")
+            self._warn_once("lines", f"{self._metrics} has lines that are not reports: {place}")
 
     def _run(self) -> None:
         while not self._abandoned.is_set():

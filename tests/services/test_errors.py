@@ -81,7 +81,9 @@ def test_a_server_that_dies_at_its_start_is_named_with_its_last_lines(services, 
     with pytest.raises(FractalError) as raised:
         services.up(print)
     line = str(raised.value)
-    assert line.startswith("prefect ended at its start: first | the disk is on fire (whole log: ")
+    assert line.startswith(
+        "prefect stopped while it was starting: first | the disk is on fire (whole log: "
+    )
     assert str(services.folder.log("prefect")) in line
     assert "\n" not in line
     assert services.folder.run is None

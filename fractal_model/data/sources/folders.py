@@ -47,7 +47,8 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def ignored_folders(root: Path) -> list[str]:
-    """Return the names of the folders beside those of the splits, which are not read."""
+    """Return the names of the folders that are not read because they belong to no split, such as
+    `test` beside `train` and `val`. Without folders of splits, every folder is a class and read."""
     if not split_folders(root):
         return []
     return [

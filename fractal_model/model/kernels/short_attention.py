@@ -68,7 +68,8 @@ def _empty_mixed(heads_3BHSd: Tensor, *_: object) -> Tensor:
 
 @_gradients.register_fake
 def _empty_gradients(heads_3BHSd: Tensor, *_: object) -> Tensor:
-    """Return memory with the layout of the heads' product, whose gradient then copies nothing."""
+    """Return memory for the gradients of queries, keys and values, in the layout of the linear
+    layer that computed them, so that its backward pass copies nothing."""
     kinds, rows, heads, length, width = heads_3BHSd.shape
     return heads_3BHSd.new_empty(rows, length, kinds, heads, width).permute(2, 0, 3, 1, 4)
 
@@ -128,7 +129,8 @@ def _launch(
 def _tile(
     rows, heads, LENGTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Return a program's rows (T, 1), head, positions (T, 1), elements (1, d), and which exist."""
+    """Return what a Triton program works on: rows (T, 1), head, positions (T, 1), elements (1, d),
+    and a mask (T, d), False at the padding."""
     rows_per_tile: tl.constexpr = TILE // LENGTH
     slot = tl.arange(0, TILE)[:, None]
     element = tl.arange(0, PADDED)[None, :]
@@ -139,7 +141,8 @@ def _tile(
 
 @triton.jit
 def _load_heads(query_at, kind_stride, inside):
-    """Load queries, keys and values, (T, d). The stride is added twice: its double may overflow."""
+    """Load queries, keys and values, each (T, d). `2 * kind_stride` could overflow int32, so the
+    stride is added to the pointer twice."""
     key_at = query_at + kind_stride
     value_at = key_at + kind_stride
     query, key = tl.load(query_at, inside, 0.0), tl.load(key_at, inside, 0.0)
@@ -161,7 +164,8 @@ def _weights(query, key, scale, LENGTH: tl.constexpr, TILE: tl.constexpr, CAUSAL
 
 @triton.jit
 def _dropout_factors(seed, drop, TILE: tl.constexpr):
-    """Draw the factors of the weights, (T, T): zero for a dropped weight, 1 / (1 − drop) else."""
+    """Draw the factors that dropout multiplies the attention weights by, (T, T): 0 for a dropped
+    weight, 1 / (1 − drop) for the others."""
     slot = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     quarter = tl.arange(0, TILE // 4)
     a, b, c, d = tl.rand4x(tl.load(seed), slot[:, None] * (TILE // 4) + quarter[None, :])

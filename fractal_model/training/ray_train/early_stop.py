@@ -29,7 +29,8 @@ class EarlyStop:
         self.is_due = False
 
     def decide(self, position: int) -> None:
-        """Decide at the validated step that ends at `position`. All ranks must call it together."""
+        """Set `is_due` to whether training ends after the validated step that brings the number of
+        training images to `position`. All ranks must call it together."""
         if self._patience:
             self.is_due = broadcast_from_rank_zero(self._is_without_gain(position))
 
