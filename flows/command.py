@@ -7,6 +7,7 @@ Prefect's form, so that a person starts a run in the same way in both places.
 import inspect
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ def _interrupt(signal_number: int, frame: object) -> None:
     """Stop the run at Ctrl-C. The signal also ends the run's Prefect server. Prefect would try to
     reach it for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
     logging.disable(logging.CRITICAL)
+    print(f"stopping, in at most {GRACE_SECONDS:.0f} s …", file=sys.stderr, flush=True)
     timer = threading.Timer(GRACE_SECONDS, exit_interrupted)
     timer.daemon = True
     timer.start()

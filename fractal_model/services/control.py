@@ -1,6 +1,7 @@
 """Start and stop a project's servers, and show their status."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ class Services:
         )
         self._wait_for("prefect", supervisor, say)
         names = deploy(self.config, self.folder)
-        say(f"deployments: {', '.join(names)}")
+        flows = Counter(name.partition("/")[0] for name in names)
+        say(f"deployments: {', '.join(f'{flow} ({count})' for flow, count in flows.items())}")
         for flow_run in crash_dead_runs(self.config, self.folder, before=begin):
             say(f"flow run {flow_run} ended when the servers stopped: it is Crashed now")
         supervisor.start_program("worker")

@@ -30,7 +30,7 @@ _REPEATED = "a link to images that are listed anyway: remove it"
 def split_folders(root: Path) -> dict[str, Path]:
     """Return the splits that have a folder, with it; capitals in its name do not matter.
     FractalError: a split has two folders."""
-    base, folders = _base(root), {}
+    base, folders = _base(root), dict[str, Path]()
     for entry in _entries(base):
         split = _SPLITS.get(entry.name.casefold())
         if split is None or not _is_folder(entry):
@@ -150,7 +150,7 @@ def _require_classes(root: Path) -> None:
 def _repeated_folders(folder: Path, entries: list[os.DirEntry]) -> set[str]:
     """Return the names of the links among the class folders in `folder` whose images are listed
     anyway: the link leads to another class folder, above it or into it."""
-    base, listed, repeated = folder.resolve(), set(), set()
+    base, listed, repeated = folder.resolve(), set[Path](), set[str]()
     above = {base, *base.parents}
     links = {entry.name for entry in entries if entry.is_symlink()}
     for entry in sorted(entries, key=lambda entry: entry.name in links) if links else ():
