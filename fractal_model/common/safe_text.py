@@ -81,7 +81,7 @@ def without_colours(text: str) -> str:
 
 
 def shorten(text: str, longest: int) -> str:
-    """The two ends of a text, `…` between them, if it is longer than `longest` characters."""
+    """Replace the middle of a text by `…` if it has more than `longest` characters."""
     if len(text) <= longest:
         return text
     begin = (longest - 1) * 2 // 3
@@ -115,7 +115,8 @@ def _escape(character: str) -> str:
 
 
 def _secret_values() -> list[str]:
-    """Secrets in the environment, the longest first, without short words, which occur anywhere."""
+    """Return the secrets in the environment, the longest first. Short words are left out, because
+    they occur in harmless texts too."""
     values = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _PLACE.search(name):

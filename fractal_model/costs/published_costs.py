@@ -36,10 +36,12 @@ SAMPLING_SECONDS = {"mar-h": 1.29}
 """Seconds per image on one H100 PCIe, with 1,024 images at a time."""
 
 TRAINING_UTILISATION = 0.169
-"""Utilisation of FractalMAR-L's training, the default of all sizes because it is the lower one;
-0.128 without the repeated products (model-FLOPs utilisation)."""
+"""Utilisation of FractalMAR-L's training, the default of all sizes because it is the lower one. It
+counts the products that activation checkpointing repeats; without them (model-FLOPs utilisation) it
+is 0.128."""
 TRAINING_UTILISATION_64 = 0.192
-"""Utilisation of FractalMAR-64's training; 0.144 without the repeated products."""
+"""Utilisation of FractalMAR-64's training. It counts the products that activation checkpointing
+repeats; without them it is 0.144."""
 SAMPLING_UTILISATION = 0.111
 """Utilisation of FractalMAR-H's sampling."""
 

@@ -1,9 +1,9 @@
 """Prepare a registered source: crop, encode and write its images on all cores.
 
-Decided here: the listing is divided into shards, and a shard is the unit of work. The listing alone
-decides its bytes. A run that was killed leaves complete shards in a hidden folder beside the data
-set, and the next run builds the others. Images that cannot be read are left out, with the reason.
-The preparation fails if their share is above `max_quarantined_share`.
+Decided here: the listing is divided into shards, and a shard is the unit of work. A shard's
+bytes depend on the listing alone. A run that was killed leaves complete shards in a hidden folder
+beside the data set, and the next run builds the others. Images that cannot be read are left out,
+with the reason. The preparation fails if their share is above `max_quarantined_share`.
 """
 
 import csv

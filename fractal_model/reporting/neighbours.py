@@ -27,7 +27,7 @@ NEAR_COPY_QUANTILE = 0.01
 
 @dataclass(frozen=True)
 class RealImages:
-    """Training images with their features. Their pictures are read on demand."""
+    """M training images with their features. Their pictures are read on demand."""
 
     features: Tensor
     """(M, D)"""
@@ -36,7 +36,7 @@ class RealImages:
     pictures: Callable[[Sequence[int]], Tensor]
     """Function from n indices among the M images to pictures (n, 3, S, S) uint8."""
     training_images: int
-    """Number of all training images, of which these M are searched."""
+    """Number of images in the training split. Only M of them are searched for neighbours."""
 
     @property
     def searched_share(self) -> float:

@@ -37,7 +37,7 @@ _WIDEST = 512
 """Largest width of a level whose steps are compiled. For wider levels MKL's products, which
 compiled code uses, are slower than oneDNN's, and there are many blocks to compile."""
 _RECOMPILE_LIMIT = 64
-"""Pieces of compiled code in one process, for different models and settings."""
+"""Most versions of compiled code that one process makes, for different models and settings."""
 
 
 class CompiledPixels:
@@ -112,7 +112,7 @@ class CompiledSteps:
 
 
 class CompiledChannels:
-    """Samples single pixels, for any number of rows that a MAR level's iteration selects."""
+    """Samples single pixels below a MAR level, in batches of any number of rows."""
 
     def __init__(self, network: PixelNetwork, settings: SamplingConfig) -> None:
         self._channels = _ChannelSampler(network, settings)

@@ -38,16 +38,19 @@ level's number, its rows, the hidden sub-patches (R, T) and the canvas (R, T, 3,
 
 @dataclass(frozen=True)
 class StepFunctions:
-    """The functions that sample from the parts of a model, cached or not, compiled or not."""
+    """The functions that sample from the parts of a model. There are cached, uncached and compiled
+    ones."""
 
     level: Callable[[ARLevel, Conditions, int], LevelSteps]
     masked: Callable[[MaskedRows], MaskedIterations]
     pixel: Callable[[PixelNetwork, Tensor, int], PixelSteps]
     draw: Draw
     innermost: CompiledPixels | None = None
-    """The innermost AR level with its pixels, if these are compiled together."""
+    """Compiled sampler of the innermost AR level together with its pixels. With None, `level` and
+    `pixel` sample them."""
     channels: CompiledChannels | None = None
-    """The pixels, if these are compiled by themselves."""
+    """Compiled sampler of single pixels, for pixels below a MAR level. With None, `pixel` samples
+    them."""
 
 
 class _Step(NamedTuple):
@@ -170,7 +173,8 @@ class Descent:
     def _draw_values(
         self, network: PixelNetwork, conditions: Conditions, noise: Tensor, guidance: Tensor | None
     ) -> Tensor:
-        """Draw the values of pixels or guiding pixels, (R, 3) int64, by uniform numbers (R, 3)."""
+        """Draw the values of pixels or guiding pixels, (R, 3) int64. `noise` (R, 3) has the uniform
+        random number for each draw."""
         values = torch.zeros(noise.shape, dtype=torch.long, device=noise.device)
         compute = self.steps.pixel(network, conditions.middle, self.branches)
         scale = None if guidance is None else guidance[:, None]
@@ -180,7 +184,8 @@ class Descent:
         return values
 
     def _canvas(self, i: int, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the canvas (R, T, 3, p, p) with the known pixels, and what is hidden (R, T)."""
+        """Return the canvas (R, T, 3, p, p) with the known pixels, and a mask (R, T), True where a
+        sub-patch is hidden."""
         if self.known:
             numbers = self._patch_numbers(level, rows)
             return self.known[i].tokens[numbers], self.known[i].hidden[numbers]
@@ -189,18 +194,20 @@ class Descent:
         return canvas, rows.image.new_ones(shape, dtype=torch.bool)
 
     def _guidance(self, progress: Sequence[float]) -> Tensor | None:
-        """Guidance (B,) of a step at level 0, None without null rows. Lower levels keep it."""
+        """Return the guidance (B,) of a step at level 0, or None if there are no null rows. The
+        levels below use the same guidance."""
         if self.branches == 1:
             return None
         scales = [guidance_at(done, self.settings.guidance) for done in progress]
         return torch.tensor(scales, device=self.noise.pixels.device)
 
     def _patch_numbers(self, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return each row's image, and its number among the image's patches of `level`."""
+        """Return two tensors (R,): each row's image, and its number among the image's patches of
+        `level`."""
         return rows.image, rows.index(self.model.config.image_size, level.config.patch_size)
 
     def _pixel_noise(self, rows: Rows) -> Tensor:
-        """Uniform numbers (R, 3) of rows that are pixels."""
+        """Return the uniform random numbers (R, 3) for rows that are pixels."""
         return self.noise.pixels[rows.image, rows.index(self.model.config.image_size, 1)]
 
 

@@ -116,7 +116,8 @@ def fetch_checkpoint(uri: str) -> Path:
 
 
 def evaluation_tag(protocol_fingerprint: str) -> str:
-    """Name of the version tag that holds the run which evaluated it under a protocol."""
+    """Name of a tag of versions: its value is the id of the run that evaluated the version under
+    the protocol with this fingerprint."""
     return f"{EVALUATION_TAG}.{protocol_fingerprint[:12]}"
 
 

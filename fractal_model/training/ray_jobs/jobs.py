@@ -102,7 +102,8 @@ class TrainingJobs:
             time.sleep(POLL_SECONDS)
 
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
-        """Stop the running job of a run. FractalError: the job's owner may still follow it."""
+        """Stop the running job of a run if nobody follows it any more. FractalError: another flow
+        may still follow the job; it is not stopped."""
         for running in self._running(size):
             if _tag(running, FINGERPRINT_TAG) == fingerprint:
                 self._stop_orphan(running, on_line)
@@ -125,7 +126,8 @@ class TrainingJobs:
         return None
 
     def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
-        """Stop a job if its flow is over or is this flow. FractalError: its owner may follow it."""
+        """Stop a job if its flow is over, or if it is a job of this flow. FractalError: another
+        flow may still follow the job; it is not stopped."""
         name, owner = str(running.submission_id), Owner.read(_tag(running, OWNER_TAG))
         is_orphan = owner is not None and (
             owner.flow_run == self._owner.flow_run != ""

@@ -76,8 +76,9 @@ class Relay:
 
 
 class _ReportWriter(UserCallback):
-    """Ray callback in the controller that writes each report to a file. If the disk is full, it
-    writes reports with the next one, but raises OSError for a Stopped report, the last one."""
+    """Ray callback in the controller that writes each report to a file. Reports that cannot be
+    written, for example to a full disk, are written with the next report. OSError: the report that
+    cannot be written is a Stopped report, after which there is no next one."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self._folder = folder

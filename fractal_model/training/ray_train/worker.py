@@ -140,8 +140,8 @@ class _Worker:
         if len(self._skipped) > recipe.max_non_finite:
             raise StoppedError(
                 f"the number of batches that were not finite is {len(self._skipped)}, "
-                f"max_non_finite is {recipe.max_non_finite}; the last: {error}, or raise "
-                f"max_non_finite"
+                f"max_non_finite allows {recipe.max_non_finite}: raise it, or solve the last "
+                f"problem: {error}"
             )
         self._meter.add_note(f"a batch was skipped: {error}")
         if recipe.non_finite == "roll-back":
