@@ -9,7 +9,8 @@ from fractal_model.common.plurals import count_of
 
 LINE_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
-"""Counts in these first seconds do not enter the speed: stored images, or a slow first batch."""
+"""The speed is computed without the images of these first seconds. They may be images that an
+earlier run stored, which come at once, or a first batch, which is slow."""
 
 
 def speed_text(images_per_second: float) -> str:

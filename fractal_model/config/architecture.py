@@ -29,7 +29,7 @@ ByLevel = Annotated[tuple[Entry, ...], Field(max_length=MOST_LEVELS + 1)]
 
 
 class Architecture(StrictModel):
-    """The architecture of one size, which is one row of the table."""
+    """The architecture of one size: one row of the table `models` in params.yaml."""
 
     patch_sizes: ByLevel[Side]
     widths: ByLevel[Width]

@@ -119,8 +119,8 @@ class TrainingConfig(StrictModel):
     validate_every_epochs: Annotated[
         Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
     ] = _VALIDATE_EVERY
-    """Epochs between two measurements of held-out images and sample grids, each with a checkpoint;
-    0: none. The last epoch is always measured."""
+    """Number of epochs after which held-out likelihood and a grid of samples are computed again,
+    from a checkpoint that is written then; 0: never. The last epoch is always included."""
     validation: Annotated[
         ValidationConfig, Field(exclude_if=lambda value: value == ValidationConfig())
     ] = ValidationConfig()

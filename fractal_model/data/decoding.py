@@ -27,7 +27,8 @@ from fractal_model.data.srgb import Profile, to_srgb
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are read. Others, such as PostScript, would start other programs."""
 READING = "Pictures version 2: turned by EXIF, in sRGB, on white, 16-bit grey scaled"
-"""What `decode` does, as the manifest names it. A change of pixels needs a new version."""
+"""Description of `decode` that manifests store, to show how pictures were read. Raise its version
+when `decode` returns other pixels for the same file."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF
 _OPAQUE = 255

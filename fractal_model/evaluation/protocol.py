@@ -94,7 +94,8 @@ class Protocol(StrictModel):
 
     @property
     def is_preview(self) -> bool:
-        """True if the set is not as large as the full protocol's: metric names show its count."""
+        """True if the number of samples is not that of the full protocol. The names of the metrics
+        then show the number, such as `fid_5k`."""
         return self.samples != self.full_samples
 
     @property

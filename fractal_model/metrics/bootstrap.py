@@ -69,8 +69,9 @@ def build_resampled_distance(
 
 
 def _gram_product(features: Tensor, covariance: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function from the weights (N,) of the images, their counts in a resample, to the
-    Gram matrix of A Xᵀ, (N, N) or (D, D)."""
+    """Return a function that computes the Gram matrix of A Xᵀ for a resample, (N, N) or
+    (D, D), whichever is smaller. Its argument (N,) says how often each image is in the resample. A
+    is the root of the real covariance, X the centred features of the resample."""
     count = len(features)
     if count < features.shape[1]:
         gram = features @ covariance @ features.T

@@ -272,8 +272,8 @@ def load_reference(file: Path) -> Reference:
         # The files are not compressed, so no array is larger than the file.
         names = (*_NUMBERS, *_TEXTS, "format_version", "count")
         arrays = read_arrays(file, dict.fromkeys(names, file.stat().st_size))
-        if int(arrays["format_version"]) != FORMAT_VERSION:
-            raise ValueError(f"format version {arrays['format_version']}")
+        if (version := int(arrays["format_version"])) != FORMAT_VERSION:
+            raise ValueError(f"it has format version {version}, expected {FORMAT_VERSION}")
         _require_statistics(arrays)
         return Reference(
             FeatureStatistics(arrays["mean"], arrays["covariance"], int(arrays["count"])),
@@ -284,7 +284,7 @@ def load_reference(file: Path) -> Reference:
         raise FractalError(f"the reference features {file} are missing: run `dvc repro`") from error
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise FractalError(
-            f"the reference features {file} are damaged ({one_line(error)}): run `dvc repro`"
+            f"the reference features {file} cannot be used ({one_line(error)}): run `dvc repro`"
         ) from error
 
 

@@ -31,7 +31,8 @@ class Likelihood:
     """Bits per dimension (per pixel and channel) of a set of images."""
 
     per_pass: Tensor
-    """Bits per dimension of each image and pass, (N, P) float64; P is 1 if they are exact."""
+    """Bits per dimension of each image and pass, (N, P) float64. P is 1 if the likelihood is
+    exact."""
     exact: bool
     """True if one pass gives the likelihood itself, false if the passes estimate the bound."""
 
@@ -141,7 +142,8 @@ class StratifiedMasks:
 def _draw_masks(
     config: ModelConfig, generators: Sequence[torch.Generator], passes: int
 ) -> Iterator[Tensor]:
-    """Yield the masks (B, P, n, T) bool level by level. An AR level's are true everywhere."""
+    """Yield the masks of each level, from level 0 down, (B, P, n, T) bool: True where a sub-patch
+    is predicted. At an AR level that is everywhere."""
     weight = torch.ones(len(generators), passes, 1, dtype=torch.float64)
     for level in config.levels:
         n = patches_per_image(config, level)

@@ -17,7 +17,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
-"""Images of the first part, whose memory is not known yet, and the largest factor to the next."""
+"""Number of images in the first part, which is small because its need of memory is unknown, and the
+largest factor by which a part may be larger than the one before it."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4

@@ -51,7 +51,8 @@ class StoredParts:
                 yield part, part_rows
 
     def read_parts(self) -> Iterator[tuple[range, Tensor]]:
-        """Yield the stored parts by image number, and remove damaged files."""
+        """Yield the image numbers and rows of each stored part, lowest numbers first. Damaged files
+        are removed."""
         for file in sorted(self._folder.glob("*.safetensors")):
             try:
                 first, rows = int(file.stem), load_file(file)[ROWS]
@@ -61,7 +62,7 @@ class StoredParts:
             yield range(first, first + len(rows)), rows
 
     def rows(self, numbers: Sequence[int], width: int) -> Tensor:
-        """Read the first `width` columns of the rows with these numbers: (n, width)."""
+        """Return the first `width` columns of the rows of these n images, (n, width)."""
         files = {int(file.stem): file for file in sorted(self._folder.glob("[0-9]*.safetensors"))}
         firsts, rows = list(files), []
         for number in numbers:
@@ -73,13 +74,14 @@ class StoredParts:
 
 
 def split_into_ranges(numbers: Sequence[int]) -> list[range]:
-    """Split rising numbers into ranges without gaps."""
+    """Split ascending numbers into ranges of consecutive numbers."""
     gaps = np.flatnonzero(np.diff(numbers) > 1) + 1
     return [range(int(part[0]), int(part[-1]) + 1) for part in np.split(numbers, gaps) if len(part)]
 
 
 def _start_renumbered(start: StartWork, missing: list[int], device: torch.device) -> Work:
-    """Start work that takes places in `missing` instead of image numbers."""
+    """Start work on the image numbers `missing`. The returned `Work` takes indices into `missing`
+    instead of image numbers."""
     work = start(device)
 
     def work_on_places(places: range) -> Tensor:

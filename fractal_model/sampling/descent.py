@@ -212,6 +212,8 @@ class Descent:
 
 
 def _noise_at(noise: Tensor | None, numbers: tuple[Tensor, Tensor]) -> Tensor:
-    """Select random numbers (B, Rᵢ, …) of a level by image and patch number."""
+    """Return the random numbers (R, …) of R rows. `noise` (B, n, …) has those of a level's n
+    patches in each of B images; `numbers` has each row's image and patch number, as
+    `_patch_numbers` returns them."""
     assert noise is not None  # `ImageNoise.draw` draws them for this kind of level.
     return noise[numbers]

@@ -85,9 +85,9 @@ def _list_validation(
 def _members(
     archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """Yield the files of an archive without litter, each with the open archive that contains it and
-    the reason why it is refused, if any. With `inner`, a member of the open archive `outer`, yield
-    the files of that inner archive."""
+    """Yield for each file of an archive: the open archive that contains it, the file, and why it is
+    refused, or None. Litter (see `is_litter`) is left out. With `inner`, a member of the open
+    archive `outer`, yield the files of that inner archive."""
     place = f" at byte {inner.offset_data}" if inner else ""
     try:
         size = inner.size if inner else archive.stat().st_size

@@ -235,7 +235,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """Return the entries of a folder without litter, sorted by name."""
+    """Return the entries of a folder, sorted by name. Litter (see `is_litter`) is left out."""
     try:
         with os.scandir(folder) as entries:
             clean = (entry for entry in entries if not is_litter(entry.name))
