@@ -17,6 +17,7 @@ from flows import evaluation_tasks
 from flows.command import run_flow
 from flows.evaluation_tasks import PICTURE, publish_table
 from flows.failures import report_failure
+from flows.run_names import name_run
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.common.console import print_results, say
 from fractal_model.common.strict import NotNegativeInt
@@ -32,7 +33,7 @@ from fractal_model.tracking import champions, registration, registry, runs, stor
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered
 
 
-@flow(name="evaluate-fractal")
+@flow(name="evaluate-fractal", flow_run_name=name_run("evaluate"))
 @report_failure
 def evaluate_fractal(
     size: str = "digits",

@@ -44,7 +44,8 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
         held_out = measure_likelihood(evaluation)
         samples = draw_samples(evaluation)
         results = held_out.results | measure_samples(evaluation, samples)
-        runs.log_results(results)
+        model_id = registry.logged_model_id(size.name, evaluation.record.version)
+        runs.log_results(results, model_id)
         with runs.optional_step("picture of the samples"):
             runs.log_picture(class_overview(samples.images), PICTURE)
         with runs.optional_step("animation"):

@@ -23,6 +23,7 @@ from prefect.blocks.core import Block
 from flows.command import run_flow
 from flows.evaluate import evaluate_fractal, protocol_of
 from flows.failures import report_failure
+from flows.run_names import name_run
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.locks import LockHeldError, hold_lock
@@ -64,7 +65,7 @@ class Due:
     """Time (UTC) when the size first did not fit a night; None if it does not wait."""
 
 
-@flow(name="nightly-evaluation")
+@flow(name="nightly-evaluation", flow_run_name=name_run("nightly"))
 @report_failure
 def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, object]]:
     """Evaluate every registered size whose candidate has no evaluation under the current protocol.

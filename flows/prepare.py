@@ -20,6 +20,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.command import run_flow
 from flows.failures import report_failure
+from flows.run_names import name_run
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import DIGITS
@@ -39,7 +40,7 @@ extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extrac
 write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
 
 
-@flow(name="prepare-data")
+@flow(name="prepare-data", flow_run_name=name_run("prepare"))
 @report_failure
 def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> None:
     """Prepare a data set: its images, the features that FID compares with, and its report.

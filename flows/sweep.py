@@ -20,6 +20,7 @@ from flows import evaluate
 from flows.command import run_flow
 from flows.evaluation_tasks import publish_table
 from flows.failures import report_failure
+from flows.run_names import name_run
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
@@ -38,7 +39,7 @@ from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.model_source import fetch_registered
 
 
-@flow(name="sweep-guidance")
+@flow(name="sweep-guidance", flow_run_name=name_run("sweep"))
 @report_failure
 def sweep_guidance(
     size: str = "digits",

@@ -17,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.command import run_flow
 from flows.failures import report_failure
 from flows.flow_owner import is_over, this_owner
+from flows.run_names import name_run
 from flows.training_progress import TrainingProgress
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.console import say
@@ -37,7 +38,7 @@ REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 6
 """Pauses between attempts to register, in seconds: MLflow may be down when a long training ends."""
 
 
-@flow(name="train-fractal")
+@flow(name="train-fractal", flow_run_name=name_run("train"))
 @report_failure
 def train_fractal(
     size: str = "digits",

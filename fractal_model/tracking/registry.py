@@ -115,6 +115,14 @@ def fetch_checkpoint(uri: str) -> Path:
     return checkpoints[0]
 
 
+def logged_model_id(size: str, version: str | None) -> str | None:
+    """Id of the MLflow model behind a version: MLflow's tab "Models" ranks these by their metrics.
+    None if there is no version, or an earlier MLflow has registered it."""
+    if version is None:
+        return None
+    return mlflow.MlflowClient().get_model_version(model_name(size), version).model_id
+
+
 def evaluation_tag(protocol_fingerprint: str) -> str:
     """Name of a tag of versions: its value is the id of the run that evaluated the version under
     the protocol with this fingerprint."""

@@ -202,10 +202,10 @@ def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(pair for pair in pairs if all(map(math.isfinite, pair))))
 
 
-def log_results(results: MetricResults) -> None:
-    """Log metrics to the active run, and as its artifact `results.json` a table of all metrics with
-    the reasons of absent ones."""
-    mlflow.log_metrics(results.values)
+def log_results(results: MetricResults, model_id: str | None) -> None:
+    """Log metrics to the active run and, unless `model_id` is None, to that MLflow model. The run's
+    artifact `results.json` is a table of all metrics with the reasons of absent ones."""
+    mlflow.log_metrics(results.values, model_id=model_id)
     mlflow.log_table(results_table(results), RESULTS_FILE)
 
 

@@ -56,6 +56,19 @@ def test_the_record_is_stored_beside_the_numbers(project, new_runs):
     assert list((project.outputs / "evaluations").glob("*/")) == [], "the parts are deleted"
 
 
+def test_mlflow_ranks_the_models_by_their_metrics(project, new_runs):
+    """The tab "Models" of an experiment sorts by them, and so does a search."""
+    experiment = mlflow.get_experiment_by_name("fractal-digits").experiment_id
+    ranked = mlflow.search_logged_models(
+        [experiment],
+        order_by=[{"field_name": "metrics.fid", "ascending": True}],
+        output_format="list",
+    )
+    fids = [m.value for model in ranked for m in model.metrics or () if m.key == "fid"]
+    assert fids and fids == sorted(fids)
+    assert ranked[0].model_id == registry.logged_model_id("digits", "1")
+
+
 def test_a_preview_has_its_count_in_its_names_and_promotes_nothing(project, new_runs):
     before = registry.version_tags("digits", "1")
     metrics = evaluate_fractal(preview=True, params_file=project.params)
