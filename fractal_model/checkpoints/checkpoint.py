@@ -5,12 +5,12 @@
     config.json         configuration of the model
     optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent in
                         an imported checkpoint and in the registry
-    progress.json       position in images, size, fingerprint of the run
+    progress.json       number of images seen, size, fingerprint of the run
     checksums.json      SHA-256 of each file above
     COMPLETE            marker, written last; contains the SHA-256 of checksums.json
 
-The folder is written under a temporary name and then renamed. The random state of training is a
-pure function of (seed, position, rank), so the position restores it.
+The folder is written under a temporary name and then renamed. No random state is stored: training
+computes it from (seed, position, rank).
 """
 
 import json
@@ -53,7 +53,7 @@ class Progress(StrictModel):
     """Number of images seen, over all workers and epochs."""
     steps: NotNegativeInt
     skipped: tuple[NotNegativeInt, ...] = ()
-    """Positions of the batches that were skipped because their loss or gradient was not finite."""
+    """`position` before each batch that was skipped for a loss or gradient that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def save_checkpoint(
     progress: Progress,
     ema: FractalModel | None = None,
 ) -> None:
-    """Write a checkpoint to the new `folder`, which appears when it is complete. Training cannot
-    continue from it without `optimizer`. FractalError: the disk is full or not writable."""
+    """Write a checkpoint to the new `folder`, which appears when it is complete. `ema` has the
+    moving average of the weights. If `optimizer` is None, training cannot continue from the
+    checkpoint. FractalError: the disk is full or not writable."""
     with atomic_folder(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
         if ema is not None:
@@ -104,8 +105,8 @@ def save_checkpoint(
 
 
 def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
-    """Copy a checkpoint to the new `folder` without its optimiser state, the only pickle, for
-    sampling and evaluation. FractalError: it is damaged, or the disk is full."""
+    """Copy a checkpoint to the new `folder` for sampling and evaluation. The optimiser state, the
+    only pickle, is left out. FractalError: the checkpoint is damaged, or the disk is full."""
     verify_checkpoint(checkpoint)
     sums = json.loads((checkpoint / CHECKSUMS).read_text())
     sums.pop(OPTIMIZER, None)
@@ -116,14 +117,15 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
-    """Write the checksums, then the marker, which `ray_train/upload.py` also uploads last."""
+    """Write the file of checksums, then the marker: a folder with a marker is complete. For the
+    same reason `ray_train/upload.py` uploads the marker last."""
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
     _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Check the marker and checksums, then read a checkpoint. FractalError: it is missing, damaged,
-    of another version, or not plain data."""
+    """Check the marker and the checksums of a checkpoint, then read it. FractalError: the
+    checkpoint is missing, damaged or of another version, or contains more than plain data."""
     verify_checkpoint(folder)
     optimizer, ema = folder / OPTIMIZER, folder / EMA_WEIGHTS
     try:
@@ -153,12 +155,13 @@ def _load_optimizer(file: Path) -> dict[str, Any]:
     except Exception as error:  # A damaged file can cause any error.
         raise FractalError(f"{OPTIMIZER} is damaged: {one_line(error)}") from error
     if not isinstance(state, dict):
-        raise FractalError(f"{OPTIMIZER} is damaged: it holds a {type(state).__name__}")
+        raise FractalError(f"{OPTIMIZER} is damaged: it holds a {type(state).__name__}, not a dict")
     return state
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Check the marker, then every checksum. FractalError: it is missing, incomplete or damaged."""
+    """Check the marker of a checkpoint, then the checksum of each file. FractalError: the
+    checkpoint is missing, incomplete or damaged."""
     if not folder.is_dir():
         raise FractalError(
             f"there is no checkpoint folder {folder}: train first, or check the path"

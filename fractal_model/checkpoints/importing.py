@@ -3,10 +3,10 @@
 The file is a zip archive by `torch.save`: a pickle and the tensors' bytes. Decided here:
 
 - The pickle may name torch's own tensor types and, for the settings beside the weights,
-  `argparse.Namespace` and paths, which become pure paths. These have no effect outside themselves.
-  If it names anything else, the file is refused before any name is looked up.
+  `argparse.Namespace` and paths, which become pure paths. Creating such objects runs no other code.
+  If the pickle names any other type, the file is refused before a type is imported.
 - The archive's table of contents, at its end, and each record's CRC-32 are checked first, so that
-  the error names a partial or damaged download as such.
+  the error says whether the download is partial or damaged.
 - Weights are mapped from the file, not read into memory. Optimiser state is not read.
 """
 
@@ -29,7 +29,7 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import as_float32, differences
 
 IMPORTED = "imported"
-"""Fingerprint in the progress of an imported checkpoint, which no run of ours trained."""
+"""`Progress.fingerprint` of an imported checkpoint, because no run of this project trained it."""
 IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES = 1000, 1_281_167
 _ZIP_START, _OLD_STARTS = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04")
 _CHUNK = 1 << 22
@@ -46,9 +46,9 @@ class Published:
     """The parts of a published checkpoint that an import uses."""
 
     weights: dict[str, Tensor]
-    """Weights by our names, in the file's precision, mapped from the file."""
+    """Weights by our parameter names, in the precision of the file and mapped from the file."""
     epoch: int | None
-    """Last finished epoch, counted from 0; None if the file has none."""
+    """Number of the last finished epoch, counted from 0; None if the file does not say it."""
 
 
 def read_published(file: Path, progress: Callable[[int], None]) -> Published:
@@ -83,8 +83,9 @@ def read_published(file: Path, progress: Callable[[int], None]) -> Published:
 def import_published(
     file: Path, published: Published, size: Size, params: Params, folder: Path
 ) -> None:
-    """Write a published checkpoint as one of ours, without optimiser state. `file` is for errors.
-    FractalError: it has another size, a weight is not finite, or the disk is full."""
+    """Write a published checkpoint to the new `folder` as a checkpoint of ours, without optimiser
+    state. `file`, its origin, and `params` are only for errors. FractalError: the weights do not
+    fit `size`, one is not finite, or the disk is full."""
     model = FractalModel.without_memory(size.model)
     if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(
@@ -111,8 +112,8 @@ def with_imagenet_names(size: Size) -> Size:
 
 
 def require_archive(file: Path) -> None:
-    """Check the start and end of the file quickly. FractalError: it is missing, empty, cut short,
-    or not an archive of `torch.save`."""
+    """Check only the start and the end of a downloaded file. FractalError: the file is missing,
+    empty, cut short, or not an archive of `torch.save`."""
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "is not a regular file"
         reason = kind if file.exists() else "does not exist"
@@ -151,7 +152,8 @@ def require_archive(file: Path) -> None:
 
 
 def _has_table_of_contents(file: Path) -> bool:
-    """True if the file ends as a zip file does. The table's entries are checked later."""
+    """True if the file ends with the table of contents of a zip file. The table may be damaged:
+    `_require_undamaged` checks its entries."""
     try:
         return zipfile.is_zipfile(file)
     except zipfile.BadZipFile:  # The table exists and is damaged.
@@ -159,7 +161,8 @@ def _has_table_of_contents(file: Path) -> bool:
 
 
 def _require_undamaged(file: Path, progress: Callable[[int], None]) -> None:
-    """Check every record by its CRC-32, because mapping tensors does not check them."""
+    """Compare every record of the archive with its CRC-32, because torch does not check it when it
+    maps tensors. `progress` is called with the number of bytes checked so far."""
     done = 0
     try:
         with zipfile.ZipFile(file) as archive:
@@ -168,7 +171,7 @@ def _require_undamaged(file: Path, progress: Callable[[int], None]) -> None:
                     while chunk := stream.read(_CHUNK):
                         done += len(chunk)
                         progress(done)
-        progress(file.stat().st_size)  # It counts the bytes between the records too.
+        progress(file.stat().st_size)  # The size includes the bytes between records.
     # A damaged table of contents can cause any error: a name that is not text, an offset before
     # the file's start, a record that seems encrypted.
     except Exception as error:
@@ -225,7 +228,8 @@ def _advice(published: Published, params: Params) -> str:
 
 
 def _progress(published: Published, size: Size) -> Progress:
-    """Progress with the position from the epoch, or 0 if the size is not trained on ImageNet."""
+    """Return the progress of an imported checkpoint. `position` counts the images of its epochs of
+    ImageNet, and is 0 if the epoch is unknown or the size has other classes."""
     epoch = published.epoch if size.model.num_classes == IMAGENET_CLASSES else None
     position = 0 if epoch is None else (epoch + 1) * IMAGENET_TRAINING_IMAGES
     steps = position // size.training.batch_size

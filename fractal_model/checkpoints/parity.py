@@ -1,7 +1,7 @@
 """Parity: comparison of our model with numbers measured on the published implementation.
 
 A parity case is a folder with `config.json`, `weights.safetensors` (published names),
-`inputs.safetensors` and `expected.safetensors`. Its model may have any levels.
+`inputs.safetensors` and `expected.safetensors`. Its model need not be a size of `params.yaml`.
 
 Tolerances, float32: losses and conditions 1e-5 relative, gradient norms 1e-4 relative, greedy
 samples equal in 99.9 % of the values.
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Case:
-    """The content of one case folder."""
+    """The model, the inputs and the expected values of one parity case."""
 
     model: FractalModel
     inputs: dict[str, Tensor]
@@ -63,7 +63,8 @@ class Case:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read a case. FractalError: a file is missing or damaged, or the weights do not fit."""
+        """Read a parity case from its folder. FractalError: a file is missing or damaged, or the
+        weights do not fit the configuration."""
         if not folder.is_dir():
             raise FractalError(f"{folder} is not a folder: give the folder of a parity case")
         files = ("config.json", *(f"{n}.safetensors" for n in ("weights", "inputs", "expected")))
@@ -76,11 +77,14 @@ class Case:
             weights, inputs, expected = (load_file(folder / name) for name in files[1:])
             weights = from_published(weights)
             if wrong := differences(model.state_dict(), weights):
-                raise FractalError(f"the weights of the parity case {folder} do not fit: {wrong}")
+                raise FractalError(
+                    f"the weights of the parity case {folder} do not fit its config.json: {wrong}; "
+                    f"give a case whose files belong together"
+                )
             model.load_state_dict(weights)
         except _UNUSABLE as error:
             raise FractalError(
-                f"the parity case {folder} is unusable: {one_line(error)}"
+                f"the parity case {folder} is unusable: {one_line(error)}; measure it again"
             ) from error
         levels = enumerate(model.config.levels)
         masks = [f"mask_level{i}" for i, level in levels if level.generator == "mar"]
@@ -88,12 +92,13 @@ class Case:
         if lacking := [name for name in needed if name not in inputs]:
             raise FractalError(
                 f"the parity case {folder} is unusable: inputs.safetensors lacks "
-                f"{', '.join(lacking)}"
+                f"{', '.join(lacking)}; measure it again"
             )
         return cls(model, inputs, expected)
 
     def run(self, labels: Tensor) -> Pass:
-        """Pass the case's images through the model, with its masks and without guiding noise."""
+        """Apply the model to the images of the case with the classes `labels`, int64 (B,), and the
+        masks of the case. The guiding pixels are the mean colours, without noise."""
         return self.model(
             self.inputs["images_uint8"],
             labels,
@@ -103,12 +108,12 @@ class Case:
 
 
 Quantities = Iterator[tuple[str, Tensor]]
-"""Names of expected quantities, each with our model's value."""
+"""Pairs of the name of an expected quantity and its value, computed with our model."""
 
 
 def compare(folder: Path) -> Iterator[Comparison]:
-    """Yield every expected quantity of a case with its error, computed on the CPU in float32.
-    FractalError: the case is unusable, or it expects an unknown quantity."""
+    """Compute every expected quantity of the parity case in `folder`, on the CPU in float32, and
+    yield its error. FractalError: the case is unusable, or it expects an unknown quantity."""
     case, compared = Case.read(folder), 0
     for quantities, measure_error, tolerance in (
         (_losses(case), _relative_error, LOSS_TOLERANCE),
@@ -127,8 +132,8 @@ def compare(folder: Path) -> Iterator[Comparison]:
             yield Comparison(name, measure_error(ours, expected), tolerance)
     if compared != len(case.expected):
         raise FractalError(
-            f"{folder} expects {len(case.expected)} quantities, of which {compared} are known: "
-            f"see {sorted(case.expected)[:3]} …"
+            f"{folder} expects {len(case.expected)} quantities, but only {compared} are known: "
+            f"check the names in expected.safetensors, {sorted(case.expected)[:3]} …"
         )
 
 
@@ -161,8 +166,9 @@ def _gradient_norms(case: Case) -> Quantities:
 
 
 def _conditions(case: Case) -> Quantities:
-    """Yield the conditions (B, T, D) that level 0 gives to the next level, for each position of
-    the window and all T sub-patches, including those that are not masked."""
+    """Yield the conditions that level 0 gives to the next level: for each of CONDITION_NAMES (the
+    sub-patch itself and its neighbours) a tensor (B, T, D) of B images, T sub-patches and width D.
+    It covers all sub-patches, masked or not."""
     case.model.eval()
     level, images = case.model.levels[0], case.inputs["images_uint8"]
     tokens = patchify(images, level.config.sub_patch_size)
@@ -193,7 +199,8 @@ def _samples(case: Case) -> Quantities:
 
 
 def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:
-    """Draw noise whose orders are 0, 1, 2, … instead of random, as in the measured cases."""
+    """Draw the random numbers for sampling `images` images. Only the order in which a MAR level
+    predicts sub-patches is not random but 0, 1, 2, …, as in the measured cases."""
     noise = ImageNoise.draw([0] * images, model.config, torch.device("cpu"))
     orders = tuple(
         None if scores is None else torch.arange(scores.shape[-1]).expand_as(scores)

@@ -65,8 +65,8 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """Configuration of a published model from its lists (`img_size_list` and so on). FractalError:
-    a key is missing or unknown. ValidationError: a value is not allowed."""
+    """Return the configuration of a published model from its own settings, such as `img_size_list`.
+    FractalError: a setting is missing or unknown. ValidationError: a value is not allowed."""
     keys = {
         "img_size_list": "patch_sizes",
         "embed_dim_list": "widths",

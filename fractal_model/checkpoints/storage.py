@@ -12,11 +12,12 @@ from fractal_model.data.object_store import is_remote
 
 @contextmanager
 def fetch_checkpoint(path: str, filesystem: FileSystem | None = None) -> Iterator[Path]:
-    """Yield a checkpoint's folder on this machine: for an object store, a copy during the block.
+    """Yield the folder of a checkpoint on this machine. A checkpoint in an object store is copied
+    to a temporary folder, which is removed after the block.
 
-    `path` belongs to `filesystem`, or without one it is a local path or an address (s3://…). If the
-    checkpoint does not exist, neither does the folder. OSError: the storage does not answer, or the
-    disk is full."""
+    `path` lies in `filesystem`. If that is None, `path` is a local path or an address (s3://…). If
+    there is no checkpoint, the yielded folder does not exist. OSError: the storage does not answer,
+    or the disk is full."""
     if filesystem is None and is_remote(path):
         filesystem, path = FileSystem.from_uri(path)
     if filesystem is None or isinstance(filesystem, LocalFileSystem):

@@ -3,21 +3,22 @@
 import PIL.Image
 
 PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
-"""The preprocessing as the manifest names it. A crop that changes pixels needs a new version."""
+"""Description of `center_crop` that manifests store. Raise its version when `center_crop` returns
+other pixels."""
 
 
 def pixels_of_crop(size: tuple[int, int], side: int) -> float:
-    """Return the number of pixels after the bicubic step of `center_crop`, which keeps the aspect
-    ratio. `size` is the image's (width, height) in pixels."""
+    """Return how many pixels an image of `size` (width, height) has in `center_crop` after the
+    bicubic resize, when its short side has `side` pixels and nothing is cut off yet."""
     return max(size) / min(size) * side**2
 
 
 def center_crop(image: PIL.Image.Image, side: int) -> PIL.Image.Image:
-    """Crop an RGB image of any size to `side` × `side`: the published preprocessing of ADM.
+    """Resize and crop an RGB image of any size to `side` × `side` pixels, as published for ADM.
 
     It follows `center_crop_arr` of Dhariwal and Nichol (2021): halve with a box filter while the
     short side is at least twice the target, resize the short side to the target with a bicubic
-    filter, crop the centre. Like theirs, it does not apply an orientation noted in EXIF.
+    filter, crop the centre. Like the published code, it ignores the orientation in EXIF.
     """
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)

@@ -14,11 +14,11 @@ from fractal_model.data.shard_job import ShardJob
 from fractal_model.data.sources.registered import load_description, read_registered
 
 BuildShards = Callable[[list[ShardJob], int], None]
-"""A function that builds shards with a number of processes (0: one per core) or on a cluster."""
+"""Function that builds the shards of the jobs in a number of processes (0: one per core)."""
 
 
 def dataset_names(params: Params) -> list[str]:
-    """Return all data sets that can be prepared. FractalError: `registered.yaml` is damaged."""
+    """Return the names of all known data sets. FractalError: `registered.yaml` is damaged."""
     return [DIGITS, *read_registered(params.paths.data)]
 
 
@@ -33,9 +33,9 @@ def require_dataset(params: Params, dataset: str) -> None:
 
 
 def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
-    """Build the prepared data set and print what it has. A killed preparation is continued.
-    Raises FractalError when the name is unknown, when the source is missing or has changed, and
-    when too many of its images cannot be read."""
+    """Build the prepared data set `dataset`, or continue a killed preparation, and print its
+    counts. `build_shards` is used for registered data sets. Raises FractalError when the name is
+    unknown, the source is missing or has changed, or too many images cannot be read."""
     require_dataset(params, dataset)
     if dataset == DIGITS:
         settings = params.datasets.digits

@@ -6,7 +6,7 @@ is scaled to 8 bits, and the first of several frames is taken.
 Formats that do not define which number is white, such as floating-point ones, are refused. Only
 ImageNet is read as ADM reads it: not turned, not converted and not laid on white. Any error of a
 decoder becomes the reason why the picture is left out. Metadata such as EXIF never decide whether
-it is used, except notes in a PNG that unpack to more than Pillow allows.
+a picture is used, except notes in a PNG that unpack to more than Pillow allows.
 """
 
 import warnings
@@ -25,7 +25,7 @@ from fractal_model.common.errors import one_line
 from fractal_model.data.srgb import Profile, to_srgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that are read. Others, such as PostScript, would start other programs."""
+"""Formats that Pillow may open. It would start another program for PostScript, for example."""
 READING = "Pictures version 2: turned by EXIF, in sRGB, on white, 16-bit grey scaled"
 """Description of `decode` that manifests store, to show how pictures were read. Raise its version
 when `decode` returns other pixels for the same file."""
@@ -43,16 +43,17 @@ class Decoded(NamedTuple):
 
     rgb: PIL.Image.Image
     orientation: int | None
-    """Orientation as EXIF numbers it: 1 is upright, None if EXIF cannot be read."""
+    """Orientation by its number in EXIF: 1 is upright. None if the EXIF data cannot be read."""
     profile: Profile = Profile.NONE
+    """What was done with the ICC profile of the file."""
     composited: bool = False
     """True if parts of the picture are transparent and were laid on white."""
 
 
 @contextmanager
 def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile]:
-    """Yield the picture before it is decoded. Raises UnusableImage for any error in opening it or
-    in the block: an unknown format, damage, too many pixels."""
+    """Open a picture file, and yield the picture before its pixels are decoded. UnusableImage: any
+    error in opening it or in the block, such as an unknown format, damage or too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Some EXIF in ImageNet is corrupt.
@@ -75,11 +76,12 @@ def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator
 
 
 def decode(opened: ImageFile) -> Decoded:
-    """Decode the picture as a viewer shows it. UnusableImage: the format does not define white."""
+    """Decode the picture as a viewer shows it: turned by EXIF, in sRGB, on white. UnusableImage:
+    the format does not define white, or not which pixels are transparent."""
     _scale_transparent_colour(opened)
     orientation = _orientation(opened)
     opened.load()
-    with suppress(Exception):  # It turns the pixels before it fails at corrupt EXIF.
+    with suppress(Exception):  # Pillow turns the pixels before it fails at corrupt EXIF.
         PIL.ImageOps.exif_transpose(opened, in_place=True)
     converted, profile = to_srgb(_scale_to_eight_bits(opened), opened.info.get("icc_profile"))
     rgb, composited = _lay_on_white(converted)
@@ -105,7 +107,7 @@ def _orientation(opened: ImageFile) -> int | None:
 
 
 def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
-    """Return the picture as RGB, and True if parts of it are transparent."""
+    """Return the picture as RGB with its transparent parts on white, and True if it has any."""
     if not image.has_transparency_data:
         return _to_rgb(image), False
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -117,9 +119,9 @@ def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
 
 
 def _scale_transparent_colour(opened: ImageFile) -> None:
-    """Scale the transparent colour of a PNG to 8 bits, as Pillow does with its pixels. Call it
-    before the pixels are decoded. UnusableImage: it has 16 bits, of which Pillow keeps 8 of each
-    pixel, so that its equals cannot be found."""
+    """Scale the transparent grey of a PNG from 2 or 4 bits to 8, because Pillow scales the pixels
+    too. Call it before the pixels are decoded. UnusableImage: the transparent colour has 16 bits a
+    channel. Pillow keeps only 8 bits of each pixel, so the transparent pixels cannot be found."""
     colour = opened.info.get("transparency")
     if opened.format != "PNG" or colour is None or not opened.tile:
         return
@@ -133,7 +135,8 @@ def _scale_transparent_colour(opened: ImageFile) -> None:
 
 
 def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
-    """Scale grey of more than 8 bits to 8. If one grey is transparent, the result has alpha."""
+    """Scale a grey picture of more than 8 bits to 8, and return any other picture unchanged. If the
+    file marks one grey value as transparent, the result has an alpha channel."""
     if not image.mode.startswith(("I", "F")):
         return image
     white, inverted = _white_level(image)
@@ -148,8 +151,8 @@ def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
 
 
 def _white_level(image: ImageFile) -> tuple[int, bool]:
-    """Return the largest grey value that the image's format allows, and True if this value means
-    black instead of white. UnusableImage: the format does not tell its largest value."""
+    """Return the largest grey value that the image's format allows, and True if that value is
+    black, not white. UnusableImage: the format does not define a largest value."""
     if image.format == "PPM" and image.mode == "I":
         return 2**16 - 1, False  # Pillow has scaled to this range.
     if not image.mode.startswith("I;16"):

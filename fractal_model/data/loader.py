@@ -18,14 +18,14 @@ from fractal_model.data.prepared import Example, PreparedSplit
 
 
 class Batch(NamedTuple):
-    """Images of one rank's batch with their labels."""
+    """The B images of one rank's batch, with their labels."""
 
     images: torch.Tensor
-    """uint8 (B, 3, H, W)"""
+    """Pixels: uint8 (B, 3, H, W)."""
     labels: torch.Tensor
-    """int64 (B,)"""
+    """Class number of each image: int64 (B,)."""
     indices: torch.Tensor
-    """int64 (B,): positions of the images in the split."""
+    """Position of each image in the split: int64 (B,)."""
 
 
 _Pick = tuple[int, bool]
@@ -47,9 +47,10 @@ def train_loader(
     """Return a loader of this rank's part of the training stream from `position` to `end_position`.
 
     `batch_size` is the global batch size over all ranks. If it cannot be divided evenly, some ranks
-    get one image more. Positions count images over all ranks. Every batch is full: the last one may
-    go past `end_position`. There is none if `position` has reached it. With `flip`, (seed, epoch,
-    index) decide whether an image is mirrored. Torch's global random state does not change.
+    get one image more. Positions count images over all ranks. Every batch is full, so the last one
+    may go past `end_position`. If `position` is not below `end_position`, there is no batch. With
+    `flip`, about half of the images are mirrored: (seed, epoch, index) decide which. Torch's global
+    random state does not change.
 
     Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.
@@ -83,7 +84,7 @@ def train_loader(
 
 
 def read_batch(split: PreparedSplit, indices: Sequence[int]) -> Batch:
-    """Return the images `indices` of a split in one batch. No image is mirrored."""
+    """Return the images at the positions `indices` of a split as a batch. No image is mirrored."""
     return _collate(split.__getitems__(indices))
 
 
@@ -98,7 +99,7 @@ class _StreamBatches:
     """Positions in the stream at which global batches start."""
     flip: bool
     part: range
-    """This rank's places in the global batch."""
+    """Places of this rank's images within each global batch."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -112,7 +113,7 @@ class _StreamBatches:
 
 
 class _FlippedSplit(Dataset[Example]):
-    """A split whose images are mirrored as the picks say."""
+    """Wrapper of a split that reads images by `_Pick` and mirrors them if the pick says so."""
 
     def __init__(self, split: PreparedSplit) -> None:
         self._split = split

@@ -45,7 +45,7 @@ class SplitRecord(StrictModel):
     images_per_class: tuple[Count, ...]
     """Number of images of each class, in the order of the class names."""
     checksum: Sha256
-    """SHA-256 over the checksums of the images in order (`split_record`)."""
+    """SHA-256 over the checksums of the split's images, in order. `split_record` computes it."""
     shards: Annotated[tuple[ShardRecord, ...], Field(min_length=1)]
     """The split's files, in the order of their images."""
 
@@ -73,9 +73,9 @@ class Manifest(StrictModel):
     dataset: str
     format_version: FormatVersion = FORMAT_VERSION
     source: str
-    """Origin of the images."""
+    """Where the images come from, in words."""
     preprocessing: str
-    """The preprocessing of the images, with its version."""
+    """How the images were decoded and cropped, in words, with the version of that code."""
     resolution: PositiveInt
     """Side of the square images, in pixels."""
     channels: Literal[3] = 3
@@ -103,8 +103,9 @@ class Manifest(StrictModel):
 def split_record(
     side: int, classes: int, checksums: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
 ) -> SplitRecord:
-    """Return the manifest's entry of a split of `side` × `side` images from the `image_checksum` of
-    all its images, in order, and their labels: int64 (N,), 0 to `classes` - 1."""
+    """Return the manifest's entry of a split of N images. `side` is their width and height in
+    pixels, `classes` the number of classes. `checksums` are the `image_checksum`s of all images,
+    joined in order. `labels` are the class numbers, int64 (N,)."""
     kind = f"{side}x{side}x3 uint8, int64\n"
     return SplitRecord(
         images=len(labels),
@@ -115,7 +116,7 @@ def split_record(
 
 
 def image_checksum(pixels: bytes, label: int) -> bytes:
-    """Return the SHA-256 of an image, (H, W, 3) uint8 in C order, and its label as eight bytes."""
+    """Return the SHA-256 of `pixels`, an image uint8 (H, W, 3) in C order, and of its label."""
     return hashlib.sha256(pixels + label.to_bytes(8, "little")).digest()
 
 
@@ -126,14 +127,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def manifest_files(place: Path | str) -> tuple[Path, ...]:
-    """Return the absolute path of the manifest in a folder, or nothing for an address (s3://…)."""
+    """Return the files that each worker needs to read the data set at `place`: the absolute path of
+    the manifest for a folder, and no file for an address (s3://…)."""
     return () if is_remote(place) else (Path(place).resolve() / MANIFEST_NAME,)
 
 
 def read_manifest(place: Path | str) -> Manifest:
     """Read the manifest of the prepared data set in a folder or at an address such as s3://….
-    Raises FractalError when there is none, when it is unreadable and when it has another format
-    version."""
+    Raises FractalError when the manifest is missing, unreadable or of another format version."""
     store = store_at(place)
     try:
         text = store.read(MANIFEST_NAME)
@@ -179,8 +180,8 @@ def _no_data_set_error(store: Store) -> FractalError:
 
 
 def fit_size(size: Size, manifest: Manifest) -> Size:
-    """Return `size` with the data set's class names in its model's configuration.
-    Raises FractalError when the two have different image sizes or numbers of classes."""
+    """Return `size` with the class names of the data set in the configuration of its model. Raises
+    FractalError when size and data set differ in the image size or the number of classes."""
     for quantity, ours, theirs in (
         ("image size", size.model.image_size, manifest.resolution),
         ("num_classes", size.model.num_classes, len(manifest.class_names)),
@@ -188,6 +189,6 @@ def fit_size(size: Size, manifest: Manifest) -> Size:
         if ours != theirs:
             raise FractalError(
                 f"size {size.name} has {quantity} {ours}, its data set {manifest.dataset} has "
-                f"{theirs}: match models.{size.name} and training.{size.name}.dataset"
+                f"{theirs}: make models.{size.name} and training.{size.name}.dataset agree"
             )
     return size.with_class_names(manifest.class_names)

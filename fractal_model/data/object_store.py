@@ -1,8 +1,8 @@
 """Access the files of a prepared data set in a folder or in an object store with a local cache.
 
 Decided here: a remote file is fetched as a whole when it is first needed. One process fetches it
-and the others wait. The data set's checksum is part of the cache's paths, so files of a data set
-that was replaced in the store never mix with older ones.
+and the others wait. The data set's checksum is part of the cache's paths. If the data set in the
+store is replaced, its files therefore never mix with cached files of the older one.
 """
 
 import os
@@ -38,9 +38,10 @@ class LocalStore:
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:
-        """Return the path of the file `name` on this machine.
-        `version` is the data set's checksum. Raises FileNotFoundError or OSError, ValueError when
-        the file has not `size` bytes, and FractalError when it cannot be fetched."""
+        """Return the path of the file `name` on this machine, fetched first from an object store.
+        `version` is the data set's checksum, by which a cache separates data sets. Raises
+        FileNotFoundError or OSError, ValueError when the file does not have `size` bytes, and
+        FractalError when it cannot be fetched."""
         path = self.folder / name
         _require_size(path, size)
         return path
@@ -98,7 +99,7 @@ class RemoteStore:
 
 
 Store = LocalStore | RemoteStore
-"""The files of one prepared data set. Names are relative to its folder."""
+"""Access to one prepared data set. File names are relative to the folder of the data set."""
 
 
 def store_at(place: str | Path) -> Store:

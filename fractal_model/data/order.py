@@ -4,8 +4,8 @@ Decided here: the stream of images is the permutations of the epochs, one after 
 in images from 0. A single number (the global position) therefore says where training is, for any
 number of workers and any batch size.
 
-Only a bit generator's raw output and `SeedSequence` are used. NumPy promises to keep these the
-same in every version and on every platform. It makes no such promise for `Generator.permutation`.
+Only a bit generator's raw output and `SeedSequence` are used. NumPy promises that both stay the
+same in every version and on every platform. `Generator.permutation` may change.
 `size` is the number of images in the split.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 
 from fractal_model.common.errors import FractalError
 
-_ORDER, _FLIP = 0, 1  # Each use has random numbers of its own.
+_ORDER, _FLIP = 0, 1  # The order and the mirroring have separate random numbers.
 
 
 # At least two epochs are cached, because a batch may cross from one into the next.
 @lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Return the order of one epoch: int64 (size,), each index once. The array is read-only.
-    Raises FractalError for a negative seed or epoch and for a size below 1."""
+    """Return the order of the images in one epoch: their indices, int64 (size,), in a read-only
+    array. Raises FractalError for a negative seed or epoch and for a size below 1."""
     order = np.argsort(_random_bits(seed, _ORDER, epoch, size), kind="stable").astype(np.int64)
     order.setflags(write=False)
     return order
@@ -31,29 +31,29 @@ def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Return for each image whether it is mirrored in one epoch: bool (size,), about half True.
-    The array is read-only. Raises FractalError for a negative seed or epoch and a size below 1."""
+    """Return which images are mirrored in one epoch: bool (size,), about half True, read-only.
+    Raises FractalError for a negative seed or epoch and for a size below 1."""
     flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
     flips.setflags(write=False)
     return flips
 
 
 def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
-    """Return the indices of the `count` images from global position `start` on: int64 (count,).
-    Raises FractalError for a negative seed, start or count and for a size below 1."""
+    """Return the indices of the images at `count` positions from `start` on: int64 (count,). Raises
+    FractalError for a negative seed, start or count and for a size below 1."""
     return np.concatenate([indices for _, indices in _by_epoch(seed, start, count, size)])
 
 
 def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
-    """Return for each image of `stream_indices` whether it is mirrored: bool (count,).
+    """Return whether each image that `stream_indices` returns is mirrored: bool (count,).
     Raises FractalError for a negative seed, start or count and for a size below 1."""
     pieces = _by_epoch(seed, start, count, size)
     return np.concatenate([epoch_flips(seed, epoch, size)[indices] for epoch, indices in pieces])
 
 
 def _by_epoch(seed: int, start: int, count: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each epoch of this part of the stream and its indices. With `count` 0 it yields one
-    epoch without indices."""
+    """Yield the number of each epoch in this part of the stream, and the indices of its images
+    there. With `count` 0, yield one epoch without indices."""
     _require_at_least(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
     end = start + count
     for epoch in range(start // size, max(start, end - 1) // size + 1):
@@ -62,7 +62,7 @@ def _by_epoch(seed: int, start: int, count: int, size: int) -> Iterator[tuple[in
 
 
 def _random_bits(seed: int, use: int, epoch: int, size: int) -> np.ndarray:
-    """Return random numbers, uint64 (size,), that depend on the arguments alone."""
+    """Return random bits, uint64 (size,), from the arguments alone. `use` is _ORDER or _FLIP."""
     _require_at_least(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
     sequence = np.random.SeedSequence(seed, spawn_key=(use, epoch))
     return np.random.Philox(sequence).random_raw(size)

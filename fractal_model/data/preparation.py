@@ -37,10 +37,10 @@ PREPARATION_FILE = "preparation.json"
 """File of a prepared data set with the properties of its raw images (`RawCounts`)."""
 _PLAN_FILE = "plan.json"
 _POLL_SECONDS = 0.2
-_FEWEST_SHARDS, _SMALL_SHARD = 16, 128
+_FEWEST_SHARDS, _SMALL_SHARD = 16, 128  # shards; images in a shard of a small split
 
 RunJobs = Callable[[list[ShardJob]], None]
-"""A function that builds shards in any order, on any machine with the same file system."""
+"""Function that builds the shards of all jobs, in any order, on any machine with the same files."""
 BuiltShards = list[tuple[ShardJob, ShardResult]]
 
 
@@ -56,8 +56,8 @@ def prepare_source(
 ) -> Manifest:
     """Write `<data>/<dataset>` from the registered `source`, or continue a killed run.
 
-    `progress` is called with the number of images that are done. Equal sources give equal bytes,
-    for any number of processes.
+    `run_jobs` builds the missing shards. `progress` is called with the number of finished images.
+    Equal sources give equal bytes, for any number of processes.
     Raises FractalError when the source is missing or changed, when too many images cannot be used,
     and when another process prepares the same data set.
     """
@@ -80,7 +80,8 @@ def prepare_source(
 
 
 def _open_partial_folder(folder: Path, source: Source, resolution: int) -> Path:
-    """Return the partial folder. Empty it if it has another source, resolution or version."""
+    """Return the hidden folder in which the data set is written. Empty it if its content is of
+    another source, resolution or software version."""
     partial = partial_folder(folder)
     plan = {
         "listing": source.listing_checksum,
@@ -118,7 +119,8 @@ def _remove_partial_files(partial: Path) -> None:
 def _plan_jobs(
     partial: Path, listing_path: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
 ) -> list[ShardJob]:
-    """Divide the splits into shards of about equal size, enough of them to use all cores."""
+    """Divide each split into shards of about equal size. A split has at least 16 shards, so that
+    many cores have work, or fewer if it has few images."""
     jobs: list[ShardJob] = []
     for split in listing.splits():
         images = listing.count(split)
@@ -145,7 +147,8 @@ def _plan_jobs(
 
 @contextmanager
 def _report_progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterator[None]:
-    """Report how many images are done. Each job counts in its own slot of a small mapped file."""
+    """Call `progress` with the number of finished images, again and again while the block runs.
+    Each job writes its count to its own slot of a small memory-mapped file."""
     counts = np.memmap(partial / PROGRESS_FILE, np.int64, mode="w+", shape=(len(jobs),))
     for job in jobs:
         counts[job.slot] = len(job) if job.done_file.is_file() else 0
@@ -169,9 +172,9 @@ def _report_progress(partial: Path, jobs: list[ShardJob], progress: Progress) ->
 def _quarantined_files(
     folder: Path, listing: Listing, built: BuiltShards, allowed: float
 ) -> tuple[QuarantinedFile, ...]:
-    """Return the images that cannot be used. Raises FractalError when their share is above
-    `allowed`, and when a split has no other images. They are then listed in a file beside `folder`,
-    and the next run reads them again, because they may have been repaired."""
+    """Return the images that cannot be used. Raises FractalError when their share of all images is
+    above `allowed`, or when a split has only such images. A table beside `folder` then lists them,
+    and the next run builds their shards again, because the images may have been repaired."""
     table = folder.with_name(f"{folder.name}-quarantined.csv")
     table.unlink(missing_ok=True)
     left_out = [
@@ -209,7 +212,7 @@ def _complete(
     built: BuiltShards,
     left_out: tuple[QuarantinedFile, ...],
 ) -> Manifest:
-    """Complete the data set in `partial`: write the manifest and remove temporary files."""
+    """Complete the data set in `partial`: write the raw counts and the manifest, and clean up."""
     splits, counts = {}, {}
     for name in listing.splits():
         shards = [(job, shard) for job, shard in built if job.split == name]
@@ -236,14 +239,14 @@ def _complete(
 
 
 def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
-    """Return the raw images' properties by split. It is empty for images written from memory."""
+    """Return the counts of raw images by split; none if the images were written from memory."""
     file = folder / PREPARATION_FILE
     splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
     return {name: RawCounts.model_validate(counts) for name, counts in splits.items()}
 
 
 def _sum_raw_counts(shards: list[ShardResult]) -> dict[str, int | dict[str, int]]:
-    """Add up the properties of the shards' raw images."""
+    """Add up the raw counts of several shards. The result can be written as JSON."""
     total: dict[str, int | dict[str, int]] = {}
     for name, empty in vars(RawCounts()).items():
         counts = [getattr(shard, name) for shard in shards]
