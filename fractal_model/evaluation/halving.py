@@ -1,10 +1,10 @@
 """Successive halving over the settings of a sampler, with more images for the better settings.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-optimization", AISTATS 2016. Decided here: after each rung, one setting in `keep` stays and gets
-`keep` times the images. Images of earlier rungs count, so that only new ones cost time. The first
-rung is as large as the budget allows. FIDs are compared only within a rung, because FID depends on
-the number of images.
+optimization", AISTATS 2016. Decided here: after each rung, the best of every `keep` settings stays
+and gets `keep` times the images. Images of earlier rungs count, so that only new images cost time.
+The first rung is as large as the budget allows. FIDs are compared only within a rung, because FID
+depends on the number of images.
 """
 
 import math
@@ -17,10 +17,10 @@ from fractal_model.common.errors import FractalError
 
 @dataclass(frozen=True)
 class Rung:
-    """One round of previews."""
+    """One round of a sweep. It compares settings by previews with equal numbers of images."""
 
     settings: int
-    """Number of settings that are compared."""
+    """Number of settings that the rung compares."""
     per_class: int
     """Images of each class that a setting has at the end of the rung."""
 
@@ -28,9 +28,10 @@ class Rung:
 def plan_rungs(
     settings: int, *, classes: int, samples: int, keep: int, largest: int
 ) -> tuple[Rung, ...]:
-    """Return the rungs that reduce `settings` settings until one more choice leaves a single one.
-    All rungs together sample at most `samples` images; a setting has at most `largest` images of a
-    class. FractalError: `samples` is too small for one image of each class."""
+    """Return the rungs of a sweep. The first rung compares `settings` settings; each next rung
+    compares the best of every `keep`, until at most `keep` are left. All rungs together sample at
+    most `samples` images. A setting gets at most `largest` images of each of the `classes`; a rung
+    without new images is left out. FractalError: `samples` is too small for an image per class."""
     counts = [settings]
     while -(-counts[-1] // keep) > 1:
         counts.append(-(-counts[-1] // keep))
@@ -48,7 +49,8 @@ def plan_rungs(
 
 
 def image_count(rungs: Sequence[Rung], classes: int) -> int:
-    """Return how many images all rungs together sample."""
+    """Return the number of images that all rungs together sample. An image that a setting has from
+    an earlier rung is not sampled again."""
     earlier = (0, *(rung.per_class for rung in rungs))
     new = [rung.per_class - count for rung, count in zip(rungs, earlier, strict=False)]
     return classes * sum(rung.settings * count for rung, count in zip(rungs, new, strict=True))

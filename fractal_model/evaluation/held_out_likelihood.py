@@ -1,6 +1,7 @@
-"""Likelihood of held-out images under a model, in total and by its terms (see `term_names`).
+"""Likelihood of held-out images under a model: in total, and by its terms, such as the bits of all
+red values (see `term_names`).
 
-The caller passes a `MapParts`, which decides who runs the parts of the work.
+The caller passes a `MapParts`, which decides whether this process or Ray workers compute.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +36,8 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_th
 from fractal_model.parallel.stored_parts import StoredParts
 
 IMAGES_BY_LEVEL = 256
-"""Enough images to estimate the terms; the likelihood itself is measured on all images."""
+"""Number of images from which the terms of the likelihood are estimated. The likelihood itself is
+measured on all images."""
 _AT_ONCE_BY_LEVEL = 8
 
 
@@ -51,11 +53,12 @@ def measure_likelihood(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Likelihood:
-    """Measure the bits per dimension of every image of a split, or of `images`, a list of indices
-    into the split; without classes by default.
+    """Measure the bits per dimension of every image of a split, or only of the images whose indices
+    in the split are in `images`. With `conditional`, the model gets the class of each image.
 
-    At most `largest` images are computed at a time; `progress` receives the number of images done.
-    FractalError: the images are not of the model's resolution, or for `conditional` not of its
+    `passes` is the number of mask draws for each image in a MAR model; `seed` decides the masks. At
+    most `largest` images are computed at a time; `progress` receives the number of images done.
+    FractalError: the images have another resolution than the model, or for `conditional` other
     classes, or `passes`, `largest` or `seed` is out of range.
     """
     manifest, side = split.manifest, model.config.image_size
@@ -89,6 +92,7 @@ class HeldOutLikelihood:
     """How well a model predicts the N validation images."""
 
     results: MetricResults
+    """Mean bits per dimension and their standard errors, by the metric's name."""
     bits: Tensor
     """Unconditional bits per dimension of each image, (N,) float64."""
 
@@ -104,9 +108,9 @@ def held_out_likelihood(
     map_parts: MapParts = map_in_this_process,
 ) -> HeldOutLikelihood:
     """Measure `nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`,
-    each with its standard error over the images. Parts are stored in `folder`, and those of an
-    earlier equal call are used again. `progress` counts each image twice. FractalError: see
-    `measure_likelihood`; or a result is not finite."""
+    each with its standard error over the images. Parts are stored in `folder`, and parts from an
+    earlier call with the same arguments are used again. `progress` counts each image once for each
+    of the two metrics. FractalError: see `measure_likelihood`; or a result is not finite."""
 
     def measure(conditional: bool) -> Likelihood:
         name = CONDITIONAL_NLL if conditional else NLL
@@ -153,9 +157,10 @@ def likelihood_by_level(
     images: int = IMAGES_BY_LEVEL,
     map_parts: MapParts = map_in_this_process,
 ) -> dict[str, float]:
-    """Return the bits per dimension of each term of the likelihood, by name. Their sum is the mean
-    unconditional likelihood of a fixed random choice of `images` images of the split, or of all if
-    it has fewer. FractalError: not even one image fits the memory."""
+    """Return the mean bits per dimension of each term of the unconditional likelihood, by the
+    term's name; the terms add up to the likelihood. The mean is over a fixed random choice of
+    `images` images of the split, or over all images if the split has fewer. `passes` and `seed` are
+    those of `measure_likelihood`. FractalError: not even one image fits the memory."""
     indices = epoch_permutation(0, 0, len(split))[:images].tolist()
     compute = partial(pass_bits_by_term, passes=passes)
     start = partial(_start, compute, model, split, indices, seed, False)
@@ -173,8 +178,9 @@ def _start(
     conditional: bool,
     device: torch.device,
 ) -> Work:
-    """Return work on positions in `images`, a list of indices into the split. `compute` is
-    `pass_bits` or `pass_bits_by_term`."""
+    """Return a function that computes the bits of a part of `images`, a list of indices into the
+    split. The part is a range of positions in the list. `compute` is `pass_bits` or
+    `pass_bits_by_term`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:

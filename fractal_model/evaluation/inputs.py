@@ -61,9 +61,10 @@ class EvaluationInputs:
     def protocol(
         self, settings: EvaluationConfig, *, sampling: SamplingConfig | None, preview: bool = False
     ) -> Protocol:
-        """Build the protocol without reading images; `sampling` is None for images from files.
-        FractalError: the data set, the reference or the weights are missing, the reference belongs
-        to another data set or network, or the number of samples is not the full protocol's."""
+        """Build the protocol of an evaluation with `settings`; no image is read. `sampling` is None
+        for images from files. `preview` allows fewer samples than the full protocol. FractalError:
+        the data set, the reference or the weights are missing, the reference belongs to another
+        data set or network, or without `preview` the number of samples is not the full one."""
         return make_protocol(
             settings,
             self.manifest,
@@ -75,8 +76,8 @@ class EvaluationInputs:
         )
 
     def references(self, progress: Callable[[int], None] | None = None) -> References:
-        """Load the references that samples are compared with. With DINOv2 weights, a missing DINOv2
-        reference is extracted from the same training images as Inception's; `progress` receives
+        """Load the references that samples are compared with. If params.yaml names DINOv2 weights,
+        a missing DINOv2 reference is first extracted from the training images; `progress` receives
         the number of images done. FractalError: a file is missing or damaged."""
         train, dinov2 = self.split("train"), None
         if self._dinov2 is not None:
@@ -94,8 +95,8 @@ class EvaluationInputs:
         return load_reference(self.params.reference_file(self.dataset))
 
     def folder(self, size: str, protocol: Protocol, model: FractalModel) -> Path:
-        """The folder for the parts of an evaluation. Each protocol, model and set of library
-        versions has its own, so that a result never mixes them."""
+        """The folder for the stored parts of an evaluation. Each combination of protocol, model and
+        library versions has a folder of its own, so that a result never mixes two of them."""
         name = f"{size}-{protocol.fingerprint[:12]}-{computation_fingerprint(model)[:12]}"
         return self.params.paths.outputs / "evaluations" / name
 

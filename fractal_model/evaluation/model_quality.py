@@ -1,7 +1,7 @@
-"""The quality of weights in training: held-out likelihood and a sample grid, always the same.
+"""Quality of a model's weights during training: held-out likelihood and a grid of samples.
 
-Decided here: images, masks, classes and seeds are fixed, so that two points of a run differ only
-because the weights do.
+Decided here: images, masks, classes and seeds are fixed, so that two measurements in a run differ
+only because the weights differ.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ModelQuality:
     likelihood: Likelihood
     """Bits per dimension of the held-out images."""
     grid: Tensor
-    """Sample grid, uint8 (3, H, W): one row a class."""
+    """Picture of samples in a grid with one row for each class, uint8 (3, H, W)."""
 
 
 def measure_quality(
@@ -58,7 +58,7 @@ def _draw_grid(model: FractalModel, sampling: SamplingConfig, settings: Validati
     classes = torch.linspace(0, model.config.num_classes - 1, rows).round().long()
     labels = classes.repeat_interleave(settings.grid_columns)
     seeds = range(settings.seed, settings.seed + len(labels))
-    # A compiled sampler needs a minute to begin, which a few images do not win back.
+    # Compiling the sampler takes a minute, which is more than it saves on a few images.
     plain = sampling.model_copy(update={"compile": False})
     parts = dict(sample_images(model, plain, labels, seeds))
     images = torch.cat([parts[part].cpu() for part in sorted(parts, key=lambda part: part.start)])

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNKNOWN_SHARE = 0.5
-"""Share of the budget that must be left to start an evaluation without a forecast. It may take
-hours. If it has to wait, it comes first in the next night, with the whole budget."""
+"""Share of the night's budget that must be left to start an evaluation without a forecast, because
+such an evaluation may take hours. If too little is left, the evaluation waits. In the next night it
+comes first and has the whole budget."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,10 @@ class EarlierEvaluation:
 
 
 def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> float | None:
-    """Return the expected seconds of an evaluation with `samples` samples; None without `earlier`
-    evaluations of the size. It is the longest time of an evaluation with as many samples. If there
-    is none, it is the longest time after scaling by the number of samples."""
+    """Return the expected seconds of an evaluation with `samples` samples; None if there are no
+    `earlier` evaluations of the size. The forecast is the longest time of the earlier evaluations
+    with the same number of samples. If there are none, it is the longest of all earlier times,
+    scaled up to `samples`."""
     same_count = [run.seconds for run in earlier if run.samples == samples]
     if same_count:
         return max(same_count)

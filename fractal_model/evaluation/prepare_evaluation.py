@@ -1,8 +1,8 @@
 """An evaluation from its settings to its metrics; the flow and the command line both use it.
 
 Decided here: `prepare_evaluation` checks everything before anything is computed. The metrics come
-in three stages. Each evaluation has its own folder, where its parts are stored and from which a
-stopped evaluation continues.
+in three stages: likelihood, samples with features, metrics of the samples. Each evaluation has its
+own folder, where its parts are stored and from which a stopped evaluation continues.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -39,14 +39,15 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn. Only an evaluation of image files may have None."""
+        """How the samples are drawn from the model. It is never None here; only the protocol of an
+        evaluation of image files may have None."""
         source = self.record.protocol.images
         assert source is not None
         return source
 
     def lock(self, *, wait: bool = True) -> AbstractContextManager[None]:
-        """Let one process at a time compute into `folder`. LockHeldError: another one does, and
-        `wait` is False."""
+        """Lock `folder`, so that one process at a time computes into it. If another process holds
+        the lock, wait for it. LockHeldError: another process holds the lock and `wait` is False."""
         file = self.folder.with_suffix(".lock")
         if not wait:
             return hold_lock(file)
@@ -103,7 +104,7 @@ def prepare_evaluation(
     preview: bool = False,
     workers: int | None = None,
 ) -> PreparedEvaluation:
-    """Check that a model can be evaluated with the settings of its size, and make the record.
+    """Check that a model can be evaluated with the settings of its size, and return the evaluation.
 
     Args:
         name: Name of the model in the record.
@@ -138,8 +139,8 @@ def measure_samples(
     *,
     model: ModelConfig | None = None,
 ) -> MetricResults:
-    """Measure all metrics of a set of samples. `model` is the one that drew them, None for images
-    from files. FractalError: see `sample_metrics`."""
+    """Measure all metrics of a set of samples. `model` is the configuration of the model that drew
+    the samples, None for images from files. FractalError: see `sample_metrics`."""
     # Only the DINOv2 reference may have to be extracted here.
     needs_bar = inputs.networks.dinov2 is not None
     with progress_bar("DINOv2's reference, images", None) if needs_bar else nullcontext() as update:

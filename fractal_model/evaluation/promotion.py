@@ -14,20 +14,22 @@ class Decision:
 
     promote: bool
     reason: str
-    """One line with the numbers that decided."""
+    """Reason of the outcome on one line, with the numbers that decided."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """The candidate's metrics, the champion's as `champion_…`, and the differences that the rules
-    demand and allow: `fid_must_gain` and `nll_may_lose`."""
+    """FID and bits per dimension of the candidate and, as `champion_…`, of the champion. The FID
+    must be lower by more than `fid_must_gain`; the bits may be higher by `nll_may_lose`."""
 
 
 def decide(
     candidate: Mapping[str, float], champion: Mapping[str, float] | None, rules: PromotionConfig
 ) -> Decision:
-    """Promote a candidate whose FID is lower and whose likelihood is not worse than the champion's.
+    """Decide to promote a candidate if its FID is lower than the champion's and its bits per
+    dimension are not higher.
 
-    `rules` say by how many standard errors. Without a champion, a candidate only needs the two
-    numbers. Both sets of metrics must be of one protocol. A number that is missing or not finite
-    prevents promotion, and a preview has no metric named `fid`. A missing error counts as 0.
+    `rules` give both limits in standard errors. Without a champion, the candidate only needs to
+    have both metrics. The metrics of candidate and champion must be of one protocol. A metric that
+    is missing or not finite prevents promotion; a preview lacks `fid`, because its FID has another
+    name. A missing standard error counts as 0.
     """
     missing = [key for key in (NLL, FID) if not _is_finite(candidate, key)]
     if missing:

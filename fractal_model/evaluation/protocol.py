@@ -32,7 +32,8 @@ LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
 
 
 class ImageSource(StrictModel):
-    """How images were sampled from a model. It is unknown for most images that come from files."""
+    """How images were sampled from a model. For images from files this is known only if their
+    folder says so."""
 
     guidance_schedule: Literal["linear"] = "linear"
     """How guidance grows while an image is sampled."""
@@ -41,13 +42,13 @@ class ImageSource(StrictModel):
     weights: Literal["model", "ema"]
     """`model` for the trained weights, `ema` for their exponential moving average."""
     sampling: SamplingConfig
-    """Guidance, logit scale, filter threshold, iterations, order."""
+    """Sampling settings: guidance, logit scale, filter threshold, iterations, order."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of image 0; image i is drawn with `seed + i`."""
     precision: Literal["float32"] = "float32"
     """Number format in which the network computes."""
     likelihood_passes: PositiveInt | None = None
-    """Mask draws for the likelihood of each validation image; None if none is computed."""
+    """Mask draws for the likelihood of each validation image; None if no likelihood is computed."""
 
 
 class SampleRequest(StrictModel):
@@ -62,7 +63,8 @@ class Protocol(StrictModel):
     """Everything that decides the metrics of an evaluation, except the model."""
 
     version: Annotated[int, Field(ge=1)] = PROTOCOL_VERSION
-    """Counts changes to the computation of metrics that no other field shows."""
+    """Version of the computation of metrics. Raise it when the computation changes and no other
+    field shows the change."""
     dataset: str
     dataset_checksum: Sha256
     resolution: PositiveInt
@@ -75,15 +77,18 @@ class Protocol(StrictModel):
     """Checksum of the DINOv2 weights; None if FD-DINOv2 is not computed."""
     classes: PositiveInt
     samples_per_class: PositiveInt
-    """Images of each class: the set is balanced."""
+    """Number of samples of each class. It is the same for all classes."""
     full_samples: PositiveInt
     """Number of samples of the full protocol: 50,000 for ImageNet and with ADM's statistics, else
     the number that follows from params.yaml."""
     images: ImageSource | None
-    """None for images from files that do not say how they were sampled."""
+    """How the samples were drawn; None for images from files that do not say so."""
     kid_subsets: PositiveInt
+    """Number of random subsets over which KID is averaged."""
     kid_subset_size: PositiveInt
+    """Number of images in each subset."""
     fid_resamples: PositiveInt
+    """Number of bootstrap resamples for the standard error of FID."""
     neighbours: PositiveInt = 3
     """The number k of nearest neighbours in precision and recall."""
 
@@ -116,9 +121,10 @@ class Record(StrictModel):
     checksum: Sha256
     """Fingerprint of the protocol."""
     model: str
-    """`models:/fractal-digits/3`, or the name of the folder or file that was evaluated."""
+    """Name of a registered model, such as `models:/fractal-digits/3`, or else of the folder or file
+    that was evaluated."""
     version: str | None = None
-    """Version of the model in the registry."""
+    """Version of the model in the registry; None for a model outside it."""
     model_checksum: Sha256 | None = None
     """Checksum of the weights that were evaluated; None for images from files."""
     libraries: dict[str, str]
@@ -160,8 +166,8 @@ def make_protocol(
     sampling: SamplingConfig | None = None,
     dinov2_checksum: str | None = None,
 ) -> Protocol:
-    """Return the protocol that `settings` define on a data set. `inception_checksum` names the
-    Inception weights in use; `sampling` is None for images from files.
+    """Return the protocol of an evaluation with `settings` on the data set of `manifest`. The two
+    checksums are those of the weights in use; `sampling` is None for images from files.
 
     FractalError: the number of samples is not the full protocol's and `preview` is False, or the
     reference belongs to another data set or network.
@@ -204,8 +210,8 @@ def make_protocol(
 
 
 def read_record(file: Path) -> Record:
-    """Read a record from `protocol.json`. FractalError: the file is missing, or another version
-    wrote it."""
+    """Read a record from a `protocol.json`. FractalError: the file is missing, or another version
+    of this package wrote it."""
     try:
         return Record.model_validate_json(file.read_text())
     except FileNotFoundError as error:

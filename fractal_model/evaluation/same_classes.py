@@ -1,4 +1,4 @@
-"""A comparison of a model's classes with a data set's: where they differ, no metric that uses
+"""Comparison of a model's classes with those of a data set. If they differ, no metric that uses
 classes is valid.
 
 Decided here: the classes are the same if their names are, in the same order. A model without class
@@ -10,12 +10,13 @@ from fractal_model.data.manifest import Manifest
 
 
 def class_mismatch(model: ModelConfig, data: Manifest) -> str:
-    """Return on one line why metrics that use classes cannot be measured; "" if they can."""
+    """Return the reason on one line why metrics that use classes cannot be measured for `model` on
+    `data`; "" if they can."""
     has_same_number = len(data.class_names) == model.num_classes
     if has_same_number and model.class_names in ((), data.class_names):
         return ""
     return (
         f"the classes of the data set {data.dataset} ({len(data.class_names)}) are not the "
-        f"model's ({model.num_classes}): measure it on a data set with its own classes, or "
-        f"unconditionally"
+        f"model's ({model.num_classes}): measure the model on a data set with the model's classes, "
+        f"or unconditionally"
     )

@@ -20,16 +20,17 @@ from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.statistics import FeatureStatistics
 
 AGREEMENT_LARGEST_SIDE = 16
+"""Largest side, in pixels, of images whose class agreement is measured."""
 
 
 @dataclass(frozen=True)
 class References:
-    """Real images that samples are compared with."""
+    """Real images that samples are compared with: the training split and features of its images."""
 
     train: PreparedSplit
     inception: Reference
     dinov2: Reference | None
-    """None if FD-DINOv2 is not computed."""
+    """DINOv2 features of real images; None if FD-DINOv2 is not computed."""
 
 
 def sample_metrics(
@@ -41,8 +42,9 @@ def sample_metrics(
     model: ModelConfig | None,
 ) -> MetricResults:
     """Measure FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement and speed of
-    a balanced set, under the protocol's names. `model` drew the samples; it is None for images from
-    files. FractalError: the set or reference is not the protocol's, or a feature is not finite."""
+    a balanced set of samples. In a preview their names contain the number of samples. `model` is
+    the configuration of the model that drew the samples, None for images from files. FractalError:
+    the set or reference is not the protocol's, or a feature is not finite."""
     require_protocol(samples.images, protocol, "the set of samples")
     reference = references.inception
     reference.require(
@@ -66,7 +68,8 @@ def sample_metrics(
 
 
 def dinov2_distance(features: Tensor | None, reference: Reference | None) -> MetricResults:
-    """Return `fd_dinov2` of features (N, D); it is absent without features or reference."""
+    """Return FD-DINOv2, the Fréchet distance of the samples' DINOv2 `features` (N, D) to the
+    reference. Without features or reference the metric is absent, with the reason."""
     if features is None or reference is None:
         return MetricResults({}, {FD_DINOV2: NO_WEIGHTS})
     statistics = FeatureStatistics.from_features(features)
@@ -83,8 +86,9 @@ def _speed(samples: SamplesWithFeatures) -> MetricResults:
 def class_agreement(
     samples: SampleSet, train: PreparedSplit, model: ModelConfig | None
 ) -> MetricResults:
-    """Return `class_agreement`. It is absent if `model` has other classes than the data set, or if
-    the images are too large to be compared by their pixels."""
+    """Return the share of samples whose class is that of the nearest training images. The metric
+    is absent if `model` has other classes than the data set, or if the images are too large to be
+    compared by their pixels."""
     if model is not None and (reason := class_mismatch(model, train.manifest)):
         return MetricResults({}, {CLASS_AGREEMENT: reason})
     if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:

@@ -48,7 +48,8 @@ class SampleSet(Protocol):
     """Side of an image in pixels."""
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        """Read images by number, uint8 (n, 3, S, S). FractalError: a file is damaged."""
+        """Read the images with the n given numbers (0 … N − 1). Return uint8 (n, 3, S, S).
+        FractalError: a file is damaged."""
 
 
 def open_sample_set(place: Path) -> SampleSet:
@@ -169,7 +170,8 @@ class _Folder:
 
 
 class _Array:
-    """A `SampleSet` in ADM's npz. The file is read as a stream: batches in order need one pass."""
+    """A `SampleSet` in an npz of ADM's form. The file is read as a stream, and only once if the
+    images are read in order."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -241,8 +243,8 @@ def _open_png(file: Path) -> Iterator[ImageFile]:
 
 
 def _kind(picture: ImageFile) -> str:
-    """Return RGB for a PNG file with three channels of 8 bits, else a name of its kind. Pillow's
-    mode is RGB also for 16 bits per channel and for images with a transparent colour."""
+    """Return "RGB" for a PNG file with three channels of 8 bits, else another name. Pillow's own
+    `mode` is RGB also for 16 bits per channel and for images with a transparent colour."""
     kind = str(picture.tile[0].args) if picture.tile else picture.mode
     return f"{kind} with transparency" if "transparency" in picture.info else kind
 

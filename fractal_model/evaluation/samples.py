@@ -29,14 +29,16 @@ from fractal_model.parallel.parts import MapParts, StartWork, Work, map_in_this_
 from fractal_model.parallel.stored_parts import StoredParts
 
 FEATURE_BATCH, FEATURE_THREADS = 8, 2
+"""Images in a batch of a feature network, and CPU threads for it. Both affect the rounding."""
 INCEPTION_WIDTH = 2048
 HELD_OUT_IMAGES = 1000
-"""Enough to estimate a 1 % quantile; extraction takes a minute on a CPU."""
+"""Largest number of validation images whose features are extracted: enough to estimate a 1 %
+quantile. The extraction takes a minute on a CPU."""
 _SECONDS_BYTES = 8
 Progress = Callable[[int], None]
-"""Receives the number of images done so far."""
+"""Function that receives the number of images done so far."""
 Network = Callable[[Tensor], Tensor]
-"""From images, uint8 (n, 3, S, S), to features, float32 (n, D)."""
+"""Function that computes the features, float32 (n, D), of n images, uint8 (n, 3, S, S)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class FeatureNetworks:
     """The weights of the feature networks. Each worker loads them itself."""
 
     inception: str
-    """Inception weights: `auto`, `download` or a path, as metrics.inception_weights."""
+    """Inception weights: `auto`, `download` or a path (see `load_inception`)."""
     dinov2: Path | None = None
     """File of the DINOv2 weights; None if FD-DINOv2 is not computed."""
 
@@ -61,7 +63,8 @@ class FeatureNetworks:
 
 
 def _require_weights(network: str, checksum: str, expected: str | None) -> None:
-    """A worker on another machine may find other weights there than the protocol's."""
+    """Raise FractalError unless the weights of this machine are the protocol's. A worker on another
+    machine may find other weights there."""
     if checksum != expected:
         raise FractalError(
             f"the {network} weights of this machine have the checksum {checksum[:16]}, the "
@@ -80,7 +83,8 @@ class SamplesWithFeatures:
     dinov2: Tensor | None
     """DINOv2 features, (N, D) float32; None without DINOv2 weights."""
     seconds_per_image: float | None
-    """Time that one worker takes to sample an image, without features; None for files."""
+    """Mean seconds in which one worker samples an image, without the extraction of features; None
+    for images from files."""
 
 
 @dataclass(eq=False)
@@ -107,10 +111,11 @@ def draw_samples(
     largest: int,
     map_parts: MapParts = map_in_this_process,
 ) -> SamplesWithFeatures:
-    """Sample the balanced set of a protocol in class order, and extract its features. Image i is
-    drawn with `source.seed + i`. Parts are stored in `folder`, and those of an earlier equal call
-    are used again. At most `largest` images are sampled at a time. FractalError: see
-    `FeatureNetworks.load`."""
+    """Sample the images that a protocol asks for, class by class, and extract their features. Image
+    i is drawn with the seed `source.seed + i`. Parts are stored in `folder`, and parts from an
+    earlier call with the same arguments are used again. At most `largest` images are sampled at a
+    time; `progress` receives the number of images done. FractalError: see `FeatureNetworks.load`.
+    """
     labels = torch.arange(protocol.classes).repeat_interleave(protocol.samples_per_class)
     seeds = range(source.seed, source.seed + len(labels))
 
@@ -161,16 +166,16 @@ def extract_sample_features(
 
 
 def held_out_features(split: PreparedSplit, network: Network) -> Tensor:
-    """Extract the features of K validation images, (K, D) float32: a fixed random choice of at most
-    `HELD_OUT_IMAGES`."""
+    """Extract the features of a fixed random choice of at most `HELD_OUT_IMAGES` validation images.
+    Return float32 (K, D) for K images."""
     indices = torch.tensor(choose_images(split, min(HELD_OUT_IMAGES, len(split))))
     batches = (read_batch(split, numbers.tolist()) for numbers in indices.split(FEATURE_BATCH))
     return torch.cat([extract_features(network, batch.images) for batch in batches])
 
 
 def extract_features(network: Network, images: Tensor) -> Tensor:
-    """Extract features of images, uint8 (n, 3, S, S), to the CPU, (n, D) float32. An image has the
-    same features in any set and at any position."""
+    """Extract the features of n images, uint8 (n, 3, S, S). Return them on the CPU, float32 (n, D).
+    The features of an image do not depend on the other images or on its position."""
     rows, threads = [], torch.get_num_threads()
     torch.set_num_threads(FEATURE_THREADS)
     try:

@@ -1,7 +1,8 @@
-"""Previews of a sampler's settings, each with more images than the one before.
+"""Previews of the sampling settings in a sweep. Each preview of a setting has more images than the
+preview before it.
 
-Decided here: each preview adds a balanced set to the earlier ones. Its seeds follow the last seed
-of the set before, so that earlier images count and no image is sampled twice.
+Decided here: a preview uses the images of the earlier previews and adds a balanced set of new ones.
+The seeds of the new set follow the last seed of the set before, so that no image is sampled twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,9 +48,9 @@ class Previews:
     def measure(
         self, setting: SamplingConfig, counts: Sequence[int], progress: Callable[[int], None]
     ) -> MetricResults:
-        """Measure all sample metrics of a setting with `counts[-1]` images of each class. `counts`
-        rise; the earlier ones are those of earlier previews. `progress` receives the number of
-        images done."""
+        """Measure all sample metrics of a setting. `counts` are the images of each class in its
+        earlier previews, in rising order, and last in this preview. `progress` receives the number
+        of images done."""
         sets = [
             self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]
@@ -99,7 +100,7 @@ def join_samples(sets: Sequence[SamplesWithFeatures]) -> SamplesWithFeatures:
 
 
 class _JoinedSamples:
-    """A `SampleSet` made of several, one after the other."""
+    """A `SampleSet` that has the images of several sets, one set after the other."""
 
     def __init__(self, sets: Sequence[SampleSet]) -> None:
         self._places = [(part, i) for part in sets for i in range(len(part.labels))]

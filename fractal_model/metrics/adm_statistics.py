@@ -1,4 +1,5 @@
-"""ADM's published reference files: mean and covariance of a data set, and some of its images.
+"""ADM's published reference files: the mean and covariance of a data set's Inception features, and
+in some files images of the data set.
 
 Source: the `evaluations` folder of ADM's repository (Dhariwal and Nichol, 2021). Files such as
 `adm_in64_stats.npz` have `mu` and `sigma`; files such as `VIRTUAL_imagenet64_labeled.npz` also have
@@ -51,7 +52,8 @@ def load_published(file: Path, resolution: int) -> PublishedStatistics:
 
 
 def conflicting_resolution(file: Path, resolution: int) -> int | None:
-    """Return the resolution in a file's name if it is not the data set's, else None."""
+    """Return the resolution in a file's name if it differs from the data set's `resolution`; None
+    if the two agree or the name has no resolution."""
     numbers = [int(digits) for digits in re.findall(r"\d+", file.name)]
     sides = [number for number in numbers if number in _RESOLUTIONS]
     return sides[0] if sides and resolution not in sides else None
@@ -60,7 +62,7 @@ def conflicting_resolution(file: Path, resolution: int) -> int | None:
 def _require_images(file: Path, images: np.ndarray, resolution: int) -> Tensor:
     if images.dtype != np.uint8 or images.shape[1:] != (resolution, resolution, 3):
         raise FractalError(
-            f"{file} has images {images.dtype} {images.shape[1:]}, the data set "
+            f"{file} has images {images.dtype} {images.shape[1:]}, expected the data set's "
             f"uint8 {(resolution, resolution, 3)}: give the file of the same resolution"
         )
     if not len(images):
@@ -71,7 +73,8 @@ def _require_images(file: Path, images: np.ndarray, resolution: int) -> Tensor:
 def _require_statistics(
     file: Path, mean: np.ndarray, covariance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and covariance as float64. FractalError: they cannot be those of features."""
+    """Check the arrays `mu` and `sigma` of a file and return both as float64. FractalError: they
+    cannot be the mean and covariance of Inception features."""
     if mean.shape != (WIDTH,) or covariance.shape != (WIDTH, WIDTH):
         raise _unfit_error(file, f"mu has shape {mean.shape}, sigma {covariance.shape}")
     for name, array in (("mu", mean), ("sigma", covariance)):
@@ -95,5 +98,5 @@ def _require_statistics(
 def _unfit_error(file: Path, problem: str) -> FractalError:
     return FractalError(
         f"{file} is not ADM's reference file: {problem}; expected finite mu ({WIDTH},) and sigma "
-        f"({WIDTH}, {WIDTH}) of Inception's pool_3, such as in adm_in64_stats.npz"
+        f"({WIDTH}, {WIDTH}) of Inception's pool_3; give a file such as adm_in64_stats.npz"
     )

@@ -22,7 +22,8 @@ from fractal_model.metrics.statistics import FeatureStatistics, require_features
 def frechet_standard_error(
     generated: Tensor, real: FeatureStatistics, *, resamples: int, seed: int
 ) -> float:
-    """Return the bootstrap's standard error of the Fréchet distance from features (N, D) to `real`.
+    """Return the standard error of the Fréchet distance between the features (N, D) of `generated`
+    images and `real`, estimated by a bootstrap with `resamples` resamples.
 
     Source: Efron and Tibshirani 1993, algorithm 6.1. If N is not much larger than D, a resample has
     a larger distance than N new images, but it varies about as much.
@@ -43,11 +44,12 @@ def frechet_standard_error(
 def build_resampled_distance(
     generated: Tensor, real: FeatureStatistics
 ) -> Callable[[np.ndarray], float]:
-    """Return a function from a resample, image numbers (N,) with repeats, to its Fréchet distance.
+    """Return a function that computes the Fréchet distance of a resample to `real`. The argument of
+    the function is an array (N,) of image numbers with repeats.
 
-    Let A be the root of the real covariance and X the centred features of the resample. The trace
-    of the root of the product of the covariances is the sum of the singular values of
-    A Xᵀ / √(N − 1). They are the root eigenvalues of its Gram matrix of the smaller side.
+    Let A be the root of the real covariance, X the centred features (N, D) of the resample, and
+    M = A Xᵀ / √(N − 1). The trace of the root of the product of the covariances is the sum of the
+    singular values of M: the roots of the eigenvalues of M Mᵀ or Mᵀ M. The smaller one is used.
     """
     device = compute_device()
     features = require_features(generated, "generated features", at_least=2).to(device)
@@ -69,16 +71,18 @@ def build_resampled_distance(
 
 
 def _gram_product(features: Tensor, covariance: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that computes the Gram matrix of A Xᵀ for a resample, (N, N) or
-    (D, D), whichever is smaller. Its argument (N,) says how often each image is in the resample. A
-    is the root of the real covariance, X the centred features of the resample."""
+    """Return a function that computes the Gram matrix of A Xᵀ for a resample: (N, N) or (D, D),
+    whichever is smaller. The argument of the function is a vector (N,) that says how often each
+    image is in the resample. A is the root of the real covariance, X (N, D) the centred features
+    of the resample."""
     count = len(features)
     if count < features.shape[1]:
         gram = features @ covariance @ features.T
 
         def of_images(weights: Tensor) -> Tensor:
             scale = weights.sqrt()
-            # The Gram matrix after centring at the resample's mean is G − 1 gᵀ − g 1ᵀ + 1 m 1ᵀ.
+            # Centring at the resample's mean turns the Gram matrix G into G − 1 gᵀ − g 1ᵀ + m,
+            # where g holds the products of all images with that mean, and m is its own square.
             to_mean = gram @ weights / count
             centred = gram - to_mean - to_mean[:, None] + weights @ to_mean / count
             return scale[:, None] * centred * scale

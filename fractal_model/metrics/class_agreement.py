@@ -15,17 +15,18 @@ def nearest_neighbour_agreement(
     *,
     neighbours: int = 3,
 ) -> float:
-    """Return the share in [0, 1] of samples whose nearest real images have the sample's class.
+    """Return the share, in [0, 1], of samples that agree with their class: the most frequent class
+    among the `neighbours` nearest real images is the class of the sample.
 
-    `samples`, uint8 (N, 3, H, W), have the requested classes `labels` (N,). The real images are
-    `reference`, uint8 (M, 3, H, W), with `reference_labels` (M,). The nearest neighbours are those
-    with the smallest Euclidean distance between pixels.
+    The `samples`, uint8 (N, 3, H, W), were drawn for the classes `labels` (N,). The real images are
+    `reference`, uint8 (M, 3, H, W), with the classes `reference_labels` (M,). The nearest images
+    are those with the smallest Euclidean distance between pixels.
     FractalError: no samples, unequal shapes or counts, or fewer than `neighbours` real images.
     """
     if samples.shape[1:] != reference.shape[1:]:
         raise FractalError(
             f"samples: found images of {tuple(samples.shape[1:])}, expected the reference's "
-            f"{tuple(reference.shape[1:])}; use the same dataset"
+            f"{tuple(reference.shape[1:])}; use images of the same data set"
         )
     _require_counts("samples", samples, labels, at_least=1)
     _require_counts("reference", reference, reference_labels, at_least=max(neighbours, 1))
@@ -37,7 +38,7 @@ def nearest_neighbour_agreement(
 
 
 def _rows(images: Tensor) -> np.ndarray:
-    """Flatten (N, 3, H, W) to float32 (N, 3HW), because differences of uint8 would wrap around."""
+    """Flatten images (N, 3, H, W) to rows, float32 (N, 3HW). Differences of uint8 would wrap."""
     return images.flatten(1).float().cpu().numpy()
 
 
@@ -45,9 +46,9 @@ def _require_counts(name: str, images: Tensor, labels: Tensor, *, at_least: int)
     if labels.shape != images.shape[:1]:
         raise FractalError(
             f"{name}: found {len(images)} images and labels of shape {tuple(labels.shape)}, "
-            "expected one label for each image"
+            "expected one label for each image; give as many labels as images"
         )
     if len(images) < at_least:
         raise FractalError(
-            f"{name}: the number of images is {len(images)}, expected {at_least} or more"
+            f"{name}: the number of images is {len(images)}, expected {at_least} or more; add some"
         )

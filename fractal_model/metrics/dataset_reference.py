@@ -13,9 +13,9 @@ from fractal_model.metrics.reference import PublishedStatistics, Reference, buil
 
 
 def extract_reference(params: Params, dataset: str) -> Reference:
-    """Extract the Inception features that samples are compared with, and write them beside the
-    prepared data set. FractalError: the data set is not prepared, or its registered statistics are
-    missing or have changed."""
+    """Extract Inception features of the training images, with which samples are compared, and write
+    them to the reference file of the data set. FractalError: the data set is not prepared, or the
+    statistics registered for it are missing or have changed."""
     split = open_prepared(params.dataset_folder(dataset), "train")
     published = _registered_statistics(params, dataset, split.manifest.resolution)
     images = params.metrics.statistics_images.get(dataset, len(split))
@@ -44,8 +44,8 @@ def _registered_statistics(
         return None
     name, file = entry.statistics.file, statistics_file(data, dataset)
     way_out = (
-        f"run `fractal data register-reference {dataset} FILE` with the original {name}, or remove "
-        f"it with that command to use statistics of the data set's own images"
+        f"run `fractal data register-reference {dataset} FILE` with the original {name}, or run it "
+        f"with --remove in place of FILE to use statistics of the data set's own images"
     )
     if file is None or not file.is_file():
         problem = "has no known path on this machine" if file is None else f"is not at {file}"

@@ -1,8 +1,8 @@
 """DINOv2 features, for a Fréchet distance that is closer to human judgement than Inception's.
 
-Decided here: the network is timm's, and a person gives its weights as a file, whose width tells
-which network it is for. Features are the class token after the last norm, of images scaled to
-224 px with the bicubic filter.
+Decided here: the network is timm's, and a person gives its weights as a file. The width of the
+weights tells which network to build. Images are scaled to 224 px with the bicubic filter. The
+features of an image are the class token after the last norm.
 
 Source: Stein et al. 2023, "Exposing flaws of generative model evaluation metrics", section 4.
 Shapes: B images of H × W; D features. The large network, which the paper uses, has D = 1024.
@@ -25,13 +25,14 @@ from fractal_model.common.files import sha256
 
 _FORMAT_ERRORS = (SafetensorError, UnpicklingError)
 SIDE = 224
+"""Side in pixels of the images that the network gets."""
 NAMES = {
     384: "vit_small_patch14_dinov2",
     768: "vit_base_patch14_dinov2",
     1024: "vit_large_patch14_dinov2",
     1536: "vit_giant_patch14_dinov2",
 }
-"""Timm's name of the network of each width D."""
+"""Name in timm of the network that has features of width D, by D."""
 NO_WEIGHTS = (
     "no DINOv2 weights were given: set metrics.dinov2_weights in params.yaml to the file of timm's "
     "vit_large_patch14_dinov2.lvd142m"
@@ -39,10 +40,11 @@ NO_WEIGHTS = (
 
 
 class DINOv2Extractor:
-    """A feature extractor that `load_dinov2` makes."""
+    """Extractor of DINOv2 features, made by `load_dinov2`."""
 
     FEATURES_VERSION = 1
-    """Raise it when the same images and weights give other features; references are then remade."""
+    """Version of the extraction. Raise it when the same images and weights give other features;
+    references are then made again."""
 
     def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
         self._network = network
@@ -52,7 +54,8 @@ class DINOv2Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Extract features, float32 (B, D) on the network's device; images: uint8 (B, 3, H, W)."""
+        """Extract the features of images, uint8 (B, 3, H, W). Return float32 (B, D) on the
+        network's device."""
         device = next(self._network.parameters()).device
         size = [SIDE, SIDE]
         bicubic = transforms.InterpolationMode.BICUBIC
@@ -64,8 +67,8 @@ class DINOv2Extractor:
 
 
 def dinov2_checksum(file: Path) -> str:
-    """Return the checksum of a weights file, as it stands in a protocol. FractalError: the file is
-    missing or not readable."""
+    """Return the checksum of a weights file in the form that a protocol stores, `sha256:…`.
+    FractalError: the file is missing or not readable."""
     try:
         return f"sha256:{sha256(file)}"
     except OSError as error:
@@ -75,8 +78,8 @@ def dinov2_checksum(file: Path) -> str:
 
 
 def load_dinov2(file: Path, device: torch.device | str = "cpu") -> DINOv2Extractor:
-    """Load the network with the weights in a safetensors or torch file; no object is unpickled.
-    FractalError: the file is missing or damaged, or holds other weights."""
+    """Load the network with the weights in a safetensors or torch file. Only tensors are read, no
+    other Python object. FractalError: the file is missing or damaged, or holds other weights."""
     checksum = dinov2_checksum(file)
     try:
         state = load_state_dict(str(file))

@@ -17,7 +17,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 PRECISION_RECALL_BATCH = 1000
-"""Images whose distances are computed at a time: 0.4 GB for distances to 50,000 images."""
+"""Number of images whose distances to all other images are computed at a time. Their distances to
+50,000 images take 0.4 GB."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,20 @@ class KernelDistance:
     """The kernel inception distance (KID) and how it was computed."""
 
     mean: float
-    """Mean of the unbiased squared MMD over the subsets; it may be slightly below 0."""
+    """Mean over the subsets of the unbiased squared maximum mean discrepancy. It may be slightly
+    below 0."""
     standard_error: float | None
-    """Standard error of the mean; None if it has no estimate, because a subset is a whole set."""
+    """Standard error of the mean. It is None if a subset has all images of the smaller set, or if
+    there is only one subset, because it cannot be estimated then."""
     subsets: int
     subset_size: int
-    """Images in a subset, at most the number in the smaller set."""
+    """Number of images in each subset, at most that of the smaller set."""
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Return the Fréchet inception distance (FID). Source: Heusel et al. 2017, section 3.
-    FractalError: statistics that are not finite, or unequal D."""
+    """Return the Fréchet inception distance (FID) between two sets of images, from the statistics
+    of their features. Source: Heusel et al. 2017, section 3. FractalError: statistics that are not
+    finite, or unequal D."""
     stats = [
         {
             "mu": np.asarray(one.mean, dtype=np.float64),
@@ -56,20 +60,21 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def kernel_distance(
     generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """Return the kernel inception distance (KID) of features (N, D), with a cubic kernel.
+    """Return the kernel inception distance (KID) between generated and real images, from features
+    (N, D) of each, with a cubic kernel.
 
-    Subsets are drawn without replacement and are at most as large as the smaller set. The standard
-    error covers the choice of images and of subsets: σ √(m / (N − m) + 1 / subsets), where σ is the
-    standard deviation among subsets of m out of the N images of the smaller set. The first term is
-    the delete-d jackknife (Shao & Wu 1989), because subsets of one set overlap; the second is for
-    the number of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
+    Subsets are drawn without replacement and are at most as large as the smaller set. If this set
+    has n images, a subset m images, and the KIDs of the subsets the standard deviation σ, then the
+    standard error is σ √(m / (n − m) + 1 / subsets). The first term covers the choice of images; it
+    is the delete-d jackknife (Shao & Wu 1989), because subsets overlap. The second term covers the
+    choice of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
     FractalError: fewer than 2 images (also in a subset), no subset, features not finite, unequal D.
     """
     generated, real = require_feature_pair(generated, real, at_least=2)
     if subsets < 1 or subset_size < 2:
         raise FractalError(
-            f"KID: subsets is {subsets} and subset_size {subset_size}, expected at least 1 and 2; "
-            "raise them"
+            f"KID: subsets is {subsets} and subset_size {subset_size}, expected at least 1 subset "
+            "of at least 2 images; raise them"
         )
     smaller, larger = sorted((len(generated), len(real)))
     size = min(subset_size, smaller)
@@ -98,11 +103,12 @@ def kernel_distance(
 def precision_recall(
     generated: Tensor, real: Tensor, *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Return (precision, recall) of features (N, D), each in [0, 1].
+    """Return precision and recall of generated images, each in [0, 1], from features (N, D) of
+    generated and of real images.
 
-    Precision is the share of generated images inside the manifold of the real ones. The manifold is
-    the union of balls around the images, each with its k-th nearest neighbour on its surface.
-    Recall is the share of real images inside the manifold of the generated ones.
+    Precision is the share of generated images inside the manifold of the real images. Recall is the
+    share of real images inside the manifold of the generated images. The manifold of a set is the
+    union of balls around all its images; each ball reaches to the k-th nearest image of the set.
     Source: Kynkäänniemi et al. 2019; with k = `neighbours` = 3 as in ADM (Dhariwal & Nichol 2021).
     FractalError: k < 1, fewer than k + 1 images, features that are not finite, or unequal D.
     """
@@ -121,8 +127,9 @@ def precision_recall(
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float:
-    """Return the Inception Score, at least 1, of logits (N, 1008): the mean over shuffled splits of
-    equal size. Source: Salimans et al. 2016, section 4. FractalError: fewer images than splits, no
+    """Return the Inception Score of N images with the `logits` (N, 1008); it is at least 1. The
+    images are shuffled and split into `splits` equal groups, and the scores of the groups are
+    averaged. Source: Salimans et al. 2016, section 4. FractalError: fewer images than splits, no
     split, or logits that are not finite."""
     if splits < 1:
         raise FractalError(f"Inception Score splits: found {splits}, expected at least 1; raise it")
@@ -134,7 +141,8 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> float
 def require_feature_pair(
     generated: Tensor, real: Tensor, *, at_least: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return (N, D) and (M, D) as float64. FractalError: unequal D; see also `require_features`."""
+    """Check the features of N generated and M real images, (N, D) and (M, D), and return both as
+    float64. FractalError: unequal D; see also `require_features`."""
     generated = require_features(generated, "generated features", at_least=at_least)
     real = require_features(real, "real features", at_least=at_least)
     _require_equal_widths(generated.shape[1], real.shape[1])

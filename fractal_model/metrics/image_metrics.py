@@ -58,11 +58,12 @@ def image_metrics(
     logits: Tensor | None = None,
     reason_no_logits: str = "no logits of the Inception classifier were given",
 ) -> MetricResults:
-    """Measure features (N, D) of generated images against features (M, D) of real images.
+    """Measure FID, KID, Inception Score, precision and recall, from features (N, D) of generated
+    and (M, D) of real images.
 
-    `real_statistics` are of all real images if `real_features` are only a sample: FID uses the
-    former, the other metrics the latter. `logits` (N, 1008) are of the generated images; without
-    them the Inception Score is absent, with `reason_no_logits`.
+    If `real_features` belong to a sample of the real images only, `real_statistics` are those of
+    all real images; FID alone uses them. `logits` (N, 1008) are the generated images'. Without them
+    the Inception Score is absent, and its reason is `reason_no_logits`.
     FractalError: features or logits are not finite, or D differs.
     """
     generated, real = require_feature_pair(generated_features, real_features)
@@ -72,7 +73,7 @@ def image_metrics(
 
     @contextmanager
     def or_reason(*names: str) -> Iterator[None]:
-        """Turn a FractalError into the reason why these metrics have no value."""
+        """Turn a FractalError into the reason why the metrics `names` have no value."""
         try:
             yield
         except FractalError as error:

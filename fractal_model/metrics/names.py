@@ -10,9 +10,9 @@ CLASS_AGREEMENT = "class_agreement"
 SAMPLE_METRICS = (FID, KID, INCEPTION_SCORE, PRECISION, RECALL, FD_DINOV2, CLASS_AGREEMENT)
 """Metrics that depend on the number of samples."""
 SPEED = ("seconds_per_image", "images_per_second")
-"""Of the first lower is better, of the second higher."""
+"""Metrics of sampling speed. Lower is better for seconds, higher for images per second."""
 STANDARD_ERROR = "_stderr"
-"""Ending of the name of a metric's standard error."""
+"""Suffix that turns the name of a metric into the name of its standard error."""
 _THOUSAND = 1000
 
 

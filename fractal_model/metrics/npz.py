@@ -1,7 +1,7 @@
-"""Reader of arrays in npz files from elsewhere: it unpickles nothing and limits the memory.
+"""Reader of npz files that come from others: it unpickles nothing and limits the memory.
 
 Decided here: the header of an array is read first, because a small file can claim, or unpack to,
-any size. Whatever numpy and zipfile raise for a damaged file becomes one exception.
+any size. All exceptions of numpy and zipfile for a damaged file become a `NotNpzError`.
 """
 
 import zipfile
@@ -24,8 +24,9 @@ class NotNpzError(ValueError):
 
 
 def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Read those of the named arrays that the file has; `most_bytes` maps a name to the largest
-    size in bytes. NotNpzError: the file is damaged or no npz, or an array is pickled or larger.
+    """Read the arrays that `most_bytes` names, and return them by name. `most_bytes` maps a name to
+    the largest size in bytes that the array may have. An array that the file lacks is left out.
+    NotNpzError: the file is damaged or no npz, or an array is pickled or larger.
     FileNotFoundError: the file is missing."""
     try:
         require_regular_file(file)
@@ -59,7 +60,8 @@ def array_names(file: Path) -> list[str]:
 
 
 def read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return the shape of an array, True if it is in Fortran order, and its type."""
+    """Read the header of a `.npy` stream. Return the array's shape, True if the array is in Fortran
+    order, and its data type."""
     if npy.read_magic(stream) == (1, 0):
         return npy.read_array_header_1_0(stream)
     return npy.read_array_header_2_0(stream)

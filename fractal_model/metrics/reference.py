@@ -1,12 +1,12 @@
 """The reference that samples are compared with: features of real images, in one file.
 
 Decided here: the file is an npz without pickled objects. It names its data set and its network by
-checksum, so that a comparison with the wrong one is refused. It has the mean and covariance of many
-images, for the Fréchet distance, and the features of a sample of them, for the other metrics. Mean
-and covariance may be ADM's published ones; the sample is then from our own network. Features of
-ImageNet take hours to days, so a killed run continues from the sums that it saved last, and a file
-made from the same data, weights and settings is kept. Code is not compared. Instead, the code of
-features and statistics has versions that are raised when its results change.
+checksum, so that a comparison with another data set or network is refused. It has the mean and
+covariance of many images, for the Fréchet distance, and the features of a sample of these images,
+for the other metrics. Mean and covariance may be ADM's published ones; the features are still from
+our own network. Features of ImageNet take hours to days, so a killed run continues from the sums
+that it saved last, and a file made from the same data, weights and settings is kept. Code is not
+compared; the code of features and statistics has version numbers, raised when its results change.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ OWN_IMAGES = "training images"
 _BATCH = 50
 _SAVE_SECONDS = 60.0
 _OLD_RULE = re.compile(r"[0-9a-f]{64}")
-"""`made_from` of the first files: a checksum over source code, which cannot be compared. These
-files are kept if everything else in them agrees."""
+"""Form of `made_from` in old reference files: a checksum of source code, which cannot be compared.
+Such a file is kept if everything else in it agrees."""
 _UNREADABLE = (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
 
 _NUMBERS = ("mean", "covariance", "features")
@@ -97,16 +97,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class PublishedStatistics:
-    """Published mean and covariance of Inception features, with images of the data set if any."""
+    """Published mean and covariance of a data set's Inception features."""
 
     source: str
-    """Name for the reference's `source`, such as `ADM: adm_in64_stats.npz`."""
+    """Name of the statistics, such as `ADM: adm_in64_stats.npz`."""
     mean: np.ndarray
-    """Mean, (2048,) float64."""
+    """Mean of the features, (2048,) float64."""
     covariance: np.ndarray
-    """Covariance, (2048, 2048) float64."""
+    """Covariance of the features, (2048, 2048) float64."""
     images: Tensor | None
-    """Images of the data set, (N, 3, H, W) uint8; None if the file has none."""
+    """Some images of the data set, (N, 3, H, W) uint8; None if the published file has none."""
 
 
 def build_reference(
@@ -122,9 +122,9 @@ def build_reference(
     """Write to `file` the statistics of a fixed random choice of `images` images of the split, and
     the features of the first `sample` of them.
 
-    With `published`, the file gets its statistics instead, and the features of its images if it has
-    any. A file made from the same inputs is kept. `progress` receives the number of images done.
-    FractalError: the split has fewer images.
+    With `published`, the file gets the published statistics instead, and the features are those of
+    the published images if there are any. A file made from the same inputs is kept. `progress`
+    receives the number of images done. FractalError: the split has fewer than `images` images.
     """
     indices = choose_images(split, images)
     made_from = _describe_inputs(split, inception, images, sample, published)
@@ -168,8 +168,9 @@ def build_reference(
 
 
 class _Extraction:
-    """Sums over all features so far, and the features of the sample. They are saved to `file` once
-    a minute, and continue from the file if it was made from the same inputs."""
+    """Extraction in progress: sums over all features so far, and the features of the sample. Both
+    are saved to `file` once a minute. If that file exists and was made from the same inputs, the
+    extraction continues from it."""
 
     def __init__(self, file: Path, made_from: MadeFrom) -> None:
         self._file, self._made_from, self._saved = file, made_from, time.monotonic()
@@ -255,8 +256,8 @@ def _save(file: Path, made_from: MadeFrom, **arrays: np.ndarray | str | int) -> 
 
 
 def choose_images(split: PreparedSplit, images: int) -> np.ndarray:
-    """Return the indices of a fixed random choice of `images` images in random order, int64
-    (images,). FractalError: the split has fewer images."""
+    """Choose `images` images of a split at random, always the same ones. Return their indices in
+    random order, int64 (images,). FractalError: the split has fewer images."""
     if images > len(split):
         raise FractalError(
             f"metrics.statistics_images is {images} for {split.manifest.dataset}, which has "
@@ -289,7 +290,8 @@ def load_reference(file: Path) -> Reference:
 
 
 def _require_statistics(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless mean (D,), covariance (D, D), features (N, D) are real and finite."""
+    """Raise ValueError unless the arrays hold a mean (D,), a covariance (D, D) and features (N, D),
+    all real and finite."""
     for name in _NUMBERS:
         if arrays[name].dtype.kind != "f":
             raise ValueError(f"{name} holds {arrays[name].dtype}, not real numbers")

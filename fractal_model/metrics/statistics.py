@@ -1,7 +1,7 @@
 """Mean and covariance of features, from which the Fréchet distance is computed.
 
-Decided here: statistics are apart from distances, so that features of millions of images need not
-be extracted again when a distance changes.
+Decided here: the code of the statistics is separate from that of the distances, so that a change of
+a distance does not demand that features of millions of images are extracted again.
 Shapes: N images with D features each; D is 2048 (Inception pool_3).
 """
 
@@ -16,7 +16,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from fractal_model.common.errors import FractalError
 
 STATISTICS_VERSION = 1
-"""Raise it when the same features give other statistics; references are then remade."""
+"""Version of the computation of statistics. Raise it when the same features give other statistics;
+references are then made again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +25,11 @@ class FeatureStatistics:
     """Mean and covariance of the features of N images."""
 
     mean: np.ndarray
-    """float64 (D,)."""
+    """Mean of the features, (D,) float64."""
     covariance: np.ndarray
-    """float64 (D, D), with N − 1 in the denominator."""
+    """Covariance of the features, (D, D) float64, with N − 1 in the denominator."""
     count: int
-    """N, the number of images; 0 if unknown, as for published statistics."""
+    """Number N of images; 0 if it is unknown, as for published statistics."""
 
     @classmethod
     def from_features(cls, features: Tensor) -> Self:
@@ -41,14 +42,17 @@ class FeatureStatistics:
 
 @dataclass(eq=False)
 class RunningStatistics:
-    """Sums over batches of features, from which `FeatureStatistics` follow; for many real images.
-    The sums are float64 and of differences from the first batch's mean, to keep precision."""
+    """Sums over batches of features, for images whose features do not fit the memory together. The
+    sums are float64. To keep precision, the first batch's mean is subtracted from all features."""
 
     count: int = 0
     """Number of images so far."""
     shift: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """Mean of the features in the first batch, (D,)."""
     sum: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """Sum of all features minus `shift`, (D,)."""
     products: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """Sum of the outer products of all features minus `shift`, (D, D)."""
 
     def add(self, features: Tensor) -> None:
         """Add a batch of features (N, D). FractalError: a value is not finite."""
@@ -65,20 +69,25 @@ class RunningStatistics:
     def statistics(self) -> FeatureStatistics:
         """Return the statistics of all images so far. FractalError: fewer than 2 images."""
         if self.count < 2:
-            raise FractalError(f"features of images: found {self.count}, expected 2 or more")
+            raise FractalError(f"found {self.count} images, expected 2 or more; add images")
         mean = self.sum / self.count
         covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
         return FeatureStatistics(self.shift + mean, covariance, self.count)
 
 
 def require_features(features: Tensor, name: str, *, at_least: int = 1) -> Tensor:
-    """Return features (N, D) as float64 in main memory; `name` stands in errors. FractalError:
-    another shape, fewer than `at_least` images, or a value that is not finite."""
+    """Check features (N, D) and return them as float64 on the CPU. `name` names the features in
+    errors. FractalError: another shape, fewer than `at_least` images, or a value that is not
+    finite."""
     if features.ndim != 2:
-        raise FractalError(f"{name}: found shape {tuple(features.shape)}, expected (images, width)")
+        raise FractalError(
+            f"{name}: found shape {tuple(features.shape)}, expected (images, width); give one row "
+            "of features for each image"
+        )
     if len(features) < at_least:
         raise FractalError(
-            f"{name}: the number of images is {len(features)}, expected {at_least} or more"
+            f"{name}: the number of images is {len(features)}, expected {at_least} or more; add "
+            "images"
         )
     bad = int((~torch.isfinite(features)).any(dim=1).sum())
     if bad:

@@ -65,7 +65,7 @@ def test_statistics_of_batches_equal_numpys():
 def test_statistics_of_one_image_are_refused():
     running = RunningStatistics()
     running.add(torch.ones(1, 3))
-    with pytest.raises(FractalError, match="features of images: found 1, expected 2"):
+    with pytest.raises(FractalError, match="found 1 images, expected 2"):
         running.statistics()
 
 
