@@ -1,4 +1,4 @@
-"""The compilers of compiled code, searched for in the places where torch and Triton search."""
+"""Find the compilers that torch.compile and Triton need, in the places where they search."""
 
 import os
 import shlex
@@ -16,8 +16,8 @@ def has_compiler() -> bool:
 
 
 def can_build_triton_kernels() -> bool:
-    """True if Triton can build the code that launches its kernels. It needs Python.h and a C
-    compiler: the program in $CC (without arguments), or gcc or clang."""
+    """True if Triton can build the code that launches GPU kernels. Triton needs Python.h and a C
+    compiler: the program in $CC (without arguments), or else gcc or clang."""
     from_environment = os.environ.get("CC")
     names = ["gcc", "clang"] if from_environment is None else [from_environment]
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -25,16 +25,16 @@ def can_build_triton_kernels() -> bool:
 
 
 def require_compiler() -> None:
-    """Raise FractalError if there is no C++ compiler."""
+    """Raise FractalError if torch.compile finds no C++ compiler."""
     if not has_compiler():
         compiler = _cpp_compiler() or "'' (CXX is empty)"
         raise FractalError(
-            f"compile is on and {compiler} is not on the PATH: install a C++ compiler, name one in "
-            f"CXX, or turn compile off"
+            f"compile is on and {compiler} is not on the PATH: install a C++ compiler, set CXX to "
+            f"the name of one, or turn compile off"
         )
 
 
 def _cpp_compiler() -> str:
-    """The compiler's program, without the arguments that CXX may hold."""
+    """Name of the C++ compiler: $CXX without arguments, or else g++ (clang++ on macOS)."""
     command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return next(iter(shlex.split(command)), command)

@@ -37,9 +37,9 @@ _logs: list[Callable[[str], None]] = []
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Yield `update(done, note="")`, which shows the count, the note, the time left if `total` is
-    known, and the speed if `images` are counted. It shows a bar in a terminal, and else lines,
-    unless `lines` is False because the caller writes its own."""
+    """Show a task's progress within the block: a bar in a terminal, elsewhere log lines (not with
+    `lines` False, for callers that write their own). Yield `update(done, note="")`, which shows the
+    count and the note, the time left unless `total` is None, and with `images` the speed."""
     display = _bar if console.is_terminal or not lines else _log_lines
     with display(safe_text(description, LONGEST_NAME), total, images) as show:
 
@@ -79,7 +79,7 @@ class _SpeedColumn(ProgressColumn):
 
 @contextmanager
 def only_result_on_stdout(is_on: bool) -> Iterator[None]:
-    """If `is_on`, send the block's messages to standard error, so that programs read the result."""
+    """If `is_on`, send the block's messages to stderr, so that stdout has the result alone."""
     before = console.stderr
     console.stderr = before or is_on
     try:
@@ -100,7 +100,8 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """Turn a user's mistake into one line with the option that solves it, and exit code 1."""
+    """If the block ends by a user's mistake, print one line, with the option that solves it, and
+    exit with 1. After Ctrl-C exit with 130. An exception that is a bug passes unchanged."""
     try:
         yield
     except KeyboardInterrupt:
@@ -120,7 +121,8 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 def run(app: typer.Typer) -> None:
-    """Run the app. A wrong command, option or argument gives one line and exit code 2."""
+    """Run a Typer app and end the process with its exit code. A wrong command, option or argument
+    gives one line and exit code 2."""
     keep_secrets_out_of_logs()
     command = typer.main.get_command(app)
     try:
@@ -144,7 +146,7 @@ def run(app: typer.Typer) -> None:
 
 
 def _file_error_line(error: OSError) -> str:
-    """One line for an error of the system about a file that cannot be read or written."""
+    """Explain on one line why the system could not read or write a file."""
     if error.errno == errno.ENOSPC:
         where = f" at {safe_text(error.filename, LONGEST_NAME)}" if error.filename else ""
         return (
@@ -157,14 +159,14 @@ def _file_error_line(error: OSError) -> str:
 
 
 def exit_interrupted() -> NoReturn:
-    """End the process at once, without waiting for the threads of libraries."""
+    """End the process at once with exit code 130, without waiting for the threads of libraries."""
     print("interrupted: run the same command again to continue", file=sys.stderr, flush=True)
     os._exit(INTERRUPTED)
 
 
 class HideUserErrors(logging.Filter):
-    """Hide Prefect's traceback of an error that the user sees on one line, and all later log
-    records that name the error's class."""
+    """Log filter for Prefect: hide the traceback of an error that the user sees on one line anyway,
+    and all later log records that name the error's class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +181,7 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message as one line without secrets; within `redirect_messages` it goes to a log."""
+    """Print a message as one line without secrets, or log it within `redirect_messages`."""
     if _logs:
         _logs[-1](safe_text(text))
     else:
@@ -188,7 +190,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def redirect_messages(log: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, give the messages of `say` from all threads to `log`."""
+    """Within the block, pass the messages of `say` in all threads to `log` instead of printing."""
     _logs.append(log)
     try:
         yield

@@ -10,8 +10,9 @@ from fractal_model.common.safe_text import safe_text, without_colours
 
 
 class FractalError(ValueError):
-    """A user's mistake, or a condition of the machine that the user can change, as a safe text.
-    `setting` names the one setting that solves it; the command line adds its option."""
+    """A mistake of the user, or a condition of the machine that the user can change. The message is
+    made safe to show. `setting` names the setting that solves the problem; the command line shows
+    it."""
 
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(safe_text(" ".join(message.split())))
@@ -24,8 +25,8 @@ _EXPLANATIONS: dict[type[BaseException], Callable[[BaseException], str | None]] 
 def register_explanation(
     family: type[BaseException], line: Callable[[BaseException], str | None]
 ) -> None:
-    """Let `line` explain a library's exceptions `family` that mean a condition of the machine, such
-    as a full disk. `line` returns None if an exception is a bug."""
+    """Register `line` for a library's exceptions of class `family`. `line` returns one line about a
+    condition of the machine, such as a full disk, or None if the exception is a bug."""
     _EXPLANATIONS[family] = line
 
 
@@ -40,11 +41,11 @@ def explanation(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line, safe to show."""
+    """An exception's text on one line, safe to show; the exception's class if the text is empty."""
     return safe_text(" ".join(str(error).split())) or type(error).__name__
 
 
 def last_line(error: BaseException | str) -> str:
-    """The last line of an error or of a traceback's text, which is the exception itself."""
+    """The last line of an error's or a traceback's text. In a traceback it names the exception."""
     line = without_colours(str(error)).strip().rpartition("\n")[2].strip()
     return safe_text(line) or type(error).__name__

@@ -19,8 +19,9 @@ _CHUNK = 1 << 22  # bytes read at a time
 
 @contextmanager
 def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` to write to, and rename it to `folder` at the end.
-    FractalError: `content` cannot be saved, because the disk is full or not writable."""
+    """Yield an empty folder beside `folder` to write to, and rename it to `folder` after the block.
+    FractalError: `content`, such as "the checkpoint", cannot be saved: disk full or not
+    writable."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -42,7 +43,7 @@ def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
 @contextmanager
 def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a hidden name beside `file` to write to, and rename it to `file` if no error occurs.
-    With `unique` each writer has another name: a process of a killed run may still be writing."""
+    With `unique` the hidden name is random, as a process of a killed run may still be writing."""
     suffix = f".{uuid4().hex}" if unique else ""
     partial = file.with_name(f".{file.stem}{suffix}.partial{file.suffix}")
     try:
@@ -54,7 +55,7 @@ def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the unfinished files that killed writers of `atomic_file` left in `folder`."""
+    """Remove the unfinished files that `atomic_file` left in `folder` when a process was killed."""
     for file in folder.glob(".*.partial*"):
         file.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The fingerprint of a result: equal fingerprints mean that it need not be computed again."""
+"""The fingerprint of a result. A result with an equal fingerprint is not computed again."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import fractal_model
 
 
 def fingerprint(*parts: BaseModel | str) -> str:
-    """SHA-256, in hexadecimal, of configurations, checksums and this package's version."""
+    """SHA-256, in hexadecimal, of `parts` (settings, checksums) and of this package's version."""
     values = [p.model_dump(mode="json") if isinstance(p, BaseModel) else p for p in parts]
     text = json.dumps([fractal_model.__version__, values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

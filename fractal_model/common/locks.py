@@ -15,7 +15,7 @@ class LockHeldError(FractalError):
 
 @contextmanager
 def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock `file` within the block. The system frees it when the process dies.
+    """Hold the lock `file` within the block. The system frees the lock when the process dies.
     LockHeldError: another process still holds it after `wait_seconds`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -30,7 +30,7 @@ def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
 
 @contextmanager
 def wait_for_lock(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock `file` within the block; call `on_wait` once if another process holds it."""
+    """Hold the lock `file` within the block. If it is taken, call `on_wait` once and wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:

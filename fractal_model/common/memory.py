@@ -25,7 +25,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # as in malloc.h
 
 @dataclass
 class Peak:
-    """The result of `peak_memory`, which sets it when its block ends."""
+    """Growth of the memory in use, as `peak_memory` measures it; 0 until the block has ended."""
 
     added_bytes: int = 0
 
@@ -37,8 +37,9 @@ def compute_device() -> torch.device:
 
 @cache
 def keep_freed_memory(device: torch.device) -> None:
-    """Keep memory that this process frees on a CPU for its next tensors, as CUDA's allocator does.
-    Memory does not return to the system, and threads that start later share one heap."""
+    """On a CPU `device`, keep the memory that this process frees for later tensors, as CUDA's
+    allocator does. The system does not get it back. Threads that start later share one heap.
+    Without glibc nothing changes."""
     if device.type == "cpu" and _GLIBC is not None:
         _GLIBC.mallopt(_M_MMAP_MAX, 0)
         _GLIBC.mallopt(_M_TRIM_THRESHOLD, -1)
@@ -51,7 +52,7 @@ def _return_freed_memory() -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated, also within the limit of a Linux container."""
+    """Bytes that can still be allocated on `device`, for a CPU within a Linux container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -68,7 +69,8 @@ def available_memory(device: torch.device) -> int:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure by how many bytes the memory grows within the block, at its peak."""
+    """Measure the largest growth of the memory in use on `device` within the block, and store it in
+    the `Peak` that is yielded."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

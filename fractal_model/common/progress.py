@@ -9,8 +9,8 @@ from fractal_model.common.plurals import count_of
 
 LINE_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
-"""The speed is computed without the images of these first seconds. They may be images that an
-earlier run stored, which come at once, or a first batch, which is slow."""
+"""Seconds at the start that the speed leaves out: images that an earlier run stored come at once,
+and a first batch is slow."""
 
 
 def speed_text(images_per_second: float) -> str:
@@ -33,8 +33,9 @@ def duration_text(seconds: float) -> str:
 
 
 class LogLines:
-    """Report a task's progress as lines of a log file: for a long task as soon as its duration can
-    be estimated and then every `LINE_SECONDS`, and for every task at its end."""
+    """Report a task's progress as lines of a log file. A task of `LINE_SECONDS` or more has a line
+    as soon as its duration can be estimated, then one every `LINE_SECONDS`. Every task has a line
+    at its end. `say` writes a line. With `images` each line has the speed."""
 
     def __init__(
         self, description: str, total: int | None, *, images: bool, say: Callable[[str], None]
@@ -65,7 +66,7 @@ class LogLines:
             self._write_line(now)
 
     def _watch(self) -> None:
-        """Write lines also while no count is reported, because a first batch may take long."""
+        """Write lines also while `update` is not called, because a first batch may take long."""
         while not self._ended.wait(LINE_SECONDS):
             if (now := time.monotonic()) - self._last_line >= LINE_SECONDS:
                 self._write_line(now)

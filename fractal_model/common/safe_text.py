@@ -15,8 +15,7 @@ HIDDEN = "***"
 
 _JOINERS = "\u200c\u200d"  # invisible, but some letters and emoji need them
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# Every repetition has a bound, and none begins at every character, so that no text makes the search
-# slow.
+# No text makes the search slow: every repetition has a bound, and none begins at every character.
 _NAME = r"[^\s/?#'\"<>@:\[]{0,500}"
 _PORT = r"\d{1,5}(?:[?#\s'\",;)\]}>]|$|/[^\s?#@]{0,500}(?:[\s?#]|$))"
 _HOST = r"[\w.-]{0,250}(?:localhost|\.[\w-]{1,63}):\d{1,5}(?:/|$)"
@@ -24,7 +23,7 @@ _USER = re.compile(
     rf"(//)(?!{_HOST}){_NAME}:(?!{_PORT})"
     r"(?:\S{0,500}@|[^\s@]{1,200}(?: [^\s@]{1,200}){1,3}@)"
 )
-# The other names before an @ are containers of Azure, and the user of a git repository.
+# After these schemes a name before an @ is no secret: a container of Azure, or the user `git`.
 _USER_ALONE = re.compile(
     r"((?<!abfss)(?<!abfs)(?<!wasbs)(?<!wasb)(?<!ssh)://)[^\s/?#'\"<>@:\[]{1,500}@", re.I
 )

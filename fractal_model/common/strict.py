@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_SEED = 2**32 - 1
-"""Torch's CPU generator uses 32 bits of its seed, so a larger seed would equal a smaller one."""
+"""Torch's CPU generator uses 32 bits of a seed, so a larger seed would repeat a smaller one."""
 
 
 def _refuse_bool(value: object) -> object:
@@ -21,7 +21,7 @@ def _refuse_bool(value: object) -> object:
 NUMBER = BeforeValidator(_refuse_bool)
 """Annotation that refuses true and false, which pydantic would read as 1 and 0."""
 Flag = Annotated[bool, Field(strict=True)]
-"""True or false; other words, which pydantic would read as one of them, are refused."""
+"""True or false. Values such as `yes` and 1, which pydantic would accept too, are refused."""
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), NUMBER]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER]
 NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]

@@ -22,15 +22,15 @@ LARGEST_BYTES = 1 << 20
 DEEPEST = 50
 """Largest depth of lists and mappings inside one another; params.yaml has four."""
 MOST_MERGED = 100_000
-"""Largest number of keys that all `<<` together add; params.yaml has some hundred."""
+"""Largest number of keys that all merges (`<<`) of a file add; in params.yaml a few hundred."""
 _TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 _UNUSED = ("set", "omap", "pairs", "binary")
 _UNUSUAL_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9]+)+(\.[0-9_]*)?)")
-"""A number with a leading zero, which YAML reads as octal, or with colons: to the base of 60."""
+"""A number with a leading zero, which YAML reads as octal, or with colons, read in base 60."""
 
 
 class NotYAMLError(ValueError):
-    """A text is not valid YAML or is refused; the message is one line."""
+    """The text is not valid YAML, or this module refuses it. The message is one line."""
 
 
 def read_yaml(file: Path) -> Any:
@@ -48,7 +48,7 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the content of a YAML text. NotYAMLError: as for `read_yaml`."""
+    """Return the content of a YAML text. NotYAMLError: the text is not YAML, or is refused here."""
     try:
         return yaml.load(text, _StrictLoader)
     except yaml.MarkedYAMLError as error:
@@ -84,9 +84,9 @@ class _StrictLoader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         anchor, mark = getattr(event, "anchor", None), event.start_mark
         if isinstance(event, yaml.AliasEvent) and anchor in self._anchors_above:
-            raise ComposerError(None, None, f"*{anchor} contains itself", mark)
+            raise ComposerError(None, None, f"*{anchor} contains itself: remove it", mark)
         if len(self._anchors_above) > DEEPEST:
-            problem = f"more than {DEEPEST} lists and mappings are inside one another"
+            problem = f"more than {DEEPEST} lists and mappings are inside one another: nest fewer"
             raise ComposerError(None, None, problem, mark)
         self._anchors_above.append(anchor)
         node = super().compose_node(parent, index)
@@ -112,7 +112,7 @@ class _StrictLoader(yaml.SafeLoader):
             self.flatten_mapping(part)
             self._merged += len(part.value)
             if self._merged > MOST_MERGED:
-                problem = f"<< brings in more than {MOST_MERGED:,} keys"
+                problem = f"all << together add more than {MOST_MERGED:,} keys: merge fewer"
                 raise ConstructorError(None, None, problem, node.start_mark)
         super().flatten_mapping(node)
 
@@ -127,10 +127,10 @@ class _StrictLoader(yaml.SafeLoader):
             value = super().construct_object(node, deep=deep)
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             kind = node.tag.rpartition(":")[2]
-            problem = f"{str(node.value)[:40]!r} cannot be read as {kind}"
+            problem = f"{str(node.value)[:40]!r} cannot be read as {kind}: correct it"
             raise ConstructorError(None, None, problem, node.start_mark) from error
         if isinstance(value, str) and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
-            problem = f"{value[:40]!r} has a control character, which no setting can have"
+            problem = f"{value[:40]!r} has a control character, which no setting has: remove it"
             raise ConstructorError(None, None, problem, node.start_mark)
         return value
 

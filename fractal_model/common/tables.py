@@ -20,7 +20,8 @@ _LONGEST_CELL, _LONGEST_WORD = 500, 24
 
 
 class FittedTable:
-    """A table below headings. Columns with an index in `texts` are texts, all others numbers."""
+    """A table for terminals of any width. `texts` are the indices of the columns with text; all
+    other columns have numbers. Without `headings` the names of the columns are not shown."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class FittedTable:
         self._rows.append((tuple(texts), style))
 
     def add_section(self) -> None:
-        """Draw a line below the last row."""
+        """Draw a line below the row that was added last."""
         self._sections.add(len(self._rows) - 1)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
@@ -59,7 +60,8 @@ class FittedTable:
         return [row for row, is_filled in enumerate(are_filled) if is_filled == filled]
 
     def _fitting(self, width: int) -> Iterator[list[int]]:
-        """Yield the columns of each table: those that fit beside the first column, at least one."""
+        """Yield the column indices of each table: as many as fit into `width` characters beside the
+        first column, at least one."""
         least = [self._least_width(column) + _BORDER for column in range(len(self._columns))]
         room = width - _FRAME - self._full_width(0) - _BORDER
         if room < max(least[1:]):
@@ -74,7 +76,8 @@ class FittedTable:
         yield columns
 
     def _widths(self, columns: Sequence[int], width: int) -> dict[int, int]:
-        """The width of each column: what it needs, and for texts also the width that is left."""
+        """Widths of the columns in characters: the least that fits; texts get the rest of
+        `width`."""
         widths = {column: self._least_width(column) for column in columns}
         spare = width - _FRAME - sum(widths.values()) - _BORDER * len(widths)
         for column in columns:

@@ -17,8 +17,8 @@ _LONGEST = 100
 
 
 def read_json(file: Path, model: type[Settings], content: str) -> Settings:
-    """Read settings from a JSON file that holds `content`. FractalError: the file is damaged or its
-    settings are wrong."""
+    """Read settings of class `model` from a JSON file. FractalError: the file is damaged or its
+    settings are wrong. The message says that the file is not `content`, its expected content."""
     try:
         return model.model_validate(from_json(file.read_bytes()))
     except ValidationError as error:  # Before ValueError, its base class, which from_json raises.
@@ -29,8 +29,8 @@ def read_json(file: Path, model: type[Settings], content: str) -> Settings:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe a pydantic error of `model` on one line, with the nearest known key for a misspelt
-    one. Of many problems only the first `SHOWN_PROBLEMS` are described."""
+    """Describe the problems of a pydantic error on one line, at most `SHOWN_PROBLEMS` of them. For
+    an unknown key, the nearest key of `model` is suggested."""
     problems = []
     for item in error.errors()[:SHOWN_PROBLEMS]:
         key = ".".join(shorten(str(part), _LONGEST) for part in item["loc"])

@@ -1,7 +1,7 @@
 """The rows of the table `models` in params.yaml, as in Table 2 of the paper.
 
-Each list of a row has one entry per level and a last one for the pixel network. The configuration
-of published checkpoints is read as a row too.
+Each list of a row has one entry for each level, and all except `generators` a last entry for the
+pixel network. The settings of a published checkpoint are read as such a row too.
 """
 
 from typing import Annotated, Self, TypeVar
@@ -47,7 +47,8 @@ class Architecture(StrictModel):
         levels = len(self.patch_sizes)
         if levels < 2 or self.patch_sizes[-1] != 1:
             raise ValueError(
-                f"patch_sizes {list(self.patch_sizes)} must go down to the pixel: end it in 1"
+                f"patch_sizes {list(self.patch_sizes)} must go down to the pixel: give two or "
+                f"more sizes, the last one 1"
             )
         for name in ("widths", "blocks", "heads"):
             if (entries := len(getattr(self, name))) != levels:
@@ -57,13 +58,13 @@ class Architecture(StrictModel):
         if len(self.generators) != levels - 1:
             raise ValueError(
                 f"generators has length {len(self.generators)} for {levels} patch sizes: give "
-                f"{levels - 1}, the pixel network has none"
+                f"{levels - 1}, without one for the pixel network"
             )
         self.to_model()
         return self
 
     def to_model(self) -> ModelConfig:
-        """The model's configuration. ValueError: the levels do not fit together."""
+        """Return the configuration of the model. ValueError: its levels do not fit together."""
         levels = tuple(
             LevelConfig(
                 generator=generator,

@@ -7,7 +7,7 @@ from pydantic import Field
 from fractal_model.common.strict import NUMBER, StrictModel
 
 DIGITS, IMAGENET = "digits", "imagenet"
-"""Names of scikit-learn's data set, and of the source whose classes and counts are known."""
+"""Name of the data set of scikit-learn, and of the source with known classes and image counts."""
 IMAGENET_SIDES = {"imagenet64": 64, "imagenet256": 256}
 """The data sets of the paper, with the side of their images in pixels."""
 
@@ -16,6 +16,6 @@ class PreparationConfig(StrictModel):
     """Settings of the preparation of registered sources."""
 
     max_quarantined_share: Annotated[float, Field(ge=0, le=1), NUMBER]
-    """Largest share of the images that may be quarantined; above it the preparation fails."""
+    """Largest share (0 … 1) of images that may be quarantined; with more, preparation fails."""
     processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Number of processes that prepare images; 0: one for each core."""

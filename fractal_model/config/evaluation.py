@@ -28,12 +28,14 @@ class EvaluationConfig(StrictModel):
     weights: Literal["model", "ema"]
     """Which weights are evaluated: the model's own, or training's moving average of them."""
     likelihood_passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER]
-    """Passes for each image's likelihood; an AR model's likelihood is exact after one."""
+    """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
     samples_per_class: Images
     preview_per_class: Images
-    """Samples of each class in a preview, whose metrics have the total number in their names."""
+    """Samples of each class in a preview, which names metrics after all its samples: fid_5k."""
     batch_size: Images
+    """Largest number of images that are sampled at a time."""
     kid_subset_size: TwoOrMore
+    """Number of images in each random subset; KID is the mean over `kid_subsets` subsets."""
     kid_subsets: Annotated[int, Field(ge=1, le=100_000), NUMBER]
     fid_resamples: TwoOrMore
     """Number of bootstrap sets for the standard error of the FID."""
@@ -44,35 +46,35 @@ class EvaluationConfig(StrictModel):
 
 
 class PromotionConfig(StrictModel):
-    """By how much a candidate must be better than the champion, in standard errors."""
+    """The rule by which a candidate replaces the champion, in standard errors of the metrics."""
 
     fid_standard_errors: Factor = 1.0
-    """Number of combined standard errors by which the candidate's FID must be lower."""
+    """The candidate's FID must be lower by more than this number of combined standard errors."""
     nll_standard_errors: Factor = 1.0
-    """Number of its standard errors by which the candidate's bits per dimension may be higher."""
+    """The candidate's bits/dim may be higher by at most this number of its standard errors."""
 
 
 class NightlyConfig(StrictModel):
     """The schedule of the deployment `nightly-evaluation/all`."""
 
     cron: str = "0 1 * * *"
-    """Time at which a night starts: minute, hour, day of the month, month, day of the week."""
+    """Cron line of a night's start: minute, hour, day of the month, month, day of the week."""
     timezone: str = "UTC"
     """IANA time zone in which `cron` is read, such as Europe/Berlin."""
     budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False), NUMBER] = 6.0
-    """Hours from the night's start; an evaluation that would end later is not started."""
+    """Length of a night in hours; an evaluation that would end later is not started."""
     notification_block: str | None = None
-    """Prefect block that sends messages, such as slack-webhook/on-call; None: no messages."""
+    """Prefect block that sends a message after a night, such as slack-webhook/on-call; or None."""
 
     @field_validator("cron")
     @classmethod
     def _require_cron_line(cls, cron: str) -> str:
         if len(cron.split()) != 5:
-            raise ValueError("a cron line has 5 fields, for example 0 1 * * *")
+            raise ValueError("a cron line has 5 fields: give one such as 0 1 * * *")
         try:
             CronSim(cron, datetime.now())
         except CronSimError as error:
-            raise ValueError(f"no cron line ({error}), give one such as 0 1 * * *") from error
+            raise ValueError(f"not a cron line ({error}): give one such as 0 1 * * *") from error
         return cron
 
     @field_validator("timezone")
@@ -81,7 +83,7 @@ class NightlyConfig(StrictModel):
         try:
             ZoneInfo(timezone)
         except (KeyError, ValueError, OSError) as error:
-            raise ValueError("unknown time zone, give one such as Europe/Berlin") from error
+            raise ValueError("unknown time zone: give one such as Europe/Berlin") from error
         return timezone
 
     @field_validator("notification_block")
@@ -97,16 +99,16 @@ class NightlyConfig(StrictModel):
 
 
 class SweepConfig(StrictModel):
-    """The values whose combinations the deployment `sweep-guidance/<size>` tries."""
+    """The values that the deployment `sweep-guidance/<size>` combines, and its budget of images."""
 
     guidance: Annotated[tuple[Guidance, ...], _VALUES] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
     logit_scale: Annotated[tuple[LogitScale, ...], _VALUES] = (1.0, 1.05, 1.1)
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
-    """Iterations of each level, from level 0; empty: those of the size's sampling settings."""
+    """Lists of iterations to try, each with one number for each level; empty: the size's own."""
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
-    """Number of images of all previews together, without those of the full protocol."""
+    """Budget of images for all previews together. The full evaluation of the best is extra."""
     keep: Annotated[int, Field(ge=2, le=MOST_SETTINGS), NUMBER] = 3
-    """A round keeps one of `keep` settings, and the next takes `keep` times the images of each."""
+    """After a round one in `keep` settings stays; each of these gets `keep` times the images."""
 
     @model_validator(mode="after")
     def _require_few_combinations(self) -> Self:
@@ -114,12 +116,13 @@ class SweepConfig(StrictModel):
         if (combinations := prod(map(len, lists))) > MOST_SETTINGS:
             raise ValueError(
                 f"{combinations:,} combinations of guidance, logit_scale and iterations: give "
-                f"fewer values, of at most {MOST_SETTINGS:,} combinations"
+                f"fewer values, for at most {MOST_SETTINGS:,} combinations"
             )
         return self
 
     def settings(self, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-        """All settings of the sweep, each once; what it does not vary is as in `sampling`."""
+        """All combinations of the sweep's values, each once; other settings are as in
+        `sampling`."""
         names = ("iterations", "logit_scale", "guidance")
         iterations = self.iterations or (sampling.iterations,)
         combinations = product(iterations, self.logit_scale, self.guidance)

@@ -24,7 +24,7 @@ RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
 UNCONDITIONAL = "none"
 """The word that asks for an image without a class; no class can have this name."""
 MAX_CONDITIONS = 5
-"""Conditions that a MAR level gives to a sub-patch: its output there and at four neighbours."""
+"""Conditions of a sub-patch from a MAR level: outputs for the sub-patch and its four neighbours."""
 
 
 class PixelConfig(StrictModel):
@@ -55,8 +55,9 @@ class LevelConfig(StrictModel):
     condition_width: Width
     """Width of the conditions that the level receives."""
     conditions: Conditions = 1
-    """Number of received conditions that a MAR level reads; an AR level reads the first one."""
+    """Number of conditions that a MAR level reads for each patch; an AR level reads one."""
     guiding_pixel: Flag = False
+    """True if a MAR level predicts the mean colour of its patch first."""
     dropout: Dropout = 0.1
 
     @property
@@ -85,8 +86,8 @@ class LevelConfig(StrictModel):
             )
         if self.generator == "ar" and (self.guiding_pixel or self.conditions != 1):
             raise ValueError(
-                f"{where} is AR: it reads one condition and has no guiding pixel, "
-                f"found conditions {self.conditions}, guiding_pixel {self.guiding_pixel}"
+                f"{where} is AR and has conditions {self.conditions}, guiding_pixel "
+                f"{self.guiding_pixel}: set conditions to 1 and guiding_pixel to false"
             )
         return self
 
@@ -100,14 +101,14 @@ class ModelConfig(StrictModel):
     red_weight: RedWeight = 5.0
     """Weight of the red channel in the training loss; green and blue weigh 1."""
     class_names: tuple[str, ...] = ()
-    """Names in the order of the class numbers; empty if they are not known."""
+    """Names of the classes in the order of their numbers; empty if the names are not known."""
 
     @property
     def image_size(self) -> int:
         return self.levels[0].patch_size
 
     def conditions_read(self, level: int) -> int:
-        """Number of conditions of `level` that the next level reads: 1 or 5."""
+        """Number of conditions of each sub-patch of `level` that the next level reads: 1 or 5."""
         below = self.levels[level + 1 :]
         return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
 

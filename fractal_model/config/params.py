@@ -45,12 +45,12 @@ NotEmpty = Annotated[str, Field(pattern=r"\S")]
 
 
 class PathsConfig(StrictModel):
-    """Places of data and results; reading the file makes relative paths and `~` absolute."""
+    """Folders of data and results. `load_params` makes relative paths and `~` absolute."""
 
     data: Folder
     outputs: Folder
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
-    """Address of each data set that is in an object store, such as s3://bucket/imagenet64."""
+    """Addresses of data sets in an object store, such as {imagenet64: s3://bucket/imagenet64}."""
     training: NotEmpty | None = None
     """Place of training's checkpoints: a folder that all machines see, or an address such as
     s3://bucket/training; None: in `outputs`."""
@@ -70,12 +70,12 @@ class MetricsConfig(StrictModel):
     """Reference images of metrics, and the networks that compute features."""
 
     statistics_images: dict[str, SampleSize]
-    """Training images for the reference's mean and covariance, by data set; default: all."""
+    """Number of training images, by data set, for the FID reference's statistics; default: all."""
     feature_sample: SampleSize
-    """Number of these images whose features are stored for KID, precision and recall."""
+    """Number of training images with stored features, for KID, precision and recall."""
     inception_weights: NotEmpty
-    """`auto` (the installed weights), `download`, or the path of torch-fidelity's weights, relative
-    to params.yaml. Only torch-fidelity's have the classifier for the Inception Score."""
+    """`auto` (torch-fidelity's weights if they are cached, else the installed package), `download`,
+    or a path relative to params.yaml. The Inception Score needs torch-fidelity's weights."""
     dinov2_weights: NotEmpty | None = None
     """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
 
@@ -177,7 +177,7 @@ class Params(StrictModel):
         )
 
     def find_size(self, model: ModelConfig) -> Size:
-        """Return the size with the layers of `model`. FractalError: none has them, or several."""
+        """Return the size with the same layers as `model`. FractalError: no size or several fit."""
         layers = _layers(model)
         sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == layers]
         if len(sizes) != 1:
@@ -191,7 +191,7 @@ class Params(StrictModel):
 
     def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
         """Return the evaluation settings of `size`, or those of the sizes that train on `dataset`.
-        FractalError: no size trains on it, or their settings differ."""
+        FractalError: no size trains on `dataset`, or the settings of these sizes differ."""
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
@@ -226,13 +226,13 @@ def _absolute(base: Path, place: str | None) -> str | None:
 
 
 def _layers(model: ModelConfig) -> tuple[object, ...]:
-    """The settings that decide a model's size: all but dropout, classes and loss weights."""
+    """The settings of a model's layers, for comparison, without dropout."""
     return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
 
 
 def load_params(file: Path = DEFAULT_FILE) -> Params:
     """Read and check the settings in `file`, and make their paths absolute. FractalError: the file
-    cannot be read, or a setting is wrong; all wrong settings are named."""
+    cannot be read, or a setting is wrong; the message names the wrong settings."""
     try:
         content = read_yaml(file)
     except FileNotFoundError as error:
@@ -241,7 +241,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
             setting="params",
         ) from error
     except OSError as error:
-        raise FractalError(f"{file} cannot be read ({error.strerror}): give a file") from error
+        raise FractalError(f"{file} cannot be read ({error.strerror}): give a YAML file") from error
     except NotYAMLError as error:
         raise FractalError(f"{file}: {error}") from error
     try:

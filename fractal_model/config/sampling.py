@@ -18,7 +18,7 @@ PatchOrder = Annotated[
     Annotated[OrderName, Tag("name")] | Annotated[Patches, Tag("patches")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "patches"),
 ]
-"""A name, or the row-major numbers of all sub-patches of level 0 in the order of generation."""
+"""Order in which level 0 generates its sub-patches: a name, or all their row-major numbers."""
 
 STRONGEST = 1000.0
 """Largest guidance and logit scale. Far above it float32 overflows and images have one colour."""
@@ -37,16 +37,17 @@ class SamplingConfig(StrictModel):
     """Iterations of each level, from level 0. An AR level always takes one for each sub-patch.
     Empty: every level takes one for each sub-patch."""
     filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER] = 1e-4
-    """Guidance does not raise values whose conditional probability is below this threshold."""
+    """Guidance does not favour a value with a conditional probability below this threshold."""
     compile: Flag = False
     """Compile AR levels (on a GPU only the innermost one) and, on a CPU, the pixel network below a
-    MAR level. It takes a minute or more and a C++ compiler, and pays from some tens of images."""
+    MAR level. Compiling takes a minute or more and a C++ compiler: use it for many images."""
     order: PatchOrder = "random"
-    """Order of level 0's sub-patches: random (published), raster, centre-out, or all their numbers.
-    MAR levels below always take a random order. An AR level always takes the raster order."""
+    """Order in which level 0 generates its sub-patches: random (published), raster, centre-out, or
+    all their numbers. Other MAR levels are always random; AR levels always take raster order."""
 
     def level_iterations(self, model: ModelConfig) -> tuple[int, ...]:
-        """Number of iterations of each level of `model`. FractalError: they do not fit it."""
+        """Iterations of each level of `model`. FractalError: `iterations` does not fit the
+        model."""
         tokens = [level.tokens for level in model.levels]
         if self.iterations and len(self.iterations) != len(tokens):
             raise FractalError(

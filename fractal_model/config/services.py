@@ -17,18 +17,18 @@ class ServicesConfig(StrictModel):
     prefect: Port = 4200
     mlflow: Port = 5000
     ray: Port = 6379
-    """Port of the protocol between Ray's nodes and drivers."""
+    """Port for Ray's nodes and for programs that join the cluster."""
     ray_client: Port = 10001
-    """Port for addresses that begin with `ray://`; Ray cannot start without it."""
+    """Port for programs that connect through `ray://`; Ray cannot start without this port."""
     ray_dashboard: Port = 8265
     """Port of Ray's dashboard and its Jobs API."""
     ray_cpus: Annotated[int, Field(ge=0, le=10_000), NUMBER] = 0
     """Number of logical CPUs that Ray offers; 0: all CPUs of the machine."""
     startup_seconds: Annotated[int, Field(ge=1, le=86_400), NUMBER] = 180
-    """Seconds within which a server must answer."""
+    """Longest time in seconds until a started server answers."""
 
     def ports(self) -> dict[str, int]:
-        """The ports by their keys in this section."""
+        """The ports of all servers, by their keys in the section `services`."""
         return {name: getattr(self, name) for name in PORTS}
 
     @model_validator(mode="after")

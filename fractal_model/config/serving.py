@@ -18,10 +18,10 @@ class ServingConfig(StrictModel):
     weights: Literal["model", "ema"]
     """Which weights are served: the model's own, or training's moving average of them."""
     sampling: SamplingConfig
-    """The sampling settings for what a request leaves out."""
+    """Sampling settings for requests that do not give their own."""
 
     def differences(self, other: ServingConfig) -> str:
-        """The settings that differ in `other`, on one line; "" if none does."""
+        """The settings that differ from `other`, with both values, on one line; "" without any."""
         ours, theirs = ({"weights": c.weights, **c.sampling.model_dump()} for c in (self, other))
         return ", ".join(
             f"{name} {ours[name]} instead of {theirs[name]}"

@@ -11,7 +11,7 @@ from fractal_model.config.validation import ValidationConfig
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
-"""Largest count or time without a smaller natural bound: more than anybody needs."""
+"""Upper bound of counts and times that have no natural bound; nobody needs more."""
 Count = Annotated[int, Field(ge=0, le=LARGEST_NUMBER), NUMBER]
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NUMBER]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
@@ -34,8 +34,8 @@ def _require_ray_name(name: str) -> str:
     return name
 
 
-# These settings decide the weights at most through rounding and the random numbers of another split
-# of the same batches. A run that continues with more or fewer workers is the same run.
+# These settings change weights only by rounding, and by other random numbers if batches are split
+# over another number of workers. A run that continues with more or fewer workers is the same run.
 _OPERATIONAL = {
     "workers": 1,
     "min_workers": 1,
@@ -55,8 +55,8 @@ _OPERATIONAL = {
     "max_non_finite": 0,
 }
 _VALIDATE_EVERY = 10
-# A run whose recipe leaves these at their defaults has the fingerprint that it had before they
-# existed: `exclude_if` leaves them out of what is hashed.
+# These settings are newer than the first runs. At their defaults `exclude_if` leaves them out of
+# the fingerprint, so that the fingerprint of an earlier run stays the same.
 _VALIDATION = {"validate_every_epochs": _VALIDATE_EVERY, "validation": ValidationConfig()}
 
 
@@ -77,36 +77,38 @@ class TrainingConfig(StrictModel):
     ema_decay: Share
     """Decay of the exponential moving average of the weights; 0: no average, as published."""
     label_drop: Share
-    """Probability that an image trains the null embedding instead of its class."""
+    """Probability that a training image has the null embedding instead of its class's embedding."""
     flip: Flag
     precision: Literal["float32", "bfloat16"]
-    """bfloat16: autocast, and TF32 for products that remain in float32; float32: no rounding."""
+    """Number format of matrix products: `bfloat16` (autocast, and TF32 for products that stay in
+    float32) or `float32` (without TF32)."""
     activation_checkpointing: Flag | Annotated[tuple[Flag, ...], Field(max_length=MOST_LEVELS + 1)]
     """Store only the input of each block and compute the rest again in the backward pass: one value
     for all, or one for each level from level 0 and one for the pixel network."""
     compile: Flag
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
-    """Largest number of workers."""
+    """Largest number of workers of the training."""
     min_workers: Workers
     """Smallest number of workers. Training continues with fewer than `workers` if machines are
     lost, and with more when they come back."""
     resources_per_worker: dict[Annotated[str, AfterValidator(_require_ray_name)], Amount]
-    """Amounts by Ray's names: CPU, GPU, memory in bytes, or a custom resource of the cluster."""
+    """Resources of a worker by Ray's names: CPU, GPU, memory in bytes, or a custom resource."""
     accelerator_type: str | None
-    """Ray's name of a GPU, such as H100; only machines with this GPU are used."""
+    """Ray's name of the GPU that machines must have, such as H100; None: any machine is used."""
     images_per_worker: AtLeastOne
-    """Images that a worker computes at a time; gradients of its share of a batch are added up."""
+    """Images that a worker computes at a time; gradients add up over its share of a batch."""
     loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
     checkpoint_every_minutes: Positive
-    """Minutes after which a checkpoint is also written; checked when metrics are logged."""
+    """Minutes after which a further checkpoint is written, at the next step that logs metrics."""
     keep_checkpoints: AtLeastOne
-    """Number of last checkpoints that are kept; the best one is kept too."""
+    """Number of newest checkpoints that are kept; the best one is kept too."""
     log_every_steps: AtLeastOne
+    """Number of steps after which metrics are logged again."""
     max_failures: Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), NUMBER]
-    """How often failed workers are restarted from the last checkpoint; −1: without a limit."""
+    """Number of failures after which workers restart from the last checkpoint; −1: no limit."""
     stall_seconds: Positive
     """Seconds after which a worker is stopped if it does not answer or delays the exchange of
     gradients. The first step, with compilation, must be shorter."""
@@ -114,13 +116,13 @@ class TrainingConfig(StrictModel):
     """Reaction to a batch whose loss or gradient is not finite: skip it, roll back to the last
     checkpoint and skip it, or stop the training."""
     max_non_finite: Count
-    """Number of batches that may be not finite; with more, training ends in any case."""
+    """Largest number of batches that are skipped as not finite; one more ends the training."""
     seed: Seed
     validate_every_epochs: Annotated[
         Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
     ] = _VALIDATE_EVERY
-    """Number of epochs after which held-out likelihood and a grid of samples are computed again,
-    from a checkpoint that is written then; 0: never. The last epoch is always included."""
+    """Number of epochs between two validations, which compute the held-out likelihood and a grid of
+    samples from a new checkpoint. The last epoch ends with one too. 0: no validation at all."""
     validation: Annotated[
         ValidationConfig, Field(exclude_if=lambda value: value == ValidationConfig())
     ] = ValidationConfig()
@@ -134,16 +136,16 @@ class TrainingConfig(StrictModel):
     """Which checkpoint is registered: the last one, or the one with the fewest held-out bits per
     dimension."""
     stop_after_epochs_without_gain: Annotated[Count, Field(exclude_if=lambda value: value == 0)] = 0
-    """End the training after so many epochs without a better held-out likelihood; 0: never."""
+    """Number of epochs without a better held-out likelihood that end the training; 0: no limit."""
 
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
         if self.batch_size % self.workers:
             near = [n for n in range(1, 2 * self.workers + 1) if self.batch_size % n == 0]
             raise ValueError(
-                f"batch_size {self.batch_size} does not divide by the {self.workers} workers: "
-                f"choose workers that do (near are {', '.join(map(str, near[-4:]))}), or a "
-                f"multiple of {self.workers} as batch_size"
+                f"batch_size {self.batch_size} does not divide by the {self.workers} workers: set "
+                f"workers to {' or '.join(map(str, near[-4:]))}, for example, or batch_size to a "
+                f"multiple of {self.workers}"
             )
         if self.min_workers > self.workers:
             raise ValueError(
@@ -152,7 +154,8 @@ class TrainingConfig(StrictModel):
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}"
+                f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}: "
+                f"lower warmup_epochs or raise epochs"
             )
         if not self.validate_every_epochs and self.needs_validation:
             raise ValueError(
@@ -167,14 +170,14 @@ class TrainingConfig(StrictModel):
         return self.register_checkpoint == "best" or self.stop_after_epochs_without_gain > 0
 
     def without_operational_settings(self) -> Self:
-        """This recipe with fixed values for settings that do not decide the weights, to compare."""
+        """A copy for comparisons: settings that do not decide the weights have fixed values."""
         return self.model_copy(
             update=_OPERATIONAL if self.needs_validation else _OPERATIONAL | _VALIDATION
         )
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
-        """One `activation_checkpointing` value for each level and for the pixel network.
-        ValueError: the setting has another number of entries."""
+        """Whether each level, and last the pixel network, recomputes activations. `levels` counts
+        the levels alone. ValueError: the setting has another number of entries."""
         entries = self.activation_checkpointing
         if isinstance(entries, bool):
             return (entries,) * (levels + 1)
@@ -186,12 +189,12 @@ class TrainingConfig(StrictModel):
         return entries
 
     def accumulation(self, workers: int) -> int:
-        """Number of batches that each of `workers` workers accumulates before a step."""
+        """How often each of `workers` workers computes `images_per_worker` images for one step."""
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property
     def cpus(self) -> int:
-        """Whole CPUs that all workers need together; Ray counts in units of 1/10,000 CPU."""
+        """CPUs that all workers together need, rounded up. Ray's smallest unit is 1/10,000 CPU."""
         needed = self.workers * self.resources_per_worker.get("CPU", 1)
         return math.ceil(round(needed, 4))
 

@@ -1,4 +1,4 @@
-"""The `validation` part of a size's training settings: what is measured while it trains."""
+"""The `validation` part of a size's training settings: what is measured during training."""
 
 from typing import Annotated
 
@@ -11,17 +11,17 @@ Images = Annotated[int, Field(ge=1, le=1_000_000), NUMBER]
 
 
 class ValidationConfig(StrictModel):
-    """How the weights of a run in progress are measured. None of it changes the weights."""
+    """How the weights of a run in progress are measured. No setting here changes the weights."""
 
     images: Images = 1000
-    """Held-out images, the same ones each time; all of the split if it has fewer."""
+    """Number of held-out images, the same ones each time; a split with fewer is measured whole."""
     passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER] = 4
-    """Passes for each image; an AR model's likelihood is exact after one."""
+    """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
     grid_classes: Images = 8
-    """Rows of the sample grid: as many classes, evenly spread."""
+    """Number of rows of the sample grid: one for each of this number of evenly spread classes."""
     grid_columns: Images = 8
-    """Samples of each class, with the same seeds each time."""
+    """Number of columns of the sample grid: samples of one class, with the same seeds each time."""
     timeout_seconds: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), NUMBER] = 600
-    """Longest time that one validation may take; a longer one is ended, and its point is absent."""
+    """Longest time of one validation in seconds; a longer one is stopped and gives no metrics."""
     seed: Seed = 0
-    """Chooses images, masks and samples."""
+    """Seed that chooses the held-out images, the masks and the samples."""

@@ -17,23 +17,25 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
-"""Number of images in the first part, which is small because its need of memory is unknown, and the
-largest factor by which a part may be larger than the one before it."""
+"""Number of images in the first part, which is small because the memory for an image is not known
+yet, and the largest factor by which the number of images may grow from one part to the next."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
-"""Images that a part may have at any speed, because single images use the machine badly."""
+"""Images that a part may have even at low speed, because smaller parts use the machine badly."""
 MEMORY_SHARE = 0.5
-"""Share of the free memory that a part may take, as the need was measured on smaller parts."""
+"""Share of the free memory that a part may take; its need is only estimated, from smaller parts."""
 
 Work = Callable[[range], Tensor]
-"""Maps image numbers to a tensor with one row for each image."""
+"""A function that computes the images of these numbers: a tensor with one row for each image."""
 StartWork = Callable[[torch.device], Work]
-"""Moves the model to the worker's device; each worker calls it once. It must be picklable."""
+"""Moves the model to a worker's device and returns its `Work`. Each worker calls it once,
+pickled."""
 
 
 class MapParts(Protocol):
-    """A function that yields the rows of images 0 … total − 1 in parts, in any order."""
+    """A function that computes images 0 … total − 1 in parts of at most `largest` images, in any
+    order, and yields for each part the image numbers and the rows."""
 
     def __call__(
         self, start: StartWork, total: int, *, largest: int
@@ -47,12 +49,12 @@ class PartResult:
     rows: Tensor
     """One row for each image, on the CPU."""
     fitting: int
-    """Number of images that fit the worker's memory at once."""
+    """Estimated number of images that fit the worker's memory at once."""
     seconds: float
 
 
 class PartWorker:
-    """Computes parts on one device, whose memory `sharing` workers share if it is the CPU."""
+    """Computes parts on the GPU, or on the CPU, where `sharing` workers share the memory."""
 
     def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
         self._device = compute_device()
@@ -70,8 +72,8 @@ class PartWorker:
 
 
 def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
-    """Compute a part in pieces, halved until they fit the memory. Return the rows and the number of
-    images that fitted at once. FractalError: one image alone does not fit."""
+    """Compute a part in pieces, which are halved until one fits the memory. Return the part's rows
+    and the number of images in a piece that fitted. FractalError: one image alone does not fit."""
     size, rows, at = len(part), [], 0
     while at < len(part):
         try:
@@ -102,7 +104,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class PartSizes:
-    """Cuts images 0 … total − 1 into parts, each as large as the results of earlier ones allow."""
+    """Cuts images 0 … total − 1 into parts of at most `largest` images for `workers` workers. A
+    part is as large as the time and memory of earlier parts allow."""
 
     def __init__(self, total: int, *, largest: int, workers: int = 1) -> None:
         self._total = total
@@ -132,7 +135,7 @@ class PartSizes:
 def map_in_this_process(
     start: StartWork, total: int, *, largest: int = LARGEST_PART
 ) -> Iterator[tuple[range, Tensor]]:
-    """Compute all parts in this process (a `MapParts`)."""
+    """Compute images 0 … total − 1 in this process, part by part (a `MapParts`)."""
     sizes, worker = PartSizes(total, largest=largest), PartWorker(start)
     while (part := sizes.next_part()) is not None:
         result = worker(part)

@@ -23,7 +23,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
     """Connect to Ray within the block. A local cluster offers `cpus` logical CPUs. FractalError:
-    the cluster in RAY_ADDRESS does not answer, or the address only takes jobs."""
+    the cluster in RAY_ADDRESS does not answer, or RAY_ADDRESS is an http address, only for jobs."""
     if ray.is_initialized():
         yield
         return
@@ -44,8 +44,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
 def _connect(address: str) -> None:
     if address.startswith(("http://", "https://")):
         raise FractalError(
-            f"RAY_ADDRESS={address} takes jobs, and only training is a job: unset it to run on "
-            f"this machine, or give the cluster's own address, such as HOST:6379"
+            f"RAY_ADDRESS={address} takes only jobs, and this command is not a job: unset it to "
+            f"run on this machine, or give the cluster's own address, such as HOST:6379"
         )
     try:
         if ":" in address:  # Test the port first, because Ray would try for minutes.

@@ -15,8 +15,8 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 
 def build_shards(jobs: list[ShardJob], processes: int) -> None:
-    """Build the shards on the cluster in RAY_ADDRESS, or else with `processes` processes on this
-    machine (0: one for each core). FractalError: a shard could not be built."""
+    """Build the shards of a data set on the cluster in RAY_ADDRESS, or else with `processes`
+    processes on this machine (0: one for each core). FractalError: a shard could not be built."""
     if os.environ.get("RAY_ADDRESS"):
         build_shards_on_cluster(jobs)
     else:
@@ -24,7 +24,7 @@ def build_shards(jobs: list[ShardJob], processes: int) -> None:
 
 
 def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
-    """Build the shards on the cluster in RAY_ADDRESS. FractalError: a shard was not built."""
+    """Build each shard as a task of the cluster in RAY_ADDRESS. FractalError: one was not built."""
     with ray_cluster(cpus=1):
         build = ray.remote(build_shard).options(scheduling_strategy="SPREAD")
         tasks = [build.remote(job) for job in jobs]

@@ -33,12 +33,13 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
-"""How often a dead worker is restarted before all work fails."""
+"""Number of times that a dead worker is restarted before the command fails."""
 
 
 def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
-    """Return the `MapParts` for `workers` Ray workers, which all read `files`; None and 1 mean this
-    process, 0 as many workers as there is room for. FractalError: as for `worker_count`."""
+    """Return the `MapParts` for `workers` Ray workers, which read `files`. None and 1 mean this
+    process, 0 as many workers as there is room for. FractalError: `workers` is below 0, or the
+    cluster does not answer."""
     workers = 1 if workers is None else worker_count(workers)
     if workers == 1:
         return map_in_this_process
@@ -47,7 +48,7 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
 
 def worker_count(workers: int) -> int:
     """Return `workers`, or for 0 the number that the cluster in RAY_ADDRESS has room for, or else
-    the number of local GPUs. FractalError: it is below 0, or the cluster does not answer."""
+    the number of local GPUs. FractalError: `workers` is below 0, or the cluster does not answer."""
     if workers < 0:
         raise FractalError(
             f"the number of workers is {workers}: give 1 or more, or 0 for as many as fit"
@@ -83,8 +84,8 @@ def map_over_workers(
     files: Sequence[Path] = (),
 ) -> Iterator[tuple[range, Tensor]]:
     """Compute all parts with `workers` Ray workers (a `MapParts`) on the cluster in RAY_ADDRESS, or
-    else on this machine. They read `files`, whose paths are absolute. FractalError: there are more
-    workers than CPUs or GPUs, a machine does not see one of the files, or a worker failed."""
+    else on this machine. The workers read `files`, given by absolute paths. FractalError: there are
+    more workers than CPUs or GPUs, a machine does not see one of `files`, or a worker failed."""
     with ray_cluster(cpus=min(workers, os.cpu_count() or 1)), _errors_on_one_line():
         cpus, gpus = _cpus_and_gpus()
         if workers > (room := _workers_that_fit(cpus, gpus)):
@@ -111,16 +112,16 @@ def map_over_workers(
 
 @ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
 class _Worker:
-    """A `PartWorker` in an actor's process."""
+    """Ray actor that computes parts with a `PartWorker` in its process."""
 
     def __init__(self, sharing: int) -> None:
         self._sharing = sharing
         self._worker: PartWorker | None = None
 
     def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
-        """Compute a part. `start` is a list of one reference to the `StartWork`, which has the
-        model. Ray would replace a bare reference by its object in every call, but not one in a
-        list."""
+        """Compute a part; return its image numbers and its result. `start` is a list with one
+        reference to the `StartWork`, which has the model. Ray would load the object of a reference
+        in every call, but not of one in a list."""
         if self._worker is None:
             self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)
@@ -155,12 +156,12 @@ def _cpus_and_gpus() -> tuple[int, int]:
 
 
 def _workers_that_fit(cpus: int, gpus: int) -> int:
-    """Number of workers that can run at once; Ray would wait for ever for more."""
+    """Number of workers that can run at once; with more workers Ray would wait for ever."""
     return min(cpus, gpus) if gpus else cpus
 
 
 def _gpu_types(resources: dict[str, float]) -> list[str]:
-    """Ray's name of each GPU of a machine."""
+    """Ray's name of each GPU of a machine, from Ray's `resources` of the machine."""
     types = [name for name in resources if name.startswith(_ACCELERATOR)]
     name = types[0].removeprefix(_ACCELERATOR) if types else "GPU"
     return [name] * int(resources.get("GPU", 0))
@@ -192,5 +193,5 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _missing_files(files: list[str]) -> list[tuple[str, str]]:
-    """The name of the machine that runs this task, with each of `files` that it does not see."""
+    """Each of `files` that the machine of this task does not see, as (machine's name, file)."""
     return [(socket.gethostname(), file) for file in files if not Path(file).exists()]

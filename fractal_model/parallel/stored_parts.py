@@ -23,7 +23,8 @@ ROWS = "rows"
 
 
 class StoredParts:
-    """A `MapParts` that stores rows in `folder`. The folder's name must identify the work."""
+    """A `MapParts` that computes with `map_parts` and stores the rows in `folder`. The folder's
+    name must identify the work, because stored rows are not computed again."""
 
     def __init__(self, folder: Path, map_parts: MapParts) -> None:
         self._folder = folder
@@ -32,7 +33,7 @@ class StoredParts:
     def __call__(
         self, start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        """Yield the stored parts, then compute the missing ones. OSError: the disk is full."""
+        """Yield the stored parts, then store and yield the missing ones. OSError: disk full."""
         self._folder.mkdir(parents=True, exist_ok=True)
         is_missing = torch.ones(total, dtype=torch.bool)
         for part, rows in self.read_parts():
@@ -62,7 +63,7 @@ class StoredParts:
             yield range(first, first + len(rows)), rows
 
     def rows(self, numbers: Sequence[int], width: int) -> Tensor:
-        """Return the first `width` columns of the rows of these n images, (n, width)."""
+        """Return the first `width` columns of the stored rows of n image `numbers`, (n, width)."""
         files = {int(file.stem): file for file in sorted(self._folder.glob("[0-9]*.safetensors"))}
         firsts, rows = list(files), []
         for number in numbers:

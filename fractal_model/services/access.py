@@ -1,8 +1,8 @@
 """Who may use the servers on this machine: the login, and the accepted hosts and origins.
 
 Decided here: loopback is no protection, because other users of the machine and pages in the user's
-browser can reach it. So every server that runs code or changes results asks for a secret: Prefect
-and MLflow, whose assistant runs commands, for the login, Ray for the token.
+browser can reach it. So every server that runs code or changes results asks for a secret. Prefect
+and MLflow (its assistant runs commands) ask for the login, Ray asks for the token.
 """
 
 import secrets
@@ -12,17 +12,17 @@ from fractal_model.services.folder import ServicesFolder, write_private
 
 
 def own_hosts(port: int) -> list[str]:
-    """The host names that requests to our server at `port` may have."""
+    """The host names, with port, that requests to our server at `port` may have."""
     return [f"127.0.0.1:{port}", f"localhost:{port}"]
 
 
 def own_origins(port: int) -> str:
-    """The origins of the pages of the server at `port`, as Prefect and MLflow read them."""
+    """The web origins of our server at `port`, comma-separated as Prefect and MLflow read them."""
     return ",".join(f"http://{host}" for host in own_hosts(port))
 
 
 def client_secrets(folder: ServicesFolder) -> dict[str, str]:
-    """The environment variables with the login and the token for clients of the servers."""
+    """The environment variables that give the servers' clients the login and the token."""
     login = folder.login()
     user, _, password = login.partition(":")
     return {
@@ -36,15 +36,15 @@ def client_secrets(folder: ServicesFolder) -> dict[str, str]:
 
 def mlflow_options(port: int) -> list[str]:
     """The options of an `mlflow server` on loopback that asks for a login and refuses all other
-    hosts and origins. MLflow's default also accepts `10.any.name`."""
+    hosts and origins. By default MLflow would also accept hosts such as `10.any.name`."""
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--app-name", "basic-auth", "--allowed-hosts", ",".join(own_hosts(port))]
     return [*options, "--cors-allowed-origins", own_origins(port)]
 
 
 def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
-    """Write the settings of an MLflow server that asks for `login`, and return its environment.
-    Each start has a new folder `private`, so that the database of users has the current login."""
+    """Write the settings of an MLflow server that asks for `login`; return the server's
+    environment. `private` is a new folder at each start: MLflow keeps the login in an old one."""
     user, _, password = login.partition(":")
     settings = {
         "default_permission": "NO_PERMISSIONS",

@@ -42,14 +42,14 @@ def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder.mlflow / 'mlflow.db'}",
         **inherited,
         **client_secrets(folder),
-        # There is no other node that could take over work when this one stops.
+        # No other node could take over the work of this one when it stops.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (folder.mlflow / "artifacts").as_uri(),
         **write_mlflow_login(folder.login(), run),
         "PREFECT_HOME": str(folder.state / "prefect"),
         "PREFECT_SERVER_API_AUTH_STRING": folder.login(),
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": own_origins(config.prefect),
-        # The address that its pages use; the default is port 4200 even on another port.
+        # The address that Prefect's pages use; the default is always port 4200.
         "PREFECT_SERVER_UI_API_URL": config.prefect_api,
         # With these settings `--watch` shows a run's log, which has the reason of a failure.
         "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
@@ -76,7 +76,7 @@ def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
     """The client environment as lines that a shell can source."""
     variables = client_environment(config, folder).items()
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
-    for name in ("no_proxy", "NO_PROXY"):  # Loopback is added to the shell's own hosts.
+    for name in ("no_proxy", "NO_PROXY"):  # Add loopback to the shell's own exceptions.
         value = f"{','.join(LOOPBACK)}${{{name}:+,${name}}}"
         lines.append(f'[ "${{{name}-}}" = "*" ] || export {name}="{value}"\n')
     return "".join(lines)
@@ -104,7 +104,7 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
 
 
 def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run: Path) -> str:
-    """The text of supervisord.conf. All its paths lie in the run folder."""
+    """The text of supervisord.conf, with paths in the run folder `run` only."""
     lines = [
         "[supervisord]",
         "identifier=fractal",
@@ -123,7 +123,7 @@ def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run
         lines += [f"priority={priority}", *_PROGRAM]
         lines += [f"stdout_logfile={run}/state/{name}.log"]
         if name == "worker":
-            # It starts later, when Prefect has the deployments, and inherits the secrets.
+            # `up` starts the worker when Prefect has the deployments. It inherits the secrets.
             settings = ",".join(f'{key}="{value}"' for key, value in _addresses(config).items())
             lines += ["autostart=false", f"directory={run}/project", f"environment={settings}"]
     return "\n".join(lines) + "\n"

@@ -41,8 +41,8 @@ RAY_EXIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ServiceStatus(Program):
-    """The status of one service or flow run. `state` is `healthy`, `not answering` or supervisord's
-    word for a service, `running` for a flow run."""
+    """The status of one service or flow run. The `state` of a service is `healthy`, `not answering`
+    or supervisord's word; that of a flow run is `running`."""
 
     address: str
 
@@ -57,7 +57,7 @@ class Services:
 
     def up(self, say: Callable[[str], None]) -> None:
         """Start all servers and wait until they answer; `say` gets a line for each. FractalError:
-        they run already, a port is taken, or one dies or does not answer (then all are stopped)."""
+        they run already, a port is taken, or a server dies or is silent (then all are stopped)."""
         with hold_lock(self.folder.state / "starting.lock"):
             old_run = self.folder.run
             if old_run is not None and not self.is_supervised():
@@ -127,7 +127,7 @@ class Services:
     def _stop(self, run: Path) -> None:
         supervisor = Supervisor(run)
         # supervisord does not reach flow runs, because each has its own session. They are ended
-        # first, while the worker can still report it to Prefect.
+        # first, while the worker can still report their end to Prefect.
         flow_runs = processes.find_processes(str(run), processes.FLOW_RUN_VARIABLE)
         if flow_runs:
             with suppress(httpx.HTTPError):

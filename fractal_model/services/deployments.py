@@ -1,4 +1,4 @@
-"""Prefect's deployments, the pause of its work pool, and the file that names its server.
+"""Prefect's deployments, the pause of the work pool, and prefect.toml with the server's address.
 
 Decided here: the package `flows` makes the deployments in another process, because this package
 must not import it. All other requests to Prefect use its HTTP interface.
@@ -29,7 +29,7 @@ HEADER = "# Written by `make up`, removed by `make down`.\n"
 
 def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     """Make the work pool and the deployments of all sizes, and return the deployments' names.
-    FractalError: Prefect refuses; the text has the last lines of the log."""
+    FractalError: Prefect refuses; the message has the last lines of the log."""
     environment = {
         **os.environ,
         **client_environment(config, folder),
@@ -83,7 +83,7 @@ def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds:
 
 
 def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
-    """Write prefect.toml with our server's address. FractalError: the user has such a file."""
+    """Write prefect.toml with our server's address. FractalError: the user has a prefect.toml."""
     file = folder.prefect_settings
     if file.exists() and not _is_generated(file):
         raise FractalError(

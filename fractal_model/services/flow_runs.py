@@ -2,8 +2,8 @@
 
 After a power cut such a run would stay Running for ever and keep the only slot of its deployment.
 Decided here: a run is active if a process of this machine has its id in the environment. All others
-have crashed, as have their child runs. A deployment has as many slots taken as active runs. Only
-our own server is asked, before our worker starts, about earlier runs of our work pool. If several
+have crashed, as have their child runs. Each deployment keeps one slot for each active run. Only our
+own server is asked, before our worker starts, about earlier runs of our work pool. If several
 servers share a database, only deployments that work in our folder count.
 """
 
@@ -102,7 +102,7 @@ def _free_slots(send: Send, deployments: list[str]) -> None:
 
 def _active_run_ids(api: str | None) -> set[str]:
     """Ids of the flow runs that have a process on this machine. With `api` only processes that use
-    this server count: a copy of its database has the same ids."""
+    this server count, because a server with a copy of the database has the same ids."""
     return {
         environment[FLOW_RUN_VARIABLE]
         for _, environment in running_processes()
@@ -120,7 +120,7 @@ def _set_crashed(send: Send, run: str) -> None:
 
 
 def _read_all(send: Send, kind: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read all pages of what Prefect's filter finds."""
+    """Read all of Prefect's `kind` (flow_runs or deployments) that match `query`, page by page."""
     items: list[dict[str, Any]] = []
     while True:
         page = {**query, "limit": PAGE, "offset": len(items), "sort": SORTS[kind]}

@@ -18,12 +18,12 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
-"""Largest length of the temporary folder's path; Ray adds up to 70 characters for its sockets."""
+"""Most characters of the temporary folder's path, because Ray adds up to 70 for sockets."""
 _USER, _SECRET = "[A-Za-z0-9_.-]+:", "[A-Za-z0-9_.-]{16,}"
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a file atomically that only its owner may read."""
+    """Write `text` atomically to a file that only its owner may read."""
     with atomic_file(file, unique=True) as partial:
         partial.touch(mode=0o600)
         partial.write_text(text)
@@ -37,7 +37,7 @@ class ServicesFolder:
         self.project = self.params_file.parent
         self.state = outputs / "services"
         self.mlflow = outputs / "mlflow"
-        """MLflow's store, which is also used without a server, so that all see the same runs."""
+        """MLflow's store. Commands without a server use it too, so that all see the same runs."""
         self.link = self.state / "run"
         self.token = self.state / "ray-token"
         self.login_file = self.state / "login"

@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def health_checks(config: ServicesConfig, folder: ServicesFolder) -> dict[str, Callable[[], bool]]:
-    """Functions that return True if a service works now, by the service's name."""
+    """For each service's name, the function that returns True if the service works now."""
     return {
         "prefect": lambda: _is_answering(f"{config.prefect_api}/health"),
         "mlflow": lambda: _is_answering(f"{config.mlflow_address}/health"),

@@ -27,7 +27,7 @@ def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 
 
 def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Process]:
-    """Find the other running processes of a run folder's servers that have `variable`."""
+    """Find the processes of the run folder `run` that have `variable`, except this process."""
     return [
         process
         for process, environment in running_processes()
@@ -66,13 +66,13 @@ def end_processes(processes: list[psutil.Process], *, grace_seconds: float) -> N
 
 
 def require_free_ports(config: ServicesConfig) -> None:
-    """Raise FractalError if a port of the servers is taken; it names the process and the key."""
+    """Raise FractalError if a port of the servers is taken; the message names process and key."""
     for key, port in config.ports().items():
         require_free_port(port, f"set services.{key} in params.yaml to a free port")
 
 
 def require_free_port(port: int, way_out: str) -> None:
-    """Raise FractalError if a process listens on the port of 127.0.0.1, with the `way_out`."""
+    """Raise FractalError with the `way_out` if a process listens on this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -25,12 +25,13 @@ class Program:
 
     name: str
     state: str
+    """supervisord's word, such as RUNNING or EXITED."""
     pid: int
     """Process id; 0 while the service does not run."""
 
 
 class Supervisor:
-    """The supervisord of a run folder, which may run or not."""
+    """Controls the supervisord of a run folder; supervisord need not run."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
@@ -68,7 +69,7 @@ class Supervisor:
         }
 
     def start_program(self, name: str) -> None:
-        """Start a service without waiting for it; `programs` tells its state."""
+        """Start a service and return at once; `programs` tells the service's state."""
         with contextlib.suppress(xmlrpc.client.Fault):
             self._call("startProcess", name, False)
 

@@ -71,5 +71,5 @@ def test_a_missing_compiler_is_named_with_the_way_out(install, monkeypatch):
     with pytest.raises(FractalError, match=r"and mine is not on the PATH"):
         require_compiler()
     monkeypatch.setenv("CXX", "")
-    with pytest.raises(FractalError, match=r"'' \(CXX is empty\) is not .* name one in CXX"):
+    with pytest.raises(FractalError, match=r"'' \(CXX is empty\) is not .* set CXX to"):
         require_compiler()

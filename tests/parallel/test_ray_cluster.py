@@ -48,7 +48,7 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch, address):
 def test_an_address_for_jobs_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with (
-        pytest.raises(FractalError, match="takes jobs, and only training is a job"),
+        pytest.raises(FractalError, match="takes only jobs, and this command is not a job"),
         ray_cluster(1),
     ):
         pass
