@@ -3,8 +3,7 @@
 import PIL.Image
 
 PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the short side, centre"
-"""Description of `center_crop` that manifests store. Raise its version when `center_crop` returns
-other pixels."""
+"""Description of `center_crop` for manifests. Raise its version if the crop changes any pixel."""
 
 
 def pixels_of_crop(size: tuple[int, int], side: int) -> float:

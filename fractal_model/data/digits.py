@@ -21,8 +21,8 @@ _TOTAL = 1797
 
 
 def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[np.ndarray, int]]]:
-    """Return the splits `train` and `validation`: lists of pairs of an image, uint8
-    (8, 8, 3), and its label.
+    """Return the splits `train` and `validation`: lists of pairs of an image,
+    uint8 (8, 8, 3), and its label.
 
     Both splits have the same share of each class, and `seed` decides which images belong to which.
     Within a split, images keep the source's order.

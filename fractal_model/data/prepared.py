@@ -37,24 +37,24 @@ from fractal_model.data.manifest import (
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
 _OPEN_SHARDS = 256
-"""Shards open at a time, each with an open file. ImageNet at 256 px has fewer."""
+"""Largest number of shards open at a time. ImageNet has 36 at 64 px and 564 at 256 px."""
 _RELEASE_BYTES = 256 * 2**20
-_TOUCHED_BYTES = 2 * 2**20  # The system may map so much around a byte that is read.
+_TOUCHED_BYTES = 2 * 2**20  # The system may map this many bytes to read a single one.
 
 
 class Example(NamedTuple):
     """One image of a split with its label."""
 
     image: torch.Tensor
-    """uint8 (3, H, W)"""
+    """Pixels: uint8 (3, H, W)."""
     label: int
     index: int  # type: ignore[assignment]  # It hides a method of tuple.
     """Position of the image in the split."""
 
 
 class PreparedSplit(torch.utils.data.Dataset[Example]):
-    """One memory-mapped split, opened with `open_prepared`. It can be pickled.
-    `record` is the split's entry in `manifest`."""
+    """One split of a prepared data set, opened with `open_prepared` and memory-mapped. It can be
+    pickled. `record` is the split's entry in `manifest`."""
 
     def __init__(self, *, store: Store, name: str, manifest: Manifest) -> None:
         self.store = store
@@ -77,10 +77,11 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         PreparedSplit.__init__(self, **state)
 
     def __getitem__(self, index: int) -> Example:
-        """Return one image. Raises IndexError, and FractalError when it cannot be decoded."""
+        """Return the image at position `index`, counted from the end if negative. Raises
+        IndexError, and FractalError when the image cannot be decoded."""
         size = len(self)
         if not -size <= index < size:
-            raise IndexError(f"image {index} of split {self.name}, which has {size}")
+            raise IndexError(f"no image {index} of split {self.name}, which has {size} images")
         return self._example(int(index % size))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
@@ -88,7 +89,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return [self._example(int(index)) for index in indices]
 
     def load_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Load a small split into memory: images uint8 (N, 3, H, W), labels int64 (N,)."""
+        """Return the images, uint8 (N, 3, H, W), and labels, int64 (N,), of a small split."""
         images = torch.stack([example.image for example in self.in_order()])
         return images, torch.from_numpy(self.labels())
 
@@ -112,7 +113,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return Example(image, label, index)
 
     def _count_touched(self, shard: _Shard, encoded_bytes: int) -> None:
-        """Release mapped pages from time to time: pages that were read count as memory in use."""
+        """Count the memory in use after an image of `encoded_bytes` is read from `shard`, because
+        mapped pages stay in memory. Release the pages of all shards above _RELEASE_BYTES."""
         self._touched.add(shard)
         self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
         if self._touched_bytes > _RELEASE_BYTES:
@@ -122,7 +124,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
             self._touched_bytes = 0
 
     def _decode(self, encoded: bytes, index: int) -> torch.Tensor:
-        """Return the pixels, uint8 (3, H, W). Raises FractalError that names the image."""
+        """Return the pixels of an image, uint8 (3, H, W). FractalError: it cannot be decoded."""
         side = self.manifest.resolution
         try:
             with PIL.Image.open(BytesIO(encoded), formats=["WEBP"]) as picture:
@@ -137,7 +139,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
 
 
 class _Shard:
-    """One Arrow file, mapped by Python, because Arrow's own map cannot release pages."""
+    """One Arrow file of a split, mapped by Python, because Arrow's own map cannot release pages."""
 
     def __init__(self, file: Path, record: ShardRecord) -> None:
         with file.open("rb") as opened:
@@ -151,7 +153,7 @@ class _Shard:
         self.release()  # Finding the batches has read pages all over the file.
 
     def row(self, index: int) -> tuple[bytes, int]:
-        """Return the encoded image and the label of row `index`."""
+        """Return the encoded image and the label of image `index` of the shard."""
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[batch])
         return self._images[batch][row].as_py(), int(self.labels[batch][row])
@@ -198,7 +200,7 @@ def verify_prepared(
         side, classes = manifest.resolution, len(manifest.class_names)
         labels = split.labels()
         for position in np.flatnonzero((labels < 0) | (labels >= classes)):
-            reason = f"image {position} has label {labels[position]}"
+            reason = f"image {position} has label {labels[position]}, expected 0 to {classes - 1}"
             raise _damaged_error(split.store, name, reason)
         checksums = bytearray()
         for image, label, index in split.in_order():
@@ -214,7 +216,7 @@ def verify_prepared(
 
 @contextmanager
 def _explain_errors(store: Store, split: str, record: ShardRecord) -> Iterator[None]:
-    """Turn errors in opening a shard's file into a FractalError."""
+    """Turn errors in opening the file of the shard `record` into a FractalError."""
     try:
         yield
     except FractalError:

@@ -1,4 +1,4 @@
-"""Turn the bytes of one raw image into the prepared crop, and count what it was like."""
+"""Turn the bytes of one raw image into the prepared crop, and count its properties."""
 
 import io
 from collections import Counter
@@ -13,34 +13,34 @@ from fractal_model.data.srgb import Profile
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _SUFFIXES = {"JPEG": _JPEG, "MPO": (*_JPEG, ".mpo"), "PNG": (".png",)}
-"""File name endings of formats. MPO is a JPEG file with several pictures; many cameras write it."""
+"""File name endings by format. MPO is a JPEG file with several pictures; many cameras write it."""
 _TURNED = range(2, 9)
 """EXIF orientations that are not upright."""
 
 
 class RawCounts(BaseModel):
-    """Numbers of raw images by their properties."""
+    """Numbers of raw images with certain properties."""
 
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()
-    """Images by Pillow's mode before the conversion to RGB."""
+    """Numbers of images by Pillow's mode, such as L for grey, before the conversion to RGB."""
     short_sides: Counter[str] = Counter()
-    """Images by the length of their short side before the crop, in pixels."""
+    """Numbers of images by the length of their short side before the crop, in pixels."""
     exif_rotated: int = 0
     exif_unreadable: int = 0
     misnamed: int = 0
-    """Images whose name has the ending of another format."""
+    """Number of images whose name has the ending of another format."""
     converted: int = 0
-    """Images whose colours were converted to sRGB by their ICC profiles."""
+    """Number of images whose colours were converted to sRGB by their ICC profiles."""
     profile_unreadable: int = 0
-    """Images whose ICC profile is broken, or is for another kind of picture, and was ignored."""
+    """Number of images with an ignored ICC profile: broken, or for another kind of picture."""
     composited: int = 0
-    """Images with transparent parts, which were laid on white."""
+    """Number of images with transparent parts, which were laid on white."""
     several_frames: int = 0
-    """Animations and files of several pages. Their first frame was taken."""
+    """Number of animations and files of several pages. Only their first frame was taken."""
 
     def add(self, image: PIL.Image.Image, decoded: Decoded, name: str) -> None:
-        """Count an image that was opened and decoded."""
+        """Count the opened `image`, which was decoded to `decoded`. `name` is its file name."""
         self.formats[str(image.format)] += 1
         self.modes[image.mode] += 1
         self.short_sides[str(min(image.size))] += 1
@@ -62,9 +62,9 @@ class RawCounts(BaseModel):
 def prepare_image(
     content: bytes, name: str, resolution: int, counts: RawCounts, *, as_adm: bool = False
 ) -> PIL.Image.Image:
-    """Return the prepared image, RGB, resolution × resolution, and add the raw image to `counts`.
-    Raises UnusableImage when `content` is empty, damaged, of an unknown format or has too many
-    pixels before or during the crop."""
+    """Decode the raw image `content`, count it in `counts`, and crop it to RGB, `resolution` pixels
+    wide and high. `name` is its file name; `as_adm` decodes as ADM does. UnusableImage: the image
+    is empty, damaged, of an unknown format, or has too many pixels before or during the crop."""
     if not content:
         raise UnusableImage("the file is empty")
     # `_decode` frees the opened file before the crop, because decoders may hold several copies.

@@ -38,7 +38,7 @@ def report_dataset(params: Params, dataset: str) -> None:
 
 
 def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
-    """Write the report's files to `folder`, replace older ones, and return the metrics.
+    """Write the report of a data set to `folder`, replace an older report, and return the metrics.
     Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened."""
     manifest = read_manifest(dataset_folder)
     metrics = _metrics(manifest)
@@ -117,7 +117,7 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
 
 
 def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
-    """Return tables of the raw images' properties. They are empty for images from memory."""
+    """Return the tables `short-sides` and `kinds`, empty if the images were written from memory."""
     sides, kinds, notes = [], [], []
     for split, counts in read_raw_counts(dataset_folder).items():
         sides += [(int(side), split, images) for side, images in counts.short_sides.items()]

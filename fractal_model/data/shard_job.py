@@ -2,8 +2,8 @@
 
 Decided here: on one machine a pool of processes builds the shards (`build_in_processes`). On a
 cluster `fractal_model.parallel.ray_shards` does. A process starts in the platform's default way. On
-Linux that is a fork. It is safe here because the work uses neither torch nor a lock that another
-thread may hold, and it is fast: a new interpreter would import for seconds. Shards are handed out
+Linux that is a fork. Forking is safe here because the work uses neither torch nor a lock of another
+thread. Forking is fast: a new interpreter would import for seconds. Shards are handed out
 one by one, so that all processes end at about the same time.
 """
 
@@ -34,11 +34,12 @@ PROGRESS_FILE = "progress"
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The task to write images `start` to `stop` of a split of the listing as shard `number`."""
+    """The task to write the images `start` to `stop` - 1 of a split as the shard `number`."""
 
     folder: Path
     """Folder in which the data set is written."""
     listing: Path
+    """File of the source's listing."""
     root: Path
     """Folder of the raw images."""
     split: str
@@ -47,7 +48,7 @@ class ShardJob:
     stop: int
     resolution: int
     as_adm: bool
-    """True if the images are ImageNet's, which are read as ADM reads them."""
+    """True if the images are decoded as ADM decodes them, which is so for ImageNet."""
     slot: int
     """Index of this job's count in the progress file."""
 
@@ -60,7 +61,7 @@ class ShardJob:
 
     @property
     def done_file(self) -> Path:
-        """File that is written last; it says that the shard is complete."""
+        """File with the `ShardResult`, written last: a shard with this file is complete."""
         return self.folder / DONE_FOLDER / f"{self.split}-{self.number:05d}.json"
 
     @property
@@ -74,15 +75,15 @@ class ShardJob:
 
 
 class ShardResult(RawCounts):
-    """Contents of a shard's `done_file`, which the preparation reads."""
+    """The content of `ShardJob.done_file`: what a shard has, and the counts of its raw images."""
 
     record: ShardRecord
     quarantined: tuple[QuarantinedFile, ...]
 
 
 def build_shard(job: ShardJob) -> None:
-    """Write the shard, its checksums and then its `done_file`.
-    Raises FractalError when the source cannot be read."""
+    """Write the shard of a job, then the checksums of its images, then its `done_file`. Raises
+    FractalError when the source cannot be read."""
     listing = Listing.read(job.listing)
     reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")
@@ -116,10 +117,9 @@ def _read(reader: SourceReader, image: ImageFile) -> bytes:
 
 
 def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
-    """Build the shards in up to `processes` processes on this machine.
+    """Build the shards of the jobs in up to `processes` processes on this machine.
 
-    Raises FractalError when a shard cannot be built or a process dies. It ends the others at once.
-    """
+    Raises FractalError when a shard cannot be built or a process dies, and ends all processes."""
     processes = min(processes, len(jobs))
     if processes < 2:
         for job in jobs:
@@ -127,7 +127,7 @@ def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
         return
     lifeline = Pipe(duplex=False)
     pool = ProcessPoolExecutor(processes, initializer=_end_with_parent, initargs=lifeline)
-    with pool, lifeline[1]:  # The pipe closes first: after an error no job is waited for.
+    with pool, lifeline[1]:  # The pipe closes before the pool, so an error waits for no job.
         try:
             for future in as_completed([pool.submit(build_shard, job) for job in jobs]):
                 future.result()
@@ -139,8 +139,8 @@ def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
 
 
 def _end_with_parent(reader: Connection, writer: Connection) -> None:
-    """Make this process of the pool end when its parent closes the pipe or dies. Otherwise it would
-    disturb the next run by writing the same files, or wait for ever for another job."""
+    """Make this process of the pool end when its parent closes the pipe or dies. A process that
+    stays would write the same files as the next run, or wait for another job for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles an interrupt.
     writer.close()  # Only the parent may keep the pipe open.
     Thread(target=_end_at_close, args=(reader,), daemon=True).start()

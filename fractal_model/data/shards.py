@@ -21,13 +21,13 @@ from fractal_model.data.manifest import ShardRecord, SplitRecord, image_checksum
 
 SHARD_BYTES = 256 * 2**20
 _COMPRESSED = 0.6
-"""Size of a photograph as lossless WebP, as a share of its raw bytes (rough)."""
+"""Rough size of a photograph as lossless WebP, divided by its uncompressed size."""
 _ROWS = 128
-"""Images in a record batch. So many are held in memory while a shard is written."""
+"""Number of images in an Arrow record batch, which stays in memory until it is full."""
 
 
 def images_per_shard(resolution: int) -> int:
-    """Return how many images of this resolution a shard of SHARD_BYTES has, about."""
+    """Return about how many images a shard of SHARD_BYTES has. `resolution` is in pixels."""
     return max(1, int(SHARD_BYTES / (3 * resolution**2 * _COMPRESSED)))
 
 
@@ -47,7 +47,7 @@ class ShardWriter:
         self._checksums: list[bytes] = []
 
     def add(self, image: PIL.Image.Image, label: int) -> None:
-        """Encode an RGB image of the data set's resolution and add it to the shard."""
+        """Encode an RGB image, which has the data set's resolution, and add it to the shard."""
         webp = io.BytesIO()
         image.save(webp, format="WEBP", lossless=True, quality=0, method=0)
         self._encoded.append(webp.getvalue())
@@ -63,7 +63,7 @@ class ShardWriter:
 
     @property
     def checksums(self) -> np.ndarray:
-        """`image_checksum` of the images added so far, uint8 (N, 32)."""
+        """The `image_checksum` of each image added so far, uint8 (N, 32)."""
         return np.frombuffer(b"".join(self._checksums), dtype=np.uint8).reshape(-1, 32)
 
     def record(self) -> ShardRecord:
@@ -89,7 +89,7 @@ class ShardWriter:
 
 @contextmanager
 def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]:
-    """Yield the writer of one shard. After an error in the block there is no file."""
+    """Yield a writer for the new shard `file`. After an error in the block there is no file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = split_features(class_names).arrow_schema
     with (
@@ -115,9 +115,9 @@ def complete_split(
     resolution: int,
     shards: Iterable[tuple[ShardRecord, np.ndarray, np.ndarray]],
 ) -> SplitRecord:
-    """Write the two files that `datasets.load_from_disk` needs beside the shards, and return the
-    split's entry in the manifest. `shards` has each shard's entry, its image checksums, uint8
-    (N, 32), and its labels, int64 (N,)."""
+    """Complete a split whose shards are in `folder`: write the two files that
+    `datasets.load_from_disk` needs, and return the split's manifest entry. `shards` yields each
+    shard's entry, the checksums of its images, uint8 (N, 32), and their labels, int64 (N,)."""
     records, checksums, labels = zip(*shards, strict=True)
     all_checksums, all_labels = np.concatenate(checksums).tobytes(), np.concatenate(labels)
     split = split_record(resolution, len(class_names), all_checksums, all_labels, records)

@@ -1,8 +1,8 @@
 """Convert a picture's colours to sRGB by the ICC profile in its file.
 
 Decided here: a picture without a profile is sRGB, and so is one whose profile changes no colour by
-more than rounding. It keeps its pixels. A profile that is broken, or is for another kind of picture
-than the one it lies in, is ignored. The picture is then used as it is, and counted.
+more than rounding. Such a picture keeps its pixels. A profile that is broken, or for another kind
+of picture, is ignored. The picture is then used as it is, and counted.
 """
 
 import io
@@ -14,16 +14,16 @@ import numpy as np
 import PIL.Image
 from PIL import ImageCms
 
-_KEPT = 8  # transforms, each with its profile
+_KEPT = 8  # cached transforms, one for each profile
 _ROUNDING = 2
-"""Largest difference, in values, between the same colour in two descriptions of sRGB."""
+"""Largest change of a colour value, of 255, that is taken for rounding."""
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Pillow's mode of the pictures that a profile is for, by the profile's colour space."""
+"""Pillow's mode of pictures by the colour space of their profile."""
 _GREY = ("1", "L", "LA")
 
 
 class Profile(Enum):
-    """What was done about a picture's profile."""
+    """What `to_srgb` did with the ICC profile of a picture."""
 
     NONE = "there is none, or it is sRGB"
     APPLIED = "the colours were converted"
@@ -31,8 +31,9 @@ class Profile(Enum):
 
 
 def to_srgb(image: PIL.Image.Image, profile: bytes | None) -> tuple[PIL.Image.Image, Profile]:
-    """Convert a picture of 8 bits. It becomes RGB, or RGBA if parts of it are transparent."""
-    if not profile or image.mode == "LAB":  # Its colours do not depend on a device.
+    """Convert a picture with 8 bits a channel to sRGB by the ICC `profile` of its file. A converted
+    picture is RGB, or RGBA if parts are transparent; any other is returned unchanged."""
+    if not profile or image.mode == "LAB":  # LAB does not depend on a device.
         return image, Profile.NONE
     try:
         mode, transform = _transform(profile)
@@ -53,8 +54,8 @@ def to_srgb(image: PIL.Image.Image, profile: bytes | None) -> tuple[PIL.Image.Im
 
 @lru_cache(_KEPT)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return the mode of pictures that a profile is for, and the transform of their colours to
-    sRGB; None if it changes nothing."""
+    """Return Pillow's mode of the pictures that a profile is for, and the transform of their
+    colours to sRGB. The transform is None if it would change colours only by rounding."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     mode = _MODES[opened.profile.xcolor_space.strip()]
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")

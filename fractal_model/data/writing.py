@@ -93,7 +93,7 @@ def _old_folder(folder: Path) -> Path:
 def _write_shards(
     folder: Path, images: Iterator[tuple[np.ndarray, int]], class_names: Sequence[str], largest: int
 ) -> Iterator[tuple[ShardRecord, np.ndarray, np.ndarray]]:
-    """Write the shards and yield each one's entry in the manifest, its checksums and its labels."""
+    """Write shards of up to `largest` images. Yield each shard's entry, checksums and labels."""
     number, first = 0, next(images, None)
     while first is not None:
         with write_shard(folder / shard_name(number), class_names) as shard:
@@ -106,7 +106,7 @@ def _write_shards(
 def _check_images(
     images: LabelledImages, split: str, resolution: int, classes: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the images unchanged. Raises FractalError for a wrong shape, type or label."""
+    """Yield the images unchanged. FractalError: a wrong shape, type or label, or no images."""
     shape, index = (resolution, resolution, 3), -1
     for index, (image, label) in enumerate(images):
         if image.dtype != np.uint8 or image.shape != shape:

@@ -24,12 +24,12 @@ from fractal_model.data.sources.listing import (
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VALIDATION_ARCHIVE = "ILSVRC2012_img_val.tar"
 _NO_CLASS = "expected an archive named after a class, such as n01440764.tar"
-_END_BLOCK = 2**20
+_END_BLOCK = 2**20  # bytes read at a time
 
 
 def list_archives(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
-    """List every member of the archives in `root` from their headers.
-    Raises FractalError when an archive is cut off, damaged or not a tar archive."""
+    """List the images of ImageNet's archives in `root` from the tar headers alone. `companions` has
+    the validation images' classes. FractalError: an archive is cut off, damaged or not a tar."""
     builder = ListingBuilder()
     if (root / TRAIN_ARCHIVE).is_file():
         _list_train(root / TRAIN_ARCHIVE, builder, progress)
@@ -53,7 +53,8 @@ def _list_train(archive: Path, builder: ListingBuilder, progress: Progress) -> N
 def _list_class(
     archive: Path, outer: tarfile.TarFile, inner: tarfile.TarInfo, builder: ListingBuilder
 ) -> None:
-    """List the images of a class. An archive whose name is no class has each image refused."""
+    """List the images in the archive `inner` of one class, which lies in the open archive `outer`.
+    If the name of `inner` is not a class, refuse each image."""
     class_id, before = PurePosixPath(inner.name).stem, len(builder)
     misnamed = None if WNID.fullmatch(class_id) else f"in {inner.name}: {_NO_CLASS}"
     for _, member, reason in _members(archive, outer, inner):
@@ -85,9 +86,9 @@ def _list_validation(
 def _members(
     archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """Yield for each file of an archive: the open archive that contains it, the file, and why it is
-    refused, or None. Litter (see `is_litter`) is left out. With `inner`, a member of the open
-    archive `outer`, yield the files of that inner archive."""
+    """Yield for each file of an archive: the open archive that contains the file, the header of the
+    file, and the reason why the file is refused, or None. Litter (see `is_litter`) is left out.
+    With `inner`, a member of the open archive `outer`, yield the files of that inner archive."""
     place = f" at byte {inner.offset_data}" if inner else ""
     try:
         size = inner.size if inner else archive.stat().st_size
@@ -111,8 +112,8 @@ def _members(
 
 
 def _require_end(file: BinaryIO, offset: int) -> None:
-    """Raise ReadError unless the rest of the archive is zeros: `tarfile` takes a damaged header for
-    the archive's end."""
+    """Raise ReadError unless an archive has only zeros from byte `offset` on. Otherwise a header
+    may be damaged: `tarfile` takes a damaged header for the archive's end."""
     file.seek(offset)
     first = file.read(tarfile.BLOCKSIZE)
     if len(first) < tarfile.BLOCKSIZE:

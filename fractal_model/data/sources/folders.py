@@ -21,15 +21,15 @@ from fractal_model.data.sources.listing import (
 )
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
-"""Split by the name of its folder in small letters."""
+"""Splits by the names of their folders in lower case."""
 _OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
-"""Names of splits in small letters that are not read as splits."""
+"""Lower-case names of splits. If all folders have such names, none is taken for a class."""
 _REPEATED = "a link to images that are listed anyway: remove it"
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Return the splits that have a folder, with it; capitals in its name do not matter.
-    FractalError: a split has two folders."""
+    """Return the folders of the splits in `root`, by split. Capitals in a folder's name do not
+    matter. A split without a folder is left out. FractalError: a split has two folders."""
     base, folders = _base(root), dict[str, Path]()
     for entry in _entries(base):
         split = _SPLITS.get(entry.name.casefold())
@@ -42,13 +42,13 @@ def split_folders(root: Path) -> dict[str, Path]:
             )
         folders[split] = Path(entry.path)
     if TRAIN not in folders and [f.name.casefold() for f in folders.values()] == ["valid"]:
-        return {}  # a class, such as that of valid coins
+        return {}  # `valid` alone is a class, such as valid coins.
     return {split: folders[split] for split in (TRAIN, VALIDATION) if split in folders}
 
 
 def ignored_folders(root: Path) -> list[str]:
-    """Return the names of the folders that are not read because they belong to no split, such as
-    `test` beside `train` and `val`. Without folders of splits, every folder is a class and read."""
+    """Return the names of the folders beside the splits' folders, such as `test` beside `train` and
+    `val`. They are not read. If `root` has no splits, every folder is read as a class."""
     if not split_folders(root):
         return []
     return [
@@ -59,7 +59,8 @@ def ignored_folders(root: Path) -> list[str]:
 
 
 def _base(root: Path) -> Path:
-    """Return the folder that has the splits' folders: that of Kaggle's ImageNet, or `root`."""
+    """Return the folder that contains the splits' folders: ILSVRC/Data/CLS-LOC, if `root` has that,
+    as in Kaggle's ImageNet, or else `root`."""
     kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
     return kaggle if kaggle.is_dir() else root
 
@@ -71,7 +72,8 @@ def has_class_folders(root: Path) -> bool:
 
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
-    """List `train/<wnid>/**`, and `val/<wnid>/**` or, with the ground truth, `val/*`."""
+    """List unpacked ImageNet: training images in `train/<wnid>/`, validation images in
+    `val/<wnid>/` or directly in `val/`. For those in `val/`, `companions` has the classes."""
     builder = ListingBuilder()
     for split, folder in split_folders(root).items():
         entries = _entries(folder)
@@ -92,7 +94,8 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
 
 
 def require_no_validation_folder(root: Path, holdout: float) -> None:
-    """Raise FractalError if there is a folder of validation images, so no share can be held out."""
+    """Raise FractalError if `root` has a folder of validation images. Then no share `holdout` of
+    the training images can become the validation split."""
     folder = split_folders(root).get(VALIDATION)
     if folder is None:
         return
@@ -108,9 +111,8 @@ def require_no_validation_folder(root: Path, holdout: float) -> None:
 
 
 def list_folder(root: Path, progress: Progress) -> ListingBuilder:
-    """List `train/<class>/**` and `validation/<class>/**`, or `<class>/**`.
-    Raises FractalError for validation images without training images, and for splits that have
-    other names."""
+    """List a user's images in `train/<class>/` and `validation/<class>/`, or in `<class>/`.
+    FractalError: there are validation images without training images, or splits of other names."""
     builder = ListingBuilder()
     folders = split_folders(root)
     if not folders:
@@ -137,7 +139,7 @@ def list_folder(root: Path, progress: Progress) -> ListingBuilder:
 
 
 def _require_classes(root: Path) -> None:
-    """Raise FractalError if all folders in `root` have the names of splits: they are no classes."""
+    """Raise FractalError if every folder in `root` has the name of a split, so none is a class."""
     names = [entry.name for entry in _entries(root) if _is_folder(entry)]
     if names and all(name.casefold() in _OTHER_SPLITS for name in names):
         raise FractalError(
@@ -148,8 +150,8 @@ def _require_classes(root: Path) -> None:
 
 
 def _repeated_folders(folder: Path, entries: list[os.DirEntry]) -> set[str]:
-    """Return the names of the links among the class folders in `folder` whose images are listed
-    anyway: the link leads to another class folder, above it or into it."""
+    """Return the names of the links in `folder` that would list images a second time: links to
+    another class folder, to a folder within one, or to a folder that contains one."""
     base, listed, repeated = folder.resolve(), set[Path](), set[str]()
     above = {base, *base.parents}
     links = {entry.name for entry in entries if entry.is_symlink()}
@@ -174,8 +176,8 @@ def _list_class(
     imagenet: bool = False,
     allowed: set[str] | None = None,
 ) -> None:
-    """List the files in a class's folder and its subfolders. If the folder's name is no class, or
-    is not in `allowed`, each file is refused, so that each counts."""
+    """List the files in the folder of a class and its subfolders. If the folder's name is no class,
+    or is not in `allowed`, refuse every file, so that the report counts each."""
     class_id, before = folder.name, len(builder)
     misplaced = None
     if imagenet and not WNID.fullmatch(class_id):
@@ -195,8 +197,8 @@ def _list_class(
 
 
 def _iterate_files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirEntry]]:
-    """Yield each file's path within the class's folder, and its entry. Linked folders are yielded
-    too but not entered, because links may form a circle."""
+    """Yield for each file in a class's folder its path in that folder, after `above`, and its
+    entry. Links to folders are yielded but not entered, because links may form a circle."""
     for entry in _entries(folder):
         name = f"{above}{entry.name}"
         if entry.is_dir(follow_symlinks=False):
@@ -227,7 +229,7 @@ def _list_file(
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """True for a folder and a link to one; False for a link that leads to itself, for example."""
+    """True for a folder or a link to one; False for an unreadable entry or a link to itself."""
     try:
         return entry.is_dir()
     except OSError:

@@ -33,7 +33,7 @@ class Companions:
     names: dict[str, str] = field(default_factory=dict)
     """Class names by WordNet id."""
     validation: dict[str, str] = field(default_factory=dict)
-    """WordNet ids of the validation images, by file name without its ending."""
+    """The class of each validation image, a WordNet id, by file name without its ending."""
 
 
 def find_companions(root: Path) -> Companions:
@@ -98,13 +98,14 @@ def _read_devkit(meta: bytes, truth: bytes) -> Companions:
 
 
 def validation_class(name: str, companions: Companions) -> str | None:
-    """Return the WordNet id of the validation image with this file name, or None if unknown."""
+    """Return the WordNet id of the validation image with the file name `name`; None if unknown."""
     match = _VALIDATION_NUMBER.match(name)
     return companions.validation.get(match.group(0) if match else Path(name).stem)
 
 
 def class_refusal(name: str, class_id: str) -> str | None:
-    """Return why a file is refused if its name begins with another class, else None."""
+    """Return the reason to refuse a file whose name begins with another class than `class_id`, or
+    None if it does not. Classes are WordNet ids."""
     named_class = WNID.match(name)
     if named_class and named_class.group(0) != class_id:
         return f"its name says class {named_class.group(0)}, it is in {class_id}"

@@ -26,7 +26,7 @@ from fractal_model.data.sources.folders import (
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
 
-_NAMED = 3  # classes without images that are named
+_NAMED = 3  # At most this many classes without images are named.
 
 Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "parquet", "folder"]
 
@@ -49,9 +49,9 @@ class Source(StrictModel):
 
 
 def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
-    """List the images in `root` and describe them. `holdout` is the share of a user's own images
-    that becomes the validation split. Raises FractalError when no usable images are found, and for
-    a holdout if there are validation images already."""
+    """List the images in `root`. Return the description of the source `name` and the listing.
+    `holdout` is the share of a user's own images that becomes the validation split. Raises
+    FractalError when a split has no usable image, and for a holdout beside validation images."""
     kind = _find_kind(root, name)
     if holdout:
         _require_no_validation(root, kind, holdout)
@@ -101,7 +101,7 @@ def _find_kind(root: Path, name: str) -> Kind:
 
 
 def _require_no_validation(root: Path, kind: Kind, holdout: float) -> None:
-    """Raise FractalError if the source has, or may have, validation images."""
+    """Raise FractalError if the source has, or may have, its own validation images."""
     if kind == "folder":
         require_no_validation_folder(root, holdout)
     elif kind != "parquet" or VALIDATION in parquet_files(root):

@@ -25,17 +25,17 @@ from fractal_model.common.files import atomic_file
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import UNCONDITIONAL
 
-WHOLE_FILE = -1
+WHOLE_FILE = -1  # `ImageFile.offset` of an image that is a whole file
 LARGEST_IMAGE = 256 * 2**20
-"""Bytes. Larger files are refused before they are read into memory. ImageNet's largest photograph
-has 16 MB."""
+"""Largest size of an image's file, in bytes. Larger files are refused before they are read into
+memory. ImageNet's largest photograph has 16 MB."""
 
 NO_TRUTH = "the ground truth does not name its class"
 """Reason why a validation image is refused."""
 
 TRAIN, VALIDATION = "train", "validation"
 Progress = Callable[[int], None]
-"""A function that is called with the number of images that are done."""
+"""Function that is called again and again with the number of images that are done."""
 
 _HASHED_ROWS = 100_000
 _CONTROL = ("Cc", "Zl", "Zp")  # Unicode: control characters, line and paragraph separators
@@ -51,9 +51,9 @@ class ImageFile(NamedTuple):
     file: str
     """Path of the file with the image's bytes, relative to the source's folder."""
     offset: int
-    """First byte in a tar archive; row group of a parquet file; otherwise WHOLE_FILE."""
+    """First byte in a tar archive, or number of the row group in a parquet file, or WHOLE_FILE."""
     size: int
-    """Number of bytes; in a parquet file the row within the row group."""
+    """Number of bytes of the image. In a parquet file: number of its row within the row group."""
 
 
 _TYPES = {str: pa.string(), int: pa.int64()}
@@ -72,7 +72,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     """All images of a source. `ListingBuilder` builds it."""
 
     images: pa.Table
-    """Table with the columns of SCHEMA, sorted by split."""
+    """One row for each image, with the columns of SCHEMA, sorted by split."""
     class_ids: tuple[str, ...]
     class_names: tuple[str, ...]
     """Unique class names in the order of the labels."""
@@ -80,7 +80,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     unused: tuple[str, ...]
     """Classes without a usable image, as `<split>/<class>`."""
     files: dict[str, str]
-    """Checksums by file name, for files (parquet) whose rows do not show the images' sizes."""
+    """Checksums of a source's parquet files by path. Their rows do not show the images' sizes."""
 
     def splits(self) -> tuple[str, ...]:
         """Return the names of the splits that have images."""
@@ -137,7 +137,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
 
 
 class ListingBuilder:
-    """Collects the images of a source, and refused files with the reasons."""
+    """Collects the images of a source for a `Listing`, and refused files with the reasons."""
 
     def __init__(self) -> None:
         self._columns: dict[str, list] = {name: [] for name in SCHEMA.names if name != "label"}
@@ -151,7 +151,8 @@ class ListingBuilder:
         return len(self._classes)
 
     def add(self, split: str, class_id: str, name: str, file: str, offset: int, size: int) -> None:
-        """Add the image `name` of a class. Refuse it if the name is not new or not printable."""
+        """Add the image `name` of a class; `file`, `offset` and `size` are fields of `ImageFile`.
+        Refuse it if the class has this name already or the name is not printable."""
         key = f"{class_id}/{name}"
         if (split, key) in self._keys:
             self.refuse(split, key, "there are two files of this name")
@@ -177,8 +178,8 @@ class ListingBuilder:
         return set(self._classes)
 
     def hold_out(self, share: float) -> None:
-        """Move a share of each class's images, at least one, to the validation split: those whose
-        keys have the lowest hashes. A class with a single image keeps it for training."""
+        """Move a share of each class's images, at least one, to the validation split: the images
+        whose keys have the lowest hashes. A class with a single image keeps it for training."""
         keys, positions = self._columns["key"], defaultdict(list)
         for position, class_id in enumerate(self._classes):
             positions[class_id].append(position)
@@ -189,9 +190,9 @@ class ListingBuilder:
                 self._columns["split"][position] = VALIDATION
 
     def build(self, names: dict[str, str], *, in_order: bool = False) -> Listing:
-        """Return the listing. `names` has class names by id; its ids and those of the images are
-        the classes. With `in_order`, images of a split keep the order in which they were added.
-        Raises FractalError when a class's name is not allowed."""
+        """Return the listing. `names` has class names by class id. The classes are the ids in
+        `names` and those of the images. With `in_order`, the images of a split keep the order in
+        which they were added. Raises FractalError when a class's name is not allowed."""
         ids = sorted(self.classes() | set(names), key=_class_sort_key)
         class_names = unique_names(ids, names)
         _require_no_reserved_name(class_names)
@@ -222,13 +223,13 @@ def _require_no_reserved_name(class_names: tuple[str, ...]) -> None:
         if name.strip().casefold() == UNCONDITIONAL:
             raise FractalError(
                 f"a class is called {name!r}, the word that asks for a sample without a class: "
-                f"rename it, to nothing for example"
+                f"rename it, for example to 'nothing'"
             )
 
 
 def _require_different_names(class_names: tuple[str, ...]) -> None:
-    """Raise FractalError if two names look the same: they differ in spaces at their ends, or in how
-    Unicode writes a letter with an accent."""
+    """Raise FractalError if two names look the same, because they differ only in spaces at their
+    ends or in how Unicode writes a letter with an accent."""
     by_look: dict[str, str] = {}
     for name in class_names:
         other = by_look.setdefault(unicodedata.normalize("NFC", name).strip(), name)
@@ -257,7 +258,7 @@ def printable_name(name: str) -> str:
 
 
 def size_refusal(size: int) -> str | None:
-    """Return why a file of `size` bytes is refused as an image, or None."""
+    """Return the reason to refuse an image file of `size` bytes, or None if its size is allowed."""
     if size == 0:
         return "the file is empty"
     if size > LARGEST_IMAGE:
@@ -266,7 +267,8 @@ def size_refusal(size: int) -> str | None:
 
 
 def unique_names(ids: list[str], names: dict[str, str]) -> tuple[str, ...]:
-    """Return each class's first name, or its id if it has none. Equal names get the id added."""
+    """Return a name for each class: the first of its comma-separated `names`, or its id if it has
+    no name. Classes with equal names get their ids added."""
     first = [names.get(class_id, "").split(",")[0].strip() or class_id for class_id in ids]
     return tuple(
         f"{name} ({class_id})" if first.count(name) > 1 else name

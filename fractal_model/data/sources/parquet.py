@@ -29,11 +29,11 @@ from fractal_model.data.sources.reading import image_batches, open_parquet
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
 """Splits by the first word of a file's name, or by its folder's name."""
 _LARGEST_PAGE = 512 * 2**20
-"""Bytes. A page is decoded as a whole, when memory has both its packed and unpacked bytes."""
+"""Largest allowed page, in bytes. Decoding one needs its packed and unpacked bytes in memory."""
 _PAGE_ROWS = 1024
-"""Arrow's writers check the size of a page only after so many rows."""
+"""Arrow's writers check the size of a page only after this number of rows."""
 _BYTES = "image.bytes"
-_TAIL = 8  # the footer's length and the magic number
+_TAIL = 8  # bytes at a file's end: the footer's length and the magic number
 
 
 class _Row(NamedTuple):
@@ -45,9 +45,9 @@ class _Row(NamedTuple):
 
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
-    """Return the parquet files by split, sorted by name. Other splits, such as test, are ignored.
-    They are in `root` or `root/data`, or else in the folder of one of the hub's configurations, as
-    `default/train/0000.parquet`. Raises FractalError when there are several configurations."""
+    """Return the parquet files of each split, sorted by name. Other splits, such as test, are
+    ignored. The files are in `root` or `root/data`, or else in the folder of a configuration of the
+    hub, as in `default/train/0000.parquet`. FractalError: there are several configurations."""
     if files := _files_by_split(root, root / "data"):
         return files
     folders = (f for f in sorted(root.iterdir()) if f.is_dir() and not is_litter(f.name))
@@ -82,8 +82,8 @@ def list_parquet(
 ) -> tuple[ListingBuilder, dict[str, str]]:
     """List every row in the order of the files, and return the class names by their ids.
 
-    The ids are the labels with leading zeros. For ImageNet, an image is refused if its file name
-    says another class than most names of its label. Raises FractalError for a file that cannot be
+    A class id is the label in four digits. For ImageNet, an image is refused if its file name has
+    another class than most file names of its label. Raises FractalError for a file that cannot be
     read, needs too much memory, or lacks the columns `image` (bytes, path) and `label`.
     """
     builder = ListingBuilder()
@@ -119,7 +119,8 @@ def _refusal(row: _Row, usual: dict[int, str]) -> str | None:
 
 
 def _usual_classes(files: list[Path]) -> dict[int, str]:
-    """Return for each label the class that most of its file names say, if they say one."""
+    """Return for each label the WordNet id with which most of its images' file names begin. A label
+    without such file names is left out."""
     classes: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
         for row in _iterate_rows(file, _open(file)):
@@ -167,7 +168,7 @@ def _iterate_rows(file: Path, opened: pq.ParquetFile) -> Iterator[_Row]:
 
 
 def _checksum(file: Path) -> str:
-    """Return the file's size and the SHA-256 of its footer, which describes the row groups."""
+    """Return the size of the file and the SHA-256 of its footer, which describes the row groups."""
     with file.open("rb") as opened:
         size = opened.seek(-_TAIL, 2) + _TAIL
         length = int.from_bytes(opened.read(4), "little")
@@ -176,9 +177,8 @@ def _checksum(file: Path) -> str:
 
 
 def _find_too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str | None]:
-    """Return (row group, row) of the images that are too large, with the reason.
-    It reads only row groups that are large themselves. Raises FractalError when decoding a page of
-    one may need too much memory."""
+    """Return the images that are too large: the reason by (row group, row). Only large row groups
+    are read. FractalError: a page of `image.bytes` may need too much memory to decode."""
     refusals = {}
     for group in range(opened.num_row_groups):
         part = opened.metadata.row_group(group)
@@ -210,7 +210,7 @@ def _damaged_error(file: Path, group: int, error: Exception) -> FractalError:
 
 
 def _class_names(opened: pq.ParquetFile) -> dict[str, str]:
-    """Return the class names that Hugging Face `datasets` wrote to the schema, if any."""
+    """Return the class names that Hugging Face `datasets` wrote to the schema by id, or nothing."""
     try:
         metadata = json.loads((opened.schema_arrow.metadata or {})[b"huggingface"])
         names = metadata["info"]["features"]["label"]["names"]

@@ -17,15 +17,15 @@ _READ_AHEAD = 2**20
 
 
 class SourceReader:
-    """Reads images of the source in `root`. It keeps a few files open, and its position in the
-    last row group of a parquet file, so that reading rows in order is fast."""
+    """Reads images of the source in `root`. It keeps a few files open. In a parquet file it also
+    keeps its position, so that reading the rows of a row group in order is fast."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._open = lru_cache(_OPEN_FILES)(lambda file: _Descriptor(root / file))
         self._parquet = lru_cache(_OPEN_FILES)(lambda file: open_parquet(root / file))
         self._place: tuple[str, int, int] | None = None
-        """File, row group and row that `_batches` yields next."""
+        """File, row group and row that `_batches` yields next; None if there is no such row."""
         self._batches: Iterator[pa.Array] = iter(())
 
     def read(self, image: ImageFile) -> bytes:
@@ -76,7 +76,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 
 def image_batches(opened: pq.ParquetFile, group: int) -> Iterator[pa.Array]:
-    """Iterate over the image bytes of a row group's rows, each as an array of length 1."""
+    """Iterate over the images in a row group: for each row an array with the bytes of one image."""
     batches = opened.iter_batches(
         batch_size=1, row_groups=[group], columns=["image.bytes"], use_threads=False
     )

@@ -34,7 +34,7 @@ _HEAD = "# Data sets that `dvc repro` builds beside digits; `fractal data regist
 
 
 class RegisteredStatistics(StrictModel):
-    """Statistics from elsewhere that samples are compared with."""
+    """A published file of Inception statistics, with which FID compares samples."""
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
     """Name of the file. `statistics_file` returns its path on this machine."""
@@ -42,14 +42,14 @@ class RegisteredStatistics(StrictModel):
 
 
 class Registered(StrictModel):
-    """A data set that `dvc repro` builds."""
+    """A data set that `dvc repro` builds from a registered source."""
 
     source: str
     resolution: Annotated[int, Field(ge=1)]
     description: str
     """Path of the source's description relative to the settings' folder, for DVC."""
     statistics: RegisteredStatistics | None = None
-    """Statistics to use instead of those of the prepared images."""
+    """Published statistics that FID uses instead of those of the prepared images."""
 
 
 class RegisteredFile(StrictModel):
@@ -68,7 +68,7 @@ def register(
     holdout: float = 0.0,
     progress: Progress = lambda done: None,
 ) -> tuple[Source, Listing]:
-    """List the images in `root` and write the files of the source. Older ones are replaced.
+    """List the images in `root` and register them as the source `name`; an older one is replaced.
 
     `resolutions` are the sides of the data sets to build, in pixels. `holdout` is the share of a
     user's own images that becomes the validation split. Raises FractalError when there is no usable
@@ -102,7 +102,8 @@ def register(
 def update_registered(
     data: Path, entries: dict[str, Registered], *, replacing: str | None = None
 ) -> None:
-    """Add entries to `registered.yaml`. Older entries of the source `replacing` are removed."""
+    """Add the data sets `entries` to `registered.yaml`, or replace those of the same names. Older
+    entries of the source `replacing` are removed."""
     older = {k: v for k, v in read_registered(data).items() if v.source != replacing}
     content = {"registered": {k: v.model_dump() for k, v in sorted((older | entries).items())}}
     _write(data / REGISTERED_FILE, _HEAD + yaml.safe_dump(content, sort_keys=False))
@@ -166,7 +167,8 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
 
 
 def find_renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
-    """Describe the first class of the prepared data set whose number changes with `names`."""
+    """Describe the first class whose number would change if the prepared data set were built again
+    with the class names `names`. None: no number changes, or no data set is prepared."""
     try:
         before = read_manifest(data / dataset).class_names
     except FractalError:  # It is not prepared, or not readable.
@@ -185,8 +187,8 @@ def _not_registered_error(name: str) -> FractalError:
 
 
 def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str = "") -> None:
-    """Make `file`, with checksum `sha256`, the statistics that samples of a registered data set are
-    compared with. With None, statistics of the prepared images are used again."""
+    """Make `file` the statistics with which FID compares samples of a registered data set. `sha256`
+    is the file's checksum. If `file` is None, the prepared images' statistics are used again."""
     statistics, location = None, _location(data, f"{dataset}.statistics")
     if file is None:
         location.unlink(missing_ok=True)
@@ -198,7 +200,7 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
 
 
 def statistics_file(data: Path, dataset: str) -> Path | None:
-    """Return the path of the registered statistics on this machine, or None if unknown."""
+    """Return the path of the registered statistics file on this machine, or None if unknown."""
     return _read_location(data, f"{dataset}.statistics")
 
 
@@ -216,7 +218,8 @@ def listing_file(data: Path, name: str) -> Path:
 
 
 def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[str, int]:
-    """Return the names of the data sets to build, with their resolutions in pixels."""
+    """Return the resolutions, in pixels, of the data sets to build from the source `name`, by the
+    data set's name. Raises FractalError for a name or resolution that cannot be used."""
     if not _NAME.fullmatch(name):
         raise FractalError(
             f"the name {name!r} cannot be used: expected small letters, digits and -, first a "
@@ -237,10 +240,10 @@ def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
     taken |= {k: f"the source {source}" for k, source in others.items()}
     for dataset in names:
         if dataset in taken:
-            raise FractalError(f"{dataset!r} is {taken[dataset]} already: choose another name")
+            raise FractalError(f"{dataset!r} is taken by {taken[dataset]}: choose another name")
         if dataset.endswith(_RESERVED_ENDINGS):
             raise FractalError(
-                f"{dataset!r} ends like the results beside a data set "
+                f"{dataset!r} has an ending that is reserved for results "
                 f"({', '.join(_RESERVED_ENDINGS)}): choose another name"
             )
         folder = data / dataset

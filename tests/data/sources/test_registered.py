@@ -111,7 +111,7 @@ def test_the_checksum_depends_on_every_column():
 @pytest.mark.parametrize("name", ["sources", "digits", "x-report", "x-reference", "x-quarantined"])
 def test_names_of_other_folders_are_refused(tmp_path, name):
     root = mini.write_tree(tmp_path / "raw")
-    message = f"'{name}' (is the|ends like).*: choose another name"
+    message = f"'{name}' (is taken by the|has an ending).*: choose another name"
     assert_refused(
         lambda: register(root, tmp_path / "data", name=name, resolutions=(8,), holdout=0.1), message
     )
@@ -201,7 +201,7 @@ def test_other_folders_and_bad_arguments_are_refused(tmp_path):
         )
     assert_refused(
         lambda: register(empty, data, name="digits", resolutions=(8,)),
-        "'digits' is the embedded data set already",
+        "'digits' is taken by the embedded data set",
     )
     assert_refused(
         lambda: load_source(data, "imagenet"), "not registered on this machine: .*register"
