@@ -29,7 +29,7 @@ ParamsOption = Annotated[Path, typer.Option(help="Path of the settings file.")]
 
 def _interrupt(signal_number: int, frame: object) -> None:
     """Stop the run at Ctrl-C. The signal also ends the run's Prefect server. Prefect would try to
-    reach it for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
+    reach that server for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
     logging.disable(logging.CRITICAL)
     print(f"stopping, in at most {GRACE_SECONDS:.0f} s …", file=sys.stderr, flush=True)
     timer = threading.Timer(GRACE_SECONDS, exit_interrupted)
@@ -60,7 +60,7 @@ def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) ->
 
 
 def _options(flow: Flow) -> inspect.Signature:
-    """The flow's signature for Typer, without bounds of values: the flow itself checks them."""
+    """The flow's signature for Typer. It has no bounds of values: `_require_valid` checks them."""
     types, help_texts = get_type_hints(flow.fn), parameter_docstrings(inspect.getdoc(flow.fn) or "")
     return inspect.Signature(
         [
@@ -91,7 +91,8 @@ def _require_valid(flow: Flow, parameters: dict[str, Any]) -> None:
 
 
 def run_command(command: Callable[..., None]) -> None:
-    """Run a function as a command: its arguments are the options, its docstring is the help."""
+    """Run `command` as a program. The function's arguments are the options, its docstring the
+    help."""
     signal.signal(signal.SIGINT, _interrupt)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

@@ -51,7 +51,7 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLi
 
 @dataclass(frozen=True)
 class Deployment:
-    """Settings of one deployment."""
+    """Settings of one Prefect deployment of a flow."""
 
     entrypoint: str
     name: str
@@ -62,13 +62,13 @@ class Deployment:
 
 
 def deployments(params: Params) -> Iterator[Deployment]:
-    """All deployments of these settings."""
+    """Yield the deployments of all sizes and data sets of `params`, and the nightly one."""
     for size in map(params.size, params.models):
         model, resources = f"a fractal-{size.name}", evaluation_resources(size)
         purposes = {
             TRAIN: f"{_title(size)}. Resources: {training_resources(size.training)}.",
             EVALUATE: f"Measures likelihood, FID and more of {model} by the protocol of "
-            f"params.yaml, and promotes it if it is better. Resources: {resources}.",
+            f"params.yaml; promotes it if it beats the champion. Resources: {resources}.",
             SWEEP: f"Searches the best guidance, logit scale and iterations of {model}, within a "
             f"budget of images. Resources: {resources}.",
         }
@@ -135,9 +135,9 @@ def evaluation_resources(size: Size) -> str:
 
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
-    """Make the work pool if it is missing, and all deployments, for runs from this folder. Return
-    the names of made and of removed deployments. FractalError: the folder has no flows, or
-    Prefect's server does not answer or refuses."""
+    """Make the work pool if it is missing, and all deployments; their runs load the flows from the
+    current folder. Return the names of the made and of the removed deployments. FractalError: the
+    folder has no flows, or Prefect's server does not answer or refuses."""
     params = load_params(params_file)
     storage = LocalStorage(str(Path.cwd()))
     if not (storage.destination / TRAIN.partition(":")[0]).is_file():
@@ -167,7 +167,7 @@ def _make_work_pool(client: SyncPrefectClient) -> None:
 def _apply(
     deployment: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
 ) -> str:
-    """Make or change one deployment on the server; return its full name."""
+    """Make or change a deployment on the server; return its name as `flow/deployment`."""
     runner = RunnerDeployment.from_storage(
         storage,
         deployment.entrypoint,
@@ -186,8 +186,8 @@ def _apply(
 
 
 def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalStorage) -> list[str]:
-    """Remove deployments that an earlier call made from this folder and that are not in `names`;
-    return the names of the removed ones."""
+    """Remove the deployments that an earlier call made from this folder and that are not in
+    `names`; return the names of the removed deployments."""
     flow_names = sorted({name.partition("/")[0] for name in names})
     flow_filter = FlowFilter(name=FlowFilterName(any_=flow_names))
     flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=flow_filter)}

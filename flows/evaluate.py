@@ -45,7 +45,7 @@ def evaluate_fractal(
 ) -> dict[str, float]:
     """Evaluate a model of a size; return its metrics.
 
-    A full evaluation of a registered version promotes it if it is better than the champion.
+    After a full evaluation, a registered version that is better than the champion is promoted.
 
     Args:
         size: Name under `models` in params.yaml, such as mar-l.
@@ -53,9 +53,9 @@ def evaluate_fractal(
             `models:/fractal-<size>/VERSION` or a checkpoint's folder; by default the candidate.
         preview: Draw fewer samples, add their count to the metrics' names, and promote nothing.
         workers: Number of Ray workers that share the work, or 0 for as many as the cluster has
-            room for; by default that of the settings.
-        wait: Wait and take the result if another process evaluates the same model by the same
-            protocol; without it the run fails at once.
+            room for; by default the size's number in params.yaml.
+        wait: If another process evaluates the same model by the same protocol, wait for its
+            result; without this option the run fails at once.
         params_file: Path of the settings file.
     """
     params = load_params(params_file)
@@ -76,7 +76,7 @@ def evaluate_fractal(
 
 def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
     """Protocol by which a size is evaluated; only numbers of equal protocols are compared.
-    FractalError: see `EvaluationInputs.protocol`."""
+    FractalError: the data set, reference or feature weights are missing or do not fit."""
     settings = params.size(size)
     inputs = EvaluationInputs(params, settings.training.dataset)
     return inputs.protocol(settings.evaluation, sampling=settings.sampling, preview=preview)
@@ -102,8 +102,8 @@ def get_or_run_evaluation(
 def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool, wait: bool
 ) -> str:
-    """Evaluate a checkpoint, of `version` if it is registered; return the run's id. FractalError:
-    settings or data set do not fit the model. LockHeldError: see `get_or_run_evaluation`."""
+    """Evaluate a checkpoint (`version` is its registered version, or None); return the run's id.
+    FractalError: settings or data set do not fit. LockHeldError: as in `get_or_run_evaluation`."""
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
@@ -127,7 +127,7 @@ def compare_with_champion(
 ) -> Decision:
     """Promote the candidate if it is better than the champion, and log the decision as tags of the
     version and as an artifact. A champion without numbers under this protocol is evaluated first. A
-    candidate that is served with other settings than it was evaluated with is not promoted."""
+    candidate is not promoted if it is served with other settings than it was evaluated with."""
 
     def metrics_of(version: str) -> dict[str, float]:
         champion = registry.fetch(size.name, version)
@@ -151,7 +151,8 @@ def compare_with_champion(
 
 
 def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
-    """Print an evaluation's results and show them on Prefect's pages; return its metrics."""
+    """Print the results of the evaluation `run_id`, show them on Prefect's pages, and return the
+    metrics. `model` is the heading."""
     results = runs.read_results(run_id)
     publish_table(f"evaluation-{size}", results)
     rows, absent = results.set_index("metric"), results["value"].isna()

@@ -37,7 +37,8 @@ measure_samples = task(name="sample-metrics", cache_policy=NO_CACHE)(
 
 
 def evaluate_model(evaluation: PreparedEvaluation) -> str:
-    """Evaluate a model and log numbers, pictures and the report to a new run; return its id."""
+    """Evaluate a model; log numbers, pictures and the report to a new run, and return the run's
+    id."""
     inputs, size = evaluation.inputs, evaluation.size
     outputs = inputs.params.paths.outputs
     with runs.evaluation_run(size, inputs.manifest, evaluation.record, outputs) as run_id:

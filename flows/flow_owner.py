@@ -1,4 +1,4 @@
-"""Identifies the flow run that owns a Ray job, and finds out if another owner has ended."""
+"""Identifies the flow run that owns a Ray job, and finds out if the owner of a job has ended."""
 
 from pathlib import Path
 from uuid import UUID
@@ -16,13 +16,13 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def this_owner() -> Owner:
-    """Owner that stands for the current flow run and process."""
+    """The owner of new Ray jobs: the current flow run and process."""
     return Owner.current(flow_run=flow_run.id or "", prefect=_server())
 
 
 def is_over(owner: Owner, lock: Path | None) -> bool:
-    """True if nobody follows the owner's job any more: its flow run or process has ended, and no
-    other process holds the run's `lock` (None if this process holds it). In doubt it is False: the
+    """True if nobody follows the owner's job any more: the owner's flow run or process has ended,
+    and no other process holds the run's `lock` (None if this process holds it). False in doubt: the
     Prefect server does not answer, or the flow run belongs to another server."""
     if lock is not None and is_held(lock):
         return False

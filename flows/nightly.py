@@ -48,7 +48,7 @@ class Row:
     """Kind of evaluation: preview, full, or "" if none was due."""
     outcome: Outcome
     detail: str
-    """Metrics of the evaluation, or the reason of the outcome."""
+    """Metrics of the evaluation, or the reason for the outcome."""
     minutes: float = 0.0
 
 
@@ -59,10 +59,11 @@ class Due:
     size: str
     version: str
     full: Protocol
+    """Protocol of the full evaluation."""
     preview: Protocol | None
     """Protocol of the preview; None if the version has a preview or a full evaluation already."""
     waits_since: str | None
-    """Time (UTC) when the size first did not fit a night; None if it does not wait."""
+    """Time (UTC) when a night first had no time left for the size; None if it does not wait."""
 
 
 @flow(name="nightly-evaluation", flow_run_name=name_run("nightly"))
@@ -71,8 +72,8 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
     """Evaluate every registered size whose candidate has no evaluation under the current protocol.
 
     Previews come first, then full evaluations, within the hours that params.yaml allows. A size
-    that did not fit comes first the next night. At the end a table is written, and a message sent
-    if a notification block is configured. The run fails at its end if an evaluation failed.
+    that got no time comes first the next night. At the end a table is written, and a message is
+    sent if a notification block is configured. The run fails at its end if an evaluation failed.
 
     Args:
         params_file: Path of the settings file, relative to the project's folder; its section
@@ -101,7 +102,8 @@ class Night:
         self._deadline = time.monotonic() + params.nightly.budget_seconds
 
     def run(self) -> list[Row]:
-        """Evaluate all due candidates; return the rows of previews, full evaluations and others."""
+        """Evaluate all due candidates. Return a row for each preview, for each full evaluation, and
+        for each size that needs no evaluation or cannot have one."""
         plan = [_run_or_report(partial(self._find_due, size), size) for size in registry.sizes()]
         rows = [row for row in plan if isinstance(row, Row)]
         due = [candidate for candidate in plan if isinstance(candidate, Due)]
@@ -113,8 +115,8 @@ class Night:
         return [*previews, *fulls, *rows]
 
     def _find_due(self, size: str) -> Due | Row | None:
-        """Return the due candidate of a size, or a row with the reason why none is due; None if the
-        size has no candidate."""
+        """Return the candidate of a size if it is due, else a row with the reason; None if the size
+        has no candidate."""
         version = registry.aliased_version(size, registry.CANDIDATE)
         if version is None:
             return None
@@ -160,8 +162,8 @@ class Night:
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
-        """Expected seconds of an evaluation; None if unknown. A full evaluation also evaluates a
-        champion that has no numbers under this protocol."""
+        """Expected seconds of an evaluation; None without earlier ones. A full evaluation includes
+        that of a champion without numbers under this protocol."""
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {version for version in (due.version, champion) if version is not None}
@@ -194,13 +196,14 @@ def _minutes(started: float) -> float:
 
 
 def summary(rows: list[Row]) -> str:
-    """Summary of the night, for example `2 evaluated, 1 failed`."""
+    """Number of rows with each outcome, for example `2 evaluated, 1 failed`."""
     counts = Counter(row.outcome for row in rows)
     return ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "nothing is registered"
 
 
 def send_message(block: str | None, rows: list[Row]) -> list[str]:
-    """Send the night's rows through a notification block; if that fails, return the reason."""
+    """Send the night's rows through a notification block. Return the reason if that fails, as a
+    list of one text; else an empty list."""
     if block is None:
         return []
     lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]

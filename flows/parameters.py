@@ -2,7 +2,7 @@
 
 Decided here: the flows' annotations hold fixed bounds; limits that depend on params.yaml are added
 when a deployment is made. A schema cannot divide one parameter by another, so it has one condition
-for each number of workers. Above `MOST_WORKERS` the flow itself checks the batch size.
+for each number of workers up to `MOST_WORKERS`. Above that the flow itself checks the batch size.
 """
 
 from typing import Any
@@ -24,7 +24,8 @@ class _Schema(ParameterSchema):
 
 
 def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
-    """Allow only sizes in params.yaml, and batch sizes that are a multiple of the workers."""
+    """Let a deployment accept only sizes in params.yaml, and batch sizes that are a multiple of the
+    number of workers."""
     schema = deployment._parameter_openapi_schema.model_dump(exclude_unset=True)
     properties, size = schema["properties"], deployment.parameters.get("size")
     if "size" in properties:
@@ -35,7 +36,8 @@ def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
 
 
 def _batch_conditions(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
-    """Conditions that the batch size is a multiple of the workers; the recipe has the rest."""
+    """JSON schema conditions: the batch size is a multiple of the number of workers. If a run sets
+    only one of the two, the other is the recipe's."""
     workers = [n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     this_size = {"size": {"const": size}}
     return [

@@ -34,7 +34,7 @@ from fractal_model.training.ray_jobs.log import JobLog
 from fractal_model.training.ray_jobs.server import JobsServer
 
 STAGES = ("prepare", "reference", "report")
-"""Subcommands of `fractal data` that the Ray job runs, in this order."""
+"""Subcommands of `fractal data` that a Ray job runs, in this order."""
 prepare_images = task(name="images", cache_policy=NO_CACHE)(prepare_dataset)
 extract_features = task(name="reference-features", cache_policy=NO_CACHE)(extract_reference)
 write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
@@ -62,8 +62,8 @@ def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> N
 
 @task(name="ray-job", cache_policy=NO_CACHE)
 def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
-    """Run the stages as one Ray job of the cluster at `address`. Cancelling the flow stops the job.
-    FractalError: the job failed; the text is the job's last line."""
+    """Prepare a data set as one Ray job of the cluster at `address`. Cancelling the flow stops the
+    job. FractalError: the job failed; the message ends with the last line of the job's log."""
     server = JobsServer(address)
     name = f"prepare-{dataset}-{uuid4().hex[:6]}"
     options = f"{dataset} --params {shlex.quote(str(params_file.resolve()))}"

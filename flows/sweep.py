@@ -58,10 +58,10 @@ def sweep_guidance(
         size: Name of a size in params.yaml; its section `sweep` has the settings that are tried.
         model: Registered model of the size, for example models:/fractal-digits@champion; by default
             the candidate.
-        samples: Number of images of all previews together, without the full protocol of the best
-            setting; by default that of params.yaml.
+        samples: Number of images that all previews together draw, without the full evaluation of
+            the best setting; by default the size's number in params.yaml.
         workers: Number of Ray workers that share the sampling, or 0 for as many as the cluster has
-            room for; by default that of the size. The result is the same.
+            room for; by default the size's number in params.yaml. The result is the same.
         params_file: Path of the settings file, relative to the project's folder.
     """
     params = load_params(params_file)
@@ -90,7 +90,8 @@ class _Sweep:
         self._previews = Previews(model, size, inputs, folder, workers)
 
     def run(self) -> dict[str, float]:
-        """Do the sweep; return the best guidance and logit scale and their full metrics."""
+        """Do the sweep. Return the best guidance and logit scale, and their metrics by the full
+        protocol."""
         folder = self._previews.folder
         with hold_lock(folder.with_suffix(".lock")):
             with self._parent_run() as run_id:
@@ -113,7 +114,8 @@ class _Sweep:
         return runs.sweep_run(self._size, self._version.version, self._fingerprint, outputs)
 
     def _search(self, parent: str) -> SamplingConfig:
-        """Return the best setting after all rungs; log table and figures to the active run."""
+        """Try the settings rung by rung and return the best one. `parent` is the sweep's MLflow
+        run, which gets a table and figures."""
         settings: Sequence[SamplingConfig] = self._settings
         counts: list[int] = []
         table: list[dict[str, object]] = []
@@ -130,7 +132,7 @@ class _Sweep:
         return best
 
     def _publish(self, table: pd.DataFrame, best: SamplingConfig) -> None:
-        """Log table and figures to MLflow, and the table to Prefect."""
+        """Log the table of tried settings and its figures to MLflow, and the table to Prefect."""
         size, first = self._size.name, self._rungs[0].settings
         runs.log_sweep(table, sweep_figures(table, best, size=size, first=first))
         text = f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}"
@@ -140,8 +142,8 @@ class _Sweep:
     def measure_fid(
         self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
     ) -> float:
-        """Return a setting's FID, the metric `name`, with `counts[-1]` images per class; NaN if it
-        has no value. If the setting's run has the metric already, nothing is measured."""
+        """Return the FID of a setting with `counts[-1]` images per class; NaN if it has no value.
+        `name` is the metric in the setting's MLflow run; if it is there, nothing is measured."""
         outputs = self._params.paths.outputs
         with runs.setting_run(self._size, setting, parent, outputs) as metrics:
             if name in metrics:
@@ -173,7 +175,7 @@ def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
 
 
 def _sweep_config(params: Params, size: str, samples: int | None) -> SweepConfig:
-    """Sweep settings of a size; `samples` replaces its budget unless it is None."""
+    """Sweep settings of a size; `samples`, unless None, replaces their budget of images."""
     sweep = params.sweep.get(size, SweepConfig())
     return sweep if samples is None else sweep.model_copy(update={"samples": samples})
 
@@ -181,8 +183,8 @@ def _sweep_config(params: Params, size: str, samples: int | None) -> SweepConfig
 def check(
     params: Params, size: str, model: str | None, samples: int | None, workers: int | None
 ) -> None:
-    """Raise FractalError, before anything starts, if the budget is too small for the settings or
-    `evaluate.check` finds a mistake."""
+    """Raise FractalError, before anything starts, if the budget of images is too small for the
+    settings, or if data set, reference or model are missing or damaged (`evaluate.check`)."""
     evaluate.check(params, size, model)
     _plan(params.size(size), _sweep_config(params, size, samples))
 

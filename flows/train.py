@@ -57,15 +57,15 @@ def train_fractal(
 
     Args:
         size: Name under `models` in params.yaml, such as mar-l.
-        dataset: Name of a prepared data set with the size's resolution.
-        epochs: Number of times that every image is seen; with fewer than the recipe's, the warm-up
-            is shorter in proportion.
+        dataset: Name of the prepared data set, which has the size's resolution.
+        epochs: Number of times that training sees every image; with fewer than in the recipe, the
+            warm-up is shorter in proportion.
         warmup_epochs: Number of epochs in which the learning rate rises to its peak.
         batch_size: Number of images per step over all workers; the learning rate changes with it.
         workers: Largest number of workers; the batch size must be a multiple of it.
         precision: Number format of the computation, either float32, or bfloat16 by autocast.
-        resume: Continue from the last checkpoint of an equal run; without it, training starts from
-            the beginning and the old run is renamed.
+        resume: Continue from the last checkpoint of an equal run; without this option, training
+            starts from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
     """
     params = load_params(params_file)
@@ -106,7 +106,8 @@ def _train_and_register(
 
 
 def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
-    """Stop the jobs of an earlier equal run, rename its folder, and supersede its MLflow run."""
+    """Stop the jobs of an earlier equal run, rename that run's folder, and mark it as superseded in
+    MLflow."""
     outputs = params.paths.outputs
     jobs = _cluster_jobs(outputs, size.name, fingerprint)
     if jobs is not None:
@@ -118,7 +119,7 @@ def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
 
 
 def _cluster_jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | None:
-    """Training jobs of the cluster in RAY_ADDRESS; None unless that is an http address."""
+    """Training jobs of the Ray cluster in RAY_ADDRESS; None if RAY_ADDRESS is no http address."""
     address = os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
@@ -150,7 +151,8 @@ def _make_job(params: Params, size: Size, fingerprint: str, run_id: str) -> Trai
 
 @task(name="train", cache_policy=NO_CACHE)
 def train(job: TrainingJob, images: int, outputs: Path) -> str:
-    """Run the workers to the end of the recipe; return the last checkpoint's folder or address."""
+    """Train to the end, showing progress; return the checkpoint to register, a folder or
+    address."""
     jobs = _cluster_jobs(outputs, job.size, job.fingerprint)
     with TrainingProgress(job, images) as progress:
         if jobs is not None:
@@ -168,7 +170,7 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
     ),
 )
 def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
-    """Register the checkpoint under the alias `candidate`; return the version's number."""
+    """Register the checkpoint as a new version, the candidate; return the version's number."""
     with fetch_checkpoint(checkpoint) as folder:
         return registration.register(size.name, folder, serving=size.serving, tags=tags)
 

@@ -23,11 +23,12 @@ from fractal_model.training.job import Report, TrainingJob
 
 ARTIFACT_SECONDS, LOG_SECONDS = 5.0, 30.0
 AWAY_SECONDS = 60.0
-"""Pause after Prefect's server did not answer, as its client waits for minutes each time."""
+"""Pause when Prefect's server does not answer, because each attempt can take minutes."""
 
 
 class TrainingProgress:
-    """Shows the progress of one run. The training calls `report` and `log_line`."""
+    """Shows the progress of a run of `images` images. The training calls `report` and
+    `log_line`."""
 
     def __init__(self, job: TrainingJob, images: int) -> None:
         self._job = job
@@ -63,7 +64,7 @@ class TrainingProgress:
         self._logger.info(safe_text(text))
 
     def report(self, report: Report) -> None:
-        """Show the bar and, at their intervals, a log line and Prefect's progress artifact."""
+        """Update the bar and, in longer intervals, a log line and Prefect's progress artifact."""
         done, now = report.position, time.monotonic()
         note = _note(report, self._images - done)
         self._bar(done, note)

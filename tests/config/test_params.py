@@ -53,7 +53,7 @@ MISTAKES = [
     (_set("models", "digits", "generators", value=["mar", "gan"]), ["models.digits.generators"]),
     (_set("models", "digits", "generators", value=["ar", "mar"]), ["conditions to 1"]),
     (_set("models", "digits", "generators", value=["mar"]), ["generators has length 1"]),
-    (_set("training", "digits", "batch_size", value=63), ["63", "2 workers", "near are 1"]),
+    (_set("training", "digits", "batch_size", value=63), ["63", "2 workers", "workers to 1 or 3"]),
     (_set("training", "digits", "min_workers", value=3), ["min_workers 3", "workers 2"]),
     (
         _set("training", "digits", "activation_checkpointing", value=[True, False]),
