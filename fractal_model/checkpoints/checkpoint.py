@@ -44,7 +44,7 @@ CHECKPOINT_ONLY = (EMA_WEIGHTS, OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
 
 
 class Progress(StrictModel):
-    """Progress of a run at a checkpoint."""
+    """How far a training run had come when its checkpoint was written."""
 
     size: str
     fingerprint: str
@@ -53,12 +53,12 @@ class Progress(StrictModel):
     """Number of images seen, over all workers and epochs."""
     steps: NotNegativeInt
     skipped: tuple[NotNegativeInt, ...] = ()
-    """`position` before each batch that was skipped for a loss or gradient that is not finite."""
+    """`position` before each batch that was skipped: its loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint whose checksums are correct."""
+    """The content of a checkpoint folder, read after its checksums were found correct."""
 
     config: ModelConfig
     weights: dict[str, Tensor]
@@ -117,8 +117,8 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
-    """Write the file of checksums, then the marker: a folder with a marker is complete. For the
-    same reason `ray_train/upload.py` uploads the marker last."""
+    """Write the file of checksums, then the marker. The marker comes last, also in an upload by
+    `ray_train/upload.py`, because a folder with a marker counts as complete."""
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
     _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 

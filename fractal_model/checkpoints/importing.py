@@ -84,8 +84,8 @@ def import_published(
     file: Path, published: Published, size: Size, params: Params, folder: Path
 ) -> None:
     """Write a published checkpoint to the new `folder` as a checkpoint of ours, without optimiser
-    state. `file`, its origin, and `params` are only for errors. FractalError: the weights do not
-    fit `size`, one is not finite, or the disk is full."""
+    state. Errors name `file`, from which it was read, and the sizes in `params` that fit it.
+    FractalError: the weights do not fit `size`, one is not finite, or the disk is full."""
     model = FractalModel.without_memory(size.model)
     if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(
@@ -229,7 +229,7 @@ def _advice(published: Published, params: Params) -> str:
 
 def _progress(published: Published, size: Size) -> Progress:
     """Return the progress of an imported checkpoint. `position` counts the images of its epochs of
-    ImageNet, and is 0 if the epoch is unknown or the size has other classes."""
+    ImageNet. It is 0 if the epoch is unknown, or if the size is not for ImageNet."""
     epoch = published.epoch if size.model.num_classes == IMAGENET_CLASSES else None
     position = 0 if epoch is None else (epoch + 1) * IMAGENET_TRAINING_IMAGES
     steps = position // size.training.batch_size

@@ -42,7 +42,7 @@ _GREEDY_SAMPLE = re.compile(r"greedy_sample_cfg(\d+(?:\.\d+)?)_uint8")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The error of one quantity and the largest error that is allowed."""
+    """Our model's error in one quantity of a parity case, and the largest allowed error."""
 
     quantity: str
     error: float
@@ -108,7 +108,7 @@ class Case:
 
 
 Quantities = Iterator[tuple[str, Tensor]]
-"""Pairs of the name of an expected quantity and its value, computed with our model."""
+"""Pairs: the name of an expected quantity, and its value computed with our model."""
 
 
 def compare(folder: Path) -> Iterator[Comparison]:
@@ -210,7 +210,7 @@ def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:
 
 
 def _relative_error(ours: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference, divided by the largest absolute expected value."""
+    """Return the largest absolute difference, divided by the largest absolute expected value."""
     return ((ours - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 

@@ -99,7 +99,7 @@ class _StreamBatches:
     """Positions in the stream at which global batches start."""
     flip: bool
     part: range
-    """Places of this rank's images within each global batch."""
+    """Places in each global batch, counted from 0, that this rank loads."""
 
     def __len__(self) -> int:
         return len(self.starts)

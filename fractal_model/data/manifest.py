@@ -32,7 +32,7 @@ class ShardRecord(StrictModel):
     """One shard: an Arrow file of a split."""
 
     file: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+\.arrow$")]
-    """Path relative to the manifest: `<split>/<name>.arrow`."""
+    """Path of the shard's file, relative to the manifest: `<split>/<name>.arrow`."""
     images: Count
     """Number of images; 0 if every image of the shard was left out."""
     bytes: PositiveInt
@@ -68,7 +68,7 @@ class QuarantinedFile(StrictModel):
 
 
 class Manifest(StrictModel):
-    """The contents of `manifest.json`."""
+    """The contents of `manifest.json`, which describes a prepared data set."""
 
     dataset: str
     format_version: FormatVersion = FORMAT_VERSION

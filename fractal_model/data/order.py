@@ -16,7 +16,7 @@ import numpy as np
 
 from fractal_model.common.errors import FractalError
 
-_ORDER, _FLIP = 0, 1  # The order and the mirroring have separate random numbers.
+_ORDER, _FLIP = 0, 1
 
 
 # At least two epochs are cached, because a batch may cross from one into the next.
@@ -39,8 +39,8 @@ def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def stream_indices(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
-    """Return the indices of the images at `count` positions from `start` on: int64 (count,). Raises
-    FractalError for a negative seed, start or count and for a size below 1."""
+    """Return the indices of the images at `count` stream positions from `start` on: int64 (count,).
+    Raises FractalError for a negative seed, start or count and for a size below 1."""
     return np.concatenate([indices for _, indices in _by_epoch(seed, start, count, size)])
 
 
@@ -62,7 +62,8 @@ def _by_epoch(seed: int, start: int, count: int, size: int) -> Iterator[tuple[in
 
 
 def _random_bits(seed: int, use: int, epoch: int, size: int) -> np.ndarray:
-    """Return random bits, uint64 (size,), from the arguments alone. `use` is _ORDER or _FLIP."""
+    """Return random numbers, uint64 (size,), that depend only on the arguments. `use` is _ORDER or
+    _FLIP: the two have separate random numbers."""
     _require_at_least(seed=(seed, 0), epoch=(epoch, 0), size=(size, 1))
     sequence = np.random.SeedSequence(seed, spawn_key=(use, epoch))
     return np.random.Philox(sequence).random_raw(size)

@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.2
 _FEWEST_SHARDS, _SMALL_SHARD = 16, 128  # shards; images in a shard of a small split
 
 RunJobs = Callable[[list[ShardJob]], None]
-"""Function that builds the shards of all jobs, in any order, on any machine with the same files."""
+"""Function that builds the shards of all jobs, in any order, on machines that share the files."""
 BuiltShards = list[tuple[ShardJob, ShardResult]]
 
 
@@ -212,7 +212,7 @@ def _complete(
     built: BuiltShards,
     left_out: tuple[QuarantinedFile, ...],
 ) -> Manifest:
-    """Complete the data set in `partial`: write the raw counts and the manifest, and clean up."""
+    """Complete the data set in `partial`: add raw counts and manifest, remove temporary files."""
     splits, counts = {}, {}
     for name in listing.splits():
         shards = [(job, shard) for job, shard in built if job.split == name]

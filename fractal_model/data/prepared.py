@@ -37,7 +37,7 @@ from fractal_model.data.manifest import (
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
 _OPEN_SHARDS = 256
-"""Largest number of shards open at a time. ImageNet has 36 at 64 px and 564 at 256 px."""
+"""Largest number of shards open at a time. ImageNet has 36 shards at 64 px, 564 at 256 px."""
 _RELEASE_BYTES = 256 * 2**20
 _TOUCHED_BYTES = 2 * 2**20  # The system may map this many bytes to read a single one.
 
@@ -113,8 +113,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return Example(image, label, index)
 
     def _count_touched(self, shard: _Shard, encoded_bytes: int) -> None:
-        """Count the memory in use after an image of `encoded_bytes` is read from `shard`, because
-        mapped pages stay in memory. Release the pages of all shards above _RELEASE_BYTES."""
+        """Add up the mapped memory that reading images has touched, because it stays in use. Above
+        _RELEASE_BYTES, release the mapped pages of all shards that were read."""
         self._touched.add(shard)
         self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
         if self._touched_bytes > _RELEASE_BYTES:
@@ -172,9 +172,9 @@ def _open_shard(store: Store, split: str, manifest: Manifest, number: int) -> _S
 def open_prepared(place: Path | str, split: str) -> PreparedSplit:
     """Open a split of the prepared data set in a folder or at an address (s3://…).
 
-    It reads no images. Raises FractalError when the place or its manifest is missing or unreadable,
-    when the format version or the split is unknown, and when files of a folder are missing or have
-    another size than the manifest says.
+    Opening reads no images. Raises FractalError when the place or its manifest is missing or
+    unreadable, when the format version or the split is unknown, and when files of a folder are
+    missing or have another size than the manifest says.
     """
     manifest = read_manifest(place)
     store = store_at(place)

@@ -19,7 +19,7 @@ _TURNED = range(2, 9)
 
 
 class RawCounts(BaseModel):
-    """Numbers of raw images with certain properties."""
+    """Numbers of raw images by format, mode, size and other properties."""
 
     formats: Counter[str] = Counter()
     modes: Counter[str] = Counter()

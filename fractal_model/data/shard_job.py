@@ -75,7 +75,7 @@ class ShardJob:
 
 
 class ShardResult(RawCounts):
-    """The content of `ShardJob.done_file`: what a shard has, and the counts of its raw images."""
+    """The content of `ShardJob.done_file`: manifest entry, quarantined files and raw counts."""
 
     record: ShardRecord
     quarantined: tuple[QuarantinedFile, ...]

@@ -28,7 +28,7 @@ _VALIDATION_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
 
 @dataclass
 class Companions:
-    """Contents of the files that come with the images; empty if there are none."""
+    """Contents of the files that come with ImageNet's images; empty if there are none."""
 
     names: dict[str, str] = field(default_factory=dict)
     """Class names by WordNet id."""

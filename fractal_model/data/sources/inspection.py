@@ -43,15 +43,17 @@ class Source(StrictModel):
     refused: int
     """Number of files that the listing refused."""
     missing: tuple[str, ...]
-    """Descriptions of missing things: parts of ImageNet, images of a class."""
+    """What the source lacks, in words: parts of ImageNet, or usable images of a class."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the images that became the validation split; 0 if the source has one."""
     listing_checksum: str
 
 
 def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
     """List the images in `root`. Return the description of the source `name` and the listing.
     `holdout` is the share of a user's own images that becomes the validation split. Raises
-    FractalError when a split has no usable image, and for a holdout beside validation images."""
+    FractalError when a split has no usable image, or a holdout is given beside validation
+    images."""
     kind = _find_kind(root, name)
     if holdout:
         _require_no_validation(root, kind, holdout)

@@ -31,7 +31,7 @@ LARGEST_IMAGE = 256 * 2**20
 memory. ImageNet's largest photograph has 16 MB."""
 
 NO_TRUTH = "the ground truth does not name its class"
-"""Reason why a validation image is refused."""
+"""Reason to refuse a validation image of unknown class."""
 
 TRAIN, VALIDATION = "train", "validation"
 Progress = Callable[[int], None]
@@ -47,7 +47,7 @@ class ImageFile(NamedTuple):
     split: str
     label: int
     key: str
-    """`<class>/<file name>`: unique in its split."""
+    """Name of the image, `<class>/<file name>`, unique in its split."""
     file: str
     """Path of the file with the image's bytes, relative to the source's folder."""
     offset: int
@@ -80,7 +80,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     unused: tuple[str, ...]
     """Classes without a usable image, as `<split>/<class>`."""
     files: dict[str, str]
-    """Checksums of a source's parquet files by path. Their rows do not show the images' sizes."""
+    """Checksums of a source's parquet files by path, because their rows show no image sizes."""
 
     def splits(self) -> tuple[str, ...]:
         """Return the names of the splits that have images."""
@@ -90,7 +90,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
         return self._of_split(split).num_rows
 
     def rows(self, split: str, start: int, stop: int) -> list[ImageFile]:
-        """Return images `start` to `stop` of the split, in order."""
+        """Return the images `start` to `stop` - 1 of a split, in order."""
         part = self._of_split(split).slice(start, stop - start)
         return [ImageFile(**row) for row in part.to_pylist()]
 

@@ -46,8 +46,9 @@ class _Row(NamedTuple):
 
 def parquet_files(root: Path) -> dict[str, list[Path]]:
     """Return the parquet files of each split, sorted by name. Other splits, such as test, are
-    ignored. The files are in `root` or `root/data`, or else in the folder of a configuration of the
-    hub, as in `default/train/0000.parquet`. FractalError: there are several configurations."""
+    ignored. The files are in `root` or `root/data`, or else in the folder of a Hugging Face
+    configuration, as in `default/train/0000.parquet`. FractalError: there are several such
+    folders."""
     if files := _files_by_split(root, root / "data"):
         return files
     folders = (f for f in sorted(root.iterdir()) if f.is_dir() and not is_litter(f.name))
@@ -119,8 +120,7 @@ def _refusal(row: _Row, usual: dict[int, str]) -> str | None:
 
 
 def _usual_classes(files: list[Path]) -> dict[int, str]:
-    """Return for each label the WordNet id with which most of its images' file names begin. A label
-    without such file names is left out."""
+    """Return by label the WordNet id with which most file names of its images begin, if any do."""
     classes: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
         for row in _iterate_rows(file, _open(file)):
