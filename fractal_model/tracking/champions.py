@@ -1,9 +1,9 @@
 """Current and former champions of a size, and the functions that change the champion.
 
 Decided here: only these functions move the alias `champion`, one process at a time
-(`promotion_lock.py`). Every change is stored for good as a tag of the registered model, so that a
-rollback knows the earlier champions. When a person has replaced a champion, only a person can make
-that version the champion again; an evaluation cannot.
+(`promotion_lock.py`). Every change stays as a tag of the registered model, so that a rollback knows
+the earlier champions. If a person has replaced a champion, only a person can make the replaced
+version the champion again; an evaluation cannot.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ class Change(StrictModel):
 
     version: str
     how: Literal["evaluation", "override", "rollback", "found"]
-    """Cause of the change; `found` means that something else moved the alias, for example a person
-    on MLflow's page."""
+    """Cause: an evaluation, a person's choice (override), a rollback, or `found`: the alias was
+    moved without this module, for example by a person on MLflow's page."""
     because: str
     who: str
+    """Login name of the user who ran the process that recorded the change."""
     when: str
     """Time of the change, UTC, ISO 8601."""
 
@@ -47,8 +48,8 @@ def history(size: str) -> list[Change]:
 
 
 def champion_stack(changes: Sequence[Change]) -> list[str]:
-    """Versions that a rollback can return to, the current champion last. Each change appends its
-    version; a rollback removes the versions after the one that it returns to."""
+    """Earlier champions that a rollback can return to, oldest first, then the current champion.
+    Each change appends its version. A rollback to a version removes all versions after it."""
     stack: list[str] = []
     for change in changes:
         if change.how == "rollback" and change.version in stack:
@@ -60,8 +61,8 @@ def champion_stack(changes: Sequence[Change]) -> list[str]:
 
 
 def find_withdrawal(changes: Sequence[Change], version: str) -> Change | None:
-    """Return the change by which a person replaced `version` as champion; None if no person did, or
-    if the version became the champion again later."""
+    """Return the change by which a person replaced `version` as champion. None: no person replaced
+    it, or it became the champion again later."""
     withdrawal, champion = None, None
     for change in changes:
         if change.version == version:
@@ -84,10 +85,10 @@ def compare_and_promote(
 ) -> Decision:
     """Compare a version with the champion and promote it if it is better.
 
-    `metrics` were measured under the protocol with the fingerprint `protocol`, which is stored with
-    the decision. `metrics_of` returns another version's metrics under the same protocol. It may
-    take hours; if the champion changes meanwhile, the version is compared with the new champion
-    too. With an `objection` the version is never promoted.
+    `metrics` are the version's metrics under the protocol with the fingerprint `protocol`, which is
+    stored with the decision. `metrics_of` returns another version's metrics under the same
+    protocol. This may take hours; if the champion changes meanwhile, the version is compared with
+    the new champion too. `objection` is a reason not to promote the version, "" for none.
     """
     while True:
         champion = registry.aliased_version(size, registry.CHAMPION)
@@ -102,7 +103,7 @@ def compare_and_promote(
 
 
 def is_decided(size: str, version: str, protocol: str) -> bool:
-    """True if the version was compared under this protocol, or is the champion."""
+    """True if a version is champion, or was compared under the protocol of this fingerprint."""
     was_compared = registry.version_tags(size, version).get(DECIDED_TAG) == protocol
     return was_compared or registry.aliased_version(size, registry.CHAMPION) == version
 
@@ -110,8 +111,9 @@ def is_decided(size: str, version: str, protocol: str) -> bool:
 def _store_decision(
     size: str, version: str, decision: Decision, protocol: str, *, against: str | None
 ) -> Decision | None:
-    """Store a decision made against the champion `against`, promote the version if it says so, and
-    return the final decision. Return None if the champion has changed since."""
+    """Store a decision about `version` after a comparison with the champion `against` (None: there
+    was no champion), and promote the version if the decision says so. Return the final decision, or
+    None if the champion has changed since the comparison."""
     with _lock_champion(size) as locked:
         if locked.champion != against:
             return None
@@ -119,7 +121,7 @@ def _store_decision(
         if decision.promote and withdrawal is not None:
             decision = _refuse(
                 decision,
-                f"{withdrawal.who} replaced it by version {withdrawal.version} on "
+                f"{withdrawal.who} replaced version {version} by {withdrawal.version} on "
                 f"{withdrawal.when} ({withdrawal.because}): to promote it again, run `fractal "
                 f"models promote {size} {version}`",
             )
@@ -136,7 +138,7 @@ def _refuse(decision: Decision, objection: str) -> Decision:
 
 
 def promote_by_hand(size: str, version: str, because: str) -> str | None:
-    """Make a version the champion without comparing numbers; return the version that it replaces.
+    """Make a version the champion without comparing metrics; return the former champion, if any.
     FractalError: the size or version is unknown, or the version is the champion already."""
     registry.require_version(size, version)
     with _lock_champion(size) as locked:
@@ -153,8 +155,8 @@ def promote_by_hand(size: str, version: str, because: str) -> str | None:
 
 
 def rollback(size: str, because: str) -> tuple[str, str]:
-    """Make the previous champion the champion again; return the replaced version and the new one.
-    FractalError: the size is unknown, or has no previous champion that still exists."""
+    """Make the previous champion the champion again; return the replaced version and the new
+    champion. FractalError: the size is unknown, or no previous champion exists any more."""
     existing = {str(version.version) for version in registry.versions(size)}
     with _lock_champion(size) as locked:
         stack = champion_stack(locked.changes)
@@ -175,8 +177,8 @@ def rollback(size: str, because: str) -> tuple[str, str]:
 
 @contextmanager
 def _lock_champion(size: str) -> Iterator[_LockedChampion]:
-    """Keep other processes from changing the champion within the block. If something else has moved
-    the alias, record that as a change too."""
+    """Yield the champion of a size, which no other process can change within the block. If the
+    alias was moved without this module, record that as a change first."""
     with hold_promotion_lock() as lock:
         champion = registry.aliased_version(size, registry.CHAMPION)
         locked = _LockedChampion(size, lock, champion, history(size))
@@ -187,7 +189,7 @@ def _lock_champion(size: str) -> Iterator[_LockedChampion]:
 
 @dataclass(frozen=True)
 class _LockedChampion:
-    """The champion of a size and its history, while this process holds the promotion lock."""
+    """The champion of a size and all its changes, while this process holds the promotion lock."""
 
     size: str
     lock: PromotionLock
@@ -207,8 +209,8 @@ class _LockedChampion:
         mlflow.MlflowClient().set_registered_model_tag(name, key, change.model_dump_json())
 
     def store_decision(self, version: str, decision: Decision, against: str | None) -> None:
-        """Write a decision to the tags of its version and delete the tags of an earlier one. The
-        protocol of the last comparison stays, so that no night repeats a person's decision."""
+        """Replace the decision in the tags of `version`. The protocol of the last comparison stays
+        there, so that no nightly evaluation overrules a person. `against`: the champion, if any."""
         self.lock.require()
         details = {
             "promoted": str(decision.promote).lower(),

@@ -15,8 +15,8 @@ from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSIO
 
 
 def evaluations() -> list[Row]:
-    """The newest finished evaluation of each data set, size, version and protocol, newest first.
-    FractalError: the store has none."""
+    """Return the newest finished evaluation of each combination of data set, size, version and
+    protocol, the newest first. FractalError: the store has no finished evaluation."""
     experiments = mlflow.search_experiments(filter_string=f"name LIKE '{EXPERIMENT_PREFIX}%'")
     datasets = {e.experiment_id: e.name.removeprefix(EXPERIMENT_PREFIX) for e in experiments}
     newest: dict[tuple[str, ...], Run] = {}
@@ -46,8 +46,8 @@ def _row(run: Run, dataset: str, size: str, version: str) -> Row:
 
 
 def _record(run: Run) -> Record | None:
-    """Return the record of an evaluation; None if it has none (it is older than records), or if
-    another version of this package wrote it."""
+    """Return the record of an evaluation. None: the run has no record, because it is older than
+    records, or another version of this package wrote the record."""
     try:
         uri = f"runs:/{run.info.run_id}/{RECORD_FILE}"
         return read_record(Path(mlflow.artifacts.download_artifacts(uri)))

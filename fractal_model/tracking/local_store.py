@@ -2,12 +2,12 @@
 
 Decided here:
 
-- One process at a time creates the database, elsewhere, and copies it in one transaction: a link or
-  an empty file stays what it is. MLflow's own migration fails if two processes start it, and cannot
-  continue after a full disk stopped it.
+- One process at a time creates the database in a temporary folder and copies its content in one
+  transaction, also into an empty file or through a link. MLflow's own migration fails if two
+  processes start it, and cannot continue after a full disk stopped it.
 - MLflow stores absolute paths of artifacts in the database. After the folder was moved or copied,
-  they are changed to the new place, so that a copy never uses the files of its original.
-- An error of the database driver is a condition of the machine: it is reported on one line.
+  the paths are changed to the new place, so that a copy never uses the files of its original.
+- An error of the database driver, such as a full disk, is no bug: it is reported on one line.
 """
 
 import logging
@@ -28,12 +28,13 @@ from fractal_model.common.errors import FractalError, one_line, register_explana
 from fractal_model.common.locks import hold_lock
 
 STORE, ARTIFACTS = "mlflow", "artifacts"
-"""Folder of the store below the outputs, and folder of the artifacts below the store."""
+"""Name of the store's folder in the outputs, and of the artifacts' folder in the store."""
 SCHEME = "sqlite:///"
 WAIT_SECONDS, BUSY_SECONDS = 120.0, 20.0
 """Longest waits, in seconds, for another process that creates the database (10 s on a busy laptop),
-and for one that writes to it."""
+and for another process that writes to it."""
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error)
+# Tables and columns of MLflow's database that hold absolute addresses of artifacts
 _ADDRESSES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -54,7 +55,7 @@ _WAYS_OUT = {
     "Errno": "make its folder writable, or choose another file",
     "expected a file": "choose another file",
 }
-"""Way out by words of the driver's message, which a server passes on too."""
+"""Words of a database driver's message, which a server passes on too, and what the user can do."""
 
 
 def local_database(outputs: Path) -> Path:
@@ -68,17 +69,17 @@ def local_artifacts(outputs: Path) -> Path:
 
 
 def prepare_local_store(outputs: Path) -> Path:
-    """Return the database of the outputs; create it if it is missing, and point its artifact paths
-    to these outputs. FractalError: it cannot be created, read or written."""
+    """Create the database of the outputs if it is missing, change its artifact paths to these
+    outputs, and return its path. FractalError: it cannot be created, read or written."""
     file = local_database(outputs)
     prepare_database(file, local_artifacts(outputs))
     return file
 
 
 def prepare_database(file: Path, artifacts: Path | None = None) -> None:
-    """Create a database of MLflow if `file` is missing or empty. If `artifacts` is given, point all
-    artifact paths to that folder. FractalError: it cannot be created, read or written, or `file` is
-    a folder, a device or a pipe."""
+    """Create MLflow's database in `file` if that file is missing or empty. If the folder
+    `artifacts` is given, change all artifact paths in the database to it. FractalError: the
+    database cannot be created, read or written, or `file` is a folder, a device or a pipe."""
     with _explain_errors(file):
         # SQLite would write over a device.
         if file.exists() and not file.is_file():
@@ -110,7 +111,8 @@ def _create_tables(database: sqlite3.Connection) -> None:
 
 
 def _wait_for_turn(file: Path) -> AbstractContextManager[None]:
-    """Wait until no other process creates this database. A read-only folder needs no lock."""
+    """Hold a lock within the block, so that one process at a time creates the database `file`. In a
+    read-only folder nobody can create it, so there is no lock."""
     if not os.access(file.parent, os.W_OK):
         return nullcontext()
     return hold_lock(file.with_suffix(".lock"), wait_seconds=WAIT_SECONDS)
@@ -128,8 +130,9 @@ def _update_artifact_paths(database: sqlite3.Connection, artifacts: Path) -> Non
 
 
 def _current_address(address: str | None, artifacts: Path) -> str | None:
-    """Address of the same artifact below `artifacts`. It stays unchanged if it is outside a local
-    store, or if its artifacts exist at the old place only."""
+    """Return the address (a path or a file URL) with `artifacts` in place of the old artifacts
+    folder. It stays unchanged if it is outside a local store, or if `artifacts` does not exist and
+    the old folder does."""
     match = _ROOT.match(address or "")
     if address is None or match is None:
         return address
@@ -159,9 +162,10 @@ def describe_store_error(error: BaseException, uri: str) -> str:
 
 
 def is_absence(error: BaseException) -> bool:
-    """True if the error says that the store lacks the requested object, not that it fails."""
-    # MLflow reports an unknown alias as an invalid parameter. For an invalid address like models:/
-    # only the error's text tells.
+    """True if the error means that the store does not have the requested object; False if the store
+    itself fails."""
+    # MLflow reports an unknown alias as an invalid parameter. An invalid address like models:/ can
+    # only be recognised by the error's text.
     absent = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
     is_bad_uri = "Not a proper models:/ URI" in str(error)
     return isinstance(error, OSError) or getattr(error, "error_code", "") in absent or is_bad_uri
@@ -174,8 +178,8 @@ def store_reason(error: BaseException) -> str:
 
 
 def _explanation(error: BaseException) -> str | None:
-    """Error text for a failing store; None if only the requested object is missing, which is a bug
-    of this package."""
+    """Error text for a store that fails. None if the store works but lacks the requested object:
+    then the error is a bug of this package, and its traceback is shown."""
     return None if is_absence(error) else describe_store_error(error, mlflow.get_tracking_uri())
 
 

@@ -16,8 +16,8 @@ def load_model(source: str, outputs: Path) -> FractalModel:
     """Load a model on the CPU, in evaluation mode. FractalError: it is missing or damaged.
 
     `source` is the folder of a checkpoint or of an exported model, or `models:/NAME@ALIAS` or
-    `models:/NAME/VERSION` in the MLflow store of `outputs`. `#ema` at the end of a checkpoint's or
-    version's name selects the moving average of its weights.
+    `models:/NAME/VERSION` in the MLflow store of `outputs`. If `source` ends in `#ema`, the moving
+    average of the weights is loaded; an exported model has none.
     """
     source, averaged = source.removesuffix(AVERAGED), source.endswith(AVERAGED)
     folder = Path(source)
@@ -40,9 +40,9 @@ def load_model(source: str, outputs: Path) -> FractalModel:
 
 
 def fetch_registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
-    """Fetch the version that `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`
-    names in the connected store; the candidate if `source` is None. FractalError: there is no such
-    version, or it is of another size."""
+    """Fetch a version of a size, with its checkpoint, from the connected MLflow store. `source` is
+    `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`; None means the candidate.
+    FractalError: there is no such version, or `source` names another size."""
     if source is None:
         return registry.resolve(size)
     name, at, alias = source.removeprefix(REGISTRY_SCHEME).partition("@")

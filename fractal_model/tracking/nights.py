@@ -1,7 +1,7 @@
-"""Reads from MLflow what the nightly plan needs: earlier durations, and sizes that wait.
+"""What the nightly evaluation stores in MLflow: durations of evaluations, and sizes that wait.
 
-Decided here: a tag of the registered model says that its size waits, so that another machine can
-evaluate it the next night, and a person sees it on the model's page.
+Decided here: a size that did not fit a night's budget waits for the next night. A tag of its
+registered model says so, which other machines read and a person sees on the model's page.
 """
 
 import mlflow
@@ -14,12 +14,13 @@ from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSIO
 
 SAMPLES_PARAM = "evaluation.samples"
 MOST_EARLIER = 5
-"""Largest number of earlier evaluations in a forecast; older ones may be of other machines."""
+"""Largest number of evaluations for one forecast. Older ones may have run on other machines."""
 
 
 def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation]:
-    """Durations of the last complete evaluations of a size, of any version and protocol, newest
-    first. A run that may have reused the images of a stopped run is left out: it was shorter."""
+    """Return the sample counts and durations of the last MOST_EARLIER complete evaluations of a
+    size, of any version and protocol, newest first. An evaluation of a version and protocol that
+    also has a stopped run is left out: it was shorter if it reused the images of that run."""
     runs = find_runs([experiment_id], {KIND_TAG: "evaluate", SIZE_TAG: size})
     stopped = {_samples_key(run) for run in runs if run.info.status != "FINISHED"}
     whole = [r for r in runs if SAMPLES_PARAM in r.data.params and _samples_key(r) not in stopped]
@@ -33,19 +34,21 @@ def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation
 
 
 def _samples_key(run: Run) -> tuple[str, str]:
-    """Version and protocol of an evaluation; evaluations with the same ones share their images."""
+    """Version and protocol of an evaluation. Evaluations of the same version and protocol share
+    their sampled images."""
     return run.data.tags.get(VERSION_TAG, ""), run.data.tags.get(PROTOCOL_TAG, "")
 
 
 def waits_since(size: str) -> str | None:
-    """Time (UTC, ISO 8601) since which a size waits for a night with enough time; None if it does
-    not wait."""
+    """Time (UTC, ISO 8601) since which a size waits for a night with enough budget; None if the
+    size does not wait."""
     model = mlflow.MlflowClient().get_registered_model(model_name(size))
     return model.tags.get(WAITS_TAG)
 
 
 def start_waiting(size: str) -> None:
-    """Record that a size did not fit this night. A size that waits already keeps its time."""
+    """Record that a size waits from now on, because it did not fit the night's budget. If it waits
+    already, the time since which it waits stays."""
     if waits_since(size) is None:
         mlflow.MlflowClient().set_registered_model_tag(model_name(size), WAITS_TAG, utc_now())
 

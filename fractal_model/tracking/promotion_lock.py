@@ -2,22 +2,23 @@
 
 MLflow sets an alias without comparing its old value, so two processes must not read the champion,
 decide and set the alias at the same time. A file lock holds on one machine only, and each machine
-may use another Prefect server. The lock is therefore an entry of the registry, which exists only
-while a champion changes.
+may use another Prefect server. The lock is therefore an entry of the registry: a registered model
+without versions, which exists only while a champion changes.
 
 Each attempt creates an entry under a name that is never used again, and then lists the entries of
-all processes. If its own is the only one, the process holds the lock. Otherwise it deletes its own
-and tries again after a random pause. Why this is safe:
+all processes. If there is no other entry, the process holds the lock. Otherwise the process deletes
+its own entry and tries again after a random pause. Why this is safe:
 
-- Two processes never hold the lock at once: each lists after its own entry is committed, so the one
-  whose entry is committed second sees the other's. (The registry's database must answer reads
-  itself: a replica that lags behind may hide an entry.)
-- A process that died holds the lock for `LONGEST_SECONDS` of the registry's clock; the next process
-  then deletes its entry. As names are unique, it never deletes another process's entry.
-- A process that only stood still for that time finds out: it calls `require` before it writes.
+- Two processes never hold the lock at once: a process lists the entries after its own is committed,
+  so the process that commits second sees the first one's entry. (The registry's database must
+  answer reads itself: a replica that lags behind may hide an entry.)
+- The entry of a process that died counts for `LONGEST_SECONDS` of the registry's clock. The next
+  process then deletes that entry. No other entry has the same name, so none is deleted by mistake.
+- A process that stood still for that time notices that its entry was deleted, because it calls
+  `require` before it writes.
 
 Earlier versions of this package left a registered model `turns-of-promotion` behind. Its name has
-the prefix of these entries, so it is deleted like the entry of a process that died.
+the prefix of the entries, so it is deleted like the entry of a process that died.
 """
 
 import os
@@ -36,10 +37,11 @@ from fractal_model.common.errors import FractalError, one_line
 
 PREFIX = "turns-of-promotion"
 LONGEST_SECONDS = 60.0
-"""Longest time that a process holds the lock; one that holds it for longer counts as dead."""
+"""Longest time for which a process holds the lock. A process with an older lock counts as dead."""
 WAIT_SECONDS = 300.0
 PAUSE_SECONDS = 0.2
-"""Longest pause after the first attempt; it grows by this amount with each further attempt."""
+"""The pause after attempt number n is random, from 0 to n times this number of seconds."""
+# Error codes of MLflow after which the process tries again
 _PASSING = (
     *("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "BAD_REQUEST"),  # Many write at the same moment.
     "RESOURCE_ALREADY_EXISTS",  # The answer to the request was lost, and MLflow sent it again.
@@ -49,13 +51,13 @@ _PASSING = (
 
 @dataclass(frozen=True)
 class PromotionLock:
-    """A lock that this process holds: it may change a champion."""
+    """The promotion lock, held by this process, which may therefore change a champion."""
 
     entry: str
     """Name of the registered model that stands for the lock."""
 
     def require(self) -> None:
-        """Raise FractalError if others took this process for dead and deleted its lock."""
+        """Raise FractalError if another process took this one for dead and deleted its lock."""
         if not mlflow.MlflowClient().search_registered_models(f"name = '{self.entry}'"):
             raise FractalError(
                 f"this process took more than {LONGEST_SECONDS:.0f} s to change the champion, so "
@@ -65,8 +67,8 @@ class PromotionLock:
 
 @contextmanager
 def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[PromotionLock]:
-    """Wait for the lock and hold it within the block. FractalError: others held it for
-    `wait_seconds`, or the registry does not answer."""
+    """Wait for the promotion lock and hold it within the block. FractalError: other processes held
+    the lock for `wait_seconds`, or the registry does not answer."""
     deadline, pause = time.monotonic() + wait_seconds, 0.0
     while True:
         lock = PromotionLock(f"{PREFIX}-{uuid4().hex}")
@@ -89,8 +91,8 @@ def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[Promo
 
 
 def _take(lock: PromotionLock) -> str:
-    """Create the lock's entry and delete the entries of dead processes. Return the reason why this
-    process does not hold the lock, "" if it does."""
+    """Create the entry of `lock` and delete the entries of dead processes. Return the reason why
+    this process does not hold the lock; "" if it does."""
     client = mlflow.MlflowClient()
     holder = f"process {os.getpid()} of {socket.gethostname()} is changing a champion"
     try:

@@ -1,7 +1,7 @@
 """Registers a checkpoint as a version of `fractal-<size>`, or finds an equal version again.
 
-A registered version is an MLflow model with its code and checkpoint (`served_model.py`). Its tags
-say which run and settings it came from, so that an unchanged run reuses it.
+A registered version is an MLflow model with its code and checkpoint (`served_model.py`). Tags
+name the run and the settings that made a version: a training with equal settings reuses it.
 """
 
 import tempfile
@@ -28,6 +28,7 @@ from fractal_model.tracking.tags import DECISION_TAG, EVALUATION_TAG, FINGERPRIN
 
 SERVING = "serving"
 _SERVING_FILE = f"{SERVING}.json"
+# Packages that a server installs, in the versions that are installed here
 SERVED_PACKAGES = (
     "torch",
     "torchvision",
@@ -39,8 +40,8 @@ SERVED_PACKAGES = (
     "pillow",
     "psutil",
 )
-# The signature has no inputs: with them MLflow would cast values that `served_model.py` refuses,
-# and drop columns that it does not know.
+# The signature has no inputs. With inputs, MLflow would cast values that `served_model.py` refuses,
+# and drop columns that the signature does not have.
 _SIGNATURE = ModelSignature(outputs=Schema([ColSpec("binary", "png")]))
 
 
@@ -61,8 +62,8 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     damaged, or lacks the weights that `serving` asks for."""
     if serving.weights == "ema" and not (checkpoint / EMA_WEIGHTS).is_file():
         raise FractalError(
-            f"the checkpoint {checkpoint} has no moving average of its weights, which "
-            f"evaluation.{size}.weights asks for: set it to model, or train with ema_decay above 0"
+            f"the checkpoint {checkpoint} has no moving average of its weights, and "
+            f"evaluation.{size}.weights is ema: set it to model, or train with ema_decay above 0"
         )
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         files = {"checkpoint": Path(scratch) / "checkpoint", SERVING: Path(scratch) / _SERVING_FILE}
@@ -113,10 +114,10 @@ def read_serving(size: str, version: str) -> ServingConfig:
 
 
 def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
-    """Make the newest version with this fingerprint and these serving settings the candidate, and
-    return it; None if no version has the fingerprint. If all such versions serve with other
-    settings, the weights of the newest are registered again, so that they can be served with the
-    settings under which they are evaluated."""
+    """Find a version with this fingerprint, make it the candidate and return its number; None if no
+    version has the fingerprint. It is the newest one that is served with the settings `serving`. If
+    all versions with the fingerprint are served with other settings, the weights of the newest are
+    registered again with `serving`: a model must be served as it is evaluated."""
     all_versions = registry.versions(size) if size in registry.sizes() else []
     equal = [v for v in all_versions if v.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:
@@ -127,21 +128,21 @@ def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
 
 
 def serving_difference(size: str, version: str, evaluated: ServingConfig) -> str:
-    """Describe how a version's serving settings differ from those that were evaluated, with the way
-    out; "" if they are equal."""
+    """Describe how a version's serving settings differ from the `evaluated` settings, and what the
+    user can do; "" if they are equal."""
     differences = read_serving(size, version).differences(evaluated)
     if not differences:
         return ""
     return (
-        f"version {version} serves with {differences} as evaluated: train or import {size} again, "
-        f"which registers the same weights again with the settings of params.yaml"
+        f"version {version} serves with {differences}, unlike its evaluation: train or import "
+        f"{size} again, which registers the same weights with the settings of params.yaml"
     )
 
 
 def _serves_with(size: str, version: str, serving: ServingConfig) -> bool:
     try:
         return read_serving(size, version) == serving
-    except FractalError:  # An earlier version of this package registered it.
+    except FractalError:  # An earlier version of this package stored other settings.
         return False
 
 

@@ -1,7 +1,7 @@
 """The model registry: versions of `fractal-<size>`, their checkpoints and their aliases.
 
-Decided here: a version's tags name the run that trained it and the run that evaluated it under each
-protocol, so that nothing is computed twice. `registration.py` creates versions.
+Decided here: a version's tags name the run that trained it and, for each protocol, the run that
+evaluated it, so that nothing is computed twice. `registration.py` creates versions.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def model_name(size: str) -> str:
 
 
 def set_alias(size: str, alias: str, version: str) -> None:
-    """Point an alias to a version. Only `champions.py` moves `champion`."""
+    """Point an alias to a version. Only `champions.py` may move the alias `champion`."""
     mlflow.MlflowClient().set_registered_model_alias(model_name(size), alias, version)
 
 
@@ -45,12 +45,13 @@ def sizes() -> list[str]:
 
 
 def versions(size: str) -> list[ModelVersion]:
-    """All versions of a size, the newest first. FractalError: it has no registered model."""
+    """All versions of a size, the newest first. FractalError: the size has no registered model."""
     registered_sizes = sizes()
     if size not in registered_sizes:
         raise FractalError(
-            f"no model {model_name(size)} is registered: registered are the sizes "
-            f"{', '.join(registered_sizes) or '(none)'}; train one with `python -m flows.train`"
+            f"no model {model_name(size)} is registered: choose a registered size "
+            f"({', '.join(registered_sizes) or 'there is none'}), or train this size with "
+            f"`python -m flows.train`"
         )
     unsorted = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
     return sorted(unsorted, key=lambda version: int(version.version), reverse=True)
@@ -60,13 +61,13 @@ def require_version(size: str, version: str) -> None:
     """Raise FractalError if the size or the version is not registered."""
     existing = [str(registered.version) for registered in versions(size)]
     if version not in existing:
-        choice = f"choose {' or '.join(existing)}" if existing else "it has none, train one"
+        choice = f"choose {' or '.join(existing)}" if existing else "no version exists, train one"
         raise FractalError(f"{model_name(size)} has no version {version}: {choice}")
 
 
 def aliased_version(size: str, alias: str) -> str | None:
-    """The version that an alias points to; None if there is none. FractalError: MLflow does not
-    answer."""
+    """Number of the version that an alias points to; None if the alias or the model does not exist.
+    FractalError: MLflow does not answer."""
     client, name = mlflow.MlflowClient(), model_name(size)
     version = look_up(f"{name}@{alias}", lambda: client.get_model_version_by_alias(name, alias))
     return None if version is None else str(version.version)
@@ -83,20 +84,21 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
     number = aliased_version(size, alias)
     if number is None:
         raise FractalError(
-            f"no model models:/{model_name(size)}@{alias} is registered: train the size {size} "
-            f"with `python -m flows.train`"
+            f"no model models:/{model_name(size)}@{alias} is registered: check the alias, or train "
+            f"the size {size} with `python -m flows.train`"
         )
     return fetch(size, number)
 
 
 def fetch(size: str, version: str) -> RegisteredCheckpoint:
-    """Fetch a version with its checkpoint. FractalError: it is unknown, or lacks its files."""
+    """Fetch a version with its checkpoint. FractalError: the version or its files are missing."""
     return RegisteredCheckpoint(version, fetch_checkpoint(f"models:/{model_name(size)}/{version}"))
 
 
 def fetch_checkpoint(uri: str) -> Path:
-    """Return the checkpoint folder of `models:/NAME@ALIAS` or `models:/NAME/VERSION`, downloaded if
-    the store is on another machine. FractalError: it is unknown, or its files are missing."""
+    """Return the folder of the checkpoint of `uri`, which is `models:/NAME@ALIAS` or
+    `models:/NAME/VERSION`. If the store is on another machine, the files are downloaded.
+    FractalError: the version is unknown, its files are missing, or the store does not answer."""
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (MlflowException, OSError) as error:
@@ -116,22 +118,22 @@ def fetch_checkpoint(uri: str) -> Path:
 
 
 def logged_model_id(size: str, version: str | None) -> str | None:
-    """Id of the MLflow model behind a version: MLflow's tab "Models" ranks these by their metrics.
-    None if there is no version, or an earlier MLflow has registered it."""
+    """Id of the MLflow model of a registered version; MLflow's tab "Models" compares such models by
+    their metrics. None if `version` is None, or if an earlier MLflow registered the version."""
     if version is None:
         return None
     return mlflow.MlflowClient().get_model_version(model_name(size), version).model_id
 
 
 def evaluation_tag(protocol_fingerprint: str) -> str:
-    """Name of a tag of versions: its value is the id of the run that evaluated the version under
-    the protocol with this fingerprint."""
+    """Name of the version's tag that holds the id of the run that evaluated the version under the
+    protocol with this fingerprint."""
     return f"{EVALUATION_TAG}.{protocol_fingerprint[:12]}"
 
 
 def find_evaluation(size: str, version: str, protocol_fingerprint: str) -> str | None:
     """Return the id of the finished run that evaluated a version under a protocol; None if there is
-    none, or it was deleted. FractalError: MLflow does not answer."""
+    no such run, or if it was deleted. FractalError: MLflow does not answer."""
     run_id = version_tags(size, version).get(evaluation_tag(protocol_fingerprint))
     run = None if run_id is None else find_run(run_id)
     return run_id if run is not None and run.info.status == "FINISHED" else None

@@ -19,19 +19,19 @@ class RegisteredVersion(StrictModel):
     registered_at: float
     """Time of registration in seconds since 1970, UTC."""
     promoted: bool | None
-    """True if the last decision promoted the version; None without a decision, and in a store of an
-    earlier version of this package, which holds only the reason."""
+    """True if the last decision promoted the version. None without a decision, and for a decision
+    that an earlier version of this package stored: it stored only the reason."""
     decision: str | None
-    """Reason of the last decision, on one line."""
+    """Reason of the last decision about the version, on one line; None if there is no decision."""
     evaluation_run: str | None
-    """Id of the MLflow run that evaluated the version under the decision's protocol; without one,
-    of its newest evaluation."""
+    """Id of the MLflow run that evaluated the version under the protocol of the last decision. If
+    there is none, id of the version's newest evaluation; None if it was never evaluated."""
     metrics: dict[str, float]
-    """Metrics of `evaluation_run`; empty if there is none."""
+    """Metrics of the run `evaluation_run`; empty if there is no such run."""
 
     @property
     def outcome(self) -> str:
-        """The last decision and its reason, on one line."""
+        """One line about the version: the last decision with its reason, or that there is none."""
         if self.decision is None:
             return "not evaluated" if self.evaluation_run is None else "not decided"
         if self.promoted is None:
@@ -39,8 +39,8 @@ class RegisteredVersion(StrictModel):
         return f"{'promoted' if self.promoted else 'not promoted'}: {self.decision}"
 
     def format_metric(self, metric: str, digits: int) -> str:
-        """Format a metric with this many digits; if only a preview has it (such as fid_5k), add the
-        preview's count; "" if neither has it."""
+        """Format a metric with `digits` decimals. If the version has only a preview of the metric,
+        such as fid_5k, add the preview's count: "9.81 (5k)". "" if it has neither."""
         if metric in self.metrics:
             return f"{self.metrics[metric]:.{digits}f}"
         for name, value in self.metrics.items():
@@ -50,11 +50,13 @@ class RegisteredVersion(StrictModel):
 
 
 class RegisteredModel(StrictModel):
-    """Versions of a size, the newest first, and changes of its champion, the oldest first."""
+    """The registered model of one size."""
 
     size: str
     versions: tuple[RegisteredVersion, ...]
+    """All versions, the newest first."""
     champions: tuple[Change, ...]
+    """All changes of the champion, the oldest first."""
 
 
 def registered_models() -> list[RegisteredModel]:
@@ -84,8 +86,8 @@ def _version(version: ModelVersion, aliases: dict[str, str]) -> RegisteredVersio
 
 
 def _evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
-    """Run id and metrics of the evaluation under the decision's protocol, so that decision and
-    numbers belong together; without one, of the newest evaluation."""
+    """Return run id and metrics of a version's evaluation under the protocol of its last decision;
+    without one, of its newest evaluation; (None, {}) if it was never evaluated."""
     decided = registry.evaluation_tag(tags.get(DECIDED_TAG, ""))
     runs = {
         key: run

@@ -20,7 +20,7 @@ from fractal_model.reporting.neighbours import reference_images
 from fractal_model.tracking.runs import curve, log_figure, log_file
 
 CURVE_METRICS = ("loss", "validation_loss", NLL)
-"""Metrics of a training run that the report draws as curves, if the run has them."""
+"""Metrics of the training run that the report draws as curves. Missing ones are left out."""
 
 
 def log_report(
@@ -36,9 +36,10 @@ def log_report(
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
 ) -> None:
-    """Log `report.html`, and its figures as PNG, to the active run. `model` is the configuration of
-    the model that drew the samples, `training_run` the id of the run that trained it, whose curves
-    are shown. FractalError: see `write_report`."""
+    """Log the page `report.html` and two of its figures, as PNG, to the active run. `model`: the
+    configuration of the model that drew `samples`. `level_bits`: bits per dimension of each level.
+    `held_out_features`: Inception features (K, D) of validation images. `training_run`: id of the
+    run with the training's curves. FractalError: features are not finite."""
     curves = {n: points for n in CURVE_METRICS if (points := curve(training_run, n))}
     log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:

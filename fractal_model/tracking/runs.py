@@ -35,9 +35,9 @@ RESULTS_FILE = "results.json"
 
 @contextmanager
 def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """Continue the training run of this fingerprint, or begin a new one if there is none or it is
-    superseded; yield its id. The run gets parameters, data set, git revision and, if training is on
-    this machine, system metrics."""
+    """Continue the training run with this fingerprint, or begin a new run if there is none that is
+    not superseded; yield the run's id. Parameters, data set and git revision are logged to the run,
+    and system metrics unless a cluster in RAY_ADDRESS trains."""
     here = "RAY_ADDRESS" not in os.environ
     name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "train", name, outputs, key=key, system=here) as run:
@@ -50,7 +50,7 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
 
 
 def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:
-    """Tag the runs of this fingerprint as superseded: the next training begins a new run."""
+    """Tag training runs with this fingerprint as superseded: the next training begins a new run."""
     for run in _find_current_runs(size, "train", {tags.FINGERPRINT_TAG: fingerprint}, outputs):
         mlflow.MlflowClient().set_tag(run.info.run_id, tags.SUPERSEDED_TAG, "true")
 
@@ -74,7 +74,7 @@ def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path
 
 @contextmanager
 def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterator[str]:
-    """Begin a run for a model from a published file with this SHA-256; yield its id."""
+    """Begin a run for the import of the file `source` with this SHA-256; yield the run's id."""
     with _run(size, "import", f"import-{size.name}-{checksum[:8]}", outputs) as run:
         name = safe_text(source.name, LONGEST_NAME)
         mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: name})
@@ -84,7 +84,7 @@ def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterat
 
 @contextmanager
 def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """Continue or begin the parent run of the sweep with this fingerprint; yield its id."""
+    """Continue or begin the parent run of the sweep with this fingerprint; yield the run's id."""
     key = {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "sweep", f"sweep-{size.name}-v{version}", outputs, key=key) as run:
         mlflow.set_tags({**key, tags.VERSION_TAG: version})
@@ -95,7 +95,8 @@ def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iter
 def setting_run(
     size: Size, setting: SamplingConfig, parent: str, outputs: Path
 ) -> Iterator[dict[str, float]]:
-    """Continue or begin the child run of a setting in the active run; yield its metrics so far."""
+    """Continue or begin the child run of one setting of a sweep. `parent`: id of the sweep's run,
+    which must be active. Yield the metrics that the child run has already."""
     name = f"guidance {setting.guidance:g}, logit scale {setting.logit_scale:g}"
     key = {tags.SETTING_TAG: fingerprint_of(setting), tags.PARENT_TAG: parent}
     with _run(size, "sweep", name, outputs, key=key, nested=True) as run:
@@ -115,7 +116,8 @@ def _run(
     nested: bool = False,
     system: bool | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
-    """Continue the newest run that has the tags `key`, or begin a new one."""
+    """Continue the newest run that has the tags `key` and is not superseded, or begin a new run.
+    Without `key` always begin one. `system`: log system metrics; None means MLflow's default."""
     earlier = _find_current_runs(size, kind, key, outputs) if key else []
     run_id = earlier[0].info.run_id if earlier else None
     experiment_id = get_or_create_experiment(size.training.dataset, outputs)
@@ -139,22 +141,22 @@ def _find_current_runs(size: Size, kind: str, key: Mapping[str, str], outputs: P
 
 
 def log_preview(results: MetricResults) -> None:
-    """Log metrics to the active child run, and the reasons of absent ones as tags."""
+    """Log a preview's metrics to the active run; a tag explains each metric without a value."""
     mlflow.log_metrics(results.values)
     reasons = {f"{tags.ABSENT_TAG}.{n}": safe_text(why) for n, why in results.absent.items()}
     mlflow.set_tags(reasons)
 
 
 def log_sweep(table: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
-    """Log all tried settings as the artifact `settings.json` of the active run, and the figures."""
+    """Log a sweep's table of tried settings, as `settings.json`, and figures to the active run."""
     mlflow.log_dict(table.to_dict(orient="split", index=False), "settings.json")
     for name, figure in figures.items():
         log_figure(figure, name)
 
 
 def log_best_setting(setting: SamplingConfig, evaluation_run_id: str) -> None:
-    """Log the result of a sweep to its active run: the best setting, and the metrics and id of the
-    run that evaluated it by the full protocol."""
+    """Log the best setting of a sweep to the sweep's active run, with the metrics and the id of the
+    run that evaluated this setting by the full protocol."""
     mlflow.log_metrics(read_metrics(evaluation_run_id))
     _log_params(best=setting.model_dump())
     mlflow.set_tag(tags.BEST_RUN_TAG, evaluation_run_id)
@@ -171,15 +173,15 @@ def read_results(run_id: str) -> pd.DataFrame:
 
 
 def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
-    """Metrics of a training report and their step in MLflow. The step is the number of images seen,
+    """Return the metrics of a training report, and their step in MLflow: the number of images seen,
     so that runs with different batch sizes can be compared."""
     values = {key: value for key, value in report.items() if key not in ("position", "step")}
     return values, int(report["position"])
 
 
 def last_position(run_id: str) -> int:
-    """Number of images up to which a training run has reported to MLflow; −1 if it has reported
-    nothing, or MLflow does not answer."""
+    """Number of images seen at the last report of a training run in MLflow. −1: there is no report,
+    or MLflow does not answer."""
     try:
         points = mlflow.MlflowClient().get_metric_history(run_id, "epoch")
     except MlflowException:
@@ -188,8 +190,8 @@ def last_position(run_id: str) -> int:
 
 
 def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
-    """Pairs of epoch and finite metric of a training run, in the order of epochs; empty if there is
-    no such run."""
+    """Points (epoch, value of the metric) of a training run, sorted by epoch, without values that
+    are not finite. Empty if `run_id` is None or the run was deleted."""
     if run_id is None:
         return ()
     client = mlflow.MlflowClient()
@@ -203,8 +205,8 @@ def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
 
 
 def log_results(results: MetricResults, model_id: str | None) -> None:
-    """Log metrics to the active run and, unless `model_id` is None, to that MLflow model. The run's
-    artifact `results.json` is a table of all metrics with the reasons of absent ones."""
+    """Log metrics to the active run and, unless `model_id` is None, to the MLflow model of that id.
+    The artifact `results.json` lists all metrics, with the reason for each missing value."""
     mlflow.log_metrics(results.values, model_id=model_id)
     mlflow.log_table(results_table(results), RESULTS_FILE)
 
@@ -225,13 +227,13 @@ def log_file(file: Path) -> None:
 
 
 def download(run_id: str, name: str, folder: Path) -> Path:
-    """Download an artifact of a run into a folder of this machine; return its path."""
+    """Download the artifact `name` of a run into `folder`; return its path there."""
     return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{name}", dst_path=str(folder)))
 
 
 @contextmanager
 def optional_step(name: str) -> Iterator[None]:
-    """Continue without a step that only displays results: if it fails, print the reason."""
+    """Run the block, which only displays results. If it fails, print the reason and continue."""
     try:
         yield
     except (FractalError, OSError, MlflowException) as error:
@@ -239,7 +241,7 @@ def optional_step(name: str) -> Iterator[None]:
 
 
 def git_revision() -> str:
-    """Commit of the working folder, with `-dirty` if it has changes; `unknown` outside a clone."""
+    """Git commit of the working folder, with `-dirty` if files changed; `unknown` without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -248,8 +250,8 @@ def git_revision() -> str:
 
 
 def _model_settings(size: Size) -> dict[str, object]:
-    """Model settings without class names: a thousand do not fit a parameter of MLflow, and the
-    checkpoint has them."""
+    """Model settings without the class names: a thousand names are too long for a parameter of
+    MLflow, and the checkpoint has them."""
     return size.model.model_dump(exclude={"class_names"})
 
 

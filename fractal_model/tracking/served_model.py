@@ -37,13 +37,14 @@ NEEDED = ("class", "seed")
 SETTINGS = ("guidance", "logit_scale")
 """Optional columns; without them the model's own settings are used."""
 MOST_ROWS = 1000
-"""Largest number of images of one request: drawing continues even if the client disconnects."""
+"""Largest number of rows (images) of a request, which continues even if the client disconnects."""
 _COLUMNS = ", ".join((*NEEDED, *SETTINGS))
 _LONGEST, _LONGEST_LINE = 60, 500
 
 
 class BadRequest(MlflowException):
-    """An error in a request, on one line. MLflow's server would put all rows before the message."""
+    """An error in a client's request. The server answers with the message alone: by default, MLflow
+    would put all rows of the request before it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -54,7 +55,7 @@ class BadRequest(MlflowException):
 
 
 class ServedFractalModel(PythonModel):
-    """Draws one image per row; rows with equal settings are sampled together."""
+    """Draws one image per row of a request. Rows with equal settings are sampled together."""
 
     def load_context(self, context):
         serving = Path(context.artifacts["serving"]).read_text()
@@ -63,10 +64,10 @@ class ServedFractalModel(PythonModel):
         self._model = checkpoint.build_model(averaged=self._serving.weights == "ema")
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
-        """Draw the images of a table of at most MOST_ROWS rows; return PNG bytes in their order.
+        """Draw an image for each of at most MOST_ROWS rows; return PNG bytes in the rows' order.
         Columns: class (number or name, `none` for no class), seed, and optionally guidance and
         logit_scale, with a number in every row. BadRequest: a row or column is wrong."""
-        if params is not None:  # MLflow empties them, since the signature has none.
+        if params is not None:  # MLflow passes {}, since the signature has none.
             raise BadRequest(f"params are not used: send {' or '.join(SETTINGS)} as a column")
         rows = _read_rows(model_input)
         requests = [self._read_request(place, row) for place, row in enumerate(rows)]
@@ -112,12 +113,14 @@ class ServedFractalModel(PythonModel):
 
 
 def _read_rows(table: Any) -> list[dict]:
-    if not isinstance(table, pd.DataFrame):  # One of MLflow's other formats, such as `inputs`.
+    if not isinstance(table, pd.DataFrame):  # For example, the request's key was `inputs`.
         try:
             table = pd.DataFrame(table)
         except (ValueError, TypeError) as error:
             reason = shorten(one_line(error), _LONGEST)
-            raise BadRequest(f"the request is no table ({reason}): known are {_COLUMNS}") from error
+            raise BadRequest(
+                f"the request is no table ({reason}): expected the columns {_COLUMNS}"
+            ) from error
     if len(table) > MOST_ROWS:
         raise BadRequest(
             f"the request has {len(table):,} rows, at most {MOST_ROWS:,} are allowed: send several "
@@ -137,7 +140,7 @@ def _read_rows(table: Any) -> list[dict]:
         if columns.count(name) > 1:
             raise BadRequest(f"column {name!r} appears {columns.count(name)} times: send it once")
     if missing := [name for name in NEEDED if name not in columns]:
-        raise BadRequest(f"column {' and '.join(missing)} is missing: known are {_COLUMNS}")
+        raise BadRequest(f"column {' and '.join(missing)} is missing: expected in every row")
     return table.to_dict("records")
 
 

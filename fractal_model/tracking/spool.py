@@ -1,12 +1,12 @@
 """Metrics of a training run, kept on disk until MLflow has them: training never waits for MLflow.
 
 Reports are appended to a file. A thread sends them in order, with their steps and times, until
-MLflow has taken them. Decided here:
+MLflow has taken all. Decided here:
 
-- The position in the file is stored after a batch has arrived. If the process is killed or an
+- The position in the file is stored after a batch has arrived. If the process is killed or MLflow's
   answer is lost, the batch is sent twice; MLflow's SQL store keeps equal points once.
-- Points are set aside only if MLflow will never take them (a bad name, a deleted run). After an
-  expired token, a proxy's error or a lost connection they are sent again.
+- Points that MLflow will never take (a bad name, a deleted run) are moved to `refused.jsonl`. After
+  an expired token, a proxy's error or a lost connection, points are sent again.
 - A full disk does not end the training: a warning says so, and reports stay in memory until there
   is room again.
 - Data is flushed to the operating system, not to the disk. A killed process loses nothing; a power
@@ -37,9 +37,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Batch:
-    """Whole reports from the file, up to the byte `end`."""
+    """Consecutive whole reports from the file, to be sent in one request."""
 
     end: int
+    """Position in the file, in bytes, where the last report of the batch ends."""
     reports: int = 0
     points: list[Metric] = field(default_factory=list)
     unreadable: list[dict[str, object]] = field(default_factory=list)
@@ -47,11 +48,11 @@ class _Batch:
 
 
 class MetricSpool:
-    """Keeps the reports of one MLflow run in `folder`; as a context manager, also sends them.
+    """Keeps the reports of one MLflow run in `folder`; within a `with` block it also sends them.
 
-    `folder` belongs to one run and one process at a time. A later spool of the folder continues
-    where delivery stopped. A failed request is repeated after `retry_seconds`. Leaving the context
-    waits at most `leave_seconds` for undelivered reports.
+    `folder` belongs to one run and one process at a time. A later spool with the same folder
+    continues where delivery stopped. A failed request is repeated after `retry_seconds`. The end of
+    the block waits at most `leave_seconds` until all reports are delivered.
 
     FractalError: the folder can't be written or belongs to another run.
     """
@@ -105,7 +106,7 @@ class MetricSpool:
                 )
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Keep one report with the current time. It neither waits for MLflow nor raises."""
+        """Keep metrics as one report with the current time. Never wait for MLflow, never raise."""
         report = {
             "step": int(step),
             "timestamp": time.time_ns() // 1_000_000,
@@ -118,7 +119,7 @@ class MetricSpool:
         self._news.set()
 
     def _open(self) -> None:
-        """Drop an incomplete last line and read where delivery stopped."""
+        """Remove an incomplete last line from the file, and read where delivery stopped."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / METRICS
         with self._metrics.open("ab+") as file:
@@ -167,7 +168,7 @@ class MetricSpool:
             self._unwritten = []
 
     def _next_batch(self) -> _Batch | None:
-        """Read as many whole reports as fit a request, at least one; None if all are delivered."""
+        """Return the next reports, at least one and as many as fit a request; None without any."""
         with self._lock:
             start, end = self._delivered, self._end
         if start == end:
@@ -192,7 +193,7 @@ class MetricSpool:
         return batch
 
     def _record_delivery(self, batch: _Batch, refusals: Sequence[Refusal]) -> None:
-        """Store that the batch is delivered, and set aside the points that MLflow refused."""
+        """Store that the batch is delivered, and write refused points to `refused.jsonl`."""
         rows: list[dict[str, object]] = [*batch.unreadable]
         for refusal in refusals:
             for point in refusal.points:
@@ -233,12 +234,12 @@ class MetricSpool:
             # Whatever a store raises, the next attempt may succeed, and only this thread makes it.
             except Exception as error:
                 self._count_failure(error)
-                # The start of leaving ends one pause early. Later pauses end when leaving is over.
+                # A pause ends early when the `with` block ends, then when its waiting time is over.
                 interrupt = self._abandoned if self._closing.is_set() else self._closing
                 interrupt.wait(self._retry_seconds)
 
     def _count_failure(self, error: Exception) -> None:
-        """Warn after the second failed request in a row; the first one is often an accident."""
+        """Count a failed request. Warn at the second failure in a row; a single one is common."""
         self._failures += 1
         if self._failures == 1:
             self._failing_since = time.monotonic()
@@ -262,7 +263,7 @@ class MetricSpool:
 
 
 def _append(path: Path, data: bytes, size: int) -> None:
-    """Append all of `data` or nothing to a file of `size` bytes: no incomplete line remains."""
+    """Append all of `data` to a file of `size` bytes; after an OSError, restore the file's size."""
     with path.open("ab", buffering=0) as file:
         try:
             rest = memoryview(data)
@@ -274,7 +275,7 @@ def _append(path: Path, data: bytes, size: int) -> None:
 
 
 def _read_points(line: bytes) -> list[Metric] | None:
-    """Return the metrics of a report; None if the line is no report."""
+    """Return the metrics in a line of the file of reports; None if the line is no report."""
     try:
         report = json.loads(line)
         step, timestamp = report["step"], report["timestamp"]

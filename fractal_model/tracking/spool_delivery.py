@@ -1,8 +1,8 @@
 """Delivers one batch of metrics to an MLflow run, and returns the points that MLflow refuses.
 
-Decided here: `MlflowClient` sends, with few retries (see `store.py`), since the spool repeats a
-failed batch in its own thread. Sending a batch again is harmless: MLflow's SQL store keeps equal
-points (key, timestamp, step, value) of a run once.
+Decided here: MLflow's client repeats a failed request only for some seconds (see `store.py`), since
+the spool's thread sends a failed batch again. Sending a batch twice is harmless: MLflow's SQL store
+keeps equal points (key, timestamp, step, value) of a run once.
 """
 
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ _PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST
 
 @dataclass(frozen=True)
 class Refusal:
-    """Points that MLflow will never take, with the reason."""
+    """Points that MLflow will never take, with MLflow's reason."""
 
     points: Sequence[Metric]
     subject: str
-    """Name of the refused metric, or "all metrics"."""
+    """What was refused, for a message: "metric 'loss'", or "all metrics" of a deleted run."""
     reason: str
 
 
 class Delivery:
-    """Sends metrics to one run of the store that MLflow points to when this object is created."""
+    """Sends metrics to one run, in the store that MLflow uses when this object is created."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -36,9 +36,9 @@ class Delivery:
         self._client = mlflow.MlflowClient(mlflow.get_tracking_uri())
 
     def send(self, points: Sequence[Metric]) -> list[Refusal]:
-        """Send points to the run; return the refused ones. One bad name makes MLflow refuse a whole
-        request, so the request is halved until the bad point is alone and all others arrive. Any
-        exception means that all points must be sent again later."""
+        """Send points to the run; return the points that MLflow refuses. One bad name makes MLflow
+        refuse a whole request, so a refused request is halved until the bad point is alone and all
+        others arrive. After any exception, all points must be sent again later."""
         try:
             self._client.log_batch(self._run_id, metrics=points, synchronous=True)
         except MlflowException as error:

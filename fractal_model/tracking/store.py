@@ -28,13 +28,13 @@ from fractal_model.tracking.local_store import (
 from fractal_model.tracking.tags import NOTE_TAG
 
 EXPERIMENT_PREFIX = "fractal-"
-"""Part of an experiment's name before the name of its data set."""
+"""First part of the name of an experiment. The name of its data set follows."""
 T = TypeVar("T")
 
 
 def connect(outputs: Path) -> str:
-    """Point MLflow to its store, create a local store if there is none, and return its address.
-    FractalError: the server does not answer, or the file cannot be used."""
+    """Make MLflow use the store in MLFLOW_TRACKING_URI, or else a SQLite file in `outputs`, created
+    if missing; return the store's address. FractalError: the store does not answer or work."""
     # MLflow logs every table that it creates.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -61,11 +61,11 @@ def connect(outputs: Path) -> str:
 
 
 def use_store(uri: str) -> None:
-    """Point MLflow to the store at an address. A failed request is repeated for about 13 s, not for
-    minutes as by default, unless the environment says otherwise.
+    """Make MLflow use the store at the address `uri`. A failed request is repeated for about 13 s,
+    not for minutes as by default, unless MLFLOW_HTTP_REQUEST_MAX_RETRIES is set.
 
-    A server's user and password move from the address to MLflow's own variables, since MLflow
-    prints addresses. They replace what the variables held for another server."""
+    A user and password in a server's address are moved to MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD, since MLflow prints addresses. Their old values are replaced."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     parts = urlsplit(uri) if uri.startswith("http") else None
     if parts is not None and parts.username and parts.password:
@@ -99,7 +99,7 @@ def get_or_create_experiment(dataset: str, outputs: Path) -> str:
 
 
 def tracking_uri() -> str:
-    """Address of the store that `connect` has chosen."""
+    """Address of the store that MLflow uses: a server's URL, or `sqlite:///` and a path."""
     return mlflow.get_tracking_uri()
 
 
@@ -124,7 +124,7 @@ def find_run(run_id: str) -> Run | None:
 
 def look_up(subject: str, request: Callable[[], T]) -> T | None:
     """Return the result of a request to MLflow; None if MLflow has no such run, model or alias.
-    `subject` names it in the error. FractalError: MLflow does not answer."""
+    `subject` names the requested object in the error text. FractalError: MLflow does not answer."""
     try:
         return request()
     except MlflowException as error:

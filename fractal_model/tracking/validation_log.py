@@ -1,8 +1,8 @@
 """Validation points of a training run in MLflow: metrics by step, and sample grids as a slider.
 
-Decided here: metrics travel through the spool, which waits for MLflow. A grid that MLflow does not
-take is tried again with the next point and at the end; the file stays in the run's storage, and a
-run that is continued sends what is missing.
+Decided here: metrics are sent through the spool, which waits for MLflow. A grid that MLflow does
+not take is sent again with the next point and at the end. The grid's file stays in the run's
+storage, and a training that is continued sends the missing grids.
 """
 
 import io
@@ -20,12 +20,12 @@ from fractal_model.metrics.names import NLL
 from fractal_model.tracking.spool import MetricSpool
 
 _IMAGE_NAME = re.compile(r"(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+.*\.png")
-"""Names that MLflow gives to images of a step, in the folder `images`."""
+"""Matches the file names that MLflow gives to images of a step, in the artifact folder `images`."""
 _log = logging.getLogger("fractal.training")
 
 
 class ValidationLog:
-    """Logs the points of one run, each once. Leaving the context sends the grids that are left."""
+    """Logs a run's validation points, each once. The end of the block sends missing grids."""
 
     def __init__(self, run_id: str, spool: MetricSpool) -> None:
         self._client, self._run_id, self._spool = mlflow.MlflowClient(), run_id, spool
@@ -40,8 +40,8 @@ class ValidationLog:
             ]
             matches = [match for name in names if (match := _IMAGE_NAME.fullmatch(name))]
             self._logged_grids = {(match["key"], int(match["step"])) for match in matches}
-        except Exception as error:  # What the store raises is not only MLflow's own.
-            _log.warning("MLflow does not say which points it has: %s", one_line(error))
+        except Exception as error:  # A store raises other errors than MLflow's own, too.
+            _log.warning("MLflow may show validation points twice (%s)", one_line(error))
 
     def __enter__(self) -> Self:
         return self
@@ -56,7 +56,8 @@ class ValidationLog:
             )
 
     def add(self, step: int, metrics: Mapping[str, float], grids: Mapping[str, bytes]) -> None:
-        """Log the metrics of a point, and its grids (file name to PNG)."""
+        """Log a validation point: its metrics, and its grids as PNG by file name. `step` is the
+        number of images seen. What MLflow has already is not logged again."""
         if metrics and step not in self._logged_steps:
             self._spool.log(metrics, step=step)
             self._logged_steps.add(step)
@@ -65,7 +66,7 @@ class ValidationLog:
         self._send_grids()
 
     def _send_grids(self) -> str | None:
-        """Send the grids that are left; return why one could not be sent."""
+        """Send the grids that MLflow lacks; return why one could not be sent, or None."""
         for (key, step), png in list(self._pending.items()):
             try:
                 image = Image.open(io.BytesIO(png))

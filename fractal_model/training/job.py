@@ -12,38 +12,41 @@ from fractal_model.config.training import TrainingConfig
 from fractal_model.metrics.names import NLL, error_name
 
 EMA_SUFFIX = "_ema"
-"""End of the names of a moving average's metrics and files."""
+"""Last part of the names of metrics and files that belong to the moving average of the weights."""
 Curve = tuple[tuple[float, float], ...]
 """Pairs (epoch, loss), sorted by epoch."""
 
 
 class Report(StrictModel):
-    """Metrics of a run at one moment. Means are taken over the time since the last report."""
+    """Metrics of a run at one step. Rates and means cover the time since the last report."""
 
     position: int
     """Number of images seen, over all workers and epochs."""
     step: int
     epoch: float
+    """Number of images seen, divided by the number of training images."""
     images_per_second: float
     data_wait_share: float
     """Share of the time, 0 … 1, that the worker with the longest wait spent waiting for data."""
     workers: int
     accumulation: int
+    """Number of parts into which each worker splits its share of a batch, to save memory."""
     skipped_batches: int
+    """Number of batches left out since the run began, because a loss or gradient was not finite."""
     loss: float | None = None
-    """Mean training loss in nats. It, the norm and the learning rate are None if every batch since
-    the last report was skipped."""
+    """Mean training loss in nats; None if every batch since the last report was skipped."""
     gradient_norm: float | None = None
+    """Norm of the last step's gradient before clipping; None like `loss`."""
     learning_rate: float | None = None
     note: str | None = None
     """Text for people about events since the last report, such as a skipped batch."""
 
 
 class Stopped(StrictModel):
-    """Last report of a run that ends itself before the end of its recipe."""
+    """Report with which a run ends because of an error that would occur again if it continued."""
 
     stopped: str
-    """Reason for the end, one line."""
+    """Reason why the run ends, one line."""
 
 
 class ValidationPoint(StrictModel):
@@ -54,17 +57,18 @@ class ValidationPoint(StrictModel):
     step: int
     epoch: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Held-out metrics by name. The moving average's end with EMA_SUFFIX; empty after a
-    failure."""
+    """Held-out metrics by name; those with EMA_SUFFIX are of the moving average of the weights."""
     grids: tuple[str, ...] = ()
     """File names of the sample grids, in the folder of the point."""
     failure: str | None = None
-    """Why something was not measured or not kept, one line."""
+    """Why the measurement, or the copy of the best checkpoint, failed, one line."""
     seconds: float = 0.0
+    """Duration of the measurement."""
 
 
 def describe_point(point: ValidationPoint, score: str) -> str:
-    """One line about a point: `epoch 3.00: 0.912 ± 0.005 bits/dim held out`."""
+    """Describe a point on one line: `epoch 3.00: 0.9120 ± 0.0050 bits/dim held out`. `score` is the
+    name of the metric to show."""
     if score not in point.metrics:
         return f"epoch {point.epoch:.2f} was not validated: {point.failure}"
     error = point.metrics.get(error_name(score))
@@ -84,20 +88,21 @@ class TrainingJob(StrictModel):
     model: ModelConfig
     recipe: TrainingConfig
     data: Path | str
+    """Folder or address (s3://…) of the prepared data set."""
     storage: str
-    """Folder or address (s3://…) of all runs of this size; this run's folder in it is `name`."""
+    """Folder or address (s3://…) that contains the folders of all runs of this size."""
     local: Path
-    """Folder of this run on the driver's machine, with unread reports and the spool of metrics."""
+    """This run's folder on the driver's machine, with reports and metrics that are to be sent."""
     fingerprint: str
     tracking_uri: str
     run_id: str
-    """Id of the MLflow run."""
+    """Id of the MLflow run that receives the metrics."""
     sampling: SamplingConfig
-    """Settings of the sample grids."""
+    """Sampling settings of the grids that validation draws."""
     scored_weights: Literal["model", "ema"] = "model"
-    """Weights by whose held-out likelihood the best checkpoint is chosen: those that are served."""
+    """Weights that are served: their held-out likelihood decides which checkpoint is the best."""
     reference: Curve = ()
-    """Training loss of the champion, which warnings compare this run's loss with."""
+    """Training loss of the champion, to warn if this run's loss is higher; empty if unknown."""
 
     @property
     def score(self) -> str:

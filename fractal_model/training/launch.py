@@ -1,4 +1,4 @@
-"""What a training needs before its job exists: size and data, fingerprint, folders and lock."""
+"""Preparation of a training: its size and data, its fingerprint, its folders and its lock file."""
 
 import time
 from pathlib import Path
@@ -19,8 +19,9 @@ from fractal_model.tracking.spool import MetricSpool
 def load_size_and_manifest(
     params: Params, name: str, **changes: str | int | None
 ) -> tuple[Size, Manifest]:
-    """Return the size `name` and the manifest of its data set. `changes` that are not None replace
-    settings of its recipe. FractalError: the data set does not fit, or a change is not allowed."""
+    """Return the size `name` and the manifest of its data set. `changes` replace settings of the
+    recipe, except those that are None. FractalError: the data set does not fit the size or lacks
+    held-out images that the recipe needs, or a change is not allowed."""
     size = params.size(name)
     changed = {key: value for key, value in changes.items() if value is not None}
     if changed:
@@ -29,8 +30,8 @@ def load_size_and_manifest(
     if size.training.needs_validation and "validation" not in manifest.splits:
         raise FractalError(
             f"training.{name} registers the best checkpoint or stops early, which needs held-out "
-            f"images, and the data set {manifest.dataset} has none: register it with a holdout, or "
-            f"set register to last and stop_after_epochs_without_gain to 0"
+            f"images, but the data set {manifest.dataset} has none: register the data set with a "
+            f"holdout, or set register to last and stop_after_epochs_without_gain to 0"
         )
     return fit_size(size, manifest), manifest
 
@@ -47,7 +48,8 @@ def _change(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) ->
 
 
 def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
-    """Warm-up epochs of a shorter training: the recipe's share, rounded down, at least one."""
+    """Warm-up epochs of a training with `epochs` epochs. In a shorter training the recipe's warm-up
+    is shortened in proportion and rounded down, but to one epoch at least."""
     if not 0 < epochs < recipe.epochs:
         return recipe.warmup_epochs
     share = recipe.warmup_epochs * epochs // recipe.epochs
@@ -55,17 +57,17 @@ def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
 
 
 def run_fingerprint(size: Size, manifest: Manifest) -> str:
-    """Fingerprint of a run: a hash of everything that decides its weights."""
+    """SHA-256 of everything that decides the weights of a run: model, recipe and data."""
     return fingerprint(size.model, size.training.without_operational_settings(), manifest.checksum)
 
 
 def local_folder(params: Params, size: str, fingerprint: str) -> Path:
-    """Folder of a run on the machine that launches it."""
+    """Folder of a run on the machine that launches it, in the outputs."""
     return params.paths.outputs / "training" / size / fingerprint[:16]
 
 
 def lock_file(outputs: Path, size: str, fingerprint: str) -> Path:
-    """Lock file of a run, held by the process that launches or follows it."""
+    """Path of the file that a process locks while it launches or follows a run."""
     return outputs / "training" / f"{size}-{fingerprint[:16]}.lock"
 
 
@@ -77,7 +79,7 @@ def storage(params: Params, size: str) -> str:
 
 def move_old_run_aside(params: Params, size: str, fingerprint: str) -> Path | None:
     """Send the metrics of an earlier run to MLflow, then rename its local and its stored folder, so
-    that training starts from the beginning. Return the new stored folder, or None if there was
+    that training starts from the beginning. Return the renamed stored folder, or None if there was
     none. FractalError: the run is in an object store, or MLflow does not accept metrics now."""
     name, local = fingerprint[:16], local_folder(params, size, fingerprint)
     stored = f"{storage(params, size)}/{name}"

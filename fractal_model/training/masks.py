@@ -8,12 +8,13 @@ from fractal_model.model.randomness import ranks
 
 MASK_RATIO_SD = 0.25
 GUIDE_NOISE_SD = 0.01
+"""Standard deviation of the noise that is added to a mean colour, in units of 8-bit values."""
 
 
 def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
-    """Return a function that draws training masks (R, T), True where masked: ⌈T · r⌉ random
-    sub-patches of each of R rows. r is normal, mean 1 and standard deviation 0.25, truncated to
-    [0, 1]. `tokens` holds T, the number of sub-patches, for each level."""
+    """Return a function that draws a level's masks for R rows of T sub-patches: bool (R, T), true
+    where masked. Each row masks ⌈T · r⌉ random sub-patches; r is normal with mean 1 and standard
+    deviation 0.25, truncated to 0 … 1. `tokens` holds T for each level."""
 
     def draw(level: int, rows: Rows) -> Tensor:
         count, device = len(rows.image), rows.image.device
@@ -29,7 +30,8 @@ def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
 
 
 def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return targets (int64, 0 … 255) and inputs (the exact `means`) of the guiding pixels, (R, 3).
-    As published, a little noise decides at random how a target between two values is rounded."""
+    """Return the guiding pixels' targets, int64 (R, 3) in 0 … 255, and the colours that the level
+    reads: `means`, float (R, 3), unchanged. As published, a target is a mean plus a little noise,
+    rounded, so that a mean halfway between two values is rounded at random."""
     noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

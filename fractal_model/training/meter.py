@@ -1,4 +1,4 @@
-"""Measurement of speed, data waiting time and loss of one worker between two reports."""
+"""Measures one worker's speed, loss and time spent waiting for data, between two reports."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,8 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Measures one worker's training since its last report, without the time for starting a data
-    loader and saving a checkpoint."""
+    """Measures one worker's training since its last report. The time for starting a data loader and
+    for saving a checkpoint does not count. `images`: number of training images."""
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
         self._trainer = trainer
@@ -22,7 +22,7 @@ class Meter:
         self._reset()
 
     def start(self) -> None:
-        """Start the clock, without the set-up before this call."""
+        """Start the clock. The set-up before this call does not count."""
         self._since = time.monotonic()
 
     def time_loading(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -53,8 +53,8 @@ class Meter:
         self._notes.append(text)
 
     def finish_report(self, skipped: int) -> Report:
-        """Return the report since the last one and begin the next. `skipped`: batches left out of
-        this run so far."""
+        """Return the report on the time since the last report, and begin the next one. `skipped` is
+        the number of batches left out since the run began."""
         seconds, steps = time.monotonic() - self._since, self._steps
         report = Report(
             position=self._trainer.position,

@@ -1,10 +1,10 @@
 """One worker's training: forward, backward, clip, step. It does not depend on how it is launched.
 
 Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
-function of (seed, step, rank), so a resumed run repeats an uninterrupted one bit for bit. A
-worker's share of a batch is split into parts that fit its memory, and gradients are exchanged once,
-with the last part. Each part is weighted by its number of images, so that a step does not depend on
-the split over workers and parts.
+function of (seed, step, rank), so a resumed run gives the same weights, bit for bit, as a run
+without interruption. A worker splits its share of a batch into parts that fit its memory; workers
+exchange gradients once, with the last part. Each part is weighted by its number of images, so
+that all images count equally, however they are split over workers and parts.
 """
 
 import math
@@ -38,16 +38,18 @@ from fractal_model.training.schedule import learning_rate
 
 @dataclass(frozen=True)
 class StepReport:
-    """Result of one optimiser step. The tensors are scalars on the device, already computed."""
+    """Result of one optimiser step. The tensors are scalars on the training device."""
 
     loss: Tensor
-    """Mean over the images of all workers, in nats."""
+    """Mean training loss over the images of all workers, in nats."""
     gradient_norm: Tensor
+    """Norm of the gradient of all parameters, before clipping."""
     learning_rate: float
 
 
 class NotFiniteError(FractalError):
-    """A batch's loss or gradient is not finite on some rank. All ranks raise it before the step."""
+    """The loss or gradient of a batch is not finite on some rank. All ranks raise it, before any
+    weight changes. `images`: indices in the split of the images that may be the cause."""
 
     def __init__(self, step: int, position: int, images: Sequence[int]) -> None:
         super().__init__(
@@ -59,8 +61,8 @@ class NotFiniteError(FractalError):
 
 
 class Trainer:
-    """Model, optimiser and position of one rank. `images` is the number of training images.
-    FractalError: the recipe compiles blocks and this machine has no compiler."""
+    """Model, optimiser and position (number of images seen) of one rank. `images` is the number of
+    training images. FractalError: the recipe compiles blocks and this machine has no compiler."""
 
     def __init__(
         self,
@@ -107,16 +109,17 @@ class Trainer:
 
     @property
     def end_position(self) -> int:
-        """Position, in images seen, at which the recipe ends."""
+        """Number of images seen at the end of the recipe."""
         return self.recipe.epochs * self._images
 
     @property
     def steps(self) -> int:
-        """Number of steps up to the position, including skipped batches."""
+        """Number of steps so far; a skipped batch counts as a step."""
         return self.position // self.recipe.batch_size
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint. FractalError: it has no optimiser state or moving average."""
+        """Load the state of a training. FractalError: the checkpoint has no optimiser state, or no
+        moving average although the recipe keeps one."""
         if checkpoint.optimizer is None:
             raise FractalError(
                 "training cannot continue from a checkpoint without optimiser state (it was "
@@ -135,8 +138,8 @@ class Trainer:
             self._average.n_averaged.fill_(self.steps)
 
     def step(self, batch: Batch) -> StepReport:
-        """Take one step on this rank's share of a batch. NotFiniteError, on all ranks and before
-        any weight changes: the loss or gradient is not finite on some rank."""
+        """Take one step; `batch` is this rank's share of the whole batch. NotFiniteError, on all
+        ranks and before any weight changes: the loss or gradient is not finite on some rank."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # Dropout draws from the global generator.
@@ -168,7 +171,7 @@ class Trainer:
         self.position += self.recipe.batch_size
 
     def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the gradients of the whole batch's mean loss on all ranks; return that loss."""
+        """Compute the gradients from this rank's images; return the mean loss of all ranks."""
         size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         total = torch.zeros((), device=self._device)
@@ -190,7 +193,8 @@ class Trainer:
         return total
 
     def _find_bad_images(self, batch: Batch) -> list[int]:
-        """Images of the ranks whose own loss is not finite; all images if every loss is finite."""
+        """Return the images of the ranks whose loss is not finite, or of all ranks if every loss is
+        finite (then a gradient is not), as indices in the split."""
         shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
         bad_shares = [images for images, is_finite in shares if not is_finite]
         return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
@@ -209,7 +213,7 @@ class Trainer:
 
 
 class _TrainingLoss(nn.Module):
-    """The forward pass and the loss as one module, because DDP needs a module with one output."""
+    """Forward pass and training loss as one module, because DDP wraps a module with one output."""
 
     def __init__(self, model: FractalModel) -> None:
         super().__init__()
@@ -233,7 +237,7 @@ def _new_model(config: ModelConfig, seed: int) -> FractalModel:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """63-bit seed for all random numbers of one step on one rank."""
+    """Seed, at most 63 bits, of all random numbers of one step on one rank."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return int(state) >> 1
 

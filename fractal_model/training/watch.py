@@ -13,14 +13,14 @@ import numpy as np
 from fractal_model.training.job import Curve, Report
 
 SLOW_SHARE, STARVED_SHARE, WORSE_NATS = 0.5, 0.3, 0.2
-"""Limits for warnings: smallest share of the usual speed, largest share of time spent waiting for
-data, and largest loss above the champion's, in nats."""
+"""Limits for warnings: smallest speed as a share of the usual speed, largest share of time spent
+waiting for data, and largest excess of the loss over the champion's loss, in nats."""
 _MIN_REPORTS, _MAX_REPORTS = 5, 50
-"""Smallest and largest number of earlier reports that the speed is compared with."""
+"""Smallest and largest number of earlier reports from which the usual speed is computed."""
 
 
 class Watch:
-    """Derives metrics and warnings from the reports of one run, in their order."""
+    """Derives metrics and warnings from a run's reports. `reference`: the champion's loss."""
 
     def __init__(self, reference: Curve = ()) -> None:
         self._reference = reference
@@ -29,10 +29,10 @@ class Watch:
         self._workers: int | None = None
 
     def examine(self, report: Report) -> tuple[dict[str, float], list[str]]:
-        """Return further metrics of a report that has a loss, and the warnings that begin with it.
+        """Return metrics derived from a report, and the warnings that begin with this report.
 
-        `throughput_ratio`: images per second divided by the median of earlier reports.
-        `loss_over_reference`: loss minus the champion's at this epoch, in nats."""
+        `throughput_ratio`: images per second divided by their median over earlier reports.
+        `loss_over_reference`: loss minus the champion's loss at the same epoch, in nats."""
         metrics: dict[str, float] = {}
         worker_changes = self._describe_worker_change(report.workers)
         if len(self._speeds) >= _MIN_REPORTS:
@@ -63,7 +63,7 @@ class Watch:
                 f"use faster storage"
             )
         if excess > WORSE_NATS:
-            warnings["worse"] = f"the loss is {excess:.2f} above the champion's at this epoch"
+            warnings["worse"] = f"the loss is {excess:.2f} nats above the champion's at this epoch"
         new = [text for kind, text in warnings.items() if kind not in self._active]
         self._active = set(warnings)
         return new

@@ -151,7 +151,7 @@ def test_a_person_promotes_and_rolls_back(models):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["promote", "digitz", 1, "--because", "x"], "registered are the sizes digits"),
+        (["promote", "digitz", 1, "--because", "x"], "choose a registered size (digits)"),
         (["promote", "digits", 7, "--because", "x"], "has no version 7: choose 3 or 2 or 1"),
         (["promote", "digits", 2, "--because", "x"], "version 2 of fractal-digits is the champion"),
         (["rollback", "mar-h"], "no model fractal-mar-h is registered"),
@@ -180,5 +180,5 @@ def test_a_model_without_versions_has_no_champion(empty):
     mlflow.MlflowClient().create_registered_model("fractal-digits")
     with pytest.raises(FractalError, match="no earlier champion, it never had a champion"):
         empty("rollback", "digits")
-    with pytest.raises(FractalError, match="no version 1: it has none, train one"):
+    with pytest.raises(FractalError, match="no version 1: no version exists, train one"):
         empty("promote", "digits", 1, "--because", "x")

@@ -44,7 +44,7 @@ def test_a_loss_far_above_the_champions_is_a_warning():
     assert not warnings
     metrics, warnings = watch.examine(report(epoch=9.0, loss=3.5))
     assert metrics["loss_over_reference"] == pytest.approx(0.5)
-    assert warnings == ["the loss is 0.50 above the champion's at this epoch"]
+    assert warnings == ["the loss is 0.50 nats above the champion's at this epoch"]
 
 
 def test_a_change_of_workers_is_a_warning_but_no_drop_in_throughput():

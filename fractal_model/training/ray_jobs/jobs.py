@@ -1,10 +1,10 @@
 """Adapter of Ray Jobs: runs a training as a job of a cluster and follows it from this process.
 
-Decided here: a job's metadata names its size, run and owner. A flow that finds a running job of its
-own run follows that job. A job of another run of the size is stopped if its flow is over; otherwise
-it is left alone, because it may be a colleague's. Cancelling the flow stops its job. After any
-other error the job continues, and the next flow run follows it. The code is sent with the job, so
-that the job runs the same code as the flow.
+Decided here: a job's metadata names its size, run (by fingerprint) and owner. A flow that finds a
+running job of the run that it wants to train follows that job. A job of another run of the same
+size is stopped if the flow of that job is over; otherwise it is left alone, because it may be a
+colleague's. Cancelling a flow stops its job. After any other error the job continues, and the next
+flow run follows it. The code is sent with the job, so that the job runs the same code as the flow.
 """
 
 import os
@@ -29,13 +29,13 @@ from fractal_model.training.ray_jobs.server import JobsServer
 STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
 LOST_SECONDS = 600.0
-"""Seconds that the cluster may be unreachable while a job is followed."""
+"""Longest time, in seconds, without an answer of the cluster while a job is followed."""
 # A pattern without a slash matches at any depth. Ray's name of the folder itself is ".", which
 # "/.?*" does not match.
 _EXCLUDED = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
 _EXCLUDED += ["/prefect.toml"]  # `make up` writes it; it contains the login.
-# These hold only addresses and paths, because everybody who sees the cluster's jobs can read them.
-# Secrets are set in the environment of the cluster's machines.
+# Variables that a job gets from this process: only addresses and paths, because everybody who sees
+# the cluster's jobs can read them. Secrets are set on the cluster's machines.
 _PASSED_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -53,8 +53,8 @@ class TrainingJobs:
     def __init__(
         self, address: str, owner: Owner, is_over: Callable[[Owner, str], bool] = lambda *_: False
     ) -> None:
-        """`is_over(owner, fingerprint)` is True if the owner's flow is known to have ended.
-        FractalError: no Ray Jobs server answers at `address`."""
+        """`is_over(owner, fingerprint of the run)` returns True if the flow that started a job is
+        known to have ended. FractalError: no Ray Jobs server answers at `address`."""
         self._server = JobsServer(address)
         self._owner = owner
         self._is_over = is_over
@@ -66,9 +66,9 @@ class TrainingJobs:
         on_report: Callable[[Report], None],
         on_line: Callable[[str], None],
     ) -> str:
-        """Run the job to its end and return the last checkpoint's folder or address. Cancelling and
-        Ctrl-C stop the job, other errors do not. FractalError: the job failed, somebody else trains
-        this size, or the cluster refuses the job."""
+        """Start the job or find it running, and follow it to its end; return the folder or address
+        of the checkpoint to register. Cancelling and Ctrl-C stop the job, other errors do not.
+        FractalError: the job failed, somebody else trains this size, or the cluster refuses it."""
         log = JobLog(on_report, on_line)
         running = self._find_running(job, on_line)
         name = running or f"train-{job.size}-{job.name[:8]}-{uuid4().hex[:6]}"
@@ -90,7 +90,7 @@ class TrainingJobs:
         return log.checkpoint
 
     def stop(self, name: str) -> None:
-        """Stop a job and wait until it has ended. FractalError: it does not end in STOP_SECONDS."""
+        """Stop a job and wait for its end. FractalError: it runs longer than STOP_SECONDS."""
         self._server.stop(name)
         deadline = time.monotonic() + STOP_SECONDS
         while not self._server.job(name).status.is_terminal():
@@ -102,8 +102,8 @@ class TrainingJobs:
             time.sleep(POLL_SECONDS)
 
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
-        """Stop the running job of a run if nobody follows it any more. FractalError: another flow
-        may still follow the job; it is not stopped."""
+        """Stop the running job of the run with this fingerprint, if there is one and nobody follows
+        it any more. FractalError: another flow may still follow the job, which is not stopped."""
         for running in self._running(size):
             if _tag(running, FINGERPRINT_TAG) == fingerprint:
                 self._stop_orphan(running, on_line)
@@ -116,7 +116,8 @@ class TrainingJobs:
         ]
 
     def _find_running(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
-        """Return the name of the running job of this run, or None; stop orphans of other runs."""
+        """Return the name of the running job that trains the same run as `job`, or None. Stop the
+        jobs of other runs of this size. FractalError: another flow may still follow such a job."""
         for running in self._running(job.size):
             name = running.submission_id
             if _tag(running, FINGERPRINT_TAG) == job.fingerprint:
@@ -126,8 +127,8 @@ class TrainingJobs:
         return None
 
     def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
-        """Stop a job if its flow is over, or if it is a job of this flow. FractalError: another
-        flow may still follow the job; it is not stopped."""
+        """Stop a running job if its flow is over or is this flow. FractalError: another flow may
+        still follow the job, which is not stopped."""
         name, owner = str(running.submission_id), Owner.read(_tag(running, OWNER_TAG))
         is_orphan = owner is not None and (
             owner.flow_run == self._owner.flow_run != ""
@@ -135,9 +136,9 @@ class TrainingJobs:
         )
         if not is_orphan:
             raise FractalError(
-                f"the Ray job {name} trains {_tag(running, SIZE_TAG)}, submitted by "
-                f"{owner or 'somebody unknown'}: wait for it, cancel that flow run, or stop it "
-                f"with `ray job stop {name}`"
+                f"the Ray job {name} of {owner or 'somebody unknown'} trains "
+                f"{_tag(running, SIZE_TAG)} already: wait for its end, cancel its flow run, or "
+                f"stop it with `ray job stop {name}`"
             )
         on_line(f"the Ray job {name} was left behind by {owner}: stopping it")
         self.stop(name)
@@ -163,8 +164,8 @@ class TrainingJobs:
 
 
 def follow_job(server: JobsServer, name: str, log: JobLog) -> JobDetails:
-    """Read a job's log until the job has ended; return its details. The job's status is asked for,
-    because a log may end early or hang. FractalError: the cluster is away for LOST_SECONDS."""
+    """Read a job's log until the job has ended; return Ray's details of the job. The status decides
+    if it has ended: the log may stop early. FractalError: no answer for LOST_SECONDS."""
     next_request = 0.0
     with follow_log(lambda: server.tail(name)) as next_part:
         while True:
@@ -185,6 +186,6 @@ def _require_no_password(uri: str) -> None:
     if urlsplit(uri).password:
         raise FractalError(
             "MLFLOW_TRACKING_URI holds a password, which everybody who sees the Ray cluster's jobs "
-            "would see: name an MLflow server without one, and set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD here and on the cluster's machines"
+            "would see: use an MLflow server, leave the password out of its address, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here and on those machines"
         )

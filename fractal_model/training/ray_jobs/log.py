@@ -12,13 +12,13 @@ from fractal_model.training.ray_jobs.driver import MARKER
 
 REOPEN_SECONDS = 1.0
 QUIET_SECONDS = 300.0
-"""Seconds without text after which a connection is replaced, because it may be half open."""
+"""Seconds without text after which a new connection is opened, as the old one may be dead."""
 
 
 @contextmanager
 def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
-    """Follow a job's log during the `with` block; `connect` opens the log from its beginning. The
-    yielded function waits for a number of seconds and returns the new text, or "" for none."""
+    """Follow a job's log during the `with` block; `connect` opens the log from its beginning. Yield
+    a function that returns new text of the log, or "" if none comes within a number of seconds."""
     texts, pending = _new_texts(connect), None
 
     async def next_part(seconds: float) -> str:
@@ -53,7 +53,8 @@ async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator
 
 
 class JobLog:
-    """Parses a job's log into reports, lines for people, and a result: checkpoint or error."""
+    """Parses a job's log: calls `on_report` for reports and `on_line` for lines for people, and
+    keeps the job's result: the address of a checkpoint, or an error."""
 
     def __init__(self, on_report: Callable[[Report], None], on_line: Callable[[str], None]) -> None:
         self._on_report = on_report
@@ -71,7 +72,7 @@ class JobLog:
             self._parse_line(line)
 
     def complete(self, whole: str) -> None:
-        """Parse the rest of the whole log of a job that has ended."""
+        """Parse the part of `whole`, the log of a finished job, that was not read before."""
         self.read(whole[self._position :] + "\n")
 
     def _parse_line(self, line: str) -> None:

@@ -13,22 +13,23 @@ from fractal_model.common.strict import StrictModel
 
 
 class Owner(StrictModel):
-    """A flow run and the process that runs it."""
+    """The flow run that submitted a Ray job, and the process that ran the flow."""
 
     flow_run: str
     """Id of the flow run in Prefect; empty outside a flow."""
     prefect: str
-    """Prefect server that has the flow run."""
+    """Address of the Prefect server that has the flow run."""
     user: str
     host: str
     process: int
     process_started: float
-    """Start of the process in seconds since 1970, because the system reuses process ids."""
+    """Start of the process in seconds since 1970, because a later process may get the same id."""
     since: str
+    """Local time when this object was made, for people."""
 
     @classmethod
     def current(cls, flow_run: str = "", prefect: str = "") -> Self:
-        """Return the owner that is this process."""
+        """Return the owner with this process, user and machine."""
         return cls(
             flow_run=flow_run,
             prefect=prefect,
@@ -48,7 +49,7 @@ class Owner(StrictModel):
             return None
 
     def is_process_dead(self) -> bool:
-        """True if the process is known to have ended; False if it is on another machine."""
+        """True if the process is known to have ended; always False for one on another machine."""
         if self.host != socket.gethostname():
             return False
         try:

@@ -29,8 +29,8 @@ class _Client(JobSubmissionClient):
 
 
 class JobsServer:
-    """The Jobs API at one address. FractalError, from most methods: the server refuses the request,
-    or does not answer for `patience` seconds (PATIENCE_SECONDS by default)."""
+    """The Jobs API at one address. FractalError, from all methods but `tail` and `interpreter`: the
+    server refuses the request, or does not answer for PATIENCE_SECONDS."""
 
     def __init__(self, address: str) -> None:
         """FractalError: no Ray Jobs server answers at `address`."""
@@ -48,40 +48,40 @@ class JobsServer:
         return self._ask("list its jobs", self._client.list_jobs)
 
     def job(self, name: str, *, patience: float | None = None) -> JobDetails:
-        """Return the status and metadata of a job."""
+        """Return the status and metadata of a job. `patience` replaces PATIENCE_SECONDS."""
         return self._ask(
-            f"tell the state of {name}", lambda: self._client.get_job_info(name), patience
+            f"tell the state of the job {name}", lambda: self._client.get_job_info(name), patience
         )
 
     def log(self, name: str) -> str:
         """Return the whole log of a job up to now."""
-        return self._ask(f"give the log of {name}", lambda: self._client.get_job_logs(name))
+        return self._ask(f"give the log of the job {name}", lambda: self._client.get_job_logs(name))
 
     def tail(self, name: str) -> AsyncIterator[str]:
-        """Yield a job's log from its beginning and follow it. It may end before the job does.
+        """Yield a job's log from its beginning, and new text as it comes. May end before the job.
         RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
         return self._client.tail_job_logs(name)
 
     def stop(self, name: str) -> None:
         """Ask the cluster to stop a job, and return without waiting for its end."""
-        self._ask(f"stop {name}", lambda: self._client.stop_job(name))
+        self._ask(f"stop the job {name}", lambda: self._client.stop_job(name))
 
     def submit(self, name: str, **options: Any) -> None:
-        """Submit a job under a new, unique name. `options` are those of Ray's `submit_job`."""
+        """Submit a job under a new, unique name. `options` are arguments of Ray's `submit_job`."""
 
         def submit_once() -> None:
             try:
                 self._client.submit_job(submission_id=name, **options)
             except RuntimeError as error:
-                # The name is unique, so an earlier attempt arrived and its answer was lost.
+                # The name is unique: an earlier attempt submitted the job, but its answer was lost.
                 if "already exists" not in str(error):
                     raise
 
-        self._ask(f"take {name}", submit_once)
+        self._ask(f"accept the job {name}", submit_once)
 
     def interpreter(self) -> str:
-        """Return the Python command for a job: this Python if the cluster's head is this machine,
-        else `python`. The address does not decide, because 127.0.0.1 may be a tunnel."""
+        """Return the Python command for a job: this Python's path if the cluster's head is this
+        machine, else `python`. The host name decides, because 127.0.0.1 may be a tunnel."""
         with suppress(*_ERRORS, LookupError, TypeError):
             answer = self._client._do_request("GET", "/nodes?view=summary").json()
             nodes = [node["raylet"] for node in answer["data"]["summary"]]
@@ -108,6 +108,6 @@ class JobsServer:
 
 
 def _reason(error: Exception) -> str:
-    """First line of an error and, if a traceback follows, the exception on its last line."""
+    """First line of an error's text and, if a traceback follows, the text's last line."""
     first, last = str(error).strip().partition("\n")[0].strip(), last_line(error)
     return last if first in ("", last) else f"{first.removesuffix(':')}: {last}"

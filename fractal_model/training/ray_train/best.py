@@ -1,8 +1,8 @@
 """A copy of the best checkpoint of a run, beside the last checkpoints.
 
-Decided here: the best checkpoint has the fewest held-out bits per dimension. Ray may remove it as
-an older one, so it is copied to the run's folder `best`. An object store cannot rename: the copy is
-complete once `best.json` names it.
+Decided here: the best checkpoint has the fewest held-out bits per dimension. Ray may remove it
+before the run ends, so it is copied to the run's folder `best`. An object store cannot rename, so a
+copy is complete only when `best.json` names it.
 """
 
 import json
@@ -18,10 +18,10 @@ FOLDER, SCORE_FILE = "best", "best.json"
 
 
 def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: float) -> None:
-    """Copy the checkpoint to the folder `best` of `run`, unless the one there has as few held-out
-    bits per dimension.
+    """Copy a checkpoint with `bits` held-out bits per dimension to the folder `best` of a run,
+    unless the checkpoint there has as few or fewer.
 
-    `run` is a path of `filesystem`. OSError, ArrowException: a storage does not answer.
+    `run`: path of the run's folder in `filesystem`. OSError, ArrowException: storage fails.
     """
     _, best = best_checkpoint(filesystem, run)
     if best <= bits:
@@ -43,8 +43,8 @@ def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: fl
 
 
 def best_checkpoint(filesystem: FileSystem, run: str) -> tuple[str | None, float]:
-    """Return the path in `run` and the bits per dimension of the best checkpoint so far; None and
-    infinity if there is none. OSError: it cannot be read."""
+    """Return the best checkpoint so far, as a path below `run`, and its held-out bits per dim;
+    (None, infinity) if there is none. OSError: the storage does not answer."""
     try:
         with filesystem.open_input_stream(f"{run}/{SCORE_FILE}") as stream:
             content = json.loads(stream.read())

@@ -1,8 +1,8 @@
 """Early stopping: ends a training whose held-out likelihood has not improved for some epochs.
 
-Decided here: at a validated step the decision is made from the points before it, and rank 0 waits
-for the one just before. So the step at which a run stops does not depend on how fast validation is,
-unless it takes longer than the wait.
+Decided here: training may end at any step that is validated. The decision is made from the points
+of earlier steps, and rank 0 waits for the last of these points. So the step at which a run stops
+does not depend on how fast validation is, unless a point takes longer than the wait.
 """
 
 import math
@@ -17,7 +17,7 @@ _POLL_SECONDS = 0.2
 
 
 class EarlyStop:
-    """Tells when a run of `images` training images ends early. Without
+    """Decides if a run of `images` training images ends early; without
     `stop_after_epochs_without_gain` it never does."""
 
     def __init__(self, job: TrainingJob, images: int, points: ValidationPoints) -> None:
@@ -29,8 +29,8 @@ class EarlyStop:
         self.is_due = False
 
     def decide(self, position: int) -> None:
-        """Set `is_due` to whether training ends after the validated step that brings the number of
-        training images to `position`. All ranks must call it together."""
+        """Set `is_due`: True if training must end at this validated step. `position`: number of
+        images seen. All ranks must call `decide` together."""
         if self._patience:
             self.is_due = broadcast_from_rank_zero(self._is_without_gain(position))
 
@@ -48,7 +48,7 @@ class EarlyStop:
             time.sleep(_POLL_SECONDS)
 
     def _images_without_gain(self, positions: list[int]) -> int:
-        """Number of images between the best and the last measured point."""
+        """Return the number of images seen between the best and the last measured point."""
         best, best_position, last = math.inf, 0, 0
         for position in positions:
             point = self._points.read(position)

@@ -1,9 +1,9 @@
 """Transfer of the workers' reports from Ray's controller process to a function in this process.
 
-Decided here: each report is a file, complete when it appears and removed after it is handled.
-Controller and workers survive a killed driver for some seconds. The next run of the same training
-reads what they reported meanwhile, before or among its own reports. A file's name contains a label
-of the process that it was written for.
+Decided here: each report is a file, complete when it appears and removed after it is handled. If
+this process is killed, controller and workers survive for some seconds and still write reports. The
+next process of the same training reads these files too. Therefore a file's name contains a label of
+the process for which it was written.
 """
 
 import logging
@@ -27,10 +27,10 @@ _POLL_SECONDS = 0.1
 
 
 class Relay:
-    """Calls `on_report`, during its `with` block, with the reports that Ray gives to `callback`.
+    """Within its `with` block, calls `on_report` with each report that Ray gives to `callback`.
 
-    `folder` is used by one MLflow run, on this machine, where Ray runs its controller too. The end
-    of the block raises the first error of `on_report`, or OSError: reports cannot be read."""
+    `folder` belongs to one MLflow run, on this machine, where Ray's controller runs too. The end of
+    the block raises the first error of `on_report`, or an OSError if reports cannot be read."""
 
     def __init__(self, folder: Path, on_report: Callable[[Report | Stopped], None]) -> None:
         self._folder = folder
@@ -56,7 +56,7 @@ class Relay:
 
     def _handle_until_done(self) -> None:
         while not self._done.wait(_POLL_SECONDS):
-            with suppress(OSError):  # A shared file system may answer at the next poll.
+            with suppress(OSError):  # A shared file system may work again at the next poll.
                 self._handle_reports()
         self._handle_reports()
 
@@ -65,20 +65,20 @@ class Relay:
             content, is_own = file.read_bytes(), file.stem.endswith(self._label)
             try:
                 report = REPORT_ADAPTER.validate_json(content)
-                # A reason for ending concerns only the process that it was written for.
+                # A Stopped report of an earlier process must not end this one.
                 if is_own or isinstance(report, Report):
                     self._on_report(report)
             except Exception as error:
-                # A power cut may have damaged a file for an earlier process. Training continues.
+                # A power cut may have damaged an earlier process's file, which is then ignored.
                 if is_own or not isinstance(error, ValidationError):
                     self._error = self._error or error
             file.unlink(missing_ok=True)
 
 
 class _ReportWriter(UserCallback):
-    """Ray callback in the controller that writes each report to a file. Reports that cannot be
-    written, for example to a full disk, are written with the next report. OSError: the report that
-    cannot be written is a Stopped report, after which there is no next one."""
+    """Ray callback in the controller that writes each report to a file. If a report cannot be
+    written, for example to a full disk, it is written with the next one. A Stopped report is the
+    last one: if it cannot be written, `after_report` raises OSError."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self._folder = folder
@@ -109,7 +109,7 @@ class _ReportWriter(UserCallback):
 
 
 def _combine_reports(reports: list[Report | Stopped]) -> Report | Stopped:
-    """Return rank 0's report, with the loss of all ranks and the longest data wait of any rank."""
+    """Return rank 0's report, with the longest data wait of any rank. Its loss is that of all."""
     if isinstance(reports[0], Stopped):
         return reports[0]
     longest = max(report.data_wait_share for report in reports if isinstance(report, Report))

@@ -1,8 +1,8 @@
 """Adapter of Ray Train: launches the workers of a run and waits for them.
 
-A run that is started again continues from the last checkpoint of its folder. Ray also restarts from
-it when a worker dies or hangs, with as many workers of the recipe's range as the machines allow. If
-a machine has too little memory, training continues with three quarters of the workers.
+A run that is started again continues from its last checkpoint. If a worker dies or hangs, Ray also
+restarts all workers from there; the machines decide how many, within the range of the recipe. If a
+machine has too little memory, training continues with three quarters of the workers.
 """
 
 import logging
@@ -38,11 +38,11 @@ from fractal_model.training.ray_train.validation_task import validation_of
 from fractal_model.training.ray_train.worker import train_worker
 
 PLACEMENT_SECONDS = 30
-"""Seconds that Ray waits for the machines of a group of workers. Ray may still count a machine that
-was just lost; after this time it plans without that machine."""
+"""Seconds that Ray waits until all workers have a machine. Ray may at first count on a machine that
+was just lost; after this time Ray plans again without it."""
 POLL_SECONDS = 0.25
-"""Seconds between Ray's requests for reports. A worker cannot report again before its last report
-is taken, and Ray's default of two seconds is longer than a small step."""
+"""Seconds between Ray's requests for reports. A worker waits with its next report until Ray has
+taken the last one, and Ray's default of two seconds would delay trainings with short steps."""
 _OUT_OF_MEMORY = re.compile(
     r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
 )
@@ -62,9 +62,9 @@ def run_training(
     """Train on the connected cluster to the end of the recipe; return the folder or address of the
     checkpoint to register.
 
-    `on_point` receives each validation point of the run with its sample grids, also those from
-    before a restart. Workers run `worker` with the job as JSON under "job". FractalError: a worker
-    failed too often, the run ended itself, or no worker could be started.
+    `on_point` receives each validation point of the run with its sample grids, also the points from
+    before a restart. Each worker calls `worker` with {"job": the job as JSON}. FractalError: a
+    worker failed too often, the run ended with an error, or no worker could be started.
     """
     recipe = job.recipe
     stop_reasons: list[str] = []
@@ -111,16 +111,16 @@ def run_training(
 
 
 def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
-    """Folder or address of the checkpoint that is registered. FractalError: it shall be the best
-    one, and no checkpoint was validated."""
+    """Folder or address of the checkpoint to register: the best, or `last`, the name of the last
+    one. FractalError: the recipe wants the best one, and no checkpoint was validated."""
     run = f"{job.storage}/{job.name}"
     if job.recipe.register_checkpoint == "last":
         return f"{run}/{last}"
     best, _ = best_checkpoint(*FileSystem.from_uri(run))
     if best is None:
         raise FractalError(
-            f"no checkpoint of {job.size} was validated, so none is the best: look at why in the "
-            f"warnings above, or set training.{job.size}.register to last; run again"
+            f"no checkpoint of {job.size} was validated, so none is the best: solve the problem in "
+            f"the warnings above, or set training.{job.size}.register to last; then run again"
         )
     return f"{run}/{best}"
 
@@ -128,8 +128,8 @@ def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
 def _train_within_memory(
     train: Callable[[int], ray.train.Result], recipe: TrainingConfig
 ) -> ray.train.Result:
-    """Train, with fewer workers each time that memory was too small. FractalError: training failed
-    for another reason, or more than `max_failures` times."""
+    """Call `train` with a number of workers. If a machine has too little memory, call it again with
+    fewer. FractalError: training failed for another reason, or more than `max_failures` times."""
     workers, failures = recipe.workers, 0
     while True:
         try:
@@ -144,7 +144,7 @@ def _train_within_memory(
 
 
 def _memory_shortage(error: BaseException, workers: int) -> str | None:
-    """Describe the machine with too little memory for its workers; None for any other error."""
+    """Return a text about the machine that has too little memory; None if the error is another."""
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     for cause in (error, *failures.values()):
         if match := _OUT_OF_MEMORY.search(str(cause)):
@@ -173,15 +173,15 @@ def _training_error(
 
 
 def _scaling(recipe: TrainingConfig, workers: int) -> ScalingConfig:
-    """Number of workers, at most `workers`, and resources of each."""
+    """Ray's settings for the number of workers, at most `workers`, and each worker's resources."""
     is_fixed = recipe.min_workers == workers
     return ScalingConfig(
         num_workers=workers if is_fixed else (recipe.min_workers, workers),
         use_gpu=recipe.uses_gpu,
         resources_per_worker=dict(recipe.resources_per_worker),
         accelerator_type=recipe.accelerator_type,
-        # Adding workers repeats the steps since the last checkpoint. So it is tried no more often
-        # than a checkpoint is due by the clock.
+        # When Ray adds workers, the steps since the last checkpoint are repeated. So Ray tries this
+        # no more often than a checkpoint is due by the clock.
         elastic_resize_monitor_interval_s=60 * recipe.checkpoint_every_minutes,
     )
 
@@ -234,6 +234,7 @@ def _require_resources(recipe: TrainingConfig) -> None:
 
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Last line of the first failure that is no lost connection, or of the first failure."""
+    """Return the last line of a worker's failure, by rank: of the first one that is no lost
+    connection, because others follow from it; else of the first one."""
     causes = [last_line(failure) for failure in failures.values()]
     return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))

@@ -1,8 +1,8 @@
 """The checkpoints in a run's storage: which one to resume from, and which ones to remove.
 
-Decided here: an object store cannot rename, so the marker is uploaded after all other files, and a
-checkpoint without a marker was never complete. Rank 0 chooses the checkpoint for all ranks. The
-ranks then compare what they have read: if a machine sees other files, the run ends.
+Decided here: an object store cannot rename, so the marker file is uploaded after all other files; a
+checkpoint without the marker is incomplete. Rank 0 chooses the checkpoint for all ranks. The ranks
+then compare what they have read: if a machine sees other files, the run ends.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.training.collectives import Value, broadcast_from_rank_zero, gather_from_ranks
 
 CHECKPOINT_PREFIX = "checkpoint_"
-"""Prefix of the folder names that Ray gives to checkpoints; the names sort by age."""
+"""First part of Ray's names for checkpoint folders. Sorted by name, the oldest comes first."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Resumed:
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]
-    """Error texts of the newer checkpoints, which are damaged."""
+    """Error texts of newer checkpoints, which are damaged and were left out."""
 
 
 def load_newest_undamaged(
@@ -54,8 +54,8 @@ def load_newest_undamaged(
 
 
 def remove_incomplete(filesystem: FileSystem, run: str, keep: frozenset[str] = frozenset()) -> None:
-    """Remove the checkpoints of the folder `run` that have no marker because their upload was
-    killed, except those named in `keep`. OSError: the storage does not answer."""
+    """Remove the checkpoints in the folder `run` that have no marker, because their upload was
+    interrupted. Names in `keep` are not removed. OSError: the storage does not answer."""
     for name in _names(filesystem, run):
         marker = filesystem.get_file_info(f"{run}/{name}/{MARKER}")
         if marker.type == FileType.NotFound and name not in keep:
@@ -65,8 +65,8 @@ def remove_incomplete(filesystem: FileSystem, run: str, keep: frozenset[str] = f
 def _choose(
     newest: ray.train.Checkpoint,
 ) -> tuple[ray.train.Checkpoint, tuple[str, ...]] | FractalError:
-    """Return the newest undamaged checkpoint and the errors of newer ones. If there is none, return
-    an error instead of raising it, so that all ranks receive it."""
+    """Return the newest undamaged checkpoint, `newest` or older, and the error texts of the damaged
+    newer ones. If all are damaged, return an error, which all ranks receive and then raise."""
     run, name = newest.path.rstrip("/").rsplit("/", 1)
     damaged: list[FractalError] = []
     try:
@@ -91,7 +91,7 @@ def _names(filesystem: FileSystem, run: str) -> list[str]:
 
 
 def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalError:
-    """Return the checkpoint, or an error with its place in the storage instead of `folder`."""
+    """Load the checkpoint in `folder`, or return an error, which names its place in the storage."""
     try:
         return load_checkpoint(folder)
     except FractalError as error:
@@ -99,7 +99,7 @@ def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalErr
 
 
 def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
-    """Text by which ranks compare what they read. The marker is a checksum of all files."""
+    """Text that is equal on ranks that read the same: position and checksum, or the error."""
     if isinstance(checkpoint, FractalError):
         return str(checkpoint)
     marker = (folder / MARKER).read_text()
@@ -110,8 +110,8 @@ def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
 def _fetch_once_per_machine(
     stored: ray.train.Checkpoint, context: ray.train.TrainContext
 ) -> Iterator[Path]:
-    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it from an object
-    store for the whole machine, so the block must wait for all ranks before it ends."""
+    """Yield a folder on this machine with the checkpoint. The machine's rank 0 fetches it and
+    removes a downloaded copy at the end of its block, where it must wait for the other ranks."""
     with ExitStack() as stack:
         fetched: Path | FractalError | None = None
         if context.get_local_rank() == 0:

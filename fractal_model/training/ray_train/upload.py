@@ -33,9 +33,9 @@ def remove_abandoned_scratch() -> None:
 
 
 class Upload:
-    """Copies one checkpoint to the run's storage, its marker last, and removes the scratch folder.
-    Ray calls it in a thread, and again if an object store asks for another attempt. An error ends
-    the group of workers."""
+    """Function that copies one checkpoint to the run's storage, the marker file last, and removes
+    the scratch folder. Ray calls it in a thread, and again if an object store asks for another
+    attempt. After an error Ray ends all workers."""
 
     def __init__(self, folder: Path) -> None:
         self._scratch = folder.parent

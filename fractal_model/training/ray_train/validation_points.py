@@ -4,9 +4,9 @@
     validation/000000005280/samples.png  one grid for each set of weights
     validation/000000005280/point.json   written last: the point is complete
 
-Decided here: a point that was started and has no `point.json` did not end: its process was killed
-or took too long. After two of these, one after the other, the run is not validated any more, so
-that validation delays it by at most twice its timeout.
+Decided here: if a point was started and has no `point.json`, its process was killed or took too
+long. After two such points in a row the run is not validated any more. So validation can delay a
+run by at most twice its timeout.
 """
 
 import threading
@@ -22,32 +22,32 @@ from fractal_model.training.job import ValidationPoint
 
 FOLDER, STARTED, POINT = "validation", "STARTED", "point.json"
 MOST_UNFINISHED = 2
+"""Number of unfinished points in a row after which a run is not validated any more."""
 POLL_SECONDS = 1.0
 OnPoint = Callable[[ValidationPoint, dict[str, bytes]], None]
-"""Receives a point, and its sample grids as PNG by file name."""
+"""Function that receives a point and its sample grids, as PNG by file name."""
 
 
 class ValidationPoints:
-    """The points of the run in `run`, a folder of `filesystem`."""
+    """The validation points of one run. `run` is the path of the run's folder in `filesystem`."""
 
     def __init__(self, filesystem: FileSystem, run: str) -> None:
         self._filesystem = filesystem
         self._folder = f"{run}/{FOLDER}"
 
     def start(self, position: int) -> None:
-        """Note that the measurement at this position begins. OSError: see `read`."""
+        """Write that the measurement at this position begins. OSError: the storage fails."""
         self._filesystem.create_dir(self._of(position))
         self._write(position, STARTED, b"")
 
     def finish(self, point: ValidationPoint, grids: dict[str, bytes]) -> None:
-        """Write the grids (file name to PNG), then the point. OSError: see `read`."""
+        """Write the grids (PNG by file name), then the point. OSError: the storage fails."""
         for name, png in grids.items():
             self._write(point.position, name, png)
         self._write(point.position, POINT, point.model_dump_json().encode())
 
     def read(self, position: int) -> ValidationPoint | None:
-        """Return the point at a position; None if it is not complete. OSError: the storage does not
-        answer."""
+        """Return the point at a position; None if it is incomplete. OSError: the storage fails."""
         try:
             with self._filesystem.open_input_stream(f"{self._of(position)}/{POINT}") as stream:
                 return ValidationPoint.model_validate_json(stream.read())
@@ -55,18 +55,18 @@ class ValidationPoints:
             return None
 
     def read_grid(self, position: int, name: str) -> bytes:
-        """Return the PNG of a grid. OSError: it is not there, or the storage does not answer."""
+        """Return the PNG file `name` of the point at a position. OSError: it cannot be read."""
         with self._filesystem.open_input_stream(f"{self._of(position)}/{name}") as stream:
             return bytes(stream.read())
 
     def positions(self) -> list[int]:
-        """Positions of all points, complete or not, in their order. OSError: see `read`."""
+        """Sorted positions of all points, also incomplete ones. OSError: the storage fails."""
         folders = self._filesystem.get_file_info(FileSelector(self._folder, allow_not_found=True))
         names = [PurePosixPath(each.path).name for each in folders]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def unfinished(self) -> list[int]:
-        """Positions of the last points that did not end, with no complete point after them."""
+        """Positions of the incomplete points after the last complete one, newest first."""
         behind: list[int] = []
         for position in reversed(self.positions()):
             if self._is_complete(position):
@@ -88,8 +88,8 @@ class ValidationPoints:
 
 @contextmanager
 def follow_points(points: ValidationPoints, on_point: OnPoint) -> Iterator[None]:
-    """Call `on_point` once for each complete point, in another thread, until the block ends and all
-    points have been looked at. Leaving the block raises the first error of `on_point`."""
+    """During the block, call `on_point` in another thread, once for each point when it is complete.
+    The end of the block waits for the last calls and raises the first error of `on_point`."""
     done, seen = threading.Event(), set[int]()
 
     def follow() -> None:
@@ -98,9 +98,7 @@ def follow_points(points: ValidationPoints, on_point: OnPoint) -> Iterator[None]
         hand_on()
 
     def hand_on() -> None:
-        with suppress(
-            OSError
-        ):  # A shared file system may fail for a moment; the next look follows.
+        with suppress(OSError):  # A shared file system may work again at the next poll.
             for position in points.positions():
                 if position not in seen and (point := points.read(position)) is not None:
                     grids = {name: points.read_grid(position, name) for name in point.grids}

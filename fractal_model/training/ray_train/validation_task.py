@@ -1,9 +1,8 @@
-"""Ray's adapter of validation: measures a checkpoint in a task beside the training.
+"""Adapter of validation to Ray Train: measures a checkpoint in a Ray task while training continues.
 
 Decided here: the task has the lowest priority of the machine's scheduler, and takes a GPU only if
-the cluster has one to spare. Ray runs one validation at a time, ends it after its timeout, and
-keeps its checkpoint until then. If something goes wrong, the point has the reason, and training
-continues.
+the workers leave one free. Ray runs one validation at a time, ends it after its timeout, and keeps
+the checkpoint until then. If a measurement fails, its point has the reason, and training continues.
 """
 
 import os
@@ -16,7 +15,7 @@ import ray.train
 import torch
 from pyarrow.fs import FileSystem
 
-# What `ray.train` has under these names when it runs, but not in its annotations.
+# `ray.train` has these names at run time, but its type annotations do not.
 from ray.train.v2.api.validation_config import ValidationConfig as RayValidationConfig
 from ray.train.v2.api.validation_config import ValidationTaskConfig
 
@@ -37,7 +36,7 @@ LOWEST_PRIORITY = 19
 
 
 def validation_of(job: TrainingJob) -> RayValidationConfig | None:
-    """How Ray Train validates the checkpoints of a job; None if it does not."""
+    """Ray's settings for the validation of a job's checkpoints; None if the recipe has none."""
     if not job.recipe.validate_every_epochs:
         return None
     return RayValidationConfig(
@@ -52,7 +51,7 @@ def validation_of(job: TrainingJob) -> RayValidationConfig | None:
 
 
 def _resources(recipe: TrainingConfig) -> dict[str, float]:
-    """A GPU if the cluster has more than the workers take; no CPU, for none is reserved."""
+    """Resources of the task: one GPU if the workers leave one free, and no CPU of its own."""
     spare = ray.cluster_resources().get(
         "GPU", 0
     ) - recipe.workers * recipe.resources_per_worker.get("GPU", 0)
@@ -60,8 +59,8 @@ def _resources(recipe: TrainingConfig) -> dict[str, float]:
 
 
 def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> dict[str, Any]:
-    """Measure a checkpoint, store its point, and keep the checkpoint if it is the best so far. The
-    only setting is `job`, the training job as JSON."""
+    """Measure a checkpoint, store its validation point, and copy the checkpoint if it is the
+    best so far. `settings` has only `job`, the TrainingJob as JSON. Ray gets no metrics."""
     keep_secrets_out_of_logs()
     os.nice(LOWEST_PRIORITY - os.nice(0))
     training = TrainingJob.model_validate_json(settings["job"])
@@ -70,7 +69,7 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
     with fetch_checkpoint(checkpoint.path, checkpoint.filesystem) as folder:
         loaded = load_checkpoint(folder)
     position = loaded.progress.position
-    if points.read(position) is not None:  # It was measured before its step was repeated.
+    if points.read(position) is not None:  # The step was repeated after its measurement.
         return {}
     if len(set(points.unfinished()) - {position}) >= MOST_UNFINISHED:
         return {}
@@ -96,7 +95,7 @@ def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint,
     try:
         held_out = open_prepared(job.data, "validation")
         metrics, grids = _measure_all_weights(job, checkpoint, held_out)
-    except Exception as error:  # Training does not depend on it, whatever it is.
+    except Exception as error:  # A failed measurement must not end the training.
         failure = one_line(error)
     point = ValidationPoint(
         position=progress.position,
@@ -113,7 +112,8 @@ def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint,
 def _measure_all_weights(
     job: TrainingJob, checkpoint: Checkpoint, held_out: PreparedSplit
 ) -> tuple[dict[str, float], dict[str, bytes]]:
-    """Measure the weights and, if there is one, their moving average."""
+    """Measure the weights and, if there is one, their moving average; return held-out metrics by
+    name, and sample grids as PNG by file name."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     metrics: dict[str, float] = {}
     grids: dict[str, bytes] = {}

@@ -3,8 +3,8 @@
 Decided here: all workers report metrics and checkpoints to Ray together, at steps that follow from
 the position. Rank 0 decides for all whether a checkpoint is due by the clock. A checkpoint is
 written to a scratch folder and uploaded to the run's storage while training continues. Ray delivers
-reports in order, so until the upload ends rank 0 leaves later reports to Ray's thread. Only the
-next checkpoint waits for the upload.
+reports in order: during an upload, a thread of Ray on rank 0 keeps later reports until the upload
+ends. Only the next checkpoint waits for the upload.
 """
 
 import time
@@ -31,17 +31,17 @@ from fractal_model.training.trainer import NotFiniteError, Trainer
 
 
 def train_worker(config: dict[str, str]) -> None:
-    """Train from the last checkpoint to the end of the TrainingJob in `config["job"]`, as JSON."""
+    """Train from the last checkpoint to the end. `config["job"]` is the TrainingJob as JSON."""
     keep_secrets_out_of_logs()
     try:
         _Worker(TrainingJob.model_validate_json(config["job"])).run()
     except StoppedError as error:
-        # It is reported, not raised, because Ray restarts a worker that raises.
+        # The error is reported, not raised, because Ray restarts workers that raise.
         ray.train.report(Stopped(stopped=str(error)).model_dump())
 
 
 class StoppedError(FractalError):
-    """All ranks end the training together, because another attempt would end in the same way."""
+    """An error that would occur again after a restart: all ranks end the training without one."""
 
 
 class _Worker:
@@ -83,7 +83,7 @@ class _Worker:
                 self._recover(error)
 
     def _train(self) -> None:
-        """Train from the trainer's position to the end."""
+        """Train from the trainer's position to the end of the recipe or an early stop."""
         recipe, trainer = self._job.recipe, self._trainer
         loader = train_loader(
             self._split,
@@ -120,7 +120,7 @@ class _Worker:
         return max(1, round(epochs * len(self._split) / self._job.recipe.batch_size))
 
     def _is_validated(self, is_last: bool) -> bool:
-        """True if the weights of this step are measured on held-out images."""
+        """True if the weights after the current step are to be measured on held-out images."""
         has_held_out_images = "validation" in self._split.manifest.splits
         if not self._job.recipe.validate_every_epochs or not has_held_out_images:
             return False
@@ -132,7 +132,8 @@ class _Worker:
         return broadcast_from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
-        """Skip the batch, on all ranks. StoppedError: the recipe does not allow another skip."""
+        """Skip the batch that raised `error`, and load the last checkpoint if the recipe says so
+        (roll-back). StoppedError: the recipe does not allow to skip another batch."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
         if recipe.non_finite == "stop":
@@ -150,7 +151,8 @@ class _Worker:
             self._resume(reported[-1].checkpoint if reported else None)
 
     def _resume(self, newest: Checkpoint | None) -> None:
-        """Continue from the newest undamaged checkpoint. StoppedError: it is another run's."""
+        """Load `newest` (None: nothing), or if it is damaged, the newest undamaged checkpoint
+        before it. StoppedError: the checkpoint belongs to another run."""
         if newest is None:
             return
         resumed = load_newest_undamaged(newest)
@@ -160,7 +162,7 @@ class _Worker:
         if progress.fingerprint != self._job.fingerprint:
             raise StoppedError(
                 f"the checkpoint {newest.path} belongs to the run {progress.fingerprint[:16]}, "
-                f"expected {self._job.name}: remove its folder"
+                f"expected {self._job.name}: remove the checkpoint's folder and run again"
             )
         self._trainer.restore(resumed.checkpoint)
         self._skipped = sorted({*self._skipped, *progress.skipped})
@@ -183,13 +185,13 @@ class _Worker:
         return self._meter.finish_report(len(self._skipped)).model_dump(exclude_none=True)
 
     def _report_metrics(self) -> None:
-        # The mode only selects the thread of this rank that waits, so ranks may differ in it.
+        # Only the thread that waits depends on the mode, so ranks may use different modes.
         is_uploading = self._upload is not None and not self._upload.done.is_set()
         mode = CheckpointUploadMode.ASYNC if is_uploading else CheckpointUploadMode.SYNC
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
     def _report_checkpoint(self, validate: bool) -> None:
-        """Report metrics on all ranks, on rank 0 with a checkpoint, which Ray uploads."""
+        """Report metrics, on rank 0 with a checkpoint. `validate`: Ray also measures it."""
         self._saved_at = time.monotonic()
         metrics, trainer = self._metrics(), self._trainer
         if self._rank != 0:
