@@ -25,7 +25,7 @@ def animate(
         path_option("The PNG file for a still picture of some frames. Default: beside --out."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Seed of the first class's image; each next image has one more.")
+        int, typer.Option(help="Seed of the first image; it rises by 1 from class to class.")
     ] = 0,
     frames: Annotated[int, typer.Option(help="Largest number of frames.")] = 120,
     *,

@@ -35,11 +35,11 @@ COMMANDS = {
 GROUPS = {"data", "models", "services"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
 OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
-"""Module and function of the commands with other names: `import` is a Python keyword."""
+"""Module and function of the commands whose module has another name; `import` is a keyword."""
 
 
 class LazyGroup(TyperGroup):
-    """Lists each command by its name and summary, and imports only the one that is called."""
+    """Group that lists all commands without importing them, and imports the command in use."""
 
     def __init__(self, **settings: Any) -> None:
         listed = {name: TyperCommand(name, help=summary) for name, summary in COMMANDS.items()}

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 CUSTOM_GUIDANCE = 3.0
 CUSTOM_ITERATIONS = (64, 16)
-"""Iterations of level 0 and of each level below, for layers that are no size of params.yaml. A
-level with fewer sub-patches has as many iterations as sub-patches."""
+"""Iterations of level 0 and of each level below, for a model that --levels describes. A level with
+fewer sub-patches than iterations has one iteration for each sub-patch."""
 CUSTOM_CLASSES = 1000
 
 
 def benchmark(
     mode: Annotated[Literal["sample", "train", "likelihood"], typer.Argument(help="What to time.")],
     size: Annotated[
-        str | None, typer.Option(help="A size of params.yaml, in place of the next five options.")
+        str | None, typer.Option(help="A size of params.yaml. It replaces the next five options.")
     ] = None,
     levels: Annotated[
         str | None, typer.Option(help="Patch sizes from the image to the pixel, such as 64,4,1.")
@@ -48,10 +48,14 @@ def benchmark(
         str | None, typer.Option(help="Widths of levels and pixel network, such as 256,128,64.")
     ] = None,
     blocks: Annotated[
-        str | None, typer.Option(help="Blocks of each of them, such as 6,3,2.")
+        str | None, typer.Option(help="Blocks of levels and pixel network, such as 6,3,2.")
     ] = None,
-    heads: Annotated[str | None, typer.Option(help="Heads of each of them, such as 4,4,4.")] = None,
-    generators: Annotated[str | None, typer.Option(help="ar or mar for each level.")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Heads of levels and pixel network, such as 4,4,4.")
+    ] = None,
+    generators: Annotated[
+        str | None, typer.Option(help="Generator of each level, ar or mar, such as mar,mar.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 8,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance; 1 switches it off. Default: the size's, or 3.")
@@ -74,7 +78,9 @@ def benchmark(
             "never uses it.",
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Runs; the median counts.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Timed runs; their median is the result.")
+    ] = 3,
     reference: Annotated[
         bool, typer.Option(help="Also time the slow sampler without caches, once.")
     ] = True,
@@ -86,15 +92,15 @@ def benchmark(
     ] = True,
     profile: Annotated[
         Path | None,
-        path_option("The file for a trace of one step, for chrome://tracing or Perfetto."),
+        path_option("A file for a trace of one more step, for chrome://tracing or Perfetto."),
     ] = None,
     as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Time sampling, a training step or a likelihood pass on this machine.
 
-    The model has random weights. The result also says how much of the machine's speed is used: the
-    speed of its fastest matrix product, the ceiling, is measured in the same process.
+    The model has random weights. The result includes the utilisation: the speed that was reached,
+    divided by the ceiling, the speed of the machine's fastest matrix product.
     """
     from fractal_model.common.memory import compute_device
     from fractal_model.costs import benchmark

@@ -34,14 +34,14 @@ def register_source(
             "CLASS/*, as train/CLASS/* and validation/CLASS/*, or as parquet files of the hub.",
         ),
     ],
-    name: Annotated[str, typer.Option(help="Name for images other than ImageNet.")] = IMAGENET,
+    name: Annotated[str, typer.Option(help="Name of the images, if not ImageNet.")] = IMAGENET,
     resolution: Annotated[
         list[int] | None,
-        typer.Option(help="Side in pixels; repeat it for several. ImageNet's default: 64, 256."),
+        typer.Option(help="Image side in pixels; may be repeated. ImageNet's default: 64, 256."),
     ] = None,
     holdout: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share for validation, if DIR has no validation folder."),
+        typer.Option(min=0, max=0.9, help="Share of validation images, if DIR has no such folder."),
     ] = 0.0,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
@@ -111,10 +111,10 @@ def register_reference(
     file: Annotated[
         Path | None, typer.Argument(help="ADM's statistics, such as adm_in64_stats.npz.")
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Use our own statistics again.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Go back to our statistics.")] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Compare samples with ADM's published statistics instead of our own."""
+    """Compare samples with ADM's published statistics instead of those of our own images."""
     from fractal_model.data.sources.registered import read_registered, register_statistics
     from fractal_model.metrics.adm_statistics import conflicting_resolution, load_published
 
@@ -126,7 +126,10 @@ def register_reference(
             f"`fractal data register DIR` adds one"
         )
     if (file is None) != remove:
-        raise FractalError("give either the file of ADM's statistics or --remove")
+        raise FractalError(
+            f"{'both' if remove else 'neither'} of FILE and --remove given: give a file with ADM's "
+            f"statistics, or --remove to use the statistics of our own images"
+        )
     if file is None:
         register_statistics(data, dataset, None)
         return

@@ -20,20 +20,22 @@ from fractal_model.common.files import require_writable_file
 
 @with_sampling_options
 def edit(
-    image: Annotated[Path, path_option("The image, of the model's resolution.")],
+    image: Annotated[Path, path_option("The image to edit, of the model's resolution.")],
     classes: ClassesOption,
     out: Annotated[Path, path_option("The PNG file to write.")],
     mask: Annotated[
-        Path | None, path_option("A picture: black is kept, white or transparent is generated.")
+        Path | None, path_option("A mask: black is kept, white or transparent is generated.")
     ] = None,
     box: Annotated[
         str | None, typer.Option(help="Box to generate: TOP,LEFT,HEIGHT,WIDTH, such as 4,0,4,8.")
     ] = None,
-    outside: Annotated[bool, typer.Option("--outside", help="Generate around the box.")] = False,
+    outside: Annotated[bool, typer.Option("--outside", help="Keep the box, not the rest.")] = False,
     uncrop: Annotated[
         float | None, typer.Option(help="Shrink the image, such as to 0.5, and generate around it.")
     ] = None,
-    fit: Annotated[bool, typer.Option("--fit", help="Crop to a square, then resize.")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Crop image and mask to a square, then resize them.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the first variant of each class.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of variants of each class.")] = 1,
     grid: Annotated[
@@ -116,7 +118,7 @@ def edit(
 
 
 def _require_different(labels: list[int]) -> None:
-    """FractalError: a class is given twice. The names of the files would be the same."""
+    """Raise FractalError if a class is given twice: its files would have the same names."""
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
         raise FractalError(

@@ -41,7 +41,7 @@ def evaluate(
         bool, typer.Option("--preview", help="Use fewer samples, for metrics such as fid_5k.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Ray workers; 0 for as many as fit. Default: the size's.")
+        int | None, typer.Option(help="Number of workers; 0: as many as fit. Default: the size's.")
     ] = None,
     as_json: JsonOption = False,
     params: ParamsOption = DEFAULT_FILE,
@@ -74,8 +74,8 @@ def _is_model(source: str) -> bool:
 
     if source.endswith(AVERAGED):
         raise FractalError(
-            f"{source} chooses the weights, which evaluation.<size>.weights in params.yaml does: "
-            f"leave out {AVERAGED}"
+            f"{source} chooses the weights with {AVERAGED}, expected no choice because "
+            f"evaluation.<size>.weights in params.yaml makes it: leave out {AVERAGED}"
         )
     files = (Path(source) / name for name in (CONFIG, WEIGHTS, *CHECKPOINT_ONLY))
     return source.startswith(REGISTRY_SCHEME) or any(file.exists() for file in files)

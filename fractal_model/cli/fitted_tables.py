@@ -14,7 +14,7 @@ _LONG_HEADING = 12
 
 
 def terminal_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
-    """Return a table for each data set and its notes, to print one after the other."""
+    """Return what to print: for each data set a table and then its notes, and the source last."""
     tables: list[FittedTable | Text] = []
     for section in split_by_dataset(frame):
         tables.append(_table(section))
@@ -39,6 +39,6 @@ def _shorten(model: str) -> str:
 
 
 def _heading(name: str) -> str:
-    """Break a heading at its spaces, and a long one at its underscores too."""
+    """Break a heading into lines at its spaces, and a long heading also at its underscores."""
     words = name.replace(" ", "\n")
     return words if len(name) <= _LONG_HEADING else words.replace("_", "_\n")

@@ -21,7 +21,8 @@ def import_checkpoint(
     size: Annotated[str, typer.Option(help="The checkpoint's size in params.yaml, such as mar-b.")],
     out: Annotated[Path, path_option("The folder to write; must not exist.")],
     register: Annotated[
-        bool, typer.Option("--register", help="Also register it as candidate of fractal-SIZE.")
+        bool,
+        typer.Option("--register", help="Also register it as the candidate of fractal-SIZE."),
     ] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
@@ -45,7 +46,7 @@ def import_checkpoint(
     if register:
         from fractal_model.tracking import store
 
-        store.connect(settings.paths.outputs)  # A server that is down is an error before the work.
+        store.connect(settings.paths.outputs)  # A missing server is an error before the long work.
     with _bytes_bar(f"checking {checkpoint.name}, MB", checkpoint) as update:
         published = read_published(checkpoint, update)
     import_published(checkpoint, published, named_size, settings, out)
@@ -84,7 +85,7 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
     identity = fingerprint(size.model, checksum)
     version = registration.reuse(size.name, identity, size.serving)
     if version is not None:
-        say(f"fractal-{size.name} version {version} is of the same file and stays the candidate")
+        say(f"fractal-{size.name} version {version}, of the same file, is the candidate")
         return
     with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
         own_tags = {

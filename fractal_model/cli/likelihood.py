@@ -31,14 +31,14 @@ def likelihood(
         str, typer.Option(parser=parse_text, metavar="DATASET", help="A data set's name or folder.")
     ],
     split: Annotated[str, typer.Option(help="The split: train or validation.")] = "validation",
-    passes: Annotated[int, typer.Option(help="Passes per image; an AR model takes one.")] = 16,
+    passes: Annotated[int, typer.Option(help="Random masks per image; AR models need none.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     conditional: Annotated[
         bool, typer.Option("--conditional", help="Give the model the class of each image.")
     ] = False,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
-    out: Annotated[Path | None, path_option("A CSV file for the value of each image.")] = None,
+    out: Annotated[Path | None, path_option("A CSV file for the bits of each image.")] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Measure how well a model predicts images, in bits per dimension.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = group("List the registered models and choose the champion by hand.")
 SizeArgument = Annotated[str, typer.Argument(help="A registered size, such as digits.")]
 BecauseOption = Annotated[
-    str, typer.Option("--because", parser=parse_text, metavar="TEXT", help="The reason.")
+    str, typer.Option("--because", parser=parse_text, metavar="TEXT", help="Reason to record.")
 ]
 
 
@@ -69,8 +69,8 @@ def rollback(
 ) -> None:
     """Make the previous champion the champion again.
 
-    Repeated, this goes back one champion at a time. Later evaluations do not undo it: only a person
-    can promote the replaced version again.
+    Each further call goes back by one more champion. Later evaluations do not undo a rollback: only
+    a person can promote the replaced version again.
     """
     from fractal_model.tracking import champions
 

@@ -15,7 +15,7 @@ def parse_path(text: str | Path) -> Path:
     """Return the path that an option names. BadParameter: the text is empty, for example from a
     shell variable that is not set; as a path it would mean the current folder."""
     if not str(text).strip():
-        raise typer.BadParameter("it is empty: give a name")
+        raise typer.BadParameter("it is empty: give a path")
     return Path(text)
 
 

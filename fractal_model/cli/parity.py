@@ -15,7 +15,7 @@ def parity(
 ) -> None:
     """Compare the model with numbers measured on the published implementation.
 
-    Prints the error and the tolerance of each quantity. The exit code is 1 if one is missed.
+    Prints the error and the tolerance of each quantity. The exit code is 1 if one is too large.
     """
     from rich.text import Text
 
@@ -30,7 +30,7 @@ def parity(
     missed = [c.quantity for c in comparisons if not c.is_within_tolerance]
     if missed:
         raise FractalError(
-            f"{len(missed)} of {len(comparisons)} quantities of {folder} are missed, for example "
-            f"{missed[0]}: this model does not compute what the published one does"
+            f"{len(missed)} of {len(comparisons)} quantities of {folder} differ by more than the "
+            f"tolerance, for example {missed[0]}: make the model compute what the published one did"
         )
     say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 def plan(
     size: Annotated[str, typer.Argument(help="A size of params.yaml, such as mar-l.")],
-    gpus: Annotated[int | None, typer.Option(help="GPUs. Default: the recipe's workers.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Number of GPUs. Default: the recipe's workers.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step on all GPUs. Default: the recipe's.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="Training images. Default: the data set's.")
+        int | None, typer.Option(help="Number of training images. Default: the data set's.")
     ] = None,
     utilisation: Annotated[
         float | None,
@@ -152,11 +154,11 @@ def _totals(costs: Plan) -> FittedTable:
 _NOTES = (
     "Recomputing means activation checkpointing: it keeps the input of each block and computes the "
     "rest again.",
-    "The paper counts no masks, prefix tokens, logits and guiding pixels, and 10 operations for "
-    "each element of a normalisation. Then FractalMAR-L's levels and the 64 × 64 MAR models equal "
-    "the published figures when rounded. One sequence of all values is 0.5 % below with MAR "
-    "blocks and 0.2 % above with AR blocks. AR models are 1 to 5 % above the one figure that is "
-    "published for both kinds.",
+    "The paper does not count masks, prefix tokens, logits or guiding pixels. It counts 10 "
+    "operations for each element of a normalisation. Counted like this, FractalMAR-L's levels and "
+    "the 64 × 64 MAR models equal the published figures when rounded. One sequence of all values "
+    "is 0.5 % below its figure with MAR blocks and 0.2 % above it with AR blocks. AR models are 1 "
+    "to 5 % above their figure, which is published for both kinds together.",
     "Memory excludes the CUDA context (about 1 GB), fragmentation and small temporary tensors.",
     "Prepared data are all splits without compression. PNG needs less. Preparation takes up to a "
     "second copy of a split. While a checkpoint is written, one more lies on disk.",

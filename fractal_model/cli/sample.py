@@ -24,7 +24,7 @@ def sample(
     ],
     classes: ClassesOption = "none",
     n: Annotated[int, typer.Option("--n", help="Number of images of each class.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; each next one adds 1.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; it rises by 1 each.")] = 0,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
     *,

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 ClassesOption = Annotated[
     str,
     typer.Option(
-        help="Class numbers or names, such as 3,7 or dog,none; `none` draws without a class. Write "
-        "number:2 or name:2 where 2 is a number and a name, and a name with a comma in double "
-        "quotes."
+        help="Class numbers or names, such as 3,7 or dog,none; `none` draws without a class. If 2 "
+        "is the number of one class and the name of another, write number:2 or name:2. Put a name "
+        "with a comma in double quotes."
     ),
 ]
 
@@ -69,9 +69,9 @@ class SamplingOptions:
     params: ParamsOption = DEFAULT_FILE
 
     def load(self) -> tuple[FractalModel, SamplingConfig]:
-        """Load the model, and change its size's sampling settings as the options say.
+        """Return the model and the sampling settings of its size, changed as the options say.
 
-        FractalError: the model does not exist or is of no size, or a value is not allowed.
+        FractalError: the model does not exist or fits no size, or a value is not allowed.
         """
         from fractal_model.tracking.model_source import load_model
 
@@ -154,7 +154,7 @@ def change_sampling(
     iterations: str | None = None,
     order: str | None = None,
 ) -> SamplingConfig:
-    """Return `base` with each option that is not None in place of its own value.
+    """Return the settings `base`, changed to the value of each option that is not None.
 
     FractalError: a value is not allowed or does not fit the model.
     """
@@ -195,10 +195,9 @@ def _parse_order(text: str) -> str | tuple[int, ...]:
 
 
 def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
-    """Return the whole numbers of a text that separates them by commas or blanks.
-
-    FractalError: the text holds something else, or not `count` numbers. None allows any count.
-    """
+    """Return the whole numbers in a text, where commas or blanks separate them. `name` is the
+    option's name in errors. FractalError: the text holds something else, or not `count` numbers; a
+    `count` of None allows any number of numbers."""
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:

@@ -55,4 +55,4 @@ def status(params: ParamsOption = DEFAULT_FILE) -> None:
         table.add_row(service.name, service.state, str(service.pid or ""), service.address)
     console.print(table)
     if not services.is_supervised():
-        say("supervisord does not restart servers that die: run `make down`, then `make up`")
+        say("supervisord is down and restarts no server: run `make down`, then `make up`")

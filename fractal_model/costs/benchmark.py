@@ -1,8 +1,8 @@
 """Measure how long sampling, a training step or a likelihood pass takes, with random weights.
 
 Decided here: each training step starts at the same position, so that all steps draw the same masks.
-The operations of training and likelihood are counted in a separate step. Those of sampling follow
-from the architecture (`costs.flops`), because its many small products would take long to count.
+The operations of training and likelihood are counted in a separate step. The operations of sampling
+follow from the architecture (`costs.flops`), because many small products take long to count.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result of a benchmark. A value is None if the mode lacks it or nobody asked for it."""
+    """The result of a benchmark. Values that the mode lacks or nobody asked for are None."""
 
     mode: Mode
     batch: int
@@ -48,7 +48,7 @@ class Measurement:
     parameters: int
     repeats: int
     seconds_per_step: float
-    """Median time of a batch: of sampling it, of a training step or of a likelihood pass."""
+    """Median seconds to sample a batch, to train one step or to compute one likelihood pass."""
     seconds_per_image: float
     gflop_per_image: float
     published_gflop_per_image: float | None
@@ -60,9 +60,9 @@ class Measurement:
     utilisation: float
     """GFLOP/s that the benchmark reached, divided by the ceiling."""
     peak_memory_gb: float
-    """Resident memory of the process on a CPU, allocated memory on a GPU."""
+    """Peak in GB: resident memory of the process on a CPU, allocated memory on a GPU."""
     reference_seconds_per_image: float | None
-    """Time of the sampler without caches, in one run."""
+    """Seconds in which the sampler without caches samples an image, from one run."""
     times_faster_than_reference: float | None
     levels: tuple[LevelCost, ...] | None
     """Costs of each level in sampling, from level 0 down, measured in one more run."""
@@ -77,21 +77,21 @@ class Work:
 
     step: Callable[[], object]
     flops: float | None
-    """Operations of a step; None: they are counted while it runs."""
+    """Operations of a step. With None, `measure` counts them in one more step."""
     published_flops: float | None = None
     reference: Callable[[], object] | None = None
     levels: Callable[[], tuple[LevelCost, ...]] | None = None
     """Function that runs the step once more and returns the costs of each level."""
     warm_ups: int = 2
-    """Runs that are not timed. In training it takes two until the memory is at its peak: the first
-    run allocates the optimiser's moments."""
+    """Number of runs before the timed ones. Training needs two until its memory is at the peak,
+    because the first run allocates the optimiser's moments only at its end."""
 
 
 def sampling_work(
     config: ModelConfig, sampling: SamplingConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Return a model and the work of sampling a batch of different classes. FractalError: the
-    iterations do not fit the model."""
+    """Return a model with random weights, and the work of sampling a batch with it. FractalError:
+    the iterations do not fit the model."""
     model = _random_model(config).to(device)
     flops = sampling_flops(config, sampling)
     published = batch * sum(published_sampling_flops(config, sampling))
@@ -158,7 +158,7 @@ def measure(
                     work.step()
             else:
                 seconds = median_seconds(work.step, repeats, device)
-        if warm_up:  # Timed without the watch on memory, which takes a fortieth of two cores.
+        if warm_up:  # Timed without the watch on memory, which takes 2.5 % of two cores' time.
             seconds = median_seconds(work.step, repeats, device)
         if trace is not None:
             with profile() as profiler:
@@ -211,8 +211,8 @@ class _NoModules(ModuleTracker):
 
 
 def count_flops(step: Callable[[], object]) -> float:
-    """Run a step and count its operations, with those of spare rows (`model.fractal`). Attention
-    runs as products, because the counter ignores the fused attention of a CPU."""
+    """Run a step and return the number of its operations, spare rows (see `model.fractal`)
+    included. Attention runs as products, because the counter ignores a CPU's fused attention."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     counter.mod_tracker = _NoModules()
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -82,8 +82,8 @@ def measure_levels(
     flops: Sequence[float],
     device: torch.device,
 ) -> tuple[LevelCost, ...]:
-    """Run a sampler that has run before once more, and return the costs of each level. `flops` are
-    the operations per image of each level and of the pixel network."""
+    """Run a sampler once more and return the costs of each level. The sampler must have run before,
+    to be warm. `flops` are the operations per image of each level and of the pixel network."""
     stopwatch = Stopwatch(device)
     timed = copy(sampler)
     timed.descent = partial(_TimedDescent, stopwatch=stopwatch)

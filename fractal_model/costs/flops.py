@@ -36,8 +36,9 @@ class Products:
     """The part of `blocks` that activation checkpointing computes once: the last product of each
     block without dropout. (oneDNN, in float32 on a CPU, computes it twice too.)"""
     data: float = 0.0
-    """Operations on pixels, which need no gradient."""
+    """Operations on pixels, for which the backward pass computes no gradient."""
     other: float = 0.0
+    """Other operations, such as the projection of conditions and the logits."""
 
     def __add__(self, more: Products) -> Products:
         return Products(*map(add, astuple(self), astuple(more)))
@@ -47,7 +48,8 @@ class Products:
         return self.blocks + self.data + self.other
 
     def training(self, *, activation_checkpointing: bool) -> float:
-        """Operations of both passes; the backward pass has two products for each forward one."""
+        """Operations of forward and backward pass. For each product of the forward pass the
+        backward pass has two, or one if the product is of pixels."""
         repeated = self.blocks - self.not_repeated if activation_checkpointing else 0.0
         return 3 * (self.blocks + self.other) + 2 * self.data + repeated
 
@@ -55,8 +57,8 @@ class Products:
 def pass_products(
     model: ModelConfig, shares: tuple[float, ...] | None = None
 ) -> tuple[Products, ...]:
-    """Operations of a teacher-forced pass, by level. `shares` of each level's sub-patches, by
-    default all of them, are passed to the level below."""
+    """Operations of a teacher-forced pass, by level. Each level passes the share of its sub-patches
+    in `shares` to the level below; by default it passes all."""
     *rows, pixels = rows_per_image(model, shares)
     levels = (_level(level, r) for level, r in zip(model.levels, rows, strict=True))
     return (*levels, _pixel_network(model.pixel, pixels))
@@ -65,8 +67,8 @@ def pass_products(
 def training_flops(
     model: ModelConfig, *, activation_checkpointing: bool, shares: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
-    """Operations of forward and backward pass, by level. `shares` as in `pass_products`; by default
-    the expected shares of the masks that training draws."""
+    """Operations of forward and backward pass, by level. `shares` are the shares of sub-patches
+    passed to the level below; by default those that the masks of training are expected to give."""
     products = pass_products(model, shares or training_shares(model))
     return tuple(p.training(activation_checkpointing=activation_checkpointing) for p in products)
 
@@ -96,7 +98,7 @@ def sampling_flops(
 
 def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tuple[float, ...]:
     """Operations of the published sampler for one image, by level. In each iteration a MAR level
-    computes all positions; for each channel of a pixel the pixel network computes all four."""
+    computes all its positions; for each channel of a pixel the pixel network computes all four."""
     branches = 1 if sampling.guidance == 1 else 2
     *rows, pixels = rows_per_image(model)
     levels = (
@@ -117,7 +119,8 @@ def _whole_pixel_network(pixel: PixelConfig, rows: float) -> float:
 
 
 def block_flops(stack: Transformer, rows: float, length: int, *, cached: bool = False) -> float:
-    """Operations of all blocks; with cached keys, position t reads t + 1 keys."""
+    """Operations of all blocks of a transformer on `rows` sequences of `length` positions. Each
+    position reads the keys of all positions; if they are `cached`, position t reads only t + 1."""
     pairs = length * (length + 1) / 2 if cached else length**2
     return rows * stack.blocks * (2 * length * stack.weights + 4 * pairs * stack.width)
 
@@ -145,7 +148,7 @@ def _level_transformer(level: LevelConfig, rows: float) -> Products:
 
 
 def _embedding(level: LevelConfig, rows: float) -> float:
-    """Operations that embed the sub-patches. An AR level never reads its last one."""
+    """Operations that embed a level's sub-patches. An AR level never reads the last sub-patch."""
     embedded = level.tokens - (level.generator == "ar")
     return 2 * rows * embedded * 3 * level.sub_patch_size**2 * level.width
 
@@ -177,9 +180,9 @@ def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, r
 
 
 def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
-    """Operations of a row for the input of the first block and for its queries, keys and values,
-    which are computed once for each position. Those of all positions in each iteration, which
-    `block_flops` counted, are subtracted. The sub-patches of the last iteration are no input."""
+    """Operations per row that embed the first block's input and compute its queries, keys and
+    values, once for each position. What `block_flops` counted for the queries, keys and values of
+    all iterations is subtracted. The sub-patches of the last iteration are never an input."""
     prefix = branches * (positions(level) - level.tokens)
     inputs = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
     read = branches * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
@@ -189,9 +192,9 @@ def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
 
 
 def _unread_flops(level: LevelConfig, steps: int, read: int) -> float:
-    """Operations of a row that the last block saves in all iterations: queries, attention and
-    feed-forward network of positions whose output is not read. For a level's only block, the
-    queries are in `_input_flops`."""
+    """Operations per row that the last block saves in all iterations: the queries, attention and
+    feed-forward network of positions with an output that nobody reads. If the level has only one
+    block, its queries are left out here, because `_input_flops` counts them."""
     stack, length = Transformer.of(level), positions(level)
     needed = (2 if stack.blocks > 1 else 3) * stack.width**2
     per_position = 2 * (stack.weights - needed) + 4 * length * stack.width

@@ -24,7 +24,7 @@ class Gpu(StrictModel):
     memory_gb: float
 
     def peak(self, precision: Literal["float32", "bfloat16"]) -> float:
-        """Peak operations per second in a precision."""
+        """Return the peak speed of the GPU in operations per second, computing in `precision`."""
         teraflops = self.bfloat16_tflops if precision == "bfloat16" else self.float32_tflops
         return teraflops * 1e12
 

@@ -45,10 +45,11 @@ class PartCost(StrictModel):
     name: str
     parameters: int
     rows: float
-    """Rows per image in training, expected over the masks."""
+    """Expected number of rows per image in training, where the masks are random."""
     forward_flops: float
-    """Operations of a pass of all sub-patches, with prefixes and logits."""
+    """Operations of a forward pass over all sub-patches, prefix tokens and logits included."""
     paper_flops: float
+    """Operations of a forward pass, counted as the paper counts them."""
     published_gflops: float | None
     training_flops: float
     training_flops_checkpointed: float
@@ -216,8 +217,8 @@ def _require_valid(gpus: int, batch: int, *utilisations: float) -> None:
         divisors = [n for n in range(1, min(batch, 2 * gpus) + 1) if batch % n == 0]
         allowed = ", ".join(str(n) for n in divisors[-4:])
         raise FractalError(
-            f"batch_size {batch} does not divide by {gpus} GPUs: choose another batch size, or "
-            f"GPUs that divide it (near are {allowed})"
+            f"batch_size {batch} does not divide by {gpus} GPUs: choose another batch size, or a "
+            f"number of GPUs that divides it, such as {allowed}"
         )
     for share in utilisations:
         if not 0 < share <= 1:

@@ -4,11 +4,11 @@ Decided here, because this way of counting gives the paper's figures: two operat
 multiply-add; all sub-patches are passed down (no masks); no prefix tokens; attention scores in
 full; the projection of one condition; neither logits nor guiding pixels; ten operations for each
 element of a normalisation (five in the usual counters, doubled like the rest).
-FractalMAR-L's levels then give 215, 208, 419 and 22, FractalMAR-64 gives 438 and its two-level
-ablation 5,516, each equal to the paper's when rounded. The sequence of all values gives 29,702 with
-MAR blocks and 29,908 with AR blocks. The paper has 29,845 and does not say for which blocks. It has
-one figure for both kinds of 64 × 64 models. Counted this way, AR levels need 5 % more because of
-their wider SwiGLU.
+In GFLOPs per image, FractalMAR-L's levels then give 215, 208, 419 and 22, FractalMAR-64 gives 438
+and its two-level ablation 5,516, each equal to the paper's when rounded. The sequence of all values
+gives 29,702 with MAR blocks and 29,908 with AR blocks. The paper has 29,845 and does not say for
+which blocks. It has one figure for both kinds of 64 × 64 models, but AR levels need 5 % more
+because of their wider SwiGLU.
 
 The utilisations follow from the published times and our own counts (`flops.py`). They are shares of
 the dense bfloat16 peak and include the products that activation checkpointing repeats, since the
@@ -24,26 +24,26 @@ NORM_OPERATIONS = 10
 """Operations per element of a normalisation, as the paper counts."""
 
 LEVEL_GFLOPS = {"mar-l": (215, 208, 419, 22)}
-"""GFLOPs per image of each level and of the pixel network."""
+"""Published GFLOPs of a forward pass of one image, by size: each level, then the pixel network."""
 TOTAL_GFLOPS = {"ar-64": 438, "mar-64": 438, "ar-64-two-level": 5516, "mar-64-two-level": 5516}
 FULL_SEQUENCE_GFLOPS = 29845
-"""GFLOPs of 64 × 64 pixels as one sequence of values."""
+"""Published GFLOPs of a transformer on one sequence of all values of a 64 × 64 image."""
 
 TRAINING_DAYS = {"mar-64": 3.5, "mar-l": 7.6}
-"""Days of 800 epochs on 32 H100. We assume that the paper means FractalMAR-64 by its 3.5 days."""
+"""Published days of training, 800 epochs on 32 H100. We assume that 3.5 is for FractalMAR-64."""
 TRAINING_GPUS = 32
 SAMPLING_SECONDS = {"mar-h": 1.29}
-"""Seconds per image on one H100 PCIe, with 1,024 images at a time."""
+"""Published seconds to sample an image on one H100 PCIe, with 1,024 images at a time."""
 
 TRAINING_UTILISATION = 0.169
-"""Utilisation of FractalMAR-L's training, the default of all sizes because it is the lower one. It
-counts the products that activation checkpointing repeats; without them (model-FLOPs utilisation) it
-is 0.128."""
+"""Share of the GPUs' peak in FractalMAR-L's training, with the products that activation
+checkpointing repeats; without them (model-FLOPs utilisation) it is 0.128. It is the default of all
+sizes, because FractalMAR-64's is higher."""
 TRAINING_UTILISATION_64 = 0.192
-"""Utilisation of FractalMAR-64's training. It counts the products that activation checkpointing
-repeats; without them it is 0.144."""
+"""Share of the GPUs' peak in FractalMAR-64's training, with the products that activation
+checkpointing repeats; without them it is 0.144."""
 SAMPLING_UTILISATION = 0.111
-"""Utilisation of FractalMAR-H's sampling."""
+"""Share of the GPU's peak in FractalMAR-H's sampling."""
 
 
 def paper_flops(model: ModelConfig) -> tuple[float, ...]:
@@ -65,7 +65,8 @@ def full_sequence_flops(model: ModelConfig) -> float:
 
 
 def _paper_count(part: LevelConfig | PixelConfig, rows: float, length: int, ends: int) -> float:
-    """Operations of blocks, normalisations, and products of `ends` elements with the width."""
+    """Operations of a transformer as the paper counts them: blocks, normalisations, and the linear
+    layers before and after, which multiply `ends` elements of each row by the width."""
     stack = Transformer.of(part)
     norms = NORM_OPERATIONS * rows * length * stack.width * (2 * stack.blocks + 2)
     return block_flops(stack, rows, length) + norms + 2 * rows * ends * stack.width

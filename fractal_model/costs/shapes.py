@@ -1,4 +1,4 @@
-"""Numbers of blocks, positions and rows, for counts of operations and of memory.
+"""Numbers of blocks, positions and rows in a model, from which operations and memory are counted.
 
 Decided here: the number of rows is the expected number per image. A row of a MAR level passes only
 its masked sub-patches to the level below. Their number does not depend on the row, so expectations
@@ -23,7 +23,7 @@ PIXEL_POSITIONS = 3
 
 @dataclass(frozen=True)
 class Transformer:
-    """A stack of equal blocks."""
+    """Shape of a transformer: a stack of equal blocks."""
 
     blocks: int
     width: int
@@ -69,10 +69,10 @@ def guide_network(level: LevelConfig) -> PixelConfig:
 
 
 def expected_masked_share(tokens: int) -> float:
-    """Expected share of masked sub-patches, E⌈T·r⌉ / T with T = `tokens`, in training.
+    """Expected share of masked sub-patches in training, E⌈T·r⌉ / T for T = `tokens` sub-patches.
 
-    r has a normal distribution with mean 1 and standard deviation 0.25, truncated to [0, 1]. The
-    value is exact: E⌈T·r⌉ is the sum of P(r > k/T) over k = 0 … T − 1.
+    The mask ratio r has a normal distribution with mean 1 and standard deviation 0.25, truncated to
+    [0, 1]. The value is exact: E⌈T·r⌉ is the sum of P(r > k/T) over k = 0 … T − 1.
     """
     normal = NormalDist(1.0, MASK_RATIO_SD)
     below = normal.cdf(0.0)
@@ -92,8 +92,8 @@ def training_shares(model: ModelConfig) -> tuple[float, ...]:
 def rows_per_image(
     model: ModelConfig, shares: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
-    """Rows per image of each level and of the pixel network. `shares` of each level's sub-patches,
-    by default all of them, are passed to the level below."""
+    """Rows per image of each level and of the pixel network. Each level passes the share of its
+    sub-patches in `shares` to the level below; by default it passes all."""
     rows = [1.0]
     for level, share in zip(model.levels, shares or (1.0,) * len(model.levels), strict=True):
         rows.append(rows[-1] * level.tokens * share)

@@ -1,4 +1,4 @@
-"""Measure medians of several runs, and the ceiling: the machine's fastest matrix product.
+"""Measure the median time of some runs, and the ceiling: the speed of the fastest matrix product.
 
 Decided here: the ceiling is measured in the same process as the values that are compared with it,
 because clock speeds and other load change from minute to minute.
@@ -15,17 +15,17 @@ import torch
 from fractal_model.model.kernels.linear import linear
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Side of the square matrices, so large that all time is spent in the product."""
+"""Side of the square matrices, by device: large enough that the product takes all the time."""
 _CEILING_RUNS = 7
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of `repeats` runs. The caller warms up."""
+    """Return the median seconds of `repeats` runs of `work`, which the caller has warmed up."""
     return statistics.median(_seconds(work, device) for _ in range(repeats))
 
 
 def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of the fastest of some products of square matrices, with torch's product and ours."""
+    """Return the GFLOP/s of the fastest product of two matrices, by torch or by our `linear`."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     best = math.inf

@@ -42,7 +42,7 @@ class Kept:
     blocks: int
     """Number of blocks."""
     rest: float
-    """Bytes kept for all that is outside the blocks."""
+    """Bytes kept for everything outside the blocks."""
 
 
 class Activations(StrictModel):
@@ -89,8 +89,8 @@ def training_memory(
     averaged: bool,
     activation_checkpointing: bool,
 ) -> TrainingMemory:
-    """Memory of a training step of `images` images on each GPU, in bytes. `weights` of the
-    `parameters` are in matrices of linear layers."""
+    """Memory of a training step of `images` images on each GPU, in bytes. `parameters` is the
+    number of all parameters, `weights` the number in matrices of linear layers."""
     pixels = rows_per_image(model, training_shares(model))[-1] * images
     return TrainingMemory(
         parameters=FLOAT32 * parameters,
@@ -117,8 +117,8 @@ def activations(
     activation_checkpointing: bool,
     shares: tuple[float, ...] | None = None,
 ) -> Activations:
-    """Activations of `images` images. `shares` of each level's sub-patches are passed to the level
-    below; by default the expected shares of the masks that training draws."""
+    """Activations of `images` images. `shares` are the shares of sub-patches passed to the level
+    below; by default those that the masks of training are expected to give."""
     # Bytes per element of the tensors that autocast stores as bfloat16.
     itemsize = BFLOAT16 if precision == "bfloat16" else FLOAT32
     rows = [images * r for r in rows_per_image(model, shares or training_shares(model))]
@@ -137,7 +137,7 @@ def activations(
 
 
 def _conditions_below(model: ModelConfig, level: int) -> int:
-    """Number of conditions that a level gives to each row below. Level 0 always gives all."""
+    """Number of conditions that a level gives to each row below. A MAR level 0 gives all five."""
     if model.levels[level].generator == "ar":
         return 1
     return MAX_CONDITIONS if level == 0 else model.conditions_read(level)
@@ -146,8 +146,8 @@ def _conditions_below(model: ModelConfig, level: int) -> int:
 def _level(
     level: LevelConfig, rows: float, below: float, above: int, passed_down: int, itemsize: int
 ) -> list[Kept]:
-    """Kept bytes of a level's transformer, and of its guide network if it has one. Each of the
-    `rows` gets `above` conditions, and each of the `below` rows gets `passed_down`."""
+    """Kept bytes of a level's transformer, and of its guide network if it has one. Each of its
+    `rows` gets `above` conditions, each of the `below` rows of the next level `passed_down`."""
     parts, ar = [], level.generator == "ar"
     elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
     if ar:
@@ -163,7 +163,7 @@ def _level(
 
 
 def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -> Kept:
-    """Kept bytes of the pixel network, with the last norm's output and the log-probabilities."""
+    """Kept bytes of a pixel network, the last norm's output and the log-probabilities included."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
     rest = rows * (_condition(pixel, above, itemsize) + output + values) + _logits(rows)
@@ -171,7 +171,7 @@ def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -
 
 
 def _transformer(stack: Transformer, rows: float, length: int, rest: float, itemsize: int) -> Kept:
-    """Kept bytes of the blocks, and of the norms before and after them with float32 inputs."""
+    """Kept bytes of a transformer: its blocks, the norms before and after them, and `rest`."""
     count = rows * length
     stream = FLOAT32 * stack.width
     norms = 2 * (stream + 2 * FLOAT32)
@@ -199,7 +199,8 @@ def _block(stack: Transformer, itemsize: int) -> float:
 
 
 def _condition(part: LevelConfig | PixelConfig, above: int, itemsize: int) -> float:
-    """Kept bytes per row of the one condition read: in float32 a view, which keeps all of them."""
+    """Kept bytes per row of the one condition that the part reads. In float32 it is a view, which
+    keeps all conditions from `above`."""
     return (above if itemsize == FLOAT32 else 1) * part.condition_width * itemsize
 
 

@@ -49,8 +49,7 @@ def plan_rungs(
 
 
 def image_count(rungs: Sequence[Rung], classes: int) -> int:
-    """Return the number of images that all rungs together sample. An image that a setting has from
-    an earlier rung is not sampled again."""
+    """Return the number of images that all rungs together sample, each image counted once."""
     earlier = (0, *(rung.per_class for rung in rungs))
     new = [rung.per_class - count for rung, count in zip(rungs, earlier, strict=False)]
     return classes * sum(rung.settings * count for rung, count in zip(rungs, new, strict=True))

@@ -1,5 +1,4 @@
-"""Likelihood of held-out images under a model: in total, and by its terms, such as the bits of all
-red values (see `term_names`).
+"""Likelihood of held-out images under a model: in total, and by its terms (see `term_names`).
 
 The caller passes a `MapParts`, which decides whether this process or Ray workers compute.
 """
@@ -36,8 +35,7 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_th
 from fractal_model.parallel.stored_parts import StoredParts
 
 IMAGES_BY_LEVEL = 256
-"""Number of images from which the terms of the likelihood are estimated. The likelihood itself is
-measured on all images."""
+"""Number of images from which the likelihood's terms are estimated. Its total needs all images."""
 _AT_ONCE_BY_LEVEL = 8
 
 
@@ -178,9 +176,8 @@ def _start(
     conditional: bool,
     device: torch.device,
 ) -> Work:
-    """Return a function that computes the bits of a part of `images`, a list of indices into the
-    split. The part is a range of positions in the list. `compute` is `pass_bits` or
-    `pass_bits_by_term`."""
+    """Return a function that computes the bits of a part: a range of positions in `images`, a list
+    of indices into the split. `compute` is `pass_bits` or `pass_bits_by_term`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:

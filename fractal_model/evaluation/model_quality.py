@@ -1,7 +1,7 @@
 """Quality of a model's weights during training: held-out likelihood and a grid of samples.
 
-Decided here: images, masks, classes and seeds are fixed, so that two measurements in a run differ
-only because the weights differ.
+Decided here: images, masks, classes and seeds are fixed, so that measurements differ only because
+the weights differ.
 """
 
 from dataclasses import dataclass

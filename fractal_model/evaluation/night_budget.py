@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNKNOWN_SHARE = 0.5
-"""Share of the night's budget that must be left to start an evaluation without a forecast, because
-such an evaluation may take hours. If too little is left, the evaluation waits. In the next night it
-comes first and has the whole budget."""
+"""Share of the night's budget that must be left to start an evaluation without a forecast, which
+may take hours. Otherwise the evaluation waits and comes first in the next night."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class EarlierEvaluation:
 def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> float | None:
     """Return the expected seconds of an evaluation with `samples` samples; None if there are no
     `earlier` evaluations of the size. The forecast is the longest time of the earlier evaluations
-    with the same number of samples. If there are none, it is the longest of all earlier times,
-    scaled up to `samples`."""
+    with as many samples; without one, the longest of all earlier times, scaled up to `samples`."""
     same_count = [run.seconds for run in earlier if run.samples == samples]
     if same_count:
         return max(same_count)

@@ -39,8 +39,7 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn from the model. It is never None here; only the protocol of an
-        evaluation of image files may have None."""
+        """How the samples are drawn from the model. Only a protocol for image files may lack it."""
         source = self.record.protocol.images
         assert source is not None
         return source

@@ -23,13 +23,12 @@ class Decision:
 def decide(
     candidate: Mapping[str, float], champion: Mapping[str, float] | None, rules: PromotionConfig
 ) -> Decision:
-    """Decide to promote a candidate if its FID is lower than the champion's and its bits per
-    dimension are not higher.
+    """Promote a candidate with a lower FID and no more bits per dimension than the champion.
 
     `rules` give both limits in standard errors. Without a champion, the candidate only needs to
     have both metrics. The metrics of candidate and champion must be of one protocol. A metric that
-    is missing or not finite prevents promotion; a preview lacks `fid`, because its FID has another
-    name. A missing standard error counts as 0.
+    is missing or not finite prevents promotion, and a preview has no metric named `fid`. A missing
+    standard error counts as 0.
     """
     missing = [key for key in (NLL, FID) if not _is_finite(candidate, key)]
     if missing:

@@ -32,8 +32,7 @@ LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
 
 
 class ImageSource(StrictModel):
-    """How images were sampled from a model. For images from files this is known only if their
-    folder says so."""
+    """How images were sampled from a model. Images from files mostly come without this."""
 
     guidance_schedule: Literal["linear"] = "linear"
     """How guidance grows while an image is sampled."""
@@ -63,8 +62,7 @@ class Protocol(StrictModel):
     """Everything that decides the metrics of an evaluation, except the model."""
 
     version: Annotated[int, Field(ge=1)] = PROTOCOL_VERSION
-    """Version of the computation of metrics. Raise it when the computation changes and no other
-    field shows the change."""
+    """Version of the metrics' computation. Raise it for a change that no other field shows."""
     dataset: str
     dataset_checksum: Sha256
     resolution: PositiveInt
@@ -121,8 +119,7 @@ class Record(StrictModel):
     checksum: Sha256
     """Fingerprint of the protocol."""
     model: str
-    """Name of a registered model, such as `models:/fractal-digits/3`, or else of the folder or file
-    that was evaluated."""
+    """What was evaluated: `models:/fractal-digits/3`, or the name of a folder or file."""
     version: str | None = None
     """Version of the model in the registry; None for a model outside it."""
     model_checksum: Sha256 | None = None
@@ -210,8 +207,8 @@ def make_protocol(
 
 
 def read_record(file: Path) -> Record:
-    """Read a record from a `protocol.json`. FractalError: the file is missing, or another version
-    of this package wrote it."""
+    """Read a record from `protocol.json`. FractalError: the file is missing, or another version of
+    this package wrote it."""
     try:
         return Record.model_validate_json(file.read_text())
     except FileNotFoundError as error:

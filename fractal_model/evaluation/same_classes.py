@@ -10,8 +10,7 @@ from fractal_model.data.manifest import Manifest
 
 
 def class_mismatch(model: ModelConfig, data: Manifest) -> str:
-    """Return the reason on one line why metrics that use classes cannot be measured for `model` on
-    `data`; "" if they can."""
+    """Return on one line how the classes of `model` and `data` differ; "" if they are the same."""
     has_same_number = len(data.class_names) == model.num_classes
     if has_same_number and model.class_names in ((), data.class_names):
         return ""

@@ -86,8 +86,8 @@ def _speed(samples: SamplesWithFeatures) -> MetricResults:
 def class_agreement(
     samples: SampleSet, train: PreparedSplit, model: ModelConfig | None
 ) -> MetricResults:
-    """Return the share of samples whose class is that of the nearest training images. The metric
-    is absent if `model` has other classes than the data set, or if the images are too large to be
+    """Return the share of samples with the class of the nearest training images. The metric is
+    absent if `model` has other classes than the data set, or if the images are too large to be
     compared by their pixels."""
     if model is not None and (reason := class_mismatch(model, train.manifest)):
         return MetricResults({}, {CLASS_AGREEMENT: reason})

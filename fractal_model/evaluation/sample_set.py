@@ -48,8 +48,7 @@ class SampleSet(Protocol):
     """Side of an image in pixels."""
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        """Read the images with the n given numbers (0 … N − 1). Return uint8 (n, 3, S, S).
-        FractalError: a file is damaged."""
+        """Read the n images with these numbers, uint8 (n, 3, S, S). FractalError: damaged file."""
 
 
 def open_sample_set(place: Path) -> SampleSet:
@@ -170,8 +169,7 @@ class _Folder:
 
 
 class _Array:
-    """A `SampleSet` in an npz of ADM's form. The file is read as a stream, and only once if the
-    images are read in order."""
+    """A `SampleSet` in an npz of ADM's form, a stream that is best read in order."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -63,8 +63,7 @@ class FeatureNetworks:
 
 
 def _require_weights(network: str, checksum: str, expected: str | None) -> None:
-    """Raise FractalError unless the weights of this machine are the protocol's. A worker on another
-    machine may find other weights there."""
+    """Raise FractalError if a worker's machine has other weights than those of the protocol."""
     if checksum != expected:
         raise FractalError(
             f"the {network} weights of this machine have the checksum {checksum[:16]}, the "
@@ -83,8 +82,7 @@ class SamplesWithFeatures:
     dinov2: Tensor | None
     """DINOv2 features, (N, D) float32; None without DINOv2 weights."""
     seconds_per_image: float | None
-    """Mean seconds in which one worker samples an image, without the extraction of features; None
-    for images from files."""
+    """Mean seconds in which a worker samples one image, without features; None for image files."""
 
 
 @dataclass(eq=False)

@@ -1,5 +1,4 @@
-"""Previews of the sampling settings in a sweep. Each preview of a setting has more images than the
-preview before it.
+"""Previews of a sweep's sampling settings. A setting has more images in each further preview.
 
 Decided here: a preview uses the images of the earlier previews and adds a balanced set of new ones.
 The seeds of the new set follow the last seed of the set before, so that no image is sampled twice.

@@ -1,5 +1,4 @@
-"""ADM's published reference files: the mean and covariance of a data set's Inception features, and
-in some files images of the data set.
+"""ADM's published reference files: mean and covariance of a data set's features, and some images.
 
 Source: the `evaluations` folder of ADM's repository (Dhariwal and Nichol, 2021). Files such as
 `adm_in64_stats.npz` have `mu` and `sigma`; files such as `VIRTUAL_imagenet64_labeled.npz` also have

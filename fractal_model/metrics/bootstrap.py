@@ -72,9 +72,8 @@ def build_resampled_distance(
 
 def _gram_product(features: Tensor, covariance: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a function that computes the Gram matrix of A Xᵀ for a resample: (N, N) or (D, D),
-    whichever is smaller. The argument of the function is a vector (N,) that says how often each
-    image is in the resample. A is the root of the real covariance, X (N, D) the centred features
-    of the resample."""
+    whichever is smaller. The function's argument (N,) says how often each image is in the resample.
+    A is the root of the real covariance, X (N, D) the centred features of the resample."""
     count = len(features)
     if count < features.shape[1]:
         gram = features @ covariance @ features.T

@@ -43,8 +43,7 @@ class DINOv2Extractor:
     """Extractor of DINOv2 features, made by `load_dinov2`."""
 
     FEATURES_VERSION = 1
-    """Version of the extraction. Raise it when the same images and weights give other features;
-    references are then made again."""
+    """Raise this version if the same images give other features: references are then remade."""
 
     def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
         self._network = network

@@ -17,8 +17,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 PRECISION_RECALL_BATCH = 1000
-"""Number of images whose distances to all other images are computed at a time. Their distances to
-50,000 images take 0.4 GB."""
+"""Images whose distances are computed at a time. Their distances to 50,000 images take 0.4 GB."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,7 @@ class KernelDistance:
     """The kernel inception distance (KID) and how it was computed."""
 
     mean: float
-    """Mean over the subsets of the unbiased squared maximum mean discrepancy. It may be slightly
-    below 0."""
+    """Mean over the subsets of the unbiased squared MMD (maximum mean discrepancy). May be < 0."""
     standard_error: float | None
     """Standard error of the mean. It is None if a subset has all images of the smaller set, or if
     there is only one subset, because it cannot be estimated then."""
@@ -60,8 +58,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def kernel_distance(
     generated: Tensor, real: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
-    """Return the kernel inception distance (KID) between generated and real images, from features
-    (N, D) of each, with a cubic kernel.
+    """Return the kernel inception distance (KID) between two sets of features, with a cubic kernel.
 
     Subsets are drawn without replacement and are at most as large as the smaller set. If this set
     has n images, a subset m images, and the KIDs of the subsets the standard deviation σ, then the
@@ -103,8 +100,7 @@ def kernel_distance(
 def precision_recall(
     generated: Tensor, real: Tensor, *, neighbours: int = 3
 ) -> tuple[float, float]:
-    """Return precision and recall of generated images, each in [0, 1], from features (N, D) of
-    generated and of real images.
+    """Return precision and recall of generated images, each in [0, 1], from features (N, D).
 
     Precision is the share of generated images inside the manifold of the real images. Recall is the
     share of real images inside the manifold of the generated images. The manifold of a set is the

@@ -41,8 +41,7 @@ class InceptionExtractor:
     """Extractor of Inception's pool_3 features, made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
-    """Version of the extraction. Raise it when the same images and weights give other features;
-    references are then made again."""
+    """Raise this version if the same images give other features: references are then remade."""
     _network: FeatureExtractorInceptionV3
     _: KW_ONLY
     weights_source: str
@@ -172,8 +171,7 @@ def _load_packaged() -> InceptionExtractor:
 
 
 def _packaged_file() -> Path:
-    """Find the weights file of the pip package through the package's metadata, because an import of
-    the package needs OpenCV."""
+    """Find the pip package's weights file by its metadata, because an import would need OpenCV."""
     with suppress(metadata.PackageNotFoundError):
         for entry in metadata.files(PACKAGE) or []:
             path = Path(str(entry.locate()))

@@ -290,8 +290,7 @@ def load_reference(file: Path) -> Reference:
 
 
 def _require_statistics(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError unless the arrays hold a mean (D,), a covariance (D, D) and features (N, D),
-    all real and finite."""
+    """Raise ValueError unless mean (D,), covariance (D, D), features (N, D) hold finite numbers."""
     for name in _NUMBERS:
         if arrays[name].dtype.kind != "f":
             raise ValueError(f"{name} holds {arrays[name].dtype}, not real numbers")

@@ -16,8 +16,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from fractal_model.common.errors import FractalError
 
 STATISTICS_VERSION = 1
-"""Version of the computation of statistics. Raise it when the same features give other statistics;
-references are then made again."""
+"""Raise this version if the same features give other statistics: references are then remade."""
 
 
 @dataclass(frozen=True, eq=False)

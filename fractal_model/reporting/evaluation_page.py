@@ -41,7 +41,7 @@ Numbers = TypeVar("Numbers", bound=Sized)
 
 @dataclass(frozen=True)
 class Headline:
-    """The texts of a metric, for example 35.46 and 0.52 for 35.46 ± 0.52."""
+    """A metric as texts: for 35.46 ± 0.52 the value is 35.46 and the error 0.52."""
 
     name: str
     value: str
@@ -55,7 +55,7 @@ class CaptionedPicture:
 
     caption: str
     picture: str
-    """A data: URL of a PNG."""
+    """The picture as PNG in a `data:` URL."""
     alt: str
 
 
@@ -78,12 +78,13 @@ def write_report(
 ) -> None:
     """Write the page of an evaluation.
 
-    record: the nested record of the evaluation. values, absent: the metrics, and the reasons why
-    others have no value. samples: N samples of the classes in class_names, with features (N, D).
-    class_mismatch: why these classes are not those of the real images, or ""; if they are not, the
-    page has no figures by class. real: see `reference_images`. held_out_features (K, D) and
-    held_out_bits (K,): features and likelihoods of validation images. If a value is None, the page
-    leaves out its section. FractalError: features are not finite.
+    record: the nested record of the evaluation. values: metrics by name; absent: the reasons why
+    other metrics have no value. samples: N samples of the classes in class_names; features (N, D):
+    theirs. class_mismatch: why the classes differ from those of the real images, or "" if they do
+    not; if they differ, the page has no figures by class. real: see `reference_images`.
+    held_out_features (K, D), held_out_bits (K,): features and bits per dimension of validation
+    images. level_bits: bits per dimension of each likelihood term. curves: training curves by name.
+    If an argument is None, the page leaves out its section. FractalError: features are not finite.
     """
     names = distinct_names([safe_text(name, LONGEST_NAME) for name in class_names])
     loader = PackageLoader("fractal_model.reporting", "templates")
@@ -182,14 +183,14 @@ def _neighbour_pictures(
 
 
 def choose_classes(labels: Tensor) -> list[int]:
-    """Return at most SHOWN_CLASSES of the classes of (N,) labels, evenly spread."""
+    """Return at most SHOWN_CLASSES of the classes that occur in `labels` (N,), evenly spread."""
     present = labels.unique().tolist()
     places = torch.linspace(0, len(present) - 1, min(SHOWN_CLASSES, len(present))).round()
     return [present[int(place)] for place in places]
 
 
 def class_overview(samples: SampleSet) -> Tensor:
-    """Draw a picture of a balanced set of samples: a row for each class of `choose_classes`."""
+    """Draw a picture of a balanced set of samples: one row for each class that is shown."""
     classes = choose_classes(samples.labels)
     numbers = [number for label in classes for number in _first(samples, label)]
     images, labels = samples.images(numbers), samples.labels[numbers]
@@ -216,5 +217,5 @@ def _png(row: Tensor) -> str:
 
 
 def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
-    """Draw an SVG; None if there is nothing to draw."""
+    """Draw a figure and return it as an SVG element; None if there are no `numbers`."""
     return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))

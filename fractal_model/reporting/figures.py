@@ -21,7 +21,7 @@ from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
 
 INK = "#1b1c1e"
-"""Colour of lines and texts only, because an SVG replaces it by the page's colour."""
+"""Colour of lines and texts. Nothing else has it, because an SVG replaces it by the page's."""
 BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "text.color": INK,
@@ -44,10 +44,11 @@ STYLE: dict[Any, Any] = {
 WIDTH, HEIGHT = 5.4, 3.2
 MOST_BARS, LONGEST_LABEL = 30, 30
 Points = Sequence[tuple[float, float]]
+"""Points of a line as pairs of x and y, such as epoch and loss."""
 
 
 def training_curves(curves: Mapping[str, Points]) -> Figure:
-    """Draw a panel for each curve: a name, such as `loss`, with pairs of epoch and value."""
+    """Draw a panel for each curve. `curves` maps a name, such as `loss`, to epochs and values."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -89,7 +90,7 @@ def guidance_sweep(
 
 
 def bars(values: Mapping[str, float], label: str) -> Figure:
-    """Draw a bar for each name, in the order of `values`; for more than MOST_BARS, a histogram."""
+    """Draw a bar for each of `values`, or a histogram if there are more than MOST_BARS values."""
     with matplotlib.rc_context(STYLE):
         if len(values) > MOST_BARS:
             figure, axes = _axes(label, "classes")
@@ -108,7 +109,7 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
 
 
 def distance_histograms(distances: Mapping[str, Tensor], label: str) -> Figure:
-    """Draw the distributions of (N,) distances by name, one over the other, each with sum one."""
+    """Draw a histogram, with bars that add up to 1, of each name's distances (N,), in one panel."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(label, "share of images")
         all_distances = np.concatenate([d.numpy() for d in distances.values()])
@@ -121,7 +122,7 @@ def distance_histograms(distances: Mapping[str, Tensor], label: str) -> Figure:
 
 
 def svg(figure: Figure) -> str:
-    """Return an <svg> element for a page, with the page's text colour and no background."""
+    """Return a figure as an <svg> element with the page's text colour and no background."""
     file = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context(STYLE):
@@ -146,8 +147,8 @@ CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.9, 0.7, 2.2
 def guidance_heat_map(
     values: Mapping[Cell, float], *, metric: str, best: Cell, published: PublishedResult | None
 ) -> Figure:
-    """Draw a cell with its value for each guidance and logit scale, and frame the best one. A star
-    marks the published optimum, at the edge if it lies outside."""
+    """Draw a cell with its value for each guidance and logit scale, and a frame around the cell
+    `best`. A star marks the published optimum; if it lies outside the cells, it is at the edge."""
     columns = sorted({guidance for guidance, _ in values})
     rows = sorted({scale for _, scale in values})
     table = np.array([[values.get((w, s), np.nan) for w in columns] for s in rows])

@@ -1,9 +1,9 @@
 """Find the real images that are nearest to samples in feature space: does the model copy them?
 
 The samples of a model that copies are much nearer to the training images than new images are.
-Decided here: only the training images whose features the reference keeps are searched. If they are
-a share of the training images, a model that only copies shows about that share of its samples as
-copies. Distances are Euclidean, exact and in float64.
+Decided here: only the training images whose features the reference keeps are searched. If these are
+a tenth of all training images, only about a tenth of the copies are found. Distances are Euclidean,
+exact and in float64.
 
 Shapes: N samples, M real images, D features each (2048: Inception pool_3), k neighbours.
 """
@@ -20,9 +20,9 @@ from fractal_model.metrics.reference import OWN_IMAGES, Reference, choose_images
 from fractal_model.metrics.statistics import require_features
 
 CHUNK = 1000
-"""Number of samples at a time. Their distances to 10,000 images take 80 MB."""
+"""Samples whose distances are computed at a time. Distances to 10,000 images then take 80 MB."""
 NEAR_COPY_QUANTILE = 0.01
-"""Quantile of the baseline's distances below which a sample is unusually near."""
+"""A sample is unusually near if it is below this quantile of the baseline's distances."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class RealImages:
     """M training images with their features. Their pictures are read on demand."""
 
     features: Tensor
-    """(M, D)"""
+    """Features of the M images, (M, D)."""
     labels: Tensor
-    """(M,) int64 classes."""
+    """Class of each of the M images, (M,) int64."""
     pictures: Callable[[Sequence[int]], Tensor]
     """Function from n indices among the M images to pictures (n, 3, S, S) uint8."""
     training_images: int
@@ -40,20 +40,20 @@ class RealImages:
 
     @property
     def searched_share(self) -> float:
-        """Share of the training images that is searched."""
+        """Share of the training images that is searched for neighbours."""
         return len(self.features) / self.training_images
 
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Distances to the nearest training image."""
+    """Distances of samples, and of real images as a baseline, to the nearest training image."""
 
     samples: Tensor
-    """(N,) distances of the samples."""
+    """Distance of each of N samples to the nearest training image, (N,)."""
     baseline: Tensor
-    """(K,) distances of real images that are no copies."""
+    """Distance of each of K real images that are no copies to the nearest training image, (K,)."""
     baseline_name: str
-    """Text that names the images of the baseline."""
+    """Name of the real images in the baseline, for captions."""
 
     @property
     def unusually_near(self) -> float:
@@ -64,7 +64,8 @@ class Memorisation:
 
 
 def reference_images(split: PreparedSplit, reference: Reference) -> RealImages | None:
-    """Return the training images of the reference's features; None for published statistics."""
+    """Return the training images whose features the reference has; None if the reference is made
+    from published statistics."""
     if reference.source != OWN_IMAGES:
         return None
     indices = choose_images(split, len(reference.features))
@@ -101,8 +102,9 @@ def find_nearest(
 def measure_memorisation(
     nearest_of_samples: Tensor, real: RealImages, held_out: Tensor | None = None
 ) -> Memorisation:
-    """Compare the (N,) distances of samples with those of a baseline: validation images with the
-    features `held_out` (K, D), or without them each searched training image and the others."""
+    """Compare the distances (N,) of samples to their nearest training image with a baseline: the
+    distances of validation images with the features `held_out` (K, D). With None, the baseline is
+    the distance of each searched training image to the nearest other one."""
     if held_out is None:
         name = "training images, to the nearest other one"
         baseline, _ = find_nearest(real.features, real.features, themselves=True)
@@ -113,10 +115,10 @@ def measure_memorisation(
 
 
 def is_inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
-    """Return (N,) bool: True if a sample lies in the manifold of the real images. Around each real
-    image there is a ball that reaches to its k-th nearest real neighbour, with k = `neighbours`;
-    the manifold is all balls together. The share of True is the precision (Kynkäänniemi et al.
-    2019)."""
+    """Return for each sample if it lies in the manifold of the real images, (N,) bool. Around each
+    real image there is a ball that reaches to the k-th nearest other real image, with k =
+    `neighbours`. The manifold is all balls together. The share of True is the precision of
+    Kynkäänniemi et al. 2019."""
     samples = require_features(samples, "features of the samples")
     real = require_features(real, "features of the real images", at_least=neighbours + 1)
     radii = find_nearest(real, real, k=neighbours, themselves=True)[0][:, -1]
@@ -125,7 +127,7 @@ def is_inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) ->
 
 
 def share_by_class(hits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Return the share of hits (N,) bool of each class with images, by the class's name."""
+    """Return, by class name, the share of each class's images for which `hits` (N,) is True."""
     counts = torch.bincount(labels, minlength=len(names)).double()
     sums = torch.bincount(labels, weights=hits.double(), minlength=len(names))
     shares = sums / counts

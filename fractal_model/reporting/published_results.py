@@ -73,6 +73,7 @@ PUBLISHED: tuple[PublishedResult, ...] = (
 
 
 def published_optimum(size: str) -> PublishedResult | None:
-    """Return the result with the guidance that the paper found best for a size, or None."""
+    """Return the published result of a size, at the guidance that the paper found best. It is None
+    for a size that is not in the paper or has no FID there."""
     results = (row for row in PUBLISHED if row.size == size and FID in row.values)
     return next(results, None)

@@ -59,7 +59,7 @@ def split_by_dataset(frame: pd.DataFrame) -> list[DatasetTable]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Return a heading, a table and footnotes for each data set."""
+    """Return Markdown with a heading, a table and footnotes for each data set."""
     texts = []
     number = 0
     for section in split_by_dataset(frame):
@@ -77,7 +77,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """Return a tabular with booktabs' rules for each data set, with the notes below it as text."""
+    """Return LaTeX with a booktabs table for each data set, and its notes as text below it."""
     texts = []
     for section in split_by_dataset(frame):
         cells = section.cells.map(_escape_latex).rename(columns=_escape_latex)
@@ -96,12 +96,12 @@ def latex(frame: pd.DataFrame) -> str:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """Return all columns, with all digits."""
+    """Return the frame as CSV, with all columns and all digits."""
     return frame.to_csv(index=False)
 
 
 def json(frame: pd.DataFrame) -> str:
-    """Return a list of rows. A metric that was not measured is null."""
+    """Return the frame as a JSON list of rows. A metric that was not measured is null."""
     return frame.to_json(orient="records", indent=2, force_ascii=False, double_precision=15) + "\n"
 
 
@@ -131,7 +131,8 @@ def _format_setting(value: str | float) -> str:
 
 
 def _format_metric(value: float, error: float) -> str:
-    """Return the value with four digits, or with as many as give the error two digits."""
+    """Return `value ± error` as text, rounded so that the error has two digits. Without an error
+    the value has four digits; a missing value gives ""."""
     if pd.isna(value):
         return ""
     if not (math.isfinite(error) and error > 0):

@@ -38,7 +38,7 @@ KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
 OWN_SETTINGS = {"sampling", "seed"}
 """Fields of `Protocol.images` that may differ between comparable rows."""
 FIRST = (NLL, CONDITIONAL_NLL, FID, INCEPTION_SCORE, PRECISION, RECALL, KID)
-"""Metrics of the first columns. The others follow by name."""
+"""Metrics in the first columns. The other metrics follow, sorted by name."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Row:
 
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return a frame of the published rows and of `rows`, which begin with the newest.
+    """Return a frame with the published models and the evaluated models `rows`, newest row first.
 
     Columns: identity, settings, metrics (NaN: not measured), comparable, reason, run. The rows are
     sorted by data set; published rows come first, comparable ones before the others.
@@ -111,7 +111,7 @@ def incomparable_reason(protocol: Protocol | None, dataset: str, standard: Proto
 
 
 def _deciding_settings(protocol: Protocol) -> dict[str, object]:
-    """Return the settings that comparable rows share."""
+    """Return the settings of a protocol that must be equal in all comparable rows."""
     images = {} if protocol.images is None else protocol.images.model_dump(exclude=OWN_SETTINGS)
     return protocol.model_dump(exclude={"images", "dinov2_checksum"}) | images
 
@@ -147,7 +147,8 @@ def _published_row(row: PublishedResult) -> dict[str, object]:
 
 
 def _evaluated_row(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, object]:
-    """`dinov2` is the checksum of the DINOv2 weights of comparable distances."""
+    """Return a row of the results table. `dinov2` is the checksum of the DINOv2 weights that a row
+    must have used; otherwise its FD-DINOv2 is left out."""
     protocol = row.protocol
     reason = incomparable_reason(protocol, row.dataset, standard)
     source = protocol and protocol.images

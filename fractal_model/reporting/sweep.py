@@ -24,7 +24,7 @@ def sweep_figures(
     """Return by file name a heat map and curves of FID against guidance and logit scale.
 
     They show the `first` rows of the table, which are all settings of the sweep's first round, with
-    equal numbers of images. Of several numbers of iterations, only the best one is shown.
+    equal numbers of images. Settings with other iterations than the best setting are left out.
     """
     rows = table.iloc[:first]
     rows = rows[rows["iterations"].map(tuple) == best.iterations]
