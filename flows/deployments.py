@@ -127,7 +127,7 @@ def training_resources(recipe: TrainingConfig) -> str:
 
 
 def evaluation_resources(size: Size) -> str:
-    """Place where an evaluation or a sweep samples, for example: this machine."""
+    """Text for where an evaluation or a sweep samples: this machine, or workers of the cluster."""
     workers, unit = size.evaluation.workers, "GPU" if size.training.uses_gpu else "CPU"
     if workers == 1:
         return "this machine"

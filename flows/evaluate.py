@@ -89,8 +89,8 @@ def get_or_run_evaluation(
     preview: bool = False,
     wait: bool = True,
 ) -> str:
-    """Return the id of the run that evaluated a version under the protocol of its size; evaluate it
-    if there is none. LockHeldError: another process is evaluating it, and `wait` is False."""
+    """Return the id of the run that evaluated a version under the size's protocol; without such a
+    run, evaluate now. LockHeldError: another process evaluates the version, and `wait` is False."""
     protocol = protocol_of(params, size.name, preview).fingerprint
     run_id = registry.find_evaluation(size.name, version.version, protocol)
     if run_id is not None:

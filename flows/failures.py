@@ -40,8 +40,8 @@ def _redirect_to_prefect_log() -> AbstractContextManager[None]:
 
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a flow's run end as failed, with `failure_reason` as its message, if `function` raises.
-    The flow's caller gets the exception itself, as Prefect raises the data of a failed state."""
+    """Decorate a flow's `function`: if it raises, the flow run ends as failed, and its message is
+    `failure_reason`. A caller of the flow gets the exception, which Prefect raises again."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

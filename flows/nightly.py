@@ -40,7 +40,7 @@ Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the night's table."""
+    """One row of the night's table: what happened to the candidate of a size."""
 
     size: str
     version: str
@@ -63,7 +63,7 @@ class Due:
     preview: Protocol | None
     """Protocol of the preview; None if the version has a preview or a full evaluation already."""
     waits_since: str | None
-    """Time (UTC) when a night first had no time left for the size; None if it does not wait."""
+    """Time (UTC) when a night first had no time left for the size; None if it never waited."""
 
 
 @flow(name="nightly-evaluation", flow_run_name=name_run("nightly"))
@@ -94,7 +94,7 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
 
 
 class Night:
-    """One night's evaluations of all sizes, within its budget."""
+    """The evaluations of all sizes in one night, within the budget of hours."""
 
     def __init__(self, params: Params, params_file: Path) -> None:
         self._params = params
@@ -162,8 +162,8 @@ class Night:
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
-        """Expected seconds of an evaluation; None without earlier ones. A full evaluation includes
-        that of a champion without numbers under this protocol."""
+        """Expected seconds of an evaluation; None if the size was never evaluated. The time of a
+        full evaluation includes a champion that has no numbers under this protocol."""
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {version for version in (due.version, champion) if version is not None}

@@ -114,8 +114,8 @@ class _Sweep:
         return runs.sweep_run(self._size, self._version.version, self._fingerprint, outputs)
 
     def _search(self, parent: str) -> SamplingConfig:
-        """Try the settings rung by rung and return the best one. `parent` is the sweep's MLflow
-        run, which gets a table and figures."""
+        """Try the settings in rounds of successive halving; log a table and figures to the sweep's
+        MLflow run, which is active and has the id `parent`; return the best setting."""
         settings: Sequence[SamplingConfig] = self._settings
         counts: list[int] = []
         table: list[dict[str, object]] = []
@@ -143,7 +143,7 @@ class _Sweep:
         self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
     ) -> float:
         """Return the FID of a setting with `counts[-1]` images per class; NaN if it has no value.
-        `name` is the metric in the setting's MLflow run; if it is there, nothing is measured."""
+        If the setting's MLflow run has the metric `name` already, nothing is measured."""
         outputs = self._params.paths.outputs
         with runs.setting_run(self._size, setting, parent, outputs) as metrics:
             if name in metrics:
@@ -157,7 +157,7 @@ class _Sweep:
         return results.values.get(name, math.nan)
 
     def _evaluate(self, best: SamplingConfig) -> str:
-        """Evaluate the best setting by the full protocol; return the run's id."""
+        """Evaluate the best setting by the full protocol; return the id of the evaluation's run."""
         sampling = {**self._params.sampling, self._size.name: best}
         params = self._params.model_copy(update={"sampling": sampling})
         size = self._size.model_copy(update={"sampling": best})

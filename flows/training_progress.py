@@ -23,7 +23,7 @@ from fractal_model.training.job import Report, TrainingJob
 
 ARTIFACT_SECONDS, LOG_SECONDS = 5.0, 30.0
 AWAY_SECONDS = 60.0
-"""Pause when Prefect's server does not answer, because each attempt can take minutes."""
+"""Seconds until the next attempt if Prefect's server is silent; an attempt can take minutes."""
 
 
 class TrainingProgress:

@@ -100,8 +100,8 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """If the block ends by a user's mistake, print one line, with the option that solves it, and
-    exit with 1. After Ctrl-C exit with 130. An exception that is a bug passes unchanged."""
+    """If a user's mistake ends the block, print one line with the option that solves it, and exit
+    with 1. After Ctrl-C exit with 130. An exception that is a bug passes unchanged."""
     try:
         yield
     except KeyboardInterrupt:

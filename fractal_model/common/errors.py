@@ -11,8 +11,8 @@ from fractal_model.common.safe_text import safe_text, without_colours
 
 class FractalError(ValueError):
     """A mistake of the user, or a condition of the machine that the user can change. The message is
-    made safe to show. `setting` names the setting that solves the problem; the command line shows
-    it."""
+    made safe to show. `setting` is the name of the setting to change, which a command prints as
+    option."""
 
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(safe_text(" ".join(message.split())))

@@ -28,6 +28,6 @@ NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]
 
 
 class StrictModel(BaseModel):
-    """Frozen settings. An unknown key is an error, so that no misspelt option is ignored."""
+    """Base class of frozen settings. An unknown key is an error, so no misspelt one is ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -107,7 +107,7 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace `<<` by the keys that it brings in."""
+        """Replace the merge key `<<` by the keys of the merged mappings."""
         for part in _merged_mappings(node):
             self.flatten_mapping(part)
             self._merged += len(part.value)

@@ -18,7 +18,7 @@ _LONGEST = 100
 
 def read_json(file: Path, model: type[Settings], content: str) -> Settings:
     """Read settings of class `model` from a JSON file. FractalError: the file is damaged or its
-    settings are wrong. The message says that the file is not `content`, its expected content."""
+    settings are wrong. `content` says in the message what the file should hold."""
     try:
         return model.model_validate(from_json(file.read_bytes()))
     except ValidationError as error:  # Before ValueError, its base class, which from_json raises.

@@ -30,6 +30,7 @@ class EvaluationConfig(StrictModel):
     likelihood_passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER]
     """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
     samples_per_class: Images
+    """Samples of each class in a full evaluation."""
     preview_per_class: Images
     """Samples of each class in a preview, which names metrics after all its samples: fid_5k."""
     batch_size: Images
@@ -49,9 +50,9 @@ class PromotionConfig(StrictModel):
     """The rule by which a candidate replaces the champion, in standard errors of the metrics."""
 
     fid_standard_errors: Factor = 1.0
-    """The candidate's FID must be lower by more than this number of combined standard errors."""
+    """Number of combined standard errors by which the candidate's FID must beat the champion's."""
     nll_standard_errors: Factor = 1.0
-    """The candidate's bits/dim may be higher by at most this number of its standard errors."""
+    """Number of standard errors by which the candidate's bits/dim may be above the champion's."""
 
 
 class NightlyConfig(StrictModel):
@@ -64,7 +65,7 @@ class NightlyConfig(StrictModel):
     budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False), NUMBER] = 6.0
     """Length of a night in hours; an evaluation that would end later is not started."""
     notification_block: str | None = None
-    """Prefect block that sends a message after a night, such as slack-webhook/on-call; or None."""
+    """Prefect block for a message after each night, as slack-webhook/on-call; None: no message."""
 
     @field_validator("cron")
     @classmethod
@@ -108,7 +109,7 @@ class SweepConfig(StrictModel):
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
     """Budget of images for all previews together. The full evaluation of the best is extra."""
     keep: Annotated[int, Field(ge=2, le=MOST_SETTINGS), NUMBER] = 3
-    """After a round one in `keep` settings stays; each of these gets `keep` times the images."""
+    """After a round the best 1/`keep` of the settings stay, each with `keep` times the images."""
 
     @model_validator(mode="after")
     def _require_few_combinations(self) -> Self:

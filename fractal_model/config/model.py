@@ -24,7 +24,7 @@ RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
 UNCONDITIONAL = "none"
 """The word that asks for an image without a class; no class can have this name."""
 MAX_CONDITIONS = 5
-"""Conditions of a sub-patch from a MAR level: outputs for the sub-patch and its four neighbours."""
+"""Number of conditions of a sub-patch below a MAR level: for itself and its four neighbours."""
 
 
 class PixelConfig(StrictModel):

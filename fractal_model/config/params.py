@@ -70,7 +70,7 @@ class MetricsConfig(StrictModel):
     """Reference images of metrics, and the networks that compute features."""
 
     statistics_images: dict[str, SampleSize]
-    """Number of training images, by data set, for the FID reference's statistics; default: all."""
+    """Number of training images for each data set's FID reference; all, if not named here."""
     feature_sample: SampleSize
     """Number of training images with stored features, for KID, precision and recall."""
     inception_weights: NotEmpty
@@ -157,7 +157,7 @@ class Params(StrictModel):
         for name, sweep in self.sweep.items():
             if name not in self.models:
                 raise ValueError(
-                    f"sweep has the size {name!r}, models has {sorted(self.models)}: match them"
+                    f"sweep has the size {name!r}: remove it, or name one of {sorted(self.models)}"
                 )
             model = self.models[name].to_model()
             for setting in sweep.settings(self.sampling[name]):
@@ -226,7 +226,7 @@ def _absolute(base: Path, place: str | None) -> str | None:
 
 
 def _layers(model: ModelConfig) -> tuple[object, ...]:
-    """The settings of a model's layers, for comparison, without dropout."""
+    """The settings that decide a model's layers: all but dropout, classes and loss weights."""
     return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
 
 

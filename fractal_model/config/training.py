@@ -97,18 +97,18 @@ class TrainingConfig(StrictModel):
     accelerator_type: str | None
     """Ray's name of the GPU that machines must have, such as H100; None: any machine is used."""
     images_per_worker: AtLeastOne
-    """Images that a worker computes at a time; gradients add up over its share of a batch."""
+    """Images that a worker computes at once; it sums the gradients over its share of a batch."""
     loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
     checkpoint_every_minutes: Positive
-    """Minutes after which a further checkpoint is written, at the next step that logs metrics."""
+    """Longest time in minutes between checkpoints, checked at each step that logs metrics."""
     keep_checkpoints: AtLeastOne
     """Number of newest checkpoints that are kept; the best one is kept too."""
     log_every_steps: AtLeastOne
     """Number of steps after which metrics are logged again."""
     max_failures: Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), NUMBER]
-    """Number of failures after which workers restart from the last checkpoint; −1: no limit."""
+    """Number of times that failed workers restart from the last checkpoint; −1: no limit."""
     stall_seconds: Positive
     """Seconds after which a worker is stopped if it does not answer or delays the exchange of
     gradients. The first step, with compilation, must be shorter."""

@@ -29,8 +29,7 @@ MEMORY_SHARE = 0.5
 Work = Callable[[range], Tensor]
 """A function that computes the images of these numbers: a tensor with one row for each image."""
 StartWork = Callable[[torch.device], Work]
-"""Moves the model to a worker's device and returns its `Work`. Each worker calls it once,
-pickled."""
+"""Moves the model to a worker's device and returns the worker's `Work`; it must be picklable."""
 
 
 class MapParts(Protocol):

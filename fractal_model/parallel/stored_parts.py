@@ -33,7 +33,7 @@ class StoredParts:
     def __call__(
         self, start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        """Yield the stored parts, then store and yield the missing ones. OSError: disk full."""
+        """Yield stored parts; then compute, store and yield the others. OSError: disk full."""
         self._folder.mkdir(parents=True, exist_ok=True)
         is_missing = torch.ones(total, dtype=torch.bool)
         for part, rows in self.read_parts():
@@ -63,7 +63,7 @@ class StoredParts:
             yield range(first, first + len(rows)), rows
 
     def rows(self, numbers: Sequence[int], width: int) -> Tensor:
-        """Return the first `width` columns of the stored rows of n image `numbers`, (n, width)."""
+        """Return the stored rows of the n images `numbers`, cut to `width` columns: (n, width)."""
         files = {int(file.stem): file for file in sorted(self._folder.glob("[0-9]*.safetensors"))}
         firsts, rows = list(files), []
         for number in numbers:

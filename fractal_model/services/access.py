@@ -44,7 +44,7 @@ def mlflow_options(port: int) -> list[str]:
 
 def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
     """Write the settings of an MLflow server that asks for `login`; return the server's
-    environment. `private` is a new folder at each start: MLflow keeps the login in an old one."""
+    environment. `private` must be a new folder: in an old one MLflow keeps the old login."""
     user, _, password = login.partition(":")
     settings = {
         "default_permission": "NO_PERMISSIONS",

@@ -57,7 +57,7 @@ class Services:
 
     def up(self, say: Callable[[str], None]) -> None:
         """Start all servers and wait until they answer; `say` gets a line for each. FractalError:
-        they run already, a port is taken, or a server dies or is silent (then all are stopped)."""
+        servers run already, a port is taken, or a server dies or is silent (then all stop)."""
         with hold_lock(self.folder.state / "starting.lock"):
             old_run = self.folder.run
             if old_run is not None and not self.is_supervised():
@@ -107,8 +107,9 @@ class Services:
                 )
             if time.monotonic() - begin > self.config.startup_seconds:
                 raise FractalError(
-                    f"{name} does not answer after {self.config.startup_seconds} s (services."
-                    f"startup_seconds in params.yaml): {last_log_lines(self.folder, name)}"
+                    f"{name} does not answer after {self.config.startup_seconds} s (raise services."
+                    f"startup_seconds in params.yaml to wait longer): "
+                    f"{last_log_lines(self.folder, name)}"
                 )
             time.sleep(0.5)
         say(f"{name} is up: {self.addresses()[name]}")
@@ -150,7 +151,7 @@ class Services:
         return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
 
     def _programs(self, run: Path) -> list[Program]:
-        """The services, from supervisord or else from their processes, and then the flow runs."""
+        """List the services, from supervisord or else from their processes, then the flow runs."""
         pids = processes.services_and_flow_runs(str(run))
         running = {name: Program(name, "RUNNING", pid) for name, pid in pids.items()}
         services = Supervisor(run).programs() or running

@@ -89,8 +89,8 @@ def _works_in(deployment: dict[str, Any], folder: ServicesFolder) -> bool:
 
 
 def _free_slots(send: Send, deployments: list[str]) -> None:
-    """Set the slots taken of each deployment to the number of its active runs. After a restart the
-    server knows how many slots are taken, but not by which runs."""
+    """Set the number of taken slots of each deployment to the number of its active runs. After a
+    restart the server knows how many slots are taken, but not by which runs."""
     # Deployments are read before the runs, because a run may begin meanwhile.
     in_pool = _read_all(send, "deployments", IN_OUR_POOL)
     counts = Counter(run["deployment_id"] for run in _read_all(send, "flow_runs", ACTIVE_RUNS))
@@ -120,7 +120,7 @@ def _set_crashed(send: Send, run: str) -> None:
 
 
 def _read_all(send: Send, kind: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-    """Read all of Prefect's `kind` (flow_runs or deployments) that match `query`, page by page."""
+    """Read all `flow_runs` or `deployments` (the `kind`) that match `query`, page by page."""
     items: list[dict[str, Any]] = []
     while True:
         page = {**query, "limit": PAGE, "offset": len(items), "sort": SORTS[kind]}

@@ -18,7 +18,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
-"""Most characters of the temporary folder's path, because Ray adds up to 70 for sockets."""
+"""Largest length of the temporary folder's path, to which Ray adds up to 70 characters."""
 _USER, _SECRET = "[A-Za-z0-9_.-]+:", "[A-Za-z0-9_.-]{16,}"
 
 
@@ -62,7 +62,7 @@ class ServicesFolder:
         return run if owner == self.project or not owner.is_dir() else None
 
     def login(self) -> str:
-        """The login of Prefect and MLflow as `user:password`, written at the first call.
+        """The login of Prefect and MLflow as `user:password`; the first call makes one.
         FractalError: the file is empty or malformed; Prefect would accept an empty password."""
         return self._read_or_create_secret(self.login_file, "fractal:")
 
