@@ -179,7 +179,7 @@ def _apply(
         concurrency_limit=ONE_AT_A_TIME,
         work_pool_name=WORK_POOL,
     )
-    assert isinstance(runner, RunnerDeployment)  # It is a coroutine inside an event loop only.
+    assert isinstance(runner, RunnerDeployment)  # Only in an event loop it is a coroutine.
     restrict_parameters(runner, params)
     runner.apply()
     return runner.full_name

@@ -55,7 +55,7 @@ def evaluate_fractal(
         workers: Number of Ray workers that share the work, or 0 for as many as the cluster has
             room for; by default the size's number in params.yaml.
         wait: If another process evaluates the same model by the same protocol, wait for its
-            result; without this option the run fails at once.
+            result; if this is off, the run fails at once.
         params_file: Path of the settings file.
     """
     params = load_params(params_file)

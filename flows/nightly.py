@@ -115,8 +115,8 @@ class Night:
         return [*previews, *fulls, *rows]
 
     def _find_due(self, size: str) -> Due | Row | None:
-        """Return the candidate of a size if it is due, else a row with the reason; None if the size
-        has no candidate."""
+        """Return the candidate of a size if it is due, a row with the reason if it is not, or None
+        if the size has no candidate."""
         version = registry.aliased_version(size, registry.CANDIDATE)
         if version is None:
             return None
@@ -202,14 +202,14 @@ def summary(rows: list[Row]) -> str:
 
 
 def send_message(block: str | None, rows: list[Row]) -> list[str]:
-    """Send the night's rows through a notification block. Return the reason if that fails, as a
-    list of one text; else an empty list."""
+    """Send the night's rows through a notification block. Return an empty list, or a list with the
+    reason if sending fails."""
     if block is None:
         return []
     lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]
     try:
         subject = f"Nightly evaluation: {summary(rows)}"
-        # Prefect's annotation is that of a call inside an event loop, a coroutine.
+        # Prefect annotates the coroutine that a call inside an event loop would return.
         Block.load(block).notify("\n".join(lines), subject=subject)  # type: ignore[union-attr]
     except Exception as error:  # Each notification service has its own exceptions.
         return [f"the notification block {block} sent no message ({one_line(error)})"]

@@ -175,7 +175,7 @@ def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
 
 
 def _sweep_config(params: Params, size: str, samples: int | None) -> SweepConfig:
-    """Sweep settings of a size; `samples`, unless None, replaces their budget of images."""
+    """Sweep settings of a size; `samples`, unless None, replaces the budget of images."""
     sweep = params.sweep.get(size, SweepConfig())
     return sweep if samples is None else sweep.model_copy(update={"samples": samples})
 

@@ -64,8 +64,8 @@ def train_fractal(
         batch_size: Number of images per step over all workers; the learning rate changes with it.
         workers: Largest number of workers; the batch size must be a multiple of it.
         precision: Number format of the computation, either float32, or bfloat16 by autocast.
-        resume: Continue from the last checkpoint of an equal run; without this option, training
-            starts from the beginning and the old run's folder is renamed.
+        resume: Continue from the last checkpoint of an equal run; if this is off, training starts
+            from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
     """
     params = load_params(params_file)

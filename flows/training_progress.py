@@ -97,7 +97,7 @@ class TrainingProgress:
 
     def _publish_share(self, percent: float, note: str) -> None:
         if self._artifact is None:
-            # Prefect's annotation is that of a call inside an event loop, a coroutine.
+            # Prefect annotates the coroutine that a call inside an event loop would return.
             self._artifact = create_progress_artifact(  # type: ignore[assignment]
                 progress=percent, key=f"training-{self._job.size}", description=note
             )

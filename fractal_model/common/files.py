@@ -99,7 +99,7 @@ def require_writable(folder: Path) -> None:
     """Make the folder if it is missing. FractalError: it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not prove it
+        with tempfile.TemporaryFile(dir=folder):  # a folder's permissions alone do not prove that
             pass
     except OSError as error:
         raise FractalError(

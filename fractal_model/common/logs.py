@@ -25,7 +25,7 @@ def _safe_record(*args: Any, **options: Any) -> logging.LogRecord:
     try:
         text = record.getMessage()
     except Exception:
-        return record  # The caller made a mistake, which the handler reports.
+        return record  # The arguments do not fit the text, as the handler reports.
     # The arguments stay if the text is safe, because some formatters read them.
     if (safe := safe_lines(text)) != text:
         record.msg, record.args = safe, ()

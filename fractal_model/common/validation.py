@@ -21,7 +21,7 @@ def read_json(file: Path, model: type[Settings], content: str) -> Settings:
     settings are wrong. `content` says in the message what the file should hold."""
     try:
         return model.model_validate(from_json(file.read_bytes()))
-    except ValidationError as error:  # Before ValueError, its base class, which from_json raises.
+    except ValidationError as error:  # It is a ValueError, which from_json raises.
         reason = describe(error, model)
     except ValueError as error:
         reason = f"damaged or truncated, {one_line(error)}"
@@ -50,7 +50,7 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _short_repr(value: str | int | float) -> str:
     """A value as Python writes it, shortened if it is long."""
-    if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python refuses to print some
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # Python may refuse to print it
         return f"an integer of {value.bit_length():,} bits"
     return repr(shorten(value, _LONGEST)) if isinstance(value, str) else repr(value)
 

@@ -32,7 +32,7 @@ class EvaluationConfig(StrictModel):
     samples_per_class: Images
     """Samples of each class in a full evaluation."""
     preview_per_class: Images
-    """Samples of each class in a preview, which names metrics after all its samples: fid_5k."""
+    """Samples of each class in a preview. The total is in its metrics' names, such as fid_5k."""
     batch_size: Images
     """Largest number of images that are sampled at a time."""
     kid_subset_size: TwoOrMore

@@ -70,7 +70,7 @@ class MetricsConfig(StrictModel):
     """Reference images of metrics, and the networks that compute features."""
 
     statistics_images: dict[str, SampleSize]
-    """Number of training images for each data set's FID reference; all, if not named here."""
+    """Number of training images in each data set's FID reference; a data set not named: all."""
     feature_sample: SampleSize
     """Number of training images with stored features, for KID, precision and recall."""
     inception_weights: NotEmpty
@@ -250,7 +250,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         raise FractalError(f"{file}: {describe(error, Params)}") from error
     try:
         return _with_absolute_paths(params, file.resolve().parent)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a circle, no home
+    except (OSError, ValueError, RuntimeError) as error:  # too long, circular link, no home
         raise FractalError(f"{file}: a path cannot be used ({one_line(error)})") from error
 
 

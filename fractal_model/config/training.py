@@ -113,8 +113,8 @@ class TrainingConfig(StrictModel):
     """Seconds after which a worker is stopped if it does not answer or delays the exchange of
     gradients. The first step, with compilation, must be shorter."""
     non_finite: Literal["skip", "roll-back", "stop"]
-    """Reaction to a batch whose loss or gradient is not finite: skip it, roll back to the last
-    checkpoint and skip it, or stop the training."""
+    """What happens after a batch with a loss or gradient that is not finite: skip the batch, roll
+    back to the last checkpoint and skip the batch, or stop the training."""
     max_non_finite: Count
     """Largest number of batches that are skipped as not finite; one more ends the training."""
     seed: Seed
@@ -136,7 +136,7 @@ class TrainingConfig(StrictModel):
     """Which checkpoint is registered: the last one, or the one with the fewest held-out bits per
     dimension."""
     stop_after_epochs_without_gain: Annotated[Count, Field(exclude_if=lambda value: value == 0)] = 0
-    """Number of epochs without a better held-out likelihood that end the training; 0: no limit."""
+    """Epochs without a better held-out likelihood after which training ends; 0: never."""
 
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:

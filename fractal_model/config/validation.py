@@ -18,7 +18,7 @@ class ValidationConfig(StrictModel):
     passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER] = 4
     """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
     grid_classes: Images = 8
-    """Number of rows of the sample grid: one for each of this number of evenly spread classes."""
+    """Number of rows of the sample grid. Each row has one class; the classes are evenly spread."""
     grid_columns: Images = 8
     """Number of columns of the sample grid: samples of one class, with the same seeds each time."""
     timeout_seconds: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), NUMBER] = 600

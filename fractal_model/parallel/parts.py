@@ -24,10 +24,10 @@ TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
 """Images that a part may have even at low speed, because smaller parts use the machine badly."""
 MEMORY_SHARE = 0.5
-"""Share of the free memory that a part may take; its need is only estimated, from smaller parts."""
+"""Share of the free memory that a part may take. The need is only estimated, from smaller parts."""
 
 Work = Callable[[range], Tensor]
-"""A function that computes the images of these numbers: a tensor with one row for each image."""
+"""A function that takes image numbers and returns a tensor with one row for each image."""
 StartWork = Callable[[torch.device], Work]
 """Moves the model to a worker's device and returns the worker's `Work`; it must be picklable."""
 
@@ -87,7 +87,7 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
                     "one image alone does not fit the memory: choose a smaller model, or a "
                     "machine with more"
                 ) from error
-        # Outside of the handler, because its traceback keeps the tensors alive.
+        # This is outside the except block, because the traceback there keeps the tensors alive.
         size = (size + 1) // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -117,7 +117,7 @@ class PartSizes:
         """Return the next images to compute, or None if there are no more."""
         if self._at == self._total:
             return None
-        # An even share, so that the last parts end at about the same time.
+        # At most each worker's share of the rest, so that the last parts end at about one time.
         even = -(-(self._total - self._at) // self._workers)
         part = range(self._at, self._at + min(self._size, even))
         self._at = part.stop

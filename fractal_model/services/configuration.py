@@ -84,7 +84,7 @@ def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
 
 def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
     cpus = f"--num-cpus {config.ray_cpus}" if config.ray_cpus else ""
-    # Spaces only separate words here, because the run folder's path has none.
+    # supervisord splits commands at spaces; the run folder's path has none.
     words = {
         "prefect": "uvicorn --factory flows.prefect_server:create_app --log-level warning "
         f"--host 127.0.0.1 --port {config.prefect}",

@@ -83,7 +83,7 @@ def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds:
 
 
 def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
-    """Write prefect.toml with our server's address. FractalError: the user has a prefect.toml."""
+    """Write prefect.toml with our server's address. FractalError: the user has one already."""
     file = folder.prefect_settings
     if file.exists() and not _is_generated(file):
         raise FractalError(

@@ -27,7 +27,7 @@ def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 
 
 def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Process]:
-    """Find the processes of the run folder `run` that have `variable`, except this process."""
+    """Find processes of the run folder `run` with the environment `variable`, except this one."""
     return [
         process
         for process, environment in running_processes()

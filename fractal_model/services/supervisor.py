@@ -15,8 +15,8 @@ from fractal_model.common.errors import FractalError
 
 DEAD = ("FATAL", "EXITED", "BACKOFF")
 STOP_SECONDS = 100
-"""Longest wait until all services have stopped. supervisord stops the four one after the other and
-kills a service that takes more than 20 s."""
+"""Longest wait until all services have stopped. supervisord stops the four services one after
+the other and kills a service that takes more than 20 s."""
 
 
 @dataclass(frozen=True)
