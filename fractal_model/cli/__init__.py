@@ -1,1 +1,1 @@
-"""The commands of the command line, one module a topic."""
+"""The commands of the command line, with one module for each command or group of commands."""

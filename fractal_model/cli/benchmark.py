@@ -39,7 +39,8 @@ CUSTOM_CLASSES = 1000
 def benchmark(
     mode: Annotated[Literal["sample", "train", "likelihood"], typer.Argument(help="What to time.")],
     size: Annotated[
-        str | None, typer.Option(help="A size of params.yaml. It replaces the next five options.")
+        str | None,
+        typer.Option(help="A size of params.yaml, instead of the five options below."),
     ] = None,
     levels: Annotated[
         str | None, typer.Option(help="Patch sizes from the image to the pixel, such as 64,4,1.")
@@ -170,7 +171,7 @@ def _model_and_sampling(
 
 
 def _custom_model(layers: dict[str, str | None]) -> ModelConfig:
-    """Build the configuration of a model from the texts of the five options for layers."""
+    """Build the configuration of a model from the texts of --levels and the four options after."""
     lists = {name: re.split(r"\s*,\s*", (text or "").strip()) for name, text in layers.items()}
     generators = lists["generators"]
     # A MAR level below an AR level reads only one condition.

@@ -29,7 +29,7 @@ def edit(
     box: Annotated[
         str | None, typer.Option(help="Box to generate: TOP,LEFT,HEIGHT,WIDTH, such as 4,0,4,8.")
     ] = None,
-    outside: Annotated[bool, typer.Option("--outside", help="Keep the box, not the rest.")] = False,
+    outside: Annotated[bool, typer.Option("--outside", help="Generate all but the box.")] = False,
     uncrop: Annotated[
         float | None, typer.Option(help="Shrink the image, such as to 0.5, and generate around it.")
     ] = None,

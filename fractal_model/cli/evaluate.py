@@ -48,8 +48,8 @@ def evaluate(
 ) -> None:
     """Measure a model, or existing samples, by the protocol in params.yaml.
 
-    For a model this measures the likelihood, draws samples and compares them with the data set. For
-    samples it only compares; their number and classes must be those of the protocol.
+    For a model this measures the likelihood, draws samples and compares them with the data set.
+    Existing samples are only compared; their number and classes must be those of the protocol.
     """
     settings = load_params(params)
     with only_result_on_stdout(as_json):

@@ -1,4 +1,4 @@
-"""The results table for a terminal, split into as many tables as its columns need."""
+"""The results table for a terminal. A table that is too wide is split by its columns."""
 
 import re
 

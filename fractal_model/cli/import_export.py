@@ -29,8 +29,8 @@ def import_checkpoint(
     """Convert a published checkpoint into a checkpoint of this project.
 
     Reads the file without running any code in it, compares the name and shape of every weight with
-    the size, and writes a checkpoint folder that every --model option takes. Without optimiser
-    state, training cannot continue from it.
+    the size, and writes a checkpoint folder that every --model option takes. The folder has no
+    optimiser state, so training cannot continue from it.
     """
     from fractal_model.checkpoints.importing import (
         import_published,

@@ -13,7 +13,7 @@ def group(help: str) -> typer.Typer:
 
 def parse_path(text: str | Path) -> Path:
     """Return the path that an option names. BadParameter: the text is empty, for example from a
-    shell variable that is not set; as a path it would mean the current folder."""
+    shell variable that is not set. An empty path would mean the current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty: give a path")
     return Path(text)
@@ -25,7 +25,7 @@ def path_option(help: str) -> Any:
 
 
 def parse_text(text: str) -> str:
-    """Return the text. BadParameter: it is empty."""
+    """Return the text that an option has. BadParameter: the text is empty."""
     if not text.strip():
         raise typer.BadParameter("it is empty: give a text")
     return text
@@ -47,8 +47,8 @@ WorkersOption = Annotated[
     typer.Option(
         "--workers",
         help="Number of Ray workers that share the work, on the cluster in RAY_ADDRESS or on this "
-        "machine; 0 for as many as fit. The result does not depend on it. Default: this process "
-        "alone.",
+        "machine; 0 for as many as fit. The result does not depend on their number. Default: this "
+        "process alone.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -30,7 +30,8 @@ def parity(
     missed = [c.quantity for c in comparisons if not c.is_within_tolerance]
     if missed:
         raise FractalError(
-            f"{len(missed)} of {len(comparisons)} quantities of {folder} differ by more than the "
-            f"tolerance, for example {missed[0]}: make the model compute what the published one did"
+            f"{len(missed)} of {len(comparisons)} quantities of {folder} differ from the published "
+            f"model's by more than the tolerance, for example {missed[0]}: undo the change that "
+            f"causes it"
         )
     say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")

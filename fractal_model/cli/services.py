@@ -44,7 +44,7 @@ def down(params: ParamsOption = DEFAULT_FILE) -> None:
 
 @app.command()
 def status(params: ParamsOption = DEFAULT_FILE) -> None:
-    """List the servers with their addresses. The exit code is 1 if none runs."""
+    """List the servers with their addresses. The exit code is 1 if no server runs."""
     services = _services(params)
     states = services.status()
     if not states:

@@ -146,8 +146,9 @@ def measure(
     warm_up: bool = True,
     trace: Path | None = None,
 ) -> Measurement:
-    """Time the work and compare its speed with the ceiling. With `trace`, profile one more step and
-    write it to that file in Chrome's trace format."""
+    """Time the work and compare its speed with the ceiling. `reference` also times the sampler
+    without caches, and `by_level` times each level. With `trace`, profile one more step and write
+    it to that file in Chrome's trace format."""
     device = model.device
     autocast = dtype == "bfloat16" and mode != "train"  # The trainer has its own.
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

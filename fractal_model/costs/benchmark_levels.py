@@ -1,8 +1,8 @@
 """Measure the time that each level takes in sampling.
 
 Decided here: the time of a level excludes the levels below it. It covers everything else that the
-level does: its iterations, the random draws and copying. The compiled innermost level computes the
-pixels too, so both have one entry.
+level does: its iterations, the random draws and copying. A compiled innermost level computes the
+pixels too, so this level and the pixels share an entry.
 """
 
 import time

@@ -78,7 +78,7 @@ class Plan(StrictModel):
     epochs: int
     batch_size: int
     images_per_gpu: int
-    """Images that a GPU computes at a time."""
+    """Number of images that a GPU computes at a time in training."""
     steps: int
     precision: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
@@ -118,8 +118,8 @@ def plan(
 ) -> Plan:
     """Estimate the costs of a size's recipe and sampling settings on `gpus` GPUs of the kind `gpu`.
 
-    `splits` holds the number of images of each split, `train` among them. `batch_size` replaces the
-    recipe's. FractalError: a number is out of range, or the batch does not divide by the GPUs.
+    `splits` has the number of images of each split, `train` among them. `batch_size` replaces that
+    of the recipe. FractalError: a number is out of range, or the batch does not divide by the GPUs.
     """
     recipe = size.training
     batch = recipe.batch_size if batch_size is None else batch_size
@@ -186,7 +186,7 @@ def plan(
 
 def dataset_splits(params: Params, dataset: str, images: int | None = None) -> dict[str, int]:
     """Return the number of images of each split: `images` for training if given, otherwise those
-    of the data set. FractalError: `images` is out of range, or the number is unknown."""
+    of the data set. FractalError: `images` is out of range, or the data set's are unknown."""
     if images is not None:
         if not 1 <= images <= MOST_IMAGES:
             raise FractalError(f"images is {images}, expected 1 … {MOST_IMAGES:,}")
@@ -228,8 +228,8 @@ def _require_valid(gpus: int, batch: int, *utilisations: float) -> None:
 
 
 def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
-    """Return the costs of all parts, the parameters of the class embeddings, and the number of
-    weights in matrices of linear layers."""
+    """Return the costs of each level and of the pixel network, then the number of parameters in
+    class embeddings, then the number of weights in matrices of linear layers."""
     model = size.model
     with torch.device("meta"):  # The real modules, without memory for their weights.
         network = FractalModel(model)

@@ -56,8 +56,8 @@ def image_count(rungs: Sequence[Rung], classes: int) -> int:
 
 
 def lowest_indices(values: Sequence[float], count: int) -> tuple[int, ...]:
-    """Return the indices of the `count` lowest finite values, in rising order; of equal values the
-    earlier one comes first. FractalError: no value is finite."""
+    """Return the indices of the `count` lowest finite values; the indices rise. Of equal values the
+    earlier one is chosen. FractalError: no value is finite."""
     finite = [index for index, value in enumerate(values) if math.isfinite(value)]
     if not finite:
         raise FractalError(

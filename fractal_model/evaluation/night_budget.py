@@ -34,7 +34,8 @@ def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> floa
 
 
 def fits_budget(seconds_left: float, forecast: float | None, budget: float) -> bool:
-    """True if an evaluation of `forecast` seconds may start with `seconds_left` of `budget`. An
-    evaluation without a forecast needs `UNKNOWN_SHARE` of the budget."""
+    """True if an evaluation may start that is expected to take `forecast` seconds, when
+    `seconds_left` of the night's `budget` in seconds are left. Without a forecast, `UNKNOWN_SHARE`
+    of the budget must be left."""
     needed = UNKNOWN_SHARE * budget if forecast is None else forecast
     return 0 < seconds_left >= needed

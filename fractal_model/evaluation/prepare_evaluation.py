@@ -39,7 +39,7 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn from the model. Only a protocol for image files may lack it."""
+        """How the samples are drawn from the model. Only image files are evaluated without this."""
         source = self.record.protocol.images
         assert source is not None
         return source

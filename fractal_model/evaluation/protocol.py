@@ -32,7 +32,7 @@ LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
 
 
 class ImageSource(StrictModel):
-    """How images were sampled from a model. Images from files mostly come without this."""
+    """How images were sampled from a model. Most images from files have no such description."""
 
     guidance_schedule: Literal["linear"] = "linear"
     """How guidance grows while an image is sampled."""
@@ -67,7 +67,7 @@ class Protocol(StrictModel):
     dataset_checksum: Sha256
     resolution: PositiveInt
     reference_source: str
-    """`training images`, or the name of the published statistics."""
+    """Origin of the reference: `training images`, or the name of published statistics."""
     reference_checksum: Sha256
     network_checksum: str
     """Checksum of the Inception weights."""

@@ -42,9 +42,9 @@ def sample_metrics(
     model: ModelConfig | None,
 ) -> MetricResults:
     """Measure FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement and speed of
-    a balanced set of samples. In a preview their names contain the number of samples. `model` is
-    the configuration of the model that drew the samples, None for images from files. FractalError:
-    the set or reference is not the protocol's, or a feature is not finite."""
+    a balanced set of samples. In a preview the names of the metrics contain the number of samples.
+    `model` is the configuration of the model that drew the samples, None for images from files.
+    FractalError: the set or reference is not the protocol's, or a feature is not finite."""
     require_protocol(samples.images, protocol, "the set of samples")
     reference = references.inception
     reference.require(

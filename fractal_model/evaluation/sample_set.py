@@ -169,7 +169,7 @@ class _Folder:
 
 
 class _Array:
-    """A `SampleSet` in an npz of ADM's form, a stream that is best read in order."""
+    """A `SampleSet` in an npz of ADM's form. Images are read fastest in the order of the file."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -29,7 +29,7 @@ from fractal_model.parallel.parts import MapParts, StartWork, Work, map_in_this_
 from fractal_model.parallel.stored_parts import StoredParts
 
 FEATURE_BATCH, FEATURE_THREADS = 8, 2
-"""Images in a batch of a feature network, and CPU threads for it. Both affect the rounding."""
+"""Images in each batch of a feature network, and CPU threads; fixed, as both affect rounding."""
 INCEPTION_WIDTH = 2048
 HELD_OUT_IMAGES = 1000
 """Largest number of validation images whose features are extracted: enough to estimate a 1 %

@@ -47,9 +47,9 @@ class Previews:
     def measure(
         self, setting: SamplingConfig, counts: Sequence[int], progress: Callable[[int], None]
     ) -> MetricResults:
-        """Measure all sample metrics of a setting. `counts` are the images of each class in its
-        earlier previews, in rising order, and last in this preview. `progress` receives the number
-        of images done."""
+        """Measure all sample metrics of a setting. `counts` are the images of each class in all
+        previews of the setting so far, in rising order; this preview is the last. `progress`
+        receives the number of images done."""
         sets = [
             self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]

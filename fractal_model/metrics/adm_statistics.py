@@ -22,8 +22,8 @@ _SYMMETRIC, _NEGATIVE = 1e-6, 1e-3
 """Tolerances of the covariance: asymmetry relative to its largest entry, and negative eigenvalues
 (from rounding) relative to its trace."""
 _MEANS, _TRACES = (-1e-3, 100.0), (1e-3, 1e5)
-"""Ranges of the means and of the trace. Pool_3 features have means of some tenths and a trace of
-some hundreds; sums in place of means, or products in place of covariances, are far outside."""
+"""Ranges of valid means and traces. Pool_3 features have means of some tenths and a trace of some
+hundreds; sums in place of means, or products in place of covariances, are far outside."""
 _RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 _SHOWN = 5
 

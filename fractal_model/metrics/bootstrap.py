@@ -25,8 +25,8 @@ def frechet_standard_error(
     """Return the standard error of the Fréchet distance between the features (N, D) of `generated`
     images and `real`, estimated by a bootstrap with `resamples` resamples.
 
-    Source: Efron and Tibshirani 1993, algorithm 6.1. If N is not much larger than D, a resample has
-    a larger distance than N new images, but it varies about as much.
+    Source: Efron and Tibshirani 1993, algorithm 6.1. If N is not much larger than D, distances of
+    resamples are larger than those of N new images, but they vary about as much.
     FractalError: fewer than 2 images, or features that are not finite.
     """
     distance = build_resampled_distance(generated, real)
@@ -49,7 +49,7 @@ def build_resampled_distance(
 
     Let A be the root of the real covariance, X the centred features (N, D) of the resample, and
     M = A Xᵀ / √(N − 1). The trace of the root of the product of the covariances is the sum of the
-    singular values of M: the roots of the eigenvalues of M Mᵀ or Mᵀ M. The smaller one is used.
+    singular values of M: the roots of the eigenvalues of the smaller matrix of M Mᵀ and Mᵀ M.
     """
     device = compute_device()
     features = require_features(generated, "generated features", at_least=2).to(device)

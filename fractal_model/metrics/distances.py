@@ -60,11 +60,11 @@ def kernel_distance(
 ) -> KernelDistance:
     """Return the kernel inception distance (KID) between two sets of features, with a cubic kernel.
 
-    Subsets are drawn without replacement and are at most as large as the smaller set. If this set
-    has n images, a subset m images, and the KIDs of the subsets the standard deviation σ, then the
-    standard error is σ √(m / (n − m) + 1 / subsets). The first term covers the choice of images; it
-    is the delete-d jackknife (Shao & Wu 1989), because subsets overlap. The second term covers the
-    choice of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
+    Subsets are drawn without replacement and are at most as large as the smaller set. Let n be the
+    images of the smaller set, m those of a subset, and σ the standard deviation of KID over the
+    subsets. The standard error is σ √(m / (n − m) + 1 / subsets). The first term is for the choice
+    of images: the delete-d jackknife (Shao & Wu 1989), because subsets overlap. The second is for
+    the choice of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
     FractalError: fewer than 2 images (also in a subset), no subset, features not finite, unequal D.
     """
     generated, real = require_feature_pair(generated, real, at_least=2)

@@ -67,7 +67,7 @@ class Reference:
     features: Tensor
     """Features of a sample of the images, (N, D) float32."""
     source: str
-    """`training images`, or the name of the published statistics."""
+    """Origin of the statistics: `training images`, or the name of published statistics."""
     dataset: str
     dataset_checksum: str
     weights_checksum: str

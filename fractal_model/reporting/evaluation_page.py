@@ -144,7 +144,7 @@ def _feature_space_values(
     *,
     by_class: bool,
 ) -> dict[str, object]:
-    """Return the template's values about neighbours and classes; all are None without features."""
+    """Return the values of the page's sections on neighbours and classes, None without features."""
     if features is None or real is None:
         keys = "memory", "real", "distances", "neighbours", "precision", "agreement"
         return dict.fromkeys(keys)

@@ -21,7 +21,7 @@ from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
 
 INK = "#1b1c1e"
-"""Colour of lines and texts. Nothing else has it, because an SVG replaces it by the page's."""
+"""Colour of lines and texts only, because an SVG has the page's text colour in place of it."""
 BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "text.color": INK,

@@ -57,8 +57,8 @@ class Memorisation:
 
     @property
     def unusually_near(self) -> float:
-        """Share of samples that are nearer than 99 % of the baseline: about 0.01 or less if the
-        model does not copy."""
+        """Share of samples that are nearer to a training image than 99 % of the baseline's images.
+        It is about 0.01 or less if the model does not copy."""
         limit = self.baseline.quantile(NEAR_COPY_QUANTILE)
         return (self.samples < limit).double().mean().item()
 

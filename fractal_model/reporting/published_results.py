@@ -21,14 +21,14 @@ class PublishedResult:
     model: str
     dataset: str
     values: dict[str, float]
-    """Values by our names of the metrics."""
+    """Published value of each metric, under our name for the metric."""
     size: str | None = None
     """The size in params.yaml, for the paper's own models."""
     guidance: float | None = None
     logit_scale: float | None = None
-    """The paper's temperature."""
+    """Logit scale of the sampler, which the paper calls temperature."""
     iterations: tuple[int, ...] = ()
-    """Iterations of the MAR levels. An AR level takes one per sub-patch."""
+    """Iterations of the MAR levels. AR levels have no setting: one iteration per sub-patch."""
 
 
 def _fractal_64(model: str, size: str, w: float, scale: float, *, steps=(), fid, score, nll):

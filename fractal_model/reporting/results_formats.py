@@ -32,7 +32,7 @@ HEADINGS = {
     FID: "FID",
     KID: "KID",
 }
-"""Headings of columns that have a shorter or more usual name."""
+"""Headings of the columns that do not have the metric's own name as heading."""
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "_%&#${}"}
     | {"†": r"\textdagger{}", "±": r"$\pm$", "\\": r"\textbackslash{}"}
@@ -49,7 +49,7 @@ class DatasetTable:
     note_numbers: tuple[int, ...]
     """Number of each row's note; 0 for a row that can be compared."""
     notes: tuple[str, ...]
-    """Reasons why rows cannot be compared: note 1, 2, …"""
+    """Texts of note 1, 2, …: reasons why rows cannot be compared."""
 
 
 def split_by_dataset(frame: pd.DataFrame) -> list[DatasetTable]:

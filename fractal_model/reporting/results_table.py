@@ -3,7 +3,7 @@
 Decided here: a row is comparable if its protocol equals that of the data set's newest full
 evaluation. On a data set with published numbers, that evaluation must follow the published
 protocol. Sampling settings and seeds may differ, because they belong to a model; the settings have
-columns. If only the weights of DINOv2 differ, only its distance is left out. Rows that are not
+columns. If only the weights of DINOv2 differ, only FD-DINOv2 is left out. Rows that are not
 comparable stay in the table, marked, with the reason.
 """
 
@@ -49,7 +49,7 @@ class Row:
     model: str
     values: dict[str, float] = field(default_factory=dict)
     protocol: Protocol | None = None
-    """None if the evaluation has no record."""
+    """Protocol of the evaluation; None if it was not recorded."""
     run: str = ""
     """Id of the MLflow run."""
 

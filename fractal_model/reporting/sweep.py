@@ -10,7 +10,7 @@ from fractal_model.reporting.published_results import published_optimum
 
 HEAT_MAP, CURVES = "fid-heat-map.png", "fid-guidance.png"
 COLUMNS = ["guidance", "logit_scale", "iterations", "metric", FID]
-"""Columns that are printed for a person."""
+"""Columns of a sweep's table that are printed."""
 
 
 def sweep_row(setting: SamplingConfig, metric: str, fid: float) -> dict[str, object]:
