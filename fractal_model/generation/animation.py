@@ -36,6 +36,7 @@ GRID_LINES = (178, 186, 199)
 OUTLINES = ((255, 122, 0), (0, 140, 255), (0, 170, 90))
 """Colours of the outlines of patches, from the second level down."""
 SECONDS, LAST_SECONDS = 10, 2
+"""Duration of an animation, about, and of its last frame."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Snapshot:
     """The B images of an animation at one moment of their generation."""
 
     images: Tensor
-    """(B, 3, S, S) uint8. Pixels that are still hidden have no meaning."""
+    """The images so far, (B, 3, S, S) uint8. Pixels that are still hidden have no meaning."""
     hidden: Tensor
     """True where a pixel is not generated yet, (B, S, S) bool."""
     boxes: tuple[tuple[int, int, Rows], ...]
@@ -62,11 +63,12 @@ def animate(
     frames: int = 120,
     progress: Callable[[int], None] = lambda percent: None,
 ) -> tuple[Path, Path]:
-    """Generate B images side by side, and write an animation to `file`, GIF or WebP by its suffix.
+    """Generate B images side by side, and write an animation to `file`, GIF or WebP by the suffix.
 
-    A still picture with some of its moments is written to `sheet`, by default the same name with
-    the suffix .png. Both paths are returned. `progress` receives the percentage of pixels done.
-    FractalError: another suffix, too few or too many frames or images, or the memory is too small.
+    A still picture of some moments is written to `sheet`, by default `file` with the suffix .png.
+    Both paths are returned. `frames` is the number of frames. `progress` receives the percentage of
+    pixels done. FractalError: another suffix, too few or too many frames or images, or the memory
+    is too small.
     """
     sheet = sheet or file.with_suffix(".png")
     require_animation(file, sheet, frames=frames, images=len(labels))
@@ -103,8 +105,7 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
 
 
 class _Recorder:
-    """The sampler's observer. It keeps at most two snapshots for each frame, and fewer if they
-    would take too much memory."""
+    """Observer of a sampler. It keeps at most 2 snapshots a frame, fewer if memory is small."""
 
     def __init__(
         self, model: FractalModel, images: int, frames: int, progress: Callable[[int], None]
@@ -132,7 +133,7 @@ class _Recorder:
             self._take_snapshot()
 
     def moments(self, final: Tensor) -> list[Snapshot]:
-        """Return one snapshot for each frame, evenly spaced; the last is the finished images."""
+        """Return evenly spaced snapshots, one for each frame; the last shows the images `final`."""
         last = Snapshot(final, torch.zeros_like(self._hidden), ())
         return [*_select_evenly(self._snapshots, self._frames - 1), last]
 
@@ -203,7 +204,8 @@ def _sheet(moments: list[Snapshot], patch: int) -> Image.Image:
 
 
 def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
-    """Draw one image at one moment, enlarged, with outlines of the patches being generated."""
+    """Draw image `b` at one moment, enlarged `scale` times, with outlines of the patches being
+    generated. Hidden pixels show a grid of patches of side `patch`."""
     hidden = enlarge(moment.hidden[b], scale)
     pixels = enlarge(moment.images[b], scale)
     pixels = torch.where(hidden, _background(hidden.shape[-1], patch * scale), pixels)
@@ -219,7 +221,7 @@ def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
 
 
 def _background(side: int, patch: int) -> Tensor:
-    """Return the picture of hidden pixels, (3, side, side): grey with the first level's grid."""
+    """Return a picture of hidden pixels, (3, side, side): grey, a line every `patch` pixels."""
     along = torch.arange(side) % patch
     lines = (along[:, None] == 0) | (along[None, :] == 0)
     tones = torch.tensor([NOT_GENERATED, GRID_LINES], dtype=torch.uint8)
@@ -240,8 +242,8 @@ GROWING_IMAGES = 3
 def write_growth_animation(
     model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
 ) -> tuple[Path, Path]:
-    """Write an animation of one image of each of the first classes, and its still sheet, to
-    `folder`. Return both paths."""
+    """Write an animation of one image for each of the first three classes, and its still sheet, to
+    `folder`. Return the paths of animation and sheet."""
     labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
     seeds = range(settings.seed, settings.seed + len(labels))
     return animate(model, labels, seeds, sampling, folder / "growth.gif")

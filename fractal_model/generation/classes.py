@@ -17,8 +17,8 @@ _LONGEST_NUMBER = 18  # digits
 
 
 def split_classes(text: str) -> list[str]:
-    """Split a list such as `207, "a name, with a comma"` at its commas. FractalError: a quote does
-    not end."""
+    """Split a list such as `207, "a name, with a comma"` at its commas. FractalError: a double
+    quote is not closed."""
     try:
         (parts,) = csv.reader([text], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError) as error:
@@ -30,8 +30,8 @@ def split_classes(text: str) -> list[str]:
 
 
 def parse_classes(text: str, config: ModelConfig) -> list[int]:
-    """Return the class numbers of a list such as `207, golden retriever`; `none` is NO_CLASS.
-    FractalError: a class is unknown or unclear."""
+    """Return the class numbers of a list such as `207, golden retriever`; `none` gives NO_CLASS.
+    FractalError: a class is unknown or may mean two classes."""
     try:
         return [class_number(part, config) for part in split_classes(text)]
     except FractalError as error:
@@ -42,8 +42,8 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
 
 
 def class_number(part: str, config: ModelConfig) -> int:
-    """Return the number of one class, given by number or name; its name may have commas.
-    FractalError: the class is unknown or unclear."""
+    """Return the class number of `part`, a number, a name (with or without commas) or `none`.
+    FractalError: the class is unknown or may mean two classes."""
     if part == UNCONDITIONAL:
         return NO_CLASS
     names = config.class_names

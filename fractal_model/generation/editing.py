@@ -26,20 +26,21 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, map_in_this_pro
 from fractal_model.sampling.known import KnownPixels
 
 WHITE = 128
-"""The darkest grey of a mask pixel that counts as white."""
+"""The darkest grey, of 0 … 255, at which a mask's pixel counts as white."""
 
 
 def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read an image, (3, S, S) uint8, as `prepare` reads the pictures of a data set. `fit` cuts out
-    the middle square and scales it to side S. FractalError: the file cannot be read, or without
-    `fit` has another side."""
+    """Read a picture file as (3, S, S) uint8, like the pictures of a data set. S is `side`. With
+    `fit` the middle square is cut out and scaled to this side. FractalError: the file cannot be
+    read, or without `fit` the picture has another side."""
     picture = _to_side(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read a mask, (S, S) bool, True where the pixel is known: black is kept, white or transparent
-    is generated. FractalError: the file cannot be read, or without `fit` has another side."""
+    """Read a mask file as (S, S) bool, True where a pixel is known: black is kept, white or
+    transparent is generated. With `fit` the middle square is cut out and scaled to S, which is
+    `side`. FractalError: the file cannot be read, or without `fit` the mask has another side."""
     picture = _to_side(
         _read(file, "mask").convert("L"), file, "mask", side, fit, Image.Resampling.NEAREST
     )
@@ -47,8 +48,8 @@ def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
 
 
 def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
-    """Return a mask, (S, S) bool, that is True (known) outside the box (top, left, height, width),
-    or with `outside` only inside it. FractalError: the box is empty or not inside the image."""
+    """Return a mask (S, S) bool, True (known) outside the box (top, left, height, width), which is
+    generated, or with `outside` only in it. FractalError: the box is empty or not in the image."""
     top, left, height, width = box
     inside = min(top, left) >= 0 and top + height <= side and left + width <= side
     if min(height, width) < 1 or not inside:
@@ -96,8 +97,8 @@ def edit(
 ) -> Tensor:
     """Generate variants of `image` (3, S, S), one for each of the N pairs of a class and a seed,
     and return them, (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels
-    of `image`. At most `largest` variants are generated at a time; `progress` receives the number
-    of finished ones."""
+    of `image`. At most `largest` variants are generated at a time, by the processes of `map_parts`.
+    `progress` receives the number of finished ones."""
     known = KnownPixels(image[None], mask[None])
     variants, done = image.new_empty(len(labels), *image.shape), 0
     for part, images in sample_images(

@@ -23,24 +23,25 @@ def png_bytes(image: Tensor) -> bytes:
 
 
 def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
-    """Arrange the first `per_class` images of each class in one row; see `picture_grid`."""
+    """Draw a picture (3, H, W) with the first `per_class` images of each class in one row."""
     rows = [images[labels == label][:per_class] for label in labels.unique()]
     return picture_grid(torch.cat(rows), columns=per_class)
 
 
 def picture_grid(images: Tensor, *, columns: int) -> Tensor:
-    """Arrange images (N, 3, S, S) uint8 in rows; small ones are enlarged to about 64 px."""
+    """Draw images (N, 3, S, S) uint8 as one picture (3, H, W) in rows of `columns` images. Small
+    ones are enlarged by a whole factor to at most 64 px."""
     tiles = enlarge(images, max(1, TILE_PIXELS // images.shape[-1]))
     return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:
-    """Enlarge (..., H, W) to (..., factor · H, factor · W); each pixel becomes a square."""
+    """Enlarge images (..., H, W) by a whole `factor`: a pixel becomes a square of equal pixels."""
     return images.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
 def grey_out(images: Tensor, hidden: Tensor) -> Tensor:
-    """Return images (B, 3, S, S) uint8 with the `hidden` pixels (B, S, S) in grey."""
+    """Return images (B, 3, S, S) uint8 that are grey where `hidden` (B, S, S) is True."""
     tone = torch.tensor(NOT_GENERATED, dtype=torch.uint8, device=images.device).view(3, 1, 1)
     return torch.where(hidden[:, None], tone, images)
 

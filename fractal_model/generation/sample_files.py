@@ -21,12 +21,14 @@ from fractal_model.generation.pictures import picture_grid, save_png
 
 LARGEST_GRID = 1024
 GRID_COLUMNS = 32
+"""Largest number of images in a row of a grid."""
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
+"""File in a folder of samples with the fingerprint of everything that decides them."""
 SOURCE_FILE = "request.json"
-"""File of a folder that says how its images were sampled (`evaluation.protocol.SampleRequest`)."""
+"""File of a sample folder with its request, JSON of `evaluation.protocol.SampleRequest`."""
 LABELS_FILE = "labels.npy"
-"""File of a folder with the class of each image, (N,) int64, −1 for none."""
+"""File in a folder of samples with the class of each image, (N,) int64, −1 for none."""
 
 
 class SampleWriter(ABC):
@@ -37,7 +39,7 @@ class SampleWriter(ABC):
 
     @abstractmethod
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
-        """Add the images with these numbers, (n, 3, S, S) uint8."""
+        """Write n images, (n, 3, S, S) uint8. `numbers` are their places among all images."""
 
     def finish(self) -> None:  # noqa: B027
         """Complete the file or files after the last image."""
@@ -55,8 +57,9 @@ def open_writer(
     request: str,
     source: str | None = None,
 ) -> SampleWriter:
-    """Open a writer of `len(labels)` images.
+    """Open the writer of `len(labels)` images that the suffix of `out` selects.
 
+    `labels` (N,) are the classes of the images, and `per_class` is the number of images of a class.
     `request` is the fingerprint of everything that decides the images. A folder that was started
     with an equal request is completed. `source` is the content of the folder's SOURCE_FILE.
     FractalError: the suffix is unknown, the path cannot be written, the folder has images of
@@ -89,7 +92,7 @@ def image_name(number: int, count: int) -> str:
 
 
 class _Grid(SampleWriter):
-    """Writer of one PNG with one or more rows for each class."""
+    """Writer of one PNG file with all images: one or more rows for each class."""
 
     def __init__(self, out: Path, count: int, image_size: int, per_class: int) -> None:
         self._out = out
@@ -106,8 +109,8 @@ class _Grid(SampleWriter):
 
 
 class _Folder(SampleWriter):
-    """Writer of 000.png, 001.png, … and their classes. Complete images stay after a failure, and an
-    equal request adds the others."""
+    """Writer of a folder with 000.png, 001.png, … and their classes. Complete images stay after a
+    failure, and a writer with an equal request adds the others."""
 
     def __init__(self, out: Path, labels: Tensor, request: str, source: str | None) -> None:
         self._out = out
@@ -143,7 +146,7 @@ class _Folder(SampleWriter):
 
 class _Array(SampleWriter):
     """Writer of one .npz as ADM's evaluation reads it: images as `arr_0` (N, H, W, 3) uint8, and
-    classes (−1 for none) as `arr_1`. Until it is finished, images are in a folder beside it."""
+    classes (−1 for none) as `arr_1`. Before `finish`, images are in a folder beside it."""
 
     def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
         self._out, self._labels = out, labels

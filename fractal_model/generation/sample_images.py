@@ -27,9 +27,9 @@ def sample_images(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Sample one image for each of N classes (N,) and N seeds. Yield parts of them, (n, 3, S, S)
-    uint8, in any order; at most `largest` images are sampled at a time. `known` is one image with
-    pixels that all samples share."""
+    """Sample one image for each of N labels and N seeds. Yield them part by part, in any order: the
+    range of the part's image numbers, and its n images (n, 3, S, S) uint8. At most `largest` images
+    are sampled at a time. All samples share the known pixels of the one image `known`."""
     start = partial(_start, model, sampling, labels, seeds, known)
     return map_parts(start, len(labels), largest=largest)
 

@@ -41,8 +41,8 @@ class ARLevel(nn.Module):
         self.register_buffer("rotary", factors, persistent=False)
 
     def forward(self, tokens: Tensor, conditions: Conditions) -> Conditions:
-        """Return a condition for each sub-patch, (R · T, 1, D), row by row. `tokens` are the true
-        sub-patches, (R, T, 3, p, p) uint8; the rows have one condition each."""
+        """Return one condition for each sub-patch, (R · T, 1, D), row by row. `tokens` are the true
+        sub-patches, (R, T, 3, p, p) uint8. Only condition 0 of each row is read."""
         first = self.first_token(conditions)[:, None]
         x = torch.cat([first, self.patch(normalise(tokens[:, :-1]).flatten(2))], dim=1)
         x = self.norm_in(x + self.positions[:, :-1])
@@ -50,25 +50,25 @@ class ARLevel(nn.Module):
         return Conditions(x.flatten(0, 1)[:, None])
 
     def first_token(self, conditions: Conditions) -> Tensor:
-        """Return the token (R, D) from which `step` predicts sub-patch 0."""
+        """Embed condition 0 as the input token (R, D) from which `step` predicts sub-patch 0."""
         return self.condition(conditions.middle)
 
     def next_token(self, sub_patches: Tensor) -> Tensor:
-        """Embed the newest sub-patches, (R, 3, p, p) uint8, as (R, D) for the next `step`."""
+        """Embed the newest sub-patches, (R, 3, p, p) uint8, as input token (R, D) of `step`."""
         return self.patch(normalise(sub_patches).flatten(1))
 
     def step(self, token_RD: Tensor, caches: list[KeyValueCache]) -> Conditions:
         """Return the condition of the next sub-patch, (R, 1, D). `token_RD` comes from
-        `next_token` of the sub-patch before it, or for sub-patch 0 from `first_token`. The caches
-        have the keys and values of the earlier steps."""
+        `first_token` for sub-patch 0, afterwards from `next_token` of the sub-patch before.
+        `caches`, one for each block, hold the keys and values of the earlier steps."""
         t = caches[0].length
         x = self.norm_in(token_RD[:, None] + self.positions[:, t : t + 1])
         x = run_blocks(self.blocks, x, rotary=self.rotary[t : t + 1], caches=caches)
         return Conditions(self.norm_out(x))
 
     def step_at(self, token_RD: Tensor, caches: list[FixedCache]) -> Conditions:
-        """Compute `step` for the sub-patch at the caches' `position`. No shape depends on the
-        position, so the function can be compiled once."""
+        """Return what `step` returns, (R, 1, D), for the sub-patch at the caches' `position`. No
+        shape depends on the position, so the function can be compiled once."""
         position = caches[0].position
         x = self.norm_in(token_RD[:, None] + self.positions.index_select(1, position))
         x = run_blocks(self.blocks, x, rotary=self.rotary.index_select(0, position), caches=caches)

@@ -3,7 +3,7 @@
 Decided here: the key-value cache is an argument that the sampler owns, never a state of the module.
 `kernels/attend.py` decides how a processor computes the attention itself.
 
-Shapes: B rows, S positions of this call, Q of them as queries, H heads, d elements a head, D = H·d.
+Shapes: B rows, S positions in one call, Q of them as queries, H heads of d elements, D = H · d.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fractal_model.model.rotary import rotate
 
 
 class Attention(nn.Module):
-    """Attention softmax(Q Kᵀ / √d) V in each head, between the qkv map and the output map."""
+    """Self-attention softmax(query · keyᵀ / √d) · value in each head, between two linear maps."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Return the attention output (B, S, D). `rotary` holds the rotation factors of the S
-        positions, which follow those in the cache if there is one."""
+        positions, or is None. With a cache the S positions follow those in it."""
         heads = self.project_heads(x_BSD)
         if cache is None:
             drop = self.weight_dropout if self.training else 0.0
@@ -56,29 +56,29 @@ class Attention(nn.Module):
         return self._merge_heads(cache.attend(query, key, value))
 
     def cache_shape(self, rows: int, capacity: int) -> tuple[int, int, int, int]:
-        """Return the shape (B, H, capacity, d) of a cache's keys, which its values have too."""
+        """Return the shape (B, H, capacity, d) of the keys, and of the values, in a cache."""
         return rows, self.heads, capacity, self.width // self.heads
 
     def project_heads(self, x_BSD: Tensor) -> Tensor:
-        """Return the queries, keys and values of inputs (B, S, D) as (3, B, H, S, d)."""
+        """Compute stacked queries, keys and values (3, B, H, S, d) from the inputs (B, S, D)."""
         return self._split_heads(self.qkv(x_BSD), 3)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the output (B, Q, D) for queries (B, H, Q, d), keys and values (B, H, S, d). In
-        evaluation mode only, and without causal mask or rotation."""
+        """Return the attention output (B, Q, D) from computed queries (B, H, Q, d), keys and values
+        (B, H, S, d). In evaluation mode only, without causal mask or rotation."""
         assert not (self.causal or self.training)
         return self._merge_heads(attend(query, key, value))
 
     def attend_from(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
-        """Return the output (B, Q, D) at the positions whose inputs are `queries_BQD`. Keys and
-        values cover the S positions of `x_BSD`. In evaluation mode only, without causal mask."""
+        """Return the attention output (B, Q, D) at the positions whose inputs are `queries_BQD`,
+        over all positions of `x_BSD`. In evaluation mode only, without causal mask."""
         query_BQD = self.qkv.part(queries_BQD, slice(self.width))
         key_value = self.qkv.part(x_BSD, slice(self.width, None))
         (query,), (key, value) = self._split_heads(query_BQD, 1), self._split_heads(key_value, 2)
         return self.mix(query, key, value)
 
     def _split_heads(self, x: Tensor, kinds: int) -> Tensor:
-        """Reshape (B, S, kinds · D) to (kinds, B, H, S, d)."""
+        """Split x (B, S, kinds · D), such as q, k and v, into heads, (kinds, B, H, S, d)."""
         rows, length, _ = x.shape
         return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
 
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of the positions that one causal attention has read so far."""
+    """Keys and values of the positions that one causal attention module has read so far."""
 
     keys: Tensor
     """Buffer of the keys, (B, H, capacity, d); the values have the same shape."""
@@ -100,8 +100,8 @@ class KeyValueCache:
     """Number of positions that are filled."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store S new positions and return their mixed values, (B, H, S, d). Several positions at
-        once are legal only while the cache is empty."""
+        """Store the keys and values of S new positions, and return their attention output in each
+        head, (B, H, S, d). S may be above 1 only while the cache is empty."""
         count, end = key.shape[2], self.length + key.shape[2]
         assert count == 1 or self.length == 0
         self.keys[:, :, self.length : end] = key
@@ -113,7 +113,7 @@ class KeyValueCache:
 @dataclass
 class FixedCache:
     """A key-value cache whose shapes never change, so that a sampling step is compiled once. Scores
-    are sums of element-wise products, which a compiler fuses into one loop for one query."""
+    are sums of element-wise products, because a compiler fuses these into one loop."""
 
     keys: Tensor
     """Buffer of the keys, (B, H, capacity, d); the values have the same shape."""
@@ -122,7 +122,7 @@ class FixedCache:
     """Number of the position that is computed next, (1,) int64."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store one new position and return its mixed values, (B, H, 1, d)."""
+        """Store one position's key and value. Return its output in each head, (B, H, 1, d)."""
         self.keys.index_copy_(2, self.position, key)
         self.values.index_copy_(2, self.position, value)
         scores: Tensor = (query * self.keys).sum(-1) * query.shape[-1] ** -0.5

@@ -3,7 +3,8 @@
 AR levels use LLaMA's block (RMSNorm, SwiGLU). MAR levels and pixel networks use the vision
 transformer's block (LayerNorm, MLP). A block can be recomputed in the backward pass, or compiled.
 
-Shapes: B rows, S positions, D width, H hidden width of a feed-forward part.
+Shapes: B rows, S positions, Q query positions if these are fewer, D width, F hidden width of a
+feed-forward part, H heads, d elements of a head.
 """
 
 import math
@@ -19,9 +20,10 @@ from fractal_model.model.kernels.linear import Linear
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
+"""The hidden width of SwiGLU is rounded up to a multiple of this."""
 _RECOMPILE_LIMIT = 64
-"""Variants of a compiled block in one process, by width, heads, length, mode and gradients. torch's
-own limit is 8, and a model of three levels with guiding pixels needs 6 in training alone."""
+"""Most variants of a compiled block in one process, by width, heads, length, mode and gradients.
+torch's own limit is 8, and training a model of three levels with guiding pixels takes 6."""
 
 
 class GeluMLP(nn.Module):
@@ -39,7 +41,7 @@ class GeluMLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, then dropout (Shazeer 2020, section 2)."""
+    """SwiGLU: fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, dropout (Shazeer 2020, section 2)."""
 
     def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
@@ -49,8 +51,8 @@ class SwiGLU(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        gate_BSH = nn.functional.silu(self.fc1_g(x_BSD))
-        return self.drop(self.fc2(gate_BSH * self.fc1_x(x_BSD)))
+        gate_BSF = nn.functional.silu(self.fc1_g(x_BSD))
+        return self.drop(self.fc2(gate_BSF * self.fc1_x(x_BSD)))
 
 
 class Block(nn.Module):
@@ -77,16 +79,16 @@ class Block(nn.Module):
         return self._add_feed_forward(x_BSD)
 
     def output_at(self, x_BSD: Tensor, positions_BQ: Tensor) -> Tensor:
-        """Return the output (B, Q, D) at Q positions only, in a block without a causal mask. The
-        last block of a MAR level uses it, where the other outputs are not read."""
+        """Return the block's output (B, Q, D) at `positions_BQ` only, without causal mask. Sampling
+        uses this in a MAR level's last block, where the other outputs are not read."""
         index = positions_BQ[..., None].expand(-1, -1, x_BSD.shape[-1])
         normed = self.norm1(x_BSD)
         mixed = self.attention.attend_from(normed.gather(1, index), normed)
         return self._add_feed_forward(x_BSD.gather(1, index) + mixed)
 
     def mix(self, x_BQD: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return the output (B, Q, D) from queries (B, H, Q, d), keys and values computed before.
-        `x_BQD` holds the block's inputs at the queries' positions."""
+        """Return the block's output (B, Q, D) from queries (B, H, Q, d), keys and values (B, H, S,
+        d) that are already computed. `x_BQD` holds the block's inputs at the query positions."""
         return self._add_feed_forward(x_BQD + self.attention.mix(query, key, value))
 
     def _add_feed_forward(self, x_BSD: Tensor) -> Tensor:
@@ -95,7 +97,7 @@ class Block(nn.Module):
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
-    """Build a pre-norm ViT block: biases, MLP ratio 4, GELU, dropout also of attention weights."""
+    """Build a vision transformer's block: biases, MLP ratio 4, GELU, also attention dropout."""
     return Block(
         nn.LayerNorm(width, eps=NORM_EPSILON),
         Attention(
@@ -130,8 +132,8 @@ def run_blocks(
     caches: Sequence[Cache] | None = None,
     at_BQ: Tensor | None = None,
 ) -> Tensor:
-    """Apply the blocks in turn, block i with `caches[i]` if there are caches. With `at_BQ` the last
-    block computes the output (B, Q, D) at these positions only."""
+    """Apply the blocks in turn and return the last output, (B, S, D). Block i uses `caches[i]` if
+    there are caches. With `at_BQ` the last block computes only these positions, (B, Q, D)."""
     assert at_BQ is None or (rotary is None and caches is None)
     for i, block in enumerate(blocks):
         if at_BQ is not None and i == len(blocks) - 1:
@@ -144,13 +146,13 @@ def run_blocks(
 
 
 def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> list[KeyValueCache]:
-    """Return an empty cache for each block, for B rows and `capacity` positions."""
+    """Return an empty cache for each block, for `capacity` positions of `token_BD`'s rows."""
     shapes = [block.attention.cache_shape(len(token_BD), capacity) for block in blocks]
     return [KeyValueCache(token_BD.new_empty(s), token_BD.new_empty(s)) for s in shapes]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Keep only each block's input in training, and recompute the rest in the backward pass."""
+    """Keep only each block's input in training; the backward pass computes the block again."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True

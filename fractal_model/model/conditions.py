@@ -11,12 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of N patches."""
+    """The conditions of N patches: vectors that the level above gives to each patch."""
 
     values_NCD: Tensor
-    """The outputs at the patch itself, then at its top, right, bottom and left neighbours."""
+    """Condition vectors, (N, C, D): the output of the level above at the patch itself, then at its
+    top, right, bottom and left neighbours. At level 0 each of them is the class embedding."""
 
     @property
     def middle(self) -> Tensor:
-        """Condition 0, (N, D), the only one that AR levels and the pixel network read."""
+        """Condition 0, (N, D), the patch's own. AR levels and pixel networks read no other."""
         return self.values_NCD[:, 0]

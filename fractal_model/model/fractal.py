@@ -5,7 +5,7 @@ It returns the negative log-probability of each value and the image that the val
 `losses.py` computes the training loss and the likelihood from them.
 
 Shapes: B images of side S; R rows (patches of side P) of a level, T sub-patches of side p of a row,
-N of all sub-patches predicted; n conditions of a row, C their width, D the width of the level.
+N sub-patches predicted in all rows; n conditions of a row, C their width, D width of the level.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """The places of a level's rows: image, and top-left pixel in the image; each (R,) int64."""
+    """The places of R rows: each one's image in the batch and top-left pixel in it, (R,) int64."""
 
     image: Tensor
     top: Tensor
@@ -41,19 +41,19 @@ class Rows:
 
     @classmethod
     def whole_images(cls, count: int, device: torch.device) -> Rows:
-        """Return the rows of level 0 for `count` images."""
+        """Return the rows of level 0, one for each of `count` whole images."""
         zeros = torch.zeros(count, dtype=torch.long, device=device)
         return cls(torch.arange(count, device=device), zeros, zeros)
 
     def sub_patches(self, mask: Tensor, size: int) -> Rows:
-        """Return, one level down, the sub-patches of side `size` where `mask` (R, T) is true."""
+        """Return the places of the sub-patches of side `size` where `mask` (R, T) is True."""
         row, token = mask.nonzero(as_tuple=True)
         grid = round(mask.shape[1] ** 0.5)
         top, left = token // grid * size, token % grid * size
         return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
 
     def index(self, image_size: int, size: int) -> Tensor:
-        """Return each row's number, row-major, among the patches of side `size` of its image."""
+        """Return each row's number, row by row, among its image's patches of side `size`, (R,)."""
         return self.top // size * (image_size // size) + self.left // size
 
 
@@ -64,39 +64,39 @@ class ValueNats:
     nats: Tensor
     """Negative log-probabilities of red, green and blue, (N, 3) float32."""
     image: Tensor
-    """Number of the image in the batch, (N,)."""
+    """Number, in the batch, of the image that the values belong to, (N,) int64."""
     weight: Tensor
-    """Share of the row in its image, (N,). The shares of an image sum to 1."""
+    """Weight of the values in the mean over their image, (N,). An image's weights sum to 1."""
     per_image_value: float
-    """Number of these values per image value: 1/256 for the guiding pixels of 16 × 16 patches."""
+    """Number of these values per image value: 1/256 for guiding pixels of 16 × 16 patches."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The outcome of one pass through all levels."""
+    """The negative log-probabilities of all values that one pass through the levels predicts."""
 
     pixels: ValueNats
     guides: tuple[ValueNats, ...]
-    """Guiding pixels, one entry for each level that has them."""
+    """Values of the guiding pixels, one entry for each level that has them."""
 
 
 MaskSource = Callable[[int, Rows], Tensor]
-"""Function of a MAR level's number and rows that returns a mask (R, T) bool, with at least one true
-in each row."""
+"""Function that chooses which sub-patches a MAR level predicts. It gets the level's number and
+rows, and returns a mask (R, T) bool with at least one True in each row."""
 GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Function of mean colours (R, 3) in 0 … 255 that returns 8-bit targets, (R, 3) int64, and the
-colours that the level reads, (R, 3) float."""
+"""Function that prepares guiding pixels. It gets mean colours (R, 3) in 0 … 255, and returns the
+8-bit targets, (R, 3) int64, and the colours that the level reads, (R, 3) float."""
 
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means rounded to 8 bits, as targets and as the colours that the level reads. The
-    level then reads only values whose probability is counted, so the likelihood is a true one."""
+    """Return the mean colours (R, 3) rounded to 8 bits, as targets and as the colours that the
+    level reads. It then reads only what the likelihood counts, so the likelihood is a true one."""
     targets = means.round().long()
     return targets, targets.float()
 
 
 class FractalModel(PretrainedModule):
-    """A fractal generative model, whose weights `initialise` or a checkpoint must set."""
+    """A fractal generative model. `initialise` or a checkpoint must set its weights before use."""
 
     __call__: Callable[..., Pass]
     levels: Sequence[ARLevel | MARLevel]
@@ -115,11 +115,11 @@ class FractalModel(PretrainedModule):
     def forward(
         self, images: Tensor, labels: Tensor, *, masks: MaskSource, guides: GuideSource
     ) -> Pass:
-        """Predict the values of images from the true values before them (paper, section 4).
-        `images` (B, 3, S, S) uint8; `labels` (B,). Each level turns R patches (R, 3, P, P) and
-        their conditions (R, n, C) into conditions (N, n, D) for the sub-patches (N, 3, p, p) that
-        it predicts. These sub-patches are the next level's patches, down to the pixels.
-        FractalError: when images or labels do not fit the model."""
+        """Return the negative log-probability of each predicted value, given the true values known
+        before it (paper, section 4). `images` are (B, 3, S, S) uint8, `labels` (B,) classes or
+        NO_CLASS. Each level reads R patches (R, 3, P, P) with conditions (R, n, C), and gives
+        conditions (N, n, D) to the N sub-patches (N, 3, p, p) that it predicts. These are the next
+        level's patches, down to the pixels. FractalError: images or labels do not fit the model."""
         self._require_size(images)
         patches, conditions = images, self.root(labels)
         rows = Rows.whole_images(len(images), images.device)
@@ -140,7 +140,7 @@ class FractalModel(PretrainedModule):
                 guide_nats.append(ValueNats(nats, rows.image, weight, share))
             conditions = self._run_level(i, sub_patches, mask, conditions, colours, padding)
             patches = sub_patches[mask]
-            # A row's share in its image is split evenly over its predicted sub-patches.
+            # A row's weight in its image is split evenly over the predicted sub-patches.
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]
             rows = rows.sub_patches(mask, level.config.sub_patch_size)
         padding = self._padding_rows(len(self.levels), patches)
@@ -149,16 +149,17 @@ class FractalModel(PretrainedModule):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Device that the weights are on."""
         return self.null_embedding.device
 
     def root(self, labels: Tensor) -> Conditions:
-        """Return level 0's conditions for (B,) classes or NO_CLASS. FractalError: unknown class."""
+        """Return the conditions of level 0, (B, n, C): the class embedding of each label (B,), or
+        the null embedding for NO_CLASS, repeated n times. FractalError: a class is unknown."""
         highest = self.config.num_classes - 1
         if labels.numel() and not bool(((labels >= NO_CLASS) & (labels <= highest)).all()):
+            found = f"{int(labels.min())} … {int(labels.max())}"
             raise FractalError(
-                f"classes {int(labels.min())} … {int(labels.max())} do not fit: this model has the "
-                f"classes 0 … {highest}; choose among these"
+                f"classes: found {found}, expected 0 … {highest}, or {NO_CLASS} for none"
             )
         embedded = self.class_embedding(labels.clamp(min=0))
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)
@@ -173,7 +174,8 @@ class FractalModel(PretrainedModule):
         colours: Tensor | None,
         padding: int,
     ) -> Conditions:
-        """Return level i's conditions (N, n, D) for the masked sub-patches, row by row."""
+        """Return level i's conditions (N, n, D) of the sub-patches in `mask` (R, T), row by row.
+        The level also computes `padding` rows of zeros, which are left out of the result."""
         level, tokens = self.levels[i], pad_rows(sub_patches, padding)
         conditions = Conditions(pad_rows(conditions.values_NCD, padding))
         if isinstance(level, ARLevel):
@@ -201,8 +203,8 @@ class FractalModel(PretrainedModule):
 def channel_nats(
     network: PixelNetwork, conditions: Conditions, values_N3: Tensor, padding: int
 ) -> Tensor:
-    """Return the negative log-probabilities of 8-bit values given their conditions, (N, 3) float32.
-    The network computes `padding` more rows, which change nothing."""
+    """Return the negative log-probabilities that `network` gives to the 8-bit values `values_N3`,
+    (N, 3) float32. It also computes `padding` rows of zeros, which do not change the result."""
     count = len(values_N3)
     inputs = pad_rows(conditions.middle, padding), pad_rows(values_N3, padding)
     logits = (channel[:count] for channel in network.channel_logits(*inputs))
@@ -211,8 +213,8 @@ def channel_nats(
 
 
 def initialise(model: FractalModel, generator: torch.Generator) -> None:
-    """Initialise as published: linear weights Xavier-uniform, biases 0, norms 1 and 0; class, null,
-    mask and position embeddings and codebooks normal with standard deviation 0.02."""
+    """Initialise the weights as published: linear weights Xavier-uniform, biases 0, norms 1 and 0;
+    class, null, mask and position embeddings and codebooks normal with standard deviation 0.02."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

@@ -1,15 +1,15 @@
 """Likelihood in bits per dimension: exact for AR models, the any-order bound for MAR models.
 
-The bound is the expected mean loss of the masked sub-patches at every level, over a number of
-masked sub-patches uniform on 1 … T and a random order. Decided here: each mask by itself has a
-uniform count and a uniformly random set of that size, independent of the masks at the levels above,
-so the estimate is unbiased. Over the passes of an image the counts are stratified, and the sets
-give all sub-patches about the same total weight, which removes most of the variance. Each image has
-its own random numbers, so its result does not depend on batch or workers. No noise is added, and
+The bound is the expected mean loss of the masked sub-patches at every level, if their number is
+uniform on 1 … T and their choice is random. Decided here: each mask by itself is drawn in this way,
+independently of the masks at the levels above, so the estimate is unbiased. The masks of an image's
+passes are drawn together: their counts are stratified (spread evenly over 1 … T), and all
+sub-patches get about the same total weight. This removes most of the variance. Each image has its
+own random numbers, so its result does not depend on batch or workers. No noise is added, and
 guiding pixels are rounded to 8 bits and weighted by their number: the result is a true bound.
 
 Shapes: N images of a set, B of a batch, P passes, G levels with guiding pixels; a level has n
-patches an image, of T sub-patches each.
+patches per image and T sub-patches per patch.
 """
 
 import math
@@ -42,7 +42,7 @@ class Likelihood:
 
     @property
     def per_image(self) -> Tensor:
-        """Bits per dimension of each image, (N,) float64."""
+        """Bits per dimension of each image, (N,) float64: the mean over its passes."""
         return self.per_pass.mean(1)
 
     @property
@@ -51,16 +51,16 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over images, with the masks' part of it; NaN for one image."""
+        """Standard error of `mean` over images, with the spread of the masks; NaN for one image."""
         return (self.per_image.std() / math.sqrt(len(self.per_image))).item()
 
     @property
     def monte_carlo_error(self) -> float:
         """Upper estimate of the standard deviation of `mean` over mask seeds. It is 0 for an exact
-        likelihood and NaN for a single pass. It comes from the differences of consecutive passes,
-        whose level 0 counts lie in neighbouring strata ("collapsed strata": Cochran, Sampling
-        Techniques, section 5A.12). It ignores that the passes divide the sub-patches evenly among
-        them, which makes the true deviation smaller."""
+        likelihood and NaN for a single pass. It is computed from the differences of consecutive
+        passes, whose level 0 counts lie in neighbouring strata ("collapsed strata": Cochran,
+        Sampling Techniques, section 5A.12). The true deviation is smaller, because the masks of an
+        image also give all sub-patches about the same total weight, which this estimate ignores."""
         if self.exact:
             return 0.0
         if self.passes == 1:
@@ -71,22 +71,22 @@ class Likelihood:
 
 
 def is_exact(config: ModelConfig) -> bool:
-    """True if one pass gives the likelihood itself, because no level is masked."""
+    """True if one pass gives the likelihood itself: all levels are AR, so nothing is masked."""
     return all(level.generator == "ar" for level in config.levels)
 
 
 def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """Return the mask seeds of the images `indices` of a set. They are hashes, so no image has the
-    same masks under two values of `seed`, and the spread over `seed` is the Monte Carlo error."""
+    """Return a mask seed for each image number in `indices`: a hash of `seed` and the number. With
+    another `seed` all masks differ, so the spread over `seed` is the Monte Carlo error."""
     return [stream_seed(seed, int(index)) for index in indices]
 
 
 def pass_bits(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
-    """Return the bits per dimension of images (B, 3, S, S) uint8 in each pass, (B, P) float64. P is
-    1 for an exact likelihood. `labels` of NO_CLASS make the likelihood unconditional, as in the
-    published protocol. FractalError: when images or labels do not fit the model."""
+    """Return the bits per dimension of each image in each pass, (B, P) float64. P is `passes`, or 1
+    if the likelihood is exact. `images` are (B, 3, S, S) uint8, `seeds` B mask seeds. `labels` (B,)
+    of NO_CLASS make it unconditional, as published. FractalError: unsuitable images or labels."""
     return pass_bits_by_term(model, images, seeds, passes=passes, labels=labels).sum(2)
 
 
@@ -94,8 +94,8 @@ def pass_bits(
 def pass_bits_by_term(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
-    """Return the bits of `pass_bits` by term, (B, P, 3 + G): red, green, blue, then the guiding
-    pixels of each level that has them (see `term_names`)."""
+    """Return each image's bits per dimension in each pass, split into terms, (B, P, 3 + G): red,
+    green, blue, then the guiding pixels of each level that has them (see `term_names`)."""
     keep_freed_memory(images.device)
     was_training = model.training
     passes = 1 if is_exact(model.config) else passes
@@ -112,14 +112,14 @@ def pass_bits_by_term(
 
 
 def term_names(config: ModelConfig) -> tuple[str, ...]:
-    """Names of the terms of a model's bits, in the order of `pass_bits_by_term`."""
+    """Return the names of the terms into which `pass_bits_by_term` splits the bits, in order."""
     guided = (level.patch_size for level in config.levels if level.guiding_pixel)
     guides = (f"guiding pixels of {size} px patches" for size in guided)
     return ("red", "green", "blue", *guides)
 
 
 class StratifiedMasks:
-    """Masks for all passes over a batch of images, drawn together so that they are stratified."""
+    """Masks of all passes over a batch, drawn together to cover all mask sizes evenly."""
 
     def __init__(
         self, config: ModelConfig, seeds: Sequence[int], passes: int, device: torch.device
@@ -143,7 +143,7 @@ def _draw_masks(
     config: ModelConfig, generators: Sequence[torch.Generator], passes: int
 ) -> Iterator[Tensor]:
     """Yield the masks of each level, from level 0 down, (B, P, n, T) bool: True where a sub-patch
-    is predicted. At an AR level that is everywhere."""
+    is predicted. At an AR level that is everywhere. `generators` has one entry for each image."""
     weight = torch.ones(len(generators), passes, 1, dtype=torch.float64)
     for level in config.levels:
         n = patches_per_image(config, level)
@@ -158,11 +158,12 @@ def _draw_masks(
 
 
 def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
-    """Draw the mask counts (P, n) of an image's n patches. [0, 1) is divided into P bands. Over the
-    passes each patch takes each band once, in its own random order (Latin hypercube sampling), so
-    the counts of a patch and of the patch around it are independent. Within a band the patches are
-    spread evenly. The whole image, the only patch of level 0, takes the bands from low to high:
-    passes with few masked sub-patches, which have the largest weights, come first."""
+    """Draw the number of masked sub-patches, 1 … T, for each pass and each of an image's n patches,
+    (P, n). The range of numbers is divided into P bands. Each patch takes each band in one pass, in
+    its own random order (Latin hypercube sampling), so the number of a patch does not depend on
+    that of the patch around it. In one pass, the n patches have evenly spaced places within their
+    bands. The whole image, the only patch of level 0, takes the bands from low to high. Its first
+    passes then have few masked sub-patches with large weights, and later passes balance these."""
     visits = torch.rand(passes, n, generator=generator).argsort(dim=0)
     band = visits if n > 1 else torch.arange(passes)[:, None]
     slot = torch.rand(passes, n, generator=generator).argsort(dim=1)
@@ -172,10 +173,10 @@ def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -
 
 
 def _choose_masked(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
-    """Return masks (B, P, n, T) with `counts` (B, P, n) masked sub-patches. Each pass masks the
-    slots with the smallest total weight so far, and random `scores` (B, n, T) decide which
+    """Return masks (B, P, n, T) bool, each with `counts` (B, P, n) masked sub-patches. Each pass
+    masks the slots with the smallest total weight so far. Random `scores` (B, n, T) decide which
     sub-patch has which slot, so each mask by itself is a uniformly random set of its size. `weight`
-    (B, P, n) is that of a row in a pass, 0 if the pass does not reach the row."""
+    (B, P, n) is a patch's weight in its image, 0 if a pass does not reach the patch."""
     total = torch.zeros(scores.shape, dtype=torch.float64)
     slots = []
     for number in range(counts.shape[1]):
@@ -188,7 +189,7 @@ def _choose_masked(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_image_order(values: Tensor, grid: int) -> Tensor:
-    """Reorder values of sub-patches, (B, P, n, T), row-major in the image as (B, P, n · T)."""
+    """Reorder values (B, P, n, T), patch by patch, to (B, P, n · T), row by row in the image."""
     batch, passes, n, _ = values.shape
     side = math.isqrt(n)
     by_grid = values.view(batch, passes, side, side, grid, grid)

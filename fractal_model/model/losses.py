@@ -13,21 +13,22 @@ from fractal_model.model.fractal import Pass, ValueNats
 
 
 def training_loss(outcome: Pass, *, red_weight: float) -> Tensor:
-    """Return (red_weight · red + green + blue) / (red_weight + 2) as a scalar: the mean over the
-    predicted pixels, plus the mean over each level's guiding pixels (paper, appendix)."""
+    """Return the training loss, a scalar: the mean loss of the predicted pixels, plus the mean loss
+    of each level's guiding pixels (paper, appendix). The loss of one pixel is (red_weight · red +
+    green + blue) / (red_weight + 2), of the negative log-probabilities of its values."""
     means = (_channel_mean(values, red_weight) for values in (outcome.pixels, *outcome.guides))
     return reduce(add, means)
 
 
 def published_evaluation_loss(outcome: Pass) -> Tensor:
-    """Return the published code's loss, a scalar, which with guiding pixels is no likelihood."""
+    """Return the published code's evaluation loss; with guiding pixels it is no likelihood."""
     return training_loss(outcome, red_weight=1.0)
 
 
 def nats_by_term(outcome: Pass, images: int) -> Tensor:
-    """Return each image's bound of the negative log-likelihood in nats per dimension, as terms to
-    be summed, (B, 3 + G) float64: the pixels' red, green and blue, then the guiding pixels of the G
-    levels that have them, weighted by their number."""
+    """Return the negative log-likelihood of each of B images in nats per dimension (its upper bound
+    for MAR), as terms to be summed, (B, 3 + G) float64: the pixels' red, green and blue, then the
+    guiding pixels of each of the G levels that have them, weighted by their number."""
     terms = []
     for values in (outcome.pixels, *outcome.guides):
         shares = values.weight.double() * values.per_image_value / 3

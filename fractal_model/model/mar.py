@@ -1,7 +1,7 @@
 """The masked autoregressive level, which predicts sub-patches in any order, several at a time.
 
 Shapes: R rows, T sub-patches of 3 × p × p on a square grid, P positions of the prefix (guiding
-pixel and conditions), N sub-patches selected in all rows, n conditions of each, D width.
+pixel and conditions), N sub-patches selected in all rows together, D width.
 """
 
 import math
@@ -18,12 +18,13 @@ from fractal_model.model.patches import normalise
 from fractal_model.model.pixel import PixelNetwork
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
+"""Published size of the pixel network that predicts guiding pixels."""
 _OFFSETS = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Rows and columns from a sub-patch to itself and to its top, right, bottom and left neighbours."""
 
 
 class MARLevel(nn.Module):
-    """A bidirectional transformer over the sub-patches of a patch, of which some are masked."""
+    """A bidirectional transformer over the sub-patches of a patch, some of which are masked."""
 
     __call__: Callable[..., Conditions]
     norm_in: Callable[[Tensor], Tensor]
@@ -63,8 +64,9 @@ class MARLevel(nn.Module):
         count: int = MAX_CONDITIONS,
     ) -> Conditions:
         """Return the first `count` conditions of each selected sub-patch, (N, count, D). `tokens`
-        (R, T, 3, p, p) uint8; `mask` (R, T) bool, true where hidden; `guides` (R, 3) mean colours,
-        0 … 255, at a level with a guiding pixel; `selected` (R, T) bool, by default the mask."""
+        are the sub-patches, (R, T, 3, p, p) uint8; the network does not see those where `mask` (R,
+        T) is True. `guides` are the patches' mean colours 0 … 255, (R, 3), needed at a level with a
+        guiding pixel. `selected` is (R, T) bool, by default the mask."""
         x = self.patch(normalise(tokens).flatten(2))
         x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         x = torch.cat([*self._embed_prefix(conditions, guides), x], dim=1)
@@ -73,16 +75,17 @@ class MARLevel(nn.Module):
         return with_neighbours(x, mask if selected is None else selected, count)
 
     def prefix_inputs(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
-        """Return the first block's input for the prefix, (R, P, D)."""
+        """Return the first block's inputs (R, P, D) at the prefix. `guides` are colours (R, 3)."""
         x = torch.cat(self._embed_prefix(conditions, guides), dim=1)
         return self.norm_in(x + self.positions[:, : self.prefix_length])
 
     def masked_inputs(self) -> Tensor:
-        """Return the first block's input for T masked sub-patches, (1, T, D)."""
+        """Return the first block's inputs (1, T, D) at masked sub-patches, for every row."""
         return self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
 
     def known_inputs(self, sub_patches: Tensor, numbers_N: Tensor) -> Tensor:
-        """Return the first block's input (N, D) for known sub-patches (N, 3, p, p) uint8."""
+        """Return the first block's inputs at N known sub-patches, (N, D). `sub_patches` are (N, 3,
+        p, p) uint8, and `numbers_N` are their numbers in their patch, 0 … T − 1."""
         x = self.patch(normalise(sub_patches).flatten(1))
         return self.norm_in(x + self.positions[0, self.prefix_length + numbers_N])
 
@@ -98,16 +101,17 @@ class MARLevel(nn.Module):
 
 def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS) -> Conditions:
     """Return the first `count` conditions (N, count, D) of the sub-patches in `selected` (R, T):
-    outputs at the sub-patch and its top, right, bottom and left neighbours, 0 beyond the border."""
+    `x_RTD` at the sub-patch and its top, right, bottom and left neighbours, 0 beyond the border."""
     row, token = selected.nonzero(as_tuple=True)
     neighbours, inside = neighbourhood(token, math.isqrt(x_RTD.shape[1]), count)
     return Conditions(x_RTD[row[:, None], neighbours].where(inside[..., None], 0.0))
 
 
 def neighbourhood(token: Tensor, grid: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers (..., count) of the sub-patches `token` (...) and of their top, right,
-    bottom and left neighbours, of these the first `count`; and a bool of the same shape, True where
-    the neighbour is inside the grid. Elsewhere the number is that of the nearest sub-patch."""
+    """Return two tensors (..., count) for the sub-patches numbered `token` (...) on a square grid
+    of side `grid`. The first holds the numbers of the sub-patch itself and of its top, right,
+    bottom and left neighbours, cut to the first `count`. The second is True where the neighbour
+    lies inside the grid. Where it lies outside, its number is that of the nearest sub-patch."""
     offsets = torch.tensor(_OFFSETS[:count], device=token.device)
     down = (token // grid)[..., None] + offsets[:, 0]
     right = (token % grid)[..., None] + offsets[:, 1]

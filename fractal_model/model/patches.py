@@ -4,7 +4,7 @@ Decided here: pixels are uint8 everywhere outside the embeddings, and patches st
 to level, so that the targets of the loss are the pixels themselves. Inputs are normalised with
 ImageNet's mean and standard deviation per channel.
 
-Shapes: R rows (patches of one level), T sub-patches of a patch, p side of a sub-patch.
+Shapes: R rows (patches of one level) of side P, T sub-patches of a patch, p side of a sub-patch.
 """
 
 import torch
@@ -16,7 +16,8 @@ CHANNEL_VALUES = 256
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Normalise (..., 3, p, p) values 0 … 255, uint8 or float, to float32 of the same shape."""
+    """Normalise colour values 0 … 255, (..., 3, p, p) uint8 or float, with the mean and standard
+    deviation of each channel. Return float32 of the same shape."""
     shape = (3, 1, 1)
     mean = torch.tensor(MEAN, device=pixels.device).view(shape)
     std = torch.tensor(STD, device=pixels.device).view(shape)
@@ -40,5 +41,5 @@ def unpatchify(tokens: Tensor) -> Tensor:
 
 
 def mean_colour(patches: Tensor) -> Tensor:
-    """Return each channel's mean, (R, 3) float32 in 0 … 255, of patches (R, 3, P, P) uint8."""
+    """Return the mean colours of patches (R, 3, P, P) uint8, as (R, 3) float32 in 0 … 255."""
     return patches.float().mean(dim=(-2, -1))

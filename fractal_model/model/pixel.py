@@ -3,7 +3,7 @@
 It predicts red, then green given red, then blue given both, each as one of 256 classes. A network
 of the same kind predicts guiding pixels. The blue value is never an input: nothing comes after it.
 
-Shapes: N pixels, C width of the condition, W width, V = 256 possible values.
+Shapes: N pixels, C width of the condition, W width of the network, V = 256 possible values.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,12 +42,12 @@ class PixelNetwork(nn.Module):
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
 
     def forward(self, conditions_NC: Tensor, values_N3: Tensor) -> Tensor:
-        """Return the logits (N, 3, V) in float32, each channel's given the channels before it.
-        `values_N3` are the true values, 0 … 255 in int64."""
+        """Return the logits of red, green and blue, (N, 3, V) float32. Each depends on the
+        condition and on the true values, `values_N3` 0 … 255 int64, of the channels before."""
         return torch.stack(self.channel_logits(conditions_NC, values_N3), dim=1)
 
     def channel_logits(self, conditions_NC: Tensor, values_N3: Tensor) -> list[Tensor]:
-        """Return the result of `forward` as one tensor (N, V) per channel."""
+        """Return the logits that `forward` stacks, one tensor (N, V) for each channel."""
         tokens = [
             self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
@@ -58,16 +58,16 @@ class PixelNetwork(nn.Module):
         return [self._logits(hidden[:, c], c) for c in range(CHANNELS)]
 
     def first_token(self, conditions_NC: Tensor) -> Tensor:
-        """Return the token (N, W) from which `step` predicts red."""
+        """Return the input token (N, W) from which `step` predicts red: the condition, embedded."""
         return self.condition(conditions_NC)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
-        """Return the token (N, W) for the channel after `channel`, whose values are `values_N`."""
+        """Embed values of `channel`, 0 … 255, as input token (N, W) for the channel after it."""
         token: Tensor = self.codebooks[channel](values_N)
         return token
 
     def step(self, token_NW: Tensor, channel: int, caches: Sequence[Cache]) -> Tensor:
-        """Return the logits (N, V) of `channel` from its token and the caches."""
+        """Return `channel`'s logits, (N, V) float32, from its token and each block's cache."""
         hidden = run_blocks(self.blocks, self.norm_in(token_NW[:, None]), caches=caches)
         return self._logits(self.norm_out(hidden[:, 0]), channel)
 

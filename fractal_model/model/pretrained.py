@@ -54,7 +54,7 @@ class PretrainedModule(
     config: ModelConfig
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write weights and configuration; `save_pretrained` adds the model card."""
+        """Write weights and configuration to a folder; `save_pretrained` adds the model card."""
         save_weights(self.state_dict(), save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(self.config.model_dump_json(indent=1))
 
@@ -62,9 +62,9 @@ class PretrainedModule(
     def from_pretrained(  # type: ignore[override]  # It has fewer options than the library's.
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Self:
-        """Load the model from a folder, without network, or from the hub's repository USER/NAME if
-        there is no such folder; on the CPU, in evaluation mode. FractalError: a file is missing or
-        damaged, the configuration has an unknown key, or the weights do not fit it."""
+        """Load the model from a folder, or from the hub's repository USER/NAME if there is no such
+        folder. It is on the CPU, in evaluation mode. FractalError: the download fails, a file is
+        missing or damaged, the configuration has an unknown key, or the weights do not fit it."""
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source), revision, token)
@@ -82,24 +82,25 @@ class PretrainedModule(
 
     @classmethod
     def without_memory(cls, config: ModelConfig) -> Self:
-        """Build a model that has names and shapes but no memory for the weights."""
+        """Build the model on torch's `meta` device: its weights have shapes, but take no memory."""
         with torch.device("meta"):
             return cls(config)
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read the model's configuration. FractalError: the file is damaged or a setting is wrong."""
+    """Read an exported folder's configuration. FractalError: the file or a setting is wrong."""
     return read_json(folder / CONFIG, ModelConfig, "the configuration of a fractal model")
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
-    """True if `folder` has a file of an exported model and none of the files named `foreign`."""
+    """True if `folder` has a file of an exported model, and no file of another kind (`foreign`)."""
     has_ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
     return has_ours and not any((folder / name).exists() for name in foreign)
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
-    """Download only the model's two files, so that no pickle comes with them."""
+    """Download configuration and weights from the hub and return their folder. No other file is
+    downloaded, because it could be a pickle, which can run any code."""
     try:
         files = [CONFIG, WEIGHTS]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))

@@ -1,9 +1,9 @@
 """The random numbers of an image, all drawn from the image's seed before sampling begins.
 
-Decided here: every number belongs to a patch or a pixel, not to a point in time. An image therefore
-does not depend on its batch, on the number of workers, or on the device.
+Decided here: every number belongs to a patch or a pixel, not to a moment of sampling. An image
+therefore does not depend on its batch, on the number of workers, or on the device.
 
-Shapes: B images of side S; level i has Rᵢ patches an image, of Tᵢ sub-patches each.
+Shapes: B images of side S; level i has Rᵢ patches per image and Tᵢ sub-patches per patch.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,19 @@ from fractal_model.config.model import LevelConfig, ModelConfig
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """Uniform numbers in [0, 1) for a batch of images."""
+    """Uniform random numbers in [0, 1) from which a batch of images is sampled."""
 
     pixels: Tensor
-    """Numbers for each pixel's channels, (B, S², 3), row-major."""
+    """One random number for each channel of each pixel, (B, S², 3), pixels in row-major order."""
     orders: tuple[Tensor | None, ...]
-    """Numbers to sort for a random order of sub-patches, (B, Rᵢ, Tᵢ); None for an AR level."""
+    """For each MAR level, one random number for each sub-patch, (B, Rᵢ, Tᵢ); None for an AR level.
+    Sorting the numbers of a patch gives a random order of its sub-patches."""
     guides: tuple[Tensor | None, ...]
-    """Numbers for each level's guiding pixels, (B, Rᵢ, 3); None for a level without them."""
+    """Random numbers for each guiding pixel's channels, (B, Rᵢ, 3); None for a level without."""
 
     @classmethod
     def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> Self:
-        """Draw the numbers for these seeds. FractalError: when one is not in 0 … 2³² − 1."""
+        """Draw each image's numbers from its own seed. FractalError: a seed not in 0 … 2³² − 1."""
         bad = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
         if bad:
             raise FractalError(f"image seed {bad[0]} is out of range: choose 0 … {LARGEST_SEED}")
@@ -61,11 +62,11 @@ def patches_per_image(config: ModelConfig, level: LevelConfig) -> int:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """Return the rank, 0 … T − 1, of each score (R, T) in its row in ascending order. Of equal
-    scores the first has the lower rank."""
+    """Return the rank of each score within its row, 0 for the lowest score to T − 1 for the
+    highest. `scores` and result are (R, T). Of two equal scores, the first has the lower rank."""
     return scores.argsort(dim=1, stable=True).argsort(dim=1)
 
 
 def stream_seed(*key: int) -> int:
-    """Derive a 32-bit seed from `key`. Different keys give independent random streams."""
+    """Derive a 32-bit seed from the numbers `key`. Different keys give independent streams."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])

@@ -1,6 +1,6 @@
 """The 2-D rotary embedding of the AR levels, which rotates queries and keys by their position.
 
-Shapes: T sub-patches on a grid, S positions of a call, d elements of a head.
+Shapes: T sub-patches on a grid, S positions in one call, d elements of a head.
 """
 
 import torch
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def rotary_factors(grid: int, head_width: int) -> Tensor:
-    """Cosines and sines of an AR level's positions, (T + 1, d/2, 2), T = grid². The first d/4 pairs
-    of neighbouring elements rotate with the row of the sub-patch, the next d/4 pairs with its
-    column. Position 0 is the condition token. Its factors are zero, so its query and key are zero
-    vectors, as in the training of the published weights."""
+    """Return the rotation at each position of an AR level, (T + 1, d/2, 2), T = grid²: cosine and
+    sine of each pair of neighbouring elements. The first d/4 pairs rotate with the sub-patch's row
+    in the grid, the next d/4 with its column. Position 0 is the condition token. Its factors are
+    zero, so its query and key are zero vectors, as in the training of the published weights."""
     frequency = 10000.0 ** (-2 * torch.arange(head_width // 4) / (head_width / 2))
     position = torch.arange(grid, dtype=torch.float32)
     angle = position[:, None] * frequency
@@ -23,7 +23,8 @@ def rotary_factors(grid: int, head_width: int) -> Tensor:
 
 
 def rotate(x: Tensor, factors: Tensor) -> Tensor:
-    """Rotate the pairs of x (…, S, d) by factors (S, d/2, 2), in float32. Return x's type."""
+    """Rotate each pair of neighbouring elements of x (…, S, d) by `factors` (S, d/2, 2), the
+    cosines and sines of `rotary_factors`. Compute in float32 and return the type of x."""
     pairs = x.float().unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # torch's compiler does not compile complex numbers.
         (even, odd), (cosine, sine) = pairs.unbind(-1), factors.unbind(-1)

@@ -17,7 +17,7 @@ _MOST_NAMES = 3
 
 def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
     """Describe on one line which weights are missing, extra or of another shape, with the first
-    names of each kind; "" if all fit. Only names and shapes count: `expected` may be on `meta`."""
+    names of each kind; "" if all fit. `expected` may be on torch's `meta` device."""
     shapes = [
         f"{name} {list(actual[name].shape)} instead of {list(expected[name].shape)}"
         for name in expected
@@ -39,8 +39,8 @@ def _first_names(names: list[str]) -> str:
 
 
 def load_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Read weights in float32 from a safetensors file. Names and shapes are compared with
-    `expected`, which may be on `meta`, so that a wrong configuration needs no memory.
+    """Read weights from a safetensors file, and return them in float32 by name. Names and shapes
+    must be those of `expected`, which may be on torch's `meta` device and then takes no memory.
 
     FractalError: the file is damaged, does not fit, or float32 cannot hold its values.
     """
@@ -52,7 +52,7 @@ def load_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             f"copy or export it again"
         ) from error
     if mismatch := differences(expected, weights):
-        raise FractalError(f"{file} does not fit the configuration beside it: {mismatch}")
+        raise FractalError(f"{file} does not fit the configuration: {mismatch}; copy both again")
     try:
         return as_float32(weights)
     except FractalError as error:
@@ -60,20 +60,20 @@ def load_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights to float32. FractalError: when one has another type than floating point, or
-    is not finite in float32, for example 1e300 in float64."""
+    """Convert weights to float32. FractalError: a tensor is not of a floating-point type, or a
+    number is not finite in float32, for example 1e300 in float64."""
     converted = {}
     for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise FractalError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
         converted[name] = tensor.detach().float().contiguous()
         if not bool(converted[name].isfinite().all()):
-            raise FractalError(f"{name} holds values that are not finite in float32")
+            raise FractalError(f"{name} holds numbers not finite in float32; export it again")
     return converted
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """Return the SHA-256 of all names, types, shapes and numbers of the weights."""
+    """Return the SHA-256 of a model's weights: of all their names, types, shapes and numbers."""
     sha256 = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -82,7 +82,7 @@ def weights_checksum(model: nn.Module) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file with default permissions; the library lets only the owner read."""
+    """Write weights to a file with usual permissions; the library lets only the owner read."""
     save_file(dict(tensors), file, metadata={"format": "pt"})
     probe = file.with_name(f".{file.name}.mode")
     probe.touch()

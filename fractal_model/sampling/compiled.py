@@ -1,12 +1,12 @@
-"""Compiled parts of sampling: the innermost AR level with its pixels, or the pixels below a MAR
-level; on a CPU also the steps of the other AR levels.
+"""Compiled parts of sampling: the innermost AR level with its pixels; on a CPU also the steps of
+the other AR levels, and single pixels below a MAR level.
 
 Decided here: most of the time is spent not on arithmetic but on starting thousands of small
-operations. Two positions of the innermost level, their channels and the next token are therefore
-one function, with caches whose shapes never change. `torch.compile` turns it into one piece of C++.
-On a GPU it makes kernels, and those of the whole level are one CUDA graph. The levels above have
-long sequences, so their caches grow: attention would read all of a fixed cache from the first step.
-Results equal those of `steps.py` up to rounding, so a value may differ where its draw was close.
+operations. One function therefore computes two positions of the innermost level with their
+channels, in caches whose shapes never change. `torch.compile` turns it into C++. On a GPU it makes
+kernels, and those of the whole level are one CUDA graph. The levels above have long sequences, so
+their caches grow: attention would read all of a fixed cache from the first step. Results equal
+those of `steps.py` up to rounding, so a value that was nearly another may differ.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel, C width of a condition.
 """
@@ -31,17 +31,17 @@ from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
 _POSITIONS_PER_CALL = 2
-"""Positions in one call. With one position the call itself takes a tenth of the time. With four
-another twentieth is saved, but compiling takes twice as long."""
+"""Positions that one call computes. With one, a tenth of the time goes into calling. Four save
+another twentieth, but compiling takes twice as long."""
 _WIDEST = 512
-"""Largest width of a level whose steps are compiled. For wider levels MKL's products, which
-compiled code uses, are slower than oneDNN's, and there are many blocks to compile."""
+"""Largest width of a level whose steps are compiled. Compiled code uses MKL's products, which are
+slower than oneDNN's for wider levels, and wide levels have many blocks to compile."""
 _RECOMPILE_LIMIT = 64
-"""Most versions of compiled code that one process makes, for different models and settings."""
+"""Most versions of one compiled function in a process, for different models and settings."""
 
 
 class CompiledPixels:
-    """Samples all pixels of the rows of an AR level whose sub-patches are pixels."""
+    """Sampler of all pixels in the patches of an AR level whose sub-patches are single pixels."""
 
     def __init__(self, level: ARLevel, network: PixelNetwork, settings: SamplingConfig) -> None:
         self._level = level
@@ -53,8 +53,8 @@ class CompiledPixels:
         self._graphs = Graphs()
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
-        """Return values (R, T, 3) uint8 for conditions of (G · R) rows, uniform numbers (R, T, 3),
-        and guidance (R,) or None."""
+        """Sample the pixels of R patches, (R, T, 3) uint8, from the conditions of the R rows of
+        each of the G branches, uniform numbers (R, T, 3), and each row's guidance (R,) or None."""
         guides = None if guidance is None else guidance[:, None].contiguous()
         inputs = conditions.values_NCD, uniforms, guides
         if uniforms.device.type != "cuda":
@@ -83,7 +83,7 @@ class CompiledPixels:
         uniforms: Tensor,
         guidance: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the pixels at n positions, (R, n, 3) uint8, and the token of the next position."""
+        """Sample the pixels at n positions, (R, n, 3) uint8. Return them and the next token."""
         values: list[Tensor] = []
         for position, uniform in zip(positions.split(1), uniforms.unbind(1), strict=True):
             caches = [FixedCache(keys, values, position) for keys, values in buffers]
@@ -95,14 +95,14 @@ class CompiledPixels:
 
 
 class CompiledSteps:
-    """Computes steps on a CPU with caches that grow; the steps of `levels` are compiled."""
+    """Steps of AR levels on a CPU, with caches that grow. The steps of `levels` are compiled."""
 
     def __init__(self, levels: Sequence[ARLevel | MARLevel]) -> None:
         self._levels = levels
         self._step: Callable[..., Conditions] = _compile(ARLevel.step, "cpu")
 
     def __call__(self, level: ARLevel, token: Tensor, caches: list[KeyValueCache]) -> Conditions:
-        """Return `level.step(token, caches)`. Three kinds of steps are not compiled: the last one,
+        """Return `level.step(token, caches)`. Three kinds of steps are not compiled: the last,
         because a full cache is contiguous and torch would compile the step once more; those of wide
         levels; and steps under autocast, where compiled code would cast all weights every time."""
         is_last = caches[0].length == level.config.tokens - 1
@@ -119,11 +119,11 @@ class CompiledChannels:
         self._sample: Callable[..., Tensor] = _compile(self._sample_rows, "cpu")
 
     def __call__(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
-        """Return values (R, 3) uint8 for conditions (G · R, C), uniform numbers (R, 3), and
-        guidance (R,) or None."""
+        """Sample R pixels, (R, 3) uint8, from condition 0 of the pixels in each branch, (G · R, C),
+        uniform numbers (R, 3), and each pixel's guidance (R,) or None."""
         guides = None if guidance is None else guidance[:, None].contiguous()
         branches = middle.contiguous().unflatten(0, (-1, len(uniforms)))
-        # Without this torch would compile for the first call's number of rows, then for any.
+        # Without this torch would first compile for one number of rows, then again for any.
         for tensor, rows in ((branches, 1), (uniforms, 0), (guides, 0)):
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, rows)
@@ -159,7 +159,7 @@ class _ChannelSampler:
 
 
 def _buffers(blocks: Sequence[Block], capacity: int, token: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return zeros for each block's keys and values: `capacity` positions of the token's rows."""
+    """Return zeros for each block's keys and values, at `capacity` positions of `token`'s rows."""
     shapes = [block.attention.cache_shape(len(token), capacity) for block in blocks]
     return [(token.new_zeros(shape), token.new_zeros(shape)) for shape in shapes]
 

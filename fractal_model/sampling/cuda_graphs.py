@@ -2,7 +2,7 @@
 
 Decided here: each set of shapes has its own graph, captured at the second call, because some shapes
 come only once. Beyond a limit of graphs the function runs without one. A process captures or runs
-one graph at a time, whichever threads ask for it. The graphs of one object share memory.
+one graph at a time, whichever threads ask for it. The graphs of one `Graphs` share memory.
 """
 
 import threading
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 _MOST_GRAPHS = 16
+"""Largest number of graphs of one function; further shapes run without a graph."""
 _WARM_UPS = 2
-"""Calls before the capture, in which libraries and compilers do their one-time work."""
+"""Number of calls before the capture, in which libraries and compilers do their one-time work."""
 _LOCK = threading.Lock()
 
 
@@ -27,8 +28,8 @@ class _Graph:
 
 
 class Graphs:
-    """The graphs of one function, always the same. Its operations may depend only on the shapes and
-    types of its arguments and on the weights, whose addresses are part of a graph's key."""
+    """CUDA graphs of one function, the same in every call. Its operations may depend only on the
+    arguments' shapes and types and on the weights, whose addresses are part of a graph's key."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}
@@ -42,7 +43,8 @@ class Graphs:
         *arguments: Tensor | None,
         weights: Iterable[Tensor] = (),
     ) -> Tensor:
-        """Return `function(*arguments)`. The arguments are None or on one CUDA device."""
+        """Return `function(*arguments)`, by a graph if there is one for these shapes. The arguments
+        are None or on one CUDA device. `weights` are all other tensors that the function reads."""
         shapes = (None if a is None else (a.shape, a.dtype, a.device) for a in arguments)
         key = (_autocast_type(), *shapes, *(weight.data_ptr() for weight in weights))
         self._seen[key] += 1
@@ -66,7 +68,7 @@ class Graphs:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         dtype = _autocast_type()
-        # Without the cache, because autocast frees its copies of weights before the graph runs.
+        # No autocast cache: autocast frees its copies of weights before the graph runs.
         with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

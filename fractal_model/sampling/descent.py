@@ -4,8 +4,8 @@ Decided here: all patches of all images that are sampled in the same step run as
 pixels are context. A MAR level reads them on all sides. An AR level is causal, so a sub-patch
 depends only on the known pixels before it.
 
-Shapes: B images, G branches (2 with guidance: conditional rows, then null rows), R rows, T
-sub-patches of side p, N of all sub-patches sampled in a step, n conditions of each, D their width.
+Shapes: B images, G branches (2 with guidance: conditional rows, then null rows), R rows of side P,
+T sub-patches of side p, N sub-patches sampled in one step, n conditions of each, D their width.
 """
 
 import math
@@ -32,14 +32,15 @@ from fractal_model.sampling.steps import LevelSteps, PixelSteps
 from fractal_model.sampling.values import Draw, guided_logits
 
 Observer = Callable[[int, Rows, Tensor, Tensor], None]
-"""Function that is called when a level begins its rows and after each step. It only reads: the
-level's number, its rows, the hidden sub-patches (R, T) and the canvas (R, T, 3, p, p)."""
+"""Function that is called when a level begins its rows and after each of the level's steps. It may
+read, not change: the level's number, its rows, the mask of hidden sub-patches (R, T), and the
+canvas (R, T, 3, p, p), which holds the sub-patches sampled so far."""
 
 
 @dataclass(frozen=True)
 class StepFunctions:
-    """The functions that sample from the parts of a model. There are cached, uncached and compiled
-    ones."""
+    """The functions that sample AR levels (`level`), MAR levels (`masked`) and pixels (`pixel`),
+    and draw a value from logits (`draw`). There are cached, uncached and compiled ones."""
 
     level: Callable[[ARLevel, Conditions, int], LevelSteps]
     masked: Callable[[MaskedRows], MaskedIterations]
@@ -61,31 +62,32 @@ class _Step(NamedTuple):
     hidden: Tensor
     """Sub-patches that are hidden after this step, (R, T) bool."""
     conditions: Conditions
-    """Conditions (G · N, n, D) of the sub-patches that this step samples."""
+    """Conditions (G · N, n, D) of the N sub-patches that this step samples, in each branch."""
     progress: Sequence[float]
-    """Progress of each image after this step, 0 … 1, for the guidance; used at level 0 only."""
+    """Progress of each image after this step, 0 … 1. It sets the guidance, at level 0 only."""
 
 
 @dataclass
 class Descent:
-    """The recursion for one batch, with everything that all rows share."""
+    """The sampling of one batch, level by level, with everything that all rows share."""
 
     model: FractalModel
     settings: SamplingConfig
     iterations: tuple[int, ...]
-    """Number of iterations of each level."""
+    """Number of iterations of each MAR level, or of steps of each AR level."""
     steps: StepFunctions
     noise: ImageNoise
     known: Sequence[KnownPatches]
     """Known pixels, one entry per level; empty if no pixel is known."""
     observe: Observer | None
     branches: int
+    """Number of branches: 2 with guidance, otherwise 1."""
 
     def generate_patches(
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
-        """Sample the patches (R, 3, P, P) uint8 of level i, or pixels if i follows the last level.
-        `guidance` (R,) is the one that level 0 has set, None at level 0 and without null rows."""
+        """Sample the patches of level i, (R, 3, P, P) uint8, or pixels if i follows the last level.
+        `guidance` (R,) is set by level 0. It is None for level 0 and without null rows."""
         if i == len(self.model.levels):
             return self._sample_pixels(conditions, rows, guidance)
         level = self.model.levels[i]
@@ -115,7 +117,7 @@ class Descent:
     def _autoregressive_steps(
         self, level: ARLevel, canvas: Tensor, hidden: Tensor, conditions: Conditions
     ) -> Iterator[_Step]:
-        """Yield a step for each hidden sub-patch, in raster order."""
+        """Yield a step for each place in raster order where the sub-patch of any row is hidden."""
         compute = self.steps.level(level, conditions, self.branches)
         tokens = hidden.any(0).nonzero().flatten().tolist()
         for t in range(tokens[-1] + 1 if tokens else 0):
@@ -138,7 +140,7 @@ class Descent:
         rows: Rows,
         guidance: Tensor | None,
     ) -> Iterator[_Step]:
-        """Yield the iterations, each of which samples the sub-patches with the highest scores."""
+        """Yield the iterations of level i; each samples the hidden sub-patches of highest score."""
         numbers, guides = self._patch_numbers(level, rows), None
         if level.config.guiding_pixel:
             uniforms = _noise_at(self.noise.guides[i], numbers)
@@ -156,13 +158,13 @@ class Descent:
             outputs = compute(canvas, mask, drawn)
             mask, progress = hidden, []
             if i == 0:
-                # As published, the guidance of the last iteration counts one sub-patch as masked.
+                # As published, the last iteration's guidance counts one sub-patch as still masked.
                 tokens = level.config.tokens
                 progress = [(tokens - n) / tokens for n in remaining.clamp(min=1).tolist()]
             yield _Step(drawn, mask, outputs, progress)
 
     def _sample_pixels(self, conditions: Conditions, rows: Rows, guidance: Tensor | None) -> Tensor:
-        """Sample rows that are pixels, (R, 3, 1, 1) uint8."""
+        """Sample and return rows that are single pixels, (R, 3, 1, 1) uint8."""
         uniforms = self._pixel_noise(rows)
         if self.steps.channels is not None:
             values = self.steps.channels(conditions.middle, uniforms, guidance)
@@ -184,8 +186,8 @@ class Descent:
         return values
 
     def _canvas(self, i: int, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the canvas (R, T, 3, p, p) with the known pixels, and a mask (R, T), True where a
-        sub-patch is hidden."""
+        """Return the canvas (R, T, 3, p, p) that level i fills, with the known pixels and 0
+        elsewhere, and a mask (R, T), True where a sub-patch is hidden."""
         if self.known:
             numbers = self._patch_numbers(level, rows)
             return self.known[i].tokens[numbers], self.known[i].hidden[numbers]
@@ -194,16 +196,16 @@ class Descent:
         return canvas, rows.image.new_ones(shape, dtype=torch.bool)
 
     def _guidance(self, progress: Sequence[float]) -> Tensor | None:
-        """Return the guidance (B,) of a step at level 0, or None if there are no null rows. The
-        levels below use the same guidance."""
+        """Return the guidance (B,) of a step at level 0 from each image's `progress`, or None if
+        there are no null rows. The levels below use the same guidance."""
         if self.branches == 1:
             return None
         scales = [guidance_at(done, self.settings.guidance) for done in progress]
         return torch.tensor(scales, device=self.noise.pixels.device)
 
     def _patch_numbers(self, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return two tensors (R,): each row's image, and its number among the image's patches of
-        `level`."""
+        """Return two tensors (R,): the number of each row's image in the batch, and the number of
+        the row's patch among all patches of `level` in its image."""
         return rows.image, rows.index(self.model.config.image_size, level.config.patch_size)
 
     def _pixel_noise(self, rows: Rows) -> Tensor:
@@ -212,8 +214,7 @@ class Descent:
 
 
 def _noise_at(noise: Tensor | None, numbers: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the random numbers (R, …) of R rows. `noise` (B, n, …) has those of a level's n
-    patches in each of B images; `numbers` has each row's image and patch number, as
-    `_patch_numbers` returns them."""
+    """Return the random numbers (R, …) of R rows from `noise` (B, patches, …), which has those of
+    all patches of a level. `numbers` has each row's image and patch (see `_patch_numbers`)."""
     assert noise is not None  # `ImageNoise.draw` draws them for this kind of level.
     return noise[numbers]

@@ -33,7 +33,7 @@ class KnownPixels:
         return KnownPixels(self.images.to(device), self.mask.to(device))
 
     def repeat(self, count: int) -> KnownPixels:
-        """Return the known pixels of one image as those of `count` images."""
+        """Return the known pixels of `count` images that all equal this one image."""
         return KnownPixels(self.images.expand(count, -1, -1, -1), self.mask.expand(count, -1, -1))
 
     def require_shape(self, count: int, size: int) -> None:
@@ -53,9 +53,9 @@ class KnownPatches:
     """The known pixels of a batch, cut into one level's sub-patches."""
 
     tokens: Tensor
-    """Sub-patches (B, Rᵢ, Tᵢ, 3, p, p) uint8, 0 where a pixel is not known."""
+    """Sub-patches of the images, (B, Rᵢ, Tᵢ, 3, p, p) uint8, 0 where a pixel is not known."""
     hidden: Tensor
-    """Hidden sub-patches, (B, Rᵢ, Tᵢ) bool, true where a pixel must be generated."""
+    """True for a sub-patch with at least one pixel to be generated, (B, Rᵢ, Tᵢ) bool."""
 
     @classmethod
     def cut(cls, known: KnownPixels, level: LevelConfig) -> KnownPatches:
@@ -67,7 +67,7 @@ class KnownPatches:
 
 
 def _cut(images: Tensor, level: LevelConfig) -> Tensor:
-    """Cut images (B, C, S, S) into sub-patches (B, Rᵢ, Tᵢ, C, p, p) of `level`."""
+    """Cut images of C channels (B, C, S, S) into `level`'s sub-patches (B, Rᵢ, Tᵢ, C, p, p)."""
     patches = patchify(images, level.patch_size)
     tokens = patchify(patches.flatten(0, 1), level.sub_patch_size)
     return tokens.view(*patches.shape[:2], *tokens.shape[1:])

@@ -1,11 +1,12 @@
 """The iterations of a MAR level, without computing again what the last iteration has computed.
 
-Decided here: the first block's inputs, queries, keys and values stay in memory. Those of a
-sub-patch are computed once, for both branches, when it becomes known. The last block computes only
-the outputs that the next level reads. `uncached.py` computes the same without this.
+Decided here: the first block's inputs, queries, keys and values stay in memory. When a sub-patch
+becomes known, its own are computed once, for both branches. The last block computes only the
+outputs that the next level reads. `uncached.py` gives the same results without this.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
-P prefix positions, S = P + T, N selected, n conditions of each, D width, H heads of d elements.
+P prefix positions, S = P + T, N sub-patches selected in all rows, n conditions of each, D width, H
+heads of d elements.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class MaskedRows:
     conditions: Conditions
     """Conditions of the (G · R) rows: the R rows of each of the G branches."""
     guides: Tensor | None
-    """Mean colours (G · R, 3), for a level with a guiding pixel."""
+    """Sampled guiding pixels of the rows, (G · R, 3) in 0 … 255; None if the level has none."""
     branches: int
     count: int
     """Number of conditions that the next level reads for each sub-patch."""
@@ -37,14 +38,14 @@ class MaskedRows:
 
 
 MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
-"""Function that computes one iteration per call, from the canvas (R, T, 3, p, p), which is valid
-where the mask is false, the mask (R, T), and the selected sub-patches (R, T). It returns the
-conditions (G · N, n, D) of these. From call to call, sub-patches only leave the mask."""
+"""Function that computes one iteration per call. It gets the canvas (R, T, 3, p, p), the mask (R,
+T) of sub-patches that the canvas does not have yet, and the selected sub-patches (R, T). It returns
+the conditions of the selected ones, (G · N, n, D). From call to call the mask only shrinks."""
 
 
 class CachedMaskedIterations:
-    """`MaskedIterations` that embed only new sub-patches. Unless rows are `even`, all outputs are
-    computed, so that no row depends on how many sub-patches another row selects."""
+    """`MaskedIterations` that embed a sub-patch once, when it becomes known. Unless rows are
+    `even`, all outputs are computed, so that no row depends on how many another row selects."""
 
     def __init__(self, rows: MaskedRows) -> None:
         self._rows = rows
@@ -69,15 +70,15 @@ class CachedMaskedIterations:
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
     def _selected_tokens(self, selected: Tensor) -> Tensor | None:
-        """Return the numbers (R, N / R) of each row's selected sub-patches, or None if rows differ
-        in how many they select, or if the next level reads all outputs anyway."""
+        """Return the numbers of each row's selected sub-patches, (R, N / R), or None if all outputs
+        must be computed: rows are not `even`, or the next level reads at least as many."""
         if not self._rows.even:
             return None
         token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)
         return token if token.shape[1] * self._rows.count < selected.shape[1] else None
 
     def _add_known(self, canvas: Tensor, mask: Tensor) -> None:
-        """Embed the sub-patches that have become known since the last call."""
+        """Embed and store the sub-patches that have become known since the last call."""
         known = ~mask if self._mask is None else self._mask & ~mask
         row, token = known.nonzero(as_tuple=True)
         self._mask = mask
@@ -92,12 +93,12 @@ class CachedMaskedIterations:
             stored[:, row, :, position] = new[:, None]
 
     def _project_heads(self, x_BSD: Tensor) -> Tensor:
-        """Return the first block's queries, keys and values, (3, B, H, S, d)."""
+        """Return the first block's stacked queries, keys and values, (3, rows, H, S, d)."""
         first = self._level.blocks[0]
         return first.attention.project_heads(first.norm1(x_BSD))
 
     def _run_blocks(self, at_BQ: Tensor | None) -> Tensor:
-        """Return the last block's output (G · R, S, D), or (G · R, Q, D) at Q positions only."""
+        """Return the last block's output, (G · R, S, D), or only that at `at_BQ`, (G · R, Q, D)."""
         query, key, value = self._heads.unbind(0)
         first, rest = self._level.blocks[0], self._level.blocks[1:]
         if len(rest) or at_BQ is None:

@@ -40,8 +40,9 @@ def require_order(order: PatchOrder, model: ModelConfig) -> None:
 
 
 def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
-    """Return scores (B, 1, T) for `order` from uniform numbers of that shape. `centre-out` sorts by
-    the distance between the centres of patch and image, with random order at equal distance."""
+    """Return scores (B, 1, T) for `order`; the patch with the highest score comes first.
+    `random_scores` are uniform numbers of this shape. `centre-out` sorts by the distance of a
+    patch's centre from the image's centre, in random order at equal distance."""
     tokens, device = random_scores.shape[-1], random_scores.device
     if isinstance(order, tuple):
         rank = torch.tensor(order, device=device).argsort()

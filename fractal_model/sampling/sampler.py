@@ -34,9 +34,9 @@ from fractal_model.sampling.values import Draw, inverse_transform
 
 
 class Sampler:
-    """Generates images with a model: `sampler(labels, seeds)`. `cached=False` takes the slow
-    reference path. `draw` replaces the random draw, for the parity cases. FractalError: when the
-    settings do not fit the model, or there is no compiler and `settings.compile` is set."""
+    """Generates images with a model: `sampler(labels, seeds)`. `cached=False` samples slowly
+    without caches, as a reference. `draw` replaces the random draw, for comparisons. FractalError:
+    the settings do not fit the model, or `settings.compile` is set and there is no compiler."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class Sampler:
         known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Generate images (B, 3, S, S) uint8, on the model's device, for (B,) classes or NO_CLASS
-        and B seeds. Known pixels stay as they are, and the others are generated from them.
-        FractalError: when there is no class, when the numbers of classes, seeds and known images
-        differ, or when a class or a seed is out of range."""
+        """Generate one image for each of B labels (classes or NO_CLASS) and B seeds: (B, 3, S, S)
+        uint8, on the model's device. Known pixels stay as they are, and the others are generated
+        from them. FractalError: there is no label, the numbers of labels, seeds and known images
+        differ, or a class or a seed is out of range."""
         if len(labels) != len(seeds) or not len(labels):
             raise FractalError(
-                f"labels: {len(labels)}, seeds: {len(seeds)}; give one each, at least one"
+                f"labels: {len(labels)}, seeds: {len(seeds)}; give as many of both, at least one"
             )
         noise = ImageNoise.draw(seeds, self._model.config, self._model.device)
         return self.from_noise(labels, noise, known=known, observe=observe)
@@ -92,7 +92,7 @@ class Sampler:
         known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Generate images (B, 3, S, S) uint8 from (B,) classes and the images' random numbers."""
+        """Generate images (B, 3, S, S) uint8 from B labels and random numbers drawn before."""
         model, settings, device = self._model, self._settings, self._model.device
         labels, noise = labels.to(device), noise.to(device)
         known_patches = []
@@ -122,7 +122,7 @@ class Sampler:
 def _compile_steps(
     steps: StepFunctions, model: FractalModel, settings: SamplingConfig
 ) -> StepFunctions:
-    """Compile the parts that are faster compiled on the model's device."""
+    """Replace the step functions that are faster when compiled on the model's device."""
     *levels, innermost = model.levels
     if isinstance(innermost, ARLevel) and levels:
         steps = replace(steps, innermost=CompiledPixels(innermost, model.pixel, settings))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 @lru_cache(maxsize=4096)
 def masking_schedule(tokens: int, iterations: int) -> tuple[int, ...]:
-    """Number of sub-patches still masked after each iteration, if `tokens` are masked at first. It
-    falls by a cosine to 0 in `iterations`, or in `tokens` if that is less. Each iteration predicts
-    at least one sub-patch, and the last all that remain."""
+    """Return how many sub-patches are still masked after each iteration, if `tokens` are masked at
+    first. The number falls by a cosine to 0 in `iterations`, or in `tokens` iterations if these are
+    fewer. Each iteration predicts at least one sub-patch."""
     iterations, masked, counts = min(iterations, tokens), tokens, []
     for i in range(iterations):
         scheduled = math.floor(tokens * math.cos(math.pi / 2 * (i + 1) / iterations))
@@ -21,7 +21,8 @@ def masking_schedule(tokens: int, iterations: int) -> tuple[int, ...]:
 
 
 def masking_schedules(hidden_R: Tensor, iterations: int) -> Tensor:
-    """Masking schedules (K, R) of rows with `hidden_R` masked sub-patches, padded with zeros."""
+    """Return the masking schedules of R rows as columns, (K, R) for up to K iterations, with zeros
+    at the end of shorter ones. `hidden_R` is each row's number of masked sub-patches."""
     counts, row = hidden_R.unique(return_inverse=True)
     schedules = [masking_schedule(count, iterations) for count in counts.tolist()]
     longest = max((len(schedule) for schedule in schedules), default=0)
@@ -30,5 +31,5 @@ def masking_schedules(hidden_R: Tensor, iterations: int) -> Tensor:
 
 
 def guidance_at(progress: float, guidance: float) -> float:
-    """Guidance of a step at level 0: from 1 to `guidance`, linear in `progress` from 0 to 1."""
+    """Return the guidance of a step at level 0, linear in `progress`: 1 at 0, `guidance` at 1."""
     return 1 + (guidance - 1) * progress

@@ -3,7 +3,8 @@
 The functions here own the caches. `uncached.py` has the same functions without caches, with which
 tests and benchmarks compare them.
 
-Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches.
+Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches of
+side p, C width of a condition, D width of the level.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
 
 LevelSteps = Callable[[Tensor, int], Conditions]
-"""Function that is called for sub-patch t = 0, 1, … with a canvas (R, T, 3, p, p), filled before t,
-and t. It returns the conditions (G · R, 1, D) of sub-patch t."""
+"""Function that computes one step per call, for t = 0, 1, … It gets a canvas (R, T, 3, p, p) that
+has the sub-patches before t, and t. It returns the conditions (G · R, 1, D) of sub-patch t."""
 PixelSteps = Callable[[Tensor, int], Tensor]
-"""Function that is called for each channel in turn with values (R, 3) int64, filled before the
-channel, and the channel. It returns the channel's logits (G · R, 256)."""
+"""Function that computes one channel per call: red, green, blue. It gets values (R, 3) int64,
+filled before this channel, and the channel. It returns the channel's logits (G · R, 256)."""
 
 
 def cached_level_steps(
@@ -29,8 +30,8 @@ def cached_level_steps(
     branches: int,
     compute: Callable[..., Conditions] = ARLevel.step,
 ) -> LevelSteps:
-    """Return the steps of an AR level for conditions of (G · R) rows. Each runs the level for the
-    newest sub-patch only, by `compute(level, token, caches)`."""
+    """Return the step function of an AR level for the conditions of the R rows of each branch. A
+    step runs the level for the newest sub-patch only, by `compute(level, token, caches)`."""
     first = level.first_token(conditions)
     caches = empty_caches(level.blocks, level.config.tokens, first)
 
@@ -44,7 +45,7 @@ def cached_level_steps(
 
 
 def cached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
-    """Return the steps of a pixel network for conditions (G · R, C), one channel at a time."""
+    """Return the function that computes a pixel's channels from condition 0, (G · R, C)."""
     first = network.first_token(conditions)
     caches = empty_caches(network.blocks, CHANNELS, first)
 

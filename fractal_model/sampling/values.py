@@ -15,7 +15,7 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 
 
 def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw a value from each row's softmax by inverting its cumulative distribution."""
+    """Draw a value (N,) from each row's softmax, by inverting the cumulative distribution."""
     cumulative = logits.softmax(-1).cumsum(-1)
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     values = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
@@ -23,16 +23,16 @@ def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the value with the largest logit, for the parity cases. `uniforms` is not used."""
+    """Return the value with the largest logit: a draw without randomness, for the parity cases."""
     return logits.argmax(-1)
 
 
 def guided_logits(
     logits: Tensor, guidance: Tensor | float | None, settings: SamplingConfig
 ) -> Tensor:
-    """Return the logits (N, V) to draw from: scaled, then null + guidance · (conditional − null).
-    `guidance` is a number or (N, 1), None without null rows. Where the conditional probability is
-    below the filter threshold, the null logit is raised: guidance cannot favour the value."""
+    """Return the logits to draw from, (N, V): scaled, then null + guidance · (conditional − null).
+    `guidance` is a number or (N, 1); None without null rows. Where the conditional probability is
+    below the filter threshold, the null logit is raised, so guidance cannot favour the value."""
     logits = logits * settings.logit_scale
     if guidance is None:
         return logits

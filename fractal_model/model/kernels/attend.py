@@ -20,22 +20,23 @@ from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
 _MOST_SCORES = 2**21
-"""Largest number of scores in one call of plain products; one or two cores can cache them."""
+"""Largest number of scores in one call of plain products: 8 MB of float32 fit one core's cache."""
 _FEW_SCORES = 2**15
-"""Largest number of scores of a row for plain products in inference: 64 positions, 8 heads."""
+"""Largest number of scores of a row for plain products in float32 inference: 8 heads · 64 · 64."""
 _MOST_ROWS = 2**15
 """Largest number of rows in one call on a GPU. Fused kernels count rows in a grid dimension that
 ends at 65,535, and 16 images of 64 × 64 have more pixels than that."""
 _SHORT, _NARROW = 32, 128
-"""Largest number of positions, and of elements of a head, for the kernel of short sequences."""
+"""Largest number of positions, and of elements of a head, in the kernel for short sequences."""
 _HAS_TRITON = find_spec("triton") is not None and can_build_triton_kernels()
 
 
 def attend_to_all(
     heads_3BHSd: Tensor, rotary: Tensor | None, *, causal: bool, drop: float
 ) -> Tensor:
-    """Return the mixed values (B, S, D) of S positions that attend to each other, with `causal` to
-    no later one. `rotary` rotates queries and keys; `drop` is the dropout rate of the weights."""
+    """Return the attention output (B, S, D) of S positions that attend to each other, from stacked
+    queries, keys and values. With `causal` no position attends to a later one. `rotary` rotates
+    queries and keys; `drop` is the dropout rate of the attention weights."""
     if not _is_short(heads_3BHSd):
         query, key, value = heads_3BHSd
         if rotary is not None:
@@ -51,8 +52,8 @@ def attend_to_all(
 def attend(
     query_BHQd: Tensor, key: Tensor, value: Tensor, *, causal: bool = False, drop: float = 0.0
 ) -> Tensor:
-    """Return the mixed values (B, H, Q, d) of queries (B, H, Q, d) over keys and values (B, H, S,
-    d). `drop` is the dropout rate of the weights."""
+    """Return each head's attention output (B, H, Q, d) for queries (B, H, Q, d), keys and values
+    (B, H, S, d). With `causal` query i attends to positions 0 … i; `drop` is the dropout rate."""
     on_cpu = query_BHQd.device.type == "cpu" and not torch.compiler.is_compiling()
     scores = query_BHQd.shape[1] * query_BHQd.shape[2] * key.shape[2]
     if on_cpu and _uses_products(query_BHQd, scores, drop):
@@ -65,7 +66,7 @@ def attend(
 
 
 def _is_short(heads_3BHSd: Tensor) -> bool:
-    """True if the kernel for short sequences can compute these heads."""
+    """True if the kernel for short sequences can compute the attention of these heads."""
     length, width = heads_3BHSd.shape[-2:]
     if not (heads_3BHSd.is_cuda and _HAS_TRITON and length <= _SHORT and width <= _NARROW):
         return False
@@ -88,8 +89,8 @@ def _call_in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor)
 
 
 def _uses_products(query_BHQd: Tensor, scores: int, drop: float) -> bool:
-    """True if two plain products per head are faster on a CPU than the fused attention, which is
-    made for long sequences, float32 and inference, and has no dropout."""
+    """True if two plain matrix products are faster on a CPU than torch's fused attention, which is
+    for long sequences, float32 and inference, and has no dropout. A row has `scores` scores."""
     if drop:
         return True
     if torch.is_grad_enabled() or query_BHQd.dtype == torch.bfloat16:

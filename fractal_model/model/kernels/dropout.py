@@ -24,7 +24,7 @@ class Dropout(nn.Dropout):
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Set elements of x, of any shape, to zero at `rate`, and scale the others to keep the mean."""
+    """Set elements of x to zero with probability `rate`, and scale the others to keep the mean."""
     dropped = min(round(rate * _STEPS), _STEPS - 1)
     if dropped == 0:
         return x
@@ -34,8 +34,8 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 def _draw_mask(x: Tensor, dropped: int) -> Tensor:
-    """Draw 0 for `dropped` of 65536 elements and 1 for the others, in the shape and type of x."""
+    """Draw a mask in the shape and type of x: 0 with probability `dropped` / 65536, otherwise 1."""
     words = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     drawn = words.view(torch.int16)[: x.numel()].view(x.shape)
-    # The comparison writes numbers: through bools it takes 4 times as long, in bfloat16 8 times.
+    # The comparison writes numbers: with bools first it takes 4 times as long (bfloat16: 8).
     return torch.ge(drawn, dropped - _STEPS // 2, out=torch.empty_like(x))

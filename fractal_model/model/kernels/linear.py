@@ -6,7 +6,7 @@ inference with the activation. Training in bfloat16 uses autocast's product, whi
 
 An image must not depend on its batch, so a row of a product must be bit-identical whatever the
 other rows are. Both libraries round differently for few rows: oneDNN for one row, MKL for fewer
-than four, or if both factors are too narrow for its threads. Such a product is computed with
+than four rows, or if rows and columns are both few for its threads. Such a product is computed with
 padding rows, as tested on AMD and Intel; MKL's own strict mode works only on Intel.
 
 Shapes: M rows, K width of the input, N width of the output.
@@ -26,8 +26,9 @@ _HAS_BFLOAT16: bool = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported
 """True if oneDNN multiplies bfloat16 on this processor."""
 _ONEDNN_FEWEST = 2
 _MKL_FEWEST = 4
+"""Fewest rows of a product for which each library rounds as it does for many rows."""
 _MKL_SHARE = 8
-"""Rows or columns per thread below which MKL's threads divide K among them."""
+"""Rows or columns per thread. With fewer of both, MKL divides K, which rounds differently."""
 
 Activation = Literal["none", "gelu"]
 
@@ -37,13 +38,13 @@ class Linear(nn.Linear):
 
     __call__: Callable[..., Tensor]
     reduced: tuple[Tensor, Tensor | None] | None = None
-    """Weights and bias in the type of autocast, set only inside `reduced_weights`."""
+    """Copies of weight and bias in the type of autocast, set only inside `reduced_weights`."""
 
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         return self.part(x, slice(None), activation)
 
     def part(self, x: Tensor, outputs: slice, activation: Activation = "none") -> Tensor:
-        """Return the outputs of this slice of N only."""
+        """Return only the outputs that the slice `outputs` selects from N, with the activation."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         reduced = self.reduced
@@ -57,8 +58,8 @@ class Linear(nn.Linear):
 
 @contextmanager
 def reduced_weights(model: nn.Module) -> Iterator[None]:
-    """Keep copies of the weights in the type of a CPU's autocast within this context, for
-    inference. Autocast keeps copies too, but not of parts, and looks each of them up every time."""
+    """Keep copies of all linear weights in a CPU autocast's type within this context, for
+    inference. Autocast copies whole weights only, not slices, and looks up each copy every time."""
     maps: list[Linear] = []
     if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
         maps = [m for m in model.modules() if isinstance(m, Linear) and _can_be_reduced(m)]
@@ -70,7 +71,7 @@ def reduced_weights(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in maps:
-            del module.reduced  # With None, code that was compiled before would be compiled again.
+            del module.reduced  # Setting None would make torch compile again.
 
 
 def _can_be_reduced(module: Linear) -> bool:
@@ -109,8 +110,8 @@ class _Context(Protocol):
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's product and its two derivatives, which are products too. Training repeats its own
-    batches only, so rows need not be bit-identical in other batches, and there is no padding."""
+    """oneDNN's product with its gradients, for training. Training is only repeated with the same
+    batches, so rows need not be bit-identical in other batches, and there is no padding."""
 
     @staticmethod
     def forward(ctx: _Context, x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None) -> Tensor:
@@ -131,8 +132,8 @@ class _Product(torch.autograd.Function):
 
 
 def _weight_gradient(x_MK: Tensor, grad_MN: Tensor) -> Tensor:
-    """Return the gradient (N, K) of the weights. The transposed product is up to twice as fast if M
-    > N > K, and up to twice as slow otherwise."""
+    """Return the gradient of the weights, (N, K). Computing its transpose is up to twice as fast if
+    M > N > K, and up to twice as slow otherwise."""
     (rows, width), out = x_MK.shape, grad_MN.shape[1]
     if rows > out > width:
         return _onednn(x_MK.t(), grad_MN.t()).t().contiguous()
@@ -140,10 +141,10 @@ def _weight_gradient(x_MK: Tensor, grad_MN: Tensor) -> Tensor:
 
 
 def _can_use_onednn(x: Tensor, weight: Tensor) -> bool:
-    """True if oneDNN computes this product. Compiled code uses MKL: torch's compiler accepts
-    oneDNN's products only with constant weights, and a compiled sampler multiplies few rows with
-    narrow weights thousands of times, where MKL's call is shorter (5 µs instead of 12 for 8 rows
-    and widths of 64 to 256)."""
+    """True if oneDNN computes this product. Compiled code uses MKL for two reasons. torch's
+    compiler accepts oneDNN's products only with constant weights. A compiled sampler also
+    multiplies few rows with narrow weights thousands of times, where MKL's call is shorter (5 µs
+    instead of 12 µs for 8 rows and widths of 64 to 256)."""
     if not _HAS_ONEDNN or torch.compiler.is_compiling():
         return False
     if x.device.type != "cpu" or x.dtype != weight.dtype or x.numel() == 0:
@@ -169,7 +170,7 @@ def _is_autocast_inference(x: Tensor) -> bool:
 def _onednn(
     x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None = None, activation: Activation = "none"
 ) -> Tensor:
-    """Return oneDNN's product, with the activation applied while it is in the processor's cache."""
+    """Return activation(x · weightᵀ + bias), (M, N), the activation applied in the CPU's cache."""
     multiply: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     return multiply(x_MK, weight_NK, bias, activation, [], "none")
 
@@ -182,7 +183,8 @@ def _multiply_padded(
     fewest: int,
     *activation: Activation,
 ) -> Tensor:
-    """Return the product of at least `fewest` rows, with rows of zeros below x if it has fewer."""
+    """Return `product(x_MK, weight_NK, bias)`, (M, N). If x has fewer rows than `fewest`, rows of
+    zeros are added for the computation and cut off from the result."""
     missing = fewest - len(x_MK)
     if missing <= 0:
         return product(x_MK, weight_NK, bias, *activation)
@@ -199,4 +201,4 @@ def _product_flops(x: torch.Size, weight: torch.Size, *rest: object, **also: obj
 
 
 FLOP_FORMULAS = {torch.ops.mkldnn._linear_pointwise: _product_flops} if _HAS_ONEDNN else {}
-"""Formula of the operations of oneDNN's product, for `FlopCounterMode(custom_mapping=…)`."""
+"""Function that counts the operations of oneDNN's product for `FlopCounterMode`."""

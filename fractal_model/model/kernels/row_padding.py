@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def padding_rows(rows: Tensor) -> int:
-    """Return how many rows of zeros a CPU adds to `rows`; 0 on other devices."""
+    """Return how many rows of zeros to append to the batch `rows` on a CPU; 0 on other devices."""
     count = len(rows)
     step = max(1, 2 ** (count.bit_length() - 1) // 16)
     return -count % step if rows.device.type == "cpu" else 0
 
 
 def pad_rows(x: Tensor, padding: int) -> Tensor:
-    """Append rows of zeros to x: (N, ...) to (N + padding, ...)."""
+    """Append `padding` rows of zeros to x (N, ...) and return it, (N + padding, ...)."""
     return torch.cat([x, x.new_zeros(padding, *x.shape[1:])]) if padding else x

@@ -1,10 +1,11 @@
 """Attention of short sequences on a GPU: one Triton kernel forward and one backward.
 
 Decided here: several rows share a tile, in which a position attends only to its own row. torch's
-fused kernels compute 64 queries by 128 keys at a time, of which the 22 positions of a lower level
-fill little and the three positions of a pixel almost nothing. A tile has few weights, so the
-backward kernel computes them again and none is stored. If a row is not finite, the rows of its tile
-are not finite either, which does no harm because the loss is not finite in any case.
+fused kernels compute 64 queries by 128 keys at a time. The 22 positions of a lower level fill
+little of these, and the three positions of a pixel almost nothing. A tile has few attention
+weights, so none is stored and the backward kernel computes them again. If a number of a row is not
+finite, the other rows of its tile are not finite either. This does no harm, because the loss is not
+finite in any case.
 
 Shapes: B rows, S positions, H heads, d elements a head, D = H · d, T positions of a tile.
 """
@@ -31,9 +32,9 @@ class _Context(Protocol):
 
 
 def short_attention(heads_3BHSd: Tensor, *, causal: bool, drop: float) -> Tensor:
-    """Return the mixed values (B, S, D) of queries, keys and values whose elements are contiguous.
-    `drop`, below 1, is the dropout rate of the weights. S and d may be up to 32 and 128; larger
-    ones need more registers than a GPU has."""
+    """Return the attention output (B, S, D) from stacked queries, keys and values. The d elements
+    of a head must be contiguous in memory. `drop`, below 1, is the dropout rate of the attention
+    weights. S may be up to 32 and d up to 128; larger ones need more registers than a GPU has."""
     device = heads_3BHSd.device
     if drop:
         seed = torch.randint(2**62, (1,), dtype=torch.int64, device=device)
@@ -88,13 +89,13 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 
 def _flops(products: int, heads_3BHSd: torch.Size, *_: object, **options: object) -> int:
-    """Count the operations of `products` products, of (S, d) and (d, S) or (S, S) and (S, d)."""
+    """Count the operations of `products` products per head, (S, d) · (d, S) or (S, S) · (S, d)."""
     _kinds, rows, heads, length, width = heads_3BHSd
     return products * 2 * rows * heads * length**2 * width
 
 
 register_flop_formula(torch.ops.fractal.short_attention)(partial(_flops, 2))
-# Backward computes the scores again, and two products for each of the two of the forward pass.
+# The backward pass computes the scores again, and two gradients for each of two products.
 register_flop_formula(torch.ops.fractal.short_attention_backward)(partial(_flops, 5))
 
 
@@ -129,8 +130,8 @@ def _launch(
 def _tile(
     rows, heads, LENGTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Return what a Triton program works on: rows (T, 1), head, positions (T, 1), elements (1, d),
-    and a mask (T, d), False at the padding."""
+    """Return what this Triton program computes: the numbers of its rows (T, 1), its head, the
+    positions (T, 1), the elements (1, d), and a mask (T, d) that is False at the padding."""
     rows_per_tile: tl.constexpr = TILE // LENGTH
     slot = tl.arange(0, TILE)[:, None]
     element = tl.arange(0, PADDED)[None, :]
@@ -151,7 +152,7 @@ def _load_heads(query_at, kind_stride, inside):
 
 @triton.jit
 def _weights(query, key, scale, LENGTH: tl.constexpr, TILE: tl.constexpr, CAUSAL: tl.constexpr):
-    """Compute the attention weights of a tile, (T, T) float32."""
+    """Compute a tile's attention weights, (T, T) float32, 0 between positions of different rows."""
     slot = tl.arange(0, TILE)
     allowed = (slot // LENGTH)[:, None] == (slot // LENGTH)[None, :]
     if CAUSAL:
