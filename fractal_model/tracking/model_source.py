@@ -13,7 +13,7 @@ AVERAGED = "#ema"
 
 
 def load_model(source: str, outputs: Path) -> FractalModel:
-    """Load a model on the CPU, in evaluation mode. FractalError: it is missing or damaged.
+    """Load a model on the CPU, in evaluation mode. FractalError: the model is missing or damaged.
 
     `source` is the folder of a checkpoint or of an exported model, or `models:/NAME@ALIAS` or
     `models:/NAME/VERSION` in the MLflow store of `outputs`. If `source` ends in `#ema`, the moving

@@ -1,7 +1,7 @@
 """What the nightly evaluation stores in MLflow: durations of evaluations, and sizes that wait.
 
 Decided here: a size that did not fit a night's budget waits for the next night. A tag of its
-registered model says so, which other machines read and a person sees on the model's page.
+registered model says so: other machines read the tag, and people see it on the model's page.
 """
 
 import mlflow
@@ -19,8 +19,8 @@ MOST_EARLIER = 5
 
 def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation]:
     """Return the sample counts and durations of the last MOST_EARLIER complete evaluations of a
-    size, of any version and protocol, newest first. An evaluation of a version and protocol that
-    also has a stopped run is left out: it was shorter if it reused the images of that run."""
+    size, of any version and protocol, newest first. An evaluation is left out if another run of
+    the same version and protocol stopped: it may be shorter, as it may reuse that run's images."""
     runs = find_runs([experiment_id], {KIND_TAG: "evaluate", SIZE_TAG: size})
     stopped = {_samples_key(run) for run in runs if run.info.status != "FINISHED"}
     whole = [r for r in runs if SAMPLES_PARAM in r.data.params and _samples_key(r) not in stopped]

@@ -114,10 +114,10 @@ def read_serving(size: str, version: str) -> ServingConfig:
 
 
 def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
-    """Find a version with this fingerprint, make it the candidate and return its number; None if no
-    version has the fingerprint. It is the newest one that is served with the settings `serving`. If
-    all versions with the fingerprint are served with other settings, the weights of the newest are
-    registered again with `serving`: a model must be served as it is evaluated."""
+    """Make the newest version with this fingerprint and the serving settings `serving` the
+    candidate; return the version. None: no version has the fingerprint. If all versions with the
+    fingerprint have other serving settings, register the newest one's weights again with `serving`,
+    because a model must be served with the settings that its evaluation uses."""
     all_versions = registry.versions(size) if size in registry.sizes() else []
     equal = [v for v in all_versions if v.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:

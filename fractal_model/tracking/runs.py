@@ -57,7 +57,7 @@ def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:
 
 @contextmanager
 def evaluation_run(size: Size, manifest: Manifest, record: Record, outputs: Path) -> Iterator[str]:
-    """Begin an evaluation run and log `record` to it as `protocol.json`; yield its id."""
+    """Begin an evaluation run and log `record` to it as `protocol.json`; yield the run's id."""
     model = f"v{record.version}" if record.version else (record.model_checksum or "")[:8]
     kind = "preview" if record.protocol.is_preview else "evaluate"
     name = f"{kind}-{size.name}-{model}-{record.checksum[:6]}"

@@ -30,8 +30,8 @@ def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
 
 
 def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the guiding pixels' targets, int64 (R, 3) in 0 … 255, and the colours that the level
-    reads: `means`, float (R, 3), unchanged. As published, a target is a mean plus a little noise,
-    rounded, so that a mean halfway between two values is rounded at random."""
+    """Return the targets of the guiding pixels of R patches, int64 (R, 3) in 0 … 255, and the
+    colours that the level reads: `means`, float (R, 3), unchanged. As published, a target is a mean
+    plus a little noise, rounded: a mean halfway between two values is rounded at random."""
     noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

@@ -90,7 +90,7 @@ class TrainingJobs:
         return log.checkpoint
 
     def stop(self, name: str) -> None:
-        """Stop a job and wait for its end. FractalError: it runs longer than STOP_SECONDS."""
+        """Stop a job and wait for its end. FractalError: it still runs after STOP_SECONDS."""
         self._server.stop(name)
         deadline = time.monotonic() + STOP_SECONDS
         while not self._server.job(name).status.is_terminal():
@@ -164,8 +164,8 @@ class TrainingJobs:
 
 
 def follow_job(server: JobsServer, name: str, log: JobLog) -> JobDetails:
-    """Read a job's log until the job has ended; return Ray's details of the job. The status decides
-    if it has ended: the log may stop early. FractalError: no answer for LOST_SECONDS."""
+    """Read a job's log until the job has ended; return Ray's details of the job. The status tells
+    if it has ended, as the log may stop early. FractalError: no answer for LOST_SECONDS."""
     next_request = 0.0
     with follow_log(lambda: server.tail(name)) as next_part:
         while True:

@@ -234,7 +234,7 @@ def _require_resources(recipe: TrainingConfig) -> None:
 
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Return the last line of a worker's failure, by rank: of the first one that is no lost
-    connection, because others follow from it; else of the first one."""
+    """Return the last line of the first worker's failure that is not a lost connection, since lost
+    connections follow from other failures. If all are lost connections, take the first one."""
     causes = [last_line(failure) for failure in failures.values()]
     return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))

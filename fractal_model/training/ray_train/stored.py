@@ -91,7 +91,7 @@ def _names(filesystem: FileSystem, run: str) -> list[str]:
 
 
 def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalError:
-    """Load the checkpoint in `folder`, or return an error, which names its place in the storage."""
+    """Return the checkpoint in `folder`, or an error that names its place in the storage."""
     try:
         return load_checkpoint(folder)
     except FractalError as error:
@@ -110,8 +110,8 @@ def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
 def _fetch_once_per_machine(
     stored: ray.train.Checkpoint, context: ray.train.TrainContext
 ) -> Iterator[Path]:
-    """Yield a folder on this machine with the checkpoint. The machine's rank 0 fetches it and
-    removes a downloaded copy at the end of its block, where it must wait for the other ranks."""
+    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it, and removes
+    a downloaded copy when it leaves the block. Until then all ranks must be done with the copy."""
     with ExitStack() as stack:
         fetched: Path | FractalError | None = None
         if context.get_local_rank() == 0:

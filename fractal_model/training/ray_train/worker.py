@@ -41,7 +41,7 @@ def train_worker(config: dict[str, str]) -> None:
 
 
 class StoppedError(FractalError):
-    """An error that would occur again after a restart: all ranks end the training without one."""
+    """An error that a restart would repeat: all ranks end the training, without a restart."""
 
 
 class _Worker:
