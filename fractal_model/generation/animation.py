@@ -36,7 +36,7 @@ GRID_LINES = (178, 186, 199)
 OUTLINES = ((255, 122, 0), (0, 140, 255), (0, 170, 90))
 """Colours of the outlines of patches, from the second level down."""
 SECONDS, LAST_SECONDS = 10, 2
-"""Duration of an animation, about, and of its last frame."""
+"""Approximate duration of an animation, and duration of its last frame, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
 
 
 class _Recorder:
-    """Observer of a sampler. It keeps at most 2 snapshots a frame, fewer if memory is small."""
+    """Observer of a sampler. It keeps up to 2 snapshots a frame, within half a gigabyte."""
 
     def __init__(
         self, model: FractalModel, images: int, frames: int, progress: Callable[[int], None]

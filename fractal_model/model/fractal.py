@@ -33,7 +33,7 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """The places of R rows: each one's image in the batch and top-left pixel in it, (R,) int64."""
+    """The places of R patches: number of the image, top and left pixel in it, each (R,) int64."""
 
     image: Tensor
     top: Tensor
@@ -53,7 +53,7 @@ class Rows:
         return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
 
     def index(self, image_size: int, size: int) -> Tensor:
-        """Return each row's number, row by row, among its image's patches of side `size`, (R,)."""
+        """Return each patch's number in its image, (R,), for patches of side `size`, row by row."""
         return self.top // size * (image_size // size) + self.left // size
 
 
@@ -90,7 +90,7 @@ GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean colours (R, 3) rounded to 8 bits, as targets and as the colours that the
-    level reads. It then reads only what the likelihood counts, so the likelihood is a true one."""
+    level reads. The level reads only what the likelihood counts, so it is a true likelihood."""
     targets = means.round().long()
     return targets, targets.float()
 
@@ -117,7 +117,8 @@ class FractalModel(PretrainedModule):
     ) -> Pass:
         """Return the negative log-probability of each predicted value, given the true values known
         before it (paper, section 4). `images` are (B, 3, S, S) uint8, `labels` (B,) classes or
-        NO_CLASS. Each level reads R patches (R, 3, P, P) with conditions (R, n, C), and gives
+        NO_CLASS. `masks` chooses the sub-patches that MAR levels predict, `guides` prepares guiding
+        pixels. Each level reads R patches (R, 3, P, P) with conditions (R, n, C), and gives
         conditions (N, n, D) to the N sub-patches (N, 3, p, p) that it predicts. These are the next
         level's patches, down to the pixels. FractalError: images or labels do not fit the model."""
         self._require_size(images)

@@ -51,7 +51,7 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `mean` over images, with the spread of the masks; NaN for one image."""
+        """Standard error of `mean` over images, including that from masks; NaN for one image."""
         return (self.per_image.std() / math.sqrt(len(self.per_image))).item()
 
     @property

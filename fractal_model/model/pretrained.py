@@ -63,8 +63,9 @@ class PretrainedModule(
         cls, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> Self:
         """Load the model from a folder, or from the hub's repository USER/NAME if there is no such
-        folder. It is on the CPU, in evaluation mode. FractalError: the download fails, a file is
-        missing or damaged, the configuration has an unknown key, or the weights do not fit it."""
+        folder. The model is on the CPU, in evaluation mode. FractalError: the download fails, a
+        file is missing or damaged, the configuration has an unknown key, or weights do not fit
+        it."""
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source), revision, token)
@@ -88,7 +89,7 @@ class PretrainedModule(
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read an exported folder's configuration. FractalError: the file or a setting is wrong."""
+    """Read the configuration in an exported folder. FractalError: it is damaged or not valid."""
     return read_json(folder / CONFIG, ModelConfig, "the configuration of a fractal model")
 
 

@@ -33,7 +33,7 @@ class ImageNoise:
 
     @classmethod
     def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> Self:
-        """Draw each image's numbers from its own seed. FractalError: a seed not in 0 … 2³² − 1."""
+        """Draw each image's numbers from its seed. FractalError: a seed is not in 0 … 2³² − 1."""
         bad = [seed for seed in seeds if not 0 <= seed <= LARGEST_SEED]
         if bad:
             raise FractalError(f"image seed {bad[0]} is out of range: choose 0 … {LARGEST_SEED}")

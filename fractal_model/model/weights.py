@@ -68,7 +68,7 @@ def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise FractalError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
         converted[name] = tensor.detach().float().contiguous()
         if not bool(converted[name].isfinite().all()):
-            raise FractalError(f"{name} holds numbers not finite in float32; export it again")
+            raise FractalError(f"{name} is not finite in float32, expected finite numbers")
     return converted
 
 

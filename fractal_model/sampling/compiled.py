@@ -102,9 +102,10 @@ class CompiledSteps:
         self._step: Callable[..., Conditions] = _compile(ARLevel.step, "cpu")
 
     def __call__(self, level: ARLevel, token: Tensor, caches: list[KeyValueCache]) -> Conditions:
-        """Return `level.step(token, caches)`. Three kinds of steps are not compiled: the last,
-        because a full cache is contiguous and torch would compile the step once more; those of wide
-        levels; and steps under autocast, where compiled code would cast all weights every time."""
+        """Return `level.step(token, caches)`. Three kinds of steps are not compiled: a level's last
+        step, because a full cache is contiguous and torch would compile once more; the steps of
+        wide levels; and steps under autocast, where compiled code would cast all weights every
+        time."""
         is_last = caches[0].length == level.config.tokens - 1
         is_plain = is_last or level.config.width > _WIDEST or torch.is_autocast_enabled("cpu")
         step = ARLevel.step if is_plain or level not in self._levels else self._step

@@ -122,7 +122,7 @@ class Sampler:
 def _compile_steps(
     steps: StepFunctions, model: FractalModel, settings: SamplingConfig
 ) -> StepFunctions:
-    """Replace the step functions that are faster when compiled on the model's device."""
+    """Replace step functions by compiled ones where these are faster on the model's device."""
     *levels, innermost = model.levels
     if isinstance(innermost, ARLevel) and levels:
         steps = replace(steps, innermost=CompiledPixels(innermost, model.pixel, settings))

@@ -45,7 +45,7 @@ def cached_level_steps(
 
 
 def cached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: int) -> PixelSteps:
-    """Return the function that computes a pixel's channels from condition 0, (G · R, C)."""
+    """Return the step function of a pixel network for pixels with conditions (G · R, C)."""
     first = network.first_token(conditions)
     caches = empty_caches(network.blocks, CHANNELS, first)
 

@@ -23,7 +23,7 @@ def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the value with the largest logit: a draw without randomness, for the parity cases."""
+    """Return the value with the largest logit: no random draw, to compare with published code."""
     return logits.argmax(-1)
 
 

@@ -20,7 +20,7 @@ from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
 _MOST_SCORES = 2**21
-"""Largest number of scores in one call of plain products: 8 MB of float32 fit one core's cache."""
+"""Largest number of scores in one call of plain products; 8 MB, cached by one or two cores."""
 _FEW_SCORES = 2**15
 """Largest number of scores of a row for plain products in float32 inference: 8 heads · 64 · 64."""
 _MOST_ROWS = 2**15
@@ -90,7 +90,7 @@ def _call_in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor)
 
 def _uses_products(query_BHQd: Tensor, scores: int, drop: float) -> bool:
     """True if two plain matrix products are faster on a CPU than torch's fused attention, which is
-    for long sequences, float32 and inference, and has no dropout. A row has `scores` scores."""
+    made for long float32 inference and has no dropout. `scores` is the number of a row's scores."""
     if drop:
         return True
     if torch.is_grad_enabled() or query_BHQd.dtype == torch.bfloat16:

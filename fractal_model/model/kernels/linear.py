@@ -201,4 +201,4 @@ def _product_flops(x: torch.Size, weight: torch.Size, *rest: object, **also: obj
 
 
 FLOP_FORMULAS = {torch.ops.mkldnn._linear_pointwise: _product_flops} if _HAS_ONEDNN else {}
-"""Function that counts the operations of oneDNN's product for `FlopCounterMode`."""
+"""Maps oneDNN's product to a function that counts its operations, for `FlopCounterMode`."""
