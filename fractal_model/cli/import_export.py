@@ -46,7 +46,7 @@ def import_checkpoint(
     if register:
         from fractal_model.tracking import store
 
-        store.connect(settings.paths.outputs)  # A missing server is an error before the long work.
+        store.connect(settings.paths.outputs)  # So a missing server is reported before the work.
     with _bytes_bar(f"checking {checkpoint.name}, MB", checkpoint) as update:
         published = read_published(checkpoint, update)
     import_published(checkpoint, published, named_size, settings, out)

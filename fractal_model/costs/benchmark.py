@@ -150,7 +150,7 @@ def measure(
     without caches, and `by_level` times each level. With `trace`, profile one more step and write
     it to that file in Chrome's trace format."""
     device = model.device
-    autocast = dtype == "bfloat16" and mode != "train"  # The trainer has its own.
+    autocast = dtype == "bfloat16" and mode != "train"  # The trainer has its own autocast.
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         memory_before = _used_memory(device)
         with peak_memory(device) as peak:

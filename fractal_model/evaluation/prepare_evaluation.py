@@ -140,7 +140,7 @@ def measure_samples(
 ) -> MetricResults:
     """Measure all metrics of a set of samples. `model` is the configuration of the model that drew
     the samples, None for images from files. FractalError: see `sample_metrics`."""
-    # Only the DINOv2 reference may have to be extracted here.
+    # A progress bar only for the DINOv2 reference, which may have to be extracted first.
     needs_bar = inputs.networks.dinov2 is not None
     with progress_bar("DINOv2's reference, images", None) if needs_bar else nullcontext() as update:
         references = inputs.references(update)

@@ -44,8 +44,8 @@ def _registered_statistics(
         return None
     name, file = entry.statistics.file, statistics_file(data, dataset)
     way_out = (
-        f"run `fractal data register-reference {dataset} FILE` with the original {name}, or run it "
-        f"with --remove in place of FILE to use statistics of the data set's own images"
+        f"run `fractal data register-reference {dataset} FILE` with the original {name}, or remove "
+        f"the registration with that command to use statistics of the data set's own images"
     )
     if file is None or not file.is_file():
         problem = "has no known path on this machine" if file is None else f"is not at {file}"

@@ -133,7 +133,7 @@ def test_the_path_of_adm_s_file_is_not_in_git(project, fractal):
     ignored = ["git", "check-ignore", "--no-index", "-q", location.relative_to(project)]
     assert subprocess.run(ignored, cwd=REPOSITORY).returncode == 0
 
-    way_out = "register-reference imagenet16 FILE` with the original adm_stats.npz, or run it"
+    way_out = "register-reference imagenet16 FILE` with the original adm_stats.npz, or remove the"
     file.rename(project / "moved.npz")
     code, _, err = fractal("data", "reference", "imagenet16")
     assert code == 1 and re.search(f"is not at {file}: run .*{way_out}", err)
