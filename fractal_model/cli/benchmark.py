@@ -59,10 +59,14 @@ def benchmark(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 8,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance; 1 switches it off. Default: the size's, or 3.")
+        float | None,
+        typer.Option(help="Guidance; 1 switches it off. Default: the size's, or 3 without --size."),
     ] = None,
     iterations: Annotated[
-        str | None, typer.Option(help="Iterations of each level. Default: the size's, or 64,16,16.")
+        str | None,
+        typer.Option(
+            help="Iterations of each level. Default: the size's, or 64,16,16 without --size."
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"],

@@ -31,7 +31,8 @@ def register_source(
         typer.Argument(
             metavar="DIR",
             help="ImageNet's archives, its extracted tree or its parquet files; or other images as "
-            "CLASS/*, as train/CLASS/* and validation/CLASS/*, or as parquet files of the hub.",
+            "CLASS/*, as train/CLASS/* and validation/CLASS/*, or as the Hugging Face hub's "
+            "parquet files.",
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the images, if not ImageNet.")] = IMAGENET,

@@ -213,7 +213,8 @@ class _NoModules(ModuleTracker):
 
 def count_flops(step: Callable[[], object]) -> float:
     """Run a step and return the number of its operations, spare rows (see `model.fractal`)
-    included. Attention runs as products, because the counter ignores a CPU's fused attention."""
+    included. Attention runs as separate matrix products here, because the counter does not count
+    the fused attention of a CPU."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     counter.mod_tracker = _NoModules()
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -246,7 +246,7 @@ def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
 
 
 def _sum_raw_counts(shards: list[ShardResult]) -> dict[str, int | dict[str, int]]:
-    """Add up the raw counts of several shards. The result can be written as JSON."""
+    """Add up the `RawCounts` of several shards. The result can be written as JSON."""
     total: dict[str, int | dict[str, int]] = {}
     for name, empty in vars(RawCounts()).items():
         counts = [getattr(shard, name) for shard in shards]

@@ -1,7 +1,8 @@
 """Store the results of work on many images, so that stopped work continues where it was.
 
 Decided here: each part is one safetensors file, written as soon as its rows are computed. The file
-is named after its first image and is atomic, so that an interrupted part leaves no file.
+has the number of the part's first image as its name. It appears only when it is complete, so an
+interrupted part leaves no file.
 `StoredParts` wraps another `MapParts`, so that its caller need not know about the files.
 """
 

@@ -28,8 +28,9 @@ class _Graph:
 
 
 class Graphs:
-    """CUDA graphs of one function, the same in every call. Its operations may depend only on the
-    arguments' shapes and types and on the weights, whose addresses are part of a graph's key."""
+    """CUDA graphs of one function, one graph for each combination of shapes. Every call must pass
+    the same function. Its operations may depend only on the arguments' shapes and types and on the
+    weights, whose addresses are part of a graph's key."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}

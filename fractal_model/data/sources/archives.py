@@ -106,8 +106,8 @@ def _members(
             _require_end(file, opened.offset)
     except (tarfile.TarError, OSError, ValueError) as error:  # A damaged header raises ValueError.
         raise FractalError(
-            f"{archive}{place} is no whole, uncompressed tar archive ({one_line(error)}): compare "
-            f"its size and checksum with the publisher's and fetch it again"
+            f"{archive}{place} is not a complete, uncompressed tar archive ({one_line(error)}): "
+            f"compare its size and checksum with the publisher's and fetch it again"
         ) from error
 
 

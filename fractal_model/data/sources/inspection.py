@@ -1,8 +1,8 @@
 """Inspect a folder: the form of its images, their number and what is missing.
 
-Decided here: the name decides whether a source is ImageNet, whose classes and counts are known.
-Class folders and parquet files with another name are read as a user's own images, even if the
-classes have WordNet ids as names, as in ImageNet-100.
+Decided here: class folders and parquet files are read as ImageNet, whose classes and counts are
+known, only if they are registered under the name `imagenet`. Under another name they are a user's
+own images, even if the classes have WordNet ids as names, as in ImageNet-100.
 """
 
 from pathlib import Path

@@ -137,7 +137,7 @@ def _open(file: Path) -> pq.ParquetFile:
         fields = {field.name: field.type for field in opened.schema_arrow}
     except (pa.ArrowException, OSError) as error:
         raise FractalError(
-            f"{file} is no whole parquet file ({one_line(error)}): fetch it again"
+            f"{file} is not a complete parquet file ({one_line(error)}): fetch it again"
         ) from error
     struct, label = (fields.get(name, pa.null()) for name in ("image", "label"))
     inner = {f.name: f.type for f in struct} if pa.types.is_struct(struct) else {}

@@ -127,8 +127,8 @@ class TrainingJobs:
         return None
 
     def _stop_orphan(self, running: JobDetails, on_line: Callable[[str], None]) -> None:
-        """Stop a running job if its flow is over or is this flow. FractalError: another flow may
-        still follow the job, which is not stopped."""
+        """Stop a running job if the flow that started it is over, or is this flow. FractalError:
+        another flow may still be using the job, so it is not stopped."""
         name, owner = str(running.submission_id), Owner.read(_tag(running, OWNER_TAG))
         is_orphan = owner is not None and (
             owner.flow_run == self._owner.flow_run != ""

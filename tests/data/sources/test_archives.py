@@ -62,7 +62,8 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path, cut):
     file = root / "ILSVRC2012_img_train.tar"
     file.write_bytes(file.read_bytes()[:cut])
     assert_refused(
-        lambda: register(root, tmp_path / "data"), "img_train.tar.* no whole, uncompressed tar"
+        lambda: register(root, tmp_path / "data"),
+        "img_train.tar.* not a complete, uncompressed tar",
     )
 
 
@@ -85,7 +86,9 @@ def test_an_archive_that_is_cut_off_around_a_header_is_refused(tmp_path, cut, me
     root = mini.write_archives(tmp_path / "raw")
     content = (root / VALIDATION).read_bytes()
     (root / VALIDATION).write_bytes(content[: members(content)[3].offset + cut])
-    assert_refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
+    assert_refused(
+        lambda: register(root, tmp_path / "data"), f"img_val.tar is not a complete.*{message}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +104,9 @@ def test_a_damaged_header_does_not_end_the_listing(tmp_path, header, message):
     at = members(content)[3].offset
     content[at : at + 512] = header
     (root / VALIDATION).write_bytes(content)
-    assert_refused(lambda: register(root, tmp_path / "data"), f"img_val.tar is no whole.*{message}")
+    assert_refused(
+        lambda: register(root, tmp_path / "data"), f"img_val.tar is not a complete.*{message}"
+    )
 
 
 def test_a_negative_size_causes_no_endless_loop(tmp_path):
@@ -113,7 +118,7 @@ def test_a_negative_size_causes_no_endless_loop(tmp_path):
     content[at : at + 512] = header.tobuf(tarfile.GNU_FORMAT)[-512:]
     (root / VALIDATION).write_bytes(content)
     assert_refused(
-        lambda: register(root, tmp_path / "data"), "img_val.tar is no whole.*cut off within"
+        lambda: register(root, tmp_path / "data"), "img_val.tar is not a complete.*cut off within"
     )
 
 
@@ -137,7 +142,8 @@ def test_damage_inside_a_class_is_named(tmp_path, damage):
     (root / TRAIN).write_bytes(content)
     message = "damaged" if damage != "zeros" else "there is more"
     assert_refused(
-        lambda: register(root, tmp_path / "data"), f"img_train.tar at byte .* no whole.*{message}"
+        lambda: register(root, tmp_path / "data"),
+        f"img_train.tar at byte .* not a complete.*{message}",
     )
 
 

@@ -230,7 +230,7 @@ def test_damaged_sources_are_refused(tmp_path):
     root = mini.write_parquet(tmp_path / "parquet")
     file = root / "data/train-00000-of-00002.parquet"
     file.write_bytes(file.read_bytes()[:3000])
-    assert_refused(lambda: register(root, data), "no whole parquet file.*fetch it again")
+    assert_refused(lambda: register(root, data), "not a complete parquet file.*fetch it again")
     import pandas as pd
 
     pd.DataFrame({"label": [1], "text": ["a"]}).to_parquet(file)
