@@ -127,7 +127,8 @@ def training_resources(recipe: TrainingConfig) -> str:
 
 
 def evaluation_resources(size: Size) -> str:
-    """Text for where an evaluation or a sweep samples: this machine, or workers of the cluster."""
+    """Say where an evaluation or a sweep draws its samples: "this machine", or on how many workers
+    of the cluster."""
     workers, unit = size.evaluation.workers, "GPU" if size.training.uses_gpu else "CPU"
     if workers == 1:
         return "this machine"

@@ -228,8 +228,9 @@ def _advice(published: Published, params: Params) -> str:
 
 
 def _progress(published: Published, size: Size) -> Progress:
-    """Return the progress of an imported checkpoint. `position` counts the images of its epochs of
-    ImageNet. It is 0 if the epoch is unknown, or if the size is not for ImageNet."""
+    """Return the progress of an imported checkpoint. Its `position` is the number of epochs that
+    the checkpoint was trained, times ImageNet's training images. It is 0 if the epoch is unknown,
+    or if the size does not have ImageNet's number of classes."""
     epoch = published.epoch if size.model.num_classes == IMAGENET_CLASSES else None
     position = 0 if epoch is None else (epoch + 1) * IMAGENET_TRAINING_IMAGES
     steps = position // size.training.batch_size

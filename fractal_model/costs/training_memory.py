@@ -117,8 +117,9 @@ def activations(
     activation_checkpointing: bool,
     shares: tuple[float, ...] | None = None,
 ) -> Activations:
-    """Activations of `images` images. `shares` are the shares of sub-patches passed to the level
-    below; by default those that the masks of training are expected to give."""
+    """Estimate the activations of a training step with `images` images. `shares` has, for each
+    level, the share of its sub-patches that is passed to the level below; None means the shares
+    that the random masks of training give on average."""
     # Bytes per element of the tensors that autocast stores as bfloat16.
     itemsize = BFLOAT16 if precision == "bfloat16" else FLOAT32
     rows = [images * r for r in rows_per_image(model, shares or training_shares(model))]
@@ -146,8 +147,9 @@ def _conditions_below(model: ModelConfig, level: int) -> int:
 def _level(
     level: LevelConfig, rows: float, below: float, above: int, passed_down: int, itemsize: int
 ) -> list[Kept]:
-    """Kept bytes of a level's transformer, and of its guide network if it has one. Each of its
-    `rows` gets `above` conditions, each of the `below` rows of the next level `passed_down`."""
+    """Bytes kept for a level's transformer, and for its guide network if it has one. Each of the
+    level's `rows` gets `above` conditions. Each of the next level's `below` rows gets `passed_down`
+    conditions."""
     parts, ar = [], level.generator == "ar"
     elements = (level.tokens - ar) * 3 * level.sub_patch_size**2
     if ar:
@@ -163,7 +165,7 @@ def _level(
 
 
 def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -> Kept:
-    """Kept bytes of a pixel network, the last norm's output and the log-probabilities included."""
+    """Bytes kept for a pixel network, with the last norm's output and the log-probabilities."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
     rest = rows * (_condition(pixel, above, itemsize) + output + values) + _logits(rows)
@@ -171,7 +173,7 @@ def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -
 
 
 def _transformer(stack: Transformer, rows: float, length: int, rest: float, itemsize: int) -> Kept:
-    """Kept bytes of a transformer: its blocks, the norms before and after them, and `rest`."""
+    """Bytes kept for a transformer: its blocks, the norms before and after them, and `rest`."""
     count = rows * length
     stream = FLOAT32 * stack.width
     norms = 2 * (stream + 2 * FLOAT32)
@@ -184,7 +186,7 @@ def _transformer(stack: Transformer, rows: float, length: int, rest: float, item
 
 
 def _block(stack: Transformer, itemsize: int) -> float:
-    """Kept bytes per position of a block: two norms with their inputs, attention, feed-forward."""
+    """Bytes kept per position of a block: two norms with their inputs, attention, feed-forward."""
     if stack.gated:
         norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
         # Rotated queries and keys are kept beside the projection's output. With autocast each of
@@ -199,7 +201,7 @@ def _block(stack: Transformer, itemsize: int) -> float:
 
 
 def _condition(part: LevelConfig | PixelConfig, above: int, itemsize: int) -> float:
-    """Kept bytes per row of the one condition that the part reads. In float32 it is a view, which
+    """Bytes kept per row for the one condition that the part reads. In float32 it is a view, which
     keeps all conditions from `above`."""
     return (above if itemsize == FLOAT32 else 1) * part.condition_width * itemsize
 

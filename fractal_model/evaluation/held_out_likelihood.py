@@ -35,7 +35,8 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_th
 from fractal_model.parallel.stored_parts import StoredParts
 
 IMAGES_BY_LEVEL = 256
-"""Number of images for the terms of the likelihood. The likelihood itself is of all images."""
+"""Number of images from which the likelihood's terms (the pixels' colours and each level's guiding
+pixels) are computed. The likelihood itself is computed from all images."""
 _AT_ONCE_BY_LEVEL = 8
 
 

@@ -52,8 +52,9 @@ class SampleSet(Protocol):
 
 
 def open_sample_set(place: Path) -> SampleSet:
-    """Open the set in a folder or an npz file. FractalError: the set is missing or incomplete, has
-    other files or no classes, or its images are not 8-bit RGB squares of one size."""
+    """Open the set in a folder or an npz file. FractalError: the set is missing or incomplete, its
+    folder holds other files too, it has no classes, or its images are not 8-bit RGB squares of one
+    size."""
     if place.is_dir():
         return _Folder(place)
     if place.suffix.lower() == ".npz":

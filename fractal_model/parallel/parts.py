@@ -22,7 +22,8 @@ yet, and the largest factor by which the number of images may grow from one part
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
-"""Images that a part may have even at low speed, because smaller parts use the machine badly."""
+"""A part may have this number of images even if they take longer than TARGET_SECONDS, because
+smaller parts use the machine badly."""
 MEMORY_SHARE = 0.5
 """Share of the free memory that a part may take. The need is only estimated, from smaller parts."""
 
