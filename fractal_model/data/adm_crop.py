@@ -7,8 +7,8 @@ PREPROCESSING = "ADM centre crop version 1: RGB, halved by box, bicubic to the s
 
 
 def pixels_of_crop(size: tuple[int, int], side: int) -> float:
-    """Return how many pixels the resized image has from which `center_crop` cuts a square of `side`
-    pixels. `size` is the (width, height) of the original image in pixels."""
+    """Return the number of pixels of the resized image, out of which `center_crop` cuts a square of
+    `side` × `side` pixels. `size` is the (width, height) of the original image in pixels."""
     return max(size) / min(size) * side**2
 
 

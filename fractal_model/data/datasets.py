@@ -14,7 +14,8 @@ from fractal_model.data.shard_job import ShardJob
 from fractal_model.data.sources.registered import load_description, read_registered
 
 BuildShards = Callable[[list[ShardJob], int], None]
-"""Function that builds the shards of the jobs in a number of processes (0: one per core)."""
+"""Function that takes jobs and a number of processes (0: one per core), and builds the shards of
+these jobs."""
 
 
 def dataset_names(params: Params) -> list[str]:
@@ -34,8 +35,9 @@ def require_dataset(params: Params, dataset: str) -> None:
 
 def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
     """Build the prepared data set `dataset`, or continue a killed preparation, and print its
-    counts. `build_shards` is used for registered data sets. Raises FractalError when the name is
-    unknown, the source is missing or has changed, or too many images cannot be read."""
+    number of images. `build_shards` builds the shards of any data set but digits. Raises
+    FractalError when the name is unknown, the source is missing or has changed, or too many images
+    cannot be read."""
     require_dataset(params, dataset)
     if dataset == DIGITS:
         settings = params.datasets.digits

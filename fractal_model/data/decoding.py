@@ -25,7 +25,8 @@ from fractal_model.common.errors import one_line
 from fractal_model.data.srgb import Profile, to_srgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that Pillow may open. It would start another program for PostScript, for example."""
+"""Formats that Pillow may open. Others are refused, because opening some of them is not safe: for
+PostScript, Pillow would start another program."""
 READING = "Pictures version 2: turned by EXIF, in sRGB, on white, 16-bit grey scaled"
 """Description of `decode` that manifests store, to show how pictures were read. Raise its version
 when `decode` returns other pixels for the same file."""
@@ -52,8 +53,9 @@ class Decoded(NamedTuple):
 
 @contextmanager
 def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile]:
-    """Open a picture file, and yield the picture before its pixels are decoded. UnusableImage: any
-    error in opening it or in the block, such as an unknown format, damage or too many pixels."""
+    """Open a picture file, and yield the picture before its pixels are decoded. UnusableImage:
+    there is an error, such as an unknown format, damage or too many pixels, when the picture is
+    opened or in the `with` block."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Some EXIF in ImageNet is corrupt.
@@ -77,7 +79,7 @@ def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator
 
 def decode(opened: ImageFile) -> Decoded:
     """Decode the picture as a viewer shows it: turned by EXIF, in sRGB, on white. UnusableImage:
-    the format does not define white, or not which pixels are transparent."""
+    the file does not define which number is white, or its transparent pixels cannot be found."""
     _scale_transparent_colour(opened)
     orientation = _orientation(opened)
     opened.load()

@@ -24,8 +24,8 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
     """Return the splits `train` and `validation`: lists of pairs of an image,
     uint8 (8, 8, 3), and its label.
 
-    Both splits have the same share of each class, and `seed` decides which images belong to which.
-    Within a split, images keep the source's order.
+    Both splits have the same share of each class. The validation split has `validation_images`
+    images, which `seed` chooses. Within a split, images keep the source's order.
     Raises FractalError when a split would have fewer images than there are classes, and for a seed
     that does not fit in 32 bits.
     """

@@ -2,7 +2,7 @@
 
 Decided here: the images of a batch are decided before any process loads them, so the stream does
 not depend on the number of ranks or loader processes. A rank gets a contiguous slice of each global
-batch. Training resumes from a position, which counts images.
+batch. Training resumes from a position in the stream, counted in images of all ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,8 +49,9 @@ def train_loader(
     `batch_size` is the global batch size over all ranks. If it cannot be divided evenly, some ranks
     get one image more. Positions count images over all ranks. Every batch is full, so the last one
     may go past `end_position`. If `position` is not below `end_position`, there is no batch. With
-    `flip`, about half of the images are mirrored: (seed, epoch, index) decide which. Torch's global
-    random state does not change.
+    `flip`, about half of the images are mirrored: (seed, epoch, index) decide which. `num_workers`
+    is the number of loader processes; with 0 this process loads. Torch's global random state does
+    not change.
 
     Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.

@@ -103,9 +103,10 @@ class Manifest(StrictModel):
 def split_record(
     side: int, classes: int, checksums: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
 ) -> SplitRecord:
-    """Return the manifest's entry of a split of N images. `side` is their width and height in
-    pixels, `classes` the number of classes. `checksums` are the `image_checksum`s of all images,
-    joined in order. `labels` are the class numbers, int64 (N,)."""
+    """Return the manifest's entry of a split of N images. `side` is the width and height of an
+    image in pixels, `classes` the number of classes. `checksums` has the `image_checksum` of every
+    image, joined in order. `labels` are the class numbers, int64 (N,). `shards` are the entries of
+    the split's files."""
     kind = f"{side}x{side}x3 uint8, int64\n"
     return SplitRecord(
         images=len(labels),

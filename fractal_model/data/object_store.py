@@ -33,15 +33,16 @@ class LocalStore:
         return str(self.folder)
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file. Raises FileNotFoundError or OSError."""
+        """Return the bytes of the data set's file `name`. Raises FileNotFoundError, or OSError when
+        the file cannot be read."""
         require_regular_file(self.folder / name)
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:
-        """Return the path of the file `name` on this machine, fetched first from an object store.
-        `version` is the data set's checksum, by which a cache separates data sets. Raises
-        FileNotFoundError or OSError, ValueError when the file does not have `size` bytes, and
-        FractalError when it cannot be fetched."""
+        """Return the path of the data set's file `name` on this machine. A `RemoteStore` fetches
+        the file unless it is in the cache, where `version`, the data set's checksum, separates data
+        sets. Raises FileNotFoundError or OSError, ValueError when the file does not have `size`
+        bytes, and FractalError when it cannot be fetched."""
         path = self.folder / name
         _require_size(path, size)
         return path

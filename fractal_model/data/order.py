@@ -31,8 +31,9 @@ def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Return which images are mirrored in one epoch: bool (size,), about half True, read-only.
-    Raises FractalError for a negative seed or epoch and for a size below 1."""
+    """Return for each image of a split, by its index, whether it is mirrored in one epoch: bool
+    (size,), about half True, in a read-only array. Raises FractalError for a negative seed or epoch
+    and for a size below 1."""
     flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
     flips.setflags(write=False)
     return flips
@@ -52,8 +53,9 @@ def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
 
 
 def _by_epoch(seed: int, start: int, count: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the number of each epoch in this part of the stream, and the indices of its images
-    there. With `count` 0, yield one epoch without indices."""
+    """Yield each epoch that has a part of the `count` stream positions from `start` on: its number,
+    and the indices of the images at these positions. With `count` 0, yield one epoch without
+    indices."""
     _require_at_least(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
     end = start + count
     for epoch in range(start // size, max(start, end - 1) // size + 1):

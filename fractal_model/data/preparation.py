@@ -34,7 +34,7 @@ from fractal_model.data.sources.registered import Source, listing_file, load_sou
 from fractal_model.data.writing import partial_folder, put_in_place, recover
 
 PREPARATION_FILE = "preparation.json"
-"""File of a prepared data set with the properties of its raw images (`RawCounts`)."""
+"""File of a prepared data set with the `RawCounts` of each split."""
 _PLAN_FILE = "plan.json"
 _POLL_SECONDS = 0.2
 _FEWEST_SHARDS, _SMALL_SHARD = 16, 128  # shards; images in a shard of a small split
@@ -173,8 +173,8 @@ def _quarantined_files(
     folder: Path, listing: Listing, built: BuiltShards, allowed: float
 ) -> tuple[QuarantinedFile, ...]:
     """Return the images that cannot be used. Raises FractalError when their share of all images is
-    above `allowed`, or when a split has only such images. A table beside `folder` then lists them,
-    and the next run builds their shards again, because the images may have been repaired."""
+    above `allowed`, or when a split has no other images. In that case a table beside `folder` lists
+    them, and the next run builds their shards again, because the images may have been repaired."""
     table = folder.with_name(f"{folder.name}-quarantined.csv")
     table.unlink(missing_ok=True)
     left_out = [
@@ -212,7 +212,8 @@ def _complete(
     built: BuiltShards,
     left_out: tuple[QuarantinedFile, ...],
 ) -> Manifest:
-    """Complete the data set in `partial`: add raw counts and manifest, remove temporary files."""
+    """Complete the data set in `partial`: write the counts of its raw images and its manifest, and
+    remove temporary files. Return the manifest."""
     splits, counts = {}, {}
     for name in listing.splits():
         shards = [(job, shard) for job, shard in built if job.split == name]
@@ -239,7 +240,8 @@ def _complete(
 
 
 def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
-    """Return the counts of raw images by split; none if the images were written from memory."""
+    """Return by split the `RawCounts` of the prepared data set in `folder`; an empty dictionary if
+    it was not prepared from image files."""
     file = folder / PREPARATION_FILE
     splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
     return {name: RawCounts.model_validate(counts) for name, counts in splits.items()}

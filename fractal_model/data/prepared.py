@@ -85,7 +85,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return self._example(int(index % size))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Return several images. PyTorch's DataLoader calls this for a whole batch."""
+        """Return the images at the positions `indices`. PyTorch's DataLoader calls this for a whole
+        batch."""
         return [self._example(int(index)) for index in indices]
 
     def load_all(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,7 +55,8 @@ class RawCounts(BaseModel):
         self.misnamed += is_known and suffix not in fitting
 
     def count_enlarged(self, resolution: int) -> int:
-        """Return the number of images whose short side is below `resolution` pixels."""
+        """Return the number of images whose short side is below `resolution` pixels, so the crop
+        enlarges them."""
         return sum(images for side, images in self.short_sides.items() if int(side) < resolution)
 
 
@@ -90,7 +91,9 @@ def _has_several_frames(image: PIL.Image.Image) -> bool:
 
 
 def _require_small_crop(size: tuple[int, int], resolution: int) -> None:
-    """Raise UnusableImage if the crop would need more memory than the largest allowed image."""
+    """Raise UnusableImage if an image of `size` (width, height), resized for the crop to
+    `resolution` pixels, has more pixels than Pillow allows. This happens if one side is much
+    longer."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels_of_crop(size, resolution) > limit:
         width, height = size

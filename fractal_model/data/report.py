@@ -117,7 +117,8 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
 
 
 def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
-    """Return the tables `short-sides` and `kinds`, empty if the images were written from memory."""
+    """Return the tables `short-sides` and `kinds`. They are empty if the data set was not prepared
+    from image files."""
     sides, kinds, notes = [], [], []
     for split, counts in read_raw_counts(dataset_folder).items():
         sides += [(int(side), split, images) for side, images in counts.short_sides.items()]

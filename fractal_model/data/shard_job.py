@@ -119,7 +119,7 @@ def _read(reader: SourceReader, image: ImageFile) -> bytes:
 def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
     """Build the shards of the jobs in up to `processes` processes on this machine.
 
-    Raises FractalError when a shard cannot be built or a process dies, and ends all processes."""
+    Raises FractalError when a shard cannot be built or a process dies. Then all processes end."""
     processes = min(processes, len(jobs))
     if processes < 2:
         for job in jobs:
@@ -139,8 +139,8 @@ def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
 
 
 def _end_with_parent(reader: Connection, writer: Connection) -> None:
-    """Make this process of the pool end when its parent closes the pipe or dies. A process that
-    stays would write the same files as the next run, or wait for another job for ever."""
+    """Make this process of the pool end when its parent closes the pipe or dies. Without this it
+    would go on: write the files that the next run writes too, or wait for another job for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles an interrupt.
     writer.close()  # Only the parent may keep the pipe open.
     Thread(target=_end_at_close, args=(reader,), daemon=True).start()

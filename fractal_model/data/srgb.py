@@ -16,7 +16,7 @@ from PIL import ImageCms
 
 _KEPT = 8  # cached transforms, one for each profile
 _ROUNDING = 2
-"""Largest change of a colour value, of 255, that is taken for rounding."""
+"""Largest change of a colour value (0 … 255) by a profile that is explained by rounding alone."""
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode of pictures by the colour space of their profile."""
 _GREY = ("1", "L", "LA")
@@ -31,8 +31,9 @@ class Profile(Enum):
 
 
 def to_srgb(image: PIL.Image.Image, profile: bytes | None) -> tuple[PIL.Image.Image, Profile]:
-    """Convert a picture with 8 bits a channel to sRGB by the ICC `profile` of its file. A converted
-    picture is RGB, or RGBA if parts are transparent; any other is returned unchanged."""
+    """Convert a picture with 8 bits a channel to sRGB by the ICC `profile` of its file, and return
+    it with what was done. A converted picture is RGB, or RGBA if parts of it are transparent. A
+    picture that needs no conversion, or whose profile is ignored, is returned unchanged."""
     if not profile or image.mode == "LAB":  # LAB does not depend on a device.
         return image, Profile.NONE
     try:

@@ -93,7 +93,8 @@ def _old_folder(folder: Path) -> Path:
 def _write_shards(
     folder: Path, images: Iterator[tuple[np.ndarray, int]], class_names: Sequence[str], largest: int
 ) -> Iterator[tuple[ShardRecord, np.ndarray, np.ndarray]]:
-    """Write shards of up to `largest` images. Yield each shard's entry, checksums and labels."""
+    """Write shards of up to `largest` images to `folder`. Yield for each shard its manifest entry,
+    and the checksums and labels of its images."""
     number, first = 0, next(images, None)
     while first is not None:
         with write_shard(folder / shard_name(number), class_names) as shard:

@@ -1,10 +1,10 @@
-"""Successive halving over the settings of a sampler, with more images for the better settings.
+"""Successive halving over the settings of a sampler: better settings get more images.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-optimization", AISTATS 2016. Decided here: after each rung, the best of every `keep` settings stays
-and gets `keep` times the images. Images of earlier rungs count, so that only new images cost time.
-The first rung is as large as the budget allows. FIDs are compared only within a rung, because FID
-depends on the number of images.
+optimization", AISTATS 2016. Decided here: after each rung, the best one of every `keep` settings
+goes on to the next rung, with `keep` times as many images. A setting keeps its images of earlier
+rungs, so that only new images cost time. The first rung is as large as the budget allows. FIDs are
+compared only within a rung, because FID depends on the number of images.
 """
 
 import math
@@ -22,16 +22,18 @@ class Rung:
     settings: int
     """Number of settings that the rung compares."""
     per_class: int
-    """Images of each class that a setting has at the end of the rung."""
+    """Number of images of each class that a setting has at the end of the rung, older ones
+    included."""
 
 
 def plan_rungs(
     settings: int, *, classes: int, samples: int, keep: int, largest: int
 ) -> tuple[Rung, ...]:
-    """Return the rungs of a sweep. The first rung compares `settings` settings; each next rung
-    compares the best of every `keep`, until at most `keep` are left. All rungs together sample at
-    most `samples` images. A setting gets at most `largest` images of each of the `classes`; a rung
-    without new images is left out. FractalError: `samples` is too small for an image per class."""
+    """Return the rungs of a sweep. The first rung compares `settings` settings. Each later rung
+    compares the best one of every `keep` settings; the last has at most `keep`. All rungs together
+    sample at most `samples` images, and a setting has at most `largest` images of each of the
+    `classes` classes. A rung without new images is left out. FractalError: `samples` is too small
+    even if the first rung has one image of each class."""
     counts = [settings]
     while -(-counts[-1] // keep) > 1:
         counts.append(-(-counts[-1] // keep))
@@ -49,15 +51,17 @@ def plan_rungs(
 
 
 def image_count(rungs: Sequence[Rung], classes: int) -> int:
-    """Return the number of images that all rungs together sample, each image counted once."""
+    """Return the number of images of all `classes` classes that the `rungs` together sample. An
+    image that a later rung uses again is counted once."""
     earlier = (0, *(rung.per_class for rung in rungs))
     new = [rung.per_class - count for rung, count in zip(rungs, earlier, strict=False)]
     return classes * sum(rung.settings * count for rung, count in zip(rungs, new, strict=True))
 
 
 def lowest_indices(values: Sequence[float], count: int) -> tuple[int, ...]:
-    """Return the indices of the `count` lowest finite values; the indices rise. Of equal values the
-    earlier one is chosen. FractalError: no value is finite."""
+    """Return the indices of the `count` lowest finite values, in rising order; fewer if there are
+    not so many finite values. Of equal values the earlier one is chosen. FractalError: no value is
+    finite."""
     finite = [index for index, value in enumerate(values) if math.isfinite(value)]
     if not finite:
         raise FractalError(

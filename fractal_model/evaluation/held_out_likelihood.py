@@ -57,8 +57,8 @@ def measure_likelihood(
 
     `passes` is the number of mask draws for each image in a MAR model; `seed` decides the masks. At
     most `largest` images are computed at a time; `progress` receives the number of images done.
-    FractalError: the images have another resolution than the model, or for `conditional` other
-    classes, or `passes`, `largest` or `seed` is out of range.
+    FractalError: the images have another resolution than the model or, with `conditional`, other
+    classes; or `passes`, `largest` or `seed` is out of range.
     """
     manifest, side = split.manifest, model.config.image_size
     if manifest.resolution != side:
@@ -91,7 +91,8 @@ class HeldOutLikelihood:
     """How well a model predicts the N validation images."""
 
     results: MetricResults
-    """Mean bits per dimension and their standard errors, by the metric's name."""
+    """Mean bits per dimension and their standard errors, by the metric's name. A metric that cannot
+    be measured is absent, with the reason."""
     bits: Tensor
     """Unconditional bits per dimension of each image, (N,) float64."""
 
@@ -106,10 +107,12 @@ def held_out_likelihood(
     largest: int,
     map_parts: MapParts = map_in_this_process,
 ) -> HeldOutLikelihood:
-    """Measure `nll_bits_per_dim`, unconditional as published, and `nll_conditional_bits_per_dim`,
-    each with its standard error over the images. Parts are stored in `folder`, and parts from an
-    earlier call with the same arguments are used again. `progress` counts each image once for each
-    of the two metrics. FractalError: see `measure_likelihood`; or a result is not finite."""
+    """Measure `nll_bits_per_dim`, without classes as in the paper, and
+    `nll_conditional_bits_per_dim`, with each image's class; both with the standard error over the
+    images. `source` has seed and passes. Parts are stored in `folder`, and parts from an earlier
+    call with the same arguments are used again. `progress` receives the number of images done,
+    where each image counts once for each of the two metrics. FractalError: see
+    `measure_likelihood`; or a result is not finite."""
 
     def measure(conditional: bool) -> Likelihood:
         name = CONDITIONAL_NLL if conditional else NLL
@@ -158,8 +161,8 @@ def likelihood_by_level(
 ) -> dict[str, float]:
     """Return the mean bits per dimension of each term of the unconditional likelihood, by the
     term's name; the terms add up to the likelihood. The mean is over a fixed random choice of
-    `images` images of the split, or over all images if the split has fewer. `passes` and `seed` are
-    those of `measure_likelihood`. FractalError: not even one image fits the memory."""
+    `images` images of the split, or over all images if the split has fewer. `passes` and `seed`
+    mean the same as in `measure_likelihood`. FractalError: not even one image fits the memory."""
     indices = epoch_permutation(0, 0, len(split))[:images].tolist()
     compute = partial(pass_bits_by_term, passes=passes)
     start = partial(_start, compute, model, split, indices, seed, False)

@@ -32,7 +32,7 @@ class EvaluationInputs:
 
     @property
     def networks(self) -> FeatureNetworks:
-        """The feature extractors that params.yaml names."""
+        """Where the weights of Inception and DINOv2 are, as params.yaml says."""
         return FeatureNetworks(self.params.metrics.inception_weights, self._dinov2)
 
     @property
@@ -42,8 +42,9 @@ class EvaluationInputs:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files of images and weights that workers on other machines need at the same paths.
-        Weights that are downloaded or come with a package are not among them."""
+        """Files that workers on other machines need at the same paths: the manifest of a data set
+        in a folder, and the files of weights that params.yaml names. Weights that are downloaded or
+        come with a package are not among them."""
         inception = self.params.metrics.inception_weights
         inception_file = None if inception in ("auto", "download") else Path(inception)
         weights = [file for file in (inception_file, self._dinov2) if file is not None]
@@ -62,9 +63,10 @@ class EvaluationInputs:
         self, settings: EvaluationConfig, *, sampling: SamplingConfig | None, preview: bool = False
     ) -> Protocol:
         """Build the protocol of an evaluation with `settings`; no image is read. `sampling` is None
-        for images from files. `preview` allows fewer samples than the full protocol. FractalError:
-        the data set, the reference or the weights are missing, the reference belongs to another
-        data set or network, or without `preview` the number of samples is not the full one."""
+        for images from files. With `preview`, the number of samples follows from
+        `preview_per_class`. FractalError: the data set, the reference or the weights are missing;
+        the reference belongs to another data set or network; or without `preview` the number of
+        samples is not the full one."""
         return make_protocol(
             settings,
             self.manifest,
@@ -102,6 +104,6 @@ class EvaluationInputs:
 
 
 def computation_fingerprint(model: FractalModel) -> str:
-    """Return the SHA-256 of a model and of the versions of the libraries that compute its metrics,
-    so that after an upgrade old parts are not mixed with new ones."""
+    """Return a SHA-256 of a model's configuration, its weights and the versions of the libraries
+    that compute metrics. It keeps stored parts of an older version apart from new ones."""
     return fingerprint(model.config, weights_checksum(model), json.dumps(library_versions()))

@@ -27,7 +27,7 @@ class ModelQuality:
     likelihood: Likelihood
     """Bits per dimension of the held-out images."""
     grid: Tensor
-    """Picture of samples in a grid with one row for each class, uint8 (3, H, W)."""
+    """Picture of samples, uint8 (3, H, W), with one row of samples for each of some classes."""
 
 
 def measure_quality(
@@ -36,7 +36,9 @@ def measure_quality(
     sampling: SamplingConfig,
     settings: ValidationConfig,
 ) -> ModelQuality:
-    """Measure the held-out likelihood of a model, and draw its sample grid.
+    """Measure the likelihood of images of the split `held_out` under a model, and draw samples by
+    `sampling` as a grid. `settings` have the number of images, the passes, the grid's size and the
+    seed.
 
     FractalError: the images are not of the model's resolution, or one image alone does not fit the
     memory.

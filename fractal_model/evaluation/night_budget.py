@@ -23,8 +23,9 @@ class EarlierEvaluation:
 
 def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> float | None:
     """Return the expected seconds of an evaluation with `samples` samples; None if there are no
-    `earlier` evaluations of the size. The forecast is the longest time of the earlier evaluations
-    with as many samples; without one, the longest of all earlier times, scaled up to `samples`."""
+    `earlier` evaluations of the size. It is the longest time of the earlier evaluations with as
+    many samples. If there are none, the time of each earlier evaluation is scaled up to `samples`
+    (never down), and the longest is returned."""
     same_count = [run.seconds for run in earlier if run.samples == samples]
     if same_count:
         return max(same_count)
@@ -34,8 +35,8 @@ def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> floa
 
 
 def fits_budget(seconds_left: float, forecast: float | None, budget: float) -> bool:
-    """True if an evaluation may start that is expected to take `forecast` seconds, when
-    `seconds_left` of the night's `budget` in seconds are left. Without a forecast, `UNKNOWN_SHARE`
-    of the budget must be left."""
+    """True if an evaluation that is expected to take `forecast` seconds may start. `seconds_left`
+    is what is left of the night's `budget`, which is in seconds too. If `forecast` is None, the
+    share `UNKNOWN_SHARE` of the budget must be left."""
     needed = UNKNOWN_SHARE * budget if forecast is None else forecast
     return 0 < seconds_left >= needed

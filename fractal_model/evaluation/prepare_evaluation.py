@@ -39,7 +39,8 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn from the model. Only image files are evaluated without this."""
+        """How the samples are drawn from the model. A prepared evaluation always has this; only the
+        evaluation of images from files can lack it."""
         source = self.record.protocol.images
         assert source is not None
         return source
@@ -67,7 +68,7 @@ class PreparedEvaluation:
             )
 
     def draw_samples(self) -> SamplesWithFeatures:
-        """Draw a balanced set of samples and extract their features."""
+        """Draw the same number of samples of each class, and extract their features."""
         protocol = self.record.protocol
         with progress_bar("sampling and features, images", protocol.samples, images=True) as update:
             return draw_samples(
@@ -109,8 +110,8 @@ def prepare_evaluation(
         name: Name of the model in the record.
         version: Version in the registry; None for a model outside it.
         dataset: Data set to evaluate on; by default the one that the size is trained on.
-        preview: Draw fewer samples; the names of the metrics then contain their count.
-        workers: Number of workers in place of the setting; 0 for as many as fit the machine.
+        preview: Draw fewer samples; the names of the metrics then contain the number of samples.
+        workers: Number of workers; 0 for as many as have room; by default as `size` says.
 
     FractalError: the settings, the data set or the reference do not fit the model.
     """

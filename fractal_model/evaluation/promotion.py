@@ -16,19 +16,21 @@ class Decision:
     reason: str
     """Reason of the outcome on one line, with the numbers that decided."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """FID and bits per dimension of the candidate and, as `champion_…`, of the champion. The FID
-    must be lower by more than `fid_must_gain`; the bits may be higher by `nll_may_lose`."""
+    """FID and bits per dimension of the candidate and, as `champion_…`, of the champion, and the
+    two limits: by more than `fid_must_gain` the FID must be lower, by at most `nll_may_lose` the
+    bits per dimension may be higher. Without a champion, only the candidate's two metrics."""
 
 
 def decide(
     candidate: Mapping[str, float], champion: Mapping[str, float] | None, rules: PromotionConfig
 ) -> Decision:
-    """Promote a candidate with a lower FID and no more bits per dimension than the champion.
+    """Decide to promote a candidate if it has a lower FID and no more bits per dimension than the
+    champion.
 
-    `rules` give both limits in standard errors. Without a champion, the candidate only needs to
-    have both metrics. The metrics of candidate and champion must be of one protocol. A metric that
-    is missing or not finite prevents promotion, and a preview has no metric named `fid`. A missing
-    standard error counts as 0.
+    `rules` say, in standard errors, by how much the FID must be lower and by how much the bits may
+    be higher. Without a champion, the candidate only needs to have both metrics. The caller passes
+    metrics of one protocol. A metric that is missing or not finite prevents promotion, so a preview
+    is never promoted: it has no metric named `fid`. A missing standard error counts as 0.
     """
     missing = [key for key in (NLL, FID) if not _is_finite(candidate, key)]
     if missing:
@@ -64,7 +66,8 @@ def decide(
 
 
 def as_markdown(size: str, version: str, decision: Decision) -> str:
-    """Return a decision as Markdown: outcome, reason and a table of its numbers."""
+    """Return the decision on a `version` of `size` as Markdown: outcome, reason, table of
+    numbers."""
     outcome = "promoted to champion" if decision.promote else "not promoted"
     rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
     table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""

@@ -78,13 +78,13 @@ class Protocol(StrictModel):
     """Number of samples of each class. It is the same for all classes."""
     full_samples: PositiveInt
     """Number of samples of the full protocol: 50,000 for ImageNet and with ADM's statistics, else
-    the number that follows from params.yaml."""
+    `samples_per_class` of params.yaml times the number of classes."""
     images: ImageSource | None
     """How the samples were drawn; None for images from files that do not say so."""
     kid_subsets: PositiveInt
     """Number of random subsets over which KID is averaged."""
     kid_subset_size: PositiveInt
-    """Number of images in each subset."""
+    """Number of images in each of these random subsets."""
     fid_resamples: PositiveInt
     """Number of bootstrap resamples for the standard error of FID."""
     neighbours: PositiveInt = 3
@@ -92,7 +92,7 @@ class Protocol(StrictModel):
 
     @property
     def samples(self) -> int:
-        """Number of images in the set."""
+        """Number of samples of all classes together."""
         return self.classes * self.samples_per_class
 
     @property
@@ -107,8 +107,9 @@ class Protocol(StrictModel):
         return fingerprint(self)
 
     def label(self, metric: str) -> str:
-        """Return the name under which a metric is reported: `fid`, but `fid_5k` and `fid_5k_stderr`
-        in a preview of 5,000 samples. Metrics that do not depend on samples keep their name."""
+        """Return the name under which `metric` is reported. It is `metric` itself, but in a preview
+        of 5,000 samples `fid_5k` for `fid` and `fid_5k_stderr` for `fid_stderr`. Metrics that do
+        not depend on samples keep their name."""
         return preview_name(metric, self.samples) if self.is_preview else metric
 
 
@@ -164,7 +165,8 @@ def make_protocol(
     dinov2_checksum: str | None = None,
 ) -> Protocol:
     """Return the protocol of an evaluation with `settings` on the data set of `manifest`. The two
-    checksums are those of the weights in use; `sampling` is None for images from files.
+    checksums are those of the Inception and DINOv2 weights in use; `dinov2_checksum` is None if
+    FD-DINOv2 is not computed. `sampling` is None for images from files.
 
     FractalError: the number of samples is not the full protocol's and `preview` is False, or the
     reference belongs to another data set or network.

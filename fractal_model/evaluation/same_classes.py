@@ -1,8 +1,8 @@
 """Comparison of a model's classes with those of a data set. If they differ, no metric that uses
 classes is valid.
 
-Decided here: the classes are the same if their names are, in the same order. A model without class
-names is compared by their number alone.
+Decided here: the classes are the same if both have the same class names in the same order. For a
+model without class names, only the number of classes is compared.
 """
 
 from fractal_model.config.model import ModelConfig

@@ -20,7 +20,8 @@ from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.statistics import FeatureStatistics
 
 AGREEMENT_LARGEST_SIDE = 16
-"""Largest side, in pixels, of images whose class agreement is measured."""
+"""Largest side, in pixels, of images whose class agreement is measured. It compares pixels, which
+tell little about the class of a larger image."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def sample_metrics(
     """Measure FID, KID, Inception Score, precision, recall, FD-DINOv2, class agreement and speed of
     a balanced set of samples. In a preview the names of the metrics contain the number of samples.
     `model` is the configuration of the model that drew the samples, None for images from files.
-    FractalError: the set or reference is not the protocol's, or a feature is not finite."""
+    FractalError: the samples or the reference do not fit the protocol, or a feature is not
+    finite."""
     require_protocol(samples.images, protocol, "the set of samples")
     reference = references.inception
     reference.require(
@@ -86,9 +88,9 @@ def _speed(samples: SamplesWithFeatures) -> MetricResults:
 def class_agreement(
     samples: SampleSet, train: PreparedSplit, model: ModelConfig | None
 ) -> MetricResults:
-    """Return the share of samples with the class of the nearest training images. The metric is
-    absent if `model` has other classes than the data set, or if the images are too large to be
-    compared by their pixels."""
+    """Return the share of samples whose class is the most frequent one among the nearest images of
+    the split `train`. The metric is absent, with the reason, if `model` has other classes than the
+    data set, or if the images are too large to be compared by their pixels."""
     if model is not None and (reason := class_mismatch(model, train.manifest)):
         return MetricResults({}, {CLASS_AGREEMENT: reason})
     if train.manifest.resolution > AGREEMENT_LARGEST_SIDE:

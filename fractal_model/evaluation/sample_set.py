@@ -1,9 +1,10 @@
 """Sets of sampled images in files, and the check that a set is as a protocol demands.
 
 Decided here: a set is a folder as `fractal sample` writes it (numbered PNG files and `labels.npy`),
-or ADM's npz (`arr_0` uint8 (N, S, S, 3), `arr_1` the classes). It must state its classes, because
-metrics need a balanced set. Names, types, sizes and counts are checked before any image is decoded.
-Images are read on demand, because 50,000 images of 256 px do not fit every memory.
+or ADM's npz (`arr_0` uint8 (N, S, S, 3), `arr_1` the classes). It must state the class of each
+image, because metrics need a balanced set. Names, types, sizes and counts are checked before any
+image is decoded. Images are read on demand, because 50,000 images of 256 px do not fit every
+memory.
 """
 
 import zipfile
@@ -48,7 +49,7 @@ class SampleSet(Protocol):
     """Side of an image in pixels."""
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        """Read the n images with these numbers, uint8 (n, 3, S, S). FractalError: damaged file."""
+        """Read n images by their `numbers`, uint8 (n, 3, S, S). FractalError: a file is damaged."""
 
 
 def open_sample_set(place: Path) -> SampleSet:
@@ -66,8 +67,8 @@ def open_sample_set(place: Path) -> SampleSet:
 
 
 def read_sample_request(place: Path) -> protocols.SampleRequest | None:
-    """Read how the images in a folder were sampled; None if the folder does not say. FractalError:
-    another version wrote the file."""
+    """Read how the images in the folder `place` were sampled; None if it has no `request.json`.
+    FractalError: another version wrote that file, or it is damaged."""
     file = place / SOURCE_FILE
     if not file.is_file():
         return None

@@ -29,11 +29,13 @@ from fractal_model.parallel.parts import MapParts, StartWork, Work, map_in_this_
 from fractal_model.parallel.stored_parts import StoredParts
 
 FEATURE_BATCH, FEATURE_THREADS = 8, 2
-"""Images in each batch of a feature network, and CPU threads; fixed, as both affect rounding."""
+"""Number of images in each batch of a feature network, and number of CPU threads that compute it.
+Both are fixed, because both affect how features are rounded."""
 INCEPTION_WIDTH = 2048
 HELD_OUT_IMAGES = 1000
-"""Largest number of validation images whose features are extracted: enough to estimate a 1 %
-quantile. The extraction takes a minute on a CPU."""
+"""Largest number of validation images whose features are extracted, which takes a minute on a CPU.
+The distances of so many to their nearest training images are enough to find the 1 % quantile, below
+which a sample is called unusually near."""
 _SECONDS_BYTES = 8
 Progress = Callable[[int], None]
 """Function that receives the number of images done so far."""
@@ -43,7 +45,7 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FeatureNetworks:
-    """The weights of the feature networks. Each worker loads them itself."""
+    """Where the weights of the feature networks are. Each worker loads the networks itself."""
 
     inception: str
     """Inception weights: `auto`, `download` or a path (see `load_inception`)."""
@@ -74,7 +76,7 @@ def _require_weights(network: str, checksum: str, expected: str | None) -> None:
 
 @dataclass(frozen=True)
 class SamplesWithFeatures:
-    """A set of images with their features."""
+    """A set of N images with the features of each image."""
 
     images: SampleSet
     inception: Tensor
@@ -82,7 +84,8 @@ class SamplesWithFeatures:
     dinov2: Tensor | None
     """DINOv2 features, (N, D) float32; None without DINOv2 weights."""
     seconds_per_image: float | None
-    """Mean seconds in which a worker samples one image, without features; None for image files."""
+    """Mean number of seconds that a worker takes to sample one image, without extracting its
+    features; None for images from files."""
 
 
 @dataclass(eq=False)

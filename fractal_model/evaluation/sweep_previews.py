@@ -1,7 +1,8 @@
-"""Previews of a sweep's sampling settings. A setting has more images in each further preview.
+"""Previews of a sweep's sampling settings. Each further preview of a setting has more images.
 
-Decided here: a preview uses the images of the earlier previews and adds a balanced set of new ones.
-The seeds of the new set follow the last seed of the set before, so that no image is sampled twice.
+Decided here: a preview uses the images of the setting's earlier previews and adds a balanced set of
+new images. The seeds of the new set begin after the last seed of the set before, so that no image
+is sampled twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,17 +40,17 @@ class Previews:
     map_parts: MapParts
 
     def protocol(self, setting: SamplingConfig, per_class: int) -> Protocol:
-        """Build the protocol of a preview with `per_class` images of each class. FractalError: see
-        `EvaluationInputs.protocol`."""
+        """Build the protocol of a preview of `setting` with `per_class` images of each class.
+        FractalError: see `EvaluationInputs.protocol`."""
         settings = self.size.evaluation.model_copy(update={"preview_per_class": per_class})
         return self.inputs.protocol(settings, sampling=setting, preview=True)
 
     def measure(
         self, setting: SamplingConfig, counts: Sequence[int], progress: Callable[[int], None]
     ) -> MetricResults:
-        """Measure all sample metrics of a setting. `counts` are the images of each class in all
-        previews of the setting so far, in rising order; this preview is the last. `progress`
-        receives the number of images done."""
+        """Measure all sample metrics of a preview of `setting`. `counts` has the number of images
+        of each class in every earlier preview of the setting and, as the last number, in this one;
+        the numbers rise. `progress` receives the number of images done."""
         sets = [
             self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]
@@ -85,7 +86,7 @@ class Previews:
 
 
 def join_samples(sets: Sequence[SamplesWithFeatures]) -> SamplesWithFeatures:
-    """Join sets of samples into one, in their order."""
+    """Join sets of samples and their features into one set, one after the other."""
     inception = torch.cat([part.inception for part in sets])
     dinov2 = [part.dinov2 for part in sets if part.dinov2 is not None]
     # Only images from files have no seconds.

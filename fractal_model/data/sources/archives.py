@@ -112,8 +112,8 @@ def _members(
 
 
 def _require_end(file: BinaryIO, offset: int) -> None:
-    """Raise ReadError unless an archive has only zeros from byte `offset` on. Otherwise a header
-    may be damaged: `tarfile` takes a damaged header for the archive's end."""
+    """Raise ReadError unless the archive `file` has zeros, and nothing else, from byte `offset` on.
+    If not, it is cut off or a header is damaged, which `tarfile` takes for the archive's end."""
     file.seek(offset)
     first = file.read(tarfile.BLOCKSIZE)
     if len(first) < tarfile.BLOCKSIZE:

@@ -23,7 +23,8 @@ from fractal_model.data.sources.listing import (
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
 """Splits by the names of their folders in lower case."""
 _OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
-"""Lower-case names of splits. If all folders have such names, none is taken for a class."""
+"""More names that folders of splits often have, in lower case. If all folders have such names, none
+is taken for a class."""
 _REPEATED = "a link to images that are listed anyway: remove it"
 
 
@@ -48,7 +49,8 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def ignored_folders(root: Path) -> list[str]:
     """Return the names of the folders beside the splits' folders, such as `test` beside `train` and
-    `val`. They are not read. If `root` has no splits, every folder is read as a class."""
+    `val`. They are not read. If `root` has no splits' folders, every folder is read as a class, so
+    none is returned."""
     if not split_folders(root):
         return []
     return [
@@ -73,7 +75,8 @@ def has_class_folders(root: Path) -> bool:
 
 def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
     """List unpacked ImageNet: training images in `train/<wnid>/`, validation images in
-    `val/<wnid>/` or directly in `val/`. For those in `val/`, `companions` has the classes."""
+    `val/<wnid>/` or directly in `val/`. For the images directly in `val/`, `companions` has the
+    classes."""
     builder = ListingBuilder()
     for split, folder in split_folders(root).items():
         entries = _entries(folder)
@@ -94,8 +97,8 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
 
 
 def require_no_validation_folder(root: Path, holdout: float) -> None:
-    """Raise FractalError if `root` has a folder of validation images. Then no share `holdout` of
-    the training images can become the validation split."""
+    """Raise FractalError if `root` has a folder of validation images, because then the share
+    `holdout` of the training images cannot become the validation split."""
     folder = split_folders(root).get(VALIDATION)
     if folder is None:
         return
@@ -197,8 +200,9 @@ def _list_class(
 
 
 def _iterate_files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirEntry]]:
-    """Yield for each file in a class's folder its path in that folder, after `above`, and its
-    entry. Links to folders are yielded but not entered, because links may form a circle."""
+    """Yield each file in `folder` and its subfolders: its path in the class's folder, and its
+    directory entry. `above` is the path of `folder` in the class's folder, with a final slash.
+    Links to folders are yielded but not entered, because links may form a circle."""
     for entry in _entries(folder):
         name = f"{above}{entry.name}"
         if entry.is_dir(follow_symlinks=False):

@@ -104,8 +104,8 @@ def validation_class(name: str, companions: Companions) -> str | None:
 
 
 def class_refusal(name: str, class_id: str) -> str | None:
-    """Return the reason to refuse a file whose name begins with another class than `class_id`, or
-    None if it does not. Classes are WordNet ids."""
+    """Return the reason to refuse the file `name` in the class `class_id` if its name begins with
+    another class, or None if it does not. Classes are WordNet ids."""
     named_class = WNID.match(name)
     if named_class and named_class.group(0) != class_id:
         return f"its name says class {named_class.group(0)}, it is in {class_id}"

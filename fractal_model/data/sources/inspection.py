@@ -45,15 +45,16 @@ class Source(StrictModel):
     missing: tuple[str, ...]
     """What the source lacks, in words: parts of ImageNet, or usable images of a class."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the images that became the validation split; 0 if the source has one."""
+    """Share of the training images that became the validation split; 0 if the source has validation
+    images of its own."""
     listing_checksum: str
 
 
 def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
     """List the images in `root`. Return the description of the source `name` and the listing.
-    `holdout` is the share of a user's own images that becomes the validation split. Raises
-    FractalError when a split has no usable image, or a holdout is given beside validation
-    images."""
+    `holdout` is the share of a user's own images that becomes the validation split, or 0. Raises
+    FractalError when a split has no usable image, or when `holdout` is above 0 and the source has
+    validation images of its own."""
     kind = _find_kind(root, name)
     if holdout:
         _require_no_validation(root, kind, holdout)

@@ -51,7 +51,8 @@ class ImageFile(NamedTuple):
     file: str
     """Path of the file with the image's bytes, relative to the source's folder."""
     offset: int
-    """First byte in a tar archive, or number of the row group in a parquet file, or WHOLE_FILE."""
+    """Where the image begins in `file`: the number of its first byte in a tar archive, or of its
+    row group in a parquet file; WHOLE_FILE if the image is the whole file."""
     size: int
     """Number of bytes of the image. In a parquet file: number of its row within the row group."""
 
@@ -80,7 +81,8 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     unused: tuple[str, ...]
     """Classes without a usable image, as `<split>/<class>`."""
     files: dict[str, str]
-    """Checksums of a source's parquet files by path, because their rows show no image sizes."""
+    """Checksums of the parquet files, by path; empty for other sources. They replace the images'
+    sizes in the listing's checksum, because the sizes in parquet files are not listed."""
 
     def splits(self) -> tuple[str, ...]:
         """Return the names of the splits that have images."""
@@ -152,7 +154,8 @@ class ListingBuilder:
 
     def add(self, split: str, class_id: str, name: str, file: str, offset: int, size: int) -> None:
         """Add the image `name` of a class; `file`, `offset` and `size` are fields of `ImageFile`.
-        Refuse it if the class has this name already or the name is not printable."""
+        Refuse the image if the class has another of this name in the split, or if a name is not
+        printable."""
         key = f"{class_id}/{name}"
         if (split, key) in self._keys:
             self.refuse(split, key, "there are two files of this name")
@@ -192,7 +195,8 @@ class ListingBuilder:
     def build(self, names: dict[str, str], *, in_order: bool = False) -> Listing:
         """Return the listing. `names` has class names by class id. The classes are the ids in
         `names` and those of the images. With `in_order`, the images of a split keep the order in
-        which they were added. Raises FractalError when a class's name is not allowed."""
+        which they were added; else they are sorted by class and key. Raises FractalError when a
+        class's name is reserved or two names look the same."""
         ids = sorted(self.classes() | set(names), key=_class_sort_key)
         class_names = unique_names(ids, names)
         _require_no_reserved_name(class_names)
@@ -267,8 +271,9 @@ def size_refusal(size: int) -> str | None:
 
 
 def unique_names(ids: list[str], names: dict[str, str]) -> tuple[str, ...]:
-    """Return a name for each class: the first of its comma-separated `names`, or its id if it has
-    no name. Classes with equal names get their ids added."""
+    """Return a name for each class in `ids`: the first of the comma-separated names in `names`, or
+    the id if there is none. Where several classes would have the same name, each gets its id
+    added."""
     first = [names.get(class_id, "").split(",")[0].strip() or class_id for class_id in ids]
     return tuple(
         f"{name} ({class_id})" if first.count(name) > 1 else name

@@ -29,9 +29,11 @@ from fractal_model.data.sources.reading import image_batches, open_parquet
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
 """Splits by the first word of a file's name, or by its folder's name."""
 _LARGEST_PAGE = 512 * 2**20
-"""Largest allowed page, in bytes. Decoding one needs its packed and unpacked bytes in memory."""
+"""Largest allowed page of a parquet column, in bytes. A page is decoded as a whole, with its packed
+and its unpacked bytes in memory at the same time."""
 _PAGE_ROWS = 1024
-"""Arrow's writers check the size of a page only after this number of rows."""
+"""Number of rows after which Arrow's writers check the size of a page. A page of fewer rows can
+therefore have any size."""
 _BYTES = "image.bytes"
 _TAIL = 8  # bytes at a file's end: the footer's length and the magic number
 
@@ -65,8 +67,9 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
-    """Return files such as `train-*.parquet` in the folders, and numbered files in their `train/`,
-    `validation/` etc. Other files of these subfolders, such as metadata.parquet, have no images."""
+    """Return by split the files such as `train-*.parquet` in the folders, and the numbered files in
+    their subfolders `train/`, `validation/` etc. Other files of these subfolders, such as
+    metadata.parquet, have no images."""
     files: dict[str, list[Path]] = {}
     for folder in folders:
         for place in (folder, *(folder / name for name in _SPLITS)):
@@ -81,11 +84,12 @@ def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
 def list_parquet(
     root: Path, progress: Progress, *, imagenet: bool
 ) -> tuple[ListingBuilder, dict[str, str]]:
-    """List every row in the order of the files, and return the class names by their ids.
+    """List the image in every row, in the order of the files. Return the listing's builder, and the
+    class names by class id.
 
-    A class id is the label in four digits. For ImageNet, an image is refused if its file name has
-    another class than most file names of its label. Raises FractalError for a file that cannot be
-    read, needs too much memory, or lacks the columns `image` (bytes, path) and `label`.
+    A class id is the label in four digits. With `imagenet`, an image is refused if its file name
+    begins with another class than most file names of the same label. Raises FractalError for a file
+    that cannot be read, needs too much memory, or lacks the column `label` or `image` (with bytes).
     """
     builder = ListingBuilder()
     names: dict[str, str] = {}
@@ -120,7 +124,8 @@ def _refusal(row: _Row, usual: dict[int, str]) -> str | None:
 
 
 def _usual_classes(files: list[Path]) -> dict[int, str]:
-    """Return by label the WordNet id with which most file names of its images begin, if any do."""
+    """Return for each label the WordNet id with which most of its images' file names begin. A label
+    is left out if no file name begins with a WordNet id."""
     classes: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
         for row in _iterate_rows(file, _open(file)):
@@ -177,8 +182,9 @@ def _checksum(file: Path) -> str:
 
 
 def _find_too_large(file: Path, opened: pq.ParquetFile) -> dict[tuple[int, int], str | None]:
-    """Return the images that are too large: the reason by (row group, row). Only large row groups
-    are read. FractalError: a page of `image.bytes` may need too much memory to decode."""
+    """Return the reasons to refuse the images that are too large, by (row group, row). Images are
+    read only in row groups that are large enough to have one. FractalError: a page of `image.bytes`
+    may need too much memory to decode."""
     refusals = {}
     for group in range(opened.num_row_groups):
         part = opened.metadata.row_group(group)
@@ -210,7 +216,8 @@ def _damaged_error(file: Path, group: int, error: Exception) -> FractalError:
 
 
 def _class_names(opened: pq.ParquetFile) -> dict[str, str]:
-    """Return the class names that Hugging Face `datasets` wrote to the schema by id, or nothing."""
+    """Return the class names by class id, as Hugging Face `datasets` wrote them to the schema;
+    empty if the schema has none."""
     try:
         metadata = json.loads((opened.schema_arrow.metadata or {})[b"huggingface"])
         names = metadata["info"]["features"]["label"]["names"]

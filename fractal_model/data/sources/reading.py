@@ -25,7 +25,8 @@ class SourceReader:
         self._open = lru_cache(_OPEN_FILES)(lambda file: _Descriptor(root / file))
         self._parquet = lru_cache(_OPEN_FILES)(lambda file: open_parquet(root / file))
         self._place: tuple[str, int, int] | None = None
-        """File, row group and row that `_batches` yields next; None if there is no such row."""
+        """File, row group and row of the image that `_batches` yields next; None if no file is
+        being read, or after an error."""
         self._batches: Iterator[pa.Array] = iter(())
 
     def read(self, image: ImageFile) -> bytes:
@@ -76,7 +77,8 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 
 def image_batches(opened: pq.ParquetFile, group: int) -> Iterator[pa.Array]:
-    """Iterate over the images in a row group: for each row an array with the bytes of one image."""
+    """Iterate over the rows of a row group. Each row gives an array with one element, the bytes of
+    the row's image; images are read one at a time."""
     batches = opened.iter_batches(
         batch_size=1, row_groups=[group], columns=["image.bytes"], use_threads=False
     )

@@ -102,8 +102,8 @@ def register(
 def update_registered(
     data: Path, entries: dict[str, Registered], *, replacing: str | None = None
 ) -> None:
-    """Add the data sets `entries` to `registered.yaml`, or replace those of the same names. Older
-    entries of the source `replacing` are removed."""
+    """Add the data sets `entries`, by name, to `registered.yaml`; they replace data sets of the
+    same names. All older data sets of the source `replacing` are removed."""
     older = {k: v for k, v in read_registered(data).items() if v.source != replacing}
     content = {"registered": {k: v.model_dump() for k, v in sorted((older | entries).items())}}
     _write(data / REGISTERED_FILE, _HEAD + yaml.safe_dump(content, sort_keys=False))
@@ -200,7 +200,8 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
 
 
 def statistics_file(data: Path, dataset: str) -> Path | None:
-    """Return the path of the registered statistics file on this machine, or None if unknown."""
+    """Return the path on this machine of the statistics file that is registered for a data set, or
+    None if this machine does not know it."""
     return _read_location(data, f"{dataset}.statistics")
 
 
