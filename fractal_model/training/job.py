@@ -36,14 +36,15 @@ class Report(StrictModel):
     loss: float | None = None
     """Mean training loss in nats; None if every batch since the last report was skipped."""
     gradient_norm: float | None = None
-    """Norm of the last step's gradient before clipping; None like `loss`."""
+    """Norm of the last step's gradient before clipping; None if every batch since the last report
+    was skipped."""
     learning_rate: float | None = None
     note: str | None = None
     """Text for people about events since the last report, such as a skipped batch."""
 
 
 class Stopped(StrictModel):
-    """Report with which a run ends because of an error that would occur again if it continued."""
+    """Last report of a run that ends because of an error that a restart would only repeat."""
 
     stopped: str
     """Reason why the run ends, one line."""
@@ -61,7 +62,8 @@ class ValidationPoint(StrictModel):
     grids: tuple[str, ...] = ()
     """File names of the sample grids, in the folder of the point."""
     failure: str | None = None
-    """Why the measurement, or the copy of the best checkpoint, failed, one line."""
+    """Why measuring, or copying the best checkpoint, failed, on one line; None if neither
+    failed."""
     seconds: float = 0.0
     """Duration of the measurement."""
 
@@ -92,7 +94,7 @@ class TrainingJob(StrictModel):
     storage: str
     """Folder or address (s3://…) that contains the folders of all runs of this size."""
     local: Path
-    """This run's folder on the driver's machine, with reports and metrics that are to be sent."""
+    """This run's folder on the driver's machine, where reports and metrics wait to be sent."""
     fingerprint: str
     tracking_uri: str
     run_id: str
@@ -100,9 +102,10 @@ class TrainingJob(StrictModel):
     sampling: SamplingConfig
     """Sampling settings of the grids that validation draws."""
     scored_weights: Literal["model", "ema"] = "model"
-    """Weights that are served: their held-out likelihood decides which checkpoint is the best."""
+    """Which weights are served. The held-out likelihood of these decides the best checkpoint."""
     reference: Curve = ()
-    """Training loss of the champion, to warn if this run's loss is higher; empty if unknown."""
+    """Training loss of the champion, empty if unknown. A higher loss of this run gives a
+    warning."""
 
     @property
     def score(self) -> str:

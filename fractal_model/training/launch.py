@@ -62,7 +62,7 @@ def run_fingerprint(size: Size, manifest: Manifest) -> str:
 
 
 def local_folder(params: Params, size: str, fingerprint: str) -> Path:
-    """Folder of a run on the machine that launches it, in the outputs."""
+    """Path of a run's folder inside the outputs folder of the machine that launches the run."""
     return params.paths.outputs / "training" / size / fingerprint[:16]
 
 
@@ -79,8 +79,9 @@ def storage(params: Params, size: str) -> str:
 
 def move_old_run_aside(params: Params, size: str, fingerprint: str) -> Path | None:
     """Send the metrics of an earlier run to MLflow, then rename its local and its stored folder, so
-    that training starts from the beginning. Return the renamed stored folder, or None if there was
-    none. FractalError: the run is in an object store, or MLflow does not accept metrics now."""
+    that training starts from the beginning. Return the new path of the stored folder; None if there
+    was no such folder. FractalError: the stored folder is in an object store, or MLflow does not
+    accept the metrics now."""
     name, local = fingerprint[:16], local_folder(params, size, fingerprint)
     stored = f"{storage(params, size)}/{name}"
     if is_remote(stored):

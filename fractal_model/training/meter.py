@@ -12,8 +12,8 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Measures one worker's training since its last report. The time for starting a data loader and
-    for saving a checkpoint does not count. `images`: number of training images."""
+    """Measures one worker's training since its last report. Time spent on starting a data loader or
+    saving a checkpoint is left out. `images`: number of training images."""
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
         self._trainer = trainer

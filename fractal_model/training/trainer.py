@@ -193,8 +193,8 @@ class Trainer:
         return total
 
     def _find_bad_images(self, batch: Batch) -> list[int]:
-        """Return the images of the ranks whose loss is not finite, or of all ranks if every loss is
-        finite (then a gradient is not), as indices in the split."""
+        """Return the images that may be the cause, as indices in the split: those of the ranks with
+        a loss that is not finite, or those of all ranks if only the gradient is not finite."""
         shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
         bad_shares = [images for images, is_finite in shares if not is_finite]
         return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
@@ -213,7 +213,7 @@ class Trainer:
 
 
 class _TrainingLoss(nn.Module):
-    """Forward pass and training loss as one module, because DDP wraps a module with one output."""
+    """Runs the model on images and computes the training loss, as one module that DDP can wrap."""
 
     def __init__(self, model: FractalModel) -> None:
         super().__init__()
@@ -237,7 +237,8 @@ def _new_model(config: ModelConfig, seed: int) -> FractalModel:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed, at most 63 bits, of all random numbers of one step on one rank."""
+    """Seed of all random numbers of one step on one rank. It has at most 63 bits, which torch
+    accepts."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return int(state) >> 1
 

@@ -1,9 +1,9 @@
 """The driver of one training on a Ray cluster, in this process or as a Ray job.
 
 As a job (`python -m fractal_model.training.ray_jobs.driver`, with a TrainingJob as JSON in
-FRACTAL_TRAINING_JOB) it prints lines of a marker and JSON: the reports, and at the end the address
-of the checkpoint to register, or an error. The driver sends metrics to MLflow itself, through the
-spool, so that they arrive even if nobody follows the job.
+FRACTAL_TRAINING_JOB) it prints lines that begin with a marker and go on in JSON: each report, and
+at the end the address of the checkpoint to register, or an error. The driver sends metrics to
+MLflow itself, through the spool, so that they arrive even if nobody follows the job.
 """
 
 import json
@@ -27,7 +27,7 @@ from fractal_model.training.watch import Watch
 
 JOB_VARIABLE = "FRACTAL_TRAINING_JOB"
 MARKER = "FRACTAL "
-"""First part of an output line that holds JSON; other lines are text for people."""
+"""Beginning of each output line that has JSON after it. All other lines are text for people."""
 logger = logging.getLogger("fractal.training")
 
 
@@ -39,8 +39,8 @@ def drive(
 ) -> str:
     """Train to the end; return the folder or address of the checkpoint to register.
 
-    `on_report` receives each report, `on_line` a text about each validation point. FractalError:
-    training failed.
+    `on_report` is called with each report, `on_line` with a line of text about each validation
+    point. FractalError: training failed.
     """
     use_store(job.tracking_uri)
     watch, logged_step = Watch(job.reference), last_position(job.run_id)

@@ -29,7 +29,7 @@ from fractal_model.training.ray_jobs.server import JobsServer
 STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
 LOST_SECONDS = 600.0
-"""Longest time, in seconds, without an answer of the cluster while a job is followed."""
+"""If the cluster does not answer for this many seconds, the flow stops following its job."""
 # A pattern without a slash matches at any depth. Ray's name of the folder itself is ".", which
 # "/.?*" does not match.
 _EXCLUDED = ["/.?*", "/data", "/docs", "/mlruns", "/outputs", "/tests", "__pycache__"]
@@ -102,8 +102,9 @@ class TrainingJobs:
             time.sleep(POLL_SECONDS)
 
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
-        """Stop the running job of the run with this fingerprint, if there is one and nobody follows
-        it any more. FractalError: another flow may still follow the job, which is not stopped."""
+        """Stop the running job of the run with this fingerprint, if there is one that no flow
+        follows any more. FractalError: another flow may still follow the job, so it is not
+        stopped."""
         for running in self._running(size):
             if _tag(running, FINGERPRINT_TAG) == fingerprint:
                 self._stop_orphan(running, on_line)
@@ -164,8 +165,9 @@ class TrainingJobs:
 
 
 def follow_job(server: JobsServer, name: str, log: JobLog) -> JobDetails:
-    """Read a job's log until the job has ended; return Ray's details of the job. The status tells
-    if it has ended, as the log may stop early. FractalError: no answer for LOST_SECONDS."""
+    """Pass a job's log to `log` until the job has ended; return Ray's details of the job. Its
+    status is also requested, because a log may end before its job. FractalError: the cluster does
+    not answer for LOST_SECONDS."""
     next_request = 0.0
     with follow_log(lambda: server.tail(name)) as next_part:
         while True:

@@ -12,13 +12,13 @@ from fractal_model.training.ray_jobs.driver import MARKER
 
 REOPEN_SECONDS = 1.0
 QUIET_SECONDS = 300.0
-"""Seconds without text after which a new connection is opened, as the old one may be dead."""
+"""If a log has no new text for this many seconds, its connection may be dead: open a new one."""
 
 
 @contextmanager
 def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
     """Follow a job's log during the `with` block; `connect` opens the log from its beginning. Yield
-    a function that returns new text of the log, or "" if none comes within a number of seconds."""
+    a function: it waits at most the given seconds for new text and returns the text, or ""."""
     texts, pending = _new_texts(connect), None
 
     async def next_part(seconds: float) -> str:
@@ -65,14 +65,15 @@ class JobLog:
         self.error: str | None = None
 
     def read(self, text: str) -> None:
-        """Parse the next part of the log, which may end within a line."""
+        """Parse the next part of the log. If it ends within a line, the next call completes that
+        line."""
         self._position += len(text)
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._parse_line(line)
 
     def complete(self, whole: str) -> None:
-        """Parse the part of `whole`, the log of a finished job, that was not read before."""
+        """Parse what `read` has not seen of `whole`, the complete log of a finished job."""
         self.read(whole[self._position :] + "\n")
 
     def _parse_line(self, line: str) -> None:

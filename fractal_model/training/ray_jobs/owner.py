@@ -49,7 +49,8 @@ class Owner(StrictModel):
             return None
 
     def is_process_dead(self) -> bool:
-        """True if the process is known to have ended; always False for one on another machine."""
+        """True if the process has certainly ended. Always False for a process on another
+        machine."""
         if self.host != socket.gethostname():
             return False
         try:

@@ -48,7 +48,8 @@ class JobsServer:
         return self._ask("list its jobs", self._client.list_jobs)
 
     def job(self, name: str, *, patience: float | None = None) -> JobDetails:
-        """Return the status and metadata of a job. `patience` replaces PATIENCE_SECONDS."""
+        """Return the status and metadata of a job. `patience`: seconds instead of
+        PATIENCE_SECONDS."""
         return self._ask(
             f"tell the state of the job {name}", lambda: self._client.get_job_info(name), patience
         )
@@ -80,8 +81,9 @@ class JobsServer:
         self._ask(f"accept the job {name}", submit_once)
 
     def interpreter(self) -> str:
-        """Return the Python command for a job: this Python's path if the cluster's head is this
-        machine, else `python`. The host name decides, because 127.0.0.1 may be a tunnel."""
+        """Return the command that starts Python in a job: the path of this Python if the cluster's
+        head is this machine, else `python`. The machines are compared by host name, because the
+        address 127.0.0.1 may be a tunnel to another one."""
         with suppress(*_ERRORS, LookupError, TypeError):
             answer = self._client._do_request("GET", "/nodes?view=summary").json()
             nodes = [node["raylet"] for node in answer["data"]["summary"]]

@@ -18,8 +18,8 @@ FOLDER, SCORE_FILE = "best", "best.json"
 
 
 def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: float) -> None:
-    """Copy a checkpoint with `bits` held-out bits per dimension to the folder `best` of a run,
-    unless the checkpoint there has as few or fewer.
+    """Copy a checkpoint with `bits` held-out bits per dimension to the folder `best` of a run. Do
+    nothing if the checkpoint in that folder has as few bits or fewer.
 
     `run`: path of the run's folder in `filesystem`. OSError, ArrowException: storage fails.
     """

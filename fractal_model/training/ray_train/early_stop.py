@@ -17,8 +17,8 @@ _POLL_SECONDS = 0.2
 
 
 class EarlyStop:
-    """Decides if a run of `images` training images ends early; without
-    `stop_after_epochs_without_gain` it never does."""
+    """Decides if a run ends early: never, if the recipe's `stop_after_epochs_without_gain` is 0.
+    `images`: number of training images."""
 
     def __init__(self, job: TrainingJob, images: int, points: ValidationPoints) -> None:
         self._patience = job.recipe.stop_after_epochs_without_gain * images
@@ -29,8 +29,8 @@ class EarlyStop:
         self.is_due = False
 
     def decide(self, position: int) -> None:
-        """Set `is_due`: True if training must end at this validated step. `position`: number of
-        images seen. All ranks must call `decide` together."""
+        """Set `is_due`: True if training must end at this step, which is validated. `position`:
+        number of images seen so far. All ranks must call `decide` together."""
         if self._patience:
             self.is_due = broadcast_from_rank_zero(self._is_without_gain(position))
 

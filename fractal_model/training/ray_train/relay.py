@@ -109,7 +109,8 @@ class _ReportWriter(UserCallback):
 
 
 def _combine_reports(reports: list[Report | Stopped]) -> Report | Stopped:
-    """Return rank 0's report, with the longest data wait of any rank. Its loss is that of all."""
+    """Return rank 0's report, with the longest data wait of any rank. All ranks report the same
+    loss: the mean over all ranks."""
     if isinstance(reports[0], Stopped):
         return reports[0]
     longest = max(report.data_wait_share for report in reports if isinstance(report, Report))

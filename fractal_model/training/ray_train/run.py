@@ -1,8 +1,8 @@
 """Adapter of Ray Train: launches the workers of a run and waits for them.
 
-A run that is started again continues from its last checkpoint. If a worker dies or hangs, Ray also
-restarts all workers from there; the machines decide how many, within the range of the recipe. If a
-machine has too little memory, training continues with three quarters of the workers.
+A run that is started again continues from its last checkpoint. If a worker dies or hangs, Ray
+restarts all workers from that checkpoint, as many as the machines have room for within the recipe's
+range. If a machine has too little memory, training continues with three quarters of the workers.
 """
 
 import logging
@@ -38,8 +38,8 @@ from fractal_model.training.ray_train.validation_task import validation_of
 from fractal_model.training.ray_train.worker import train_worker
 
 PLACEMENT_SECONDS = 30
-"""Seconds that Ray waits until all workers have a machine. Ray may at first count on a machine that
-was just lost; after this time Ray plans again without it."""
+"""Seconds that Ray waits until all workers have a machine. Ray may first plan with a machine that
+was just lost; after this time it plans again without that machine."""
 POLL_SECONDS = 0.25
 """Seconds between Ray's requests for reports. A worker waits with its next report until Ray has
 taken the last one, and Ray's default of two seconds would delay trainings with short steps."""
@@ -198,7 +198,8 @@ def _set_deadlines(recipe: TrainingConfig) -> None:
 
 @contextmanager
 def _keep_interrupt_handler() -> Iterator[None]:
-    """Keep the earlier handler of Ctrl-C, because Ray Train's handler exits with status 0."""
+    """After the block, restore the earlier handler of Ctrl-C: Ray Train's own exits with status 0,
+    as if training had succeeded."""
     before = signal.getsignal(signal.SIGINT)
     is_interrupted = False
     try:

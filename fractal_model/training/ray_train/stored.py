@@ -28,7 +28,7 @@ class Resumed:
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]
-    """Error texts of newer checkpoints, which are damaged and were left out."""
+    """Error texts of the newer checkpoints, all damaged, that could not be loaded."""
 
 
 def load_newest_undamaged(
@@ -99,7 +99,8 @@ def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalErr
 
 
 def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
-    """Text that is equal on ranks that read the same: position and checksum, or the error."""
+    """Position and checksum of a checkpoint, or the error, as text: equal on ranks that read the
+    same."""
     if isinstance(checkpoint, FractalError):
         return str(checkpoint)
     marker = (folder / MARKER).read_text()
@@ -110,8 +111,8 @@ def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
 def _fetch_once_per_machine(
     stored: ray.train.Checkpoint, context: ray.train.TrainContext
 ) -> Iterator[Path]:
-    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it, and removes
-    a downloaded copy when it leaves the block. Until then all ranks must be done with the copy."""
+    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it; at the end of
+    its block it removes a downloaded copy, so before that all ranks must have finished reading."""
     with ExitStack() as stack:
         fetched: Path | FractalError | None = None
         if context.get_local_rank() == 0:

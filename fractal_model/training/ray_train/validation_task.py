@@ -51,7 +51,8 @@ def validation_of(job: TrainingJob) -> RayValidationConfig | None:
 
 
 def _resources(recipe: TrainingConfig) -> dict[str, float]:
-    """Resources of the task: one GPU if the workers leave one free, and no CPU of its own."""
+    """Resources that Ray reserves for the task: one GPU if the workers leave one free, and no
+    CPU."""
     spare = ray.cluster_resources().get(
         "GPU", 0
     ) - recipe.workers * recipe.resources_per_worker.get("GPU", 0)

@@ -1,10 +1,10 @@
 """The function that every worker of a training runs, under Ray Train.
 
-Decided here: all workers report metrics and checkpoints to Ray together, at steps that follow from
-the position. Rank 0 decides for all whether a checkpoint is due by the clock. A checkpoint is
-written to a scratch folder and uploaded to the run's storage while training continues. Ray delivers
-reports in order: during an upload, a thread of Ray on rank 0 keeps later reports until the upload
-ends. Only the next checkpoint waits for the upload.
+Decided here: all workers report metrics and checkpoints to Ray together, at steps that each rank
+computes from the number of images seen. Rank 0 decides for all whether a checkpoint is due by the
+clock. A checkpoint is written to a scratch folder and uploaded to the run's storage while training
+continues. Ray delivers reports in order: during an upload, a thread of Ray on rank 0 keeps later
+reports until the upload ends. Only the next checkpoint waits for the upload.
 """
 
 import time
@@ -133,7 +133,7 @@ class _Worker:
 
     def _recover(self, error: NotFiniteError) -> None:
         """Skip the batch that raised `error`, and load the last checkpoint if the recipe says so
-        (roll-back). StoppedError: the recipe does not allow to skip another batch."""
+        (roll-back). StoppedError: the recipe does not allow skipping one more batch."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
         if recipe.non_finite == "stop":
@@ -151,8 +151,8 @@ class _Worker:
             self._resume(reported[-1].checkpoint if reported else None)
 
     def _resume(self, newest: Checkpoint | None) -> None:
-        """Load `newest` (None: nothing), or if it is damaged, the newest undamaged checkpoint
-        before it. StoppedError: the checkpoint belongs to another run."""
+        """Load the checkpoint `newest` or, if it is damaged, the newest undamaged one before it.
+        With None, load nothing. StoppedError: the checkpoint belongs to another run."""
         if newest is None:
             return
         resumed = load_newest_undamaged(newest)
@@ -191,7 +191,8 @@ class _Worker:
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
     def _report_checkpoint(self, validate: bool) -> None:
-        """Report metrics, on rank 0 with a checkpoint. `validate`: Ray also measures it."""
+        """Report metrics to Ray, and on rank 0 also a checkpoint. `validate`: Ray then measures the
+        checkpoint on held-out images."""
         self._saved_at = time.monotonic()
         metrics, trainer = self._metrics(), self._trainer
         if self._rank != 0:
