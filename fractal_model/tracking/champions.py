@@ -1,8 +1,8 @@
 """Current and former champions of a size, and the functions that change the champion.
 
 Decided here: only these functions move the alias `champion`, one process at a time
-(`promotion_lock.py`). Every change stays as a tag of the registered model, so that a rollback knows
-the earlier champions. If a person has replaced a champion, only a person can make the replaced
+(`promotion_lock.py`). Every change is kept as a tag of the registered model, so that a rollback can
+find the earlier champions. If a person has replaced a champion, only a person can make the replaced
 version the champion again; an evaluation cannot.
 """
 
@@ -31,8 +31,8 @@ class Change(StrictModel):
 
     version: str
     how: Literal["evaluation", "override", "rollback", "found"]
-    """Cause: an evaluation, a person's choice (override), a rollback, or `found`: the alias was
-    moved without this module, for example by a person on MLflow's page."""
+    """What caused the change: an evaluation, a person's choice (override) or a rollback. `found`
+    means that the alias was moved without this module, such as by a person on MLflow's page."""
     because: str
     who: str
     """Login name of the user who ran the process that recorded the change."""
@@ -87,8 +87,9 @@ def compare_and_promote(
 
     `metrics` are the version's metrics under the protocol with the fingerprint `protocol`, which is
     stored with the decision. `metrics_of` returns another version's metrics under the same
-    protocol. This may take hours; if the champion changes meanwhile, the version is compared with
-    the new champion too. `objection` is a reason not to promote the version, "" for none.
+    protocol; it may have to evaluate that version, which takes hours. If the champion changes
+    meanwhile, the version is compared with the new champion too. `objection` is a reason not to
+    promote the version; "" means that there is none.
     """
     while True:
         champion = registry.aliased_version(size, registry.CHAMPION)
@@ -103,7 +104,8 @@ def compare_and_promote(
 
 
 def is_decided(size: str, version: str, protocol: str) -> bool:
-    """True if a version is champion, or was compared under the protocol of this fingerprint."""
+    """True if a version is the champion, or was last compared with a champion under this protocol.
+    `protocol`: the protocol's fingerprint."""
     was_compared = registry.version_tags(size, version).get(DECIDED_TAG) == protocol
     return was_compared or registry.aliased_version(size, registry.CHAMPION) == version
 
@@ -209,8 +211,9 @@ class _LockedChampion:
         mlflow.MlflowClient().set_registered_model_tag(name, key, change.model_dump_json())
 
     def store_decision(self, version: str, decision: Decision, against: str | None) -> None:
-        """Replace the decision in the tags of `version`. The protocol of the last comparison stays
-        there, so that no nightly evaluation overrules a person. `against`: the champion, if any."""
+        """Replace the decision in the tags of `version`. `against`: the champion, if any. The tag
+        with the protocol of the last comparison is kept, because without it the next night would
+        compare again and might overrule a person."""
         self.lock.require()
         details = {
             "promoted": str(decision.promote).lower(),

@@ -46,8 +46,8 @@ def _row(run: Run, dataset: str, size: str, version: str) -> Row:
 
 
 def _record(run: Run) -> Record | None:
-    """Return the record of an evaluation. None: the run has no record, because it is older than
-    records, or another version of this package wrote the record."""
+    """Return the record of an evaluation. None: the run was made before records existed, or another
+    version of this package wrote its record."""
     try:
         uri = f"runs:/{run.info.run_id}/{RECORD_FILE}"
         return read_record(Path(mlflow.artifacts.download_artifacts(uri)))

@@ -31,8 +31,8 @@ STORE, ARTIFACTS = "mlflow", "artifacts"
 """Name of the store's folder in the outputs, and of the artifacts' folder in the store."""
 SCHEME = "sqlite:///"
 WAIT_SECONDS, BUSY_SECONDS = 120.0, 20.0
-"""Longest waits, in seconds, for another process that creates the database (10 s on a busy laptop),
-and for another process that writes to it."""
+"""Longest waits, in seconds: for another process that creates the database, which takes 10 s on a
+busy laptop, and for another process that writes to it."""
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error)
 # Tables and columns of MLflow's database that hold absolute addresses of artifacts
 _ADDRESSES = (
@@ -55,7 +55,8 @@ _WAYS_OUT = {
     "Errno": "make its folder writable, or choose another file",
     "expected a file": "choose another file",
 }
-"""Words of a database driver's message, which a server passes on too, and what the user can do."""
+"""Maps words in the message of a database driver (a server passes this message on) to what the user
+can do."""
 
 
 def local_database(outputs: Path) -> Path:
@@ -69,8 +70,9 @@ def local_artifacts(outputs: Path) -> Path:
 
 
 def prepare_local_store(outputs: Path) -> Path:
-    """Create the database of the outputs if it is missing, change its artifact paths to these
-    outputs, and return its path. FractalError: it cannot be created, read or written."""
+    """Create the database in the folder `outputs` if it is missing, make its artifact paths point
+    into this folder, and return the database's path. FractalError: it cannot be created, read or
+    written."""
     file = local_database(outputs)
     prepare_database(file, local_artifacts(outputs))
     return file
@@ -131,8 +133,8 @@ def _update_artifact_paths(database: sqlite3.Connection, artifacts: Path) -> Non
 
 def _current_address(address: str | None, artifacts: Path) -> str | None:
     """Return the address (a path or a file URL) with `artifacts` in place of the old artifacts
-    folder. It stays unchanged if it is outside a local store, or if `artifacts` does not exist and
-    the old folder does."""
+    folder. An address outside a local store is returned unchanged, and so is every address while
+    the old folder exists and `artifacts` does not."""
     match = _ROOT.match(address or "")
     if address is None or match is None:
         return address
@@ -152,7 +154,7 @@ def _explain_errors(file: Path) -> Iterator[None]:
 
 
 def describe_store_error(error: BaseException, uri: str) -> str:
-    """Error text for a store that does not work: the reason and the way out, on one line."""
+    """Return one line for the user of a store that does not work: the reason and what to do."""
     reason = store_reason(error)
     ways = [way for words, way in _WAYS_OUT.items() if words in reason]
     return (

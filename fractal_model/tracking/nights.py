@@ -47,8 +47,8 @@ def waits_since(size: str) -> str | None:
 
 
 def start_waiting(size: str) -> None:
-    """Record that a size waits from now on, because it did not fit the night's budget. If it is
-    already waiting, keep the time when it began to wait."""
+    """Record that a size waits from now on, because it did not fit the night's budget. If it waits
+    already, keep the recorded time at which it began to wait."""
     if waits_since(size) is None:
         mlflow.MlflowClient().set_registered_model_tag(model_name(size), WAITS_TAG, utc_now())
 

@@ -37,7 +37,8 @@ from fractal_model.common.errors import FractalError, one_line
 
 PREFIX = "turns-of-promotion"
 LONGEST_SECONDS = 60.0
-"""Longest time for which a process holds the lock. A process with an older lock counts as dead."""
+"""Longest time, in seconds, that a process may hold the lock. After it the process counts as
+dead."""
 WAIT_SECONDS = 300.0
 PAUSE_SECONDS = 0.2
 """The pause after attempt number n is random, from 0 to n times this number of seconds."""

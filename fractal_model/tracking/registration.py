@@ -1,7 +1,8 @@
-"""Registers a checkpoint as a version of `fractal-<size>`, or finds an equal version again.
+"""Registers a checkpoint as a version of `fractal-<size>`, or reuses a version with equal settings.
 
-A registered version is an MLflow model with its code and checkpoint (`served_model.py`). Tags
-name the run and the settings that made a version: a training with equal settings reuses it.
+A registered version is an MLflow model with its code and checkpoint (`served_model.py`). Its tags
+name the run that made it and the fingerprint of the settings: a later training with the same
+fingerprint reuses the version.
 """
 
 import tempfile
@@ -115,9 +116,9 @@ def read_serving(size: str, version: str) -> ServingConfig:
 
 def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
     """Make the newest version with this fingerprint and the serving settings `serving` the
-    candidate; return the version. None: no version has the fingerprint. If all versions with the
-    fingerprint have other serving settings, register the newest one's weights again with `serving`,
-    because a model must be served with the settings that its evaluation uses."""
+    candidate; return its number, or None if no version has the fingerprint. If all that have it are
+    served with other settings, register the newest one's weights again with `serving`: a model must
+    be served with the settings that its evaluation uses."""
     all_versions = registry.versions(size) if size in registry.sizes() else []
     equal = [v for v in all_versions if v.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:

@@ -118,8 +118,8 @@ def fetch_checkpoint(uri: str) -> Path:
 
 
 def logged_model_id(size: str, version: str | None) -> str | None:
-    """Id of the MLflow model of a registered version; MLflow's tab "Models" compares such models by
-    their metrics. None if `version` is None, or if an earlier MLflow registered the version."""
+    """Id of the MLflow model behind a registered version, under which MLflow's tab "Models" shows
+    its metrics. None if `version` is None, or if an earlier MLflow registered the version."""
     if version is None:
         return None
     return mlflow.MlflowClient().get_model_version(model_name(size), version).model_id

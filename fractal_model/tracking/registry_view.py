@@ -86,8 +86,8 @@ def _version(version: ModelVersion, aliases: dict[str, str]) -> RegisteredVersio
 
 
 def _evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
-    """Return run id and metrics of a version's evaluation under the protocol of its last decision;
-    without one, of its newest evaluation; (None, {}) if it was never evaluated."""
+    """Return the run id and the metrics of a version's evaluation under the protocol of its last
+    decision or, if there is none, its newest evaluation. (None, {}): it was never evaluated."""
     decided = registry.evaluation_tag(tags.get(DECIDED_TAG, ""))
     runs = {
         key: run

@@ -39,7 +39,7 @@ def log_report(
     """Log the page `report.html` and two of its figures, as PNG, to the active run. `model`: the
     configuration of the model that drew `samples`. `level_bits`: bits per dimension of each level.
     `held_out_features`: Inception features (K, D) of validation images. `training_run`: id of the
-    run with the training's curves. FractalError: features are not finite."""
+    MLflow run that trained the model, for the curves. FractalError: features are not finite."""
     curves = {n: points for n in CURVE_METRICS if (points := curve(training_run, n))}
     log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:

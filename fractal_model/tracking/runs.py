@@ -36,8 +36,9 @@ RESULTS_FILE = "results.json"
 @contextmanager
 def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
     """Continue the training run with this fingerprint, or begin a new run if there is none that is
-    not superseded; yield the run's id. Parameters, data set and git revision are logged to the run,
-    and system metrics unless a cluster in RAY_ADDRESS trains."""
+    not superseded; yield the run's id. Parameters, data set and git revision are logged to the run.
+    System metrics are logged too, unless RAY_ADDRESS names a cluster, where other machines
+    train."""
     here = "RAY_ADDRESS" not in os.environ
     name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "train", name, outputs, key=key, system=here) as run:
@@ -141,7 +142,8 @@ def _find_current_runs(size: Size, kind: str, key: Mapping[str, str], outputs: P
 
 
 def log_preview(results: MetricResults) -> None:
-    """Log a preview's metrics to the active run; a tag explains each metric without a value."""
+    """Log a preview's metrics to the active run. For each metric without a value, a tag has the
+    reason."""
     mlflow.log_metrics(results.values)
     reasons = {f"{tags.ABSENT_TAG}.{n}": safe_text(why) for n, why in results.absent.items()}
     mlflow.set_tags(reasons)
@@ -233,7 +235,8 @@ def download(run_id: str, name: str, folder: Path) -> Path:
 
 @contextmanager
 def optional_step(name: str) -> Iterator[None]:
-    """Run the block, which only displays results. If it fails, print the reason and continue."""
+    """Run the `with` block, which only displays results. If it raises, print the reason and go
+    on."""
     try:
         yield
     except (FractalError, OSError, MlflowException) as error:

@@ -37,14 +37,15 @@ NEEDED = ("class", "seed")
 SETTINGS = ("guidance", "logit_scale")
 """Optional columns; without them the model's own settings are used."""
 MOST_ROWS = 1000
-"""Largest number of rows (images) of a request, which continues even if the client disconnects."""
+"""Largest number of rows (images) of a request. It is limited because the server draws all of them
+even if the client disconnects."""
 _COLUMNS = ", ".join((*NEEDED, *SETTINGS))
 _LONGEST, _LONGEST_LINE = 60, 500
 
 
 class BadRequest(MlflowException):
-    """An error in a client's request. The server answers with the message alone: by default, MLflow
-    would put all rows of the request before it."""
+    """An error in a client's request. The server answers with the error's message alone; by
+    default, MLflow would put all rows of the request before the message."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -44,7 +44,7 @@ class _Batch:
     reports: int = 0
     points: list[Metric] = field(default_factory=list)
     unreadable: list[dict[str, object]] = field(default_factory=list)
-    """Rows for `refused.jsonl`: the lines that cannot be read as reports, with the reason."""
+    """Rows for `refused.jsonl`: each is a line that cannot be read as a report, with the reason."""
 
 
 class MetricSpool:
@@ -106,7 +106,8 @@ class MetricSpool:
                 )
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
-        """Keep metrics as one report with the current time. Never wait for MLflow, never raise."""
+        """Append metrics to the file as one report with the current time. This never waits for
+        MLflow and never raises."""
         report = {
             "step": int(step),
             "timestamp": time.time_ns() // 1_000_000,
@@ -239,7 +240,8 @@ class MetricSpool:
                 interrupt.wait(self._retry_seconds)
 
     def _count_failure(self, error: Exception) -> None:
-        """Count a failed request. Warn at the second failure in a row; a single one is common."""
+        """Count a failed request. Warn only at the second failure in a row, as a single one is
+        common."""
         self._failures += 1
         if self._failures == 1:
             self._failing_since = time.monotonic()
@@ -263,7 +265,8 @@ class MetricSpool:
 
 
 def _append(path: Path, data: bytes, size: int) -> None:
-    """Append all of `data` to a file of `size` bytes; after an OSError, restore the file's size."""
+    """Append `data` to a file that has `size` bytes. If that raises an OSError, cut the file back
+    to `size` bytes."""
     with path.open("ab", buffering=0) as file:
         try:
             rest = memoryview(data)

@@ -23,7 +23,8 @@ class Refusal:
 
     points: Sequence[Metric]
     subject: str
-    """What was refused, for a message: "metric 'loss'", or "all metrics" of a deleted run."""
+    """What was refused, in words for a message: "metric 'loss'", or "all metrics" if the run is
+    deleted."""
     reason: str
 
 
@@ -36,9 +37,9 @@ class Delivery:
         self._client = mlflow.MlflowClient(mlflow.get_tracking_uri())
 
     def send(self, points: Sequence[Metric]) -> list[Refusal]:
-        """Send points to the run; return the points that MLflow refuses. One bad name makes MLflow
-        refuse a whole request, so a refused request is halved until the bad point is alone and all
-        others arrive. After any exception, all points must be sent again later."""
+        """Send points to the run; return the points that MLflow refuses. MLflow refuses a whole
+        request because of one bad name, so a refused request is halved until the bad point is sent
+        alone; all others arrive. After any exception, all points must be sent again later."""
         try:
             self._client.log_batch(self._run_id, metrics=points, synchronous=True)
         except MlflowException as error:

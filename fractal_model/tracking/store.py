@@ -28,7 +28,7 @@ from fractal_model.tracking.local_store import (
 from fractal_model.tracking.tags import NOTE_TAG
 
 EXPERIMENT_PREFIX = "fractal-"
-"""First part of the name of an experiment. The name of its data set follows."""
+"""First part of an experiment's name. The rest is the name of the experiment's data set."""
 T = TypeVar("T")
 
 

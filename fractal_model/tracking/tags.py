@@ -19,7 +19,7 @@ SOURCE_TAG, SOURCE_CHECKSUM_TAG = "fractal.source", "fractal.source_sha256"
 SETTING_TAG = "fractal.setting"
 """Tag of a sweep's child run: the fingerprint of its sampling settings."""
 ABSENT_TAG = "fractal.absent"
-"""Tag of a sweep's child run, with `.<metric>` after this name: why the metric has no value."""
+"""Tag of a sweep's child run. Followed by `.` and a metric's name: why it has no value."""
 BEST_RUN_TAG = "fractal.evaluation_run"
 """Tag of a finished sweep: id of the run that evaluated the best setting by the full protocol."""
 PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
@@ -27,17 +27,18 @@ PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 
 # Tags of a version of a registered model
 TRAINING_RUN_TAG, IMPORT_RUN_TAG = "fractal.training_run", "fractal.import_run"
-"""Id of the run that trained the version, or of the run that imported it."""
+"""Two tags: the id of the run that trained the version, or of the run that imported it."""
 EVALUATION_TAG = "fractal.evaluation"
-"""With `.<protocol>` after this name: id of the run that evaluated the version under it."""
+"""Followed by `.` and a protocol's fingerprint: id of the run that evaluated the version under
+it."""
 DECISION_TAG = "fractal.decision"
-"""Reason of the last decision about the version. With `.<name>` after this name: a detail."""
+"""Reason of the last decision about the version. Followed by `.` and a name: a detail of it."""
 DECIDED_TAG = f"{DECISION_TAG}.protocol"
 """Fingerprint of the protocol under which the version was last compared with a champion."""
 
 # Tags of a registered model
 CHANGE_TAG = "fractal.champion."
-"""With a number of four digits after this name: one change of the champion, as JSON."""
+"""Followed by a number of four digits: one change of the champion, as JSON."""
 WAITS_TAG = "fractal.nightly_waits_since"
 """Time (UTC) since which an evaluation of the model waits for a night with enough budget."""
 

@@ -20,12 +20,13 @@ from fractal_model.metrics.names import NLL
 from fractal_model.tracking.spool import MetricSpool
 
 _IMAGE_NAME = re.compile(r"(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+.*\.png")
-"""Matches the file names that MLflow gives to images of a step, in the artifact folder `images`."""
+"""Matches the file name that MLflow gives to a logged image. Groups: the image's key and step."""
 _log = logging.getLogger("fractal.training")
 
 
 class ValidationLog:
-    """Logs a run's validation points, each once. The end of the block sends missing grids."""
+    """Logs each validation point of a run once. The end of the `with` block sends the grids that
+    MLflow lacks."""
 
     def __init__(self, run_id: str, spool: MetricSpool) -> None:
         self._client, self._run_id, self._spool = mlflow.MlflowClient(), run_id, spool
