@@ -1,8 +1,9 @@
 """Measure how long sampling, a training step or a likelihood pass takes, with random weights.
 
-Decided here: each training step starts at the same position, so that all steps draw the same masks.
-The operations of training and likelihood are counted in a separate step. The operations of sampling
-follow from the architecture (`costs.flops`), because many small products take long to count.
+Decided here: each training step starts at position 0, so that all steps draw the same masks and
+take equally long. The operations of training and likelihood are counted in a separate step. The
+operations of sampling follow from the architecture (`costs.flops`), because many small products
+take long to count.
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Measurement:
     peak_memory_gb: float
     """Peak in GB: resident memory of the process on a CPU, allocated memory on a GPU."""
     reference_seconds_per_image: float | None
-    """Seconds in which the sampler without caches samples an image, from one run."""
+    """Seconds per image of the sampler without caches, measured in one run."""
     times_faster_than_reference: float | None
     levels: tuple[LevelCost, ...] | None
     """Costs of each level in sampling, from level 0 down, measured in one more run."""
@@ -73,7 +74,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Work:
-    """Work to time, as functions without arguments."""
+    """What a benchmark times: a step and, for comparison, a slower sampler, as functions without
+    arguments."""
 
     step: Callable[[], object]
     flops: float | None
@@ -83,8 +85,8 @@ class Work:
     levels: Callable[[], tuple[LevelCost, ...]] | None = None
     """Function that runs the step once more and returns the costs of each level."""
     warm_ups: int = 2
-    """Number of runs before the timed ones. Training needs two until its memory is at the peak,
-    because the first run allocates the optimiser's moments only at its end."""
+    """Number of runs before the timed ones. Training needs two: the first allocates the optimiser's
+    moments at its end, so only the second reaches the peak of memory."""
 
 
 def sampling_work(
@@ -110,7 +112,8 @@ def sampling_work(
 def training_work(
     config: ModelConfig, recipe: TrainingConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Return a model and the work of a whole training step on a batch of noise."""
+    """Return a model with random weights, and the work of a whole training step on a batch of
+    noise."""
     recipe = recipe.model_copy(update={"batch_size": batch, "images_per_worker": batch})
     trainer = Trainer(config, recipe, images=max(batch, 1000), device=device)
     indices = torch.arange(batch)
@@ -126,7 +129,8 @@ def training_work(
 def likelihood_work(
     config: ModelConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Return a model and the work of an unconditional likelihood pass over a batch of noise."""
+    """Return a model with random weights, and the work of one likelihood pass, without classes,
+    over a batch of noise."""
     model = _random_model(config).to(device)
     images, labels = _noise(config, batch).to(device), torch.full((batch,), NO_CLASS).to(device)
     seeds = list(range(batch))
@@ -203,8 +207,9 @@ def _used_memory(device: torch.device) -> int:
 
 
 class _NoModules(ModuleTracker):
-    """Replaces the counter's module tracker, whose hooks keep activations that activation
-    checkpointing frees. The counter then has no counts by module, only the total."""
+    """Replaces the module tracker of torch's operation counter, because its hooks keep the
+    activations that activation checkpointing frees. The counter then gives only the total, no
+    counts by module."""
 
     def __enter__(self) -> None: ...
 

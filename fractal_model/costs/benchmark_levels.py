@@ -35,7 +35,8 @@ class LevelCost:
 
 
 class Stopwatch:
-    """Measures the seconds of each part. While an inner part runs, the outer part's time stops."""
+    """Measures the seconds of each part, by its number. While a part runs inside another one, the
+    time of the outer part stands still."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: defaultdict[int, float] = defaultdict(float)
@@ -54,7 +55,7 @@ class Stopwatch:
             self._running.pop()
 
     def _book(self) -> None:
-        """Add the time since the last change to the part that ran."""
+        """Add the seconds since the last call to the part that ran meanwhile."""
         wait(self._device)
         now = time.perf_counter()
         if self._running:
@@ -82,8 +83,9 @@ def measure_levels(
     flops: Sequence[float],
     device: torch.device,
 ) -> tuple[LevelCost, ...]:
-    """Run a sampler once more and return the costs of each level. The sampler must have run before,
-    to be warm. `flops` are the operations per image of each level and of the pixel network."""
+    """Run a sampler once more and return the costs of each level. The caller must have run the
+    sampler before, so that it is compiled and warm. `flops` are the operations per image of each
+    level and of the pixel network."""
     stopwatch = Stopwatch(device)
     timed = copy(sampler)
     timed.descent = partial(_TimedDescent, stopwatch=stopwatch)

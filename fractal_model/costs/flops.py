@@ -28,7 +28,7 @@ from fractal_model.sampling.schedules import masking_schedule
 
 @dataclass(frozen=True)
 class Products:
-    """Operations of one forward pass, grouped by what the backward pass needs for them."""
+    """Operations of one forward pass, in groups that cost the backward pass differently."""
 
     blocks: float = 0.0
     """Operations in transformer blocks, which activation checkpointing computes twice."""
@@ -67,8 +67,9 @@ def pass_products(
 def training_flops(
     model: ModelConfig, *, activation_checkpointing: bool, shares: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
-    """Operations of forward and backward pass, by level. `shares` are the shares of sub-patches
-    passed to the level below; by default those that the masks of training are expected to give."""
+    """Operations of forward and backward pass, by level. Each level passes the share of its
+    sub-patches in `shares` to the level below; by default the share that the masks of training give
+    on average."""
     products = pass_products(model, shares or training_shares(model))
     return tuple(p.training(activation_checkpointing=activation_checkpointing) for p in products)
 
@@ -81,8 +82,9 @@ def sampling_flops(
     A MAR level computes its whole sequence in each iteration, with two exceptions: its first block
     computes queries, keys and values only for new positions, and its last block only the positions
     that are read. An AR level and a pixel network compute one position at a time and cache keys and
-    values. Guidance doubles the rows. Each sub-patch is sampled once. The first block's products
-    for masked sub-patches, which all rows of a call share, are left out.
+    values. Guidance doubles the rows. Each sub-patch is sampled once. All masked sub-patches have
+    the same input, so its products in the first block are computed once for all rows and left out
+    here.
 
     FractalError: the iterations do not fit the model.
     """
@@ -98,7 +100,8 @@ def sampling_flops(
 
 def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tuple[float, ...]:
     """Operations of the published sampler for one image, by level. In each iteration a MAR level
-    computes all its positions; for each channel of a pixel the pixel network computes all four."""
+    computes all its positions. For each of a pixel's three channels the pixel network computes all
+    four positions of its sequence."""
     branches = 1 if sampling.guidance == 1 else 2
     *rows, pixels = rows_per_image(model)
     levels = (
@@ -120,7 +123,8 @@ def _whole_pixel_network(pixel: PixelConfig, rows: float) -> float:
 
 def block_flops(stack: Transformer, rows: float, length: int, *, cached: bool = False) -> float:
     """Operations of all blocks of a transformer on `rows` sequences of `length` positions. Each
-    position reads the keys of all positions; if they are `cached`, position t reads only t + 1."""
+    position reads the keys of all positions. With `cached`, position t reads only the keys of
+    positions 0 … t."""
     pairs = length * (length + 1) / 2 if cached else length**2
     return rows * stack.blocks * (2 * length * stack.weights + 4 * pairs * stack.width)
 
@@ -148,7 +152,8 @@ def _level_transformer(level: LevelConfig, rows: float) -> Products:
 
 
 def _embedding(level: LevelConfig, rows: float) -> float:
-    """Operations that embed a level's sub-patches. An AR level never reads the last sub-patch."""
+    """Operations that embed the sub-patches a level reads: all, or in an AR level all but the
+    last."""
     embedded = level.tokens - (level.generator == "ar")
     return 2 * rows * embedded * 3 * level.sub_patch_size**2 * level.width
 
@@ -181,8 +186,9 @@ def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, r
 
 def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
     """Operations per row that embed the first block's input and compute its queries, keys and
-    values, once for each position. What `block_flops` counted for the queries, keys and values of
-    all iterations is subtracted. The sub-patches of the last iteration are never an input."""
+    values once for each position, minus those that `block_flops` counted for queries, keys and
+    values in all iterations. Sub-patches of the last iteration are left out: no later iteration
+    reads them."""
     prefix = branches * (positions(level) - level.tokens)
     inputs = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
     read = branches * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
@@ -192,9 +198,9 @@ def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
 
 
 def _unread_flops(level: LevelConfig, steps: int, read: int) -> float:
-    """Operations per row that the last block saves in all iterations: the queries, attention and
-    feed-forward network of positions with an output that nobody reads. If the level has only one
-    block, its queries are left out here, because `_input_flops` counts them."""
+    """Operations per row that the last block saves in all iterations. It needs no queries,
+    attention or feed-forward network for positions whose output nobody reads. If the level has only
+    one block, the queries are not counted here, because `_input_flops` counts them."""
     stack, length = Transformer.of(level), positions(level)
     needed = (2 if stack.blocks > 1 else 3) * stack.width**2
     per_position = 2 * (stack.weights - needed) + 4 * length * stack.width

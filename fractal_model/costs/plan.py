@@ -95,7 +95,7 @@ class Plan(StrictModel):
     training_days: float
     gpu_hours: float
     model_flops_utilisation: float
-    """Utilisation without the products that activation checkpointing repeats."""
+    """Utilisation if the products that activation checkpointing repeats are not counted."""
     disk: Disk
     seconds_per_sample: float
     """Time of a sample on one GPU."""
@@ -185,8 +185,9 @@ def plan(
 
 
 def dataset_splits(params: Params, dataset: str, images: int | None = None) -> dict[str, int]:
-    """Return the number of images of each split: `images` for training if given, otherwise those
-    of the data set. FractalError: `images` is out of range, or the data set's are unknown."""
+    """Return the number of images by split. If `images` is given, it is the number for training,
+    and there is no other split. FractalError: `images` is out of range, or not given and the data
+    set's numbers are unknown."""
     if images is not None:
         if not 1 <= images <= MOST_IMAGES:
             raise FractalError(f"images is {images}, expected 1 … {MOST_IMAGES:,}")

@@ -3,11 +3,11 @@
 Decided here, because this way of counting gives the paper's figures: two operations per
 multiply-add; all sub-patches are passed down (no masks); no prefix tokens; attention scores in
 full; the projection of one condition; neither logits nor guiding pixels; ten operations for each
-element of a normalisation (five in the usual counters, doubled like the rest).
-In GFLOPs per image, FractalMAR-L's levels then give 215, 208, 419 and 22, FractalMAR-64 gives 438
-and its two-level ablation 5,516, each equal to the paper's when rounded. The sequence of all values
-gives 29,702 with MAR blocks and 29,908 with AR blocks. The paper has 29,845 and does not say for
-which blocks. It has one figure for both kinds of 64 × 64 models, but AR levels need 5 % more
+element of a normalisation (five in the usual counters, doubled like the rest). In GFLOPs per image,
+FractalMAR-L's levels then give 215, 208, 419 and 22, FractalMAR-64 gives 438 and its two-level
+ablation 5,516, each equal to the paper's when rounded. One transformer on the sequence of all
+values needs 29,702 with MAR blocks and 29,908 with AR blocks. The paper has 29,845 and does not say
+for which blocks. It has one figure for both kinds of 64 × 64 models, but AR levels need 5 % more
 because of their wider SwiGLU.
 
 The utilisations follow from the published times and our own counts (`flops.py`). They are shares of
@@ -65,8 +65,9 @@ def full_sequence_flops(model: ModelConfig) -> float:
 
 
 def _paper_count(part: LevelConfig | PixelConfig, rows: float, length: int, ends: int) -> float:
-    """Operations of a transformer as the paper counts them: blocks, normalisations, and the linear
-    layers before and after, which multiply `ends` elements of each row by the width."""
+    """Operations of a transformer on `rows` sequences of `length` positions, as the paper counts
+    them: blocks, normalisations, and the linear layers before and after the blocks, which map
+    between the width and `ends` elements per row."""
     stack = Transformer.of(part)
     norms = NORM_OPERATIONS * rows * length * stack.width * (2 * stack.blocks + 2)
     return block_flops(stack, rows, length) + norms + 2 * rows * ends * stack.width

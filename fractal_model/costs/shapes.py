@@ -51,8 +51,8 @@ class Transformer:
 
 
 def positions(level: LevelConfig) -> int:
-    """Length of a level's sequence. In an AR level the condition is an input instead of the last
-    sub-patch. In a MAR level guiding pixel and conditions come before all sub-patches."""
+    """Length of a level's sequence. An AR level reads the condition first and never the last
+    sub-patch. A MAR level reads the guiding pixel and the conditions before all its sub-patches."""
     if level.generator == "ar":
         return level.tokens
     return level.guiding_pixel + level.conditions + level.tokens

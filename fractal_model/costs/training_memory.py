@@ -138,7 +138,8 @@ def activations(
 
 
 def _conditions_below(model: ModelConfig, level: int) -> int:
-    """Number of conditions that a level gives to each row below. A MAR level 0 gives all five."""
+    """Number of conditions stored for each row of the next level: 1 from an AR level, 5 from a MAR
+    level 0, from other MAR levels as many as the next level reads."""
     if model.levels[level].generator == "ar":
         return 1
     return MAX_CONDITIONS if level == 0 else model.conditions_read(level)
@@ -165,7 +166,7 @@ def _level(
 
 
 def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -> Kept:
-    """Bytes kept for a pixel network, with the last norm's output and the log-probabilities."""
+    """Bytes kept for a pixel network, the last norm's output and the log-probabilities included."""
     output = PIXEL_POSITIONS * pixel.width * FLOAT32
     values = PIXEL_POSITIONS * INT64
     rest = rows * (_condition(pixel, above, itemsize) + output + values) + _logits(rows)
@@ -173,7 +174,8 @@ def _pixel_network(pixel: PixelConfig, rows: float, above: int, itemsize: int) -
 
 
 def _transformer(stack: Transformer, rows: float, length: int, rest: float, itemsize: int) -> Kept:
-    """Bytes kept for a transformer: its blocks, the norms before and after them, and `rest`."""
+    """Bytes kept for a transformer: its blocks, the norms before and after them, and `rest` bytes
+    for everything else. `itemsize`: bytes of an element that autocast may store as bfloat16."""
     count = rows * length
     stream = FLOAT32 * stack.width
     norms = 2 * (stream + 2 * FLOAT32)
@@ -201,8 +203,8 @@ def _block(stack: Transformer, itemsize: int) -> float:
 
 
 def _condition(part: LevelConfig | PixelConfig, above: int, itemsize: int) -> float:
-    """Bytes kept per row for the one condition that the part reads. In float32 it is a view, which
-    keeps all conditions from `above`."""
+    """Bytes kept per row for the one condition that the part reads. In bfloat16 it is a copy. In
+    float32 it is a view of the row's `above` conditions, so all of these are kept."""
     return (above if itemsize == FLOAT32 else 1) * part.condition_width * itemsize
 
 
