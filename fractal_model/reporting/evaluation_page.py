@@ -78,13 +78,14 @@ def write_report(
 ) -> None:
     """Write the page of an evaluation.
 
-    record: the nested record of the evaluation. values: metrics by name; absent: the reasons why
-    other metrics have no value. samples: N samples of the classes in class_names; features (N, D):
-    theirs. class_mismatch: why the classes differ from those of the real images, or "" if they do
-    not; if they differ, the page has no figures by class. real: see `reference_images`.
-    held_out_features (K, D), held_out_bits (K,): features and bits per dimension of validation
-    images. level_bits: bits per dimension of each likelihood term. curves: training curves by name.
-    If an argument is None, the page leaves out its section. FractalError: features are not finite.
+    record: the nested record of the evaluation. values: metrics by name; absent: for each other
+    metric, why it has no value. samples: N samples of the classes in class_names; features (N, D):
+    the samples' Inception features. class_mismatch: how the classes differ from those of the real
+    images, "" if they are equal; if they differ, the page has no figures by class. real: see
+    `reference_images`. held_out_features (K, D), held_out_bits (K,): features and bits per
+    dimension of validation images. level_bits: bits per dimension of each likelihood term. curves:
+    training curves by name. If an argument is None, the page leaves out its section. FractalError:
+    features are not finite.
     """
     names = distinct_names([safe_text(name, LONGEST_NAME) for name in class_names])
     loader = PackageLoader("fractal_model.reporting", "templates")
@@ -144,7 +145,8 @@ def _feature_space_values(
     *,
     by_class: bool,
 ) -> dict[str, object]:
-    """Return the values of the page's sections on neighbours and classes, None without features."""
+    """Return what the page shows about nearest neighbours and classes, by the template's names. All
+    values are None if `features` or `real` is None."""
     if features is None or real is None:
         keys = "memory", "real", "distances", "neighbours", "precision", "agreement"
         return dict.fromkeys(keys)
@@ -171,7 +173,8 @@ def _feature_space_values(
 def _neighbour_pictures(
     samples: SampleSet, names: Sequence[str], distances: Tensor, indices: Tensor, real: RealImages
 ) -> list[CaptionedPicture]:
-    """Draw the samples that are nearest to a training image, each in a row with its neighbours."""
+    """Draw the few samples that are nearest to any training image, one row for each: the sample,
+    then its nearest training images."""
     pictures = []
     for i in distances[:, 0].argsort()[:NEAREST_SAMPLES].tolist():
         row = torch.cat([samples.images([i]), real.pictures(indices[i].tolist())])
@@ -190,7 +193,8 @@ def choose_classes(labels: Tensor) -> list[int]:
 
 
 def class_overview(samples: SampleSet) -> Tensor:
-    """Draw a picture of a balanced set of samples: one row for each class that is shown."""
+    """Draw one picture with a row of samples for each class that `choose_classes` returns. All
+    classes must have equally many samples."""
     classes = choose_classes(samples.labels)
     numbers = [number for label in classes for number in _first(samples, label)]
     images, labels = samples.images(numbers), samples.labels[numbers]

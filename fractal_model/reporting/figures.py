@@ -21,7 +21,8 @@ from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
 
 INK = "#1b1c1e"
-"""Colour of lines and texts only, because an SVG has the page's text colour in place of it."""
+"""Colour of lines and texts. It must not be used for anything else, because in an SVG it is
+replaced by the page's text colour."""
 BLUE, ORANGE, GREY = "#3b82c4", "#e07b39", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "text.color": INK,
@@ -90,7 +91,8 @@ def guidance_sweep(
 
 
 def bars(values: Mapping[str, float], label: str) -> Figure:
-    """Draw a bar for each of `values`, or a histogram if there are more than MOST_BARS values."""
+    """Draw a bar for each of `values`, or a histogram if there are more than MOST_BARS. `label`:
+    text at the axis of values."""
     with matplotlib.rc_context(STYLE):
         if len(values) > MOST_BARS:
             figure, axes = _axes(label, "classes")
@@ -109,7 +111,8 @@ def bars(values: Mapping[str, float], label: str) -> Figure:
 
 
 def distance_histograms(distances: Mapping[str, Tensor], label: str) -> Figure:
-    """Draw a histogram, with bars that add up to 1, of each name's distances (N,), in one panel."""
+    """Draw one histogram for each entry of `distances` (name → (N,) distances), all in one panel.
+    The bars of a histogram add up to 1. `label`: text at the x axis."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(label, "share of images")
         all_distances = np.concatenate([d.numpy() for d in distances.values()])
@@ -147,8 +150,8 @@ CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.9, 0.7, 2.2
 def guidance_heat_map(
     values: Mapping[Cell, float], *, metric: str, best: Cell, published: PublishedResult | None
 ) -> Figure:
-    """Draw a cell with its value for each guidance and logit scale, and a frame around the cell
-    `best`. A star marks the published optimum; if it lies outside the cells, it is at the edge."""
+    """Draw a cell with its value for each pair of guidance and logit scale, and a frame around the
+    cell `best`. A star marks the published optimum, at the edge if it lies outside the cells."""
     columns = sorted({guidance for guidance, _ in values})
     rows = sorted({scale for _, scale in values})
     table = np.array([[values.get((w, s), np.nan) for w in columns] for s in rows])

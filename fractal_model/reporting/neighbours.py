@@ -22,7 +22,7 @@ from fractal_model.metrics.statistics import require_features
 CHUNK = 1000
 """Samples whose distances are computed at a time. Distances to 10,000 images then take 80 MB."""
 NEAR_COPY_QUANTILE = 0.01
-"""A sample is unusually near if it is below this quantile of the baseline's distances."""
+"""A sample is unusually near if its distance is below this quantile of the baseline's distances."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def find_nearest(
     queries: Tensor, real: Tensor, *, k: int = 1, themselves: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the distances (N, k) float64 of queries (N, D) to their k nearest real images (M, D),
-    ascending, and the indices (N, k) int64 of these images. With `themselves`, the queries are the
-    real images, and none is its own neighbour.
+    ascending, and the indices (N, k) int64 of these images. With `themselves`, the queries must be
+    the real images, and no image counts as its own neighbour.
 
     FractalError: features are not finite, or there are fewer real images than needed.
     """
@@ -117,8 +117,8 @@ def measure_memorisation(
 def is_inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
     """Return for each sample if it lies in the manifold of the real images, (N,) bool. Around each
     real image there is a ball that reaches to the k-th nearest other real image, with k =
-    `neighbours`. The manifold is all balls together. The share of True is the precision of
-    Kynkäänniemi et al. 2019."""
+    `neighbours`. All balls together are the manifold. The share of samples in it is the precision
+    of Kynkäänniemi et al. 2019."""
     samples = require_features(samples, "features of the samples")
     real = require_features(real, "features of the real images", at_least=neighbours + 1)
     radii = find_nearest(real, real, k=neighbours, themselves=True)[0][:, -1]

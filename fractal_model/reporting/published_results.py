@@ -28,7 +28,7 @@ class PublishedResult:
     logit_scale: float | None = None
     """Logit scale of the sampler, which the paper calls temperature."""
     iterations: tuple[int, ...] = ()
-    """Iterations of the MAR levels. AR levels have no setting: one iteration per sub-patch."""
+    """Iterations of each MAR level in sampling; empty if there is no MAR level or no sampling."""
 
 
 def _fractal_64(model: str, size: str, w: float, scale: float, *, steps=(), fid, score, nll):
@@ -73,7 +73,7 @@ PUBLISHED: tuple[PublishedResult, ...] = (
 
 
 def published_optimum(size: str) -> PublishedResult | None:
-    """Return the published result of a size, at the guidance that the paper found best. It is None
-    for a size that is not in the paper or has no FID there."""
+    """Return the published result of a size, with the best guidance that the paper found. None if
+    the paper does not have the size or its FID."""
     results = (row for row in PUBLISHED if row.size == size and FID in row.values)
     return next(results, None)

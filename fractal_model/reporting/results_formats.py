@@ -32,7 +32,7 @@ HEADINGS = {
     FID: "FID",
     KID: "KID",
 }
-"""Headings of the columns that do not have the metric's own name as heading."""
+"""Heading by name of the column. A column that is not listed here has its own name as heading."""
 _LATEX = str.maketrans(
     {sign: f"\\{sign}" for sign in "_%&#${}"}
     | {"†": r"\textdagger{}", "±": r"$\pm$", "\\": r"\textbackslash{}"}

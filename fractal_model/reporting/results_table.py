@@ -2,9 +2,9 @@
 
 Decided here: a row is comparable if its protocol equals that of the data set's newest full
 evaluation. On a data set with published numbers, that evaluation must follow the published
-protocol. Sampling settings and seeds may differ, because they belong to a model; the settings have
-columns. If only the weights of DINOv2 differ, only FD-DINOv2 is left out. Rows that are not
-comparable stay in the table, marked, with the reason.
+protocol. Sampling settings and seeds may differ, because they belong to a model; the table has
+columns for the settings. If only the DINOv2 weights differ, the row is comparable but its FD-DINOv2
+is left out. Rows that are not comparable are in the table too, marked, with the reason.
 """
 
 from collections.abc import Sequence
@@ -147,8 +147,8 @@ def _published_row(row: PublishedResult) -> dict[str, object]:
 
 
 def _evaluated_row(row: Row, standard: Protocol | None, dinov2: str | None) -> dict[str, object]:
-    """Return a row of the results table. `dinov2` is the checksum of the DINOv2 weights that a row
-    must have used; otherwise its FD-DINOv2 is left out."""
+    """Return the results table's row for an evaluated version. If its DINOv2 weights have another
+    checksum than `dinov2`, its FD-DINOv2 is left out."""
     protocol = row.protocol
     reason = incomparable_reason(protocol, row.dataset, standard)
     source = protocol and protocol.images

@@ -14,7 +14,8 @@ COLUMNS = ["guidance", "logit_scale", "iterations", "metric", FID]
 
 
 def sweep_row(setting: SamplingConfig, metric: str, fid: float) -> dict[str, object]:
-    """Return the row of a setting, with the name of the metric, such as fid_5k, and the FID."""
+    """Return a setting's row of the table. `metric`: name of the FID metric, such as fid_5k; `fid`:
+    its value."""
     return {**setting.model_dump(mode="json"), "metric": metric, FID: fid}
 
 
