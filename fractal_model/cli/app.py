@@ -35,7 +35,8 @@ COMMANDS = {
 GROUPS = {"data", "models", "services"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
 OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
-"""Module and function of the commands whose module has another name; `import` is a keyword."""
+"""Module and function of commands that are not in a module of their name: Python could not import a
+module named `import`."""
 
 
 class LazyGroup(TyperGroup):

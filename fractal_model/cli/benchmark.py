@@ -175,7 +175,8 @@ def _model_and_sampling(
 
 
 def _custom_model(layers: dict[str, str | None]) -> ModelConfig:
-    """Build the configuration of a model from the texts of --levels and the four options after."""
+    """Build a model's configuration from the texts of --levels, --widths, --blocks, --heads and
+    --generators."""
     lists = {name: re.split(r"\s*,\s*", (text or "").strip()) for name, text in layers.items()}
     generators = lists["generators"]
     # A MAR level below an AR level reads only one condition.

@@ -142,7 +142,8 @@ def _require_one_mask(
 
 
 def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path]:
-    """Return the file of each variant, class by class."""
+    """Return the path of each variant's file: all variants of the first class, then of the next
+    one. A single variant has the path `out`."""
     if len(labels) * n == 1:
         return [out]
     names = ["none" if label < 0 else str(label) for label in labels]

@@ -14,7 +14,8 @@ _LONG_HEADING = 12
 
 
 def terminal_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
-    """Return what to print: for each data set a table and then its notes, and the source last."""
+    """Return what to print: for each data set its table and notes, at the end the source of the
+    published numbers."""
     tables: list[FittedTable | Text] = []
     for section in split_by_dataset(frame):
         tables.append(_table(section))

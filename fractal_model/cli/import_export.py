@@ -76,8 +76,8 @@ def export_model(
 
 
 def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
-    """Register the imported model, or keep the version that an earlier import of the same file
-    and model registered."""
+    """Register the imported checkpoint as the candidate. If the same file was imported for the same
+    model before, make the version of that import the candidate again."""
     from fractal_model.tracking import registration, runs, tags
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:

@@ -13,7 +13,7 @@ def group(help: str) -> typer.Typer:
 
 def parse_path(text: str | Path) -> Path:
     """Return the path that an option names. BadParameter: the text is empty, for example from a
-    shell variable that is not set. An empty path would mean the current folder."""
+    shell variable that is not set; an empty path would mean the current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty: give a path")
     return Path(text)

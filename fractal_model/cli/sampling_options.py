@@ -196,8 +196,8 @@ def _parse_order(text: str) -> str | tuple[int, ...]:
 
 def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
     """Return the whole numbers in a text, where commas or blanks separate them. `name` is the
-    option's name in errors. FractalError: the text holds something else, or not `count` numbers; a
-    `count` of None allows any number of numbers."""
+    option's name in errors; `count` is how many numbers there must be, None for any. FractalError:
+    the text holds something else, or not `count` numbers."""
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:
