@@ -60,7 +60,8 @@ def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) ->
 
 
 def _options(flow: Flow) -> inspect.Signature:
-    """The flow's signature for Typer. It has no bounds of values: `_require_valid` checks them."""
+    """The flow's signature for Typer, without the bounds of values, which `_require_valid`
+    checks."""
     types, help_texts = get_type_hints(flow.fn), parameter_docstrings(inspect.getdoc(flow.fn) or "")
     return inspect.Signature(
         [

@@ -168,7 +168,8 @@ def _make_work_pool(client: SyncPrefectClient) -> None:
 def _apply(
     deployment: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
 ) -> str:
-    """Make or change a deployment on the server; return its name as `flow/deployment`."""
+    """Make or change a deployment on the server, with `parameters` besides its own ones; return its
+    name as `flow/deployment`."""
     runner = RunnerDeployment.from_storage(
         storage,
         deployment.entrypoint,

@@ -103,7 +103,8 @@ def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool, wait: bool
 ) -> str:
     """Evaluate a checkpoint (`version` is its registered version, or None); return the run's id.
-    FractalError: settings or data set do not fit. LockHeldError: as in `get_or_run_evaluation`."""
+    FractalError: settings or data set do not fit. LockHeldError: another process evaluates the
+    same, and `wait` is False."""
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
@@ -151,8 +152,8 @@ def compare_with_champion(
 
 
 def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
-    """Print the results of the evaluation `run_id`, show them on Prefect's pages, and return the
-    metrics. `model` is the heading."""
+    """Print the results of the evaluation `run_id` under the heading `model`, show them on
+    Prefect's pages, and return the metrics."""
     results = runs.read_results(run_id)
     publish_table(f"evaluation-{size}", results)
     rows, absent = results.set_index("metric"), results["value"].isna()

@@ -40,8 +40,9 @@ def _redirect_to_prefect_log() -> AbstractContextManager[None]:
 
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a flow's `function`: if it raises, the flow run ends as failed, and its message is
-    `failure_reason`. A caller of the flow gets the exception, which Prefect raises again."""
+    """Decorate a flow's `function`. If it raises an exception, the flow run ends as failed with the
+    text of `failure_reason` as its message, and Prefect raises the exception for the flow's
+    caller."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

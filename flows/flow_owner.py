@@ -22,8 +22,8 @@ def this_owner() -> Owner:
 
 def is_over(owner: Owner, lock: Path | None) -> bool:
     """True if nobody follows the owner's job any more: the owner's flow run or process has ended,
-    and no other process holds the run's `lock` (None if this process holds it). False in doubt: the
-    Prefect server does not answer, or the flow run belongs to another server."""
+    and no other process holds the training's `lock` (None if this process holds it). False in
+    doubt: the Prefect server does not answer, or the flow run belongs to another server."""
     if lock is not None and is_held(lock):
         return False
     return owner.is_process_dead() or (owner.flow_run != "" and _flow_is_over(owner))

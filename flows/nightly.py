@@ -54,7 +54,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Due:
-    """A candidate that has no evaluation or no comparison under the current protocol."""
+    """A candidate that is not evaluated, or not compared with the champion, under the current
+    protocol."""
 
     size: str
     version: str
@@ -63,7 +64,8 @@ class Due:
     preview: Protocol | None
     """Protocol of the preview; None if the version has a preview or a full evaluation already."""
     waits_since: str | None
-    """Time (UTC) when a night first had no time left for the size; None if it never waited."""
+    """Time (UTC) since which the size waits for a night with enough time; None if it does not
+    wait."""
 
 
 @flow(name="nightly-evaluation", flow_run_name=name_run("nightly"))
@@ -162,8 +164,9 @@ class Night:
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
-        """Expected seconds of an evaluation; None if the size was never evaluated. The time of a
-        full evaluation includes a champion that has no numbers under this protocol."""
+        """Expected seconds of an evaluation; None if the size was never evaluated. For a full
+        evaluation, the time to evaluate the champion is added if it has no numbers under this
+        protocol."""
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {version for version in (due.version, champion) if version is not None}

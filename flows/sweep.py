@@ -142,8 +142,9 @@ class _Sweep:
     def measure_fid(
         self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
     ) -> float:
-        """Return the FID of a setting with `counts[-1]` images per class; NaN if it has no value.
-        If the setting's MLflow run has the metric `name` already, nothing is measured."""
+        """Return a setting's FID with `counts[-1]` images per class; NaN if it has no value.
+        `counts` are the images per class in all rounds so far. If the setting's MLflow run has the
+        metric `name` already, nothing is measured."""
         outputs = self._params.paths.outputs
         with runs.setting_run(self._size, setting, parent, outputs) as metrics:
             if name in metrics:

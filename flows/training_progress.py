@@ -23,12 +23,13 @@ from fractal_model.training.job import Report, TrainingJob
 
 ARTIFACT_SECONDS, LOG_SECONDS = 5.0, 30.0
 AWAY_SECONDS = 60.0
-"""Seconds until the next attempt if Prefect's server is silent; an attempt can take minutes."""
+"""Seconds until the next attempt if Prefect's server does not answer; an attempt can take
+minutes."""
 
 
 class TrainingProgress:
-    """Shows the progress of a run of `images` images. The training calls `report` and
-    `log_line`."""
+    """Shows the progress of the training `job`, which sees `images` images in all. The training
+    calls `report` and `log_line`."""
 
     def __init__(self, job: TrainingJob, images: int) -> None:
         self._job = job
@@ -64,7 +65,8 @@ class TrainingProgress:
         self._logger.info(safe_text(text))
 
     def report(self, report: Report) -> None:
-        """Update the bar and, in longer intervals, a log line and Prefect's progress artifact."""
+        """Update the bar; at longer intervals, also write a log line and update Prefect's
+        artifact."""
         done, now = report.position, time.monotonic()
         note = _note(report, self._images - done)
         self._bar(done, note)

@@ -53,7 +53,8 @@ class Progress(StrictModel):
     """Number of images seen, over all workers and epochs."""
     steps: NotNegativeInt
     skipped: tuple[NotNegativeInt, ...] = ()
-    """`position` before each batch that was skipped: its loss or gradient was not finite."""
+    """The `position` at which each skipped batch began. A batch is skipped if its loss or gradient
+    is not finite."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
-    """Write the file of checksums, then the marker. The marker comes last, also in an upload by
-    `ray_train/upload.py`, because a folder with a marker counts as complete."""
+    """Write the `checksums` of the files to CHECKSUMS, then the marker. The marker comes last, also
+    in an upload by `ray_train/upload.py`, because a folder with a marker counts as complete."""
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
     _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 

@@ -29,7 +29,8 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import as_float32, differences
 
 IMPORTED = "imported"
-"""`Progress.fingerprint` of an imported checkpoint, because no run of this project trained it."""
+"""Value of `Progress.fingerprint` in an imported checkpoint, which no run of this project
+trained."""
 IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES = 1000, 1_281_167
 _ZIP_START, _OLD_STARTS = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04")
 _CHUNK = 1 << 22

@@ -37,9 +37,10 @@ _logs: list[Callable[[str], None]] = []
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show a task's progress within the block: a bar in a terminal, elsewhere log lines (not with
-    `lines` False, for callers that write their own). Yield `update(done, note="")`, which shows the
-    count and the note, the time left unless `total` is None, and with `images` the speed."""
+    """Show a task's progress within the block: a bar in a terminal, log lines elsewhere. If `lines`
+    is False, no log lines are written, because the caller writes its own. Yield the function
+    `update(done, note="")`. It shows how many of `total` items are done, the note, the time left
+    (unless `total` is None), and with `images` the speed."""
     display = _bar if console.is_terminal or not lines else _log_lines
     with display(safe_text(description, LONGEST_NAME), total, images) as show:
 
@@ -100,8 +101,9 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """If a user's mistake ends the block, print one line with the option that solves it, and exit
-    with 1. After Ctrl-C exit with 130. An exception that is a bug passes unchanged."""
+    """If an error that the user can correct ends the block, print it on one line, with the option
+    to change if it names one, and exit with 1. After Ctrl-C exit with 130. An exception that is a
+    bug passes unchanged."""
     try:
         yield
     except KeyboardInterrupt:
@@ -165,8 +167,8 @@ def exit_interrupted() -> NoReturn:
 
 
 class HideUserErrors(logging.Filter):
-    """Log filter for Prefect: hide the traceback of an error that the user sees on one line anyway,
-    and all later log records that name the error's class."""
+    """Filter for Prefect's log. It hides the traceback of an error that the user sees on one line
+    anyway, and then every record that names the class of such an error."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +183,8 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message as one line without secrets, or log it within `redirect_messages`."""
+    """Print a message on one line, without secrets; in a block of `redirect_messages`, log it
+    instead."""
     if _logs:
         _logs[-1](safe_text(text))
     else:

@@ -10,9 +10,9 @@ from fractal_model.common.safe_text import safe_text, without_colours
 
 
 class FractalError(ValueError):
-    """A mistake of the user, or a condition of the machine that the user can change. The message is
-    made safe to show. `setting` is the name of the setting to change, which a command prints as
-    option."""
+    """An error that the user can correct: a wrong input, or a condition of the machine. The message
+    is made safe to show. `setting` is the name of the setting to change, or ""; a command adds it
+    to the message as an option, such as --size."""
 
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(safe_text(" ".join(message.split())))
@@ -25,8 +25,9 @@ _EXPLANATIONS: dict[type[BaseException], Callable[[BaseException], str | None]] 
 def register_explanation(
     family: type[BaseException], line: Callable[[BaseException], str | None]
 ) -> None:
-    """Register `line` for a library's exceptions of class `family`. `line` returns one line about a
-    condition of the machine, such as a full disk, or None if the exception is a bug."""
+    """Let `explanation` call `line` for exceptions of a library's class `family`. `line` returns
+    one line about a condition of the machine, such as a full disk, or None if the exception is a
+    bug."""
     _EXPLANATIONS[family] = line
 
 
@@ -46,6 +47,7 @@ def one_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException | str) -> str:
-    """The last line of an error's or a traceback's text. In a traceback it names the exception."""
+    """The last line of an error's text, or of a traceback given as text, where it names the
+    exception."""
     line = without_colours(str(error)).strip().rpartition("\n")[2].strip()
     return safe_text(line) or type(error).__name__

@@ -20,8 +20,8 @@ _CHUNK = 1 << 22  # bytes read at a time
 @contextmanager
 def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write to, and rename it to `folder` after the block.
-    FractalError: `content`, such as "the checkpoint", cannot be saved: disk full or not
-    writable."""
+    `content`, such as "the checkpoint", says in an error what was to be saved. FractalError: the
+    disk is full or not writable."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -42,8 +42,8 @@ def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
-    """Yield a hidden name beside `file` to write to, and rename it to `file` if no error occurs.
-    With `unique` the hidden name is random, as a process of a killed run may still be writing."""
+    """Yield a hidden path beside `file` to write to, and rename it to `file` if no error occurs.
+    With `unique` the hidden name is random, so that no process of a killed run writes to it too."""
     suffix = f".{uuid4().hex}" if unique else ""
     partial = file.with_name(f".{file.stem}{suffix}.partial{file.suffix}")
     try:

@@ -1,8 +1,8 @@
 """Measure the memory that some work takes and the memory that is available; reuse freed memory.
 
-Decided here: on the CPU the peak is the resident size, sampled fifty times a second. On CUDA it is
-the allocator's count. On Linux a process that computes on a CPU keeps the memory that it frees,
-because filling new pages with zeros takes a fifth of a training step.
+Decided here: on the CPU the peak is the largest resident size, read fifty times a second. On CUDA
+it is what torch's allocator counts. On Linux a process that computes on a CPU keeps the memory that
+it frees, because filling new pages with zeros takes a fifth of a training step.
 """
 
 import ctypes
@@ -25,7 +25,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # as in malloc.h
 
 @dataclass
 class Peak:
-    """Growth of the memory in use, as `peak_memory` measures it; 0 until the block has ended."""
+    """The result of `peak_memory`: the largest growth of the memory in use; 0 until the block
+    ends."""
 
     added_bytes: int = 0
 
@@ -37,9 +38,9 @@ def compute_device() -> torch.device:
 
 @cache
 def keep_freed_memory(device: torch.device) -> None:
-    """On a CPU `device`, keep the memory that this process frees for later tensors, as CUDA's
-    allocator does. The system does not get it back. Threads that start later share one heap.
-    Without glibc nothing changes."""
+    """If `device` is a CPU, let this process keep the memory that it frees, and use it for later
+    tensors, as CUDA's allocator does. The system does not get it back. Threads that start later
+    share one heap. Without glibc nothing changes."""
     if device.type == "cpu" and _GLIBC is not None:
         _GLIBC.mallopt(_M_MMAP_MAX, 0)
         _GLIBC.mallopt(_M_TRIM_THRESHOLD, -1)
@@ -52,7 +53,8 @@ def _return_freed_memory() -> None:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on `device`, for a CPU within a Linux container's limit."""
+    """Bytes that can still be allocated on `device`. On a CPU, the limit of a Linux container
+    counts too."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -9,8 +9,8 @@ from fractal_model.common.plurals import count_of
 
 LINE_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
-"""Seconds at the start that the speed leaves out: images that an earlier run stored come at once,
-and a first batch is slow."""
+"""Seconds at the start of a task that its speed leaves out, because images that an earlier run
+stored come at once, and the first batch is slow."""
 
 
 def speed_text(images_per_second: float) -> str:
@@ -33,9 +33,9 @@ def duration_text(seconds: float) -> str:
 
 
 class LogLines:
-    """Report a task's progress as lines of a log file. A task of `LINE_SECONDS` or more has a line
-    as soon as its duration can be estimated, then one every `LINE_SECONDS`. Every task has a line
-    at its end. `say` writes a line. With `images` each line has the speed."""
+    """Reports a task's progress in a log file: one line as soon as the time left can be estimated
+    (if it is at least `LINE_SECONDS`), then a line every `LINE_SECONDS`, and one at the end. `say`
+    writes a line. With `images` the task counts images, and each line has the speed."""
 
     def __init__(
         self, description: str, total: int | None, *, images: bool, say: Callable[[str], None]
@@ -66,7 +66,8 @@ class LogLines:
             self._write_line(now)
 
     def _watch(self) -> None:
-        """Write lines also while `update` is not called, because a first batch may take long."""
+        """Write a line every `LINE_SECONDS` even if `update` is not called, as a batch may take
+        long."""
         while not self._ended.wait(LINE_SECONDS):
             if (now := time.monotonic()) - self._last_line >= LINE_SECONDS:
                 self._write_line(now)

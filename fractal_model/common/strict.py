@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LARGEST_SEED = 2**32 - 1
-"""Torch's CPU generator uses 32 bits of a seed, so a larger seed would repeat a smaller one."""
+"""Torch's CPU generator uses 32 bits of a seed; a larger seed would repeat a smaller one's
+numbers."""
 
 
 def _refuse_bool(value: object) -> object:
@@ -28,6 +29,7 @@ NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]
 
 
 class StrictModel(BaseModel):
-    """Base class of frozen settings. An unknown key is an error, so no misspelt one is ignored."""
+    """Base class of settings. They are frozen, and an unknown key is an error, so that no misspelt
+    key is ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

@@ -20,13 +20,14 @@ from fractal_model.common.files import require_regular_file
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 50
-"""Largest depth of lists and mappings inside one another; params.yaml has four."""
+"""Largest number of lists and mappings that are inside one another; params.yaml has four."""
 MOST_MERGED = 100_000
 """Largest number of keys that all merges (`<<`) of a file add; in params.yaml a few hundred."""
 _TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 _UNUSED = ("set", "omap", "pairs", "binary")
 _UNUSUAL_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9]+)+(\.[0-9_]*)?)")
-"""A number with a leading zero, which YAML reads as octal, or with colons, read in base 60."""
+"""Pattern of a number with a leading zero, which YAML reads as octal, or with colons, which YAML
+reads in base 60."""
 
 
 class NotYAMLError(ValueError):

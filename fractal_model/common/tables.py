@@ -16,7 +16,7 @@ from fractal_model.common.safe_text import LONGEST_NAME, safe_lines, safe_text
 
 _FRAME, _BORDER = 1, 3
 _LONGEST_CELL, _LONGEST_WORD = 500, 24
-"""Largest number of characters of a cell, and of a word that is never broken."""
+"""Largest number of characters of a cell, and of a word that is never broken over two lines."""
 
 
 class FittedTable:
@@ -38,7 +38,8 @@ class FittedTable:
         self._sections: set[int] = set()
 
     def add_row(self, *cells: str | Text, style: str = "") -> None:
-        """Add a row with one cell for each column. A `Text` keeps its own style."""
+        """Add a row with one cell for each column, in the Rich style `style`. A cell that is a Rich
+        `Text` keeps its own style."""
         texts = (c if isinstance(c, Text) else Text(safe_text(c, _LONGEST_CELL)) for c in cells)
         self._rows.append((tuple(texts), style))
 
@@ -60,8 +61,8 @@ class FittedTable:
         return [row for row, is_filled in enumerate(are_filled) if is_filled == filled]
 
     def _fitting(self, width: int) -> Iterator[list[int]]:
-        """Yield the column indices of each table: as many as fit into `width` characters beside the
-        first column, at least one."""
+        """Divide the columns among tables of `width` characters. For each table, yield the indices
+        of the columns that stand beside the first column: as many as fit, at least one."""
         least = [self._least_width(column) + _BORDER for column in range(len(self._columns))]
         room = width - _FRAME - self._full_width(0) - _BORDER
         if room < max(least[1:]):
@@ -76,8 +77,8 @@ class FittedTable:
         yield columns
 
     def _widths(self, columns: Sequence[int], width: int) -> dict[int, int]:
-        """Widths of the columns in characters: the least that fits; texts get the rest of
-        `width`."""
+        """Width of each column in characters, by the column's index. A column has the least width
+        that fits; columns with text also get what is left of `width`, if they need it."""
         widths = {column: self._least_width(column) for column in columns}
         spare = width - _FRAME - sum(widths.values()) - _BORDER * len(widths)
         for column in columns:

@@ -56,7 +56,8 @@ def _short_repr(value: str | int | float) -> str:
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """The end of the message about an unknown key: the nearest key of its section, or all keys."""
+    """The end of the message about the unknown key at `location`: the nearest known key of its
+    section, or else all known keys of the section."""
     keys = _keys_at(model, location[:-1])
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     if near:

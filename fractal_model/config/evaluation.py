@@ -32,14 +32,15 @@ class EvaluationConfig(StrictModel):
     samples_per_class: Images
     """Samples of each class in a full evaluation."""
     preview_per_class: Images
-    """Samples of each class in a preview. The total is in its metrics' names, such as fid_5k."""
+    """Samples of each class in a preview. The names of a preview's metrics have the total number of
+    samples, such as fid_5k."""
     batch_size: Images
     """Largest number of images that are sampled at a time."""
     kid_subset_size: TwoOrMore
     """Number of images in each random subset; KID is the mean over `kid_subsets` subsets."""
     kid_subsets: Annotated[int, Field(ge=1, le=100_000), NUMBER]
     fid_resamples: TwoOrMore
-    """Number of bootstrap sets for the standard error of the FID."""
+    """Number of bootstrap resamples that give the standard error of the FID."""
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS), NUMBER] = 1
     """Number of Ray workers that share the work; 0: as many as the cluster has room for."""
     seed: Seed
@@ -50,9 +51,11 @@ class PromotionConfig(StrictModel):
     """The rule by which a candidate replaces the champion, in standard errors of the metrics."""
 
     fid_standard_errors: Factor = 1.0
-    """Number of combined standard errors by which the candidate's FID must beat the champion's."""
+    """Number of standard errors (candidate's and champion's combined) by which the candidate's FID
+    must be lower than the champion's."""
     nll_standard_errors: Factor = 1.0
-    """Number of standard errors by which the candidate's bits/dim may be above the champion's."""
+    """Number of the candidate's standard errors by which its bits per dimension may be above the
+    champion's."""
 
 
 class NightlyConfig(StrictModel):
@@ -105,11 +108,14 @@ class SweepConfig(StrictModel):
     guidance: Annotated[tuple[Guidance, ...], _VALUES] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
     logit_scale: Annotated[tuple[LogitScale, ...], _VALUES] = (1.0, 1.05, 1.1)
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
-    """Lists of iterations to try, each with one number for each level; empty: the size's own."""
+    """Lists of iterations to try, each with one number for each level; empty: only the size's own
+    list."""
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
-    """Budget of images for all previews together. The full evaluation of the best is extra."""
+    """Number of images that all previews together may draw, without the full evaluation of the best
+    setting."""
     keep: Annotated[int, Field(ge=2, le=MOST_SETTINGS), NUMBER] = 3
-    """After a round the best 1/`keep` of the settings stay, each with `keep` times the images."""
+    """After each round, the best 1/`keep` of the settings go on to the next round, where each has
+    `keep` times as many images."""
 
     @model_validator(mode="after")
     def _require_few_combinations(self) -> Self:

@@ -13,7 +13,8 @@ Generator = Literal["ar", "mar"]
 LARGEST_SIDE = 4096
 """Largest side of an image in pixels."""
 MOST_LEVELS = 12
-"""Largest number of levels without the pixel network: 4096 halved twelve times is one pixel."""
+"""Largest number of levels, not counting the pixel network: a side of 4096 pixels that is halved
+twelve times is one pixel."""
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE), NUMBER]
 Width = Annotated[int, Field(ge=1, le=65_536), NUMBER]
 Blocks = Annotated[int, Field(ge=1, le=1000), NUMBER]

@@ -67,15 +67,17 @@ SampleSize = Annotated[int, Field(ge=4, le=2**31), NUMBER]
 
 
 class MetricsConfig(StrictModel):
-    """Reference images of metrics, and the networks that compute features."""
+    """Which real images the metrics compare with, and which networks compute features."""
 
     statistics_images: dict[str, SampleSize]
-    """Number of training images in each data set's FID reference; a data set not named: all."""
+    """Number of training images in the FID reference, by data set. For a data set that is not
+    named, all training images are used."""
     feature_sample: SampleSize
     """Number of training images with stored features, for KID, precision and recall."""
     inception_weights: NotEmpty
-    """`auto` (torch-fidelity's weights if they are cached, else the installed package), `download`,
-    or a path relative to params.yaml. The Inception Score needs torch-fidelity's weights."""
+    """`auto` (torch-fidelity's weights if they are cached, else those of an installed package),
+    `download`, or a path relative to params.yaml. The Inception Score needs torch-fidelity's
+    weights."""
     dinov2_weights: NotEmpty | None = None
     """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
 
@@ -97,7 +99,7 @@ class Size(StrictModel):
 
     @property
     def serving(self) -> ServingConfig:
-        """The weights and sampling settings that are evaluated, and also served."""
+        """The weights and sampling settings with which this size is both evaluated and served."""
         return ServingConfig(weights=self.evaluation.weights, sampling=self.sampling)
 
     def with_workers(self, workers: int | None) -> Self:
@@ -190,8 +192,9 @@ class Params(StrictModel):
         return self.size(sizes[0])
 
     def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
-        """Return the evaluation settings of `size`, or those of the sizes that train on `dataset`.
-        FractalError: no size trains on `dataset`, or the settings of these sizes differ."""
+        """Return the evaluation settings of `size`; if it is None, those that all sizes trained on
+        `dataset` share. FractalError: no size trains on `dataset`, or these sizes have different
+        settings."""
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
@@ -219,7 +222,8 @@ class Params(StrictModel):
 
 
 def _absolute(base: Path, place: str | None) -> str | None:
-    """The absolute path of a file or folder; an address or None is returned unchanged."""
+    """The absolute path of a file or folder that is relative to `base`. An address or None is
+    returned unchanged."""
     if place is None or "://" in place:
         return place
     return str((base / Path(place).expanduser()).resolve())

@@ -34,10 +34,11 @@ class SamplingConfig(StrictModel):
     logit_scale: LogitScale = 1.0
     """Factor on the logits, which the paper calls temperature; above 1 samples are more alike."""
     iterations: Iterations = ()
-    """Iterations of each level, from level 0. An AR level always takes one for each sub-patch.
-    Empty: every level takes one for each sub-patch."""
+    """Number of iterations of each level, from level 0; empty: one for each sub-patch. An AR level
+    takes one for each sub-patch in any case."""
     filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER] = 1e-4
-    """Guidance does not favour a value with a conditional probability below this threshold."""
+    """If a value's probability with the class is below this threshold, guidance cannot favour the
+    value."""
     compile: Flag = False
     """Compile AR levels (on a GPU only the innermost one) and, on a CPU, the pixel network below a
     MAR level. Compiling takes a minute or more and a C++ compiler: use it for many images."""

@@ -21,7 +21,8 @@ class ServingConfig(StrictModel):
     """Sampling settings for requests that do not give their own."""
 
     def differences(self, other: ServingConfig) -> str:
-        """The settings that differ from `other`, with both values, on one line; "" without any."""
+        """The settings that differ from those of `other`, with both values, on one line; "" if all
+        are equal."""
         ours, theirs = ({"weights": c.weights, **c.sampling.model_dump()} for c in (self, other))
         return ", ".join(
             f"{name} {ours[name]} instead of {theirs[name]}"

@@ -83,8 +83,9 @@ class TrainingConfig(StrictModel):
     """Number format of matrix products: `bfloat16` (autocast, and TF32 for products that stay in
     float32) or `float32` (without TF32)."""
     activation_checkpointing: Flag | Annotated[tuple[Flag, ...], Field(max_length=MOST_LEVELS + 1)]
-    """Store only the input of each block and compute the rest again in the backward pass: one value
-    for all, or one for each level from level 0 and one for the pixel network."""
+    """If true, only the input of each block is stored, and the rest is computed again in the
+    backward pass. One value for all, or one for each level from level 0 and one for the pixel
+    network."""
     compile: Flag
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
@@ -97,7 +98,8 @@ class TrainingConfig(StrictModel):
     accelerator_type: str | None
     """Ray's name of the GPU that machines must have, such as H100; None: any machine is used."""
     images_per_worker: AtLeastOne
-    """Images that a worker computes at once; it sums the gradients over its share of a batch."""
+    """Number of images that a worker computes at once. It goes through its share of a batch in
+    groups of this size and sums their gradients."""
     loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
@@ -110,8 +112,8 @@ class TrainingConfig(StrictModel):
     max_failures: Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), NUMBER]
     """Number of times that failed workers restart from the last checkpoint; −1: no limit."""
     stall_seconds: Positive
-    """Seconds after which a worker is stopped if it does not answer or delays the exchange of
-    gradients. The first step, with compilation, must be shorter."""
+    """Seconds after which a worker is stopped if it does not answer, or if the others wait for it
+    to exchange gradients. The first step, with compilation, must take less time."""
     non_finite: Literal["skip", "roll-back", "stop"]
     """What happens after a batch with a loss or gradient that is not finite: skip the batch, roll
     back to the last checkpoint and skip the batch, or stop the training."""
@@ -166,11 +168,13 @@ class TrainingConfig(StrictModel):
 
     @property
     def needs_validation(self) -> bool:
-        """True if what is registered depends on held-out likelihoods."""
+        """True if held-out likelihoods decide which checkpoint is registered or when training
+        ends."""
         return self.register_checkpoint == "best" or self.stop_after_epochs_without_gain > 0
 
     def without_operational_settings(self) -> Self:
-        """A copy for comparisons: settings that do not decide the weights have fixed values."""
+        """A copy for comparing runs: all settings that do not decide the weights have fixed values
+        in it."""
         return self.model_copy(
             update=_OPERATIONAL if self.needs_validation else _OPERATIONAL | _VALIDATION
         )

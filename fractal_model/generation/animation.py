@@ -63,7 +63,8 @@ def animate(
     frames: int = 120,
     progress: Callable[[int], None] = lambda percent: None,
 ) -> tuple[Path, Path]:
-    """Generate B images side by side, and write an animation to `file`, GIF or WebP by the suffix.
+    """Generate one image for each of B `labels` and B `seeds`, and write an animation of all images
+    side by side to `file`, GIF or WebP by the suffix.
 
     A still picture of some moments is written to `sheet`, by default `file` with the suffix .png.
     Both paths are returned. `frames` is the number of frames. `progress` receives the percentage of
@@ -93,7 +94,8 @@ def animate(
 
 
 def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> None:
-    """Raise FractalError if a suffix or the number of frames or images is not possible."""
+    """Raise FractalError if a suffix, the number of frames or the number of images is not
+    allowed."""
     if file.suffix.lower() not in SUFFIXES:
         raise FractalError(f"the animation {file} must end with {' or '.join(SUFFIXES)}: rename it")
     if sheet.suffix.lower() != ".png":
@@ -105,7 +107,8 @@ def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> N
 
 
 class _Recorder:
-    """Observer of a sampler. It keeps up to 2 snapshots a frame, within half a gigabyte."""
+    """Observer of a sampler. It keeps at most two snapshots for each of the `frames` of the
+    animation, and at most half a gigabyte of them."""
 
     def __init__(
         self, model: FractalModel, images: int, frames: int, progress: Callable[[int], None]
@@ -242,8 +245,8 @@ GROWING_IMAGES = 3
 def write_growth_animation(
     model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
 ) -> tuple[Path, Path]:
-    """Write an animation of one image for each of the first three classes, and its still sheet, to
-    `folder`. Return the paths of animation and sheet."""
+    """Write an animation of one image for each of the first three classes, with the first seeds of
+    `settings`, and its still sheet to `folder`. Return the paths of animation and sheet."""
     labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
     seeds = range(settings.seed, settings.seed + len(labels))
     return animate(model, labels, seeds, sampling, folder / "growth.gif")

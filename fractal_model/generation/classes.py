@@ -71,8 +71,8 @@ def class_number(part: str, config: ModelConfig) -> int:
 
 
 def _find_by_name(part: str, names: Sequence[str]) -> list[int]:
-    """Return the numbers of the classes with this name: exactly, else without regard to capitals,
-    else as a numeral without regard to leading zeros."""
+    """Return the numbers of the classes that have the name `part`; if there are none, compare
+    without regard to capitals, and then as numerals without regard to leading zeros."""
     for key in (str, str.casefold, _numeral):
         numbers = [number for number, name in enumerate(names) if key(name) == key(part)]
         if numbers and key(part) is not None:

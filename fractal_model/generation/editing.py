@@ -64,9 +64,9 @@ def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
 
 
 def uncrop(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Shrink the image (3, S, S) to `fraction` of its side and put it in the middle of a black one.
-    Return the new image and its mask (S, S), True on the shrunk image. FractalError: `fraction`
-    leaves no pixel of the image, or none around it."""
+    """Shrink the image (3, S, S) to `fraction` of its side and put it in the middle of a black
+    image. Return this new image and its mask (S, S), True on the shrunk image. FractalError:
+    `fraction` leaves no pixel of the image, or no black pixel around it."""
     side = image.shape[-1]
     inner = round(side * fraction) if 0 < fraction < 1 else 0
     if not 0 < inner < side:
@@ -97,8 +97,8 @@ def edit(
 ) -> Tensor:
     """Generate variants of `image` (3, S, S), one for each of the N pairs of a class and a seed,
     and return them, (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels
-    of `image`. At most `largest` variants are generated at a time, by the processes of `map_parts`.
-    `progress` receives the number of finished ones."""
+    of `image`. `map_parts` runs the work, with at most `largest` variants at a time. `progress`
+    receives the number of finished variants."""
     known = KnownPixels(image[None], mask[None])
     variants, done = image.new_empty(len(labels), *image.shape), 0
     for part, images in sample_images(

@@ -23,14 +23,15 @@ def png_bytes(image: Tensor) -> bytes:
 
 
 def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
-    """Draw a picture (3, H, W) with the first `per_class` images of each class in one row."""
+    """Draw images (N, 3, S, S) uint8 as one picture (3, H, W), with one row for each class in
+    `labels` (N,): the first `per_class` images of the class."""
     rows = [images[labels == label][:per_class] for label in labels.unique()]
     return picture_grid(torch.cat(rows), columns=per_class)
 
 
 def picture_grid(images: Tensor, *, columns: int) -> Tensor:
     """Draw images (N, 3, S, S) uint8 as one picture (3, H, W) in rows of `columns` images. Small
-    ones are enlarged by a whole factor to at most 64 px."""
+    images are enlarged by a whole factor to at most 64 px."""
     tiles = enlarge(images, max(1, TILE_PIXELS // images.shape[-1]))
     return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
 

@@ -26,7 +26,8 @@ ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
 """File in a folder of samples with the fingerprint of everything that decides them."""
 SOURCE_FILE = "request.json"
-"""File of a sample folder with its request, JSON of `evaluation.protocol.SampleRequest`."""
+"""File in a folder of samples with the request for them, a `SampleRequest` of `evaluation.protocol`
+as JSON."""
 LABELS_FILE = "labels.npy"
 """File in a folder of samples with the class of each image, (N,) int64, −1 for none."""
 
@@ -109,8 +110,8 @@ class _Grid(SampleWriter):
 
 
 class _Folder(SampleWriter):
-    """Writer of a folder with 000.png, 001.png, … and their classes. Complete images stay after a
-    failure, and a writer with an equal request adds the others."""
+    """Writer of a folder with 000.png, 001.png, … and their classes. After a failure the complete
+    images are kept, and a later writer with an equal request adds the missing ones."""
 
     def __init__(self, out: Path, labels: Tensor, request: str, source: str | None) -> None:
         self._out = out
@@ -131,7 +132,8 @@ class _Folder(SampleWriter):
         return self._out / image_name(number, self._count)
 
     def _require_request(self, request: str) -> None:
-        """Write the fingerprint into a new folder. FractalError: the folder has other images."""
+        """Write the fingerprint `request` into a folder that has no images yet. FractalError: the
+        folder has images of another request."""
         file = self._out / REQUEST_FILE
         if file.is_file() and file.read_text().strip() == request:
             return
@@ -145,8 +147,9 @@ class _Folder(SampleWriter):
 
 
 class _Array(SampleWriter):
-    """Writer of one .npz as ADM's evaluation reads it: images as `arr_0` (N, H, W, 3) uint8, and
-    classes (−1 for none) as `arr_1`. Before `finish`, images are in a folder beside it."""
+    """Writer of one .npz file in the format of ADM's evaluation: images as `arr_0` (N, H, W, 3)
+    uint8, and classes (−1 for none) as `arr_1`. Until `finish`, the images are in a folder beside
+    the file."""
 
     def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
         self._out, self._labels = out, labels

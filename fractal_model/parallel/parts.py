@@ -25,7 +25,8 @@ ALWAYS_FAST_ENOUGH = 4
 """A part may have this number of images even if they take longer than TARGET_SECONDS, because
 smaller parts use the machine badly."""
 MEMORY_SHARE = 0.5
-"""Share of the free memory that a part may take. The need is only estimated, from smaller parts."""
+"""Share of the free memory that a part may take. It is below 1 because the memory that a part needs
+is only estimated, from smaller parts."""
 
 Work = Callable[[range], Tensor]
 """A function that takes image numbers and returns a tensor with one row for each image."""
@@ -34,8 +35,8 @@ StartWork = Callable[[torch.device], Work]
 
 
 class MapParts(Protocol):
-    """A function that computes images 0 … total − 1 in parts of at most `largest` images, in any
-    order, and yields for each part the image numbers and the rows."""
+    """A function that computes images 0 … total − 1 with the `Work` that `start` returns, in parts
+    of at most `largest` images and in any order. It yields each part's image numbers and rows."""
 
     def __call__(
         self, start: StartWork, total: int, *, largest: int
@@ -54,7 +55,8 @@ class PartResult:
 
 
 class PartWorker:
-    """Computes parts on the GPU, or on the CPU, where `sharing` workers share the memory."""
+    """Computes parts on the GPU if there is one, else on the CPU, whose memory `sharing` workers
+    share."""
 
     def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
         self._device = compute_device()
@@ -72,8 +74,9 @@ class PartWorker:
 
 
 def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
-    """Compute a part in pieces, which are halved until one fits the memory. Return the part's rows
-    and the number of images in a piece that fitted. FractalError: one image alone does not fit."""
+    """Compute the images of a part in pieces. The first piece is the whole part; a piece that does
+    not fit the memory is halved. Return the part's rows and the number of images in a piece that
+    fitted. FractalError: one image alone does not fit."""
     size, rows, at = len(part), [], 0
     while at < len(part):
         try:

@@ -22,8 +22,9 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
-    """Connect to Ray within the block. A local cluster offers `cpus` logical CPUs. FractalError:
-    the cluster in RAY_ADDRESS does not answer, or RAY_ADDRESS is an http address, only for jobs."""
+    """Within the block, be connected to the Ray cluster in RAY_ADDRESS, or else to a new local one
+    with `cpus` logical CPUs. FractalError: the cluster in RAY_ADDRESS does not answer, or
+    RAY_ADDRESS is an http address, which takes only jobs."""
     if ray.is_initialized():
         yield
         return

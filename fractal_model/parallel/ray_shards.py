@@ -24,7 +24,8 @@ def build_shards(jobs: list[ShardJob], processes: int) -> None:
 
 
 def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
-    """Build each shard as a task of the cluster in RAY_ADDRESS. FractalError: one was not built."""
+    """Build each shard as a task of the cluster in RAY_ADDRESS. FractalError: a shard was not
+    built."""
     with ray_cluster(cpus=1):
         build = ray.remote(build_shard).options(scheduling_strategy="SPREAD")
         tasks = [build.remote(job) for job in jobs]

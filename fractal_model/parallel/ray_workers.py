@@ -47,8 +47,9 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
 
 
 def worker_count(workers: int) -> int:
-    """Return `workers`, or for 0 the number that the cluster in RAY_ADDRESS has room for, or else
-    the number of local GPUs. FractalError: `workers` is below 0, or the cluster does not answer."""
+    """Return `workers`. If it is 0, return the number of workers for which the cluster in
+    RAY_ADDRESS has room, or without a cluster the number of local GPUs, at least 1. FractalError:
+    `workers` is below 0, or the cluster does not answer."""
     if workers < 0:
         raise FractalError(
             f"the number of workers is {workers}: give 1 or more, or 0 for as many as fit"
@@ -120,8 +121,8 @@ class _Worker:
 
     def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
         """Compute a part; return its image numbers and its result. `start` is a list with one
-        reference to the `StartWork`, which has the model. Ray would load the object of a reference
-        in every call, but not of one in a list."""
+        reference to the `StartWork`, which has the model. With the reference itself as argument,
+        Ray would load the model in every call; it does not look into a list."""
         if self._worker is None:
             self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)

@@ -2,8 +2,8 @@
 
 Decided here: each part is one safetensors file, written as soon as its rows are computed. The file
 has the number of the part's first image as its name. It appears only when it is complete, so an
-interrupted part leaves no file.
-`StoredParts` wraps another `MapParts`, so that its caller need not know about the files.
+interrupted part leaves no file. `StoredParts` wraps another `MapParts` and is used like it, so code
+that takes a `MapParts` need not know about the files.
 """
 
 from bisect import bisect_right
@@ -82,8 +82,8 @@ def split_into_ranges(numbers: Sequence[int]) -> list[range]:
 
 
 def _start_renumbered(start: StartWork, missing: list[int], device: torch.device) -> Work:
-    """Start work on the image numbers `missing`. The returned `Work` takes indices into `missing`
-    instead of image numbers."""
+    """Start work on `device` for the image numbers `missing`. The returned `Work` takes indices
+    into `missing` instead of image numbers."""
     work = start(device)
 
     def work_on_places(places: range) -> Tensor:

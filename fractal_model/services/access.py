@@ -12,12 +12,13 @@ from fractal_model.services.folder import ServicesFolder, write_private
 
 
 def own_hosts(port: int) -> list[str]:
-    """The host names, with port, that requests to our server at `port` may have."""
+    """The hosts, as `name:port`, under which requests may address our server at `port`."""
     return [f"127.0.0.1:{port}", f"localhost:{port}"]
 
 
 def own_origins(port: int) -> str:
-    """The web origins of our server at `port`, comma-separated as Prefect and MLflow read them."""
+    """The web origins whose pages may use our server at `port`: its own, separated by commas as
+    Prefect and MLflow read them."""
     return ",".join(f"http://{host}" for host in own_hosts(port))
 
 
@@ -43,8 +44,9 @@ def mlflow_options(port: int) -> list[str]:
 
 
 def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
-    """Write the settings of an MLflow server that asks for `login`; return the server's
-    environment. `private` must be a new folder: in an old one MLflow keeps the old login."""
+    """Write the settings of an MLflow server that asks for `login` to the folder `private`; return
+    the server's environment variables. The folder must be new: in an old one MLflow keeps the old
+    login."""
     user, _, password = login.partition(":")
     settings = {
         "default_permission": "NO_PERMISSIONS",

@@ -35,7 +35,8 @@ IGNORED_VARIABLES = (
 
 
 def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path) -> dict[str, str]:
-    """The environment of supervisord and of all processes that it starts."""
+    """The environment of supervisord and of all processes that it starts; `run` is the run
+    folder."""
     inherited = {name: value for name, value in os.environ.items() if name not in IGNORED_VARIABLES}
     return {
         **LOCAL_RAY,
@@ -104,7 +105,7 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
 
 
 def supervisor_configuration(config: ServicesConfig, folder: ServicesFolder, run: Path) -> str:
-    """The text of supervisord.conf, with paths in the run folder `run` only."""
+    """The text of supervisord.conf. All paths in it begin with the run folder `run`."""
     lines = [
         "[supervisord]",
         "identifier=fractal",

@@ -42,13 +42,14 @@ RAY_EXIT_SECONDS = 5.0
 @dataclass(frozen=True)
 class ServiceStatus(Program):
     """The status of one service or flow run. The `state` of a service is `healthy`, `not answering`
-    or supervisord's word; that of a flow run is `running`."""
+    or supervisord's word in lower case; that of a flow run is `running`."""
 
     address: str
 
 
 class Services:
-    """The servers of the project with the settings `params_file`."""
+    """The servers of one project. `params_file` is its settings file, `config` the section
+    `services` of it, and `outputs` the folder of its results."""
 
     def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
         self.config = config
@@ -151,7 +152,8 @@ class Services:
         return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
 
     def _programs(self, run: Path) -> list[Program]:
-        """List the services, from supervisord or else from their processes, then the flow runs."""
+        """List the services, then the flow runs. Services are listed as supervisord reports them,
+        or as their processes show if it does not answer."""
         pids = processes.services_and_flow_runs(str(run))
         running = {name: Program(name, "RUNNING", pid) for name, pid in pids.items()}
         services = Supervisor(run).programs() or running
@@ -165,7 +167,8 @@ class Services:
         return ServiceStatus(program.name, state, program.pid, address)
 
     def addresses(self) -> dict[str, str]:
-        """The address of each service for the user, or a description of the service."""
+        """What the user is shown for each service: its address and login, or what a service without
+        an address does."""
         return {
             "prefect": f"http://127.0.0.1:{self.config.prefect} (login: {self.folder.login_file})",
             "mlflow": f"{self.config.mlflow_address} (login: the same)",

@@ -83,7 +83,8 @@ def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds:
 
 
 def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
-    """Write prefect.toml with our server's address. FractalError: the user has one already."""
+    """Write prefect.toml with our server's address and login. FractalError: there is a prefect.toml
+    that `make up` did not write."""
     file = folder.prefect_settings
     if file.exists() and not _is_generated(file):
         raise FractalError(
@@ -108,7 +109,8 @@ def _is_generated(file: Path) -> bool:
 
 
 def last_log_lines(folder: ServicesFolder, service: str, lines: int = 4) -> str:
-    """The last lines of a service's log joined to one line, with the path of the whole log."""
+    """The last `lines` lines of a service's log, joined to one line, with the path of the whole
+    log."""
     log = folder.log(service)
     text = log.read_text(errors="replace") if log.exists() else ""
     last = [line.strip() for line in text.splitlines() if line.strip()][-lines:]

@@ -29,7 +29,8 @@ DATABASE = tuple(
     for part in ("API", "SERVER")
     for name in ("CONNECTION_URL", "HOST")
 )
-"""Variables that name a database, which Prefect servers of other folders may use too."""
+"""Environment variables that choose Prefect's database. If one is set, the Prefect servers of other
+folders may use the same database."""
 IS_ACTIVE = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
 IN_OUR_POOL = {"work_pools": {"name": {"any_": [WORK_POOL]}}}
 ACTIVE_RUNS = {**IN_OUR_POOL, "flow_runs": IS_ACTIVE}
@@ -101,8 +102,9 @@ def _free_slots(send: Send, deployments: list[str]) -> None:
 
 
 def _active_run_ids(api: str | None) -> set[str]:
-    """Ids of the flow runs that have a process on this machine. With `api` only processes that use
-    this server count, because a server with a copy of the database has the same ids."""
+    """Ids of the flow runs that have a process on this machine. If `api` is an address, only
+    processes that use the server at this address count, because a server with a copy of the
+    database has the same ids."""
     return {
         environment[FLOW_RUN_VARIABLE]
         for _, environment in running_processes()

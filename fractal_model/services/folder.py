@@ -18,7 +18,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
-"""Largest length of the temporary folder's path, to which Ray adds up to 70 characters."""
+"""Largest number of characters in the path of the temporary folder. Ray adds up to 70 to it."""
 _USER, _SECRET = "[A-Za-z0-9_.-]+:", "[A-Za-z0-9_.-]{16,}"
 
 
@@ -37,7 +37,8 @@ class ServicesFolder:
         self.project = self.params_file.parent
         self.state = outputs / "services"
         self.mlflow = outputs / "mlflow"
-        """MLflow's store. Commands without a server use it too, so that all see the same runs."""
+        """MLflow's store, used by the server and by commands without one, so that all see the same
+        runs."""
         self.link = self.state / "run"
         self.token = self.state / "ray-token"
         self.login_file = self.state / "login"

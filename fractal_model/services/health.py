@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def health_checks(config: ServicesConfig, folder: ServicesFolder) -> dict[str, Callable[[], bool]]:
-    """For each service's name, the function that returns True if the service works now."""
+    """By each service's name, a function that returns True if the service works at this moment."""
     return {
         "prefect": lambda: _is_answering(f"{config.prefect_api}/health"),
         "mlflow": lambda: _is_answering(f"{config.mlflow_address}/health"),

@@ -14,7 +14,8 @@ from fractal_model.services.configuration import RUN_VARIABLE
 FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 """Environment variable of a flow run's process, with the id of the run."""
 SERVICE_VARIABLE = "SUPERVISOR_PROCESS_NAME"
-"""Environment variable that supervisord sets for a service and all that the service starts."""
+"""Environment variable that supervisord gives to a service; all processes of the service have
+it."""
 
 
 def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
@@ -27,7 +28,8 @@ def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 
 
 def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Process]:
-    """Find processes of the run folder `run` with the environment `variable`, except this one."""
+    """Find the processes that belong to the run folder `run` and have the environment variable
+    `variable`, without the process that calls this."""
     return [
         process
         for process, environment in running_processes()
@@ -39,7 +41,8 @@ def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Proces
 
 def services_and_flow_runs(run: str) -> dict[str, int]:
     """Find the process ids of a run folder's services and flow runs, even if supervisord has ended.
-    The keys are the services' names and `flow run <id>`. The oldest of several processes counts."""
+    The keys are the services' names and `flow run <id>`. A service or flow run with several
+    processes is listed with its oldest one."""
     pids: dict[str, int] = {}
     ours = [
         (process, environment)
@@ -66,13 +69,15 @@ def end_processes(processes: list[psutil.Process], *, grace_seconds: float) -> N
 
 
 def require_free_ports(config: ServicesConfig) -> None:
-    """Raise FractalError if a port of the servers is taken; the message names process and key."""
+    """Raise FractalError if a port of the servers is taken; the message names the process that has
+    it and the key in params.yaml."""
     for key, port in config.ports().items():
         require_free_port(port, f"set services.{key} in params.yaml to a free port")
 
 
 def require_free_port(port: int, way_out: str) -> None:
-    """Raise FractalError with the `way_out` if a process listens on this port of 127.0.0.1."""
+    """Raise FractalError if a process listens on `port` of 127.0.0.1. The message ends with
+    `way_out`, what else the user can do."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

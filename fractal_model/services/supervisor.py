@@ -31,13 +31,14 @@ class Program:
 
 
 class Supervisor:
-    """Controls the supervisord of a run folder; supervisord need not run."""
+    """Starts, queries and stops the supervisord of the run folder `run`."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
 
     def start(self, configuration: str, environment: dict[str, str]) -> None:
-        """Start supervisord in the background. FractalError: it does not start."""
+        """Start supervisord in the background, with the text of its configuration file and its
+        environment variables. FractalError: it does not start."""
         file = self._run / "supervisord.conf"
         file.write_text(configuration)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
