@@ -38,7 +38,7 @@ def nearest_neighbour_agreement(
 
 
 def _rows(images: Tensor) -> np.ndarray:
-    """Flatten images (N, 3, H, W) to float32 (N, 3HW): differences of uint8 would wrap around."""
+    """Flatten images (N, 3, H, W) to (N, 3HW), as float32 because uint8 differences wrap around."""
     return images.flatten(1).float().cpu().numpy()
 
 

@@ -32,7 +32,7 @@ NAMES = {
     1024: "vit_large_patch14_dinov2",
     1536: "vit_giant_patch14_dinov2",
 }
-"""Name in timm of the network that has features of width D, by D."""
+"""Maps the width D of the features to timm's name of the network that has this width."""
 NO_WEIGHTS = (
     "no DINOv2 weights were given: set metrics.dinov2_weights in params.yaml to the file of timm's "
     "vit_large_patch14_dinov2.lvd142m"
@@ -43,7 +43,8 @@ class DINOv2Extractor:
     """Extractor of DINOv2 features, made by `load_dinov2`."""
 
     FEATURES_VERSION = 1
-    """Raise this version if the same images give other features: references are then remade."""
+    """Version of this code's features. Raise it when the same images give other features than
+    before; references are then remade."""
 
     def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
         self._network = network

@@ -17,7 +17,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.metrics.statistics import FeatureStatistics, require_features
 
 PRECISION_RECALL_BATCH = 1000
-"""Images whose distances are computed at a time. Their distances to 50,000 images take 0.4 GB."""
+"""Number of images whose distances to all images of the other set are computed at a time. For
+50,000 images in the other set, these distances take 0.4 GB."""
 
 
 @dataclass(frozen=True)

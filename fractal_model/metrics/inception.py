@@ -41,7 +41,8 @@ class InceptionExtractor:
     """Extractor of Inception's pool_3 features, made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
-    """Raise this version if the same images give other features: references are then remade."""
+    """Version of this code's features. Raise it when the same images give other features than
+    before; references are then remade."""
     _network: FeatureExtractorInceptionV3
     _: KW_ONLY
     weights_source: str

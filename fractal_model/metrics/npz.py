@@ -26,7 +26,7 @@ class NotNpzError(ValueError):
 def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Read the arrays that `most_bytes` names, and return them by name. `most_bytes` maps a name to
     the largest size in bytes that the array may have. An array that the file lacks is left out.
-    NotNpzError: the file is damaged or no npz, or an array is pickled or larger.
+    NotNpzError: the file is damaged or no npz, or an array is pickled or larger than allowed.
     FileNotFoundError: the file is missing."""
     try:
         require_regular_file(file)
@@ -54,7 +54,7 @@ def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarr
 
 
 def array_names(file: Path) -> list[str]:
-    """Return the names of all arrays in a file that `read_arrays` has read."""
+    """Return the names of all arrays in a file that `read_arrays` has read before."""
     with zipfile.ZipFile(file) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 

@@ -119,12 +119,12 @@ def build_reference(
     published: PublishedStatistics | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Reference:
-    """Write to `file` the statistics of a fixed random choice of `images` images of the split, and
-    the features of the first `sample` of them.
+    """Write a reference to `file` and return it: the statistics of `images` images of the split,
+    chosen at random but always the same, and the features of the first `sample` of them.
 
     With `published`, the file gets the published statistics instead, and the features are those of
-    the published images if there are any. A file made from the same inputs is kept. `progress`
-    receives the number of images done. FractalError: the split has fewer than `images` images.
+    the published images if there are any. A file made from the same inputs is kept. `progress` is
+    called with the number of images done. FractalError: the split has fewer than `images` images.
     """
     indices = choose_images(split, images)
     made_from = _describe_inputs(split, inception, images, sample, published)

@@ -16,7 +16,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from fractal_model.common.errors import FractalError
 
 STATISTICS_VERSION = 1
-"""Raise this version if the same features give other statistics: references are then remade."""
+"""Version of this code's statistics. Raise it when the same features give other statistics than
+before; references are then remade."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +50,9 @@ class RunningStatistics:
     shift: np.ndarray = field(default_factory=lambda: np.empty(0))
     """Mean of the features in the first batch, (D,)."""
     sum: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """Sum of all features minus `shift`, (D,)."""
+    """Sum over all images of (features − `shift`), (D,)."""
     products: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """Sum of the outer products of all features minus `shift`, (D, D)."""
+    """Sum over all images of the outer product of (features − `shift`) with itself, (D, D)."""
 
     def add(self, features: Tensor) -> None:
         """Add a batch of features (N, D). FractalError: a value is not finite."""

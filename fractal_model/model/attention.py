@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Return the attention output (B, S, D). `rotary` holds the rotation factors of the S
-        positions, or is None. With a cache the S positions follow those in it."""
+        positions; None rotates nothing. With `cache` the S positions follow the cached ones."""
         heads = self.project_heads(x_BSD)
         if cache is None:
             drop = self.weight_dropout if self.training else 0.0
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         return self._merge_heads(cache.attend(query, key, value))
 
     def cache_shape(self, rows: int, capacity: int) -> tuple[int, int, int, int]:
-        """Return the shape (B, H, capacity, d) of the keys, and of the values, in a cache."""
+        """Return the shape (B, H, capacity, d) that keys and values each have in a cache."""
         return rows, self.heads, capacity, self.width // self.heads
 
     def project_heads(self, x_BSD: Tensor) -> Tensor:
@@ -70,15 +70,17 @@ class Attention(nn.Module):
         return self._merge_heads(attend(query, key, value))
 
     def attend_from(self, queries_BQD: Tensor, x_BSD: Tensor) -> Tensor:
-        """Return the attention output (B, Q, D) at the positions whose inputs are `queries_BQD`,
-        over all positions of `x_BSD`. In evaluation mode only, without causal mask."""
+        """Return the attention output (B, Q, D) of Q positions that attend to all S positions. The
+        inputs of the Q positions are `queries_BQD`, those of all positions `x_BSD`. In evaluation
+        mode only, without causal mask."""
         query_BQD = self.qkv.part(queries_BQD, slice(self.width))
         key_value = self.qkv.part(x_BSD, slice(self.width, None))
         (query,), (key, value) = self._split_heads(query_BQD, 1), self._split_heads(key_value, 2)
         return self.mix(query, key, value)
 
     def _split_heads(self, x: Tensor, kinds: int) -> Tensor:
-        """Split x (B, S, kinds · D), such as q, k and v, into heads, (kinds, B, H, S, d)."""
+        """Split x (B, S, kinds · D) into heads, (kinds, B, H, S, d). `kinds` is 3 if x holds
+        queries, keys and values."""
         rows, length, _ = x.shape
         return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
 
@@ -100,8 +102,8 @@ class KeyValueCache:
     """Number of positions that are filled."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store the keys and values of S new positions, and return their attention output in each
-        head, (B, H, S, d). S may be above 1 only while the cache is empty."""
+        """Store the keys and values of S new positions, and return the attention output of these
+        positions in each head, (B, H, S, d). S may be above 1 only while the cache is empty."""
         count, end = key.shape[2], self.length + key.shape[2]
         assert count == 1 or self.length == 0
         self.keys[:, :, self.length : end] = key
@@ -112,8 +114,8 @@ class KeyValueCache:
 
 @dataclass
 class FixedCache:
-    """A key-value cache whose shapes never change, so that a sampling step is compiled once. Scores
-    are sums of element-wise products, because a compiler fuses these into one loop."""
+    """A key-value cache of constant shape, so that a sampling step is compiled once. Attention
+    scores are sums of element-wise products, because a compiler fuses these into one loop."""
 
     keys: Tensor
     """Buffer of the keys, (B, H, capacity, d); the values have the same shape."""
@@ -122,7 +124,8 @@ class FixedCache:
     """Number of the position that is computed next, (1,) int64."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store one position's key and value. Return its output in each head, (B, H, 1, d)."""
+        """Store the key and value of one position, and return the attention output of this position
+        in each head, (B, H, 1, d)."""
         self.keys.index_copy_(2, self.position, key)
         self.values.index_copy_(2, self.position, value)
         scores: Tensor = (query * self.keys).sum(-1) * query.shape[-1] ** -0.5

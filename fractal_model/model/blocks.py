@@ -20,10 +20,11 @@ from fractal_model.model.kernels.linear import Linear
 
 NORM_EPSILON = 1e-6
 SWIGLU_MULTIPLE = 256
-"""The hidden width of SwiGLU is rounded up to a multiple of this."""
+"""The hidden width of SwiGLU is rounded up to a multiple of this, as in LLaMA."""
 _RECOMPILE_LIMIT = 64
-"""Most variants of a compiled block in one process, by width, heads, length, mode and gradients.
-torch's own limit is 8, and training a model of three levels with guiding pixels takes 6."""
+"""Largest number of variants of a block that a process compiles. Each combination of width, heads,
+length, mode and gradients is a variant. torch's own limit of 8 is close: training a model of three
+levels with guiding pixels takes 6."""
 
 
 class GeluMLP(nn.Module):
@@ -41,7 +42,7 @@ class GeluMLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """SwiGLU: fc2(silu(fc1_g(x)) * fc1_x(x)) without biases, dropout (Shazeer 2020, section 2)."""
+    """SwiGLU without biases: dropout(fc2(silu(fc1_g(x)) · fc1_x(x))) (Shazeer 2020, section 2)."""
 
     def __init__(self, width: int, hidden: int, *, dropout: float) -> None:
         super().__init__()
@@ -97,7 +98,8 @@ class Block(nn.Module):
 
 
 def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
-    """Build a vision transformer's block: biases, MLP ratio 4, GELU, also attention dropout."""
+    """Build a vision transformer's block: LayerNorm, attention with biases, and an MLP with GELU
+    and a hidden width of 4 · `width`. `dropout` is the rate in the MLP and in the attention."""
     return Block(
         nn.LayerNorm(width, eps=NORM_EPSILON),
         Attention(
@@ -132,8 +134,9 @@ def run_blocks(
     caches: Sequence[Cache] | None = None,
     at_BQ: Tensor | None = None,
 ) -> Tensor:
-    """Apply the blocks in turn and return the last output, (B, S, D). Block i uses `caches[i]` if
-    there are caches. With `at_BQ` the last block computes only these positions, (B, Q, D)."""
+    """Apply the blocks in turn and return the output of the last, (B, S, D). Block i uses
+    `caches[i]` if there are caches. With `at_BQ` the last block computes only the positions with
+    these numbers, and the result is (B, Q, D)."""
     assert at_BQ is None or (rotary is None and caches is None)
     for i, block in enumerate(blocks):
         if at_BQ is not None and i == len(blocks) - 1:
@@ -146,20 +149,22 @@ def run_blocks(
 
 
 def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> list[KeyValueCache]:
-    """Return an empty cache for each block, for `capacity` positions of `token_BD`'s rows."""
+    """Return an empty cache for each block, with room for `capacity` positions of B rows.
+    `token_BD` is an input token of these rows."""
     shapes = [block.attention.cache_shape(len(token_BD), capacity) for block in blocks]
     return [KeyValueCache(token_BD.new_empty(s), token_BD.new_empty(s)) for s in shapes]
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Keep only each block's input in training; the backward pass computes the block again."""
+    """Make the blocks of a model keep only their inputs in training. The backward pass then
+    computes each block again."""
     for module in model.modules():
         if isinstance(module, Block):
             module.recompute = True
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile each block with `torch.compile`; the number of rows is a dynamic dimension."""
+    """Compile each block of a model with `torch.compile`, for batches of any number of rows."""
     for module in model.modules():
         if isinstance(module, Block):
             module.compile(dynamic=True, recompile_limit=_RECOMPILE_LIMIT)

@@ -53,7 +53,8 @@ class Rows:
         return Rows(self.image[row], self.top[row] + top, self.left[row] + left)
 
     def index(self, image_size: int, size: int) -> Tensor:
-        """Return each patch's number in its image, (R,), for patches of side `size`, row by row."""
+        """Return the number of each patch in its image, (R,). The patches have side `size` and are
+        numbered row by row from 0."""
         return self.top // size * (image_size // size) + self.left // size
 
 
@@ -66,9 +67,10 @@ class ValueNats:
     image: Tensor
     """Number, in the batch, of the image that the values belong to, (N,) int64."""
     weight: Tensor
-    """Weight of the values in the mean over their image, (N,). An image's weights sum to 1."""
+    """Weight of each row of `nats` in the mean over its image, (N,); 1 in sum over an image."""
     per_image_value: float
-    """Number of these values per image value: 1/256 for guiding pixels of 16 × 16 patches."""
+    """Number of these values divided by the number of the image's values: 1 for pixels, 1/256 for
+    the guiding pixels of 16 × 16 patches."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean colours (R, 3) rounded to 8 bits, as targets and as the colours that the
-    level reads. The level reads only what the likelihood counts, so it is a true likelihood."""
+    level reads. The level reads no more than the targets tell, so the likelihood is a true one."""
     targets = means.round().long()
     return targets, targets.float()
 
@@ -175,8 +177,9 @@ class FractalModel(PretrainedModule):
         colours: Tensor | None,
         padding: int,
     ) -> Conditions:
-        """Return level i's conditions (N, n, D) of the sub-patches in `mask` (R, T), row by row.
-        The level also computes `padding` rows of zeros, which are left out of the result."""
+        """Return the conditions (N, n, D) that level i gives to sub-patches in `mask` (R, T), row
+        by row. The level also computes `padding` rows of zeros, which are left out of the
+        result."""
         level, tokens = self.levels[i], pad_rows(sub_patches, padding)
         conditions = Conditions(pad_rows(conditions.values_NCD, padding))
         if isinstance(level, ARLevel):
@@ -204,8 +207,8 @@ class FractalModel(PretrainedModule):
 def channel_nats(
     network: PixelNetwork, conditions: Conditions, values_N3: Tensor, padding: int
 ) -> Tensor:
-    """Return the negative log-probabilities that `network` gives to the 8-bit values `values_N3`,
-    (N, 3) float32. It also computes `padding` rows of zeros, which do not change the result."""
+    """Return the negative log-probabilities (N, 3) float32 that `network` gives to the 8-bit values
+    `values_N3`. It also computes `padding` rows of zeros, which are left out of the result."""
     count = len(values_N3)
     inputs = pad_rows(conditions.middle, padding), pad_rows(values_N3, padding)
     logits = (channel[:count] for channel in network.channel_logits(*inputs))
@@ -214,8 +217,9 @@ def channel_nats(
 
 
 def initialise(model: FractalModel, generator: torch.Generator) -> None:
-    """Initialise the weights as published: linear weights Xavier-uniform, biases 0, norms 1 and 0;
-    class, null, mask and position embeddings and codebooks normal with standard deviation 0.02."""
+    """Initialise the weights as published. Linear weights are Xavier-uniform, norm weights 1,
+    biases 0. Embeddings of class, null, mask and position and the codebooks of the pixel networks
+    are normal with standard deviation 0.02."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

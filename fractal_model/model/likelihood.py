@@ -31,7 +31,7 @@ class Likelihood:
     """Bits per dimension (per pixel and channel) of a set of images."""
 
     per_pass: Tensor
-    """Bits per dimension of each image and pass, (N, P) float64. P is 1 if the likelihood is
+    """Bits per dimension of each image and pass, (N, P) float64. P = 1 if the likelihood is
     exact."""
     exact: bool
     """True if one pass gives the likelihood itself, false if the passes estimate the bound."""
@@ -51,16 +51,17 @@ class Likelihood:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `mean` over images, including that from masks; NaN for one image."""
+        """Standard error of `mean` from the choice of images and masks; NaN for a single image."""
         return (self.per_image.std() / math.sqrt(len(self.per_image))).item()
 
     @property
     def monte_carlo_error(self) -> float:
         """Upper estimate of the standard deviation of `mean` over mask seeds. It is 0 for an exact
         likelihood and NaN for a single pass. It is computed from the differences of consecutive
-        passes, whose level 0 counts lie in neighbouring strata ("collapsed strata": Cochran,
-        Sampling Techniques, section 5A.12). The true deviation is smaller, because the masks of an
-        image also give all sub-patches about the same total weight, which this estimate ignores."""
+        passes, whose numbers of masked sub-patches at level 0 lie in neighbouring strata
+        ("collapsed strata": Cochran, Sampling Techniques, section 5A.12). The true deviation is
+        smaller, because the masks of an image also give all sub-patches about the same total
+        weight, which this estimate ignores."""
         if self.exact:
             return 0.0
         if self.passes == 1:
@@ -76,8 +77,9 @@ def is_exact(config: ModelConfig) -> bool:
 
 
 def mask_seeds(seed: int, indices: Sequence[int]) -> list[int]:
-    """Return a mask seed for each image number in `indices`: a hash of `seed` and the number. With
-    another `seed` all masks differ, so the spread over `seed` is the Monte Carlo error."""
+    """Return a mask seed for each image number in `indices`: a hash of `seed` and the number.
+    Another `seed` changes all masks, so the Monte Carlo error is the spread of results over
+    `seed`."""
     return [stream_seed(seed, int(index)) for index in indices]
 
 
@@ -85,8 +87,9 @@ def pass_bits(
     model: FractalModel, images: Tensor, seeds: Sequence[int], *, passes: int, labels: Tensor
 ) -> Tensor:
     """Return the bits per dimension of each image in each pass, (B, P) float64. P is `passes`, or 1
-    if the likelihood is exact. `images` are (B, 3, S, S) uint8, `seeds` B mask seeds. `labels` (B,)
-    of NO_CLASS make it unconditional, as published. FractalError: unsuitable images or labels."""
+    if the likelihood is exact. `images` are (B, 3, S, S) uint8, `seeds` B mask seeds. If all
+    `labels` (B,) are NO_CLASS, the likelihood is unconditional, as published. FractalError: images
+    or labels do not fit the model."""
     return pass_bits_by_term(model, images, seeds, passes=passes, labels=labels).sum(2)
 
 
@@ -173,10 +176,10 @@ def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -
 
 
 def _choose_masked(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
-    """Return masks (B, P, n, T) bool, each with `counts` (B, P, n) masked sub-patches. Each pass
-    masks the slots with the smallest total weight so far. Random `scores` (B, n, T) decide which
-    sub-patch has which slot, so each mask by itself is a uniformly random set of its size. `weight`
-    (B, P, n) is a patch's weight in its image, 0 if a pass does not reach the patch."""
+    """Return masks (B, P, n, T) bool, each with `counts` (B, P, n) masked sub-patches. Of a patch's
+    T slots, each pass masks those with the smallest total weight so far. Random `scores` (B, n, T)
+    put each sub-patch in a slot, so each mask by itself is a uniformly random set of its size.
+    `weight` (B, P, n) is a patch's weight in its image, 0 if a pass does not reach the patch."""
     total = torch.zeros(scores.shape, dtype=torch.float64)
     slots = []
     for number in range(counts.shape[1]):

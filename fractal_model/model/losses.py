@@ -14,21 +14,23 @@ from fractal_model.model.fractal import Pass, ValueNats
 
 def training_loss(outcome: Pass, *, red_weight: float) -> Tensor:
     """Return the training loss, a scalar: the mean loss of the predicted pixels, plus the mean loss
-    of each level's guiding pixels (paper, appendix). The loss of one pixel is (red_weight · red +
-    green + blue) / (red_weight + 2), of the negative log-probabilities of its values."""
+    of each level's guiding pixels (paper, appendix). The loss of a pixel is (red_weight · red +
+    green + blue) / (red_weight + 2), each colour being its negative log-probability."""
     means = (_channel_mean(values, red_weight) for values in (outcome.pixels, *outcome.guides))
     return reduce(add, means)
 
 
 def published_evaluation_loss(outcome: Pass) -> Tensor:
-    """Return the published code's evaluation loss; with guiding pixels it is no likelihood."""
+    """Return the evaluation loss of the published code, a scalar. With guiding pixels it is no
+    likelihood, because they are not weighted by their number."""
     return training_loss(outcome, red_weight=1.0)
 
 
 def nats_by_term(outcome: Pass, images: int) -> Tensor:
-    """Return the negative log-likelihood of each of B images in nats per dimension (its upper bound
-    for MAR), as terms to be summed, (B, 3 + G) float64: the pixels' red, green and blue, then the
-    guiding pixels of each of the G levels that have them, weighted by their number."""
+    """Return the negative log-likelihood of each of B images (for MAR an estimate of its upper
+    bound) in nats per dimension, as terms to be summed, (B, 3 + G) float64: the pixels' red, green
+    and blue, then the guiding pixels of each of the G levels that have them, weighted by their
+    number."""
     terms = []
     for values in (outcome.pixels, *outcome.guides):
         shares = values.weight.double() * values.per_image_value / 3

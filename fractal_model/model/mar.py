@@ -18,7 +18,7 @@ from fractal_model.model.patches import normalise
 from fractal_model.model.pixel import PixelNetwork
 
 GUIDING_WIDTH, GUIDING_BLOCKS, GUIDING_HEADS = 128, 3, 4
-"""Published size of the pixel network that predicts guiding pixels."""
+"""Published width, blocks and heads of the pixel network that predicts guiding pixels."""
 _OFFSETS = ((0, 0), (-1, 0), (0, 1), (1, 0), (0, -1))
 """Rows and columns from a sub-patch to itself and to its top, right, bottom and left neighbours."""
 
@@ -75,12 +75,13 @@ class MARLevel(nn.Module):
         return with_neighbours(x, mask if selected is None else selected, count)
 
     def prefix_inputs(self, conditions: Conditions, guides: Tensor | None) -> Tensor:
-        """Return the first block's inputs (R, P, D) at the prefix. `guides` are colours (R, 3)."""
+        """Return the first block's inputs at the prefix, (R, P, D). `guides` are the colours of the
+        guiding pixels, (R, 3) in 0 … 255; None at a level without guiding pixels."""
         x = torch.cat(self._embed_prefix(conditions, guides), dim=1)
         return self.norm_in(x + self.positions[:, : self.prefix_length])
 
     def masked_inputs(self) -> Tensor:
-        """Return the first block's inputs (1, T, D) at masked sub-patches, for every row."""
+        """Return the first block's inputs at masked sub-patches, (1, T, D), equal in all rows."""
         return self.norm_in(self.mask_token + self.positions[:, self.prefix_length :])
 
     def known_inputs(self, sub_patches: Tensor, numbers_N: Tensor) -> Tensor:
@@ -100,8 +101,9 @@ class MARLevel(nn.Module):
 
 
 def with_neighbours(x_RTD: Tensor, selected: Tensor, count: int = MAX_CONDITIONS) -> Conditions:
-    """Return the first `count` conditions (N, count, D) of the sub-patches in `selected` (R, T):
-    `x_RTD` at the sub-patch and its top, right, bottom and left neighbours, 0 beyond the border."""
+    """Return the first `count` conditions (N, count, D) of the sub-patches where `selected` (R, T)
+    is True: the outputs `x_RTD` at the sub-patch itself, then at its top, right, bottom and left
+    neighbours. A neighbour outside the grid counts as zeros."""
     row, token = selected.nonzero(as_tuple=True)
     neighbours, inside = neighbourhood(token, math.isqrt(x_RTD.shape[1]), count)
     return Conditions(x_RTD[row[:, None], neighbours].where(inside[..., None], 0.0))

@@ -47,7 +47,7 @@ class PixelNetwork(nn.Module):
         return torch.stack(self.channel_logits(conditions_NC, values_N3), dim=1)
 
     def channel_logits(self, conditions_NC: Tensor, values_N3: Tensor) -> list[Tensor]:
-        """Return the logits that `forward` stacks, one tensor (N, V) for each channel."""
+        """Return the logits of `forward` as a list, one tensor (N, V) for each channel."""
         tokens = [
             self.first_token(conditions_NC),
             self.codebooks[0](values_N3[:, 0]),
@@ -62,12 +62,13 @@ class PixelNetwork(nn.Module):
         return self.condition(conditions_NC)
 
     def next_token(self, channel: int, values_N: Tensor) -> Tensor:
-        """Embed values of `channel`, 0 … 255, as input token (N, W) for the channel after it."""
+        """Embed values (N,) of `channel`, 0 … 255, as input token (N, W) of the next channel."""
         token: Tensor = self.codebooks[channel](values_N)
         return token
 
     def step(self, token_NW: Tensor, channel: int, caches: Sequence[Cache]) -> Tensor:
-        """Return `channel`'s logits, (N, V) float32, from its token and each block's cache."""
+        """Return the logits of `channel`, (N, V) float32, from its input token. `caches`, one for
+        each block, hold the keys and values of the channels before."""
         hidden = run_blocks(self.blocks, self.norm_in(token_NW[:, None]), caches=caches)
         return self._logits(self.norm_out(hidden[:, 0]), channel)
 

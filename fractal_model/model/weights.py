@@ -16,8 +16,9 @@ _MOST_NAMES = 3
 
 
 def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
-    """Describe on one line which weights are missing, extra or of another shape, with the first
-    names of each kind; "" if all fit. `expected` may be on torch's `meta` device."""
+    """Describe on one line which `actual` weights are missing, extra or not of the `expected`
+    shape, with the first names of each kind; "" if all fit. `expected` may be on torch's `meta`
+    device."""
     shapes = [
         f"{name} {list(actual[name].shape)} instead of {list(expected[name].shape)}"
         for name in expected
@@ -82,7 +83,8 @@ def weights_checksum(model: nn.Module) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write weights to a file with usual permissions; the library lets only the owner read."""
+    """Write weights to a safetensors file with the usual permissions of new files. The library
+    alone would let only the owner read it."""
     save_file(dict(tensors), file, metadata={"format": "pt"})
     probe = file.with_name(f".{file.name}.mode")
     probe.touch()

@@ -6,7 +6,7 @@ operations. One function therefore computes two positions of the innermost level
 channels, in caches whose shapes never change. `torch.compile` turns it into C++. On a GPU it makes
 kernels, and those of the whole level are one CUDA graph. The levels above have long sequences, so
 their caches grow: attention would read all of a fixed cache from the first step. Results equal
-those of `steps.py` up to rounding, so a value that was nearly another may differ.
+those of `steps.py` up to rounding, so a value drawn close to the limit of the next may differ.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel, C width of a condition.
 """
@@ -31,13 +31,14 @@ from fractal_model.sampling.cuda_graphs import Graphs
 from fractal_model.sampling.values import guided_logits, inverse_transform
 
 _POSITIONS_PER_CALL = 2
-"""Positions that one call computes. With one, a tenth of the time goes into calling. Four save
-another twentieth, but compiling takes twice as long."""
+"""Positions that one call computes. With 1, the calls themselves take a tenth of the time. With 4,
+sampling takes a twentieth less time than with 2, but compiling takes twice as long."""
 _WIDEST = 512
 """Largest width of a level whose steps are compiled. Compiled code uses MKL's products, which are
 slower than oneDNN's for wider levels, and wide levels have many blocks to compile."""
 _RECOMPILE_LIMIT = 64
-"""Most versions of one compiled function in a process, for different models and settings."""
+"""Largest number of versions of one function that a process compiles, for different models and
+settings. Further ones run as plain code."""
 
 
 class CompiledPixels:
@@ -83,7 +84,8 @@ class CompiledPixels:
         uniforms: Tensor,
         guidance: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Sample the pixels at n positions, (R, n, 3) uint8. Return them and the next token."""
+        """Sample the pixels at n positions. Return them, (R, n, 3) uint8, and the input token of
+        the position after them."""
         values: list[Tensor] = []
         for position, uniform in zip(positions.split(1), uniforms.unbind(1), strict=True):
             caches = [FixedCache(keys, values, position) for keys, values in buffers]
@@ -95,7 +97,7 @@ class CompiledPixels:
 
 
 class CompiledSteps:
-    """Steps of AR levels on a CPU, with caches that grow. The steps of `levels` are compiled."""
+    """Computes steps of AR levels on a CPU, with caches that grow; compiled for `levels` only."""
 
     def __init__(self, levels: Sequence[ARLevel | MARLevel]) -> None:
         self._levels = levels
@@ -160,13 +162,14 @@ class _ChannelSampler:
 
 
 def _buffers(blocks: Sequence[Block], capacity: int, token: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return zeros for each block's keys and values, at `capacity` positions of `token`'s rows."""
+    """Return two tensors of zeros for each block: its keys and its values at `capacity` positions
+    of as many rows as `token` has."""
     shapes = [block.attention.cache_shape(len(token), capacity) for block in blocks]
     return [(token.new_zeros(shape), token.new_zeros(shape)) for shape in shapes]
 
 
 def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """Compile `function` for tensors on `device`. FractalError: when there is no compiler."""
+    """Compile `function` for tensors on `device`. FractalError: there is no compiler."""
     require_compiler()
     compile: Callable[..., Callable[..., Any]] = torch.compile  # Its type lacks `recompile_limit`.
     options = {} if device == "cuda" else {"cpp_wrapper": True}

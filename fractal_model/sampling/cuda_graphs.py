@@ -29,8 +29,8 @@ class _Graph:
 
 class Graphs:
     """CUDA graphs of one function, one graph for each combination of shapes. Every call must pass
-    the same function. Its operations may depend only on the arguments' shapes and types and on the
-    weights, whose addresses are part of a graph's key."""
+    the same function. Which operations it runs may depend on the shapes and types of the arguments,
+    never on their numbers. A graph is used only with the weights that it was captured with."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}

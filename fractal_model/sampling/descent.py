@@ -32,15 +32,15 @@ from fractal_model.sampling.steps import LevelSteps, PixelSteps
 from fractal_model.sampling.values import Draw, guided_logits
 
 Observer = Callable[[int, Rows, Tensor, Tensor], None]
-"""Function that is called when a level begins its rows and after each of the level's steps. It may
-read, not change: the level's number, its rows, the mask of hidden sub-patches (R, T), and the
-canvas (R, T, 3, p, p), which holds the sub-patches sampled so far."""
+"""Function that is called when a level begins its rows and after each of the level's steps. It
+gets, and must not change, the level's number, its rows, the mask of hidden sub-patches (R, T), and
+the canvas (R, T, 3, p, p), which holds the sub-patches sampled so far."""
 
 
 @dataclass(frozen=True)
 class StepFunctions:
     """The functions that sample AR levels (`level`), MAR levels (`masked`) and pixels (`pixel`),
-    and draw a value from logits (`draw`). There are cached, uncached and compiled ones."""
+    and draw values from logits (`draw`). The first three work all with or all without caches."""
 
     level: Callable[[ARLevel, Conditions, int], LevelSteps]
     masked: Callable[[MaskedRows], MaskedIterations]
@@ -64,12 +64,13 @@ class _Step(NamedTuple):
     conditions: Conditions
     """Conditions (G · N, n, D) of the N sub-patches that this step samples, in each branch."""
     progress: Sequence[float]
-    """Progress of each image after this step, 0 … 1. It sets the guidance, at level 0 only."""
+    """Progress of each image after this step, 0 … 1. At level 0 it sets the guidance; the levels
+    below do not use it."""
 
 
 @dataclass
 class Descent:
-    """The sampling of one batch, level by level, with everything that all rows share."""
+    """The sampling of one batch, level by level. All levels and rows share the fields."""
 
     model: FractalModel
     settings: SamplingConfig
@@ -87,7 +88,8 @@ class Descent:
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         """Sample the patches of level i, (R, 3, P, P) uint8, or pixels if i follows the last level.
-        `guidance` (R,) is set by level 0. It is None for level 0 and without null rows."""
+        `guidance` (R,) is the guidance of each row, which level 0 has chosen. It is None when level
+        0 itself is sampled, and if there are no null rows."""
         if i == len(self.model.levels):
             return self._sample_pixels(conditions, rows, guidance)
         level = self.model.levels[i]
@@ -117,7 +119,8 @@ class Descent:
     def _autoregressive_steps(
         self, level: ARLevel, canvas: Tensor, hidden: Tensor, conditions: Conditions
     ) -> Iterator[_Step]:
-        """Yield a step for each place in raster order where the sub-patch of any row is hidden."""
+        """Yield the steps of an AR level in raster order, one for each sub-patch that is hidden in
+        at least one row."""
         compute = self.steps.level(level, conditions, self.branches)
         tokens = hidden.any(0).nonzero().flatten().tolist()
         for t in range(tokens[-1] + 1 if tokens else 0):
@@ -140,7 +143,8 @@ class Descent:
         rows: Rows,
         guidance: Tensor | None,
     ) -> Iterator[_Step]:
-        """Yield the iterations of level i; each samples the hidden sub-patches of highest score."""
+        """Yield the iterations of MAR level i. Each samples the hidden sub-patches with the highest
+        scores in `noise.orders`."""
         numbers, guides = self._patch_numbers(level, rows), None
         if level.config.guiding_pixel:
             uniforms = _noise_at(self.noise.guides[i], numbers)
@@ -164,7 +168,7 @@ class Descent:
             yield _Step(drawn, mask, outputs, progress)
 
     def _sample_pixels(self, conditions: Conditions, rows: Rows, guidance: Tensor | None) -> Tensor:
-        """Sample and return rows that are single pixels, (R, 3, 1, 1) uint8."""
+        """Sample the values of R rows that are single pixels, (R, 3, 1, 1) uint8."""
         uniforms = self._pixel_noise(rows)
         if self.steps.channels is not None:
             values = self.steps.channels(conditions.middle, uniforms, guidance)

@@ -27,7 +27,7 @@ class KnownPixels:
     images: Tensor
     """Images (B, 3, S, S) uint8; pixels outside the mask are not read."""
     mask: Tensor
-    """Known pixels, (B, S, S) bool, true where a pixel is known."""
+    """Mask of the known pixels, (B, S, S) bool: True where a pixel is known."""
 
     def to(self, device: torch.device) -> KnownPixels:
         return KnownPixels(self.images.to(device), self.mask.to(device))

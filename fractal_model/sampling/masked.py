@@ -39,13 +39,15 @@ class MaskedRows:
 
 MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
 """Function that computes one iteration per call. It gets the canvas (R, T, 3, p, p), the mask (R,
-T) of sub-patches that the canvas does not have yet, and the selected sub-patches (R, T). It returns
-the conditions of the selected ones, (G · N, n, D). From call to call the mask only shrinks."""
+T) of the sub-patches that the canvas does not have yet, and the mask (R, T) of those selected for
+this iteration. It returns the conditions of the selected ones, (G · N, n, D). A sub-patch that the
+canvas once has is never masked again."""
 
 
 class CachedMaskedIterations:
-    """`MaskedIterations` that embed a sub-patch once, when it becomes known. Unless rows are
-    `even`, all outputs are computed, so that no row depends on how many another row selects."""
+    """`MaskedIterations` that embed each sub-patch once, when it becomes known. If rows are not
+    `even`, all outputs of the last block are computed, so that a row's result does not depend on
+    how many sub-patches another row selects."""
 
     def __init__(self, rows: MaskedRows) -> None:
         self._rows = rows
@@ -70,8 +72,9 @@ class CachedMaskedIterations:
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
     def _selected_tokens(self, selected: Tensor) -> Tensor | None:
-        """Return the numbers of each row's selected sub-patches, (R, N / R), or None if all outputs
-        must be computed: rows are not `even`, or the next level reads at least as many."""
+        """Return the numbers of each row's selected sub-patches, (R, N / R). Return None if all
+        outputs must be computed: rows are not `even`, or the next level reads at least T outputs of
+        a row."""
         if not self._rows.even:
             return None
         token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)
@@ -98,7 +101,8 @@ class CachedMaskedIterations:
         return first.attention.project_heads(first.norm1(x_BSD))
 
     def _run_blocks(self, at_BQ: Tensor | None) -> Tensor:
-        """Return the last block's output, (G · R, S, D), or only that at `at_BQ`, (G · R, Q, D)."""
+        """Return the output of the last block, (G · R, S, D). With `at_BQ` return only the output
+        at the positions with these numbers, (G · R, Q, D)."""
         query, key, value = self._heads.unbind(0)
         first, rest = self._level.blocks[0], self._level.blocks[1:]
         if len(rest) or at_BQ is None:

@@ -17,7 +17,7 @@ from fractal_model.config.sampling import PatchOrder
 
 
 def require_order(order: PatchOrder, model: ModelConfig) -> None:
-    """Raise FractalError if the model cannot generate in this order."""
+    """Raise FractalError if the model cannot generate patches in the given order."""
     level = model.levels[0]
     if level.generator == "ar" and order not in ("random", "raster"):
         label = repr(order) if isinstance(order, str) else f"of {len(order)} patches"
@@ -57,6 +57,6 @@ def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
 
 def _squared_distance(grid: int, device: torch.device) -> Tensor:
     """Return each patch's squared distance (T,) from the image's centre, in half patches. Unequal
-    distances differ by 4 or more, so random numbers below 1 only break ties."""
+    squared distances differ by 4 or more, so random numbers below 1 only break ties."""
     along_axis = (2 * torch.arange(grid, device=device) - (grid - 1)).square()
     return (along_axis[:, None] + along_axis[None, :]).flatten()

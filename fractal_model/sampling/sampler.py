@@ -34,9 +34,10 @@ from fractal_model.sampling.values import Draw, inverse_transform
 
 
 class Sampler:
-    """Generates images with a model: `sampler(labels, seeds)`. `cached=False` samples slowly
-    without caches, as a reference. `draw` replaces the random draw, for comparisons. FractalError:
-    the settings do not fit the model, or `settings.compile` is set and there is no compiler."""
+    """Generates images with a model: `sampler(labels, seeds)`. With `cached=False` it samples
+    slowly, without caches, as a reference. `draw` draws values from logits; only comparisons
+    replace it. FractalError: the settings do not fit the model, or `settings.compile` is set and
+    there is no compiler."""
 
     def __init__(
         self,
@@ -92,7 +93,8 @@ class Sampler:
         known: KnownPixels | None = None,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Generate images (B, 3, S, S) uint8 from B labels and random numbers drawn before."""
+        """Generate images (B, 3, S, S) uint8 as a call of the sampler does, but from the random
+        numbers in `noise` instead of seeds."""
         model, settings, device = self._model, self._settings, self._model.device
         labels, noise = labels.to(device), noise.to(device)
         known_patches = []

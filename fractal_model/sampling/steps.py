@@ -17,11 +17,13 @@ from fractal_model.model.conditions import Conditions
 from fractal_model.model.pixel import CHANNELS, PixelNetwork
 
 LevelSteps = Callable[[Tensor, int], Conditions]
-"""Function that computes one step per call, for t = 0, 1, … It gets a canvas (R, T, 3, p, p) that
-has the sub-patches before t, and t. It returns the conditions (G · R, 1, D) of sub-patch t."""
+"""Function that computes one step per call, for t = 0, 1, … It gets a canvas (R, T, 3, p, p),
+filled up to the sub-patch before t, and t. It returns the conditions (G · R, 1, D) of sub-patch
+t."""
 PixelSteps = Callable[[Tensor, int], Tensor]
 """Function that computes one channel per call: red, green, blue. It gets values (R, 3) int64,
-filled before this channel, and the channel. It returns the channel's logits (G · R, 256)."""
+filled up to the channel before this one, and the number of this channel. It returns the logits of
+this channel, (G · R, 256)."""
 
 
 def cached_level_steps(

@@ -15,7 +15,8 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 
 
 def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw a value (N,) from each row's softmax, by inverting the cumulative distribution."""
+    """Draw a value from the softmax of each row, (N,): the inverse of the cumulative distribution
+    at the `uniforms` (N,)."""
     cumulative = logits.softmax(-1).cumsum(-1)
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     values = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)
@@ -23,16 +24,17 @@ def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def most_likely(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the value with the largest logit: no random draw, to compare with published code."""
+    """Return each row's value with the largest logit, (N,), to compare with published code."""
     return logits.argmax(-1)
 
 
 def guided_logits(
     logits: Tensor, guidance: Tensor | float | None, settings: SamplingConfig
 ) -> Tensor:
-    """Return the logits to draw from, (N, V): scaled, then null + guidance · (conditional − null).
-    `guidance` is a number or (N, 1); None without null rows. Where the conditional probability is
-    below the filter threshold, the null logit is raised, so guidance cannot favour the value."""
+    """Multiply logits by the logit scale, and return null + guidance · (conditional − null), (N,
+    V). `guidance` is a number or (N, 1), or None if there are no null rows: then only the scale
+    applies. Where the conditional probability is below the filter threshold, the null logit is
+    raised, so guidance cannot favour the value."""
     logits = logits * settings.logit_scale
     if guidance is None:
         return logits

@@ -20,14 +20,17 @@ from fractal_model.model.kernels.dropout import dropout
 from fractal_model.model.rotary import rotate
 
 _MOST_SCORES = 2**21
-"""Largest number of scores in one call of plain products; 8 MB, cached by one or two cores."""
+"""Largest number of attention scores in one call of plain products. In float32 they take 8 MB,
+which fits the cache of one or two cores."""
 _FEW_SCORES = 2**15
-"""Largest number of scores of a row for plain products in float32 inference: 8 heads · 64 · 64."""
+"""Largest number of attention scores of a row for which float32 inference uses plain products, such
+as 8 heads · 64 queries · 64 positions. Above it torch's fused attention is faster."""
 _MOST_ROWS = 2**15
 """Largest number of rows in one call on a GPU. Fused kernels count rows in a grid dimension that
 ends at 65,535, and 16 images of 64 × 64 have more pixels than that."""
 _SHORT, _NARROW = 32, 128
-"""Largest number of positions, and of elements of a head, in the kernel for short sequences."""
+"""Largest number of positions, and of elements of a head, for which the kernel for short sequences
+is used. Larger ones need more registers than a GPU has."""
 _HAS_TRITON = find_spec("triton") is not None and can_build_triton_kernels()
 
 
@@ -81,7 +84,7 @@ def _multiplies_bfloat16(gpu: int) -> bool:
 
 
 def _call_in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor) -> Tensor:
-    """Apply `function` to at most `rows` rows per call and concatenate the results."""
+    """Apply `function` to `tensors`, at most `rows` rows per call, and concatenate the results."""
     if len(tensors[0]) <= rows:
         return function(*tensors)
     parts = zip(*(x.split(rows) for x in tensors), strict=True)
@@ -90,7 +93,8 @@ def _call_in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor)
 
 def _uses_products(query_BHQd: Tensor, scores: int, drop: float) -> bool:
     """True if two plain matrix products are faster on a CPU than torch's fused attention, which is
-    made for long float32 inference and has no dropout. `scores` is the number of a row's scores."""
+    made for float32 inference of long sequences and has no dropout. `scores` is the number of
+    attention scores of a row."""
     if drop:
         return True
     if torch.is_grad_enabled() or query_BHQd.dtype == torch.bfloat16:

@@ -26,9 +26,10 @@ _HAS_BFLOAT16: bool = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported
 """True if oneDNN multiplies bfloat16 on this processor."""
 _ONEDNN_FEWEST = 2
 _MKL_FEWEST = 4
-"""Fewest rows of a product for which each library rounds as it does for many rows."""
+"""Fewest rows of a product for which oneDNN and MKL round each row as they do for many rows."""
 _MKL_SHARE = 8
-"""Rows or columns per thread. With fewer of both, MKL divides K, which rounds differently."""
+"""Smallest number of rows, or of columns, per thread. If a product has fewer of both, MKL divides K
+among its threads, which rounds differently."""
 
 Activation = Literal["none", "gelu"]
 
@@ -44,7 +45,7 @@ class Linear(nn.Linear):
         return self.part(x, slice(None), activation)
 
     def part(self, x: Tensor, outputs: slice, activation: Activation = "none") -> Tensor:
-        """Return only the outputs that the slice `outputs` selects from N, with the activation."""
+        """Return only those of the N outputs of `forward` that the slice `outputs` selects."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
         reduced = self.reduced
@@ -58,8 +59,9 @@ class Linear(nn.Linear):
 
 @contextmanager
 def reduced_weights(model: nn.Module) -> Iterator[None]:
-    """Keep copies of all linear weights in a CPU autocast's type within this context, for
-    inference. Autocast copies whole weights only, not slices, and looks up each copy every time."""
+    """Keep copies of all linear weights of a model in a CPU autocast's type within this context,
+    for inference. Autocast itself copies only whole weights, not slices of them, and has to find
+    the copy again at every use."""
     maps: list[Linear] = []
     if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
         maps = [m for m in model.modules() if isinstance(m, Linear) and _can_be_reduced(m)]
@@ -110,8 +112,8 @@ class _Context(Protocol):
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's product with its gradients, for training. Training is only repeated with the same
-    batches, so rows need not be bit-identical in other batches, and there is no padding."""
+    """oneDNN's product with its gradients, for training. A training is repeated only with the same
+    batches, so a row need not be bit-identical in another batch, and no rows are padded."""
 
     @staticmethod
     def forward(ctx: _Context, x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None) -> Tensor:
@@ -132,8 +134,8 @@ class _Product(torch.autograd.Function):
 
 
 def _weight_gradient(x_MK: Tensor, grad_MN: Tensor) -> Tensor:
-    """Return the gradient of the weights, (N, K). Computing its transpose is up to twice as fast if
-    M > N > K, and up to twice as slow otherwise."""
+    """Return the gradient of the weights, (N, K), from inputs and output gradient. Computing its
+    transpose is up to twice as fast if M > N > K, and up to twice as slow otherwise."""
     (rows, width), out = x_MK.shape, grad_MN.shape[1]
     if rows > out > width:
         return _onednn(x_MK.t(), grad_MN.t()).t().contiguous()

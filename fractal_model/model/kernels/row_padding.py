@@ -2,7 +2,8 @@
 
 Decided here: random masks give a different number of rows each time, and oneDNN compiles its code
 for each shape, which takes longer than a small product. The number of rows is therefore rounded up
-to one of 16 numbers between a power of two and the next. Padding changes no other row.
+to one of 16 numbers between a power of two and the next. The results of the
+other rows do not change.
 """
 
 import torch

@@ -89,7 +89,8 @@ _attention.register_autograd(_backward, setup_context=_save)
 
 
 def _flops(products: int, heads_3BHSd: torch.Size, *_: object, **options: object) -> int:
-    """Count the operations of `products` products per head, (S, d) · (d, S) or (S, S) · (S, d)."""
+    """Count the operations of `products` matrix products per head, each of S · S · d
+    multiplications and as many additions."""
     _kinds, rows, heads, length, width = heads_3BHSd
     return products * 2 * rows * heads * length**2 * width
 
