@@ -18,7 +18,7 @@ from fractal_model.data.prepared import Example, PreparedSplit
 
 
 class Batch(NamedTuple):
-    """The B images of one rank's batch, with their labels."""
+    """One rank's part of a global batch: B images with their labels."""
 
     images: torch.Tensor
     """Pixels: uint8 (B, 3, H, W)."""

@@ -4,8 +4,9 @@ Decided here: the stream of images is the permutations of the epochs, one after 
 in images from 0. A single number (the global position) therefore says where training is, for any
 number of workers and any batch size.
 
-Only a bit generator's raw output and `SeedSequence` are used. NumPy promises that both stay the
-same in every version and on every platform. `Generator.permutation` may change.
+The random numbers are a bit generator's raw output, seeded by `SeedSequence`. NumPy promises that
+both give the same numbers in every version and on every platform. It does not promise this of
+`Generator.permutation`, which is therefore not used.
 `size` is the number of images in the split.
 """
 

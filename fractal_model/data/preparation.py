@@ -54,7 +54,8 @@ def prepare_source(
     run_jobs: RunJobs,
     progress: Progress = lambda done: None,
 ) -> Manifest:
-    """Write `<data>/<dataset>` from the registered `source`, or continue a killed run.
+    """Write the prepared data set `<data>/<dataset>`, whose images have a side of `resolution`
+    pixels, from the registered `source`; or continue a run that was killed.
 
     `run_jobs` builds the missing shards. `progress` is called with the number of finished images.
     Equal sources give equal bytes, for any number of processes.
@@ -120,7 +121,7 @@ def _plan_jobs(
     partial: Path, listing_path: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
 ) -> list[ShardJob]:
     """Divide each split into shards of about equal size. A split has at least 16 shards, so that
-    many cores have work, or fewer if it has few images."""
+    many cores have work; only a split with few images has fewer."""
     jobs: list[ShardJob] = []
     for split in listing.splits():
         images = listing.count(split)

@@ -174,8 +174,8 @@ def open_prepared(place: Path | str, split: str) -> PreparedSplit:
     """Open a split of the prepared data set in a folder or at an address (s3://…).
 
     Opening reads no images. Raises FractalError when the place or its manifest is missing or
-    unreadable, when the format version or the split is unknown, and when files of a folder are
-    missing or have another size than the manifest says.
+    unreadable, when the format version or the split is unknown, and, for a folder, when files of
+    the split are missing or have another size than the manifest says.
     """
     manifest = read_manifest(place)
     store = store_at(place)

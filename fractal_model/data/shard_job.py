@@ -75,15 +75,16 @@ class ShardJob:
 
 
 class ShardResult(RawCounts):
-    """The content of `ShardJob.done_file`: manifest entry, quarantined files and raw counts."""
+    """The content of `ShardJob.done_file`: the shard's manifest entry, its quarantined files, and
+    the counts of its raw images."""
 
     record: ShardRecord
     quarantined: tuple[QuarantinedFile, ...]
 
 
 def build_shard(job: ShardJob) -> None:
-    """Write the shard of a job, then the checksums of its images, then its `done_file`. Raises
-    FractalError when the source cannot be read."""
+    """Write the shard of a job, then the checksums of its images, then the job's `done_file`.
+    Raises FractalError when the source cannot be read."""
     listing = Listing.read(job.listing)
     reader, raw, quarantined = SourceReader(job.root), RawCounts(), []
     counts = np.memmap(job.folder / PROGRESS_FILE, np.int64, mode="r+")

@@ -1,8 +1,8 @@
 """Successive halving over the settings of a sampler: better settings get more images.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter
-optimization", AISTATS 2016. Decided here: after each rung, the best one of every `keep` settings
-goes on to the next rung, with `keep` times as many images. A setting keeps its images of earlier
+optimization", AISTATS 2016. Decided here: after each rung, the best settings, one for every `keep`,
+go on to the next rung, with `keep` times as many images. A setting keeps its images of earlier
 rungs, so that only new images cost time. The first rung is as large as the budget allows. FIDs are
 compared only within a rung, because FID depends on the number of images.
 """
@@ -30,10 +30,10 @@ def plan_rungs(
     settings: int, *, classes: int, samples: int, keep: int, largest: int
 ) -> tuple[Rung, ...]:
     """Return the rungs of a sweep. The first rung compares `settings` settings. Each later rung
-    compares the best one of every `keep` settings; the last has at most `keep`. All rungs together
-    sample at most `samples` images, and a setting has at most `largest` images of each of the
-    `classes` classes. A rung without new images is left out. FractalError: `samples` is too small
-    even if the first rung has one image of each class."""
+    compares the best settings of the rung before, one for every `keep`, until at most `keep` are
+    left. All rungs together sample at most `samples` images, and a setting has at most `largest`
+    images of each of the `classes` classes. A rung without new images is left out. FractalError:
+    `samples` is too small even if the first rung has one image of each class."""
     counts = [settings]
     while -(-counts[-1] // keep) > 1:
         counts.append(-(-counts[-1] // keep))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNKNOWN_SHARE = 0.5
-"""Share of the night's budget that must be left to start an evaluation without a forecast, which
-may take hours. Otherwise the evaluation waits and comes first in the next night."""
+"""Share of the night's budget that must be left to start an evaluation without a forecast, because
+such an evaluation may take hours. With less, it waits and comes first in the next night."""
 
 
 @dataclass(frozen=True)

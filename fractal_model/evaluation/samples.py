@@ -90,7 +90,7 @@ class SamplesWithFeatures:
 
 @dataclass(eq=False)
 class _StoredSamples:
-    """A `SampleSet` of images in stored parts."""
+    """A `SampleSet` whose images are read from the stored parts of an evaluation."""
 
     parts: StoredParts
     labels: Tensor

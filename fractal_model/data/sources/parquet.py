@@ -124,8 +124,8 @@ def _refusal(row: _Row, usual: dict[int, str]) -> str | None:
 
 
 def _usual_classes(files: list[Path]) -> dict[int, str]:
-    """Return for each label the WordNet id with which most of its images' file names begin. A label
-    is left out if no file name begins with a WordNet id."""
+    """Return for each label the most frequent WordNet id at the start of its images' file names. A
+    label is left out if none of these names begins with a WordNet id."""
     classes: dict[int, Counter[str]] = defaultdict(Counter)
     for file in files:
         for row in _iterate_rows(file, _open(file)):

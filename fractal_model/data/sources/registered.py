@@ -47,7 +47,8 @@ class Registered(StrictModel):
     source: str
     resolution: Annotated[int, Field(ge=1)]
     description: str
-    """Path of the source's description relative to the settings' folder, for DVC."""
+    """Path of the source's description, relative to the folder of params.yaml. DVC depends on this
+    file."""
     statistics: RegisteredStatistics | None = None
     """Published statistics that FID uses instead of those of the prepared images."""
 
@@ -68,7 +69,7 @@ def register(
     holdout: float = 0.0,
     progress: Progress = lambda done: None,
 ) -> tuple[Source, Listing]:
-    """List the images in `root` and register them as the source `name`; an older one is replaced.
+    """List the images in `root` and register them as the source `name`, in place of an older one.
 
     `resolutions` are the sides of the data sets to build, in pixels. `holdout` is the share of a
     user's own images that becomes the validation split. Raises FractalError when there is no usable
