@@ -13,9 +13,9 @@ from fractal_model.metrics.reference import PublishedStatistics, Reference, buil
 
 
 def extract_reference(params: Params, dataset: str) -> Reference:
-    """Extract Inception features of real images, for comparison with samples, and write them to the
-    reference file of the data set. FractalError: the data set is not prepared, or the statistics
-    registered for it are missing or have changed."""
+    """Extract Inception features of a data set's real images, for comparison with samples. Write
+    them to the reference file of the data set and return the reference. FractalError: the data set
+    is not prepared, or the statistics registered for it are missing or have changed."""
     split = open_prepared(params.dataset_folder(dataset), "train")
     published = _registered_statistics(params, dataset, split.manifest.resolution)
     images = params.metrics.statistics_images.get(dataset, len(split))

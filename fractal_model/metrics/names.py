@@ -10,7 +10,7 @@ CLASS_AGREEMENT = "class_agreement"
 SAMPLE_METRICS = (FID, KID, INCEPTION_SCORE, PRECISION, RECALL, FD_DINOV2, CLASS_AGREEMENT)
 """Metrics that depend on the number of samples."""
 SPEED = ("seconds_per_image", "images_per_second")
-"""Metrics of sampling speed. Lower is better for seconds, higher for images per second."""
+"""Metrics of sampling speed. Lower seconds and higher images per second are better."""
 STANDARD_ERROR = "_stderr"
 """Suffix that turns the name of a metric into the name of its standard error."""
 _THOUSAND = 1000
@@ -37,5 +37,5 @@ def is_preview_of(metric: str, name: str) -> bool:
 
 
 def short_count(count: int) -> str:
-    """Return a count as it stands in metric names: 5000 as `5k`, 300 as `300`."""
+    """Return a number of images as metric names write it: 5000 as `5k`, 300 as `300`."""
     return f"{count // _THOUSAND}k" if count % _THOUSAND == 0 else str(count)

@@ -150,7 +150,7 @@ def run_blocks(
 
 def empty_caches(blocks: Sequence[Block], capacity: int, token_BD: Tensor) -> list[KeyValueCache]:
     """Return an empty cache for each block, with room for `capacity` positions of B rows.
-    `token_BD` is an input token of these rows."""
+    `token_BD` is an input token: it tells the number of rows, the type and the device."""
     shapes = [block.attention.cache_shape(len(token_BD), capacity) for block in blocks]
     return [KeyValueCache(token_BD.new_empty(s), token_BD.new_empty(s)) for s in shapes]
 

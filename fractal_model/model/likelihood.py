@@ -34,7 +34,7 @@ class Likelihood:
     """Bits per dimension of each image and pass, (N, P) float64. P = 1 if the likelihood is
     exact."""
     exact: bool
-    """True if one pass gives the likelihood itself, false if the passes estimate the bound."""
+    """True if one pass gives the likelihood itself, False if the passes estimate its bound."""
 
     @property
     def passes(self) -> int:
@@ -115,14 +115,15 @@ def pass_bits_by_term(
 
 
 def term_names(config: ModelConfig) -> tuple[str, ...]:
-    """Return the names of the terms into which `pass_bits_by_term` splits the bits, in order."""
+    """Return the names of the 3 + G terms into which `pass_bits_by_term` splits bits, in order."""
     guided = (level.patch_size for level in config.levels if level.guiding_pixel)
     guides = (f"guiding pixels of {size} px patches" for size in guided)
     return ("red", "green", "blue", *guides)
 
 
 class StratifiedMasks:
-    """Masks of all passes over a batch, drawn together to cover all mask sizes evenly."""
+    """Masks for all passes over a batch of images, drawn together so that every number of masked
+    sub-patches occurs about equally often."""
 
     def __init__(
         self, config: ModelConfig, seeds: Sequence[int], passes: int, device: torch.device
@@ -132,7 +133,7 @@ class StratifiedMasks:
         self._masks = [mask.to(device) for mask in _draw_masks(config, generators, passes)]
 
     def mask_source(self, number: int) -> MaskSource:
-        """Return the function that gives a level's masks, (R, T) bool, in pass `number`."""
+        """Return the function that gives the masks (R, T) bool of any level in pass `number`."""
 
         def masks(level: int, rows: Rows) -> Tensor:
             size = self._config.levels[level].patch_size

@@ -16,7 +16,8 @@ from torch import Tensor
 _MOST_GRAPHS = 16
 """Largest number of graphs of one function; further shapes run without a graph."""
 _WARM_UPS = 2
-"""Number of calls before the capture, in which libraries and compilers do their one-time work."""
+"""Number of calls of the function just before the capture, in which libraries and compilers do
+their one-time work. A capture must not contain this work."""
 _LOCK = threading.Lock()
 
 

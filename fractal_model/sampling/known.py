@@ -33,7 +33,7 @@ class KnownPixels:
         return KnownPixels(self.images.to(device), self.mask.to(device))
 
     def repeat(self, count: int) -> KnownPixels:
-        """Return the known pixels of `count` images that all equal this one image."""
+        """Repeat the known pixels of a single image, for a batch of `count` images."""
         return KnownPixels(self.images.expand(count, -1, -1, -1), self.mask.expand(count, -1, -1))
 
     def require_shape(self, count: int, size: int) -> None:

@@ -38,8 +38,8 @@ def attend_to_all(
     heads_3BHSd: Tensor, rotary: Tensor | None, *, causal: bool, drop: float
 ) -> Tensor:
     """Return the attention output (B, S, D) of S positions that attend to each other, from stacked
-    queries, keys and values. With `causal` no position attends to a later one. `rotary` rotates
-    queries and keys; `drop` is the dropout rate of the attention weights."""
+    queries, keys and values. With `causal` no position attends to a later one. `rotary` has the
+    factors that rotate queries and keys; `drop` is the dropout rate of the attention weights."""
     if not _is_short(heads_3BHSd):
         query, key, value = heads_3BHSd
         if rotary is not None:
