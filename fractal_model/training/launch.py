@@ -1,4 +1,4 @@
-"""Preparation of a training: its size and data, its fingerprint, its folders and its lock file."""
+"""Preparation of a training: the size, manifest, fingerprint, folders and lock file of a run."""
 
 import time
 from pathlib import Path

@@ -76,7 +76,8 @@ def _print_json(**content: object) -> None:
 
 
 def main() -> None:
-    """Run the training in FRACTAL_TRAINING_JOB. FractalError: it is not set, or training failed."""
+    """Run the training that FRACTAL_TRAINING_JOB describes. FractalError: the variable is not set,
+    or training failed."""
     keep_secrets_out_of_logs()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     if JOB_VARIABLE not in os.environ:

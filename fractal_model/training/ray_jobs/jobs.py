@@ -48,7 +48,7 @@ _PASSED_VARIABLES = (
 
 
 class TrainingJobs:
-    """The training jobs of one cluster, for one flow run."""
+    """Starts, follows and stops the training jobs of one cluster, for one flow run."""
 
     def __init__(
         self, address: str, owner: Owner, is_over: Callable[[Owner, str], bool] = lambda *_: False
@@ -118,7 +118,8 @@ class TrainingJobs:
 
     def _find_running(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
         """Return the name of the running job that trains the same run as `job`, or None. Stop the
-        jobs of other runs of this size. FractalError: another flow may still follow such a job."""
+        jobs of other runs of this size. FractalError: another flow may still follow one of
+        those."""
         for running in self._running(job.size):
             name = running.submission_id
             if _tag(running, FINGERPRINT_TAG) == job.fingerprint:

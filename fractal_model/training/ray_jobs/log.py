@@ -36,8 +36,8 @@ def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[
 
 
 async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
-    """Yield the new text of the log without end. When a connection ends or breaks, open another one
-    and leave out the text that was read before."""
+    """Yield new text of the log, forever. When a connection ends or breaks, open a new one, which
+    begins with the whole log again, and leave out what was read before."""
     position = 0
     while True:
         texts, to_skip = connect(), position

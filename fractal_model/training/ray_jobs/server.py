@@ -59,8 +59,8 @@ class JobsServer:
         return self._ask(f"give the log of the job {name}", lambda: self._client.get_job_logs(name))
 
     def tail(self, name: str) -> AsyncIterator[str]:
-        """Yield a job's log from its beginning, and new text as it comes. May end before the job.
-        RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
+        """Yield a job's log from its beginning, and new text as it comes. This may end before the
+        job does. RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
         return self._client.tail_job_logs(name)
 
     def stop(self, name: str) -> None:
@@ -110,6 +110,7 @@ class JobsServer:
 
 
 def _reason(error: Exception) -> str:
-    """First line of an error's text and, if a traceback follows, the text's last line."""
+    """Return the first line of an error's text, and the last line too if a traceback lies between
+    them."""
     first, last = str(error).strip().partition("\n")[0].strip(), last_line(error)
     return last if first in ("", last) else f"{first.removesuffix(':')}: {last}"

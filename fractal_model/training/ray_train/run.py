@@ -41,8 +41,8 @@ PLACEMENT_SECONDS = 30
 """Seconds that Ray waits until all workers have a machine. Ray may first plan with a machine that
 was just lost; after this time it plans again without that machine."""
 POLL_SECONDS = 0.25
-"""Seconds between Ray's requests for reports. A worker waits with its next report until Ray has
-taken the last one, and Ray's default of two seconds would delay trainings with short steps."""
+"""Seconds between Ray's requests for reports. A worker can report again only after Ray has taken
+its last report, so Ray's default of two seconds would delay trainings with short steps."""
 _OUT_OF_MEMORY = re.compile(
     r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
 )
@@ -111,8 +111,9 @@ def run_training(
 
 
 def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
-    """Folder or address of the checkpoint to register: the best, or `last`, the name of the last
-    one. FractalError: the recipe wants the best one, and no checkpoint was validated."""
+    """Return the folder or address of the checkpoint to register: the best or the last one, as the
+    recipe says. `last`: name of the last one. FractalError: the best one is wanted, but no
+    checkpoint was validated."""
     run = f"{job.storage}/{job.name}"
     if job.recipe.register_checkpoint == "last":
         return f"{run}/{last}"
@@ -128,8 +129,9 @@ def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
 def _train_within_memory(
     train: Callable[[int], ray.train.Result], recipe: TrainingConfig
 ) -> ray.train.Result:
-    """Call `train` with a number of workers. If a machine has too little memory, call it again with
-    fewer. FractalError: training failed for another reason, or more than `max_failures` times."""
+    """Call `train` with the recipe's number of workers. If a machine has too little memory, call it
+    again with three quarters of them. FractalError: training failed for another reason, or more
+    than `max_failures` times."""
     workers, failures = recipe.workers, 0
     while True:
         try:
@@ -144,7 +146,8 @@ def _train_within_memory(
 
 
 def _memory_shortage(error: BaseException, workers: int) -> str | None:
-    """Return a text about the machine that has too little memory; None if the error is another."""
+    """Return a text about the machine that has too little memory; None if the error has another
+    cause."""
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     for cause in (error, *failures.values()):
         if match := _OUT_OF_MEMORY.search(str(cause)):
@@ -214,7 +217,8 @@ def _keep_interrupt_handler() -> Iterator[None]:
 
 
 def _require_resources(recipe: TrainingConfig) -> None:
-    """Raise FractalError if the cluster lacks resources that Ray would wait for without end."""
+    """Raise FractalError if the cluster lacks resources for the workers, for which Ray would wait
+    forever."""
     resources = ray.cluster_resources()
     for resource, amount in recipe.resources_per_worker.items():
         available, needed = resources.get(resource, 0), amount * recipe.min_workers
@@ -235,7 +239,7 @@ def _require_resources(recipe: TrainingConfig) -> None:
 
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Return the last line of the first worker's failure that is not a lost connection, since lost
-    connections follow from other failures. If all are lost connections, take the first one."""
+    """Return the last line of the failure that probably caused the others: the first that is not a
+    lost connection, or the first of all if every failure is one."""
     causes = [last_line(failure) for failure in failures.values()]
     return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))

@@ -84,14 +84,15 @@ def _choose(
 
 
 def _names(filesystem: FileSystem, run: str) -> list[str]:
-    """Names of a run's checkpoint folders, oldest first."""
+    """Names of the checkpoint folders in the run's folder `run`, oldest first."""
     infos = filesystem.get_file_info(FileSelector(run, allow_not_found=True))
     folders = (info.base_name for info in infos if info.type == FileType.Directory)
     return sorted(name for name in folders if name.startswith(CHECKPOINT_PREFIX))
 
 
 def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalError:
-    """Return the checkpoint in `folder`, or an error that names its place in the storage."""
+    """Load the checkpoint in `folder`. If it is damaged, return an error that names `stored`, its
+    place in the storage."""
     try:
         return load_checkpoint(folder)
     except FractalError as error:

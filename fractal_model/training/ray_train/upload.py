@@ -20,12 +20,12 @@ _PREFIX = f"fractal-checkpoint-{socket.gethostname()}-"
 
 
 def new_scratch() -> Path:
-    """Make an empty folder for one checkpoint of this process."""
+    """Make an empty temporary folder for one checkpoint of this process; return its path."""
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{psutil.Process().pid}-"))
 
 
 def remove_abandoned_scratch() -> None:
-    """Remove this machine's scratch folders whose process has ended."""
+    """Remove the scratch folders on this machine that were made by processes which have ended."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         process = folder.name.removeprefix(_PREFIX).split("-")[0]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
@@ -33,9 +33,9 @@ def remove_abandoned_scratch() -> None:
 
 
 class Upload:
-    """Function that copies one checkpoint to the run's storage, the marker file last, and removes
-    the scratch folder. Ray calls it in a thread, and again if an object store asks for another
-    attempt. After an error Ray ends all workers."""
+    """Function that copies one checkpoint to the run's storage, the marker file last, and then
+    removes the scratch folder. Ray calls it in a thread. If an object store asks for another
+    attempt, Ray calls it again; after any other error Ray ends all workers."""
 
     def __init__(self, folder: Path) -> None:
         self._scratch = folder.parent

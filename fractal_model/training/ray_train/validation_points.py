@@ -36,7 +36,8 @@ class ValidationPoints:
         self._folder = f"{run}/{FOLDER}"
 
     def start(self, position: int) -> None:
-        """Write that the measurement at this position begins. OSError: the storage fails."""
+        """Store that the measurement of the weights at this position begins. OSError: the storage
+        fails."""
         self._filesystem.create_dir(self._of(position))
         self._write(position, STARTED, b"")
 
@@ -88,8 +89,9 @@ class ValidationPoints:
 
 @contextmanager
 def follow_points(points: ValidationPoints, on_point: OnPoint) -> Iterator[None]:
-    """During the block, call `on_point` in another thread, once for each point when it is complete.
-    The end of the block waits for the last calls and raises the first error of `on_point`."""
+    """During the `with` block, another thread calls `on_point` with each complete point once,
+    earlier ones included. The end of the block waits for the last calls and raises the first error
+    of `on_point`."""
     done, seen = threading.Event(), set[int]()
 
     def follow() -> None:

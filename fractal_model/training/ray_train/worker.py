@@ -127,13 +127,14 @@ class _Worker:
         return is_last or self._trainer.steps % self._steps_per_validation == 0
 
     def _is_overdue(self) -> bool:
-        """True if a checkpoint is due by the clock of rank 0."""
+        """True if rank 0's last checkpoint is older than `checkpoint_every_minutes`."""
         minutes = (time.monotonic() - self._saved_at) / 60
         return broadcast_from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
-        """Skip the batch that raised `error`, and load the last checkpoint if the recipe says so
-        (roll-back). StoppedError: the recipe does not allow skipping one more batch."""
+        """Let training skip the batch that raised `error`; if the recipe says `roll-back`, also
+        return to the last checkpoint. StoppedError: the recipe does not allow skipping one more
+        batch."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
         if recipe.non_finite == "stop":
@@ -168,7 +169,8 @@ class _Worker:
         self._skipped = sorted({*self._skipped, *progress.skipped})
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed workers left: scratch folders and incomplete checkpoints."""
+        """Remove what killed workers left behind: scratch folders and, on rank 0, incomplete
+        checkpoints."""
         remove_abandoned_scratch()
         if self._rank != 0:
             return
