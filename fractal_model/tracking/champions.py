@@ -179,8 +179,8 @@ def rollback(size: str, because: str) -> tuple[str, str]:
 
 @contextmanager
 def _lock_champion(size: str) -> Iterator[_LockedChampion]:
-    """Yield the champion of a size, which no other process can change within the block. If the
-    alias was moved without this module, record that as a change first."""
+    """Yield the champion of a size; no other process can change it within the `with` block. If the
+    alias was moved without this module, first record that as a change."""
     with hold_promotion_lock() as lock:
         champion = registry.aliased_version(size, registry.CHAMPION)
         locked = _LockedChampion(size, lock, champion, history(size))

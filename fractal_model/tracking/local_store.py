@@ -113,8 +113,8 @@ def _create_tables(database: sqlite3.Connection) -> None:
 
 
 def _wait_for_turn(file: Path) -> AbstractContextManager[None]:
-    """Hold a lock within the block, so that one process at a time creates the database `file`. In a
-    read-only folder nobody can create it, so there is no lock."""
+    """Hold a lock within the `with` block, so that one process at a time creates the database
+    `file`. In a read-only folder no process can create it, so no lock is needed."""
     if not os.access(file.parent, os.W_OK):
         return nullcontext()
     return hold_lock(file.with_suffix(".lock"), wait_seconds=WAIT_SECONDS)

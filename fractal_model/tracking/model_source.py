@@ -41,8 +41,8 @@ def load_model(source: str, outputs: Path) -> FractalModel:
 
 def fetch_registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
     """Fetch a version of a size, with its checkpoint, from the connected MLflow store. `source` is
-    `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`; None means the candidate.
-    FractalError: there is no such version, or `source` names another size."""
+    `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`; with None, fetch the
+    candidate. FractalError: there is no such version, or `source` names another size."""
     if source is None:
         return registry.resolve(size)
     name, at, alias = source.removeprefix(REGISTRY_SCHEME).partition("@")

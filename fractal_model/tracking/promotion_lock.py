@@ -92,8 +92,8 @@ def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[Promo
 
 
 def _take(lock: PromotionLock) -> str:
-    """Create the entry of `lock` and delete the entries of dead processes. Return the reason why
-    this process does not hold the lock; "" if it does."""
+    """Create the entry of `lock`, and delete the entries of dead processes. Return "" if this
+    process now holds the lock, otherwise the reason why not."""
     client = mlflow.MlflowClient()
     holder = f"process {os.getpid()} of {socket.gethostname()} is changing a champion"
     try:

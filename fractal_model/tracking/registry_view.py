@@ -31,7 +31,8 @@ class RegisteredVersion(StrictModel):
 
     @property
     def outcome(self) -> str:
-        """One line about the version: the last decision with its reason, or that there is none."""
+        """One line about the version: the last decision with its reason, `not decided` or `not
+        evaluated`."""
         if self.decision is None:
             return "not evaluated" if self.evaluation_run is None else "not decided"
         if self.promoted is None:

@@ -253,8 +253,8 @@ def git_revision() -> str:
 
 
 def _model_settings(size: Size) -> dict[str, object]:
-    """Model settings without the class names: a thousand names are too long for a parameter of
-    MLflow, and the checkpoint has them."""
+    """Settings of the size's model without the class names, because a thousand names are too long
+    for a parameter of MLflow. The checkpoint has them."""
     return size.model.model_dump(exclude={"class_names"})
 
 
@@ -272,8 +272,8 @@ def _log_dataset(manifest: Manifest, context: str) -> None:
 
 
 def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
-    """Yield nested settings as pairs of a dotted name and a value: {"b": 1} with the name "a" gives
-    ("a.b", "1"). Settings in a list get their index as a name."""
+    """Yield nested settings as pairs of a dotted name and a text: {"b": 1} under the name "a" gives
+    ("a.b", "1"). Items of a list have their index as name."""
     if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
         value = dict(enumerate(value))
     if isinstance(value, dict):

@@ -120,7 +120,8 @@ class MetricSpool:
         self._news.set()
 
     def _open(self) -> None:
-        """Remove an incomplete last line from the file, and read where delivery stopped."""
+        """Remove an incomplete last line from the file of reports, and read up to which byte of it
+        MLflow has everything."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / METRICS
         with self._metrics.open("ab+") as file:
@@ -169,7 +170,8 @@ class MetricSpool:
             self._unwritten = []
 
     def _next_batch(self) -> _Batch | None:
-        """Return the next reports, at least one and as many as fit a request; None without any."""
+        """Return the next reports to send, as many as fit one request but at least one; None if
+        none are left."""
         with self._lock:
             start, end = self._delivered, self._end
         if start == end:
@@ -194,7 +196,8 @@ class MetricSpool:
         return batch
 
     def _record_delivery(self, batch: _Batch, refusals: Sequence[Refusal]) -> None:
-        """Store that the batch is delivered, and write refused points to `refused.jsonl`."""
+        """Store that `batch` is delivered, and write the points that MLflow refused to
+        `refused.jsonl`."""
         rows: list[dict[str, object]] = [*batch.unreadable]
         for refusal in refusals:
             for point in refusal.points:

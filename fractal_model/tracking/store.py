@@ -33,8 +33,9 @@ T = TypeVar("T")
 
 
 def connect(outputs: Path) -> str:
-    """Make MLflow use the store in MLFLOW_TRACKING_URI, or else a SQLite file in `outputs`, created
-    if missing; return the store's address. FractalError: the store does not answer or work."""
+    """Make MLflow use the store in MLFLOW_TRACKING_URI or, if that is not set, a SQLite file in
+    `outputs`, which is created if missing. Return the store's address. FractalError: the store does
+    not answer or work."""
     # MLflow logs every table that it creates.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -64,8 +65,8 @@ def use_store(uri: str) -> None:
     """Make MLflow use the store at the address `uri`. A failed request is repeated for about 13 s,
     not for minutes as by default, unless MLFLOW_HTTP_REQUEST_MAX_RETRIES is set.
 
-    A user and password in a server's address are moved to MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD, since MLflow prints addresses. Their old values are replaced."""
+    A user and password in a server's address replace MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD, and are removed from the address, because MLflow prints it."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     parts = urlsplit(uri) if uri.startswith("http") else None
     if parts is not None and parts.username and parts.password:
