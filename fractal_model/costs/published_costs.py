@@ -58,8 +58,8 @@ def paper_flops(model: ModelConfig) -> tuple[float, ...]:
 
 
 def full_sequence_flops(model: ModelConfig) -> float:
-    """Operations per image of level 0's transformer on one sequence of all values of the image, as
-    the paper counts them."""
+    """Operations per image, as the paper counts them, of a transformer of level 0's shape that
+    reads all values of the image as one sequence."""
     length = model.image_size**2 * PIXEL_POSITIONS
     return _paper_count(model.levels[0], 1, length, length * CHANNEL_VALUES)
 

@@ -1,8 +1,8 @@
 """Numbers of blocks, positions and rows in a model, from which operations and memory are counted.
 
 Decided here: the number of rows is the expected number per image. A row of a MAR level passes only
-its masked sub-patches to the level below. The number of masks does not depend on the row, so the
-expectations multiply from level to level.
+its masked sub-patches to the level below. How many sub-patches of a row are masked does not depend
+on the levels above, so the expected shares multiply from level to level.
 
 Notation: level i has Rᵢ rows per image with Tᵢ sub-patches each. The last entry of a tuple belongs
 to the pixel network.

@@ -20,7 +20,7 @@ _CEILING_RUNS = 7
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median seconds of `repeats` runs of `work`, which the caller has warmed up."""
+    """Return the median seconds of `repeats` runs of `work`. Any warm-up is up to the caller."""
     return statistics.median(_seconds(work, device) for _ in range(repeats))
 
 

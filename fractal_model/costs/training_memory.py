@@ -49,7 +49,7 @@ class Activations(StrictModel):
     """Activations of a batch in bytes."""
 
     kept: float
-    """Bytes that are kept at the end of the forward pass."""
+    """Bytes that autograd keeps at the end of the forward pass, for the backward pass."""
     recomputed: float
     """With activation checkpointing: bytes that the largest block keeps while the backward pass
     recomputes it, without its input. Otherwise 0."""
@@ -188,7 +188,8 @@ def _transformer(stack: Transformer, rows: float, length: int, rest: float, item
 
 
 def _block(stack: Transformer, itemsize: int) -> float:
-    """Bytes kept per position of a block: two norms with their inputs, attention, feed-forward."""
+    """Bytes that one block keeps per position: two norms with inputs, attention, feed-forward
+    network."""
     if stack.gated:
         norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
         # Rotated queries and keys are kept beside the projection's output. With autocast each of
