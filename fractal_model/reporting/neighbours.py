@@ -51,7 +51,8 @@ class Memorisation:
     samples: Tensor
     """Distance of each of N samples to the nearest training image, (N,)."""
     baseline: Tensor
-    """Distance of each of K real images that are no copies to the nearest training image, (K,)."""
+    """Distances (K,) of K real images, none of them a copy, to the nearest (other) training
+    image."""
     baseline_name: str
     """Name of the real images in the baseline, for captions."""
 

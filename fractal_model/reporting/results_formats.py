@@ -77,7 +77,8 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def latex(frame: pd.DataFrame) -> str:
-    """Return LaTeX with a booktabs table for each data set, and its notes as text below it."""
+    """Return LaTeX with a booktabs table for each data set and, below each table, its notes as
+    text."""
     texts = []
     for section in split_by_dataset(frame):
         cells = section.cells.map(_escape_latex).rename(columns=_escape_latex)

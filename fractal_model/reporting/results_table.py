@@ -57,8 +57,8 @@ class Row:
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
     """Return a frame with the published models and the evaluated models `rows`, newest row first.
 
-    Columns: identity, settings, metrics (NaN: not measured), comparable, reason, run. The rows are
-    sorted by data set; published rows come first, comparable ones before the others.
+    Columns: those of IDENTITY and SETTINGS, the metrics (NaN: not measured), those of VERDICT. The
+    rows are sorted by data set; published rows come first, comparable ones before the others.
     """
     records = [_published_row(row) for row in PUBLISHED]
     for dataset in {row.dataset for row in rows}:
@@ -172,6 +172,7 @@ def _evaluated_row(row: Row, standard: Protocol | None, dinov2: str | None) -> d
 
 
 def _column_order(metric: str) -> tuple[int, str]:
-    """Sort key of a column: the metrics of FIRST come first, each before its standard error."""
+    """Return the sort key of a metric's column: the metrics of FIRST come first, in that order, and
+    each metric comes directly before its standard error."""
     base = metric.removesuffix(STANDARD_ERROR)
     return (FIRST.index(base) if base in FIRST else len(FIRST), metric)
