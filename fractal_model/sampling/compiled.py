@@ -162,8 +162,8 @@ class _ChannelSampler:
 
 
 def _buffers(blocks: Sequence[Block], capacity: int, token: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return two tensors of zeros for each block: its keys and its values at `capacity` positions
-    of as many rows as `token` has."""
+    """Return two tensors of zeros for each block, as buffers of its keys and values at `capacity`
+    positions. They have as many rows as `token`."""
     shapes = [block.attention.cache_shape(len(token), capacity) for block in blocks]
     return [(token.new_zeros(shape), token.new_zeros(shape)) for shape in shapes]
 

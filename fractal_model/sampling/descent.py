@@ -70,7 +70,7 @@ class _Step(NamedTuple):
 
 @dataclass
 class Descent:
-    """The sampling of one batch, level by level. All levels and rows share the fields."""
+    """The sampling of one batch, level by level. Its fields are what all levels and rows share."""
 
     model: FractalModel
     settings: SamplingConfig

@@ -1,8 +1,8 @@
 """The iterations of a MAR level, without computing again what the last iteration has computed.
 
 Decided here: the first block's inputs, queries, keys and values stay in memory. When a sub-patch
-becomes known, its own are computed once, for both branches. The last block computes only the
-outputs that the next level reads. `uncached.py` gives the same results without this.
+becomes known, these four are computed for it once, for both branches. The last block computes only
+the outputs that the next level reads. `uncached.py` has the same results without any such saving.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
 P prefix positions, S = P + T, N sub-patches selected in all rows, n conditions of each, D width, H
@@ -40,8 +40,8 @@ class MaskedRows:
 MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
 """Function that computes one iteration per call. It gets the canvas (R, T, 3, p, p), the mask (R,
 T) of the sub-patches that the canvas does not have yet, and the mask (R, T) of those selected for
-this iteration. It returns the conditions of the selected ones, (G · N, n, D). A sub-patch that the
-canvas once has is never masked again."""
+this iteration. It returns the conditions of the selected ones, (G · N, n, D). From call to call,
+masked sub-patches become known, never the reverse."""
 
 
 class CachedMaskedIterations:
@@ -72,9 +72,8 @@ class CachedMaskedIterations:
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
     def _selected_tokens(self, selected: Tensor) -> Tensor | None:
-        """Return the numbers of each row's selected sub-patches, (R, N / R). Return None if all
-        outputs must be computed: rows are not `even`, or the next level reads at least T outputs of
-        a row."""
+        """Return the numbers of each row's selected sub-patches, (R, N / R), or None if all outputs
+        are computed: rows are not `even`, or the next level reads at least T outputs of a row."""
         if not self._rows.even:
             return None
         token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)

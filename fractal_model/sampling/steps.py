@@ -1,7 +1,7 @@
 """Sampling steps of AR levels and pixel networks, on cached keys and values.
 
-The functions here own the caches. `uncached.py` has the same functions without caches, with which
-tests and benchmarks compare them.
+The functions here own the caches. `uncached.py` has the same functions without caches. Tests and
+benchmarks compare the two.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches of
 side p, C width of a condition, D width of the level.
@@ -18,8 +18,7 @@ from fractal_model.model.pixel import CHANNELS, PixelNetwork
 
 LevelSteps = Callable[[Tensor, int], Conditions]
 """Function that computes one step per call, for t = 0, 1, … It gets a canvas (R, T, 3, p, p),
-filled up to the sub-patch before t, and t. It returns the conditions (G · R, 1, D) of sub-patch
-t."""
+filled up to sub-patch t − 1, and t. It returns the conditions (G · R, 1, D) of sub-patch t."""
 PixelSteps = Callable[[Tensor, int], Tensor]
 """Function that computes one channel per call: red, green, blue. It gets values (R, 3) int64,
 filled up to the channel before this one, and the number of this channel. It returns the logits of
