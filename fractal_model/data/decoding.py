@@ -109,7 +109,8 @@ def _orientation(opened: ImageFile) -> int | None:
 
 
 def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
-    """Return the picture as RGB with its transparent parts on white, and True if it has any."""
+    """Return the picture as RGB with its transparent parts on white, and whether there are such
+    parts."""
     if not image.has_transparency_data:
         return _to_rgb(image), False
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")

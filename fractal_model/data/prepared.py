@@ -37,7 +37,8 @@ from fractal_model.data.manifest import (
 from fractal_model.data.object_store import LocalStore, Store, store_at
 
 _OPEN_SHARDS = 256
-"""Largest number of shards open at a time. ImageNet has 36 shards at 64 px, 564 at 256 px."""
+"""Largest number of shards open at a time, because systems often allow only 1,024 open files.
+ImageNet has 36 shards at 64 px, 564 at 256 px."""
 _RELEASE_BYTES = 256 * 2**20
 _TOUCHED_BYTES = 2 * 2**20  # The system may map this many bytes to read a single one.
 

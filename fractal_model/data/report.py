@@ -31,7 +31,8 @@ _CAPTION = 14  # pixels below an image
 
 
 def report_dataset(params: Params, dataset: str) -> None:
-    """Write the report of a data set beside it. FractalError: the data set is not prepared."""
+    """Write the report of the data set `dataset` to the folder `<dataset>-report` beside it.
+    FractalError: the data set is not prepared."""
     folder = params.paths.data / f"{dataset}-report"
     metrics = write_report(params.paths.data / dataset, folder)
     say(f"{dataset}: report of {metrics['train_images']:,.0f} training images in {folder}")

@@ -27,7 +27,7 @@ _ROWS = 128
 
 
 def images_per_shard(resolution: int) -> int:
-    """Return about how many images of `resolution` pixels a shard of SHARD_BYTES bytes has."""
+    """Return about how many images, `resolution` pixels wide and high, fill SHARD_BYTES bytes."""
     return max(1, int(SHARD_BYTES / (3 * resolution**2 * _COMPRESSED)))
 
 

@@ -18,7 +18,7 @@ _KEPT = 8  # cached transforms, one for each profile
 _ROUNDING = 2
 """Largest change of a colour value (0 … 255) by a profile that is explained by rounding alone."""
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Pillow's mode of pictures by the colour space of their profile."""
+"""Pillow's mode of the pictures that an ICC profile is for, by the profile's colour space."""
 _GREY = ("1", "L", "LA")
 
 

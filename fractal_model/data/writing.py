@@ -107,7 +107,8 @@ def _write_shards(
 def _check_images(
     images: LabelledImages, split: str, resolution: int, classes: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the images unchanged. FractalError: a wrong shape, type or label, or no images."""
+    """Yield the images unchanged. FractalError: an image has a wrong shape, type or label, or there
+    are no images."""
     shape, index = (resolution, resolution, 3), -1
     for index, (image, label) in enumerate(images):
         if image.dtype != np.uint8 or image.shape != shape:

@@ -25,7 +25,7 @@ from fractal_model.model.weights import weights_checksum
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """Everything that an evaluation on one data set reads."""
+    """Everything that an evaluation on the data set `dataset` reads, at the places in `params`."""
 
     params: Params
     dataset: str

@@ -60,7 +60,8 @@ class PreparedEvaluation:
         )
 
     def measure_likelihood(self) -> HeldOutLikelihood:
-        """Measure the held-out bits per dimension, unconditional and conditional."""
+        """Measure the bits per dimension of the validation images, without and with their
+        classes."""
         split = self.inputs.split("validation")
         with progress_bar("held-out likelihood, images", 2 * len(split), images=True) as update:
             return held_out_likelihood(

@@ -84,11 +84,11 @@ class Protocol(StrictModel):
     kid_subsets: PositiveInt
     """Number of random subsets over which KID is averaged."""
     kid_subset_size: PositiveInt
-    """Number of images in each of these random subsets."""
+    """Number of images in each random subset for KID."""
     fid_resamples: PositiveInt
     """Number of bootstrap resamples for the standard error of FID."""
     neighbours: PositiveInt = 3
-    """The number k of nearest neighbours in precision and recall."""
+    """Number k of nearest neighbours by which precision and recall are defined."""
 
     @property
     def samples(self) -> int:

@@ -21,7 +21,7 @@ from fractal_model.data.sources.listing import (
 )
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
-"""Splits by the names of their folders in lower case."""
+"""The split of each name that a folder may have, in lower case."""
 _OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
 """More names that folders of splits often have, in lower case. If all folders have such names, none
 is taken for a class."""
@@ -61,8 +61,8 @@ def ignored_folders(root: Path) -> list[str]:
 
 
 def _base(root: Path) -> Path:
-    """Return the folder that contains the splits' folders: ILSVRC/Data/CLS-LOC, if `root` has that,
-    as in Kaggle's ImageNet, or else `root`."""
+    """Return the folder that contains the splits' folders. It is `root`, or the folder
+    ILSVRC/Data/CLS-LOC in `root` if there is one, as in Kaggle's ImageNet."""
     kaggle = root / "ILSVRC" / "Data" / "CLS-LOC"
     return kaggle if kaggle.is_dir() else root
 
@@ -179,8 +179,9 @@ def _list_class(
     imagenet: bool = False,
     allowed: set[str] | None = None,
 ) -> None:
-    """List the files in the folder of a class and its subfolders. If the folder's name is no class,
-    or is not in `allowed`, refuse every file, so that the report counts each."""
+    """List the files in the folder of a class and its subfolders. Refuse every file, so that the
+    report counts each, if the folder's name is not in `allowed` or, with `imagenet`, not a WordNet
+    id."""
     class_id, before = folder.name, len(builder)
     misplaced = None
     if imagenet and not WNID.fullmatch(class_id):

@@ -27,7 +27,7 @@ from fractal_model.data.sources.listing import (
 from fractal_model.data.sources.reading import image_batches, open_parquet
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
-"""Splits by the first word of a file's name, or by its folder's name."""
+"""The split of each word that a file's name may begin with, or that may be its folder's name."""
 _LARGEST_PAGE = 512 * 2**20
 """Largest allowed page of a parquet column, in bytes. A page is decoded as a whole, with its packed
 and its unpacked bytes in memory at the same time."""
@@ -158,7 +158,7 @@ def _open(file: Path) -> pq.ParquetFile:
 
 
 def _iterate_rows(file: Path, opened: pq.ParquetFile) -> Iterator[_Row]:
-    """Yield every row without reading images."""
+    """Yield a `_Row` for every row of the file, without reading the images."""
     has_path = "path" in {f.name for f in opened.schema_arrow.field("image").type}
     columns = ["label", *(["image.path"] if has_path else [])]
     for group in range(opened.num_row_groups):
