@@ -7,6 +7,7 @@ from fractal_model.model.fractal import MaskSource, Rows
 from fractal_model.model.randomness import ranks
 
 MASK_RATIO_SD = 0.25
+"""Standard deviation of the mask ratio in training, before it is truncated to 0 … 1."""
 GUIDE_NOISE_SD = 0.01
 """Standard deviation of the noise that is added to a mean colour, in units of 8-bit values."""
 

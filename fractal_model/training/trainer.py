@@ -167,7 +167,8 @@ class Trainer:
             self._average.n_averaged.zero_()
 
     def skip_batch(self) -> None:
-        """Move the position past the next batch without training on it."""
+        """Add one batch to the position, so that the next batch is skipped without training on
+        it."""
         self.position += self.recipe.batch_size
 
     def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

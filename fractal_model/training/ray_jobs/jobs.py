@@ -28,6 +28,7 @@ from fractal_model.training.ray_jobs.server import JobsServer
 
 STOP_SECONDS, POLL_SECONDS = 25.0, 0.5
 STATUS_SECONDS = 2.0
+"""Seconds between requests for the status of a followed job."""
 LOST_SECONDS = 600.0
 """If the cluster does not answer for this many seconds, the flow stops following its job."""
 # A pattern without a slash matches at any depth. Ray's name of the folder itself is ".", which

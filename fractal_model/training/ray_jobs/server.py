@@ -16,8 +16,10 @@ from fractal_model.common.errors import FractalError, last_line
 
 REQUEST_SECONDS = 60.0
 RETRY_SECONDS, PATIENCE_SECONDS = 1.0, 30.0
+"""Seconds between attempts of a request, and seconds after which a failing request is given up."""
 _ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError)
 _AWAY = (ConnectionError, requests.ConnectionError, requests.Timeout)
+"""Errors of a server that does not answer now. The request is sent again."""
 _UNAVAILABLE = ("status code 429", "status code 5")
 Answer = TypeVar("Answer")
 

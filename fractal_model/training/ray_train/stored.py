@@ -24,7 +24,8 @@ CHECKPOINT_PREFIX = "checkpoint_"
 
 @dataclass(frozen=True)
 class Resumed:
-    """The checkpoint that all ranks continue from."""
+    """The checkpoint from which all ranks continue, and the errors of newer ones that are
+    damaged."""
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]

@@ -33,6 +33,7 @@ from fractal_model.training.ray_train.best import keep_best
 from fractal_model.training.ray_train.validation_points import MOST_UNFINISHED, ValidationPoints
 
 LOWEST_PRIORITY = 19
+"""Nice value of the validation process: the largest, so that training gets the CPUs first."""
 
 
 def validation_of(job: TrainingJob) -> RayValidationConfig | None:
@@ -60,8 +61,9 @@ def _resources(recipe: TrainingConfig) -> dict[str, float]:
 
 
 def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> dict[str, Any]:
-    """Measure a checkpoint, store its validation point, and copy the checkpoint if it is the
-    best so far. `settings` has only `job`, the TrainingJob as JSON. Ray gets no metrics."""
+    """Measure a checkpoint, store its validation point, and copy the checkpoint if it is the best
+    so far. `settings` has only `job`, the TrainingJob as JSON. The returned dict of metrics, which
+    Ray wants, is empty."""
     keep_secrets_out_of_logs()
     os.nice(LOWEST_PRIORITY - os.nice(0))
     training = TrainingJob.model_validate_json(settings["job"])
