@@ -58,7 +58,7 @@ def describe_model(size: str) -> str:
 
 
 def describe_version(size: str, own_tags: Mapping[str, str]) -> str:
-    """Description of a registered version from its tags, in Markdown."""
+    """Description of a registered version, in Markdown, made from the version's tags `own_tags`."""
     if tags.IMPORT_RUN_TAG in own_tags:
         return f"`{size}`, imported from a published file (`{tags.SOURCE_CHECKSUM_TAG}`)."
     run = own_tags.get(tags.TRAINING_RUN_TAG)

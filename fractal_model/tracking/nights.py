@@ -34,8 +34,8 @@ def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation
 
 
 def _samples_key(run: Run) -> tuple[str, str]:
-    """Version and protocol of an evaluation. Evaluations of the same version and protocol share
-    their sampled images."""
+    """Return an evaluation's version and protocol. Evaluations that agree in both share their
+    sampled images."""
     return run.data.tags.get(VERSION_TAG, ""), run.data.tags.get(PROTOCOL_TAG, "")
 
 

@@ -40,6 +40,7 @@ LONGEST_SECONDS = 60.0
 """Longest time, in seconds, that a process may hold the lock. After it the process counts as
 dead."""
 WAIT_SECONDS = 300.0
+"""Longest time, in seconds, to wait for the lock while other processes hold it."""
 PAUSE_SECONDS = 0.2
 """The pause after attempt number n is random, from 0 to n times this number of seconds."""
 # Error codes of MLflow after which the process tries again
@@ -58,7 +59,8 @@ class PromotionLock:
     """Name of the registered model that stands for the lock."""
 
     def require(self) -> None:
-        """Raise FractalError if another process took this one for dead and deleted its lock."""
+        """Raise FractalError if another process deleted this lock, because it took this process for
+        dead."""
         if not mlflow.MlflowClient().search_registered_models(f"name = '{self.entry}'"):
             raise FractalError(
                 f"this process took more than {LONGEST_SECONDS:.0f} s to change the champion, so "

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException, RestException
 from fractal_model.common.errors import one_line
 
 _PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+"""MLflow's error codes for points that it will never take."""
 
 
 @dataclass(frozen=True)
