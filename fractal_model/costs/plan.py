@@ -40,7 +40,7 @@ DAY, HOUR = 86_400, 3_600
 
 
 class PartCost(StrictModel):
-    """Costs of a level or of the pixel network. Operations are per image."""
+    """Costs of a level or of the pixel network. Operations (`…flops`) are per image."""
 
     name: str
     parameters: int
@@ -98,9 +98,9 @@ class Plan(StrictModel):
     """Utilisation if the products that activation checkpointing repeats are not counted."""
     disk: Disk
     seconds_per_sample: float
-    """Time of a sample on one GPU."""
+    """Seconds in which one GPU draws one sample, on average."""
     sampling_hours: float
-    """Time of `SAMPLES` samples on all GPUs."""
+    """Hours in which all GPUs together draw `SAMPLES` samples."""
 
 
 MOST_IMAGES = 10**12
