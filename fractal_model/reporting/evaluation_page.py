@@ -34,6 +34,7 @@ from fractal_model.reporting.neighbours import (
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 NEAREST_SAMPLES, NEIGHBOURS = 8, 4
+"""Number of samples shown with their nearest training images, and of such images per sample."""
 DISTANCE = "distance to the nearest training image"
 AGREEMENT = "nearest training image is of the same class"
 Numbers = TypeVar("Numbers", bound=Sized)
@@ -109,7 +110,8 @@ def write_report(
 
 
 def headlines(values: Mapping[str, float]) -> list[Headline]:
-    """Return each metric with its standard error as texts, in the order of `values`."""
+    """Return each metric of `values` as texts, together with its standard error, in the same
+    order."""
     return [
         Headline(name, f"{value:.4g}", f"{values[error]:.2g}" if error in values else "")
         for name, value in values.items()
@@ -221,5 +223,6 @@ def _png(row: Tensor) -> str:
 
 
 def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
-    """Draw a figure and return it as an SVG element; None if there are no `numbers`."""
+    """Return the figure that `draw` makes of `numbers`, as an SVG element; None if there are
+    none."""
     return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))

@@ -24,8 +24,9 @@ def sweep_figures(
 ) -> dict[str, Figure]:
     """Return by file name a heat map and curves of FID against guidance and logit scale.
 
-    They show the `first` rows of the table, which are all settings of the sweep's first round, with
-    equal numbers of images. Settings with other iterations than the best setting are left out.
+    They show the `first` rows of the table: the settings of the sweep's first round, all measured
+    with the same number of images. Settings with other iterations than the best setting are left
+    out.
     """
     rows = table.iloc[:first]
     rows = rows[rows["iterations"].map(tuple) == best.iterations]
