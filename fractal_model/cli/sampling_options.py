@@ -115,6 +115,7 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 LARGEST_REQUEST = 1_000_000
+"""Largest number of images that one command draws."""
 _LONGEST_TEXT = 40
 _ORDERS: tuple[str, ...] = get_args(OrderName)
 _ALLOWED = {
