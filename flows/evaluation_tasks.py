@@ -57,7 +57,8 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
 
 
 def publish_table(key: str, table: pd.DataFrame, description: str | None = None) -> None:
-    """Show a table on Prefect's pages; a missing value becomes an empty cell."""
+    """Show a table on Prefect's pages as the artifact `key`; a missing value becomes an empty
+    cell."""
     cells = table.astype(object).where(table.notna(), "")
     rows = cells.map(lambda cell: safe_text(cell) if isinstance(cell, str) else cell).to_dict(
         "records"

@@ -182,8 +182,8 @@ class Night:
 
 
 def _run_or_report(work: Callable[[], T], size: str, version: str = "", kind: str = "") -> T | Row:
-    """Return the result of `work` on a size. If it raises, return a row with the reason, so that
-    the night continues with the other sizes."""
+    """Return the result of `work` on a size. If it raises an exception, return a row with the
+    reason, so that the night continues with the other sizes."""
     started = time.monotonic()
     try:
         return work()

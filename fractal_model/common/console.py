@@ -80,7 +80,8 @@ class _SpeedColumn(ProgressColumn):
 
 @contextmanager
 def only_result_on_stdout(is_on: bool) -> Iterator[None]:
-    """If `is_on`, send the block's messages to stderr, so that stdout has the result alone."""
+    """If `is_on`, print the block's messages to stderr, so that stdout has only the command's
+    result."""
     before = console.stderr
     console.stderr = before or is_on
     try:

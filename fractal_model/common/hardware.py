@@ -22,7 +22,7 @@ class Hardware(StrictModel):
 
     @classmethod
     def here(cls, workers: int = 1) -> Self:
-        """The hardware of this machine, on which `workers` workers compute."""
+        """The hardware of this machine, with `workers` as the number of workers."""
         return cls(
             machine=platform.machine(),
             cpus=os.cpu_count() or 1,

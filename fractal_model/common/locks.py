@@ -30,7 +30,8 @@ def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
 
 @contextmanager
 def wait_for_lock(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock `file` within the block. If it is taken, call `on_wait` once and wait."""
+    """Hold the lock `file` within the block. If another process holds it, call `on_wait` once and
+    wait until the lock is free."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:

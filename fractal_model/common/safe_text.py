@@ -10,7 +10,7 @@ import re
 from urllib.parse import quote, unquote
 
 LONGEST, LONGEST_NAME = 2000, 120
-"""Largest number of characters of a message, and of a name."""
+"""Largest number of characters that are shown of a message, and of a name."""
 HIDDEN = "***"
 
 _JOINERS = "\u200c\u200d"  # invisible, but some letters and emoji need them
@@ -114,8 +114,8 @@ def _escape(character: str) -> str:
 
 
 def _secret_values() -> list[str]:
-    """Return the secrets in the environment, the longest first. Short words are left out, because
-    they occur in harmless texts too."""
+    """Return the secrets in the environment variables, the longest first. Short values are left
+    out, because they occur in harmless texts too."""
     values = set()
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and not _PLACE.search(name):

@@ -110,7 +110,8 @@ class Size(StrictModel):
         return self.model_copy(update={"evaluation": evaluation})
 
     def with_class_names(self, names: tuple[str, ...]) -> Self:
-        """This size with the names of its model's `num_classes` classes added."""
+        """This size with `names` as the class names of its model, one for each of its
+        `num_classes`."""
         model = self.model.model_copy(update={"class_names": names})
         return self.model_copy(update={"model": model})
 

@@ -47,8 +47,8 @@ class SamplingConfig(StrictModel):
     all their numbers. Other MAR levels are always random; AR levels always take raster order."""
 
     def level_iterations(self, model: ModelConfig) -> tuple[int, ...]:
-        """Iterations of each level of `model`. FractalError: `iterations` does not fit the
-        model."""
+        """Number of iterations of each level of `model`. FractalError: the setting `iterations`
+        does not fit the model."""
         tokens = [level.tokens for level in model.levels]
         if self.iterations and len(self.iterations) != len(tokens):
             raise FractalError(

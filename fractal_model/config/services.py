@@ -25,7 +25,7 @@ class ServicesConfig(StrictModel):
     ray_cpus: Annotated[int, Field(ge=0, le=10_000), NUMBER] = 0
     """Number of logical CPUs that Ray offers; 0: all CPUs of the machine."""
     startup_seconds: Annotated[int, Field(ge=1, le=86_400), NUMBER] = 180
-    """Longest time in seconds until a started server answers."""
+    """Longest time in seconds that a started server may take until it answers."""
 
     def ports(self) -> dict[str, int]:
         """The ports of all servers, by their keys in the section `services`."""

@@ -96,7 +96,8 @@ class TrainingConfig(StrictModel):
     resources_per_worker: dict[Annotated[str, AfterValidator(_require_ray_name)], Amount]
     """Resources of a worker by Ray's names: CPU, GPU, memory in bytes, or a custom resource."""
     accelerator_type: str | None
-    """Ray's name of the GPU that machines must have, such as H100; None: any machine is used."""
+    """Ray's name of the GPU type that a worker's machine must have, such as H100; None: any
+    machine."""
     images_per_worker: AtLeastOne
     """Number of images that a worker computes at once. It goes through its share of a batch in
     groups of this size and sums their gradients."""
@@ -104,7 +105,7 @@ class TrainingConfig(StrictModel):
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
     checkpoint_every_minutes: Positive
-    """Longest time in minutes between checkpoints, checked at each step that logs metrics."""
+    """Longest time in minutes between checkpoints. It is checked only at steps that log metrics."""
     keep_checkpoints: AtLeastOne
     """Number of newest checkpoints that are kept; the best one is kept too."""
     log_every_steps: AtLeastOne
@@ -124,7 +125,8 @@ class TrainingConfig(StrictModel):
         Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
     ] = _VALIDATE_EVERY
     """Number of epochs between two validations, which compute the held-out likelihood and a grid of
-    samples from a new checkpoint. The last epoch ends with one too. 0: no validation at all."""
+    samples from a new checkpoint. There is one after the last epoch too. 0: no validation at
+    all."""
     validation: Annotated[
         ValidationConfig, Field(exclude_if=lambda value: value == ValidationConfig())
     ] = ValidationConfig()
@@ -180,8 +182,8 @@ class TrainingConfig(StrictModel):
         )
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
-        """Whether each level, and last the pixel network, recomputes activations. `levels` counts
-        the levels alone. ValueError: the setting has another number of entries."""
+        """For each of `levels` levels, and last for the pixel network: True if it recomputes
+        activations. ValueError: `activation_checkpointing` has another number of entries."""
         entries = self.activation_checkpointing
         if isinstance(entries, bool):
             return (entries,) * (levels + 1)
@@ -193,7 +195,8 @@ class TrainingConfig(StrictModel):
         return entries
 
     def accumulation(self, workers: int) -> int:
-        """How often each of `workers` workers computes `images_per_worker` images for one step."""
+        """Number of groups, of at most `images_per_worker` images, that each of `workers` workers
+        computes for one step."""
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property

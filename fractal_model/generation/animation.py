@@ -34,7 +34,7 @@ PICTURE_PIXELS, TILE_PIXELS, SHEET_TILE_PIXELS, SHEET_COLUMNS = 960, 320, 96, 10
 GAP = 6
 GRID_LINES = (178, 186, 199)
 OUTLINES = ((255, 122, 0), (0, 140, 255), (0, 170, 90))
-"""Colours of the outlines of patches, from the second level down."""
+"""Colours of the outlines of patches: one for each level from level 1 on, then the first again."""
 SECONDS, LAST_SECONDS = 10, 2
 """Approximate duration of an animation, and duration of its last frame, in seconds."""
 
@@ -245,8 +245,8 @@ GROWING_IMAGES = 3
 def write_growth_animation(
     model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
 ) -> tuple[Path, Path]:
-    """Write an animation of one image for each of the first three classes, with the first seeds of
-    `settings`, and its still sheet to `folder`. Return the paths of animation and sheet."""
+    """Write an animation of one image for each of the first three classes, with the seeds from
+    `settings.seed` on, and its still sheet to `folder`. Return the paths of animation and sheet."""
     labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
     seeds = range(settings.seed, settings.seed + len(labels))
     return animate(model, labels, seeds, sampling, folder / "growth.gif")

@@ -42,8 +42,8 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
 
 
 def class_number(part: str, config: ModelConfig) -> int:
-    """Return the class number of `part`, a number, a name (with or without commas) or `none`.
-    FractalError: the class is unknown or may mean two classes."""
+    """Return the number of the class that `part` means: a number, a name (with or without commas),
+    or `none`, which gives NO_CLASS. FractalError: the class is unknown or may mean two classes."""
     if part == UNCONDITIONAL:
         return NO_CLASS
     names = config.class_names

@@ -48,8 +48,9 @@ def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
 
 
 def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
-    """Return a mask (S, S) bool, True (known) outside the box (top, left, height, width), or with
-    `outside` inside the box. FractalError: the box is empty or not inside the image."""
+    """Return a mask (S, S) bool for a box (top, left, height, width); S is `side`. It is True
+    (known) outside the box, or with `outside`, for outpainting, inside the box. FractalError: the
+    box is empty or not inside the image."""
     top, left, height, width = box
     inside = min(top, left) >= 0 and top + height <= side and left + width <= side
     if min(height, width) < 1 or not inside:

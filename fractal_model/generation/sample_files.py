@@ -24,7 +24,7 @@ GRID_COLUMNS = 32
 """Largest number of images in a row of a grid."""
 ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
-"""File in a folder of samples with the fingerprint of everything that decides them."""
+"""File in a folder of samples with the fingerprint of everything that decides the samples."""
 SOURCE_FILE = "request.json"
 """File in a folder of samples with the request for them, a `SampleRequest` of `evaluation.protocol`
 as JSON."""

@@ -29,7 +29,8 @@ def sample_images(
 ) -> Iterator[tuple[range, Tensor]]:
     """Sample one image for each of N labels and N seeds. Yield them part by part, in any order: the
     range of the part's image numbers, and its n images (n, 3, S, S) uint8. At most `largest` images
-    are sampled at a time. All samples share the known pixels of the one image `known`."""
+    are sampled at a time. If `known` is given, all samples have the known pixels of this one
+    image."""
     start = partial(_start, model, sampling, labels, seeds, known)
     return map_parts(start, len(labels), largest=largest)
 

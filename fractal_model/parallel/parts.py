@@ -31,7 +31,8 @@ is only estimated, from smaller parts."""
 Work = Callable[[range], Tensor]
 """A function that takes image numbers and returns a tensor with one row for each image."""
 StartWork = Callable[[torch.device], Work]
-"""Moves the model to a worker's device and returns the worker's `Work`; it must be picklable."""
+"""A function that moves the model to a worker's device and returns the worker's `Work`. It must be
+picklable."""
 
 
 class MapParts(Protocol):

@@ -157,7 +157,8 @@ def _cpus_and_gpus() -> tuple[int, int]:
 
 
 def _workers_that_fit(cpus: int, gpus: int) -> int:
-    """Number of workers that can run at once; with more workers Ray would wait for ever."""
+    """Number of workers for which `cpus` CPUs and `gpus` GPUs suffice. Ray would wait for ever to
+    start another one."""
     return min(cpus, gpus) if gpus else cpus
 
 
@@ -169,7 +170,8 @@ def _gpu_types(resources: dict[str, float]) -> list[str]:
 
 
 def _require_files(files: Sequence[Path], resource: str) -> None:
-    """Raise FractalError if a machine of the cluster that offers `resource` lacks a file."""
+    """Raise FractalError if one of `files` is missing on a machine of the cluster that has the
+    `resource`, CPU or GPU."""
     answers = [
         _missing_files.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)

@@ -34,7 +34,8 @@ class StoredParts:
     def __call__(
         self, start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        """Yield stored parts; then compute, store and yield the others. OSError: disk full."""
+        """Yield the stored parts; then compute, store and yield the missing images. OSError: disk
+        full."""
         self._folder.mkdir(parents=True, exist_ok=True)
         is_missing = torch.ones(total, dtype=torch.bool)
         for part, rows in self.read_parts():

@@ -74,7 +74,8 @@ def client_environment(config: ServicesConfig, folder: ServicesFolder) -> dict[s
 
 
 def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
-    """The client environment as lines that a shell can source."""
+    """Lines for a shell to source: they set the client environment, and exempt loopback from
+    proxies."""
     variables = client_environment(config, folder).items()
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
     for name in ("no_proxy", "NO_PROXY"):  # Add loopback to the shell's own exceptions.

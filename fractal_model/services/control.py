@@ -58,7 +58,8 @@ class Services:
 
     def up(self, say: Callable[[str], None]) -> None:
         """Start all servers and wait until they answer; `say` gets a line for each. FractalError:
-        servers run already, a port is taken, or a server dies or is silent (then all stop)."""
+        servers run already, a port is taken, or a server dies or does not answer (then all are
+        stopped)."""
         with hold_lock(self.folder.state / "starting.lock"):
             old_run = self.folder.run
             if old_run is not None and not self.is_supervised():

@@ -21,7 +21,8 @@ from fractal_model.services.health import ask_prefect
 
 DEPLOY_SECONDS = 300
 CHANGE_SECONDS = 30
-"""Longest wait for one request that changes something; a busy server takes seconds."""
+"""Longest wait in seconds for the answer to a request that changes something, as a busy server
+needs some seconds."""
 DEPLOYED = "deployed "
 """Beginning of the line that `flows.deployments` prints for each deployment."""
 HEADER = "# Written by `make up`, removed by `make down`.\n"

@@ -90,8 +90,9 @@ def _works_in(deployment: dict[str, Any], folder: ServicesFolder) -> bool:
 
 
 def _free_slots(send: Send, deployments: list[str]) -> None:
-    """Set the number of taken slots of each deployment to the number of its active runs. After a
-    restart the server knows how many slots are taken, but not by which runs."""
+    """For each of `deployments`, which are ids, lower the number of taken slots to the number of
+    its active runs. After a restart the server knows how many slots are taken, but not by which
+    runs."""
     # Deployments are read before the runs, because a run may begin meanwhile.
     in_pool = _read_all(send, "deployments", IN_OUR_POOL)
     counts = Counter(run["deployment_id"] for run in _read_all(send, "flow_runs", ACTIVE_RUNS))

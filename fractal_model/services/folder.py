@@ -18,7 +18,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
-"""Largest number of characters in the path of the temporary folder. Ray adds up to 70 to it."""
+"""Largest number of characters in the path of the temporary folder. Ray adds up to 70 to it, and
+the length of a socket's path is limited."""
 _USER, _SECRET = "[A-Za-z0-9_.-]+:", "[A-Za-z0-9_.-]{16,}"
 
 
@@ -64,7 +65,8 @@ class ServicesFolder:
 
     def login(self) -> str:
         """The login of Prefect and MLflow as `user:password`; the first call makes one.
-        FractalError: the file is empty or malformed; Prefect would accept an empty password."""
+        FractalError: its file is empty or malformed. It is checked because Prefect would accept an
+        empty password."""
         return self._read_or_create_secret(self.login_file, "fractal:")
 
     def _read_or_create_secret(self, file: Path, prefix: str = "") -> str:

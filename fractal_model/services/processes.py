@@ -19,7 +19,7 @@ it."""
 
 
 def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Yield the running processes that we may inspect, with their environments."""
+    """Yield each running process that this user may inspect, with its environment variables."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
