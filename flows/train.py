@@ -96,7 +96,7 @@ def _train_and_register(
         if not resume:
             _begin_anew(params, size, fingerprint)
         with runs.training_run(size, manifest, fingerprint, outputs) as run_id:
-            job = _make_job(params, size, fingerprint, run_id)
+            job = _make_job(params, size, manifest, fingerprint, run_id)
             images = size.training.epochs * manifest.splits["train"].images
             checkpoint = train(job, images, outputs)
             tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
@@ -131,7 +131,9 @@ def _cluster_jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | 
     return TrainingJobs(address, this_owner(), is_owner_over)
 
 
-def _make_job(params: Params, size: Size, fingerprint: str, run_id: str) -> TrainingJob:
+def _make_job(
+    params: Params, size: Size, manifest: Manifest, fingerprint: str, run_id: str
+) -> TrainingJob:
     champion = registry.aliased_version(size.name, registry.CHAMPION)
     return TrainingJob(
         size=size.name,
@@ -143,6 +145,7 @@ def _make_job(params: Params, size: Size, fingerprint: str, run_id: str) -> Trai
         fingerprint=fingerprint,
         tracking_uri=store.tracking_uri(),
         run_id=run_id,
+        images=manifest.splits["train"].images,
         sampling=size.sampling,
         scored_weights=size.evaluation.weights,
         reference=runs.curve(registry.training_run_id(size.name, champion), "loss"),

@@ -54,7 +54,7 @@ _OPERATIONAL = {
     "non_finite": "skip",  # the checkpoint stores which batches were left out
     "max_non_finite": 0,
 }
-_VALIDATE_EVERY = 10
+_VALIDATE_EVERY = 0
 # These settings are newer than the first runs. At their defaults `exclude_if` leaves them out of
 # the fingerprint, so that the fingerprint of an earlier run stays the same.
 _VALIDATION = {"validate_every_epochs": _VALIDATE_EVERY, "validation": ValidationConfig()}
@@ -177,9 +177,10 @@ class TrainingConfig(StrictModel):
     def without_operational_settings(self) -> Self:
         """A copy for comparing runs: all settings that do not decide the weights have fixed values
         in it."""
-        return self.model_copy(
-            update=_OPERATIONAL if self.needs_validation else _OPERATIONAL | _VALIDATION
-        )
+        if not self.needs_validation:
+            return self.model_copy(update=_OPERATIONAL | _VALIDATION)
+        validation = self.validation.without_operational_settings()
+        return self.model_copy(update=_OPERATIONAL | {"validation": validation})
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
         """For each of `levels` levels, and last for the pixel network: True if it recomputes

@@ -1,12 +1,14 @@
 """The `validation` part of a size's training settings: what is measured during training."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field
 
-from fractal_model.common.strict import NUMBER, Seed, StrictModel
+from fractal_model.common.strict import LARGEST_SEED, NUMBER, StrictModel
 
 MOST_PASSES = 10_000
+MOST_IN_GRID = 100
+GridSide = Annotated[int, Field(ge=1, le=MOST_IN_GRID), NUMBER]
 Images = Annotated[int, Field(ge=1, le=1_000_000), NUMBER]
 
 
@@ -17,11 +19,16 @@ class ValidationConfig(StrictModel):
     """Number of held-out images, the same ones each time; a split with fewer is measured whole."""
     passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER] = 4
     """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
-    grid_classes: Images = 8
+    grid_classes: GridSide = 8
     """Number of rows of the sample grid. Each row has one class; the classes are evenly spread."""
-    grid_columns: Images = 8
+    grid_columns: GridSide = 8
     """Number of columns of the sample grid: samples of one class, with the same seeds each time."""
     timeout_seconds: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), NUMBER] = 600
     """Longest time of one validation in seconds; a longer one is stopped and gives no metrics."""
-    seed: Seed = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED - MOST_IN_GRID**2), NUMBER] = 0
     """Seed that chooses the held-out images, the masks and the samples."""
+
+    def without_operational_settings(self) -> Self:
+        """A copy with fixed values for the settings that do not decide the held-out likelihood."""
+        fixed = ("grid_classes", "grid_columns", "timeout_seconds")
+        return self.model_copy(update={name: getattr(type(self)(), name) for name in fixed})

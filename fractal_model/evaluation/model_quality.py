@@ -4,8 +4,6 @@ Decided here: images, masks, classes and seeds are fixed, so that measurements d
 the weights differ.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -20,31 +18,16 @@ from fractal_model.model.fractal import FractalModel
 from fractal_model.model.likelihood import Likelihood
 
 
-@dataclass(frozen=True)
-class ModelQuality:
-    """Quality of one set of weights."""
-
-    likelihood: Likelihood
-    """Bits per dimension of the held-out images."""
-    grid: Tensor
-    """Picture of samples, uint8 (3, H, W), with one row of samples for each of some classes."""
-
-
-def measure_quality(
-    model: FractalModel,
-    held_out: PreparedSplit,
-    sampling: SamplingConfig,
-    settings: ValidationConfig,
-) -> ModelQuality:
-    """Measure the likelihood of images of the split `held_out` under a model, and draw samples by
-    `sampling` as a grid. `settings` have the number of images, the passes, the grid's size and the
-    seed.
+def measure_held_out(
+    model: FractalModel, held_out: PreparedSplit, settings: ValidationConfig
+) -> Likelihood:
+    """Measure the likelihood of the settings' held-out images, without classes.
 
     FractalError: the images are not of the model's resolution, or one image alone does not fit the
     memory.
     """
     images = epoch_permutation(settings.seed, 0, len(held_out))[: settings.images]
-    likelihood = measure_likelihood(
+    return measure_likelihood(
         model,
         held_out,
         lambda done: None,
@@ -52,15 +35,15 @@ def measure_quality(
         passes=settings.passes,
         seed=settings.seed,
     )
-    return ModelQuality(likelihood, _draw_grid(model, sampling, settings))
 
 
-def _draw_grid(model: FractalModel, sampling: SamplingConfig, settings: ValidationConfig) -> Tensor:
+def draw_grid(model: FractalModel, sampling: SamplingConfig, settings: ValidationConfig) -> Tensor:
+    """Sample the grid of the settings, uint8 (3, H, W): one row a class, classes evenly spread."""
     rows = min(settings.grid_classes, model.config.num_classes)
     classes = torch.linspace(0, model.config.num_classes - 1, rows).round().long()
     labels = classes.repeat_interleave(settings.grid_columns)
     seeds = range(settings.seed, settings.seed + len(labels))
-    # Compiling the sampler takes a minute, which is more than it saves on a few images.
+    # A compiled sampler needs a minute to start, longer than a few images take.
     plain = sampling.model_copy(update={"compile": False})
     parts = dict(sample_images(model, plain, labels, seeds))
     images = torch.cat([parts[part].cpu() for part in sorted(parts, key=lambda part: part.start)])

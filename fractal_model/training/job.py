@@ -99,6 +99,8 @@ class TrainingJob(StrictModel):
     tracking_uri: str
     run_id: str
     """Id of the MLflow run that receives the metrics."""
+    images: int
+    """Number of training images."""
     sampling: SamplingConfig
     """Sampling settings of the grids that validation draws."""
     scored_weights: Literal["model", "ema"] = "model"

@@ -58,7 +58,12 @@ def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
 
 def run_fingerprint(size: Size, manifest: Manifest) -> str:
     """SHA-256 of everything that decides the weights of a run: model, recipe and data."""
-    return fingerprint(size.model, size.training.without_operational_settings(), manifest.checksum)
+    recipe = size.training
+    # These weights are compared, if what is registered depends on held-out likelihoods.
+    scored = [size.evaluation.weights] if recipe.needs_validation else []
+    return fingerprint(
+        size.model, recipe.without_operational_settings(), manifest.checksum, *scored
+    )
 
 
 def local_folder(params: Params, size: str, fingerprint: str) -> Path:

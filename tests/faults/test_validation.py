@@ -49,8 +49,10 @@ def measured(run: Run) -> list[tuple[int, dict[str, float]]]:
     return [(point.position, point.metrics) for point in run.points]
 
 
-def signal_validation(number: signal.Signals) -> threading.Thread:
-    """Start a thread that sends a signal to the first process that validates."""
+def signal_validation(number: signal.Signals) -> Callable[[], None]:
+    """Send a signal to the first process that validates, in a thread; return a function that waits
+    for the thread and fails if there was no such process."""
+    signalled: list[int] = []
 
     def send() -> None:
         deadline = time.monotonic() + 240
@@ -59,12 +61,18 @@ def signal_validation(number: signal.Signals) -> threading.Thread:
                 with suppress(psutil.NoSuchProcess):  # It ended in the meantime.
                     if "run_validation_fn" in " ".join(process.cmdline()):
                         process.send_signal(number)
+                        signalled.append(process.pid)
                         return
             time.sleep(0.01)
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    return thread
+
+    def wait() -> None:
+        thread.join()
+        assert signalled
+
+    return wait
 
 
 def test_each_epoch_is_measured_and_the_weights_are_those_of_a_run_without(undisturbed, straight):
@@ -130,11 +138,24 @@ def test_a_run_that_is_started_again_has_the_same_points(new_run, undisturbed):
 
 
 @pytest.mark.faults
-def test_a_killed_validation_is_measured_again(new_run, undisturbed):
-    run = make_validated(new_run)
-    killer = signal_validation(signal.SIGKILL)
+def test_a_worker_is_replaced_while_a_validation_hangs(new_run, undisturbed):
+    """The restart must not wait for the validation, which takes longer than `stall_seconds`."""
+    run = make_validated(
+        new_run, validation=VALIDATION.model_copy(update={"timeout_seconds": 60.0})
+    )
+    wait = signal_validation(signal.SIGSTOP)
+    killer = run.when(3 * IMAGES, lambda: training_workers()[0].send_signal(signal.SIGKILL))
     assert_equal(run.train(), undisturbed.weights())
     killer.join()
+    wait()
+
+
+@pytest.mark.faults
+def test_a_killed_validation_is_measured_again(new_run, undisturbed):
+    run = make_validated(new_run)
+    wait = signal_validation(signal.SIGKILL)
+    assert_equal(run.train(), undisturbed.weights())
+    wait()
     assert measured(run) == measured(undisturbed)
 
 
@@ -143,9 +164,9 @@ def test_a_stuck_validation_ends_after_its_timeout_and_its_point_is_absent(new_r
     run = make_validated(
         new_run, validation=VALIDATION.model_copy(update={"timeout_seconds": 15.0})
     )
-    stopper = signal_validation(signal.SIGSTOP)
+    wait = signal_validation(signal.SIGSTOP)
     assert_equal(run.train(), undisturbed.weights())
-    stopper.join()
+    wait()
     absent = set(POSITIONS) - {position for position, _ in measured(run)}
     assert len(absent) == 1
     assert measured(run) == [each for each in measured(undisturbed) if each[0] not in absent]

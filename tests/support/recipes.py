@@ -43,6 +43,7 @@ def make_job(folder: Path, **changes: object) -> TrainingJob:
         fingerprint="f" * 64,
         tracking_uri="",
         run_id="",
+        images=64,
         sampling=SAMPLING,
     )
     return job.model_copy(update=changes)

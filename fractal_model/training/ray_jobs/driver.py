@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
@@ -71,8 +70,14 @@ def drive(
         return run_training(job, on_report=handle, on_point=handle_point)
 
 
+def _print_line(text: str) -> None:
+    # One call: reports are printed by another thread.
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _print_json(**content: object) -> None:
-    print(f"{MARKER}{json.dumps(content)}", flush=True)
+    _print_line(f"{MARKER}{json.dumps(content)}")
 
 
 def main() -> None:
@@ -89,7 +94,7 @@ def main() -> None:
         checkpoint = drive(
             job,
             on_report=lambda report: _print_json(report=report.model_dump(exclude_none=True)),
-            on_line=partial(print, flush=True),
+            on_line=_print_line,
         )
     except FractalError as error:
         _print_json(error=str(error))

@@ -35,8 +35,9 @@ def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: fl
         destination_filesystem=filesystem,
         use_threads=False,  # Threads may hang in an upload: apache/arrow issue 32372.
     )
-    with filesystem.open_output_stream(f"{run}/{SCORE_FILE}") as stream:
+    with filesystem.open_output_stream(f"{run}/{SCORE_FILE}.new") as stream:
         stream.write(json.dumps({"checkpoint": name, NLL: bits}).encode())
+    filesystem.move(f"{run}/{SCORE_FILE}.new", f"{run}/{SCORE_FILE}")
     for other in filesystem.get_file_info(FileSelector(f"{run}/{FOLDER}")):
         if other.base_name != name:
             filesystem.delete_dir(other.path)

@@ -11,34 +11,35 @@ from contextlib import suppress
 
 from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.job import TrainingJob
-from fractal_model.training.ray_train.validation_points import ValidationPoints
+from fractal_model.training.ray_train.validation_points import MOST_UNFINISHED, ValidationPoints
 
 _POLL_SECONDS = 0.2
 
 
 class EarlyStop:
     """Decides if a run ends early: never, if the recipe's `stop_after_epochs_without_gain` is 0.
-    `images`: number of training images."""
+    `patience`: number of images seen without a gain after which the run ends."""
 
-    def __init__(self, job: TrainingJob, images: int, points: ValidationPoints) -> None:
-        self._patience = job.recipe.stop_after_epochs_without_gain * images
+    def __init__(self, job: TrainingJob, patience: int, points: ValidationPoints) -> None:
+        self._patience = patience if job.recipe.stop_after_epochs_without_gain else 0
         self._score = job.score
         self._points = points
         # The other ranks wait for rank 0, at most stall_seconds.
         self._wait = min(job.recipe.validation.timeout_seconds, job.recipe.stall_seconds / 2)
         self.is_due = False
 
-    def decide(self, position: int) -> None:
-        """Set `is_due`: True if training must end at this step, which is validated. `position`:
-        number of images seen so far. All ranks must call `decide` together."""
+    def decide(self, position: int, previous: int) -> None:
+        """Set `is_due`: True if training must end at this step, which is validated. `position` and
+        `previous`: numbers of images seen at this and at the validated step before it, 0 if there
+        is none. All ranks must call `decide` together."""
         if self._patience:
-            self.is_due = broadcast_from_rank_zero(self._is_without_gain(position))
+            self.is_due = broadcast_from_rank_zero(self._is_without_gain(position, previous))
 
-    def _is_without_gain(self, position: int) -> bool:
+    def _is_without_gain(self, position: int, previous: int) -> bool:
         with suppress(OSError):  # Without an answer of the storage training continues.
+            if previous > 0 and len(self._points.unfinished()) < MOST_UNFINISHED:
+                self._wait_for(previous)
             earlier = [each for each in self._points.positions() if each < position]
-            if earlier:
-                self._wait_for(earlier[-1])
             return self._images_without_gain(earlier) >= self._patience
         return False
 

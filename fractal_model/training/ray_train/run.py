@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
 import ray
@@ -99,6 +99,8 @@ def run_training(
     _require_resources(recipe)
     _set_deadlines(recipe)
     points = ValidationPoints(*FileSystem.from_uri(f"{job.storage}/{job.name}"))
+    with suppress(OSError):  # The workers will say so if the storage fails.
+        points.forget_unfinished()
     with (
         Relay(job.local / "reports" / job.run_id, handle_report) as relay,
         follow_points(points, on_point),
@@ -112,17 +114,14 @@ def run_training(
 
 def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
     """Return the folder or address of the checkpoint to register: the best or the last one, as the
-    recipe says. `last`: name of the last one. FractalError: the best one is wanted, but no
-    checkpoint was validated."""
+    recipe says. Without a validated checkpoint it is the last one. `last`: name of the last one."""
     run = f"{job.storage}/{job.name}"
     if job.recipe.register_checkpoint == "last":
         return f"{run}/{last}"
     best, _ = best_checkpoint(*FileSystem.from_uri(run))
     if best is None:
-        raise FractalError(
-            f"no checkpoint of {job.size} was validated, so none is the best: solve the problem in "
-            f"the warnings above, or set training.{job.size}.register to last; then run again"
-        )
+        logger.warning("%s: no checkpoint could be validated, so the last one is used", job.size)
+        return f"{run}/{last}"
     return f"{run}/{best}"
 
 

@@ -60,6 +60,12 @@ class ValidationPoints:
         with self._filesystem.open_input_stream(f"{self._of(position)}/{name}") as stream:
             return bytes(stream.read())
 
+    def forget_unfinished(self) -> None:
+        """Remove the incomplete points of an earlier process. OSError: the storage fails."""
+        for position in self.positions():
+            if not self._is_complete(position):
+                self._filesystem.delete_dir(self._of(position))
+
     def positions(self) -> list[int]:
         """Sorted positions of all points, also incomplete ones. OSError: the storage fails."""
         folders = self._filesystem.get_file_info(FileSelector(self._folder, allow_not_found=True))
@@ -100,8 +106,11 @@ def follow_points(points: ValidationPoints, on_point: OnPoint) -> Iterator[None]
         hand_on()
 
     def hand_on() -> None:
+        positions: list[int] = []
         with suppress(OSError):  # A shared file system may work again at the next poll.
-            for position in points.positions():
+            positions = points.positions()
+        for position in positions:
+            with suppress(OSError):
                 if position not in seen and (point := points.read(position)) is not None:
                     grids = {name: points.read_grid(position, name) for name in point.grids}
                     seen.add(position)

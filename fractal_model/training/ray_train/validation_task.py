@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow
 import ray
 import ray.train
-import torch
 from pyarrow.fs import FileSystem
 
 # `ray.train` has these names at run time, but its type annotations do not.
@@ -21,11 +20,12 @@ from ray.train.v2.api.validation_config import ValidationTaskConfig
 
 from fractal_model.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from fractal_model.checkpoints.storage import fetch_checkpoint
-from fractal_model.common.errors import one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.logs import keep_secrets_out_of_logs
+from fractal_model.common.memory import compute_device
 from fractal_model.config.training import TrainingConfig
-from fractal_model.data.prepared import PreparedSplit, open_prepared
-from fractal_model.evaluation.model_quality import measure_quality
+from fractal_model.data.prepared import open_prepared
+from fractal_model.evaluation.model_quality import draw_grid, measure_held_out
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.metrics.names import NLL, error_name
 from fractal_model.training.job import EMA_SUFFIX, TrainingJob, ValidationPoint
@@ -65,6 +65,8 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
     so far. `settings` has only `job`, the TrainingJob as JSON. The returned dict of metrics, which
     Ray wants, is empty."""
     keep_secrets_out_of_logs()
+    if not ray.get_gpu_ids():  # Ray leaves all GPUs visible, and each belongs to a worker.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.nice(LOWEST_PRIORITY - os.nice(0))
     training = TrainingJob.model_validate_json(settings["job"])
     filesystem, run = FileSystem.from_uri(f"{training.storage}/{training.name}")
@@ -90,20 +92,21 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
 
 
 def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint, dict[str, bytes]]:
+    """Measure the weights and, if there is one, their moving average. A part that fails is absent,
+    and the point has the reason."""
     began, progress = time.monotonic(), checkpoint.progress
-    images = open_prepared(job.data, "train").manifest.splits["train"].images
     metrics: dict[str, float] = {}
     grids: dict[str, bytes] = {}
     failure = None
     try:
-        held_out = open_prepared(job.data, "validation")
-        metrics, grids = _measure_all_weights(job, checkpoint, held_out)
+        for suffix in ("",) if checkpoint.ema is None else ("", EMA_SUFFIX):
+            _measure_weights(job, checkpoint, suffix, metrics, grids)
     except Exception as error:  # A failed measurement must not end the training.
         failure = one_line(error)
     point = ValidationPoint(
         position=progress.position,
         step=progress.steps,
-        epoch=progress.position / images,
+        epoch=progress.position / job.images,
         metrics=metrics,
         grids=tuple(grids),
         failure=failure,
@@ -112,20 +115,22 @@ def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint,
     return point, grids
 
 
-def _measure_all_weights(
-    job: TrainingJob, checkpoint: Checkpoint, held_out: PreparedSplit
-) -> tuple[dict[str, float], dict[str, bytes]]:
-    """Measure the weights and, if there is one, their moving average; return held-out metrics by
-    name, and sample grids as PNG by file name."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    metrics: dict[str, float] = {}
-    grids: dict[str, bytes] = {}
-    for suffix, averaged in (("", False), (EMA_SUFFIX, True))[: 1 if checkpoint.ema is None else 2]:
-        model = checkpoint.build_model(averaged=averaged).to(device)
-        quality = measure_quality(model, held_out, job.sampling, job.recipe.validation)
-        name, likelihood = f"{NLL}{suffix}", quality.likelihood
-        metrics[name] = likelihood.mean
-        if len(likelihood.per_image) > 1:
-            metrics[error_name(name)] = likelihood.standard_error
-        grids[f"samples{suffix}.png"] = png_bytes(quality.grid)
-    return metrics, grids
+def _measure_weights(
+    job: TrainingJob,
+    checkpoint: Checkpoint,
+    suffix: str,
+    metrics: dict[str, float],
+    grids: dict[str, bytes],
+) -> None:
+    """Add the held-out metrics and the sample grid of one set of weights, the moving average if
+    `suffix` is EMA_SUFFIX. FractalError: the likelihood is not finite; see `open_prepared` too."""
+    held_out, settings = open_prepared(job.data, "validation"), job.recipe.validation
+    model = checkpoint.build_model(averaged=bool(suffix)).to(compute_device())
+    likelihood = measure_held_out(model, held_out, settings)
+    if not likelihood.per_image.isfinite().all():
+        raise FractalError("the held-out likelihood is not finite: the weights have diverged")
+    name = f"{NLL}{suffix}"
+    metrics[name] = likelihood.mean
+    if len(likelihood.per_image) > 1:
+        metrics[error_name(name)] = likelihood.standard_error
+    grids[f"samples{suffix}.png"] = png_bytes(draw_grid(model, job.sampling, settings))

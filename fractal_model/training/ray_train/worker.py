@@ -13,7 +13,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import ray.train.torch
-from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train import (
+    Checkpoint,
+    CheckpointConsistencyMode,
+    CheckpointUploadMode,
+    ReportedCheckpoint,
+)
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
@@ -44,6 +49,13 @@ class StoppedError(FractalError):
     """An error that a restart would repeat: all ranks end the training, without a restart."""
 
 
+def _reported_checkpoints() -> list[ReportedCheckpoint]:
+    """The checkpoints that Ray has stored, oldest first, without waiting for their validation."""
+    return ray.train.get_all_reported_checkpoints(
+        consistency_mode=CheckpointConsistencyMode.COMMITTED
+    )
+
+
 class _Worker:
     """Training of one rank: resuming, steps, reports and checkpoints."""
 
@@ -69,9 +81,10 @@ class _Worker:
         self._steps_per_validation = self._steps_of(job.recipe.validate_every_epochs)
         stored = context.get_storage()
         points = ValidationPoints(stored.storage_filesystem, stored.experiment_fs_path)
-        self._early_stop = EarlyStop(job, len(self._split), points)
+        patience = self._steps_of(job.recipe.stop_after_epochs_without_gain)
+        self._early_stop = EarlyStop(job, patience * job.recipe.batch_size, points)
         if self._is_validated(is_last=False):  # An earlier process may have stopped here.
-            self._early_stop.decide(self._trainer.position)
+            self._decide_early_stop()
         self._meter.start()
         self._saved_at = time.monotonic()
 
@@ -108,7 +121,7 @@ class _Worker:
             if is_last or is_due or validate or (is_log_step and self._is_overdue()):
                 with self._meter.pause():
                     if validate:
-                        self._early_stop.decide(self._trainer.position)
+                        self._decide_early_stop()
                     self._report_checkpoint(validate)
                 if self._early_stop.is_due:
                     return
@@ -125,6 +138,16 @@ class _Worker:
         if not self._job.recipe.validate_every_epochs or not has_held_out_images:
             return False
         return is_last or self._trainer.steps % self._steps_per_validation == 0
+
+    def _decide_early_stop(self) -> None:
+        steps = self._trainer.steps
+        previous = (steps - 1) // self._steps_per_validation * self._steps_per_validation
+        self._early_stop.decide(self._trainer.position, previous * self._job.recipe.batch_size)
+        if self._early_stop.is_due:
+            epochs = self._job.recipe.stop_after_epochs_without_gain
+            self._meter.add_note(
+                f"the run ends early: no gain on held-out images for {epochs} epochs"
+            )
 
     def _is_overdue(self) -> bool:
         """True if rank 0's last checkpoint is older than `checkpoint_every_minutes`."""
@@ -147,7 +170,7 @@ class _Worker:
             )
         self._meter.add_note(f"a batch was skipped: {error}")
         if recipe.non_finite == "roll-back":
-            reported = ray.train.get_all_reported_checkpoints()
+            reported = _reported_checkpoints()
             self._trainer.reset()
             self._resume(reported[-1].checkpoint if reported else None)
 
@@ -176,7 +199,7 @@ class _Worker:
             return
         with suppress(OSError):  # Training does not depend on it.
             storage = ray.train.get_context().get_storage()
-            reported = ray.train.get_all_reported_checkpoints()
+            reported = _reported_checkpoints()
             remove_incomplete(
                 storage.storage_filesystem,
                 storage.experiment_fs_path,

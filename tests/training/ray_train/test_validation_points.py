@@ -46,6 +46,22 @@ def test_points_that_did_not_end_count_from_the_last_complete_one(points):
     assert points.unfinished() == [400, 300]
 
 
+def test_incomplete_points_of_an_earlier_process_are_forgotten(points):
+    finish(points, make_point(100))
+    points.start(200)
+    points.forget_unfinished()
+    assert points.positions() == [100]
+
+
+def test_a_point_whose_grid_is_lost_holds_up_no_other(points, tmp_path):
+    finish(points, make_point(100, grids=("samples.png",)), make_point(200))
+    (tmp_path / "validation/000000000100/samples.png").unlink()
+    handed_on = []
+    with follow_points(points, lambda point, grids: handed_on.append(point.position)):
+        pass
+    assert handed_on == [200]
+
+
 def test_a_half_written_point_is_not_read(points, tmp_path):
     points.start(100)
     (tmp_path / "validation/000000000100/point.json").write_text('{"position": 1')
@@ -86,7 +102,7 @@ def early_stop(points: ValidationPoints, tmp_path: Path, patience: int) -> Early
     recipe = RECIPE.model_copy(
         update={"stop_after_epochs_without_gain": patience, "stall_seconds": 1.0}
     )
-    return EarlyStop(make_job(tmp_path, recipe=recipe), images=100, points=points)
+    return EarlyStop(make_job(tmp_path, recipe=recipe), patience * 100, points)
 
 
 @pytest.mark.parametrize(
@@ -103,16 +119,16 @@ def early_stop(points: ValidationPoints, tmp_path: Path, patience: int) -> Early
 def test_a_training_stops_after_epochs_without_gain(points, tmp_path, bits, patience, is_due):
     finish(points, *(make_point(100 * (i + 1), value) for i, value in enumerate(bits)))
     stop = early_stop(points, tmp_path, patience)
-    stop.decide(position=100 * len(bits) + 100)
+    stop.decide(position=100 * len(bits) + 100, previous=100 * len(bits))
     assert stop.is_due is is_due
 
 
 def test_the_decision_looks_at_earlier_points_only(points, tmp_path):
     finish(points, make_point(100, 1.0), make_point(200, 2.0), make_point(300, 2.0))
     stop = early_stop(points, tmp_path, 2)
-    stop.decide(position=300)  # A repeated step decides as the first time.
+    stop.decide(position=300, previous=200)  # A repeated step decides as the first time.
     assert not stop.is_due
-    stop.decide(position=400)
+    stop.decide(position=400, previous=300)
     assert stop.is_due
 
 
@@ -120,5 +136,5 @@ def test_a_point_that_does_not_come_is_waited_for_and_ignored(points, tmp_path):
     finish(points, make_point(100, 1.0), make_point(300, 2.0))
     points.start(400)
     stop = early_stop(points, tmp_path, 2)
-    stop.decide(position=500)
+    stop.decide(position=500, previous=400)
     assert stop.is_due
