@@ -64,7 +64,14 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
 def set_paused(config: ServicesConfig, folder: ServicesFolder, paused: bool) -> None:
     """Pause or resume the work pool. httpx.HTTPError: Prefect does not answer, or refuses."""
     change = {"json": {"is_paused": paused}, "timeout": CHANGE_SECONDS}
-    ask_prefect(config, folder, "PATCH", f"/work_pools/{WORK_POOL}", **change).raise_for_status()
+    deadline = time.monotonic() + CHANGE_SECONDS
+    while True:
+        answer = ask_prefect(config, folder, "PATCH", f"/work_pools/{WORK_POOL}", **change)
+        # Prefect answers so while its database is locked, for example on a busy machine.
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    answer.raise_for_status()
 
 
 def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds: float) -> None:

@@ -125,7 +125,7 @@ def _wait(condition: Callable[[], bool]) -> None:
 def test_up_prints_the_address_of_every_server(project):
     for name in ("prefect", "mlflow", "ray_dashboard"):
         assert f"http://127.0.0.1:{project.ports[name]}" in project.start_output
-    assert "train-fractal/mar-l" in project.start_output
+    assert "deployments: train-fractal (" in project.start_output
     assert "prefect deployment run train-fractal/digits --watch" in project.start_output
     status = project.fractal("services", "status")
     assert status.count("healthy") == 4, status
