@@ -39,9 +39,9 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 
 def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) -> None:
-    """Run a flow with parameters from the command line; the option --params sets `params_file`.
-    `check` receives the settings and the other parameters, and raises FractalError for a mistake
-    before Prefect and Ray are started."""
+    """Run a flow; the command line's options set its parameters, and --params sets `params_file`.
+    Before Prefect and Ray are started, `check` is called with the settings in that file and with
+    the other parameters. It raises FractalError if it finds a mistake."""
 
     def command(**parameters: Any) -> None:
         _require_valid(flow, parameters)

@@ -111,7 +111,7 @@ def _title(size: Size) -> str:
 
 
 def training_resources(recipe: TrainingConfig) -> str:
-    """Resources that a training requests from Ray, for example: 2 workers, 1 CPU each, no GPU."""
+    """Say what a training requests from Ray, for example "2 workers, 1 CPU each, no GPU"."""
     others = dict(recipe.resources_per_worker)
     gpus, cpus, memory = (others.pop(name, 0) for name in ("GPU", "CPU", "memory"))
     amounts = {

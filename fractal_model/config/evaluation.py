@@ -111,8 +111,8 @@ class SweepConfig(StrictModel):
     """Lists of iterations to try, each with one number for each level; empty: only the size's own
     list."""
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
-    """Number of images that all previews together may draw, without the full evaluation of the best
-    setting."""
+    """Largest number of images that all previews of a sweep may draw together. The full evaluation
+    of the best setting is not counted."""
     keep: Annotated[int, Field(ge=2, le=MOST_SETTINGS), NUMBER] = 3
     """After each round, the best 1/`keep` of the settings go on to the next round, where each has
     `keep` times as many images."""

@@ -37,8 +37,8 @@ class SamplingConfig(StrictModel):
     """Number of iterations of each level, from level 0; empty: one for each sub-patch. An AR level
     takes one for each sub-patch in any case."""
     filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER] = 1e-4
-    """If a value's probability with the class is below this threshold, guidance cannot favour the
-    value."""
+    """Guidance never favours a value that the prediction with the class gives a probability below
+    this threshold."""
     compile: Flag = False
     """Compile AR levels (on a GPU only the innermost one) and, on a CPU, the pixel network below a
     MAR level. Compiling takes a minute or more and a C++ compiler: use it for many images."""

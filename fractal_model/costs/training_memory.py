@@ -138,8 +138,8 @@ def activations(
 
 
 def _conditions_below(model: ModelConfig, level: int) -> int:
-    """Number of conditions stored for each row of the next level: 1 from an AR level, 5 from a MAR
-    level 0, from other MAR levels as many as the next level reads."""
+    """Return how many conditions are stored for each row below `level`. An AR level gives 1. A MAR
+    level gives MAX_CONDITIONS if it is level 0, otherwise as many as the next level reads."""
     if model.levels[level].generator == "ar":
         return 1
     return MAX_CONDITIONS if level == 0 else model.conditions_read(level)

@@ -91,8 +91,9 @@ GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean colours (R, 3) rounded to 8 bits, as targets and as the colours that the
-    level reads. The level reads no more than the targets tell, so the likelihood is a true one."""
+    """A `GuideSource` for likelihoods: round the mean colours to 8 bits, and return them twice, as
+    targets and as the colours that the level reads. If the level read more than the targets
+    tell, the result would not be a likelihood."""
     targets = means.round().long()
     return targets, targets.float()
 

@@ -1,7 +1,8 @@
 """Compute parts of work on many images with Ray workers.
 
 Decided here: a worker is a Ray actor with one CPU and, if there are any, one GPU, so that it loads
-the model once. Ray restarts a dead actor and repeats its part. A failure becomes a FractalError.
+the model once. Ray restarts a dead actor and repeats its part, at most `RESTARTS` times. After
+that, or if a part raises an error, the caller gets a FractalError.
 """
 
 import os

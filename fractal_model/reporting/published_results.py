@@ -16,7 +16,7 @@ CLASSES = 1000
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """One published model on one data set."""
+    """The published metrics of one model on one data set, and how it was sampled."""
 
     model: str
     dataset: str
