@@ -122,7 +122,8 @@ def logged_model_id(size: str, version: str | None) -> str | None:
     its metrics. None if `version` is None, or if an earlier MLflow registered the version."""
     if version is None:
         return None
-    return mlflow.MlflowClient().get_model_version(model_name(size), version).model_id
+    source = mlflow.MlflowClient().get_model_version(model_name(size), version).source or ""
+    return source.removeprefix("models:/") if source.startswith("models:/m-") else None
 
 
 def evaluation_tag(protocol_fingerprint: str) -> str:
