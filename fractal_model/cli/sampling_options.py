@@ -205,6 +205,6 @@ def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
         start = repr(text[:_LONGEST_TEXT]) + ("…" if len(text) > _LONGEST_TEXT else "")
         raise FractalError(f"{name}: found {start}, expected whole numbers such as 3,1") from error
     if count is not None and len(values) != count:
-        found = count_of(len(values), "number")
-        raise FractalError(f"{name}: found {found} in {text!r}, expected {count}")
+        numbers = count_of(len(values), "number")
+        raise FractalError(f"{name}: found {numbers} in {text!r}, expected {count}")
     return values

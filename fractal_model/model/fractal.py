@@ -161,9 +161,9 @@ class FractalModel(PretrainedModule):
         the null embedding for NO_CLASS, repeated n times. FractalError: a class is unknown."""
         highest = self.config.num_classes - 1
         if labels.numel() and not bool(((labels >= NO_CLASS) & (labels <= highest)).all()):
-            found = f"{int(labels.min())} … {int(labels.max())}"
             raise FractalError(
-                f"classes: found {found}, expected 0 … {highest}, or {NO_CLASS} for none"
+                f"classes: found {int(labels.min())} … {int(labels.max())}, expected "
+                f"0 … {highest}, or {NO_CLASS} for none"
             )
         embedded = self.class_embedding(labels.clamp(min=0))
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)

@@ -138,16 +138,24 @@ def test_a_run_that_is_started_again_has_the_same_points(new_run, undisturbed):
 
 
 @pytest.mark.faults
-def test_a_worker_is_replaced_while_a_validation_hangs(new_run, undisturbed):
-    """The restart must not wait for the validation, which takes longer than `stall_seconds`."""
+@pytest.mark.parametrize("is_worker_killed", [False, True])
+def test_a_stuck_validation_ends_after_its_timeout_and_its_point_is_absent(
+    new_run, undisturbed, is_worker_killed
+):
+    """A worker that is replaced meanwhile does not wait for the validation, which is stuck for
+    longer than `stall_seconds`."""
+    seconds = 60.0 if is_worker_killed else 15.0
     run = make_validated(
-        new_run, validation=VALIDATION.model_copy(update={"timeout_seconds": 60.0})
+        new_run, validation=VALIDATION.model_copy(update={"timeout_seconds": seconds})
     )
     wait = signal_validation(signal.SIGSTOP)
-    killer = run.when(3 * IMAGES, lambda: training_workers()[0].send_signal(signal.SIGKILL))
+    if is_worker_killed:
+        run.when(3 * IMAGES, lambda: training_workers()[0].send_signal(signal.SIGKILL))
     assert_equal(run.train(), undisturbed.weights())
-    killer.join()
     wait()
+    absent = set(POSITIONS) - {position for position, _ in measured(run)}
+    assert len(absent) == 1
+    assert measured(run) == [each for each in measured(undisturbed) if each[0] not in absent]
 
 
 @pytest.mark.faults
@@ -157,16 +165,3 @@ def test_a_killed_validation_is_measured_again(new_run, undisturbed):
     assert_equal(run.train(), undisturbed.weights())
     wait()
     assert measured(run) == measured(undisturbed)
-
-
-@pytest.mark.faults
-def test_a_stuck_validation_ends_after_its_timeout_and_its_point_is_absent(new_run, undisturbed):
-    run = make_validated(
-        new_run, validation=VALIDATION.model_copy(update={"timeout_seconds": 15.0})
-    )
-    wait = signal_validation(signal.SIGSTOP)
-    assert_equal(run.train(), undisturbed.weights())
-    wait()
-    absent = set(POSITIONS) - {position for position, _ in measured(run)}
-    assert len(absent) == 1
-    assert measured(run) == [each for each in measured(undisturbed) if each[0] not in absent]

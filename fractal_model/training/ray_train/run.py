@@ -76,25 +76,8 @@ def run_training(
             on_report(report)
 
     def train(workers: int) -> ray.train.Result:
-        trainer = TorchTrainer(
-            worker,
-            train_loop_config={"job": job.model_dump_json()},
-            scaling_config=_scaling(recipe, workers),
-            torch_config=TorchConfig(
-                backend="nccl" if recipe.uses_gpu else "gloo",
-                timeout_s=math.ceil(recipe.stall_seconds),
-            ),
-            run_config=RunConfig(
-                name=job.name,
-                storage_path=job.storage,
-                failure_config=FailureConfig(max_failures=recipe.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
-                callbacks=[relay.callback],
-            ),
-            validation_config=validation_of(job),
-        )
         with _keep_interrupt_handler():
-            return trainer.fit()
+            return _make_trainer(job, worker, workers, relay).fit()
 
     _require_resources(recipe)
     _set_deadlines(recipe)
@@ -110,6 +93,30 @@ def run_training(
         raise FractalError(f"training ended: {stop_reasons[0]}")
     assert result.checkpoint is not None  # The last step of a training saves one.
     return _chosen_checkpoint(job, PurePosixPath(result.checkpoint.path).name)
+
+
+def _make_trainer(
+    job: TrainingJob, worker: Callable[[dict[str, str]], None], workers: int, relay: Relay
+) -> TorchTrainer:
+    """Return Ray's trainer of a job, with at most `workers` workers that call `worker`."""
+    recipe = job.recipe
+    return TorchTrainer(
+        worker,
+        train_loop_config={"job": job.model_dump_json()},
+        scaling_config=_scaling(recipe, workers),
+        torch_config=TorchConfig(
+            backend="nccl" if recipe.uses_gpu else "gloo",
+            timeout_s=math.ceil(recipe.stall_seconds),
+        ),
+        run_config=RunConfig(
+            name=job.name,
+            storage_path=job.storage,
+            failure_config=FailureConfig(max_failures=recipe.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
+            callbacks=[relay.callback],
+        ),
+        validation_config=validation_of(job),
+    )
 
 
 def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
