@@ -18,7 +18,7 @@ from fractal_model.generation.pictures import sample_grid
 from fractal_model.metrics.inception import load_inception
 from fractal_model.metrics.reference import build_reference
 from fractal_model.model.weights import weights_checksum
-from fractal_model.tracking import registration, runs, store
+from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.tracking.reports import log_report
 from tests.support import REPOSITORY, tiny_model
 
@@ -90,7 +90,7 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
         metrics = held_out.results | sample_metrics(
             samples, references, load_inception("auto"), protocol, model=model.config
         )
-        runs.log_results(metrics)
+        runs.log_results(metrics, registry.logged_model_id("digits", record.version))
         labels = samples.images.labels
         pictures = samples.images.images(range(len(labels)))
         runs.log_picture(sample_grid(pictures, labels, per_class=1), "samples.png")
