@@ -1,1 +1,1 @@
-"""The settings in params.yaml as frozen, strict objects; no numerical library is loaded."""
+"""The settings in params.yaml as frozen, strict objects. No numerical library is needed."""

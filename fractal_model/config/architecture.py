@@ -1,7 +1,7 @@
 """The rows of the table `models` in params.yaml, as in Table 2 of the paper.
 
-Each list of a row has one entry for each level, and all except `generators` a last entry for the
-pixel network. The settings of a published checkpoint are read as such a row too.
+Each list in a row has one entry for each level and then one for the pixel network; `generators` has
+none for the pixel network. The settings of a published checkpoint are read as such a row too.
 """
 
 from typing import Annotated, Self, TypeVar

@@ -7,8 +7,8 @@ from pydantic import Field
 from fractal_model.common.strict import NUMBER, StrictModel
 
 DIGITS, IMAGENET = "digits", "imagenet"
-"""Names of scikit-learn's data set of digits, and of ImageNet as a source: its classes and numbers
-of images are known."""
+"""Name of scikit-learn's data set of digits, and name of the source ImageNet, which is prepared in
+the way of published results."""
 IMAGENET_SIDES = {"imagenet64": 64, "imagenet256": 256}
 """The data sets of the paper, with the side of their images in pixels."""
 

@@ -15,7 +15,7 @@ from fractal_model.config.training import MOST_WORKERS
 from fractal_model.config.validation import MOST_PASSES
 
 MOST_SETTINGS = 1_000
-"""Largest number of combinations that a sweep tries."""
+"""Largest number of settings (combinations of values) that one sweep may try."""
 _VALUES = Field(min_length=1, max_length=MOST_SETTINGS)
 Factor = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False), NUMBER]
 Images = Annotated[int, Field(ge=1, le=1_000_000), NUMBER]
@@ -40,7 +40,7 @@ class EvaluationConfig(StrictModel):
     """Number of images in each random subset; KID is the mean over `kid_subsets` subsets."""
     kid_subsets: Annotated[int, Field(ge=1, le=100_000), NUMBER]
     fid_resamples: TwoOrMore
-    """Number of bootstrap resamples that give the standard error of the FID."""
+    """Number of bootstrap resamples from which the standard error of the FID is computed."""
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS), NUMBER] = 1
     """Number of Ray workers that share the work; 0: as many as the cluster has room for."""
     seed: Seed
@@ -68,7 +68,7 @@ class NightlyConfig(StrictModel):
     budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False), NUMBER] = 6.0
     """Length of a night in hours; an evaluation that would end later is not started."""
     notification_block: str | None = None
-    """Prefect block for a message after each night, as slack-webhook/on-call; None: no message."""
+    """TYPE/NAME of the Prefect block that sends a message after each night; None: no message."""
 
     @field_validator("cron")
     @classmethod
@@ -108,14 +108,14 @@ class SweepConfig(StrictModel):
     guidance: Annotated[tuple[Guidance, ...], _VALUES] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
     logit_scale: Annotated[tuple[LogitScale, ...], _VALUES] = (1.0, 1.05, 1.1)
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
-    """Lists of iterations to try, each with one number for each level; empty: only the size's own
-    list."""
+    """Lists of iterations to try. Each has one number for each level. Empty: only the list in the
+    size's sampling settings is used."""
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
     """Largest number of images that all previews of a sweep may draw together. The full evaluation
     of the best setting is not counted."""
     keep: Annotated[int, Field(ge=2, le=MOST_SETTINGS), NUMBER] = 3
-    """After each round, the best 1/`keep` of the settings go on to the next round, where each has
-    `keep` times as many images."""
+    """Divisor of the number of settings after each round: 3 keeps the best third. In the next
+    round, each setting draws `keep` times as many images."""
 
     @model_validator(mode="after")
     def _require_few_combinations(self) -> Self:
@@ -128,8 +128,8 @@ class SweepConfig(StrictModel):
         return self
 
     def settings(self, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-        """All combinations of the sweep's values, each once; other settings are as in
-        `sampling`."""
+        """All combinations of the sweep's values, each once. Settings that the sweep does not vary
+        come from `sampling`."""
         names = ("iterations", "logit_scale", "guidance")
         iterations = self.iterations or (sampling.iterations,)
         combinations = product(iterations, self.logit_scale, self.guidance)

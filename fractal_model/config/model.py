@@ -13,8 +13,8 @@ Generator = Literal["ar", "mar"]
 LARGEST_SIDE = 4096
 """Largest side of an image in pixels."""
 MOST_LEVELS = 12
-"""Largest number of levels, not counting the pixel network: a side of 4096 pixels that is halved
-twelve times is one pixel."""
+"""Largest number of levels, without the pixel network. If twelve levels each halve the side, 4096
+pixels become one."""
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE), NUMBER]
 Width = Annotated[int, Field(ge=1, le=65_536), NUMBER]
 Blocks = Annotated[int, Field(ge=1, le=1000), NUMBER]
@@ -25,7 +25,7 @@ RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
 UNCONDITIONAL = "none"
 """The word that asks for an image without a class; no class can have this name."""
 MAX_CONDITIONS = 5
-"""Number of conditions of a sub-patch below a MAR level: for itself and its four neighbours."""
+"""Number of conditions of a sub-patch below a MAR level: its own and those of four neighbours."""
 
 
 class PixelConfig(StrictModel):
@@ -83,7 +83,7 @@ class LevelConfig(StrictModel):
         if self.generator == "ar" and (self.width // self.heads) % 4:
             raise ValueError(
                 f"{where} is AR and has {self.width // self.heads} elements a head (width "
-                f"{self.width}, heads {self.heads}): the 2-D rotary embedding needs a multiple of 4"
+                f"{self.width}, heads {self.heads}): choose heads that give a multiple of 4"
             )
         if self.generator == "ar" and (self.guiding_pixel or self.conditions != 1):
             raise ValueError(
@@ -109,7 +109,7 @@ class ModelConfig(StrictModel):
         return self.levels[0].patch_size
 
     def conditions_read(self, level: int) -> int:
-        """Number of conditions of each sub-patch of `level` that the next level reads: 1 or 5."""
+        """Number of conditions (1 or 5) that `level` gives to the next level for each sub-patch."""
         below = self.levels[level + 1 :]
         return MAX_CONDITIONS if below and below[0].conditions > 1 else 1
 
@@ -122,9 +122,9 @@ class ModelConfig(StrictModel):
                 size, conditions = lower.patch_size, lower.conditions
             if upper.sub_patch_size != size or lower.condition_width != upper.width:
                 raise ValueError(
-                    f"levels do not fit together: sub-patches of {upper.sub_patch_size} px and "
-                    f"width {upper.width} meet a level of {size} px that expects width "
-                    f"{lower.condition_width}, make them equal"
+                    f"levels do not fit together: a level gives sub-patches of "
+                    f"{upper.sub_patch_size} px and width {upper.width}, the next one expects "
+                    f"{size} px and width {lower.condition_width}: make them equal"
                 )
             if upper.generator == "ar" and conditions > 1:
                 raise ValueError(

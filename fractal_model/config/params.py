@@ -52,8 +52,8 @@ class PathsConfig(StrictModel):
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
     """Addresses of data sets in an object store, such as {imagenet64: s3://bucket/imagenet64}."""
     training: NotEmpty | None = None
-    """Place of training's checkpoints: a folder that all machines see, or an address such as
-    s3://bucket/training; None: in `outputs`."""
+    """Place where training stores checkpoints: a folder that all machines share, or an address such
+    as s3://bucket/training; None: a folder in `outputs`."""
 
 
 class DigitsConfig(StrictModel):
@@ -67,16 +67,16 @@ SampleSize = Annotated[int, Field(ge=4, le=2**31), NUMBER]
 
 
 class MetricsConfig(StrictModel):
-    """Which real images the metrics compare with, and which networks compute features."""
+    """Number of real images that samples are compared with, and weights of the feature networks."""
 
     statistics_images: dict[str, SampleSize]
-    """Number of training images in the FID reference, by data set. For a data set that is not
-    named, all training images are used."""
+    """Number of training images in the FID reference, by name of the data set. A data set without
+    an entry uses all its training images."""
     feature_sample: SampleSize
     """Number of training images with stored features, for KID, precision and recall."""
     inception_weights: NotEmpty
-    """`auto` (torch-fidelity's weights if they are cached, else those of an installed package),
-    `download`, or a path relative to params.yaml. The Inception Score needs torch-fidelity's
+    """`auto`, `download`, or a path relative to params.yaml. `auto`: torch-fidelity's weights if
+    they are cached, else those of an installed package. The Inception Score needs torch-fidelity's
     weights."""
     dinov2_weights: NotEmpty | None = None
     """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
@@ -131,7 +131,7 @@ class Params(StrictModel):
     evaluation: dict[str, EvaluationConfig]
     nightly: Annotated[NightlyConfig, Field(default_factory=NightlyConfig)]
     sweep: Annotated[dict[str, SweepConfig], Field(default_factory=dict)]
-    """Sweep settings by size; a size that is not named has the defaults."""
+    """Sweep settings by name of the size. A size without an entry has the defaults."""
 
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
@@ -193,9 +193,9 @@ class Params(StrictModel):
         return self.size(sizes[0])
 
     def find_evaluation(self, dataset: str, size: str | None) -> EvaluationConfig:
-        """Return the evaluation settings of `size`; if it is None, those that all sizes trained on
-        `dataset` share. FractalError: no size trains on `dataset`, or these sizes have different
-        settings."""
+        """Return the evaluation settings of `size`. If it is None, return those that all sizes
+        of `dataset` share. FractalError: no size trains on `dataset`, or the settings of these
+        sizes differ."""
         if size is not None:
             return self.size(size).evaluation
         sizes = [name for name in self.models if self.training[name].dataset == dataset]
@@ -256,7 +256,7 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
     try:
         return _with_absolute_paths(params, file.resolve().parent)
     except (OSError, ValueError, RuntimeError) as error:  # too long, circular link, no home
-        raise FractalError(f"{file}: a path cannot be used ({one_line(error)})") from error
+        raise FractalError(f"{file}: a path cannot be used ({one_line(error)}): fix it") from error
 
 
 def _with_absolute_paths(params: Params, base: Path) -> Params:

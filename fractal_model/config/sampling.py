@@ -18,7 +18,7 @@ PatchOrder = Annotated[
     Annotated[OrderName, Tag("name")] | Annotated[Patches, Tag("patches")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "patches"),
 ]
-"""Order in which level 0 generates its sub-patches: a name, or all their row-major numbers."""
+"""Order in which level 0 generates sub-patches: a name, or all their row-major numbers."""
 
 STRONGEST = 1000.0
 """Largest guidance and logit scale. Far above it float32 overflows and images have one colour."""
@@ -34,17 +34,17 @@ class SamplingConfig(StrictModel):
     logit_scale: LogitScale = 1.0
     """Factor on the logits, which the paper calls temperature; above 1 samples are more alike."""
     iterations: Iterations = ()
-    """Number of iterations of each level, from level 0; empty: one for each sub-patch. An AR level
-    takes one for each sub-patch in any case."""
+    """Number of iterations of each level, from level 0. Empty: one per sub-patch. An AR level
+    always takes one per sub-patch; its number is ignored."""
     filter_threshold: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER] = 1e-4
-    """Guidance never favours a value that the prediction with the class gives a probability below
-    this threshold."""
+    """Guidance cannot favour a value whose probability, as predicted with the class, is below this
+    threshold."""
     compile: Flag = False
-    """Compile AR levels (on a GPU only the innermost one) and, on a CPU, the pixel network below a
-    MAR level. Compiling takes a minute or more and a C++ compiler: use it for many images."""
+    """Compile AR levels (on a GPU only the last one) and, on a CPU, the pixel network below a MAR
+    level. It takes a minute or more and needs a C++ compiler, so it pays only for many images."""
     order: PatchOrder = "random"
-    """Order in which level 0 generates its sub-patches: random (published), raster, centre-out, or
-    all their numbers. Other MAR levels are always random; AR levels always take raster order."""
+    """Order in which a MAR level 0 generates its sub-patches: random (as published), raster,
+    centre-out, or a list of all their numbers. Later MAR levels use random, AR levels raster."""
 
     def level_iterations(self, model: ModelConfig) -> tuple[int, ...]:
         """Number of iterations of each level of `model`. FractalError: the setting `iterations`

@@ -11,7 +11,7 @@ from fractal_model.config.validation import ValidationConfig
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
-"""Upper bound of counts and times that have no natural bound; nobody needs more."""
+"""Largest value of counts and times that have no natural limit; larger ones are typing errors."""
 Count = Annotated[int, Field(ge=0, le=LARGEST_NUMBER), NUMBER]
 Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS), NUMBER]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
@@ -20,7 +20,7 @@ NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=Fals
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
-"""Amount of a Ray resource; the bound allows a petabyte of memory."""
+"""Amount of a Ray resource, such as CPUs or bytes of memory; the limit is a petabyte."""
 
 _RAY_NAMES = {"cpu": "CPU", "gpu": "GPU", "memory": "memory"}
 
@@ -75,17 +75,17 @@ class TrainingConfig(StrictModel):
     betas: tuple[Share, Share]
     clip_norm: Positive
     ema_decay: Share
-    """Decay of the exponential moving average of the weights; 0: no average, as published."""
+    """Decay of the exponential moving average of the weights; 0: no average, as in the paper."""
     label_drop: Share
     """Probability that a training image has the null embedding instead of its class's embedding."""
     flip: Flag
     precision: Literal["float32", "bfloat16"]
-    """Number format of matrix products: `bfloat16` (autocast, and TF32 for products that stay in
-    float32) or `float32` (without TF32)."""
+    """Number format of matrix products. `bfloat16`: autocast, with TF32 for the products that
+    autocast leaves in float32. `float32`: full precision, without TF32."""
     activation_checkpointing: Flag | Annotated[tuple[Flag, ...], Field(max_length=MOST_LEVELS + 1)]
-    """If true, only the input of each block is stored, and the rest is computed again in the
-    backward pass. One value for all, or one for each level from level 0 and one for the pixel
-    network."""
+    """If true, only the input of each block is stored, and other activations are computed again in
+    the backward pass. Give one value for the whole model, or a list: one for each level from level
+    0, then one for the pixel network."""
     compile: Flag
     """Compile the transformer blocks with torch.compile."""
     workers: Workers
@@ -105,28 +105,28 @@ class TrainingConfig(StrictModel):
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
     checkpoint_every_minutes: Positive
-    """Longest time in minutes between checkpoints. It is checked only at steps that log metrics."""
+    """After this many minutes without a checkpoint, the next step that logs metrics writes one."""
     keep_checkpoints: AtLeastOne
     """Number of newest checkpoints that are kept; the best one is kept too."""
     log_every_steps: AtLeastOne
-    """Number of steps after which metrics are logged again."""
+    """Number of steps from one logging of metrics to the next."""
     max_failures: Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), NUMBER]
-    """Number of times that failed workers restart from the last checkpoint; −1: no limit."""
+    """Largest number of restarts from the last checkpoint after workers fail; −1: no limit."""
     stall_seconds: Positive
-    """Seconds after which a worker is stopped if it does not answer, or if the others wait for it
-    to exchange gradients. The first step, with compilation, must take less time."""
+    """Seconds after which a worker is stopped because it does not answer, or because other workers
+    wait for its gradients. Give more than the first step takes, which includes compilation."""
     non_finite: Literal["skip", "roll-back", "stop"]
-    """What happens after a batch with a loss or gradient that is not finite: skip the batch, roll
-    back to the last checkpoint and skip the batch, or stop the training."""
+    """What happens after a batch with a loss or gradient that is not finite. `skip`: leave out the
+    batch. `roll-back`: also return to the last checkpoint. `stop`: end the training."""
     max_non_finite: Count
-    """Largest number of batches that are skipped as not finite; one more ends the training."""
+    """Largest number of batches to skip as not finite; the next such batch ends the training."""
     seed: Seed
     validate_every_epochs: Annotated[
         Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
     ] = _VALIDATE_EVERY
-    """Number of epochs between two validations, which compute the held-out likelihood and a grid of
-    samples from a new checkpoint. There is one after the last epoch too. 0: no validation at
-    all."""
+    """Number of epochs between two validations; 0: none. A validation measures the held-out
+    likelihood of a new checkpoint and draws a grid of samples. There is one after the last epoch
+    too."""
     validation: Annotated[
         ValidationConfig, Field(exclude_if=lambda value: value == ValidationConfig())
     ] = ValidationConfig()
@@ -140,7 +140,7 @@ class TrainingConfig(StrictModel):
     """Which checkpoint is registered: the last one, or the one with the fewest held-out bits per
     dimension."""
     stop_after_epochs_without_gain: Annotated[Count, Field(exclude_if=lambda value: value == 0)] = 0
-    """Epochs without a better held-out likelihood after which training ends; 0: never."""
+    """Training ends after this number of epochs without a better held-out likelihood; 0: never."""
 
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
@@ -163,8 +163,8 @@ class TrainingConfig(StrictModel):
             )
         if not self.validate_every_epochs and self.needs_validation:
             raise ValueError(
-                "validate_every_epochs 0 measures nothing, but register best and "
-                "stop_after_epochs_without_gain need held-out likelihoods: set it to 1 or more"
+                "register best and stop_after_epochs_without_gain need held-out likelihoods, but "
+                "validate_every_epochs is 0: set validate_every_epochs to 1 or more"
             )
         return self
 
@@ -175,16 +175,16 @@ class TrainingConfig(StrictModel):
         return self.register_checkpoint == "best" or self.stop_after_epochs_without_gain > 0
 
     def without_operational_settings(self) -> Self:
-        """A copy for comparing runs: all settings that do not decide the weights have fixed values
-        in it."""
+        """A copy in which all settings that do not decide the weights have fixed values, so that
+        copies of equal runs are equal."""
         if not self.needs_validation:
             return self.model_copy(update=_OPERATIONAL | _VALIDATION)
         validation = self.validation.without_operational_settings()
         return self.model_copy(update=_OPERATIONAL | {"validation": validation})
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
-        """For each of `levels` levels, and last for the pixel network: True if it recomputes
-        activations. ValueError: `activation_checkpointing` has another number of entries."""
+        """Return one entry for each of `levels` levels, then one for the pixel network: True if it
+        recomputes activations. ValueError: `activation_checkpointing` has a wrong length."""
         entries = self.activation_checkpointing
         if isinstance(entries, bool):
             return (entries,) * (levels + 1)
@@ -196,8 +196,8 @@ class TrainingConfig(StrictModel):
         return entries
 
     def accumulation(self, workers: int) -> int:
-        """Number of groups, of at most `images_per_worker` images, that each of `workers` workers
-        computes for one step."""
+        """Number of groups of images that each of `workers` workers computes for one step. A group
+        has at most `images_per_worker` images."""
         return math.ceil(math.ceil(self.batch_size / workers) / self.images_per_worker)
 
     @property

@@ -16,13 +16,13 @@ class ValidationConfig(StrictModel):
     """How the weights of a run in progress are measured. No setting here changes the weights."""
 
     images: Images = 1000
-    """Number of held-out images, the same ones each time; a split with fewer is measured whole."""
+    """Number of held-out images, the same in each validation; a smaller split is used whole."""
     passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER] = 4
     """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
     grid_classes: GridSide = 8
     """Number of rows of the sample grid. Each row has one class; the classes are evenly spread."""
     grid_columns: GridSide = 8
-    """Number of columns of the sample grid: samples of one class, with the same seeds each time."""
+    """Number of columns of the sample grid: samples of a class, with the same seeds each time."""
     timeout_seconds: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False), NUMBER] = 600
     """Longest time of one validation in seconds; a longer one is stopped and gives no metrics."""
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED - MOST_IN_GRID**2), NUMBER] = 0

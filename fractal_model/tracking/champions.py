@@ -48,8 +48,8 @@ def history(size: str) -> list[Change]:
 
 
 def champion_stack(changes: Sequence[Change]) -> list[str]:
-    """Earlier champions that a rollback can return to, oldest first, then the current champion.
-    Each change appends its version. A rollback to a version removes all versions after it."""
+    """Return the earlier champions that a rollback can choose, oldest first; the current champion
+    is last. A change appends its version. A rollback removes versions after the restored one."""
     stack: list[str] = []
     for change in changes:
         if change.how == "rollback" and change.version in stack:
@@ -85,11 +85,11 @@ def compare_and_promote(
 ) -> Decision:
     """Compare a version with the champion and promote it if it is better.
 
-    `metrics` are the version's metrics under the protocol with the fingerprint `protocol`, which is
-    stored with the decision. `metrics_of` returns another version's metrics under the same
-    protocol; it may have to evaluate that version, which takes hours. If the champion changes
-    meanwhile, the version is compared with the new champion too. `objection` is a reason not to
-    promote the version; "" means that there is none.
+    Return the decision, which is stored unless the version is the champion already. `metrics`: the
+    version's metrics under the protocol whose fingerprint is `protocol`. `metrics_of` returns
+    another version's metrics under this protocol, and may take hours to evaluate that version. If
+    the champion changes meanwhile, the version is compared with the new champion too. `objection`:
+    a reason not to promote the version, or "".
     """
     while True:
         champion = registry.aliased_version(size, registry.CHAMPION)
@@ -179,8 +179,8 @@ def rollback(size: str, because: str) -> tuple[str, str]:
 
 @contextmanager
 def _lock_champion(size: str) -> Iterator[_LockedChampion]:
-    """Yield the champion of a size; no other process can change it within the `with` block. If the
-    alias was moved without this module, first record that as a change."""
+    """Lock and yield the champion of a size, so that no other process changes it in the `with`
+    block. If the alias was moved without this module, first record that as a change."""
     with hold_promotion_lock() as lock:
         champion = registry.aliased_version(size, registry.CHAMPION)
         locked = _LockedChampion(size, lock, champion, history(size))
@@ -211,9 +211,9 @@ class _LockedChampion:
         mlflow.MlflowClient().set_registered_model_tag(name, key, change.model_dump_json())
 
     def store_decision(self, version: str, decision: Decision, against: str | None) -> None:
-        """Replace the decision in the tags of `version`. `against`: the champion, if any. The tag
-        with the protocol of the last comparison is kept, because without it the next night would
-        compare again and might overrule a person."""
+        """Store a decision about `version` in its tags and delete the old decision. `against`: the
+        champion, if any. The tag DECIDED_TAG stays: without it, the next nightly evaluation would
+        compare the version again and might undo the decision of a person."""
         self.lock.require()
         details = {
             "promoted": str(decision.promote).lower(),

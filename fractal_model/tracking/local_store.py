@@ -2,11 +2,11 @@
 
 Decided here:
 
-- One process at a time creates the database in a temporary folder and copies its content in one
-  transaction, also into an empty file or through a link. MLflow's own migration fails if two
-  processes start it, and cannot continue after a full disk stopped it.
+- Only one process creates the database. It does so in a temporary folder, and then copies all
+  tables to the final file in one transaction. MLflow itself fails if two processes create the
+  database at once, and after a full disk it cannot complete an unfinished database.
 - MLflow stores absolute paths of artifacts in the database. After the folder was moved or copied,
-  the paths are changed to the new place, so that a copy never uses the files of its original.
+  these paths are changed to the new folder, so that a copy never uses the original's files.
 - An error of the database driver, such as a full disk, is no bug: it is reported on one line.
 """
 
@@ -55,8 +55,8 @@ _WAYS_OUT = {
     "Errno": "make its folder writable, or choose another file",
     "expected a file": "choose another file",
 }
-"""Maps words in the message of a database driver (a server passes this message on) to what the user
-can do."""
+"""What the user can do, by words in the error message of a store. The message comes from the
+database driver, also if a server sends it."""
 
 
 def local_database(outputs: Path) -> Path:
@@ -70,9 +70,9 @@ def local_artifacts(outputs: Path) -> Path:
 
 
 def prepare_local_store(outputs: Path) -> Path:
-    """Create the database in the folder `outputs` if it is missing, make its artifact paths point
-    into this folder, and return the database's path. FractalError: it cannot be created, read or
-    written."""
+    """Return the path of the local store's database in the folder `outputs`. If it is missing,
+    create it; if the folder was moved, correct the artifact paths in it. FractalError: the database
+    cannot be created, read or written."""
     file = local_database(outputs)
     prepare_database(file, local_artifacts(outputs))
     return file
@@ -132,9 +132,9 @@ def _update_artifact_paths(database: sqlite3.Connection, artifacts: Path) -> Non
 
 
 def _current_address(address: str | None, artifacts: Path) -> str | None:
-    """Return the address (a path or a file URL) with `artifacts` in place of the old artifacts
-    folder. An address outside a local store is returned unchanged, and so is every address while
-    the old folder exists and `artifacts` does not."""
+    """Return an artifact's address (a path or a file URL) with the folder `artifacts` in place of
+    the old artifacts folder. The address stays the same if it is not in a local store, or if the
+    old folder exists but `artifacts` does not."""
     match = _ROOT.match(address or "")
     if address is None or match is None:
         return address
@@ -154,7 +154,7 @@ def _explain_errors(file: Path) -> Iterator[None]:
 
 
 def describe_store_error(error: BaseException, uri: str) -> str:
-    """Return one line for the user of a store that does not work: the reason and what to do."""
+    """Return an error text of one line: why the store `uri` does not work, and what to do."""
     reason = store_reason(error)
     ways = [way for words, way in _WAYS_OUT.items() if words in reason]
     return (
@@ -180,8 +180,8 @@ def store_reason(error: BaseException) -> str:
 
 
 def _explanation(error: BaseException) -> str | None:
-    """Error text for a store that fails. None if the store works but lacks the requested object:
-    then the error is a bug of this package, and its traceback is shown."""
+    """Return the error text for a store that fails. None: the store works but does not have the
+    requested object, so the error is a bug of this package and its traceback is shown."""
     return None if is_absence(error) else describe_store_error(error, mlflow.get_tracking_uri())
 
 

@@ -10,7 +10,7 @@ from fractal_model.tracking import registry, store
 
 REGISTRY_SCHEME = "models:/"
 AVERAGED = "#ema"
-"""End of a model's source that chooses the moving average of the weights."""
+"""Suffix of a model's source that selects the moving average of the weights."""
 
 
 def load_model(source: str, outputs: Path) -> FractalModel:

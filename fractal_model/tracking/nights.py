@@ -14,13 +14,13 @@ from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSIO
 
 SAMPLES_PARAM = "evaluation.samples"
 MOST_EARLIER = 5
-"""Largest number of evaluations for one forecast. Older ones may have run on other machines."""
+"""Number of evaluations from which a duration is forecast. Older ones may be of other machines."""
 
 
 def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation]:
-    """Return the sample counts and durations of the last MOST_EARLIER complete evaluations of a
-    size, of any version and protocol, newest first. An evaluation is left out if another run of
-    the same version and protocol stopped: it may be shorter, as it may reuse that run's images."""
+    """Return the sample counts and durations of a size's last MOST_EARLIER evaluations, newest
+    first. If a run stopped early, all runs of its version and protocol are left out: they may have
+    reused its images, so their durations may be too short."""
     runs = find_runs([experiment_id], {KIND_TAG: "evaluate", SIZE_TAG: size})
     stopped = {_samples_key(run) for run in runs if run.info.status != "FINISHED"}
     whole = [r for r in runs if SAMPLES_PARAM in r.data.params and _samples_key(r) not in stopped]
@@ -34,8 +34,7 @@ def earlier_evaluations(experiment_id: str, size: str) -> list[EarlierEvaluation
 
 
 def _samples_key(run: Run) -> tuple[str, str]:
-    """Return an evaluation's version and protocol. Evaluations that agree in both share their
-    sampled images."""
+    """Version and protocol of an evaluation, which together decide its sampled images."""
     return run.data.tags.get(VERSION_TAG, ""), run.data.tags.get(PROTOCOL_TAG, "")
 
 

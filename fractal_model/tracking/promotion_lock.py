@@ -1,20 +1,20 @@
 """A lock across all machines of a registry: one process at a time changes a champion.
 
 MLflow sets an alias without comparing its old value, so two processes must not read the champion,
-decide and set the alias at the same time. A file lock holds on one machine only, and each machine
-may use another Prefect server. The lock is therefore an entry of the registry: a registered model
-without versions, which exists only while a champion changes.
+decide and set the alias at the same time. A file lock works on one machine only, and a lock of
+Prefect only if all machines use one Prefect server. The lock is therefore an entry of the registry:
+a registered model without versions, which exists only while a champion changes.
 
 Each attempt creates an entry under a name that is never used again, and then lists the entries of
 all processes. If there is no other entry, the process holds the lock. Otherwise the process deletes
 its own entry and tries again after a random pause. Why this is safe:
 
 - Two processes never hold the lock at once: a process lists the entries after its own is committed,
-  so the process that commits second sees the first one's entry. (The registry's database must
-  answer reads itself: a replica that lags behind may hide an entry.)
-- The entry of a process that died counts for `LONGEST_SECONDS` of the registry's clock. The next
-  process then deletes that entry. No other entry has the same name, so none is deleted by mistake.
-- A process that stood still for that time notices that its entry was deleted, because it calls
+  so the process that commits second sees the first one's entry. (Reads must not go to a replica of
+  the registry's database: a replica that lags behind may hide an entry.)
+- The entry of a dead process blocks others for `LONGEST_SECONDS` by the registry's clock. Then the
+  next process deletes it. No other entry has the same name, so none is deleted by mistake.
+- A process that is paused for longer than that loses its entry. It notices this, because it calls
   `require` before it writes.
 
 Earlier versions of this package left a registered model `turns-of-promotion` behind. Its name has
@@ -64,7 +64,7 @@ class PromotionLock:
         if not mlflow.MlflowClient().search_registered_models(f"name = '{self.entry}'"):
             raise FractalError(
                 f"this process took more than {LONGEST_SECONDS:.0f} s to change the champion, so "
-                f"others removed its lock: nothing more was changed, run again"
+                f"another process removed its lock: run the same command again"
             )
 
 
@@ -86,8 +86,8 @@ def hold_promotion_lock(*, wait_seconds: float = WAIT_SECONDS) -> Iterator[Promo
                 mlflow.MlflowClient().delete_registered_model(lock.entry)
         if time.monotonic() > deadline:
             raise FractalError(
-                f"the champion could not be changed for {wait_seconds:.0f} s ({obstacle}): nothing "
-                f"was changed, run again"
+                f"waited {wait_seconds:.0f} s to change the champion ({obstacle}): nothing was "
+                f"changed, run the same command again"
             )
         pause += PAUSE_SECONDS
         time.sleep(random.uniform(0, pause))

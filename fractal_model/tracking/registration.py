@@ -1,8 +1,8 @@
-"""Registers a checkpoint as a version of `fractal-<size>`, or reuses a version with equal settings.
+"""Registers a checkpoint as a version of `fractal-<size>`, or reuses a version.
 
 A registered version is an MLflow model with its code and checkpoint (`served_model.py`). Its tags
-name the run that made it and the fingerprint of the settings: a later training with the same
-fingerprint reuses the version.
+hold the id of the run that made it, and the fingerprint of the training's settings and data. A
+later training with the same fingerprint reuses the version.
 """
 
 import tempfile
@@ -115,10 +115,10 @@ def read_serving(size: str, version: str) -> ServingConfig:
 
 
 def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
-    """Make the newest version with this fingerprint and the serving settings `serving` the
-    candidate; return its number, or None if no version has the fingerprint. If all that have it are
-    served with other settings, register the newest one's weights again with `serving`: a model must
-    be served with the settings that its evaluation uses."""
+    """Find the newest version with this fingerprint and these serving settings, make it the
+    candidate and return its number. If all versions with the fingerprint have other serving
+    settings, register the newest one's weights again with `serving`, because evaluation uses
+    `serving`. Return None if no version has the fingerprint."""
     all_versions = registry.versions(size) if size in registry.sizes() else []
     equal = [v for v in all_versions if v.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:

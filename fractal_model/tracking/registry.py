@@ -74,7 +74,7 @@ def aliased_version(size: str, alias: str) -> str | None:
 
 
 def training_run_id(size: str, version: str | None) -> str | None:
-    """Id of the MLflow run that trained a version; None if it was imported or `version` is None."""
+    """Id of the MLflow run that trained a version. None: it was imported, or `version` is None."""
     return None if version is None else version_tags(size, version).get(TRAINING_RUN_TAG)
 
 
@@ -118,8 +118,8 @@ def fetch_checkpoint(uri: str) -> Path:
 
 
 def logged_model_id(size: str, version: str | None) -> str | None:
-    """Id of the MLflow model behind a registered version, under which MLflow's tab "Models" shows
-    its metrics. None if `version` is None, or if an earlier MLflow registered the version."""
+    """Id of the MLflow model behind a registered version; MLflow's tab "Models" shows metrics by
+    this id. None if `version` is None, or if an old release of MLflow registered the version."""
     if version is None:
         return None
     source = mlflow.MlflowClient().get_model_version(model_name(size), version).source or ""
@@ -127,8 +127,8 @@ def logged_model_id(size: str, version: str | None) -> str | None:
 
 
 def evaluation_tag(protocol_fingerprint: str) -> str:
-    """Name of the version's tag that holds the id of the run that evaluated the version under the
-    protocol with this fingerprint."""
+    """Name of a tag of a version. The tag's value is the id of the run that evaluated the version
+    under the protocol with this fingerprint."""
     return f"{EVALUATION_TAG}.{protocol_fingerprint[:12]}"
 
 

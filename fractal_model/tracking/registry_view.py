@@ -19,13 +19,13 @@ class RegisteredVersion(StrictModel):
     registered_at: float
     """Time of registration in seconds since 1970, UTC."""
     promoted: bool | None
-    """True if the last decision promoted the version. None without a decision, and for a decision
-    that an earlier version of this package stored: it stored only the reason."""
+    """True if the last decision promoted the version, False if not. None if there is no decision,
+    or if an earlier release of this package stored it, without this value."""
     decision: str | None
     """Reason of the last decision about the version, on one line; None if there is no decision."""
     evaluation_run: str | None
     """Id of the MLflow run that evaluated the version under the protocol of the last decision. If
-    there is none, id of the version's newest evaluation; None if it was never evaluated."""
+    no such run exists, id of the version's newest evaluation run. None: there is no evaluation."""
     metrics: dict[str, float]
     """Metrics of the run `evaluation_run`; empty if there is no such run."""
 
@@ -40,8 +40,8 @@ class RegisteredVersion(StrictModel):
         return f"{'promoted' if self.promoted else 'not promoted'}: {self.decision}"
 
     def format_metric(self, metric: str, digits: int) -> str:
-        """Format a metric with `digits` decimals. If the version has only a preview of the metric,
-        such as fid_5k, add the preview's count: "9.81 (5k)". "" if it has neither."""
+        """Return a metric's value with `digits` decimals. If only a preview measured the metric
+        (as fid_5k), add the number of samples: "9.81 (5k)". "": the version has no value."""
         if metric in self.metrics:
             return f"{self.metrics[metric]:.{digits}f}"
         for name, value in self.metrics.items():
@@ -87,8 +87,8 @@ def _version(version: ModelVersion, aliases: dict[str, str]) -> RegisteredVersio
 
 
 def _evaluation(tags: dict[str, str]) -> tuple[str | None, dict[str, float]]:
-    """Return the run id and the metrics of a version's evaluation under the protocol of its last
-    decision or, if there is none, its newest evaluation. (None, {}): it was never evaluated."""
+    """Return the run id and the metrics of one evaluation of the version that has these tags: the
+    one under the protocol of the last decision, else the newest. (None, {}): there is none."""
     decided = registry.evaluation_tag(tags.get(DECIDED_TAG, ""))
     runs = {
         key: run

@@ -36,10 +36,10 @@ def log_report(
     held_out_features: Tensor | None = None,
     training_run: str | None = None,
 ) -> None:
-    """Log the page `report.html` and two of its figures, as PNG, to the active run. `model`: the
-    configuration of the model that drew `samples`. `level_bits`: bits per dimension of each level.
-    `held_out_features`: Inception features (K, D) of validation images. `training_run`: id of the
-    MLflow run that trained the model, for the curves. FractalError: features are not finite."""
+    """Log the page `report.html`, `likelihood.png` and, if there are curves, `curves.png` to the
+    active run. `model`: configuration of the model that drew `samples`. `level_bits`: bits per
+    dimension by level. `held_out_features`: Inception features (K, D) of validation images.
+    `training_run`: id of the run with the curves. FractalError: features are not finite."""
     curves = {n: points for n in CURVE_METRICS if (points := curve(training_run, n))}
     log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:

@@ -35,9 +35,9 @@ RESULTS_FILE = "results.json"
 
 @contextmanager
 def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
-    """Continue the training run with this fingerprint, or begin a new run if there is none that is
-    not superseded; yield the run's id. Parameters, data set and git revision are logged to the run.
-    System metrics are logged too, unless RAY_ADDRESS names a cluster, where other machines
+    """Continue the training run with this fingerprint, or begin a new run if there is none or it is
+    superseded; yield the run's id. Parameters, data set and git revision are logged to the run. So
+    are the system metrics of this machine, unless RAY_ADDRESS is set: then other machines may
     train."""
     here = "RAY_ADDRESS" not in os.environ
     name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
@@ -117,8 +117,8 @@ def _run(
     nested: bool = False,
     system: bool | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
-    """Continue the newest run that has the tags `key` and is not superseded, or begin a new run.
-    Without `key` always begin one. `system`: log system metrics; None means MLflow's default."""
+    """Continue the newest run that has the tags `key` and is not superseded. If there is none, or
+    `key` is None, begin a run. `system`: log system metrics; None means MLflow's default."""
     earlier = _find_current_runs(size, kind, key, outputs) if key else []
     run_id = earlier[0].info.run_id if earlier else None
     experiment_id = get_or_create_experiment(size.training.dataset, outputs)
@@ -175,8 +175,8 @@ def read_results(run_id: str) -> pd.DataFrame:
 
 
 def report_values(report: Mapping[str, float]) -> tuple[dict[str, float], int]:
-    """Return the metrics of a training report, and their step in MLflow: the number of images seen,
-    so that runs with different batch sizes can be compared."""
+    """Return the metrics of a training report, and the step under which MLflow shows them: the
+    number of images seen, so that runs with different batch sizes can be compared."""
     values = {key: value for key, value in report.items() if key not in ("position", "step")}
     return values, int(report["position"])
 
@@ -253,8 +253,8 @@ def git_revision() -> str:
 
 
 def _model_settings(size: Size) -> dict[str, object]:
-    """Settings of the size's model without the class names, because a thousand names are too long
-    for a parameter of MLflow. The checkpoint has them."""
+    """Settings of the size's model without the class names: a thousand names are too long for a
+    parameter of MLflow. The names are stored in the checkpoint."""
     return size.model.model_dump(exclude={"class_names"})
 
 

@@ -1,10 +1,10 @@
 """The registered model as MLflow serves it: rows of (class, seed, guidance …) in, PNG bytes out.
 
-MLflow stores this file as the model's code; the weights are the checkpoint beside it, so nothing
-is pickled. `fractal sample` draws the same image with the same seed and settings.
+MLflow stores this file as the model's code, and a checkpoint as its weights. Nothing is pickled.
+`fractal sample` draws the same image with the same class, seed and settings.
 
-Decided here: this file alone checks a request, completely, before an image is drawn. If the model's
-signature listed the columns, MLflow would cast the seed 1.5 to 1 and drop a misspelt column.
+Decided here: this file checks the whole request before any image is drawn. MLflow does not check
+it: with columns in the signature, MLflow would cast the seed 1.5 to 1 and drop a misspelt column.
 """
 
 import difflib

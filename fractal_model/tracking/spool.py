@@ -120,8 +120,8 @@ class MetricSpool:
         self._news.set()
 
     def _open(self) -> None:
-        """Remove an incomplete last line from the file of reports, and read up to which byte of it
-        MLflow has everything."""
+        """Remove an incomplete last line from the file of reports, and read the position in the
+        file up to which all reports are delivered."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._metrics = self._folder / METRICS
         with self._metrics.open("ab+") as file:
@@ -182,7 +182,7 @@ class MetricSpool:
             while batch.end < end:
                 line = file.readline()
                 if not line:
-                    raise OSError(f"{self._metrics} became shorter: restore it from a copy")
+                    raise OSError(f"{self._metrics} was cut short: restore it from a copy")
                 points = _read_points(line)
                 room = REQUEST_POINTS - len(batch.points)
                 if batch.reports and len(points or ()) > room:

@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 def connect(outputs: Path) -> str:
     """Make MLflow use the store in MLFLOW_TRACKING_URI or, if that is not set, a SQLite file in
-    `outputs`, which is created if missing. Return the store's address. FractalError: the store does
-    not answer or work."""
+    `outputs`, which is created if missing. Return the store's address. FractalError: the server
+    does not answer, or the file cannot be used."""
     # MLflow logs every table that it creates.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -1,8 +1,8 @@
-"""Validation points of a training run in MLflow: metrics by step, and sample grids as a slider.
+"""Logs validation points of a training run to MLflow: metrics by step, and grids of samples.
 
-Decided here: metrics are sent through the spool, which waits for MLflow. A grid that MLflow does
-not take is sent again with the next point and at the end. The grid's file stays in the run's
-storage, and a training that is continued sends the missing grids.
+Decided here: metrics go through the spool, which keeps them until MLflow has them. A grid that
+MLflow does not take is sent again with the next point and at the end. The grid's file stays in the
+run's storage, so that a continued training can send missing grids.
 """
 
 import io
@@ -25,8 +25,8 @@ _log = logging.getLogger("fractal.training")
 
 
 class ValidationLog:
-    """Logs each validation point of a run once. The end of the `with` block sends the grids that
-    MLflow lacks."""
+    """Logs each validation point of a run once. At the end of the `with` block, grids that are not
+    in MLflow yet are sent again."""
 
     def __init__(self, run_id: str, spool: MetricSpool) -> None:
         self._client, self._run_id, self._spool = mlflow.MlflowClient(), run_id, spool
@@ -67,7 +67,8 @@ class ValidationLog:
         self._send_grids()
 
     def _send_grids(self) -> str | None:
-        """Send the grids that MLflow lacks; return why one could not be sent, or None."""
+        """Send the grids that are not in MLflow yet. If a grid fails, stop and return the reason;
+        None means that all were sent."""
         for (key, step), png in list(self._pending.items()):
             try:
                 image = Image.open(io.BytesIO(png))
