@@ -1,1 +1,1 @@
-"""Work on many images in parts: in this process, stored on disk, or on workers of a Ray cluster."""
+"""Work on many images in parts, computed in this process or by Ray workers and stored on disk."""

@@ -17,8 +17,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import available_memory, compute_device, peak_memory
 
 FIRST_PART, GROWTH = 1, 8
-"""Number of images in the first part, which is small because the memory for an image is not known
-yet, and the largest factor by which the number of images may grow from one part to the next."""
+"""Number of images in the first part: few, because the memory for an image is not known yet. Then
+the largest factor by which the number of images may grow from one part to the next."""
 LARGEST_PART = 1024
 TARGET_SECONDS = 5.0
 ALWAYS_FAST_ENOUGH = 4
@@ -46,7 +46,7 @@ class MapParts(Protocol):
 
 @dataclass(frozen=True)
 class PartResult:
-    """The result of a worker for one part."""
+    """What a worker returns after it has computed one part."""
 
     rows: Tensor
     """One row for each image, on the CPU."""
@@ -56,8 +56,8 @@ class PartResult:
 
 
 class PartWorker:
-    """Computes parts on the GPU if there is one, else on the CPU, whose memory `sharing` workers
-    share."""
+    """Computes parts on the GPU if there is one, else on the CPU. `sharing`: number of workers that
+    share the CPU's memory."""
 
     def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
         self._device = compute_device()
@@ -90,7 +90,7 @@ def run_halving(work: Work, part: range) -> tuple[Tensor, int]:
             if size == 1:
                 raise FractalError(
                     "one image alone does not fit the memory: choose a smaller model, or a "
-                    "machine with more"
+                    "machine with more memory"
                 ) from error
         # This is outside the except block, because the traceback there keeps the tensors alive.
         size = (size + 1) // 2
@@ -139,7 +139,7 @@ class PartSizes:
 def map_in_this_process(
     start: StartWork, total: int, *, largest: int = LARGEST_PART
 ) -> Iterator[tuple[range, Tensor]]:
-    """Compute images 0 … total − 1 in this process, part by part (a `MapParts`)."""
+    """Compute images 0 … total − 1 in this process, part by part. This function is a `MapParts`."""
     sizes, worker = PartSizes(total, largest=largest), PartWorker(start)
     while (part := sizes.next_part()) is not None:
         result = worker(part)

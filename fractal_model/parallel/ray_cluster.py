@@ -1,7 +1,7 @@
 """The Ray cluster that a command runs on: the one in RAY_ADDRESS, or else a local one.
 
-Decided here: a local cluster listens on loopback alone, asks for a token, and is closed by the
-process that started it. Ray's messages go to its log folder; the user sees errors on one line.
+Decided here: a local cluster listens on loopback alone and refuses clients without its token. The
+process that started it closes it. Ray writes messages to its log folder. Errors take one line.
 """
 
 import logging
@@ -22,8 +22,8 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
-    """Within the block, be connected to the Ray cluster in RAY_ADDRESS, or else to a new local one
-    with `cpus` logical CPUs. FractalError: the cluster in RAY_ADDRESS does not answer, or
+    """Connect to the Ray cluster in RAY_ADDRESS, or else to a new local one with `cpus` logical
+    CPUs, during the `with` block. FractalError: the cluster in RAY_ADDRESS does not answer, or
     RAY_ADDRESS is an http address, which takes only jobs."""
     if ray.is_initialized():
         yield

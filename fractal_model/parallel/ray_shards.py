@@ -24,8 +24,7 @@ def build_shards(jobs: list[ShardJob], processes: int) -> None:
 
 
 def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
-    """Build each shard as a task of the cluster in RAY_ADDRESS. FractalError: a shard was not
-    built."""
+    """Build each shard as a task of the cluster in RAY_ADDRESS. FractalError: a task failed."""
     with ray_cluster(cpus=1):
         build = ray.remote(build_shard).options(scheduling_strategy="SPREAD")
         tasks = [build.remote(job) for job in jobs]
@@ -47,6 +46,6 @@ def build_shards_on_cluster(jobs: list[ShardJob]) -> None:
 
 def _unbuilt_shard_error(reason: str) -> FractalError:
     return FractalError(
-        f"the cluster could not build every shard ({reason}): check that its machines see the "
+        f"the Ray cluster could not build every shard ({reason}): check that its machines see the "
         f"source and the data folder, and run the same command again to continue"
     )

@@ -1,8 +1,8 @@
 """Compute parts of work on many images with Ray workers.
 
-Decided here: a worker is a Ray actor with one CPU and, if there are any, one GPU, so that it loads
-the model once. Ray restarts a dead actor and repeats its part, at most `RESTARTS` times. After
-that, or if a part raises an error, the caller gets a FractalError.
+Decided here: a worker is a Ray actor, so that it loads the model only once. It has one CPU and, if
+the cluster has GPUs, one GPU. Ray restarts a dead actor and repeats its part, at most `RESTARTS`
+times. After that, or if a part raises an error, the caller gets a FractalError.
 """
 
 import os
@@ -34,13 +34,13 @@ from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
-"""Number of times that a dead worker is restarted before the command fails."""
+"""Number of times that Ray restarts a dead worker before the command fails."""
 
 
 def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
-    """Return the `MapParts` for `workers` Ray workers, which read `files`. None and 1 mean this
-    process, 0 as many workers as there is room for. FractalError: `workers` is below 0, or the
-    cluster does not answer."""
+    """Return a `MapParts` that computes with `workers` Ray workers, or in this process if `workers`
+    is None or 1. 0 means as many workers as there is room for. The workers read `files`.
+    FractalError: `workers` is below 0, or the cluster does not answer."""
     workers = 1 if workers is None else worker_count(workers)
     if workers == 1:
         return map_in_this_process
@@ -48,9 +48,9 @@ def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapPa
 
 
 def worker_count(workers: int) -> int:
-    """Return `workers`. If it is 0, return the number of workers for which the cluster in
-    RAY_ADDRESS has room, or without a cluster the number of local GPUs, at least 1. FractalError:
-    `workers` is below 0, or the cluster does not answer."""
+    """Return `workers`. If `workers` is 0, return how many the cluster in RAY_ADDRESS has room for;
+    without a cluster, return the number of local GPUs, at least 1. FractalError: `workers` is below
+    0, or the cluster does not answer."""
     if workers < 0:
         raise FractalError(
             f"the number of workers is {workers}: give 1 or more, or 0 for as many as fit"
@@ -64,8 +64,8 @@ def worker_count(workers: int) -> int:
 
 
 def hardware(workers: int) -> Hardware:
-    """The hardware of `workers` workers: this machine's, or that of the cluster in RAY_ADDRESS.
-    FractalError: the cluster does not answer."""
+    """Hardware on which `workers` workers compute: this machine, or for several workers the cluster
+    in RAY_ADDRESS if there is one. FractalError: the cluster does not answer."""
     here = Hardware.here(workers)
     if workers == 1 or not _has_cluster():
         return here
@@ -85,16 +85,16 @@ def map_over_workers(
     workers: int,
     files: Sequence[Path] = (),
 ) -> Iterator[tuple[range, Tensor]]:
-    """Compute all parts with `workers` Ray workers (a `MapParts`) on the cluster in RAY_ADDRESS, or
-    else on this machine. The workers read `files`, given by absolute paths. FractalError: there are
-    more workers than CPUs or GPUs, a machine does not see one of `files`, or a worker failed."""
+    """Compute all parts with `workers` Ray workers on the cluster in RAY_ADDRESS, or else on this
+    machine, as a `MapParts`. The workers read `files`, absolute paths. FractalError: there are more
+    workers than CPUs or GPUs, a machine does not see one of `files`, or a worker failed."""
     with ray_cluster(cpus=min(workers, os.cpu_count() or 1)), _errors_on_one_line():
         cpus, gpus = _cpus_and_gpus()
         if workers > (room := _workers_that_fit(cpus, gpus)):
             raise FractalError(
-                f"the number of workers is {workers}, each takes one CPU"
-                f"{' and one GPU' if gpus else ''}: the cluster has room for {room}, "
-                f"{f'give 1 … {room} or ' if room else ''}connect to a larger one with RAY_ADDRESS"
+                f"the number of workers is {workers}, but the cluster has room for {room}, because "
+                f"each takes one CPU{' and one GPU' if gpus else ''}: "
+                f"{f'give 1 … {room} or ' if room else ''}name a larger cluster in RAY_ADDRESS"
             )
         _require_files(files, "GPU" if gpus else "CPU")
         workers = min(workers, total)
@@ -122,8 +122,8 @@ class _Worker:
 
     def run(self, start: list[ray.ObjectRef], part: range) -> tuple[range, PartResult]:
         """Compute a part; return its image numbers and its result. `start` is a list with one
-        reference to the `StartWork`, which has the model. With the reference itself as argument,
-        Ray would load the model in every call; it does not look into a list."""
+        reference to the `StartWork`, which has the model. The list hides the reference from Ray.
+        Otherwise Ray would load the model in every call."""
         if self._worker is None:
             self._worker = PartWorker(ray.get(start[0]), sharing=self._sharing)
         return part, self._worker(part)
@@ -131,7 +131,7 @@ class _Worker:
 
 @contextmanager
 def _errors_on_one_line() -> Iterator[None]:
-    """Turn the errors that Ray raises for its workers into a FractalError."""
+    """Turn an error of Ray or of a worker within the `with` block into a FractalError."""
     try:
         yield
     except RayTaskError as error:
@@ -143,7 +143,7 @@ def _errors_on_one_line() -> Iterator[None]:
     except RayActorError as error:
         raise FractalError(
             f"a worker died {RESTARTS + 1} times, perhaps because memory ran out: give fewer "
-            f"workers or a smaller batch size, and see /tmp/ray/session_latest/logs"
+            f"workers or a smaller batch size, or read the logs in /tmp/ray/session_latest/logs"
         ) from error
 
 
@@ -158,21 +158,21 @@ def _cpus_and_gpus() -> tuple[int, int]:
 
 
 def _workers_that_fit(cpus: int, gpus: int) -> int:
-    """Number of workers for which `cpus` CPUs and `gpus` GPUs suffice. Ray would wait for ever to
-    start another one."""
+    """Number of workers that `cpus` CPUs and `gpus` GPUs are enough for. If one more were started,
+    Ray would wait for ever."""
     return min(cpus, gpus) if gpus else cpus
 
 
 def _gpu_types(resources: dict[str, float]) -> list[str]:
-    """Ray's name of each GPU of a machine, from Ray's `resources` of the machine."""
+    """Type of each GPU of a machine, such as H100, read from Ray's `resources` of the machine."""
     types = [name for name in resources if name.startswith(_ACCELERATOR)]
     name = types[0].removeprefix(_ACCELERATOR) if types else "GPU"
     return [name] * int(resources.get("GPU", 0))
 
 
 def _require_files(files: Sequence[Path], resource: str) -> None:
-    """Raise FractalError if one of `files` is missing on a machine of the cluster that has the
-    `resource`, CPU or GPU."""
+    """Raise FractalError if one of `files` is missing on a machine that can run workers: a machine
+    that has the `resource`, CPU or GPU."""
     answers = [
         _missing_files.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -197,5 +197,5 @@ def _require_files(files: Sequence[Path], resource: str) -> None:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _missing_files(files: list[str]) -> list[tuple[str, str]]:
-    """Each of `files` that the machine of this task does not see, as (machine's name, file)."""
+    """Return (machine's name, file) for each of `files` that this task's machine does not see."""
     return [(socket.gethostname(), file) for file in files if not Path(file).exists()]

@@ -34,8 +34,8 @@ class StoredParts:
     def __call__(
         self, start: StartWork, total: int, *, largest: int
     ) -> Iterator[tuple[range, Tensor]]:
-        """Yield the stored parts; then compute, store and yield the missing images. OSError: disk
-        full."""
+        """Yield the stored parts; then compute, store and yield the missing images. OSError: a part
+        cannot be stored, for example because the disk is full."""
         self._folder.mkdir(parents=True, exist_ok=True)
         is_missing = torch.ones(total, dtype=torch.bool)
         for part, rows in self.read_parts():
@@ -54,8 +54,8 @@ class StoredParts:
                 yield part, part_rows
 
     def read_parts(self) -> Iterator[tuple[range, Tensor]]:
-        """Yield the image numbers and rows of each stored part, lowest numbers first. Damaged files
-        are removed."""
+        """Yield the image numbers and rows of each stored part in ascending order. A damaged file
+        is deleted and its images are not yielded."""
         for file in sorted(self._folder.glob("*.safetensors")):
             try:
                 first, rows = int(file.stem), load_file(file)[ROWS]
@@ -65,7 +65,7 @@ class StoredParts:
             yield range(first, first + len(rows)), rows
 
     def rows(self, numbers: Sequence[int], width: int) -> Tensor:
-        """Return the stored rows of the n images `numbers`, cut to `width` columns: (n, width)."""
+        """Return the first `width` columns of the stored rows of n images `numbers`: (n, width)."""
         files = {int(file.stem): file for file in sorted(self._folder.glob("[0-9]*.safetensors"))}
         firsts, rows = list(files), []
         for number in numbers:

@@ -19,7 +19,7 @@ def broadcast_from_rank_zero(value: Value) -> Value:
 
 
 def gather_from_ranks(value: Value) -> list[Value]:
-    """Wait until all ranks have called; return the values of all ranks in the order of ranks."""
+    """Wait until all ranks call this function; return the values of all ranks, ordered by rank."""
     if not torch.distributed.is_initialized():
         return [value]
     values = [value] * torch.distributed.get_world_size()

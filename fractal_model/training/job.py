@@ -58,19 +58,19 @@ class ValidationPoint(StrictModel):
     step: int
     epoch: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Held-out metrics by name; those with EMA_SUFFIX are of the moving average of the weights."""
+    """Held-out metrics by name. A name with EMA_SUFFIX is for the moving average of the weights."""
     grids: tuple[str, ...] = ()
     """File names of the sample grids, in the folder of the point."""
     failure: str | None = None
-    """Why measuring, or copying the best checkpoint, failed, on one line; None if neither
-    failed."""
+    """Reason why the measurement, or the copy of the best checkpoint, failed: one line. None if
+    both succeeded."""
     seconds: float = 0.0
     """Duration of the measurement."""
 
 
 def describe_point(point: ValidationPoint, score: str) -> str:
-    """Describe a point on one line: `epoch 3.00: 0.9120 ± 0.0050 bits/dim held out`. `score` is the
-    name of the metric to show."""
+    """Describe a point on one line, such as `epoch 3.00: 0.9120 ± 0.0050 bits/dim held out`.
+    `score` is the name of the metric to show."""
     if score not in point.metrics:
         return f"epoch {point.epoch:.2f} was not validated: {point.failure}"
     error = point.metrics.get(error_name(score))
@@ -94,7 +94,7 @@ class TrainingJob(StrictModel):
     storage: str
     """Folder or address (s3://…) that contains the folders of all runs of this size."""
     local: Path
-    """This run's folder on the driver's machine, where reports and metrics wait to be sent."""
+    """This run's folder on the driver's machine, with reports and metrics that are not sent yet."""
     fingerprint: str
     tracking_uri: str
     run_id: str
@@ -104,10 +104,10 @@ class TrainingJob(StrictModel):
     sampling: SamplingConfig
     """Sampling settings of the grids that validation draws."""
     scored_weights: Literal["model", "ema"] = "model"
-    """Which weights are served. The held-out likelihood of these decides the best checkpoint."""
+    """Weights that are served. Their held-out likelihood decides which checkpoint is the best."""
     reference: Curve = ()
-    """Training loss of the champion, empty if unknown. A higher loss of this run gives a
-    warning."""
+    """The champion's training loss by epoch; empty if unknown. A warning is given if this run's
+    loss is higher."""
 
     @property
     def score(self) -> str:

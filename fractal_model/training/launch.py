@@ -19,8 +19,8 @@ from fractal_model.tracking.spool import MetricSpool
 def load_size_and_manifest(
     params: Params, name: str, **changes: str | int | None
 ) -> tuple[Size, Manifest]:
-    """Return the size `name` and the manifest of its data set. `changes` replace settings of the
-    recipe, except those that are None. FractalError: the data set does not fit the size or lacks
+    """Return the size `name`, with `changes` applied to its recipe, and the manifest of its data
+    set. A change to None is ignored. FractalError: the data set does not fit the size or lacks
     held-out images that the recipe needs, or a change is not allowed."""
     size = params.size(name)
     changed = {key: value for key, value in changes.items() if value is not None}
@@ -48,8 +48,8 @@ def _change(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) ->
 
 
 def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
-    """Warm-up epochs of a training with `epochs` epochs. In a shorter training the recipe's warm-up
-    is shortened in proportion and rounded down, but to one epoch at least."""
+    """Number of warm-up epochs for a training of `epochs` epochs. If these are fewer than the
+    recipe's, the warm-up shrinks in proportion, rounded down, but to no less than 1 if possible."""
     if not 0 < epochs < recipe.epochs:
         return recipe.warmup_epochs
     share = recipe.warmup_epochs * epochs // recipe.epochs
@@ -110,5 +110,5 @@ def _deliver_metrics(local: Path) -> None:
         if spool.undelivered:
             raise FractalError(
                 f"reports of the earlier run are not in MLflow yet, only in {folder}: nothing was "
-                f"changed, run again when the MLflow server is reachable"
+                f"changed; run again when the MLflow server answers"
             )

@@ -13,9 +13,10 @@ GUIDE_NOISE_SD = 0.01
 
 
 def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
-    """Return a function that draws a level's masks for R rows of T sub-patches: bool (R, T), true
-    where masked. In each row, ⌈T · r⌉ random sub-patches are masked, at least one; r is normal with
-    mean 1 and standard deviation 0.25, truncated to 0 … 1. `tokens` has T of each level."""
+    """Return a function that draws a level's masks: bool (R, T) for R patches of T sub-patches,
+    true where masked. In each patch, ⌈T · r⌉ random sub-patches are masked, at least one; r is
+    normal with mean 1 and standard deviation 0.25, truncated to 0 … 1. `tokens` has T of each
+    level."""
 
     def draw(level: int, rows: Rows) -> Tensor:
         count, device = len(rows.image), rows.image.device
@@ -31,9 +32,8 @@ def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
 
 
 def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return two things for the mean colours `means` of R patches, float (R, 3): the targets of
-    their guiding pixels, int64 (R, 3) in 0 … 255, and `means` itself, which the level reads. As
-    published, a target is a mean plus a little noise, rounded, so a mean halfway between two values
-    goes up or down at random."""
+    """Return the targets of the guiding pixels of R patches, int64 (R, 3) in 0 … 255, and unchanged
+    the mean colours `means`, float (R, 3), which the level reads. As published, a target is a mean
+    plus a little noise, rounded. So a mean halfway between two values goes up or down at random."""
     noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

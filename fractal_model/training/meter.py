@@ -12,8 +12,8 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 
 class Meter:
-    """Measures one worker's training since its last report. Time spent on starting a data loader or
-    saving a checkpoint is left out. `images`: number of training images."""
+    """Measures one worker's training since its last report, without the time for starting data
+    loaders and saving checkpoints. `images`: number of training images."""
 
     def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
         self._trainer = trainer
@@ -22,7 +22,7 @@ class Meter:
         self._reset()
 
     def start(self) -> None:
-        """Start the clock. The set-up before this call does not count."""
+        """Start the clock. The time before this call, spent on set-up, does not count."""
         self._since = time.monotonic()
 
     def time_loading(self, loader: Iterable[Batch]) -> Iterator[Batch]:
@@ -53,8 +53,8 @@ class Meter:
         self._notes.append(text)
 
     def finish_report(self, skipped: int) -> Report:
-        """Return the report on the time since the last report, and begin the next one. `skipped` is
-        the number of batches left out since the run began."""
+        """Return a report on the time since the last report, and begin to measure for the next one.
+        `skipped`: number of batches left out since the run began."""
         seconds, steps = time.monotonic() - self._since, self._steps
         report = Report(
             position=self._trainer.position,

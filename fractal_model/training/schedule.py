@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of a step, counted from 0. It rises linearly from 0 to `peak` in the first
+    """Learning rate of step `step`, counted from 0. It rises linearly from 0 to `peak` in the first
     `warmup_steps` steps, then falls as half a cosine to 0 at `total_steps`."""
     if step < warmup_steps:
         return peak * step / warmup_steps

@@ -1,10 +1,10 @@
 """One worker's training: forward, backward, clip, step. It does not depend on how it is launched.
 
 Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
-function of (seed, step, rank), so a resumed run gives the same weights, bit for bit, as a run
-without interruption. A worker splits its share of a batch into parts that fit its memory; workers
-exchange gradients once, with the last part. Each part is weighted by its number of images, so
-that all images count equally, however they are split over workers and parts.
+function of (seed, step, rank). So a resumed run gives the same weights, bit for bit, as a run
+without interruption. A worker splits its share of a batch into parts that fit its memory. Workers
+exchange gradients once in a step, with the last part. Each part is weighted by its number of
+images, so all images count equally, however they are split over workers and parts.
 """
 
 import math
@@ -48,8 +48,8 @@ class StepReport:
 
 
 class NotFiniteError(FractalError):
-    """The loss or gradient of a batch is not finite on some rank. All ranks raise it, before any
-    weight changes. `images`: indices in the split of the images that may be the cause."""
+    """The loss or gradient of a batch is not finite on some rank. All ranks raise this error before
+    any weight changes. `images`: images that may be the cause, as indices in the split."""
 
     def __init__(self, step: int, position: int, images: Sequence[int]) -> None:
         super().__init__(
@@ -61,8 +61,8 @@ class NotFiniteError(FractalError):
 
 
 class Trainer:
-    """Model, optimiser and position (number of images seen) of one rank. `images` is the number of
-    training images. FractalError: the recipe compiles blocks and this machine has no compiler."""
+    """Model, optimiser and position (number of images seen) of one rank. `images`: number of
+    training images. FractalError: the recipe compiles blocks, but this machine has no compiler."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Trainer:
 
     @property
     def end_position(self) -> int:
-        """Number of images seen at the end of the recipe."""
+        """Number of images that training has seen when the recipe ends."""
         return self.recipe.epochs * self._images
 
     @property
@@ -118,12 +118,12 @@ class Trainer:
         return self.position // self.recipe.batch_size
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Load the state of a training. FractalError: the checkpoint has no optimiser state, or no
-        moving average although the recipe keeps one."""
+        """Load weights, optimiser state, moving average and position. FractalError: the checkpoint
+        has no optimiser state, or no moving average although the recipe keeps one."""
         if checkpoint.optimizer is None:
             raise FractalError(
                 "training cannot continue from a checkpoint without optimiser state (it was "
-                "imported): resume one that training wrote, or start from the beginning"
+                "imported): resume one that training saved, or start from the beginning"
             )
         self.position = checkpoint.progress.position
         self.model.load_state_dict(checkpoint.weights)
@@ -131,15 +131,15 @@ class Trainer:
         if self._average is not None:
             if checkpoint.ema is None:
                 raise FractalError(
-                    "ema_decay is above 0 and the checkpoint has no moving average of its "
+                    "ema_decay is above 0, but the checkpoint has no moving average of the "
                     "weights: start from the beginning, or set ema_decay to 0"
                 )
             self._average.module.load_state_dict(checkpoint.ema)
             self._average.n_averaged.fill_(self.steps)
 
     def step(self, batch: Batch) -> StepReport:
-        """Take one step; `batch` is this rank's share of the whole batch. NotFiniteError, on all
-        ranks and before any weight changes: the loss or gradient is not finite on some rank."""
+        """Train on one batch; `batch` is this rank's share of it. NotFiniteError, on all ranks and
+        before any weight changes: the loss or gradient is not finite on some rank."""
         rate = self._set_learning_rate()
         seed = step_seed(self.recipe.seed, self.steps, self._rank)
         torch.manual_seed(seed)  # Dropout draws from the global generator.
@@ -167,12 +167,12 @@ class Trainer:
             self._average.n_averaged.zero_()
 
     def skip_batch(self) -> None:
-        """Add one batch to the position, so that the next batch is skipped without training on
-        it."""
+        """Count the next batch as seen without training on it."""
         self.position += self.recipe.batch_size
 
     def _backward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Compute the gradients from this rank's images; return the mean loss of all ranks."""
+        """Compute gradients from this rank's images; return the mean loss over all ranks'
+        images."""
         size, share = self.recipe.images_per_worker, self._world_size / self.recipe.batch_size
         parts = list(zip(images.split(size), labels.split(size), strict=True))
         total = torch.zeros((), device=self._device)
@@ -194,8 +194,8 @@ class Trainer:
         return total
 
     def _find_bad_images(self, batch: Batch) -> list[int]:
-        """Return the images that may be the cause, as indices in the split: those of the ranks with
-        a loss that is not finite, or those of all ranks if only the gradient is not finite."""
+        """Return the images that may be the cause, as indices in the split: the images of the ranks
+        whose loss is not finite, or the whole batch if only the gradient is not finite."""
         shares = gather_from_ranks((batch.indices.tolist(), bool(self._local_loss.isfinite())))
         bad_shares = [images for images, is_finite in shares if not is_finite]
         return [*chain.from_iterable(bad_shares or [images for images, _ in shares])]
@@ -238,8 +238,7 @@ def _new_model(config: ModelConfig, seed: int) -> FractalModel:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of all random numbers of one step on one rank. It has at most 63 bits, which torch
-    accepts."""
+    """Seed of all random numbers of one step on one rank: at most 63 bits, as torch requires."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return int(state) >> 1
 

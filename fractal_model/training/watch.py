@@ -1,6 +1,6 @@
 """Early warnings of a training that is slow, waits for data, or learns worse than the champion.
 
-Decided here: the measured quantities are metrics, so that they have curves in MLflow. A warning is
+Decided here: the measured quantities are metrics, so that MLflow shows them as curves. A warning is
 one sentence. It is given when its condition begins, and not repeated while the condition lasts.
 """
 
@@ -13,15 +13,14 @@ import numpy as np
 from fractal_model.training.job import Curve, Report
 
 SLOW_SHARE, STARVED_SHARE, WORSE_NATS = 0.5, 0.3, 0.2
-"""A warning is given if the speed is below this share of the usual speed, if more than this share
-of the time is spent waiting for data, or if the loss exceeds the champion's by more nats."""
+"""Limits for warnings: the smallest share of the usual speed, the largest share of the time spent
+waiting for data, and the largest excess of the loss over the champion's, in nats."""
 _MIN_REPORTS, _MAX_REPORTS = 5, 50
 """Smallest and largest number of earlier reports from which the usual speed is computed."""
 
 
 class Watch:
-    """Derives metrics and warnings from a run's reports. `reference`: the champion's loss by
-    epoch."""
+    """Derives metrics and warnings from a run's reports. `reference`: the champion's loss curve."""
 
     def __init__(self, reference: Curve = ()) -> None:
         self._reference = reference

@@ -1,9 +1,9 @@
 """The driver of one training on a Ray cluster, in this process or as a Ray job.
 
-As a job (`python -m fractal_model.training.ray_jobs.driver`, with a TrainingJob as JSON in
-FRACTAL_TRAINING_JOB) it prints lines that begin with a marker and go on in JSON: each report, and
-at the end the address of the checkpoint to register, or an error. The driver sends metrics to
-MLflow itself, through the spool, so that they arrive even if nobody follows the job.
+The job's command is `python -m fractal_model.training.ray_jobs.driver`; FRACTAL_TRAINING_JOB has
+the TrainingJob as JSON. The job prints each report, and at the end the address of the checkpoint to
+register or an error, as lines of JSON behind a marker. The driver itself sends metrics to MLflow,
+through the spool, so that they arrive even if nobody follows the job.
 """
 
 import json
@@ -26,7 +26,7 @@ from fractal_model.training.watch import Watch
 
 JOB_VARIABLE = "FRACTAL_TRAINING_JOB"
 MARKER = "FRACTAL "
-"""Beginning of each output line that has JSON after it. All other lines are text for people."""
+"""First characters of an output line that goes on with JSON. Other lines are text for people."""
 logger = logging.getLogger("fractal.training")
 
 

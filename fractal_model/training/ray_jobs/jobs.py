@@ -1,10 +1,10 @@
 """Adapter of Ray Jobs: runs a training as a job of a cluster and follows it from this process.
 
-Decided here: a job's metadata names its size, run (by fingerprint) and owner. A flow that finds a
-running job of the run that it wants to train follows that job. A job of another run of the same
-size is stopped if the flow of that job is over; otherwise it is left alone, because it may be a
-colleague's. Cancelling a flow stops its job. After any other error the job continues, and the next
-flow run follows it. The code is sent with the job, so that the job runs the same code as the flow.
+Decided here: a job's metadata names its size, run (by fingerprint) and owner. If the run that a
+flow wants to train has a running job, the flow follows that job. A job of another run of the same
+size is stopped if its flow is over. Otherwise it is left alone, because it may be a colleague's.
+Cancelling a flow stops its job. After any other error the job continues, and the next flow run
+follows it. The code is sent with the job, so that the job runs the same code as the flow.
 """
 
 import os
@@ -54,8 +54,9 @@ class TrainingJobs:
     def __init__(
         self, address: str, owner: Owner, is_over: Callable[[Owner, str], bool] = lambda *_: False
     ) -> None:
-        """`is_over(owner, fingerprint of the run)` returns True if the flow that started a job is
-        known to have ended. FractalError: no Ray Jobs server answers at `address`."""
+        """`is_over(owner, fingerprint)` returns True if the owner's flow, which trains the run with
+        this fingerprint, is known to have ended. FractalError: no Ray Jobs server answers at
+        `address`."""
         self._server = JobsServer(address)
         self._owner = owner
         self._is_over = is_over
@@ -67,7 +68,7 @@ class TrainingJobs:
         on_report: Callable[[Report], None],
         on_line: Callable[[str], None],
     ) -> str:
-        """Start the job or find it running, and follow it to its end; return the folder or address
+        """Start the job, or find it running, and follow it to its end; return the folder or address
         of the checkpoint to register. Cancelling and Ctrl-C stop the job, other errors do not.
         FractalError: the job failed, somebody else trains this size, or the cluster refuses it."""
         log = JobLog(on_report, on_line)
@@ -87,7 +88,10 @@ class TrainingJobs:
         if log.checkpoint is None:
             status = str(details.status.value).lower()
             reason = last_line(log.error or details.message or "no reason given")
-            raise FractalError(f"the Ray job {name} {status} without a checkpoint: {reason}")
+            raise FractalError(
+                f"the Ray job {name} {status} without a checkpoint (see `ray job logs {name}`): "
+                f"{reason}"
+            )
         return log.checkpoint
 
     def stop(self, name: str) -> None:
@@ -103,9 +107,8 @@ class TrainingJobs:
             time.sleep(POLL_SECONDS)
 
     def stop_run(self, size: str, fingerprint: str, on_line: Callable[[str], None]) -> None:
-        """Stop the running job of the run with this fingerprint, if there is one that no flow
-        follows any more. FractalError: another flow may still follow the job, so it is not
-        stopped."""
+        """If the run with this fingerprint has a running job that no flow follows any more, stop
+        the job. FractalError: another flow may still follow the job, so it is not stopped."""
         for running in self._running(size):
             if _tag(running, FINGERPRINT_TAG) == fingerprint:
                 self._stop_orphan(running, on_line)
@@ -119,8 +122,7 @@ class TrainingJobs:
 
     def _find_running(self, job: TrainingJob, on_line: Callable[[str], None]) -> str | None:
         """Return the name of the running job that trains the same run as `job`, or None. Stop the
-        jobs of other runs of this size. FractalError: another flow may still follow one of
-        those."""
+        jobs of other runs of this size. FractalError: another flow may still follow such a job."""
         for running in self._running(job.size):
             name = running.submission_id
             if _tag(running, FINGERPRINT_TAG) == job.fingerprint:
@@ -167,8 +169,8 @@ class TrainingJobs:
 
 
 def follow_job(server: JobsServer, name: str, log: JobLog) -> JobDetails:
-    """Pass a job's log to `log` until the job has ended; return Ray's details of the job. Its
-    status is also requested, because a log may end before its job. FractalError: the cluster does
+    """Pass a job's log to `log` until the job has ended; return Ray's details of the job. The job's
+    status is requested too, because a log may end before its job. FractalError: the cluster does
     not answer for LOST_SECONDS."""
     next_request = 0.0
     with follow_log(lambda: server.tail(name)) as next_part:
@@ -189,7 +191,7 @@ def _tag(job: JobDetails, name: str) -> str:
 def _require_no_password(uri: str) -> None:
     if urlsplit(uri).password:
         raise FractalError(
-            "MLFLOW_TRACKING_URI holds a password, which everybody who sees the Ray cluster's jobs "
-            "would see: use an MLflow server, leave the password out of its address, and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here and on those machines"
+            "MLFLOW_TRACKING_URI holds a password, and everybody who lists the Ray cluster's jobs "
+            "could read it: give an MLflow server's address without the password, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here and on its machines"
         )

@@ -12,13 +12,13 @@ from fractal_model.training.ray_jobs.driver import MARKER
 
 REOPEN_SECONDS = 1.0
 QUIET_SECONDS = 300.0
-"""If a log has no new text for this many seconds, its connection may be dead: open a new one."""
+"""Seconds without new text after which the connection may be dead and a new one is opened."""
 
 
 @contextmanager
 def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
     """Follow a job's log during the `with` block; `connect` opens the log from its beginning. Yield
-    a function: it waits at most the given seconds for new text and returns the text, or ""."""
+    a function of a number of seconds: it returns new text, or "" if none comes in this time."""
     texts, pending = _new_texts(connect), None
 
     async def next_part(seconds: float) -> str:
@@ -36,8 +36,8 @@ def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[
 
 
 async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
-    """Yield new text of the log, forever. When a connection ends or breaks, open a new one, which
-    begins with the whole log again, and leave out what was read before."""
+    """Yield new text of the log, forever. When a connection ends or breaks, open a new one. It
+    sends the log from the beginning again; leave out the text that was yielded before."""
     position = 0
     while True:
         texts, to_skip = connect(), position
@@ -53,8 +53,8 @@ async def _new_texts(connect: Callable[[], AsyncIterator[str]]) -> AsyncIterator
 
 
 class JobLog:
-    """Parses a job's log: calls `on_report` for reports and `on_line` for lines for people, and
-    keeps the job's result: the address of a checkpoint, or an error."""
+    """Parses a job's log. Calls `on_report` for each report and `on_line` for each line for people.
+    Keeps the job's result: `checkpoint`, an address, or `error`."""
 
     def __init__(self, on_report: Callable[[Report], None], on_line: Callable[[str], None]) -> None:
         self._on_report = on_report
@@ -73,7 +73,7 @@ class JobLog:
             self._parse_line(line)
 
     def complete(self, whole: str) -> None:
-        """Parse what `read` has not seen of `whole`, the complete log of a finished job."""
+        """Parse the part of `whole`, a finished job's complete log, that `read` has not seen."""
         self.read(whole[self._position :] + "\n")
 
     def _parse_line(self, line: str) -> None:

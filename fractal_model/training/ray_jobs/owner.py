@@ -23,13 +23,13 @@ class Owner(StrictModel):
     host: str
     process: int
     process_started: float
-    """Start of the process in seconds since 1970, because a later process may get the same id."""
+    """Start of the process in seconds since 1970. Another process may get the same id later."""
     since: str
-    """Local time when this object was made, for people."""
+    """Local time at which the owner was recorded, for people."""
 
     @classmethod
     def current(cls, flow_run: str = "", prefect: str = "") -> Self:
-        """Return the owner with this process, user and machine."""
+        """Return an owner with the given flow run and with this process, user and machine."""
         return cls(
             flow_run=flow_run,
             prefect=prefect,
@@ -42,7 +42,7 @@ class Owner(StrictModel):
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Read an owner from its JSON; return None if the text is something else."""
+        """Return the owner that `text` describes as JSON, or None if `text` is something else."""
         try:
             return cls.model_validate_json(text)
         except ValidationError:

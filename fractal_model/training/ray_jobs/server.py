@@ -1,4 +1,4 @@
-"""Client of Ray's Jobs API over HTTP, with time limits, repeated requests and one-line errors."""
+"""Client of Ray's Jobs API over HTTP. It limits waiting, repeats requests and shortens errors."""
 
 import shlex
 import socket
@@ -16,10 +16,10 @@ from fractal_model.common.errors import FractalError, last_line
 
 REQUEST_SECONDS = 60.0
 RETRY_SECONDS, PATIENCE_SECONDS = 1.0, 30.0
-"""Seconds between attempts of a request, and seconds after which a failing request is given up."""
+"""Seconds between two attempts of a request; seconds after which no more attempts are made."""
 _ERRORS = (AuthenticationError, OSError, RuntimeError, ValueError)
 _AWAY = (ConnectionError, requests.ConnectionError, requests.Timeout)
-"""Errors of a server that does not answer now. The request is sent again."""
+"""Errors that mean that the server does not answer now, so the request is sent again."""
 _UNAVAILABLE = ("status code 429", "status code 5")
 Answer = TypeVar("Answer")
 
@@ -50,8 +50,8 @@ class JobsServer:
         return self._ask("list its jobs", self._client.list_jobs)
 
     def job(self, name: str, *, patience: float | None = None) -> JobDetails:
-        """Return the status and metadata of a job. `patience`: seconds instead of
-        PATIENCE_SECONDS."""
+        """Return the status and metadata of a job. `patience`: seconds for which a failing request
+        is repeated; None means PATIENCE_SECONDS."""
         return self._ask(
             f"tell the state of the job {name}", lambda: self._client.get_job_info(name), patience
         )
@@ -61,8 +61,8 @@ class JobsServer:
         return self._ask(f"give the log of the job {name}", lambda: self._client.get_job_logs(name))
 
     def tail(self, name: str) -> AsyncIterator[str]:
-        """Yield a job's log from its beginning, and new text as it comes. This may end before the
-        job does. RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
+        """Yield a job's log from its beginning, and new text as it comes. The log may end before
+        the job does. RuntimeError, OSError, aiohttp.ClientError: the connection broke."""
         return self._client.tail_job_logs(name)
 
     def stop(self, name: str) -> None:
@@ -70,7 +70,7 @@ class JobsServer:
         self._ask(f"stop the job {name}", lambda: self._client.stop_job(name))
 
     def submit(self, name: str, **options: Any) -> None:
-        """Submit a job under a new, unique name. `options` are arguments of Ray's `submit_job`."""
+        """Submit a job. Its name must be new. `options`: arguments of Ray's `submit_job`."""
 
         def submit_once() -> None:
             try:
@@ -84,8 +84,8 @@ class JobsServer:
 
     def interpreter(self) -> str:
         """Return the command that starts Python in a job: the path of this Python if the cluster's
-        head is this machine, else `python`. The machines are compared by host name, because the
-        address 127.0.0.1 may be a tunnel to another one."""
+        head is this machine, else `python`. Host names decide whether it is this machine, because
+        the address 127.0.0.1 may be a tunnel to another one."""
         with suppress(*_ERRORS, LookupError, TypeError):
             answer = self._client._do_request("GET", "/nodes?view=summary").json()
             nodes = [node["raylet"] for node in answer["data"]["summary"]]

@@ -1,8 +1,8 @@
 """A copy of the best checkpoint of a run, beside the last checkpoints.
 
 Decided here: the best checkpoint has the fewest held-out bits per dimension. Ray may remove it
-before the run ends, so it is copied to the run's folder `best`. An object store cannot rename, so a
-copy is complete only when `best.json` names it.
+before the run ends, so it is copied to the folder `best` of the run. An object store cannot rename,
+so a copy counts as complete when `best.json` contains its name.
 """
 
 import json
@@ -18,10 +18,10 @@ FOLDER, SCORE_FILE = "best", "best.json"
 
 
 def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: float) -> None:
-    """Copy a checkpoint with `bits` held-out bits per dimension to the folder `best` of a run. Do
-    nothing if the checkpoint in that folder has as few bits or fewer.
+    """Copy a checkpoint with `bits` held-out bits per dimension to the folder `best` of a run,
+    unless the checkpoint in that folder has as few bits or fewer.
 
-    `run`: path of the run's folder in `filesystem`. OSError, ArrowException: storage fails.
+    `run`: path of the run's folder in `filesystem`. OSError, ArrowException: the storage fails.
     """
     _, best = best_checkpoint(filesystem, run)
     if best <= bits:
@@ -44,8 +44,8 @@ def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: fl
 
 
 def best_checkpoint(filesystem: FileSystem, run: str) -> tuple[str | None, float]:
-    """Return the best checkpoint so far, as a path below `run`, and its held-out bits per dim;
-    (None, infinity) if there is none. OSError: the storage does not answer."""
+    """Return the best checkpoint's path below `run` and its held-out bits per dimension, or (None,
+    infinity) if there is none. OSError: the storage does not answer."""
     try:
         with filesystem.open_input_stream(f"{run}/{SCORE_FILE}") as stream:
             content = json.loads(stream.read())

@@ -1,8 +1,8 @@
 """Early stopping: ends a training whose held-out likelihood has not improved for some epochs.
 
-Decided here: training may end at any step that is validated. The decision is made from the points
-of earlier steps, and rank 0 waits for the last of these points. So the step at which a run stops
-does not depend on how fast validation is, unless a point takes longer than the wait.
+Decided here: training may end at any step that is validated. The points of earlier steps decide,
+and rank 0 waits for the last of these points. So the step at which a run stops does not depend on
+the speed of validation, unless a point takes longer than rank 0 waits.
 """
 
 import math
@@ -17,8 +17,8 @@ _POLL_SECONDS = 0.2
 
 
 class EarlyStop:
-    """Decides if a run ends early: never, if the recipe's `stop_after_epochs_without_gain` is 0.
-    `patience`: number of images seen without a gain after which the run ends."""
+    """Decides if a run ends early. If `stop_after_epochs_without_gain` in the recipe is 0, it never
+    does. Else it ends after `patience` images without a better point."""
 
     def __init__(self, job: TrainingJob, patience: int, points: ValidationPoints) -> None:
         self._patience = patience if job.recipe.stop_after_epochs_without_gain else 0
@@ -29,9 +29,9 @@ class EarlyStop:
         self.is_due = False
 
     def decide(self, position: int, previous: int) -> None:
-        """Set `is_due`: True if training must end at this step, which is validated. `position` and
-        `previous`: numbers of images seen at this and at the validated step before it, 0 if there
-        is none. All ranks must call `decide` together."""
+        """Set `is_due` to True if training must end at this validated step. `position`: images seen
+        at this step. `previous`: images seen at the validated step before it, 0 if there is none.
+        All ranks must call `decide` together."""
         if self._patience:
             self.is_due = broadcast_from_rank_zero(self._is_without_gain(position, previous))
 
@@ -49,7 +49,7 @@ class EarlyStop:
             time.sleep(_POLL_SECONDS)
 
     def _images_without_gain(self, positions: list[int]) -> int:
-        """Return the number of images seen between the best and the last measured point."""
+        """Return the number of images seen from the best of the measured points to the last one."""
         best, best_position, last = math.inf, 0, 0
         for position in positions:
             point = self._points.read(position)

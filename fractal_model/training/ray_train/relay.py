@@ -2,8 +2,8 @@
 
 Decided here: each report is a file, complete when it appears and removed after it is handled. If
 this process is killed, controller and workers survive for some seconds and still write reports. The
-next process of the same training reads these files too. Therefore a file's name contains a label of
-the process for which it was written.
+next process of the same training handles these reports too. A label in each file's name tells for
+which process the report was written.
 """
 
 import logging
@@ -27,9 +27,9 @@ _POLL_SECONDS = 0.1
 
 
 class Relay:
-    """Within its `with` block, calls `on_report` with each report that Ray gives to `callback`.
+    """Calls `on_report` with each report that Ray gives to `callback` during the `with` block.
 
-    `folder` belongs to one MLflow run, on this machine, where Ray's controller runs too. The end of
+    `folder` belongs to one MLflow run. It is on this machine, as is Ray's controller. The end of
     the block raises the first error of `on_report`, or an OSError if reports cannot be read."""
 
     def __init__(self, folder: Path, on_report: Callable[[Report | Stopped], None]) -> None:
@@ -76,9 +76,9 @@ class Relay:
 
 
 class _ReportWriter(UserCallback):
-    """Ray callback in the controller that writes each report to a file. If a report cannot be
-    written, for example to a full disk, it is written with the next one. A Stopped report is the
-    last one: if it cannot be written, `after_report` raises OSError."""
+    """Ray callback in the controller that writes each report to a file. If this fails, for example
+    because the disk is full, the report is written with the next one. After a Stopped report there
+    is no next one, so `after_report` raises the OSError."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self._folder = folder

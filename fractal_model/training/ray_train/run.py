@@ -1,8 +1,8 @@
 """Adapter of Ray Train: launches the workers of a run and waits for them.
 
 A run that is started again continues from its last checkpoint. If a worker dies or hangs, Ray
-restarts all workers from that checkpoint, as many as the machines have room for within the recipe's
-range. If a machine has too little memory, training continues with three quarters of the workers.
+restarts the workers from that checkpoint. Their number may change within the recipe's range. If a
+machine has too little memory, training continues with three quarters of the workers.
 """
 
 import logging
@@ -38,11 +38,11 @@ from fractal_model.training.ray_train.validation_task import validation_of
 from fractal_model.training.ray_train.worker import train_worker
 
 PLACEMENT_SECONDS = 30
-"""Seconds that Ray waits until all workers have a machine. Ray may first plan with a machine that
-was just lost; after this time it plans again without that machine."""
+"""Seconds that Ray waits for all workers to get a machine, before it plans again. A plan may
+contain a machine that was just lost; the next plan does not."""
 POLL_SECONDS = 0.25
-"""Seconds between Ray's requests for reports. A worker can report again only after Ray has taken
-its last report, so Ray's default of two seconds would delay trainings with short steps."""
+"""Seconds between Ray's requests for reports. A worker waits until Ray has taken its last report,
+so Ray's default of two seconds would slow down a training with short steps."""
 _OUT_OF_MEMORY = re.compile(
     r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit", re.DOTALL
 )
@@ -64,7 +64,7 @@ def run_training(
 
     `on_point` receives each validation point of the run with its sample grids, also the points from
     before a restart. Each worker calls `worker` with {"job": the job as JSON}. FractalError: a
-    worker failed too often, the run ended with an error, or no worker could be started.
+    worker failed too often, a worker ended the run, or no worker could be started.
     """
     recipe = job.recipe
     stop_reasons: list[str] = []
@@ -121,7 +121,8 @@ def _make_trainer(
 
 def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
     """Return the folder or address of the checkpoint to register: the best or the last one, as the
-    recipe says. Without a validated checkpoint it is the last one. `last`: name of the last one."""
+    recipe says. If no checkpoint was validated, it is the last one. `last`: name of the last
+    one."""
     run = f"{job.storage}/{job.name}"
     if job.recipe.register_checkpoint == "last":
         return f"{run}/{last}"
@@ -135,9 +136,9 @@ def _chosen_checkpoint(job: TrainingJob, last: str) -> str:
 def _train_within_memory(
     train: Callable[[int], ray.train.Result], recipe: TrainingConfig
 ) -> ray.train.Result:
-    """Call `train` with the recipe's number of workers. If a machine has too little memory, call it
-    again with three quarters of them. FractalError: training failed for another reason, or more
-    than `max_failures` times."""
+    """Call `train` with the recipe's number of workers. While a machine has too little memory, call
+    it again with three quarters of the workers. FractalError: training failed for another reason,
+    or more than `max_failures` times."""
     workers, failures = recipe.workers, 0
     while True:
         try:
@@ -152,8 +153,7 @@ def _train_within_memory(
 
 
 def _memory_shortage(error: BaseException, workers: int) -> str | None:
-    """Return a text about the machine that has too little memory; None if the error has another
-    cause."""
+    """Describe which machine has too little memory; None if `error` has another cause."""
     failures = error.worker_failures if isinstance(error, ray.train.WorkerGroupError) else {}
     for cause in (error, *failures.values()):
         if match := _OUT_OF_MEMORY.search(str(cause)):
@@ -174,7 +174,7 @@ def _training_error(
         return FractalError(f"training failed: {shortage}; {way_out}, and {again}")
     if isinstance(error, ray.train.WorkerGroupError):
         return FractalError(
-            f"training failed on a worker and max_failures is {recipe.max_failures}: "
+            f"training failed on a worker, and max_failures ({recipe.max_failures}) is reached: "
             f"{_first_cause(error.worker_failures)}; correct this and {again}"
         )
     logs = "Ray's logs are in /tmp/ray/session_latest/logs/train"
@@ -182,7 +182,7 @@ def _training_error(
 
 
 def _scaling(recipe: TrainingConfig, workers: int) -> ScalingConfig:
-    """Ray's settings for the number of workers, at most `workers`, and each worker's resources."""
+    """Ray's settings: `min_workers` to `workers` workers, and the resources of each."""
     is_fixed = recipe.min_workers == workers
     return ScalingConfig(
         num_workers=workers if is_fixed else (recipe.min_workers, workers),
@@ -196,7 +196,7 @@ def _scaling(recipe: TrainingConfig, workers: int) -> ScalingConfig:
 
 
 def _set_deadlines(recipe: TrainingConfig) -> None:
-    """Set Ray's time limits for controller and workers, which it reads from the environment."""
+    """Set the environment variables with Ray's time limits for controller and workers."""
     for name in ("WORKER_HEALTH_CHECK_TIMEOUT_S", "COLLECTIVE_TIMEOUT_S"):
         os.environ[f"RAY_TRAIN_{name}"] = str(recipe.stall_seconds)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PLACEMENT_SECONDS))
@@ -207,8 +207,8 @@ def _set_deadlines(recipe: TrainingConfig) -> None:
 
 @contextmanager
 def _keep_interrupt_handler() -> Iterator[None]:
-    """After the block, restore the earlier handler of Ctrl-C: Ray Train's own exits with status 0,
-    as if training had succeeded."""
+    """Keep this process's own handler of Ctrl-C. Ray Train replaces it by a handler that exits with
+    status 0, as if training had succeeded."""
     before = signal.getsignal(signal.SIGINT)
     is_interrupted = False
     try:
@@ -223,7 +223,7 @@ def _keep_interrupt_handler() -> Iterator[None]:
 
 
 def _require_resources(recipe: TrainingConfig) -> None:
-    """Raise FractalError if the cluster lacks resources for the workers, for which Ray would wait
+    """Raise FractalError if the cluster can never run `min_workers` workers; Ray would wait
     forever."""
     resources = ray.cluster_resources()
     for resource, amount in recipe.resources_per_worker.items():
@@ -245,7 +245,7 @@ def _require_resources(recipe: TrainingConfig) -> None:
 
 
 def _first_cause(failures: Mapping[int, BaseException]) -> str:
-    """Return the last line of the failure that probably caused the others: the first that is not a
-    lost connection, or the first of all if every failure is one."""
+    """Return the last line of the failure that probably caused the others: the first failure that
+    is not a lost connection. If all are lost connections, it is the first of all."""
     causes = [last_line(failure) for failure in failures.values()]
     return min(causes, key=lambda cause: bool(_LOST_CONNECTION.search(cause)))

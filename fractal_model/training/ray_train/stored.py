@@ -1,8 +1,8 @@
 """The checkpoints in a run's storage: which one to resume from, and which ones to remove.
 
-Decided here: an object store cannot rename, so the marker file is uploaded after all other files; a
+Decided here: an object store cannot rename, so the marker file is uploaded after all other files. A
 checkpoint without the marker is incomplete. Rank 0 chooses the checkpoint for all ranks. The ranks
-then compare what they have read: if a machine sees other files, the run ends.
+compare what they have read. If one has read other content, the run ends.
 """
 
 from collections.abc import Iterator
@@ -24,22 +24,22 @@ CHECKPOINT_PREFIX = "checkpoint_"
 
 @dataclass(frozen=True)
 class Resumed:
-    """The checkpoint from which all ranks continue, and the errors of newer ones that are
-    damaged."""
+    """The checkpoint from which all ranks continue, and the errors of newer, damaged ones."""
 
     checkpoint: Checkpoint
     damaged: tuple[str, ...]
-    """Error texts of the newer checkpoints, all damaged, that could not be loaded."""
+    """Error text of each newer checkpoint. All of these are damaged."""
 
 
 def load_newest_undamaged(
     newest: ray.train.Checkpoint, context: ray.train.TrainContext | None = None
 ) -> Resumed:
-    """Load the checkpoint `newest`, or the newest undamaged one before it if it is damaged. All
+    """Load the checkpoint `newest`; if it is damaged, load the newest undamaged one before it. All
     ranks must call this together. FractalError, on all ranks: every checkpoint is damaged, the
     storage does not answer, or the ranks do not read the same checkpoint."""
     context = context or ray.train.get_context()
-    choice = _choose(newest) if context.get_world_rank() == 0 else FractalError("rank 0 chooses")
+    is_rank_zero = context.get_world_rank() == 0
+    choice = _choose(newest) if is_rank_zero else FractalError("replaced by rank 0's choice")
     stored, damaged = _or_raise(broadcast_from_rank_zero(choice))
     with _fetch_once_per_machine(stored, context) as folder:
         checkpoint = _load(folder, stored)
@@ -56,7 +56,7 @@ def load_newest_undamaged(
 
 def remove_incomplete(filesystem: FileSystem, run: str, keep: frozenset[str] = frozenset()) -> None:
     """Remove the checkpoints in the folder `run` that have no marker, because their upload was
-    interrupted. Names in `keep` are not removed. OSError: the storage does not answer."""
+    interrupted; but not those whose names are in `keep`. OSError: the storage does not answer."""
     for name in _names(filesystem, run):
         marker = filesystem.get_file_info(f"{run}/{name}/{MARKER}")
         if marker.type == FileType.NotFound and name not in keep:
@@ -66,8 +66,9 @@ def remove_incomplete(filesystem: FileSystem, run: str, keep: frozenset[str] = f
 def _choose(
     newest: ray.train.Checkpoint,
 ) -> tuple[ray.train.Checkpoint, tuple[str, ...]] | FractalError:
-    """Return the newest undamaged checkpoint, `newest` or older, and the error texts of the damaged
-    newer ones. If all are damaged, return an error, which all ranks receive and then raise."""
+    """Return the newest undamaged checkpoint, `newest` or older, and the errors of damaged newer
+    ones. If all are damaged or the storage fails, return an error, so that all ranks can raise
+    it."""
     run, name = newest.path.rstrip("/").rsplit("/", 1)
     damaged: list[FractalError] = []
     try:
@@ -92,8 +93,8 @@ def _names(filesystem: FileSystem, run: str) -> list[str]:
 
 
 def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalError:
-    """Load the checkpoint in `folder`. If it is damaged, return an error that names `stored`, its
-    place in the storage."""
+    """Load the checkpoint in `folder`, a copy of `stored`. If it is damaged, return an error, whose
+    text has the path of `stored`."""
     try:
         return load_checkpoint(folder)
     except FractalError as error:
@@ -101,8 +102,8 @@ def _load(folder: Path, stored: ray.train.Checkpoint) -> Checkpoint | FractalErr
 
 
 def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
-    """Position and checksum of a checkpoint, or the error, as text: equal on ranks that read the
-    same."""
+    """Text with the position and checksum of a checkpoint, or with the error. It is the same on
+    ranks that read the same."""
     if isinstance(checkpoint, FractalError):
         return str(checkpoint)
     marker = (folder / MARKER).read_text()
@@ -113,8 +114,8 @@ def _summarise(checkpoint: Checkpoint | FractalError, folder: Path) -> str:
 def _fetch_once_per_machine(
     stored: ray.train.Checkpoint, context: ray.train.TrainContext
 ) -> Iterator[Path]:
-    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it; at the end of
-    its block it removes a downloaded copy, so before that all ranks must have finished reading."""
+    """Yield a folder on this machine with the checkpoint. Local rank 0 fetches it, and removes a
+    downloaded copy at the end of the block. Until then all ranks must have finished reading."""
     with ExitStack() as stack:
         fetched: Path | FractalError | None = None
         if context.get_local_rank() == 0:

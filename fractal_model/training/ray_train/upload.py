@@ -1,7 +1,7 @@
 """Upload of a checkpoint from a worker's scratch folder to the run's storage during training.
 
-Decided here: the name of a scratch folder contains its machine and process, so that the next worker
-on the machine can remove the folders of killed processes.
+Decided here: a scratch folder has its machine and process in its name, so that the next worker on
+the machine can remove the folders of killed processes.
 """
 
 import shutil
@@ -35,14 +35,14 @@ def remove_abandoned_scratch() -> None:
 class Upload:
     """Function that copies one checkpoint to the run's storage, the marker file last, and then
     removes the scratch folder. Ray calls it in a thread. If an object store asks for another
-    attempt, Ray calls it again; after any other error Ray ends all workers."""
+    attempt, Ray calls it again. After any other error Ray ends all workers."""
 
     def __init__(self, folder: Path) -> None:
         self._scratch = folder.parent
         self._marker = (folder / MARKER).read_bytes()
         (folder / MARKER).unlink()
         self.done = threading.Event()
-        """Set after the upload. If the upload fails, it is never set and Ray ends the process."""
+        """Is set when the upload is complete. If the upload fails, Ray ends the process instead."""
 
     def __call__(self, checkpoint: Checkpoint, name: str) -> Checkpoint:
         storage = ray.train.get_context().get_storage()

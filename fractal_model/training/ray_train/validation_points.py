@@ -1,4 +1,4 @@
-"""The validation points of a run, in its storage: a folder each, named after the images seen.
+"""The validation points of a run, in its storage. A folder is named by the number of images seen.
 
     validation/000000005280/STARTED      written when the measurement begins
     validation/000000005280/samples.png  one grid for each set of weights
@@ -25,7 +25,7 @@ MOST_UNFINISHED = 2
 """Number of unfinished points in a row after which a run is not validated any more."""
 POLL_SECONDS = 1.0
 OnPoint = Callable[[ValidationPoint, dict[str, bytes]], None]
-"""Function that receives a point and its sample grids, as PNG by file name."""
+"""Function that receives a point and its sample grids: PNG files as bytes, by file name."""
 
 
 class ValidationPoints:
@@ -36,13 +36,12 @@ class ValidationPoints:
         self._folder = f"{run}/{FOLDER}"
 
     def start(self, position: int) -> None:
-        """Store that the measurement of the weights at this position begins. OSError: the storage
-        fails."""
+        """Record that measuring the weights at this position begins. OSError: the storage fails."""
         self._filesystem.create_dir(self._of(position))
         self._write(position, STARTED, b"")
 
     def finish(self, point: ValidationPoint, grids: dict[str, bytes]) -> None:
-        """Write the grids (PNG by file name), then the point. OSError: the storage fails."""
+        """Write the PNG files `grids`, by name, then the point. OSError: the storage fails."""
         for name, png in grids.items():
             self._write(point.position, name, png)
         self._write(point.position, POINT, point.model_dump_json().encode())
@@ -73,7 +72,7 @@ class ValidationPoints:
         return sorted(int(name) for name in names if name.isdecimal())
 
     def unfinished(self) -> list[int]:
-        """Positions of the incomplete points after the last complete one, newest first."""
+        """Positions of the points that were started after the last complete one, newest first."""
         behind: list[int] = []
         for position in reversed(self.positions()):
             if self._is_complete(position):
@@ -95,7 +94,7 @@ class ValidationPoints:
 
 @contextmanager
 def follow_points(points: ValidationPoints, on_point: OnPoint) -> Iterator[None]:
-    """During the `with` block, another thread calls `on_point` with each complete point once,
+    """During the `with` block, call `on_point` in another thread with each complete point once,
     earlier ones included. The end of the block waits for the last calls and raises the first error
     of `on_point`."""
     done, seen = threading.Event(), set[int]()

@@ -1,8 +1,8 @@
 """Adapter of validation to Ray Train: measures a checkpoint in a Ray task while training continues.
 
-Decided here: the task has the lowest priority of the machine's scheduler, and takes a GPU only if
-the workers leave one free. Ray runs one validation at a time, ends it after its timeout, and keeps
-the checkpoint until then. If a measurement fails, its point has the reason, and training continues.
+Decided here: the task has the lowest priority in the machine's scheduler, and takes a GPU only if
+the workers leave one free. Ray runs one validation at a time, with a timeout, and keeps its
+checkpoint until it ends. If measuring fails, the point has the reason, and training continues.
 """
 
 import os
@@ -37,7 +37,7 @@ LOWEST_PRIORITY = 19
 
 
 def validation_of(job: TrainingJob) -> RayValidationConfig | None:
-    """Ray's settings for the validation of a job's checkpoints; None if the recipe has none."""
+    """Ray's settings for validating a job's checkpoints; None if the recipe does not validate."""
     if not job.recipe.validate_every_epochs:
         return None
     return RayValidationConfig(
@@ -52,8 +52,8 @@ def validation_of(job: TrainingJob) -> RayValidationConfig | None:
 
 
 def _resources(recipe: TrainingConfig) -> dict[str, float]:
-    """Resources that Ray reserves for the task: one GPU if the workers leave one free, and no
-    CPU."""
+    """Resources that Ray reserves for a validation: no CPU, and one GPU if the workers leave one
+    free."""
     spare = ray.cluster_resources().get(
         "GPU", 0
     ) - recipe.workers * recipe.resources_per_worker.get("GPU", 0)
@@ -62,8 +62,8 @@ def _resources(recipe: TrainingConfig) -> dict[str, float]:
 
 def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> dict[str, Any]:
     """Measure a checkpoint, store its validation point, and copy the checkpoint if it is the best
-    so far. `settings` has only `job`, the TrainingJob as JSON. The returned dict of metrics, which
-    Ray wants, is empty."""
+    so far. `settings` has only `job`, the TrainingJob as JSON. Ray expects a dict of metrics; it
+    gets an empty one."""
     keep_secrets_out_of_logs()
     if not ray.get_gpu_ids():  # Ray leaves all GPUs visible, and each belongs to a worker.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -92,8 +92,8 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
 
 
 def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint, dict[str, bytes]]:
-    """Measure the weights and, if there is one, their moving average. A part that fails is absent,
-    and the point has the reason."""
+    """Return the validation point and the sample grids of a checkpoint. If measuring fails, the
+    point has the reason and what was measured before."""
     began, progress = time.monotonic(), checkpoint.progress
     metrics: dict[str, float] = {}
     grids: dict[str, bytes] = {}
@@ -122,13 +122,13 @@ def _measure_weights(
     metrics: dict[str, float],
     grids: dict[str, bytes],
 ) -> None:
-    """Add the held-out metrics and the sample grid of one set of weights, the moving average if
-    `suffix` is EMA_SUFFIX. FractalError: the likelihood is not finite; see `open_prepared` too."""
+    """Add the metrics and the sample grid of the weights or, with EMA_SUFFIX, of their moving
+    average. FractalError: the likelihood is not finite, or the data set cannot be opened."""
     held_out, settings = open_prepared(job.data, "validation"), job.recipe.validation
     model = checkpoint.build_model(averaged=bool(suffix)).to(compute_device())
     likelihood = measure_held_out(model, held_out, settings)
     if not likelihood.per_image.isfinite().all():
-        raise FractalError("the held-out likelihood is not finite: the weights have diverged")
+        raise FractalError("the held-out likelihood is not finite: lower base_learning_rate")
     name = f"{NLL}{suffix}"
     metrics[name] = likelihood.mean
     if len(likelihood.per_image) > 1:

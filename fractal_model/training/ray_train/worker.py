@@ -1,10 +1,10 @@
 """The function that every worker of a training runs, under Ray Train.
 
 Decided here: all workers report metrics and checkpoints to Ray together, at steps that each rank
-computes from the number of images seen. Rank 0 decides for all whether a checkpoint is due by the
-clock. A checkpoint is written to a scratch folder and uploaded to the run's storage while training
-continues. Ray delivers reports in order: during an upload, a thread of Ray on rank 0 keeps later
-reports until the upload ends. Only the next checkpoint waits for the upload.
+computes from the number of images seen. Only rank 0's clock decides when a checkpoint is due
+because of the time. A checkpoint is written to a scratch folder and uploaded to the run's storage
+while training continues. Ray delivers reports in order: during an upload, a thread of Ray on rank 0
+keeps later reports until the upload ends. Only the next checkpoint waits for the upload.
 """
 
 import time
@@ -36,7 +36,8 @@ from fractal_model.training.trainer import NotFiniteError, Trainer
 
 
 def train_worker(config: dict[str, str]) -> None:
-    """Train from the last checkpoint to the end. `config["job"]` is the TrainingJob as JSON."""
+    """Train to the end, from the last checkpoint if any. `config["job"]`: the TrainingJob as
+    JSON."""
     keep_secrets_out_of_logs()
     try:
         _Worker(TrainingJob.model_validate_json(config["job"])).run()
@@ -46,18 +47,18 @@ def train_worker(config: dict[str, str]) -> None:
 
 
 class StoppedError(FractalError):
-    """An error that a restart would repeat: all ranks end the training, without a restart."""
+    """An error that would come again after a restart, so all ranks end the training."""
 
 
 def _reported_checkpoints() -> list[ReportedCheckpoint]:
-    """The checkpoints that Ray has stored, oldest first, without waiting for their validation."""
+    """Checkpoints that Ray has stored, oldest first, also those that are still being validated."""
     return ray.train.get_all_reported_checkpoints(
         consistency_mode=CheckpointConsistencyMode.COMMITTED
     )
 
 
 class _Worker:
-    """Training of one rank: resuming, steps, reports and checkpoints."""
+    """One rank of a training: resumes, takes steps, reports metrics and saves checkpoints."""
 
     def __init__(self, job: TrainingJob) -> None:
         context = ray.train.get_context()
@@ -96,7 +97,7 @@ class _Worker:
                 self._recover(error)
 
     def _train(self) -> None:
-        """Train from the trainer's position to the end of the recipe or an early stop."""
+        """Train from the trainer's position until the recipe ends or training stops early."""
         recipe, trainer = self._job.recipe, self._trainer
         loader = train_loader(
             self._split,
@@ -129,7 +130,7 @@ class _Worker:
                 self._report_metrics()
 
     def _steps_of(self, epochs: int) -> int:
-        """Number of steps in `epochs` epochs, at least 1."""
+        """Number of steps in `epochs` epochs, rounded, and 1 at least."""
         return max(1, round(epochs * len(self._split) / self._job.recipe.batch_size))
 
     def _is_validated(self, is_last: bool) -> bool:
@@ -155,18 +156,17 @@ class _Worker:
         return broadcast_from_rank_zero(minutes >= self._job.recipe.checkpoint_every_minutes)
 
     def _recover(self, error: NotFiniteError) -> None:
-        """Let training skip the batch that raised `error`; if the recipe says `roll-back`, also
-        return to the last checkpoint. StoppedError: the recipe does not allow skipping one more
-        batch."""
+        """Mark the batch that raised `error` to be skipped. If the recipe says `roll-back`, also
+        return to the last checkpoint. StoppedError: the recipe allows no more skipped batches."""
         recipe = self._job.recipe
         self._skipped.append(error.position)
         if recipe.non_finite == "stop":
             raise StoppedError(f"{error}, or skip such batches (non_finite: skip)")
         if len(self._skipped) > recipe.max_non_finite:
             raise StoppedError(
-                f"the number of batches that were not finite is {len(self._skipped)}, "
-                f"max_non_finite allows {recipe.max_non_finite}: raise it, or solve the last "
-                f"problem: {error}"
+                f"the number of batches with a loss or gradient that is not finite is "
+                f"{len(self._skipped)}: raise max_non_finite ({recipe.max_non_finite}), or solve "
+                f"the last problem: {error}"
             )
         self._meter.add_note(f"a batch was skipped: {error}")
         if recipe.non_finite == "roll-back":
@@ -175,7 +175,7 @@ class _Worker:
             self._resume(reported[-1].checkpoint if reported else None)
 
     def _resume(self, newest: Checkpoint | None) -> None:
-        """Load the checkpoint `newest` or, if it is damaged, the newest undamaged one before it.
+        """Load the checkpoint `newest`; if it is damaged, load the newest undamaged one before it.
         With None, load nothing. StoppedError: the checkpoint belongs to another run."""
         if newest is None:
             return
@@ -216,8 +216,8 @@ class _Worker:
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
     def _report_checkpoint(self, validate: bool) -> None:
-        """Report metrics to Ray, and on rank 0 also a checkpoint. `validate`: Ray then measures the
-        checkpoint on held-out images."""
+        """Report metrics to Ray; rank 0 also saves a checkpoint and reports it. If `validate` is
+        True, Ray then measures the checkpoint on held-out images."""
         self._saved_at = time.monotonic()
         metrics, trainer = self._metrics(), self._trainer
         if self._rank != 0:
