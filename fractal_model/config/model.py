@@ -77,7 +77,7 @@ class LevelConfig(StrictModel):
         if self.sub_patch_size >= self.patch_size or self.patch_size % self.sub_patch_size:
             raise ValueError(
                 f"patch size {self.patch_size} is not a multiple of the next level's "
-                f"{self.sub_patch_size}: choose sizes that divide, for example 64, 4, 1"
+                f"{self.sub_patch_size}: let each size divide the one before, as in 64, 4, 1"
             )
         _require_heads(self.width, self.heads, where)
         if self.generator == "ar" and (self.width // self.heads) % 4:
@@ -137,7 +137,7 @@ class ModelConfig(StrictModel):
                 f"{self.num_classes}: match them"
             )
         if self.levels[0].guiding_pixel:
-            raise ValueError("level 0 cannot have a guiding pixel: only the levels below it can")
+            raise ValueError("level 0 cannot have a guiding pixel: set its guiding_pixel to false")
         return self
 
 

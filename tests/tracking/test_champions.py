@@ -232,9 +232,9 @@ def test_a_process_that_stood_still_for_too_long_changes_nothing(new_version, mo
         require(lock)
 
     monkeypatch.setattr(promotion_lock.PromotionLock, "require", require_after_a_pause)
-    with pytest.raises(FractalError, match="others removed its lock"):
+    with pytest.raises(FractalError, match="another process removed its lock"):
         champions.promote_by_hand(SIZE, second, "now")
-    with pytest.raises(FractalError, match="others removed its lock"):
+    with pytest.raises(FractalError, match="another process removed its lock"):
         _compare(second, 19.0, {first: 20.0})
     assert _champion() == first
     assert not any(
