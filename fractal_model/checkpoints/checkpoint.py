@@ -70,8 +70,8 @@ class Checkpoint:
     """Moving average of the weights; None if training kept no average."""
 
     def build_model(self, *, averaged: bool = False) -> FractalModel:
-        """Build the model, in evaluation mode, with the weights or with their moving average.
-        FractalError: the checkpoint has no moving average."""
+        """Build the model in evaluation mode. With `averaged`, it gets the moving average of the
+        weights. FractalError: the checkpoint has no moving average."""
         weights = self.ema if averaged else self.weights
         if weights is None:
             raise FractalError(
@@ -91,9 +91,10 @@ def save_checkpoint(
     progress: Progress,
     ema: FractalModel | None = None,
 ) -> None:
-    """Write a checkpoint to the new `folder`, which appears when it is complete. `ema` has the
-    moving average of the weights. If `optimizer` is None, training cannot continue from the
-    checkpoint. FractalError: the disk is full or not writable."""
+    """Write a checkpoint to the new `folder`, which appears only when the checkpoint is complete.
+    `ema` has the moving average of the weights; it is None if there is no average. If `optimizer`
+    is None, training cannot continue from the checkpoint. FractalError: the disk is full or not
+    writable."""
     with atomic_folder(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
         if ema is not None:
@@ -106,8 +107,8 @@ def save_checkpoint(
 
 
 def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
-    """Copy a checkpoint to the new `folder` for sampling and evaluation. The optimiser state, the
-    only pickle, is left out. FractalError: the checkpoint is damaged, or the disk is full."""
+    """Copy a checkpoint to the new `folder` without its optimiser state, which is the only pickle.
+    FractalError: the checkpoint is damaged, or the disk is full."""
     verify_checkpoint(checkpoint)
     sums = json.loads((checkpoint / CHECKSUMS).read_text())
     sums.pop(OPTIMIZER, None)
@@ -118,15 +119,15 @@ def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
 
 
 def _seal(folder: Path, checksums: dict[str, str]) -> None:
-    """Write the `checksums` of the files to CHECKSUMS, then the marker. The marker comes last, also
-    in an upload by `ray_train/upload.py`, because a folder with a marker counts as complete."""
+    """Write the `checksums` of the files to CHECKSUMS, then the marker. The marker comes last,
+    because a folder with it counts as complete. `ray_train/upload.py` does the same."""
     _write_text(folder / CHECKSUMS, json.dumps(checksums, indent=1))
     _write_text(folder / MARKER, sha256(folder / CHECKSUMS))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Check the marker and the checksums of a checkpoint, then read it. FractalError: the
-    checkpoint is missing, damaged or of another version, or contains more than plain data."""
+    checkpoint is missing, damaged or written by another version, or has more than plain data."""
     verify_checkpoint(folder)
     optimizer, ema = folder / OPTIMIZER, folder / EMA_WEIGHTS
     try:

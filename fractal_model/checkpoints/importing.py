@@ -2,9 +2,9 @@
 
 The file is a zip archive by `torch.save`: a pickle and the tensors' bytes. Decided here:
 
-- The pickle may name torch's own tensor types and, for the settings beside the weights,
-  `argparse.Namespace` and paths, which become pure paths. Creating such objects runs no other code.
-  If the pickle names any other type, the file is refused before a type is imported.
+- The pickle may name torch's own tensor types. For the training settings it may also name
+  `argparse.Namespace` and paths; paths become pure paths. Creating such objects runs no other code.
+  If the pickle names any other type, the file is refused before that type is imported.
 - The archive's table of contents, at its end, and each record's CRC-32 are checked first, so that
   the error says whether the download is partial or damaged.
 - Weights are mapped from the file, not read into memory. Optimiser state is not read.
@@ -49,7 +49,7 @@ class Published:
     weights: dict[str, Tensor]
     """Weights by our parameter names, in the precision of the file and mapped from the file."""
     epoch: int | None
-    """Number of the last finished epoch, counted from 0; None if the file does not say it."""
+    """Number of the last finished epoch, counted from 0; None if the file does not contain it."""
 
 
 def read_published(file: Path, progress: Callable[[int], None]) -> Published:
@@ -74,8 +74,8 @@ def read_published(file: Path, progress: Callable[[int], None]) -> Published:
     weights = from_published(model)
     if len(weights) != len(model):
         raise FractalError(
-            f"{file} is not a published checkpoint: the {len(model)} names of its `model` stand "
-            f"for {len(weights)} parameters, some of them twice, expected each parameter once"
+            f"{file} is not a published checkpoint: the {len(model)} names in its `model` stand "
+            f"for only {len(weights)} parameters, expected one name for each; download it again"
         )
     epoch = content.get("epoch")
     return Published(weights, epoch if type(epoch) is int and epoch >= 0 else None)
@@ -85,8 +85,8 @@ def import_published(
     file: Path, published: Published, size: Size, params: Params, folder: Path
 ) -> None:
     """Write a published checkpoint to the new `folder` as a checkpoint of ours, without optimiser
-    state. Errors name `file`, from which it was read, and the sizes in `params` that fit it.
-    FractalError: the weights do not fit `size`, one is not finite, or the disk is full."""
+    state. Errors name `file`, from which `published` was read, and the sizes of `params` that it
+    fits. FractalError: the weights do not fit `size`, one is not finite, or the disk is full."""
     model = FractalModel.without_memory(size.model)
     if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(
@@ -113,8 +113,8 @@ def with_imagenet_names(size: Size) -> Size:
 
 
 def require_archive(file: Path) -> None:
-    """Check only the start and the end of a downloaded file. FractalError: the file is missing,
-    empty, cut short, or not an archive of `torch.save`."""
+    """Check that a file is an archive of `torch.save`, by its start and its end only. FractalError:
+    the file is missing, empty, cut short, or not an archive of `torch.save`."""
     if not file.is_file():
         kind = "is a folder" if file.is_dir() else "is not a regular file"
         reason = kind if file.exists() else "does not exist"
@@ -123,7 +123,7 @@ def require_archive(file: Path) -> None:
         with file.open("rb") as stream:
             start = stream.read(512)
     except OSError as error:
-        raise FractalError(f"{file} cannot be read: {error.strerror}") from error
+        raise FractalError(f"{file} cannot be read ({error.strerror}): make it readable") from error
     if start.startswith(_ZIP_START) and _has_table_of_contents(file):
         return
     beginning = repr(start[:24].decode("ascii", errors="replace"))
@@ -162,8 +162,8 @@ def _has_table_of_contents(file: Path) -> bool:
 
 
 def _require_undamaged(file: Path, progress: Callable[[int], None]) -> None:
-    """Compare every record of the archive with its CRC-32, because torch does not check it when it
-    maps tensors. `progress` is called with the number of bytes checked so far."""
+    """Compare every record of the archive with its CRC-32, because torch does not compare them when
+    it maps tensors. `progress` is called with the number of bytes checked so far."""
     done = 0
     try:
         with zipfile.ZipFile(file) as archive:
@@ -229,9 +229,9 @@ def _advice(published: Published, params: Params) -> str:
 
 
 def _progress(published: Published, size: Size) -> Progress:
-    """Return the progress of an imported checkpoint. Its `position` is the number of epochs that
-    the checkpoint was trained, times ImageNet's training images. It is 0 if the epoch is unknown,
-    or if the size does not have ImageNet's number of classes."""
+    """Return the progress of an imported checkpoint. Its `position` is the number of trained epochs
+    times the number of ImageNet's training images. The position is 0 if the epoch is unknown, or if
+    the size does not have ImageNet's number of classes."""
     epoch = published.epoch if size.model.num_classes == IMAGENET_CLASSES else None
     position = 0 if epoch is None else (epoch + 1) * IMAGENET_TRAINING_IMAGES
     steps = position // size.training.batch_size

@@ -70,7 +70,7 @@ class Case:
         files = ("config.json", *(f"{n}.safetensors" for n in ("weights", "inputs", "expected")))
         if missing := [name for name in files if not (folder / name).is_file()]:
             raise FractalError(
-                f"{folder} is not a parity case: {', '.join(missing)} of {', '.join(files)} missing"
+                f"{folder} is not a parity case: it lacks {', '.join(missing)}; measure it again"
             )
         try:
             model = FractalModel(model_config(json.loads((folder / "config.json").read_text())))
@@ -97,8 +97,8 @@ class Case:
         return cls(model, inputs, expected)
 
     def run(self, labels: Tensor) -> Pass:
-        """Apply the model to the images of the case with the classes `labels`, int64 (B,), and the
-        masks of the case. The guiding pixels are the mean colours, without noise."""
+        """Apply the model to the images and masks of the case, with the classes `labels`, int64
+        (B,). The guiding pixels are the mean colours, without noise."""
         return self.model(
             self.inputs["images_uint8"],
             labels,
@@ -112,8 +112,9 @@ Quantities = Iterator[tuple[str, Tensor]]
 
 
 def compare(folder: Path) -> Iterator[Comparison]:
-    """Compute every expected quantity of the parity case in `folder`, on the CPU in float32, and
-    yield its error. FractalError: the case is unusable, or it expects an unknown quantity."""
+    """Compute every expected quantity of the parity case in `folder`, on the CPU in float32. Yield
+    its comparison with the expected value. FractalError: the case is unusable, or it expects an
+    unknown quantity."""
     case, compared = Case.read(folder), 0
     for quantities, measure_error, tolerance in (
         (_losses(case), _relative_error, LOSS_TOLERANCE),
@@ -126,7 +127,7 @@ def compare(folder: Path) -> Iterator[Comparison]:
             if ours.squeeze().shape != expected.squeeze().shape:
                 raise FractalError(
                     f"the expected {name} has the shape {list(expected.shape)}, this model's has "
-                    f"{list(ours.shape)}: the case belongs to another model"
+                    f"{list(ours.shape)}: the case belongs to another model, measure it again"
                 )
             compared += 1
             yield Comparison(name, measure_error(ours, expected), tolerance)
@@ -166,9 +167,9 @@ def _gradient_norms(case: Case) -> Quantities:
 
 
 def _conditions(case: Case) -> Quantities:
-    """Yield the conditions that level 0 gives to the next level: for each of CONDITION_NAMES (the
-    sub-patch itself and its neighbours) a tensor (B, T, D) of B images, T sub-patches and width D.
-    It covers all sub-patches, masked or not."""
+    """Yield the conditions that level 0 of our model gives to level 1. Each of CONDITION_NAMES, the
+    sub-patch itself or one neighbour, has a tensor (B, T, D): B images, T sub-patches, width D. All
+    sub-patches have conditions, masked or not."""
     case.model.eval()
     level, images = case.model.levels[0], case.inputs["images_uint8"]
     tokens = patchify(images, level.config.sub_patch_size)
@@ -199,8 +200,8 @@ def _samples(case: Case) -> Quantities:
 
 
 def _noise_in_order(images: int, model: FractalModel) -> ImageNoise:
-    """Draw the random numbers for sampling `images` images. Only the order in which a MAR level
-    predicts sub-patches is not random but 0, 1, 2, …, as in the measured cases."""
+    """Draw the random numbers for sampling `images` images. The order in which a MAR level predicts
+    sub-patches is not random: it is 0, 1, 2, …, as in the parity cases."""
     noise = ImageNoise.draw([0] * images, model.config, torch.device("cpu"))
     orders = tuple(
         None if scores is None else torch.arange(scores.shape[-1]).expand_as(scores)

@@ -65,7 +65,7 @@ def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_config(settings: Mapping[str, Any]) -> ModelConfig:
-    """Return the configuration of a published model from its own settings, such as `img_size_list`.
+    """Return our configuration of a published model. `settings` has the published names.
     FractalError: a setting is missing or unknown. ValidationError: a value is not allowed."""
     keys = {
         "img_size_list": "patch_sizes",
@@ -81,8 +81,8 @@ def model_config(settings: Mapping[str, Any]) -> ModelConfig:
     names = set(settings) if isinstance(settings, Mapping) else {repr(settings)[:60]}
     if names != set(keys):
         raise FractalError(
-            f"the model's settings lack {sorted(set(keys) - names)} and have the unknown "
-            f"{sorted(names - set(keys))}: expected exactly {sorted(keys)}"
+            f"the model's settings are not as published, missing: {sorted(set(keys) - names)}, "
+            f"unknown: {sorted(names - set(keys))}; give exactly {sorted(keys)}"
         )
     row = {ours: settings[name] for name, ours in keys.items()}
     row["generators"] = row["generators"][: len(row["patch_sizes"]) - 1]

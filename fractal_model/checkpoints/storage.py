@@ -13,7 +13,7 @@ from fractal_model.data.object_store import is_remote
 @contextmanager
 def fetch_checkpoint(path: str, filesystem: FileSystem | None = None) -> Iterator[Path]:
     """Yield the folder of a checkpoint on this machine. A checkpoint in an object store is copied
-    to a temporary folder, which is removed after the block.
+    to a temporary folder, which is removed after the `with` block.
 
     `path` lies in `filesystem`. If that is None, `path` is a local path or an address (s3://…). If
     there is no checkpoint, the yielded folder does not exist. OSError: the storage does not answer,

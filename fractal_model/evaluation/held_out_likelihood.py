@@ -108,11 +108,11 @@ def held_out_likelihood(
     map_parts: MapParts = map_in_this_process,
 ) -> HeldOutLikelihood:
     """Measure `nll_bits_per_dim`, without classes as in the paper, and
-    `nll_conditional_bits_per_dim`, with each image's class; both with the standard error over the
+    `nll_conditional_bits_per_dim`, with each image's class. Both have a standard error over the
     images. `source` has seed and passes. Parts are stored in `folder`, and parts from an earlier
-    call with the same arguments are used again. `progress` receives the number of images done,
-    where each image counts once for each of the two metrics. FractalError: see
-    `measure_likelihood`; or a result is not finite."""
+    call with the same arguments are used again. `progress` receives the number of images done; each
+    image counts once for each metric. FractalError: a result is not finite; see also
+    `measure_likelihood`."""
 
     def measure(conditional: bool) -> Likelihood:
         name = CONDITIONAL_NLL if conditional else NLL
@@ -180,8 +180,8 @@ def _start(
     conditional: bool,
     device: torch.device,
 ) -> Work:
-    """Return a function that computes the bits of a part: a range of positions in `images`, a list
-    of indices into the split. `compute` is `pass_bits` or `pass_bits_by_term`."""
+    """Return a function that computes the bits of a part. A part is a range of positions in
+    `images`, a list of indices. `compute` is `pass_bits` or `pass_bits_by_term`."""
     model = model.to(device)
 
     def work(part: range) -> Tensor:

@@ -1,5 +1,5 @@
-"""What an evaluation reads from disk, found through params.yaml: images, references and networks,
-and the protocol that follows from them."""
+"""The inputs of an evaluation, at the places that params.yaml names: images, references and
+networks. The protocol is made from them."""
 
 import json
 from collections.abc import Callable
@@ -42,9 +42,9 @@ class EvaluationInputs:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Files that workers on other machines need at the same paths: the manifest of a data set
-        in a folder, and the files of weights that params.yaml names. Weights that are downloaded or
-        come with a package are not among them."""
+        """Files that workers on other machines need at the same paths: the manifest of the data
+        set, unless that is in an object store, and the files of weights that params.yaml names.
+        Weights that are downloaded or come with a package are not among them."""
         inception = self.params.metrics.inception_weights
         inception_file = None if inception in ("auto", "download") else Path(inception)
         weights = [file for file in (inception_file, self._dinov2) if file is not None]
@@ -105,5 +105,5 @@ class EvaluationInputs:
 
 def computation_fingerprint(model: FractalModel) -> str:
     """Return a SHA-256 of a model's configuration, its weights and the versions of the libraries
-    that compute metrics. It keeps stored parts of an older version apart from new ones."""
+    that compute metrics. The folder of stored parts has it in its name."""
     return fingerprint(model.config, weights_checksum(model), json.dumps(library_versions()))

@@ -21,7 +21,7 @@ from fractal_model.model.likelihood import Likelihood
 def measure_held_out(
     model: FractalModel, held_out: PreparedSplit, settings: ValidationConfig
 ) -> Likelihood:
-    """Measure the likelihood of the settings' held-out images, without classes.
+    """Measure the likelihood, without classes, of `settings.images` held-out images.
 
     FractalError: the images are not of the model's resolution, or one image alone does not fit the
     memory.
@@ -38,7 +38,8 @@ def measure_held_out(
 
 
 def draw_grid(model: FractalModel, sampling: SamplingConfig, settings: ValidationConfig) -> Tensor:
-    """Sample the grid of the settings, uint8 (3, H, W): one row a class, classes evenly spread."""
+    """Sample a grid of images, uint8 (3, H, W), with one row for each class shown. `settings` has
+    the numbers of rows and columns; the classes are evenly spread."""
     rows = min(settings.grid_classes, model.config.num_classes)
     classes = torch.linspace(0, model.config.num_classes - 1, rows).round().long()
     labels = classes.repeat_interleave(settings.grid_columns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 UNKNOWN_SHARE = 0.5
 """Share of the night's budget that must be left to start an evaluation without a forecast, because
-such an evaluation may take hours. With less, it waits and comes first in the next night."""
+such an evaluation may take hours. Otherwise it waits and is the first of the next night."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class EarlierEvaluation:
 
     samples: int
     seconds: float
-    """Time from start to end, likelihood and features included."""
+    """Duration from start to end, likelihood and features included."""
 
 
 def forecast_seconds(earlier: Sequence[EarlierEvaluation], samples: int) -> float | None:
     """Return the expected seconds of an evaluation with `samples` samples; None if there are no
-    `earlier` evaluations of the size. It is the longest time of the earlier evaluations with as
-    many samples. If there are none, the time of each earlier evaluation is scaled up to `samples`
-    (never down), and the longest is returned."""
+    `earlier` evaluations of the size. If some of them had as many samples, it is the longest time
+    of these. Otherwise each earlier time is scaled up to `samples` (never down), and the longest is
+    returned."""
     same_count = [run.seconds for run in earlier if run.samples == samples]
     if same_count:
         return max(same_count)

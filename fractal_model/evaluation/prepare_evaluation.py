@@ -39,15 +39,15 @@ class PreparedEvaluation:
 
     @property
     def source(self) -> ImageSource:
-        """How the samples are drawn from the model. A prepared evaluation always has this; only the
-        evaluation of images from files can lack it."""
+        """How the samples are drawn from the model. Only an evaluation of images from files can
+        lack this, and such an evaluation is never a `PreparedEvaluation`."""
         source = self.record.protocol.images
         assert source is not None
         return source
 
     def lock(self, *, wait: bool = True) -> AbstractContextManager[None]:
-        """Lock `folder`, so that one process at a time computes into it. If another process holds
-        the lock, wait for it. LockHeldError: another process holds the lock and `wait` is False."""
+        """Lock `folder`, so that only one process at a time computes into it. With `wait`, wait
+        while another process holds the lock. LockHeldError: it is held and `wait` is False."""
         file = self.folder.with_suffix(".lock")
         if not wait:
             return hold_lock(file)

@@ -16,9 +16,9 @@ class Decision:
     reason: str
     """Reason of the outcome on one line, with the numbers that decided."""
     numbers: dict[str, float] = field(default_factory=dict)
-    """FID and bits per dimension of the candidate and, as `champion_…`, of the champion, and the
-    two limits: by more than `fid_must_gain` the FID must be lower, by at most `nll_may_lose` the
-    bits per dimension may be higher. Without a champion, only the candidate's two metrics."""
+    """FID and bits per dimension of the candidate. With a champion also its metrics, as
+    `champion_…`, and two limits: the FID must be lower by more than `fid_must_gain`, and the bits
+    per dimension may be higher by at most `nll_may_lose`. Empty if a metric is missing."""
 
 
 def decide(
@@ -66,8 +66,7 @@ def decide(
 
 
 def as_markdown(size: str, version: str, decision: Decision) -> str:
-    """Return the decision on a `version` of `size` as Markdown: outcome, reason, table of
-    numbers."""
+    """Return the decision on a `version` of `size` as Markdown: outcome, reason and a table."""
     outcome = "promoted to champion" if decision.promote else "not promoted"
     rows = [f"| {name} | {value:.4f} |" for name, value in decision.numbers.items()]
     table = "\n".join(["| number | value |", "|---|---:|", *rows]) if rows else ""

@@ -1,4 +1,4 @@
-"""What two evaluations must share for their metrics to be comparable, and how each one was made.
+"""The protocol, which comparable evaluations share, and the record of how each one was made.
 
 Decided here: a `Protocol` has everything that decides a metric except the model, so that metrics of
 equal fingerprints are comparable. A `Record` adds the model, the libraries, the machine and the
@@ -47,7 +47,7 @@ class ImageSource(StrictModel):
     precision: Literal["float32"] = "float32"
     """Number format in which the network computes."""
     likelihood_passes: PositiveInt | None = None
-    """Mask draws for the likelihood of each validation image; None if no likelihood is computed."""
+    """Number of mask draws for the likelihood of each image; None if no likelihood is computed."""
 
 
 class SampleRequest(StrictModel):
@@ -62,7 +62,7 @@ class Protocol(StrictModel):
     """Everything that decides the metrics of an evaluation, except the model."""
 
     version: Annotated[int, Field(ge=1)] = PROTOCOL_VERSION
-    """Version of the metrics' computation. Raise it for a change that no other field shows."""
+    """Version of the metrics' code. Raise it for a change of metrics that no other field shows."""
     dataset: str
     dataset_checksum: Sha256
     resolution: PositiveInt
@@ -80,7 +80,7 @@ class Protocol(StrictModel):
     """Number of samples of the full protocol: 50,000 for ImageNet and with ADM's statistics, else
     `samples_per_class` of params.yaml times the number of classes."""
     images: ImageSource | None
-    """How the samples were drawn; None for images from files that do not say so."""
+    """How the samples were drawn; None for images from files without this information."""
     kid_subsets: PositiveInt
     """Number of random subsets over which KID is averaged."""
     kid_subset_size: PositiveInt
@@ -97,8 +97,8 @@ class Protocol(StrictModel):
 
     @property
     def is_preview(self) -> bool:
-        """True if the number of samples is not that of the full protocol. The names of the metrics
-        then show the number, such as `fid_5k`."""
+        """True if the number of samples is not that of the full protocol. The metrics' names then
+        contain the number, as in `fid_5k`."""
         return self.samples != self.full_samples
 
     @property
@@ -107,9 +107,9 @@ class Protocol(StrictModel):
         return fingerprint(self)
 
     def label(self, metric: str) -> str:
-        """Return the name under which `metric` is reported. It is `metric` itself, but in a preview
-        of 5,000 samples `fid_5k` for `fid` and `fid_5k_stderr` for `fid_stderr`. Metrics that do
-        not depend on samples keep their name."""
+        """Return the name under which `metric` is reported. It is `metric` itself, except in a
+        preview: with 5,000 samples, `fid` is reported as `fid_5k` and `fid_stderr` as
+        `fid_5k_stderr`. Metrics that do not depend on samples keep their name."""
         return preview_name(metric, self.samples) if self.is_preview else metric
 
 
@@ -141,7 +141,7 @@ class Record(StrictModel):
         model_checksum: str | None = None,
         hardware: Hardware | None = None,
     ) -> Self:
-        """Return the record of an evaluation made now, by default on this process's hardware."""
+        """Return the record of an evaluation made now. `hardware` is by default this machine's."""
         return cls(
             protocol=protocol,
             checksum=protocol.fingerprint,
@@ -178,9 +178,9 @@ def make_protocol(
     full = PUBLISHED_SAMPLES if published else configured
     if not preview and configured != full:
         raise FractalError(
-            f"samples_per_class {settings.samples_per_class} makes {configured:,} images of "
-            f"{classes:,} classes, the protocol of {manifest.dataset} has {full:,}: set it to "
-            f"{full / classes:g} in params.yaml's evaluation, or ask for a preview"
+            f"samples_per_class is {settings.samples_per_class} and makes {configured:,} images of "
+            f"{classes:,} classes, but the protocol of {manifest.dataset} has {full:,}: set it to "
+            f"{full / classes:g} under evaluation in params.yaml, or ask for a preview"
         )
     source = None
     if sampling is not None:

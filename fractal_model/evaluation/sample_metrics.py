@@ -20,8 +20,8 @@ from fractal_model.metrics.reference import Reference
 from fractal_model.metrics.statistics import FeatureStatistics
 
 AGREEMENT_LARGEST_SIDE = 16
-"""Largest side, in pixels, of images whose class agreement is measured. It compares pixels, which
-tell little about the class of a larger image."""
+"""Largest side, in pixels, of images whose class agreement is measured. Class agreement compares
+pixels, which tell little about the class of a larger image."""
 
 
 @dataclass(frozen=True)

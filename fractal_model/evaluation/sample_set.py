@@ -53,16 +53,16 @@ class SampleSet(Protocol):
 
 
 def open_sample_set(place: Path) -> SampleSet:
-    """Open the set in a folder or an npz file. FractalError: the set is missing or incomplete, its
-    folder holds other files too, it has no classes, or its images are not 8-bit RGB squares of one
-    size."""
+    """Open the set of samples in a folder or an npz file. FractalError: the set is missing or
+    incomplete, the folder has other files too, the classes are missing, or the images are not 8-bit
+    RGB squares of one size."""
     if place.is_dir():
         return _Folder(place)
     if place.suffix.lower() == ".npz":
         return _Array(place)
     raise FractalError(
-        f"{place} holds no samples: give a folder that `fractal sample` wrote, or an .npz file of "
-        f"arr_0 and arr_1"
+        f"{place} holds no samples: give a folder that `fractal sample` wrote, or an .npz file "
+        f"with the arrays arr_0 and arr_1"
     )
 
 
@@ -83,7 +83,7 @@ def read_sample_request(place: Path) -> protocols.SampleRequest | None:
 
 def require_protocol(samples: SampleSet, protocol: protocols.Protocol, name: object) -> None:
     """Raise FractalError if the resolution, the number or the classes of the images are not the
-    protocol's; `name` is the set's name in the message."""
+    protocol's. The message calls the set `name`."""
     if samples.side != protocol.resolution:
         raise FractalError(
             f"{name} has images of {samples.side} px, the data set {protocol.dataset} of "
@@ -100,12 +100,12 @@ def require_protocol(samples: SampleSet, protocol: protocols.Protocol, name: obj
 
 def require_balance(labels: Tensor, classes: int, name: object) -> int:
     """Return the number of images of each class. FractalError: the number differs between classes,
-    or a label is not a class; `name` is the set's name in the message."""
+    or a label is not a class number. The message calls the set `name`."""
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise FractalError(
-            f"{name} has {count_of(len(outside), 'image')} of class {int(outside[0])}, the data "
-            f"set has the classes 0 … {classes - 1}: sample the same number of each of them"
+            f"{name} has {count_of(len(outside), 'image')} of unknown classes such as "
+            f"{int(outside[0])}, the data set has 0 … {classes - 1}: sample these classes only"
         )
     counts = torch.bincount(labels, minlength=classes)
     fewest, most = int(counts.argmin()), int(counts.argmax())

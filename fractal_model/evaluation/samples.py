@@ -1,9 +1,9 @@
 """The samples of an evaluation and their features.
 
 Decided here: the worker that samples a part also extracts its features. A part is stored on disk
-with one row for each image: pixels, features and seconds, all as bytes. The feature networks always
-get batches of one size on the same number of threads, so that the division of the work does not
-change even the rounding of a feature.
+with one row for each image: pixels, features and sampling seconds, all as bytes. The feature
+networks always get batches of one size on the same number of threads. So the features do not depend
+on how the work is divided, not even in their rounding.
 """
 
 import time
@@ -34,8 +34,8 @@ Both are fixed, because both affect how features are rounded."""
 INCEPTION_WIDTH = 2048
 HELD_OUT_IMAGES = 1000
 """Largest number of validation images whose features are extracted, which takes a minute on a CPU.
-The distances of so many to their nearest training images are enough to find the 1 % quantile, below
-which a sample is called unusually near."""
+Their distances to the nearest training images are enough to find the 1 % quantile of these
+distances. A sample below it is called unusually near."""
 _SECONDS_BYTES = 8
 Progress = Callable[[int], None]
 """Function that receives the number of images done so far."""
@@ -176,7 +176,7 @@ def held_out_features(split: PreparedSplit, network: Network) -> Tensor:
 
 def extract_features(network: Network, images: Tensor) -> Tensor:
     """Extract the features of n images, uint8 (n, 3, S, S). Return them on the CPU, float32 (n, D).
-    The features of an image do not depend on the other images or on its position."""
+    The features of an image do not depend on its batch or its position in the batch."""
     rows, threads = [], torch.get_num_threads()
     torch.set_num_threads(FEATURE_THREADS)
     try:

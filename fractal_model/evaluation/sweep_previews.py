@@ -49,8 +49,8 @@ class Previews:
         self, setting: SamplingConfig, counts: Sequence[int], progress: Callable[[int], None]
     ) -> MetricResults:
         """Measure all sample metrics of a preview of `setting`. `counts` has the number of images
-        of each class in every earlier preview of the setting and, as the last number, in this one;
-        the numbers rise. `progress` receives the number of images done."""
+        of each class in every preview of the setting so far. The numbers rise, and the last one is
+        for this preview. `progress` receives the number of images done."""
         sets = [
             self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]
@@ -86,7 +86,7 @@ class Previews:
 
 
 def join_samples(sets: Sequence[SamplesWithFeatures]) -> SamplesWithFeatures:
-    """Join sets of samples and their features into one set, one after the other."""
+    """Join sets of samples and their features into one set, in the order of `sets`."""
     inception = torch.cat([part.inception for part in sets])
     dinov2 = [part.dinov2 for part in sets if part.dinov2 is not None]
     # Only images from files have no seconds.

@@ -19,11 +19,11 @@ from fractal_model.metrics.reference import PublishedStatistics
 WIDTH = 2048
 MOST_IMAGES = 50_000
 _SYMMETRIC, _NEGATIVE = 1e-6, 1e-3
-"""Tolerances for the covariance: largest asymmetry relative to its largest entry, and most negative
-eigenvalue (from rounding) relative to its trace."""
+"""Tolerances for rounding errors of a covariance: its asymmetry, relative to its largest entry, and
+its most negative eigenvalue, relative to its trace."""
 _MEANS, _TRACES = (-1e-3, 100.0), (1e-3, 1e5)
 """Ranges of valid means and traces. Pool_3 features have means of some tenths and a trace of some
-hundreds; sums in place of means, or products in place of covariances, are far outside."""
+hundreds; a file with sums or products in place of means and covariances is far outside."""
 _RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 _SHOWN = 5
 

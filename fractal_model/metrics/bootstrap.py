@@ -2,8 +2,8 @@
 
 Decided here: scipy's bootstrap resamples the generated images. The real statistics stay fixed,
 because they are of the whole data set. Terms that are equal in all resamples are computed once. A
-resample needs one product and the eigenvalues of one symmetric matrix of side min(N, D); 50,000
-images of 2048 features take 7 s on 2 cores, less on a GPU.
+resample needs one product and the eigenvalues of one symmetric matrix of side min(N, D); with
+50,000 images of 2048 features it takes 7 s on 2 cores, less on a GPU.
 
 Shapes: N generated images with D features each; a resample draws N of them with replacement.
 """

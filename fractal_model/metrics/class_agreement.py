@@ -15,8 +15,8 @@ def nearest_neighbour_agreement(
     *,
     neighbours: int = 3,
 ) -> float:
-    """Return the share, in [0, 1], of samples that agree with their class: the most frequent class
-    among the `neighbours` nearest real images is the class of the sample.
+    """Return the share, in [0, 1], of samples that agree with their class. A sample agrees if its
+    class is the most frequent one among its `neighbours` nearest real images.
 
     The `samples`, uint8 (N, 3, H, W), were drawn for the classes `labels` (N,). The real images are
     `reference`, uint8 (M, 3, H, W), with the classes `reference_labels` (M,). The nearest images

@@ -1,4 +1,4 @@
-"""The reference file of a data set, made from its own images or from registered statistics."""
+"""The reference file of a data set, made from the data set's images or registered statistics."""
 
 from fractal_model.common.console import progress_bar
 from fractal_model.common.errors import FractalError

@@ -1,8 +1,8 @@
 """DINOv2 features, for a Fréchet distance that is closer to human judgement than Inception's.
 
-Decided here: the network is timm's, and a person gives its weights as a file. The width of the
-weights tells which network to build. Images are scaled to 224 px with the bicubic filter. The
-features of an image are the class token after the last norm.
+Decided here: the network is timm's, and the user gives a file of its weights. Their width tells
+which network to build. Images are scaled to 224 px with the bicubic filter. The features of an
+image are the class token after the last norm.
 
 Source: Stein et al. 2023, "Exposing flaws of generative model evaluation metrics", section 4.
 Shapes: B images of H × W; D features. The large network, which the paper uses, has D = 1024.
@@ -43,8 +43,8 @@ class DINOv2Extractor:
     """Extractor of DINOv2 features, made by `load_dinov2`."""
 
     FEATURES_VERSION = 1
-    """Version of this code's features. Raise it when the same images give other features than
-    before; references are then remade."""
+    """Version of the feature extraction. Raise it when the code gives other features for the same
+    images. All references are then made again."""
 
     def __init__(self, network: VisionTransformer, file: Path, checksum: str) -> None:
         self._network = network

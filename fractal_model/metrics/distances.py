@@ -32,7 +32,7 @@ class KernelDistance:
     there is only one subset, because it cannot be estimated then."""
     subsets: int
     subset_size: int
-    """Number of images in each subset, at most that of the smaller set."""
+    """Number of images in each subset. It is at most the size of the smaller set."""
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
@@ -63,9 +63,9 @@ def kernel_distance(
 
     Subsets are drawn without replacement and are at most as large as the smaller set. Let n be the
     images of the smaller set, m those of a subset, and σ the standard deviation of KID over the
-    subsets. The standard error is σ √(m / (n − m) + 1 / subsets). The first term is for the choice
-    of images: the delete-d jackknife (Shao & Wu 1989), because subsets overlap. The second is for
-    the choice of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000 images.
+    subsets. The standard error is σ √(m / (n − m) + 1 / subsets). One term is the error from the
+    choice of images, by the delete-d jackknife (Shao & Wu 1989) because subsets overlap. The other
+    is from the choice of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000.
     FractalError: fewer than 2 images (also in a subset), no subset, features not finite, unequal D.
     """
     generated, real = require_feature_pair(generated, real, at_least=2)
@@ -105,7 +105,7 @@ def precision_recall(
 
     Precision is the share of generated images inside the manifold of the real images. Recall is the
     share of real images inside the manifold of the generated images. The manifold of a set is the
-    union of balls around all its images; each ball reaches to the k-th nearest image of the set.
+    union of balls around all its images; each ball reaches to the image's k-th nearest neighbour.
     Source: Kynkäänniemi et al. 2019; with k = `neighbours` = 3 as in ADM (Dhariwal & Nichol 2021).
     FractalError: k < 1, fewer than k + 1 images, features that are not finite, or unequal D.
     """

@@ -39,7 +39,7 @@ class MetricResults:
         return MetricResults(self.values | other.values, self.absent | other.absent)
 
     def rename(self, label: Callable[[str], str]) -> MetricResults:
-        """Return these results with the names that `label` makes from the old names."""
+        """Return these results under new names. `label` returns the new name for an old one."""
         values = {label(name): value for name, value in self.values.items()}
         return MetricResults(values, {label(name): text for name, text in self.absent.items()})
 
@@ -61,9 +61,9 @@ def image_metrics(
     """Measure FID, KID, Inception Score, precision and recall, from features (N, D) of generated
     and (M, D) of real images.
 
-    FID alone uses `real_statistics`, those of all real images if `real_features` are of a sample;
-    by default they are computed from `real_features`. `logits` (N, 1008) are of the generated
-    images. Without them the Inception Score is absent, and its reason is `reason_no_logits`.
+    Only FID uses `real_statistics`: those of all real images, if `real_features` has only some. By
+    default they are computed from `real_features`. `logits` (N, 1008) are of the generated images.
+    Without them the Inception Score is absent, and the given reason is `reason_no_logits`.
     FractalError: features or logits are not finite, or D differs.
     """
     generated, real = require_feature_pair(generated_features, real_features)
@@ -73,7 +73,7 @@ def image_metrics(
 
     @contextmanager
     def or_reason(*names: str) -> Iterator[None]:
-        """Turn a FractalError into the reason why the metrics `names` have no value."""
+        """If the block raises FractalError, store it as the reason why `names` have no value."""
         try:
             yield
         except FractalError as error:

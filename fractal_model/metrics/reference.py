@@ -6,7 +6,7 @@ covariance of many images, for the Fréchet distance, and the features of a samp
 for the other metrics. Mean and covariance may be ADM's published ones; the features are still from
 our own network. Features of ImageNet take hours to days, so a killed run continues from the sums
 that it saved last, and a file made from the same data, weights and settings is kept. Code is not
-compared; the code of features and statistics has version numbers, raised when its results change.
+compared. Features and statistics have version numbers, raised when new code changes them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _NUMBERS = ("mean", "covariance", "features")
 _TEXTS = ("source", "dataset", "dataset_checksum", "weights_checksum")
 
 MadeFrom = dict[str, str | int]
-"""Everything that decides the content of a reference; the file holds it as JSON."""
+"""Everything that decides the content of a reference. The reference file stores it as JSON."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _checksum(*arrays: np.ndarray) -> str:
 
 
 def _is_made_from(file: Path, made_from: MadeFrom) -> bool:
-    """True if `file` exists, is undamaged and was made from these inputs."""
+    """True if `file` exists, is undamaged and was made from the inputs `made_from`."""
     try:
         with zipfile.ZipFile(file) as archive:
             is_whole = archive.testzip() is None
@@ -261,7 +261,7 @@ def choose_images(split: PreparedSplit, images: int) -> np.ndarray:
     if images > len(split):
         raise FractalError(
             f"metrics.statistics_images is {images} for {split.manifest.dataset}, which has "
-            f"{len(split)} training images: choose at most that"
+            f"{len(split)} training images: choose at most {len(split)}"
         )
     return epoch_permutation(0, 0, len(split))[:images]
 

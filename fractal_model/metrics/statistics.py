@@ -1,7 +1,7 @@
 """Mean and covariance of features, from which the Fréchet distance is computed.
 
 Decided here: the code of the statistics is separate from that of the distances, so that a change of
-a distance does not demand that features of millions of images are extracted again.
+a distance does not force us to extract the features of millions of images again.
 Shapes: N images with D features each; D is 2048 (Inception pool_3).
 """
 
@@ -16,8 +16,8 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from fractal_model.common.errors import FractalError
 
 STATISTICS_VERSION = 1
-"""Version of this code's statistics. Raise it when the same features give other statistics than
-before; references are then remade."""
+"""Version of the statistics' code. Raise it when the code gives other statistics for the same
+features. All references are then made again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class FeatureStatistics:
 
 @dataclass(eq=False)
 class RunningStatistics:
-    """Sums over batches of features, for images whose features do not fit the memory together. The
-    sums are float64. To keep precision, the first batch's mean is subtracted from all features."""
+    """Sums over batches of features, for sets whose features do not all fit in the memory. The sums
+    are float64. To keep precision, the first batch's mean is subtracted from all features."""
 
     count: int = 0
     """Number of images so far."""
@@ -77,7 +77,7 @@ class RunningStatistics:
 
 def require_features(features: Tensor, name: str, *, at_least: int = 1) -> Tensor:
     """Check features (N, D) and return them as float64 on the CPU. `name` names the features in
-    errors. FractalError: another shape, fewer than `at_least` images, or a value that is not
+    errors. FractalError: another shape, fewer than `at_least` images, or values that are not
     finite."""
     if features.ndim != 2:
         raise FractalError(

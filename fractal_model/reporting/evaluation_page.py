@@ -34,7 +34,7 @@ from fractal_model.reporting.neighbours import (
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 NEAREST_SAMPLES, NEIGHBOURS = 8, 4
-"""Number of samples shown with their nearest training images, and of such images per sample."""
+"""Number of samples shown, and number of nearest training images shown beside each."""
 DISTANCE = "distance to the nearest training image"
 AGREEMENT = "nearest training image is of the same class"
 Numbers = TypeVar("Numbers", bound=Sized)
@@ -42,7 +42,7 @@ Numbers = TypeVar("Numbers", bound=Sized)
 
 @dataclass(frozen=True)
 class Headline:
-    """A metric as texts: for 35.46 ± 0.52 the value is 35.46 and the error 0.52."""
+    """A metric and its standard error as texts. For 35.46 ± 0.52 they are 35.46 and 0.52."""
 
     name: str
     value: str
@@ -147,8 +147,8 @@ def _feature_space_values(
     *,
     by_class: bool,
 ) -> dict[str, object]:
-    """Return what the page shows about nearest neighbours and classes, by the template's names. All
-    values are None if `features` or `real` is None."""
+    """Return the values of the template's variables for nearest neighbours and classes. All values
+    are None if `features` or `real` is None."""
     if features is None or real is None:
         keys = "memory", "real", "distances", "neighbours", "precision", "agreement"
         return dict.fromkeys(keys)
@@ -198,20 +198,20 @@ def class_overview(samples: SampleSet) -> Tensor:
     """Draw one picture with a row of samples for each class that `choose_classes` returns. All
     classes must have equally many samples."""
     classes = choose_classes(samples.labels)
-    numbers = [number for label in classes for number in _first(samples, label)]
+    numbers = [number for label in classes for number in _first_samples(samples, label)]
     images, labels = samples.images(numbers), samples.labels[numbers]
     return sample_grid(images, labels, per_class=len(numbers) // len(classes))
 
 
-def _first(samples: SampleSet, label: int) -> list[int]:
-    """Return the numbers of a class's first samples, at most SHOWN_PER_CLASS."""
+def _first_samples(samples: SampleSet, label: int) -> list[int]:
+    """Return the positions of the first samples of a class, at most SHOWN_PER_CLASS."""
     return (samples.labels == label).nonzero()[:SHOWN_PER_CLASS, 0].tolist()
 
 
 def _class_pictures(samples: SampleSet, names: Sequence[str]) -> list[CaptionedPicture]:
     pictures = []
     for number in choose_classes(samples.labels):
-        row = samples.images(_first(samples, number))
+        row = samples.images(_first_samples(samples, number))
         alt = f"{count_of(len(row), 'sample')} of class {names[number]}"
         pictures.append(CaptionedPicture(names[number], _png(row), alt))
     return pictures
@@ -223,6 +223,5 @@ def _png(row: Tensor) -> str:
 
 
 def _figure(draw: Callable[[Numbers], Figure], numbers: Numbers | None) -> str | None:
-    """Return the figure that `draw` makes of `numbers`, as an SVG element; None if there are
-    none."""
+    """Return as an SVG element what `draw` makes of `numbers`; None if there are no numbers."""
     return None if numbers is None or not len(numbers) else figures.svg(draw(numbers))

@@ -49,7 +49,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def training_curves(curves: Mapping[str, Points]) -> Figure:
-    """Draw a panel for each curve. `curves` maps a name, such as `loss`, to epochs and values."""
+    """Draw a panel for each curve. `curves` maps names such as `loss` to (epoch, value) pairs."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
@@ -142,7 +142,7 @@ def _axes(x: str, y: str, *, width: float = WIDTH, height: float = HEIGHT) -> tu
 
 
 Cell = tuple[float, float]
-"""Guidance and logit scale of a cell."""
+"""A cell of the heat map: its guidance and its logit scale."""
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.9, 0.7, 2.2
 

@@ -51,8 +51,7 @@ class Memorisation:
     samples: Tensor
     """Distance of each of N samples to the nearest training image, (N,)."""
     baseline: Tensor
-    """Distances (K,) of K real images, none of them a copy, to the nearest (other) training
-    image."""
+    """Distance of each of K real images to the nearest training image except itself, (K,)."""
     baseline_name: str
     """Name of the real images in the baseline, for captions."""
 
@@ -103,9 +102,9 @@ def find_nearest(
 def measure_memorisation(
     nearest_of_samples: Tensor, real: RealImages, held_out: Tensor | None = None
 ) -> Memorisation:
-    """Compare the distances (N,) of samples to their nearest training image with a baseline: the
-    distances of validation images with the features `held_out` (K, D). With None, the baseline is
-    the distance of each searched training image to the nearest other one."""
+    """Compare the samples' distances (N,) to the nearest training image with a baseline: the
+    distances of validation images, whose features are `held_out` (K, D). If `held_out` is None, the
+    baseline is the distance of each searched training image to the nearest other one."""
     if held_out is None:
         name = "training images, to the nearest other one"
         baseline, _ = find_nearest(real.features, real.features, themselves=True)
@@ -116,8 +115,8 @@ def measure_memorisation(
 
 
 def is_inside_manifold(samples: Tensor, real: Tensor, *, neighbours: int = 3) -> Tensor:
-    """Return for each sample if it lies in the manifold of the real images, (N,) bool. Around each
-    real image there is a ball that reaches to the k-th nearest other real image, with k =
+    """Return for each sample whether it lies in the manifold of the real images, (N,) bool. Around
+    each real image there is a ball that reaches to the k-th nearest other real image, with k =
     `neighbours`. All balls together are the manifold. The share of samples in it is the precision
     of Kynkäänniemi et al. 2019."""
     samples = require_features(samples, "features of the samples")

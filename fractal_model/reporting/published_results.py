@@ -28,7 +28,7 @@ class PublishedResult:
     logit_scale: float | None = None
     """Logit scale of the sampler, which the paper calls temperature."""
     iterations: tuple[int, ...] = ()
-    """Iterations of each MAR level in sampling; empty if there is no MAR level or no sampling."""
+    """Sampling iterations of each MAR level; empty without MAR levels or published samples."""
 
 
 def _fractal_64(model: str, size: str, w: float, scale: float, *, steps=(), fid, score, nll):

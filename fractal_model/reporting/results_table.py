@@ -55,7 +55,7 @@ class Row:
 
 
 def results_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return a frame with the published models and the evaluated models `rows`, newest row first.
+    """Return a frame with the published models and with `rows`, evaluated models from new to old.
 
     Columns: those of IDENTITY and SETTINGS, the metrics (NaN: not measured), those of VERDICT. The
     rows are sorted by data set; published rows come first, comparable ones before the others.
@@ -78,12 +78,12 @@ def results_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def rows_of_dataset(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return the rows of a data set, with the metrics that they have. FractalError: it has none."""
+    """Return the rows of a data set, without empty metric columns. FractalError: it has no rows."""
     datasets = sorted(frame["dataset"].unique())
     if dataset not in datasets:
         raise FractalError(
-            f"the data set {dataset!r} has no results, only {', '.join(datasets)} have: evaluate a "
-            f"model on it, or ask for all data sets"
+            f"there are no results of the data set {dataset!r}, only of {', '.join(datasets)}: "
+            f"evaluate a model on {dataset!r}, or ask for all data sets"
         )
     rows = frame[frame["dataset"] == dataset].reset_index(drop=True)
     empty = [name for name in rows.columns if name not in KNOWN and rows[name].isna().all()]

@@ -22,7 +22,7 @@ def sweep_row(setting: SamplingConfig, metric: str, fid: float) -> dict[str, obj
 def sweep_figures(
     table: pd.DataFrame, best: SamplingConfig, *, size: str, first: int
 ) -> dict[str, Figure]:
-    """Return by file name a heat map and curves of FID against guidance and logit scale.
+    """Return two figures by file name: FID against guidance and logit scale as heat map and curves.
 
     They show the `first` rows of the table: the settings of the sweep's first round, all measured
     with the same number of images. Settings with other iterations than the best setting are left

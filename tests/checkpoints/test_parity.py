@@ -143,7 +143,7 @@ def _no_masks(case):
         (_truncate, "unusable"),
         (shutil.rmtree, "case is not a folder"),
         (_wrong_shape, "class_embedding"),
-        (lambda case: (case / "config.json").write_text("5"), "settings lack .*unknown \\['5'\\]"),
+        (lambda case: (case / "config.json").write_text("5"), "settings are .*unknown: \\['5'\\]"),
         (_unknown_quantity, "are known"),
         (_rename("level0_conditions_top", "level0_conditions_under"), "are known"),
         (_rename("greedy_sample_cfg3_uint8", "greedy_sample_cfgx_uint8"), "are known"),

@@ -63,8 +63,8 @@ def test_a_set_with_another_number_of_images_is_refused(tmp_path, protocol, mess
     ("labels", "message"),
     [
         ([0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3], "not balanced, it has 4 of class 0 and 2 of"),
-        ([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1], "3 images of class -1, the data set has the"),
-        ([0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4], "3 images of class 4, the data set has the"),
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2, -1, -1, -1], "3 images of unknown classes such as -1, the"),
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2, 4, 4, 4], "3 images of unknown classes such as 4, the"),
     ],
 )
 def test_an_unbalanced_set_is_refused(tmp_path, labels, message):
