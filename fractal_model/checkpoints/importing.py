@@ -85,8 +85,8 @@ def import_published(
     file: Path, published: Published, size: Size, params: Params, folder: Path
 ) -> None:
     """Write a published checkpoint to the new `folder` as a checkpoint of ours, without optimiser
-    state. Errors name `file`, from which `published` was read, and the sizes of `params` that it
-    fits. FractalError: the weights do not fit `size`, one is not finite, or the disk is full."""
+    state. Errors name `file`, the source of `published`, and the sizes of `params` that it fits.
+    FractalError: the weights do not fit `size`, one is not finite, or the disk is full."""
     model = FractalModel.without_memory(size.model)
     if wrong := differences(model.state_dict(), published.weights):
         raise FractalError(

@@ -79,8 +79,8 @@ class EvaluationInputs:
 
     def references(self, progress: Callable[[int], None] | None = None) -> References:
         """Load the references that samples are compared with. If params.yaml names DINOv2 weights,
-        a missing DINOv2 reference is first extracted from the training images; `progress` receives
-        the number of images done. FractalError: a file is missing or damaged."""
+        and there is no DINOv2 reference, it is first made from the training images. `progress`
+        receives the number of images done. FractalError: a file is missing or damaged."""
         train, dinov2 = self.split("train"), None
         if self._dinov2 is not None:
             dinov2 = build_reference(

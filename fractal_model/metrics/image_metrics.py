@@ -61,7 +61,7 @@ def image_metrics(
     """Measure FID, KID, Inception Score, precision and recall, from features (N, D) of generated
     and (M, D) of real images.
 
-    Only FID uses `real_statistics`: those of all real images, if `real_features` has only some. By
+    Only FID uses `real_statistics`, which may be of more real images than `real_features`. By
     default they are computed from `real_features`. `logits` (N, 1008) are of the generated images.
     Without them the Inception Score is absent, and the given reason is `reason_no_logits`.
     FractalError: features or logits are not finite, or D differs.

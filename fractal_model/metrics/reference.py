@@ -48,7 +48,7 @@ _BATCH = 50
 _SAVE_SECONDS = 60.0
 _OLD_RULE = re.compile(r"[0-9a-f]{64}")
 """Form of `made_from` in old reference files: a checksum of source code, which cannot be compared.
-Such a file is kept if everything else in it agrees."""
+Such a file is kept if all other inputs agree."""
 _UNREADABLE = (ValueError, KeyError, OSError, EOFError, zlib.error, zipfile.BadZipFile)
 
 _NUMBERS = ("mean", "covariance", "features")

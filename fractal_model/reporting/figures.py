@@ -151,7 +151,8 @@ def guidance_heat_map(
     values: Mapping[Cell, float], *, metric: str, best: Cell, published: PublishedResult | None
 ) -> Figure:
     """Draw a cell with its value for each pair of guidance and logit scale, and a frame around the
-    cell `best`. A star marks the published optimum, at the edge if it lies outside the cells."""
+    cell `best`. A star marks the published optimum; if it lies outside the cells, the star is at
+    the edge."""
     columns = sorted({guidance for guidance, _ in values})
     rows = sorted({scale for _, scale in values})
     table = np.array([[values.get((w, s), np.nan) for w in columns] for s in rows])

@@ -40,7 +40,7 @@ class RealImages:
 
     @property
     def searched_share(self) -> float:
-        """Share of the training images that is searched for neighbours."""
+        """Share of the training images that are searched for neighbours."""
         return len(self.features) / self.training_images
 
 
