@@ -16,8 +16,8 @@ def has_compiler() -> bool:
 
 
 def can_build_triton_kernels() -> bool:
-    """True if Triton can build the code that launches GPU kernels. Triton needs Python.h and a C
-    compiler: the program in $CC (without arguments), or else gcc or clang."""
+    """True if Triton can build the code that launches GPU kernels. Triton needs the header Python.h
+    and a C compiler: the program named by $CC, or gcc or clang if $CC is not set."""
     from_environment = os.environ.get("CC")
     names = ["gcc", "clang"] if from_environment is None else [from_environment]
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -35,6 +35,6 @@ def require_compiler() -> None:
 
 
 def _cpp_compiler() -> str:
-    """Name of the C++ compiler: $CXX without arguments, or else g++ (clang++ on macOS)."""
+    """Name of the C++ compiler: the first word of $CXX or, by default, g++ (clang++ on macOS)."""
     command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return next(iter(shlex.split(command)), command)

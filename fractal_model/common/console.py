@@ -37,10 +37,10 @@ _logs: list[Callable[[str], None]] = []
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
 ) -> Iterator[Callable[..., None]]:
-    """Show a task's progress within the block: a bar in a terminal, log lines elsewhere. If `lines`
-    is False, no log lines are written, because the caller writes its own. Yield the function
-    `update(done, note="")`. It shows how many of `total` items are done, the note, the time left
-    (unless `total` is None), and with `images` the speed."""
+    """Show the progress of a task within the block: a bar in a terminal, log lines elsewhere.
+    `lines` is False if the caller writes log lines of its own. Yield the function `update(done,
+    note="")`. It shows how many of `total` items are done, the note, the time left (unless `total`
+    is None) and, if the items are images (`images`), the speed."""
     display = _bar if console.is_terminal or not lines else _log_lines
     with display(safe_text(description, LONGEST_NAME), total, images) as show:
 
@@ -102,9 +102,9 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
 
 @contextmanager
 def errors_on_one_line() -> Iterator[None]:
-    """If an error that the user can correct ends the block, print it on one line, with the option
-    to change if it names one, and exit with 1. After Ctrl-C exit with 130. An exception that is a
-    bug passes unchanged."""
+    """Turn an error that the user can correct into one line on stderr and exit code 1. The line
+    ends with the command-line option to change, if the error names a setting. Ctrl-C gives exit
+    code 130. Any other exception is a bug and passes unchanged."""
     try:
         yield
     except KeyboardInterrupt:
@@ -124,8 +124,8 @@ def errors_on_one_line() -> Iterator[None]:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a Typer app and end the process with its exit code. A wrong command, option or argument
-    gives one line and exit code 2."""
+    """Run a Typer app and end the process with its exit code. For a wrong command, option or
+    argument print one line and exit with code 2."""
     keep_secrets_out_of_logs()
     command = typer.main.get_command(app)
     try:
@@ -149,7 +149,6 @@ def run(app: typer.Typer) -> None:
 
 
 def _file_error_line(error: OSError) -> str:
-    """Explain on one line why the system could not read or write a file."""
     if error.errno == errno.ENOSPC:
         where = f" at {safe_text(error.filename, LONGEST_NAME)}" if error.filename else ""
         return (
@@ -168,8 +167,8 @@ def exit_interrupted() -> NoReturn:
 
 
 class HideUserErrors(logging.Filter):
-    """Filter for Prefect's log. It hides the traceback of an error that the user sees on one line
-    anyway, and then every record that names the class of such an error."""
+    """Filter for Prefect's log. The user sees a correctable error on one line already, so the
+    filter hides its record with the traceback and all later records that name the error's class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,8 +183,8 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message on one line, without secrets; in a block of `redirect_messages`, log it
-    instead."""
+    """Print a message on one line, without secrets. Within a block of `redirect_messages` the
+    message goes to the log instead."""
     if _logs:
         _logs[-1](safe_text(text))
     else:

@@ -10,9 +10,9 @@ from fractal_model.common.safe_text import safe_text, without_colours
 
 
 class FractalError(ValueError):
-    """An error that the user can correct: a wrong input, or a condition of the machine. The message
-    is made safe to show. `setting` is the name of the setting to change, or ""; a command adds it
-    to the message as an option, such as --size."""
+    """An error that the user can correct: a wrong input, or a condition of the machine. Secrets in
+    the message are hidden. `setting` is the name of the setting to change, "" if there is none. A
+    command shows it as an option behind the message, such as (--size)."""
 
     def __init__(self, message: str, *, setting: str = "") -> None:
         super().__init__(safe_text(" ".join(message.split())))
@@ -25,14 +25,14 @@ _EXPLANATIONS: dict[type[BaseException], Callable[[BaseException], str | None]] 
 def register_explanation(
     family: type[BaseException], line: Callable[[BaseException], str | None]
 ) -> None:
-    """Let `explanation` call `line` for exceptions of a library's class `family`. `line` returns
-    one line about a condition of the machine, such as a full disk, or None if the exception is a
-    bug."""
+    """Register the function `line` for exceptions of class `family`, which a library raises.
+    `explanation` calls it. `line` returns one line about a condition of the machine, such as a full
+    disk, or None if the exception is a bug."""
     _EXPLANATIONS[family] = line
 
 
 def explanation(error: BaseException) -> str | None:
-    """One line that explains an error to the user; None if the error is a bug of this package."""
+    """The line that explains an error to the user; None if the error is a bug of this package."""
     if isinstance(error, FractalError):
         return one_line(error)
     for family, line in _EXPLANATIONS.items():
@@ -47,7 +47,7 @@ def one_line(error: BaseException) -> str:
 
 
 def last_line(error: BaseException | str) -> str:
-    """The last line of an error's text, or of a traceback given as text, where it names the
-    exception."""
+    """The last line of an error's text or of a traceback (a string). In a traceback this line names
+    the exception."""
     line = without_colours(str(error)).strip().rpartition("\n")[2].strip()
     return safe_text(line) or type(error).__name__

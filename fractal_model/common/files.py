@@ -20,8 +20,8 @@ _CHUNK = 1 << 22  # bytes read at a time
 @contextmanager
 def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
     """Yield an empty folder beside `folder` to write to, and rename it to `folder` after the block.
-    `content`, such as "the checkpoint", says in an error what was to be saved. FractalError: the
-    disk is full or not writable."""
+    `content` is the name of what is saved, such as "the checkpoint", for the error message.
+    FractalError: the disk is full or not writable."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -33,17 +33,17 @@ def atomic_folder(folder: Path, content: str) -> Iterator[Path]:
         free = shutil.disk_usage(folder.parent if folder.parent.exists() else Path("/")).free
         full = getattr(error, "errno", None) == errno.ENOSPC or "o space left" in str(error)
         reason = f"the disk is full ({free / 1e9:.1f} GB free)" if full else one_line(error)
-        way_out = "free some space" if full else "solve that"
+        way_out = "free some space" if full else "remove the cause"
         raise FractalError(
-            f"cannot save {content} {folder}: {reason}; {way_out} and run again, files that were "
-            f"complete before are unchanged"
+            f"cannot save {content} {folder}: {reason}; {way_out} and run again, complete files "
+            f"are kept"
         ) from error
 
 
 @contextmanager
 def atomic_file(file: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a hidden path beside `file` to write to, and rename it to `file` if no error occurs.
-    With `unique` the hidden name is random, so that no process of a killed run writes to it too."""
+    With `unique` the hidden name is random, so that two processes never write to the same one."""
     suffix = f".{uuid4().hex}" if unique else ""
     partial = file.with_name(f".{file.stem}{suffix}.partial{file.suffix}")
     try:
@@ -72,8 +72,8 @@ def sha256(file: Path, progress: Callable[[int], None] = lambda done: None) -> s
 
 
 def require_regular_file(file: Path) -> None:
-    """Raise OSError if the path leads to a pipe, where reading would wait, or to a device, which
-    may have no end. Call it before opening a file that the user gives."""
+    """Raise OSError if the path leads to a pipe, which may never send data, or to a device, which
+    may never end. Call it before opening a file that the user gives."""
     mode = file.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # Opening a folder fails by itself.
         raise OSError(errno.EINVAL, "it is not a regular file", str(file))
@@ -89,7 +89,7 @@ def require_new(folder: Path) -> None:
 
 
 def require_writable_file(file: Path) -> None:
-    """Make the file's folder if it is missing. FractalError: no file can be written there."""
+    """Make the folder of `file` if it is missing. FractalError: no file can be written in it."""
     if file.is_dir():
         raise FractalError(f"{file} is a folder: give the name of a file")
     require_writable(file.absolute().parent)

@@ -22,7 +22,7 @@ class Hardware(StrictModel):
 
     @classmethod
     def here(cls, workers: int = 1) -> Self:
-        """The hardware of this machine, with `workers` as the number of workers."""
+        """The hardware of this machine, for a result that `workers` processes compute."""
         return cls(
             machine=platform.machine(),
             cpus=os.cpu_count() or 1,

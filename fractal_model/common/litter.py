@@ -32,8 +32,8 @@ _ENDINGS = ("@synoeastream", "@synoresource", ":zone.identifier")
 
 
 def is_litter(name: str) -> bool:
-    """True if a file or folder of this name is neither an image nor a class: it is hidden, such as
-    `._1.jpg` or `.git`, or a program made it for itself, such as `@eaDir` or `Thumbs.db`."""
+    """True if a file or folder of this name is no image and no class. Its name is hidden, such as
+    `._1.jpg` or `.git`, or belongs to a system or a tool, such as `@eaDir` or `Thumbs.db`."""
     if name.startswith("."):
         return name not in (".", "..")
     folded = name.casefold()

@@ -15,8 +15,8 @@ class LockHeldError(FractalError):
 
 @contextmanager
 def hold_lock(file: Path, *, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock `file` within the block. The system frees the lock when the process dies.
-    LockHeldError: another process still holds it after `wait_seconds`."""
+    """Hold the lock `file` within the block. The system frees the lock if the process dies.
+    LockHeldError: another process still holds the lock after `wait_seconds`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file, timeout=wait_seconds):

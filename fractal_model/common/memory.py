@@ -1,8 +1,8 @@
 """Measure the memory that some work takes and the memory that is available; reuse freed memory.
 
-Decided here: on the CPU the peak is the largest resident size, read fifty times a second. On CUDA
-it is what torch's allocator counts. On Linux a process that computes on a CPU keeps the memory that
-it frees, because filling new pages with zeros takes a fifth of a training step.
+Decided here: on the CPU the peak is the largest resident size of the process, read fifty times a
+second. On CUDA it is the most that torch's allocator has in use. On Linux a process that computes
+on a CPU keeps freed memory: zeroing new pages would take a fifth of a training step.
 """
 
 import ctypes
@@ -25,8 +25,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # as in malloc.h
 
 @dataclass
 class Peak:
-    """The result of `peak_memory`: the largest growth of the memory in use; 0 until the block
-    ends."""
+    """The result of `peak_memory`: by how many bytes the memory in use grew at most. It is 0 until
+    the block ends."""
 
     added_bytes: int = 0
 
@@ -38,9 +38,9 @@ def compute_device() -> torch.device:
 
 @cache
 def keep_freed_memory(device: torch.device) -> None:
-    """If `device` is a CPU, let this process keep the memory that it frees, and use it for later
-    tensors, as CUDA's allocator does. The system does not get it back. Threads that start later
-    share one heap. Without glibc nothing changes."""
+    """If `device` is a CPU, keep freed memory in this process for later tensors, as CUDA's
+    allocator does, instead of returning it to the system. Threads that start later share one heap.
+    Without the C library glibc nothing changes."""
     if device.type == "cpu" and _GLIBC is not None:
         _GLIBC.mallopt(_M_MMAP_MAX, 0)
         _GLIBC.mallopt(_M_TRIM_THRESHOLD, -1)
@@ -71,8 +71,8 @@ def available_memory(device: torch.device) -> int:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the largest growth of the memory in use on `device` within the block, and store it in
-    the `Peak` that is yielded."""
+    """Measure by how much the memory in use on `device` grows at most within the block. Yield a
+    `Peak`, which has the result after the block."""
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

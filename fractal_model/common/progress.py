@@ -9,8 +9,8 @@ from fractal_model.common.plurals import count_of
 
 LINE_SECONDS = 30.0
 _WARM_UP_SECONDS = 5.0
-"""Seconds at the start of a task that its speed leaves out, because images that an earlier run
-stored come at once, and the first batch is slow."""
+"""Seconds at the start of a task that do not count for its speed. During them the first batch is
+slow, and images that an earlier run stored are counted at once."""
 
 
 def speed_text(images_per_second: float) -> str:
@@ -33,9 +33,9 @@ def duration_text(seconds: float) -> str:
 
 
 class LogLines:
-    """Reports a task's progress in a log file: one line as soon as the time left can be estimated
-    (if it is at least `LINE_SECONDS`), then a line every `LINE_SECONDS`, and one at the end. `say`
-    writes a line. With `images` the task counts images, and each line has the speed."""
+    """Reports a task's progress in a log file. The first line comes as soon as the time left can be
+    estimated, if it is at least `LINE_SECONDS`. Then a line comes every `LINE_SECONDS`, and one at
+    the end. `say` writes a line. If the task counts `images`, each line has the speed."""
 
     def __init__(
         self, description: str, total: int | None, *, images: bool, say: Callable[[str], None]
@@ -66,8 +66,8 @@ class LogLines:
             self._write_line(now)
 
     def _watch(self) -> None:
-        """Write a line every `LINE_SECONDS` even if `update` is not called, as a batch may take
-        long."""
+        """Write a line every `LINE_SECONDS`, also during a long batch, when `update` is not
+        called."""
         while not self._ended.wait(LINE_SECONDS):
             if (now := time.monotonic()) - self._last_line >= LINE_SECONDS:
                 self._write_line(now)
@@ -86,7 +86,7 @@ class LogLines:
         return (self._done - self._warm_done) / passed if passed > 0 else 0.0
 
     def _seconds_left(self, now: float) -> float | None:
-        """Seconds until the task ends; None if they cannot be estimated yet."""
+        """Estimated seconds until the task ends; None if there is no estimate yet or no total."""
         speed = self._speed(now)
         if self._total is None or speed <= 0:
             return None

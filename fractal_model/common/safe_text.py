@@ -10,7 +10,7 @@ import re
 from urllib.parse import quote, unquote
 
 LONGEST, LONGEST_NAME = 2000, 120
-"""Largest number of characters that are shown of a message, and of a name."""
+"""Largest number of characters of a message and of a name; a longer one loses its middle."""
 HIDDEN = "***"
 
 _JOINERS = "\u200c\u200d"  # invisible, but some letters and emoji need them
@@ -88,8 +88,9 @@ def shorten(text: str, longest: int) -> str:
 
 
 def hide_secrets(text: str) -> str:
-    """Replace passwords and tokens by `***`: in addresses (before `@` and in parameters), after
-    their names (`AWS_SECRET_ACCESS_KEY=…`), and where they equal secrets in the environment."""
+    """Replace passwords and tokens by `***`: in web addresses (before `@` and among the
+    parameters), after a telling name (`AWS_SECRET_ACCESS_KEY=…`), and wherever the value of a
+    secret environment variable occurs."""
     for value in _secret_values():
         if len(value) < _LONG:
             text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", HIDDEN, text)

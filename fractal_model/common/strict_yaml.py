@@ -1,8 +1,8 @@
 """Read YAML strictly, because people write it by hand.
 
-Decided here: a key that occurs twice in one mapping is an error. A number that YAML reads in an
-unusual way, 022 as 18 and 1:30 as 90, is an error. A date is text, because no setting is a date;
-sets and binary data are refused. Text has no control characters, because no path or name can have
+Decided here: a key that occurs twice in one mapping is an error. So is a number that YAML reads in
+an unusual way: 022 as 18, or 1:30 as 90. A date stays text; sets and binary data are refused,
+because no setting has such a value. Control characters are refused, because no path or name has
 them. A file that nests or grows without end is refused before it takes memory.
 """
 
@@ -20,9 +20,9 @@ from fractal_model.common.files import require_regular_file
 
 LARGEST_BYTES = 1 << 20
 DEEPEST = 50
-"""Largest number of lists and mappings that are inside one another; params.yaml has four."""
+"""Largest depth of lists and mappings inside one another; params.yaml has a depth of four."""
 MOST_MERGED = 100_000
-"""Largest number of keys that all merges (`<<`) of a file add; in params.yaml a few hundred."""
+"""Largest number of keys that all merges (`<<`) of a file add; params.yaml adds a few hundred."""
 _TIMESTAMP, _MERGE = "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge"
 _UNUSED = ("set", "omap", "pairs", "binary")
 _UNUSUAL_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9]+)+(\.[0-9_]*)?)")
@@ -41,7 +41,7 @@ def read_yaml(file: Path) -> Any:
     with file.open("rb") as stream:
         content = stream.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:
-        raise NotYAMLError(f"it has more than {LARGEST_BYTES:,} bytes: give a file of settings")
+        raise NotYAMLError(f"it has more than {LARGEST_BYTES:,} bytes: give a settings file")
     try:
         return parse_yaml(content.decode())
     except UnicodeDecodeError as error:
@@ -108,7 +108,7 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace the merge key `<<` by the keys of the merged mappings."""
+        """Replace each merge key `<<` by the keys of the mappings that it merges."""
         for part in _merged_mappings(node):
             self.flatten_mapping(part)
             self._merged += len(part.value)

@@ -1,8 +1,8 @@
 """Tables for files and for terminals of any width.
 
-Decided here: no number is cut or broken. A number stays on one line. A text is wrapped at spaces.
-Columns that do not fit the width move to a further table, which repeats the first column. Cells are
-shown without markup.
+Decided here: a number is never cut and stays on one line. A text is wrapped at spaces. Columns for
+which the width does not suffice move to a further table, which repeats the first column. Rich
+markup in a cell, such as `[red]`, is shown as it is.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,12 +16,12 @@ from fractal_model.common.safe_text import LONGEST_NAME, safe_lines, safe_text
 
 _FRAME, _BORDER = 1, 3
 _LONGEST_CELL, _LONGEST_WORD = 500, 24
-"""Largest number of characters of a cell, and of a word that is never broken over two lines."""
+"""Largest number of characters of a cell, and of a word that is kept on one line."""
 
 
 class FittedTable:
     """A table for terminals of any width. `texts` are the indices of the columns with text; all
-    other columns have numbers. Without `headings` the names of the columns are not shown."""
+    other columns have numbers. If `headings` is False, the names of the columns are not shown."""
 
     def __init__(
         self,
@@ -50,19 +50,19 @@ class FittedTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         everything = range(1, len(self._columns))
         title, name_only = self._title, self._filled_rows(everything, False)
-        for columns in self._fitting(options.max_width):
+        for columns in self._divide_columns(options.max_width):
             # A row with only a name is shown once, in the first table.
             rows = sorted(name_only + self._filled_rows(columns, True))
-            yield self._table(title, self._widths([0, *columns], options.max_width), rows)
+            yield self._table(title, self._column_widths([0, *columns], options.max_width), rows)
             title, name_only = f"{self._title}, continued", []
 
     def _filled_rows(self, columns: Sequence[int], filled: bool) -> list[int]:
         are_filled = [any(cells[i].plain for i in columns) for cells, _ in self._rows]
         return [row for row, is_filled in enumerate(are_filled) if is_filled == filled]
 
-    def _fitting(self, width: int) -> Iterator[list[int]]:
-        """Divide the columns among tables of `width` characters. For each table, yield the indices
-        of the columns that stand beside the first column: as many as fit, at least one."""
+    def _divide_columns(self, width: int) -> Iterator[list[int]]:
+        """Divide the columns among tables of `width` characters. Every table begins with column 0.
+        For each table, yield the indices of its further columns: as many as fit, at least one."""
         least = [self._least_width(column) + _BORDER for column in range(len(self._columns))]
         room = width - _FRAME - self._full_width(0) - _BORDER
         if room < max(least[1:]):
@@ -76,9 +76,9 @@ class FittedTable:
             free -= least[column]
         yield columns
 
-    def _widths(self, columns: Sequence[int], width: int) -> dict[int, int]:
-        """Width of each column in characters, by the column's index. A column has the least width
-        that fits; columns with text also get what is left of `width`, if they need it."""
+    def _column_widths(self, columns: Sequence[int], width: int) -> dict[int, int]:
+        """Return the width of each column in characters, by the column's index. A column fits its
+        numbers or longest word; columns with text also share the rest of `width`, if needed."""
         widths = {column: self._least_width(column) for column in columns}
         spare = width - _FRAME - sum(widths.values()) - _BORDER * len(widths)
         for column in columns:

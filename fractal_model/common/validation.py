@@ -17,8 +17,8 @@ _LONGEST = 100
 
 
 def read_json(file: Path, model: type[Settings], content: str) -> Settings:
-    """Read settings of class `model` from a JSON file. FractalError: the file is damaged or its
-    settings are wrong. `content` says in the message what the file should hold."""
+    """Read settings of class `model` from a JSON file. `content` is the name of what the file
+    should hold, for the error message. FractalError: the file is damaged or a setting is wrong."""
     try:
         return model.model_validate(from_json(file.read_bytes()))
     except ValidationError as error:  # It is a ValueError, which from_json raises.
@@ -29,8 +29,8 @@ def read_json(file: Path, model: type[Settings], content: str) -> Settings:
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> str:
-    """Describe the problems of a pydantic error on one line, at most `SHOWN_PROBLEMS` of them. For
-    an unknown key, the nearest key of `model` is suggested."""
+    """Describe on one line at most `SHOWN_PROBLEMS` of the problems in a pydantic error. For an
+    unknown key, suggest the nearest key of `model`."""
     problems = []
     for item in error.errors()[:SHOWN_PROBLEMS]:
         key = ".".join(shorten(str(part), _LONGEST) for part in item["loc"])
@@ -56,8 +56,8 @@ def _short_repr(value: str | int | float) -> str:
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """The end of the message about the unknown key at `location`: the nearest known key of its
-    section, or else all known keys of the section."""
+    """Return the last words of the error message for the unknown key at `location`. They name the
+    nearest known key of its section, or all known keys if none is near."""
     keys = _keys_at(model, location[:-1])
     near = difflib.get_close_matches(str(location[-1]), keys, n=1)
     if near:

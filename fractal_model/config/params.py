@@ -184,9 +184,9 @@ class Params(StrictModel):
         layers = _layers(model)
         sizes = [name for name, row in self.models.items() if _layers(row.to_model()) == layers]
         if len(sizes) != 1:
-            owners = " and of ".join(sizes) or "no size in params.yaml"
+            owners = f"sizes {' and '.join(sizes)} have" if sizes else "no size in params.yaml has"
             raise FractalError(
-                f"the model has the layers of {owners}: choose the size whose settings to use, "
+                f"{owners} the layers of this model: choose the size whose settings to use, "
                 f"{' or '.join(self.models)}",
                 setting="size",
             )

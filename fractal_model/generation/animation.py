@@ -1,9 +1,9 @@
 """Animations of the sampling of images, patch by patch down to the pixels (paper, Fig. 1).
 
-Decided here: snapshots are taken after the iterations of the last level above the pixels. Patches
-that are being generated are outlined in the colour of their level, and pixels that do not exist yet
-are grey. Snapshots have the model's resolution, and every second one is dropped when they become
-too many, so they take at most half a gigabyte. Pictures are at most about 1000 pixels wide.
+Decided here: a snapshot is taken after each iteration of the last level above the pixels. Patches
+that are being generated are outlined in the colour of their level, and pixels not yet generated are
+grey. Snapshots have the model's resolution. Every second one is dropped when they are too many or
+more than half a gigabyte. Pictures are at most about 1000 pixels wide.
 
 Shapes: B images of side S.
 """
@@ -34,9 +34,9 @@ PICTURE_PIXELS, TILE_PIXELS, SHEET_TILE_PIXELS, SHEET_COLUMNS = 960, 320, 96, 10
 GAP = 6
 GRID_LINES = (178, 186, 199)
 OUTLINES = ((255, 122, 0), (0, 140, 255), (0, 170, 90))
-"""Colours of the outlines of patches: one for each level from level 1 on, then the first again."""
+"""Colours of the outlines of patches, for levels 1, 2 and 3; level 4 has the first colour again."""
 SECONDS, LAST_SECONDS = 10, 2
-"""Approximate duration of an animation, and duration of its last frame, in seconds."""
+"""Approximate duration of a whole animation, and duration of its last frame, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Snapshot:
     """The B images of an animation at one moment of their generation."""
 
     images: Tensor
-    """The images so far, (B, 3, S, S) uint8. Pixels that are still hidden have no meaning."""
+    """The images so far, (B, 3, S, S) uint8. The values of hidden pixels have no meaning."""
     hidden: Tensor
-    """True where a pixel is not generated yet, (B, S, S) bool."""
+    """True where a pixel is hidden, that is, not generated yet; (B, S, S) bool."""
     boxes: tuple[tuple[int, int, Rows], ...]
-    """The patches that are being generated, by level: the level's number, the side of its patches
-    in pixels, and the places of the patches in the images."""
+    """The patches that are being generated, one entry for each level: the level's number, the side
+    of its patches in pixels, and the positions of these patches in the images."""
 
 
 def animate(
@@ -63,13 +63,13 @@ def animate(
     frames: int = 120,
     progress: Callable[[int], None] = lambda percent: None,
 ) -> tuple[Path, Path]:
-    """Generate one image for each of B `labels` and B `seeds`, and write an animation of all images
-    side by side to `file`, GIF or WebP by the suffix.
+    """Generate one image for each of B `labels` and B `seeds`. Write an animation of all images
+    side by side to `file`, as GIF or WebP by the suffix, and return both paths: `file` and `sheet`.
 
-    A still picture of some moments is written to `sheet`, by default `file` with the suffix .png.
-    Both paths are returned. `frames` is the number of frames. `progress` receives the percentage of
-    pixels done. FractalError: another suffix, too few or too many frames or images, or the memory
-    is too small.
+    `sheet` is a PNG file with a still picture of some moments, by default `file` with the suffix
+    .png. `frames` is the number of the animation's frames. `progress` receives the percentage of
+    pixels done. FractalError: a suffix, the number of frames or the number of images is not
+    allowed, or the images do not fit into memory.
     """
     sheet = sheet or file.with_suffix(".png")
     require_animation(file, sheet, frames=frames, images=len(labels))
@@ -80,35 +80,35 @@ def animate(
         if not is_out_of_memory(error):
             raise
         raise FractalError(
-            f"{len(labels)} images side by side do not fit the memory: ask for fewer images"
+            f"{len(labels)} images side by side do not fit into memory: ask for fewer images"
         ) from error
-    moments = recorder.moments(final.cpu())
+    snapshots = recorder.select_snapshots(final.cpu())
     for target in (file, sheet):
         target.parent.mkdir(parents=True, exist_ok=True)
     patch = model.config.levels[0].sub_patch_size
     with atomic_file(file) as partial:
-        _save_animation(moments, patch, partial)
+        _save_animation(snapshots, patch, partial)
     with atomic_file(sheet) as partial:
-        _sheet(moments, patch).save(partial)
+        _sheet(snapshots, patch).save(partial)
     return file, sheet
 
 
 def require_animation(file: Path, sheet: Path, *, frames: int, images: int) -> None:
-    """Raise FractalError if a suffix, the number of frames or the number of images is not
-    allowed."""
+    """Raise FractalError if the suffix of `file` or `sheet`, or the number of frames or images, is
+    not allowed."""
     if file.suffix.lower() not in SUFFIXES:
         raise FractalError(f"the animation {file} must end with {' or '.join(SUFFIXES)}: rename it")
     if sheet.suffix.lower() != ".png":
         raise FractalError(f"the sheet {sheet} of an animation must end with .png: rename it")
     if not 2 <= frames <= MOST_FRAMES:
-        raise FractalError(f"frames is {frames}: give 2 … {MOST_FRAMES}")
+        raise FractalError(f"frames is {frames}: give a number from 2 to {MOST_FRAMES}")
     if not 1 <= images <= MOST_IMAGES:
-        raise FractalError(f"images side by side: found {images}, expected 1 … {MOST_IMAGES}")
+        raise FractalError(f"cannot show {images} images side by side: ask for 1 … {MOST_IMAGES}")
 
 
 class _Recorder:
-    """Observer of a sampler. It keeps at most two snapshots for each of the `frames` of the
-    animation, and at most half a gigabyte of them."""
+    """Observer that a sampler calls with its progress. It keeps snapshots: at most two for each of
+    the animation's `frames`, and at most half a gigabyte."""
 
     def __init__(
         self, model: FractalModel, images: int, frames: int, progress: Callable[[int], None]
@@ -135,8 +135,8 @@ class _Recorder:
         if level == self._last_level or not self._snapshots:
             self._take_snapshot()
 
-    def moments(self, final: Tensor) -> list[Snapshot]:
-        """Return evenly spaced snapshots, one for each frame; the last shows the images `final`."""
+    def select_snapshots(self, final: Tensor) -> list[Snapshot]:
+        """Return at most one snapshot for each frame, evenly spaced; the last one shows `final`."""
         last = Snapshot(final, torch.zeros_like(self._hidden), ())
         return [*_select_evenly(self._snapshots, self._frames - 1), last]
 
@@ -160,21 +160,21 @@ class _Recorder:
         self._progress(round(100 * (1 - self._hidden.float().mean().item())))
 
 
-def _select_evenly(moments: list[Snapshot], count: int) -> list[Snapshot]:
-    """Select `count` snapshots evenly from the first to the last; all if there are fewer."""
-    if len(moments) <= count:
-        return moments
-    places = torch.linspace(0, len(moments) - 1, count).round().int()
-    return [moments[place] for place in places.tolist()]
+def _select_evenly(snapshots: list[Snapshot], count: int) -> list[Snapshot]:
+    """Select `count` evenly spaced snapshots with the first and last; all if there are fewer."""
+    if len(snapshots) <= count:
+        return snapshots
+    places = torch.linspace(0, len(snapshots) - 1, count).round().int()
+    return [snapshots[place] for place in places.tolist()]
 
 
-def _save_animation(moments: list[Snapshot], patch: int, file: Path) -> None:
-    images, side = moments[0].images.shape[0], moments[0].images.shape[-1]
+def _save_animation(snapshots: list[Snapshot], patch: int, file: Path) -> None:
+    images, side = snapshots[0].images.shape[0], snapshots[0].images.shape[-1]
     columns = images if images <= 4 else math.ceil(images**0.5)
     scale = max(1, min(TILE_PIXELS, PICTURE_PIXELS // columns) // side)
     pictures = [
-        _arrange([_tile(moment, b, scale, patch) for b in range(images)], columns)
-        for moment in moments
+        _arrange([_tile(snapshot, b, scale, patch) for b in range(images)], columns)
+        for snapshot in snapshots
     ]
     duration = [min(250, max(30, round(1000 * SECONDS / len(pictures))))] * len(pictures)
     duration[-1] = 1000 * LAST_SECONDS
@@ -188,8 +188,8 @@ def _save_animation(moments: list[Snapshot], patch: int, file: Path) -> None:
 
 
 def _palette(finished: Image.Image) -> Image.Image:
-    """Make one palette for all frames, so that they do not flicker: the colours of the finished
-    picture, of the outlines and of hidden pixels."""
+    """Make one palette for all frames, so that colours do not flicker. It has the colours of the
+    finished picture, of the outlines and of hidden pixels."""
     drawn = (NOT_GENERATED, GRID_LINES, *OUTLINES)
     colours = finished.quantize(256 - len(drawn)).getpalette() or []
     palette = Image.new("P", (1, 1))
@@ -197,24 +197,24 @@ def _palette(finished: Image.Image) -> Image.Image:
     return palette
 
 
-def _sheet(moments: list[Snapshot], patch: int) -> Image.Image:
-    """Draw the still sheet: one row for each image, from its first moment to its last."""
-    columns = _select_evenly(moments, SHEET_COLUMNS)
-    scale = max(1, SHEET_TILE_PIXELS // moments[0].images.shape[-1])
-    images = moments[0].images.shape[0]
-    tiles = [_tile(moment, b, scale, patch) for b in range(images) for moment in columns]
+def _sheet(snapshots: list[Snapshot], patch: int) -> Image.Image:
+    """Draw the still picture: one row for each image, with its snapshots from first to last."""
+    columns = _select_evenly(snapshots, SHEET_COLUMNS)
+    scale = max(1, SHEET_TILE_PIXELS // snapshots[0].images.shape[-1])
+    images = snapshots[0].images.shape[0]
+    tiles = [_tile(snapshot, b, scale, patch) for b in range(images) for snapshot in columns]
     return _arrange(tiles, len(columns))
 
 
-def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
-    """Draw image `b` at one moment, enlarged `scale` times, with outlines of the patches being
-    generated. Hidden pixels show a grid of patches of side `patch`."""
-    hidden = enlarge(moment.hidden[b], scale)
-    pixels = enlarge(moment.images[b], scale)
+def _tile(snapshot: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
+    """Draw image `b` of a snapshot, enlarged `scale` times, with outlines of the patches being
+    generated. Hidden pixels show a grid of squares of side `patch`."""
+    hidden = enlarge(snapshot.hidden[b], scale)
+    pixels = enlarge(snapshot.images[b], scale)
     pixels = torch.where(hidden, _background(hidden.shape[-1], patch * scale), pixels)
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     draw = ImageDraw.Draw(picture)
-    for level, side, rows in moment.boxes:
+    for level, side, rows in snapshot.boxes:
         width = max(1, min(4, side * scale // 16))
         for index in (rows.image == b).nonzero().flatten().tolist():
             top, left = rows.top[index].item() * scale, rows.left[index].item() * scale
@@ -224,7 +224,7 @@ def _tile(moment: Snapshot, b: int, scale: int, patch: int) -> Image.Image:
 
 
 def _background(side: int, patch: int) -> Tensor:
-    """Return a picture of hidden pixels, (3, side, side): grey, a line every `patch` pixels."""
+    """Return a picture of hidden pixels, (3, side, side): grey with a line every `patch` pixels."""
     along = torch.arange(side) % patch
     lines = (along[:, None] == 0) | (along[None, :] == 0)
     tones = torch.tensor([NOT_GENERATED, GRID_LINES], dtype=torch.uint8)
@@ -245,8 +245,8 @@ GROWING_IMAGES = 3
 def write_growth_animation(
     model: FractalModel, sampling: SamplingConfig, settings: EvaluationConfig, folder: Path
 ) -> tuple[Path, Path]:
-    """Write an animation of one image for each of the first three classes, with the seeds from
-    `settings.seed` on, and its still sheet to `folder`. Return the paths of animation and sheet."""
+    """Write an animation to `folder`, and a still picture of some moments. They show one image for
+    each of the first three classes, with the seeds from `settings.seed` on. Return both paths."""
     labels = torch.arange(min(GROWING_IMAGES, model.config.num_classes))
     seeds = range(settings.seed, settings.seed + len(labels))
     return animate(model, labels, seeds, sampling, folder / "growth.gif")

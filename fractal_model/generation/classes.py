@@ -30,8 +30,8 @@ def split_classes(text: str) -> list[str]:
 
 
 def parse_classes(text: str, config: ModelConfig) -> list[int]:
-    """Return the class numbers of a list such as `207, golden retriever`; `none` gives NO_CLASS.
-    FractalError: a class is unknown or may mean two classes."""
+    """Return the class numbers of a list such as `207, golden retriever`. The word `none` stands
+    for NO_CLASS. FractalError: a class is unknown or may mean two classes."""
     try:
         return [class_number(part, config) for part in split_classes(text)]
     except FractalError as error:
@@ -42,8 +42,8 @@ def parse_classes(text: str, config: ModelConfig) -> list[int]:
 
 
 def class_number(part: str, config: ModelConfig) -> int:
-    """Return the number of the class that `part` means: a number, a name (with or without commas),
-    or `none`, which gives NO_CLASS. FractalError: the class is unknown or may mean two classes."""
+    """Return the number of the class `part`, which is written as a number, a name (with or without
+    commas) or `none` (NO_CLASS). FractalError: the class is unknown or may mean two classes."""
     if part == UNCONDITIONAL:
         return NO_CLASS
     names = config.class_names
@@ -56,7 +56,7 @@ def class_number(part: str, config: ModelConfig) -> int:
         number = None  # the name is a numeral with leading zeros, such as 01
     if len(named) > 1:
         numbers = " and ".join(map(str, named))
-        raise FractalError(f"class {part!r} is the name of classes {numbers}: give the number")
+        raise FractalError(f"class {part!r} is the name of classes {numbers}: give a number")
     if named and number not in (None, named[0]):
         raise FractalError(
             f"class {part!r} is unclear: it is the name of class {named[0]} ({names[named[0]]!r}) "
@@ -71,8 +71,8 @@ def class_number(part: str, config: ModelConfig) -> int:
 
 
 def _find_by_name(part: str, names: Sequence[str]) -> list[int]:
-    """Return the numbers of the classes that have the name `part`; if there are none, compare
-    without regard to capitals, and then as numerals without regard to leading zeros."""
+    """Return the numbers of the classes whose name is `part`. If there are none, upper and lower
+    case count as equal. If there are still none, `01` and `1` count as equal."""
     for key in (str, str.casefold, _numeral):
         numbers = [number for number, name in enumerate(names) if key(name) == key(part)]
         if numbers and key(part) is not None:

@@ -1,8 +1,8 @@
 """Editing: a part of an image is kept, the rest is generated (paper, conditional generation).
 
-Decided here: how picture files become known pixels, and the masks of inpainting (a box),
-outpainting (outside a box) and uncropping (around the shrunk image). In a mask file, white is
-generated and black is kept; in the code, a mask is True where a pixel is known.
+Decided here: how picture files are read, and which pixels inpainting (a box), outpainting (outside
+a box) and uncropping (around the shrunk image) generate. A mask file is white where pixels are
+generated and black where they are kept; a mask in the code is True where a pixel is kept.
 
 Shapes: S side of the model's images, N variants.
 """
@@ -26,21 +26,21 @@ from fractal_model.parallel.parts import LARGEST_PART, MapParts, map_in_this_pro
 from fractal_model.sampling.known import KnownPixels
 
 WHITE = 128
-"""The darkest grey, of 0 … 255, at which a mask's pixel counts as white."""
+"""Smallest grey value, of 0 … 255, that counts as white in a mask file."""
 
 
 def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read a picture file as (3, S, S) uint8, like the pictures of a data set. S is `side`. With
-    `fit` the middle square is cut out and scaled to this side. FractalError: the file cannot be
-    read, or without `fit` the picture has another side."""
+    """Read a picture file as (3, S, S) uint8, like the pictures of a data set; S is `side`. With
+    `fit` the middle square of the picture is scaled to S × S. FractalError: the file cannot be
+    read, or without `fit` the picture is not S × S."""
     picture = _to_side(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read a mask file as (S, S) bool, True where a pixel is known: black is kept, white or
-    transparent is generated. With `fit` the middle square is cut out and scaled to S, which is
-    `side`. FractalError: the file cannot be read, or without `fit` the mask has another side."""
+    """Read a mask file as (S, S) bool; S is `side`. A black pixel is kept (True), a white or
+    transparent one is generated (False). With `fit` the middle square of the mask is scaled to S ×
+    S. FractalError: the file cannot be read, or without `fit` the mask is not S × S."""
     picture = _to_side(
         _read(file, "mask").convert("L"), file, "mask", side, fit, Image.Resampling.NEAREST
     )
@@ -49,8 +49,8 @@ def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
 
 def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
     """Return a mask (S, S) bool for a box (top, left, height, width); S is `side`. It is True
-    (known) outside the box, or with `outside`, for outpainting, inside the box. FractalError: the
-    box is empty or not inside the image."""
+    (kept) outside the box. With `outside`, for outpainting, it is True inside the box instead.
+    FractalError: the box is empty or not inside the image."""
     top, left, height, width = box
     inside = min(top, left) >= 0 and top + height <= side and left + width <= side
     if min(height, width) < 1 or not inside:
@@ -66,8 +66,8 @@ def box_mask(box: Sequence[int], side: int, *, outside: bool = False) -> Tensor:
 
 def uncrop(image: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Shrink the image (3, S, S) to `fraction` of its side and put it in the middle of a black
-    image. Return this new image and its mask (S, S), True on the shrunk image. FractalError:
-    `fraction` leaves no pixel of the image, or no black pixel around it."""
+    image. Return the new image and its mask (S, S), which is True on the shrunk image.
+    FractalError: no pixel of the image remains, or no black pixel is around it."""
     side = image.shape[-1]
     inner = round(side * fraction) if 0 < fraction < 1 else 0
     if not 0 < inner < side:
@@ -96,10 +96,10 @@ def edit(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Tensor:
-    """Generate variants of `image` (3, S, S), one for each of the N pairs of a class and a seed,
-    and return them, (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels
-    of `image`. `map_parts` runs the work, with at most `largest` variants at a time. `progress`
-    receives the number of finished variants."""
+    """Generate N variants of `image` (3, S, S), each with its own class and seed, and return them,
+    (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels of `image`.
+    `map_parts` is the function that runs the work, in parts of at most `largest` variants.
+    `progress` receives the number of finished variants."""
     known = KnownPixels(image[None], mask[None])
     variants, done = image.new_empty(len(labels), *image.shape), 0
     for part, images in sample_images(

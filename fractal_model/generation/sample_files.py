@@ -1,8 +1,8 @@
 """Writers of sampled images: a grid, a folder of numbered PNG files, or one array.
 
 Decided here: the path's suffix selects the writer. A path that cannot be written is refused before
-anything is sampled. Memory does not grow with the number of images; a grid has a limit instead.
-Images come in any order.
+anything is sampled. Only a grid is held in memory as a whole, so its number of images is limited. A
+writer takes the images in any order.
 """
 
 import os
@@ -26,10 +26,10 @@ ARRAY, LABELS = "arr_0", "arr_1"
 REQUEST_FILE = "request.sha256"
 """File in a folder of samples with the fingerprint of everything that decides the samples."""
 SOURCE_FILE = "request.json"
-"""File in a folder of samples with the request for them, a `SampleRequest` of `evaluation.protocol`
-as JSON."""
+"""File in a folder of samples with a description of them: a `SampleRequest` of
+`evaluation.protocol` as JSON."""
 LABELS_FILE = "labels.npy"
-"""File in a folder of samples with the class of each image, (N,) int64, −1 for none."""
+"""File in a folder of samples with the class of each image, (N,) int64, −1 for no class."""
 
 
 class SampleWriter(ABC):
@@ -40,13 +40,13 @@ class SampleWriter(ABC):
 
     @abstractmethod
     def add(self, numbers: Sequence[int], images: Tensor) -> None:
-        """Write n images, (n, 3, S, S) uint8. `numbers` are their places among all images."""
+        """Write n images, (n, 3, S, S) uint8. `numbers` has the number of each among all images."""
 
     def finish(self) -> None:  # noqa: B027
-        """Complete the file or files after the last image."""
+        """Complete the file or files. Call this after the last image."""
 
     def discard(self) -> None:  # noqa: B027
-        """Remove incomplete files after a failure."""
+        """Remove incomplete files. Call this after a failure."""
 
 
 def open_writer(
@@ -58,13 +58,12 @@ def open_writer(
     request: str,
     source: str | None = None,
 ) -> SampleWriter:
-    """Open the writer of `len(labels)` images that the suffix of `out` selects.
+    """Open the writer that the suffix of `out` selects, for N images of the classes `labels` (N,).
 
-    `labels` (N,) are the classes of the images, and `per_class` is the number of images of a class.
-    `request` is the fingerprint of everything that decides the images. A folder that was started
-    with an equal request is completed. `source` is the content of the folder's SOURCE_FILE.
-    FractalError: the suffix is unknown, the path cannot be written, the folder has images of
-    another request, or a grid is too large.
+    `per_class` is the number of images of a class. `request` is the fingerprint of everything that
+    decides the images. A folder with a part of the images of this request is completed. `source`
+    becomes the content of the folder's SOURCE_FILE. FractalError: the suffix is unknown, the path
+    cannot be written, the folder has images of another request, or a grid is too large.
     """
     count, suffix = len(labels), out.suffix.lower()
     if suffix == ".png":
@@ -88,7 +87,7 @@ def open_writer(
 
 
 def image_name(number: int, count: int) -> str:
-    """Return the file name of image `number`, padded so that `count` names sort by number."""
+    """Return the file name of image `number`; all `count` names have the same number of digits."""
     return f"{number:0{len(str(count - 1))}d}.png"
 
 
@@ -110,8 +109,8 @@ class _Grid(SampleWriter):
 
 
 class _Folder(SampleWriter):
-    """Writer of a folder with 000.png, 001.png, … and their classes. After a failure the complete
-    images are kept, and a later writer with an equal request adds the missing ones."""
+    """Writer of a folder with 000.png, 001.png, … and a file of their classes. The folder keeps its
+    images after a failure, and a later writer with an equal request adds the missing ones."""
 
     def __init__(self, out: Path, labels: Tensor, request: str, source: str | None) -> None:
         self._out = out
@@ -132,15 +131,15 @@ class _Folder(SampleWriter):
         return self._out / image_name(number, self._count)
 
     def _require_request(self, request: str) -> None:
-        """Write the fingerprint `request` into a folder that has no images yet. FractalError: the
-        folder has images of another request."""
+        """Check that the folder's images have the fingerprint `request`; write it if there are no
+        images. FractalError: the folder has images of another request."""
         file = self._out / REQUEST_FILE
         if file.is_file() and file.read_text().strip() == request:
             return
         if file.exists() or any(png.stem.isdecimal() for png in self._out.glob("*.png")):
             raise FractalError(
                 f"the folder {self._out} holds images of another model, class, seed or setting: "
-                f"choose another folder, or remove them first"
+                f"choose another folder, or remove the images and {REQUEST_FILE}"
             )
         with atomic_file(file) as partial:
             partial.write_text(f"{request}\n")
@@ -148,8 +147,8 @@ class _Folder(SampleWriter):
 
 class _Array(SampleWriter):
     """Writer of one .npz file in the format of ADM's evaluation: images as `arr_0` (N, H, W, 3)
-    uint8, and classes (−1 for none) as `arr_1`. Until `finish`, the images are in a folder beside
-    the file."""
+    uint8, and classes (−1 for none) as `arr_1`. Until `finish` is called, the images are in a
+    hidden folder beside the file."""
 
     def __init__(self, out: Path, labels: Tensor, image_size: int) -> None:
         self._out, self._labels = out, labels

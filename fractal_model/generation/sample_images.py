@@ -1,7 +1,7 @@
-"""Sampling or completion of many images, in parts that fit memory.
+"""Sampling of many images, whole or from known pixels, in parts that fit into memory.
 
-Decided here: each image has its own seed, so the division of the work does not change any image.
-The caller passes a `MapParts`, which decides who runs the parts.
+Decided here: each image has its own seed, so it is the same however the work is divided. The caller
+passes a function (`MapParts`) that runs the parts, in this process or in several.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +27,9 @@ def sample_images(
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Sample one image for each of N labels and N seeds. Yield them part by part, in any order: the
-    range of the part's image numbers, and its n images (n, 3, S, S) uint8. At most `largest` images
-    are sampled at a time. If `known` is given, all samples have the known pixels of this one
-    image."""
+    """Sample one image for each of N labels and N seeds. Yield the images in parts, in any order:
+    the range of a part's image numbers, and its n images (n, 3, S, S) uint8. A part has at most
+    `largest` images. If `known` is given, all samples get the known pixels of this one image."""
     start = partial(_start, model, sampling, labels, seeds, known)
     return map_parts(start, len(labels), largest=largest)
 

@@ -12,13 +12,13 @@ from fractal_model.services.folder import ServicesFolder, write_private
 
 
 def own_hosts(port: int) -> list[str]:
-    """The hosts, as `name:port`, under which requests may address our server at `port`."""
+    """The values of a request's Host header, as `name:port`, that our server at `port` accepts."""
     return [f"127.0.0.1:{port}", f"localhost:{port}"]
 
 
 def own_origins(port: int) -> str:
-    """The web origins whose pages may use our server at `port`: its own, separated by commas as
-    Prefect and MLflow read them."""
+    """The web origins of our server at `port`, whose pages may use it: one text with a comma
+    between them, as Prefect and MLflow read it."""
     return ",".join(f"http://{host}" for host in own_hosts(port))
 
 
@@ -36,17 +36,17 @@ def client_secrets(folder: ServicesFolder) -> dict[str, str]:
 
 
 def mlflow_options(port: int) -> list[str]:
-    """The options of an `mlflow server` on loopback that asks for a login and refuses all other
-    hosts and origins. By default MLflow would also accept hosts such as `10.any.name`."""
+    """The options of an `mlflow server` on loopback that asks for a login and refuses foreign hosts
+    and origins. By default MLflow would also accept hosts such as `10.any.name`."""
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     options += ["--app-name", "basic-auth", "--allowed-hosts", ",".join(own_hosts(port))]
     return [*options, "--cors-allowed-origins", own_origins(port)]
 
 
 def write_mlflow_login(login: str, private: Path) -> dict[str, str]:
-    """Write the settings of an MLflow server that asks for `login` to the folder `private`; return
-    the server's environment variables. The folder must be new: in an old one MLflow keeps the old
-    login."""
+    """Write to the folder `private` the settings of an MLflow server that asks for `login`. Return
+    the environment variables for this server. The folder must be new: in an old one MLflow would
+    keep the old login."""
     user, _, password = login.partition(":")
     settings = {
         "default_permission": "NO_PERMISSIONS",

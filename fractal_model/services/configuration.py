@@ -18,7 +18,7 @@ SERVICES = ("prefect", "mlflow", "ray", "worker")
 """The services in the order of their start; they are stopped in the opposite order."""
 WORK_POOL = "fractal"
 RUN_VARIABLE = "FRACTAL_SERVICES"
-"""Environment variable that every process of the servers inherits, with the run folder's path."""
+"""Environment variable with the path of the run folder. All processes of the servers inherit it."""
 IGNORED_VARIABLES = (
     "PREFECT_API_URL",
     "PREFECT_API_KEY",
@@ -31,12 +31,12 @@ IGNORED_VARIABLES = (
     "RAY_ADDRESS",
     "RAY_AUTH_TOKEN",
 )
-"""Variables of the user's shell that are ignored, because they may name other servers."""
+"""Environment variables of the user that the servers do not get, as they may name other servers."""
 
 
 def server_environment(config: ServicesConfig, folder: ServicesFolder, run: Path) -> dict[str, str]:
-    """The environment of supervisord and of all processes that it starts; `run` is the run
-    folder."""
+    """The environment variables of supervisord and of all processes that it starts; `run` is the
+    run folder."""
     inherited = {name: value for name, value in os.environ.items() if name not in IGNORED_VARIABLES}
     return {
         **LOCAL_RAY,
@@ -74,8 +74,8 @@ def client_environment(config: ServicesConfig, folder: ServicesFolder) -> dict[s
 
 
 def shell_lines(config: ServicesConfig, folder: ServicesFolder) -> str:
-    """Lines for a shell to source: they set the client environment, and exempt loopback from
-    proxies."""
+    """Lines for a shell to source. They set the client environment and make loopback an exception
+    from proxies."""
     variables = client_environment(config, folder).items()
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables]
     for name in ("no_proxy", "NO_PROXY"):  # Add loopback to the shell's own exceptions.

@@ -36,20 +36,20 @@ from fractal_model.services.supervisor import DEAD, Program, Supervisor
 
 FLOW_GRACE_SECONDS = 15.0
 RAY_EXIT_SECONDS = 5.0
-"""Seconds within which the workers of a killed Ray end by themselves."""
+"""Longest time in seconds that the workers of a killed Ray take to end by themselves."""
 
 
 @dataclass(frozen=True)
 class ServiceStatus(Program):
     """The status of one service or flow run. The `state` of a service is `healthy`, `not answering`
-    or supervisord's word in lower case; that of a flow run is `running`."""
+    or the state that supervisord reports, in lower case. The `state` of a flow run is `running`."""
 
     address: str
 
 
 class Services:
-    """The servers of one project. `params_file` is its settings file, `config` the section
-    `services` of it, and `outputs` the folder of its results."""
+    """The servers of one project. `params_file` is the project's settings file, `config` the file's
+    section `services`, and `outputs` the folder of results."""
 
     def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
         self.config = config
@@ -58,8 +58,8 @@ class Services:
 
     def up(self, say: Callable[[str], None]) -> None:
         """Start all servers and wait until they answer; `say` gets a line for each. FractalError:
-        servers run already, a port is taken, or a server dies or does not answer (then all are
-        stopped)."""
+        servers run already or a port is taken. If a server dies or does not answer, all are stopped
+        before the error."""
         with hold_lock(self.folder.state / "starting.lock"):
             old_run = self.folder.run
             if old_run is not None and not self.is_supervised():
@@ -117,7 +117,8 @@ class Services:
         say(f"{name} is up: {self.addresses()[name]}")
 
     def down(self) -> list[str]:
-        """Stop all processes that `up` started, and no others; return the names of the services."""
+        """Stop all processes that `up` started, and no others. Return the names of those
+        stopped."""
         with hold_lock(self.folder.state / "starting.lock"):
             run = self.folder.run
             if run is None:
@@ -149,12 +150,12 @@ class Services:
         return [] if run is None else [self._status(program) for program in self._programs(run)]
 
     def is_supervised(self) -> bool:
-        """True if supervisord answers, so that it can restart a service that dies."""
+        """True if supervisord answers. It would restart a service that dies."""
         return self.folder.run is not None and bool(Supervisor(self.folder.run).programs())
 
     def _programs(self, run: Path) -> list[Program]:
-        """List the services, then the flow runs. Services are listed as supervisord reports them,
-        or as their processes show if it does not answer."""
+        """List the services, then the flow runs. If supervisord does not answer, list the services
+        that have a process."""
         pids = processes.services_and_flow_runs(str(run))
         running = {name: Program(name, "RUNNING", pid) for name, pid in pids.items()}
         services = Supervisor(run).programs() or running
@@ -168,8 +169,8 @@ class Services:
         return ServiceStatus(program.name, state, program.pid, address)
 
     def addresses(self) -> dict[str, str]:
-        """What the user is shown for each service: its address and login, or what a service without
-        an address does."""
+        """The text that the user sees for each service: its address and login, or for the worker,
+        which has no address, what it does."""
         return {
             "prefect": f"http://127.0.0.1:{self.config.prefect} (login: {self.folder.login_file})",
             "mlflow": f"{self.config.mlflow_address} (login: the same)",

@@ -1,7 +1,8 @@
-"""Prefect's deployments, the pause of the work pool, and prefect.toml with the server's address.
+"""Make Prefect's deployments, pause the work pool, and write prefect.toml with our server's
+address.
 
-Decided here: the package `flows` makes the deployments in another process, because this package
-must not import it. All other requests to Prefect use its HTTP interface.
+Decided here: another process makes the deployments, because they need the package `flows`, which
+this package must not import. All other requests to Prefect use its HTTP interface.
 """
 
 import contextlib
@@ -21,8 +22,8 @@ from fractal_model.services.health import ask_prefect
 
 DEPLOY_SECONDS = 300
 CHANGE_SECONDS = 30
-"""Longest wait in seconds for the answer to a request that changes something, as a busy server
-needs some seconds."""
+"""Longest wait in seconds for Prefect to answer a request that changes something. A busy server
+needs several seconds."""
 DEPLOYED = "deployed "
 """Beginning of the line that `flows.deployments` prints for each deployment."""
 HEADER = "# Written by `make up`, removed by `make down`.\n"
@@ -30,7 +31,7 @@ HEADER = "# Written by `make up`, removed by `make down`.\n"
 
 def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     """Make the work pool and the deployments of all sizes, and return the deployments' names.
-    FractalError: Prefect refuses; the message has the last lines of the log."""
+    FractalError: a deployment cannot be made, or Prefect does not resume the work pool."""
     environment = {
         **os.environ,
         **client_environment(config, folder),
@@ -55,7 +56,7 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
         set_paused(config, folder, False)  # the last `down` may have paused it
     except httpx.HTTPError as error:
         raise FractalError(
-            f"Prefect does not let the worker take runs: {one_line(error)}; run `make up` again"
+            f"Prefect did not resume the work pool: {one_line(error)}; run `make up` again"
         ) from error
     lines = log.read_text().splitlines()
     return [line.removeprefix(DEPLOYED) for line in lines if line.startswith(DEPLOYED)]
@@ -75,8 +76,8 @@ def set_paused(config: ServicesConfig, folder: ServicesFolder, paused: bool) -> 
 
 
 def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds: float) -> None:
-    """Wait at most `seconds` until Prefect knows that no flow run of the work pool runs. A run that
-    Prefect believes to be running would block the next run of its deployment."""
+    """Wait until Prefect has noticed that no flow run of the work pool runs, at most `seconds`. A
+    run that Prefect believes to be running would block the next run of its deployment."""
     query = {
         "work_pools": {"name": {"any_": [WORK_POOL]}},
         "flow_runs": {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}},
@@ -91,8 +92,8 @@ def wait_until_ended(config: ServicesConfig, folder: ServicesFolder, *, seconds:
 
 
 def write_settings(config: ServicesConfig, folder: ServicesFolder) -> None:
-    """Write prefect.toml with our server's address and login. FractalError: there is a prefect.toml
-    that `make up` did not write."""
+    """Write prefect.toml with our server's address and login. FractalError: the folder has a
+    prefect.toml that `make up` did not write."""
     file = folder.prefect_settings
     if file.exists() and not _is_generated(file):
         raise FractalError(

@@ -1,10 +1,10 @@
 """Flow runs that Prefect believes to be running although their processes have ended.
 
-After a power cut such a run would stay Running for ever and keep the only slot of its deployment.
-Decided here: a run is active if a process of this machine has its id in the environment. All others
-have crashed, as have their child runs. Each deployment keeps one slot for each active run. Only our
-own server is asked, before our worker starts, about earlier runs of our work pool. If several
-servers share a database, only deployments that work in our folder count.
+After a power cut such a run would stay Running for ever and keep its deployment's only slot, so
+that no other run could start. Decided here: a run is active if a process of this machine has the
+run's id in the environment. All other runs have crashed, and so have their child runs. We ask only
+our own server about earlier runs of our work pool, before our worker starts. If several servers
+share a database, we change only runs and slots of deployments that work in our folder.
 """
 
 import os
@@ -30,7 +30,7 @@ DATABASE = tuple(
     for name in ("CONNECTION_URL", "HOST")
 )
 """Environment variables that choose Prefect's database. If one is set, the Prefect servers of other
-folders may use the same database."""
+projects may use the same database."""
 IS_ACTIVE = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
 IN_OUR_POOL = {"work_pools": {"name": {"any_": [WORK_POOL]}}}
 ACTIVE_RUNS = {**IN_OUR_POOL, "flow_runs": IS_ACTIVE}
@@ -41,7 +41,7 @@ CRASHED = {
     "again, it continues where this run stopped.",
 }
 Send = Callable[[str, str, object], httpx.Response]
-"""Sends a request to Prefect with a method, a path and a body."""
+"""Function that sends a request to Prefect. Its arguments are the method, the path and the body."""
 PAGE, SORTS = 100, {"flow_runs": "ID_DESC", "deployments": "CREATED_DESC"}
 
 
@@ -49,8 +49,8 @@ def crash_dead_runs(
     config: ServicesConfig, folder: ServicesFolder, *, before: datetime
 ) -> list[str]:
     """Tell Prefect that runs without a process have crashed, free their deployments' slots, and
-    return the runs' names. Runs that changed their state after `before` stay unchanged: another
-    worker may be starting them. FractalError: Prefect does not answer, or refuses."""
+    return the names of the runs. A run whose state changed after `before` is left alone, as another
+    worker may be starting it. FractalError: Prefect does not answer, or refuses."""
     try:
         return _crash_dead_runs(config, folder, before)
     except httpx.HTTPError as error:
@@ -83,16 +83,15 @@ def _crash_dead_runs(config: ServicesConfig, folder: ServicesFolder, before: dat
 
 
 def _works_in(deployment: dict[str, Any], folder: ServicesFolder) -> bool:
-    """True if the deployment's flow is loaded from the folder's project."""
+    """True if the deployment takes its flow from the project of `folder`."""
     steps = deployment["pull_steps"] or []
     inputs = [values for step in steps for values in step.values() if isinstance(values, dict)]
     return any(values.get("directory") == str(folder.project) for values in inputs)
 
 
 def _free_slots(send: Send, deployments: list[str]) -> None:
-    """For each of `deployments`, which are ids, lower the number of taken slots to the number of
-    its active runs. After a restart the server knows how many slots are taken, but not by which
-    runs."""
+    """Free the slots of `deployments` (their ids) that no active run uses. After a restart the
+    server knows how many slots are taken, but not by which runs."""
     # Deployments are read before the runs, because a run may begin meanwhile.
     in_pool = _read_all(send, "deployments", IN_OUR_POOL)
     counts = Counter(run["deployment_id"] for run in _read_all(send, "flow_runs", ACTIVE_RUNS))
@@ -103,9 +102,9 @@ def _free_slots(send: Send, deployments: list[str]) -> None:
 
 
 def _active_run_ids(api: str | None) -> set[str]:
-    """Ids of the flow runs that have a process on this machine. If `api` is an address, only
-    processes that use the server at this address count, because a server with a copy of the
-    database has the same ids."""
+    """Ids of the flow runs that have a process on this machine. If the address `api` is given, only
+    processes that use the server at `api` count: a server with a copy of our database has runs with
+    the same ids."""
     return {
         environment[FLOW_RUN_VARIABLE]
         for _, environment in running_processes()

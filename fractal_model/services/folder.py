@@ -1,9 +1,9 @@
 """The files and folders of a project's servers.
 
 Databases, logs and secrets lie in `outputs/services`. Sockets lie in the run folder, a private
-folder in the system's temporary folder: a socket's path may have at most 107 characters, and a
-project's path may be longer. Links in the run folder lead to the project, so that supervisord's
-configuration and Ray's command lines contain no spaces or special characters of its path.
+folder inside the system's temporary folder. The reason is that a socket's path may have at most 107
+characters, and a project's path may be longer. The run folder has links to the project, so that
+supervisord and Ray never read the project's path, which may have spaces or special characters.
 """
 
 import re
@@ -18,8 +18,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import atomic_file
 
 LONGEST_TEMPORARY = 24
-"""Largest number of characters in the path of the temporary folder. Ray adds up to 70 to it, and
-the length of a socket's path is limited."""
+"""Largest number of characters in the path of the temporary folder. Ray appends up to 70, and a
+socket's path may have at most 107."""
 _USER, _SECRET = "[A-Za-z0-9_.-]+:", "[A-Za-z0-9_.-]{16,}"
 
 
@@ -54,7 +54,7 @@ class ServicesFolder:
 
     @property
     def run(self) -> Path | None:
-        """The run folder of this project, or None if no server was started."""
+        """The run folder of this project; None if no servers are started."""
         if not self.link.is_symlink():
             return None
         run = self.link.resolve()
@@ -64,9 +64,8 @@ class ServicesFolder:
         return run if owner == self.project or not owner.is_dir() else None
 
     def login(self) -> str:
-        """The login of Prefect and MLflow as `user:password`; the first call makes one.
-        FractalError: its file is empty or malformed. It is checked because Prefect would accept an
-        empty password."""
+        """The login of Prefect and MLflow as `user:password`. The first call makes the file with
+        it. FractalError: the file is empty or malformed; Prefect would accept an empty password."""
         return self._read_or_create_secret(self.login_file, "fractal:")
 
     def _read_or_create_secret(self, file: Path, prefix: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Health checks of the servers, with the requests that their clients send."""
+"""Health checks of the servers. They send the same requests as the servers' clients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def health_checks(config: ServicesConfig, folder: ServicesFolder) -> dict[str, Callable[[], bool]]:
-    """By each service's name, a function that returns True if the service works at this moment."""
+    """For each service name, a function that returns True if the service works now."""
     return {
         "prefect": lambda: _is_answering(f"{config.prefect_api}/health"),
         "mlflow": lambda: _is_answering(f"{config.mlflow_address}/health"),

@@ -12,9 +12,9 @@ from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import RUN_VARIABLE
 
 FLOW_RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
-"""Environment variable of a flow run's process, with the id of the run."""
+"""Environment variable with a flow run's id, in the processes of the run."""
 SERVICE_VARIABLE = "SUPERVISOR_PROCESS_NAME"
-"""Environment variable that supervisord gives to a service; all processes of the service have
+"""Environment variable in which supervisord names a service. All processes of the service have
 it."""
 
 
@@ -29,7 +29,7 @@ def running_processes() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 
 def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Process]:
     """Find the processes that belong to the run folder `run` and have the environment variable
-    `variable`, without the process that calls this."""
+    `variable`. The calling process itself is left out."""
     return [
         process
         for process, environment in running_processes()
@@ -40,9 +40,9 @@ def find_processes(run: str, variable: str = RUN_VARIABLE) -> list[psutil.Proces
 
 
 def services_and_flow_runs(run: str) -> dict[str, int]:
-    """Find the process ids of a run folder's services and flow runs, even if supervisord has ended.
-    The keys are the services' names and `flow run <id>`. A service or flow run with several
-    processes is listed with its oldest one."""
+    """Find the process ids of the services and flow runs of a run folder, even without supervisord.
+    The keys are the services' names and `flow run <id>`. If a service or flow run has several
+    processes, the value is the id of the oldest."""
     pids: dict[str, int] = {}
     ours = [
         (process, environment)
@@ -57,7 +57,7 @@ def services_and_flow_runs(run: str) -> dict[str, int]:
 
 
 def end_processes(processes: list[psutil.Process], *, grace_seconds: float) -> None:
-    """Ask processes to end, and kill those that still run after `grace_seconds`."""
+    """Ask `processes` to end, and kill those that still run after `grace_seconds`."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
@@ -69,15 +69,15 @@ def end_processes(processes: list[psutil.Process], *, grace_seconds: float) -> N
 
 
 def require_free_ports(config: ServicesConfig) -> None:
-    """Raise FractalError if a port of the servers is taken; the message names the process that has
-    it and the key in params.yaml."""
+    """Raise FractalError if a port of the servers is taken. The message names the process that
+    listens on the port, and the key of the port in params.yaml."""
     for key, port in config.ports().items():
         require_free_port(port, f"set services.{key} in params.yaml to a free port")
 
 
 def require_free_port(port: int, way_out: str) -> None:
-    """Raise FractalError if a process listens on `port` of 127.0.0.1. The message ends with
-    `way_out`, what else the user can do."""
+    """Raise FractalError if a process listens on `port` of 127.0.0.1. The message advises to stop
+    this process or to do what `way_out` says."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -15,19 +15,19 @@ from fractal_model.common.errors import FractalError
 
 DEAD = ("FATAL", "EXITED", "BACKOFF")
 STOP_SECONDS = 100
-"""Longest wait until all services have stopped. supervisord stops the four services one after
-the other and kills a service that takes more than 20 s."""
+"""Longest wait in seconds until all services have stopped. supervisord stops the four services one
+after the other and kills a service that takes more than 20 s."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One service as supervisord sees it."""
+    """One service as supervisord reports it, or one flow run."""
 
     name: str
     state: str
-    """supervisord's word, such as RUNNING or EXITED."""
+    """The state in the words of supervisord, such as RUNNING or EXITED."""
     pid: int
-    """Process id; 0 while the service does not run."""
+    """Process id; 0 if no process runs."""
 
 
 class Supervisor:
@@ -37,8 +37,8 @@ class Supervisor:
         self._run = run
 
     def start(self, configuration: str, environment: dict[str, str]) -> None:
-        """Start supervisord in the background, with the text of its configuration file and its
-        environment variables. FractalError: it does not start."""
+        """Start supervisord in the background. `configuration` is the text of its configuration
+        file. FractalError: supervisord does not start."""
         file = self._run / "supervisord.conf"
         file.write_text(configuration)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
@@ -70,7 +70,7 @@ class Supervisor:
         }
 
     def start_program(self, name: str) -> None:
-        """Start a service and return at once; `programs` tells the service's state."""
+        """Start a service and return at once, before it runs; see its state in `programs`."""
         with contextlib.suppress(xmlrpc.client.Fault):
             self._call("startProcess", name, False)
 

@@ -56,7 +56,7 @@ def test_classes_can_be_given_by_name(workplace, tmp_path):
 
 def test_a_model_of_no_size_needs_the_option_size(workplace, tmp_path):
     model = save_tiny(tmp_path / "model", "mar", widths=(32, 16, 8))
-    with pytest.raises(FractalError, match="layers of no size in params.yaml: choose the size"):
+    with pytest.raises(FractalError, match="no size in params.yaml has the layers of this mod"):
         sample(workplace, "--model", model)
     images, _ = sample(workplace, "--model", model, "--size", "digits", "--n", 1)
     assert images.shape == (1, 4, 4, 3)

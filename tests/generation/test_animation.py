@@ -91,7 +91,7 @@ def test_images_that_do_not_fit_the_memory_are_an_error(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(Sampler, "__call__", run_out_of_memory)
-    with pytest.raises(FractalError, match="2 images side by side do not fit the memory"):
+    with pytest.raises(FractalError, match="2 images side by side do not fit into memory"):
         animate(tiny_model("ar"), LABELS, SEEDS, SamplingConfig(), tmp_path / "a.gif")
 
 
@@ -100,9 +100,9 @@ def test_images_that_do_not_fit_the_memory_are_an_error(tmp_path, monkeypatch):
     [
         ({"file": "growth.mp4"}, r"\.gif or \.webp"),
         ({"sheet": "growth.jpg"}, r"\.png"),
-        ({"frames": 0}, "frames is 0: give 2 … 300"),
+        ({"frames": 0}, "frames is 0: give a number from 2 to 300"),
         ({"frames": 301}, "frames is 301"),
-        ({"labels": torch.zeros(17).long(), "seeds": range(17)}, "side by side: found 17"),
+        ({"labels": torch.zeros(17).long(), "seeds": range(17)}, "cannot show 17 images"),
     ],
 )
 def test_an_impossible_animation_is_refused_and_writes_nothing(tmp_path, changes, message):

@@ -32,7 +32,7 @@ def test_names_that_differ_only_in_capitals_are_different_classes():
     assert parse_classes("Cardigan, cardigan", named) == [0, 1]
     with pytest.raises(FractalError, match="'CARDIGAN' is the name of classes 0 and 1"):
         parse_classes("CARDIGAN", named)
-    with pytest.raises(FractalError, match="'crane' is the name of classes 2 and 3: give the num"):
+    with pytest.raises(FractalError, match="'crane' is the name of classes 2 and 3: give a numb"):
         parse_classes("crane", named)
 
 

@@ -277,7 +277,7 @@ def test_a_work_pool_that_cannot_be_resumed_is_an_error(services, monkeypatch):
     """The deployments are made, but then Prefect does not answer."""
     services.folder.state.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", "true")
-    with pytest.raises(FractalError, match=r"^Prefect does not let the worker take runs: .*again$"):
+    with pytest.raises(FractalError, match=r"^Prefect did not resume the work pool: .*again$"):
         control.deploy(services.config, services.folder)
 
 
