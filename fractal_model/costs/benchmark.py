@@ -39,7 +39,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Measurement:
-    """The result of a benchmark. Values that the mode lacks or nobody asked for are None."""
+    """The result of a benchmark. A value is None if the mode lacks it or nobody asked for it."""
 
     mode: Mode
     batch: int
@@ -53,7 +53,7 @@ class Measurement:
     seconds_per_image: float
     gflop_per_image: float
     published_gflop_per_image: float | None
-    """GFLOP that the published sampler needs for an image."""
+    """GFLOP that the published sampler needs for an image; None if the mode is not sampling."""
     ceiling_gflops: float
     """GFLOP/s of the fastest matrix product in `dtype`, measured in this process."""
     ceiling_gflops_float32: float
@@ -74,8 +74,8 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Work:
-    """What a benchmark times: a step and, for comparison, a slower sampler, as functions without
-    arguments."""
+    """The functions that a benchmark calls, without arguments: the timed step and, for sampling,
+    the slower sampler to compare with."""
 
     step: Callable[[], object]
     flops: float | None
@@ -92,8 +92,8 @@ class Work:
 def sampling_work(
     config: ModelConfig, sampling: SamplingConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Return a model with random weights, and the work of sampling a batch with it. FractalError:
-    the iterations do not fit the model."""
+    """Return a model with random weights, and a `Work` whose step samples a batch with it.
+    FractalError: the settings do not fit the model's levels."""
     model = _random_model(config).to(device)
     flops = sampling_flops(config, sampling)
     published = batch * sum(published_sampling_flops(config, sampling))
@@ -112,8 +112,8 @@ def sampling_work(
 def training_work(
     config: ModelConfig, recipe: TrainingConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Return a model with random weights, and the work of a whole training step on a batch of
-    noise."""
+    """Return a model with random weights, and a `Work` whose step is one training step on a batch
+    of noise."""
     recipe = recipe.model_copy(update={"batch_size": batch, "images_per_worker": batch})
     trainer = Trainer(config, recipe, images=max(batch, 1000), device=device)
     indices = torch.arange(batch)
@@ -129,8 +129,8 @@ def training_work(
 def likelihood_work(
     config: ModelConfig, batch: int, device: torch.device
 ) -> tuple[FractalModel, Work]:
-    """Return a model with random weights, and the work of one likelihood pass, without classes,
-    over a batch of noise."""
+    """Return a model with random weights, and a `Work` whose step is one likelihood pass, without
+    classes, over a batch of noise."""
     model = _random_model(config).to(device)
     images, labels = _noise(config, batch).to(device), torch.full((batch,), NO_CLASS).to(device)
     seeds = list(range(batch))
@@ -150,9 +150,9 @@ def measure(
     warm_up: bool = True,
     trace: Path | None = None,
 ) -> Measurement:
-    """Time the work and compare its speed with the ceiling. `reference` also times the sampler
-    without caches, and `by_level` times each level. With `trace`, profile one more step and write
-    it to that file in Chrome's trace format."""
+    """Time the step of `work` and compare its speed with the ceiling (the fastest matrix product).
+    `reference` also times the sampler without caches, `by_level` each level. With `trace`, profile
+    one more step and write that file in Chrome's trace format."""
     device = model.device
     autocast = dtype == "bfloat16" and mode != "train"  # The trainer has its own autocast.
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -207,9 +207,8 @@ def _used_memory(device: torch.device) -> int:
 
 
 class _NoModules(ModuleTracker):
-    """Replaces the module tracker of torch's operation counter, because its hooks keep the
-    activations that activation checkpointing frees. The counter then gives only the total, no
-    counts by module."""
+    """A module tracker that does nothing. The usual one in torch's operation counter has hooks that
+    keep the activations that activation checkpointing frees."""
 
     def __enter__(self) -> None: ...
 
@@ -217,9 +216,9 @@ class _NoModules(ModuleTracker):
 
 
 def count_flops(step: Callable[[], object]) -> float:
-    """Run a step and return the number of its operations, spare rows (see `model.fractal`)
-    included. Attention runs as separate matrix products here, because the counter does not count
-    the fused attention of a CPU."""
+    """Run a step and return the number of its operations, padding rows (see
+    `model.kernels.row_padding`) included. Attention runs as separate matrix products here, because
+    the counter does not count the fused attention of a CPU."""
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     counter.mod_tracker = _NoModules()
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -46,16 +46,16 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, part: int) -> Iterator[None]:
-        self._book()
+        self._add_elapsed()
         self._running.append(part)
         try:
             yield
         finally:
-            self._book()
+            self._add_elapsed()
             self._running.pop()
 
-    def _book(self) -> None:
-        """Add the seconds since the last call to the part that ran meanwhile."""
+    def _add_elapsed(self) -> None:
+        """Add the seconds since the last call to the innermost part that is running."""
         wait(self._device)
         now = time.perf_counter()
         if self._running:

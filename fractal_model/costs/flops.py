@@ -33,10 +33,10 @@ class Products:
     blocks: float = 0.0
     """Operations in transformer blocks, which activation checkpointing computes twice."""
     not_repeated: float = 0.0
-    """The part of `blocks` that activation checkpointing computes once: the last product of each
-    block without dropout. (oneDNN, in float32 on a CPU, computes it twice too.)"""
+    """The part of `blocks` that activation checkpointing computes only once: the last product of a
+    block, if the block has no dropout. (oneDNN, in float32 on a CPU, computes it twice too.)"""
     data: float = 0.0
-    """Operations on pixels, for which the backward pass computes no gradient."""
+    """Operations whose input is pixels. The backward pass computes no gradient of this input."""
     other: float = 0.0
     """Other operations, such as the projection of conditions and the logits."""
 
@@ -48,8 +48,8 @@ class Products:
         return self.blocks + self.data + self.other
 
     def training(self, *, activation_checkpointing: bool) -> float:
-        """Operations of forward and backward pass. For each product of the forward pass the
-        backward pass has two, or one if the product is of pixels."""
+        """Operations of the forward and the backward pass. A product of the forward pass needs two
+        in the backward pass, or one if its input is pixels."""
         repeated = self.blocks - self.not_repeated if activation_checkpointing else 0.0
         return 3 * (self.blocks + self.other) + 2 * self.data + repeated
 
@@ -83,10 +83,10 @@ def sampling_flops(
     computes queries, keys and values only for new positions, and its last block only the positions
     that are read. An AR level and a pixel network compute one position at a time and cache keys and
     values. Guidance doubles the rows. Each sub-patch is sampled once. All masked sub-patches have
-    the same input, so its products in the first block are computed once for all rows and left out
-    here.
+    the same input. The first block computes the products of this input once for all rows, so they
+    are left out here.
 
-    FractalError: the iterations do not fit the model.
+    FractalError: the settings do not fit the model's levels.
     """
     branches = 2 if with_class and sampling.guidance != 1 else 1
     *rows, pixels = rows_per_image(model)
@@ -152,8 +152,8 @@ def _level_transformer(level: LevelConfig, rows: float) -> Products:
 
 
 def _embedding(level: LevelConfig, rows: float) -> float:
-    """Operations that embed the sub-patches a level reads: all, or in an AR level all but the
-    last."""
+    """Operations that embed the sub-patches that a level reads: all of them, or in an AR level all
+    except the last one."""
     embedded = level.tokens - (level.generator == "ar")
     return 2 * rows * embedded * 3 * level.sub_patch_size**2 * level.width
 
@@ -185,10 +185,10 @@ def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, r
 
 
 def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
-    """Operations per row that embed the first block's input and compute its queries, keys and
-    values once for each position, minus those that `block_flops` counted for queries, keys and
-    values in all iterations. Sub-patches of the last iteration are left out: no later iteration
-    reads them."""
+    """Operations per row to add to those of `block_flops`; may be negative. They embed the first
+    block's input, and replace the queries, keys and values of this block: a position has these
+    computed once, not in each iteration. Sub-patches of the last iteration do not count, because no
+    later iteration reads them."""
     prefix = branches * (positions(level) - level.tokens)
     inputs = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
     read = branches * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
@@ -198,9 +198,9 @@ def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
 
 
 def _unread_flops(level: LevelConfig, steps: int, read: int) -> float:
-    """Operations per row that the last block saves in all iterations. It needs no queries,
-    attention or feed-forward network for positions whose output nobody reads. If the level has only
-    one block, the queries are not counted here, because `_input_flops` counts them."""
+    """Operations per row that the last block saves in all iterations together. For positions whose
+    output nobody reads it computes no queries, attention or feed-forward network. In a level with
+    only one block, `_input_flops` counts the queries, so they are not counted here."""
     stack, length = Transformer.of(level), positions(level)
     needed = (2 if stack.blocks > 1 else 3) * stack.width**2
     per_position = 2 * (stack.weights - needed) + 4 * length * stack.width

@@ -60,7 +60,7 @@ class Disk(StrictModel):
     """Disk space in bytes."""
 
     data_at_most: float
-    """The prepared images without compression. PNG needs less."""
+    """Upper limit for the prepared images: their size without compression. PNG needs less."""
     raw_archives: float
     checkpoint: float
     """One checkpoint: weights, their moving average, AdamW's moments, all in float32."""
@@ -98,9 +98,9 @@ class Plan(StrictModel):
     """Utilisation if the products that activation checkpointing repeats are not counted."""
     disk: Disk
     seconds_per_sample: float
-    """Seconds in which one GPU draws one sample, on average."""
+    """Seconds that one GPU needs for a sample, on average."""
     sampling_hours: float
-    """Hours in which all GPUs together draw `SAMPLES` samples."""
+    """Hours that all GPUs together need for `SAMPLES` samples."""
 
 
 MOST_IMAGES = 10**12
@@ -118,8 +118,8 @@ def plan(
 ) -> Plan:
     """Estimate the costs of a size's recipe and sampling settings on `gpus` GPUs of the kind `gpu`.
 
-    `splits` has the number of images of each split, `train` among them. `batch_size` replaces that
-    of the recipe. FractalError: a number is out of range, or the batch does not divide by the GPUs.
+    `splits` has the number of images by split, always with `train`. `batch_size` replaces that of
+    the recipe. FractalError: a number is out of range, or the batch does not divide by `gpus`.
     """
     recipe = size.training
     batch = recipe.batch_size if batch_size is None else batch_size
@@ -186,11 +186,11 @@ def plan(
 
 def dataset_splits(params: Params, dataset: str, images: int | None = None) -> dict[str, int]:
     """Return the number of images by split. If `images` is given, it is the number for training,
-    and there is no other split. FractalError: `images` is out of range, or not given and the data
-    set's numbers are unknown."""
+    and there is no other split. FractalError: `images` is out of range, or it is None and the size
+    of the data set is unknown."""
     if images is not None:
         if not 1 <= images <= MOST_IMAGES:
-            raise FractalError(f"images is {images}, expected 1 … {MOST_IMAGES:,}")
+            raise FractalError(f"the number of images is {images}, expected 1 … {MOST_IMAGES:,}")
         return {"train": images}
     folder = params.dataset_folder(dataset)
     if is_remote(folder) or (Path(folder) / MANIFEST_NAME).is_file():
@@ -229,8 +229,8 @@ def _require_valid(gpus: int, batch: int, *utilisations: float) -> None:
 
 
 def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
-    """Return the costs of each level and of the pixel network, then the number of parameters in
-    class embeddings, then the number of weights in matrices of linear layers."""
+    """Return three things: the costs of each level and of the pixel network, the number of
+    parameters in class embeddings, and the number of weights in matrices of linear layers."""
     model = size.model
     with torch.device("meta"):  # The real modules, without memory for their weights.
         network = FractalModel(model)

@@ -1,14 +1,14 @@
 """The published costs: the paper's way of counting, and the utilisation that its times imply.
 
-Decided here, because this way of counting gives the paper's figures: two operations per
-multiply-add; all sub-patches are passed down (no masks); no prefix tokens; attention scores in
-full; the projection of one condition; neither logits nor guiding pixels; ten operations for each
-element of a normalisation (five in the usual counters, doubled like the rest). In GFLOPs per image,
-FractalMAR-L's levels then give 215, 208, 419 and 22, FractalMAR-64 gives 438 and its two-level
-ablation 5,516, each equal to the paper's when rounded. One transformer on the sequence of all
-values needs 29,702 with MAR blocks and 29,908 with AR blocks. The paper has 29,845 and does not say
-for which blocks. It has one figure for both kinds of 64 × 64 models, but AR levels need 5 % more
-because of their wider SwiGLU.
+Decided here: operations are counted in the way that gives the paper's figures. It is: two
+operations per multiply-add; all sub-patches are passed down (no masks); no prefix tokens; attention
+scores in full; the projection of one condition; neither logits nor guiding pixels; ten operations
+for each element of a normalisation (five in the usual counters, doubled like the rest). In GFLOPs
+per image, FractalMAR-L's levels then give 215, 208, 419 and 22, FractalMAR-64 gives 438 and its
+two-level ablation 5,516, each equal to the paper's when rounded. One transformer on the sequence of
+all values needs 29,702 with MAR blocks and 29,908 with AR blocks. The paper has 29,845 and does not
+say for which blocks. It has one figure for both kinds of 64 × 64 models, but AR levels need 5 %
+more because of their wider SwiGLU.
 
 The utilisations follow from the published times and our own counts (`flops.py`). They are shares of
 the dense bfloat16 peak and include the products that activation checkpointing repeats, since the
@@ -36,14 +36,14 @@ SAMPLING_SECONDS = {"mar-h": 1.29}
 """Published seconds to sample an image on one H100 PCIe, with 1,024 images at a time."""
 
 TRAINING_UTILISATION = 0.169
-"""Share of the GPUs' peak in FractalMAR-L's training, with the products that activation
-checkpointing repeats; without them (model-FLOPs utilisation) it is 0.128. It is the default of all
-sizes, because FractalMAR-64's is higher."""
+"""Share of the GPUs' peak speed that FractalMAR-L's training reached, with the products that
+activation checkpointing repeats. Without them (model-FLOPs utilisation) it is 0.128. It is the
+default for all sizes, because it is lower than FractalMAR-64's share."""
 TRAINING_UTILISATION_64 = 0.192
-"""Share of the GPUs' peak in FractalMAR-64's training, with the products that activation
-checkpointing repeats; without them it is 0.144."""
+"""Share of the GPUs' peak speed that FractalMAR-64's training reached, with the products that
+activation checkpointing repeats. Without them it is 0.144."""
 SAMPLING_UTILISATION = 0.111
-"""Share of the GPU's peak in FractalMAR-H's sampling."""
+"""Share of the GPU's peak speed that FractalMAR-H's sampling reached."""
 
 
 def paper_flops(model: ModelConfig) -> tuple[float, ...]:

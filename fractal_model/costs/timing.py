@@ -15,17 +15,17 @@ import torch
 from fractal_model.model.kernels.linear import linear
 
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Side of the square matrices, by device: large enough that the product takes all the time."""
+"""Side of the square matrices, by device: so large that the start of a product hardly counts."""
 _CEILING_RUNS = 7
 
 
 def median_seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median seconds of `repeats` runs of `work`. Any warm-up is up to the caller."""
+    """Return the median seconds of `repeats` runs of `work`, without a warm-up run before them."""
     return statistics.median(_seconds(work, device) for _ in range(repeats))
 
 
 def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the GFLOP/s of the fastest product of two matrices, by torch or by our `linear`."""
+    """Return the GFLOP/s of a product of two matrices, by torch or our `linear`: the faster one."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     best = math.inf

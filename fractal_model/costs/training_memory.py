@@ -51,8 +51,8 @@ class Activations(StrictModel):
     kept: float
     """Bytes that autograd keeps at the end of the forward pass, for the backward pass."""
     recomputed: float
-    """With activation checkpointing: bytes that the largest block keeps while the backward pass
-    recomputes it, without its input. Otherwise 0."""
+    """Bytes that the backward pass adds, with activation checkpointing, when it recomputes the
+    largest block: what this block keeps except its input. Otherwise 0."""
 
 
 class TrainingMemory(StrictModel):
@@ -89,8 +89,8 @@ def training_memory(
     averaged: bool,
     activation_checkpointing: bool,
 ) -> TrainingMemory:
-    """Memory of a training step of `images` images on each GPU, in bytes. `parameters` is the
-    number of all parameters, `weights` the number in matrices of linear layers."""
+    """Return the memory of each GPU, in bytes, in a training step with `images` images per GPU.
+    `parameters` counts all parameters, `weights` those in matrices of linear layers."""
     pixels = rows_per_image(model, training_shares(model))[-1] * images
     return TrainingMemory(
         parameters=FLOAT32 * parameters,
@@ -188,8 +188,8 @@ def _transformer(stack: Transformer, rows: float, length: int, rest: float, item
 
 
 def _block(stack: Transformer, itemsize: int) -> float:
-    """Bytes that one block keeps per position: two norms with inputs, attention, feed-forward
-    network."""
+    """Bytes that one block keeps per position: for its two norms and their inputs, for attention
+    and for the feed-forward network."""
     if stack.gated:
         norms = 2 * (2 * FLOAT32 * stack.width + FLOAT32)
         # Rotated queries and keys are kept beside the projection's output. With autocast each of

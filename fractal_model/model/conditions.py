@@ -19,5 +19,5 @@ class Conditions:
 
     @property
     def middle(self) -> Tensor:
-        """Condition 0, (N, D), the patch's own. AR levels and pixel networks read no other."""
+        """Condition 0, (N, D): of the patch itself. AR levels and pixel networks read no other."""
         return self.values_NCD[:, 0]

@@ -67,7 +67,7 @@ class ValueNats:
     image: Tensor
     """Number, in the batch, of the image that the values belong to, (N,) int64."""
     weight: Tensor
-    """Weight of each row of `nats` in the mean over its image, (N,); 1 in sum over an image."""
+    """Weight of each row of `nats` in its image's mean, (N,); an image's weights add up to 1."""
     per_image_value: float
     """Number of these values divided by the number of the image's values: 1 for pixels, 1/256 for
     the guiding pixels of 16 × 16 patches."""
@@ -79,7 +79,7 @@ class Pass:
 
     pixels: ValueNats
     guides: tuple[ValueNats, ...]
-    """Values of the guiding pixels, one entry for each level that has them."""
+    """Negative log-probabilities of guiding pixels, one entry for each level that has them."""
 
 
 MaskSource = Callable[[int, Rows], Tensor]
@@ -91,9 +91,9 @@ GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
-    """A `GuideSource` for likelihoods: round the mean colours to 8 bits, and return them twice, as
-    targets and as the colours that the level reads. If the level read more than the targets
-    tell, the result would not be a likelihood."""
+    """A `GuideSource` for likelihoods: round the mean colours to 8 bits, and return them both as
+    targets and as the colours that the level reads. If the level read more exact colours than the
+    targets, the result would not be a likelihood."""
     targets = means.round().long()
     return targets, targets.float()
 
@@ -162,8 +162,8 @@ class FractalModel(PretrainedModule):
         highest = self.config.num_classes - 1
         if labels.numel() and not bool(((labels >= NO_CLASS) & (labels <= highest)).all()):
             raise FractalError(
-                f"classes: found {int(labels.min())} … {int(labels.max())}, expected "
-                f"0 … {highest}, or {NO_CLASS} for none"
+                f"the classes are {int(labels.min())} … {int(labels.max())}, expected "
+                f"0 … {highest}, or {NO_CLASS} for an image without a class"
             )
         embedded = self.class_embedding(labels.clamp(min=0))
         embedded = torch.where((labels == NO_CLASS)[:, None], self.null_embedding, embedded)
@@ -178,9 +178,8 @@ class FractalModel(PretrainedModule):
         colours: Tensor | None,
         padding: int,
     ) -> Conditions:
-        """Return the conditions (N, n, D) that level i gives to sub-patches in `mask` (R, T), row
-        by row. The level also computes `padding` rows of zeros, which are left out of the
-        result."""
+        """Return the conditions (N, n, D) that level i gives to sub-patches where `mask` (R, T) is
+        True. The level also computes `padding` rows of zeros, which are left out of the result."""
         level, tokens = self.levels[i], pad_rows(sub_patches, padding)
         conditions = Conditions(pad_rows(conditions.values_NCD, padding))
         if isinstance(level, ARLevel):
@@ -209,7 +208,7 @@ def channel_nats(
     network: PixelNetwork, conditions: Conditions, values_N3: Tensor, padding: int
 ) -> Tensor:
     """Return the negative log-probabilities (N, 3) float32 that `network` gives to the 8-bit values
-    `values_N3`. It also computes `padding` rows of zeros, which are left out of the result."""
+    `values_N3`. The `padding` rows of zeros that it also computes are not in the result."""
     count = len(values_N3)
     inputs = pad_rows(conditions.middle, padding), pad_rows(values_N3, padding)
     logits = (channel[:count] for channel in network.channel_logits(*inputs))

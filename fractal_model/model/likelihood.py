@@ -5,8 +5,8 @@ uniform on 1 … T and their choice is random. Decided here: each mask by itself
 independently of the masks at the levels above, so the estimate is unbiased. The masks of an image's
 passes are drawn together: their counts are stratified (spread evenly over 1 … T), and all
 sub-patches get about the same total weight. This removes most of the variance. Each image has its
-own random numbers, so its result does not depend on batch or workers. No noise is added, and
-guiding pixels are rounded to 8 bits and weighted by their number: the result is a true bound.
+own random numbers, so its result does not depend on batch or workers. Images get no noise. Guiding
+pixels are rounded to 8 bits and weighted by their number, so the result is a true bound.
 
 Shapes: N images of a set, B of a batch, P passes, G levels with guiding pixels; a level has n
 patches per image and T sub-patches per patch.
@@ -56,12 +56,12 @@ class Likelihood:
 
     @property
     def monte_carlo_error(self) -> float:
-        """Upper estimate of the standard deviation of `mean` over mask seeds. It is 0 for an exact
-        likelihood and NaN for a single pass. It is computed from the differences of consecutive
-        passes, whose numbers of masked sub-patches at level 0 lie in neighbouring strata
+        """Upper estimate of the standard deviation of `mean` over mask seeds: 0 for an exact
+        likelihood, NaN for a single pass. It is computed from the differences of consecutive
+        passes. Their numbers of masked sub-patches at level 0 lie in neighbouring strata
         ("collapsed strata": Cochran, Sampling Techniques, section 5A.12). The true deviation is
-        smaller, because the masks of an image also give all sub-patches about the same total
-        weight, which this estimate ignores."""
+        smaller: the masks of an image also give all sub-patches about the same total weight, and
+        this estimate ignores that."""
         if self.exact:
             return 0.0
         if self.passes == 1:
@@ -163,11 +163,11 @@ def _draw_masks(
 
 def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
     """Draw the number of masked sub-patches, 1 … T, for each pass and each of an image's n patches,
-    (P, n). The range of numbers is divided into P bands. Each patch takes each band in one pass, in
-    its own random order (Latin hypercube sampling), so the number of a patch does not depend on
-    that of the patch around it. In one pass, the n patches have evenly spaced places within their
-    bands. The whole image, the only patch of level 0, takes the bands from low to high. Its first
-    passes then have few masked sub-patches with large weights, and later passes balance these."""
+    (P, n). The range 1 … T is divided into P bands. A patch takes another band in each pass, in its
+    own random order (Latin hypercube sampling), so its number does not depend on that of the patch
+    around it. In one pass, the n patches have evenly spaced places within their bands. The whole
+    image, the only patch of level 0, takes the bands from low to high. Its first passes have few
+    masked sub-patches with large weights; later passes balance these."""
     visits = torch.rand(passes, n, generator=generator).argsort(dim=0)
     band = visits if n > 1 else torch.arange(passes)[:, None]
     slot = torch.rand(passes, n, generator=generator).argsort(dim=1)
@@ -177,9 +177,9 @@ def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -
 
 
 def _choose_masked(counts: Tensor, scores: Tensor, weight: Tensor) -> Tensor:
-    """Return masks (B, P, n, T) bool, each with `counts` (B, P, n) masked sub-patches. Of a patch's
-    T slots, each pass masks those with the smallest total weight so far. Random `scores` (B, n, T)
-    put each sub-patch in a slot, so each mask by itself is a uniformly random set of its size.
+    """Return masks (B, P, n, T) bool, each with `counts` (B, P, n) masked sub-patches. Each pass
+    masks those of a patch's T slots with the smallest total weight so far. Random `scores` (B, n,
+    T) give each sub-patch a slot, so each mask by itself is a uniformly random set of its size.
     `weight` (B, P, n) is a patch's weight in its image, 0 if a pass does not reach the patch."""
     total = torch.zeros(scores.shape, dtype=torch.float64)
     slots = []

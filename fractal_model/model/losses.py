@@ -22,14 +22,14 @@ def training_loss(outcome: Pass, *, red_weight: float) -> Tensor:
 
 def published_evaluation_loss(outcome: Pass) -> Tensor:
     """Return the evaluation loss of the published code, a scalar. With guiding pixels it is no
-    likelihood, because they are not weighted by their number."""
+    likelihood, because it does not weight them by their number."""
     return training_loss(outcome, red_weight=1.0)
 
 
 def nats_by_term(outcome: Pass, images: int) -> Tensor:
-    """Return the negative log-likelihood of each of B images (for MAR an estimate of its upper
-    bound) in nats per dimension, as terms to be summed, (B, 3 + G) float64: the pixels' red, green
-    and blue, then the guiding pixels of each of the G levels that have them, weighted by their
+    """Return the negative log-likelihood of B images in nats per dimension, as terms to be summed,
+    (B, 3 + G) float64. For MAR the sum estimates an upper bound. The terms are red, green and blue
+    of the pixels, then the guiding pixels of each of the G levels that have them, weighted by their
     number."""
     terms = []
     for values in (outcome.pixels, *outcome.guides):

@@ -94,7 +94,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
-    """True if `folder` has a file of an exported model, and no file whose name is in `foreign`."""
+    """True if `folder` has a file of an exported model, and none of another kind (`foreign`)."""
     has_ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
     return has_ours and not any((folder / name).exists() for name in foreign)
 

@@ -29,8 +29,8 @@ class ImageNoise:
     """For each MAR level, one random number for each sub-patch, (B, Rᵢ, Tᵢ); None for an AR level.
     Sorting the numbers of a patch gives a random order of its sub-patches."""
     guides: tuple[Tensor | None, ...]
-    """For each level with guiding pixels, one random number for each channel of each of them, (B,
-    Rᵢ, 3); None for a level without."""
+    """For each level with guiding pixels, one random number for each channel of a guiding pixel,
+    (B, Rᵢ, 3); None for a level without guiding pixels."""
 
     @classmethod
     def draw(cls, seeds: Sequence[int], config: ModelConfig, device: torch.device) -> Self:

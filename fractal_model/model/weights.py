@@ -16,9 +16,8 @@ _MOST_NAMES = 3
 
 
 def differences(expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> str:
-    """Describe on one line which `actual` weights are missing, extra or not of the `expected`
-    shape, with the first names of each kind; "" if all fit. `expected` may be on torch's `meta`
-    device."""
+    """Describe on one line which `actual` weights are missing, extra or of another shape than in
+    `expected`, with the first names; "" if all fit. `expected` may be on torch's `meta` device."""
     shapes = [
         f"{name} {list(actual[name].shape)} instead of {list(expected[name].shape)}"
         for name in expected
@@ -53,11 +52,13 @@ def load_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
             f"copy or export it again"
         ) from error
     if mismatch := differences(expected, weights):
-        raise FractalError(f"{file} does not fit the configuration: {mismatch}; copy both again")
+        raise FractalError(
+            f"{file} does not fit the configuration: {mismatch}; copy the whole folder again"
+        )
     try:
         return as_float32(weights)
     except FractalError as error:
-        raise FractalError(f"{file} cannot be used: {error}") from error
+        raise FractalError(f"{file} cannot be used: {error}; use an earlier checkpoint") from error
 
 
 def as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

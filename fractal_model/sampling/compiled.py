@@ -3,10 +3,11 @@ the other AR levels, and single pixels below a MAR level.
 
 Decided here: most of the time is spent not on arithmetic but on starting thousands of small
 operations. One function therefore computes two positions of the innermost level with their
-channels, in caches whose shapes never change. `torch.compile` turns it into C++. On a GPU it makes
-kernels, and those of the whole level are one CUDA graph. The levels above have long sequences, so
-their caches grow: attention would read all of a fixed cache from the first step. Results equal
-those of `steps.py` up to rounding, so a value drawn close to the limit of the next may differ.
+channels, in caches whose shapes never change. `torch.compile` turns it into C++ on a CPU. On a GPU
+it makes kernels, which one CUDA graph starts. The levels above have long sequences, so their caches
+grow: attention would read all of a fixed cache from the first step. Results equal those of
+`steps.py` up to rounding. Rounding can change a value that is drawn close to the limit of the next
+one.
 
 Shapes: G branches (2 with guidance), R rows, T sub-patches of one pixel, C width of a condition.
 """
@@ -54,8 +55,8 @@ class CompiledPixels:
         self._graphs = Graphs()
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
-        """Sample the pixels of R patches, (R, T, 3) uint8, from the conditions of the R rows of
-        each of the G branches, uniform numbers (R, T, 3), and each row's guidance (R,) or None."""
+        """Sample the pixels of R patches, (R, T, 3) uint8. `conditions` are those of the R rows of
+        each branch, `uniforms` (R, T, 3) random numbers, `guidance` is each row's (R,) or None."""
         guides = None if guidance is None else guidance[:, None].contiguous()
         inputs = conditions.values_NCD, uniforms, guides
         if uniforms.device.type != "cuda":
@@ -97,7 +98,7 @@ class CompiledPixels:
 
 
 class CompiledSteps:
-    """Computes steps of AR levels on a CPU, with caches that grow; compiled for `levels` only."""
+    """Computes steps of AR levels on a CPU with growing caches; compiles only those of `levels`."""
 
     def __init__(self, levels: Sequence[ARLevel | MARLevel]) -> None:
         self._levels = levels
@@ -122,8 +123,8 @@ class CompiledChannels:
         self._sample: Callable[..., Tensor] = _compile(self._sample_rows, "cpu")
 
     def __call__(self, middle: Tensor, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
-        """Sample R pixels, (R, 3) uint8, from condition 0 of the pixels in each branch, (G · R, C),
-        uniform numbers (R, 3), and each pixel's guidance (R,) or None."""
+        """Sample R pixels, (R, 3) uint8. `middle` (G · R, C) is condition 0 of the pixels in each
+        branch, `uniforms` (R, 3) are random numbers, `guidance` is each pixel's (R,) or None."""
         guides = None if guidance is None else guidance[:, None].contiguous()
         branches = middle.contiguous().unflatten(0, (-1, len(uniforms)))
         # Without this torch would first compile for one number of rows, then again for any.

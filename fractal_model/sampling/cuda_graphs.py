@@ -30,8 +30,8 @@ class _Graph:
 
 class Graphs:
     """CUDA graphs of one function, one graph for each combination of shapes. Every call must pass
-    the same function. Which operations it runs may depend on the shapes and types of the arguments,
-    never on their numbers. A graph is used only with the weights that it was captured with."""
+    the same function. Its operations may depend on the shapes and types of the arguments, never on
+    their numbers. A graph is used only with the weights that it was captured with."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, _Graph] = {}

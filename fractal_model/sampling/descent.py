@@ -40,7 +40,7 @@ the canvas (R, T, 3, p, p), which holds the sub-patches sampled so far."""
 @dataclass(frozen=True)
 class StepFunctions:
     """The functions that sample AR levels (`level`), MAR levels (`masked`) and pixels (`pixel`),
-    and draw values from logits (`draw`). The first three work all with or all without caches."""
+    and draw values from logits (`draw`). Either all of the first three use caches, or none does."""
 
     level: Callable[[ARLevel, Conditions, int], LevelSteps]
     masked: Callable[[MaskedRows], MaskedIterations]
@@ -88,8 +88,8 @@ class Descent:
         self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         """Sample the patches of level i, (R, 3, P, P) uint8, or pixels if i follows the last level.
-        `guidance` (R,) is the guidance of each row, which level 0 has chosen. It is None when level
-        0 itself is sampled, and if there are no null rows."""
+        `guidance` (R,) is the guidance of each row, which level 0 has chosen. It is None at level 0
+        itself, and if there are no null rows."""
         if i == len(self.model.levels):
             return self._sample_pixels(conditions, rows, guidance)
         level = self.model.levels[i]

@@ -37,7 +37,7 @@ class KnownPixels:
         return KnownPixels(self.images.expand(count, -1, -1, -1), self.mask.expand(count, -1, -1))
 
     def require_shape(self, count: int, size: int) -> None:
-        """Raise FractalError if these are not `count` images of side `size` with their masks."""
+        """Raise FractalError if images or mask do not fit `count` images of side `size`."""
         expected = ((count, 3, size, size), (count, size, size))
         shapes = (tuple(self.images.shape), tuple(self.mask.shape))
         types = (self.images.dtype, self.mask.dtype)

@@ -1,8 +1,8 @@
-"""The iterations of a MAR level, without computing again what the last iteration has computed.
+"""The iterations of a MAR level, in which the first block reuses what earlier iterations computed.
 
 Decided here: the first block's inputs, queries, keys and values stay in memory. When a sub-patch
 becomes known, these four are computed for it once, for both branches. The last block computes only
-the outputs that the next level reads. `uncached.py` has the same results without any such saving.
+the outputs that the next level reads. `uncached.py` reuses nothing.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
 P prefix positions, S = P + T, N sub-patches selected in all rows, n conditions of each, D width, H
@@ -39,15 +39,15 @@ class MaskedRows:
 
 MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
 """Function that computes one iteration per call. It gets the canvas (R, T, 3, p, p), the mask (R,
-T) of the sub-patches that the canvas does not have yet, and the mask (R, T) of those selected for
-this iteration. It returns the conditions of the selected ones, (G · N, n, D). From call to call,
+T) of the sub-patches that are not on the canvas yet, and the mask (R, T) of those selected for this
+iteration. It returns the conditions of the selected sub-patches, (G · N, n, D). From call to call,
 masked sub-patches become known, never the reverse."""
 
 
 class CachedMaskedIterations:
     """`MaskedIterations` that embed each sub-patch once, when it becomes known. If rows are not
-    `even`, all outputs of the last block are computed, so that a row's result does not depend on
-    how many sub-patches another row selects."""
+    `even`, the last block computes all outputs. A row's result then does not depend on how many
+    sub-patches another row selects."""
 
     def __init__(self, rows: MaskedRows) -> None:
         self._rows = rows
@@ -73,7 +73,7 @@ class CachedMaskedIterations:
 
     def _selected_tokens(self, selected: Tensor) -> Tensor | None:
         """Return the numbers of each row's selected sub-patches, (R, N / R), or None if all outputs
-        are computed: rows are not `even`, or the next level reads at least T outputs of a row."""
+        are needed: rows are not `even`, or the next level would read T outputs of a row or more."""
         if not self._rows.even:
             return None
         token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)

@@ -56,7 +56,7 @@ def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
 
 
 def _squared_distance(grid: int, device: torch.device) -> Tensor:
-    """Return each patch's squared distance (T,) from the image's centre, in half patches. Unequal
-    squared distances differ by 4 or more, so random numbers below 1 only break ties."""
+    """Return the squared distance of each patch's centre from the image's, (T,), in half patches.
+    Unequal values differ by 4 or more, so random numbers below 1 only break ties."""
     along_axis = (2 * torch.arange(grid, device=device) - (grid - 1)).square()
     return (along_axis[:, None] + along_axis[None, :]).flatten()

@@ -35,9 +35,9 @@ from fractal_model.sampling.values import Draw, inverse_transform
 
 class Sampler:
     """Generates images with a model: `sampler(labels, seeds)`. With `cached=False` it samples
-    slowly, without caches, as a reference. `draw` draws values from logits; only comparisons
-    replace it. FractalError: the settings do not fit the model, or `settings.compile` is set and
-    there is no compiler."""
+    slowly, without caches, as a reference. `draw` draws values from logits; only comparisons with
+    other code pass their own. FractalError: the settings do not fit the model, or
+    `settings.compile` is set and there is no compiler."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Sampler:
         differ, or a class or a seed is out of range."""
         if len(labels) != len(seeds) or not len(labels):
             raise FractalError(
-                f"labels: {len(labels)}, seeds: {len(seeds)}; give as many of both, at least one"
+                f"labels: {len(labels)}, seeds: {len(seeds)}; give one seed per label, at least one"
             )
         noise = ImageNoise.draw(seeds, self._model.config, self._model.device)
         return self.from_noise(labels, noise, known=known, observe=observe)

@@ -1,4 +1,4 @@
-"""Sampling of 8-bit values from logits: guidance, its filter, and the random draw.
+"""Sampling of 8-bit values from logits: guidance, filter of unlikely values, random draw.
 
 Shapes: N pixels, V = 256 values. With guidance the logits are N conditional rows, then N null rows.
 """
@@ -15,8 +15,8 @@ Draw = Callable[[Tensor, Tensor], Tensor]
 
 
 def inverse_transform(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw a value from the softmax of each row, (N,): the inverse of the cumulative distribution
-    at the `uniforms` (N,)."""
+    """Draw one value per row, (N,), from the softmax of the logits: the inverse of the cumulative
+    distribution at `uniforms` (N,)."""
     cumulative = logits.softmax(-1).cumsum(-1)
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     values = torch.searchsorted(cumulative, thresholds, right=True).squeeze(-1)

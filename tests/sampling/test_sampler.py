@@ -116,7 +116,7 @@ def test_arguments_that_do_not_fit_are_errors():
     sampler = Sampler(model, SamplingConfig())
     with pytest.raises(FractalError, match="labels: 5, seeds: 2"):
         sampler(LABELS, [1, 2])
-    with pytest.raises(FractalError, match="labels: 0, seeds: 0; give as many of both"):
+    with pytest.raises(FractalError, match="labels: 0, seeds: 0; give one seed per label"):
         sampler(LABELS[:0], [])
     with pytest.raises(FractalError, match=r"0 … 3"):
         sampler(torch.tensor([4]), [1])

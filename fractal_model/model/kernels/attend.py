@@ -92,9 +92,9 @@ def _call_in_parts(function: Callable[..., Tensor], rows: int, *tensors: Tensor)
 
 
 def _uses_products(query_BHQd: Tensor, scores: int, drop: float) -> bool:
-    """True if two plain matrix products are faster on a CPU than torch's fused attention, which is
-    made for float32 inference of long sequences and has no dropout. `scores` is the number of
-    attention scores of a row."""
+    """True if two plain matrix products are faster on a CPU than torch's fused attention. Fused
+    attention is made for long sequences in float32 inference, and has no dropout. `scores` is the
+    number of attention scores of a row."""
     if drop:
         return True
     if torch.is_grad_enabled() or query_BHQd.dtype == torch.bfloat16:

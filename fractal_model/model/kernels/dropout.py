@@ -15,7 +15,7 @@ _STEPS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """torch's dropout module with the faster masks: zeros at the rate p, in training only."""
+    """Dropout as a module like torch's, with the faster masks. It acts in training only."""
 
     __call__: Callable[..., Tensor]
 

@@ -1,8 +1,8 @@
 """The linear map of all networks, with oneDNN's matrix product on a CPU and torch's elsewhere.
 
 Decided here: torch multiplies float32 matrices with MKL, which on AMD's processors reaches half the
-speed of oneDNN. oneDNN is therefore called explicitly, in float32 for the gradients too, and in
-inference with the activation. Training in bfloat16 uses autocast's product, which is oneDNN's too.
+speed of oneDNN. oneDNN is therefore called explicitly. In float32 it computes the gradients too,
+and in inference the activation. Training in bfloat16 uses oneDNN by autocast.
 
 An image must not depend on its batch, so a row of a product must be bit-identical whatever the
 other rows are. Both libraries round differently for few rows: oneDNN for one row, MKL for fewer
@@ -39,7 +39,7 @@ class Linear(nn.Linear):
 
     __call__: Callable[..., Tensor]
     reduced: tuple[Tensor, Tensor | None] | None = None
-    """Copies of weight and bias in the type of autocast, set only inside `reduced_weights`."""
+    """Copies of weight and bias in autocast's data type, set only inside `reduced_weights`."""
 
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         return self.part(x, slice(None), activation)
@@ -59,9 +59,9 @@ class Linear(nn.Linear):
 
 @contextmanager
 def reduced_weights(model: nn.Module) -> Iterator[None]:
-    """Keep copies of all linear weights of a model in a CPU autocast's type within this context,
-    for inference. Autocast itself copies only whole weights, not slices of them, and has to find
-    the copy again at every use."""
+    """Within this context, keep copies of all linear weights of a model in the data type of CPU
+    autocast, for inference. Autocast itself copies only whole weights, not slices of them, and
+    looks for the copy again at every use."""
     maps: list[Linear] = []
     if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
         maps = [m for m in model.modules() if isinstance(m, Linear) and _can_be_reduced(m)]
@@ -113,7 +113,7 @@ class _Context(Protocol):
 
 class _Product(torch.autograd.Function):
     """oneDNN's product with its gradients, for training. A training is repeated only with the same
-    batches, so a row need not be bit-identical in another batch, and no rows are padded."""
+    batches, so a row need not be bit-identical in another batch, and no padding rows are needed."""
 
     @staticmethod
     def forward(ctx: _Context, x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None) -> Tensor:
@@ -172,7 +172,7 @@ def _is_autocast_inference(x: Tensor) -> bool:
 def _onednn(
     x_MK: Tensor, weight_NK: Tensor, bias: Tensor | None = None, activation: Activation = "none"
 ) -> Tensor:
-    """Return activation(x · weightᵀ + bias), (M, N), the activation applied in the CPU's cache."""
+    """Return activation(x · weightᵀ + bias), (M, N), which oneDNN computes in one operation."""
     multiply: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
     return multiply(x_MK, weight_NK, bias, activation, [], "none")
 

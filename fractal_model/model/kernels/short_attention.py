@@ -1,11 +1,11 @@
 """Attention of short sequences on a GPU: one Triton kernel forward and one backward.
 
-Decided here: several rows share a tile, in which a position attends only to its own row. torch's
-fused kernels compute 64 queries by 128 keys at a time. The 22 positions of a lower level fill
-little of these, and the three positions of a pixel almost nothing. A tile has few attention
-weights, so none is stored and the backward kernel computes them again. If a number of a row is not
-finite, the other rows of its tile are not finite either. This does no harm, because the loss is not
-finite in any case.
+Decided here: a Triton program computes one tile, the positions of several rows. A position attends
+only to its own row. torch's fused kernels compute 64 queries by 128 keys at a time. The 22
+positions of a lower level fill a small part of these, the three positions of a pixel almost
+nothing. A tile has few attention weights, so none is stored and the backward kernel computes them
+again. If a number of a row is not finite, the other rows of its tile are not finite either. This
+does no harm, because the loss is not finite in any case.
 
 Shapes: B rows, S positions, H heads, d elements a head, D = H · d, T positions of a tile.
 """
@@ -69,8 +69,8 @@ def _empty_mixed(heads_3BHSd: Tensor, *_: object) -> Tensor:
 
 @_gradients.register_fake
 def _empty_gradients(heads_3BHSd: Tensor, *_: object) -> Tensor:
-    """Return memory for the gradients of queries, keys and values, in the layout of the linear
-    layer that computed them, so that its backward pass copies nothing."""
+    """Return uninitialised memory for the gradients of queries, keys and values. It has the layout
+    of the linear layer's output, so that the linear layer's backward pass copies nothing."""
     kinds, rows, heads, length, width = heads_3BHSd.shape
     return heads_3BHSd.new_empty(rows, length, kinds, heads, width).permute(2, 0, 3, 1, 4)
 
