@@ -1,7 +1,7 @@
 """The Ray cluster that a command runs on: the one in RAY_ADDRESS, or else a local one.
 
 Decided here: a local cluster listens on loopback alone and refuses clients without its token. The
-process that started it closes it. Ray writes messages to its log folder. Errors take one line.
+process that started it closes it. Ray's messages go to log files. Users see errors on one line.
 """
 
 import logging

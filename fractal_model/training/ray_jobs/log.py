@@ -18,7 +18,7 @@ QUIET_SECONDS = 300.0
 @contextmanager
 def follow_log(connect: Callable[[], AsyncIterator[str]]) -> Iterator[Callable[[float], str]]:
     """Follow a job's log during the `with` block; `connect` opens the log from its beginning. Yield
-    a function of a number of seconds: it returns new text, or "" if none comes in this time."""
+    a function: it waits at most the given seconds for new text and returns the text, else ""."""
     texts, pending = _new_texts(connect), None
 
     async def next_part(seconds: float) -> str:
