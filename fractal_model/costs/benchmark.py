@@ -152,7 +152,7 @@ def measure(
 ) -> Measurement:
     """Time the step of `work` and compare its speed with the ceiling (the fastest matrix product).
     `reference` also times the sampler without caches, `by_level` each level. With `trace`, profile
-    one more step and write that file in Chrome's trace format."""
+    one more step and write that file, in Chrome's trace format."""
     device = model.device
     autocast = dtype == "bfloat16" and mode != "train"  # The trainer has its own autocast.
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):

@@ -49,7 +49,7 @@ class Products:
 
     def training(self, *, activation_checkpointing: bool) -> float:
         """Operations of the forward and the backward pass. A product of the forward pass needs two
-        in the backward pass, or one if its input is pixels."""
+        products in the backward pass, or one if its input is pixels."""
         repeated = self.blocks - self.not_repeated if activation_checkpointing else 0.0
         return 3 * (self.blocks + self.other) + 2 * self.data + repeated
 

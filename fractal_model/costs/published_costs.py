@@ -1,6 +1,6 @@
 """The published costs: the paper's way of counting, and the utilisation that its times imply.
 
-Decided here: operations are counted in the way that gives the paper's figures. It is: two
+Decided here: operations are counted in the way that gives the paper's figures. The rules are: two
 operations per multiply-add; all sub-patches are passed down (no masks); no prefix tokens; attention
 scores in full; the projection of one condition; neither logits nor guiding pixels; ten operations
 for each element of a normalisation (five in the usual counters, doubled like the rest). In GFLOPs

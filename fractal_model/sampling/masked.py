@@ -2,7 +2,7 @@
 
 Decided here: the first block's inputs, queries, keys and values stay in memory. When a sub-patch
 becomes known, these four are computed for it once, for both branches. The last block computes only
-the outputs that the next level reads. `uncached.py` reuses nothing.
+the outputs that the next level reads. `uncached.py` reuses nothing and gives the same results.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
 P prefix positions, S = P + T, N sub-patches selected in all rows, n conditions of each, D width, H

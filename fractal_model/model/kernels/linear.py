@@ -2,7 +2,7 @@
 
 Decided here: torch multiplies float32 matrices with MKL, which on AMD's processors reaches half the
 speed of oneDNN. oneDNN is therefore called explicitly. In float32 it computes the gradients too,
-and in inference the activation. Training in bfloat16 uses oneDNN by autocast.
+and in inference the activation. Training in bfloat16 uses oneDNN through autocast.
 
 An image must not depend on its batch, so a row of a product must be bit-identical whatever the
 other rows are. Both libraries round differently for few rows: oneDNN for one row, MKL for fewer
