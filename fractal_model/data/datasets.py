@@ -34,10 +34,10 @@ def require_dataset(params: Params, dataset: str) -> None:
 
 
 def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> Manifest:
-    """Build the prepared data set `dataset`, or continue a killed preparation, and print its
-    number of images. `build_shards` builds the shards of any data set but digits. Raises
-    FractalError when the name is unknown, the source is missing or has changed, or too many images
-    cannot be read."""
+    """Build the prepared data set `dataset`, or continue a killed preparation. Print its number of
+    images and return its manifest. `build_shards` builds the shards of any data set but digits.
+    Raises FractalError when the name is unknown, the source is missing or has changed, or too many
+    images cannot be read."""
     require_dataset(params, dataset)
     if dataset == DIGITS:
         settings = params.datasets.digits

@@ -5,8 +5,8 @@ colours are converted to sRGB by its ICC profile, transparent pixels are laid on
 is scaled to 8 bits, and the first of several frames is taken.
 Formats that do not define which number is white, such as floating-point ones, are refused. Only
 ImageNet is read as ADM reads it: not turned, not converted and not laid on white. Any error of a
-decoder becomes the reason why the picture is left out. Metadata such as EXIF never decide whether
-a picture is used, except notes in a PNG that unpack to more than Pillow allows.
+decoder becomes the reason why the picture is left out. Metadata such as EXIF are never the reason,
+with one exception: a PNG whose text notes unpack to more than Pillow allows.
 """
 
 import warnings
@@ -44,7 +44,7 @@ class Decoded(NamedTuple):
 
     rgb: PIL.Image.Image
     orientation: int | None
-    """Orientation by its number in EXIF: 1 is upright. None if the EXIF data cannot be read."""
+    """Orientation as EXIF numbers it: 1 is upright. None if the EXIF data cannot be read."""
     profile: Profile = Profile.NONE
     """What was done with the ICC profile of the file."""
     composited: bool = False
@@ -53,9 +53,9 @@ class Decoded(NamedTuple):
 
 @contextmanager
 def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile]:
-    """Open a picture file, and yield the picture before its pixels are decoded. UnusableImage:
-    there is an error, such as an unknown format, damage or too many pixels, when the picture is
-    opened or in the `with` block."""
+    """Open a picture file, and yield the picture before its pixels are decoded. Any error in the
+    opening or in the `with` block is raised as UnusableImage, for example an unknown format, damage
+    or too many pixels."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Some EXIF in ImageNet is corrupt.
@@ -109,8 +109,8 @@ def _orientation(opened: ImageFile) -> int | None:
 
 
 def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
-    """Return the picture as RGB with its transparent parts on white, and whether there are such
-    parts."""
+    """Return the picture as RGB with its transparent parts laid on white, and True if it has
+    transparent parts."""
     if not image.has_transparency_data:
         return _to_rgb(image), False
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -122,9 +122,9 @@ def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
 
 
 def _scale_transparent_colour(opened: ImageFile) -> None:
-    """Scale the transparent grey of a PNG from 2 or 4 bits to 8, because Pillow scales the pixels
-    too. Call it before the pixels are decoded. UnusableImage: the transparent colour has 16 bits a
-    channel. Pillow keeps only 8 bits of each pixel, so the transparent pixels cannot be found."""
+    """Scale the grey value that a PNG marks as transparent from 2 or 4 bits to 8, as Pillow scales
+    the pixels. Call it before the pixels are decoded. UnusableImage: the marked colour has 16 bits
+    a channel. Pillow keeps only 8 of them, so the transparent pixels cannot be found."""
     colour = opened.info.get("transparency")
     if opened.format != "PNG" or colour is None or not opened.tile:
         return
@@ -154,8 +154,8 @@ def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
 
 
 def _white_level(image: ImageFile) -> tuple[int, bool]:
-    """Return the largest grey value that the image's format allows, and True if that value is
-    black, not white. UnusableImage: the format does not define a largest value."""
+    """Return the largest grey value that the image's format allows, and whether that value means
+    black (True) or white (False). UnusableImage: the format does not define a largest value."""
     if image.format == "PPM" and image.mode == "I":
         return 2**16 - 1, False  # Pillow has scaled to this range.
     if not image.mode.startswith("I;16"):

@@ -24,8 +24,8 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
     """Return the splits `train` and `validation`: lists of pairs of an image,
     uint8 (8, 8, 3), and its label.
 
-    Both splits have the same share of each class. The validation split has `validation_images`
-    images, which `seed` chooses. Within a split, images keep the source's order.
+    The share of each class is about the same in both splits. The validation split has
+    `validation_images` images, which `seed` chooses. A split keeps the order of scikit-learn.
     Raises FractalError when a split would have fewer images than there are classes, and for a seed
     that does not fit in 32 bits.
     """
@@ -52,7 +52,7 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
 
 def prepare_digits(folder: Path, *, validation_images: int, seed: int) -> Manifest:
     """Write the data set `digits` to `folder`. Equal arguments give equal bytes.
-    Raises FractalError when a split would have too few images, and for a seed out of range."""
+    Raises FractalError for arguments that `digits_splits` refuses."""
     splits = digits_splits(validation_images=validation_images, seed=seed)
     return write_prepared(
         folder,

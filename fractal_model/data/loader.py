@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 _Pick = tuple[int, bool]
-"""A request for one image: its index in the split, and True if it is mirrored."""
+"""A request for one image: its index in the split, and True if the image is to be mirrored."""
 
 
 def train_loader(
@@ -49,9 +49,9 @@ def train_loader(
     `batch_size` is the global batch size over all ranks. If it cannot be divided evenly, some ranks
     get one image more. Positions count images over all ranks. Every batch is full, so the last one
     may go past `end_position`. If `position` is not below `end_position`, there is no batch. With
-    `flip`, about half of the images are mirrored: (seed, epoch, index) decide which. `num_workers`
-    is the number of loader processes; with 0 this process loads. Torch's global random state does
-    not change.
+    `flip`, about half of the images are mirrored; `seed`, the epoch and the index of an image
+    decide it. `num_workers` is the number of loader processes; with 0 this process loads the
+    images. Torch's global random state does not change.
 
     Raises FractalError when there are more ranks than images in a batch, and for a rank,
     position, seed or batch size out of range.
@@ -66,7 +66,7 @@ def train_loader(
             f"choose {world_size} or more"
         )
     if seed < 0 or position < 0:
-        raise FractalError(f"seed is {seed} and position {position}, expected 0 or more")
+        raise FractalError(f"seed is {seed} and position {position}, expected both to be 0 or more")
     sampler = _StreamBatches(
         size=len(split),
         seed=seed,
@@ -114,7 +114,7 @@ class _StreamBatches:
 
 
 class _FlippedSplit(Dataset[Example]):
-    """Wrapper of a split that reads images by `_Pick` and mirrors them if the pick says so."""
+    """Wrapper of a split that reads the image of each `_Pick` and mirrors it on request."""
 
     def __init__(self, split: PreparedSplit) -> None:
         self._split = split

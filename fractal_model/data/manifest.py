@@ -1,8 +1,8 @@
 """The manifest of a prepared data set: its contents, its origin and its checksums.
 
-Decided here: the format version, and the checksum. The checksum covers the checksums of all images
-in order, each computed from decoded pixels and label. It stays the same when the images are divided
-into other shards, and when another version of Arrow or of the image encoder writes other bytes.
+Decided here: the format version, and the checksums. An image's checksum covers its decoded pixels
+and its label. A split's checksum covers the checksums of its images in order. Both stay the same
+when the images are divided into other shards, or when Arrow or the image encoder write other bytes.
 """
 
 import hashlib
@@ -54,9 +54,9 @@ class SplitRecord(StrictModel):
         in_shards = sum(shard.images for shard in self.shards)
         in_classes = sum(self.images_per_class)
         if in_shards != self.images:
-            raise ValueError(f"its shards have {in_shards} images, images is {self.images}")
+            raise ValueError(f"its shards have {in_shards} images, but images is {self.images}")
         if in_classes != self.images:
-            raise ValueError(f"images_per_class adds up to {in_classes}, images is {self.images}")
+            raise ValueError(f"images_per_class sums to {in_classes}, but images is {self.images}")
         return self
 
 
@@ -95,7 +95,7 @@ class Manifest(StrictModel):
             if len(record.images_per_class) != len(self.class_names):
                 raise ValueError(
                     f"split {name} counts {len(record.images_per_class)} classes, "
-                    f"class_names has {len(self.class_names)}"
+                    f"but class_names has {len(self.class_names)}"
                 )
         return self
 
@@ -103,7 +103,7 @@ class Manifest(StrictModel):
 def split_record(
     side: int, classes: int, checksums: bytes, labels: np.ndarray, shards: Iterable[ShardRecord]
 ) -> SplitRecord:
-    """Return the manifest's entry of a split of N images. `side` is the width and height of an
+    """Return the manifest's entry for a split of N images. `side` is the width and height of an
     image in pixels, `classes` the number of classes. `checksums` has the `image_checksum` of every
     image, joined in order. `labels` are the class numbers, int64 (N,). `shards` are the entries of
     the split's files."""
@@ -117,7 +117,7 @@ def split_record(
 
 
 def image_checksum(pixels: bytes, label: int) -> bytes:
-    """Return the SHA-256 of `pixels`, an image uint8 (H, W, 3) in C order, and of its label."""
+    """Return the SHA-256 of an image, the bytes `pixels` of uint8 (H, W, 3), and its label."""
     return hashlib.sha256(pixels + label.to_bytes(8, "little")).digest()
 
 
@@ -128,8 +128,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def manifest_files(place: Path | str) -> tuple[Path, ...]:
-    """Return the files that each worker needs to read the data set at `place`: the absolute path of
-    the manifest for a folder, and no file for an address (s3://…)."""
+    """Return the file whose presence shows that a worker can read the data set at `place`: the
+    absolute path of the manifest in a folder. For an address (s3://…) return no file."""
     return () if is_remote(place) else (Path(place).resolve() / MANIFEST_NAME,)
 
 
@@ -145,7 +145,7 @@ def read_manifest(place: Path | str) -> Manifest:
         if isinstance(error, FractalError):
             raise
         raise FractalError(
-            f"{store} cannot be read ({one_line(error)}): check the place, and the access to it"
+            f"{store} cannot be read ({one_line(error)}): check the place and your access to it"
         ) from error
     try:
         content = json.loads(text.decode())
@@ -181,8 +181,8 @@ def _no_data_set_error(store: Store) -> FractalError:
 
 
 def fit_size(size: Size, manifest: Manifest) -> Size:
-    """Return `size` with the class names of the data set in the configuration of its model. Raises
-    FractalError when size and data set differ in the image size or the number of classes."""
+    """Return `size` with the data set's class names in its model configuration. Raises FractalError
+    when the size has another image size or number of classes than the data set."""
     for quantity, ours, theirs in (
         ("image size", size.model.image_size, manifest.resolution),
         ("num_classes", size.model.num_classes, len(manifest.class_names)),
@@ -190,6 +190,6 @@ def fit_size(size: Size, manifest: Manifest) -> Size:
         if ours != theirs:
             raise FractalError(
                 f"size {size.name} has {quantity} {ours}, its data set {manifest.dataset} has "
-                f"{theirs}: make models.{size.name} and training.{size.name}.dataset agree"
+                f"{theirs}: change models.{size.name} or training.{size.name}.dataset"
             )
     return size.with_class_names(manifest.class_names)

@@ -33,16 +33,16 @@ class LocalStore:
         return str(self.folder)
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of the data set's file `name`. Raises FileNotFoundError, or OSError when
-        the file cannot be read."""
+        """Return the bytes of the data set's file `name`. Raises FileNotFoundError when it is
+        missing, and OSError when it cannot be read."""
         require_regular_file(self.folder / name)
         return (self.folder / name).read_bytes()
 
     def local(self, name: str, size: int, version: str) -> Path:
         """Return the path of the data set's file `name` on this machine. A `RemoteStore` fetches
-        the file unless it is in the cache, where `version`, the data set's checksum, separates data
-        sets. Raises FileNotFoundError or OSError, ValueError when the file does not have `size`
-        bytes, and FractalError when it cannot be fetched."""
+        the file unless it is in the cache. `version`, the data set's checksum, names the folder in
+        the cache. Raises FileNotFoundError or OSError when the file is missing or unreadable,
+        ValueError unless it has `size` bytes, and FractalError when it cannot be fetched."""
         path = self.folder / name
         _require_size(path, size)
         return path
@@ -75,8 +75,8 @@ class RemoteStore:
         except Exception as error:  # Each object store raises its own exceptions.
             raise FractalError(
                 f"{name} of {self} cannot be fetched to {self._cache} ({one_line(error)}): check "
-                f"the access to the store and the cache's space and permissions ({CACHE_VARIABLE} "
-                f"moves it), and run again"
+                f"the access to the store and the cache's space and permissions (set "
+                f"{CACHE_VARIABLE} to use another folder), and run again"
             ) from error
         _require_size(path, size)
         return path

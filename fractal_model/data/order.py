@@ -5,9 +5,9 @@ in images from 0. A single number (the global position) therefore says where tra
 number of workers and any batch size.
 
 The random numbers are a bit generator's raw output, seeded by `SeedSequence`. NumPy promises that
-both give the same numbers in every version and on every platform. It does not promise this of
+these two give the same numbers in every version and on every platform. It does not promise this of
 `Generator.permutation`, which is therefore not used.
-`size` is the number of images in the split.
+In every function, `size` is the number of images in the split.
 """
 
 from collections.abc import Iterator
@@ -32,9 +32,9 @@ def epoch_permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def epoch_flips(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Return for each image of a split, by its index, whether it is mirrored in one epoch: bool
-    (size,), about half True, in a read-only array. Raises FractalError for a negative seed or epoch
-    and for a size below 1."""
+    """Return an array that says for each image of a split, by index, whether it is mirrored in one
+    epoch: bool (size,), about half True, read-only. Raises FractalError for a negative seed or
+    epoch and for a size below 1."""
     flips = _random_bits(seed, _FLIP, epoch, size) >> np.uint64(63) == 1
     flips.setflags(write=False)
     return flips
@@ -54,8 +54,8 @@ def stream_flips(*, seed: int, start: int, count: int, size: int) -> np.ndarray:
 
 
 def _by_epoch(seed: int, start: int, count: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield each epoch that has a part of the `count` stream positions from `start` on: its number,
-    and the indices of the images at these positions. With `count` 0, yield one epoch without
+    """Divide the `count` stream positions from `start` on into epochs. Yield for each epoch its
+    number and the indices of the images at its positions. With `count` 0, yield one epoch with no
     indices."""
     _require_at_least(seed=(seed, 0), start=(start, 0), count=(count, 0), size=(size, 1))
     end = start + count

@@ -2,8 +2,8 @@
 
 Decided here: the listing is divided into shards, and a shard is the unit of work. A shard's
 bytes depend on the listing alone. A run that was killed leaves complete shards in a hidden folder
-beside the data set, and the next run builds the others. Images that cannot be read are left out,
-with the reason. The preparation fails if their share is above `max_quarantined_share`.
+beside the data set, and the next run builds the others. Images that cannot be read are left out and
+listed in the manifest. The preparation fails if their share is above `max_quarantined_share`.
 """
 
 import csv
@@ -81,8 +81,8 @@ def prepare_source(
 
 
 def _open_partial_folder(folder: Path, source: Source, resolution: int) -> Path:
-    """Return the hidden folder in which the data set is written. Empty it if its content is of
-    another source, resolution or software version."""
+    """Return the hidden folder in which the data set is written. Empty the folder first if it was
+    written for another source or resolution, or with other software versions."""
     partial = partial_folder(folder)
     plan = {
         "listing": source.listing_checksum,
@@ -104,7 +104,7 @@ def _open_partial_folder(folder: Path, source: Source, resolution: int) -> Path:
 
 
 def _is_read_as_adm(source: Source) -> bool:
-    """True for ImageNet: published results use images as ADM reads them."""
+    """True for ImageNet, because published results on it use images as ADM reads them."""
     return source.name == IMAGENET
 
 
@@ -121,7 +121,7 @@ def _plan_jobs(
     partial: Path, listing_path: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
 ) -> list[ShardJob]:
     """Divide each split into shards of about equal size. A split has at least 16 shards, so that
-    many cores have work; only a split with few images has fewer."""
+    many cores have work. A split too small for 16 shards has one for every 128 images."""
     jobs: list[ShardJob] = []
     for split in listing.splits():
         images = listing.count(split)
@@ -148,7 +148,7 @@ def _plan_jobs(
 
 @contextmanager
 def _report_progress(partial: Path, jobs: list[ShardJob], progress: Progress) -> Iterator[None]:
-    """Call `progress` with the number of finished images, again and again while the block runs.
+    """Call `progress` with the number of finished images every 0.2 s while the `with` block runs.
     Each job writes its count to its own slot of a small memory-mapped file."""
     counts = np.memmap(partial / PROGRESS_FILE, np.int64, mode="w+", shape=(len(jobs),))
     for job in jobs:
@@ -174,8 +174,8 @@ def _quarantined_files(
     folder: Path, listing: Listing, built: BuiltShards, allowed: float
 ) -> tuple[QuarantinedFile, ...]:
     """Return the images that cannot be used. Raises FractalError when their share of all images is
-    above `allowed`, or when a split has no other images. In that case a table beside `folder` lists
-    them, and the next run builds their shards again, because the images may have been repaired."""
+    above `allowed`, or when a split has no usable image. First list these images in a table beside
+    `folder`, and make the next run build their shards again, because the user may repair them."""
     table = folder.with_name(f"{folder.name}-quarantined.csv")
     table.unlink(missing_ok=True)
     left_out = [
@@ -241,8 +241,8 @@ def _complete(
 
 
 def read_raw_counts(folder: Path) -> dict[str, RawCounts]:
-    """Return by split the `RawCounts` of the prepared data set in `folder`; an empty dictionary if
-    it was not prepared from image files."""
+    """Return the `RawCounts` of the prepared data set in `folder`, by name of the split. The
+    dictionary is empty if the data set was not prepared from image files."""
     file = folder / PREPARATION_FILE
     splits = json.loads(file.read_text())["splits"] if file.is_file() else {}
     return {name: RawCounts.model_validate(counts) for name, counts in splits.items()}

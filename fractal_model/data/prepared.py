@@ -78,8 +78,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         PreparedSplit.__init__(self, **state)
 
     def __getitem__(self, index: int) -> Example:
-        """Return the image at position `index`, counted from the end if negative. Raises
-        IndexError, and FractalError when the image cannot be decoded."""
+        """Return the image at position `index`, counted from the end if negative. Raises IndexError
+        when there is no such position, and FractalError when the image cannot be decoded."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"no image {index} of split {self.name}, which has {size} images")
@@ -91,7 +91,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return [self._example(int(index)) for index in indices]
 
     def load_all(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images, uint8 (N, 3, H, W), and labels, int64 (N,), of a small split."""
+        """Return all images, uint8 (N, 3, H, W), and labels, int64 (N,). All must fit in RAM."""
         images = torch.stack([example.image for example in self.in_order()])
         return images, torch.from_numpy(self.labels())
 
@@ -115,8 +115,8 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         return Example(image, label, index)
 
     def _count_touched(self, shard: _Shard, encoded_bytes: int) -> None:
-        """Add up the mapped memory that reading images has touched, because it stays in use. Above
-        _RELEASE_BYTES, release the mapped pages of all shards that were read."""
+        """Count the memory that reading an image of `shard` has mapped, because it stays in use. If
+        the sum is above _RELEASE_BYTES, release the pages of all shards that were read."""
         self._touched.add(shard)
         self._touched_bytes += encoded_bytes + _TOUCHED_BYTES
         if self._touched_bytes > _RELEASE_BYTES:
@@ -141,7 +141,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
 
 
 class _Shard:
-    """One Arrow file of a split, mapped by Python, because Arrow's own map cannot release pages."""
+    """One Arrow file of a split, mapped with `mmap`, because Arrow's map cannot release pages."""
 
     def __init__(self, file: Path, record: ShardRecord) -> None:
         with file.open("rb") as opened:
@@ -155,7 +155,7 @@ class _Shard:
         self.release()  # Finding the batches has read pages all over the file.
 
     def row(self, index: int) -> tuple[bytes, int]:
-        """Return the encoded image and the label of image `index` of the shard."""
+        """Return the encoded bytes and the label of the image at position `index` in the shard."""
         batch = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[batch])
         return self._images[batch][row].as_py(), int(self.labels[batch][row])
@@ -195,7 +195,7 @@ def verify_prepared(
 ) -> Manifest:
     """Decode every image, compare counts and checksums with the manifest, and return the manifest.
     `progress` is called with the number of verified images. Raises FractalError when the data set
-    cannot be opened and, with the name of the split, when images differ from the manifest."""
+    cannot be opened, or when images of a split differ from the manifest."""
     manifest, verified = read_manifest(place), 0
     for name, expected in manifest.splits.items():
         split = open_prepared(place, name)
@@ -228,8 +228,8 @@ def _explain_errors(store: Store, split: str, record: ShardRecord) -> Iterator[N
         raise _damaged_error(store, split, reason) from error
     except OSError as error:
         raise FractalError(
-            f"{record.file} of {store} cannot be read ({one_line(error)}): correct that and run "
-            f"again. The data set itself may be intact"
+            f"{record.file} of {store} cannot be read ({one_line(error)}): make it readable "
+            f"and run again. The data set itself may be intact"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Turn the bytes of one raw image into the prepared crop, and count its properties."""
+"""Decode one raw image, crop it to the square of the data set, and count its properties."""
 
 import io
 from collections import Counter
@@ -33,14 +33,14 @@ class RawCounts(BaseModel):
     converted: int = 0
     """Number of images whose colours were converted to sRGB by their ICC profiles."""
     profile_unreadable: int = 0
-    """Number of images with an ignored ICC profile: broken, or for another kind of picture."""
+    """Number of images whose ICC profile was ignored: broken, or for another colour space."""
     composited: int = 0
     """Number of images with transparent parts, which were laid on white."""
     several_frames: int = 0
-    """Number of animations and files of several pages. Only their first frame was taken."""
+    """Number of images with several frames or pages. Only the first frame or page was taken."""
 
     def add(self, image: PIL.Image.Image, decoded: Decoded, name: str) -> None:
-        """Count the opened `image`, which was decoded to `decoded`. `name` is its file name."""
+        """Count the raw `image`. `decoded` is the result of decoding it, `name` its file name."""
         self.formats[str(image.format)] += 1
         self.modes[image.mode] += 1
         self.short_sides[str(min(image.size))] += 1
@@ -63,9 +63,9 @@ class RawCounts(BaseModel):
 def prepare_image(
     content: bytes, name: str, resolution: int, counts: RawCounts, *, as_adm: bool = False
 ) -> PIL.Image.Image:
-    """Decode the raw image `content`, count it in `counts`, and crop it to RGB, `resolution` pixels
-    wide and high. `name` is its file name; `as_adm` decodes as ADM does. UnusableImage: the image
-    is empty, damaged, of an unknown format, or has too many pixels before or during the crop."""
+    """Decode the raw image `content`, add it to `counts`, and return its RGB crop, `resolution`
+    pixels wide and high. `name` is its file name. With `as_adm`, decode as ADM does. UnusableImage:
+    it is empty, damaged, of an unknown format, or has too many pixels before or during the crop."""
     if not content:
         raise UnusableImage("the file is empty")
     # `_decode` frees the opened file before the crop, because decoders may hold several copies.
@@ -83,7 +83,7 @@ def _decode(
 
 
 def _has_several_frames(image: PIL.Image.Image) -> bool:
-    """True for an animation, even if its later frames are damaged."""
+    """True if a file has several frames, even if the later ones are damaged."""
     try:
         return getattr(image, "is_animated", False)
     except Exception:  # Some decoders read the next frame here, and it may be damaged.
@@ -91,12 +91,12 @@ def _has_several_frames(image: PIL.Image.Image) -> bool:
 
 
 def _require_small_crop(size: tuple[int, int], resolution: int) -> None:
-    """Raise UnusableImage if an image of `size` (width, height), resized for the crop to
-    `resolution` pixels, has more pixels than Pillow allows. This happens if one side is much
-    longer."""
+    """Raise UnusableImage if an image of `size` (width, height) would have more pixels than Pillow
+    allows when its short side is resized to `resolution` pixels. This happens if one side is much
+    longer than the other."""
     limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and pixels_of_crop(size, resolution) > limit:
         width, height = size
         raise UnusableImage(
-            f"{width} × {height} pixels, whose crop would pass through more than {limit:,}"
+            f"{width} × {height} pixels: resizing it for the crop needs more than {limit:,} pixels"
         )

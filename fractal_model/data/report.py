@@ -39,8 +39,8 @@ def report_dataset(params: Params, dataset: str) -> None:
 
 
 def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
-    """Write the report of a data set to `folder`, replace an older report, and return the metrics.
-    Equal data sets give equal bytes. Raises FractalError for a data set that cannot be opened."""
+    """Write the report of a data set to `folder` and replace an older report. Return the numbers of
+    metrics.json. Equal data sets give equal bytes. FractalError: the data set cannot be opened."""
     manifest = read_manifest(dataset_folder)
     metrics = _metrics(manifest)
     sheet = contact_sheet(open_prepared(dataset_folder, next(iter(manifest.splits))))
@@ -84,8 +84,8 @@ def contact_sheet(split: PreparedSplit) -> PIL.Image.Image:
 
 
 def _spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
-    """Return the positions of up to `count` images: the first of each class, then the second of
-    each, and so on. If there are more classes than `count`, take classes at even distances."""
+    """Return the positions of up to `count` images, sorted by class. Take the first of each class,
+    then the second, and so on. If there are more classes, use `count` evenly spaced classes."""
     by_class = pd.Series(np.arange(len(labels))).groupby(labels)
     turns = pd.DataFrame({"turn": by_class.cumcount(), "label": labels})
     classes = np.unique(labels)
@@ -118,8 +118,8 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
 
 
 def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
-    """Return the tables `short-sides` and `kinds`. They are empty if the data set was not prepared
-    from image files."""
+    """Return the report's tables `short-sides` and `kinds`, by name. They are empty if the data set
+    was not prepared from image files."""
     sides, kinds, notes = [], [], []
     for split, counts in read_raw_counts(dataset_folder).items():
         sides += [(int(side), split, images) for side, images in counts.short_sides.items()]

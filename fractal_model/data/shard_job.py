@@ -1,10 +1,10 @@
 """Build one shard: read, decode, crop and encode its images.
 
-Decided here: on one machine a pool of processes builds the shards (`build_in_processes`). On a
-cluster `fractal_model.parallel.ray_shards` does. A process starts in the platform's default way. On
+Decided here: on one machine a pool of processes builds the shards (`build_in_processes`), on a
+cluster `fractal_model.parallel.ray_shards`. A process starts in the platform's default way. On
 Linux that is a fork. Forking is safe here because the work uses neither torch nor a lock of another
-thread. Forking is fast: a new interpreter would import for seconds. Shards are handed out
-one by one, so that all processes end at about the same time.
+thread. It is also fast, while a new interpreter needs seconds for its imports. Shards are handed
+out one by one, so that all processes end at about the same time.
 """
 
 import os
@@ -120,7 +120,7 @@ def _read(reader: SourceReader, image: ImageFile) -> bytes:
 def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
     """Build the shards of the jobs in up to `processes` processes on this machine.
 
-    Raises FractalError when a shard cannot be built or a process dies. Then all processes end."""
+    Raises FractalError when a shard cannot be built or a process dies; all processes end then."""
     processes = min(processes, len(jobs))
     if processes < 2:
         for job in jobs:
@@ -134,14 +134,14 @@ def build_in_processes(jobs: list[ShardJob], processes: int) -> None:
                 future.result()
         except BrokenProcessPool as error:
             raise FractalError(
-                "a process of the preparation died, perhaps because memory ran out: run the same "
-                "command again to continue, with fewer preparation.processes"
+                "a process of the preparation died, perhaps because memory ran out: set a smaller "
+                "preparation.processes and run the same command again to continue"
             ) from error
 
 
 def _end_with_parent(reader: Connection, writer: Connection) -> None:
-    """Make this process of the pool end when its parent closes the pipe or dies. Without this it
-    would go on: write the files that the next run writes too, or wait for another job for ever."""
+    """Make this process of the pool end when its parent closes the pipe or dies. Otherwise it would
+    go on writing files that the next run writes too, or wait for a job that never comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles an interrupt.
     writer.close()  # Only the parent may keep the pipe open.
     Thread(target=_end_at_close, args=(reader,), daemon=True).start()

@@ -2,7 +2,7 @@
 
 Decided here: images are stored as lossless WebP at its fastest setting, which decodes fastest of
 the formats measured (`make benchmark-data`). A shard has about 256 MiB; the resolution decides how
-many images that is. A shard is written beside its final place and then renamed.
+many images that is. A shard is written under a temporary name and renamed when it is complete.
 """
 
 import io
@@ -36,7 +36,7 @@ def shard_name(number: int) -> str:
 
 
 class ShardWriter:
-    """Writes the images of one shard in the order of the calls. `write_shard` creates it."""
+    """Writes the images of one shard in the order of the calls of `add`. Use `write_shard`."""
 
     def __init__(self, file: Path, stream: pa.RecordBatchStreamWriter, schema: pa.Schema) -> None:
         self._file = file
@@ -67,7 +67,7 @@ class ShardWriter:
         return np.frombuffer(b"".join(self._checksums), dtype=np.uint8).reshape(-1, 32)
 
     def record(self) -> ShardRecord:
-        """Return the shard's entry in the manifest. Call it when the file is complete."""
+        """Return the shard's manifest entry. Call this after the block of `write_shard`."""
         return ShardRecord(
             file=f"{self._file.parent.name}/{self._file.name}",
             images=len(self._labels),
@@ -89,7 +89,7 @@ class ShardWriter:
 
 @contextmanager
 def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]:
-    """Yield a writer for the new shard `file`. After an error in the block there is no file."""
+    """Yield a writer for the new shard `file`. An error in the `with` block leaves no file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = split_features(class_names).arrow_schema
     with (
@@ -103,7 +103,7 @@ def write_shard(file: Path, class_names: Sequence[str]) -> Iterator[ShardWriter]
 
 
 def split_features(class_names: Sequence[str]) -> datasets.Features:
-    """Return the columns of a shard as Hugging Face `datasets` describes them."""
+    """Return the columns of a shard and their types, as Hugging Face `datasets` needs them."""
     return datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=list(class_names))
     )

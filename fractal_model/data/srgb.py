@@ -1,8 +1,8 @@
 """Convert a picture's colours to sRGB by the ICC profile in its file.
 
-Decided here: a picture without a profile is sRGB, and so is one whose profile changes no colour by
-more than rounding. Such a picture keeps its pixels. A profile that is broken, or for another kind
-of picture, is ignored. The picture is then used as it is, and counted.
+Decided here: a picture without a profile counts as sRGB, and so does one whose profile changes no
+colour by more than rounding. Such a picture keeps its pixels. A profile that is broken, or for
+another kind of picture, is ignored. The picture then keeps its pixels, and the report counts it.
 """
 
 import io
@@ -16,9 +16,9 @@ from PIL import ImageCms
 
 _KEPT = 8  # cached transforms, one for each profile
 _ROUNDING = 2
-"""Largest change of a colour value (0 … 255) by a profile that is explained by rounding alone."""
+"""Largest change of a colour value (0 … 255) that a profile may cause by rounding alone."""
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-"""Pillow's mode of the pictures that an ICC profile is for, by the profile's colour space."""
+"""Colour space in an ICC profile, and the Pillow mode of the pictures that the profile is for."""
 _GREY = ("1", "L", "LA")
 
 
@@ -31,8 +31,8 @@ class Profile(Enum):
 
 
 def to_srgb(image: PIL.Image.Image, profile: bytes | None) -> tuple[PIL.Image.Image, Profile]:
-    """Convert a picture with 8 bits a channel to sRGB by the ICC `profile` of its file, and return
-    it with what was done. A converted picture is RGB, or RGBA if parts of it are transparent. A
+    """Convert a picture with 8 bits a channel to sRGB by the ICC `profile` of its file. Return the
+    picture and what was done. A converted picture is RGB, or RGBA if parts of it are transparent. A
     picture that needs no conversion, or whose profile is ignored, is returned unchanged."""
     if not profile or image.mode == "LAB":  # LAB does not depend on a device.
         return image, Profile.NONE
@@ -55,7 +55,7 @@ def to_srgb(image: PIL.Image.Image, profile: bytes | None) -> tuple[PIL.Image.Im
 
 @lru_cache(_KEPT)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """Return Pillow's mode of the pictures that a profile is for, and the transform of their
+    """Return the Pillow mode of the pictures that a profile is for, and the transform from its
     colours to sRGB. The transform is None if it would change colours only by rounding."""
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     mode = _MODES[opened.profile.xcolor_space.strip()]

@@ -32,9 +32,9 @@ def write_prepared(
 ) -> Manifest:
     """Write a prepared data set to `folder` and replace the one that may be there.
 
-    Each split is an iterable of (image uint8 (resolution, resolution, 3), label). It is read once
-    and in bounded memory. A shard has `shard_images` images, by default about 256 MiB. Only one
-    process at a time may write to a folder.
+    Each split is an iterable of (image uint8 (resolution, resolution, 3), label). It is read once,
+    one image at a time. A shard has `shard_images` images, by default as many as fill about
+    256 MiB. Only one process at a time may write to a folder.
 
     Raises FractalError when an image has a wrong shape or type, when a label has no class, and when
     a split has no images. After any error `folder` is unchanged.
@@ -107,8 +107,8 @@ def _write_shards(
 def _check_images(
     images: LabelledImages, split: str, resolution: int, classes: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield the images unchanged. FractalError: an image has a wrong shape, type or label, or there
-    are no images."""
+    """Yield the images and labels unchanged. FractalError: an image has a wrong shape, type or
+    label, or there are no images."""
     shape, index = (resolution, resolution, 3), -1
     for index, (image, label) in enumerate(images):
         if image.dtype != np.uint8 or image.shape != shape:

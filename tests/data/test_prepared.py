@@ -302,10 +302,10 @@ def break_classes(manifest):
             break_key,
             r"not a readable manifest \(unknown key 'resolutoin', did you mean 'resolution'",
         ),
-        (break_shards, r"splits\.train: .*its shards have 200 images, images is 300"),
+        (break_shards, r"splits\.train: .*its shards have 200 images, but images is 300"),
         (break_path, r"splits\.train\.shards\.0\.file: String should match"),
-        (break_sum, r"splits\.train: .*images_per_class adds up to 300, images is 299"),
-        (break_classes, r"split train counts 2 classes, class_names has 3"),
+        (break_sum, r"splits\.train: .*images_per_class sums to 300, but images is 299"),
+        (break_classes, r"split train counts 2 classes, but class_names has 3"),
     ],
 )
 def test_a_wrong_manifest_is_refused(folder, change, message):

@@ -1,7 +1,7 @@
 """List the images in ImageNet's two official archives without unpacking them.
 
-The training archive contains one archive per class. Nothing is compressed, so an image is a range
-of bytes in the outer file.
+The training archive contains one archive per class. Nothing is compressed, so each image is a range
+of bytes in one of the two official archives.
 """
 
 import tarfile
@@ -86,9 +86,9 @@ def _list_validation(
 def _members(
     archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """Yield for each file of an archive: the open archive that contains the file, the header of the
-    file, and the reason why the file is refused, or None. Litter (see `is_litter`) is left out.
-    With `inner`, a member of the open archive `outer`, yield the files of that inner archive."""
+    """Yield for each file in `archive`: the open archive, the file's header, and the reason why the
+    file is refused or None. If `inner` is given, an archive within the open archive `outer`, yield
+    the files in `inner` instead. Litter (see `is_litter`) is left out."""
     place = f" at byte {inner.offset_data}" if inner else ""
     try:
         size = inner.size if inner else archive.stat().st_size
@@ -113,7 +113,7 @@ def _members(
 
 def _require_end(file: BinaryIO, offset: int) -> None:
     """Raise ReadError unless the archive `file` has zeros, and nothing else, from byte `offset` on.
-    If not, it is cut off or a header is damaged, which `tarfile` takes for the archive's end."""
+    `tarfile` does not check it: it takes a cut or a damaged header for the end of the archive."""
     file.seek(offset)
     first = file.read(tarfile.BLOCKSIZE)
     if len(first) < tarfile.BLOCKSIZE:

@@ -21,10 +21,10 @@ from fractal_model.data.sources.listing import (
 )
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
-"""The split of each name that a folder may have, in lower case."""
+"""Names of the folders of splits, in lower case, and the split that each name stands for."""
 _OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
-"""More names that folders of splits often have, in lower case. If all folders have such names, none
-is taken for a class."""
+"""Names that folders of splits often have, in lower case, besides `train` and `validation`. If all
+folders have such names, none is read as a class."""
 _REPEATED = "a link to images that are listed anyway: remove it"
 
 
@@ -48,9 +48,9 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def ignored_folders(root: Path) -> list[str]:
-    """Return the names of the folders beside the splits' folders, such as `test` beside `train` and
-    `val`. They are not read. If `root` has no splits' folders, every folder is read as a class, so
-    none is returned."""
+    """Return the names of the folders that are not read: those beside the folders of the splits,
+    such as `test` beside `train` and `val`. If no folder is a split, every folder is read as a
+    class, so the list is empty."""
     if not split_folders(root):
         return []
     return [
@@ -106,7 +106,7 @@ def require_no_validation_folder(root: Path, holdout: float) -> None:
     problem, way_out = "has no images", "remove that folder, or put the validation images there"
     if has_images:
         problem = "has validation images already"
-        way_out = "hold none out, or move that folder away"
+        way_out = "use no holdout, or move that folder away"
     raise FractalError(
         f"{holdout} of the images are to be held out, but {folder} {problem}: {way_out}",
         setting="holdout",
@@ -179,9 +179,9 @@ def _list_class(
     imagenet: bool = False,
     allowed: set[str] | None = None,
 ) -> None:
-    """List the files in the folder of a class and its subfolders. Refuse every file, so that the
-    report counts each, if the folder's name is not in `allowed` or, with `imagenet`, not a WordNet
-    id."""
+    """List the files in the folder of a class and its subfolders. If `allowed` is given and lacks
+    the folder's name, or if with `imagenet` the name is no WordNet id, refuse each file, so that
+    the report counts them all."""
     class_id, before = folder.name, len(builder)
     misplaced = None
     if imagenet and not WNID.fullmatch(class_id):
@@ -201,8 +201,8 @@ def _list_class(
 
 
 def _iterate_files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirEntry]]:
-    """Yield each file in `folder` and its subfolders: its path in the class's folder, and its
-    directory entry. `above` is the path of `folder` in the class's folder, with a final slash.
+    """Yield each file in `folder` and its subfolders: the path relative to the class's folder, and
+    the directory entry. `above` is the path of `folder` in the class's folder, with a final slash.
     Links to folders are yielded but not entered, because links may form a circle."""
     for entry in _entries(folder):
         name = f"{above}{entry.name}"

@@ -37,8 +37,8 @@ class Companions:
 
 
 def find_companions(root: Path) -> Companions:
-    """Read the devkit in `root`, or Kaggle's text files in `root` or one of three folders above it.
-    Raises FractalError when one of these files cannot be read."""
+    """Read the devkit in `root`, or Kaggle's text files in `root` or up to three folders above.
+    Without them the result is empty. FractalError: one of these files cannot be read."""
     companions = Companions()
     try:
         devkit = _devkit_files(root)

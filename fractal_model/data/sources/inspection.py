@@ -1,4 +1,4 @@
-"""Inspect a folder: the form of its images, their number and what is missing.
+"""Inspect a folder: how its images are stored, how many there are and what is missing.
 
 Decided here: class folders and parquet files are read as ImageNet, whose classes and counts are
 known, only if they are registered under the name `imagenet`. Under another name they are a user's
@@ -98,19 +98,19 @@ def _find_kind(root: Path, name: str) -> Kind:
         raise FractalError(
             f"{root} does not look like ImageNet: expected {TRAIN_ARCHIVE} and "
             f"{VALIDATION_ARCHIVE}, or train/<wnid>/ and val/, or train-*.parquet and "
-            f"validation-*.parquet; for images of your own give a name and a resolution"
+            f"validation-*.parquet; to register other images, give a name and a resolution"
         )
     return "folder"
 
 
 def _require_no_validation(root: Path, kind: Kind, holdout: float) -> None:
-    """Raise FractalError if the source has, or may have, its own validation images."""
+    """Raise FractalError if the source is ImageNet, or has a place for validation images."""
     if kind == "folder":
         require_no_validation_folder(root, holdout)
     elif kind != "parquet" or VALIDATION in parquet_files(root):
         raise FractalError(
             f"{holdout} of the images are to be held out, but {root} is {kind}, which has "
-            f"validation images of its own: hold none out",
+            f"validation images of its own: use no holdout",
             setting="holdout",
         )
 

@@ -1,8 +1,8 @@
-"""The listing of a source: the place of every image's bytes and its class.
+"""The listing of a source: the class of every image, and the place of its bytes.
 
-Decided here: a listing is stored in columns, because ImageNet has 1.3 million rows. Its order is
-the order of the prepared data set: by class and name, or for parquet the order in the files.
-Classes whose names are numerals are sorted by number, so that classes 0 … n - 1 have these labels.
+Decided here: a listing is a table of columns, because ImageNet has 1.3 million images. The prepared
+data set has the listing's order: by class and name, or for parquet as in the files. Classes with
+the names 0 … n - 1 are sorted as numbers, so that these numbers become their labels.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class ImageFile(NamedTuple):
     file: str
     """Path of the file with the image's bytes, relative to the source's folder."""
     offset: int
-    """Where the image begins in `file`: the number of its first byte in a tar archive, or of its
-    row group in a parquet file; WHOLE_FILE if the image is the whole file."""
+    """Where the image is in `file`. In a tar archive: number of its first byte. In a parquet file:
+    number of its row group. WHOLE_FILE if the image is the whole file."""
     size: int
     """Number of bytes of the image. In a parquet file: number of its row within the row group."""
 
@@ -81,8 +81,8 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     unused: tuple[str, ...]
     """Classes without a usable image, as `<split>/<class>`."""
     files: dict[str, str]
-    """Checksums of the parquet files, by path; empty for other sources. They replace the images'
-    sizes in the listing's checksum, because the sizes in parquet files are not listed."""
+    """Checksums of the parquet files, by path; empty for other sources. The listing's checksum
+    covers these instead of the images' sizes, which are not listed for parquet files."""
 
     def splits(self) -> tuple[str, ...]:
         """Return the names of the splits that have images."""
@@ -139,7 +139,7 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
 
 
 class ListingBuilder:
-    """Collects the images of a source for a `Listing`, and refused files with the reasons."""
+    """Collects the images of a source, and refused files with the reasons, into a `Listing`."""
 
     def __init__(self) -> None:
         self._columns: dict[str, list] = {name: [] for name in SCHEMA.names if name != "label"}
@@ -154,7 +154,7 @@ class ListingBuilder:
 
     def add(self, split: str, class_id: str, name: str, file: str, offset: int, size: int) -> None:
         """Add the image `name` of a class; `file`, `offset` and `size` are fields of `ImageFile`.
-        Refuse the image if the class has another of this name in the split, or if a name is not
+        Refuse it if the split already has an image of this name in the class, or if a name is not
         printable."""
         key = f"{class_id}/{name}"
         if (split, key) in self._keys:
@@ -245,7 +245,7 @@ def _require_different_names(class_names: tuple[str, ...]) -> None:
 
 
 def _class_sort_key(class_id: str) -> tuple[bool, int, str]:
-    """Return a sort key that puts numerals first, sorted as numbers."""
+    """Return a key that sorts classes: numerals first, by number, then other ids."""
     is_numeral = class_id.isascii() and class_id.isdecimal()
     return not is_numeral, int(class_id) if is_numeral else 0, class_id
 

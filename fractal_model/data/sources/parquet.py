@@ -27,7 +27,7 @@ from fractal_model.data.sources.listing import (
 from fractal_model.data.sources.reading import image_batches, open_parquet
 
 _SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
-"""The split of each word that a file's name may begin with, or that may be its folder's name."""
+"""Words at the start of a file's name, or names of its folder, with the split they stand for."""
 _LARGEST_PAGE = 512 * 2**20
 """Largest allowed page of a parquet column, in bytes. A page is decoded as a whole, with its packed
 and its unpacked bytes in memory at the same time."""
@@ -67,9 +67,9 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 
 def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
-    """Return by split the files such as `train-*.parquet` in the folders, and the numbered files in
-    their subfolders `train/`, `validation/` etc. Other files of these subfolders, such as
-    metadata.parquet, have no images."""
+    """Return for each split the files such as `train-*.parquet` in `folders`, and numbered files in
+    their subfolders `train/`, `validation/` etc. Other files in these subfolders, such as
+    metadata.parquet, have no images and are left out."""
     files: dict[str, list[Path]] = {}
     for folder in folders:
         for place in (folder, *(folder / name for name in _SPLITS)):

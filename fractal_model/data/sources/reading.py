@@ -1,4 +1,4 @@
-"""Read the bytes of one image from its source, with few images in memory."""
+"""Read the bytes of single images from a source, without loading more than a few at a time."""
 
 import os
 import weakref

@@ -111,7 +111,7 @@ def update_registered(
 
 
 def read_registered(data: Path) -> dict[str, Registered]:
-    """Return the registered data sets by name. Raises FractalError when the file is damaged."""
+    """Return the data sets in `registered.yaml` by name. FractalError: the file is damaged."""
     file = data / REGISTERED_FILE
     try:
         return RegisteredFile.model_validate(read_yaml(file)).registered or {}
@@ -169,7 +169,7 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
 
 def find_renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
     """Describe the first class whose number would change if the prepared data set were built again
-    with the class names `names`. None: no number changes, or no data set is prepared."""
+    with the class names `names`. Return None if no number changes, or no data set is prepared."""
     try:
         before = read_manifest(data / dataset).class_names
     except FractalError:  # It is not prepared, or not readable.
@@ -201,8 +201,8 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
 
 
 def statistics_file(data: Path, dataset: str) -> Path | None:
-    """Return the path on this machine of the statistics file that is registered for a data set, or
-    None if this machine does not know it."""
+    """Return the path of the statistics file that is registered for a data set. Return None if this
+    machine has no path for it."""
     return _read_location(data, f"{dataset}.statistics")
 
 

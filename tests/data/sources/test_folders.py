@@ -186,13 +186,13 @@ def test_nothing_is_held_out_beside_validation_images(tmp_path):
     data = tmp_path / "data"
     assert_refused(
         lambda: register(own, data, **OWN, holdout=0.3),
-        "0.3 of the images .*, but .*/validation has validation images already: hold none out",
+        "0.3 of the images .*, but .*/validation has validation images already: use no holdout",
     )
     for form, write in mini.FORMS.items():
         root = write(tmp_path / form)
         assert_refused(
             lambda r=root: register(r, data, holdout=0.3),
-            "0.3 of the images .*, but .* is ImageNet .*: hold none out",
+            "0.3 of the images .*, but .* is ImageNet .*: use no holdout",
         )
     assert not data.exists()
 
