@@ -1,7 +1,7 @@
 """Prefect flows: thin orchestration of the functions of `fractal_model`, without numerics.
 
-This package imports `fractal_model` before Prefect, because that sets the environment which Prefect
-reads on import. Prefect's pages show the log and message of a failed run, so secrets are removed.
+This package imports `fractal_model` before Prefect, to set environment variables that Prefect reads
+on import. Prefect's pages show the log and message of a failed run: secrets are removed from both.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
-"""Runs a flow as a command, with options, errors on one line, and without a Prefect server.
+"""Runs a flow as a command. It has options, reports errors on one line and needs no Prefect server.
 
 Decided here: the options are the flow's parameters, with the names, values and help texts of
-Prefect's form, so that a person starts a run in the same way in both places.
+Prefect's form. So a person starts a run in the same way in the terminal and on Prefect's pages.
 """
 
 import inspect
@@ -28,8 +28,8 @@ ParamsOption = Annotated[Path, typer.Option(help="Path of the settings file.")]
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
-    """Stop the run at Ctrl-C. The signal also ends the run's Prefect server. Prefect would try to
-    reach that server for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
+    """Stop the run at Ctrl-C. The signal also ends this run's own Prefect server. Prefect would try
+    to reach it for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
     logging.disable(logging.CRITICAL)
     print(f"stopping, in at most {GRACE_SECONDS:.0f} s …", file=sys.stderr, flush=True)
     timer = threading.Timer(GRACE_SECONDS, exit_interrupted)
@@ -39,9 +39,9 @@ def _interrupt(signal_number: int, frame: object) -> None:
 
 
 def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) -> None:
-    """Run a flow; the command line's options set its parameters, and --params sets `params_file`.
-    Before Prefect and Ray are started, `check` is called with the settings in that file and with
-    the other parameters. It raises FractalError if it finds a mistake."""
+    """Run a flow as a command. Its options set the flow's parameters; --params sets `params_file`.
+    First, `check` is called with the settings of that file and the other parameters, before Prefect
+    and Ray start. It raises FractalError if a parameter or setting is wrong."""
 
     def command(**parameters: Any) -> None:
         _require_valid(flow, parameters)
@@ -60,8 +60,8 @@ def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) ->
 
 
 def _options(flow: Flow) -> inspect.Signature:
-    """The flow's signature for Typer, without the bounds of values, which `_require_valid`
-    checks."""
+    """Signature of the command: one option for each flow parameter, without bounds, because
+    `_require_valid` checks them."""
     types, help_texts = get_type_hints(flow.fn), parameter_docstrings(inspect.getdoc(flow.fn) or "")
     return inspect.Signature(
         [
@@ -92,8 +92,8 @@ def _require_valid(flow: Flow, parameters: dict[str, Any]) -> None:
 
 
 def run_command(command: Callable[..., None]) -> None:
-    """Run `command` as a program. The function's arguments are the options, its docstring the
-    help."""
+    """Run a function as a program. Its arguments become the options, and its docstring the help
+    text."""
     signal.signal(signal.SIGINT, _interrupt)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

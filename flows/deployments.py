@@ -4,10 +4,10 @@
     prepare-data/<dataset>                                 for digits and each registered data set
     nightly-evaluation/all                                 every night
 
-Decided here: Prefect loads a flow from the folder that it was deployed from, without a clone. One
-run of a deployment works at a time and the next one waits, since both write to the same files. A
-deployment of this folder whose size or data set was deleted is removed, as its runs would fail. The
-server refuses a run with parameters that params.yaml does not allow (`flows.parameters`).
+Decided here: Prefect loads the flows from this folder and makes no copy of the code. All runs of a
+deployment write to the same files, so only one works at a time and the next one waits. If a size or
+data set was deleted, its deployments are removed, as their runs would fail. The server refuses a
+run with parameters that params.yaml does not allow (`flows.parameters`).
 """
 
 import contextlib
@@ -127,8 +127,8 @@ def training_resources(recipe: TrainingConfig) -> str:
 
 
 def evaluation_resources(size: Size) -> str:
-    """Say where an evaluation or a sweep draws its samples: "this machine", or on how many workers
-    of the cluster."""
+    """Say where an evaluation or a sweep draws its samples, for example "this machine" or "8 GPUs
+    of the cluster, one worker each"."""
     workers, unit = size.evaluation.workers, "GPU" if size.training.uses_gpu else "CPU"
     if workers == 1:
         return "this machine"
@@ -136,9 +136,9 @@ def evaluation_resources(size: Size) -> str:
 
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
-    """Make the work pool if it is missing, and all deployments; their runs load the flows from the
-    current folder. Return the names of the made and of the removed deployments. FractalError: the
-    folder has no flows, or Prefect's server does not answer or refuses."""
+    """Make the work pool, if it is missing, and all deployments. Their runs load the flows from the
+    current folder. Return the names of the deployments that were made and that were removed.
+    FractalError: the folder has no flows, or Prefect's server does not answer or refuses."""
     params = load_params(params_file)
     storage = LocalStorage(str(Path.cwd()))
     if not (storage.destination / TRAIN.partition(":")[0]).is_file():
@@ -168,8 +168,8 @@ def _make_work_pool(client: SyncPrefectClient) -> None:
 def _apply(
     deployment: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
 ) -> str:
-    """Make or change a deployment on the server, with `parameters` besides its own ones; return its
-    name as `flow/deployment`."""
+    """Make or change a deployment on the server and return its name, `flow/deployment`. Its runs
+    get `parameters` in addition to the deployment's own ones."""
     runner = RunnerDeployment.from_storage(
         storage,
         deployment.entrypoint,
@@ -206,7 +206,7 @@ def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalSt
 
 def main() -> None:
     def command(params: ParamsOption = DEFAULT_FILE) -> None:
-        """Make Prefect's deployments from the settings, and remove those of deleted sizes."""
+        """Make Prefect's deployments, and remove those of deleted sizes and data sets."""
         deployed, removed = deploy(params)
         for name in deployed:
             say(f"{DEPLOYED}{name}")

@@ -1,4 +1,4 @@
-"""Flow `evaluate-fractal`: measure a model by one protocol, compare it with the champion, promote.
+"""Flow `evaluate-fractal`: measure a model by one protocol, promote it if it beats the champion.
 
 As a command: `python -m flows.evaluate --size digits`. A version that was evaluated under the same
 protocol is not evaluated again. Samples are stored until the evaluation ends, so that a stopped
@@ -43,7 +43,7 @@ def evaluate_fractal(
     wait: bool = True,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
-    """Evaluate a model of a size; return its metrics.
+    """Evaluate a model of a size; return the metrics.
 
     After a full evaluation, a registered version that is better than the champion is promoted.
 
@@ -53,7 +53,7 @@ def evaluate_fractal(
             `models:/fractal-<size>/VERSION` or a checkpoint's folder; by default the candidate.
         preview: Draw fewer samples, add their count to the metrics' names, and promote nothing.
         workers: Number of Ray workers that share the work, or 0 for as many as the cluster has
-            room for; by default the size's number in params.yaml.
+            room for; by default the number in params.yaml.
         wait: If another process evaluates the same model by the same protocol, wait for its
             result; if this is off, the run fails at once.
         params_file: Path of the settings file.
@@ -76,7 +76,7 @@ def evaluate_fractal(
 
 def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
     """Protocol by which a size is evaluated; only numbers of equal protocols are compared.
-    FractalError: the data set, reference or feature weights are missing or do not fit."""
+    FractalError: the data set, reference or feature weights are missing or do not match."""
     settings = params.size(size)
     inputs = EvaluationInputs(params, settings.training.dataset)
     return inputs.protocol(settings.evaluation, sampling=settings.sampling, preview=preview)
@@ -89,8 +89,8 @@ def get_or_run_evaluation(
     preview: bool = False,
     wait: bool = True,
 ) -> str:
-    """Return the id of the run that evaluated a version under the size's protocol; without such a
-    run, evaluate now. LockHeldError: another process evaluates the version, and `wait` is False."""
+    """Evaluate a version by the size's protocol, unless a run has done it, and return the id of the
+    run. LockHeldError: another process evaluates the version, and `wait` is False."""
     protocol = protocol_of(params, size.name, preview).fingerprint
     run_id = registry.find_evaluation(size.name, version.version, protocol)
     if run_id is not None:
@@ -102,9 +102,9 @@ def get_or_run_evaluation(
 def _evaluate(
     params: Params, size: Size, checkpoint: Path, version: str | None, preview: bool, wait: bool
 ) -> str:
-    """Evaluate a checkpoint (`version` is its registered version, or None); return the run's id.
-    FractalError: settings or data set do not fit. LockHeldError: another process evaluates the
-    same, and `wait` is False."""
+    """Evaluate a checkpoint and return the run's id. `version` is the checkpoint's version in the
+    registry, or None. FractalError: the settings or the data set do not fit the checkpoint.
+    LockHeldError: another process evaluates it, and `wait` is False."""
     model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
@@ -126,9 +126,9 @@ def _evaluate(
 def compare_with_champion(
     params: Params, size: Size, candidate: registry.RegisteredCheckpoint, metrics: dict[str, float]
 ) -> Decision:
-    """Promote the candidate if it is better than the champion, and log the decision as tags of the
-    version and as an artifact. A champion without numbers under this protocol is evaluated first. A
-    candidate is not promoted if it is served with other settings than it was evaluated with."""
+    """Promote the candidate if it beats the champion. Log the decision as tags of the version and
+    as a Prefect artifact. A champion without numbers under this protocol is evaluated first. If a
+    candidate was evaluated with other settings than it is served with, it is not promoted."""
 
     def metrics_of(version: str) -> dict[str, float]:
         champion = registry.fetch(size.name, version)
@@ -168,8 +168,8 @@ def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict
 def check(
     params: Params, size: str, model: str | None = None, preview: bool = False, **others: object
 ) -> None:
-    """Raise FractalError, before anything starts, if the data set, its reference or the registered
-    model is missing, damaged or does not fit the size."""
+    """Check the parameters before the flow starts. FractalError: the data set, its reference or the
+    registered model is missing or damaged, or does not fit the size."""
     settings = params.size(size)
     folder = params.dataset_folder(settings.training.dataset)
     fit_size(settings, open_prepared(folder, "validation").manifest)

@@ -37,7 +37,7 @@ measure_samples = task(name="sample-metrics", cache_policy=NO_CACHE)(
 
 
 def evaluate_model(evaluation: PreparedEvaluation) -> str:
-    """Evaluate a model; log numbers, pictures and the report to a new run, and return the run's
+    """Evaluate a model; log numbers, pictures and the report to a new MLflow run, and return its
     id."""
     inputs, size = evaluation.inputs, evaluation.size
     outputs = inputs.params.paths.outputs
@@ -57,7 +57,7 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
 
 
 def publish_table(key: str, table: pd.DataFrame, description: str | None = None) -> None:
-    """Show a table on Prefect's pages as the artifact `key`; a missing value becomes an empty
+    """Show a table on Prefect's pages as the artifact `key`. A missing value becomes an empty
     cell."""
     cells = table.astype(object).where(table.notna(), "")
     rows = cells.map(lambda cell: safe_text(cell) if isinstance(cell, str) else cell).to_dict(
@@ -68,7 +68,7 @@ def publish_table(key: str, table: pd.DataFrame, description: str | None = None)
 
 @task(name="growth", cache_policy=NO_CACHE)
 def draw_growth(size: Size, model: FractalModel) -> None:
-    """Log how a few images are generated, as an animation and as a still picture."""
+    """Log an animation and a still picture that show how a few images are generated."""
     with tempfile.TemporaryDirectory() as scratch:
         for file in write_growth_animation(model, size.sampling, size.evaluation, Path(scratch)):
             runs.log_file(file)
@@ -81,7 +81,7 @@ def make_report(
     samples: SamplesWithFeatures,
     held_out: HeldOutLikelihood,
 ) -> None:
-    """Log `report.html` and its figures to the active run."""
+    """Make the report; log `report.html` and its figures to the active MLflow run."""
     inputs, record, size = evaluation.inputs, evaluation.record, evaluation.size
     references = inputs.references()
     inception = load_inception(inputs.params.metrics.inception_weights, compute_device())

@@ -1,8 +1,9 @@
-"""Reports a flow run to Prefect: its messages in the log, its failure as the state's message.
+"""Reports a flow run to Prefect: messages go to its log, the reason of a failure to its state.
 
-Decided here: a deployment's run has no terminal, so its messages go to the run's log. The state's
-message is the reason alone, as `--watch`, `prefect flow-run inspect` and Prefect's pages show it.
-Only a bug of this package has a traceback in the log; a mistake that a person can correct has none.
+Decided here: a deployment's run has no terminal, so its messages go to the run's log. A failed
+run's state has the reason alone, which `--watch`, `prefect flow-run inspect` and Prefect's pages
+show. Only a bug of this package has a traceback in the log. A mistake that a person can correct has
+none.
 """
 
 import functools
@@ -26,7 +27,7 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def failure_reason(error: Exception) -> str:
-    """Reason of a failure on one line; for a bug it begins with the exception's type."""
+    """Reason of a failure on one line. For a bug, it begins with the exception's type."""
     if (reason := explanation(error)) is not None:
         return reason
     reason, kind = one_line(error), type(error).__name__
@@ -40,9 +41,8 @@ def _redirect_to_prefect_log() -> AbstractContextManager[None]:
 
 
 def report_failure(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a flow's `function`. If it raises an exception, the flow run ends as failed with the
-    text of `failure_reason` as its message, and Prefect raises the exception for the flow's
-    caller."""
+    """Decorate the function of a flow. If it raises an exception, the flow run ends as Failed with
+    the text of `failure_reason`. Prefect then raises the exception for the caller of the flow."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

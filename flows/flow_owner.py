@@ -16,14 +16,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def this_owner() -> Owner:
-    """The owner of new Ray jobs: the current flow run and process."""
+    """Owner of the Ray jobs that this process starts: the current flow run and the process."""
     return Owner.current(flow_run=flow_run.id or "", prefect=_server())
 
 
 def is_over(owner: Owner, lock: Path | None) -> bool:
     """True if nobody follows the owner's job any more: the owner's flow run or process has ended,
-    and no other process holds the training's `lock` (None if this process holds it). False in
-    doubt: the Prefect server does not answer, or the flow run belongs to another server."""
+    and no other process holds `lock`, the training's lock file (None: this process holds it). False
+    in doubt: the Prefect server does not answer, or the flow run is on another server."""
     if lock is not None and is_held(lock):
         return False
     return owner.is_process_dead() or (owner.flow_run != "" and _flow_is_over(owner))

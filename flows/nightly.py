@@ -3,8 +3,8 @@
 As a command: `python -m flows.nightly`. Decided here: previews of all sizes come first, so that
 each size has a number in the morning. A size whose preview fails gets no full evaluation. A
 candidate is finished when it is evaluated and compared with the champion. If an evaluation fails,
-the flow run ends as Failed, which notifies a person, but only after all others and the table. An
-evaluation that did not fit the time, or that another process runs, is no failure.
+the others still run and the table is written; then the flow run ends as Failed, which notifies a
+person. An evaluation that had not enough time, or that another process runs, is no failure.
 """
 
 import time
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Due:
-    """A candidate that is not evaluated, or not compared with the champion, under the current
+    """A candidate that must still be evaluated, or compared with the champion, under the current
     protocol."""
 
     size: str
@@ -74,8 +74,8 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
     """Evaluate every registered size whose candidate has no evaluation under the current protocol.
 
     Previews come first, then full evaluations, within the hours that params.yaml allows. A size
-    that got no time comes first the next night. At the end a table is written, and a message is
-    sent if a notification block is configured. The run fails at its end if an evaluation failed.
+    that got no time comes first the next night. At the end, a table is written and the configured
+    notification block sends a message. The run fails if an evaluation or this message failed.
 
     Args:
         params_file: Path of the settings file, relative to the project's folder; its section
@@ -117,8 +117,8 @@ class Night:
         return [*previews, *fulls, *rows]
 
     def _find_due(self, size: str) -> Due | Row | None:
-        """Return the candidate of a size if it is due, a row with the reason if it is not, or None
-        if the size has no candidate."""
+        """Return the candidate of a size if it must be evaluated or compared; else a row with the
+        reason, or None if the size has no candidate."""
         version = registry.aliased_version(size, registry.CANDIDATE)
         if version is None:
             return None
@@ -164,9 +164,9 @@ class Night:
         return Row(*row, "evaluated", ", ".join(numbers), _minutes(started))
 
     def _forecast(self, due: Due, protocol: Protocol) -> float | None:
-        """Expected seconds of an evaluation; None if the size was never evaluated. For a full
-        evaluation, the time to evaluate the champion is added if it has no numbers under this
-        protocol."""
+        """Expected seconds of an evaluation; None if the size was never evaluated. A full
+        evaluation is compared with the champion's numbers. If these are missing, the time to
+        evaluate the champion is added."""
         is_full = protocol == due.full
         champion = registry.aliased_version(due.size, registry.CHAMPION) if is_full else None
         versions = {version for version in (due.version, champion) if version is not None}
@@ -182,8 +182,8 @@ class Night:
 
 
 def _run_or_report(work: Callable[[], T], size: str, version: str = "", kind: str = "") -> T | Row:
-    """Return the result of `work` on a size. If it raises an exception, return a row with the
-    reason, so that the night continues with the other sizes."""
+    """Call `work` and return its result. If it raises an exception, return a row with the reason,
+    so that the night continues with the other sizes."""
     started = time.monotonic()
     try:
         return work()
@@ -205,8 +205,8 @@ def summary(rows: list[Row]) -> str:
 
 
 def send_message(block: str | None, rows: list[Row]) -> list[str]:
-    """Send the night's rows through a notification block. Return an empty list, or a list with the
-    reason if sending fails."""
+    """Send the night's rows through a notification block, if there is one. Return an empty list, or
+    a list with the reason if sending fails."""
     if block is None:
         return []
     lines = [f"{r.size} {r.version} {r.evaluation}: {r.outcome}, {r.detail}" for r in rows]

@@ -1,8 +1,8 @@
 """The schema by which Prefect's server refuses runs with wrong parameters.
 
-Decided here: the flows' annotations hold fixed bounds; limits that depend on params.yaml are added
-when a deployment is made. A schema cannot divide one parameter by another, so it has one condition
-for each number of workers up to `MOST_WORKERS`. Above that the flow itself checks the batch size.
+Decided here: fixed bounds are in the flows' annotations; limits from params.yaml are added when a
+deployment is made. The batch size must be a multiple of the workers. A schema cannot divide them,
+so it has a condition for each number of workers up to `MOST_WORKERS`; above, the flow checks it.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ MOST_WORKERS = 64
 
 
 class _Schema(ParameterSchema):
-    """Prefect's schema, extended by conditions on several parameters."""
+    """Prefect's parameter schema, with conditions that concern several parameters together."""
 
     allOf: list[dict[str, Any]] = Field(default_factory=list)
 
@@ -37,7 +37,7 @@ def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
 
 def _batch_conditions(size: str, recipe: TrainingConfig) -> list[dict[str, Any]]:
     """JSON schema conditions: the batch size is a multiple of the number of workers. If a run sets
-    only one of the two, the other is the recipe's."""
+    only one of the two, the other comes from the recipe."""
     workers = [n for n in range(1, recipe.batch_size + 1) if recipe.batch_size % n == 0]
     this_size = {"size": {"const": size}}
     return [

@@ -1,7 +1,7 @@
-"""Prefect's server, which answers only requests to this machine's loopback names (for `make up`).
+"""Prefect's server for `make up`, which answers only requests to this machine's loopback names.
 
 Decided here: requests with another host name are refused. Otherwise a foreign site that points its
-name to 127.0.0.1 could use the login that the browser has stored. Prefect does not check the name.
+name to 127.0.0.1 could use the login that the browser has stored. Prefect checks no host names.
 """
 
 import flows  # noqa: F401  isort: skip  # This import comes first: it sets Prefect's environment.
@@ -16,7 +16,7 @@ from fractal_model import LOOPBACK
 
 
 def create_app() -> FastAPI:
-    """Return Prefect's server application for uvicorn."""
+    """Return Prefect's server application for uvicorn. It refuses requests to other host names."""
     app = server.create_app(final=True)
 
     @app.middleware("http")

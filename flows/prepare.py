@@ -4,9 +4,9 @@ As a command: `python -m flows.prepare --dataset digits`. It runs the stages of 
 continues where an earlier run stopped.
 
 With RAY_ADDRESS=http://… a Ray job of that cluster prepares a registered data set, and this process
-follows it. With another address this process spreads the work over that cluster; without one, over
-the cores of this machine. The cluster's machines need the source and the data folder at the same
-paths.
+follows the job. With another address, this process spreads the work over that cluster. Without an
+address, it spreads the work over the cores of this machine. All machines of a cluster need the
+source and the data folder at the same paths.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ from prefect.runtime import flow_run
 
 
 def name_run(verb: str) -> Callable[[], str]:
-    """Return the function that names a flow run as in `train-digits-2026-11-29-14-50`."""
+    """Return a function that names a flow run, such as `train-digits-2026-11-29-14-50`."""
 
     def name() -> str:
         parameters = flow_run.get_parameters()

@@ -48,8 +48,8 @@ def sweep_guidance(
     workers: NotNegativeInt | None = None,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
-    """Find the guidance, logit scale and iterations with the lowest FID; return guidance and logit
-    scale with the metrics of the full protocol.
+    """Find the guidance, logit scale and iterations with the lowest FID. Return the guidance
+    and logit scale that were found, and the metrics of a full evaluation with them.
 
     Many settings are tried with few images, and the better ones again with more. Nothing is
     promoted and params.yaml is not changed: the output says what to write there.
@@ -58,10 +58,10 @@ def sweep_guidance(
         size: Name of a size in params.yaml; its section `sweep` has the settings that are tried.
         model: Registered model of the size, for example models:/fractal-digits@champion; by default
             the candidate.
-        samples: Number of images that all previews together draw, without the full evaluation of
-            the best setting; by default the size's number in params.yaml.
+        samples: Number of images that all previews together draw; by default the number in
+            params.yaml. The full evaluation of the best setting is not counted.
         workers: Number of Ray workers that share the sampling, or 0 for as many as the cluster has
-            room for; by default the size's number in params.yaml. The result is the same.
+            room for; by default the number in params.yaml. It does not change the result.
         params_file: Path of the settings file, relative to the project's folder.
     """
     params = load_params(params_file)
@@ -72,7 +72,7 @@ def sweep_guidance(
 
 
 class _Sweep:
-    """One sweep over the sampling settings of one version."""
+    """One sweep: the search for the best sampling settings of one registered version."""
 
     def __init__(
         self, params: Params, size: Size, version: registry.RegisteredCheckpoint, sweep: SweepConfig
@@ -90,8 +90,8 @@ class _Sweep:
         self._previews = Previews(model, size, inputs, folder, workers)
 
     def run(self) -> dict[str, float]:
-        """Do the sweep. Return the best guidance and logit scale, and their metrics by the full
-        protocol."""
+        """Search the best setting and evaluate it. Return its guidance and logit scale, and its
+        metrics by the full protocol."""
         folder = self._previews.folder
         with hold_lock(folder.with_suffix(".lock")):
             with self._parent_run() as run_id:
@@ -114,8 +114,8 @@ class _Sweep:
         return runs.sweep_run(self._size, self._version.version, self._fingerprint, outputs)
 
     def _search(self, parent: str) -> SamplingConfig:
-        """Try the settings in rounds of successive halving; log a table and figures to the sweep's
-        MLflow run, which is active and has the id `parent`; return the best setting."""
+        """Try the settings in rounds of successive halving and return the best one. Log a table and
+        figures to the sweep's MLflow run, which is active and has the id `parent`."""
         settings: Sequence[SamplingConfig] = self._settings
         counts: list[int] = []
         table: list[dict[str, object]] = []
@@ -142,9 +142,9 @@ class _Sweep:
     def measure_fid(
         self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
     ) -> float:
-        """Return a setting's FID with `counts[-1]` images per class; NaN if it has no value.
-        `counts` are the images per class in all rounds so far. If the setting's MLflow run has the
-        metric `name` already, nothing is measured."""
+        """Return the FID of a setting with `counts[-1]` images per class, or NaN if FID has no
+        value. `counts` has the images per class of each round so far. If the setting's MLflow run
+        has the metric `name` already, nothing is measured."""
         outputs = self._params.paths.outputs
         with runs.setting_run(self._size, setting, parent, outputs) as metrics:
             if name in metrics:
@@ -176,7 +176,7 @@ def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
 
 
 def _sweep_config(params: Params, size: str, samples: int | None) -> SweepConfig:
-    """Sweep settings of a size; `samples`, unless None, replaces the budget of images."""
+    """Sweep settings of a size. `samples` replaces their budget of images, unless it is None."""
     sweep = params.sweep.get(size, SweepConfig())
     return sweep if samples is None else sweep.model_copy(update={"samples": samples})
 
@@ -184,8 +184,8 @@ def _sweep_config(params: Params, size: str, samples: int | None) -> SweepConfig
 def check(
     params: Params, size: str, model: str | None, samples: int | None, workers: int | None
 ) -> None:
-    """Raise FractalError, before anything starts, if the budget of images is too small for the
-    settings, or if data set, reference or model are missing or damaged (`evaluate.check`)."""
+    """Check before the flow starts. FractalError: the budget of images is too small for the
+    settings, or data set, reference or model are missing or damaged (`evaluate.check`)."""
     evaluate.check(params, size, model)
     _plan(params.size(size), _sweep_config(params, size, samples))
 

@@ -3,8 +3,8 @@
 As a command: `python -m flows.train --size digits`. A second run continues where the first stopped,
 and does nothing if an equal run is registered already.
 
-With RAY_ADDRESS=http://… training is a Ray job of that cluster, which this process follows. With
-another address this process drives the training on that cluster; without one, on a local Ray.
+With RAY_ADDRESS=http://… training is a Ray job of that cluster, and this process follows the job.
+With another address, this process drives the training on that cluster; without one, on a local Ray.
 """
 
 import os
@@ -35,7 +35,7 @@ from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
-"""Pauses between attempts to register, in seconds: MLflow may be down when a long training ends."""
+"""Seconds between attempts to register: MLflow may be down when a long training ends."""
 
 
 @flow(name="train-fractal", flow_run_name=name_run("train"))
@@ -53,17 +53,17 @@ def train_fractal(
 ) -> str:
     """Train a size on its data set; return the version of `fractal-<size>` in the registry.
 
-    Parameters that are set replace those of the recipe in params.yaml.
+    A parameter that is set replaces the value of the recipe in params.yaml.
 
     Args:
         size: Name under `models` in params.yaml, such as mar-l.
-        dataset: Name of the prepared data set, which has the size's resolution.
-        epochs: Number of times that training sees every image; with fewer than in the recipe, the
-            warm-up is shorter in proportion.
+        dataset: Name of a prepared data set with the resolution of the size.
+        epochs: Number of times that training sees every image. With fewer than in the recipe,
+            the warm-up is shorter in proportion.
         warmup_epochs: Number of epochs in which the learning rate rises to its peak.
-        batch_size: Number of images per step over all workers; the learning rate changes with it.
+        batch_size: Number of images per step over all workers; the learning rate is proportional.
         workers: Largest number of workers; the batch size must be a multiple of it.
-        precision: Number format of the computation, either float32, or bfloat16 by autocast.
+        precision: Number format of the computation: float32, or bfloat16 with autocast.
         resume: Continue from the last checkpoint of an equal run; if this is off, training starts
             from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
@@ -119,7 +119,7 @@ def _begin_anew(params: Params, size: Size, fingerprint: str) -> None:
 
 
 def _cluster_jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | None:
-    """Training jobs of the Ray cluster in RAY_ADDRESS; None if RAY_ADDRESS is no http address."""
+    """Client for the training jobs of the Ray cluster; None if RAY_ADDRESS is no http address."""
     address = os.environ.get("RAY_ADDRESS", "")
     if not address.startswith(("http://", "https://")):
         return None
@@ -154,7 +154,7 @@ def _make_job(
 
 @task(name="train", cache_policy=NO_CACHE)
 def train(job: TrainingJob, images: int, outputs: Path) -> str:
-    """Train to the end, showing progress; return the checkpoint to register, a folder or
+    """Train to the end and show the progress. Return the checkpoint to register, as its folder or
     address."""
     jobs = _cluster_jobs(outputs, job.size, job.fingerprint)
     with TrainingProgress(job, images) as progress:
@@ -173,14 +173,14 @@ def train(job: TrainingJob, images: int, outputs: Path) -> str:
     ),
 )
 def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
-    """Register the checkpoint as a new version, the candidate; return the version's number."""
+    """Register the checkpoint as a new version and make it the candidate; return its number."""
     with fetch_checkpoint(checkpoint) as folder:
         return registration.register(size.name, folder, serving=size.serving, tags=tags)
 
 
 def check(params: Params, size: str, resume: bool, **changes: str | int | None) -> None:
-    """Raise FractalError, before anything starts, if a change of the recipe is not allowed, the
-    data set is missing, damaged or does not fit the size, or the MLflow server does not answer."""
+    """Check before the flow starts. FractalError: a change of the recipe is not allowed, the data
+    set is missing, damaged or does not fit, or the MLflow server does not answer."""
     launch.load_size_and_manifest(params, size, **changes)
     store.connect(params.paths.outputs)
 

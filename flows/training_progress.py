@@ -23,13 +23,13 @@ from fractal_model.training.job import Report, TrainingJob
 
 ARTIFACT_SECONDS, LOG_SECONDS = 5.0, 30.0
 AWAY_SECONDS = 60.0
-"""Seconds until the next attempt if Prefect's server does not answer; an attempt can take
-minutes."""
+"""Seconds until the next attempt to update an artifact if Prefect's server does not answer. An
+attempt can take minutes."""
 
 
 class TrainingProgress:
-    """Shows the progress of the training `job`, which sees `images` images in all. The training
-    calls `report` and `log_line`."""
+    """Shows the progress of the training `job`, which sees `images` images over all epochs. The
+    training calls `report` and `log_line`."""
 
     def __init__(self, job: TrainingJob, images: int) -> None:
         self._job = job
@@ -80,7 +80,7 @@ class TrainingProgress:
             self._next_artifact = time.monotonic() + pause
 
     def _try_to_publish(self, publish: Callable[..., None], *arguments: object) -> bool:
-        """Call `publish`; return True if it succeeds. An error never ends the training."""
+        """Call `publish`. If it fails, return False and log the error: training continues."""
         try:
             publish(*arguments)
         except Exception as error:

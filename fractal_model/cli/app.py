@@ -18,8 +18,8 @@ COMMANDS = {
     "data": "Register images, prepare data sets from them, and check and describe the data sets.",
     "models": "List the registered models and choose the champion by hand.",
     "services": "Start and stop the Prefect, MLflow and Ray servers of this machine.",
-    "parity": "Compare the model with numbers measured on the published implementation.",
-    "ui": "Serve MLflow's pages for the store in this project's folder.",
+    "parity": "Compare our model with numbers measured on the published implementation.",
+    "ui": "Serve MLflow's pages with the runs and models in this project's folder.",
     "evaluate": "Measure a model, or existing samples, by the protocol in params.yaml.",
     "likelihood": "Measure how well a model predicts images, in bits per dimension.",
     "sample": "Draw images from a model.",
@@ -35,12 +35,12 @@ COMMANDS = {
 GROUPS = {"data", "models", "services"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
 OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
-"""Module and function of commands that are not in a module of their name: Python could not import a
-module named `import`."""
+"""Module and function of each command whose module has another name. Python could not import a
+module named `import`, because this word is a keyword."""
 
 
 class LazyGroup(TyperGroup):
-    """Group that lists all commands without importing them, and imports the command in use."""
+    """Typer group that lists all commands, but imports the module of the called command only."""
 
     def __init__(self, **settings: Any) -> None:
         listed = {name: TyperCommand(name, help=summary) for name, summary in COMMANDS.items()}

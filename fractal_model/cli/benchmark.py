@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 CUSTOM_GUIDANCE = 3.0
 CUSTOM_ITERATIONS = (64, 16)
-"""Iterations of level 0 and of each level below, for a model that --levels describes. A level with
-fewer sub-patches than iterations has one iteration for each sub-patch."""
+"""Default iterations of level 0 and of each level below, for a model that --levels describes. A
+level with fewer sub-patches has one iteration for each of them."""
 CUSTOM_CLASSES = 1000
 
 
@@ -57,7 +57,7 @@ def benchmark(
     generators: Annotated[
         str | None, typer.Option(help="Generator of each level, ar or mar, such as mar,mar.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images at a time.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, metavar="N", help="Images per batch.")] = 8,
     guidance: Annotated[
         float | None,
         typer.Option(help="Guidance; 1 switches it off. Default: the size's, or 3 without --size."),
@@ -79,8 +79,8 @@ def benchmark(
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Use torch.compile. Default: in sampling if there is a C++ compiler. A likelihood "
-            "never uses it.",
+            help="Use torch.compile. Default: only in sampling, if there is a C++ compiler. A "
+            "likelihood pass never uses it.",
         ),
     ] = None,
     repeats: Annotated[
@@ -104,8 +104,8 @@ def benchmark(
 ) -> None:
     """Time sampling, a training step or a likelihood pass on this machine.
 
-    The model has random weights. The result includes the utilisation: the speed that was reached,
-    divided by the ceiling, the speed of the machine's fastest matrix product.
+    The model has random weights. The result includes the utilisation: the measured speed divided by
+    the ceiling. The ceiling is the speed of the machine's fastest matrix product.
     """
     from fractal_model.common.memory import compute_device
     from fractal_model.costs import benchmark
@@ -175,8 +175,8 @@ def _model_and_sampling(
 
 
 def _custom_model(layers: dict[str, str | None]) -> ModelConfig:
-    """Build a model's configuration from the texts of --levels, --widths, --blocks, --heads and
-    --generators."""
+    """Build the configuration of the model that the options --levels, --widths, --blocks, --heads
+    and --generators describe; `layers` has the text of each option."""
     lists = {name: re.split(r"\s*,\s*", (text or "").strip()) for name, text in layers.items()}
     generators = lists["generators"]
     # A MAR level below an AR level reads only one condition.

@@ -30,23 +30,23 @@ def register_source(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="ImageNet's archives, its extracted tree or its parquet files; or other images as "
-            "CLASS/*, as train/CLASS/* and validation/CLASS/*, or as the Hugging Face hub's "
-            "parquet files.",
+            help="Folder of ImageNet (archives, extracted tree or parquet files) or of other "
+            "images (CLASS/*, or train/CLASS/* and validation/CLASS/*, or parquet files of the "
+            "Hugging Face hub).",
         ),
     ],
-    name: Annotated[str, typer.Option(help="Name of the images, if not ImageNet.")] = IMAGENET,
+    name: Annotated[str, typer.Option(help="Name of the source, if not ImageNet.")] = IMAGENET,
     resolution: Annotated[
         list[int] | None,
         typer.Option(help="Image side in pixels; may be repeated. ImageNet's default: 64, 256."),
     ] = None,
     holdout: Annotated[
         float,
-        typer.Option(min=0, max=0.9, help="Share of validation images, if DIR has no such folder."),
+        typer.Option(min=0, max=0.9, help="Share of validation images, if DIR has none."),
     ] = 0.0,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Register a folder of images, for `dvc repro` to prepare; nothing is copied now."""
+    """Register a folder of images. Nothing is copied: `dvc repro` prepares the images later."""
     from fractal_model.data.sources.folders import ignored_folders
     from fractal_model.data.sources.registered import (
         find_renumbered_class,
@@ -86,7 +86,7 @@ def register_source(
 
 @app.command("prepare")
 def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Prepare a data set for training; `dvc repro` calls this. A stopped preparation continues."""
+    """Prepare a data set, or continue a stopped preparation; `dvc repro` calls this."""
     from fractal_model.data.datasets import prepare_dataset
     from fractal_model.data.sources.registered import read_registered
     from fractal_model.parallel.ray_shards import build_shards
@@ -100,7 +100,7 @@ def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FI
 
 @app.command("reference")
 def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Extract the Inception features that samples are compared with; `dvc repro` calls this."""
+    """Extract a data set's Inception features, with which FID compares; `dvc repro` calls this."""
     from fractal_model.metrics.dataset_reference import extract_reference
 
     extract_reference(load_params(params), dataset)
@@ -110,12 +110,12 @@ def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_
 def register_reference(
     dataset: Annotated[str, typer.Argument(help="A registered data set such as imagenet64.")],
     file: Annotated[
-        Path | None, typer.Argument(help="ADM's statistics, such as adm_in64_stats.npz.")
+        Path | None, typer.Argument(help="ADM's file of statistics, such as adm_in64_stats.npz.")
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Go back to our statistics.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Use our own statistics again.")] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Compare samples with ADM's published statistics instead of those of our own images."""
+    """Use ADM's published statistics of a data set as its reference, instead of our own ones."""
     from fractal_model.data.sources.registered import read_registered, register_statistics
     from fractal_model.metrics.adm_statistics import conflicting_resolution, load_published
 
@@ -156,7 +156,7 @@ def report(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FIL
 
 @app.command("verify")
 def verify(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
-    """Decode every image of a prepared data set and compare it with the manifest's checksums."""
+    """Decode every image of a prepared data set and compare its checksum with the manifest."""
     from fractal_model.data.manifest import read_manifest
     from fractal_model.data.prepared import verify_prepared
 

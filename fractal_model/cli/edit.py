@@ -31,7 +31,7 @@ def edit(
     ] = None,
     outside: Annotated[bool, typer.Option("--outside", help="Generate all but the box.")] = False,
     uncrop: Annotated[
-        float | None, typer.Option(help="Shrink the image, such as to 0.5, and generate around it.")
+        float | None, typer.Option(help="Factor to shrink by, such as 0.5; the rest is generated.")
     ] = None,
     fit: Annotated[
         bool, typer.Option("--fit", help="Crop image and mask to a square, then resize them.")
@@ -84,8 +84,8 @@ def edit(
         known = editing.read_mask(mask, side, fit=fit)
     if bool(known.all()):
         raise FractalError(
-            "nothing is left to generate: give a mask with white pixels (128 or more), which are "
-            "generated, or another box"
+            "nothing is left to generate, because all pixels are known: give another --box or "
+            "--uncrop, or a --mask with white pixels (128 or more)"
         )
     files = _variant_files(labels, seed, n, out)
     if grid is not None and grid.resolve() in {file.resolve() for file in files}:
@@ -118,7 +118,7 @@ def edit(
 
 
 def _require_different(labels: list[int]) -> None:
-    """Raise FractalError if a class is given twice: its files would have the same names."""
+    """Raise FractalError if a class is given twice, as its variants would have equal file names."""
     repeated = [label for label in labels if labels.count(label) > 1]
     if repeated:
         raise FractalError(
@@ -142,8 +142,8 @@ def _require_one_mask(
 
 
 def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path]:
-    """Return the path of each variant's file: all variants of the first class, then of the next
-    one. A single variant has the path `out`."""
+    """Return the path of each variant's file, class by class. With several variants, a file's name
+    has the class and the seed. A single variant has the path `out`."""
     if len(labels) * n == 1:
         return [out]
     names = ["none" if label < 0 else str(label) for label in labels]

@@ -1,6 +1,6 @@
-"""`fractal evaluate`: measure all metrics of a model or of a set of samples, with their protocol.
+"""`fractal evaluate`: measure all metrics of a model or of existing samples, and show the protocol.
 
-Decided here: only a registered model needs MLflow, and standard output has nothing but the result.
+Decided here: only a registered model needs MLflow. With --json, stdout has only the result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def evaluate(
         str, typer.Option(parser=parse_text, metavar="NAME", help="The data set to compare with.")
     ],
     size: Annotated[
-        str | None, typer.Option(help="The size whose settings are used. Default: the model's.")
+        str | None, typer.Option(help="Use the settings of this size. Default: the model's size.")
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Use fewer samples, for metrics such as fid_5k.")
@@ -74,8 +74,8 @@ def _is_model(source: str) -> bool:
 
     if source.endswith(AVERAGED):
         raise FractalError(
-            f"{source} chooses the weights with {AVERAGED}, expected no choice because "
-            f"evaluation.<size>.weights in params.yaml makes it: leave out {AVERAGED}"
+            f"{source} ends in {AVERAGED}, but evaluation.<size>.weights in params.yaml chooses "
+            f"the weights: leave out {AVERAGED}"
         )
     files = (Path(source) / name for name in (CONFIG, WEIGHTS, *CHECKPOINT_ONLY))
     return source.startswith(REGISTRY_SCHEME) or any(file.exists() for file in files)

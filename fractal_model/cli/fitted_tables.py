@@ -1,4 +1,4 @@
-"""The results table for a terminal. A table that is too wide is split by its columns."""
+"""The results table for a terminal. A table that is too wide is split by columns into several."""
 
 import re
 
@@ -14,8 +14,8 @@ _LONG_HEADING = 12
 
 
 def terminal_tables(frame: pd.DataFrame) -> list[FittedTable | Text]:
-    """Return what to print: for each data set its table and notes, at the end the source of the
-    published numbers."""
+    """Return what `fractal results` prints: the table and notes of each data set, then the source
+    of the published numbers."""
     tables: list[FittedTable | Text] = []
     for section in split_by_dataset(frame):
         tables.append(_table(section))

@@ -1,4 +1,4 @@
-"""`fractal import` and `fractal export`: read published checkpoints, write models for others."""
+"""`fractal import` and `fractal export`: read a published checkpoint, write a model folder."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +28,9 @@ def import_checkpoint(
 ) -> None:
     """Convert a published checkpoint into a checkpoint of this project.
 
-    Reads the file without running any code in it, compares the name and shape of every weight with
-    the size, and writes a checkpoint folder that every --model option takes. The folder has no
-    optimiser state, so training cannot continue from it.
+    The file is read without running any code in it. The name and shape of every weight must fit
+    the size. The result is a checkpoint folder that every --model option takes. It has no optimiser
+    state, so training cannot continue from it.
     """
     from fractal_model.checkpoints.importing import (
         import_published,

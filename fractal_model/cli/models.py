@@ -28,7 +28,7 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every metric.")] = False,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """List all versions of all sizes: aliases, key metrics, and the decision about each."""
+    """List all versions of all sizes: aliases, key metrics, and the decision about each version."""
     from fractal_model.tracking.registry_view import registered_models
 
     _connect(params)

@@ -7,25 +7,25 @@ import typer
 
 
 def group(help: str) -> typer.Typer:
-    """Return an app for a group of commands. Without a command it shows its help."""
+    """Return a Typer app for a group of commands. Without a command, the app prints its help."""
     return typer.Typer(help=help, no_args_is_help=True, add_completion=False)
 
 
 def parse_path(text: str | Path) -> Path:
-    """Return the path that an option names. BadParameter: the text is empty, for example from a
-    shell variable that is not set; an empty path would mean the current folder."""
+    """Return an option's text as a path. BadParameter: the text is empty, for example because a
+    shell variable is not set. Python would read an empty path as the current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty: give a path")
     return Path(text)
 
 
 def path_option(help: str) -> Any:
-    """Return an option whose value is a path that is not empty."""
+    """Return a Typer option that takes a path and refuses an empty text."""
     return typer.Option(parser=parse_path, help=help)
 
 
 def parse_text(text: str) -> str:
-    """Return the text that an option has. BadParameter: the text is empty."""
+    """Return an option's text unchanged. BadParameter: the text is empty."""
     if not text.strip():
         raise typer.BadParameter("it is empty: give a text")
     return text

@@ -1,4 +1,4 @@
-"""`fractal parity`: compare the model with numbers of the published implementation."""
+"""`fractal parity`: compare our model with numbers of the published implementation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,11 @@ from fractal_model.common.tables import FittedTable
 
 
 def parity(
-    folder: Annotated[Path, typer.Argument(help="A folder like tests/parity/mar4.")],
+    folder: Annotated[Path, typer.Argument(help="A folder with numbers, as tests/parity/mar4.")],
 ) -> None:
-    """Compare the model with numbers measured on the published implementation.
+    """Compare our model with numbers measured on the published implementation.
 
-    Prints the error and the tolerance of each quantity. The exit code is 1 if one is too large.
+    Prints the error and tolerance of each quantity. The exit code is 1 if an error is too large.
     """
     from rich.text import Text
 
@@ -31,7 +31,7 @@ def parity(
     if missed:
         raise FractalError(
             f"{len(missed)} of {len(comparisons)} quantities of {folder} differ from the published "
-            f"model's by more than the tolerance, for example {missed[0]}: undo the change that "
-            f"causes it"
+            f"model's by more than the tolerance, for example {missed[0]}: find and undo the "
+            f"change in the code that causes this"
         )
     say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")

@@ -1,4 +1,4 @@
-"""`fractal plan`: print the estimate that `costs.plan` computes."""
+"""`fractal plan`: print the costs of training and sampling that `costs.plan` estimates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def plan(
     size: Annotated[str, typer.Argument(help="A size of params.yaml, such as mar-l.")],
     gpus: Annotated[
-        int | None, typer.Option(help="Number of GPUs. Default: the recipe's workers.")
+        int | None, typer.Option(help="Number of GPUs. Default: one for each worker of the recipe.")
     ] = None,
     gpu: Annotated[str, typer.Option(help=f"Kind of GPU: {', '.join(GPUS)}.")] = "h100",
     batch_size: Annotated[
@@ -34,10 +34,10 @@ def plan(
     ] = None,
     utilisation: Annotated[
         float | None,
-        typer.Option(help="Share of the GPU's peak in training. Default: the paper's."),
+        typer.Option(help="Share of the GPU's peak speed in training. Default: the paper's."),
     ] = None,
     sampling_utilisation: Annotated[
-        float | None, typer.Option(help="Share of the peak in sampling. Default: the paper's.")
+        float | None, typer.Option(help="Share of peak speed in sampling. Default: the paper's.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     params: ParamsOption = DEFAULT_FILE,

@@ -31,8 +31,8 @@ def results(
 ) -> None:
     """Show the metrics of all evaluated models, beside the published numbers.
 
-    Each version has a row for its newest evaluation under each protocol. Rows that must not be
-    compared with the others are marked, with the reason. CSV and JSON have all digits.
+    A row is the newest evaluation of a version under one protocol. A row that must not be compared
+    with the others has a note with the reason. In CSV and JSON, the numbers have all digits.
     """
     from fractal_model.reporting.results_table import results_table, rows_of_dataset
     from fractal_model.tracking import store

@@ -24,7 +24,7 @@ def sample(
     ],
     classes: ClassesOption = "none",
     n: Annotated[int, typer.Option("--n", help="Number of images of each class.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the first image; it rises by 1 each.")] = 0,
+    seed: Annotated[int, typer.Option(help="First image's seed; it rises by 1 per image.")] = 0,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
     *,

@@ -1,4 +1,4 @@
-"""Options of the commands that sample, and the sampling settings that they give."""
+"""Options of `sample`, `edit` and `animate`, and the functions that check and apply them."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ class SamplingOptions:
     order: Annotated[
         str | None,
         typer.Option(
-            help="Order in which level 0 generates its patches: random, raster, centre-out, or a "
-            "list of all patch numbers, such as 3,1,0,2, here or in a file. Default: the size's."
+            help="Order in which level 0 generates its sub-patches: random, raster, centre-out, "
+            "all sub-patch numbers, such as 3,1,0,2, or a file with them. Default: the size's."
         ),
     ] = None
     params: ParamsOption = DEFAULT_FILE
 
     def load(self) -> tuple[FractalModel, SamplingConfig]:
-        """Return the model and the sampling settings of its size, changed as the options say.
+        """Return the model and its sampling settings, with the changes that the options make.
 
         FractalError: the model does not exist or fits no size, or a value is not allowed.
         """
@@ -83,7 +83,7 @@ class SamplingOptions:
                 size.sampling.level_iterations(model.config)
             except FractalError as error:
                 raise FractalError(
-                    f"the settings of size {size.name} do not fit the model: {error}"
+                    f"settings of size {size.name} do not fit the model, give --iterations: {error}"
                 ) from error
         return model, change_sampling(
             size.sampling,
@@ -126,16 +126,16 @@ _ALLOWED = {
 
 
 def require_request(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
-    """Check that `n` images of each of the `classes` can be drawn. FractalError: too many images
-    or none, or a seed or batch size that is out of range."""
+    """Check a request for `n` images of each class in the option's text `classes`. FractalError:
+    the request is for too many images or none, or the seed or batch size is out of range."""
     from fractal_model.common.strict import LARGEST_SEED
     from fractal_model.generation.classes import split_classes
 
     total = len(split_classes(classes)) * n
     if not 1 <= total <= LARGEST_REQUEST:
         raise FractalError(
-            f"{count_of(total, 'image')} asked for: give 1 … {LARGEST_REQUEST:,} with --n and "
-            f"--classes, and draw more with another --seed"
+            f"{count_of(total, 'image')} asked for: give 1 … {LARGEST_REQUEST:,} in all with --n "
+            f"and --classes; for more images, run again with another --seed"
         )
     if not 0 <= seed <= LARGEST_SEED - total + 1:
         raise FractalError(
@@ -155,7 +155,7 @@ def change_sampling(
     iterations: str | None = None,
     order: str | None = None,
 ) -> SamplingConfig:
-    """Return the settings `base`, changed to the value of each option that is not None.
+    """Return the settings `base` with the given options in place of its values. None keeps a value.
 
     FractalError: a value is not allowed or does not fit the model.
     """
@@ -190,15 +190,15 @@ def _parse_order(text: str) -> str | tuple[int, ...]:
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         raise FractalError(
             f"order {text[:60]!r} is neither {', '.join(_ORDERS)} nor a file that can be read: "
-            f"choose one, or give the numbers of the patches"
+            f"choose one, or give the numbers of all sub-patches"
         ) from error
     return parse_numbers(file_text, f"order file {text}", None)
 
 
 def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
-    """Return the whole numbers in a text, where commas or blanks separate them. `name` is the
-    option's name in errors; `count` is how many numbers there must be, None for any. FractalError:
-    the text holds something else, or not `count` numbers."""
+    """Return the whole numbers in a text, where commas or blanks separate them. Errors begin with
+    `name`, the option's name. FractalError: the text has something else, or not `count` numbers. If
+    `count` is None, any number of them is allowed."""
     try:
         values = tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError as error:

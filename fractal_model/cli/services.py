@@ -1,4 +1,4 @@
-"""`fractal services up | down | status`: the servers of this machine, for `make up` and others."""
+"""`fractal services up | down | status`: start, stop and list the servers of this machine."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""`fractal ui`: serve MLflow's pages for the store in this project's folder."""
+"""`fractal ui`: serve MLflow's pages with the runs and models in this project's folder."""
 
 import os
 import subprocess
@@ -22,13 +22,13 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Serve MLflow's pages for the store in this project's folder."""
+    """Serve MLflow's pages with the runs and models in this project's folder."""
     from fractal_model.tracking.store import connect
 
     outputs = load_params(params).paths.outputs
     uri = connect(outputs)
     if uri.startswith("http"):
-        raise FractalError(f"MLFLOW_TRACKING_URI names the server {uri}: open it in a browser")
+        raise FractalError(f"MLFLOW_TRACKING_URI names a server with its own pages: open {uri}")
     require_free_port(port, "choose another with --port")
     folder = ServicesFolder(params, outputs)
     login = folder.login()

@@ -129,7 +129,7 @@ BOX = ("--box", "0,0,2,2")
         ((*BOX, "--classes", "2,1,2"), "class 2 is given 2 times"),
         ((*BOX, "--grid", "g.jpg"), "g.jpg is no PNG file"),
         ((*BOX, "--out", "o.png", "--grid", "./o.png"), "is the file of an edited image"),
-        (("--box", "0,0,4,4", "--outside"), "nothing is left to generate: give a mask with white"),
+        (("--box", "0,0,4,4", "--outside"), "nothing is left to generate, because all pixels"),
         ((*BOX, "--size", "huge"), "size 'huge' is unknown"),
         ((*BOX, "--out", "o.jpg"), "name it .png"),
         ((*BOX, "--out", "/proc/no folder/o.png"), "cannot be made"),
