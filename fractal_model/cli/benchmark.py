@@ -93,7 +93,7 @@ def benchmark(
         bool, typer.Option(help="Also measure the time of each level in sampling, in one more run.")
     ] = True,
     warm_up: Annotated[
-        bool, typer.Option(help="Begin with one or two runs that are not timed.")
+        bool, typer.Option(help="Compute once or twice without timing before the timed repeats.")
     ] = True,
     profile: Annotated[
         Path | None,

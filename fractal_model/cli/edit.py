@@ -142,8 +142,8 @@ def _require_one_mask(
 
 
 def _variant_files(labels: list[int], seed: int, n: int, out: Path) -> list[Path]:
-    """Return the path of each variant's file, class by class. With several variants, a file's name
-    has the class and the seed. A single variant has the path `out`."""
+    """Return the files of the variants, `n` for each class, class by class. A single variant is
+    written to `out`. Several are written beside `out`, with class and seed added to its name."""
     if len(labels) * n == 1:
         return [out]
     names = ["none" if label < 0 else str(label) for label in labels]

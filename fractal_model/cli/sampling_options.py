@@ -206,5 +206,5 @@ def parse_numbers(text: str, name: str, count: int | None) -> tuple[int, ...]:
         raise FractalError(f"{name}: found {start}, expected whole numbers such as 3,1") from error
     if count is not None and len(values) != count:
         numbers = count_of(len(values), "number")
-        raise FractalError(f"{name}: found {numbers} in {text!r}, expected {count}")
+        raise FractalError(f"{name}: {text!r} has {numbers}, expected {count}")
     return values

@@ -63,7 +63,7 @@ class Disk(StrictModel):
     """Upper limit for the prepared images: their size without compression. PNG needs less."""
     raw_archives: float
     checkpoint: float
-    """One checkpoint: weights, their moving average, AdamW's moments, all in float32."""
+    """Bytes of one checkpoint: weights, their moving average, AdamW's moments, all in float32."""
     checkpoints_kept: float
 
 

@@ -109,10 +109,10 @@ def held_out_likelihood(
 ) -> HeldOutLikelihood:
     """Measure `nll_bits_per_dim`, without classes as in the paper, and
     `nll_conditional_bits_per_dim`, with each image's class. Both have a standard error over the
-    images. `source` has seed and passes. Parts are stored in `folder`, and parts from an earlier
-    call with the same arguments are used again. `progress` receives the number of images done; each
-    image counts once for each metric. FractalError: a result is not finite; see also
-    `measure_likelihood`."""
+    images. `source` has the protocol's seed and number of passes. Parts are stored in `folder`, and
+    parts from an earlier call with the same arguments are used again. `progress` receives the
+    number of images done; each image counts once for each metric. FractalError: a result is not
+    finite; see also `measure_likelihood`."""
 
     def measure(conditional: bool) -> Likelihood:
         name = CONDITIONAL_NLL if conditional else NLL

@@ -62,10 +62,10 @@ def kernel_distance(
     """Return the kernel inception distance (KID) between two sets of features, with a cubic kernel.
 
     Subsets are drawn without replacement and are at most as large as the smaller set. Let n be the
-    images of the smaller set, m those of a subset, and σ the standard deviation of KID over the
-    subsets. The standard error is σ √(m / (n − m) + 1 / subsets). One term is the error from the
-    choice of images, by the delete-d jackknife (Shao & Wu 1989) because subsets overlap. The other
-    is from the choice of subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000.
+    number of images in the smaller set, m that in a subset, and σ the standard deviation of KID
+    over the subsets. The standard error is σ √(m / (n − m) + 1 / subsets). Its first term, by the
+    delete-d jackknife (Shao & Wu 1989), is due to the choice of the images, its second term to the
+    choice of the subsets. Source: Binkowski et al. 2018, section 4, with subsets of 1000.
     FractalError: fewer than 2 images (also in a subset), no subset, features not finite, unequal D.
     """
     generated, real = require_feature_pair(generated, real, at_least=2)

@@ -163,11 +163,10 @@ def _draw_masks(
 
 def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
     """Draw the number of masked sub-patches, 1 … T, for each pass and each of an image's n patches,
-    (P, n). The range 1 … T is divided into P bands. A patch takes another band in each pass, in its
-    own random order (Latin hypercube sampling), so its number does not depend on that of the patch
-    around it. In one pass, the n patches have evenly spaced places within their bands. The whole
-    image, the only patch of level 0, takes the bands from low to high. Its first passes have few
-    masked sub-patches with large weights; later passes balance these."""
+    (P, n). The range 1 … T is divided into P equal bands. In its P passes a patch has one number
+    from each band (Latin hypercube sampling), in a random order, so that its number does not depend
+    on that of the patch around it. In one pass, the n patches have evenly spaced places within
+    their bands. Level 0 has one patch, the whole image, which takes the bands from low to high."""
     visits = torch.rand(passes, n, generator=generator).argsort(dim=0)
     band = visits if n > 1 else torch.arange(passes)[:, None]
     slot = torch.rand(passes, n, generator=generator).argsort(dim=1)

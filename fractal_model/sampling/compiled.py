@@ -55,8 +55,9 @@ class CompiledPixels:
         self._graphs = Graphs()
 
     def __call__(self, conditions: Conditions, uniforms: Tensor, guidance: Tensor | None) -> Tensor:
-        """Sample the pixels of R patches, (R, T, 3) uint8. `conditions` are those of the R rows of
-        each branch, `uniforms` (R, T, 3) random numbers, `guidance` is each row's (R,) or None."""
+        """Sample the T pixels of each of R patches, (R, T, 3) uint8. `conditions` has G · R rows: R
+        for each branch. `uniforms` (R, T, 3) are random numbers. `guidance` (R,) is the guidance of
+        each patch, None without guidance."""
         guides = None if guidance is None else guidance[:, None].contiguous()
         inputs = conditions.values_NCD, uniforms, guides
         if uniforms.device.type != "cuda":

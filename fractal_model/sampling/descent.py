@@ -58,9 +58,9 @@ class _Step(NamedTuple):
     """One sampling step of an AR level, or one iteration of a MAR level."""
 
     drawn: Tensor
-    """Sub-patches that this step samples, (R, T) bool."""
+    """True for each sub-patch that this step samples, (R, T) bool."""
     hidden: Tensor
-    """Sub-patches that are hidden after this step, (R, T) bool."""
+    """True for each sub-patch that is not sampled yet after this step, (R, T) bool."""
     conditions: Conditions
     """Conditions (G · N, n, D) of the N sub-patches that this step samples, in each branch."""
     progress: Sequence[float]

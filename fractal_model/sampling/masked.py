@@ -5,8 +5,8 @@ becomes known, these four are computed for it once, for both branches. The last 
 the outputs that the next level reads. `uncached.py` reuses nothing and gives the same results.
 
 Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
-P prefix positions, S = P + T, N sub-patches selected in all rows, n conditions of each, D width, H
-heads of d elements.
+P prefix positions, S = P + T, N sub-patches that an iteration samples (all rows together),
+n conditions of each sub-patch, D width, H heads of d elements.
 """
 
 from collections.abc import Callable
@@ -72,8 +72,9 @@ class CachedMaskedIterations:
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
     def _selected_tokens(self, selected: Tensor) -> Tensor | None:
-        """Return the numbers of each row's selected sub-patches, (R, N / R), or None if all outputs
-        are needed: rows are not `even`, or the next level would read T outputs of a row or more."""
+        """Return the numbers of each row's selected sub-patches, (R, N / R). Return None if the
+        last block must compute all T outputs of each row: the rows select different numbers of
+        sub-patches, or the next level reads T or more outputs of a row."""
         if not self._rows.even:
             return None
         token = selected.nonzero(as_tuple=True)[1].view(len(selected), -1)

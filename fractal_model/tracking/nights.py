@@ -53,6 +53,6 @@ def start_waiting(size: str) -> None:
 
 
 def end_waiting(size: str) -> None:
-    """Record that a size does not wait any more."""
+    """Record that a size does not wait for a night with enough time any more."""
     if waits_since(size) is not None:
         mlflow.MlflowClient().delete_registered_model_tag(model_name(size), WAITS_TAG)

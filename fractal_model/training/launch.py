@@ -48,8 +48,9 @@ def _change(recipe: TrainingConfig, name: str, changes: dict[str, str | int]) ->
 
 
 def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
-    """Number of warm-up epochs for a training of `epochs` epochs. If these are fewer than the
-    recipe's, the warm-up shrinks in proportion, rounded down, but to no less than 1 if possible."""
+    """Number of warm-up epochs for a training of `epochs` epochs. If `epochs` is smaller than in
+    the recipe, the warm-up shrinks in proportion, rounded down, but not below 1. A training of one
+    epoch has no warm-up."""
     if not 0 < epochs < recipe.epochs:
         return recipe.warmup_epochs
     share = recipe.warmup_epochs * epochs // recipe.epochs

@@ -32,8 +32,9 @@ def training_masks(tokens: list[int], generator: torch.Generator) -> MaskSource:
 
 
 def training_guides(means: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the targets of the guiding pixels of R patches, int64 (R, 3) in 0 … 255, and unchanged
-    the mean colours `means`, float (R, 3), which the level reads. As published, a target is a mean
-    plus a little noise, rounded. So a mean halfway between two values goes up or down at random."""
+    """Return two things for the guiding pixels of R patches: the targets of the loss, int64 (R, 3)
+    in 0 … 255, and the colours that the level reads, float (R, 3). These are the mean colours
+    `means`, unchanged. As published, a target is the mean plus a little noise, rounded, so a mean
+    halfway between two values goes up or down at random."""
     noise = torch.randn(means.shape, generator=generator).to(means.device) * GUIDE_NOISE_SD
     return (means + noise).round().clamp(0, 255).long(), means

@@ -149,7 +149,7 @@ def test_the_operations_of_a_likelihood_are_counted():
         (["sample", "--size", "huge"], "size 'huge' is unknown"),
         (
             ["sample", "--size", "mar-64", "--iterations", "1,2,3"],
-            "found 3 numbers in '1,2,3', expected 2",
+            "'1,2,3' has 3 numbers, expected 2",
         ),
         (["sample", "--size", "digits", "--guidance", "-1"], "guidance 0 … 1000"),
         (["sample", *TINY, "--generators", "ar"], "generators has length 1 for 3"),

@@ -108,7 +108,7 @@ def test_a_stopped_folder_is_completed(workplace, tmp_path):
         (("--iterations", "0,4"), "iterations.*found 0.*1 or more for each level"),
         (("--iterations", "a"), "iterations: found 'a', expected whole numbers"),
         (("--iterations", "5,4"), "iterations is 5 .* give 1 … 4"),
-        (("--iterations", "4"), "iterations: found 1 number in '4', expected 2"),
+        (("--iterations", "4"), "iterations: '4' has 1 number, expected 2"),
         (("--seed", -1), "seed -1 with 16 images .* 0 … 4294967280"),
         (("--seed", 2**32 - 5), "seed 4294967291 with 16 images .* 0 … 4294967280"),
         (("--size", "mar-9"), "size 'mar-9' is unknown: choose .* or digits"),

@@ -86,9 +86,9 @@ def _list_validation(
 def _members(
     archive: Path, outer: tarfile.TarFile | None = None, inner: tarfile.TarInfo | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo, str | None]]:
-    """Yield for each file in `archive`: the open archive, the file's header, and the reason why the
-    file is refused or None. If `inner` is given, an archive within the open archive `outer`, yield
-    the files in `inner` instead. Litter (see `is_litter`) is left out."""
+    """Yield for each file in an archive: the open archive, the file's header, and the reason why
+    the file is refused or None. The archive is the file `archive` or, if `inner` is given, the
+    member `inner` of the open archive `outer`. Litter (see `is_litter`) is left out."""
     place = f" at byte {inner.offset_data}" if inner else ""
     try:
         size = inner.size if inner else archive.stat().st_size

@@ -54,7 +54,8 @@ class ImageFile(NamedTuple):
     """Where the image is in `file`. In a tar archive: number of its first byte. In a parquet file:
     number of its row group. WHOLE_FILE if the image is the whole file."""
     size: int
-    """Number of bytes of the image. In a parquet file: number of its row within the row group."""
+    """Number of bytes of the image. In a parquet file: index of its row in the row group, from
+    0."""
 
 
 _TYPES = {str: pa.string(), int: pa.int64()}

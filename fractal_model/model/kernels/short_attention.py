@@ -131,8 +131,9 @@ def _launch(
 def _tile(
     rows, heads, LENGTH: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr
 ):
-    """Return what this Triton program computes: the numbers of its rows (T, 1), its head, the
-    positions (T, 1), the elements (1, d), and a mask (T, d) that is False at the padding."""
+    """Return the part of the tensors that this Triton program works on: row numbers (TILE, 1), the
+    head, positions in the row (TILE, 1), elements of the head (1, PADDED), and a mask
+    (TILE, PADDED) that is False at the padding."""
     rows_per_tile: tl.constexpr = TILE // LENGTH
     slot = tl.arange(0, TILE)[:, None]
     element = tl.arange(0, PADDED)[None, :]
