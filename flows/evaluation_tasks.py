@@ -23,7 +23,7 @@ from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.ray_workers import split_over_workers
 from fractal_model.reporting.evaluation_page import class_overview
-from fractal_model.tracking import registry, runs
+from fractal_model.tracking import cross_links, registration, registry, runs
 from fractal_model.tracking.reports import log_report
 
 PICTURE = "samples.png"
@@ -45,8 +45,11 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
         held_out = measure_likelihood(evaluation)
         samples = draw_samples(evaluation)
         results = held_out.results | measure_samples(evaluation, samples)
-        model_id = registry.logged_model_id(size.name, evaluation.record.version)
-        runs.log_results(results, model_id)
+        version = evaluation.record.version
+        model_id = registration.ranked_model_id(size.name, version, size.serving)
+        runs.log_results(results, inputs.manifest, model_id)
+        if version:
+            link_pages(evaluation, version, run_id, is_served_so=model_id is not None)
         with runs.optional_step("picture of the samples"):
             runs.log_picture(class_overview(samples.images), PICTURE)
         with runs.optional_step("animation"):
@@ -54,6 +57,19 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
         with runs.optional_step("report"):
             make_report(evaluation, results, samples, held_out)
     return run_id
+
+
+def link_pages(
+    evaluation: PreparedEvaluation, version: str, run_id: str, *, is_served_so: bool
+) -> None:
+    """Link the evaluation `run_id` with its training on MLflow's pages. If the version is served
+    with the evaluated settings, write the metrics into its description."""
+    size = evaluation.size.name
+    with runs.optional_step("link between training and evaluation"):
+        cross_links.link_evaluation(size, version, run_id)
+        if is_served_so:
+            is_preview = evaluation.record.protocol.is_preview
+            cross_links.show_numbers(size, version, run_id, is_preview=is_preview)
 
 
 def publish_table(key: str, table: pd.DataFrame, description: str | None = None) -> None:

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 
+from mlflow.entities import Run
+
+from fractal_model.metrics.names import FID, NLL, STANDARD_ERROR, error_name, is_preview_of
 from fractal_model.tracking import tags
+
+EVALUATION_HEADING = "\n\n### Evaluation\n"
+"""Heading in a version's description. An evaluation replaces the text from there to the end."""
 
 _RUNS = {
     "train": (
@@ -57,9 +63,40 @@ def describe_model(size: str) -> str:
     )
 
 
-def describe_version(size: str, own_tags: Mapping[str, str]) -> str:
-    """Description of a registered version, in Markdown, made from the version's tags `own_tags`."""
+def describe_version(size: str, own_tags: Mapping[str, str], run: Run) -> str:
+    """Description of a registered version, in Markdown. `own_tags`: the version's tags. `run`: the
+    run that trained or imported it."""
     if tags.IMPORT_RUN_TAG in own_tags:
         return f"`{size}`, imported from a published file (`{tags.SOURCE_CHECKSUM_TAG}`)."
-    run = own_tags.get(tags.TRAINING_RUN_TAG)
-    return f"`{size}`, trained here" + (f" in the run {run}." if run else ".")
+    return f"`{size}`, trained here in the run {link_to_run(run)}."
+
+
+def link_to_run(run: Run) -> str:
+    """Markdown link to a run's page. It is relative, so it works at every address of MLflow."""
+    info = run.info
+    return f"[{info.run_name}](#/experiments/{info.experiment_id}/runs/{info.run_id})"
+
+
+def evaluation_line(run: Run) -> str:
+    """One line about an evaluation for the description of its training run, in Markdown."""
+    numbers = [
+        f"`{name}` {value:.4g}"
+        for name, value in sorted(run.data.metrics.items())
+        if name in (FID, NLL) or is_preview_of(FID, name)
+    ]
+    return f"- {link_to_run(run)}: {', '.join(numbers) or 'no metrics'}"
+
+
+def describe_evaluation(run: Run) -> str:
+    """The metrics of an evaluation for the description of its version, in Markdown. Standard errors
+    stand beside their metrics."""
+    metrics = run.data.metrics
+    rows = [
+        f"| `{name}` | {value:.4g}"
+        + (f" ± {metrics[error_name(name)]:.2g} |" if error_name(name) in metrics else " |")
+        for name, value in sorted(metrics.items())
+        if not name.endswith(STANDARD_ERROR)
+    ]
+    table = "\n".join(["| metric | value |", "|---|---|", *rows])
+    protocol = run.data.tags.get(tags.PROTOCOL_TAG, "")[:12]
+    return f"{EVALUATION_HEADING}{link_to_run(run)}, protocol `{protocol}`\n\n{table}\n"

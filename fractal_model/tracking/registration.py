@@ -91,7 +91,8 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     for key, value in tags.items():
         registry.tag_version(size, number, key, value)
     client.update_registered_model(model_name(size), describe_model(size))
-    client.update_model_version(model_name(size), number, describe_version(size, tags))
+    run = mlflow.get_run(logged.run_id)
+    client.update_model_version(model_name(size), number, describe_version(size, tags, run))
     return number
 
 
@@ -138,6 +139,14 @@ def serving_difference(size: str, version: str, evaluated: ServingConfig) -> str
         f"version {version} serves with {differences}, unlike its evaluation: train or import "
         f"{size} again, which registers the same weights with the settings of params.yaml"
     )
+
+
+def ranked_model_id(size: str, version: str | None, evaluated: ServingConfig) -> str | None:
+    """Id of the MLflow model that an evaluation with the settings `evaluated` ranks on MLflow's tab
+    "Models". None: the version serves with other settings (a sweep evaluates such settings),
+    `version` is None, or an old release of MLflow registered the version."""
+    is_served_so = version is not None and _serves_with(size, version, evaluated)
+    return registry.logged_model_id(size, version) if is_served_so else None
 
 
 def _serves_with(size: str, version: str, serving: ServingConfig) -> bool:

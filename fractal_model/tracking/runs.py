@@ -206,10 +206,11 @@ def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(pair for pair in pairs if all(map(math.isfinite, pair))))
 
 
-def log_results(results: MetricResults, model_id: str | None) -> None:
-    """Log metrics to the active run and, unless `model_id` is None, to the MLflow model of that id.
-    The artifact `results.json` lists all metrics, with the reason for each missing value."""
-    mlflow.log_metrics(results.values, model_id=model_id)
+def log_results(results: MetricResults, manifest: Manifest, model_id: str | None) -> None:
+    """Log metrics on a data set to the active run and, unless `model_id` is None, to the MLflow
+    model of that id, which becomes an input of the run. The artifact `results.json` lists all
+    metrics, with the reason for each missing value."""
+    mlflow.log_metrics(results.values, model_id=model_id, dataset=_dataset(manifest))
     mlflow.log_table(results_table(results), RESULTS_FILE)
 
 
@@ -262,12 +263,15 @@ def _log_params(**tree: object) -> None:
     mlflow.log_params(dict(pair for name in tree for pair in _flat(tree[name], name)))
 
 
-def _log_dataset(manifest: Manifest, context: str) -> None:
+def _dataset(manifest: Manifest) -> MetaDataset:
     source = CodeDatasetSource(tags={"mlflow.source.name": safe_text(manifest.source)})
     digest = manifest.checksum[:36]  # MLflow's longest digest
     # MLflow declares `profile` as abstract, but this class of MLflow does not implement it.
-    dataset = MetaDataset(source, name=manifest.dataset, digest=digest)  # type: ignore[abstract]
-    mlflow.log_input(dataset, context=context)
+    return MetaDataset(source, name=manifest.dataset, digest=digest)  # type: ignore[abstract]
+
+
+def _log_dataset(manifest: Manifest, context: str) -> None:
+    mlflow.log_input(_dataset(manifest), context=context)
     mlflow.set_tag(tags.DATASET_TAG, manifest.checksum)
 
 

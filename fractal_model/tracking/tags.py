@@ -27,10 +27,11 @@ PARENT_TAG, NOTE_TAG = "mlflow.parentRunId", "mlflow.note.content"
 
 # Tags of a version of a registered model
 TRAINING_RUN_TAG, IMPORT_RUN_TAG = "fractal.training_run", "fractal.import_run"
-"""Two tags: the id of the run that trained the version, or of the run that imported it."""
+"""Two tags: the id of the run that trained the version, or of the run that imported it. The first
+one is also a tag of the evaluations of the version."""
 EVALUATION_TAG = "fractal.evaluation"
 """Tag `fractal.evaluation.FINGERPRINT`: id of the run that evaluated the version under the protocol
-with this fingerprint (its first 12 digits)."""
+with this fingerprint (its first 12 digits). The run that trained the version has it too."""
 DECISION_TAG = "fractal.decision"
 """Reason of the last decision about the version. Tag `fractal.decision.NAME`: a detail of it."""
 DECIDED_TAG = f"{DECISION_TAG}.protocol"

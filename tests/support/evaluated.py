@@ -90,7 +90,9 @@ def _evaluate(params: Params, model, guidance: float, folder: Path) -> str:
         metrics = held_out.results | sample_metrics(
             samples, references, load_inception("auto"), protocol, model=model.config
         )
-        runs.log_results(metrics, registry.logged_model_id("digits", record.version))
+        runs.log_results(
+            metrics, train.manifest, registry.logged_model_id("digits", record.version)
+        )
         labels = samples.images.labels
         pictures = samples.images.images(range(len(labels)))
         runs.log_picture(sample_grid(pictures, labels, per_class=1), "samples.png")

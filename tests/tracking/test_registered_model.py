@@ -102,6 +102,23 @@ def test_signature_example_and_requirements_are_set(registered):
     assert info.saved_input_example_info["type"] == "dataframe"
 
 
+def test_the_description_links_to_the_run_that_made_the_version(registered):
+    version = mlflow.MlflowClient().get_model_version("fractal-digits", "1")
+    run = mlflow.get_run(version.run_id).info
+    link = f"[{run.run_name}](#/experiments/{run.experiment_id}/runs/{run.run_id})"
+    assert version.description == f"`digits`, trained here in the run {link}."
+
+
+def test_only_an_evaluation_with_the_served_settings_ranks_the_version(registered):
+    serving = registered.serving
+    model_id = registry.logged_model_id("digits", "1")
+    assert model_id and registration.ranked_model_id("digits", "1", serving) == model_id
+    other = serving.sampling.model_copy(update={"guidance": serving.sampling.guidance + 1})
+    swept = serving.model_copy(update={"sampling": other})
+    assert registration.ranked_model_id("digits", "1", swept) is None
+    assert registration.ranked_model_id("digits", None, serving) is None
+
+
 def _ask_mlflows_server(**request: object) -> str:
     """Let MLflow itself parse a bad request, without a socket, and return the error's message."""
     app = scoring_server.init(mlflow.pyfunc.load_model("models:/fractal-digits@champion"))
