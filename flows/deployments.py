@@ -7,7 +7,8 @@
 Decided here: Prefect loads the flows from this folder and makes no copy of the code. All runs of a
 deployment write to the same files, so only one works at a time and the next one waits. If a size or
 data set was deleted, its deployments are removed, as their runs would fail. The server refuses a
-run with parameters that params.yaml does not allow (`flows.parameters`).
+run with parameters that params.yaml does not allow (`flows.parameters`), or of another size than
+its deployment's.
 """
 
 import contextlib
@@ -21,12 +22,15 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
+from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.runner.storage import LocalStorage
 from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
+from prefect.utilities.annotations import freeze
 from prefect.workers.process import ProcessWorker
 
+from flows.automations import RUN_TAG, evaluation_trigger, watch_heartbeats
 from flows.command import ParamsOption, run_command
 from flows.parameters import restrict_parameters
 from fractal_model.common.console import say
@@ -59,6 +63,7 @@ class Deployment:
     tags: tuple[str, ...]
     parameters: dict[str, str] = field(default_factory=dict)
     schedule: Schedule | None = None
+    triggers: tuple[DeploymentEventTrigger, ...] = ()
 
 
 def deployments(params: Params) -> Iterator[Deployment]:
@@ -73,9 +78,18 @@ def deployments(params: Params) -> Iterator[Deployment]:
             f"budget of images. Resources: {resources}.",
         }
         device = size.training.accelerator_type or ("gpu" if size.training.uses_gpu else "cpu")
-        tags = ("fractal", size.training.dataset, device.lower())
+        tags = (RUN_TAG, size.training.dataset, device.lower())
+        is_triggered = params.services.evaluate_after_training
+        triggers = {EVALUATE: (evaluation_trigger(size.name),) if is_triggered else ()}
         for entrypoint, purpose in purposes.items():
-            yield Deployment(entrypoint, size.name, purpose, tags, {"size": size.name})
+            yield Deployment(
+                entrypoint,
+                size.name,
+                purpose,
+                tags,
+                {"size": size.name},
+                triggers=triggers.get(entrypoint, ()),
+            )
     for dataset in dataset_names(params):
         place = "this machine" if dataset == DIGITS else "the Ray cluster, or this machine"
         yield Deployment(
@@ -83,7 +97,7 @@ def deployments(params: Params) -> Iterator[Deployment]:
             dataset,
             f"Prepares the images of {dataset}, the features that FID compares with, and its "
             f"report. Resources: {place}.",
-            ("fractal", dataset),
+            (RUN_TAG, dataset),
             {"dataset": dataset},
         )
     yield Deployment(
@@ -91,7 +105,7 @@ def deployments(params: Params) -> Iterator[Deployment]:
         "all",
         "Evaluates, every night, each registered size whose candidate has no evaluation under the "
         "current protocol. Resources: those of its evaluations, one after the other.",
-        ("fractal", "nightly"),
+        (RUN_TAG, "nightly"),
         schedule=Cron(params.nightly.cron, timezone=params.nightly.timezone),
     )
 
@@ -136,9 +150,10 @@ def evaluation_resources(size: Size) -> str:
 
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
-    """Make the work pool, if it is missing, and all deployments. Their runs load the flows from the
-    current folder. Return the names of the deployments that were made and that were removed.
-    FractalError: the folder has no flows, or Prefect's server does not answer or refuses."""
+    """Make the work pool if it is missing, the automation that watches heartbeats, and all
+    deployments. Their runs load the flows from the current folder. Return the names of the
+    deployments that were made and that were removed. FractalError: the folder has no flows, or
+    Prefect's server does not answer or refuses."""
     params = load_params(params_file)
     storage = LocalStorage(str(Path.cwd()))
     if not (storage.destination / TRAIN.partition(":")[0]).is_file():
@@ -148,6 +163,7 @@ def deploy(params_file: Path) -> tuple[list[str], list[str]]:
     try:
         with get_client(sync_client=True) as client:
             _make_work_pool(client)
+            watch_heartbeats(client)
             names = [_apply(each, storage, shared, params) for each in deployments(params)]
             return names, _remove_others(client, names, storage)
     except (httpx.HTTPError, DeploymentApplyError) as error:
@@ -170,14 +186,16 @@ def _apply(
 ) -> str:
     """Make or change a deployment on the server and return its name, `flow/deployment`. Its runs
     get `parameters` in addition to the deployment's own ones."""
+    fixed = {k: freeze(v) if k == "size" else v for k, v in deployment.parameters.items()}
     runner = RunnerDeployment.from_storage(
         storage,
         deployment.entrypoint,
         deployment.name,
         description=deployment.description,
         tags=list(deployment.tags),
-        parameters={**deployment.parameters, **parameters},
+        parameters={**fixed, **parameters},
         schedule=deployment.schedule,
+        triggers=list(deployment.triggers),
         concurrency_limit=ONE_AT_A_TIME,
         work_pool_name=WORK_POOL,
     )

@@ -20,6 +20,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.blocks import notifications  # noqa: F401  (The import registers its blocks.)
 from prefect.blocks.core import Block
 
+from flows.automations import with_tags_of_parent
 from flows.command import run_flow
 from flows.evaluate import evaluate_fractal, protocol_of
 from flows.failures import report_failure
@@ -150,13 +151,14 @@ class Night:
             needed = "" if forecast is None else f"about {forecast / 3600:.2f} h needed, "
             rest = f"{max(0.0, seconds_left) / 3600:.2f} h left: comes first next night"
             return Row(*row, "did not fit", needed + rest)
-        metrics = evaluate_fractal(
-            size=due.size,
-            model=f"models:/{registry.model_name(due.size)}/{due.version}",
-            preview=is_preview,
-            wait=False,
-            params_file=self._params_file,
-        )
+        with with_tags_of_parent():
+            metrics = evaluate_fractal(
+                size=due.size,
+                model=f"models:/{registry.model_name(due.size)}/{due.version}",
+                preview=is_preview,
+                wait=False,
+                params_file=self._params_file,
+            )
         if not is_preview:
             nights.end_waiting(due.size)
         labels = [protocol.label(name) for name in (FID, NLL)]

@@ -24,11 +24,11 @@ class _Schema(ParameterSchema):
 
 
 def restrict_parameters(deployment: RunnerDeployment, params: Params) -> None:
-    """Let a deployment accept only sizes in params.yaml, and batch sizes that are a multiple of the
-    number of workers."""
+    """Let a deployment accept only sizes in params.yaml (if it does not fix the size), and batch
+    sizes that are a multiple of the number of workers."""
     schema = deployment._parameter_openapi_schema.model_dump(exclude_unset=True)
     properties, size = schema["properties"], deployment.parameters.get("size")
-    if "size" in properties:
+    if "size" in properties and size is None:
         properties["size"]["enum"] = list(params.models)
     if "batch_size" in properties and size is not None:
         schema["allOf"] = _batch_conditions(size, params.training[size])

@@ -14,6 +14,7 @@ from typing import Literal
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.automations import announce_version
 from flows.command import run_flow
 from flows.failures import report_failure
 from flows.flow_owner import is_over, this_owner
@@ -101,6 +102,7 @@ def _train_and_register(
             checkpoint = train(job, images, outputs)
             tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
             version = register(size, checkpoint, tags)
+    announce_version(size.name, f"models:/{registry.model_name(size.name)}/{version}")
     say(f"registered fractal-{size.name} version {version} as candidate")
     return version
 

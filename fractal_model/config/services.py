@@ -12,7 +12,7 @@ PORTS = ("prefect", "mlflow", "ray", "ray_client", "ray_dashboard")
 
 
 class ServicesConfig(StrictModel):
-    """Ports of the servers on 127.0.0.1, and the CPUs that Ray may use."""
+    """Ports of the servers on 127.0.0.1, the CPUs that Ray may use, and what starts by itself."""
 
     prefect: Port = 4200
     mlflow: Port = 5000
@@ -26,6 +26,8 @@ class ServicesConfig(StrictModel):
     """Number of logical CPUs that Ray offers; 0: all CPUs of the machine."""
     startup_seconds: Annotated[int, Field(ge=1, le=86_400), NUMBER] = 180
     """Longest time in seconds that a started server may take until it answers."""
+    evaluate_after_training: bool = True
+    """Evaluate each version as soon as a training of a deployment has registered it."""
 
     def ports(self) -> dict[str, int]:
         """The ports of all servers, by their keys in the section `services`."""

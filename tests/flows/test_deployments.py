@@ -197,7 +197,9 @@ def test_the_server_has_every_deployment_with_its_settings(project, server, caps
     assert training.parameters == {"size": "own"}
     assert training.tags == ["fractal", "digits", "cpu"]
     assert training.description.startswith("The embedded handwritten digits at 8 × 8. ")
-    assert training.parameter_openapi_schema["properties"]["epochs"]["description"]
+    properties = training.parameter_openapi_schema["properties"]
+    assert all(len(schema["description"]) > 10 for schema in properties.values())
+    assert (properties["size"]["enum"], properties["size"]["readOnly"]) == (["own"], True)
     night = load_params(project.params).nightly
     (schedule,) = stored["nightly-evaluation/all"].schedules
     assert schedule.active

@@ -9,8 +9,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
-from flows import deployments, evaluate, train
-from fractal_model.config.params import load_params
+from flows import deployments, evaluate, parameters, train
+from fractal_model.config.params import Params, load_params
+from fractal_model.services.configuration import WORK_POOL
 from fractal_model.training import launch
 from tests.support import REPOSITORY
 from tests.support.params import small_params
@@ -33,48 +34,58 @@ def deployed(prefect: None, tmp_path_factory) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.folder)
         deployments.deploy(project.params)
+        _deploy_for_any_size(load_params(project.params))
 
 
-def _create(deployment: str, **parameters: object) -> FlowRun:
+def _deploy_for_any_size(params: Params) -> None:
+    """Make a deployment of the training without a size, as a person may."""
+    deployment = train.train_fractal.to_deployment("any", work_pool_name=WORK_POOL)
+    parameters.restrict_parameters(deployment, params)
+    deployment.apply()
+
+
+def _create(deployment: str, **values: object) -> FlowRun:
     with get_client(sync_client=True) as client:
         stored = client.read_deployment_by_name(deployment)
-        return client.create_flow_run_from_deployment(stored.id, parameters=parameters)
+        return client.create_flow_run_from_deployment(stored.id, parameters=values)
 
 
 @pytest.mark.parametrize(
-    ("deployment", "parameters", "reason"),
+    ("deployment", "values", "reason"),
     [
         ("train-fractal/digits", {"epochs": -1}, "-1 is less than the minimum of 1"),
         ("train-fractal/digits", {"epochs": 2.5}, "2.5 is not"),
         ("train-fractal/digits", {"epochs": "three"}, "'three' is not"),
         ("train-fractal/digits", {"warmup_epochs": -1}, "-1 is less than the minimum of 0"),
-        ("train-fractal/digits", {"size": "emojo"}, "'emojo' is not one of ['digits', 'emoji']"),
+        ("train-fractal/digits", {"size": "emoji"}, "'emoji' is not one of ['digits']"),
         ("train-fractal/digits", {"precision": "float16"}, "'float16' is not one of"),
         ("train-fractal/digits", {"batch_size": 33}, "33 is not a multiple of 2"),
         ("train-fractal/emoji", {"batch_size": 32}, "32 is not a multiple of 3"),
         ("train-fractal/emoji", {"batch_size": 33, "workers": 2}, "33 is not a multiple of 2"),
         ("train-fractal/emoji", {"workers": 5}, "5 is not one of [None, 1, 2, 3, 4, 6, 12]"),
         ("evaluate-fractal/emoji", {"workers": -1}, "-1 is less than the minimum of 0"),
-        ("evaluate-fractal/emoji", {"size": "emojo"}, "'emojo' is not one of"),
+        ("evaluate-fractal/emoji", {"size": "digits"}, "'digits' is not one of ['emoji']"),
+        ("train-fractal/any", {"size": "emojo"}, "'emojo' is not one of ['digits', 'emoji']"),
         ("sweep-guidance/emoji", {"samples": 0}, "0 is less than the minimum of 1"),
     ],
 )
-def test_a_run_that_cannot_succeed_is_not_created(deployed, deployment, parameters, reason):
+def test_a_run_that_cannot_succeed_is_not_created(deployed, deployment, values, reason):
     with pytest.raises(httpx.HTTPStatusError) as raised:
-        _create(deployment, **parameters)
-    name = next(iter(parameters))
+        _create(deployment, **values)
+    name = next(iter(values))
     detail = raised.value.response.json()["detail"]
     assert f"Validation failed for field '{name}'. Failure reason: {reason}" in detail
 
 
 @pytest.mark.parametrize(
-    ("deployment", "parameters"),
+    ("deployment", "values"),
     [
         ("train-fractal/digits", {"epochs": 1}),
         ("train-fractal/digits", {"epochs": None, "dataset": None, "precision": None}),
         ("train-fractal/digits", {"batch_size": 34, "workers": None}),
         ("train-fractal/digits", {"batch_size": 33, "workers": 3}),
-        ("train-fractal/digits", {"size": "emoji", "batch_size": 9}),
+        ("train-fractal/digits", {"size": "digits"}),
+        ("train-fractal/any", {"size": "emoji"}),
         ("train-fractal/emoji", {"workers": 4}),
         ("evaluate-fractal/emoji", {"workers": 0, "preview": True}),
         ("sweep-guidance/emoji", {}),
@@ -82,9 +93,9 @@ def test_a_run_that_cannot_succeed_is_not_created(deployed, deployment, paramete
         ("nightly-evaluation/all", {}),
     ],
 )
-def test_a_run_that_may_succeed_is_created(deployed, deployment, parameters):
-    run = _create(deployment, **parameters)
-    assert parameters.items() <= run.parameters.items()
+def test_a_run_that_may_succeed_is_created(deployed, deployment, values):
+    run = _create(deployment, **values)
+    assert values.items() <= run.parameters.items()
 
 
 @pytest.fixture
