@@ -148,7 +148,7 @@ def test_a_model_of_no_size_needs_the_option_size(folder, tmp_path):
     command += ["--image", str(folder / "in.png"), "--classes", "1", "--out", "o.png"]
     done = CliRunner().invoke(app, command)
     assert isinstance(done.exception, FractalError)
-    assert "no size in params.yaml: choose the size" in str(done.exception)
+    assert "no size in params.yaml has the layers of this model: choose" in str(done.exception)
 
 
 def test_an_order_file_without_numbers_is_refused(folder, tmp_path):
