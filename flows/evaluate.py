@@ -18,7 +18,11 @@ from flows.command import run_flow
 from flows.evaluation_tasks import PICTURE, publish_table
 from flows.failures import report_failure
 from flows.run_names import name_run
-from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
+from fractal_model.checkpoints.checkpoint import (
+    load_checkpoint,
+    require_weights,
+    verify_checkpoint,
+)
 from fractal_model.common.console import print_results, say
 from fractal_model.common.strict import NotNegativeInt
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
@@ -30,7 +34,7 @@ from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
 from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, registration, registry, runs, store
-from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered
+from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered, split_weights
 
 
 @flow(name="evaluate-fractal", flow_run_name=name_run("evaluate"))
@@ -51,6 +55,7 @@ def evaluate_fractal(
         size: Name under `models` in params.yaml, such as mar-l.
         model: Model to evaluate, as `models:/fractal-<size>@ALIAS`,
             `models:/fractal-<size>/VERSION` or a checkpoint's folder; by default the candidate.
+            With #ema or #ema-0.999 at its end, this moving average is evaluated.
         preview: Draw fewer samples, add their count to the metrics' names, and promote nothing.
         workers: Number of Ray workers that share the work, or 0 for as many as the cluster has
             room for; by default the number in params.yaml.
@@ -58,13 +63,14 @@ def evaluate_fractal(
             result; if this is off, the run fails at once.
         params_file: Path of the settings file.
     """
-    params = load_params(params_file)
+    source, weights = split_weights(model)
+    params = load_params(params_file).with_weights(size, weights)
     settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
-    if model is not None and not model.startswith(REGISTRY_SCHEME):
-        run_id = _evaluate(params, settings, Path(model), None, preview, wait)
-        return _publish_results(params, size, model, run_id)
-    version = fetch_registered(size, model)
+    if source is not None and not source.startswith(REGISTRY_SCHEME):
+        run_id = _evaluate(params, settings, Path(source), None, preview, wait)
+        return _publish_results(params, size, source, run_id)
+    version = fetch_registered(size, source)
     run_id = get_or_run_evaluation(params, settings, version, preview, wait)
     metrics = _publish_results(params, size, f"fractal-{size} version {version.version}", run_id)
     if not preview:
@@ -105,7 +111,7 @@ def _evaluate(
     """Evaluate a checkpoint and return the run's id. `version` is the checkpoint's version in the
     registry, or None. FractalError: the settings or the data set do not fit the checkpoint.
     LockHeldError: another process evaluates it, and `wait` is False."""
-    model = load_checkpoint(checkpoint).build_model(averaged=size.evaluation.weights == "ema")
+    model = load_checkpoint(checkpoint).build_model(size.evaluation.weights)
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
         params, size, model, name=name, version=version, preview=preview
@@ -170,13 +176,17 @@ def check(
 ) -> None:
     """Check the parameters before the flow starts. FractalError: the data set, its reference or the
     registered model is missing or damaged, or does not fit the size."""
+    source, weights = split_weights(model)
+    params = params.with_weights(size, weights)
     settings = params.size(size)
     folder = params.dataset_folder(settings.training.dataset)
     fit_size(settings, open_prepared(folder, "validation").manifest)
     protocol_of(params, size, preview)
     store.connect(params.paths.outputs)
-    if model is None or model.startswith(REGISTRY_SCHEME):
-        verify_checkpoint(fetch_registered(size, model).checkpoint)
+    if source is None or source.startswith(REGISTRY_SCHEME):
+        checkpoint = fetch_registered(size, source).checkpoint
+        verify_checkpoint(checkpoint)
+        require_weights(checkpoint, settings.evaluation.weights)
 
 
 def main() -> None:

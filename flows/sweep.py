@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -28,15 +29,16 @@ from fractal_model.common.locks import hold_lock
 from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
-from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.evaluation.halving import Rung, lowest_indices, plan_rungs
 from fractal_model.evaluation.inputs import EvaluationInputs, computation_fingerprint
 from fractal_model.evaluation.sweep_previews import Previews
+from fractal_model.evaluation.sweep_settings import describe_setting
 from fractal_model.metrics.names import FID
 from fractal_model.parallel.ray_workers import split_over_workers
 from fractal_model.reporting.sweep import COLUMNS, sweep_figures, sweep_row
 from fractal_model.tracking import registry, runs, store
-from fractal_model.tracking.model_source import fetch_registered
+from fractal_model.tracking.model_source import fetch_registered, split_weights
 
 
 @flow(name="sweep-guidance", flow_run_name=name_run("sweep"))
@@ -48,8 +50,8 @@ def sweep_guidance(
     workers: NotNegativeInt | None = None,
     params_file: Path = DEFAULT_FILE,
 ) -> dict[str, float]:
-    """Find the guidance, logit scale and iterations with the lowest FID. Return the guidance
-    and logit scale that were found, and the metrics of a full evaluation with them.
+    """Find the guidance, logit scale, iterations and weights with the lowest FID. Return the
+    guidance and logit scale that were found, and the metrics of a full evaluation with them.
 
     Many settings are tried with few images, and the better ones again with more. Nothing is
     promoted and params.yaml is not changed: the output says what to write there.
@@ -57,17 +59,19 @@ def sweep_guidance(
     Args:
         size: Name of a size in params.yaml; its section `sweep` has the settings that are tried.
         model: Registered model of the size, for example models:/fractal-digits@champion; by default
-            the candidate.
+            the candidate. With #ema or #ema-0.999 at its end this moving average is used, unless
+            the section `sweep` lists weights.
         samples: Number of images that all previews together draw; by default the number in
             params.yaml. The full evaluation of the best setting is not counted.
         workers: Number of Ray workers that share the sampling, or 0 for as many as the cluster has
             room for; by default the number in params.yaml. It does not change the result.
         params_file: Path of the settings file, relative to the project's folder.
     """
-    params = load_params(params_file)
+    source, weights = split_weights(model)
+    params = load_params(params_file).with_weights(size, weights)
     settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
-    version = fetch_registered(size, model)
+    version = fetch_registered(size, source)
     return _Sweep(params, settings, version, _sweep_config(params, size, samples)).run()
 
 
@@ -78,16 +82,18 @@ class _Sweep:
         self, params: Params, size: Size, version: registry.RegisteredCheckpoint, sweep: SweepConfig
     ) -> None:
         self._params, self._size, self._version = params, size, version
-        self._settings = sweep.settings(size.sampling)
-        averaged = size.evaluation.weights == "ema"
-        model = load_checkpoint(version.checkpoint).build_model(averaged=averaged)
+        self._settings = sweep.settings(size.serving)
+        # Settings with equal weights follow each other, so one model at a time is enough.
+        models = lru_cache(maxsize=1)(load_checkpoint(version.checkpoint).build_model)
         inputs = EvaluationInputs(params, size.training.dataset)
         protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
         self._rungs = _plan(size, sweep)
-        self._fingerprint = fingerprint(sweep, protocol, computation_fingerprint(model))
+        weights = dict.fromkeys(setting.weights for setting in self._settings)
+        checksums = [computation_fingerprint(models(name)) for name in weights]
+        self._fingerprint = fingerprint(sweep, protocol, *checksums)
         folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._fingerprint[:12]}"
         workers = split_over_workers(size.evaluation.workers, inputs.files)
-        self._previews = Previews(model, size, inputs, folder, workers)
+        self._previews = Previews(models, size, inputs, folder, workers)
 
     def run(self) -> dict[str, float]:
         """Search the best setting and evaluate it. Return its guidance and logit scale, and its
@@ -101,28 +107,34 @@ class _Sweep:
             with self._parent_run():
                 runs.log_best_setting(best, evaluation)
             shutil.rmtree(folder, ignore_errors=True)
-        say(
-            f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}, iterations "
-            f"{list(best.iterations)}; to use them, write them to sampling.{self._size.name} in "
-            f"params.yaml"
-        )
-        setting = {"guidance": best.guidance, "logit_scale": best.logit_scale}
+        self._say_best(best)
+        sampling = best.sampling
+        setting = {"guidance": sampling.guidance, "logit_scale": sampling.logit_scale}
         return setting | runs.read_metrics(evaluation)
+
+    def _say_best(self, best: ServingConfig) -> None:
+        name, iterations = self._size.name, list(best.sampling.iterations)
+        is_other = best.weights != self._size.evaluation.weights
+        also = f", and weights to evaluation.{name}" if is_other else ""
+        say(
+            f"best: {describe_setting(best, self._size)}, iterations {iterations}; to use them, "
+            f"write them to sampling.{name}{also} in params.yaml"
+        )
 
     def _parent_run(self) -> AbstractContextManager[str]:
         outputs = self._params.paths.outputs
         return runs.sweep_run(self._size, self._version.version, self._fingerprint, outputs)
 
-    def _search(self, parent: str) -> SamplingConfig:
+    def _search(self, parent: str) -> ServingConfig:
         """Try the settings in rounds of successive halving and return the best one. Log a table and
         figures to the sweep's MLflow run, which is active and has the id `parent`."""
-        settings: Sequence[SamplingConfig] = self._settings
+        settings: Sequence[ServingConfig] = self._settings
         counts: list[int] = []
         table: list[dict[str, object]] = []
         survivors = (*(rung.settings for rung in self._rungs[1:]), 1)
         for rung, keep in zip(self._rungs, survivors, strict=True):
             counts = [*counts, rung.per_class]
-            name = self._previews.protocol(self._size.sampling, rung.per_class).label(FID)
+            name = self._previews.protocol(self._size.serving, rung.per_class).label(FID)
             # Prefect binds the task of a method when it runs, but its annotations do not say so.
             fids = [self.measure_fid(parent, s, counts, name) for s in settings]  # type: ignore[call-overload]
             table += [sweep_row(s, name, fid) for s, fid in zip(settings, fids, strict=True)]
@@ -131,16 +143,16 @@ class _Sweep:
         self._publish(pd.DataFrame(table), best)
         return best
 
-    def _publish(self, table: pd.DataFrame, best: SamplingConfig) -> None:
+    def _publish(self, table: pd.DataFrame, best: ServingConfig) -> None:
         """Log the table of tried settings and its figures to MLflow, and the table to Prefect."""
         size, first = self._size.name, self._rungs[0].settings
         runs.log_sweep(table, sweep_figures(table, best, size=size, first=first))
-        text = f"best: guidance {best.guidance:g}, logit scale {best.logit_scale:g}"
+        text = f"best: {describe_setting(best, self._size)}"
         publish_table(f"sweep-guidance-{size}", table[COLUMNS], text)
 
     @task(name="preview", cache_policy=NO_CACHE)
     def measure_fid(
-        self, parent: str, setting: SamplingConfig, counts: Sequence[int], name: str
+        self, parent: str, setting: ServingConfig, counts: Sequence[int], name: str
     ) -> float:
         """Return the FID of a setting with `counts[-1]` images per class, or NaN if FID has no
         value. `counts` has the images per class of each round so far. If the setting's MLflow run
@@ -150,24 +162,25 @@ class _Sweep:
             if name in metrics:
                 return metrics[name]
             total = counts[-1] * self._size.model.num_classes
-            with progress_bar(
-                f"guidance {setting.guidance:g}, images", total, images=True
-            ) as update:
+            description = f"{describe_setting(setting, self._size)}, images"
+            with progress_bar(description, total, images=True) as update:
                 results = self._previews.measure(setting, counts, update)
             runs.log_preview(results)
         return results.values.get(name, math.nan)
 
-    def _evaluate(self, best: SamplingConfig) -> str:
+    def _evaluate(self, best: ServingConfig) -> str:
         """Evaluate the best setting by the full protocol; return the id of the evaluation's run."""
-        sampling = {**self._params.sampling, self._size.name: best}
+        name = self._size.name
+        sampling = {**self._params.sampling, name: best.sampling}
         params = self._params.model_copy(update={"sampling": sampling})
-        size = self._size.model_copy(update={"sampling": best})
+        params = params.with_weights(name, best.weights)
+        size = params.size(name).with_workers(self._size.evaluation.workers)
         return evaluate.get_or_run_evaluation(params, size, self._version)
 
 
 def _plan(size: Size, sweep: SweepConfig) -> tuple[Rung, ...]:
     return plan_rungs(
-        len(sweep.settings(size.sampling)),
+        len(sweep.settings(size.serving)),
         classes=size.model.num_classes,
         samples=sweep.samples,
         keep=sweep.keep,

@@ -1,13 +1,15 @@
 """The checkpoint: a folder that is complete or does not exist, and whose loading runs no code.
 
-    model.safetensors   weights
-    ema.safetensors     moving average of the weights, if training keeps one
-    config.json         configuration of the model
-    optimizer.pt        optimiser state, a torch file that loads with weights_only=True; absent in
-                        an imported checkpoint and in the registry
-    progress.json       number of images seen, size, fingerprint of the run
-    checksums.json      SHA-256 of each file above
-    COMPLETE            marker, written last; contains the SHA-256 of checksums.json
+    model.safetensors      weights
+    ema-0.999.safetensors  moving average of the weights; one file for each decay of the recipe
+    config.json            configuration of the model
+    optimizer.pt           optimiser state, a torch file that loads with weights_only=True; absent
+                           in an imported checkpoint and in the registry
+    progress.json          number of images seen, size, fingerprint of the run
+    checksums.json         SHA-256 of each file above
+    COMPLETE               marker, written last; contains the SHA-256 of checksums.json
+
+Earlier versions wrote one moving average, without its decay, as ema.safetensors.
 
 The folder is written under a temporary name and then renamed. No random state is stored: training
 computes it from (seed, position, rank).
@@ -17,7 +19,8 @@ import json
 import os
 import pickle
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,19 @@ from fractal_model.common.files import atomic_folder, sha256
 from fractal_model.common.strict import NotNegativeInt, StrictModel
 from fractal_model.common.validation import read_json
 from fractal_model.config.model import ModelConfig
+from fractal_model.config.weights import EMA, MODEL, choose_average, parse_weights
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.pretrained import CONFIG, WEIGHTS, read_config
 from fractal_model.model.weights import load_weights, save_weights
 
 OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
-EMA_WEIGHTS = "ema.safetensors"
 CHECKSUMS, MARKER = "checksums.json", "COMPLETE"
-_REQUIRED, _OPTIONAL = (WEIGHTS, CONFIG, PROGRESS), (EMA_WEIGHTS, OPTIMIZER)
+_REQUIRED = (WEIGHTS, CONFIG, PROGRESS)
 _CHECKSUMS = TypeAdapter(dict[str, str])
-CHECKPOINT_ONLY = (EMA_WEIGHTS, OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
-"""Files of a checkpoint that an exported folder does not have."""
+_SUFFIX = ".safetensors"
+_AVERAGES = f"{EMA}*{_SUFFIX}"
+CHECKPOINT_ONLY = (_AVERAGES, OPTIMIZER, PROGRESS, CHECKSUMS, MARKER)
+"""Patterns for `Path.glob` of the files that a checkpoint has and an exported folder has not."""
 
 
 class Progress(StrictModel):
@@ -66,21 +71,28 @@ class Checkpoint:
     progress: Progress
     optimizer: dict[str, Any] | None
     """Optimiser state. None in an imported checkpoint, from which training cannot continue."""
-    ema: dict[str, Tensor] | None = None
-    """Moving average of the weights; None if training kept no average."""
+    averages: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Moving averages of the weights by name, such as `ema-0.999`. In a checkpoint of an earlier
+    version, which does not have the decay, the name is `ema`."""
 
-    def build_model(self, *, averaged: bool = False) -> FractalModel:
-        """Build the model in evaluation mode. With `averaged`, it gets the moving average of the
-        weights. FractalError: the checkpoint has no moving average."""
-        weights = self.ema if averaged else self.weights
-        if weights is None:
-            raise FractalError(
-                "the checkpoint has no moving average of its weights: use the weights "
-                "themselves, or train with ema_decay above 0"
-            )
+    def build_model(self, weights: str = MODEL, *, mark: str = "") -> FractalModel:
+        """Build the model in evaluation mode, with the trained weights or with the moving average
+        that `weights` names. FractalError: the checkpoint has no such average, or `ema` could be
+        several; the message puts `mark` before each name that it offers."""
+        state = self.weights
+        if weights != MODEL:
+            state = self.averages[_find_average(weights, tuple(self.averages), mark)]
         model = FractalModel(self.config)
-        model.load_state_dict(weights)
+        model.load_state_dict(state)
         return model.eval()
+
+
+def _find_average(weights: str, averages: tuple[str, ...], mark: str = "") -> str:
+    try:
+        return choose_average(weights, averages, mark)
+    except ValueError as error:
+        way_out = "" if averages else ": use the weights themselves, or train with ema_decays"
+        raise FractalError(f"in the checkpoint {error}{way_out}") from error
 
 
 def save_checkpoint(
@@ -89,16 +101,16 @@ def save_checkpoint(
     model: FractalModel,
     optimizer: dict[str, Any] | None,
     progress: Progress,
-    ema: FractalModel | None = None,
+    averages: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a checkpoint to the new `folder`, which appears only when the checkpoint is complete.
-    `ema` has the moving average of the weights; it is None if there is no average. If `optimizer`
+    `averages` has the moving averages of the weights by name, such as `ema-0.999`. If `optimizer`
     is None, training cannot continue from the checkpoint. FractalError: the disk is full or not
     writable."""
     with atomic_folder(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
-        if ema is not None:
-            save_weights(ema.state_dict(), partial / EMA_WEIGHTS)
+        for name, average in (averages or {}).items():
+            save_weights(average, partial / f"{name}{_SUFFIX}")
         _write_text(partial / CONFIG, model.config.model_dump_json(indent=1))
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
         if optimizer is not None:
@@ -129,7 +141,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Check the marker and the checksums of a checkpoint, then read it. FractalError: the
     checkpoint is missing, damaged or written by another version, or has more than plain data."""
     verify_checkpoint(folder)
-    optimizer, ema = folder / OPTIMIZER, folder / EMA_WEIGHTS
+    optimizer = folder / OPTIMIZER
     try:
         config = read_config(folder)
         expected = FractalModel.without_memory(config).state_dict()
@@ -138,12 +150,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             weights=load_weights(folder / WEIGHTS, expected),
             progress=read_json(folder / PROGRESS, Progress, "the progress of a training"),
             optimizer=_load_optimizer(optimizer) if optimizer.is_file() else None,
-            ema=load_weights(ema, expected) if ema.is_file() else None,
+            averages={
+                name: load_weights(folder / f"{name}{_SUFFIX}", expected)
+                for name in average_names(folder)
+            },
         )
     except FractalError as error:
         raise FractalError(
             f"the checkpoint {folder} is refused: {error}; use an earlier checkpoint or train again"
         ) from error
+
+
+def average_names(folder: Path) -> tuple[str, ...]:
+    """Names of the moving averages in a checkpoint's folder, sorted, such as `ema-0.999`."""
+    return tuple(sorted(file.name.removesuffix(_SUFFIX) for file in folder.glob(_AVERAGES)))
+
+
+def require_weights(folder: Path, weights: str) -> None:
+    """Check that the checkpoint in `folder` has these weights: `model` or the name of a moving
+    average. FractalError: see `Checkpoint.build_model`."""
+    if weights != MODEL:
+        _find_average(weights, average_names(folder))
 
 
 def _load_optimizer(file: Path) -> dict[str, Any]:
@@ -185,10 +212,12 @@ def _find_problem(folder: Path) -> str | None:
         sums = _CHECKSUMS.validate_json(checksums.read_bytes())
     except ValidationError:
         return f"damaged: {CHECKSUMS} is no table of names and checksums"
-    if unknown := sums.keys() - {*_REQUIRED, *_OPTIONAL}:
+    extra = sums.keys() - {*_REQUIRED, OPTIMIZER}
+    if unknown := [name for name in extra if not _is_average(name)]:
         return f"damaged: {CHECKSUMS} names the unknown file {min(unknown)!r}"
     # A file without a checksum would be read unchecked.
-    present = {name for name in _OPTIONAL if (folder / name).exists()}
+    optional = (folder / OPTIMIZER, *folder.glob(_AVERAGES))
+    present = {file.name for file in optional if file.exists()}
     if unlisted := {*_REQUIRED, *present} - sums.keys():
         return f"damaged: {CHECKSUMS} has no checksum of {min(unlisted)}"
     for name, expected in sums.items():
@@ -199,6 +228,15 @@ def _find_problem(folder: Path) -> str | None:
             size = f"{file.stat().st_size} bytes"
             return f"damaged: {name} ({size}) does not match its checksum, truncated or changed"
     return None
+
+
+def _is_average(file: str) -> bool:
+    """True if a moving average is written to a file of this name."""
+    name = file.removesuffix(_SUFFIX)
+    try:
+        return name not in (file, MODEL) and parse_weights(name) == name
+    except ValueError:
+        return False
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -13,8 +13,8 @@ import typer
 
 from fractal_model.cli.options import JsonOption, ParamsOption, parse_text
 from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
-from fractal_model.common.errors import FractalError
 from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.weights import MODEL
 
 if TYPE_CHECKING:
     from fractal_model.evaluation.protocol import Record
@@ -28,7 +28,7 @@ def evaluate(
             metavar="FOLDER_OR_MODEL",
             parser=parse_text,
             help="Samples (a folder of `fractal sample` or ADM's .npz) or a model (a checkpoint or "
-            "exported folder, or models:/fractal-digits@champion).",
+            "exported folder, or models:/fractal-digits@champion; #ema at its end as for --model).",
         ),
     ],
     dataset: Annotated[
@@ -70,32 +70,37 @@ def evaluate(
 def _is_model(source: str) -> bool:
     from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY
     from fractal_model.model.pretrained import CONFIG, WEIGHTS
-    from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME
+    from fractal_model.tracking.model_source import REGISTRY_SCHEME, split_weights
 
-    if source.endswith(AVERAGED):
-        raise FractalError(
-            f"{source} ends in {AVERAGED}, but evaluation.<size>.weights in params.yaml chooses "
-            f"the weights: leave out {AVERAGED}"
-        )
-    files = (Path(source) / name for name in (CONFIG, WEIGHTS, *CHECKPOINT_ONLY))
-    return source.startswith(REGISTRY_SCHEME) or any(file.exists() for file in files)
+    place, weights = split_weights(source)
+    if weights is not None or place.startswith(REGISTRY_SCHEME):
+        return True
+    return any(any(Path(place).glob(name)) for name in (CONFIG, WEIGHTS, *CHECKPOINT_ONLY))
 
 
 def _evaluate_model(
     source: str, params: Params, dataset: str, size: str | None, preview: bool, workers: int | None
 ) -> tuple[MetricResults, Record]:
     from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
-    from fractal_model.tracking.model_source import AVERAGED, REGISTRY_SCHEME, load_model
+    from fractal_model.tracking.model_source import (
+        REGISTRY_SCHEME,
+        load_model,
+        select_weights,
+        split_weights,
+    )
 
+    place, weights = split_weights(source)
     model = load_model(source, params.paths.outputs)
     settings = params.size(size) if size is not None else params.find_size(model.config)
-    if settings.evaluation.weights == "ema":
-        model = load_model(f"{source}{AVERAGED}", params.paths.outputs)
+    settings = params.with_weights(settings.name, weights).size(settings.name)
+    if weights is None and settings.evaluation.weights != MODEL:
+        selected = select_weights(place, settings.evaluation.weights)
+        model = load_model(selected, params.paths.outputs)
     evaluation = prepare_evaluation(
         params,
         settings,
         model,
-        name=source if source.startswith(REGISTRY_SCHEME) else Path(source).name,
+        name=place if place.startswith(REGISTRY_SCHEME) else Path(place).name,
         dataset=dataset,
         preview=preview,
         workers=workers,

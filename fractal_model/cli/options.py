@@ -38,7 +38,8 @@ ModelOption = Annotated[
         parser=parse_text,
         metavar="MODEL",
         help="A checkpoint folder, an exported folder or a registered model such as "
-        "models:/fractal-digits@champion. Add #ema for the moving average of its weights.",
+        "models:/fractal-digits@champion. Add #ema for the moving average of its weights, or "
+        "#ema-0.999 for the one with this decay.",
     ),
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="The file with the settings.")]

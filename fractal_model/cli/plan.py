@@ -108,7 +108,7 @@ def _memory(costs: Plan) -> FittedTable:
         "gradients": "gradients",
         "buckets": "gradients in exchange",
         "optimizer": "AdamW's moments, float32",
-        "average": "moving average of the weights",
+        "average": "moving averages of the weights",
         "weight_copies": "weights in bfloat16",
         "logits": "logits, temporary",
         "activations.kept": "activations",

@@ -37,6 +37,7 @@ def sample(
     """
     import torch
 
+    from fractal_model.config.weights import MODEL
     from fractal_model.evaluation.protocol import ImageSource, SampleRequest
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.sample_files import open_writer
@@ -44,15 +45,15 @@ def sample(
     from fractal_model.model.weights import weights_checksum
     from fractal_model.parallel.parts import LARGEST_PART
     from fractal_model.parallel.ray_workers import split_over_workers
-    from fractal_model.tracking.model_source import AVERAGED
+    from fractal_model.tracking.model_source import split_weights
 
     require_request(classes, n, seed, batch_size)
     network, sampling = options.load()
     class_numbers = parse_classes(classes, network.config)
     labels = torch.tensor(class_numbers).repeat_interleave(n)
     checksum = weights_checksum(network)
-    weights = "ema" if options.model.endswith(AVERAGED) else "model"
-    source = ImageSource(weights=weights, sampling=sampling, seed=seed)
+    weights = split_weights(options.model)[1]
+    source = ImageSource(weights=weights or MODEL, sampling=sampling, seed=seed)
     total = len(labels)
     largest = LARGEST_PART if batch_size is None else batch_size
     writer = open_writer(

@@ -3,16 +3,18 @@
 from datetime import datetime
 from itertools import product
 from math import prod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator, model_validator
 
 from fractal_model.common.strict import NUMBER, Seed, StrictModel
-from fractal_model.config.sampling import Guidance, Iterations, LogitScale, SamplingConfig
+from fractal_model.config.sampling import Guidance, Iterations, LogitScale
+from fractal_model.config.serving import ServingConfig
 from fractal_model.config.training import MOST_WORKERS
 from fractal_model.config.validation import MOST_PASSES
+from fractal_model.config.weights import MOST_AVERAGES, Weights
 
 MOST_SETTINGS = 1_000
 """Largest number of settings (combinations of values) that one sweep may try."""
@@ -25,8 +27,9 @@ TwoOrMore = Annotated[int, Field(ge=2, le=100_000), NUMBER]
 class EvaluationConfig(StrictModel):
     """Settings of the evaluation of one size."""
 
-    weights: Literal["model", "ema"]
-    """Which weights are evaluated: the model's own, or training's moving average of them."""
+    weights: Weights
+    """Which weights are evaluated: `model` for the trained weights, `ema` for their only moving
+    average, or a moving average with its decay, such as `ema-0.999`."""
     likelihood_passes: Annotated[int, Field(ge=1, le=MOST_PASSES), NUMBER]
     """Number of passes averaged for an image's likelihood. For an AR model one pass is exact."""
     samples_per_class: Images
@@ -110,6 +113,12 @@ class SweepConfig(StrictModel):
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
     """Lists of iterations to try. Each has one number for each level. Empty: only the list in the
     size's sampling settings is used."""
+    weights: Annotated[
+        tuple[Weights, ...],
+        Field(max_length=1 + MOST_AVERAGES, exclude_if=lambda value: not value),
+    ] = ()
+    """Weights to try, such as `model` and `ema-0.999`. Empty: only the weights that the size's
+    evaluation uses."""
     samples: Annotated[int, Field(ge=1, le=100_000_000), NUMBER] = 60_000
     """Largest number of images that all previews of a sweep may draw together. The full evaluation
     of the best setting is not counted."""
@@ -119,19 +128,26 @@ class SweepConfig(StrictModel):
 
     @model_validator(mode="after")
     def _require_few_combinations(self) -> Self:
-        lists = (self.guidance, self.logit_scale, self.iterations or (None,))
+        lists = (
+            self.guidance,
+            self.logit_scale,
+            self.iterations or (None,),
+            self.weights or (None,),
+        )
         if (combinations := prod(map(len, lists))) > MOST_SETTINGS:
             raise ValueError(
-                f"{combinations:,} combinations of guidance, logit_scale and iterations: give "
-                f"fewer values, for at most {MOST_SETTINGS:,} combinations"
+                f"{combinations:,} combinations of guidance, logit_scale, iterations and weights: "
+                f"give fewer values, for at most {MOST_SETTINGS:,} combinations"
             )
         return self
 
-    def settings(self, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-        """All combinations of the sweep's values, each once. Settings that the sweep does not vary
-        come from `sampling`."""
+    def settings(self, served: ServingConfig) -> tuple[ServingConfig, ...]:
+        """All combinations of the sweep's values, each once; those with equal weights follow each
+        other. Settings that the sweep does not vary come from `served`."""
         names = ("iterations", "logit_scale", "guidance")
-        iterations = self.iterations or (sampling.iterations,)
+        iterations = self.iterations or (served.sampling.iterations,)
         combinations = product(iterations, self.logit_scale, self.guidance)
-        updates = (dict(zip(names, values, strict=True)) for values in combinations)
-        return tuple(dict.fromkeys(sampling.model_copy(update=update) for update in updates))
+        updates = [dict(zip(names, values, strict=True)) for values in combinations]
+        samplings = dict.fromkeys(served.sampling.model_copy(update=update) for update in updates)
+        weights = dict.fromkeys(self.weights or (served.weights,))
+        return tuple(ServingConfig(weights=w, sampling=s) for w, s in product(weights, samplings))

@@ -22,6 +22,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.services import ServicesConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.config.training import TrainingConfig
+from fractal_model.config.weights import MODEL, choose_average
 
 DEFAULT_FILE = Path("params.yaml")
 
@@ -143,11 +144,7 @@ class Params(StrictModel):
                     f"every size needs an entry in each"
                 )
         for name in self.models:
-            if self.evaluation[name].weights == "ema" and not self.training[name].ema_decay:
-                raise ValueError(
-                    f"evaluation.{name}.weights is ema, but training.{name}.ema_decay 0 keeps no "
-                    f"moving average: set ema_decay to 0.999, for example, or weights to model"
-                )
+            self._require_average(name, "evaluation", self.evaluation[name].weights)
             model, evaluation = self.models[name].to_model(), self.evaluation[name]
             last_seed = evaluation.seed + evaluation.samples_per_class * model.num_classes - 1
             if last_seed > LARGEST_SEED:
@@ -162,10 +159,25 @@ class Params(StrictModel):
                 raise ValueError(
                     f"sweep has the size {name!r}: remove it, or name one of {sorted(self.models)}"
                 )
-            model = self.models[name].to_model()
-            for setting in sweep.settings(self.sampling[name]):
-                setting.level_iterations(model)
+            for weights in sweep.weights:
+                self._require_average(name, "sweep", weights)
+            size = self.size(name)
+            for setting in sweep.settings(size.serving):
+                setting.sampling.level_iterations(size.model)
         return self
+
+    def _require_average(self, size: str, section: str, weights: str) -> None:
+        """Check that the training of a size keeps the moving average that its `section` names."""
+        if weights == MODEL:
+            return
+        try:
+            choose_average(weights, self.training[size].averages)
+        except ValueError as error:
+            raise ValueError(
+                f"{section}.{size}.weights is {weights}, but with training.{size}.ema_decays "
+                f"{list(self.training[size].ema_decays)} {error}; weights can be {MODEL} too, and "
+                f"ema_decays another list, such as [0.999]"
+            ) from error
 
     def size(self, name: str) -> Size:
         """All settings of one size. FractalError: there is no such size."""
@@ -178,6 +190,14 @@ class Params(StrictModel):
             sampling=self.sampling[name],
             evaluation=self.evaluation[name],
         )
+
+    def with_weights(self, size: str, weights: str | None) -> Self:
+        """These settings with `weights` as those that are evaluated of a size; None changes
+        nothing. FractalError: there is no such size."""
+        if weights is None:
+            return self
+        settings = self.size(size).evaluation.model_copy(update={"weights": weights})
+        return self.model_copy(update={"evaluation": {**self.evaluation, size: settings}})
 
     def find_size(self, model: ModelConfig) -> Size:
         """Return the size with the same layers as `model`. FractalError: no size or several fit."""

@@ -6,17 +6,16 @@ promoted only if it was evaluated with the same settings.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.weights import Weights
 
 
 class ServingConfig(StrictModel):
     """Weights and sampling settings with which one registered version is served."""
 
-    weights: Literal["model", "ema"]
-    """Which weights are served: the model's own, or training's moving average of them."""
+    weights: Weights
+    """Which weights are served: `model`, `ema` or a moving average such as `ema-0.999`."""
     sampling: SamplingConfig
     """Sampling settings for requests that do not give their own."""
 

@@ -1,13 +1,21 @@
 """The section `training` of params.yaml: the recipe and the resources of a run."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from fractal_model.common.strict import NUMBER, Flag, Seed, StrictModel
 from fractal_model.config.model import MOST_LEVELS
 from fractal_model.config.validation import ValidationConfig
+from fractal_model.config.weights import Decays, average_name
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
@@ -54,6 +62,7 @@ _OPERATIONAL = {
     "non_finite": "skip",  # the checkpoint stores which batches were left out
     "max_non_finite": 0,
 }
+_ONE_DECAY = "ema_decay"
 _VALIDATE_EVERY = 0
 # These settings are newer than the first runs. At their defaults `exclude_if` leaves them out of
 # the fingerprint, so that the fingerprint of an earlier run stays the same.
@@ -74,8 +83,9 @@ class TrainingConfig(StrictModel):
     """Weight decay of all parameters except biases and others with one dimension."""
     betas: tuple[Share, Share]
     clip_norm: Positive
-    ema_decay: Share
-    """Decay of the exponential moving average of the weights; 0: no average, as in the paper."""
+    ema_decays: Decays = ()
+    """Decays of the exponential moving averages of the weights that training keeps. Empty: none, as
+    in the paper. The earlier key `ema_decay` is read as one decay, and as none if it is 0."""
     label_drop: Share
     """Probability that a training image has the null embedding instead of its class's embedding."""
     flip: Flag
@@ -142,6 +152,32 @@ class TrainingConfig(StrictModel):
     stop_after_epochs_without_gain: Annotated[Count, Field(exclude_if=lambda value: value == 0)] = 0
     """Training ends after this number of epochs without a better held-out likelihood; 0: never."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_one_decay(cls, settings: Any) -> Any:
+        """Replace the earlier key `ema_decay` by `ema_decays`."""
+        if not isinstance(settings, dict) or _ONE_DECAY not in settings:
+            return settings
+        if "ema_decays" in settings:
+            raise ValueError(
+                "ema_decay and ema_decays are both given: remove ema_decay, and list all decays in "
+                "ema_decays"
+            )
+        settings = dict(settings)
+        decay = settings.pop(_ONE_DECAY)
+        is_none = decay == 0 and not isinstance(decay, bool)
+        return settings | {"ema_decays": () if is_none else (decay,)}
+
+    @model_serializer(mode="wrap")
+    def _write_one_decay(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write at most one decay under the earlier key `ema_decay`, so that fingerprints of runs
+        from before `ema_decays` stay the same."""
+        settings: dict[str, Any] = handler(self)
+        if len(self.ema_decays) <= 1 and "ema_decays" in settings:
+            decays = settings.pop("ema_decays")
+            settings[_ONE_DECAY] = decays[0] if decays else 0.0
+        return settings
+
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
         if self.batch_size % self.workers:
@@ -173,6 +209,11 @@ class TrainingConfig(StrictModel):
         """True if held-out likelihoods decide which checkpoint is registered or when training
         ends."""
         return self.register_checkpoint == "best" or self.stop_after_epochs_without_gain > 0
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Names of the moving averages of the weights that training keeps, such as `ema-0.999`."""
+        return tuple(map(average_name, self.ema_decays))
 
     def without_operational_settings(self) -> Self:
         """A copy in which all settings that do not decide the weights have fixed values, so that

@@ -135,7 +135,7 @@ def plan(
             images=at_a_time,
             gpus=gpus,
             precision=recipe.precision,
-            averaged=recipe.ema_decay > 0,
+            averages=len(recipe.ema_decays),
             activation_checkpointing=on,
         )
         for on in (False, True)
@@ -265,8 +265,8 @@ def _elements(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:
-    averages = FLOAT32 if size.training.ema_decay else 0
-    checkpoint = (FLOAT32 + averages + ADAMW_BYTES) * parameters
+    sets = 1 + len(size.training.ema_decays)  # the weights and their moving averages
+    checkpoint = (sets * FLOAT32 + ADAMW_BYTES) * parameters
     return Disk(
         data_at_most=sum(splits.values()) * 3 * size.model.image_size**2,
         raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset in IMAGENET_SIDES else 0,

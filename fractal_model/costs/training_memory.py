@@ -64,7 +64,7 @@ class TrainingMemory(StrictModel):
     """The copy of the gradients that DistributedDataParallel exchanges; 0 on one GPU."""
     optimizer: float
     average: float
-    """The moving average of the weights; 0 if the recipe has none."""
+    """The moving averages of the weights; 0 if the recipe has none."""
     weight_copies: float
     """Copies of the weight matrices in bfloat16, which autocast keeps during the forward pass."""
     activations: Activations
@@ -86,18 +86,19 @@ def training_memory(
     images: int,
     gpus: int,
     precision: str,
-    averaged: bool,
+    averages: int,
     activation_checkpointing: bool,
 ) -> TrainingMemory:
     """Return the memory of each GPU, in bytes, in a training step with `images` images per GPU.
-    `parameters` counts all parameters, `weights` those in matrices of linear layers."""
+    `parameters` counts all parameters, `weights` those in matrices of linear layers, `averages` the
+    moving averages of the weights."""
     pixels = rows_per_image(model, training_shares(model))[-1] * images
     return TrainingMemory(
         parameters=FLOAT32 * parameters,
         gradients=FLOAT32 * parameters,
         buckets=FLOAT32 * parameters if gpus > 1 else 0,
         optimizer=ADAMW_BYTES * parameters,
-        average=FLOAT32 * parameters if averaged else 0,
+        average=averages * FLOAT32 * parameters,
         weight_copies=BFLOAT16 * weights if precision == "bfloat16" else 0,
         activations=activations(
             model,

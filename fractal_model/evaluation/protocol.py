@@ -20,6 +20,7 @@ from fractal_model.common.strict import PositiveInt, StrictModel
 from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.weights import Weights
 from fractal_model.data.manifest import Manifest, Sha256
 from fractal_model.metrics.names import preview_name
 from fractal_model.metrics.reference import Reference
@@ -38,8 +39,9 @@ class ImageSource(StrictModel):
     """How guidance grows while an image is sampled."""
     mask_schedule: Literal["cosine"] = "cosine"
     """How the share of masked sub-patches of a MAR level falls over its iterations."""
-    weights: Literal["model", "ema"]
-    """`model` for the trained weights, `ema` for their exponential moving average."""
+    weights: Weights
+    """`model` for the trained weights, `ema` for their only exponential moving average, or a moving
+    average with its decay, such as `ema-0.999`."""
     sampling: SamplingConfig
     """Sampling settings: guidance, logit scale, filter threshold, iterations, order."""
     seed: Annotated[int, Field(ge=0)]

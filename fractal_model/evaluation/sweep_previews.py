@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.params import Size
-from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.evaluation.inputs import EvaluationInputs
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.evaluation.sample_metrics import References, sample_metrics
 from fractal_model.evaluation.sample_set import SampleSet
 from fractal_model.evaluation.samples import SamplesWithFeatures, draw_samples
+from fractal_model.evaluation.sweep_settings import setting_fingerprint
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import InceptionExtractor, load_inception
 from fractal_model.model.fractal import FractalModel
@@ -30,23 +30,25 @@ from fractal_model.parallel.parts import MapParts
 
 @dataclass(frozen=True)
 class Previews:
-    """The previews of one model in a sweep."""
+    """The previews of one registered version in a sweep."""
 
-    model: FractalModel
+    models: Callable[[str], FractalModel]
+    """Function that returns the model with the weights of this name."""
     size: Size
     inputs: EvaluationInputs
     folder: Path
     """Folder where samples are stored until the sweep has ended."""
     map_parts: MapParts
 
-    def protocol(self, setting: SamplingConfig, per_class: int) -> Protocol:
+    def protocol(self, setting: ServingConfig, per_class: int) -> Protocol:
         """Build the protocol of a preview of `setting` with `per_class` images of each class.
         FractalError: see `EvaluationInputs.protocol`."""
-        settings = self.size.evaluation.model_copy(update={"preview_per_class": per_class})
-        return self.inputs.protocol(settings, sampling=setting, preview=True)
+        changes = {"preview_per_class": per_class, "weights": setting.weights}
+        settings = self.size.evaluation.model_copy(update=changes)
+        return self.inputs.protocol(settings, sampling=setting.sampling, preview=True)
 
     def measure(
-        self, setting: SamplingConfig, counts: Sequence[int], progress: Callable[[int], None]
+        self, setting: ServingConfig, counts: Sequence[int], progress: Callable[[int], None]
     ) -> MetricResults:
         """Measure all sample metrics of a preview of `setting`. `counts` has the number of images
         of each class in every preview of the setting so far. The numbers rise, and the last one is
@@ -55,22 +57,22 @@ class Previews:
             self._draw(setting, start, stop, progress) for start, stop in pairwise((0, *counts))
         ]
         protocol = self.protocol(setting, counts[-1])
-        samples, model = join_samples(sets), self.model.config
+        samples, model = join_samples(sets), self.models(setting.weights).config
         return sample_metrics(samples, self._references, self._inception, protocol, model=model)
 
     def _draw(
-        self, setting: SamplingConfig, start: int, stop: int, progress: Callable[[int], None]
+        self, setting: ServingConfig, start: int, stop: int, progress: Callable[[int], None]
     ) -> SamplesWithFeatures:
         protocol = self.protocol(setting, stop - start)
         assert protocol.images is not None
         earlier = start * protocol.classes
         source = protocol.images.model_copy(update={"seed": protocol.images.seed + earlier})
         return draw_samples(
-            self.model,
+            self.models(setting.weights),
             protocol,
             source,
             self.inputs.networks,
-            self.folder / fingerprint(setting)[:12] / f"{start:06d}-{stop:06d}",
+            self.folder / setting_fingerprint(setting, self.size)[:12] / f"{start:06d}-{stop:06d}",
             lambda done: progress(earlier + done),
             largest=self.size.evaluation.batch_size,
             map_parts=self.map_parts,

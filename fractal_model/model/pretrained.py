@@ -94,9 +94,10 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
-    """True if `folder` has a file of an exported model, and none of another kind (`foreign`)."""
+    """True if `folder` has a file of an exported model, and none of another kind. `foreign`: the
+    patterns of files of another kind, for `Path.glob`."""
     has_ours = any((folder / name).is_file() for name in (CONFIG, WEIGHTS))
-    return has_ours and not any((folder / name).exists() for name in foreign)
+    return has_ours and not any(any(folder.glob(pattern)) for pattern in foreign)
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:

@@ -19,7 +19,7 @@ from mlflow.types import ColSpec, Schema
 from pydantic import ValidationError
 
 import fractal_model
-from fractal_model.checkpoints.checkpoint import EMA_WEIGHTS, copy_for_sampling
+from fractal_model.checkpoints.checkpoint import copy_for_sampling, require_weights
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking import registry
@@ -61,11 +61,13 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     """Log the checkpoint as a model of the active run, register it with `tags`, and point the alias
     `candidate` to the new version; return the version's number. FractalError: the checkpoint is
     damaged, or lacks the weights that `serving` asks for."""
-    if serving.weights == "ema" and not (checkpoint / EMA_WEIGHTS).is_file():
+    try:
+        require_weights(checkpoint, serving.weights)
+    except FractalError as error:
         raise FractalError(
-            f"the checkpoint {checkpoint} has no moving average of its weights, and "
-            f"evaluation.{size}.weights is ema: set it to model, or train with ema_decay above 0"
-        )
+            f"{checkpoint} is not registered with evaluation.{size}.weights {serving.weights}: "
+            f"{error}"
+        ) from error
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         files = {"checkpoint": Path(scratch) / "checkpoint", SERVING: Path(scratch) / _SERVING_FILE}
         copy_for_sampling(checkpoint, files["checkpoint"])

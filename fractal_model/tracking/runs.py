@@ -19,12 +19,12 @@ from torch import Tensor
 import fractal_model
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.fingerprint import fingerprint as fingerprint_of
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.config.params import Size
-from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.data.manifest import Manifest
 from fractal_model.evaluation.protocol import RECORD_FILE, Record
+from fractal_model.evaluation.sweep_settings import describe_setting, setting_fingerprint
 from fractal_model.metrics.image_metrics import MetricResults, results_table
 from fractal_model.tracking import tags
 from fractal_model.tracking.descriptions import describe_run
@@ -94,15 +94,15 @@ def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iter
 
 @contextmanager
 def setting_run(
-    size: Size, setting: SamplingConfig, parent: str, outputs: Path
+    size: Size, setting: ServingConfig, parent: str, outputs: Path
 ) -> Iterator[dict[str, float]]:
     """Continue or begin the child run of one setting of a sweep. `parent`: id of the sweep's run,
     which must be active. Yield the metrics that the child run has already."""
-    name = f"guidance {setting.guidance:g}, logit scale {setting.logit_scale:g}"
-    key = {tags.SETTING_TAG: fingerprint_of(setting), tags.PARENT_TAG: parent}
+    name = describe_setting(setting, size)
+    key = {tags.SETTING_TAG: setting_fingerprint(setting, size), tags.PARENT_TAG: parent}
     with _run(size, "sweep", name, outputs, key=key, nested=True) as run:
         mlflow.set_tags(key)
-        _log_params(sampling=setting.model_dump())
+        _log_params(weights=setting.weights, sampling=setting.sampling.model_dump())
         yield run.data.metrics
 
 
@@ -156,11 +156,11 @@ def log_sweep(table: pd.DataFrame, figures: Mapping[str, Figure]) -> None:
         log_figure(figure, name)
 
 
-def log_best_setting(setting: SamplingConfig, evaluation_run_id: str) -> None:
+def log_best_setting(setting: ServingConfig, evaluation_run_id: str) -> None:
     """Log the best setting of a sweep to the sweep's active run, with the metrics and the id of the
     run that evaluated this setting by the full protocol."""
     mlflow.log_metrics(read_metrics(evaluation_run_id))
-    _log_params(best=setting.model_dump())
+    _log_params(best={"weights": setting.weights, **setting.sampling.model_dump()})
     mlflow.set_tag(tags.BEST_RUN_TAG, evaluation_run_id)
 
 

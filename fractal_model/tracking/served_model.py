@@ -62,7 +62,7 @@ class ServedFractalModel(PythonModel):
         serving = Path(context.artifacts["serving"]).read_text()
         self._serving = ServingConfig.model_validate_json(serving)
         checkpoint = load_checkpoint(Path(context.artifacts["checkpoint"]))
-        self._model = checkpoint.build_model(averaged=self._serving.weights == "ema")
+        self._model = checkpoint.build_model(self._serving.weights)
 
     def predict(self, context, model_input: pd.DataFrame, params=None):
         """Draw an image for each of at most MOST_ROWS rows; return PNG bytes in the rows' order.

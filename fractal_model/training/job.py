@@ -1,7 +1,6 @@
 """One training run as data: the job that its machines receive, and the reports that they send."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -9,10 +8,9 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
+from fractal_model.config.weights import EMA, MODEL, Weights
 from fractal_model.metrics.names import NLL, error_name
 
-EMA_SUFFIX = "_ema"
-"""Last part of the names of metrics and files that belong to the moving average of the weights."""
 Curve = tuple[tuple[float, float], ...]
 """Pairs (epoch, loss), sorted by epoch."""
 
@@ -58,7 +56,7 @@ class ValidationPoint(StrictModel):
     step: int
     epoch: float
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Held-out metrics by name. A name with EMA_SUFFIX is for the moving average of the weights."""
+    """Held-out metrics by name. The names for moving averages end as `TrainingJob.suffix` says."""
     grids: tuple[str, ...] = ()
     """File names of the sample grids, in the folder of the point."""
     failure: str | None = None
@@ -103,7 +101,7 @@ class TrainingJob(StrictModel):
     """Number of training images."""
     sampling: SamplingConfig
     """Sampling settings of the grids that validation draws."""
-    scored_weights: Literal["model", "ema"] = "model"
+    scored_weights: Weights = MODEL
     """Weights that are served. Their held-out likelihood decides which checkpoint is the best."""
     reference: Curve = ()
     """The champion's training loss by epoch; empty if unknown. A warning is given if this run's
@@ -112,7 +110,16 @@ class TrainingJob(StrictModel):
     @property
     def score(self) -> str:
         """Name of the held-out metric by which checkpoints are compared; lower is better."""
-        return f"{NLL}{EMA_SUFFIX}" if self.scored_weights == "ema" else NLL
+        return f"{NLL}{self.suffix(self.scored_weights)}"
+
+    def suffix(self, weights: str) -> str:
+        """Last part of the names of metrics and grids of these weights: "" for the trained weights,
+        `_ema` for the only moving average, and `_ema_0.999` for one of several."""
+        if weights == MODEL:
+            return ""
+        if len(self.recipe.ema_decays) <= 1:  # As in runs from before there could be several.
+            return f"_{EMA}"
+        return f"_{weights.replace('-', '_', 1)}"
 
     @property
     def name(self) -> str:

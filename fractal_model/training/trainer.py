@@ -19,7 +19,6 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fractal_model.checkpoints.checkpoint import Checkpoint
 from fractal_model.common.compiler import require_compiler
@@ -31,6 +30,7 @@ from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations, compile_blocks
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
+from fractal_model.training.averages import MovingAverages
 from fractal_model.training.collectives import gather_from_ranks
 from fractal_model.training.masks import training_guides, training_masks
 from fractal_model.training.schedule import learning_rate
@@ -93,19 +93,10 @@ class Trainer:
         if self._device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # TF32 where autocast keeps float32
         self.optimizer = _adamw(self.model, recipe)
-        self._average: AveragedModel | None = None
-        if recipe.ema_decay:
-            average = get_ema_multi_avg_fn(recipe.ema_decay)
-            self._average = AveragedModel(self.model, multi_avg_fn=average)
+        self.averages = MovingAverages(self.model, recipe.ema_decays)
         self._local_loss = torch.zeros(())
         loss: nn.Module = _TrainingLoss(self.model)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
-
-    @property
-    def ema(self) -> FractalModel | None:
-        """Model with the moving average of the weights; None if the recipe keeps no average."""
-        module = None if self._average is None else self._average.module
-        return module if isinstance(module, FractalModel) else None
 
     @property
     def end_position(self) -> int:
@@ -118,24 +109,20 @@ class Trainer:
         return self.position // self.recipe.batch_size
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Load weights, optimiser state, moving average and position. FractalError: the checkpoint
-        has no optimiser state, or no moving average although the recipe keeps one."""
+        """Load weights, optimiser state, moving averages and position. FractalError, before
+        anything is loaded: the checkpoint has no optimiser state, or lacks a moving average that
+        the recipe keeps."""
         if checkpoint.optimizer is None:
             raise FractalError(
                 "training cannot continue from a checkpoint without optimiser state (it was "
                 "imported): resume one that training saved, or start from the beginning"
             )
+        self.averages.require(checkpoint.averages)
         self.position = checkpoint.progress.position
         self.model.load_state_dict(checkpoint.weights)
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        if self._average is not None:
-            if checkpoint.ema is None:
-                raise FractalError(
-                    "ema_decay is above 0, but the checkpoint has no moving average of the "
-                    "weights: start from the beginning, or set ema_decay to 0"
-                )
-            self._average.module.load_state_dict(checkpoint.ema)
-            self._average.n_averaged.fill_(self.steps)
+        skipped = sum(start < self.position for start in checkpoint.progress.skipped)
+        self.averages.load(checkpoint.averages, is_first=self.steps == skipped)
 
     def step(self, batch: Batch) -> StepReport:
         """Train on one batch; `batch` is this rank's share of it. NotFiniteError, on all ranks and
@@ -152,8 +139,7 @@ class Trainer:
         if not bool((norm + loss).isfinite()):  # All ranks have the same norm and loss.
             raise NotFiniteError(self.steps, self.position, self._find_bad_images(batch))
         self.optimizer.step()
-        if self._average is not None:
-            self._average.update_parameters(self.model)
+        self.averages.update()
         self.position += self.recipe.batch_size
         return StepReport(loss, norm.detach(), rate)
 
@@ -162,9 +148,7 @@ class Trainer:
         self.position = 0
         self.model.load_state_dict(_new_model(self.model.config, self.recipe.seed).state_dict())
         self.optimizer.state.clear()
-        if self._average is not None:
-            self._average.module.load_state_dict(self.model.state_dict())
-            self._average.n_averaged.zero_()
+        self.averages.reset()
 
     def skip_batch(self) -> None:
         """Count the next batch as seen without training on it."""

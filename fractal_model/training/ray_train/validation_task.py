@@ -24,11 +24,12 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.common.memory import compute_device
 from fractal_model.config.training import TrainingConfig
+from fractal_model.config.weights import MODEL
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation.model_quality import draw_grid, measure_held_out
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.metrics.names import NLL, error_name
-from fractal_model.training.job import EMA_SUFFIX, TrainingJob, ValidationPoint
+from fractal_model.training.job import TrainingJob, ValidationPoint
 from fractal_model.training.ray_train.best import keep_best
 from fractal_model.training.ray_train.validation_points import MOST_UNFINISHED, ValidationPoints
 
@@ -99,8 +100,8 @@ def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint,
     grids: dict[str, bytes] = {}
     failure = None
     try:
-        for suffix in ("",) if checkpoint.ema is None else ("", EMA_SUFFIX):
-            _measure_weights(job, checkpoint, suffix, metrics, grids)
+        for weights in (MODEL, *checkpoint.averages):
+            _measure_weights(job, checkpoint, weights, metrics, grids)
     except Exception as error:  # A failed measurement must not end the training.
         failure = one_line(error)
     point = ValidationPoint(
@@ -118,17 +119,18 @@ def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint,
 def _measure_weights(
     job: TrainingJob,
     checkpoint: Checkpoint,
-    suffix: str,
+    weights: str,
     metrics: dict[str, float],
     grids: dict[str, bytes],
 ) -> None:
-    """Add the metrics and the sample grid of the weights or, with EMA_SUFFIX, of their moving
-    average. FractalError: the likelihood is not finite, or the data set cannot be opened."""
+    """Add the metrics and the sample grid of the weights that `weights` names. FractalError: the
+    likelihood is not finite, or the data set cannot be opened."""
     held_out, settings = open_prepared(job.data, "validation"), job.recipe.validation
-    model = checkpoint.build_model(averaged=bool(suffix)).to(compute_device())
+    model = checkpoint.build_model(weights).to(compute_device())
     likelihood = measure_held_out(model, held_out, settings)
     if not likelihood.per_image.isfinite().all():
         raise FractalError("the held-out likelihood is not finite: lower base_learning_rate")
+    suffix = job.suffix(weights)
     name = f"{NLL}{suffix}"
     metrics[name] = likelihood.mean
     if len(likelihood.per_image) > 1:

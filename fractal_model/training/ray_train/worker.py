@@ -237,7 +237,7 @@ class _Worker:
                 steps=trainer.steps,
                 skipped=tuple(self._skipped),
             ),
-            ema=trainer.ema,
+            averages=trainer.averages.state(),
         )
         self._upload = Upload(folder)
         ray.train.report(
