@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from fractal_model.checkpoints import checkpoint as module
 from fractal_model.checkpoints.checkpoint import (
     Progress,
+    copy_for_sampling,
     load_checkpoint,
     save_checkpoint,
     verify_checkpoint,
@@ -255,16 +257,57 @@ def test_pickled_code_is_refused_and_does_not_run(saved, tmp_path):
     assert not trap.exists()
 
 
-def test_a_model_loads_with_the_weights_or_with_their_average(tmp_path):
-    model, average = tiny_model("mar"), tiny_model("mar", sharpen=2.0)
-    save_checkpoint(tmp_path / "c", model=model, optimizer={}, progress=PROGRESS, ema=average)
-    for source, expected in ((tmp_path / "c", model), (f"{tmp_path / 'c'}#ema", average)):
-        loaded = load_model(str(source), tmp_path)
-        assert all(
-            a.equal(b) for a, b in zip(loaded.parameters(), expected.parameters(), strict=True)
-        )
+def _save_averages(folder, *names):
+    """Save a model with other weights for each average: sharpened by 2, 3 and so on."""
+    models = {name: tiny_model("mar", sharpen=2.0 + n) for n, name in enumerate(names)}
+    averages = {name: model.state_dict() for name, model in models.items()}
+    model = tiny_model("mar")
+    save_checkpoint(folder, model=model, optimizer={}, progress=PROGRESS, averages=averages)
+    return {"model": model} | models
+
+
+def _is_equal(model, expected):
+    pairs = zip(model.parameters(), expected.parameters(), strict=True)
+    return all(a.equal(b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["ema", "ema-0.999"])
+def test_a_model_loads_with_the_weights_or_with_their_only_average(tmp_path, name):
+    """Earlier versions wrote the average without its decay."""
+    models = _save_averages(tmp_path / "c", name)
+    assert (tmp_path / "c" / f"{name}.safetensors").is_file()
+    assert _is_equal(load_model(f"{tmp_path / 'c'}", tmp_path), models["model"])
+    for selected in ("ema", name):
+        assert _is_equal(load_model(f"{tmp_path / 'c'}#{selected}", tmp_path), models[name])
+    other = rf"no moving average ema-0\.9: choose #{name}$"
+    with pytest.raises(FractalError, match=other):
+        load_model(f"{tmp_path / 'c'}#ema-0.9", tmp_path)
+
+
+def test_one_of_several_averages_is_chosen_by_its_decay(tmp_path):
+    models = _save_averages(tmp_path / "c", "ema-0.999", "ema-0.9999")
+    for name in ("ema-0.999", "ema-0.9999"):
+        assert _is_equal(load_model(f"{tmp_path / 'c'}#{name}", tmp_path), models[name])
+        assert _is_equal(load_checkpoint(tmp_path / "c").build_model(name), models[name])
+    both = r"several moving averages.*choose #ema-0\.999 or #ema-0\.9999$"
+    with pytest.raises(FractalError, match=both):
+        load_model(f"{tmp_path / 'c'}#ema", tmp_path)
+    copy_for_sampling(tmp_path / "c", tmp_path / "copy")
+    assert _is_equal(load_model(f"{tmp_path / 'copy'}#ema-0.9990", tmp_path), models["ema-0.999"])
+
+
+def test_an_average_without_a_checksum_or_with_a_strange_name_is_refused(saved):
+    shutil.copyfile(saved[0] / "model.safetensors", saved[0] / "ema-0.9.safetensors")
+    with pytest.raises(FractalError, match=r"has no checksum of ema-0\.9\.safetensors"):
+        load_checkpoint(saved[0])
+    sums = json.loads((saved[0] / "checksums.json").read_text())
+    for name in ("ema-1.5.safetensors", "ema-0.90.safetensors", "ema-0.9", "ema-x.safetensors"):
+        _seal(saved[0], json.dumps(sums | {name: "0"}).encode())
+        with pytest.raises(FractalError, match=f"the unknown file '{name}'"):
+            load_checkpoint(saved[0])
 
 
 def test_a_missing_average_is_an_error(saved, tmp_path):
-    with pytest.raises(FractalError, match="no moving average.*ema_decay"):
-        load_model(f"{saved[0]}#ema", tmp_path)
+    for name in ("ema", "ema-0.9"):
+        with pytest.raises(FractalError, match="no moving average.*ema_decays"):
+            load_model(f"{saved[0]}#{name}", tmp_path)

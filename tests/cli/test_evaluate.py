@@ -171,6 +171,24 @@ def test_a_preview_takes_any_number_of_samples(place, tmp_path):
     assert "fid_8" in as_json(place, out, "--preview")["metrics"]
 
 
+def test_a_moving_average_is_chosen_by_the_model_or_by_params_yaml(place, tmp_path):
+    save_tiny(tmp_path / "averaged", averages=("ema-0.5", "ema-0.9"))
+    model, named = (as_json(place, f"{tmp_path / 'averaged'}{end}") for end in ("", "#ema-0.9"))
+    assert named["protocol"]["model"] == model["protocol"]["model"] == "averaged"
+    assert named["protocol"]["protocol"]["images"]["weights"] == "ema-0.9"
+    assert named["metrics"]["nll_bits_per_dim"] != model["metrics"]["nll_bits_per_dim"]
+    content = yaml.safe_load((place / "params.yaml").read_text())
+    content["training"]["digits"]["ema_decays"] = [0.5, 0.9]
+    content["evaluation"]["digits"]["weights"] = "ema-0.9"
+    content["paths"].update(data=str(place / "data"), outputs=str(tmp_path / "outputs"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    configured = as_json(tmp_path, tmp_path / "averaged")
+    assert configured["protocol"]["checksum"] == named["protocol"]["checksum"]
+    assert configured["protocol"]["model_checksum"] == named["protocol"]["model_checksum"]
+    with pytest.raises(FractalError, match=r"choose #ema-0\.5 or #ema-0\.9$"):
+        evaluate(place, f"{tmp_path / 'averaged'}#ema")
+
+
 @pytest.mark.parametrize(
     ("labels", "size", "message"),
     [
@@ -189,7 +207,8 @@ def test_samples_of_another_protocol_are_refused(place, tmp_path, labels, size, 
     ("source", "words", "message"),
     [
         ("none", (), "none holds no samples: give a folder"),
-        ("model#ema", (), "chooses the weights"),
+        ("model#ema", (), "in the checkpoint there is no moving average"),
+        ("model#ema-2", (), "'ema-2' names no weights"),
         ("model", ("--dataset", "other"), "no prepared data set at"),
         ("model", ("--size", "mar-xl"), "size 'mar-xl' is unknown"),
         ("model", ("--size", "mar-l"), "has length 3: this model takes 2"),

@@ -71,7 +71,24 @@ MISTAKES = [
     (_set("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
     (
         _set("evaluation", "digits", "weights", value="ema"),
-        ["evaluation.digits.weights is ema", "training.digits.ema_decay 0"],
+        ["evaluation.digits.weights is ema", "training.digits.ema_decays [] there is no moving"],
+    ),
+    (_set("evaluation", "digits", "weights", value="EMA"), ["digits.weights", "names no weights"]),
+    (_set("training", "digits", "ema_decays", value=[1.0]), ["ema_decays.0", "less than 1"]),
+    (_set("training", "digits", "ema_decays", value=[0.9, 0]), ["ema_decays.1", "greater than 0"]),
+    (_set("training", "digits", "ema_decays", value=[0.9, 0.9]), ["a decay is there twice"]),
+    (
+        _set("training", "digits", "ema_decays", value=[n / 10 for n in range(1, 10)]),
+        ["digits.ema_decays", "at most 8"],
+    ),
+    (_set("training", "digits", "ema_decay", value=0.9), ["ema_decay and ema_decays are both"]),
+    (
+        _set("sweep", "digits", "weights", value=["model", "ema-0.9"]),
+        ["sweep.digits.weights is ema-0.9", "ema_decays [] there is no moving average"],
+    ),
+    (
+        _set("sweep", "digits", "weights", value=["model"] * 10),
+        ["sweep.digits.weights", "at most 9"],
     ),
     (_rename("sampling", "digits", to="digit"), ["sampling", "digit"]),
     (_set("nightly", "cron", value="0 1 * *"), ["nightly.cron", "5 fields", "'0 1 * *'"]),

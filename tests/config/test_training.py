@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
+import fractal_model
+from fractal_model.common.fingerprint import fingerprint
+from fractal_model.config.evaluation import SweepConfig
+from fractal_model.config.training import TrainingConfig
 from tests.support.recipes import RECIPE
 
 
@@ -28,3 +34,85 @@ def test_the_cpus_of_all_workers_are_rounded_up(workers, per_worker, cpus):
 def test_without_a_number_of_cpus_each_worker_needs_one():
     changes = {"workers": 3, "resources_per_worker": {"GPU": 1.0}}
     assert RECIPE.model_copy(update=changes).cpus == 3
+
+
+SETTINGS = RECIPE.model_dump(exclude={"ema_decays"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "decays"),
+    [
+        ({}, ()),
+        ({"ema_decay": 0.0}, ()),
+        ({"ema_decay": 0}, ()),
+        ({"ema_decay": 0.999}, (0.999,)),
+        ({"ema_decays": [0.9999, 0.999]}, (0.999, 0.9999)),
+    ],
+)
+def test_decays_are_read_from_both_keys_and_sorted(settings, decays):
+    recipe = TrainingConfig.model_validate(SETTINGS | settings)
+    assert recipe.ema_decays == decays
+    assert recipe.averages == tuple(f"ema-{decay}" for decay in decays)
+    assert TrainingConfig.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize("decay", [False, True, 1.0, -0.5, "much", None])
+def test_a_wrong_decay_is_refused_under_the_earlier_key_too(decay):
+    with pytest.raises(ValidationError, match="ema_decays"):
+        TrainingConfig.model_validate(SETTINGS | {"ema_decay": decay})
+
+
+OLD_RECIPE = """
+dataset: imagenet256
+epochs: 800
+warmup_epochs: 40
+batch_size: 1024
+base_learning_rate: 5.0e-5
+weight_decay: 0.05
+betas: [0.9, 0.95]
+clip_norm: 3.0
+label_drop: 0.1
+flip: true
+precision: bfloat16
+activation_checkpointing: true
+compile: true
+workers: 32
+min_workers: 8
+resources_per_worker: {CPU: 8, GPU: 1, memory: 42949672960}
+accelerator_type: H100
+images_per_worker: 32
+loader_processes: 6
+checkpoint_every_epochs: 5
+checkpoint_every_minutes: 30
+keep_checkpoints: 3
+log_every_steps: 50
+max_failures: 10
+stall_seconds: 600
+non_finite: skip
+max_non_finite: 3
+seed: 0
+"""
+OLD_FINGERPRINTS = {
+    0.0: "154e75b87a753b1484b28277a929d69e6d556cd96a296ce6ed20b188cb821546",
+    0.999: "0ab2fed4e3559725d6e521ffd1839161c60e8929520b607ec4abb8c69b023da5",
+}
+"""Of OLD_RECIPE with a decay, from before there could be several."""
+
+
+@pytest.mark.parametrize("decay", OLD_FINGERPRINTS)
+def test_a_recipe_with_at_most_one_decay_keeps_its_fingerprint(monkeypatch, decay):
+    monkeypatch.setattr(fractal_model, "__version__", "0.1.0")
+    old = yaml.safe_load(OLD_RECIPE)
+    for settings in ({"ema_decay": decay}, {"ema_decays": [decay] if decay else []}):
+        recipe = TrainingConfig.model_validate(old | settings)
+        assert fingerprint(recipe.without_operational_settings()) == OLD_FINGERPRINTS[decay]
+    several = TrainingConfig.model_validate(old | {"ema_decays": [0.5, 0.999]})
+    other = fingerprint(several.without_operational_settings())
+    assert other not in OLD_FINGERPRINTS.values()
+
+
+def test_a_sweep_of_the_evaluations_weights_keeps_its_fingerprint(monkeypatch):
+    monkeypatch.setattr(fractal_model, "__version__", "0.1.0")
+    old = "d36df3560510a52c7b607388f328e9a5fedbd0daa02c5f7c986eede1feb2b151"
+    assert fingerprint(SweepConfig()) == fingerprint(SweepConfig(weights=())) == old
+    assert fingerprint(SweepConfig(weights=("model",))) != old

@@ -86,14 +86,15 @@ def test_digits_has_its_own_number_of_images_and_float32_peak():
     assert costs.training_days * 86_400 == pytest.approx(executed / reached)
 
 
-def test_a_moving_average_takes_memory_and_disk():
+@pytest.mark.parametrize("decays", [(0.999,), (0.9, 0.999, 0.9999)])
+def test_each_moving_average_takes_memory_and_disk(decays):
     size = PARAMS.size("mar-b")
-    training = size.training.model_copy(update={"ema_decay": 0.999})
+    training = size.training.model_copy(update={"ema_decays": decays})
     averaged = size.model_copy(update={"training": training})
     without, with_average = (
         plan(s, gpu=find_gpu("h100"), gpus=32, splits={"train": 1000}) for s in (size, averaged)
     )
-    weights = 4 * PARAMETERS["mar-b"]
+    weights = len(decays) * 4 * PARAMETERS["mar-b"]
     assert with_average.memory.total - without.memory.total == pytest.approx(weights)
     assert with_average.disk.checkpoint - without.disk.checkpoint == pytest.approx(weights)
 

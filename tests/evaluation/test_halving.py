@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.evaluation import SweepConfig
+from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.evaluation.halving import Rung, image_count, lowest_indices, plan_rungs
+from fractal_model.evaluation.sweep_settings import describe_setting, setting_fingerprint
+from tests.support.params import SHIPPED
 
 SAMPLING = SamplingConfig(guidance=2.0, logit_scale=1.1, iterations=(16, 4), order="raster")
+SERVED = ServingConfig(weights="ema-0.9", sampling=SAMPLING)
 
 
 def test_a_sweep_tries_every_combination_once_and_keeps_the_other_settings():
     sweep = SweepConfig(guidance=(1, 2, 2.0), logit_scale=(1.0, 1.1), iterations=((16, 4), (8, 4)))
-    settings = sweep.settings(SAMPLING)
+    settings = [s.sampling for s in sweep.settings(SERVED)]
     assert len(settings) == 2 * 2 * 2
     assert {(s.guidance, s.logit_scale, s.iterations) for s in settings} == {
         (w, s, i) for w in (1, 2) for s in (1.0, 1.1) for i in ((16, 4), (8, 4))
@@ -25,8 +32,25 @@ def test_a_sweep_tries_every_combination_once_and_keeps_the_other_settings():
 
 
 def test_a_sweep_without_iterations_uses_those_of_the_size():
-    settings = SweepConfig(guidance=(3,), logit_scale=(1,)).settings(SAMPLING)
-    assert [s.iterations for s in settings] == [(16, 4)]
+    settings = SweepConfig(guidance=(3,), logit_scale=(1,)).settings(SERVED)
+    assert [(s.weights, s.sampling.iterations) for s in settings] == [("ema-0.9", (16, 4))]
+
+
+def test_a_sweep_tries_each_of_its_weights_and_one_after_the_other():
+    sweep = SweepConfig(guidance=(1, 2), logit_scale=(1,), weights=("ema-0.90", "model", "ema-0.9"))
+    settings = [(s.weights, s.sampling.guidance) for s in sweep.settings(SERVED)]
+    assert settings == [("ema-0.9", 1), ("ema-0.9", 2), ("model", 1), ("model", 2)]
+    with pytest.raises(ValidationError, match="1,200 combinations"):
+        SweepConfig(guidance=tuple(range(1, 301)), logit_scale=(1, 2), weights=("model", "ema"))
+
+
+def test_only_other_weights_than_the_evaluations_are_part_of_a_settings_name():
+    size = load_params(SHIPPED).size("digits")
+    averaged = size.serving.model_copy(update={"weights": "ema-0.9"})
+    assert setting_fingerprint(size.serving, size) == fingerprint(size.sampling)
+    assert setting_fingerprint(averaged, size) != setting_fingerprint(size.serving, size)
+    assert describe_setting(size.serving, size) == "guidance 2, logit scale 1.1"
+    assert describe_setting(averaged, size) == "guidance 2, logit scale 1.1, weights ema-0.9"
 
 
 def test_rungs_equal_those_computed_by_hand():
@@ -73,6 +97,6 @@ def test_a_value_that_is_not_finite_never_stays():
 
 def test_the_default_budget_is_enough_for_the_default_settings_of_imagenet():
     config = SweepConfig()
-    count = len(config.settings(SamplingConfig(guidance=1.0, logit_scale=1.0, iterations=(4,))))
+    count = len(config.settings(SERVED))
     plan = plan_rungs(count, classes=1000, samples=config.samples, keep=config.keep, largest=50)
     assert plan[0] == Rung(24, 1)

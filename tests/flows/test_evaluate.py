@@ -134,7 +134,7 @@ def test_two_evaluations_of_the_same_version_share_one_result(project, new_runs,
     evaluation = prepare_evaluation.prepare_evaluation(
         params,
         params.size("digits"),
-        load_checkpoint(version.checkpoint).build_model(averaged=False),
+        load_checkpoint(version.checkpoint).build_model(),
         name="models:/fractal-digits/1",
         version=version.version,
         preview=True,

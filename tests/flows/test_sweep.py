@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from flows import sweep
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.cli import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
-from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.evaluation.sweep_previews import Previews
+from fractal_model.model.weights import weights_checksum
 from fractal_model.reporting.sweep import CURVES, HEAT_MAP
 from fractal_model.tracking import registry, store
 from tests.support.params import small_params
@@ -64,11 +66,11 @@ def test_a_killed_sweep_continues_and_ends_with_the_full_protocol(swept, monkeyp
     sampled: list[tuple[float, float, int]] = []
     measure = Previews.measure
 
-    def count_and_measure(self: Previews, setting: SamplingConfig, counts, progress):
+    def count_and_measure(self: Previews, setting: ServingConfig, counts, progress):
         if len(sampled) == 5:
             sampled.append((0, 0, 0))
             raise KeyboardInterrupt
-        sampled.append((setting.guidance, setting.logit_scale, counts[-1]))
+        sampled.append((setting.sampling.guidance, setting.sampling.logit_scale, counts[-1]))
         return measure(self, setting, counts, progress)
 
     monkeypatch.setattr(Previews, "measure", count_and_measure)
@@ -116,6 +118,36 @@ def test_a_killed_sweep_continues_and_ends_with_the_full_protocol(swept, monkeyp
     assert sweep.sweep_guidance(params_file=swept.params) == result
     assert len(sampled) == 7
     assert len(_runs()) == len(runs) + len(_runs("evaluate")) + len(_runs("train"))
+
+
+def test_weights_are_an_axis_of_a_sweep(swept, monkeypatch):
+    weights = ["model", "ema-0.5", "ema-0.9"]
+    settings = _settings(weights=weights, guidance=[1.0], logit_scale=[1.0])
+    swept.params.write_text(yaml.safe_dump(settings))
+    used: dict[str, set[str]] = {}
+    measure = Previews.measure
+
+    def note_model_and_measure(self: Previews, setting: ServingConfig, counts, progress):
+        model = self.models(setting.weights)
+        used.setdefault(setting.weights, set()).add(weights_checksum(model))
+        return measure(self, setting, counts, progress)
+
+    monkeypatch.setattr(Previews, "measure", note_model_and_measure)
+    result = sweep.sweep_guidance(params_file=swept.params)
+
+    stored = load_checkpoint(registry.resolve("digits").checkpoint)
+    assert used == {name: {weights_checksum(stored.build_model(name))} for name in weights}
+    assert len(set.union(*used.values())) == 3
+    runs = _runs("sweep")
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.params["weights"]: run for run in runs if run is not parent}
+    assert set(children) == set(weights)
+    best = parent.data.params["best.weights"]
+    full = mlflow.get_run(parent.data.tags["fractal.evaluation_run"])
+    assert full.data.params["evaluation.weights"] == best
+    assert result["fid"] == full.data.metrics["fid"]
+    table = mlflow.artifacts.load_dict(f"runs:/{parent.info.run_id}/settings.json")
+    assert [row[table["columns"].index("weights")] for row in table["data"][:3]] == weights
 
 
 def test_a_budget_that_is_too_small_is_refused_before_sampling(swept, capsys):

@@ -26,6 +26,7 @@ def small_params() -> dict:
     )
     content["training"]["digits"].update(
         validate_every_epochs=0,
+        ema_decays=[0.5, 0.9],
         epochs=3,
         warmup_epochs=1,
         batch_size=100,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,21 @@ from tests.support import random_images, tiny_model
 TINY = {"widths": [16, 16, 8], "blocks": [1, 1, 1], "heads": [2, 2, 2]}
 
 
-def save_tiny(folder: Path, kind: str = "mar", **changes: object) -> Path:
+def save_tiny(
+    folder: Path, kind: str = "mar", *, averages: Sequence[str] = (), **changes: object
+) -> Path:
+    """Save a checkpoint of a tiny model, with other weights for each of the `averages`."""
     progress = Progress(size="digits", fingerprint="0" * 64, position=1, steps=1)
-    model = tiny_model(kind, **changes)
-    save_checkpoint(folder, model=model, optimizer={}, progress=progress)
+    save_checkpoint(
+        folder,
+        model=tiny_model(kind, **changes),
+        optimizer={},
+        progress=progress,
+        averages={
+            name: tiny_model(kind, sharpen=2.0 + number, **changes).state_dict()
+            for number, name in enumerate(averages)
+        },
+    )
     return folder
 
 

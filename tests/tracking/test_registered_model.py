@@ -66,7 +66,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Registered:
     save_checkpoint(
         folder / "checkpoint",
         model=tiny_model("mar"),
-        ema=tiny_model("mar", sharpen=2.0),
+        averages={"ema-0.9": tiny_model("mar", sharpen=2.0).state_dict()},
         optimizer={"state": torch.zeros(3)},
         progress=Progress(size="digits", fingerprint="f" * 64, position=1, steps=1),
     )
@@ -89,7 +89,7 @@ def registered(first: Registered) -> Registered:
 
 
 def _image(serving: ServingConfig, label: int, seed: int) -> bytes:
-    model = tiny_model("mar", **({"sharpen": 2.0} if serving.weights == "ema" else {}))
+    model = tiny_model("mar", **({"sharpen": 2.0} if serving.weights != "model" else {}))
     return png_bytes(Sampler(model, serving.sampling)(torch.tensor([label]), [seed])[0])
 
 
@@ -179,7 +179,9 @@ def test_no_registered_file_is_a_pickle(registered):
     """Names and contents are checked; a torch file is a zip archive that holds a pickle."""
     assert (registered.checkpoint / "optimizer.pt").is_file()
     files = [file for file in registered.files.rglob("*") if file.is_file()]
-    assert {"model.safetensors", "ema.safetensors", "served_model.py"} <= {f.name for f in files}
+    assert {"model.safetensors", "ema-0.9.safetensors", "served_model.py"} <= {
+        f.name for f in files
+    }
     for file in files:
         assert file.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), file
         assert not zipfile.is_zipfile(file), file
@@ -205,9 +207,9 @@ def test_changed_settings_are_registered_with_the_same_weights(registered):
     assert registration.reuse("digits", "f" * 64, registered.serving) == "1"
     registry.tag_version("digits", "1", "fractal.evaluation.abc", "a run")
     sampling = registered.serving.sampling.model_copy(update={"guidance": 4.0})
-    changed = ServingConfig(weights="ema", sampling=sampling)
+    changed = ServingConfig(weights="ema-0.9", sampling=sampling)
     reason = registration.serving_difference("digits", "1", changed)
-    assert "weights model instead of ema, guidance 2.0 instead of 4.0" in reason
+    assert "weights model instead of ema-0.9, guidance 2.0 instead of 4.0" in reason
 
     again = registration.reuse("digits", "f" * 64, changed)
     assert again != "1"
@@ -222,11 +224,14 @@ def test_changed_settings_are_registered_with_the_same_weights(registered):
     assert image == _image(changed, 3, 9) != _image(registered.serving, 3, 9)
 
 
-def test_a_missing_moving_average_is_not_registered(registered, tmp_path):
+@pytest.mark.parametrize("weights", ["ema", "ema-0.9"])
+def test_a_missing_moving_average_is_not_registered(registered, tmp_path, weights):
     progress = Progress(size="digits", fingerprint="", position=1, steps=1)
     save_checkpoint(tmp_path / "c", model=tiny_model("mar"), optimizer=None, progress=progress)
-    averaged = registered.serving.model_copy(update={"weights": "ema"})
-    with pytest.raises(FractalError, match="no moving average"):
+    averaged = registered.serving.model_copy(update={"weights": weights})
+    with pytest.raises(
+        FractalError, match=f"evaluation.digits.weights {weights}: .*no moving average"
+    ):
         registration.register("digits", tmp_path / "c", serving=averaged, tags={})
 
 

@@ -52,9 +52,9 @@ def test_activation_checkpointing_changes_no_gradient(kind, choice):
     assert all(a.equal(b) for a, b in zip(weights(plain), weights(checkpointed), strict=True))
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, ema_decay):
-    straight = trainer(ema_decay=ema_decay)
+@pytest.mark.parametrize("decays", [(), (0.9,), (0.5, 0.9, 0.999)])
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, decays):
+    straight = trainer(ema_decays=decays)
     for _ in range(3):
         straight.step(BATCH)
     save_checkpoint(
@@ -62,33 +62,52 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, em
         model=straight.model,
         optimizer=straight.optimizer.state_dict(),
         progress=Progress(size="t", fingerprint="", position=straight.position, steps=3),
-        ema=straight.ema,
+        averages=straight.averages.state(),
     )
     for _ in range(3):
         straight.step(BATCH)
     torch.manual_seed(99)  # the global random state of another process
-    resumed, saved = trainer(ema_decay=ema_decay), load_checkpoint(tmp_path / "c")
+    resumed, saved = trainer(ema_decays=decays), load_checkpoint(tmp_path / "c")
     resumed.restore(saved)
     for _ in range(3):
         resumed.step(BATCH)
     assert resumed.position == straight.position == 48
     assert all(a.equal(b) for a, b in zip(weights(resumed), weights(straight), strict=True))
-    if ema_decay:
-        averages = (resumed.ema.parameters(), straight.ema.parameters())
-        assert all(a.equal(b) for a, b in zip(*averages, strict=True))
+    ours, theirs = resumed.averages.state(), straight.averages.state()
+    assert list(ours) == list(theirs) == [f"ema-{decay}" for decay in decays]
+    assert all(ours[name][key].equal(theirs[name][key]) for name in ours for key in ours[name])
 
 
-def test_the_moving_average_follows_its_decay():
-    trained = trainer(ema_decay=0.9)
-    expected = None
-    for _ in range(4):
-        trained.step(BATCH)
-        now = weights(trained)
-        pairs = zip(expected or now, now, strict=True)
-        expected = [0.9 * average + 0.1 * weight for average, weight in pairs]
-    for ours, theirs in zip(trained.ema.parameters(), expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert trainer().ema is None
+def test_a_training_that_continues_after_skipped_batches_alone_copies_the_weights_first():
+    straight, resumed = trainer(ema_decays=(0.9,)), trainer(ema_decays=(0.9,))
+    straight.skip_batch()
+    progress = Progress(size="t", fingerprint="", position=8, steps=1, skipped=(0, 40))
+    states = (straight.model.state_dict(), straight.optimizer.state_dict())
+    resumed.restore(
+        Checkpoint(straight.model.config, states[0], progress, states[1], straight.averages.state())
+    )
+    for each in (straight, resumed):
+        each.step(BATCH)
+    averages = resumed.averages.state()["ema-0.9"]
+    assert all(averages[name].equal(p) for name, p in resumed.model.named_parameters())
+    assert all(averages[k].equal(v) for k, v in straight.averages.state()["ema-0.9"].items())
+
+
+def test_a_checkpoint_without_an_average_of_the_recipe_changes_nothing():
+    trained, other = trainer(ema_decays=(0.9, 0.99)), trainer(seed=1, ema_decays=(0.9,))
+    before = weights(trained)
+    progress = Progress(size="t", fingerprint="", position=48, steps=6)
+    saved = Checkpoint(
+        other.model.config,
+        other.model.state_dict(),
+        progress,
+        other.optimizer.state_dict(),
+        other.averages.state(),
+    )
+    with pytest.raises(FractalError, match=r"needs the moving averages ema-0\.99 .*has ema-0\.9:"):
+        trained.restore(saved)
+    assert trained.position == 0
+    assert all(a.equal(b) for a, b in zip(weights(trained), before, strict=True))
 
 
 def test_a_checkpoint_without_optimiser_state_is_refused(tmp_path):
@@ -134,7 +153,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
 
 
 def test_a_reset_trainer_equals_a_new_one():
-    trained, fresh = trainer(ema_decay=0.9), trainer(ema_decay=0.9)
+    trained, fresh = trainer(ema_decays=(0.9, 0.5)), trainer(ema_decays=(0.9, 0.5))
     for _ in range(2):
         trained.step(BATCH)
     trained.reset()
@@ -142,8 +161,8 @@ def test_a_reset_trainer_equals_a_new_one():
     for _ in range(3):
         assert trained.step(BATCH).loss.equal(fresh.step(BATCH).loss)
     assert all(a.equal(b) for a, b in zip(weights(trained), weights(fresh), strict=True))
-    averages = zip(trained.ema.parameters(), fresh.ema.parameters(), strict=True)
-    assert all(a.equal(b) for a, b in averages)
+    ours, theirs = trained.averages.state(), fresh.averages.state()
+    assert all(ours[name][key].equal(theirs[name][key]) for name in theirs for key in theirs[name])
 
 
 def test_a_skipped_batch_moves_the_position():
