@@ -26,10 +26,13 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.locks import hold_lock
 from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.costs.flops import training_flops
 from fractal_model.data.manifest import Manifest
 from fractal_model.tracking import registration, registry, runs, store
+from fractal_model.tracking.reports import log_training_curves
 from fractal_model.tracking.tags import FINGERPRINT_TAG, SIZE_TAG, TRAINING_RUN_TAG
 from fractal_model.training import launch
+from fractal_model.training.find_reference import find_reference
 from fractal_model.training.job import TrainingJob
 from fractal_model.training.ray_jobs.driver import drive
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
@@ -49,6 +52,7 @@ def train_fractal(
     batch_size: PositiveInt | None = None,
     workers: PositiveInt | None = None,
     precision: Literal["float32", "bfloat16"] | None = None,
+    seed: NotNegativeInt | None = None,
     resume: bool = True,
     params_file: Path = DEFAULT_FILE,
 ) -> str:
@@ -65,6 +69,7 @@ def train_fractal(
         batch_size: Number of images per step over all workers; the learning rate is proportional.
         workers: Largest number of workers; the batch size must be a multiple of it.
         precision: Number format of the computation: float32, or bfloat16 with autocast.
+        seed: Number that decides the order of the images and all other random numbers.
         resume: Continue from the last checkpoint of an equal run; if this is off, training starts
             from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
@@ -79,6 +84,7 @@ def train_fractal(
         batch_size=batch_size,
         workers=workers,
         precision=precision,
+        seed=seed,
     )
     store.connect(params.paths.outputs)
     fingerprint = launch.run_fingerprint(settings, manifest)
@@ -100,6 +106,9 @@ def _train_and_register(
             job = _make_job(params, size, manifest, fingerprint, run_id)
             images = size.training.epochs * manifest.splits["train"].images
             checkpoint = train(job, images, outputs)
+            with runs.optional_step("comparison of the training curves"):
+                for line in log_training_curves(run_id, job.reference):
+                    say(f"{size.name}: {line}")
             tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
             version = register(size, checkpoint, tags)
     announce_version(size.name, f"models:/{registry.model_name(size.name)}/{version}")
@@ -137,6 +146,7 @@ def _make_job(
     params: Params, size: Size, manifest: Manifest, fingerprint: str, run_id: str
 ) -> TrainingJob:
     champion = registry.aliased_version(size.name, registry.CHAMPION)
+    champion_run = registry.training_run_id(size.name, champion)
     return TrainingJob(
         size=size.name,
         model=size.model,
@@ -148,9 +158,10 @@ def _make_job(
         tracking_uri=store.tracking_uri(),
         run_id=run_id,
         images=manifest.splits["train"].images,
+        gflop_per_image=sum(training_flops(size.model, activation_checkpointing=False)) / 1e9,
         sampling=size.sampling,
         scored_weights=size.evaluation.weights,
-        reference=runs.curve(registry.training_run_id(size.name, champion), "loss"),
+        reference=find_reference(size, manifest, champion_run),
     )
 
 

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from fractal_model.cli.options import ParamsOption
 from fractal_model.common.console import console
+from fractal_model.common.gpus import GPUS, find_gpu
 from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import DEFAULT_FILE, load_params
-from fractal_model.costs.gpus import GPUS, find_gpu
 
 if TYPE_CHECKING:
     from fractal_model.costs.plan import Plan

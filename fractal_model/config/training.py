@@ -223,6 +223,11 @@ class TrainingConfig(StrictModel):
         validation = self.validation.without_operational_settings()
         return self.model_copy(update=_OPERATIONAL | {"validation": validation})
 
+    def curve_settings(self) -> dict[str, object]:
+        """Settings that decide the curves of loss and held-out likelihood, apart from the seed."""
+        others = {"seed", "ema_decay", "register_checkpoint", "stop_after_epochs_without_gain"}
+        return self.model_dump(exclude={*_OPERATIONAL, *_VALIDATION, *others})
+
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
         """Return one entry for each of `levels` levels, then one for the pixel network: True if it
         recomputes activations. ValueError: `activation_checkpointing` has a wrong length."""

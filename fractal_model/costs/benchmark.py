@@ -24,10 +24,10 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.costs.benchmark_levels import LevelCost, measure_levels
 from fractal_model.costs.flops import published_sampling_flops, sampling_flops
-from fractal_model.costs.timing import ceiling_gflops, median_seconds
 from fractal_model.data.loader import Batch
 from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.kernels.linear import FLOP_FORMULAS
+from fractal_model.model.kernels.timing import ceiling_gflops, median_seconds
 from fractal_model.model.likelihood import pass_bits
 from fractal_model.sampling.sampler import Sampler
 from fractal_model.training.trainer import Trainer

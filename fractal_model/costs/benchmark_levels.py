@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from fractal_model.config.model import ModelConfig
-from fractal_model.costs.timing import wait
 from fractal_model.model.conditions import Conditions
 from fractal_model.model.fractal import Rows
+from fractal_model.model.kernels.timing import wait
 from fractal_model.sampling.descent import Descent
 from fractal_model.sampling.sampler import Sampler
 

@@ -12,13 +12,13 @@ from typing import Literal
 import torch
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.gpus import Gpu
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.config.params import Params, Size
 from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
-from fractal_model.costs.gpus import Gpu
 from fractal_model.costs.shapes import rows_per_image, training_shares
 from fractal_model.costs.training_memory import (
     ADAMW_BYTES,

@@ -31,6 +31,7 @@ from fractal_model.reporting.neighbours import (
     measure_memorisation,
     share_by_class,
 )
+from fractal_model.reporting.reference_curve import ReferenceCurve
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 20, 10
 NEAREST_SAMPLES, NEIGHBOURS = 8, 4
@@ -76,6 +77,7 @@ def write_report(
     held_out_bits: Tensor | None = None,
     level_bits: Mapping[str, float] | None = None,
     curves: Mapping[str, figures.Points] | None = None,
+    curve_reference: ReferenceCurve | None = None,
 ) -> None:
     """Write the page of an evaluation.
 
@@ -85,8 +87,8 @@ def write_report(
     images, "" if they are equal; if they differ, the page has no figures by class. real: see
     `reference_images`. held_out_features (K, D), held_out_bits (K,): features and bits per
     dimension of validation images. level_bits: bits per dimension of each likelihood term. curves:
-    training curves by name. If an argument is None, the page leaves out its section. FractalError:
-    features are not finite.
+    training curves by name, drawn over curve_reference. If an argument is None, the page leaves out
+    its section. FractalError: features are not finite.
     """
     names = distinct_names([safe_text(name, LONGEST_NAME) for name in class_names])
     loader = PackageLoader("fractal_model.reporting", "templates")
@@ -96,7 +98,7 @@ def write_report(
         headlines=headlines(values),
         absent={name: safe_text(reason) for name, reason in absent.items()},
         record=flatten(record),
-        curves=_figure(figures.training_curves, curves),
+        curves=_figure(partial(figures.training_curves, reference=curve_reference), curves),
         likelihood=_figure(figures.likelihood_histogram, held_out_bits),
         levels=_figure(partial(figures.bars, label="bits per dimension"), level_bits),
         classes=_class_pictures(samples, names),

@@ -19,6 +19,7 @@ from torch import Tensor
 from fractal_model.common.safe_text import shorten
 from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
+from fractal_model.reporting.reference_curve import NORMAL_SPREADS, ReferenceCurve
 
 INK = "#1b1c1e"
 """Colour of lines and texts. It must not be used for anything else, because in an SVG it is
@@ -48,16 +49,35 @@ Points = Sequence[tuple[float, float]]
 """Points of a line as pairs of x and y, such as epoch and loss."""
 
 
-def training_curves(curves: Mapping[str, Points]) -> Figure:
-    """Draw a panel for each curve. `curves` maps names such as `loss` to (epoch, value) pairs."""
+def training_curves(
+    curves: Mapping[str, Points], reference: ReferenceCurve | None = None
+) -> Figure:
+    """Draw a panel for each curve, over the curve of a reference if it has one. `curves` maps names
+    such as `loss` to (epoch, value) pairs."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (name, points) in zip(panels, curves.items(), strict=True):
             epochs, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
-            axes.plot(epochs, values, color=BLUE, linewidth=1.5)
+            if reference is not None and name in reference.curves:
+                _draw_reference(axes, reference, name)
+            axes.plot(epochs, values, color=BLUE, linewidth=1.5, label="this run")
             axes.set(xlabel="epoch", ylabel=name)
+            if reference is not None:
+                axes.legend()
         return figure
+
+
+def _draw_reference(axes: Axes, reference: ReferenceCurve, metric: str) -> None:
+    """Draw the reference's curve of a metric, with the differences that are normal as a band."""
+    points = reference.curves[metric]
+    epochs = np.array([point.epoch for point in points])
+    values = np.array([point.value for point in points])
+    label = f"{reference.name}, another recipe" if reference.differences else reference.name
+    axes.plot(epochs, values, color=ORANGE, linewidth=1.5, linestyle="--", label=label)
+    normal = NORMAL_SPREADS * np.array([point.spread or 0.0 for point in points])
+    if normal.any():
+        axes.fill_between(epochs, values - normal, values + normal, color=ORANGE, alpha=0.2)
 
 
 def likelihood_histogram(bits: Tensor) -> Figure:

@@ -3,6 +3,9 @@
 import tempfile
 from pathlib import Path
 
+import mlflow
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
 from torch import Tensor
 
 from fractal_model.config.model import ModelConfig
@@ -17,8 +20,15 @@ from fractal_model.metrics.reference import Reference
 from fractal_model.reporting import figures
 from fractal_model.reporting.evaluation_page import write_report
 from fractal_model.reporting.neighbours import reference_images
-from fractal_model.tracking.runs import curve, log_figure, log_file
+from fractal_model.reporting.reference_curve import ReferenceCurve, describe_run
+from fractal_model.tracking.runs import (
+    curve,
+    log_figure,
+    log_file,
+)
 
+REFERENCE_FILE = "reference.json"
+"""Artifact of a training run: the curves with which it was compared."""
 CURVE_METRICS = ("loss", "validation_loss", NLL)
 """Metrics of the training run that the report draws as curves. Missing ones are left out."""
 
@@ -40,10 +50,10 @@ def log_report(
     active run. `model`: configuration of the model that drew `samples`. `level_bits`: bits per
     dimension by level. `held_out_features`: Inception features (K, D) of validation images.
     `training_run`: id of the run with the curves. FractalError: features are not finite."""
-    curves = {n: points for n in CURVE_METRICS if (points := curve(training_run, n))}
+    curves, curve_reference = _read_curves(training_run), _read_reference(training_run)
     log_figure(figures.likelihood_histogram(held_out.bits), "likelihood.png")
     if curves:
-        log_figure(figures.training_curves(curves), "curves.png")
+        log_figure(figures.training_curves(curves, curve_reference), "curves.png")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "report.html"
         write_report(
@@ -61,5 +71,36 @@ def log_report(
             held_out_bits=held_out.bits,
             level_bits=level_bits,
             curves=curves,
+            curve_reference=curve_reference,
         )
         log_file(file)
+
+
+def log_training_curves(run_id: str, reference: ReferenceCurve | None) -> list[str]:
+    """Log the curves of a training, drawn over a reference if there is one, as `curves.png` of the
+    active run. Return lines that compare the last epoch with the reference. `run_id`: id of the
+    active run."""
+    curves = _read_curves(run_id)
+    if not curves:
+        return []
+    log_figure(figures.training_curves(curves, reference), "curves.png")
+    if reference is None:
+        return []
+    mlflow.log_dict(reference.model_dump(mode="json"), REFERENCE_FILE)
+    return describe_run(curves, reference)
+
+
+def _read_reference(run_id: str | None) -> ReferenceCurve | None:
+    """Read the reference of a training run; None if it has none or the run was deleted."""
+    if run_id is None:
+        return None
+    try:
+        return ReferenceCurve.model_validate(
+            mlflow.artifacts.load_dict(f"runs:/{run_id}/{REFERENCE_FILE}")
+        )
+    except (OSError, MlflowException, ValidationError):
+        return None
+
+
+def _read_curves(run_id: str | None) -> dict[str, figures.Points]:
+    return {name: points for name in CURVE_METRICS if (points := curve(run_id, name))}

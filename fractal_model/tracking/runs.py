@@ -43,7 +43,7 @@ def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path
     name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "train", name, outputs, key=key, system=here) as run:
         if tags.FINGERPRINT_TAG not in run.data.tags:
-            _log_params(model=_model_settings(size), training=size.training.model_dump())
+            _log_params(model=model_settings(size), training=size.training.model_dump())
             _log_dataset(manifest, "training")
         # This tag comes last, so that a run that is found by its fingerprint has all of the above.
         mlflow.set_tags(key)
@@ -79,7 +79,7 @@ def import_run(size: Size, source: Path, checksum: str, outputs: Path) -> Iterat
     with _run(size, "import", f"import-{size.name}-{checksum[:8]}", outputs) as run:
         name = safe_text(source.name, LONGEST_NAME)
         mlflow.set_tags({tags.SOURCE_CHECKSUM_TAG: checksum, tags.SOURCE_TAG: name})
-        _log_params(model=_model_settings(size))
+        _log_params(model=model_settings(size))
         yield run.info.run_id
 
 
@@ -169,6 +169,11 @@ def read_metrics(run_id: str) -> dict[str, float]:
     return mlflow.get_run(run_id).data.metrics
 
 
+def read_params(run_id: str) -> dict[str, str]:
+    """Read the parameters of a run."""
+    return mlflow.get_run(run_id).data.params
+
+
 def read_results(run_id: str) -> pd.DataFrame:
     """Read the table that `log_results` has logged to a run."""
     return pd.DataFrame(**mlflow.artifacts.load_dict(f"runs:/{run_id}/{RESULTS_FILE}"))
@@ -253,14 +258,19 @@ def git_revision() -> str:
         return "unknown"
 
 
-def _model_settings(size: Size) -> dict[str, object]:
+def model_settings(size: Size) -> dict[str, object]:
     """Settings of the size's model without the class names: a thousand names are too long for a
     parameter of MLflow. The names are stored in the checkpoint."""
     return size.model.model_dump(exclude={"class_names"})
 
 
+def flatten_settings(**tree: object) -> dict[str, str]:
+    """Return nested settings as MLflow's parameters: `a={"b": 1}` gives {"a.b": "1"}."""
+    return dict(pair for name in tree for pair in _flat(tree[name], name))
+
+
 def _log_params(**tree: object) -> None:
-    mlflow.log_params(dict(pair for name in tree for pair in _flat(tree[name], name)))
+    mlflow.log_params(flatten_settings(**tree))
 
 
 def _dataset(manifest: Manifest) -> MetaDataset:

@@ -10,9 +10,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.config.weights import EMA, MODEL, Weights
 from fractal_model.metrics.names import NLL, error_name
-
-Curve = tuple[tuple[float, float], ...]
-"""Pairs (epoch, loss), sorted by epoch."""
+from fractal_model.reporting.reference_curve import ReferenceCurve
 
 
 class Report(StrictModel):
@@ -37,6 +35,20 @@ class Report(StrictModel):
     """Norm of the last step's gradient before clipping; None if every batch since the last report
     was skipped."""
     learning_rate: float | None = None
+    tflops: float | None = None
+    """Operations per second and worker in 10¹²: those of the model's forward and backward pass,
+    without what activation checkpointing computes again."""
+    mfu: float | None = None
+    """Model FLOPs utilisation, 0 … 1: `tflops` divided by the device's peak (see
+    `training.efficiency`), as the mean over all workers."""
+    gpu_memory_gb: float | None = None
+    """Largest memory in GB that torch has allocated on the GPU of a worker since the last report;
+    None on a CPU."""
+    eta_hours: float | None = None
+    """Hours until the recipe ends, at the speed since the last report; None if it is 0."""
+    loss_over_reference: float | None = None
+    """Mean loss of the last epoch minus the reference's at this epoch, in nats; None without a
+    reference, and in the first epoch. The driver sets it."""
     note: str | None = None
     """Text for people about events since the last report, such as a skipped batch."""
 
@@ -77,6 +89,15 @@ def describe_point(point: ValidationPoint, score: str) -> str:
     return f"epoch {point.epoch:.2f}: {point.metrics[score]:.4f}{spread} bits/dim held out{problem}"
 
 
+def compare_point(point: ValidationPoint, reference: ReferenceCurve | None) -> str:
+    """Compare the held-out likelihood of a point's weights with a reference, as a text to append,
+    such as `; 0.0040 above the reference, normal (±0.0102)`; "" if either is unknown."""
+    if reference is None or NLL not in point.metrics:
+        return ""
+    comparison = reference.compare(NLL, point.epoch, point.metrics[NLL])
+    return "" if comparison is None else f"; {comparison}"
+
+
 REPORT_ADAPTER: TypeAdapter[Report | Stopped] = TypeAdapter(Report | Stopped)
 """Reads a Report or a Stopped from a dict or from JSON."""
 
@@ -99,13 +120,15 @@ class TrainingJob(StrictModel):
     """Id of the MLflow run that receives the metrics."""
     images: int
     """Number of training images."""
+    gflop_per_image: float | None = None
+    """Operations of the forward and backward pass of one image in 10⁹, without what activation
+    checkpointing computes again; None: the run's efficiency is not reported."""
     sampling: SamplingConfig
     """Sampling settings of the grids that validation draws."""
     scored_weights: Weights = MODEL
     """Weights that are served. Their held-out likelihood decides which checkpoint is the best."""
-    reference: Curve = ()
-    """The champion's training loss by epoch; empty if unknown. A warning is given if this run's
-    loss is higher."""
+    reference: ReferenceCurve | None = None
+    """Curves of an earlier training with which this run is compared; None if there are none."""
 
     @property
     def score(self) -> str:

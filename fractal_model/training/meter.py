@@ -1,4 +1,4 @@
-"""Measures one worker's speed, loss and time spent waiting for data, between two reports."""
+"""Measures one worker's speed, efficiency, loss and waiting for data, between two reports."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -13,12 +13,26 @@ from fractal_model.training.trainer import StepReport, Trainer
 
 class Meter:
     """Measures one worker's training since its last report, without the time for starting data
-    loaders and saving checkpoints. `images`: number of training images."""
+    loaders and saving checkpoints.
 
-    def __init__(self, trainer: Trainer, images: int, workers: int) -> None:
+    `images`: number of training images. `gflop_per_image`: operations of forward and backward pass
+    in 10⁹, and `peak_gflops`: the device's peak in 10⁹ operations per second; None: reports have no
+    `tflops` and no `mfu`."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        images: int,
+        workers: int,
+        *,
+        gflop_per_image: float | None = None,
+        peak_gflops: float | None = None,
+    ) -> None:
         self._trainer = trainer
         self._images = images
         self._workers = workers
+        self._gflop_per_image = gflop_per_image
+        self._peak_gflops = peak_gflops
         self._reset()
 
     def start(self) -> None:
@@ -56,11 +70,12 @@ class Meter:
         """Return a report on the time since the last report, and begin to measure for the next one.
         `skipped`: number of batches left out since the run began."""
         seconds, steps = time.monotonic() - self._since, self._steps
+        speed = len(steps) * self._trainer.recipe.batch_size / seconds
         report = Report(
             position=self._trainer.position,
             step=self._trainer.steps,
             epoch=self._trainer.position / self._images,
-            images_per_second=len(steps) * self._trainer.recipe.batch_size / seconds,
+            images_per_second=speed,
             data_wait_share=self._waited / seconds,
             workers=self._workers,
             accumulation=self._trainer.recipe.accumulation(self._workers),
@@ -69,12 +84,32 @@ class Meter:
             gradient_norm=steps[-1].gradient_norm.item() if steps else None,
             learning_rate=steps[-1].learning_rate if steps else None,
             note="; ".join(self._notes) or None,
+            gpu_memory_gb=self._gpu_memory_gb(),
+            eta_hours=self._images_left / speed / 3600 if speed else None,
+            **self._efficiency(speed),
         )
         self._reset()
         return report
+
+    @property
+    def _images_left(self) -> int:
+        return max(0, self._trainer.end_position - self._trainer.position)
+
+    def _efficiency(self, images_per_second: float) -> dict[str, float]:
+        """Return `tflops` and `mfu`, or an empty dict if operations or peak are unknown."""
+        if self._gflop_per_image is None or self._peak_gflops is None:
+            return {}
+        gflops = images_per_second / self._workers * self._gflop_per_image
+        return {"tflops": gflops / 1000, "mfu": gflops / self._peak_gflops}
+
+    def _gpu_memory_gb(self) -> float | None:
+        device = self._trainer.device
+        return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
     def _reset(self) -> None:
         self._since = time.monotonic()
         self._waited = 0.0
         self._steps: list[StepReport] = []
         self._notes: list[str] = []
+        if self._trainer.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._trainer.device)

@@ -99,6 +99,10 @@ class Trainer:
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def end_position(self) -> int:
         """Number of images that training has seen when the recipe ends."""
         return self.recipe.epochs * self._images

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
+from fractal_model.common.gpus import GPUS, find_gpu
 from fractal_model.config.params import load_params
 from fractal_model.costs.flops import published_sampling_flops, sampling_flops
-from fractal_model.costs.gpus import GPUS, find_gpu
 from fractal_model.costs.plan import Plan, dataset_splits, plan
 from tests.support.params import SHIPPED
 from tests.support.tiny_files import save_images

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fractal_model.common.gpus import find_gpu
 from fractal_model.config.params import load_params
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import published_sampling_flops, training_flops
-from fractal_model.costs.gpus import find_gpu
 from tests.support.params import SHIPPED
 
 PARAMS = load_params(SHIPPED)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from fractal_model.parallel.ray_cluster import ray_cluster
+from fractal_model.training.ray_train.machines import Machines
 from fractal_model.training.ray_train.run import PLACEMENT_SECONDS
 from tests.support.disturbed_runs import BATCH, IMAGES
 from tests.support.images_seen import recording_worker, steps_seen
@@ -62,3 +64,29 @@ def test_training_waits_for_a_machine_and_resumes(new_run, seen):
     assert max(progress[5:]) == progress[5]
     assert set(steps_seen(seen, epochs=EPOCHS, images=IMAGES, batch=BATCH)) == {2}
     assert run.position == EPOCHS * IMAGES
+
+
+def test_every_machine_has_system_metrics_also_after_one_is_lost():
+    """The simulated machines share a host name, so all but one have a part of Ray's id appended."""
+    with machines(2, workers=0) as (cluster, nodes), ray_cluster(1):
+        measured = Machines()
+
+        def names_of(count: int) -> set[str]:
+            """Measure until `count` machines answer; return their names."""
+            deadline = time.monotonic() + 120
+            while True:
+                metrics = measured.measure()
+                names = {name.split("/")[1] for name in metrics}
+                if len(names) == count:
+                    key = "cpu_utilization_percentage"
+                    assert all(f"system/{name}/{key}" in metrics for name in names)
+                    return names
+                assert time.monotonic() < deadline, names
+
+        three = names_of(3)
+        assert {name.removeprefix(socket.gethostname())[:1] for name in three} == {"", "-"}
+        cluster.remove_node(nodes[0])
+        two = names_of(2)
+        assert two < three
+        add_machine(cluster, workers=0)
+        assert len(names_of(3) - three) == 1

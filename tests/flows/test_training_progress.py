@@ -30,6 +30,15 @@ def _report(position: int) -> Report:
     return make_report(position=position, epoch=position / 100)
 
 
+def test_a_note_has_efficiency_and_comparison_if_they_are_known():
+    report = make_report(images_per_second=100.0, epoch=2.0, loss=3.0)
+    plain = "epoch 2.00, 100 images/s, loss 3.000, 0:00:05 left"
+    assert training_progress._note(report, 500) == plain
+    more = report.model_copy(update={"mfu": 0.412, "loss_over_reference": -0.0123})
+    expected = "epoch 2.00, 100 images/s at 41% MFU, loss 3.000 (-0.012 to the reference), "
+    assert training_progress._note(more, 500) == expected + "0:00:05 left"
+
+
 def test_training_goes_on_while_prefect_is_away(job, caplog):
     with failing_prefect() as requests, training_progress.TrainingProgress(job, 100) as progress:
         for position in (10, 20, 30):

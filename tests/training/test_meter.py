@@ -41,6 +41,34 @@ def test_waiting_for_a_later_batch_is_counted():
     assert report.loss == pytest.approx(2.0)
 
 
+def test_operations_are_those_of_one_worker_in_a_second():
+    """Four workers share an image's operations, 2 · 10⁹ for each of 8 images."""
+    meter = Meter(trainer(), images=16, workers=4, gflop_per_image=2.0, peak_gflops=100.0)
+    meter.add_step(STEP)
+    time.sleep(0.1)
+    report = meter.finish_report(skipped=0)
+    gflops = report.images_per_second * 2.0 / 4
+    assert 20 < gflops < 8 * 2.0 / 4 / 0.1
+    assert report.tflops == pytest.approx(gflops / 1000)
+    assert report.mfu == pytest.approx(gflops / 100)
+    assert report.gpu_memory_gb is None
+
+
+def test_without_operations_there_is_no_efficiency():
+    report = Meter(trainer(), images=16, workers=1).finish_report(skipped=0)
+    assert (report.tflops, report.mfu, report.eta_hours) == (None, None, None)
+
+
+def test_the_time_left_is_at_the_speed_of_the_last_report():
+    work = trainer()
+    work.position = 40  # of 10 epochs with 16 images
+    meter = Meter(work, images=16, workers=1)
+    meter.add_step(STEP)
+    time.sleep(0.05)
+    report = meter.finish_report(skipped=0)
+    assert report.eta_hours == pytest.approx(120 / report.images_per_second / 3600)
+
+
 def test_notes_are_in_one_report_only():
     meter = Meter(trainer(), images=16, workers=1)
     meter.add_note("look")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fractal_model.reporting.reference_curve import CurvePoint, ReferenceCurve
 from fractal_model.training.watch import Watch
 from tests.support.reports import make_report
 
@@ -37,14 +38,57 @@ def test_workers_that_wait_long_for_data_are_a_warning():
     assert Watch().examine(report(waiting=0.2))[1] == []
 
 
-def test_a_loss_far_above_the_champions_is_a_warning():
-    watch = Watch(reference=((0.0, 5.0), (2.0, 3.0)))
-    metrics, warnings = watch.examine(report(epoch=1.0, loss=4.1))
-    assert metrics["loss_over_reference"] == pytest.approx(0.1)
-    assert not warnings
-    metrics, warnings = watch.examine(report(epoch=9.0, loss=3.5))
-    assert metrics["loss_over_reference"] == pytest.approx(0.5)
-    assert warnings == ["the loss is 0.50 nats above the champion's at this epoch"]
+def reference(spread: float | None = None, **changes: object) -> ReferenceCurve:
+    values = ((1.0, 4.0), (2.0, 3.0), (3.0, 2.8))
+    points = tuple(CurvePoint(epoch=e, value=value, spread=spread) for e, value in values)
+    return ReferenceCurve(name="the champion", curves={"loss": points}, **changes)
+
+
+def examine_losses(watch: Watch, *pairs: tuple[float, float]) -> tuple[dict[str, float], list[str]]:
+    for epoch, loss in pairs:
+        result = watch.examine(report(epoch=epoch, loss=loss))
+    return result
+
+
+def test_the_mean_loss_of_the_last_epoch_is_compared():
+    watch = Watch(reference())
+    assert examine_losses(watch, (0.5, 9.0)) == ({}, [])
+    metrics, _ = examine_losses(watch, (1.0, 1.0))
+    assert metrics["loss_over_reference"] == pytest.approx(5.0 - 4.0)
+    metrics, _ = examine_losses(watch, (1.5, 4.0), (2.0, 2.2))
+    assert metrics["loss_over_reference"] == pytest.approx(3.1 - 3.0)
+
+
+def test_a_continued_run_is_compared_after_a_whole_epoch():
+    watch = Watch(reference())
+    assert examine_losses(watch, (1.5, 9.0), (2.0, 9.0)) == ({}, [])
+    metrics, _ = examine_losses(watch, (2.5, 3.0))
+    assert metrics["loss_over_reference"] == pytest.approx(6.0 - 2.9)
+
+
+@pytest.mark.parametrize(
+    ("spread", "differences", "loss", "is_warned"),
+    [
+        (None, (), 4.1, False),
+        (None, (), 4.5, True),
+        (0.01, (), 4.03, False),
+        (0.01, (), 4.05, True),
+        (0.01, ("epochs 3 instead of 9",), 4.05, False),
+        (0.01, ("epochs 3 instead of 9",), 4.5, True),
+    ],
+)
+def test_a_loss_above_what_is_normal_is_a_warning(spread, differences, loss, is_warned):
+    watch = Watch(reference(spread, differences=differences))
+    _, warnings = examine_losses(watch, (1.0, loss))
+    assert bool(warnings) == is_warned
+    if warnings:
+        expected = f"the mean loss of the last epoch is {loss - 4:.4f} above the champion"
+        assert warnings[0].startswith(expected)
+        assert examine_losses(watch, (1.01, loss))[1] == []
+
+
+def test_a_run_beyond_the_end_of_the_reference_is_not_compared():
+    assert examine_losses(Watch(reference()), (0.9, 9.0), (9.0, 9.0)) == ({}, [])
 
 
 def test_a_change_of_workers_is_a_warning_but_no_drop_in_throughput():

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
@@ -20,7 +21,14 @@ from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.tracking.store import use_store
 from fractal_model.tracking.validation_log import ValidationLog
-from fractal_model.training.job import Report, TrainingJob, ValidationPoint, describe_point
+from fractal_model.training.job import (
+    Report,
+    TrainingJob,
+    ValidationPoint,
+    compare_point,
+    describe_point,
+)
+from fractal_model.training.ray_train.machines import watch_machines
 from fractal_model.training.ray_train.run import run_training
 from fractal_model.training.watch import Watch
 
@@ -42,32 +50,54 @@ def drive(
     point. FractalError: training failed.
     """
     use_store(job.tracking_uri)
-    watch, logged_step = Watch(job.reference), last_position(job.run_id)
-    metrics = MetricSpool(job.local / "metrics" / job.run_id, job.run_id)
     with (
-        metrics as spool,
+        MetricSpool(job.local / "metrics" / job.run_id, job.run_id) as spool,
         ValidationLog(job.run_id, spool) as validation,
         ray_cluster(cpus=job.recipe.cpus),
     ):
+        log = _ReportLog(job, spool, on_report)
 
         def handle_point(point: ValidationPoint, grids: dict[str, bytes]) -> None:
             validation.add(point.position, point.metrics, grids)
-            on_line(f"{job.size}, {describe_point(point, job.score)}")
+            comparison = compare_point(point, job.reference)
+            on_line(f"{job.size}, {describe_point(point, job.score)}{comparison}")
 
-        def handle(report: Report) -> None:
-            nonlocal logged_step
-            more_metrics, warnings = watch.examine(report) if report.loss is not None else ({}, [])
-            warnings += [report.note] if report.note else []
-            report = report.model_copy(update={"note": None})
-            values, step = report_values({**report.model_dump(exclude_none=True), **more_metrics})
-            if step > logged_step:  # A step that workers repeat was logged before.
-                spool.log(values, step=step)
-                logged_step = step
-            for warning in warnings:
-                logger.warning("%s, epoch %.2f: %s", job.size, report.epoch, warning)
-            on_report(report)
+        # In a cluster of this process's own, the flow's MLflow run measures the only machine.
+        is_own = "RAY_ADDRESS" not in os.environ
+        with nullcontext() if is_own else watch_machines(log.add_machine_metrics):
+            return run_training(job, on_report=log.add, on_point=handle_point)
 
-        return run_training(job, on_report=handle, on_point=handle_point)
+
+class _ReportLog:
+    """Logs reports and system metrics to the spool, with the number of images seen as step, and
+    hands reports on to `on_report`."""
+
+    def __init__(
+        self, job: TrainingJob, spool: MetricSpool, on_report: Callable[[Report], None]
+    ) -> None:
+        self._size, self._spool, self._on_report = job.size, spool, on_report
+        self._watch = Watch(job.reference)
+        self._logged_step = last_position(job.run_id)
+
+    def add(self, report: Report) -> None:
+        more_metrics: dict[str, float] = {}
+        warnings = [report.note] if report.note else []
+        if report.loss is not None:
+            more_metrics, new_warnings = self._watch.examine(report)
+            warnings = new_warnings + warnings
+        excess = more_metrics.get("loss_over_reference")
+        report = report.model_copy(update={"note": None, "loss_over_reference": excess})
+        values, step = report_values({**report.model_dump(exclude_none=True), **more_metrics})
+        if step > self._logged_step:  # A step that workers repeat was logged before.
+            self._spool.log(values, step=step)
+            self._logged_step = step
+        for warning in warnings:
+            logger.warning("%s, epoch %.2f: %s", self._size, report.epoch, warning)
+        self._on_report(report)
+
+    def add_machine_metrics(self, values: dict[str, float]) -> None:
+        if values:
+            self._spool.log(values, step=max(self._logged_step, 0))
 
 
 def _print_line(text: str) -> None:

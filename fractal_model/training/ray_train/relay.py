@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -109,9 +110,16 @@ class _ReportWriter(UserCallback):
 
 
 def _combine_reports(reports: list[Report | Stopped]) -> Report | Stopped:
-    """Return rank 0's report, with the longest data wait of any rank. All ranks report the same
-    loss: the mean over all ranks."""
+    """Return rank 0's report, with the longest data wait and the largest memory of any rank, and
+    the mean utilisation of all ranks. All ranks report the same loss: the mean over all ranks."""
     if isinstance(reports[0], Stopped):
         return reports[0]
-    longest = max(report.data_wait_share for report in reports if isinstance(report, Report))
-    return reports[0].model_copy(update={"data_wait_share": longest})
+    ranks = [report for report in reports if isinstance(report, Report)]
+    memories = [rank.gpu_memory_gb for rank in ranks if rank.gpu_memory_gb is not None]
+    shares = [rank.mfu for rank in ranks if rank.mfu is not None]
+    combined = {
+        "data_wait_share": max(rank.data_wait_share for rank in ranks),
+        "gpu_memory_gb": max(memories, default=None),
+        "mfu": fmean(shares) if shares else None,
+    }
+    return reports[0].model_copy(update=combined)

@@ -26,6 +26,7 @@ from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import broadcast_from_rank_zero
+from fractal_model.training.efficiency import peak_gflops
 from fractal_model.training.job import Stopped, TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.early_stop import EarlyStop
@@ -74,7 +75,14 @@ class _Worker:
             device=ray.train.torch.get_device(),
         )
         self._skipped: list[int] = []
-        self._meter = Meter(self._trainer, len(self._split), self._world_size)
+        device, operations = self._trainer.device, job.gflop_per_image
+        self._meter = Meter(
+            self._trainer,
+            len(self._split),
+            self._world_size,
+            gflop_per_image=operations,
+            peak_gflops=operations and peak_gflops(device, job.recipe.precision),
+        )
         self._upload: Upload | None = None
         self._remove_leftovers()
         self._resume(ray.train.get_checkpoint())

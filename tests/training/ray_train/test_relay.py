@@ -36,6 +36,16 @@ def test_reports_arrive_in_order_with_the_longest_wait_of_a_worker(tmp_path):
     assert list((tmp_path / "reports").iterdir()) == []
 
 
+def test_memory_is_the_largest_and_utilisation_the_mean_of_all_workers(tmp_path):
+    received: list[Report | Stopped] = []
+    ranks = [
+        make_report(mfu=mfu, gpu_memory_gb=memory) for mfu, memory in ((0.5, 10.0), (0.3, 30.0))
+    ]
+    with Relay(tmp_path / "reports", received.append) as relay:
+        send(relay, *ranks)
+    assert received == [make_report(mfu=pytest.approx(0.4), gpu_memory_gb=30.0)]
+
+
 def test_reports_written_after_a_driver_died_come_first(tmp_path):
     """Its reason for ending is left out, because this run may continue."""
     died = Relay(tmp_path, lambda report: None)

@@ -24,8 +24,9 @@ def median_seconds(work: Callable[[], object], repeats: int, device: torch.devic
     return statistics.median(_seconds(work, device) for _ in range(repeats))
 
 
-def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the GFLOP/s of a product of two matrices, by torch or our `linear`: the faster one."""
+def ceiling_gflops(dtype: torch.dtype, device: torch.device, runs: int = _CEILING_RUNS) -> float:
+    """Return the GFLOP/s of a product of two matrices, by torch or our `linear`: the faster one.
+    `runs`: number of timed products of each."""
     side = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     best = math.inf
@@ -33,7 +34,7 @@ def ceiling_gflops(dtype: torch.dtype, device: torch.device) -> float:
         for product in (torch.matmul, linear):
             work = partial(product, left, right)
             work()
-            best = min(best, *(_seconds(work, device) for _ in range(_CEILING_RUNS)))
+            best = min(best, *(_seconds(work, device) for _ in range(runs)))
     return 2 * side**3 / best / 1e9
 
 

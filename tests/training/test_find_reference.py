@@ -1,0 +1,100 @@
+"""Which curves a training is compared with."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal_model.config.params import Size, load_params
+from fractal_model.data.manifest import Manifest, ShardRecord, SplitRecord
+from fractal_model.reporting.reference_curve import CurvePoint, ReferenceCurve
+from fractal_model.reporting.shipped_curves import Origin
+from fractal_model.training import find_reference as module
+from fractal_model.training.find_reference import curve_settings, find_reference
+from tests.support.params import SHIPPED
+
+SIZE = load_params(SHIPPED).size("digits")
+
+
+def data(checksum: str) -> Manifest:
+    shard = ShardRecord(file="train/00000.arrow", images=2, bytes=9)
+    split = SplitRecord(images=2, images_per_class=(1, 1), checksum=checksum, shards=(shard,))
+    return Manifest(
+        dataset="digits",
+        source="here",
+        preprocessing="none",
+        resolution=8,
+        class_names=("a", "b"),
+        splits={"train": split},
+    )
+
+
+DATA, OTHER_DATA = data("a" * 64), data("b" * 64)
+CURVE = ReferenceCurve(name="the reference", curves={"loss": (CurvePoint(epoch=1.0, value=2.0),)})
+CHAMPION_LOSSES = ((1.0, 3.0), (2.0, 1.0))
+
+
+def changed(size: Size = SIZE, **recipe: object) -> Size:
+    return size.model_copy(update={"training": size.training.model_copy(update=recipe)})
+
+
+@pytest.fixture
+def shipped(monkeypatch) -> None:
+    origin = Origin(
+        size="digits",
+        fingerprint="f" * 64,
+        dataset_checksum=DATA.checksum,
+        seeds=(0, 1, 2),
+        settings=curve_settings(SIZE),
+    )
+    monkeypatch.setattr(module, "read_shipped_curve", lambda size: (origin, CURVE))
+
+
+@pytest.fixture
+def champion(monkeypatch) -> str:
+    """Id of the run of a champion that was trained for 5 epochs."""
+    monkeypatch.setattr(
+        module.runs,
+        "curve",
+        lambda run, metric: CHAMPION_LOSSES if metric == "loss" and run else (),
+    )
+    monkeypatch.setattr(
+        module.runs, "read_params", lambda run: {**curve_settings(changed(epochs=5)), "x": "y"}
+    )
+    return "a"
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize(
+    "same", [{"seed": 7}, {"workers": 1}, {"register_checkpoint": "best"}, {"log_every_steps": 1}]
+)
+def test_the_shipped_curve_is_for_an_equal_recipe_with_any_seed(champion, same):
+    assert find_reference(changed(**same), DATA, champion) == CURVE
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_run_with_another_recipe_is_compared_with_the_champion(champion):
+    found = find_reference(changed(epochs=9, flip=True), DATA, champion)
+    assert found is not None and found.name == "the champion"
+    assert [point.value for point in found.curves["loss"]] == [3.0, 1.0]
+    assert found.differences == ("epochs 9 instead of 5", "flip True instead of False")
+
+
+@pytest.mark.usefixtures("shipped", "champion")
+def test_without_a_champion_it_is_the_shipped_curve_with_the_differences():
+    found = find_reference(changed(epochs=9), DATA, None)
+    assert found == CURVE.model_copy(update={"differences": ("epochs 9 instead of 22",)})
+    model = SIZE.model.model_copy(update={"red_weight": 2.0})
+    found = find_reference(SIZE.model_copy(update={"model": model}), DATA, None)
+    assert found is not None and found.differences == ("another architecture",)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_the_shipped_curve_is_not_for_other_data(champion):
+    found = find_reference(SIZE, OTHER_DATA, champion)
+    assert found is not None and found.name == "the champion"
+    assert find_reference(SIZE, OTHER_DATA, None) is None
+
+
+def test_without_any_curve_there_is_no_reference(champion, monkeypatch):
+    monkeypatch.setattr(module, "read_shipped_curve", lambda size: None)
+    assert find_reference(SIZE, DATA, None) is None
