@@ -110,7 +110,7 @@ class TrainingProgress:
 def _note(report: Report, images_left: int) -> str:
     speed, excess = report.images_per_second, report.loss_over_reference
     loss = "" if report.loss is None else f", loss {report.loss:.3f}"
-    compared = "" if excess is None else f" ({excess:+.3f} to the reference)"
+    compared = "" if excess is None else f" ({excess:+.3f} to the reference curve)"
     efficiency = "" if report.mfu is None else f" at {report.mfu:.0%} MFU"
     time_left = timedelta(seconds=round(max(images_left, 0) / speed)) if speed else "unknown time"
     pace = speed_text(speed) or "no speed yet"

@@ -71,7 +71,7 @@ def parse_curve(text: str) -> tuple[Origin, ReferenceCurve]:
         )
         for metric, column in COLUMNS.items()
     }
-    return origin, ReferenceCurve(name="the reference", curves=curves)
+    return origin, ReferenceCurve(name="the reference curve", curves=curves)
 
 
 def format_curve(origin: Origin, runs: Sequence[Mapping[str, Points]]) -> str:

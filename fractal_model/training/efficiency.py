@@ -7,14 +7,14 @@ import torch
 from fractal_model.common.gpus import gpu_of_driver
 from fractal_model.model.kernels.timing import ceiling_gflops
 
-_RUNS = 2
+_RUNS = 4
 """Timed products for a measured peak. Few, because they delay the start of every worker."""
 
 
 def peak_gflops(device: torch.device, precision: Literal["float32", "bfloat16"]) -> float:
     """Return the peak speed of `device` in GFLOP/s, computing in `precision`: the dense peak of a
     known GPU. For an unknown GPU or a CPU, it is the speed of the fastest matrix product, which is
-    measured now and takes about a second."""
+    measured now and takes about two seconds."""
     gpu = gpu_of_driver(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if gpu is not None:
         return gpu.peak(precision) / 1e9

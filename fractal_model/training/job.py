@@ -91,7 +91,7 @@ def describe_point(point: ValidationPoint, score: str) -> str:
 
 def compare_point(point: ValidationPoint, reference: ReferenceCurve | None) -> str:
     """Compare the held-out likelihood of a point's weights with a reference, as a text to append,
-    such as `; 0.0040 above the reference, normal (±0.0102)`; "" if either is unknown."""
+    such as `; 0.0040 above the reference curve, normal (±0.0102)`; "" if either is unknown."""
     if reference is None or NLL not in point.metrics:
         return ""
     comparison = reference.compare(NLL, point.epoch, point.metrics[NLL])

@@ -76,6 +76,11 @@ def test_the_training_run_has_parameters_data_and_curves(project, client):
     assert losses[-1].value < losses[0].value
     assert max(r.value for r in rates) <= settings.training["digits"].peak_learning_rate
     assert {"images_per_second", "gradient_norm", "epoch"} <= set(run.data.metrics)
+    efficiency = {name: run.data.metrics[name] for name in ("tflops", "mfu", "data_wait_share")}
+    assert all(0 < value < 1 for value in efficiency.values()), efficiency
+    assert run.data.metrics["eta_hours"] == 0
+    assert "gpu_memory_gb" not in run.data.metrics
+    assert "curves.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
     assert "system/cpu_utilization_percentage" in run.data.metrics
 
 

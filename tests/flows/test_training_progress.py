@@ -35,7 +35,7 @@ def test_a_note_has_efficiency_and_comparison_if_they_are_known():
     plain = "epoch 2.00, 100 images/s, loss 3.000, 0:00:05 left"
     assert training_progress._note(report, 500) == plain
     more = report.model_copy(update={"mfu": 0.412, "loss_over_reference": -0.0123})
-    expected = "epoch 2.00, 100 images/s at 41% MFU, loss 3.000 (-0.012 to the reference), "
+    expected = "epoch 2.00, 100 images/s at 41% MFU, loss 3.000 (-0.012 to the reference curve), "
     assert training_progress._note(more, 500) == expected + "0:00:05 left"
 
 
