@@ -225,7 +225,7 @@ class TrainingConfig(StrictModel):
 
     def curve_settings(self) -> dict[str, object]:
         """Settings that decide the curves of loss and held-out likelihood, apart from the seed."""
-        others = {"seed", "ema_decay", "register_checkpoint", "stop_after_epochs_without_gain"}
+        others = {"seed", "ema_decays", "register_checkpoint", "stop_after_epochs_without_gain"}
         return self.model_dump(exclude={*_OPERATIONAL, *_VALIDATION, *others})
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
