@@ -9,10 +9,11 @@ With another address, this process drives the training on that cluster; without 
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import Field
 
 from flows.automations import announce_version
 from flows.command import run_flow
@@ -37,6 +38,7 @@ from fractal_model.training.job import TrainingJob
 from fractal_model.training.ray_jobs.driver import drive
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
+from fractal_model.training.start import Start, read_start
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
 """Seconds between attempts to register: MLflow may be down when a long training ends."""
@@ -53,6 +55,7 @@ def train_fractal(
     workers: PositiveInt | None = None,
     precision: Literal["float32", "bfloat16"] | None = None,
     seed: NotNegativeInt | None = None,
+    start_from: Annotated[str, Field(pattern=r"\S")] | None = None,
     resume: bool = True,
     params_file: Path = DEFAULT_FILE,
 ) -> str:
@@ -70,6 +73,8 @@ def train_fractal(
         workers: Largest number of workers; the batch size must be a multiple of it.
         precision: Number format of the computation: float32, or bfloat16 with autocast.
         seed: Number that decides the order of the images and all other random numbers.
+        start_from: Model whose weights training starts from: a folder, models:/NAME/VERSION or
+            models:/NAME@ALIAS; with #ema at its end, the moving average of its weights.
         resume: Continue from the last checkpoint of an equal run; if this is off, training starts
             from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
@@ -85,25 +90,36 @@ def train_fractal(
         workers=workers,
         precision=precision,
         seed=seed,
+        start_from=start_from,
     )
     store.connect(params.paths.outputs)
-    fingerprint = launch.run_fingerprint(settings, manifest)
+    start = read_start(settings, params.paths.outputs)
+    fingerprint = launch.run_fingerprint(settings, manifest, start)
     version = registration.reuse(size, fingerprint, settings.serving) if resume else None
     if version is not None:
         say(f"fractal-{size} version {version} has the same settings and data: it is reused")
         return version
-    return _train_and_register(params, settings, manifest, fingerprint, resume=resume)
+    return _train_and_register(params, settings, manifest, fingerprint, start, resume=resume)
 
 
 def _train_and_register(
-    params: Params, size: Size, manifest: Manifest, fingerprint: str, *, resume: bool
+    params: Params,
+    size: Size,
+    manifest: Manifest,
+    fingerprint: str,
+    start: Start | None,
+    *,
+    resume: bool,
 ) -> str:
-    outputs = params.paths.outputs
+    outputs, start_tags = params.paths.outputs, {} if start is None else start.tags
     with hold_lock(launch.lock_file(outputs, size.name, fingerprint)):
         if not resume:
             _begin_anew(params, size, fingerprint)
-        with runs.training_run(size, manifest, fingerprint, outputs) as run_id:
+        with runs.training_run(size, manifest, fingerprint, outputs, start_tags) as run_id:
             job = _make_job(params, size, manifest, fingerprint, run_id)
+            if start is not None and job.start is not None:
+                say(start.describe())
+                start.store(job.start, size=size.name, fingerprint=fingerprint)
             images = size.training.epochs * manifest.splits["train"].images
             checkpoint = train(job, images, outputs)
             with runs.optional_step("comparison of the training curves"):
@@ -193,9 +209,11 @@ def register(size: Size, checkpoint: str, tags: dict[str, str]) -> str:
 
 def check(params: Params, size: str, resume: bool, **changes: str | int | None) -> None:
     """Check before the flow starts. FractalError: a change of the recipe is not allowed, the data
-    set is missing, damaged or does not fit, or the MLflow server does not answer."""
-    launch.load_size_and_manifest(params, size, **changes)
+    set is missing, damaged or does not fit, the MLflow server does not answer, or training cannot
+    start from the model that the recipe names."""
+    settings, _ = launch.load_size_and_manifest(params, size, **changes)
     store.connect(params.paths.outputs)
+    read_start(settings, params.paths.outputs)
 
 
 def main() -> None:

@@ -243,9 +243,9 @@ class Params(StrictModel):
 
 
 def _absolute(base: Path, place: str | None) -> str | None:
-    """The absolute path of a file or folder that is relative to `base`. An address or None is
-    returned unchanged."""
-    if place is None or "://" in place:
+    """The absolute path of a file or folder that is relative to `base`. An address (s3://…,
+    models:/…) or None is returned unchanged."""
+    if place is None or ":/" in place:
         return place
     return str((base / Path(place).expanduser()).resolve())
 
@@ -290,4 +290,8 @@ def _with_absolute_paths(params: Params, base: Path) -> Params:
     if metrics.inception_weights not in ("auto", "download"):
         weights["inception_weights"] = str(base / Path(metrics.inception_weights).expanduser())
     paths, metrics = paths.model_copy(update=places), metrics.model_copy(update=weights)
-    return params.model_copy(update={"paths": paths, "metrics": metrics})
+    training = {
+        name: recipe.model_copy(update={"start_from": _absolute(base, recipe.start_from)})
+        for name, recipe in params.training.items()
+    }
+    return params.model_copy(update={"paths": paths, "metrics": metrics, "training": training})

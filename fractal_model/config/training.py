@@ -26,6 +26,7 @@ AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
 Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
+ModelSource = Annotated[str, Field(pattern=r"\S", max_length=4096)]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
 """Amount of a Ray resource, such as CPUs or bytes of memory; the limit is a petabyte."""
@@ -61,6 +62,7 @@ _OPERATIONAL = {
     "stall_seconds": 1.0,
     "non_finite": "skip",  # the checkpoint stores which batches were left out
     "max_non_finite": 0,
+    "start_from": None,  # the content of the weights decides, and has its own part in fingerprints
 }
 _ONE_DECAY = "ema_decay"
 _VALIDATE_EVERY = 0
@@ -131,6 +133,10 @@ class TrainingConfig(StrictModel):
     max_non_finite: Count
     """Largest number of batches to skip as not finite; the next such batch ends the training."""
     seed: Seed
+    start_from: Annotated[ModelSource | None, Field(exclude_if=lambda value: value is None)] = None
+    """Model whose weights training starts from: the folder of a checkpoint or of an exported model,
+    relative to params.yaml, or a registered version (`models:/NAME/VERSION`, `models:/NAME@ALIAS`),
+    each with `#ema` for its moving average. None: training starts from random weights."""
     validate_every_epochs: Annotated[
         Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
     ] = _VALIDATE_EVERY

@@ -216,10 +216,10 @@ def channel_nats(
     return torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs], dim=1)
 
 
-def initialise(model: FractalModel, generator: torch.Generator) -> None:
-    """Initialise the weights as published. Linear weights are Xavier-uniform, norm weights 1,
-    biases 0. Embeddings of class, null, mask and position and the codebooks of the pixel networks
-    are normal with standard deviation 0.02."""
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Initialise the weights of a model, or of a part of it, as published. Linear weights are
+    Xavier-uniform, norm weights 1, biases 0. Embeddings of class, null, mask and position and the
+    codebooks of the pixel networks are normal with standard deviation 0.02."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

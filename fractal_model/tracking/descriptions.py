@@ -42,6 +42,20 @@ def describe_run(kind: str, size: str, dataset: str) -> str:
     return _RUNS[kind].format(size=size, dataset=dataset, tags=tags)
 
 
+def describe_start(own_tags: Mapping[str, str]) -> str:
+    """Where the first weights of a training came from, in Markdown with links to the parent, made
+    from the run's tags `own_tags`; "" if they were random."""
+    if tags.START_TAG not in own_tags:
+        return ""
+    text = f" It started from the weights of `{own_tags[tags.START_TAG]}`"
+    if parent := own_tags.get(tags.PARENT_VERSION_TAG):
+        name, _, number = parent.rpartition("/")
+        text += f", [{name} version {number}](#/models/{name}/versions/{number})"
+    if run := own_tags.get(tags.PARENT_RUN_TAG):
+        text += f", which [this run](#/runs/{run}) trained"
+    return f"{text}."
+
+
 def describe_experiment(dataset: str) -> str:
     """Description of the experiment that has all runs of a data set, in Markdown."""
     return (

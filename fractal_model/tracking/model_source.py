@@ -67,6 +67,19 @@ def load_model(source: str, outputs: Path) -> FractalModel:
     return load_checkpoint(folder).build_model(weights or MODEL, mark=_MARK)
 
 
+def pin_version(source: str, outputs: Path) -> tuple[str, registry.NamedVersion | None]:
+    """Return the source without an alias, which may move, and its registered version. A folder is
+    returned unchanged, with None. FractalError: `source` names no version in the MLflow store of
+    `outputs`."""
+    if not source.startswith(REGISTRY_SCHEME):
+        return source, None
+    uri, weights = split_weights(source)
+    store.connect(outputs)
+    version = registry.find_version(uri)
+    pinned = f"{REGISTRY_SCHEME}{version.name}/{version.number}"
+    return select_weights(pinned, weights) if weights else pinned, version
+
+
 def fetch_registered(size: str, source: str | None) -> registry.RegisteredCheckpoint:
     """Fetch a version of a size, with its checkpoint, from the connected MLflow store. `source` is
     `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`; with None, fetch the

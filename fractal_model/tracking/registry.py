@@ -28,6 +28,17 @@ class RegisteredCheckpoint:
     checkpoint: Path
 
 
+@dataclass(frozen=True)
+class NamedVersion:
+    """A version of a registered model, without its files."""
+
+    name: str
+    """Name of the registered model, such as fractal-digits."""
+    number: str
+    training_run: str | None
+    """Id of the MLflow run that trained the version; None if it was imported."""
+
+
 def model_name(size: str) -> str:
     """Name of a size's registered model."""
     return f"fractal-{size}"
@@ -88,6 +99,28 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
             f"the size {size} with `python -m flows.train`"
         )
     return fetch(size, number)
+
+
+def find_version(uri: str) -> NamedVersion:
+    """Return the version that `uri`, which is `models:/NAME@ALIAS` or `models:/NAME/VERSION`, names
+    now. FractalError: `uri` has another form, there is no such version, or MLflow does not
+    answer."""
+    client, target = mlflow.MlflowClient(), uri.removeprefix("models:/")
+    name, at, alias = target.partition("@")
+    if not at:
+        name, _, alias = target.partition("/")
+    if not name or not alias:
+        raise FractalError(
+            f"{uri} names no registered version: use models:/NAME/VERSION or models:/NAME@ALIAS"
+        )
+    request = client.get_model_version_by_alias if at else client.get_model_version
+    version = look_up(uri, lambda: request(name, alias))
+    if version is None:
+        raise FractalError(
+            f"the registry {tracking_uri()} has no version {uri}: check the name, or train or "
+            f"import the model first"
+        )
+    return NamedVersion(name, str(version.version), version.tags.get(TRAINING_RUN_TAG))
 
 
 def fetch(size: str, version: str) -> RegisteredCheckpoint:

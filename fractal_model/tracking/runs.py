@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import mlflow
 import pandas as pd
@@ -27,24 +28,37 @@ from fractal_model.evaluation.protocol import RECORD_FILE, Record
 from fractal_model.evaluation.sweep_settings import describe_setting, setting_fingerprint
 from fractal_model.metrics.image_metrics import MetricResults, results_table
 from fractal_model.tracking import tags
-from fractal_model.tracking.descriptions import describe_run
+from fractal_model.tracking.descriptions import describe_run, describe_start
 from fractal_model.tracking.store import find_runs, get_or_create_experiment
 
 RESULTS_FILE = "results.json"
 
 
 @contextmanager
-def training_run(size: Size, manifest: Manifest, fingerprint: str, outputs: Path) -> Iterator[str]:
+def training_run(
+    size: Size,
+    manifest: Manifest,
+    fingerprint: str,
+    outputs: Path,
+    start_tags: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[str]:
     """Continue the training run with this fingerprint, or begin a new run if there is none or it is
     superseded; yield the run's id. Parameters, data set and git revision are logged to the run. So
     are the system metrics of this machine, unless RAY_ADDRESS is set: then other machines may
-    train."""
+    train.
+
+    `start_tags`: tags that name the source of the first weights, unless they are random. A run that
+    is continued keeps the tags of its first start.
+    """
     here = "RAY_ADDRESS" not in os.environ
     name, key = f"train-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "train", name, outputs, key=key, system=here) as run:
         if tags.FINGERPRINT_TAG not in run.data.tags:
             _log_params(model=model_settings(size), training=size.training.model_dump())
             _log_dataset(manifest, "training")
+        origin = {**start_tags, **run.data.tags}
+        note = describe_run("train", size.name, size.training.dataset) + describe_start(origin)
+        mlflow.set_tags({name: origin[name] for name in start_tags} | {tags.NOTE_TAG: note})
         # This tag comes last, so that a run that is found by its fingerprint has all of the above.
         mlflow.set_tags(key)
         yield run.info.run_id

@@ -14,6 +14,12 @@ VERSION_TAG = "fractal.model_version"
 """Tag of an evaluation or a sweep: the registered version that it measures."""
 PROTOCOL_TAG = "fractal.protocol"
 """Tag of an evaluation: the fingerprint of its protocol."""
+START_TAG, START_CHECKSUM_TAG = "fractal.start_from", "fractal.start_sha256"
+"""Tags of a training that did not start from random weights: the source of its first weights as the
+user gave it, and the checksum of that model's weights."""
+PARENT_VERSION_TAG, PARENT_RUN_TAG = "fractal.parent_version", "fractal.parent_run"
+"""Tags of a training that started from a registered version: that version as NAME/VERSION, and the
+id of the run that trained it."""
 SOURCE_TAG, SOURCE_CHECKSUM_TAG = "fractal.source", "fractal.source_sha256"
 """Tags of an import: name and SHA-256 of the published file."""
 SETTING_TAG = "fractal.setting"

@@ -12,6 +12,9 @@ from fractal_model.config.weights import EMA, MODEL, Weights
 from fractal_model.metrics.names import NLL, error_name
 from fractal_model.reporting.reference_curve import ReferenceCurve
 
+START_FOLDER = "start"
+"""Name of the folder, in a run's folder, with the weights that training starts from."""
+
 
 class Report(StrictModel):
     """Metrics of a run at one step. Rates and means cover the time since the last report."""
@@ -143,6 +146,13 @@ class TrainingJob(StrictModel):
         if len(self.recipe.ema_decays) <= 1:  # As in runs from before there could be several.
             return f"_{EMA}"
         return f"_{weights.replace('-', '_', 1)}"
+
+    @property
+    def start(self) -> str | None:
+        """Folder or address of the weights that training starts from, a checkpoint in the run's
+        folder; None: random weights."""
+        folder = f"{self.storage}/{self.name}/{START_FOLDER}"
+        return None if self.recipe.start_from is None else folder
 
     @property
     def name(self) -> str:

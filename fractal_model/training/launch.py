@@ -14,6 +14,7 @@ from fractal_model.data.manifest import Manifest, fit_size
 from fractal_model.data.object_store import is_remote
 from fractal_model.data.prepared import open_prepared
 from fractal_model.tracking.spool import MetricSpool
+from fractal_model.training.start import Start
 
 
 def load_size_and_manifest(
@@ -57,13 +58,15 @@ def _shorter_warmup(recipe: TrainingConfig, epochs: int) -> int:
     return max(share, min(recipe.warmup_epochs, 1, epochs - 1))
 
 
-def run_fingerprint(size: Size, manifest: Manifest) -> str:
-    """SHA-256 of everything that decides the weights of a run: model, recipe and data."""
+def run_fingerprint(size: Size, manifest: Manifest, start: Start | None = None) -> str:
+    """SHA-256 of everything that decides the weights of a run: model, recipe, data and, unless
+    training starts from random weights, the content of the weights of `start`."""
     recipe = size.training
     # These weights are compared, if what is registered depends on held-out likelihoods.
     scored = [size.evaluation.weights] if recipe.needs_validation else []
+    started = [f"start_from {start.checksum}"] if start is not None else []
     return fingerprint(
-        size.model, recipe.without_operational_settings(), manifest.checksum, *scored
+        size.model, recipe.without_operational_settings(), manifest.checksum, *scored, *started
     )
 
 

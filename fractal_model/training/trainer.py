@@ -8,7 +8,7 @@ images, so all images count equally, however they are split over workers and par
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,9 @@ from fractal_model.training.averages import MovingAverages
 from fractal_model.training.collectives import gather_from_ranks
 from fractal_model.training.masks import training_guides, training_masks
 from fractal_model.training.schedule import learning_rate
+
+StartWeights = Callable[[], Mapping[str, Tensor]]
+"""Function that reads the weights that a training starts from, by name, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class NotFiniteError(FractalError):
 
 class Trainer:
     """Model, optimiser and position (number of images seen) of one rank. `images`: number of
-    training images. FractalError: the recipe compiles blocks, but this machine has no compiler."""
+    training images. `start`: reads the weights to start from, by name; None: random weights, from
+    the recipe's seed. FractalError: the recipe compiles blocks, but this machine has no
+    compiler."""
 
     def __init__(
         self,
@@ -73,15 +78,17 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        start: StartWeights | None = None,
     ) -> None:
         self.recipe = recipe
+        self._start = start
         self.position = 0
         self._images = images
         self._rank = rank
         self._world_size = world_size
         self._device = torch.device(device)
         keep_freed_memory(self._device)
-        self.model = _new_model(model, recipe.seed).to(self._device).train()
+        self.model = _new_model(model, recipe.seed, start).to(self._device).train()
         levels = (*self.model.levels, self.model.pixel)
         by_level = recipe.checkpointing_by_level(len(levels) - 1)
         for level, is_checkpointed in zip(levels, by_level, strict=True):
@@ -150,7 +157,8 @@ class Trainer:
     def reset(self) -> None:
         """Return to the state before the first step."""
         self.position = 0
-        self.model.load_state_dict(_new_model(self.model.config, self.recipe.seed).state_dict())
+        first = _new_model(self.model.config, self.recipe.seed, self._start)
+        self.model.load_state_dict(first.state_dict())
         self.optimizer.state.clear()
         self.averages.reset()
 
@@ -219,9 +227,12 @@ class _TrainingLoss(nn.Module):
         return training_loss(outcome, red_weight=self.model.config.red_weight)
 
 
-def _new_model(config: ModelConfig, seed: int) -> FractalModel:
+def _new_model(config: ModelConfig, seed: int, start: StartWeights | None) -> FractalModel:
     model = FractalModel(config)
-    initialise(model, torch.Generator().manual_seed(seed))
+    if start is None:
+        initialise(model, torch.Generator().manual_seed(seed))
+    else:
+        model.load_state_dict(start())
     return model
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import Params, load_params
-from tests.support.params import SHIPPED
+from tests.support.params import SHIPPED, small_params
 
 
 def test_the_shipped_file_loads():
@@ -192,6 +192,24 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     assert params.paths.training == str(home / "t")
     assert params.metrics.inception_weights == str(home / "i.pth")
     assert params.metrics.dinov2_weights == str(home / "d.pth")
+
+
+@pytest.mark.parametrize(
+    ("source", "absolute"),
+    [
+        ("runs/a#ema", "{folder}/runs/a#ema"),
+        ("/runs/a", "/runs/a"),
+        ("models:/fractal-digits@champion", "models:/fractal-digits@champion"),
+    ],
+)
+def test_a_model_to_start_from_is_relative_to_the_file(tmp_path, source, absolute):
+    content = small_params()
+    content["training"]["digits"]["start_from"] = source
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(content))
+    params = load_params(file)
+    assert params.training["digits"].start_from == absolute.format(folder=tmp_path)
+    assert params.training["mar-b"].start_from is None
 
 
 def test_a_key_that_occurs_twice_is_an_error_with_both_lines(tmp_path):

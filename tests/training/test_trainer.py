@@ -165,6 +165,22 @@ def test_a_reset_trainer_equals_a_new_one():
     assert all(ours[name][key].equal(theirs[name][key]) for name in theirs for key in theirs[name])
 
 
+@pytest.mark.parametrize("decays", [(), (0.9, 0.99)])
+def test_training_starts_and_is_reset_to_the_given_weights(decays):
+    first = trainer(seed=5).model.state_dict()
+    recipe = RECIPE.model_copy(update={"ema_decays": decays})
+    config = tiny_config("mar", dropout=0.1)
+    started, replayed = (Trainer(config, recipe, images=16, start=lambda: first) for _ in "ab")
+    assert all(weight.equal(first[name]) for name, weight in started.model.state_dict().items())
+    assert not started.optimizer.state and started.position == 0
+    losses = [started.step(BATCH).loss for _ in range(3)]
+    replayed.step(BATCH)
+    replayed.reset()
+    for weights_now in (replayed.model.state_dict(), *replayed.averages.state().values()):
+        assert all(weight.equal(first[name]) for name, weight in weights_now.items())
+    assert [replayed.step(BATCH).loss for _ in range(3)] == losses
+
+
 def test_a_skipped_batch_moves_the_position():
     trained, before = trainer(), weights(trainer())
     trained.skip_batch()

@@ -41,6 +41,12 @@ def load_newest_undamaged(
     is_rank_zero = context.get_world_rank() == 0
     choice = _choose(newest) if is_rank_zero else FractalError("replaced by rank 0's choice")
     stored, damaged = _or_raise(broadcast_from_rank_zero(choice))
+    return Resumed(load_on_all_ranks(stored, context), damaged)
+
+
+def load_on_all_ranks(stored: ray.train.Checkpoint, context: ray.train.TrainContext) -> Checkpoint:
+    """Load the checkpoint `stored`. All ranks must call this together. FractalError, on all ranks:
+    it is missing or damaged, the storage does not answer, or the ranks do not read the same."""
     with _fetch_once_per_machine(stored, context) as folder:
         checkpoint = _load(folder, stored)
         summaries = gather_from_ranks(_summarise(checkpoint, folder))
@@ -51,7 +57,7 @@ def load_newest_undamaged(
             f"{summaries[0]}, rank {other} reads {summaries[other]}; give every machine the same "
             f"storage and run again"
         )
-    return Resumed(_or_raise(checkpoint), damaged)
+    return _or_raise(checkpoint)
 
 
 def remove_incomplete(filesystem: FileSystem, run: str, keep: frozenset[str] = frozenset()) -> None:

@@ -27,13 +27,17 @@ from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.efficiency import peak_gflops
-from fractal_model.training.job import Stopped, TrainingJob
+from fractal_model.training.job import START_FOLDER, Stopped, TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.early_stop import EarlyStop
-from fractal_model.training.ray_train.stored import load_newest_undamaged, remove_incomplete
+from fractal_model.training.ray_train.stored import (
+    load_newest_undamaged,
+    load_on_all_ranks,
+    remove_incomplete,
+)
 from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
 from fractal_model.training.ray_train.validation_points import ValidationPoints
-from fractal_model.training.trainer import NotFiniteError, Trainer
+from fractal_model.training.trainer import NotFiniteError, StartWeights, Trainer
 
 
 def train_worker(config: dict[str, str]) -> None:
@@ -73,6 +77,7 @@ class _Worker:
             rank=self._rank,
             world_size=self._world_size,
             device=ray.train.torch.get_device(),
+            start=self._start_weights(),
         )
         self._skipped: list[int] = []
         device, operations = self._trainer.device, job.gflop_per_image
@@ -96,6 +101,18 @@ class _Worker:
             self._decide_early_stop()
         self._meter.start()
         self._saved_at = time.monotonic()
+
+    def _start_weights(self) -> StartWeights | None:
+        """Return the function that reads the weights to start from. None: they are random, or a
+        checkpoint replaces them."""
+        if self._job.start is None or ray.train.get_checkpoint() is not None:
+            return None
+        context = ray.train.get_context()
+        storage = context.get_storage()
+        start = Checkpoint(
+            f"{storage.experiment_fs_path}/{START_FOLDER}", storage.storage_filesystem
+        )
+        return lambda: load_on_all_ranks(start, context).weights
 
     def run(self) -> None:
         while self._trainer.position < self._trainer.end_position and not self._early_stop.is_due:

@@ -1,0 +1,85 @@
+"""The flow `train-fractal` from the weights of a registered version, without workers."""
+
+from __future__ import annotations
+
+import shutil
+
+import mlflow
+import pytest
+
+from flows import train
+from fractal_model.checkpoints.checkpoint import load_checkpoint
+from fractal_model.model.weights import weights_checksum
+from fractal_model.tracking import store
+from fractal_model.tracking.model_source import load_model
+from fractal_model.training.job import TrainingJob
+from tests.support.projects import Project
+
+
+@pytest.fixture
+def copied(project, tmp_path) -> Project:
+    """A copy of the project, in which further runs disturb no other test."""
+    shutil.copytree(project.folder, tmp_path / "copy", symlinks=True)
+    copy = Project(tmp_path / "copy")
+    store.connect(copy.outputs)
+    return copy
+
+
+@pytest.fixture
+def start(copied, monkeypatch):
+    """A function that runs the flow up to the training and returns the training's job."""
+
+    def run_flow(source: str, **options: object) -> TrainingJob:
+        jobs = []
+
+        def record_job(job, images, outputs):
+            jobs.append(job)
+            return str(job.local)
+
+        monkeypatch.setattr(train, "train", record_job)
+        monkeypatch.setattr(train, "register", lambda size, checkpoint, tags: "1")
+        train.train_fractal(start_from=source, params_file=copied.params, **options)
+        return jobs[0]
+
+    return run_flow
+
+
+def test_the_run_has_the_weights_and_the_parent_of_its_start(start, copied, capsys):
+    job = start("models:/fractal-digits@candidate")
+    parent = load_model("models:/fractal-digits/1", copied.outputs)
+    stored = load_checkpoint(copied.outputs / "training/digits" / job.name / "start")
+    assert job.start == str(copied.outputs / "training/digits" / job.name / "start")
+    assert weights_checksum(stored.build_model()) == weights_checksum(parent)
+    assert (stored.progress.fingerprint, stored.progress.position) == (job.fingerprint, 0)
+    client = mlflow.MlflowClient()
+    tags = client.get_run(job.run_id).data.tags
+    version = client.get_model_version("fractal-digits", "1")
+    assert tags["fractal.start_from"] == "models:/fractal-digits@candidate"
+    assert tags["fractal.start_sha256"] == weights_checksum(parent)
+    assert tags["fractal.parent_version"] == "fractal-digits/1"
+    assert tags["fractal.parent_run"] == version.tags["fractal.training_run"]
+    line = "training starts from models:/fractal-digits@candidate, version 1\n"
+    assert line in capsys.readouterr().out
+
+
+def test_equal_weights_from_another_source_continue_the_run_and_others_begin_one(start):
+    first = start("models:/fractal-digits@candidate")
+    again = start(first.start)
+    assert (again.fingerprint, again.run_id) == (first.fingerprint, first.run_id)
+    anew = start(first.start, resume=False)
+    assert (anew.fingerprint, anew.start) == (first.fingerprint, first.start)
+    assert anew.run_id != first.run_id
+    load_checkpoint(first.local / "start")  # It was stored again in the new folder.
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere", "start_from nowhere: there is no checkpoint folder"),
+        ("models:/fractal-digits@none", "has no version models:/fractal-digits@none"),
+        ("models:/fractal-digits/1#ema", "there is no moving average"),
+        (" ", "start_from: String should match pattern"),
+    ],
+)
+def test_a_mistake_is_named_on_one_line(error_line, project, source, words):
+    assert words in error_line(project, train.main, "--start-from", source)
