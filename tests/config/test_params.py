@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import Params, load_params
+from tests.support import REPOSITORY
 from tests.support.params import SHIPPED, small_params
 
 
@@ -258,3 +260,21 @@ def test_the_settings_of_the_photos_example_load():
     params = load_params(SHIPPED.parent / "examples/photos64/params.yaml")
     assert params.size("photos-64").model.image_size == 64
     assert params.dataset_folder("photos64") == SHIPPED.parent / "data/photos64"
+
+
+def test_the_documented_rows_of_a_fine_tuning_load(tmp_path):
+    """Each row is put under the heading of its section, so that it can use the file's anchors."""
+    page = (REPOSITORY / "docs/training.md").read_text()
+    block = page.partition("```yaml\n")[2].partition("```")[0]
+    text = SHIPPED.read_text()
+    rows = re.findall(r"^(\w+):\n(  flowers-b: .*)$", block, re.MULTILINE)
+    assert [section for section, _ in rows] == ["models", "training", "sampling", "evaluation"]
+    for section, row in rows:
+        text = re.sub(rf"^({section}:\n(?:  .*\n)+)", rf"\1{row}\n", text, flags=re.MULTILINE)
+    (tmp_path / "params.yaml").write_text(text)
+    size, published = (
+        load_params(tmp_path / "params.yaml").size(n) for n in ("flowers-b", "mar-b")
+    )
+    assert size.training.start_from == "models:/fractal-mar-b@candidate"
+    assert size.model == published.model.model_copy(update={"num_classes": 5})
+    assert size.sampling == published.sampling
