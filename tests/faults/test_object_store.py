@@ -16,6 +16,8 @@ from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.parallel.ray_cluster import ray_cluster
 from fractal_model.training.ray_train.run import run_training
+from fractal_model.training.start import Start
+from tests.support import tiny_model
 from tests.support.disturbed_runs import IMAGES, VALIDATION, Run, assert_equal, training_workers
 
 STORAGE = "s3://runs/tiny"
@@ -81,3 +83,16 @@ def test_a_killed_run_with_a_damaged_checkpoint_reaches_the_same_weights(new_run
     best = json.loads(store.cat_file(f"runs/tiny/{run.job.name}/best.json"))["checkpoint"]
     with fetch_checkpoint(f"{STORAGE}/{run.job.name}/best/{best}") as folder:
         load_checkpoint(folder)
+
+
+def test_weights_to_start_from_are_read_from_the_store(new_run, store, cluster):
+    run, model = new_run(max_failures=0, epochs=2, start_from="gone"), tiny_model("mar")
+    ends = []
+    for storage in (run.job.storage, STORAGE):
+        run.job = run.job.model_copy(update={"storage": storage, "fingerprint": "e" * 64})
+        start = Start("gone", "b" * 64, None, "c" * 64, 4, 0, model)
+        start.store(run.job.start, size="tiny", fingerprint=run.job.fingerprint)
+        with fetch_checkpoint(_train(run)) as folder:
+            ends.append(load_file(folder / "model.safetensors"))
+    assert_equal(*ends)
+    assert store.exists(f"runs/tiny/{run.job.name}/start/COMPLETE")
