@@ -23,8 +23,6 @@ class Gpu(StrictModel):
     bfloat16_tflops: float
     float32_tflops: float
     memory_gb: float
-    driver_name: str
-    """Regular expression for the whole name that NVIDIA's driver gives to the GPU."""
 
     def peak(self, precision: Literal["float32", "bfloat16"]) -> float:
         """Return the peak speed of the GPU in operations per second, computing in `precision`."""
@@ -33,32 +31,31 @@ class Gpu(StrictModel):
 
 
 GPUS = {
-    name: Gpu(
-        name=name,
-        bfloat16_tflops=bf16,
-        float32_tflops=fp32,
-        memory_gb=memory,
-        driver_name=driver_name,
-    )
-    for name, bf16, fp32, memory, driver_name in (  # in TFLOP/s and GB
-        ("h100", 989.4, 66.9, 80, "NVIDIA H100 80GB HBM3"),
-        ("h100-pcie", 756.0, 51.2, 80, "NVIDIA H100 PCIe"),
-        ("h200", 989.4, 66.9, 141, "NVIDIA H200"),
-        ("b200", 2250.0, 75.0, 180, "NVIDIA B200"),
-        ("a100-80", 312.0, 19.5, 80, "NVIDIA A100-SXM4-80GB|NVIDIA A100 80GB PCIe"),
-        ("a100-40", 312.0, 19.5, 40, "(NVIDIA )?A100-(SXM4|PCIE)-40GB"),
-        ("l40s", 362.0, 91.6, 48, "NVIDIA L40S"),
-        ("l4", 121.0, 30.3, 24, "NVIDIA L4"),
-        ("rtx-4090", 165.2, 82.6, 24, "NVIDIA GeForce RTX 4090"),
+    name: Gpu(name=name, bfloat16_tflops=bf16, float32_tflops=fp32, memory_gb=memory)
+    for name, bf16, fp32, memory in (  # in TFLOP/s and GB
+        ("h100", 989.4, 66.9, 80),
+        ("h100-pcie", 756.0, 51.2, 80),
+        ("h200", 989.4, 66.9, 141),
+        ("b200", 2250.0, 75.0, 180),
+        ("a100-80", 312.0, 19.5, 80),
+        ("a100-40", 312.0, 19.5, 40),
+        ("l40s", 362.0, 91.6, 48),
+        ("l4", 121.0, 30.3, 24),
+        ("rtx-4090", 165.2, 82.6, 24),
     )
 }
-
-
-def gpu_of_driver(driver_name: str) -> Gpu | None:
-    """Return the GPU that NVIDIA's driver calls `driver_name`. None: it is unknown, or only a slice
-    of a GPU (MIG), whose peak is lower."""
-    known = (gpu for gpu in GPUS.values() if re.fullmatch(gpu.driver_name, driver_name))
-    return next(known, None)
+_DRIVER_NAMES = {
+    "h100": "NVIDIA H100 80GB HBM3",
+    "h100-pcie": "NVIDIA H100 PCIe",
+    "h200": "NVIDIA H200",
+    "b200": "NVIDIA B200",
+    "a100-80": "NVIDIA A100-SXM4-80GB|NVIDIA A100 80GB PCIe",
+    "a100-40": "(NVIDIA )?A100-(SXM4|PCIE)-40GB",
+    "l40s": "NVIDIA L40S",
+    "l4": "NVIDIA L4",
+    "rtx-4090": "NVIDIA GeForce RTX 4090",
+}
+"""For each GPU, a regular expression of the whole name that NVIDIA's driver gives to it."""
 
 
 def find_gpu(name: str) -> Gpu:
@@ -66,3 +63,11 @@ def find_gpu(name: str) -> Gpu:
     if name not in GPUS:
         raise FractalError(f"GPU {name!r} is unknown: choose {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def gpu_of_driver(driver_name: str) -> Gpu | None:
+    """Return the GPU that NVIDIA's driver calls `driver_name`. None: it is unknown, or only a slice
+    of a GPU (MIG), whose peak is lower."""
+    matches = (n for n, pattern in _DRIVER_NAMES.items() if re.fullmatch(pattern, driver_name))
+    name = next(matches, None)
+    return None if name is None else GPUS[name]
