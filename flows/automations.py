@@ -1,11 +1,12 @@
-"""Prefect's automations: evaluate a version after its training, and crash runs that went silent.
+"""Prefect's automations: evaluate a version after its training, and end runs that went silent.
 
 Decided here: a training announces the version that it registers with an event of its own. Prefect's
-event of a completed run would not do, because a training that reuses a version completes, too. Both
+event of a completed run would not do, because a training that reuses a version completes, too. All
 automations concern only runs of our deployments: `python -m flows.train` starts no evaluation, and
 other flows of a shared server keep their states.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,12 +24,12 @@ RUN_TAG = "fractal"
 """Tag of all our deployments, which their runs inherit."""
 REGISTERED = "fractal.version.registered"
 """Name of the event by which a training of a deployment announces the version that it registers."""
-WATCH = "Fractal: crash runs without a heartbeat"
+WATCHES = ("Fractal: crash runs without a heartbeat", "Fractal: end cancelled runs")
+"""Names of the automations that end silent runs."""
 MISSED_HEARTBEATS = 3
 """Number of heartbeats in a row that a run may miss. One may be late on a busy machine."""
 _SIZE = "fractal.size."
 _HEARTBEAT = "prefect.flow-run.heartbeat"
-_FINAL = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
 def announce_version(size: str, model: str) -> None:
@@ -53,33 +54,66 @@ def evaluation_trigger(size: str) -> DeploymentEventTrigger:
     )
 
 
-def watch_heartbeats(client: SyncPrefectClient) -> None:
-    """Make or change the automation that crashes silent runs. It stays paused if a person has
-    paused it. Without heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY) there is none."""
+def watch_runs(client: SyncPrefectClient) -> None:
+    """Make or change the automations that end silent runs. They stay paused if a person has paused
+    them. Without heartbeats (PREFECT_FLOWS_HEARTBEAT_FREQUENCY) there are none."""
     seconds = get_current_settings().flows.heartbeat_frequency
-    existing = client.read_automations_by_name(WATCH)
-    if seconds is None:
-        for automation in existing:
-            client.delete_automation(automation.id)
-    elif existing:
-        watch = _heartbeat_watch(seconds, enabled=existing[0].enabled)
-        client.update_automation(existing[0].id, watch)
-    else:
-        client.create_automation(_heartbeat_watch(seconds))
+    watches = [] if seconds is None else _watches(timedelta(seconds=MISSED_HEARTBEATS * seconds))
+    existing = {name: client.read_automations_by_name(name) for name in WATCHES}
+    for watch in watches:
+        if found := existing.pop(watch.name):
+            watch = watch.model_copy(update={"enabled": found[0].enabled})
+            client.update_automation(found[0].id, watch)
+        else:
+            client.create_automation(watch)
+    for unwanted in itertools.chain.from_iterable(existing.values()):
+        client.delete_automation(unwanted.id)
 
 
-def _heartbeat_watch(seconds: int, *, enabled: bool = True) -> AutomationCore:
-    """The automation for runs that send a heartbeat every `seconds`."""
-    silence = timedelta(seconds=MISSED_HEARTBEATS * seconds)
+def _watches(silence: timedelta) -> list[AutomationCore]:
+    """The automations for runs from which nothing is heard for `silence`."""
+    seconds = f"{silence.total_seconds():.0f} s"
+    final = {f"prefect.flow-run.{name}" for name in ("Completed", "Failed", "Cancelled", "Crashed")}
+    crash, cancel = WATCHES
+    return [
+        _watch(
+            crash,
+            silence,
+            after=_HEARTBEAT,
+            expect={_HEARTBEAT, *final},
+            state=StateType.CRASHED,
+            message=f"No heartbeat came for {seconds}, so its process is gone: run the deployment "
+            "again, it continues where this run stopped.",
+        ),
+        # Prefect does not let a run crash that is being cancelled.
+        _watch(
+            cancel,
+            silence,
+            after="prefect.flow-run.Cancelling",
+            expect=final,
+            state=StateType.CANCELLED,
+            message=f"It did not end for {seconds} after it was cancelled.",
+        ),
+    ]
+
+
+def _watch(
+    name: str,
+    silence: timedelta,
+    *,
+    after: str,
+    expect: set[str],
+    state: StateType,
+    message: str,
+) -> AutomationCore:
+    """The automation that sets a run to `state` if none of the events `expect` comes for `silence`
+    after the event `after`."""
     return AutomationCore(
-        name=WATCH,
-        description=f"Sets a run to Crashed that has not ended and has sent no heartbeat for "
-        f"{silence.total_seconds():.0f} s: its process or its machine is gone. Its slot is free "
-        "then, and the next run of its deployment starts.",
-        enabled=enabled,
+        name=name,
+        description=f"{message} The run's slot is free then, and the next run starts.",
         trigger=EventTrigger(
-            after={_HEARTBEAT},
-            expect={_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in _FINAL)},
+            after={after},
+            expect=expect,
             match={"prefect.resource.id": "prefect.flow-run.*"},
             match_related={
                 "prefect.resource.id": f"prefect.tag.{RUN_TAG}",
@@ -90,17 +124,7 @@ def _heartbeat_watch(seconds: int, *, enabled: bool = True) -> AutomationCore:
             threshold=1,
             within=silence,
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                name="Crashed",
-                message="It has sent no heartbeat for "
-                f"{silence.total_seconds():.0f} s, so its process is gone: run the deployment "
-                "again, it continues where this run stopped.",
-                # Without force Prefect refuses to change the state of a run that is Cancelling.
-                force=True,
-            )
-        ],
+        actions=[ChangeFlowRunState(state=state, name=state.value.capitalize(), message=message)],
     )
 
 

@@ -30,7 +30,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.annotations import freeze
 from prefect.workers.process import ProcessWorker
 
-from flows.automations import RUN_TAG, evaluation_trigger, watch_heartbeats
+from flows.automations import RUN_TAG, evaluation_trigger, watch_runs
 from flows.command import ParamsOption, run_command
 from flows.parameters import restrict_parameters
 from fractal_model.common.console import say
@@ -150,7 +150,7 @@ def evaluation_resources(size: Size) -> str:
 
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
-    """Make the work pool if it is missing, the automation that watches heartbeats, and all
+    """Make the work pool if it is missing, the automations that end silent runs, and all
     deployments. Their runs load the flows from the current folder. Return the names of the
     deployments that were made and that were removed. FractalError: the folder has no flows, or
     Prefect's server does not answer or refuses."""
@@ -163,7 +163,7 @@ def deploy(params_file: Path) -> tuple[list[str], list[str]]:
     try:
         with get_client(sync_client=True) as client:
             _make_work_pool(client)
-            watch_heartbeats(client)
+            watch_runs(client)
             names = [_apply(each, storage, shared, params) for each in deployments(params)]
             return names, _remove_others(client, names, storage)
     except (httpx.HTTPError, DeploymentApplyError) as error:

@@ -2,24 +2,26 @@
 
 Decided here: requests with another host name are refused. Otherwise a foreign site that points its
 name to 127.0.0.1 could use the login that the browser has stored. Prefect checks no host names.
+The check is around Prefect's application and not in it, because the actions of automations call the
+application itself under another name.
 """
 
 import flows  # noqa: F401  isort: skip  # This import comes first: it sets Prefect's environment.
 
 from collections.abc import Awaitable, Callable
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from prefect.server.api import server
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.types import ASGIApp
 
 from fractal_model import LOOPBACK
 
 
-def create_app() -> FastAPI:
+def create_app() -> ASGIApp:
     """Return Prefect's server application for uvicorn. It refuses requests to other host names."""
-    app = server.create_app(final=True)
 
-    @app.middleware("http")
     async def refuse_foreign_hosts(
         request: Request, answer: Callable[[Request], Awaitable[Response]]
     ) -> Response:
@@ -28,4 +30,4 @@ def create_app() -> FastAPI:
         names = ", ".join(LOOPBACK)
         return JSONResponse({"detail": f"unknown host: this server answers to {names}"}, 403)
 
-    return app
+    return BaseHTTPMiddleware(server.create_app(final=True), dispatch=refuse_foreign_hosts)

@@ -1,6 +1,7 @@
 """Descriptions of runs, experiments and models on MLflow's pages, for newcomers."""
 
 from collections.abc import Mapping
+from urllib.parse import quote, urlencode
 
 from mlflow.entities import Run
 
@@ -56,10 +57,14 @@ def describe_start(own_tags: Mapping[str, str]) -> str:
     return f"{text}."
 
 
-def describe_experiment(dataset: str) -> str:
+def describe_experiment(dataset: str, experiment_id: str) -> str:
     """Description of the experiment that has all runs of a data set, in Markdown."""
+    only = {"searchFilter": f"tags.`{tags.KIND_TAG}` = 'evaluate'"}
+    order = {"orderByKey": f"metrics.`{FID}`", "orderByAsc": "true"}
+    ranking = urlencode({**only, **order}, quote_via=quote)
     return (
-        f"All runs on the data set {dataset}; the tag `{tags.KIND_TAG}` tells whether one is a "
+        f"[Evaluations, the lowest FID first](#/experiments/{experiment_id}/runs?{ranking}). All "
+        f"runs on the data set {dataset}; the tag `{tags.KIND_TAG}` tells whether one is a "
         f"training, an evaluation, an import or a sweep. Select evaluations with an equal "
         f"`{tags.PROTOCOL_TAG}` and press Compare; the metrics have the same names in all of them. "
         f"`fractal results` prints the same numbers beside the published ones."

@@ -76,7 +76,7 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
         warnings.filterwarnings("ignore", message=".*Add type hints.*")
         logged = Model.log(
             artifact_path=None,  # The old parameter for the name has no default.
-            name="model",
+            name=_logged_name(size, tags),
             flavor=_PyfuncWithoutTrial,
             python_model=str(Path(__file__).with_name("served_model.py")),
             artifacts={name: str(file) for name, file in files.items()},
@@ -96,6 +96,13 @@ def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[
     run = mlflow.get_run(logged.run_id)
     client.update_model_version(model_name(size), number, describe_version(size, tags, run))
     return number
+
+
+def _logged_name(size: str, tags: dict[str, str]) -> str:
+    """Name of a version on MLflow's tab "Models": its size and, if it was trained, the beginning of
+    the training's fingerprint, which is also in the name of the training's run."""
+    fingerprint = tags.get(FINGERPRINT_TAG, "")[:8]
+    return f"{size}-{fingerprint}" if fingerprint else size
 
 
 def _example(serving: ServingConfig) -> pd.DataFrame:
@@ -144,9 +151,9 @@ def serving_difference(size: str, version: str, evaluated: ServingConfig) -> str
 
 
 def ranked_model_id(size: str, version: str | None, evaluated: ServingConfig) -> str | None:
-    """Id of the MLflow model that an evaluation with the settings `evaluated` ranks on MLflow's tab
-    "Models". None: the version serves with other settings (a sweep evaluates such settings),
-    `version` is None, or an old release of MLflow registered the version."""
+    """Id of the MLflow model to which an evaluation with the settings `evaluated` adds its metrics;
+    searches order models by them. None: the version serves with other settings (a sweep evaluates
+    such settings), `version` is None, or an old release of MLflow registered the version."""
     is_served_so = version is not None and _serves_with(size, version, evaluated)
     return registry.logged_model_id(size, version) if is_served_so else None
 

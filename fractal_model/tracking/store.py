@@ -90,13 +90,15 @@ def get_or_create_experiment(dataset: str, outputs: Path) -> str:
         return experiment.experiment_id
     local = tracking_uri().startswith("sqlite:")
     artifacts = local_artifacts(outputs).as_uri() if local else None
-    tags = {NOTE_TAG: describe_experiment(dataset)}
     try:
-        return mlflow.create_experiment(name, artifact_location=artifacts, tags=tags)
+        experiment_id = mlflow.create_experiment(name, artifact_location=artifacts)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
         return get_or_create_experiment(dataset, outputs)  # Another process was faster.
+    description = describe_experiment(dataset, experiment_id)
+    mlflow.MlflowClient().set_experiment_tag(experiment_id, NOTE_TAG, description)
+    return experiment_id
 
 
 def tracking_uri() -> str:

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows import automations, deployments
-from flows.automations import REGISTERED, RUN_TAG, WATCH
+from flows.automations import REGISTERED, RUN_TAG, WATCHES
 from tests.support import REPOSITORY
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
@@ -61,7 +61,7 @@ def test_each_size_is_evaluated_once_after_its_training(project, client):
         deployments.deploy(project.params)
     triggers = _triggers(client)
     assert triggers.keys() == set(SIZES)
-    assert len(client.read_automations()) == len(SIZES) + 1
+    assert len(client.read_automations()) == len(SIZES) + len(WATCHES)
     own = triggers["own"]
     assert own.enabled and own.trigger.expect == {REGISTERED}
     assert own.trigger.match.model_dump() == {"prefect.resource.id": "fractal.size.own"}
@@ -77,29 +77,33 @@ def test_the_evaluation_after_training_can_be_switched_off(project, client):
     content["services"]["evaluate_after_training"] = False
     project.params.write_text(yaml.safe_dump(content))
     deployments.deploy(project.params)
-    assert [automation.name for automation in client.read_automations()] == [WATCH]
+    assert {automation.name for automation in client.read_automations()} == set(WATCHES)
 
 
-def test_runs_are_watched_for_three_heartbeats_and_a_persons_pause_stays(client):
-    automations.watch_heartbeats(client)
-    (watch,) = client.read_automations_by_name(WATCH)
+def test_silent_runs_end_after_three_heartbeats_and_a_persons_pause_stays(client):
+    automations.watch_runs(client)
+    (watch,) = client.read_automations_by_name(WATCHES[0])
     client.pause_automation(watch.id)
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 40}):
-        automations.watch_heartbeats(client)
-    (watch,) = client.read_automations_by_name(WATCH)
-    assert not watch.enabled
-    assert watch.trigger.posture == Posture.Proactive
-    assert watch.trigger.within == timedelta(seconds=120)
-    assert "prefect.flow-run.heartbeat" in watch.trigger.after & watch.trigger.expect
-    assert watch.trigger.match_related["prefect.resource.id"] == [f"prefect.tag.{RUN_TAG}"]
-    (action,) = watch.actions
-    assert (action.type, action.state.value) == ("change-flow-run-state", "CRASHED")
+        automations.watch_runs(client)
+    by_name = {automation.name: automation for automation in client.read_automations()}
+    crash, cancel = (by_name.pop(name) for name in WATCHES)
+    assert (crash.enabled, cancel.enabled, by_name) == (False, True, {})
+    states = [watch.actions[0].state.value for watch in (crash, cancel)]
+    assert states == ["CRASHED", "CANCELLED"]
+    assert "prefect.flow-run.heartbeat" in crash.trigger.after & crash.trigger.expect
+    for watch in (crash, cancel):
+        assert watch.trigger.posture == Posture.Proactive
+        assert watch.trigger.within == timedelta(seconds=120)
+        assert watch.trigger.match_related["prefect.resource.id"] == [f"prefect.tag.{RUN_TAG}"]
+        assert "prefect.flow-run.Completed" in watch.trigger.expect
+        assert not watch.actions[0].force, "an event that is lost must not change an ended run"
 
 
-def test_without_heartbeats_no_run_is_crashed_for_want_of_them(client):
-    automations.watch_heartbeats(client)
+def test_without_heartbeats_no_run_is_ended_for_want_of_them(client):
+    automations.watch_runs(client)
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        automations.watch_heartbeats(client)
+        automations.watch_runs(client)
     assert client.read_automations() == []
 
 

@@ -1,7 +1,9 @@
-"""Headless Chromium: the HTML, text or picture of a page after its scripts have run."""
+"""Headless Chromium: the HTML, text or picture of a page after its scripts have run, and clicks."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import subprocess
@@ -10,9 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -45,6 +49,71 @@ def page_html(
     return done.stdout
 
 
+class Page:
+    """A page of a headless browser, which a test opens, clicks and photographs."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    def open(self, address: str, *, script: str = "", size: tuple[int, int] = (1200, 1600)) -> None:
+        """Go to an address in a window of `size` pixels; `script` runs before the page's own."""
+        self.resize(size)
+        self.call("Page.enable")
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+        self.call("Page.navigate", url=address)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        width, height = size
+        window = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **window)
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; None if it throws."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
+
+    def text(self) -> str:
+        return self.evaluate("document.body?.innerText") or ""
+
+    def wait(self, expression: str, seconds: float = 60) -> Any:
+        """Wait until an expression is true, and return its value."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"never true: {expression} in {self.text()}"
+            time.sleep(0.3)
+        return value
+
+    def wait_for_text(self, text: str) -> None:
+        self.wait(f"document.body?.innerText.includes({json.dumps(text)})")
+
+    def click(self, element: str) -> None:
+        """Click with the mouse into the middle of an element, given as an expression, as soon as it
+        is there. (Menus do not open for the element's own `click()`.)"""
+        place = (
+            f"((r) => [r.x + r.width / 2, r.y + r.height / 2])({element}.getBoundingClientRect())"
+        )
+        x, y = self.wait(place)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key: str) -> None:
+        """Press and release a key that the focused element understands, such as End."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def save(self, picture: Path) -> None:
+        """Save a picture of the window as a PNG of 128 colours, small enough for the repository."""
+        data = self.call("Page.captureScreenshot", format="png")["data"]
+        image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+        image.quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
+
+    def call(self, method: str, **parameters: object) -> dict:
+        self._connection.send(json.dumps({"id": 1, "method": method, "params": parameters}))
+        while (answer := json.loads(self._connection.recv(timeout=60))).get("id") != 1:
+            continue  # an event, not the answer
+        return answer["result"]
+
+
 def text_after_login(address: str, storage: dict[str, str], expected: str) -> str:
     """The text of a page as soon as it contains `expected`, or after a minute.
 
@@ -53,22 +122,19 @@ def text_after_login(address: str, storage: dict[str, str], expected: str) -> st
     script = "".join(
         f"localStorage.setItem({json.dumps(k)}, {json.dumps(storage[k])});" for k in storage
     )
-    with _debugged_page() as page:
-        _call(page, "Page.enable")
-        _call(page, "Page.addScriptToEvaluateOnNewDocument", source=script)
-        _call(page, "Page.navigate", url=address)
+    with browser_page() as page:
+        page.open(address, script=script)
         deadline = time.monotonic() + 60
         text = ""
         while expected not in text and time.monotonic() < deadline:
             time.sleep(0.5)
-            answer = _call(page, "Runtime.evaluate", expression="document.body?.innerText ?? ''")
-            text = answer["result"]["value"]
+            text = page.text()
     return text
 
 
 @contextmanager
-def _debugged_page() -> Iterator[ClientConnection]:
-    """Yield a DevTools connection to an empty page of a new browser."""
+def browser_page() -> Iterator[Page]:
+    """Yield an empty page of a new browser."""
     with tempfile.TemporaryDirectory() as profile:
         command = [BINARY, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-port=0"]
         browser = subprocess.Popen(
@@ -82,15 +148,8 @@ def _debugged_page() -> Iterator[ClientConnection]:
             port = file.read_text().split()[0]
             pages = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
             (url,) = [page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page"]
-            with connect(url, proxy=None, max_size=None) as page:
-                yield page
+            with connect(url, proxy=None, max_size=None) as connection:
+                yield Page(connection)
         finally:
             browser.terminate()
             browser.wait(30)
-
-
-def _call(page: ClientConnection, method: str, **parameters: object) -> dict:
-    page.send(json.dumps({"id": 1, "method": method, "params": parameters}))
-    while (answer := json.loads(page.recv(timeout=60))).get("id") != 1:
-        continue  # an event, not the answer
-    return answer["result"]

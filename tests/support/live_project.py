@@ -29,17 +29,21 @@ def environment(**variables: str) -> dict[str, str]:
 class Project:
     """A new project folder with the settings `content` and free ports for its servers.
 
-    Its commands also have the environment variables `variables`.
+    Its commands also have the environment variables `variables`. `evaluates`: a training in Prefect
+    is followed by an evaluation.
     """
 
-    def __init__(self, folder: Path, content: dict, **variables: str) -> None:
+    def __init__(
+        self, folder: Path, content: dict, *, evaluates: bool = False, **variables: str
+    ) -> None:
         self.folder = folder
         self.variables = variables
         self.ports = free_ports()
         self.start_output = ""
         folder.mkdir()
         shutil.copytree(REPOSITORY / "flows", folder / "flows")
-        content = {**content, "services": {**self.ports, "ray_cpus": 3}}
+        services = {**self.ports, "ray_cpus": 3, "evaluate_after_training": evaluates}
+        content = {**content, "services": services}
         (folder / "params.yaml").write_text(yaml.safe_dump(content))
 
     def run(self, *command: str, timeout: float = 400, **variables: str) -> str:
@@ -83,10 +87,18 @@ class Project:
 
 
 @contextmanager
-def live_project(folder: Path, content: dict, database: str = "sqlite") -> Iterator[Project]:
-    """Yield a project whose servers run; `database` is `sqlite` or `postgresql`."""
-    with postgres() if database == "postgresql" else nullcontext({}) as variables:
-        project = Project(folder, content, **variables)
+def live_project(
+    folder: Path,
+    content: dict,
+    database: str = "sqlite",
+    *,
+    evaluates: bool = False,
+    **variables: str,
+) -> Iterator[Project]:
+    """Yield a project whose servers run; `database` is `sqlite` or `postgresql`. For `evaluates`
+    and `variables` see `Project`."""
+    with postgres() if database == "postgresql" else nullcontext({}) as of_database:
+        project = Project(folder, content, evaluates=evaluates, **variables, **of_database)
         try:
             project.start_output = project.fractal("services", "up")
             if database == "postgresql":  # commands cannot find this store by themselves

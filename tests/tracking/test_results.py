@@ -79,7 +79,11 @@ def test_an_empty_store_says_what_to_do(tmp_path):
 
 
 def test_experiments_and_runs_have_descriptions(experiment):
-    assert "fractal.protocol" in mlflow.get_experiment(experiment).tags[NOTE_TAG]
+    text = mlflow.get_experiment(experiment).tags[NOTE_TAG]
+    assert "fractal.protocol" in text
+    address = f"#/experiments/{experiment}/runs?searchFilter=tags.%60fractal.kind%60"
+    assert text.startswith(f"[Evaluations, the lowest FID first]({address}")
+    assert "&orderByKey=metrics.%60fid%60&orderByAsc=true)" in text
     for kind in ("train", "evaluate", "import", "sweep"):
         text = describe_run(kind, "mar-l", "imagenet256")
         assert "fractal-mar-l" in text and "imagenet256" in text and "{" not in text
