@@ -40,6 +40,7 @@ class Start:
     checksum: str
     """Checksum of the weights that training starts from, which have the classes of its data set."""
     classes: int
+    """Number of classes of the data set."""
     new_classes: int
     """Number of classes whose embeddings are new, that is random."""
     model: FractalModel | None
@@ -64,7 +65,7 @@ class Start:
         classes = ""
         if self.new_classes:
             classes = f"; new classes: {self.new_classes} of {self.classes}"
-        return f"training starts from {self.source}{version}{classes}"
+        return f"first weights: {self.source}{version}{classes}"
 
     def store(self, place: str, *, size: str, fingerprint: str) -> None:
         """Write the weights as a checkpoint to the folder or address `place`, unless a complete one

@@ -58,7 +58,7 @@ def test_the_run_has_the_weights_and_the_parent_of_its_start(start, copied, caps
     assert tags["fractal.start_sha256"] == weights_checksum(parent)
     assert tags["fractal.parent_version"] == "fractal-digits/1"
     assert tags["fractal.parent_run"] == version.tags["fractal.training_run"]
-    line = "training starts from models:/fractal-digits@candidate, version 1\n"
+    line = "first weights: models:/fractal-digits@candidate, version 1\n"
     assert line in capsys.readouterr().out
 
 

@@ -178,6 +178,7 @@ def test_the_stored_copy_is_a_source_of_the_same_run(parent, tmp_path):
     config = named(parent.config, "owl", "eel")
     start = read(save(tmp_path / "c", parent), config, tmp_path)
     start.store(str(tmp_path / "run/start"), size="tiny", fingerprint="f")
+    assert start.describe() == f"first weights: {tmp_path / 'c'}; new classes: 1 of 2"
     assert start.model is None  # A large model's memory is free again.
     stored = load_checkpoint(tmp_path / "run/start")
     assert (stored.progress.position, stored.optimizer) == (0, None)
