@@ -34,7 +34,7 @@ from fractal_model.tracking.reports import log_training_curves
 from fractal_model.tracking.tags import FINGERPRINT_TAG, SIZE_TAG, TRAINING_RUN_TAG
 from fractal_model.training import launch
 from fractal_model.training.find_reference import find_reference
-from fractal_model.training.job import TrainingJob
+from fractal_model.training.job import PreviewInputs, TrainingJob
 from fractal_model.training.ray_jobs.driver import drive
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
@@ -177,7 +177,18 @@ def _make_job(
         gflop_per_image=sum(training_flops(size.model, activation_checkpointing=False)) / 1e9,
         sampling=size.sampling,
         scored_weights=size.evaluation.weights,
+        preview=_preview_inputs(params, size),
         reference=find_reference(size, manifest, champion_run),
+    )
+
+
+def _preview_inputs(params: Params, size: Size) -> PreviewInputs | None:
+    if not size.training.validation.preview_every:
+        return None
+    return PreviewInputs(
+        evaluation=size.evaluation,
+        reference=params.reference_file(size.training.dataset).absolute(),
+        inception_weights=params.metrics.inception_weights,
     )
 
 

@@ -16,10 +16,15 @@ from fractal_model.generation.pictures import sample_grid
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.likelihood import Likelihood
+from fractal_model.parallel.parts import MapParts, map_in_this_process
 
 
 def measure_held_out(
-    model: FractalModel, held_out: PreparedSplit, settings: ValidationConfig
+    model: FractalModel,
+    held_out: PreparedSplit,
+    settings: ValidationConfig,
+    *,
+    map_parts: MapParts = map_in_this_process,
 ) -> Likelihood:
     """Measure the likelihood, without classes, of `settings.images` held-out images.
 
@@ -34,10 +39,17 @@ def measure_held_out(
         images=images.tolist(),
         passes=settings.passes,
         seed=settings.seed,
+        map_parts=map_parts,
     )
 
 
-def draw_grid(model: FractalModel, sampling: SamplingConfig, settings: ValidationConfig) -> Tensor:
+def draw_grid(
+    model: FractalModel,
+    sampling: SamplingConfig,
+    settings: ValidationConfig,
+    *,
+    map_parts: MapParts = map_in_this_process,
+) -> Tensor:
     """Sample a grid of images, uint8 (3, H, W), with one row for each class shown. `settings` has
     the numbers of rows and columns; the classes are evenly spread."""
     rows = min(settings.grid_classes, model.config.num_classes)
@@ -46,6 +58,6 @@ def draw_grid(model: FractalModel, sampling: SamplingConfig, settings: Validatio
     seeds = range(settings.seed, settings.seed + len(labels))
     # A compiled sampler needs a minute to start, longer than a few images take.
     plain = sampling.model_copy(update={"compile": False})
-    parts = dict(sample_images(model, plain, labels, seeds))
+    parts = dict(sample_images(model, plain, labels, seeds, map_parts=map_parts))
     images = torch.cat([parts[part].cpu() for part in sorted(parts, key=lambda part: part.start)])
     return sample_grid(images, labels, per_class=settings.grid_columns)

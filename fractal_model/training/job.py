@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, TypeAdapter
 
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.training import TrainingConfig
@@ -105,6 +106,18 @@ REPORT_ADAPTER: TypeAdapter[Report | Stopped] = TypeAdapter(Report | Stopped)
 """Reads a Report or a Stopped from a dict or from JSON."""
 
 
+class PreviewInputs(StrictModel):
+    """What a preview FID during training needs beside the model and the data set."""
+
+    evaluation: EvaluationConfig
+    """Settings of the size's evaluation, of which the preview takes the number of samples, the
+    largest batch and the seed."""
+    reference: Path
+    """File with the Inception features of the training images."""
+    inception_weights: str
+    """Inception weights: `auto`, `download` or a path."""
+
+
 class TrainingJob(StrictModel):
     """Description of one training, sent as JSON from the flow to the driver and to the workers."""
 
@@ -130,6 +143,8 @@ class TrainingJob(StrictModel):
     """Sampling settings of the grids that validation draws."""
     scored_weights: Weights = MODEL
     """Weights that are served. Their held-out likelihood decides which checkpoint is the best."""
+    preview: PreviewInputs | None = None
+    """What a preview FID needs during training; None if the recipe has none."""
     reference: ReferenceCurve | None = None
     """Curves of an earlier training with which this run is compared; None if there are none."""
 
@@ -146,6 +161,10 @@ class TrainingJob(StrictModel):
         if len(self.recipe.ema_decays) <= 1:  # As in runs from before there could be several.
             return f"_{EMA}"
         return f"_{weights.replace('-', '_', 1)}"
+
+    def place(self, position: int, step: int) -> ValidationPoint:
+        """A validation point without metrics, after `position` images and `step` steps."""
+        return ValidationPoint(position=position, step=step, epoch=position / self.images)
 
     @property
     def start(self) -> str | None:

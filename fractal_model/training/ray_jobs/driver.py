@@ -30,6 +30,7 @@ from fractal_model.training.job import (
 )
 from fractal_model.training.ray_train.machines import watch_machines
 from fractal_model.training.ray_train.run import run_training
+from fractal_model.training.ray_train.validation_points import ValidationPoints
 from fractal_model.training.watch import Watch
 
 JOB_VARIABLE = "FRACTAL_TRAINING_JOB"
@@ -46,10 +47,11 @@ def drive(
 ) -> str:
     """Train to the end; return the folder or address of the checkpoint to register.
 
-    `on_report` is called with each report, `on_line` with a line of text about each validation
+    `on_report` is called with each report, `on_line` with a line of text about each new validation
     point. FractalError: training failed.
     """
     use_store(job.tracking_uri)
+    earlier = _earlier_points(job)
     with (
         MetricSpool(job.local / "metrics" / job.run_id, job.run_id) as spool,
         ValidationLog(job.run_id, spool) as validation,
@@ -59,8 +61,9 @@ def drive(
 
         def handle_point(point: ValidationPoint, grids: dict[str, bytes]) -> None:
             validation.add(point.position, point.metrics, grids)
-            comparison = compare_point(point, job.reference)
-            on_line(f"{job.size}, {describe_point(point, job.score)}{comparison}")
+            if point.position not in earlier:
+                comparison = compare_point(point, job.reference)
+                on_line(f"{job.size}, {describe_point(point, job.score)}{comparison}")
 
         # In a cluster of this process's own, the flow's MLflow run measures the only machine.
         is_own = "RAY_ADDRESS" not in os.environ
@@ -98,6 +101,15 @@ class _ReportLog:
     def add_machine_metrics(self, values: dict[str, float]) -> None:
         if values:
             self._spool.log(values, step=max(self._logged_step, 0))
+
+
+def _earlier_points(job: TrainingJob) -> set[int]:
+    """Positions of the points that an earlier process has completed, and printed."""
+    points = ValidationPoints.of_run(job.storage, job.name)
+    try:
+        return {position for position in points.positions() if points.read(position) is not None}
+    except OSError:  # The workers will say so if the storage fails.
+        return set()
 
 
 def _print_line(text: str) -> None:

@@ -24,7 +24,7 @@ def keep_best(filesystem: FileSystem, run: str, checkpoint: Checkpoint, bits: fl
     `run`: path of the run's folder in `filesystem`. OSError, ArrowException: the storage fails.
     """
     _, best = best_checkpoint(filesystem, run)
-    if best <= bits:
+    if not bits < best:  # NaN is never better.
         return
     name = PurePosixPath(checkpoint.path).name
     filesystem.create_dir(f"{run}/{FOLDER}/{name}")

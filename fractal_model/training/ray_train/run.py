@@ -34,8 +34,8 @@ from fractal_model.training.ray_train.validation_points import (
     ValidationPoints,
     follow_points,
 )
-from fractal_model.training.ray_train.validation_task import validation_of
-from fractal_model.training.ray_train.worker import train_worker
+from fractal_model.training.ray_train.validation_task import measured_by_workers, validation_of
+from fractal_model.training.ray_train.worker import BY_WORKERS, train_worker
 
 PLACEMENT_SECONDS = 30
 """Seconds that Ray waits for all workers to get a machine, before it plans again. A plan may
@@ -63,8 +63,8 @@ def run_training(
     checkpoint to register.
 
     `on_point` receives each validation point of the run with its sample grids, also the points from
-    before a restart. Each worker calls `worker` with {"job": the job as JSON}. FractalError: a
-    worker failed too often, a worker ended the run, or no worker could be started.
+    before a restart. Each worker calls `worker` with the job, as `train_worker` expects it.
+    FractalError: a worker failed too often, a worker ended the run, or no worker could be started.
     """
     recipe = job.recipe
     stop_reasons: list[str] = []
@@ -81,7 +81,7 @@ def run_training(
 
     _require_resources(recipe)
     _set_deadlines(recipe)
-    points = ValidationPoints(*FileSystem.from_uri(f"{job.storage}/{job.name}"))
+    points = ValidationPoints.of_run(job.storage, job.name)
     with suppress(OSError):  # The workers will say so if the storage fails.
         points.forget_unfinished()
     with (
@@ -102,7 +102,10 @@ def _make_trainer(
     recipe = job.recipe
     return TorchTrainer(
         worker,
-        train_loop_config={"job": job.model_dump_json()},
+        train_loop_config={
+            "job": job.model_dump_json(),
+            "validation": BY_WORKERS if measured_by_workers(recipe) else "",
+        },
         scaling_config=_scaling(recipe, workers),
         torch_config=TorchConfig(
             backend="nccl" if recipe.uses_gpu else "gloo",

@@ -31,6 +31,13 @@ class Resumed:
     """Error text of each newer checkpoint. All of these are damaged."""
 
 
+def reported_checkpoints(timeout: float | None = None) -> list[ray.train.ReportedCheckpoint]:
+    """Checkpoints that Ray has stored, oldest first, also those that are still being validated.
+    `timeout`: longest wait in seconds for reports on their way; None waits until they arrive."""
+    mode = ray.train.CheckpointConsistencyMode.COMMITTED
+    return ray.train.get_all_reported_checkpoints(consistency_mode=mode, timeout_s=timeout)
+
+
 def load_newest_undamaged(
     newest: ray.train.Checkpoint, context: ray.train.TrainContext | None = None
 ) -> Resumed:

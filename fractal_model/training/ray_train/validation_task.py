@@ -1,12 +1,16 @@
-"""Adapter of validation to Ray Train: measures a checkpoint in a Ray task while training continues.
+"""Adapter of validation to Ray Train: finishes the point of a checkpoint in a Ray task while
+training continues. The task measures the checkpoint, unless the workers have measured it already.
 
-Decided here: the task has the lowest priority in the machine's scheduler, and takes a GPU only if
-the workers leave one free. Ray runs one validation at a time, with a timeout, and keeps its
-checkpoint until it ends. If measuring fails, the point has the reason, and training continues.
+Decided here: the task has the lowest priority in the machine's scheduler. It measures on a GPU that
+the workers leave free, or on the CPU if the workers use no GPU. If the workers use all GPUs, they
+measure themselves (see `validation_turn.py`), because a second process on a worker's GPU could take
+the memory that training needs, and published sizes are too slow on a CPU. Ray runs one task at a
+time, with a timeout, and keeps its checkpoint until it ends. If measuring fails, the point has the
+reason, and training continues.
 """
 
 import os
-import time
+from functools import partial
 from typing import Any
 
 import pyarrow
@@ -18,19 +22,16 @@ from pyarrow.fs import FileSystem
 from ray.train.v2.api.validation_config import ValidationConfig as RayValidationConfig
 from ray.train.v2.api.validation_config import ValidationTaskConfig
 
-from fractal_model.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.checkpoints.storage import fetch_checkpoint
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import one_line
 from fractal_model.common.logs import keep_secrets_out_of_logs
-from fractal_model.common.memory import compute_device
 from fractal_model.config.training import TrainingConfig
 from fractal_model.config.weights import MODEL
-from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation.model_quality import draw_grid, measure_held_out
-from fractal_model.generation.pictures import png_bytes
-from fractal_model.metrics.names import NLL, error_name
 from fractal_model.training.job import TrainingJob, ValidationPoint
 from fractal_model.training.ray_train.best import keep_best
+from fractal_model.training.ray_train.fid_preview import preview_of
+from fractal_model.training.ray_train.measurement import measure
 from fractal_model.training.ray_train.validation_points import MOST_UNFINISHED, ValidationPoints
 
 LOWEST_PRIORITY = 19
@@ -52,87 +53,80 @@ def validation_of(job: TrainingJob) -> RayValidationConfig | None:
     )
 
 
+def measured_by_workers(recipe: TrainingConfig) -> bool:
+    """True if the workers measure: they use GPUs, and the connected cluster has no other one."""
+    return recipe.uses_gpu and _spare_gpus(recipe) < 1
+
+
 def _resources(recipe: TrainingConfig) -> dict[str, float]:
     """Resources that Ray reserves for a validation: no CPU, and one GPU if the workers leave one
     free."""
-    spare = ray.cluster_resources().get(
-        "GPU", 0
-    ) - recipe.workers * recipe.resources_per_worker.get("GPU", 0)
-    return {"num_cpus": 0, "num_gpus": 1 if recipe.uses_gpu and spare >= 1 else 0}
+    return {"num_cpus": 0, "num_gpus": 1 if recipe.uses_gpu and _spare_gpus(recipe) >= 1 else 0}
+
+
+def _spare_gpus(recipe: TrainingConfig) -> float:
+    used = recipe.workers * recipe.resources_per_worker.get("GPU", 0)
+    return float(ray.cluster_resources().get("GPU", 0)) - used
 
 
 def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> dict[str, Any]:
     """Measure a checkpoint, store its validation point, and copy the checkpoint if it is the best
-    so far. `settings` has only `job`, the TrainingJob as JSON. Ray expects a dict of metrics; it
+    so far. `settings` has `job`, the TrainingJob as JSON. If the workers have measured the
+    checkpoint, it also has `position`, the number of images seen. Ray expects a dict of metrics; it
     gets an empty one."""
     keep_secrets_out_of_logs()
     if not ray.get_gpu_ids():  # Ray leaves all GPUs visible, and each belongs to a worker.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.nice(LOWEST_PRIORITY - os.nice(0))
-    training = TrainingJob.model_validate_json(settings["job"])
-    filesystem, run = FileSystem.from_uri(f"{training.storage}/{training.name}")
-    points = ValidationPoints(filesystem, run)
+    job = TrainingJob.model_validate_json(settings["job"])
+    points = ValidationPoints.of_run(job.storage, job.name)
+    if "position" in settings:
+        point = points.read_measured(settings["position"])
+        if point is not None:
+            _finish(job, points, checkpoint, point, {})
+    else:
+        _measure(job, points, checkpoint)
+    return {}
+
+
+def _measure(job: TrainingJob, points: ValidationPoints, checkpoint: ray.train.Checkpoint) -> None:
     with fetch_checkpoint(checkpoint.path, checkpoint.filesystem) as folder:
         loaded = load_checkpoint(folder)
-    position = loaded.progress.position
-    if points.read(position) is not None:  # The step was repeated after its measurement.
-        return {}
-    if len(set(points.unfinished()) - {position}) >= MOST_UNFINISHED:
-        return {}
-    points.start(position)
-    point, grids = _measure(training, loaded)
-    bits = point.metrics.get(training.score)
+    progress = loaded.progress
+    # A point that exists was measured before its step was repeated.
+    if points.read(progress.position) is not None or points.is_given_up():
+        return
+    place = job.place(progress.position, progress.steps)
+    if len(set(points.unfinished()) - {progress.position}) >= MOST_UNFINISHED:
+        points.give_up(
+            place,
+            f"the last {MOST_UNFINISHED} validations did not end within timeout_seconds "
+            f"({job.recipe.validation.timeout_seconds:g}), so there are no more in this run: lower "
+            f"validation.images or passes or raise timeout_seconds, and start the run again",
+        )
+        return
+    points.start(progress.position)
+    models = {
+        weights: partial(loaded.build_model, weights) for weights in (MODEL, *loaded.averages)
+    }
+    point, grids = measure(job, models, place, preview=preview_of(job, place))
+    _finish(job, points, checkpoint, point, grids)
+
+
+def _finish(
+    job: TrainingJob,
+    points: ValidationPoints,
+    checkpoint: ray.train.Checkpoint,
+    point: ValidationPoint,
+    grids: dict[str, bytes],
+) -> None:
+    """Copy the checkpoint if it is the best so far, and complete its point."""
+    bits = point.metrics.get(job.score)
     if bits is not None:
+        filesystem, run = FileSystem.from_uri(f"{job.storage}/{job.name}")
         try:
             keep_best(filesystem, run, checkpoint, bits)
         except (OSError, pyarrow.ArrowException) as error:  # Training does not depend on it.
             failure = f"the best checkpoint was not copied: {one_line(error)}"
             point = point.model_copy(update={"failure": failure})
     points.finish(point, grids)
-    return {}
-
-
-def _measure(job: TrainingJob, checkpoint: Checkpoint) -> tuple[ValidationPoint, dict[str, bytes]]:
-    """Return the validation point and the sample grids of a checkpoint. If measuring fails, the
-    point has the reason and what was measured before."""
-    began, progress = time.monotonic(), checkpoint.progress
-    metrics: dict[str, float] = {}
-    grids: dict[str, bytes] = {}
-    failure = None
-    try:
-        for weights in (MODEL, *checkpoint.averages):
-            _measure_weights(job, checkpoint, weights, metrics, grids)
-    except Exception as error:  # A failed measurement must not end the training.
-        failure = one_line(error)
-    point = ValidationPoint(
-        position=progress.position,
-        step=progress.steps,
-        epoch=progress.position / job.images,
-        metrics=metrics,
-        grids=tuple(grids),
-        failure=failure,
-        seconds=time.monotonic() - began,
-    )
-    return point, grids
-
-
-def _measure_weights(
-    job: TrainingJob,
-    checkpoint: Checkpoint,
-    weights: str,
-    metrics: dict[str, float],
-    grids: dict[str, bytes],
-) -> None:
-    """Add the metrics and the sample grid of the weights that `weights` names. FractalError: the
-    likelihood is not finite, or the data set cannot be opened."""
-    held_out, settings = open_prepared(job.data, "validation"), job.recipe.validation
-    model = checkpoint.build_model(weights).to(compute_device())
-    likelihood = measure_held_out(model, held_out, settings)
-    if not likelihood.per_image.isfinite().all():
-        raise FractalError("the held-out likelihood is not finite: lower base_learning_rate")
-    suffix = job.suffix(weights)
-    name = f"{NLL}{suffix}"
-    metrics[name] = likelihood.mean
-    if len(likelihood.per_image) > 1:
-        metrics[error_name(name)] = likelihood.standard_error
-    grids[f"samples{suffix}.png"] = png_bytes(draw_grid(model, job.sampling, settings))

@@ -13,12 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import ray.train.torch
-from ray.train import (
-    Checkpoint,
-    CheckpointConsistencyMode,
-    CheckpointUploadMode,
-    ReportedCheckpoint,
-)
+from ray.train import Checkpoint, CheckpointUploadMode
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
@@ -34,18 +29,23 @@ from fractal_model.training.ray_train.stored import (
     load_newest_undamaged,
     load_on_all_ranks,
     remove_incomplete,
+    reported_checkpoints,
 )
 from fractal_model.training.ray_train.upload import Upload, new_scratch, remove_abandoned_scratch
 from fractal_model.training.ray_train.validation_points import ValidationPoints
+from fractal_model.training.ray_train.validation_turn import Order, ValidationTurn
 from fractal_model.training.trainer import NotFiniteError, StartWeights, Trainer
+
+BY_WORKERS = "by workers"
 
 
 def train_worker(config: dict[str, str]) -> None:
-    """Train to the end, from the last checkpoint if any. `config["job"]`: the TrainingJob as
-    JSON."""
+    """Train to the end, from the last checkpoint if any. `config["job"]`: the TrainingJob as JSON.
+    If `config["validation"]` is BY_WORKERS, the workers measure held-out images themselves."""
     keep_secrets_out_of_logs()
     try:
-        _Worker(TrainingJob.model_validate_json(config["job"])).run()
+        by_workers = config.get("validation") == BY_WORKERS
+        _Worker(TrainingJob.model_validate_json(config["job"]), by_workers).run()
     except StoppedError as error:
         # The error is reported, not raised, because Ray restarts workers that raise.
         ray.train.report(Stopped(stopped=str(error)).model_dump())
@@ -55,17 +55,10 @@ class StoppedError(FractalError):
     """An error that would come again after a restart, so all ranks end the training."""
 
 
-def _reported_checkpoints() -> list[ReportedCheckpoint]:
-    """Checkpoints that Ray has stored, oldest first, also those that are still being validated."""
-    return ray.train.get_all_reported_checkpoints(
-        consistency_mode=CheckpointConsistencyMode.COMMITTED
-    )
-
-
 class _Worker:
     """One rank of a training: resumes, takes steps, reports metrics and saves checkpoints."""
 
-    def __init__(self, job: TrainingJob) -> None:
+    def __init__(self, job: TrainingJob, validates: bool) -> None:
         context = ray.train.get_context()
         self._job = job
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
@@ -93,14 +86,27 @@ class _Worker:
         self._resume(ray.train.get_checkpoint())
         self._steps_per_checkpoint = self._steps_of(job.recipe.checkpoint_every_epochs)
         self._steps_per_validation = self._steps_of(job.recipe.validate_every_epochs)
-        stored = context.get_storage()
-        points = ValidationPoints(stored.storage_filesystem, stored.experiment_fs_path)
-        patience = self._steps_of(job.recipe.stop_after_epochs_without_gain)
-        self._early_stop = EarlyStop(job, patience * job.recipe.batch_size, points)
+        self._prepare_validation(validates)
         if self._is_validated(is_last=False):  # An earlier process may have stopped here.
             self._decide_early_stop()
         self._meter.start()
         self._saved_at = time.monotonic()
+
+    def _prepare_validation(self, by_workers: bool) -> None:
+        job, stored = self._job, ray.train.get_context().get_storage()
+        points = ValidationPoints(stored.storage_filesystem, stored.experiment_fs_path)
+        patience = self._steps_of(job.recipe.stop_after_epochs_without_gain)
+        self._early_stop = EarlyStop(job, patience * job.recipe.batch_size, points)
+        self._validation = ValidationTurn(
+            job,
+            self._trainer,
+            points,
+            rank=self._rank,
+            world_size=self._world_size,
+            steps=self._steps_per_validation,
+            by_workers=by_workers,
+            add_note=self._meter.add_note,
+        )
 
     def _start_weights(self) -> StartWeights | None:
         """Return the function that reads the weights to start from. None: they are random, or a
@@ -146,9 +152,11 @@ class _Worker:
             validate = self._is_validated(is_last)
             if is_last or is_due or validate or (is_log_step and self._is_overdue()):
                 with self._meter.pause():
+                    order: Order = False
                     if validate:
                         self._decide_early_stop()
-                    self._report_checkpoint(validate)
+                        order = self._validation.take(is_last=is_last or self._early_stop.is_due)
+                    self._report_checkpoint(order)
                 if self._early_stop.is_due:
                     return
             elif is_log_step:
@@ -195,7 +203,7 @@ class _Worker:
             )
         self._meter.add_note(f"a batch was skipped: {error}")
         if recipe.non_finite == "roll-back":
-            reported = _reported_checkpoints()
+            reported = reported_checkpoints()
             self._trainer.reset()
             self._resume(reported[-1].checkpoint if reported else None)
 
@@ -224,7 +232,7 @@ class _Worker:
             return
         with suppress(OSError):  # Training does not depend on it.
             storage = ray.train.get_context().get_storage()
-            reported = _reported_checkpoints()
+            reported = reported_checkpoints()
             remove_incomplete(
                 storage.storage_filesystem,
                 storage.experiment_fs_path,
@@ -240,9 +248,9 @@ class _Worker:
         mode = CheckpointUploadMode.ASYNC if is_uploading else CheckpointUploadMode.SYNC
         ray.train.report(self._metrics(), checkpoint_upload_mode=mode)
 
-    def _report_checkpoint(self, validate: bool) -> None:
-        """Report metrics to Ray; rank 0 also saves a checkpoint and reports it. If `validate` is
-        True, Ray then measures the checkpoint on held-out images."""
+    def _report_checkpoint(self, validation: Order) -> None:
+        """Report metrics to Ray; rank 0 also saves a checkpoint and reports it with what Ray's
+        validation task is to do."""
         self._saved_at = time.monotonic()
         metrics, trainer = self._metrics(), self._trainer
         if self._rank != 0:
@@ -270,5 +278,5 @@ class _Worker:
             checkpoint=Checkpoint.from_directory(folder),
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._upload,
-            validation=validate,
+            validation=validation,
         )

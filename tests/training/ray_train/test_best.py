@@ -34,6 +34,14 @@ def test_only_a_better_checkpoint_replaces_the_best(run):
     assert best_checkpoint(STORE, str(run)) == ("best/checkpoint_2", 1.0)
 
 
+def test_bits_that_are_not_a_number_are_never_the_best(run):
+    keep(run, 1, math.nan)
+    assert best_checkpoint(STORE, str(run)) == (None, math.inf)
+    keep(run, 2, 3.0)
+    keep(run, 3, math.nan)
+    assert best_checkpoint(STORE, str(run)) == ("best/checkpoint_2", 3.0)
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", json.dumps({"checkpoint": "x", "loss": 0.1})])
 def test_no_score_or_one_of_an_earlier_version_is_no_best(run, content):
     if content is not None:

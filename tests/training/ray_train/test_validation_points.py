@@ -53,6 +53,44 @@ def test_incomplete_points_of_an_earlier_process_are_forgotten(points):
     assert points.positions() == [100]
 
 
+def test_a_point_that_workers_have_measured_is_kept_and_is_not_complete(points):
+    points.start(100)
+    points.store_measured(make_point(100, 0.5, grids=("samples.png",)), {"samples.png": b"png"})
+    points.start(200)
+    assert points.unfinished() == [200]
+    points.forget_unfinished()
+    assert points.positions() == [100]
+    assert points.read(100) is None
+    measured = points.read_measured(100)
+    assert measured.metrics == {"nll_bits_per_dim": 0.5}
+    points.finish(measured, {})
+    assert points.read(100) == measured
+    assert points.read_grid(100, "samples.png") == b"png"
+
+
+def test_attempts_at_a_point_are_counted(points):
+    assert points.attempts(100) == 0
+    for attempts in (1, 2):
+        points.start(100)
+        assert points.attempts(100) == attempts
+
+
+def test_a_run_that_is_given_up_says_so_once_and_is_validated_after_its_next_start(points):
+    finish(points, make_point(100))
+    points.start(200)
+    points.give_up(make_point(300, None), "no room")
+    assert points.is_given_up()
+    handed_on = []
+    with follow_points(points, lambda point, grids: handed_on.append((point.position, point))):
+        pass
+    assert [position for position, _ in handed_on] == [100, 300]
+    line = describe_point(handed_on[1][1], "nll_bits_per_dim")
+    assert line == "epoch 3.00 was not validated: no room"
+    points.forget_unfinished()
+    assert not points.is_given_up()
+    assert points.positions() == [100]
+
+
 def test_a_point_whose_grid_is_lost_holds_up_no_other(points, tmp_path):
     finish(points, make_point(100, grids=("samples.png",)), make_point(200))
     (tmp_path / "validation/000000000100/samples.png").unlink()
