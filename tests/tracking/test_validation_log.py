@@ -67,9 +67,9 @@ def test_a_point_that_waits_in_the_spool_is_logged_once(run_id, tmp_path, monkey
     folder = tmp_path / "metrics"
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_batch", refuse)
-        with MetricSpool(folder, run_id, leave_seconds=0.1) as spool:
-            with ValidationLog(run_id, spool) as log:
-                log.add(100, BITS, {})
+        spool = MetricSpool(folder, run_id, leave_seconds=0.1)
+        with spool, ValidationLog(run_id, spool) as log:
+            log.add(100, BITS, {})
     assert spool.undelivered == 1
     log_points(run_id, tmp_path, 100)  # MLflow has no such point when the log asks.
     assert steps_of_metrics(run_id) == [100]

@@ -98,7 +98,7 @@ class ValidationTurn:
             timeout_s=self._job.recipe.validation.timeout_seconds,
         )
         if not broadcast_from_rank_zero(self._rank == 0 and self._begin(place)):
-            return order if self._rank == 0 and self._is_measured(position) else False
+            return order if self._rank == 0 and self._has_measured(position) else False
         point, grids = self._measure_together(place)
         self._is_grid_too_slow |= point.failure is not None and bool(point.metrics)
         if self._rank != 0:
@@ -114,7 +114,8 @@ class ValidationTurn:
         measured."""
         points, position = self._points, place.position
         with suppress(OSError):  # Training does not depend on it.
-            if points.is_given_up() or self._is_measured(position):
+            is_repeated = self._has_measured(position) or points.read(position) is not None
+            if is_repeated or points.is_given_up():
                 return False
             interrupted = len(set(points.unfinished()) - {position})
             if max(interrupted, points.attempts(position)) >= MOST_UNFINISHED:
@@ -128,10 +129,9 @@ class ValidationTurn:
             return True
         return False
 
-    def _is_measured(self, position: int) -> bool:
+    def _has_measured(self, position: int) -> bool:
         with suppress(OSError):
-            points = self._points
-            return (points.read(position) or points.read_measured(position)) is not None
+            return self._points.read_measured(position) is not None
         return False
 
     def _measure_together(self, place: ValidationPoint) -> tuple[ValidationPoint, dict[str, bytes]]:
