@@ -9,8 +9,15 @@ from pydantic import ValidationError
 import fractal_model
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.evaluation import SweepConfig
+from fractal_model.config.params import load_params
 from fractal_model.config.training import TrainingConfig
+from fractal_model.config.validation import ValidationConfig
+from tests.support.params import SHIPPED
 from tests.support.recipes import RECIPE
+
+PARAMS = load_params(SHIPPED)
+
+PARAMS = load_params(SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +123,37 @@ def test_a_sweep_of_the_evaluations_weights_keeps_its_fingerprint(monkeypatch):
     old = "d36df3560510a52c7b607388f328e9a5fedbd0daa02c5f7c986eede1feb2b151"
     assert fingerprint(SweepConfig()) == fingerprint(SweepConfig(weights=())) == old
     assert fingerprint(SweepConfig(weights=("model",))) != old
+
+
+@pytest.mark.parametrize("size", [name for name in PARAMS.models if name != "digits"])
+def test_validation_is_on_for_published_sizes_and_changes_no_fingerprint(size):
+    recipe = PARAMS.size(size).training
+    assert (recipe.validate_every_epochs, recipe.register_checkpoint) == (10, "last")
+    without = recipe.model_copy(update={"validate_every_epochs": 0})
+    fingerprints = {fingerprint(r.without_operational_settings()) for r in (recipe, without)}
+    assert len(fingerprints) == 1
+    assert "validat" not in recipe.without_operational_settings().model_dump_json()
+
+
+def test_the_bounds_of_validation_are_in_no_fingerprint():
+    """Runs that register their best checkpoint had neither setting in their fingerprint."""
+    changes = {"max_share": 0.5, "preview_every": 3, "timeout_seconds": 5.0, "grid_columns": 2}
+    settings = ValidationConfig(images=7, **changes).without_operational_settings()
+    assert settings == ValidationConfig(images=7)
+    assert not {"max_share", "preview_every"} & set(settings.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("max_share", 0),
+        ("max_share", 1.1),
+        ("max_share", float("nan")),
+        ("preview_every", -1),
+        ("preview_every", 1.5),
+    ],
+)
+def test_bounds_out_of_range_are_refused(setting, value):
+    recipe = {**RECIPE.model_dump(), "validation": {setting: value}}
+    with pytest.raises(ValidationError, match=setting):
+        TrainingConfig.model_validate(recipe)

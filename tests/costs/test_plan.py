@@ -41,6 +41,19 @@ def test_parameters_are_the_published_numbers(size):
     assert levels + costs.embedding_parameters == costs.parameters
 
 
+@pytest.mark.parametrize("size", [name for name in PARAMS.models if name != "digits"])
+def test_the_held_out_likelihood_is_a_small_share_of_a_published_training(size):
+    """On the workers' GPUs, in float32 at a third of the speed of training: a hundredth of the time
+    between two validations, which leaves the rest of `max_share` to the sample grid."""
+    recipe, costs = PARAMS.size(size).training, plan_for(size)
+    settings = recipe.validation
+    flops = settings.images * settings.passes * sum(part.forward_flops for part in costs.parts)
+    speed = costs.gpus * costs.gpu.peak("bfloat16") * costs.utilisation / 3
+    between = costs.training_days * 86_400 / recipe.epochs * recipe.validate_every_epochs
+    assert 0 < flops / speed < 0.01 * between
+    assert settings.max_share == 0.05
+
+
 def test_other_levels_with_a_published_name_have_no_published_figures():
     other = PARAMS.size("mar-64-two-level").model_copy(update={"name": "mar-l"})
     splits = dataset_splits(PARAMS, other.training.dataset)

@@ -14,6 +14,7 @@ import ray
 from safetensors.torch import load_file
 
 from fractal_model.config.validation import ValidationConfig
+from fractal_model.data.digits import digits_splits
 from fractal_model.data.writing import write_prepared
 from fractal_model.training.job import Report, TrainingJob, ValidationPoint
 from fractal_model.training.ray_train.run import run_training
@@ -35,6 +36,24 @@ def save_training_images(folder: Path) -> Path:
         splits={
             "train": [(image, i % 4) for i, image in enumerate(pixels[:IMAGES])],
             "validation": [(image, i % 4) for i, image in enumerate(pixels[IMAGES:])],
+        },
+    )
+    return folder
+
+
+def save_few_digits(folder: Path, images: int, held_out: int) -> Path:
+    """Write a data set of few digits, on which any model overfits."""
+    splits = digits_splits(validation_images=297, seed=0)
+    write_prepared(
+        folder,
+        dataset="few-digits",
+        source="scikit-learn",
+        preprocessing="none",
+        resolution=8,
+        class_names=[str(digit) for digit in range(10)],
+        splits={
+            "train": splits["train"][:images],
+            "validation": splits["validation"][:held_out],
         },
     )
     return folder

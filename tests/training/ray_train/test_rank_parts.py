@@ -77,7 +77,7 @@ def test_a_part_that_does_not_fit_is_halved():
 def test_a_copy_stops_when_the_time_is_over_and_the_model_does_not():
     model = tiny_model("mar").train()
     parts = RankParts(0, 1, chunk=8, seconds=60)
-    copy = parts.copy_model(model)
+    copy = parts.copy_model(model.config, model.state_dict())
     settings = ValidationConfig(grid_classes=2, grid_columns=1)
     model.eval()
     expected = draw_grid(model, SAMPLING, settings)

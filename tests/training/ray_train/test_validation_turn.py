@@ -1,6 +1,7 @@
 """The workers wait for validation or measure themselves, and never for longer than allowed."""
 
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,9 @@ from ray.train.v2.api.reported_checkpoint import ReportedCheckpointStatus as Sta
 
 from fractal_model.common.errors import FractalError
 from fractal_model.config.validation import ValidationConfig
-from fractal_model.training.job import EMA_SUFFIX
 from fractal_model.training.ray_train import measurement, validation_turn
 from fractal_model.training.ray_train.measurement import measure
+from fractal_model.training.ray_train.rank_parts import RankParts
 from fractal_model.training.ray_train.validation_points import ValidationPoints
 from fractal_model.training.ray_train.validation_turn import ValidationTurn
 from fractal_model.training.trainer import Trainer
@@ -50,15 +51,19 @@ def make(data, tmp_path):
 
 
 def test_the_workers_measure_what_the_task_would_measure(make):
-    made = make(ema_decay=0.5)
+    made = make(ema_decays=(0.5,))
     before = {name: tensor.clone() for name, tensor in made.trainer.model.state_dict().items()}
     order = made.turn.take(is_last=False)
     assert order.fn_kwargs == {"position": 8}
     point = made.points.read_measured(8)
     assert (point.step, point.epoch, point.failure) == (1, 8 / IMAGES, None)
-    assert point.grids == ("samples.png", f"samples{EMA_SUFFIX}.png")
+    assert point.grids == ("samples.png", "samples_ema.png")
     assert made.points.read_grid(8, "samples.png").startswith(b"\x89PNG")
-    models = {"": lambda: made.trainer.model, EMA_SUFFIX: lambda: made.trainer.ema}
+    copies = RankParts(0, 1, chunk=1, seconds=60)
+    states = {"model": before, **made.trainer.averages.state()}
+    models = {
+        name: partial(copies.copy_model, made.job.model, state) for name, state in states.items()
+    }
     expected, _ = measure(made.job, models, made.job.place(8, 1))
     assert point.metrics == pytest.approx(expected.metrics, rel=1e-6)
     assert set(point.metrics) == {
