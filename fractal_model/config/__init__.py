@@ -1,1 +1,1 @@
-"""The settings in params.yaml as frozen, strict objects. No numerical library is needed."""
+"""The settings in params.yaml as frozen, strict objects, loaded without torch."""
