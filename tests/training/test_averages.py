@@ -12,6 +12,7 @@ from tests.support import tiny_model
 from tests.support.recipes import BATCH, trainer
 
 DECAYS = (0.3, 0.9, 0.9999)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def change(model: torch.nn.Module, seed: int) -> None:
@@ -19,7 +20,7 @@ def change(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator))
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def assert_equal(averages: MovingAverages, name: str, expected: torch.nn.Module) -> None:
@@ -28,8 +29,9 @@ def assert_equal(averages: MovingAverages, name: str, expected: torch.nn.Module)
     assert all(state[key].equal(tensor) for key, tensor in expected.state_dict().items())
 
 
-def test_every_update_equals_that_of_torch_to_the_bit(kind):
-    model = tiny_model(kind)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_every_update_equals_that_of_torch_to_the_bit(kind, device):
+    model = tiny_model(kind).to(device)
     averages = MovingAverages(model, DECAYS)
     theirs = [AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(d)) for d in DECAYS]
     for step in range(4):
