@@ -1,8 +1,9 @@
 """Exponential moving averages of the weights, with several decays at once.
 
 Decided here: an average is updated as torch's `AveragedModel` does it, to the bit: the first update
-copies the weights, and each later one is `torch.lerp`. One call of `torch._foreach_lerp_` updates
-all tensors of an average. `AveragedModel` itself takes several times as long for small models.
+copies the weights, and each later one is `torch.lerp`. The averages of a parameter are one tensor,
+(D, …) for D decays, so that an update reads the parameter once. On a CPU this takes three quarters
+of the time of one `torch._foreach_lerp_` for each decay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,21 +19,24 @@ class MovingAverages:
     """Moving averages of a model's parameters, one for each of `decays`, on the model's device."""
 
     def __init__(self, model: nn.Module, decays: Sequence[float]) -> None:
-        self._decays = {average_name(decay): decay for decay in decays}
-        named = dict(model.named_parameters())
-        self._names = list(named)
-        self._weights = [parameter.detach() for parameter in named.values()]
-        self._averages = {name: [w.clone() for w in self._weights] for name in self._decays}
+        self._names = [average_name(decay) for decay in decays]
+        self._parameters = [name for name, _ in model.named_parameters()]
+        self._weights = [parameter.detach() for parameter in model.parameters()]
+        self._averages = [w.repeat(len(decays), *[1] * w.ndim) for w in self._weights]
+        # The share of the new weights in each average, in a shape that broadcasts: (D, 1, …).
+        shares = [1 - decay for decay in decays]
+        self._shares = [w.new_tensor(shares).view(-1, *[1] * w.ndim) for w in self._weights]
         self._is_first = True
 
     @torch.no_grad()
     def update(self) -> None:
         """Add the model's current weights to each average; the first update copies them."""
+        if not self._names:
+            return
         if self._is_first:
             self._copy_weights()
         else:
-            for name, decay in self._decays.items():
-                torch._foreach_lerp_(self._averages[name], self._weights, 1 - decay)
+            torch._foreach_lerp_(self._averages, self._weights, self._shares)
         self._is_first = False
 
     def reset(self) -> None:
@@ -43,15 +47,18 @@ class MovingAverages:
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The averages by name, such as `ema-0.999`, each as tensors by the parameter's name."""
         return {
-            name: dict(zip(self._names, tensors, strict=True))
-            for name, tensors in self._averages.items()
+            average: {
+                name: tensor[number]
+                for name, tensor in zip(self._parameters, self._averages, strict=True)
+            }
+            for number, average in enumerate(self._names)
         }
 
     def require(self, stored: Mapping[str, object]) -> None:
         """Check that training can continue with the averages of a checkpoint. FractalError: one of
         the recipe's decays is missing. One average of an earlier version has no decay in its name;
         it is taken for that of a recipe with one decay."""
-        missing = [] if self._is_unnamed(stored) else [n for n in self._decays if n not in stored]
+        missing = [] if self._is_unnamed(stored) else [n for n in self._names if n not in stored]
         if missing:
             raise FractalError(
                 f"ema_decays in the recipe needs the moving averages {' and '.join(missing)} of "
@@ -64,16 +71,16 @@ class MovingAverages:
         """Continue with the averages of a checkpoint. `is_first`: no update was made before the
         checkpoint was written. FractalError: see `require`."""
         self.require(stored)
-        for name, tensors in self._averages.items():
-            source = stored[EMA if self._is_unnamed(stored) else name]
-            for parameter, tensor in zip(self._names, tensors, strict=True):
-                tensor.copy_(source[parameter])
+        for average, tensors in self.state().items():
+            source = stored[EMA if self._is_unnamed(stored) else average]
+            for name, tensor in tensors.items():
+                tensor.copy_(source[name])
         self._is_first = is_first
 
     def _is_unnamed(self, stored: Mapping[str, object]) -> bool:
-        return len(self._decays) == 1 and list(stored) == [EMA]
+        return len(self._names) == 1 and list(stored) == [EMA]
 
     @torch.no_grad()
     def _copy_weights(self) -> None:
-        for tensors in self._averages.values():
-            torch._foreach_copy_(tensors, self._weights)
+        for averages, weight in zip(self._averages, self._weights, strict=True):
+            averages.copy_(weight)

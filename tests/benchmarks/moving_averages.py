@@ -34,7 +34,7 @@ class TimedTrainer:
     """A trainer that keeps the averages of `decays`, and the seconds of its steps and updates."""
 
     def __init__(self, size: Size, batch: int, decays: tuple[float, ...]) -> None:
-        changes = {"ema_decays": decays, "batch_size": batch, "images_per_worker": batch}
+        changes = {"ema_decays": decays, "batch_size": batch}
         recipe = size.training.model_copy(update=changes)
         self._device = compute_device()
         self._trainer = Trainer(size.model, recipe, images=10**6, device=self._device)
@@ -70,13 +70,16 @@ class TimedTrainer:
 
 def main(
     size: Annotated[str, typer.Option(help="Size in params.yaml.")] = "digits",
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of a step. Default: the recipe's.")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Steps of each trainer.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 1,
     params: Annotated[Path, typer.Option(help="The file with the settings.")] = DEFAULT_FILE,
 ) -> None:
     torch.set_num_threads(threads)
     settings = load_params(params).size(size)
+    batch = batch or settings.training.batch_size
     trainers = [TimedTrainer(settings, batch, decays) for decays in DECAYS]
     side, classes = settings.model.image_size, settings.model.num_classes
     generator = torch.Generator().manual_seed(0)
