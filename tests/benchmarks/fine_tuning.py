@@ -91,9 +91,11 @@ def train(
     seed: int,
     epochs: int | None = None,
     rate: float = 1.0,
+    last: int | None = None,
 ) -> Trained:
     """Train on the data set in `data`, from random weights or from those of `start`. `epochs`: None
-    means as many as in the recipe; `rate` is a factor of its learning rate."""
+    means as many as in the recipe; `rate` is a factor of its learning rate. Training stops after
+    the epoch `last` of these; None: after all."""
     split, recipe = open_prepared(data, "train"), size.training
     epochs = epochs or recipe.epochs
     changes = {
@@ -110,16 +112,13 @@ def train(
     trainer = Trainer(
         model, recipe, images=len(split), start=None if weights is None else lambda: weights
     )
+    last, batch_size = last or epochs, recipe.batch_size
     loader = train_loader(
-        split,
-        seed=seed,
-        position=0,
-        batch_size=recipe.batch_size,
-        end_position=trainer.end_position,
+        split, seed=seed, position=0, batch_size=batch_size, end_position=last * len(split)
     )
     losses = [trainer.step(batch).loss.item() for batch in loader]
-    per_epoch = len(losses) / epochs
-    by_epoch = [losses[round(e * per_epoch) : round((e + 1) * per_epoch)] for e in range(epochs)]
+    per_epoch = len(losses) / last
+    by_epoch = [losses[round(e * per_epoch) : round((e + 1) * per_epoch)] for e in range(last)]
     return Trained(trainer.model.eval(), list(map(statistics.fmean, by_epoch)))
 
 
@@ -137,7 +136,9 @@ def measure_seed(seed: int, folder: Path, rate: float, low_rate: float, share: f
     held_out = open_prepared(ten, "validation")
     epochs = math.floor(size.training.epochs * share)
     reference = train(size, ten, seed=seed)
-    continued = train(size, ten, reference.model, seed=seed + 100, epochs=epochs, rate=low_rate)
+    continued = train(
+        size, ten, reference.model, seed=seed + 100, epochs=epochs, rate=low_rate, last=LAST_EPOCHS
+    )
     tuned = train(
         size, ten, train(size, nine, seed=seed).model, seed=seed, epochs=epochs, rate=rate
     )
@@ -145,7 +146,7 @@ def measure_seed(seed: int, folder: Path, rate: float, low_rate: float, share: f
     images, batch = len(open_prepared(ten, "train")), size.training.batch_size
     return Outcome(
         reference_loss=statistics.fmean(reference.losses[-LAST_EPOCHS:]),
-        continued_losses=continued.losses[:LAST_EPOCHS],
+        continued_losses=continued.losses,
         reference_bits=bits_of_the_tenth(reference.model, held_out),
         tuned_bits=bits_of_the_tenth(tuned.model, held_out),
         short_bits=bits_of_the_tenth(short.model, held_out),
