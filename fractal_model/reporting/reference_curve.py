@@ -20,8 +20,9 @@ from fractal_model.metrics.names import NLL
 LOSS = "loss"
 LABELS = {LOSS: "loss", NLL: "held-out bits/dim"}
 """Metrics that are compared with a reference, and their names in messages."""
-NORMAL_SPREADS = 4.0
-"""The spread is estimated from few trainings, so the limit is wider than the usual three."""
+NORMAL_SPREADS = 5.0
+"""The spread is estimated from few trainings, and a run is compared at every epoch, so the limit is
+wider than the usual three."""
 MOST_POINTS = 500
 _ROUNDING = 0.1
 """A report that comes this share of an epoch after the epoch's end still belongs to it, because an

@@ -7,7 +7,7 @@ import pytest
 from fractal_model.config.params import Size, load_params
 from fractal_model.data.manifest import Manifest, ShardRecord, SplitRecord
 from fractal_model.reporting.reference_curve import CurvePoint, ReferenceCurve
-from fractal_model.reporting.shipped_curves import Origin
+from fractal_model.reporting.shipped_curves import Origin, read_shipped_curve
 from fractal_model.training import find_reference as module
 from fractal_model.training.find_reference import curve_settings, find_reference
 from tests.support.params import SHIPPED
@@ -98,3 +98,15 @@ def test_the_shipped_curve_is_not_for_other_data(champion):
 def test_without_any_curve_there_is_no_reference(champion, monkeypatch):
     monkeypatch.setattr(module, "read_shipped_curve", lambda size: None)
     assert find_reference(SIZE, DATA, None) is None
+
+
+def test_the_shipped_curve_of_digits_belongs_to_the_recipe_in_params():
+    """After a change of the recipe make it again: see CONTRIBUTING.md."""
+    found = read_shipped_curve("digits")
+    assert found is not None
+    origin, curve = found
+    assert origin.settings == curve_settings(SIZE)
+    assert len(origin.seeds) >= 3
+    assert [point.epoch for point in curve.curves["loss"]] == list(range(1, 23))
+    assert len(curve.curves["nll_bits_per_dim"]) >= 6
+    assert all(point.spread > 0 for points in curve.curves.values() for point in points)

@@ -71,9 +71,9 @@ def test_a_continued_run_is_compared_after_a_whole_epoch():
     [
         (None, (), 4.1, False),
         (None, (), 4.5, True),
-        (0.01, (), 4.03, False),
-        (0.01, (), 4.05, True),
-        (0.01, ("epochs 3 instead of 9",), 4.05, False),
+        (0.01, (), 4.04, False),
+        (0.01, (), 4.06, True),
+        (0.01, ("epochs 3 instead of 9",), 4.06, False),
         (0.01, ("epochs 3 instead of 9",), 4.5, True),
     ],
 )

@@ -70,14 +70,14 @@ def test_reports_and_points_are_compared(drive, caplog):
     assert [report.note for report in reports] == [None, None]
     assert lines == [
         "tiny, epoch 2.00: 0.9000 bits/dim held out; 0.1000 above the reference curve, not normal "
-        "(±0.0400)"
+        "(±0.0500)"
     ]
     assert metrics["loss_over_reference"] == pytest.approx(0.01)
     assert metrics["mfu"] == 0.4 and metrics[NLL] == 0.9
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("frac")]
     assert messages == [
         "tiny, epoch 1.00: the mean loss of the last epoch is 0.2000 above the reference curve, "
-        "not normal (±0.0400)",
+        "not normal (±0.0500)",
         "tiny, epoch 2.00: look",
     ]
 
