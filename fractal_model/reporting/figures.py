@@ -19,7 +19,7 @@ from torch import Tensor
 from fractal_model.common.safe_text import shorten
 from fractal_model.metrics.names import FID
 from fractal_model.reporting.published_results import PublishedResult
-from fractal_model.reporting.reference_curve import NORMAL_SPREADS, ReferenceCurve
+from fractal_model.reporting.reference_curve import NORMAL_SPREADS, ReferenceCurve, epoch_means
 
 INK = "#1b1c1e"
 """Colour of lines and texts. It must not be used for anything else, because in an SVG it is
@@ -58,19 +58,20 @@ def training_curves(
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (name, points) in zip(panels, curves.items(), strict=True):
-            epochs, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
-            if reference is not None and name in reference.curves:
-                _draw_reference(axes, reference, name)
-            axes.plot(epochs, values, color=BLUE, linewidth=1.5, label="this run")
             axes.set(xlabel="epoch", ylabel=name)
-            if reference is not None:
-                axes.legend()
+            if reference is not None and name in reference.curves:
+                _draw_over_reference(axes, points, reference, name)
+            else:
+                epochs, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+                axes.plot(epochs, values, color=BLUE, linewidth=1.5)
         return figure
 
 
-def _draw_reference(axes: Axes, reference: ReferenceCurve, metric: str) -> None:
-    """Draw the reference's curve of a metric, with the differences that are normal as a band."""
+def _draw_over_reference(axes: Axes, curve: Points, reference: ReferenceCurve, metric: str) -> None:
+    """Draw the epoch means of a run's curve over those of a reference, with the differences that
+    are normal as a band. The panel leaves out the high values of the run's first fifth."""
     points = reference.curves[metric]
+    means = np.array(epoch_means(curve), dtype=np.float64).reshape(-1, 2)
     epochs = np.array([point.epoch for point in points])
     values = np.array([point.value for point in points])
     label = f"{reference.name}, another recipe" if reference.differences else reference.name
@@ -78,6 +79,12 @@ def _draw_reference(axes: Axes, reference: ReferenceCurve, metric: str) -> None:
     normal = NORMAL_SPREADS * np.array([point.spread or 0.0 for point in points])
     if normal.any():
         axes.fill_between(epochs, values - normal, values + normal, color=ORANGE, alpha=0.2)
+    axes.plot(*means.T, color=BLUE, linewidth=1.5, label="this run")
+    axes.legend()
+    begin = means[-1, 0] / 5
+    late = np.concatenate([means[means[:, 0] >= begin, 1], values[epochs >= begin]])
+    margin = max(np.ptp(late) / 5, normal[-1] * 1.2, 1e-3)
+    axes.set_ylim(late.min() - margin, late.max() + margin)
 
 
 def likelihood_histogram(bits: Tensor) -> Figure:

@@ -30,7 +30,8 @@ from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.launch import load_size_and_manifest
 from fractal_model.training.ray_train.run import run_training
 
-REPORT_STEPS = 10
+REPORT_STEPS = 50
+"""A worker waits for a quarter of a second or less until Ray has taken its report."""
 
 
 class Efficiency(NamedTuple):
@@ -92,12 +93,14 @@ def compare(
     data: Annotated[Path, typer.Option(help="Folder of the prepared data set.")],
     size: Annotated[str, typer.Option(help="Name of the size in params.yaml.")] = "digits",
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 16,
-    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 2,
+    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 4,
     pairs: Annotated[int, typer.Option(help="Number of pairs.")] = 3,
     params: Annotated[Path, typer.Option(help="Path of the settings file.")] = DEFAULT_FILE,
 ) -> None:
     """Print both efficiencies of each pair and the median of their ratios."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Ray gives its workers a low priority by default, so other programs would slow down only them.
+    os.environ["RAY_worker_niceness"] = "0"
     changed, manifest = load(load_params(params), size, batch, epochs)
     ratios: list[Efficiency] = []
     for number in range(pairs):
