@@ -2,36 +2,36 @@
 
     python -m tests.benchmarks.live_efficiency --data data/digits
 
-Both have one worker, one thread, the same batch and the same model. The order within a pair
-alternates, because the speed of a shared machine changes from minute to minute. The reports count
-the operations that the model needs on average; the benchmark counts those that ran, with rows of
+Both run in this process, with one thread, the same batch and the same model; each report covers one
+step, because the benchmark gives the median of single steps. The order within a pair alternates, as
+the speed of a shared machine changes from minute to minute. A training under Ray Train is slower by
+the time of a report, up to a quarter of a second every `log_every_steps`. The reports count the
+operations that the model needs on average; the benchmark counts those that ran, with rows of
 padding. pytest does not collect this program.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import torch
 import typer
 
 from fractal_model.common.console import console, errors_on_one_line
-from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.config.params import DEFAULT_FILE, Size, load_params
+from fractal_model.costs.benchmark import measure, training_work
 from fractal_model.costs.flops import training_flops
-from fractal_model.data.manifest import Manifest
-from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.training.job import Report, TrainingJob
-from fractal_model.training.launch import load_size_and_manifest
-from fractal_model.training.ray_train.run import run_training
+from fractal_model.data.loader import train_loader
+from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.training.efficiency import peak_gflops
+from fractal_model.training.meter import Meter
+from fractal_model.training.trainer import Trainer
 
-REPORT_STEPS = 50
-"""A worker waits for a quarter of a second or less until Ray has taken its report."""
+CPU = torch.device("cpu")
+WARM_UP = 10
 
 
 class Efficiency(NamedTuple):
@@ -39,83 +39,70 @@ class Efficiency(NamedTuple):
     mfu: float
 
 
-def measure_benchmark(size: str, batch: int, params: Path) -> Efficiency:
-    """Run `fractal benchmark train` in another process."""
-    command = [sys.executable, "-m", "fractal_model", "benchmark", "train", "--size", size]
-    command += ["--batch", str(batch), "--repeats", "100", "--json", "--params", str(params)]
-    result = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    gflops = result["gflop_per_image"] / result["seconds_per_image"]
-    return Efficiency(gflops / 1000, result["utilisation"])
-
-
-def measure_training(size: Size, manifest: Manifest, data: Path, folder: Path) -> Efficiency:
-    """Train with one worker of Ray Train; return the medians over all reports but the first."""
-    reports: list[Report] = []
-    job = TrainingJob(
-        size=size.name,
-        model=size.model,
-        recipe=size.training,
-        data=data.resolve(),
-        storage=str(folder),
-        local=folder,
-        fingerprint="f" * 64,
-        tracking_uri="",
-        run_id="benchmark",
-        images=manifest.splits["train"].images,
-        gflop_per_image=sum(training_flops(size.model, activation_checkpointing=False)) / 1e9,
-        sampling=size.sampling,
+def measure_benchmark(size: Size, batch: int, steps: int) -> Efficiency:
+    """Do what `fractal benchmark train` does."""
+    model, work = training_work(size.model, size.training, batch, CPU)
+    precision = size.training.precision
+    result = measure(
+        "train", model, work, batch=batch, dtype=precision, repeats=steps, reference=False
     )
-    with ray_cluster(cpus=1):
-        run_training(job, on_report=reports.append)
-    later = reports[1:]
-    return Efficiency(
-        statistics.median(report.tflops or 0.0 for report in later),
-        statistics.median(report.mfu or 0.0 for report in later),
-    )
+    return Efficiency(result.gflop_per_image / result.seconds_per_image / 1000, result.utilisation)
 
 
-def load(settings: Params, name: str, batch: int, epochs: int) -> tuple[Size, Manifest]:
-    """Return the size with a recipe of one worker, without validation, and its manifest."""
-    return load_size_and_manifest(
-        settings,
-        name,
+def measure_training(size: Size, split: PreparedSplit, batch: int, steps: int) -> Efficiency:
+    """Train as a worker does, with a report after each step; return the reports' medians."""
+    recipe = size.training.model_copy(update={"batch_size": batch, "images_per_worker": batch})
+    trainer = Trainer(size.model, recipe, images=len(split))
+    operations = sum(training_flops(size.model, activation_checkpointing=False)) / 1e9
+    peak = peak_gflops(CPU, recipe.precision)
+    meter = Meter(trainer, len(split), 1, gflop_per_image=operations, peak_gflops=peak)
+    loader = train_loader(
+        split,
+        seed=recipe.seed,
+        position=0,
         batch_size=batch,
-        workers=1,
-        epochs=epochs,
-        images_per_worker=batch,
-        validate_every_epochs=0,
-        log_every_steps=REPORT_STEPS,
-        checkpoint_every_epochs=epochs,
+        rank=0,
+        world_size=1,
+        num_workers=recipe.loader_processes,
+        flip=recipe.flip,
+        end_position=trainer.end_position,
+    )
+    reports = []
+    for loaded in islice(meter.time_loading(loader), WARM_UP + steps):
+        meter.add_step(trainer.step(loaded))
+        reports.append(meter.finish_report(0))
+    measured = [report for report in reports[WARM_UP:] if report.tflops and report.mfu]
+    return Efficiency(
+        statistics.median(report.tflops for report in measured),
+        statistics.median(report.mfu for report in measured),
     )
 
 
 def compare(
     data: Annotated[Path, typer.Option(help="Folder of the prepared data set.")],
     size: Annotated[str, typer.Option(help="Name of the size in params.yaml.")] = "digits",
-    batch: Annotated[int, typer.Option(help="Images of a step.")] = 16,
-    epochs: Annotated[int, typer.Option(help="Epochs of a training.")] = 4,
-    pairs: Annotated[int, typer.Option(help="Number of pairs.")] = 3,
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 64,
+    steps: Annotated[int, typer.Option(help="Steps that are measured.")] = 20,
+    pairs: Annotated[int, typer.Option(help="Number of pairs.")] = 5,
     params: Annotated[Path, typer.Option(help="Path of the settings file.")] = DEFAULT_FILE,
 ) -> None:
     """Print both efficiencies of each pair and the median of their ratios."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # Ray gives its workers a low priority by default, so other programs would slow down only them.
-    os.environ["RAY_worker_niceness"] = "0"
-    changed, manifest = load(load_params(params), size, batch, epochs)
+    torch.set_num_threads(1)
+    settings, split = load_params(params).size(size), open_prepared(data, "train")
     ratios: list[Efficiency] = []
     for number in range(pairs):
-        with tempfile.TemporaryDirectory() as folder:
-            if number % 2:
-                theirs = measure_benchmark(size, batch, params)
-                ours = measure_training(changed, manifest, data, Path(folder))
-            else:
-                ours = measure_training(changed, manifest, data, Path(folder))
-                theirs = measure_benchmark(size, batch, params)
+        if number % 2:
+            theirs = measure_benchmark(settings, batch, steps)
+            ours = measure_training(settings, split, batch, steps)
+        else:
+            ours = measure_training(settings, split, batch, steps)
+            theirs = measure_benchmark(settings, batch, steps)
         ratios.append(Efficiency(ours.tflops / theirs.tflops, ours.mfu / theirs.mfu))
         console.print(
             f"pair {number + 1}: training {ours.tflops:.4f} TFLOP/s, MFU {ours.mfu:.1%}; benchmark "
             f"{theirs.tflops:.4f} TFLOP/s, {theirs.mfu:.1%}; ratios {ratios[-1].tflops:.3f}, "
-            f"{ratios[-1].mfu:.3f}"
+            f"{ratios[-1].mfu:.3f}",
+            soft_wrap=True,
         )
     medians = [statistics.median(column) for column in zip(*ratios, strict=True)]
     console.print(f"medians of the ratios: TFLOP/s {medians[0]:.3f}, MFU {medians[1]:.3f}")
