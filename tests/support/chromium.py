@@ -96,6 +96,11 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def type(self, element: str, text: str) -> None:
+        """Type a text into an element, given as an expression, as soon as it is there."""
+        self.wait(f"({element}.focus(), true)")
+        self.call("Input.insertText", text=text)
+
     def press(self, key: str) -> None:
         """Press and release a key that the focused element understands, such as End."""
         for kind in ("keyDown", "keyUp"):
