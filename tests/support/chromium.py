@@ -39,7 +39,7 @@ def page_html(
     address: str, *, picture: Path | None = None, size: str = "1200,1600", wait_ms: int = 20_000
 ) -> str:
     """The page's HTML after `wait_ms` of its virtual time; a screenshot is saved to `picture`."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [BINARY, *QUIET, f"--user-data-dir={profile}", f"--window-size={size}"]
         command += [f"--virtual-time-budget={wait_ms}", "--dump-dom"]
         command += [f"--screenshot={picture}"] if picture else []
@@ -140,7 +140,7 @@ def text_after_login(address: str, storage: dict[str, str], expected: str) -> st
 @contextmanager
 def browser_page() -> Iterator[Page]:
     """Yield an empty page of a new browser."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [BINARY, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-port=0"]
         browser = subprocess.Popen(
             [*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
