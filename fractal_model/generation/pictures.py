@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from fractal_model.common.files import atomic_file
 
@@ -32,6 +31,9 @@ def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
 def picture_grid(images: Tensor, *, columns: int) -> Tensor:
     """Draw images (N, 3, S, S) uint8 as one picture (3, H, W) in rows of `columns` images. Small
     images are enlarged by a whole factor to at most 64 px."""
+    # Imported here, because every training worker loads this module and few draw a picture.
+    from torchvision.utils import make_grid
+
     tiles = enlarge(images, max(1, TILE_PIXELS // images.shape[-1]))
     return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
 

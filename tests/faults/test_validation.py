@@ -48,7 +48,9 @@ def make_validated(make: Callable[..., Run], **changes: object) -> Run:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = make_validated(run_maker(tmp_path_factory.mktemp("undisturbed"), data))
+    # Training waits long enough for each validation, so that no point is left out.
+    make = run_maker(tmp_path_factory.mktemp("undisturbed"), data)
+    run = make_validated(make, stall_seconds=2 * VALIDATION.timeout_seconds)
     run.train()
     return run
 
@@ -101,6 +103,7 @@ OVERFITTED = {
     "validate_every_epochs": 8,
     "checkpoint_every_epochs": 48,
     "register_checkpoint": "best",
+    "stall_seconds": 2 * VALIDATION.timeout_seconds,
 }
 """A run with AR levels on 64 digits: its held-out likelihood gets better, then worse."""
 
