@@ -15,7 +15,7 @@ from fractal_model.common.memory import compute_device
 from fractal_model.common.safe_text import safe_text
 from fractal_model.config.params import Size
 from fractal_model.evaluation.held_out_likelihood import HeldOutLikelihood
-from fractal_model.evaluation.likelihood import likelihood_by_level
+from fractal_model.evaluation.measure_likelihood import likelihood_by_level
 from fractal_model.evaluation.prepare_evaluation import PreparedEvaluation
 from fractal_model.evaluation.samples import SamplesWithFeatures, held_out_features
 from fractal_model.generation.animation import write_growth_animation

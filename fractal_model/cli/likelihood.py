@@ -49,7 +49,7 @@ def likelihood(
     from fractal_model.data.manifest import manifest_files
     from fractal_model.data.object_store import is_remote
     from fractal_model.data.prepared import open_prepared
-    from fractal_model.evaluation.likelihood import measure_likelihood
+    from fractal_model.evaluation.measure_likelihood import measure_likelihood
     from fractal_model.parallel.parts import LARGEST_PART
     from fractal_model.parallel.ray_workers import split_over_workers
     from fractal_model.tracking.model_source import load_model

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation.likelihood import measure_likelihood
+from fractal_model.evaluation.measure_likelihood import measure_likelihood
 from fractal_model.evaluation.protocol import ImageSource
 from fractal_model.evaluation.same_classes import class_mismatch
 from fractal_model.evaluation.samples import Progress

@@ -11,7 +11,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.validation import ValidationConfig
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
-from fractal_model.evaluation.likelihood import measure_likelihood
+from fractal_model.evaluation.measure_likelihood import measure_likelihood
 from fractal_model.generation.pictures import sample_grid
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.model.fractal import FractalModel

@@ -36,7 +36,7 @@ from fractal_model.data.digits import CLASS_NAMES, RESOLUTION, digits_splits
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.data.writing import write_prepared
-from fractal_model.evaluation.likelihood import measure_likelihood
+from fractal_model.evaluation.measure_likelihood import measure_likelihood
 from fractal_model.model.fractal import FractalModel
 from fractal_model.training.start import adapt_classes
 from fractal_model.training.trainer import Trainer

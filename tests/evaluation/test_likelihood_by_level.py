@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import fractal_model.evaluation.likelihood as likelihood_module
+import fractal_model.evaluation.measure_likelihood as likelihood_module
 from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation.likelihood import likelihood_by_level, measure_likelihood
+from fractal_model.evaluation.measure_likelihood import likelihood_by_level, measure_likelihood
 from tests.support import tiny_model
 from tests.support.tiny_files import save_images
 

@@ -9,7 +9,7 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation.held_out_likelihood import held_out_likelihood
-from fractal_model.evaluation.likelihood import measure_likelihood
+from fractal_model.evaluation.measure_likelihood import measure_likelihood
 from fractal_model.evaluation.same_classes import class_mismatch
 from fractal_model.evaluation.sample_metrics import class_agreement
 from fractal_model.metrics.names import CLASS_AGREEMENT, CONDITIONAL_NLL, NLL, error_name

@@ -15,7 +15,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.hardware import Hardware
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.data.prepared import open_prepared
-from fractal_model.evaluation.likelihood import measure_likelihood
+from fractal_model.evaluation.measure_likelihood import measure_likelihood
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.parallel.parts import map_in_this_process
 from fractal_model.parallel.ray_cluster import ray_cluster

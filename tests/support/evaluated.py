@@ -11,7 +11,7 @@ from fractal_model.config.params import Params, load_params
 from fractal_model.data.digits import prepare_digits
 from fractal_model.evaluation.held_out_likelihood import held_out_likelihood
 from fractal_model.evaluation.inputs import EvaluationInputs
-from fractal_model.evaluation.likelihood import likelihood_by_level
+from fractal_model.evaluation.measure_likelihood import likelihood_by_level
 from fractal_model.evaluation.protocol import Record
 from fractal_model.evaluation.sample_metrics import sample_metrics
 from fractal_model.evaluation.samples import draw_samples
