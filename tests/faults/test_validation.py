@@ -85,6 +85,7 @@ def signal_validation(number: signal.Signals) -> Callable[[], None]:
     return wait
 
 
+@pytest.mark.faults
 def test_each_epoch_is_measured_and_the_weights_are_those_of_a_run_without(undisturbed, straight):
     assert_equal(undisturbed.weights(), straight)
     assert [position for position, _ in measured(undisturbed)] == POSITIONS
