@@ -142,19 +142,19 @@ def _run_and_queue(project: Project) -> tuple[str, str]:
     return first, second
 
 
-def _processes(project: Project, *words: str) -> list[psutil.Process]:
-    """The servers' processes whose command line has all of these words."""
+def _processes(project: Project, command: str) -> list[psutil.Process]:
+    """The servers' processes whose command line has this text."""
     folder, matches = str((project.folder / "outputs/services/run").resolve()), []
     for process in processes.find_processes(folder):
         with contextlib.suppress(psutil.NoSuchProcess):
             line = " ".join(process.cmdline())
-            matches += [process] if all(word in line for word in words) else []
+            matches += [process] if command in line else []
     return matches
 
 
 def test_a_killed_run_gives_its_slot_back(project):
     first, second = _run_and_queue(project)
-    (flow,) = _processes(project, "prefect", "engine")
+    (flow,) = _processes(project, "prefect.engine")
     flow.kill()
     _wait(lambda: _state(project, first) == "Crashed", 30)
     _wait(lambda: _state(project, second) == "Completed", NEXT_RUN_SECONDS)
@@ -172,7 +172,7 @@ def test_a_run_that_was_killed_with_its_worker_ends(project, end):
     """Nobody is left who could report its end. The servers start another worker."""
     first, second = _run_and_queue(project)
     time.sleep(5)  # until the first heartbeat has been sent
-    victims = [*_processes(project, "worker", "start"), *_processes(project, "prefect", "engine")]
+    victims = [*_processes(project, "prefect worker start"), *_processes(project, "prefect.engine")]
     assert len(victims) == 2
     for process in victims:
         process.kill()
