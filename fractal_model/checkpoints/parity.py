@@ -70,7 +70,7 @@ class Case:
         files = ("config.json", *(f"{n}.safetensors" for n in ("weights", "inputs", "expected")))
         if missing := [name for name in files if not (folder / name).is_file()]:
             raise FractalError(
-                f"{folder} is not a parity case: it lacks {', '.join(missing)}; measure it again"
+                f"{folder} is not a parity case: it lacks {', '.join(missing)}; copy it again"
             )
         try:
             model = FractalModel(model_config(json.loads((folder / "config.json").read_text())))
@@ -84,7 +84,7 @@ class Case:
             model.load_state_dict(weights)
         except _UNUSABLE as error:
             raise FractalError(
-                f"the parity case {folder} is unusable: {one_line(error)}; measure it again"
+                f"the parity case {folder} is unusable: {one_line(error)}; copy it again"
             ) from error
         levels = enumerate(model.config.levels)
         masks = [f"mask_level{i}" for i, level in levels if level.generator == "mar"]
@@ -92,7 +92,7 @@ class Case:
         if lacking := [name for name in needed if name not in inputs]:
             raise FractalError(
                 f"the parity case {folder} is unusable: inputs.safetensors lacks "
-                f"{', '.join(lacking)}; measure it again"
+                f"{', '.join(lacking)}; copy it again"
             )
         return cls(model, inputs, expected)
 

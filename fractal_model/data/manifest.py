@@ -23,6 +23,8 @@ from fractal_model.data.object_store import LocalStore, Store, is_remote, store_
 FormatVersion = Literal[2]
 FORMAT_VERSION: FormatVersion = get_args(FormatVersion)[0]
 MANIFEST_NAME = "manifest.json"
+REBUILD = "`dvc repro --force STAGE` (`dvc stage list` names the stages)"
+"""Command in errors that builds a damaged data set again."""
 
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -155,7 +157,7 @@ def read_manifest(place: Path | str) -> Manifest:
             raise FractalError(
                 f"{store}/{MANIFEST_NAME} has format version {version!r}, this version of "
                 f"fractal-model reads {FORMAT_VERSION}: build the data set again with "
-                f"`dvc repro --force`"
+                f"{REBUILD}"
             )
         return Manifest.model_validate(content)
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
@@ -164,7 +166,7 @@ def read_manifest(place: Path | str) -> Manifest:
         )
         raise FractalError(
             f"{store}/{MANIFEST_NAME} is not a readable manifest ({reason}): build the data set "
-            f"again with `dvc repro --force`"
+            f"again with {REBUILD}"
         ) from error
 
 

@@ -28,6 +28,7 @@ import torch
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.manifest import (
+    REBUILD,
     Manifest,
     ShardRecord,
     image_checksum,
@@ -235,5 +236,5 @@ def _explain_errors(store: Store, split: str, record: ShardRecord) -> Iterator[N
 
 def _damaged_error(store: Store, split: str, reason: str) -> FractalError:
     return FractalError(
-        f"split {split!r} of {store} is damaged: {reason}; build it again with `dvc repro --force`"
+        f"split {split!r} of {store} is damaged: {reason}; build it again with {REBUILD}"
     )

@@ -21,11 +21,8 @@ from fractal_model.reporting import figures
 from fractal_model.reporting.evaluation_page import write_report
 from fractal_model.reporting.neighbours import reference_images
 from fractal_model.reporting.reference_curve import ReferenceCurve, describe_run
-from fractal_model.tracking.runs import (
-    curve,
-    log_figure,
-    log_file,
-)
+from fractal_model.tracking.runs import log_figure, log_file
+from fractal_model.tracking.training_history import curve
 
 REFERENCE_FILE = "reference.json"
 """Artifact of a training run: the curves with which it was compared."""

@@ -12,6 +12,7 @@ from fractal_model.data.manifest import Manifest
 from fractal_model.reporting.reference_curve import LABELS, ReferenceCurve
 from fractal_model.reporting.shipped_curves import read_shipped_curve
 from fractal_model.tracking import runs
+from fractal_model.tracking.training_history import curve
 
 _MODEL, _RECIPE = "model.", "training."
 
@@ -41,7 +42,7 @@ def find_reference(
 
 
 def _champion_curve(run_id: str | None, settings: Mapping[str, str]) -> ReferenceCurve | None:
-    curves = {metric: runs.curve(run_id, metric) for metric in LABELS}
+    curves = {metric: curve(run_id, metric) for metric in LABELS}
     if run_id is None or not any(curves.values()):
         return None
     differences = _describe_differences(runs.read_params(run_id), settings)

@@ -20,7 +20,7 @@ from fractal_model.common.console import errors_on_one_line, say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.reporting import shipped_curves
-from fractal_model.tracking import runs, store
+from fractal_model.tracking import store, training_history
 from fractal_model.tracking.tags import FINGERPRINT_TAG, KIND_TAG
 from fractal_model.training import launch
 from fractal_model.training.find_reference import curve_settings
@@ -58,7 +58,9 @@ def make(
         )
         fingerprints.append(launch.run_fingerprint(changed, manifest))
         run_id = find_training(experiment, fingerprints[-1], seed).info.run_id
-        curves.append({metric: runs.curve(run_id, metric) for metric in shipped_curves.COLUMNS})
+        curves.append(
+            {metric: training_history.curve(run_id, metric) for metric in shipped_curves.COLUMNS}
+        )
     origin = shipped_curves.Origin(
         size=size,
         fingerprint=fingerprints[0],

@@ -103,7 +103,7 @@ OLD_FINGERPRINTS = {
     0.0: "154e75b87a753b1484b28277a929d69e6d556cd96a296ce6ed20b188cb821546",
     0.999: "0ab2fed4e3559725d6e521ffd1839161c60e8929520b607ec4abb8c69b023da5",
 }
-"""Of OLD_RECIPE with a decay, from before there could be several."""
+"""Fingerprint of OLD_RECIPE for each `ema_decay`, computed before several decays were possible."""
 
 
 @pytest.mark.parametrize("decay", OLD_FINGERPRINTS)

@@ -23,8 +23,8 @@ import mlflow
 import pytest
 
 from fractal_model.common.errors import FractalError
-from fractal_model.tracking import runs
 from fractal_model.tracking.spool import DELIVERED, METRICS, REFUSED, MetricSpool
+from fractal_model.tracking.training_history import report_values
 from tests.support.mlflow_server import Server, eventually
 
 NOWHERE = "http://127.0.0.1:9"
@@ -414,7 +414,7 @@ class _FullDisk:
 
 def test_the_step_of_a_report_is_its_position():
     report = {"position": 640.0, "step": 10.0, "loss": 0.5, "epoch": 1.5}
-    assert runs.report_values(report) == ({"loss": 0.5, "epoch": 1.5}, 640)
+    assert report_values(report) == ({"loss": 0.5, "epoch": 1.5}, 640)
 
 
 @pytest.fixture(autouse=True)

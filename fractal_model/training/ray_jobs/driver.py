@@ -17,9 +17,9 @@ from fractal_model.common.console import errors_on_one_line
 from fractal_model.common.errors import FractalError
 from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.tracking.runs import last_position, report_values
 from fractal_model.tracking.spool import MetricSpool
 from fractal_model.tracking.store import use_store
+from fractal_model.tracking.training_history import last_position, report_values
 from fractal_model.tracking.validation_log import ValidationLog
 from fractal_model.training.job import (
     Report,
