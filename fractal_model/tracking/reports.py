@@ -26,7 +26,7 @@ from fractal_model.tracking.training_history import curve
 
 REFERENCE_FILE = "reference.json"
 """Artifact of a training run: the curves with which it was compared."""
-CURVE_METRICS = ("loss", "validation_loss", NLL)
+CURVE_METRICS = ("loss", NLL)
 """Metrics of the training run that the report draws as curves. Missing ones are left out."""
 
 

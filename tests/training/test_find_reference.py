@@ -53,7 +53,7 @@ def shipped(monkeypatch) -> None:
 def champion(monkeypatch) -> str:
     """Id of the run of a champion that was trained for 5 epochs."""
     monkeypatch.setattr(
-        module.runs,
+        module,
         "curve",
         lambda run, metric: CHAMPION_LOSSES if metric == "loss" and run else (),
     )
