@@ -1,9 +1,9 @@
 """Prefect's automations: evaluate a version after its training, and end runs that went silent.
 
 Decided here: a training announces the version that it registers with an event of its own. Prefect's
-event of a completed run would not do, because a training that reuses a version completes, too. All
-automations concern only runs of our deployments: `python -m flows.train` starts no evaluation, and
-other flows of a shared server keep their states.
+event of a completed run would not do, because a training that reuses a version completes, too. The
+automations concern only runs of deployments with the tag `fractal`, which ours have:
+`python -m flows.train` starts no evaluation, and other flows of a shared server keep their states.
 """
 
 import itertools
@@ -82,8 +82,9 @@ def _watches(silence: timedelta) -> list[AutomationCore]:
             after=_HEARTBEAT,
             expect={_HEARTBEAT, *final},
             state=StateType.CRASHED,
-            message=f"No heartbeat came for {seconds}, so its process is gone: run the deployment "
-            "again, it continues where this run stopped.",
+            message=f"No heartbeat came for {seconds}: its process has ended, the machine slept, "
+            "or Prefect's server was away. End the process if it still works, then run the "
+            "deployment again: it continues where this run stopped.",
         ),
         # Prefect does not let a run crash that is being cancelled.
         _watch(

@@ -55,7 +55,8 @@ def evaluate_fractal(
         size: Name under `models` in params.yaml, such as mar-l.
         model: Model to evaluate, as `models:/fractal-<size>@ALIAS`,
             `models:/fractal-<size>/VERSION` or a checkpoint's folder; by default the candidate.
-            With #ema or #ema-0.999 at its end, this moving average is evaluated.
+            With #ema or #ema-0.999 at its end, this moving average is evaluated, and nothing is
+            promoted unless params.yaml names the same weights.
         preview: Draw fewer samples, add their count to the metrics' names, and promote nothing.
         workers: Number of Ray workers that share the work, or 0 for as many as the cluster has
             room for; by default the number in params.yaml.
@@ -64,7 +65,8 @@ def evaluate_fractal(
         params_file: Path of the settings file.
     """
     source, weights = split_weights(model)
-    params = load_params(params_file).with_weights(size, weights)
+    usual = load_params(params_file)
+    params = usual.with_weights(size, weights)
     settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     if source is not None and not source.startswith(REGISTRY_SCHEME):
@@ -73,7 +75,7 @@ def evaluate_fractal(
     version = fetch_registered(size, source)
     run_id = get_or_run_evaluation(params, settings, version, preview, wait)
     metrics = _publish_results(params, size, f"fractal-{size} version {version.version}", run_id)
-    if not preview:
+    if not preview and weights in (None, usual.size(size).evaluation.weights):
         decision = compare_with_champion(params, settings, version, metrics)
         outcome = "promoted to champion" if decision.promote else "no promotion"
         say(f"{outcome}: {decision.reason}")

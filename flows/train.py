@@ -122,11 +122,11 @@ def _train_and_register(
                 start.store(job.start, size=size.name, fingerprint=fingerprint)
             images = size.training.epochs * manifest.splits["train"].images
             checkpoint = train(job, images, outputs)
+            tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
+            version = register(size, checkpoint, tags)
             with runs.optional_step("comparison of the training curves"):
                 for line in log_training_curves(run_id, job.reference):
                     say(f"{size.name}: {line}")
-            tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
-            version = register(size, checkpoint, tags)
     announce_version(size.name, f"models:/{registry.model_name(size.name)}/{version}")
     say(f"registered fractal-{size.name} version {version} as candidate")
     return version

@@ -28,7 +28,8 @@ def evaluate(
             metavar="FOLDER_OR_MODEL",
             parser=parse_text,
             help="Samples (a folder of `fractal sample` or ADM's .npz) or a model (a checkpoint or "
-            "exported folder, or models:/fractal-digits@champion; #ema at its end as for --model).",
+            "exported folder, or models:/fractal-digits@champion; with #ema or #ema-0.999 at its "
+            "end, the moving average of its weights).",
         ),
     ],
     dataset: Annotated[

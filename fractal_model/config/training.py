@@ -232,7 +232,11 @@ class TrainingConfig(StrictModel):
     def curve_settings(self) -> dict[str, object]:
         """Settings that decide the curves of loss and held-out likelihood, apart from the seed."""
         others = {"seed", "ema_decays", "register_checkpoint", "stop_after_epochs_without_gain"}
-        return self.model_dump(exclude={*_OPERATIONAL, *_VALIDATION, *others})
+        return self.model_dump(exclude={*_OPERATIONAL, *_VALIDATION, *others} - {"start_from"})
+
+    def steps(self, epochs: int, images: int) -> int:
+        """Number of steps in `epochs` epochs of `images` images, rounded, and 1 at least."""
+        return max(1, round(epochs * images / self.batch_size))
 
     def checkpointing_by_level(self, levels: int) -> tuple[bool, ...]:
         """Return one entry for each of `levels` levels, then one for the pixel network: True if it

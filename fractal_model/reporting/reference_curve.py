@@ -81,8 +81,7 @@ class ReferenceCurve(StrictModel):
         MOST_POINTS points, because a reference travels in an environment variable."""
         points = {
             metric: tuple(
-                CurvePoint(epoch=epoch, value=round(value, 5))
-                for epoch, value in means[:: math.ceil(len(means) / MOST_POINTS)]
+                CurvePoint(epoch=epoch, value=round(value, 5)) for epoch, value in _thin(means)
             )
             for metric, curve in curves.items()
             if (means := epoch_means(curve))
@@ -126,3 +125,9 @@ def describe_run(curves: Mapping[str, Points], reference: ReferenceCurve) -> lis
     if lines and reference.differences:
         lines.append(f"the run has another recipe: {', '.join(reference.differences)}")
     return lines
+
+
+def _thin(points: Points) -> Points:
+    """Return at most MOST_POINTS of the points, at even distances, the first and last included."""
+    count = min(len(points), MOST_POINTS)
+    return [points[round(index)] for index in np.linspace(0, len(points) - 1, count)]

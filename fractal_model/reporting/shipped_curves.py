@@ -70,6 +70,7 @@ def parse_curve(text: str) -> tuple[Origin, ReferenceCurve]:
             if row[metric]
         )
         for metric, column in COLUMNS.items()
+        if any(row[metric] for row in rows)
     }
     return origin, ReferenceCurve(name="the reference curve", curves=curves)
 

@@ -9,6 +9,7 @@ and never the other way round.
 import mlflow
 from mlflow.entities import Run
 
+from fractal_model.metrics.names import FID
 from fractal_model.tracking import registry
 from fractal_model.tracking.descriptions import (
     EVALUATION_HEADING,
@@ -43,8 +44,8 @@ def show_numbers(size: str, version: str, run_id: str, *, is_preview: bool) -> N
     MlflowException: MLflow does not answer."""
     client, name = mlflow.MlflowClient(), registry.model_name(size)
     text = client.get_model_version(name, version).description or ""
-    rest, heading, _ = text.partition(EVALUATION_HEADING)
-    if is_preview and heading:
+    rest, _, numbers = text.partition(EVALUATION_HEADING)
+    if is_preview and f"`{FID}`" in numbers:
         return
     client.update_model_version(name, version, rest + describe_evaluation(mlflow.get_run(run_id)))
 

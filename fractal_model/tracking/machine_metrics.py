@@ -9,7 +9,7 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 PREFIX = "system/"
-"""Begin of the names of metrics that MLflow shows in the tab "System metrics"."""
+"""First part of the names of the metrics that MLflow shows in the tab "System metrics"."""
 
 
 class MachineMonitor:
@@ -21,7 +21,8 @@ class MachineMonitor:
             self._monitors.append(GPUMonitor())
         except Exception as error:  # MLflow's way to say that there is no NVIDIA GPU.
             logging.getLogger(__name__).debug("no GPU metrics: %s", error)
-        self.measure()  # The CPU's utilisation is that since the last call.
+        # CPU utilisation is measured from one call to the next. This is the first call.
+        self.measure()
 
     def measure(self) -> dict[str, float]:
         """Return the metrics, by MLflow's names such as `cpu_utilization_percentage`."""

@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from torch import Tensor
 
 import fractal_model
 from fractal_model.common.console import say
-from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.errors import one_line
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
 from fractal_model.config.params import Size
 from fractal_model.config.serving import ServingConfig
@@ -55,9 +54,8 @@ def training_run(
         if tags.FINGERPRINT_TAG not in run.data.tags:
             _log_params(model=model_settings(size), training=size.training.model_dump())
             _log_dataset(manifest, "training")
-        origin = {**start_tags, **run.data.tags}
-        note = describe_run("train", size.name, size.training.dataset) + describe_start(origin)
-        mlflow.set_tags({name: origin[name] for name in start_tags} | {tags.NOTE_TAG: note})
+            note = describe_run("train", size.name, size.training.dataset)
+            mlflow.set_tags({**start_tags, tags.NOTE_TAG: note + describe_start(start_tags)})
         # This tag comes last, so that a run that is found by its fingerprint has all of the above.
         mlflow.set_tags(key)
         yield run.info.run_id
@@ -139,7 +137,9 @@ def _run(
         shared_tags = {
             tags.SIZE_TAG: size.name,
             tags.KIND_TAG: kind,
-            tags.NOTE_TAG: describe_run(kind, size.name, size.training.dataset),
+            # A run that is continued keeps its description, which a person may have changed.
+            tags.NOTE_TAG: run.data.tags.get(tags.NOTE_TAG)
+            or describe_run(kind, size.name, size.training.dataset),
             tags.PACKAGE_TAG: fractal_model.__version__,
             tags.REVISION_TAG: git_revision(),
         }
@@ -226,7 +226,7 @@ def optional_step(name: str) -> Iterator[None]:
     on."""
     try:
         yield
-    except (FractalError, OSError, MlflowException) as error:
+    except Exception as error:  # What only displays results must not end the flow.
         say(f"the {name} is left out: {one_line(error)}")
 
 

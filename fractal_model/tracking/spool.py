@@ -107,9 +107,10 @@ class MetricSpool:
 
     def steps_of(self, metric: str) -> set[int]:
         """Steps at which the folder's file has a metric, whether MLflow has it yet or not."""
-        lines = self._metrics.read_bytes().splitlines()
-        points = (point for line in lines for point in _read_points(line) or ())
-        return {point.step for point in points if point.key == metric}
+        with self._metrics.open("rb") as lines:
+            with_metric = (line for line in lines if metric.encode() in line)
+            points = (point for line in with_metric for point in _read_points(line) or ())
+            return {point.step for point in points if point.key == metric}
 
     def log(self, values: Mapping[str, float], *, step: int) -> None:
         """Append metrics to the file as one report with the current time. This never waits for

@@ -19,7 +19,7 @@ def last_position(run_id: str) -> int:
     or MLflow does not answer."""
     try:
         points = mlflow.MlflowClient().get_metric_history(run_id, "epoch")
-    except MlflowException:
+    except Exception:  # A store raises other errors than MLflow's, too.
         return -1
     return max((point.step for point in points), default=-1)
 

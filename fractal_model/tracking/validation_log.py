@@ -10,6 +10,7 @@ that a continued training can send them.
 import io
 import logging
 import re
+import time
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Self
@@ -23,6 +24,8 @@ from fractal_model.tracking.spool import MetricSpool
 
 _IMAGE_NAME = re.compile(r"(?P<key>.+)\+step\+(?P<step>\d+)\+timestamp\+.*\.png")
 """Matches the file name that MLflow gives to a logged image. Groups: the image's key and step."""
+AWAY_SECONDS = 60.0
+"""Seconds until MLflow is asked again after it did not answer; asking can take minutes."""
 _log = logging.getLogger("fractal.training")
 
 
@@ -34,6 +37,7 @@ class ValidationLog:
         self._client, self._run_id, self._spool = mlflow.MlflowClient(), run_id, spool
         self._pending_metrics: dict[int, Mapping[str, float]] = {}
         self._pending_grids: dict[tuple[str, int], bytes] = {}
+        self._next_try = 0.0
         self._is_known = False
         """True once MLflow has answered what it has of this run."""
         self._logged_steps = spool.steps_of(NLL)
@@ -60,7 +64,8 @@ class ValidationLog:
         self._pending_grids |= {
             (PurePosixPath(name).stem, step): png for name, png in grids.items()
         }
-        self._send()
+        if time.monotonic() >= self._next_try and self._send() is not None:
+            self._next_try = time.monotonic() + AWAY_SECONDS
 
     def _send(self) -> str | None:
         """Send what is not in MLflow yet. If MLflow does not answer or a grid fails, stop and

@@ -15,6 +15,7 @@ from fractal_model.tracking import runs
 from fractal_model.tracking.training_history import curve
 
 _MODEL, _RECIPE = "model.", "training."
+_RANDOM_START = {"training.start_from": "random weights"}
 
 
 def curve_settings(size: Size) -> dict[str, str]:
@@ -33,11 +34,11 @@ def find_reference(
     settings, shipped = curve_settings(size), read_shipped_curve(size.name)
     other_recipe = None
     if shipped is not None and shipped[0].dataset_checksum == manifest.checksum:
-        origin, curve = shipped
+        origin, reference = shipped
         differences = _describe_differences(origin.settings, settings)
         if not differences:
-            return curve
-        other_recipe = curve.model_copy(update={"differences": differences})
+            return reference
+        other_recipe = reference.model_copy(update={"differences": differences})
     return _champion_curve(champion_run, settings) or other_recipe
 
 
@@ -54,6 +55,7 @@ def _describe_differences(
 ) -> tuple[str, ...]:
     """Describe the settings that differ from `theirs`. A setting that is not in `theirs` is newer
     and had no effect then."""
+    theirs, settings = _RANDOM_START | {**theirs}, _RANDOM_START | {**settings}
     changed = [name for name, value in settings.items() if theirs.get(name, value) != value]
     texts = [
         f"{name.removeprefix(_RECIPE)} {settings[name]} instead of {theirs[name]}"

@@ -93,13 +93,17 @@ def describe_point(point: ValidationPoint, score: str) -> str:
     return f"epoch {point.epoch:.2f}: {point.metrics[score]:.4f}{spread} bits/dim held out{problem}"
 
 
-def compare_point(point: ValidationPoint, reference: ReferenceCurve | None) -> str:
-    """Compare the held-out likelihood of a point's weights with a reference, as a text to append,
-    such as `; 0.0040 above the reference curve, normal (±0.0102)`; "" if either is unknown."""
+def compare_point(point: ValidationPoint, reference: ReferenceCurve | None, score: str) -> str:
+    """Compare the held-out likelihood of the trained weights with a reference, as a text to append
+    to `describe_point`, such as `; 0.0040 above the reference curve, normal (±0.0102)`; "" if
+    either is unknown. If `score` is of other weights, the text names the trained ones."""
     if reference is None or NLL not in point.metrics:
         return ""
     comparison = reference.compare(NLL, point.epoch, point.metrics[NLL])
-    return "" if comparison is None else f"; {comparison}"
+    if comparison is None:
+        return ""
+    subject = "" if score == NLL else f"the trained weights, {point.metrics[NLL]:.4f}, are "
+    return f"; {subject}{comparison}"
 
 
 REPORT_ADAPTER: TypeAdapter[Report | Stopped] = TypeAdapter(Report | Stopped)

@@ -33,6 +33,7 @@ class Meter:
         self._workers = workers
         self._gflop_per_image = gflop_per_image
         self._peak_gflops = peak_gflops
+        self._paused_at: float | None = None
         self._reset()
 
     def start(self) -> None:
@@ -53,11 +54,12 @@ class Meter:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Stop the clock during the `with` block."""
-        started = time.monotonic()
+        self._paused_at = time.monotonic()
         try:
             yield
         finally:
-            self._since += time.monotonic() - started
+            self._since += time.monotonic() - self._paused_at
+            self._paused_at = None
 
     def add_step(self, step: StepReport) -> None:
         self._steps.append(step)
@@ -69,7 +71,7 @@ class Meter:
     def finish_report(self, skipped: int) -> Report:
         """Return a report on the time since the last report, and begin to measure for the next one.
         `skipped`: number of batches left out since the run began."""
-        seconds, steps = time.monotonic() - self._since, self._steps
+        seconds, steps = self._now() - self._since, self._steps
         speed = len(steps) * self._trainer.recipe.batch_size / seconds
         report = Report(
             position=self._trainer.position,
@@ -106,8 +108,12 @@ class Meter:
         device = self._trainer.device
         return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
+    def _now(self) -> float:
+        """The clock's time, which stands still during a pause."""
+        return time.monotonic() if self._paused_at is None else self._paused_at
+
     def _reset(self) -> None:
-        self._since = time.monotonic()
+        self._since = self._now()
         self._waited = 0.0
         self._steps: list[StepReport] = []
         self._notes: list[str] = []

@@ -52,8 +52,10 @@ class Watch:
         or less than an epoch was seen."""
         if self._reference is None or report.loss is None:
             return None
-        if self._first_epoch is None:  # The first report of a new run covers its begin.
+        if self._first_epoch is None:  # The first report of a new run covers its beginning.
             self._first_epoch = report.epoch if report.epoch > 1 else 0.0
+        while self._losses and self._losses[-1][0] >= report.epoch:  # Workers repeat these steps.
+            self._losses.pop()
         self._losses.append((report.epoch, report.loss))
         while self._losses[0][0] <= report.epoch - 1:
             self._losses.popleft()

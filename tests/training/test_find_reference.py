@@ -88,6 +88,13 @@ def test_without_a_champion_it_is_the_shipped_curve_with_the_differences():
     assert found is not None and found.differences == ("another architecture",)
 
 
+@pytest.mark.usefixtures("shipped", "champion")
+def test_a_training_from_the_weights_of_a_model_is_not_called_normal():
+    found = find_reference(changed(start_from="models:/fractal-digits/1"), DATA, None)
+    assert found is not None
+    assert found.differences == ("start_from models:/fractal-digits/1 instead of random weights",)
+
+
 @pytest.mark.usefixtures("shipped")
 def test_the_shipped_curve_is_not_for_other_data(champion):
     found = find_reference(SIZE, OTHER_DATA, champion)

@@ -62,11 +62,11 @@ def drive(
         def handle_point(point: ValidationPoint, grids: dict[str, bytes]) -> None:
             validation.add(point.position, point.metrics, grids)
             if point.position not in earlier:
-                comparison = compare_point(point, job.reference)
+                comparison = compare_point(point, job.reference, job.score)
                 on_line(f"{job.size}, {describe_point(point, job.score)}{comparison}")
 
         # In a cluster of this process's own, the flow's MLflow run measures the only machine.
-        is_own = "RAY_ADDRESS" not in os.environ
+        is_own = not os.environ.get("RAY_ADDRESS")
         with nullcontext() if is_own else watch_machines(log.add_machine_metrics):
             return run_training(job, on_report=log.add, on_point=handle_point)
 
@@ -80,7 +80,8 @@ class _ReportLog:
     ) -> None:
         self._size, self._spool, self._on_report = job.size, spool, on_report
         self._watch = Watch(job.reference)
-        self._logged_step = last_position(job.run_id)
+        # The spool has steps that MLflow does not have yet.
+        self._logged_step = max(last_position(job.run_id), *spool.steps_of("epoch"), -1)
 
     def add(self, report: Report) -> None:
         more_metrics: dict[str, float] = {}

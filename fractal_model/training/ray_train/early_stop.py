@@ -30,14 +30,16 @@ class EarlyStop:
 
     def decide(self, position: int, previous: int) -> None:
         """Set `is_due` to True if training must end at this validated step. `position`: images seen
-        at this step. `previous`: images seen at the validated step before it, 0 if there is none.
+        at this step. `previous`: images seen at the validated step before it; 0 if there is none or
+        its point was left out.
         All ranks must call `decide` together."""
         if self._patience:
             self.is_due = broadcast_from_rank_zero(self._is_without_gain(position, previous))
 
     def _is_without_gain(self, position: int, previous: int) -> bool:
         with suppress(OSError):  # Without an answer of the storage training continues.
-            if previous > 0 and len(self._points.unfinished()) < MOST_UNFINISHED:
+            is_stuck = len(self._points.unfinished()) >= MOST_UNFINISHED
+            if previous > 0 and not is_stuck and not self._points.is_given_up():
                 self._wait_for(previous)
             earlier = [each for each in self._points.positions() if each < position]
             return self._images_without_gain(earlier) >= self._patience

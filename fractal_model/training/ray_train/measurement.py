@@ -1,8 +1,8 @@
 """Measures the weights of one step on held-out images, in one process or on all ranks together.
 
-Decided here: the likelihoods of all sets of weights come before the grids, and the preview comes
-last, so that what takes long costs no held-out number. If measuring fails, the point has the reason
-and what was measured before.
+Decided here: the likelihoods of all sets of weights come before the grids, those of the scored
+weights first, and the preview comes last, so that what takes long costs no held-out number. If
+measuring fails, the point has the reason and what was measured before.
 """
 
 import time
@@ -51,7 +51,8 @@ def measure(
     metrics: dict[str, float] = {}
     grids: dict[str, bytes] = {}
     failure = None
-    processes = processes or Processes()
+    processes, scored = processes or Processes(), job.suffix(job.scored_weights)
+    models = dict(sorted(models.items(), key=lambda item: job.suffix(item[0]) != scored))
     try:
         held_out = processes.run(lambda: open_prepared(job.data, "validation"))
         for weights, build in models.items():
@@ -63,9 +64,7 @@ def measure(
             grid = draw_grid(model, job.sampling, settings, map_parts=map_parts)
             grids[f"samples{job.suffix(weights)}.png"] = png_bytes(grid)
         if preview is not None:
-            scored = job.suffix(job.scored_weights)
-            (build,) = (models[name] for name in models if job.suffix(name) == scored)
-            metrics |= preview(build())
+            metrics |= preview(next(iter(models.values()))())
     except Exception as error:  # A failed measurement must not end the training.
         failure = one_line(error)
     seconds = time.monotonic() - began

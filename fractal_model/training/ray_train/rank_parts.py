@@ -1,9 +1,9 @@
 """Work that all ranks of a training do together, within a time limit and without harm to training.
 
 Decided here: an error on one rank is raised on all ranks, so that none waits for another. The ranks
-compute with a copy of the model, which is not compiled: training's own model keeps its state, and
-no block is compiled again for other shapes. The limit is checked before each block of the copy, so
-that it also ends a single image that takes minutes.
+compute with a second model, which has the same tensors and is not compiled: training's own model
+keeps its state, and no block is compiled again for other shapes. The limit is checked before
+each block of the second model, so that it also ends a single image that takes minutes.
 """
 
 import time
@@ -60,10 +60,10 @@ class RankParts:
                 yield part, part_rows
 
     def copy_model(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> FractalModel:
-        """Return a model on the CPU with a copy of `weights`, in evaluation mode, that raises a
-        FractalError once the time is over."""
-        copy = FractalModel(config)
-        copy.load_state_dict(weights)
+        """Return a model with the tensors `weights`, in evaluation mode, that raises a FractalError
+        once the time is over."""
+        copy = FractalModel.without_memory(config)
+        copy.load_state_dict(weights, assign=True)
         for module in copy.modules():
             if isinstance(module, Block):
                 module.feed_forward.register_forward_pre_hook(lambda *_: self._require_time())
@@ -73,16 +73,19 @@ class RankParts:
         if not share:
             return None
         work = start(compute_device())
-        rows = []
-        for first in range(share.start, share.stop, chunk):
+        rows, first = [], share.start
+        while first < share.stop:
             self._require_time()
-            rows.append(run_halving(work, range(first, min(first + chunk, share.stop)))[0])
+            part = range(first, min(first + chunk, share.stop))
+            part_rows, fitting = run_halving(work, part)
+            rows.append(part_rows)
+            first, chunk = part.stop, min(chunk, fitting)
         return torch.cat(rows)
 
     def _require_time(self) -> None:
         if time.monotonic() > self._deadline:
             raise FractalError(
-                f"measuring takes more than {self._seconds:.3g} s, the validation's share of the "
-                f"workers' time: lower validation.images or passes, or raise validate_every_epochs "
-                f"or validation.max_share"
+                f"measuring takes more than {self._seconds:.3g} s, the least of "
+                f"validation.timeout_seconds, half of stall_seconds and validation.max_share of "
+                f"the time between validations: lower validation.images or passes, or raise it"
             )

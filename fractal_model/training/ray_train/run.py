@@ -99,12 +99,12 @@ def _make_trainer(
     job: TrainingJob, worker: Callable[[dict[str, str]], None], workers: int, relay: Relay
 ) -> TorchTrainer:
     """Return Ray's trainer of a job, with at most `workers` workers that call `worker`."""
-    recipe = job.recipe
+    recipe, by_workers = job.recipe, measured_by_workers(job.recipe)
     return TorchTrainer(
         worker,
         train_loop_config={
             "job": job.model_dump_json(),
-            "validation": BY_WORKERS if measured_by_workers(recipe) else "",
+            "validation": BY_WORKERS if by_workers else "",
         },
         scaling_config=_scaling(recipe, workers),
         torch_config=TorchConfig(
@@ -118,7 +118,7 @@ def _make_trainer(
             checkpoint_config=CheckpointConfig(num_to_keep=recipe.keep_checkpoints),
             callbacks=[relay.callback],
         ),
-        validation_config=validation_of(job),
+        validation_config=validation_of(job, by_workers=by_workers),
     )
 
 

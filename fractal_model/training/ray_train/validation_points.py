@@ -69,9 +69,9 @@ class ValidationPoints:
         """Write that the run is not validated any more from a position on, and the reason to the
         point there. OSError: the storage fails."""
         self._filesystem.create_dir(self._of(place.position))
-        self.finish(place.model_copy(update={"failure": reason}), {})
         with self._filesystem.open_output_stream(f"{self._folder}/{GIVEN_UP}") as stream:
             stream.write(str(place.position).encode())
+        self.finish(place.model_copy(update={"failure": reason}), {})
 
     def is_given_up(self) -> bool:
         """True if the run is not validated any more. OSError: the storage fails."""

@@ -38,8 +38,9 @@ LOWEST_PRIORITY = 19
 """Nice value of the validation process: the largest, so that training gets the CPUs first."""
 
 
-def validation_of(job: TrainingJob) -> RayValidationConfig | None:
-    """Ray's settings for validating a job's checkpoints; None if the recipe does not validate."""
+def validation_of(job: TrainingJob, *, by_workers: bool) -> RayValidationConfig | None:
+    """Ray's settings for validating a job's checkpoints; None if the recipe does not validate.
+    `by_workers`: the workers measure, and the task only finishes their points."""
     if not job.recipe.validate_every_epochs:
         return None
     return RayValidationConfig(
@@ -49,24 +50,19 @@ def validation_of(job: TrainingJob) -> RayValidationConfig | None:
             timeout_s=job.recipe.validation.timeout_seconds,
         ),
         # Ray restarts a task whose process was killed, until the timeout.
-        ray_remote_kwargs={"max_retries": -1, **_resources(job.recipe)},
+        # It needs no CPU of its own, and a GPU only if the workers leave one free.
+        ray_remote_kwargs={
+            "max_retries": -1,
+            "num_cpus": 0,
+            "num_gpus": int(job.recipe.uses_gpu and not by_workers),
+        },
     )
 
 
 def measured_by_workers(recipe: TrainingConfig) -> bool:
     """True if the workers measure: they use GPUs, and the connected cluster has no other one."""
-    return recipe.uses_gpu and _spare_gpus(recipe) < 1
-
-
-def _resources(recipe: TrainingConfig) -> dict[str, float]:
-    """Resources that Ray reserves for a validation: no CPU, and one GPU if the workers leave one
-    free."""
-    return {"num_cpus": 0, "num_gpus": 1 if recipe.uses_gpu and _spare_gpus(recipe) >= 1 else 0}
-
-
-def _spare_gpus(recipe: TrainingConfig) -> float:
     used = recipe.workers * recipe.resources_per_worker.get("GPU", 0)
-    return float(ray.cluster_resources().get("GPU", 0)) - used
+    return recipe.uses_gpu and ray.cluster_resources().get("GPU", 0) - used < 1
 
 
 def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> dict[str, Any]:
@@ -90,11 +86,13 @@ def validate_checkpoint(checkpoint: ray.train.Checkpoint, **settings: Any) -> di
 
 
 def _measure(job: TrainingJob, points: ValidationPoints, checkpoint: ray.train.Checkpoint) -> None:
+    if points.is_given_up():
+        return
     with fetch_checkpoint(checkpoint.path, checkpoint.filesystem) as folder:
         loaded = load_checkpoint(folder)
     progress = loaded.progress
     # A point that exists was measured before its step was repeated.
-    if points.read(progress.position) is not None or points.is_given_up():
+    if points.read(progress.position) is not None:
         return
     place = job.place(progress.position, progress.steps)
     if len(set(points.unfinished()) - {progress.position}) >= MOST_UNFINISHED:
@@ -128,5 +126,6 @@ def _finish(
             keep_best(filesystem, run, checkpoint, bits)
         except (OSError, pyarrow.ArrowException) as error:  # Training does not depend on it.
             failure = f"the best checkpoint was not copied: {one_line(error)}"
-            point = point.model_copy(update={"failure": failure})
+            failures = "; ".join(filter(None, (point.failure, failure)))
+            point = point.model_copy(update={"failure": failures})
     points.finish(point, grids)

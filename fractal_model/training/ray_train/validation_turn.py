@@ -2,9 +2,9 @@
 
 Decided here: at most two validations wait for the Ray task at a time. With more, training waits
 until one ends, at most twice `timeout_seconds` and `max_share` of the training time in all. When
-this is used up, points are left out, and the run says so once. If the workers' GPUs are all there
-are, training pauses and all ranks measure together, each time for at most `max_share` of the
-training time since the last validation, and no longer than half of `stall_seconds`. An error, also
+this is used up, points are left out, and the run says so once. If the workers use all GPUs,
+training pauses and all ranks measure together, each time for at most `max_share` of the mean time
+between two validations, and no longer than half of `stall_seconds`. An error, also
 of memory, gives a point with its reason. A rank that hangs is restarted as at any other step;
 after the second time at one point the run is not validated any more.
 """
@@ -56,8 +56,16 @@ class ValidationTurn:
         self._job, self._trainer, self._points = job, trainer, points
         self._rank, self._world_size = rank, world_size
         self._steps, self._by_workers, self._add_note = steps, by_workers, add_note
-        self._began, self._began_at, self._spent = time.monotonic(), trainer.steps, 0.0
+        self._began, self._steps_taken, self._spent = time.monotonic(), 0, 0.0
+        self.left_out: set[int] = set()
+        """On rank 0: numbers of images seen at the validations that were left out."""
         self._is_note_given = self._is_grid_too_slow = False
+
+    def count_step(self) -> None:
+        """Count a training step. The first one may compile and gives no measure of the time."""
+        if self._steps_taken == 0:
+            self._began = time.monotonic()
+        self._steps_taken += 1
 
     def take(self, *, is_last: bool) -> Order:
         """Return what rank 0 reports with the checkpoint of this step; on other ranks the value
@@ -65,8 +73,12 @@ class ValidationTurn:
         started = time.monotonic()
         try:
             if self._by_workers:
-                return self._measure()
-            return self._rank == 0 and (self._has_room() or is_last)
+                order = self._measure()
+            else:
+                order = self._rank == 0 and (is_last or self._has_room())
+            if order is False:
+                self.left_out.add(self._trainer.position)
+            return order
         finally:
             self._spent += time.monotonic() - started
 
@@ -121,8 +133,9 @@ class ValidationTurn:
             if max(interrupted, points.attempts(position)) >= MOST_UNFINISHED:
                 points.give_up(
                     place,
-                    f"workers ended in {MOST_UNFINISHED} validations, so there are no more in this "
-                    f"run: lower validation.images, and start the run again",
+                    f"{MOST_UNFINISHED} validations were begun and gave no result, because a "
+                    f"worker died or hung or the storage failed, so there are no more in this run: "
+                    f"look at the workers' logs, lower validation.images, and start the run again",
                 )
                 return False
             points.start(position)
@@ -145,6 +158,8 @@ class ValidationTurn:
             name: partial(parts.copy_model, self._job.model, state)
             for name, state in states.items()
         }
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # As in the Ray task and in evaluations.
         measured = measure(
             self._job,
             models,
@@ -152,6 +167,7 @@ class ValidationTurn:
             processes=Processes(parts.run, parts),
             with_grids=not self._is_grid_too_slow,
         )
+        torch.set_float32_matmul_precision(precision)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return measured
@@ -167,9 +183,8 @@ class ValidationTurn:
         return max(0.0, allowed - self._spent)
 
     def _share_of_interval(self) -> float:
-        """Seconds that `max_share` of the time from one validation to the next is."""
-        steps = max(1, self._trainer.steps - self._began_at)
-        seconds = self._trained() / steps * self._steps
+        """Return `max_share` of the mean time between two validations, in seconds."""
+        seconds = self._trained() / max(1, self._steps_taken - 1) * self._steps
         return self._job.recipe.validation.max_share * seconds
 
     def _trained(self) -> float:

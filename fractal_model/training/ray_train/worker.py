@@ -58,7 +58,7 @@ class StoppedError(FractalError):
 class _Worker:
     """One rank of a training: resumes, takes steps, reports metrics and saves checkpoints."""
 
-    def __init__(self, job: TrainingJob, validates: bool) -> None:
+    def __init__(self, job: TrainingJob, by_workers: bool) -> None:
         context = ray.train.get_context()
         self._job = job
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
@@ -79,14 +79,14 @@ class _Worker:
             len(self._split),
             self._world_size,
             gflop_per_image=operations,
-            peak_gflops=operations and peak_gflops(device, job.recipe.precision),
+            peak_gflops=None if operations is None else peak_gflops(device, job.recipe.precision),
         )
         self._upload: Upload | None = None
         self._remove_leftovers()
         self._resume(ray.train.get_checkpoint())
         self._steps_per_checkpoint = self._steps_of(job.recipe.checkpoint_every_epochs)
         self._steps_per_validation = self._steps_of(job.recipe.validate_every_epochs)
-        self._prepare_validation(validates)
+        self._prepare_validation(by_workers)
         if self._is_validated(is_last=False):  # An earlier process may have stopped here.
             self._decide_early_stop()
         self._meter.start()
@@ -146,6 +146,7 @@ class _Worker:
                 trainer.skip_batch()
             else:
                 self._meter.add_step(trainer.step(batch))
+                self._validation.count_step()
             is_last = trainer.position >= trainer.end_position
             is_log_step = trainer.steps % recipe.log_every_steps == 0
             is_due = trainer.steps % self._steps_per_checkpoint == 0
@@ -163,8 +164,7 @@ class _Worker:
                 self._report_metrics()
 
     def _steps_of(self, epochs: int) -> int:
-        """Number of steps in `epochs` epochs, rounded, and 1 at least."""
-        return max(1, round(epochs * len(self._split) / self._job.recipe.batch_size))
+        return self._job.recipe.steps(epochs, len(self._split))
 
     def _is_validated(self, is_last: bool) -> bool:
         """True if the weights after the current step are to be measured on held-out images."""
@@ -176,7 +176,9 @@ class _Worker:
     def _decide_early_stop(self) -> None:
         steps = self._trainer.steps
         previous = (steps - 1) // self._steps_per_validation * self._steps_per_validation
-        self._early_stop.decide(self._trainer.position, previous * self._job.recipe.batch_size)
+        earlier = previous * self._job.recipe.batch_size
+        is_left_out = earlier in self._validation.left_out
+        self._early_stop.decide(self._trainer.position, 0 if is_left_out else earlier)
         if self._early_stop.is_due:
             epochs = self._job.recipe.stop_after_epochs_without_gain
             self._meter.add_note(

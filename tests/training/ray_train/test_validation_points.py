@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem
 
+import fractal_model.training.ray_train.early_stop as early_stop_module
 from fractal_model.training.job import ValidationPoint, describe_point
 from fractal_model.training.ray_train.early_stop import EarlyStop
 from fractal_model.training.ray_train.validation_points import ValidationPoints, follow_points
@@ -159,6 +160,15 @@ def test_a_training_stops_after_epochs_without_gain(points, tmp_path, bits, pati
     stop = early_stop(points, tmp_path, patience)
     stop.decide(position=100 * len(bits) + 100, previous=100 * len(bits))
     assert stop.is_due is is_due
+
+
+def test_nothing_is_awaited_of_a_run_that_is_not_validated_any_more(points, tmp_path, monkeypatch):
+    finish(points, make_point(100, 1.0))
+    points.give_up(make_point(300, None), "too slow")
+    monkeypatch.setattr(early_stop_module.time, "sleep", pytest.fail)
+    stop = early_stop(points, tmp_path, 3)
+    stop.decide(position=500, previous=400)
+    assert not stop.is_due
 
 
 def test_the_decision_looks_at_earlier_points_only(points, tmp_path):

@@ -73,12 +73,15 @@ def recipe_of(workers: int, resources: dict[str, float]) -> TrainingConfig:
     ],
 )
 def test_validation_takes_a_gpu_that_no_worker_uses(
-    monkeypatch, workers, resources, cluster, gpus, by_workers
+    monkeypatch, job, workers, resources, cluster, gpus, by_workers
 ):
     monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
     recipe = recipe_of(workers, resources)
-    assert validation_task._resources(recipe) == {"num_cpus": 0, "num_gpus": gpus}
     assert validation_task.measured_by_workers(recipe) is by_workers
+    recipe = recipe.model_copy(update={"validate_every_epochs": 1})
+    job = job.model_copy(update={"recipe": recipe})
+    task = validation_task.validation_of(job, by_workers=by_workers).ray_remote_kwargs
+    assert (task["num_cpus"], task["num_gpus"]) == (0, gpus)
 
 
 def test_a_checkpoint_is_measured_once_and_kept_as_the_best(job, points):
@@ -161,7 +164,8 @@ def test_a_preview_fid_comes_with_every_second_validation_and_the_last(previewed
     assert set(points.read(IMAGES).metrics) == {NLL, f"{NLL}_stderr"}
     assert points.read(2 * IMAGES).failure is None
     assert points.read(2 * IMAGES).metrics["fid_20"] > 0
-    has_preview = [preview_of(previewed, previewed.place(IMAGES * e, 1)) for e in (3, 4, 5)]
+    steps = previewed.recipe.steps(1, IMAGES)
+    has_preview = [preview_of(previewed, previewed.place(IMAGES * e, e * steps)) for e in (3, 4, 5)]
     assert [preview is not None for preview in has_preview] == [False, True, True]
 
 
