@@ -62,7 +62,7 @@ PYTEST := python -m pytest
 # model run in one process.
 QUICK := -n 3 -m "not (slow or faults or services or scale or pages)"
 
-test: $(INSTALLED) ## run all quick tests (about 10 minutes on two cores)
+test: $(INSTALLED) ## run all quick tests (about 15 minutes on two cores)
 	$(RUN) $(PYTEST) $(QUICK)
 
 coverage: $(INSTALLED) ## run the quick tests and list untested lines (longer)
@@ -77,13 +77,13 @@ test-all: $(INSTALLED) ## run all tests
 test-faults: $(INSTALLED) ## test training under faults (about 15 minutes)
 	$(RUN) $(PYTEST) -m faults
 
-test-services: $(INSTALLED) ## test with the real servers (2 to 5 minutes)
+test-services: $(INSTALLED) ## test with the real servers (5 to 30 minutes)
 	$(RUN) $(PYTEST) -m services
 
 test-scale: $(INSTALLED) ## test 32 workers on 4 simulated machines, one of them lost
 	$(RUN) $(PYTEST) -m scale
 
-test-pages: $(INSTALLED) ## test MLflow's pages in Chromium (about 2 minutes)
+test-pages: $(INSTALLED) ## test the pages of MLflow and Prefect in Chromium (about 9 minutes)
 	$(RUN) $(PYTEST) -m pages
 
 ui: $(INSTALLED) ## serve MLflow's pages on 127.0.0.1:5000 (PORT=… for another)

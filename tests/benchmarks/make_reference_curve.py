@@ -28,14 +28,14 @@ from fractal_model.training.find_reference import curve_settings
 FOLDER = Path(shipped_curves.__file__).parent / "reference_curves"
 
 
-def find_training(experiment: str, fingerprint: str, seed: int) -> Run:
+def find_training(experiment: str, fingerprint: str, size: str, seed: int) -> Run:
     """Return the finished training with this fingerprint. FractalError: there is none."""
     found = store.find_runs([experiment], {FINGERPRINT_TAG: fingerprint, KIND_TAG: "train"})
     finished = [run for run in found if run.info.status == "FINISHED"]
     if not finished:
         raise FractalError(
             f"no finished training has the settings of params.yaml and the seed {seed}: run "
-            f"`python -m flows.train --seed {seed}` first"
+            f"`python -m flows.train --size {size} --seed {seed}` first"
         )
     return finished[0]
 
@@ -57,7 +57,7 @@ def make(
             changed.training.dataset, settings.paths.outputs
         )
         fingerprints.append(launch.run_fingerprint(changed, manifest))
-        run_id = find_training(experiment, fingerprints[-1], seed).info.run_id
+        run_id = find_training(experiment, fingerprints[-1], size, seed).info.run_id
         curves.append(
             {metric: training_history.curve(run_id, metric) for metric in shipped_curves.COLUMNS}
         )
