@@ -95,11 +95,23 @@ def train_fractal(
     store.connect(params.paths.outputs)
     start = read_start(settings, params.paths.outputs)
     fingerprint = launch.run_fingerprint(settings, manifest, start)
-    version = registration.reuse(size, fingerprint, settings.serving) if resume else None
-    if version is not None:
-        say(f"fractal-{size} version {version} has the same settings and data: it is reused")
-        return version
+    found = registration.reuse(size, fingerprint, settings.serving) if resume else None
+    if found is not None:
+        return _report_reuse(size, found)
     return _train_and_register(params, settings, manifest, fingerprint, start, resume=resume)
+
+
+def _report_reuse(size: str, candidate: registration.Candidate) -> str:
+    version = candidate.version
+    if candidate.is_new:
+        announce_version(size, f"models:/{registry.model_name(size)}/{version}")
+        say(
+            f"registered fractal-{size} version {version}: the weights of an earlier training with "
+            f"the same settings and data, served with the settings of params.yaml"
+        )
+    else:
+        say(f"fractal-{size} version {version} has the same settings and data: it is reused")
+    return version
 
 
 def _train_and_register(

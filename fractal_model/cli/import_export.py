@@ -83,9 +83,9 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source) as update:
         checksum = sha256(source, update)
     identity = fingerprint(size.model, checksum)
-    version = registration.reuse(size.name, identity, size.serving)
-    if version is not None:
-        say(f"fractal-{size.name} version {version}, of the same file, is the candidate")
+    candidate = registration.reuse(size.name, identity, size.serving)
+    if candidate is not None:
+        say(f"fractal-{size.name} version {candidate.version}, of the same file, is the candidate")
         return
     with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
         own_tags = {

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from importlib.metadata import version as installed
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import pandas as pd
@@ -124,18 +125,26 @@ def read_serving(size: str, version: str) -> ServingConfig:
         ) from error
 
 
-def reuse(size: str, fingerprint: str, serving: ServingConfig) -> str | None:
-    """Find the newest version with this fingerprint and these serving settings, make it the
-    candidate and return its number. If all versions with the fingerprint have other serving
-    settings, register the newest one's weights again with `serving`, because evaluation uses
-    `serving`. Return None if no version has the fingerprint."""
+class Candidate(NamedTuple):
+    """A version with weights that an earlier run made."""
+
+    version: str
+    is_new: bool
+    """True if the weights are registered again, because their version serves other settings."""
+
+
+def reuse(size: str, fingerprint: str, serving: ServingConfig) -> Candidate | None:
+    """Find the newest version with this fingerprint and these serving settings, and make it the
+    candidate. If all versions with the fingerprint have other serving settings, register the newest
+    one's weights again with `serving`, because evaluation uses `serving`. Return None if no version
+    has the fingerprint."""
     all_versions = registry.versions(size) if size in registry.sizes() else []
     equal = [v for v in all_versions if v.tags.get(FINGERPRINT_TAG) == fingerprint]
     for version in equal:
         if _serves_with(size, version.version, serving):
             registry.set_alias(size, CANDIDATE, str(version.version))
-            return str(version.version)
-    return _register_again(size, equal[0], serving) if equal else None
+            return Candidate(str(version.version), is_new=False)
+    return Candidate(_register_again(size, equal[0], serving), is_new=True) if equal else None
 
 
 def serving_difference(size: str, version: str, evaluated: ServingConfig) -> str:

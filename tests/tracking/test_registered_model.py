@@ -204,19 +204,19 @@ def test_the_registered_model_draws_the_same_image_as_the_command(registered, tm
 def test_changed_settings_are_registered_with_the_same_weights(registered):
     """The weights and guidance that are evaluated are also served."""
     assert registration.reuse("digits", "e" * 64, registered.serving) is None
-    assert registration.reuse("digits", "f" * 64, registered.serving) == "1"
+    assert registration.reuse("digits", "f" * 64, registered.serving) == ("1", False)
     registry.tag_version("digits", "1", "fractal.evaluation.abc", "a run")
     sampling = registered.serving.sampling.model_copy(update={"guidance": 4.0})
     changed = ServingConfig(weights="ema-0.9", sampling=sampling)
     reason = registration.serving_difference("digits", "1", changed)
     assert "weights model instead of ema-0.9, guidance 2.0 instead of 4.0" in reason
 
-    again = registration.reuse("digits", "f" * 64, changed)
-    assert again != "1"
+    again, is_new = registration.reuse("digits", "f" * 64, changed)
+    assert (again != "1", is_new) == (True, True)
     assert registry.aliased_version("digits", registry.CANDIDATE) == again
     assert registration.serving_difference("digits", again, changed) == ""
     assert registry.version_tags("digits", again) == TAGS
-    assert registration.reuse("digits", "f" * 64, changed) == again
+    assert registration.reuse("digits", "f" * 64, changed) == (again, False)
     ours, theirs = (load_checkpoint(registry.fetch("digits", v).checkpoint) for v in ("1", again))
     assert all(ours.weights[name].equal(theirs.weights[name]) for name in ours.weights)
     model = mlflow.pyfunc.load_model(f"models:/fractal-digits/{again}")
