@@ -4,11 +4,12 @@
     prepare-data/<dataset>                                 for digits and each registered data set
     nightly-evaluation/all                                 every night
 
-Decided here: Prefect loads the flows from this folder and makes no copy of the code. All runs of a
-deployment write to the same files, so only one works at a time and the next one waits. If a size or
-data set was deleted, its deployments are removed, as their runs would fail. The server refuses a
-run with parameters that params.yaml does not allow (`flows.parameters`), or of another size than
-its deployment's.
+Decided here: Prefect imports the flows of this package and makes no copy of the code. A flow file
+that Prefect loads by its path would not import its package, which removes secrets from messages.
+All runs of a deployment write to the same files, so only one works at a time and the next one
+waits. If a size or data set was deleted, its deployments are removed, as their runs would fail. The
+server refuses a run with parameters that params.yaml does not allow (`flows.parameters`), or of
+another size than its deployment's.
 """
 
 import contextlib
@@ -30,9 +31,6 @@ from prefect.settings import get_current_settings
 from prefect.utilities.annotations import freeze
 from prefect.workers.process import ProcessWorker
 
-from flows.automations import RUN_TAG, evaluation_trigger, watch_runs
-from flows.command import ParamsOption, run_command
-from flows.parameters import restrict_parameters
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.plurals import count_of
@@ -43,13 +41,21 @@ from fractal_model.data.datasets import dataset_names
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.services.deployments import DEPLOYED
 
+from .automations import RUN_TAG, evaluation_trigger, watch_runs
+from .command import ParamsOption, run_command
+from .parameters import restrict_parameters
+
 TRAIN, EVALUATE, SWEEP, PREPARE, NIGHTLY = (
-    "flows/train.py:train_fractal",
-    "flows/evaluate.py:evaluate_fractal",
-    "flows/sweep.py:sweep_guidance",
-    "flows/prepare.py:prepare_data",
-    "flows/nightly.py:nightly_evaluation",
+    f"{__package__}.{place}"
+    for place in (
+        "train.train_fractal",
+        "evaluate.evaluate_fractal",
+        "sweep.sweep_guidance",
+        "prepare.prepare_data",
+        "nightly.nightly_evaluation",
+    )
 )
+"""Modules and functions of the flows, which Prefect imports."""
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
 
 
@@ -151,13 +157,10 @@ def evaluation_resources(size: Size) -> str:
 
 def deploy(params_file: Path) -> tuple[list[str], list[str]]:
     """Make the work pool if it is missing, the automations that end silent runs, and all
-    deployments. Their runs load the flows from the current folder. Return the names of the
-    deployments that were made and that were removed. FractalError: the folder has no flows, or
-    Prefect's server does not answer or refuses."""
+    deployments. Their runs work in the current folder. Return the names of the deployments that
+    were made and that were removed. FractalError: Prefect's server does not answer or refuses."""
     params = load_params(params_file)
     storage = LocalStorage(str(Path.cwd()))
-    if not (storage.destination / TRAIN.partition(":")[0]).is_file():
-        raise FractalError(f"{storage.destination} has no flows: run from the project's folder")
     file = params_file.resolve()
     shared = {} if file == DEFAULT_FILE.resolve() else {"params_file": str(file)}
     try:

@@ -13,11 +13,6 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows import evaluation_tasks
-from flows.command import run_flow
-from flows.evaluation_tasks import PICTURE, publish_table
-from flows.failures import report_failure
-from flows.run_names import name_run
 from fractal_model.checkpoints.checkpoint import (
     load_checkpoint,
     require_weights,
@@ -35,6 +30,12 @@ from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, registration, registry, runs, store
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered, split_weights
+
+from . import evaluation_tasks
+from .command import run_flow
+from .evaluation_tasks import PICTURE, publish_table
+from .failures import report_failure
+from .run_names import name_run
 
 
 @flow(name="evaluate-fractal", flow_run_name=name_run("evaluate"))

@@ -20,11 +20,6 @@ from prefect.artifacts import create_table_artifact
 from prefect.blocks import notifications  # noqa: F401  (The import registers its blocks.)
 from prefect.blocks.core import Block
 
-from flows.automations import with_tags_of_parent
-from flows.command import run_flow
-from flows.evaluate import evaluate_fractal, protocol_of
-from flows.failures import report_failure
-from flows.run_names import name_run
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.locks import LockHeldError, hold_lock
@@ -34,6 +29,12 @@ from fractal_model.evaluation.night_budget import fits_budget, forecast_seconds
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.metrics.names import FID, NLL
 from fractal_model.tracking import champions, nights, registry, store
+
+from .automations import with_tags_of_parent
+from .command import run_flow
+from .evaluate import evaluate_fractal, protocol_of
+from .failures import report_failure
+from .run_names import name_run
 
 T = TypeVar("T")
 Outcome = Literal["evaluated", "up to date", "skipped", "did not fit", "failed"]

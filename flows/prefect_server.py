@@ -6,8 +6,6 @@ The check is around Prefect's application and not in it, because the actions of 
 application itself under another name.
 """
 
-import flows  # noqa: F401  isort: skip  # This import comes first: it sets Prefect's environment.
-
 from collections.abc import Awaitable, Callable
 
 from fastapi import Request, Response

@@ -18,9 +18,6 @@ from uuid import uuid4
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.command import run_flow
-from flows.failures import report_failure
-from flows.run_names import name_run
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
 from fractal_model.config.data import DIGITS
@@ -32,6 +29,10 @@ from fractal_model.parallel.ray_shards import build_shards
 from fractal_model.training.ray_jobs.jobs import follow_job
 from fractal_model.training.ray_jobs.log import JobLog
 from fractal_model.training.ray_jobs.server import JobsServer
+
+from .command import run_flow
+from .failures import report_failure
+from .run_names import name_run
 
 STAGES = ("prepare", "reference", "report")
 """Subcommands of `fractal data` that a Ray job runs, in this order."""

@@ -17,11 +17,6 @@ import pandas as pd
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows import evaluate
-from flows.command import run_flow
-from flows.evaluation_tasks import publish_table
-from flows.failures import report_failure
-from flows.run_names import name_run
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.fingerprint import fingerprint
@@ -39,6 +34,12 @@ from fractal_model.parallel.ray_workers import split_over_workers
 from fractal_model.reporting.sweep import COLUMNS, sweep_figures, sweep_row
 from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.model_source import fetch_registered, split_weights
+
+from . import evaluate
+from .command import run_flow
+from .evaluation_tasks import publish_table
+from .failures import report_failure
+from .run_names import name_run
 
 
 @flow(name="sweep-guidance", flow_run_name=name_run("sweep"))

@@ -15,12 +15,6 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from flows.automations import announce_version
-from flows.command import run_flow
-from flows.failures import report_failure
-from flows.flow_owner import is_over, this_owner
-from flows.run_names import name_run
-from flows.training_progress import TrainingProgress
 from fractal_model.checkpoints.storage import fetch_checkpoint
 from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError
@@ -39,6 +33,13 @@ from fractal_model.training.ray_jobs.driver import drive
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
 from fractal_model.training.start import Start, read_start
+
+from .automations import announce_version
+from .command import run_flow
+from .failures import report_failure
+from .flow_owner import is_over, this_owner
+from .run_names import name_run
+from .training_progress import TrainingProgress
 
 REGISTER_RETRY_SECONDS = [10.0, 30.0, 60.0, 120.0, 300.0, 300.0, 600.0, 600.0, 600.0, 900.0]
 """Seconds between attempts to register: MLflow may be down when a long training ends."""

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from fractal_model import LOCAL_RAY, LOOPBACK
+from fractal_model.common.installation import FLOWS
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.access import (
     client_secrets,
@@ -88,7 +89,7 @@ def _commands(config: ServicesConfig, run: Path) -> dict[str, str]:
     cpus = f"--num-cpus {config.ray_cpus}" if config.ray_cpus else ""
     # supervisord splits commands at spaces; the run folder's path has none.
     words = {
-        "prefect": "uvicorn --factory flows.prefect_server:create_app --log-level warning "
+        "prefect": f"uvicorn --factory {FLOWS}.prefect_server:create_app --log-level warning "
         f"--host 127.0.0.1 --port {config.prefect}",
         # Clients are on this machine and write artifacts themselves, as without a server.
         "mlflow": f"mlflow server {' '.join(mlflow_options(config.mlflow))} --no-serve-artifacts",

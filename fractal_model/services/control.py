@@ -68,9 +68,6 @@ class Services:
                 raise FractalError(f"the servers run already ({states}): `make down` stops them")
             if old_run is not None:  # The servers of this run folder have ended.
                 self._stop(old_run)
-            project = self.folder.project
-            if not (project / "flows").is_dir():
-                raise FractalError(f"{project} has no flows: run from the project's folder")
             processes.require_free_ports(self.config)
             run = self.folder.create_run()
             try:

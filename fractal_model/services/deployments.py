@@ -1,8 +1,8 @@
 """Make Prefect's deployments, pause the work pool, and write prefect.toml with our server's
 address.
 
-Decided here: another process makes the deployments, because they need the package `flows`, which
-this package must not import. All other requests to Prefect use its HTTP interface.
+Decided here: another process makes the deployments, because they need the flows, which this package
+must not import. All other requests to Prefect use its HTTP interface.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.installation import FLOWS
 from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL, client_environment
 from fractal_model.services.folder import ServicesFolder, write_private
@@ -41,7 +42,7 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
     log = folder.log("deploy")
     with log.open("w") as output:
         done = subprocess.run(
-            [sys.executable, "-m", "flows.deployments", "--params", str(folder.params_file)],
+            [sys.executable, "-m", f"{FLOWS}.deployments", "--params", str(folder.params_file)],
             cwd=folder.project,
             env=environment,
             stdin=subprocess.DEVNULL,

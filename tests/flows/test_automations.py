@@ -17,7 +17,6 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 
 from flows import automations, deployments
 from flows.automations import REGISTERED, RUN_TAG, WATCHES
-from tests.support import REPOSITORY
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
 
@@ -41,7 +40,6 @@ def project(tmp_path, monkeypatch) -> Project:
         content[section] = {size: copy.deepcopy(digits) for size in SIZES}
     content["sweep"] = {}
     project = make_project(tmp_path / "a project", content)
-    (project.folder / "flows").symlink_to(REPOSITORY / "flows")
     monkeypatch.chdir(project.folder)
     return project
 

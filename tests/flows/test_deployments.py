@@ -47,7 +47,6 @@ def _only(*sizes: str) -> dict:
 def project(tmp_path, monkeypatch) -> Project:
     """A project with flows and the sizes digits and own, as the working directory."""
     project = make_project(tmp_path / "a project", _only("digits", "own"))
-    (project.folder / "flows").symlink_to(REPOSITORY / "flows")
     monkeypatch.chdir(project.folder)
     return project
 
@@ -248,10 +247,4 @@ def test_runs_read_a_settings_file_of_another_name(project, server):
 
 def test_a_server_that_does_not_answer_is_named(project):
     with failing_prefect(), pytest.raises(FractalError, match=r"Prefect's server http.*`make up`"):
-        deployments.deploy(Path("params.yaml"))
-
-
-def test_a_folder_without_flows_is_refused(project):
-    (project.folder / "flows").unlink()
-    with pytest.raises(FractalError, match="has no flows: run from the project's folder"):
         deployments.deploy(Path("params.yaml"))

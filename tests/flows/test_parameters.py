@@ -13,7 +13,6 @@ from flows import deployments, evaluate, parameters, train
 from fractal_model.config.params import Params, load_params
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.training import launch
-from tests.support import REPOSITORY
 from tests.support.params import small_params
 from tests.support.projects import Project, make_project
 
@@ -30,7 +29,6 @@ def deployed(prefect: None, tmp_path_factory) -> None:
     content["sweep"] = {}
     content["training"]["emoji"].update(batch_size=12, workers=3, min_workers=1)
     project = make_project(tmp_path_factory.mktemp("deployed") / "a project", content)
-    (project.folder / "flows").symlink_to(REPOSITORY / "flows")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.folder)
         deployments.deploy(project.params)

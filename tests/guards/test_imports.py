@@ -33,7 +33,7 @@ def private_imports(text: str) -> list[str]:
     ours = [
         alias
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(OURS)
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith(OURS))
         for alias in node.names
     ]
     modules = {alias.asname or alias.name for alias in ours}
@@ -51,6 +51,7 @@ def private_imports(text: str) -> list[str]:
     [
         "from fractal_model.model.attention import _scores",
         "def later():\n    from flows.train import _scores",
+        "from .train import _scores",
         "from fractal_model.model import attention\nattention._scores()",
     ],
 )

@@ -78,7 +78,7 @@ def _announced(project: Project) -> int:
 def test_prefects_form_describes_the_parameters_of_a_size(project):
     query = {"deployments": {"name": {"any_": ["digits"]}, "tags": {"all_": ["cpu"]}}}
     deployments = project.ask_prefect("deployments/filter", **query)
-    (training,) = [each for each in deployments if each["entrypoint"].startswith("flows/train.py")]
+    (training,) = [each for each in deployments if each["entrypoint"].startswith("flows.train.")]
     address = f"http://127.0.0.1:{project.ports['prefect']}/v2/deployments/deployment"
     login = base64.b64encode(":".join(project.login()).encode()).decode()
     properties = training["parameter_openapi_schema"]["properties"]

@@ -14,7 +14,6 @@ from fractal_model.config.services import ServicesConfig
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.services.deployments import deploy, set_paused
 from fractal_model.services.folder import ServicesFolder
-from tests.support import REPOSITORY
 from tests.support.params import small_params
 
 
@@ -31,7 +30,6 @@ def folder(tmp_path) -> ServicesFolder:
     for section in ("models", "training", "sampling", "evaluation", "sweep"):
         content[section] = {"digits": content[section]["digits"]}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    (tmp_path / "flows").symlink_to(REPOSITORY / "flows")
     folder = ServicesFolder(tmp_path / "params.yaml", tmp_path / "outputs")
     folder.state.mkdir(parents=True)
     return folder

@@ -35,8 +35,7 @@ SLEEP = "import time; time.sleep(600)"
 def services(tmp_path) -> Services:
     """The servers of a project, with free ports."""
     project = tmp_path / "a project"
-    (project / "flows").mkdir(parents=True)
-    (project / "flows" / "train.py").touch()
+    project.mkdir()
     content = small_params()
     content["services"] = {**free_ports(), "startup_seconds": 3}
     file = project / "params.yaml"
@@ -246,12 +245,6 @@ def test_only_processes_of_the_run_folder_are_ended(tmp_path):
         for process in running:
             process.kill()
             process.wait()
-
-
-def test_a_folder_without_flows_is_refused(services):
-    (services.folder.project / "flows").rename(services.folder.project / "other")
-    with pytest.raises(FractalError, match="has no flows: run from the project's folder"):
-        services.up(print)
 
 
 def test_up_is_refused_while_another_process_starts_or_stops_the_servers(services):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,7 +40,6 @@ class Project:
         self.ports = free_ports()
         self.start_output = ""
         folder.mkdir()
-        shutil.copytree(REPOSITORY / "flows", folder / "flows")
         services = {**self.ports, "ray_cpus": 3, "evaluate_after_training": evaluates}
         content = {**content, "services": services}
         (folder / "params.yaml").write_text(yaml.safe_dump(content))
