@@ -26,10 +26,13 @@ Flag = Annotated[bool, Field(strict=True)]
 PositiveInt = Annotated[int, Field(ge=1, le=2**63 - 1), NUMBER]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER]
 NotNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1), NUMBER]
+NotEmpty = Annotated[str, Field(pattern=r"\S")]
 
 
 class StrictModel(BaseModel):
     """Base class of settings. They are frozen, and an unknown key is an error, so that no misspelt
     key is ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )

@@ -37,15 +37,35 @@ class NotYAMLError(ValueError):
 def read_yaml(file: Path) -> Any:
     """Return the content of a YAML file. OSError: the file cannot be read. NotYAMLError: it is not
     YAML, or this module refuses it."""
+    return parse_yaml(_read_text(file))
+
+
+def _read_text(file: Path) -> str:
     require_regular_file(file)
     with file.open("rb") as stream:
         content = stream.read(LARGEST_BYTES + 1)
     if len(content) > LARGEST_BYTES:
         raise NotYAMLError(f"it has more than {LARGEST_BYTES:,} bytes: give a settings file")
     try:
-        return parse_yaml(content.decode())
+        return content.decode()
     except UnicodeDecodeError as error:
         raise NotYAMLError(one_line(error)) from error
+
+
+def read_key_lines(file: Path) -> dict[tuple[str, ...], int]:
+    """Return the line of each key of a YAML file that `read_yaml` accepts, by the key and those of
+    the mappings around it. A key that comes from an anchor has the line where it is written."""
+    loader = _StrictLoader(_read_text(file))
+    lines: dict[tuple[str, ...], int] = {}
+    mappings = [((), loader.get_single_node())]  # type: ignore[no-untyped-call]
+    while mappings:
+        above, mapping = mappings.pop()
+        if isinstance(mapping, yaml.MappingNode):
+            loader.flatten_mapping(mapping)
+            for key, value in mapping.value:
+                lines[*above, key.value] = key.start_mark.line + 1
+                mappings.append(((*above, key.value), value))
+    return lines
 
 
 def parse_yaml(text: str) -> Any:

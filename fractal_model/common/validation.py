@@ -1,10 +1,11 @@
 """Read settings from JSON, and describe what is wrong with the user's settings, on one line."""
 
 import difflib
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic_core import from_json
 
 from fractal_model.common.errors import FractalError, one_line
@@ -58,21 +59,36 @@ def _short_repr(value: str | int | float) -> str:
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """Return the last words of the error message for the unknown key at `location`. They name the
     nearest known key of its section, or all known keys if none is near."""
-    keys = _keys_at(model, location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), keys, n=1)
+    section = annotation_at(model, location[:-1])
+    is_model = isinstance(section, type) and issubclass(section, BaseModel)
+    return name_nearest(str(location[-1]), keys_of(section) if is_model else ())
+
+
+def keys_of(model: type[BaseModel]) -> dict[str, str]:
+    """Return the names of the fields of a settings class by the keys that a file has for them."""
+    keys = {}
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        keys[str(alias.choices[0]) if isinstance(alias, AliasChoices) else name] = name
+    return keys
+
+
+def name_nearest(key: str, known: Collection[str]) -> str:
+    """Return the last words of an error message about an unknown key: the nearest of the `known`
+    keys, or all of them if none is near."""
+    near = difflib.get_close_matches(key, known, n=1)
     if near:
         return f", did you mean {near[0]!r}?"
-    return f", known are {', '.join(keys)}" if keys else ""
+    return f", known are {', '.join(known)}" if known else ""
 
 
-def _keys_at(annotation: object, location: tuple[int | str, ...]) -> list[str]:
+def annotation_at(annotation: Any, location: Sequence[int | str]) -> Any:
+    """Return the type of the setting at `location` within settings of the type `annotation`; None
+    if it is not known."""
     for part in location:
-        arguments: tuple[object, ...] = getattr(annotation, "__args__", ())
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             field = annotation.model_fields.get(str(part))
             annotation = field.annotation if field else None
-        elif len(arguments) == 2:  # dict[str, …]
-            annotation = arguments[1]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return list(annotation.model_fields)
-    return []
+        else:
+            annotation = get_args(annotation)[1] if get_origin(annotation) is dict else None
+    return annotation

@@ -1,9 +1,11 @@
 """Read params.yaml into frozen objects, which DVC stages, flows and commands share."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.strict import LARGEST_SEED, NUMBER, Seed, StrictModel
@@ -17,44 +19,21 @@ from fractal_model.config.evaluation import (
     PromotionConfig,
     SweepConfig,
 )
+from fractal_model.config.metrics import MetricsConfig
 from fractal_model.config.model import ModelConfig
+from fractal_model.config.overrides import Override, apply_overrides, parse_override
+from fractal_model.config.paths import PathsConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.services import ServicesConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.config.weights import MODEL, choose_average
 
-DEFAULT_FILE = Path("params.yaml")
+DEFAULT_FILE = Path(os.environ.get("FRACTAL_PARAMS") or "params.yaml")
+"""The settings file, unless an option or a parameter names another one."""
 
 SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=100)]
 """Name of a size, which is part of the names of experiments, artifacts and folders."""
-
-
-def _require_folder(place: object) -> object:
-    if isinstance(place, str) and not place.strip():
-        raise ValueError("give a folder, such as data")
-    if "://" in str(place):
-        raise ValueError(
-            "give a folder; addresses are for prepared data sets, in paths.remote, and for "
-            "checkpoints, in paths.training"
-        )
-    return place
-
-
-Folder = Annotated[Path, BeforeValidator(_require_folder)]
-NotEmpty = Annotated[str, Field(pattern=r"\S")]
-
-
-class PathsConfig(StrictModel):
-    """Folders of data and results. `load_params` makes relative paths and `~` absolute."""
-
-    data: Folder
-    outputs: Folder
-    remote: Annotated[dict[str, str], Field(default_factory=dict)]
-    """Addresses of data sets in an object store, such as {imagenet64: s3://bucket/imagenet64}."""
-    training: NotEmpty | None = None
-    """Place where training stores checkpoints: a folder that all machines share, or an address such
-    as s3://bucket/training; None: a folder in `outputs`."""
 
 
 class DigitsConfig(StrictModel):
@@ -62,25 +41,6 @@ class DigitsConfig(StrictModel):
 
     validation_images: Annotated[int, Field(ge=1, le=2**31), NUMBER]
     seed: Seed
-
-
-SampleSize = Annotated[int, Field(ge=4, le=2**31), NUMBER]
-
-
-class MetricsConfig(StrictModel):
-    """Number of real images that samples are compared with, and weights of the feature networks."""
-
-    statistics_images: dict[str, SampleSize]
-    """Number of training images in the FID reference, by name of the data set. A data set without
-    an entry uses all its training images."""
-    feature_sample: SampleSize
-    """Number of training images with stored features, for KID, precision and recall."""
-    inception_weights: NotEmpty
-    """`auto`, `download`, or a path relative to params.yaml. `auto`: torch-fidelity's weights if
-    they are cached, else those of an installed package. The Inception Score needs torch-fidelity's
-    weights."""
-    dinov2_weights: NotEmpty | None = None
-    """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
 
 
 class DatasetsConfig(StrictModel):
@@ -255,11 +215,26 @@ def _layers(model: ModelConfig) -> tuple[object, ...]:
     return (model.pixel, *(level.model_copy(update={"dropout": 0.0}) for level in model.levels))
 
 
-def load_params(file: Path = DEFAULT_FILE) -> Params:
-    """Read and check the settings in `file`, and make their paths absolute. FractalError: the file
-    cannot be read, or a setting is wrong; the message names the wrong settings."""
+def load_params(file: Path = DEFAULT_FILE, overrides: Sequence[str] | None = None) -> Params:
+    """Read and check the settings in `file`, with the values that `overrides` set, and make their
+    paths absolute. An override is a text such as `training.digits.epochs=5`.
+
+    FractalError: the file cannot be read, or a setting is wrong; the message names the wrong
+    settings."""
+    content = _read_file(file)
+    changes = [parse_override(text) for text in overrides or ()]
     try:
-        content = read_yaml(file)
+        return _make_params(content, changes, file)
+    except FractalError as error:
+        culprits = _find_culprits(content, changes, file)
+        if not culprits:
+            raise FractalError(f"{file}: {error}") from error
+        raise FractalError(f"{', '.join(map(str, culprits))}: {error}", setting="set") from error
+
+
+def _read_file(file: Path) -> Any:
+    try:
+        return read_yaml(file)
     except FileNotFoundError as error:
         raise FractalError(
             f"{file} is missing in {Path.cwd()}: run from the project's folder or give a file",
@@ -269,14 +244,35 @@ def load_params(file: Path = DEFAULT_FILE) -> Params:
         raise FractalError(f"{file} cannot be read ({error.strerror}): give a YAML file") from error
     except NotYAMLError as error:
         raise FractalError(f"{file}: {error}") from error
+
+
+def _find_culprits(content: Any, changes: Sequence[Override], file: Path) -> Sequence[Override]:
+    """Return the changes that make the settings wrong: the one without which they are right, or all
+    changes. The file's own content is wrong if there is none."""
+
+    def are_right(others: Sequence[Override]) -> bool:
+        try:
+            _make_params(content, others, file)
+        except FractalError:
+            return False
+        return True
+
+    if not changes or not are_right(()):
+        return ()
+    alone = [c for c in changes if are_right([other for other in changes if other is not c])]
+    return alone[:1] or changes
+
+
+def _make_params(content: Any, changes: Sequence[Override], file: Path) -> Params:
     try:
-        params = Params.model_validate(content)
-    except ValidationError as error:
-        raise FractalError(f"{file}: {describe(error, Params)}") from error
-    try:
+        params = Params.model_validate(apply_overrides(content, changes, Params))
         return _with_absolute_paths(params, file.resolve().parent)
+    except ValidationError as error:
+        raise FractalError(describe(error, Params)) from error
+    except FractalError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # too long, circular link, no home
-        raise FractalError(f"{file}: a path cannot be used ({one_line(error)}): fix it") from error
+        raise FractalError(f"a path cannot be used ({one_line(error)}): fix it") from error
 
 
 def _with_absolute_paths(params: Params, base: Path) -> Params:
