@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.safe_text import LONGEST_NAME, shorten
-from fractal_model.common.strict_yaml import NotYAMLError, parse_yaml
+from fractal_model.common.strict_yaml import DEEPEST, NotYAMLError, parse_yaml
 from fractal_model.common.validation import annotation_at, name_nearest
 
 
@@ -33,7 +33,7 @@ def parse_override(text: str) -> Override:
     value is not YAML."""
     key, is_given, value = text.partition("=")
     keys = tuple(key.strip().split("."))
-    if not is_given or not all(keys):
+    if not is_given or not all(keys) or len(keys) > DEEPEST:
         raise FractalError(
             f"{shorten(text, LONGEST_NAME)!r} sets nothing: give a key and a value, "
             f"such as training.digits.epochs=5",
