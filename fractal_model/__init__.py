@@ -1,10 +1,17 @@
 """Fractal generative models: autoregressive models inside autoregressive models, down to the pixel.
 
 Decided here, before any numerical library is loaded: the environment variables that libraries read
-only once. They are defaults: a value that the user has set stays.
+only once. They are defaults: a value that the user has set stays. `FractalPipeline` is imported
+when it is asked for, because it needs torch.
 """
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fractal_model.pipeline.fractal_pipeline import FractalPipeline
+
+__all__ = ["FractalPipeline"]
 
 _ENVIRONMENT = {
     # MKL's strict reproducibility mode on Intel processors: a row of a matrix product does not
@@ -63,3 +70,13 @@ def _exclude_loopback_from_proxies() -> None:
 _exclude_loopback_from_proxies()
 
 __version__ = "0.1.0"
+
+
+if not TYPE_CHECKING:  # A type checker would take every name for one of this package.
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module("fractal_model.pipeline.fractal_pipeline"), name)

@@ -3,6 +3,8 @@
     model.safetensors      weights
     ema-0.999.safetensors  moving average of the weights; one file for each decay of the recipe
     config.json            configuration of the model
+    serving.json           weights to sample with and the sampling settings; absent in the registry,
+                           whose versions have their own
     optimizer.pt           optimiser state, a torch file that loads with weights_only=True; absent
                            in an imported checkpoint and in the registry
     progress.json          number of images seen, size, fingerprint of the run
@@ -33,9 +35,10 @@ from fractal_model.common.files import atomic_folder, sha256
 from fractal_model.common.strict import NotNegativeInt, StrictModel
 from fractal_model.common.validation import read_json
 from fractal_model.config.model import ModelConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.config.weights import EMA, MODEL, choose_average, parse_weights
 from fractal_model.model.fractal import FractalModel
-from fractal_model.model.pretrained import CONFIG, WEIGHTS, read_config
+from fractal_model.model.pretrained import CONFIG, SERVING, WEIGHTS, read_config, read_serving
 from fractal_model.model.weights import load_weights, save_weights
 
 OPTIMIZER, PROGRESS = "optimizer.pt", "progress.json"
@@ -74,16 +77,24 @@ class Checkpoint:
     averages: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     """Moving averages of the weights by name, such as `ema-0.999`. In a checkpoint of an earlier
     version, which does not have the decay, the name is `ema`."""
+    serving: ServingConfig | None = None
+    """Weights and sampling settings that belong to the model; None if the checkpoint has none."""
 
-    def build_model(self, weights: str = MODEL, *, mark: str = "") -> FractalModel:
-        """Build the model in evaluation mode, with the trained weights or with the moving average
-        that `weights` names. FractalError: the checkpoint has no such average, or `ema` could be
-        several; the message puts `mark` before each name that it offers."""
+    def build_model(self, weights: str | None = None, *, mark: str = "") -> FractalModel:
+        """Build the model in evaluation mode, with the trained weights (`model`) or with the moving
+        average that `weights` names. None: those that `serving` names, or else the trained ones.
+        FractalError: the checkpoint has no such average, or `ema` could be several; the message
+        puts `mark` before each name that it offers."""
+        if weights is None:
+            weights = MODEL if self.serving is None else self.serving.weights
         state = self.weights
         if weights != MODEL:
-            state = self.averages[_find_average(weights, tuple(self.averages), mark)]
+            weights = _find_average(weights, tuple(self.averages), mark)
+            state = self.averages[weights]
         model = FractalModel(self.config)
         model.load_state_dict(state)
+        if self.serving is not None:
+            model.serving = self.serving.model_copy(update={"weights": weights})
         return model.eval()
 
 
@@ -102,28 +113,32 @@ def save_checkpoint(
     optimizer: dict[str, Any] | None,
     progress: Progress,
     averages: Mapping[str, Mapping[str, Tensor]] | None = None,
+    serving: ServingConfig | None = None,
 ) -> None:
     """Write a checkpoint to the new `folder`, which appears only when the checkpoint is complete.
-    `averages` has the moving averages of the weights by name, such as `ema-0.999`. If `optimizer`
-    is None, training cannot continue from the checkpoint. FractalError: the disk is full or not
-    writable."""
+    `averages` has the moving averages of the weights by name, such as `ema-0.999`. `serving` has
+    the weights and settings to sample with. If `optimizer` is None, training cannot continue from
+    the checkpoint. FractalError: the disk is full or not writable."""
     with atomic_folder(folder, "the checkpoint") as partial:
         save_weights(model.state_dict(), partial / WEIGHTS)
         for name, average in (averages or {}).items():
             save_weights(average, partial / f"{name}{_SUFFIX}")
         _write_text(partial / CONFIG, model.config.model_dump_json(indent=1))
         _write_text(partial / PROGRESS, progress.model_dump_json(indent=1))
+        if serving is not None:
+            _write_text(partial / SERVING, serving.model_dump_json(indent=1))
         if optimizer is not None:
             torch.save(optimizer, partial / OPTIMIZER)
         _seal(partial, {file.name: sha256(file) for file in sorted(partial.iterdir())})
 
 
 def copy_for_sampling(checkpoint: Path, folder: Path) -> None:
-    """Copy a checkpoint to the new `folder` without its optimiser state, which is the only pickle.
-    FractalError: the checkpoint is damaged, or the disk is full."""
+    """Copy a checkpoint to the new `folder` without its sampling settings and its optimiser state,
+    which is the only pickle. FractalError: the checkpoint is damaged, or the disk is full."""
     verify_checkpoint(checkpoint)
     sums = json.loads((checkpoint / CHECKSUMS).read_text())
-    sums.pop(OPTIMIZER, None)
+    for name in (OPTIMIZER, SERVING):
+        sums.pop(name, None)
     with atomic_folder(folder, "a copy of the checkpoint") as partial:
         for name in sums:
             shutil.copyfile(checkpoint / name, partial / name)
@@ -154,6 +169,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
                 name: load_weights(folder / f"{name}{_SUFFIX}", expected)
                 for name in average_names(folder)
             },
+            serving=read_serving(folder),
         )
     except FractalError as error:
         raise FractalError(
@@ -212,11 +228,11 @@ def _find_problem(folder: Path) -> str | None:
         sums = _CHECKSUMS.validate_json(checksums.read_bytes())
     except ValidationError:
         return f"damaged: {CHECKSUMS} is no table of names and checksums"
-    extra = sums.keys() - {*_REQUIRED, OPTIMIZER}
+    extra = sums.keys() - {*_REQUIRED, OPTIMIZER, SERVING}
     if unknown := [name for name in extra if not _is_average(name)]:
         return f"damaged: {CHECKSUMS} names the unknown file {min(unknown)!r}"
     # A file without a checksum would be read unchecked.
-    optional = (folder / OPTIMIZER, *folder.glob(_AVERAGES))
+    optional = (folder / OPTIMIZER, folder / SERVING, *folder.glob(_AVERAGES))
     present = {file.name for file in optional if file.exists()}
     if unlisted := {*_REQUIRED, *present} - sums.keys():
         return f"damaged: {CHECKSUMS} has no checksum of {min(unlisted)}"

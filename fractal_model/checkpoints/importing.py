@@ -25,6 +25,8 @@ from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.checkpoints.published_names import from_published
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.config.params import Params, Size
+from fractal_model.config.serving import ServingConfig
+from fractal_model.config.weights import MODEL
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import as_float32, differences
 
@@ -100,7 +102,13 @@ def import_published(
             f"{file} is damaged or its training failed: {error}; use an earlier checkpoint"
         ) from error
     model.load_state_dict(weights, assign=True)
-    save_checkpoint(folder, model=model, optimizer=None, progress=_progress(published, size))
+    save_checkpoint(
+        folder,
+        model=model,
+        optimizer=None,
+        progress=_progress(published, size),
+        serving=ServingConfig(weights=MODEL, sampling=size.sampling),
+    )
 
 
 def with_imagenet_names(size: Size) -> Size:

@@ -9,7 +9,7 @@ from fractal_model.cli.options import path_option
 from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
-    require_request,
+    require_images,
     with_sampling_options,
 )
 from fractal_model.common.console import progress_bar, say
@@ -43,9 +43,9 @@ def animate(
     from fractal_model.generation.classes import parse_classes, split_classes
 
     sheet = sheet or out.with_suffix(".png")
-    require_request(classes, 1, seed)
+    require_images(classes, 1, seed)
     animation.require_animation(out, sheet, frames=frames, images=len(split_classes(classes)))
-    network, sampling = options.load()
+    network, serving = options.load()
     labels = torch.tensor(parse_classes(classes, network.config))
     for target in (out, sheet):
         require_writable_file(target)
@@ -55,7 +55,7 @@ def animate(
             network.to(compute_device()),
             labels,
             seeds,
-            sampling,
+            serving.sampling,
             out,
             sheet=sheet,
             frames=frames,

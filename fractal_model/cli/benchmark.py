@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from fractal_model.cli.options import JsonOption, ParamsOption, path_option
-from fractal_model.cli.sampling_options import change_sampling
+from fractal_model.cli.sampling_options import parse_iterations
 from fractal_model.common.compiler import has_compiler
 from fractal_model.common.console import console, only_result_on_stdout, say
 from fractal_model.common.errors import FractalError
@@ -109,6 +109,7 @@ def benchmark(
     """
     from fractal_model.common.memory import compute_device
     from fractal_model.costs import benchmark
+    from fractal_model.generation.request import change_sampling
 
     if profile is not None:
         require_writable_file(profile)
@@ -118,7 +119,9 @@ def benchmark(
     device = compute_device()
     with only_result_on_stdout(as_json):
         if mode == "sample":
-            sampling = change_sampling(base, model, guidance=guidance, iterations=iterations)
+            sampling = change_sampling(
+                base, model, guidance=guidance, iterations=parse_iterations(iterations, model)
+            )
             compiles = has_compiler() if compiled is None else compiled
             sampling = sampling.model_copy(update={"compile": compiles})
             network, work = benchmark.sampling_work(model, sampling, batch, device)

@@ -10,7 +10,7 @@ from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
     parse_numbers,
-    require_request,
+    require_images,
     with_sampling_options,
 )
 from fractal_model.common.console import progress_bar, say
@@ -69,10 +69,10 @@ def edit(
                 f"{target} is no PNG file: name it .png, since other formats change known pixels"
             )
     _require_one_mask(mask, box, uncrop, outside)
-    require_request(classes, n, seed, batch_size)
-    loaded, settings = options.load()
+    require_images(classes, n, seed, batch_size)
+    loaded, serving = options.load()
     labels = parse_classes(classes, loaded.config)
-    _require_different(labels)
+    editing.require_different(labels)
     side = loaded.config.image_size
     picture = original = editing.read_image(image, side, fit=fit)
     if uncrop is not None:
@@ -82,11 +82,6 @@ def edit(
     else:
         assert mask is not None  # Exactly one of the three options is given.
         known = editing.read_mask(mask, side, fit=fit)
-    if bool(known.all()):
-        raise FractalError(
-            "nothing is left to generate, because all pixels are known: give another --box or "
-            "--uncrop, or a --mask with white pixels (128 or more)"
-        )
     files = _variant_files(labels, seed, n, out)
     if grid is not None and grid.resolve() in {file.resolve() for file in files}:
         raise FractalError(f"--grid {grid} is the file of an edited image: give another name")
@@ -97,7 +92,7 @@ def edit(
     with progress_bar("generating", len(seeds)) as update:
         images = editing.edit(
             loaded,
-            settings,
+            serving.sampling,
             picture,
             known,
             repeated,
@@ -115,16 +110,6 @@ def edit(
         say(f"image, mask and variants side by side: {grid}")
     share = 1 - known.float().mean().item()
     say(f"{share:.0%} of the pixels generated: {_names(files)}")
-
-
-def _require_different(labels: list[int]) -> None:
-    """Raise FractalError if a class is given twice, as its variants would have equal file names."""
-    repeated = [label for label in labels if labels.count(label) > 1]
-    if repeated:
-        raise FractalError(
-            f"class {repeated[0]} is given {labels.count(repeated[0])} times: give each class "
-            f"once, and ask for more variants with --n"
-        )
 
 
 def _require_one_mask(

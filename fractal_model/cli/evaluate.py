@@ -94,9 +94,9 @@ def _evaluate_model(
     model = load_model(source, params.paths.outputs)
     settings = params.size(size) if size is not None else params.find_size(model.config)
     settings = params.with_weights(settings.name, weights).size(settings.name)
-    if weights is None and settings.evaluation.weights != MODEL:
-        selected = select_weights(place, settings.evaluation.weights)
-        model = load_model(selected, params.paths.outputs)
+    selected = settings.evaluation.weights
+    if selected != (model.serving.weights if model.serving is not None else weights or MODEL):
+        model = load_model(select_weights(place, selected), params.paths.outputs)
     evaluation = prepare_evaluation(
         params,
         settings,

@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.cli.options import ModelOption, ParamsOption, parse_path, path_option
+from fractal_model.cli.options import (
+    ModelOption,
+    ParamsOption,
+    parse_path,
+    path_option,
+)
+from fractal_model.cli.sampling_options import SizeOption, load_served
 from fractal_model.common.console import progress_bar, say
-from fractal_model.common.files import atomic_folder, require_new, sha256
+from fractal_model.common.files import require_new, sha256
 from fractal_model.common.fingerprint import fingerprint
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 
@@ -59,19 +65,19 @@ def import_checkpoint(
 def export_model(
     model: ModelOption,
     out: Annotated[Path, path_option("The folder to write; must not exist.")],
+    size: SizeOption = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
     """Write a model as a folder in the form that the Hugging Face hub expects.
 
-    The folder holds safetensors and JSON. Load it with FractalModel.from_pretrained(FOLDER), or
-    give it to any --model option.
+    The folder holds safetensors and JSON: weights, architecture, class names and sampling settings.
+    Load it with FractalPipeline.from_pretrained(FOLDER), or give it to any --model option.
     """
-    from fractal_model.tracking.model_source import load_model
+    from fractal_model.model.pretrained import export_folder
 
     require_new(out)
-    network = load_model(model, load_params(params).paths.outputs)
-    with atomic_folder(out, "the exported model") as folder:
-        network.save_pretrained(folder)
+    network, network.serving = load_served(model, size, params)
+    export_folder(network, out)
     say(f"exported {model} to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

@@ -13,6 +13,7 @@ from fractal_model.cli.options import (
     ModelOption,
     ParamsOption,
     WorkersOption,
+    find_outputs,
     parse_text,
     path_option,
 )
@@ -56,11 +57,10 @@ def likelihood(
 
     if out is not None:
         require_writable_file(out)
-    settings = load_params(params)
     is_folder = is_remote(data) or Path(data).is_dir()
-    folder = data if is_folder else settings.dataset_folder(data)
+    folder = data if is_folder else load_params(params).dataset_folder(data)
     images = open_prepared(folder, split)
-    network = load_model(model, settings.paths.outputs)
+    network = load_model(model, find_outputs(params))
     with progress_bar("likelihood, images", len(images), images=True) as update:
         result = measure_likelihood(
             network,

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from fractal_model.config.params import DEFAULT_FILE, load_params
+
 
 def group(help: str) -> typer.Typer:
     """Return a Typer app for a group of commands. Without a command, the app prints its help."""
@@ -37,9 +39,10 @@ ModelOption = Annotated[
         "--model",
         parser=parse_text,
         metavar="MODEL",
-        help="A checkpoint folder, an exported folder or a registered model such as "
-        "models:/fractal-digits@champion. Add #ema for the moving average of its weights, or "
-        "#ema-0.999 for the one with this decay.",
+        help="A checkpoint folder, an exported folder, a repository USER/NAME of the Hugging Face "
+        "hub or a registered model such as models:/fractal-digits@champion. Add #ema for the "
+        "moving average of its weights, #ema-0.999 for the one with this decay, or #model for the "
+        "trained weights. Default: the weights that the model is served with.",
     ),
 ]
 ParamsOption = Annotated[Path, typer.Option("--params", help="The file with the settings.")]
@@ -59,3 +62,11 @@ BatchSizeOption = Annotated[
         "--batch-size", help="Largest number of images at a time. Default: what fits the memory."
     ),
 ]
+
+
+def find_outputs(params: Path) -> Path | None:
+    """Return the folder of results that the file `params` names; None if there is no such file in
+    the current folder and none was asked for. FractalError: see `load_params`."""
+    if params == DEFAULT_FILE and not params.is_file():
+        return None
+    return load_params(params).paths.outputs

@@ -9,7 +9,7 @@ from fractal_model.cli.options import BatchSizeOption, WorkersOption, path_optio
 from fractal_model.cli.sampling_options import (
     ClassesOption,
     SamplingOptions,
-    require_request,
+    require_images,
     with_sampling_options,
 )
 from fractal_model.common.console import progress_bar, say
@@ -37,7 +37,6 @@ def sample(
     """
     import torch
 
-    from fractal_model.config.weights import MODEL
     from fractal_model.evaluation.protocol import ImageSource, SampleRequest
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.sample_files import open_writer
@@ -45,15 +44,14 @@ def sample(
     from fractal_model.model.weights import weights_checksum
     from fractal_model.parallel.parts import LARGEST_PART
     from fractal_model.parallel.ray_workers import split_over_workers
-    from fractal_model.tracking.model_source import split_weights
 
-    require_request(classes, n, seed, batch_size)
-    network, sampling = options.load()
+    require_images(classes, n, seed, batch_size)
+    network, serving = options.load()
+    sampling = serving.sampling
     class_numbers = parse_classes(classes, network.config)
     labels = torch.tensor(class_numbers).repeat_interleave(n)
     checksum = weights_checksum(network)
-    weights = split_weights(options.model)[1]
-    source = ImageSource(weights=weights or MODEL, sampling=sampling, seed=seed)
+    source = ImageSource(weights=serving.weights, sampling=sampling, seed=seed)
     total = len(labels)
     largest = LARGEST_PART if batch_size is None else batch_size
     writer = open_writer(

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from pydantic import ValidationError
 
-from fractal_model.cli.options import ModelOption, ParamsOption
+from fractal_model.cli.options import ModelOption, ParamsOption, find_outputs
 from fractal_model.common.errors import FractalError
 from fractal_model.common.plurals import count_of
-from fractal_model.common.validation import describe
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, load_params
-from fractal_model.config.sampling import OrderName, SamplingConfig
+from fractal_model.config.sampling import OrderName
+from fractal_model.config.serving import ServingConfig
+from fractal_model.config.weights import MODEL
 
 if TYPE_CHECKING:
     from fractal_model.model.fractal import FractalModel
@@ -31,6 +31,13 @@ ClassesOption = Annotated[
         "with a comma in double quotes."
     ),
 ]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Take the sampling settings of this size in params.yaml. Default: the model's own "
+        "settings."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -38,61 +45,81 @@ class SamplingOptions:
     """Options that `sample`, `edit` and `animate` have in common."""
 
     model: ModelOption
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Take the sampling settings of this size in params.yaml. Default: the model's own "
-            "size."
-        ),
-    ] = None
+    size: SizeOption = None
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance; 1 switches it off. Default: the size's.")
+        float | None, typer.Option(help="Guidance; 1 switches it off. Default: the model's.")
     ] = None
     logit_scale: Annotated[
         float | None,
         typer.Option(
             help="Factor on the logits, the paper's temperature; above 1 makes samples more alike. "
-            "Default: the size's."
+            "Default: the model's."
         ),
     ] = None
     iterations: Annotated[
         str | None,
-        typer.Option(help="Iterations of each level, such as 16,4. Default: the size's."),
+        typer.Option(help="Iterations of each level, such as 16,4. Default: the model's."),
     ] = None
     order: Annotated[
         str | None,
         typer.Option(
             help="Order in which level 0 generates its sub-patches: random, raster, centre-out, "
-            "all sub-patch numbers, such as 3,1,0,2, or a file with them. Default: the size's."
+            "all sub-patch numbers, such as 3,1,0,2, or a file with them. Default: the model's."
         ),
     ] = None
     params: ParamsOption = DEFAULT_FILE
 
-    def load(self) -> tuple[FractalModel, SamplingConfig]:
-        """Return the model and its sampling settings, with the changes that the options make.
+    def load(self) -> tuple[FractalModel, ServingConfig]:
+        """Return the model, with the name of its weights and its sampling settings, which have the
+        changes that the options make.
 
-        FractalError: the model does not exist or fits no size, or a value is not allowed.
+        FractalError: the model does not exist, it has no sampling settings of its own and fits no
+        size, or a value is not allowed.
         """
-        from fractal_model.tracking.model_source import load_model
+        from fractal_model.generation.request import change_sampling
 
-        params = load_params(self.params)
-        model = load_model(self.model, params.paths.outputs)
-        size = params.size(self.size) if self.size is not None else params.find_size(model.config)
+        model, serving = load_served(self.model, self.size, self.params)
         if self.iterations is None:
             try:
-                size.sampling.level_iterations(model.config)
+                serving.sampling.level_iterations(model.config)
             except FractalError as error:
                 raise FractalError(
-                    f"settings of size {size.name} do not fit the model, give --iterations: {error}"
+                    f"the sampling settings do not fit the model, give --iterations: {error}"
                 ) from error
-        return model, change_sampling(
-            size.sampling,
+        sampling = change_sampling(
+            serving.sampling,
             model.config,
             guidance=self.guidance,
             logit_scale=self.logit_scale,
-            iterations=self.iterations,
-            order=self.order,
+            iterations=parse_iterations(self.iterations, model.config),
+            order=None if self.order is None else _parse_order(self.order),
         )
+        return model, serving.model_copy(update={"sampling": sampling})
+
+
+def load_served(source: str, size: str | None, params: Path) -> tuple[FractalModel, ServingConfig]:
+    """Load a model, and return it with the name of its weights and its sampling settings: those of
+    `size` in params.yaml or, if that is None, the model's own. A model that an earlier version
+    wrote has none, and takes those of its size.
+
+    FractalError: the model does not exist, or it has no settings and fits no size.
+    """
+    from fractal_model.tracking.model_source import load_model, split_weights
+
+    model = load_model(source, find_outputs(params))
+    own = model.serving
+    if own is not None and size is None:
+        return model, own
+    if own is None and not params.is_file():
+        raise FractalError(
+            f"{source} has no sampling settings, and there is no {params} in {Path.cwd()} to take "
+            f"those of its size from: give a file",
+            setting="params",
+        )
+    settings = load_params(params)
+    row = settings.size(size) if size is not None else settings.find_size(model.config)
+    weights = own.weights if own is not None else split_weights(source)[1] or MODEL
+    return model, ServingConfig(weights=weights, sampling=row.sampling)
 
 
 def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -114,70 +141,23 @@ def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-LARGEST_REQUEST = 1_000_000
-"""Largest number of images that one command draws."""
 _LONGEST_TEXT = 40
 _ORDERS: tuple[str, ...] = get_args(OrderName)
-_ALLOWED = {
-    "guidance": "guidance 0 … 1000",
-    "logit_scale": "logit scale above 0, at most 1000",
-    "iterations": "iterations 1 or more for each level",
-}
 
 
-def require_request(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
+def require_images(classes: str, n: int, seed: int, batch_size: int | None = None) -> None:
     """Check a request for `n` images of each class in the option's text `classes`. FractalError:
-    the request is for too many images or none, or the seed or batch size is out of range."""
-    from fractal_model.common.strict import LARGEST_SEED
+    see `generation.request.require_request`."""
     from fractal_model.generation.classes import split_classes
+    from fractal_model.generation.request import require_request
 
-    total = len(split_classes(classes)) * n
-    if not 1 <= total <= LARGEST_REQUEST:
-        raise FractalError(
-            f"{count_of(total, 'image')} asked for: give 1 … {LARGEST_REQUEST:,} in all with --n "
-            f"and --classes; for more images, run again with another --seed"
-        )
-    if not 0 <= seed <= LARGEST_SEED - total + 1:
-        raise FractalError(
-            f"seed {seed} with {count_of(total, 'image')} is out of range: give --seed 0 … "
-            f"{LARGEST_SEED - total + 1}"
-        )
-    if batch_size is not None and batch_size < 1:
-        raise FractalError(f"batch size {batch_size} is out of range: give 1 or more")
+    require_request(len(split_classes(classes)) * n, seed, batch_size)
 
 
-def change_sampling(
-    base: SamplingConfig,
-    model: ModelConfig,
-    *,
-    guidance: float | None = None,
-    logit_scale: float | None = None,
-    iterations: str | None = None,
-    order: str | None = None,
-) -> SamplingConfig:
-    """Return the settings `base` with the given options in place of its values. None keeps a value.
-
-    FractalError: a value is not allowed or does not fit the model.
-    """
-    from fractal_model.sampling.orders import require_order
-
-    factors = {"guidance": guidance, "logit_scale": logit_scale}
-    changes: dict[str, object] = {k: value for k, value in factors.items() if value is not None}
-    if iterations is not None:
-        changes["iterations"] = parse_numbers(iterations, "iterations", len(model.levels))
-    if order is not None:
-        changes["order"] = _parse_order(order)
-    try:
-        settings = SamplingConfig.model_validate({**base.model_dump(), **changes})
-    except ValidationError as error:
-        wrong = dict.fromkeys(str(item["loc"][0]) for item in error.errors() if item["loc"])
-        allowed = ", ".join(_ALLOWED[name] for name in wrong if name in _ALLOWED)
-        raise FractalError(
-            f"{describe(error, SamplingConfig)}{f'; allowed: {allowed}' if allowed else ''}"
-        ) from error
-    settings.level_iterations(model)
-    require_order(settings.order, model)
-    return settings
+def parse_iterations(text: str | None, model: ModelConfig) -> tuple[int, ...] | None:
+    """Return the numbers of the option `--iterations`, one for each level; None if it is not given.
+    FractalError: see `parse_numbers`."""
+    return None if text is None else parse_numbers(text, "iterations", len(model.levels))
 
 
 def _parse_order(text: str) -> str | tuple[int, ...]:

@@ -90,6 +90,14 @@ def decode(opened: ImageFile) -> Decoded:
     return Decoded(rgb, orientation, profile, composited)
 
 
+def decode_in_memory(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Return a picture that is not read from a file as RGB, as `decode` shows it; the picture
+    itself stays as it is. UnusableImage: see `decode`."""
+    picture = PIL.ImageOps.exif_transpose(picture)
+    converted, _ = to_srgb(_scale_to_eight_bits(picture), picture.info.get("icc_profile"))
+    return _lay_on_white(converted)[0]
+
+
 def decode_as_adm(opened: ImageFile) -> Decoded:
     """Decode the picture as ADM does: not turned, not converted to sRGB, not laid on white."""
     orientation = _orientation(opened)
@@ -137,7 +145,7 @@ def _scale_transparent_colour(opened: ImageFile) -> None:
         )
 
 
-def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
+def _scale_to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Scale a grey picture of more than 8 bits to 8, and return any other picture unchanged. If the
     file marks one grey value as transparent, the result has an alpha channel."""
     if not image.mode.startswith(("I", "F")):
@@ -153,7 +161,7 @@ def _scale_to_eight_bits(image: ImageFile) -> PIL.Image.Image:
     return grey
 
 
-def _white_level(image: ImageFile) -> tuple[int, bool]:
+def _white_level(image: PIL.Image.Image) -> tuple[int, bool]:
     """Return the largest grey value that the image's format allows, and whether that value means
     black (True) or white (False). UnusableImage: the format does not define a largest value."""
     if image.format == "PPM" and image.mode == "I":

@@ -11,22 +11,14 @@ import torch
 from torch import Tensor
 
 from fractal_model.common.errors import FractalError
-from fractal_model.common.strict import LARGEST_SEED
-from fractal_model.config.validation import MOST_PASSES
 from fractal_model.data.loader import read_batch
 from fractal_model.data.order import epoch_permutation
 from fractal_model.data.prepared import PreparedSplit
+from fractal_model.evaluation.image_likelihood import image_likelihood, start_bits
 from fractal_model.evaluation.same_classes import class_mismatch
 from fractal_model.model.fractal import NO_CLASS, FractalModel
-from fractal_model.model.likelihood import (
-    Likelihood,
-    is_exact,
-    mask_seeds,
-    pass_bits,
-    pass_bits_by_term,
-    term_names,
-)
-from fractal_model.parallel.parts import LARGEST_PART, MapParts, Work, map_in_this_process
+from fractal_model.model.likelihood import Likelihood, pass_bits_by_term, term_names
+from fractal_model.parallel.parts import LARGEST_PART, MapParts, map_in_this_process
 
 IMAGES_BY_LEVEL = 256
 """Number of images from which the likelihood's terms (the pixels' colours and each level's guiding
@@ -62,22 +54,17 @@ def measure_likelihood(
         )
     if conditional and (reason := class_mismatch(model.config, manifest)):
         raise FractalError(reason)
-    if not 1 <= passes <= MOST_PASSES or largest < 1 or not 0 <= seed <= LARGEST_SEED:
-        raise FractalError(
-            f"passes {passes}, batch size {largest} and seed {seed} given: passes must be "
-            f"1 … {MOST_PASSES}, the batch size 1 or more, the seed 0 … {LARGEST_SEED}"
-        )
-    exact = is_exact(model.config)
     indices = range(len(split)) if images is None else images
-    per_pass = torch.empty(len(indices), 1 if exact else passes, dtype=torch.float64)
-    compute = partial(pass_bits, passes=passes)
-    start = partial(_start, compute, model, split, indices, seed, conditional)
-    done = 0
-    for part, bits in map_parts(start, len(indices), largest=largest):
-        per_pass[part.start : part.stop] = bits
-        done += len(part)
-        progress(done)
-    return Likelihood(per_pass, exact)
+    return image_likelihood(
+        model,
+        partial(_read, split, indices, conditional),
+        len(indices),
+        progress,
+        passes=passes,
+        seed=seed,
+        largest=largest,
+        map_parts=map_parts,
+    )
 
 
 def likelihood_by_level(
@@ -95,30 +82,17 @@ def likelihood_by_level(
     mean the same as in `measure_likelihood`. FractalError: not even one image fits the memory."""
     indices = epoch_permutation(0, 0, len(split))[:images].tolist()
     compute = partial(pass_bits_by_term, passes=passes)
-    start = partial(_start, compute, model, split, indices, seed, False)
+    start = partial(start_bits, compute, model, partial(_read, split, indices, False), seed)
     parts = map_parts(start, len(indices), largest=_AT_ONCE_BY_LEVEL)
     bits = torch.cat([rows for _, rows in parts]).mean((0, 1))
     return dict(zip(term_names(model.config), bits.tolist(), strict=True))
 
 
-def _start(
-    compute: Callable[..., Tensor],
-    model: FractalModel,
-    split: PreparedSplit,
-    images: Sequence[int],
-    seed: int,
-    conditional: bool,
-    device: torch.device,
-) -> Work:
-    """Return a function that computes the bits of a part. A part is a range of positions in
-    `images`, a list of indices. `compute` is `pass_bits` or `pass_bits_by_term`."""
-    model = model.to(device)
-
-    def work(part: range) -> Tensor:
-        pixels, labels, indices = read_batch(split, images[part.start : part.stop])
-        if not conditional:
-            labels = torch.full_like(labels, NO_CLASS)
-        seeds = mask_seeds(seed, indices.tolist())
-        return compute(model, pixels.to(device), seeds, labels=labels.to(device))
-
-    return work
+def _read(
+    split: PreparedSplit, images: Sequence[int], conditional: bool, part: range
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Read the images of a part, which is a range of positions in `images`, a list of indices."""
+    pixels, labels, indices = read_batch(split, images[part.start : part.stop])
+    if not conditional:
+        labels = torch.full_like(labels, NO_CLASS)
+    return pixels, labels, indices.tolist()

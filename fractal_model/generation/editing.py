@@ -15,34 +15,35 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fractal_model.common.console import say
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import require_regular_file
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.data.decoding import UnusableImage, decode, open_picture
-from fractal_model.generation.sample_images import sample_images
+from fractal_model.data.decoding import UnusableImage, decode, decode_in_memory, open_picture
+from fractal_model.generation.sample_images import PartObserver, collect_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.parts import LARGEST_PART, MapParts, map_in_this_process
 from fractal_model.sampling.known import KnownPixels
 
 WHITE = 128
 """Smallest grey value, of 0 … 255, that counts as white in a mask file."""
+Source = Path | Image.Image
+"""A picture: a file, or a picture in memory."""
 
 
-def read_image(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read a picture file as (3, S, S) uint8, like the pictures of a data set; S is `side`. With
-    `fit` the middle square of the picture is scaled to S × S. FractalError: the file cannot be
-    read, or without `fit` the picture is not S × S."""
-    picture = _to_side(_read(file, "image"), file, "image", side, fit, Image.Resampling.LANCZOS)
+def read_image(source: Source, side: int, *, fit: bool = False) -> Tensor:
+    """Read a picture as (3, S, S) uint8, like the pictures of a data set; S is `side`. With
+    `fit` the middle square of the picture is scaled to S × S. FractalError: the picture cannot be
+    read, or without `fit` it is not S × S."""
+    picture = _to_side(_read(source, "image"), source, "image", side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def read_mask(file: Path, side: int, *, fit: bool = False) -> Tensor:
-    """Read a mask file as (S, S) bool; S is `side`. A black pixel is kept (True), a white or
-    transparent one is generated (False). With `fit` the middle square of the mask is scaled to S ×
-    S. FractalError: the file cannot be read, or without `fit` the mask is not S × S."""
+def read_mask(source: Source, side: int, *, fit: bool = False) -> Tensor:
+    """Read a picture of a mask as (S, S) bool; S is `side`. A black pixel is kept (True), a white
+    or transparent one is generated (False). With `fit` the middle square of the mask is scaled to S
+    × S. FractalError: the mask cannot be read, or without `fit` it is not S × S."""
     picture = _to_side(
-        _read(file, "mask").convert("L"), file, "mask", side, fit, Image.Resampling.NEAREST
+        _read(source, "mask").convert("L"), source, "mask", side, fit, Image.Resampling.NEAREST
     )
     return torch.from_numpy(np.array(picture) < WHITE)
 
@@ -95,45 +96,79 @@ def edit(
     *,
     largest: int = LARGEST_PART,
     map_parts: MapParts = map_in_this_process,
+    observe: PartObserver | None = None,
 ) -> Tensor:
     """Generate N variants of `image` (3, S, S), each with its own class and seed, and return them,
     (N, 3, S, S) uint8. Where `mask` (S, S) is True, all variants have the pixels of `image`.
     `map_parts` is the function that runs the work, in parts of at most `largest` variants.
-    `progress` receives the number of finished variants."""
-    known = KnownPixels(image[None], mask[None])
-    variants, done = image.new_empty(len(labels), *image.shape), 0
-    for part, images in sample_images(
-        model, settings, labels, seeds, known=known, largest=largest, map_parts=map_parts
-    ):
-        variants[part.start : part.stop] = images
-        done += len(part)
-        progress(done)
-    return variants
+    `progress` receives the number of finished variants. FractalError: `mask` is True everywhere."""
+    if bool(mask.all()):
+        raise FractalError(
+            f"nothing is left to generate, because all pixels are known: give another box or "
+            f"fraction, or a mask with white pixels ({WHITE} or more)"
+        )
+    return collect_images(
+        model,
+        settings,
+        labels,
+        seeds,
+        progress,
+        known=KnownPixels(image[None], mask[None]),
+        largest=largest,
+        map_parts=map_parts,
+        observe=observe,
+    )
 
 
-def _read(file: Path, kind: str) -> Image.Image:
+def require_different(labels: Sequence[int]) -> None:
+    """Raise FractalError if a class is given twice, because variants of one class are told apart by
+    their seeds, which begin anew with each class."""
+    repeated = [label for label in labels if labels.count(label) > 1]
+    if repeated:
+        raise FractalError(
+            f"class {repeated[0]} is given {labels.count(repeated[0])} times: give each class "
+            f"once, and ask for more variants of a class"
+        )
+
+
+def _read(source: Source, kind: str) -> Image.Image:
     try:
-        require_regular_file(file)
-        with file.open("rb") as content, open_picture(content) as opened:
+        if isinstance(source, Image.Image):
+            return decode_in_memory(source)
+        require_regular_file(source)
+        with source.open("rb") as content, open_picture(content) as opened:
             return decode(opened).rgb
     except (OSError, ValueError, UnusableImage) as error:
         raise FractalError(
-            f"the {kind} {file} cannot be read ({one_line(error)}): give a picture file, for "
-            f"example PNG"
+            f"the {_name(source, kind)} cannot be read ({one_line(error)}): give a picture, for "
+            f"example a PNG file"
         ) from error
 
 
+def _name(source: Source, kind: str) -> str:
+    return kind if isinstance(source, Image.Image) else f"{kind} {source}"
+
+
 def _to_side(
-    picture: Image.Image, file: Path, kind: str, side: int, fit: bool, resampling: Image.Resampling
+    picture: Image.Image,
+    source: Source,
+    kind: str,
+    side: int,
+    fit: bool,
+    resampling: Image.Resampling,
 ) -> Image.Image:
     if fit:
         if min(picture.size) < side:
-            say(f"{kind} {file}: {picture.width} × {picture.height} pixels, enlarged to {side}")
+            from fractal_model.common.console import say
+
+            size = f"{picture.width} × {picture.height} pixels"
+            say(f"{_name(source, kind)}: {size}, enlarged to {side}")
         return ImageOps.fit(picture, (side, side), resampling)
     if picture.size != (side, side):
         raise FractalError(
-            f"the {kind} {file} is {picture.width} × {picture.height} pixels: this model takes "
-            f"{side} × {side}; give one of that size, or let its middle square be cut and scaled",
+            f"the {_name(source, kind)} is {picture.width} × {picture.height} pixels: this model "
+            f"takes {side} × {side}; give one of that size, or let its middle square be cut and "
+            f"scaled",
             setting="fit",
         )
     return picture

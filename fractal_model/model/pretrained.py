@@ -2,6 +2,7 @@
 
     model.safetensors   weights
     config.json         the model's configuration
+    serving.json        which weights these are, and the sampling settings; may be absent
     README.md           the model card
 
 Decided here: the hub's library saves, writes the model card and pushes; this module loads. The
@@ -18,11 +19,13 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from torch import nn
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.files import atomic_folder, require_new
 from fractal_model.common.validation import read_json
 from fractal_model.config.model import ModelConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.model.weights import load_weights, save_weights
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, SERVING = "model.safetensors", "config.json", "serving.json"
 _CARD = """---
 {{ card_data }}
 ---
@@ -30,12 +33,15 @@ _CARD = """---
 # A fractal generative model
 
 Autoregressive models inside autoregressive models, down to the pixel
-([paper]({{ paper_url }})). `config.json` holds the levels' sizes and the names of the classes.
+([paper]({{ paper_url }})). `config.json` holds the levels' sizes and the names of the classes,
+`serving.json` the sampling settings. Draw eight images of class 0 with them:
 
 ```python
-from fractal_model.model.fractal import FractalModel
+from fractal_model import FractalPipeline
 
-model = FractalModel.from_pretrained("FOLDER or USER/NAME")
+pipe = FractalPipeline.from_pretrained("FOLDER or USER/NAME")
+images = pipe(classes=[0] * 8, seed=0)
+images[0].save("image.png")
 ```
 """
 
@@ -52,11 +58,17 @@ class PretrainedModule(
     `from_pretrained(folder)` and `push_to_hub(name)`."""
 
     config: ModelConfig
+    serving: ServingConfig | None = None
+    """Which weights the model has, and the sampling settings that belong to it; None if its files
+    do not say."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Write weights and configuration to a folder; `save_pretrained` adds the model card."""
+        """Write weights, configuration and sampling settings to a folder. `save_pretrained` adds
+        the model card."""
         save_weights(self.state_dict(), save_directory / WEIGHTS)
         (save_directory / CONFIG).write_text(self.config.model_dump_json(indent=1))
+        if self.serving is not None:
+            (save_directory / SERVING).write_text(self.serving.model_dump_json(indent=1))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # It has fewer options than the library's.
@@ -79,6 +91,7 @@ class PretrainedModule(
         weights = load_weights(folder / WEIGHTS, cls.without_memory(config).state_dict())
         model = cls(config)
         model.load_state_dict(weights)
+        model.serving = read_serving(folder)
         return model.eval()
 
     @classmethod
@@ -88,9 +101,27 @@ class PretrainedModule(
             return cls(config)
 
 
+def export_folder(model: PretrainedModule, folder: Path) -> None:
+    """Write a model with its card to the new `folder`, which appears only when it is complete.
+    FractalError: the folder exists, or the disk is full or not writable."""
+    require_new(folder)
+    with atomic_folder(folder, "the exported model") as partial:
+        model.save_pretrained(partial)
+
+
 def read_config(folder: Path) -> ModelConfig:
     """Read the configuration in an exported folder. FractalError: it is damaged or not valid."""
     return read_json(folder / CONFIG, ModelConfig, "the configuration of a fractal model")
+
+
+def read_serving(folder: Path) -> ServingConfig | None:
+    """Read the weights' name and the sampling settings in the folder of a model; None if it has no
+    such file, because an earlier version wrote it. FractalError: the file is damaged or not
+    valid."""
+    file = folder / SERVING
+    if not file.is_file():
+        return None
+    return read_json(file, ServingConfig, "the sampling settings of a fractal model")
 
 
 def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
@@ -101,10 +132,10 @@ def is_pretrained_folder(folder: Path, foreign: tuple[str, ...]) -> bool:
 
 
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
-    """Download configuration and weights from the hub and return their folder. No other file is
+    """Download a model's files from the hub and return their folder. No other file is
     downloaded, because it could be a pickle, which can run any code."""
     try:
-        files = [CONFIG, WEIGHTS]
+        files = [CONFIG, WEIGHTS, SERVING]
         return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=files))
     except (HFValidationError, HTTPError, OSError) as error:
         raise FractalError(

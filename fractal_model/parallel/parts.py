@@ -56,11 +56,13 @@ class PartResult:
 
 
 class PartWorker:
-    """Computes parts on the GPU if there is one, else on the CPU. `sharing`: number of workers that
-    share the CPU's memory."""
+    """Computes parts on `device`, by default the GPU if there is one, else the CPU. `sharing`:
+    number of workers that share the CPU's memory."""
 
-    def __init__(self, start: StartWork, *, sharing: int = 1) -> None:
-        self._device = compute_device()
+    def __init__(
+        self, start: StartWork, *, sharing: int = 1, device: torch.device | None = None
+    ) -> None:
+        self._device = device or compute_device()
         self._share = MEMORY_SHARE / (sharing if self._device.type == "cpu" else 1)
         self._work = start(self._device)
 
@@ -137,10 +139,15 @@ class PartSizes:
 
 
 def map_in_this_process(
-    start: StartWork, total: int, *, largest: int = LARGEST_PART
+    start: StartWork,
+    total: int,
+    *,
+    largest: int = LARGEST_PART,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Compute images 0 … total − 1 in this process, part by part. This function is a `MapParts`."""
-    sizes, worker = PartSizes(total, largest=largest), PartWorker(start)
+    """Compute images 0 … total − 1 in this process, part by part, on `device`, by default the GPU
+    if there is one, else the CPU. This function is a `MapParts`."""
+    sizes, worker = PartSizes(total, largest=largest), PartWorker(start, device=device)
     while (part := sizes.next_part()) is not None:
         result = worker(part)
         sizes.record(part, result)

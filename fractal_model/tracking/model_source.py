@@ -1,19 +1,33 @@
-"""Loads a model from a checkpoint, an exported folder or the registry."""
+"""Loads a model from a checkpoint, an exported folder, the Hugging Face hub or the registry.
 
+Decided here: MLflow is imported only for a model of the registry.
+"""
+
+from __future__ import annotations
+
+import os
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY, load_checkpoint
 from fractal_model.common.errors import FractalError
+from fractal_model.config.params import DEFAULT_FILE, load_params
 from fractal_model.config.weights import MODEL, parse_weights
 from fractal_model.model.fractal import FractalModel
-from fractal_model.model.pretrained import is_pretrained_folder
-from fractal_model.tracking import registry, store
+from fractal_model.model.pretrained import is_pretrained_folder, read_serving
+
+if TYPE_CHECKING:
+    from fractal_model.tracking import registry
 
 REGISTRY_SCHEME = "models:/"
 _MARK = "#"
-_WITH_WEIGHTS = re.compile(rf"(?P<place>.*){_MARK}(?P<weights>ema(?:-[^/{_MARK}]*)?)", re.DOTALL)
+_WITH_WEIGHTS = re.compile(
+    rf"(?P<place>.*){_MARK}(?P<weights>model|ema(?:-[^/{_MARK}]*)?)", re.DOTALL
+)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 @overload
@@ -21,9 +35,9 @@ def split_weights(source: str) -> tuple[str, str | None]: ...
 @overload
 def split_weights(source: str | None) -> tuple[str | None, str | None]: ...
 def split_weights(source: str | None) -> tuple[str | None, str | None]:
-    """Split a model's source into its place and the name of the moving average that it selects with
-    `#ema` or `#ema-0.999`; None if it selects none. FractalError: the decay is no number between 0
-    and 1."""
+    """Split a model's source into its place and the name of the weights that it selects with
+    `#model`, `#ema` or `#ema-0.999`; None if it selects none. FractalError: the decay is no number
+    between 0 and 1."""
     match = _WITH_WEIGHTS.fullmatch(source or "")
     if match is None:
         return source, None
@@ -34,37 +48,70 @@ def split_weights(source: str | None) -> tuple[str | None, str | None]:
 
 
 def select_weights(place: str, weights: str) -> str:
-    """Return the source of a model with the moving average `weights` of the checkpoint at `place`,
-    such as `models:/fractal-digits@champion#ema-0.999`."""
+    """Return the source of a model with the `weights` of the checkpoint at `place`, such as
+    `models:/fractal-digits@champion#ema-0.999`."""
     return f"{place}{_MARK}{weights}"
 
 
-def load_model(source: str, outputs: Path) -> FractalModel:
-    """Load a model on the CPU, in evaluation mode. FractalError: the model is missing or damaged.
+def load_model(source: str, outputs: Path | None = None) -> FractalModel:
+    """Load a model on the CPU, in evaluation mode, with its sampling settings (`serving`).
+    FractalError: the model is missing or damaged.
 
-    `source` is the folder of a checkpoint or of an exported model, or `models:/NAME@ALIAS` or
-    `models:/NAME/VERSION` in the MLflow store of `outputs`. If `source` ends in `#ema`, the only
-    moving average of the weights is loaded, and with `#ema-0.999` the one with this decay; an
-    exported model has none.
+    `source` is the folder of a checkpoint or of an exported model, a repository USER/NAME of the
+    Hugging Face hub, or `models:/NAME@ALIAS` or `models:/NAME/VERSION` in the MLflow store of
+    `outputs` (None: the store of the current folder's params.yaml). The weights are those that the
+    model is served with. If `source` ends in `#model` they are the trained ones, with `#ema` the
+    only moving average, and with `#ema-0.999` the one with this decay.
     """
-    source, weights = split_weights(source)
-    folder = Path(source)
-    if source.startswith(REGISTRY_SCHEME):
-        store.connect(outputs)
-        folder = registry.fetch_checkpoint(source)
+    place, weights = split_weights(source)
+    folder = Path(place)
+    if place.startswith(REGISTRY_SCHEME):
+        return _load_registered(place, weights, outputs)
     # An incomplete checkpoint must not be taken for an exported model.
-    elif is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY):
-        if weights is not None:
-            raise FractalError(
-                f"{folder} is an exported model, which has no moving average: leave out "
-                f"{_MARK}{weights}, or name the checkpoint that it was exported from"
-            )
-        return FractalModel.from_pretrained(folder)
-    elif folder.is_dir() and not any(any(folder.glob(name)) for name in CHECKPOINT_ONLY):
+    if is_pretrained_folder(folder, foreign=CHECKPOINT_ONLY) or _is_hub_name(place):
+        return _load_pretrained(place, weights)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in CHECKPOINT_ONLY):
         raise FractalError(
             f"the folder {folder} holds neither a checkpoint nor an exported model: check the path"
         )
-    return load_checkpoint(folder).build_model(weights or MODEL, mark=_MARK)
+    return load_checkpoint(folder).build_model(weights, mark=_MARK)
+
+
+def _load_registered(uri: str, weights: str | None, outputs: Path | None) -> FractalModel:
+    from fractal_model.tracking import registry, store
+
+    if outputs is None and not os.environ.get(_STORE_VARIABLE):
+        outputs = _project_outputs(uri)
+    store.connect(outputs or Path())  # With the variable set, MLflow needs no folder.
+    folder = registry.fetch_checkpoint(uri)
+    checkpoint = replace(load_checkpoint(folder), serving=read_serving(folder.parent))
+    return checkpoint.build_model(weights, mark=_MARK)
+
+
+def _project_outputs(uri: str) -> Path:
+    if not DEFAULT_FILE.is_file():
+        raise FractalError(
+            f"{uri} is in no MLflow store that is known here, because {Path.cwd()} has no "
+            f"{DEFAULT_FILE}: run in the project's folder, or set {_STORE_VARIABLE}"
+        )
+    return load_params().paths.outputs
+
+
+def _load_pretrained(place: str, weights: str | None) -> FractalModel:
+    model = FractalModel.from_pretrained(place)
+    own = MODEL if model.serving is None else model.serving.weights
+    if weights not in (None, own):
+        raise FractalError(
+            f"{place} is an exported model, which has the weights {own} alone: leave out "
+            f"{_MARK}{weights}, or name the checkpoint that it was exported from"
+        )
+    return model
+
+
+def _is_hub_name(place: str) -> bool:
+    """True if `place` is written as USER/NAME and can be no mistyped path, because there is no
+    folder USER."""
+    return _HUB_NAME.fullmatch(place) is not None and not Path(place).parent.is_dir()
 
 
 def pin_version(source: str, outputs: Path) -> tuple[str, registry.NamedVersion | None]:
@@ -73,6 +120,8 @@ def pin_version(source: str, outputs: Path) -> tuple[str, registry.NamedVersion 
     `outputs`."""
     if not source.startswith(REGISTRY_SCHEME):
         return source, None
+    from fractal_model.tracking import registry, store
+
     uri, weights = split_weights(source)
     store.connect(outputs)
     version = registry.find_version(uri)
@@ -84,6 +133,8 @@ def fetch_registered(size: str, source: str | None) -> registry.RegisteredCheckp
     """Fetch a version of a size, with its checkpoint, from the connected MLflow store. `source` is
     `models:/fractal-<size>@ALIAS` or `models:/fractal-<size>/VERSION`; with None, fetch the
     candidate. FractalError: there is no such version, or `source` names another size."""
+    from fractal_model.tracking import registry
+
     if source is None:
         return registry.resolve(size)
     name, at, alias = source.removeprefix(REGISTRY_SCHEME).partition("@")

@@ -8,6 +8,7 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.config.evaluation import EvaluationConfig
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.config.training import TrainingConfig
 from fractal_model.config.weights import EMA, MODEL, Weights
 from fractal_model.metrics.names import NLL, error_name
@@ -151,6 +152,11 @@ class TrainingJob(StrictModel):
     """What a preview FID needs during training; None if the recipe has none."""
     reference: ReferenceCurve | None = None
     """Curves of an earlier training with which this run is compared; None if there are none."""
+
+    @property
+    def serving(self) -> ServingConfig:
+        """Weights and sampling settings that are written into the run's checkpoints."""
+        return ServingConfig(weights=self.scored_weights, sampling=self.sampling)
 
     @property
     def score(self) -> str:

@@ -32,7 +32,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_an_exported_model_has_no_moving_average(tmp_path):
     tiny_model("ar").save_pretrained(tmp_path / "model")
-    with pytest.raises(FractalError, match="is an exported model, which has no moving average"):
+    with pytest.raises(FractalError, match="exported model, which has the weights model alone"):
         load_model(f"{tmp_path / 'model'}#ema-0.9", tmp_path)
 
 

@@ -273,6 +273,7 @@ class _Worker:
                 skipped=tuple(self._skipped),
             ),
             averages=trainer.averages.state(),
+            serving=self._job.serving,
         )
         self._upload = Upload(folder)
         ray.train.report(

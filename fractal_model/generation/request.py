@@ -1,0 +1,76 @@
+"""Requests for images: the number of images, their seeds, and changes of the sampling settings.
+
+Decided here: the command line and the Python library check a request in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from fractal_model.common.errors import FractalError
+from fractal_model.common.plurals import count_of
+from fractal_model.common.strict import LARGEST_SEED
+from fractal_model.common.validation import describe
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.sampling.orders import require_order
+
+LARGEST_REQUEST = 1_000_000
+"""Largest number of images of one request."""
+_ALLOWED = {
+    "guidance": "guidance 0 … 1000",
+    "logit_scale": "logit scale above 0, at most 1000",
+    "iterations": "iterations 1 or more for each level",
+}
+
+
+def require_request(images: int, seed: int, batch_size: int | None = None) -> None:
+    """Check a request for `images` images with the seeds from `seed` on. FractalError: the request
+    is for too many images or none, or the seed or batch size is out of range."""
+    if not 1 <= images <= LARGEST_REQUEST:
+        raise FractalError(
+            f"{count_of(images, 'image')} asked for: give 1 … {LARGEST_REQUEST:,} in all, and for "
+            f"more images ask again with another seed"
+        )
+    if not 0 <= seed <= LARGEST_SEED - images + 1:
+        raise FractalError(
+            f"seed {seed} with {count_of(images, 'image')} is out of range: give a seed of 0 … "
+            f"{LARGEST_SEED - images + 1}"
+        )
+    if batch_size is not None and batch_size < 1:
+        raise FractalError(f"batch size {batch_size} is out of range: give 1 or more")
+
+
+def change_sampling(
+    base: SamplingConfig,
+    model: ModelConfig,
+    *,
+    guidance: float | None = None,
+    logit_scale: float | None = None,
+    iterations: Sequence[int] | None = None,
+    order: str | Sequence[int] | None = None,
+) -> SamplingConfig:
+    """Return the settings `base` with the given values in place of its own. None keeps a value.
+
+    FractalError: a value is not allowed or does not fit the model.
+    """
+    changes = {
+        "guidance": guidance,
+        "logit_scale": logit_scale,
+        "iterations": iterations,
+        "order": order,
+    }
+    values = {name: value for name, value in changes.items() if value is not None}
+    try:
+        settings = SamplingConfig.model_validate({**base.model_dump(), **values})
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(item["loc"][0]) for item in error.errors() if item["loc"])
+        allowed = ", ".join(_ALLOWED[name] for name in wrong if name in _ALLOWED)
+        raise FractalError(
+            f"{describe(error, SamplingConfig)}{f'; allowed: {allowed}' if allowed else ''}"
+        ) from error
+    settings.level_iterations(model)
+    require_order(settings.order, model)
+    return settings
