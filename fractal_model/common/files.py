@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import shutil
 import stat
 import tempfile
@@ -14,7 +15,17 @@ from safetensors import SafetensorError
 
 from fractal_model.common.errors import FractalError, one_line
 
+CACHE_VARIABLE = "FRACTAL_CACHE"
+"""Environment variable with the folder for files that are fetched from other machines."""
 _CHUNK = 1 << 22  # bytes read at a time
+
+
+def cache_folder() -> Path:
+    """Return the folder for files that are fetched from other machines: the value of FRACTAL_CACHE,
+    else `fractal-model` in XDG_CACHE_HOME, else `~/.cache/fractal-model`."""
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fractal-model"
 
 
 @contextmanager

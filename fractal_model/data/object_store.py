@@ -5,17 +5,18 @@ and the others wait. The data set's checksum is part of the cache's paths. If th
 store is replaced, its files therefore never mix with cached files of the older one.
 """
 
-import os
 from pathlib import Path
 
 import fsspec
 from filelock import FileLock
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import atomic_file, require_regular_file
-
-CACHE_VARIABLE = "FRACTAL_CACHE"
-"""Environment variable with the folder that caches the files of remote data sets."""
+from fractal_model.common.files import (
+    CACHE_VARIABLE,
+    atomic_file,
+    cache_folder,
+    require_regular_file,
+)
 
 
 def is_remote(place: str | Path) -> bool:
@@ -53,8 +54,7 @@ class RemoteStore:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        folder = os.environ.get(CACHE_VARIABLE)
-        self._cache = Path(folder) if folder else Path.home() / ".cache" / "fractal-model"
+        self._cache = cache_folder()
 
     def __str__(self) -> str:
         return self.url

@@ -29,6 +29,7 @@ from fractal_model.sampling.sampler import Sampler
 from fractal_model.tracking import registry, store
 from fractal_model.tracking.model_source import load_model
 from tests.support import REPOSITORY
+from tests.support.file_server import serving
 
 CASES = REPOSITORY / "tests" / "parity"
 
@@ -379,6 +380,63 @@ def test_two_names_for_one_parameter_are_refused(refused, published):
     assert "expected one name for each" in refused(published(change=change))
 
 
+@pytest.fixture
+def mirror(published, tmp_path, monkeypatch):
+    """A server of the file of mar3; the current folder and the cache are empty."""
+    with serving(published().read_bytes()) as server:
+        monkeypatch.setenv("FRACTAL_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        yield server
+
+
+def test_a_size_alone_is_downloaded_once_and_imported(fractal, published, mirror, tmp_path):
+    arguments = ("import", "mar3", "--mirror", mirror.address)
+    assert "imported mar3.pth as mar3: " in fractal(*arguments)
+    fractal(*arguments, "--out", tmp_path / "again")
+    assert [path for path, _ in mirror.requests] == ["/mar3.pth"]
+    fractal("import", published(), "--size", "mar3", "--out", tmp_path / "expected")
+    expected = load_checkpoint(tmp_path / "expected").weights
+    for folder in (Path("mar3"), tmp_path / "again"):
+        weights = load_checkpoint(folder).weights
+        assert weights.keys() == expected.keys()
+        assert all(tensor.equal(expected[name]) for name, tensor in weights.items())
+
+
+def test_a_download_that_arrived_damaged_is_not_kept(fractal, published, mirror, tmp_path):
+    file = published()
+    _hole(file)
+    whole, mirror.content = mirror.content, file.read_bytes()
+    arguments = ("import", "mar3", "--mirror", mirror.address)
+    with pytest.raises(FractalError, match=r"mar3.pth is damaged .* download it again"):
+        fractal(*arguments)
+    assert not Path("mar3").exists()
+    mirror.content = whole
+    assert "imported mar3.pth" in fractal(*arguments)
+
+
+def test_an_existing_folder_is_reported_before_the_download(fractal, mirror):
+    Path("mar3").mkdir()
+    with pytest.raises(FractalError, match="mar3 exists already"):
+        fractal("import", "mar3", "--mirror", mirror.address)
+    assert not mirror.requests
+
+
+def test_a_file_needs_its_size(fractal, published):
+    with pytest.raises(FractalError, match="is a file: give its size"):
+        fractal("import", published())
+
+
+def test_an_unknown_size_is_named(fractal):
+    with pytest.raises(FractalError, match="size 'mar-xl' is unknown: choose ar3 or mar3"):
+        fractal("import", "mar-xl")
+
+
+def test_a_file_needs_no_mirror(fractal, published):
+    with pytest.raises(FractalError, match="a file needs no mirror"):
+        fractal("import", published(), "--size", "mar3", "--mirror", "http://127.0.0.1:9")
+
+
 def test_a_registered_import_is_the_candidate(fractal, published, tmp_path, monkeypatch):
     sampled = []
     monkeypatch.setattr(Sampler, "__call__", lambda *arguments: sampled.append(arguments))
@@ -418,7 +476,7 @@ def test_an_exported_import_can_be_loaded(fractal, published, tmp_path):
     fractal("import", published(), "--size", "mar3", "--out", imported)
     fractal("export", "--model", imported, "--out", exported)
     names = {path.name for path in exported.iterdir()}
-    assert names == {"README.md", "config.json", "model.safetensors"}
+    assert names == {"README.md", "config.json", "model.safetensors", "serving.json"}
     expected = load_model(str(imported), tmp_path)
     for model in (load_model(str(exported), tmp_path), FractalModel.from_pretrained(exported)):
         assert model.config == expected.config

@@ -11,8 +11,9 @@ from botocore.exceptions import ConnectTimeoutError, NoCredentialsError
 from moto.server import ThreadedMotoServer
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.files import CACHE_VARIABLE
 from fractal_model.data.loader import train_loader
-from fractal_model.data.object_store import CACHE_VARIABLE, RemoteStore
+from fractal_model.data.object_store import RemoteStore
 from fractal_model.data.prepared import open_prepared, verify_prepared
 from fractal_model.data.writing import write_prepared
 
