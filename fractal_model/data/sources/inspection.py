@@ -14,7 +14,7 @@ from pydantic import Field
 from fractal_model.common.errors import FractalError
 from fractal_model.common.plurals import count_of
 from fractal_model.common.strict import StrictModel
-from fractal_model.config.data import IMAGENET
+from fractal_model.config.data import IMAGENET, OPENMOJI
 from fractal_model.data.sources import imagenet
 from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
 from fractal_model.data.sources.folders import (
@@ -24,11 +24,14 @@ from fractal_model.data.sources.folders import (
     require_no_validation_folder,
 )
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
+from fractal_model.data.sources.openmoji import list_openmoji
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
 
 _NAMED = 3  # At most this many classes without images are named.
 
-Kind = Literal["ImageNet archives", "ImageNet tree", "ImageNet parquet", "parquet", "folder"]
+Kind = Literal[
+    "ImageNet archives", "ImageNet tree", "ImageNet parquet", "parquet", "folder", "OpenMoji"
+]
 
 
 class Source(StrictModel):
@@ -67,6 +70,8 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
         builder = list_imagenet_tree(root, companions, progress)
     elif in_order:
         builder, names = list_parquet(root, progress, imagenet=name == IMAGENET)
+    elif kind == "OpenMoji":
+        builder = list_openmoji(root, progress)
     else:
         builder = list_folder(root, progress)
     if holdout:
@@ -88,6 +93,8 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
 
 
 def _find_kind(root: Path, name: str) -> Kind:
+    if name == OPENMOJI:
+        return "OpenMoji"
     if (root / TRAIN_ARCHIVE).is_file() or (root / VALIDATION_ARCHIVE).is_file():
         return "ImageNet archives"
     if parquet_files(root):
@@ -132,6 +139,7 @@ def _require_both_splits(
         "parquet": "put train-*.parquet and validation-*.parquet there, or only the first with "
         "holdout 0.1",
         "folder": "expected train/<class>/ and validation/<class>/, or <class>/ with holdout 0.1",
+        "OpenMoji": "give the folder of all its pictures",
     }[kind]
     no_truth = ""
     if kind in ("ImageNet archives", "ImageNet tree") and not companions.validation:

@@ -22,13 +22,14 @@ from fractal_model.common.files import atomic_file
 from fractal_model.common.strict import StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
-from fractal_model.config.data import IMAGENET, IMAGENET_SIDES
+from fractal_model.config.data import IMAGENET, IMAGENET_SIDES, OPENMOJI
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.sources.inspection import Source, inspect
 from fractal_model.data.sources.listing import Listing, Progress, printable_name
 
 REGISTERED_FILE = "registered.yaml"
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
+_DEFAULT_SIDES = {IMAGENET: tuple(IMAGENET_SIDES.values()), OPENMOJI: (64,)}
 _RESERVED_ENDINGS = ("-report", "-reference", "-quarantined")
 _HEAD = "# Data sets that `dvc repro` builds beside digits; `fractal data register` writes this.\n"
 
@@ -227,15 +228,15 @@ def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
             f"the name {name!r} cannot be used: expected small letters, digits and -, first a "
             f"letter, such as flowers"
         )
-    if not resolutions and name != IMAGENET:
+    resolutions = resolutions or _DEFAULT_SIDES.get(name, ())
+    if not resolutions:
         raise FractalError(
             f"say at which resolution to build {name!r}, 64 for example", setting="resolution"
         )
-    resolutions = resolutions or tuple(IMAGENET_SIDES.values())
     for resolution in resolutions:
         if not 2 <= resolution <= 4096:
             raise FractalError(f"the resolution is {resolution}, expected 2 to 4096 pixels")
-    is_numbered = name == IMAGENET or len(resolutions) > 1
+    is_numbered = name in _DEFAULT_SIDES or len(resolutions) > 1
     names = {f"{name}{size}" if is_numbered else name: size for size in resolutions}
     taken = {"digits": "the embedded data set", "sources": "the folder of the sources"}
     others = {k: v.source for k, v in read_registered(data).items() if v.source != name}
