@@ -22,7 +22,7 @@ from fractal_model.generation.animation import write_growth_animation
 from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
-from fractal_model.parallel.ray_workers import split_over_workers
+from fractal_model.parallel.split import split_over_workers
 from fractal_model.reporting.evaluation_page import class_overview
 from fractal_model.tracking import cross_links, registration, registry, runs
 from fractal_model.tracking.reports import log_report

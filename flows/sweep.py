@@ -30,7 +30,7 @@ from fractal_model.evaluation.inputs import EvaluationInputs, computation_finger
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.evaluation.sweep_settings import describe_setting
 from fractal_model.metrics.names import FID
-from fractal_model.parallel.ray_workers import split_over_workers
+from fractal_model.parallel.split import split_over_workers
 from fractal_model.reporting.sweep import COLUMNS, sweep_figures, sweep_row
 from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.model_source import fetch_registered, split_weights

@@ -34,6 +34,8 @@ IMPORTED = "imported"
 """Value of `Progress.fingerprint` in an imported checkpoint, which no run of this project
 trained."""
 IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES = 1000, 1_281_167
+_IMAGENET_NAMES = Path(__file__).with_name("imagenet_classes.txt")
+"""The names that torchvision has for the classes, one a line."""
 _ZIP_START, _OLD_STARTS = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04")
 _CHUNK = 1 << 22
 _PURE_PATHS = [
@@ -115,9 +117,7 @@ def with_imagenet_names(size: Size) -> Size:
     """Return `size` with the class names of ImageNet-1k if it has 1000 classes, else unchanged."""
     if size.model.num_classes != IMAGENET_CLASSES:
         return size
-    from torchvision.models import ResNet18_Weights
-
-    return size.with_class_names(tuple(ResNet18_Weights.DEFAULT.meta["categories"]))
+    return size.with_class_names(tuple(_IMAGENET_NAMES.read_text().splitlines()))
 
 
 def require_archive(file: Path) -> None:

@@ -61,7 +61,7 @@ def edit(
     from fractal_model.generation.classes import parse_classes
     from fractal_model.generation.pictures import grey_out, picture_grid, save_png
     from fractal_model.parallel.parts import LARGEST_PART
-    from fractal_model.parallel.ray_workers import split_over_workers
+    from fractal_model.parallel.split import split_over_workers
 
     for target in (out, grid or out):
         if target.suffix.lower() != ".png":

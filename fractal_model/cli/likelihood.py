@@ -52,7 +52,7 @@ def likelihood(
     from fractal_model.data.prepared import open_prepared
     from fractal_model.evaluation.measure_likelihood import measure_likelihood
     from fractal_model.parallel.parts import LARGEST_PART
-    from fractal_model.parallel.ray_workers import split_over_workers
+    from fractal_model.parallel.split import split_over_workers
     from fractal_model.tracking.model_source import load_model
 
     if out is not None:

@@ -43,7 +43,7 @@ def sample(
     from fractal_model.generation.sample_images import sample_images
     from fractal_model.model.weights import weights_checksum
     from fractal_model.parallel.parts import LARGEST_PART
-    from fractal_model.parallel.ray_workers import split_over_workers
+    from fractal_model.parallel.split import split_over_workers
 
     require_images(classes, n, seed, batch_size)
     network, serving = options.load()

@@ -14,7 +14,7 @@ import torch
 from fractal_model.common.errors import FractalError
 from fractal_model.common.gpus import Gpu
 from fractal_model.common.strict import StrictModel
-from fractal_model.config.data import IMAGENET_SIDES
+from fractal_model.config.data import IMAGENET_SIDES, digits_split_sizes
 from fractal_model.config.params import Params, Size
 from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
@@ -26,7 +26,6 @@ from fractal_model.costs.training_memory import (
     TrainingMemory,
     training_memory,
 )
-from fractal_model.data.digits import digits_splits
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.object_store import is_remote
 from fractal_model.model.fractal import FractalModel
@@ -197,9 +196,7 @@ def dataset_splits(params: Params, dataset: str, images: int | None = None) -> d
         splits = read_manifest(folder).splits
         return {name: record.images for name, record in splits.items()}
     if dataset == "digits":
-        settings = params.datasets.digits
-        digits = digits_splits(validation_images=settings.validation_images, seed=settings.seed)
-        return {name: len(images) for name, images in digits.items()}
+        return digits_split_sizes(params.datasets.digits.validation_images)
     if dataset not in IMAGENET_SIDES:
         raise FractalError(
             f"the number of images of the data set {dataset!r} is unknown: it is not prepared in "

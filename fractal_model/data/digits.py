@@ -12,12 +12,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.data import DIGITS_IMAGES, digits_split_sizes
 from fractal_model.data.manifest import Manifest
 from fractal_model.data.writing import write_prepared
 
 RESOLUTION = 8
 CLASS_NAMES = tuple("0123456789")
-_TOTAL = 1797
 
 
 def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[np.ndarray, int]]]:
@@ -29,12 +29,7 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
     Raises FractalError when a split would have fewer images than there are classes, and for a seed
     that does not fit in 32 bits.
     """
-    classes = len(CLASS_NAMES)
-    if not classes <= validation_images <= _TOTAL - classes:
-        raise FractalError(
-            f"validation_images is {validation_images}, expected {classes} to {_TOTAL - classes}: "
-            f"digits has {_TOTAL} images and each split needs every class"
-        )
+    sizes = digits_split_sizes(validation_images)
     if not 0 <= seed < 2**32:
         raise FractalError(f"seed is {seed}, expected 0 to {2**32 - 1}")
     source = load_digits()
@@ -42,11 +37,14 @@ def digits_splits(*, validation_images: int, seed: int) -> dict[str, list[tuple[
     grey = ((values * 255 + 8) // 16).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
     parts = train_test_split(
-        np.arange(_TOTAL), test_size=validation_images, stratify=source.target, random_state=seed
+        np.arange(DIGITS_IMAGES),
+        test_size=validation_images,
+        stratify=source.target,
+        random_state=seed,
     )
     return {
         name: [(images[i], int(source.target[i])) for i in np.sort(part)]
-        for name, part in zip(("train", "validation"), parts, strict=True)
+        for name, part in zip(sizes, parts, strict=True)
     }
 
 

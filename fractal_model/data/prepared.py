@@ -6,7 +6,8 @@
 
 Decided here: images stay encoded until they are needed. A shard is mapped when its first image is
 needed, and pages that were read are released again, so a reader's memory stays small for a data set
-of any size. The number of open files is limited too: systems often allow only 1,024.
+of any size. The number of open files is limited too: systems often allow only 1,024. Arrow is
+imported when a shard is opened, because many importers of this module only name its types.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from weakref import WeakSet
 
 import numpy as np
 import PIL.Image
-import pyarrow as pa
 import torch
 
 from fractal_model.common.errors import FractalError, one_line
@@ -145,6 +145,8 @@ class _Shard:
     """One Arrow file of a split, mapped with `mmap`, because Arrow's map cannot release pages."""
 
     def __init__(self, file: Path, record: ShardRecord) -> None:
+        import pyarrow as pa
+
         with file.open("rb") as opened:
             self._map = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         batches = list(pa.ipc.open_stream(pa.py_buffer(self._map)))
@@ -220,11 +222,13 @@ def verify_prepared(
 @contextmanager
 def _explain_errors(store: Store, split: str, record: ShardRecord) -> Iterator[None]:
     """Turn errors in opening the file of the shard `record` into a FractalError."""
+    from pyarrow import ArrowException
+
     try:
         yield
     except FractalError:
         raise
-    except (FileNotFoundError, ValueError, KeyError, pa.ArrowException) as error:
+    except (FileNotFoundError, ValueError, KeyError, ArrowException) as error:
         reason = f"{record.file} cannot be opened ({one_line(error)})"
         raise _damaged_error(store, split, reason) from error
     except OSError as error:

@@ -24,7 +24,8 @@ from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
-from fractal_model.parallel.ray_workers import hardware, split_over_workers, worker_count
+from fractal_model.parallel.ray_workers import hardware, worker_count
+from fractal_model.parallel.split import split_over_workers
 
 
 @dataclass(frozen=True)

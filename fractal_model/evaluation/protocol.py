@@ -8,7 +8,7 @@ date. Batch size and number of workers are in neither, because they change no me
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -23,7 +23,9 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.weights import Weights
 from fractal_model.data.manifest import Manifest, Sha256
 from fractal_model.metrics.names import preview_name
-from fractal_model.metrics.reference import Reference
+
+if TYPE_CHECKING:  # It loads the feature networks' libraries, which sampling does not need.
+    from fractal_model.metrics.reference import Reference
 
 PUBLISHED_SAMPLES = 50_000
 """Number of samples of ADM's protocol (Dhariwal and Nichol, 2021), which published FIDs follow."""
@@ -159,7 +161,7 @@ class Record(StrictModel):
 def make_protocol(
     settings: EvaluationConfig,
     manifest: Manifest,
-    reference: Reference,
+    reference: "Reference",
     *,
     inception_checksum: str,
     preview: bool = False,

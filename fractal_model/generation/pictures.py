@@ -10,6 +10,7 @@ from torch import Tensor
 from fractal_model.common.files import atomic_file
 
 TILE_PIXELS = 64
+GAP = 2
 NOT_GENERATED = (196, 203, 214)
 """Colour of pixels that are not generated yet."""
 
@@ -30,12 +31,22 @@ def sample_grid(images: Tensor, labels: Tensor, *, per_class: int) -> Tensor:
 
 def picture_grid(images: Tensor, *, columns: int) -> Tensor:
     """Draw images (N, 3, S, S) uint8 as one picture (3, H, W) in rows of `columns` images. Small
-    images are enlarged by a whole factor to at most 64 px."""
-    # Imported here, because every training worker loads this module and few draw a picture.
-    from torchvision.utils import make_grid
-
+    images are enlarged by a whole factor to at most 64 px. White lines of `GAP` pixels are around
+    the images, but not around a single one."""
     tiles = enlarge(images, max(1, TILE_PIXELS // images.shape[-1]))
-    return make_grid(tiles, nrow=columns, padding=2, pad_value=255)
+    if len(tiles) == 1:
+        return tiles[0]
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    _, channels, height, width = tiles.shape
+    picture = tiles.new_full(
+        (channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), 255
+    )
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        top, left = row * (height + GAP) + GAP, column * (width + GAP) + GAP
+        picture[:, top : top + height, left : left + width] = tile
+    return picture
 
 
 def enlarge(images: Tensor, factor: int) -> Tensor:

@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import ray
@@ -23,28 +22,16 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.hardware import Hardware
 from fractal_model.parallel.parts import (
     LARGEST_PART,
-    MapParts,
     PartResult,
     PartSizes,
     PartWorker,
     StartWork,
-    map_in_this_process,
 )
 from fractal_model.parallel.ray_cluster import ray_cluster
 
 _ACCELERATOR = "accelerator_type:"
 RESTARTS = 2
 """Number of times that Ray restarts a dead worker before the command fails."""
-
-
-def split_over_workers(workers: int | None, files: Sequence[Path] = ()) -> MapParts:
-    """Return a `MapParts` that computes with `workers` Ray workers, or in this process if `workers`
-    is None or 1. 0 means as many workers as there is room for. The workers read `files`.
-    FractalError: `workers` is below 0, or the cluster does not answer."""
-    workers = 1 if workers is None else worker_count(workers)
-    if workers == 1:
-        return map_in_this_process
-    return partial(map_over_workers, workers=workers, files=files)
 
 
 def worker_count(workers: int) -> int:
