@@ -16,6 +16,7 @@ from fractal_model.common.console import errors_on_one_line, run
 
 COMMANDS = {
     "data": "Register images, prepare data sets from them, and check and describe the data sets.",
+    "size": "Propose a new size for a data set.",
     "models": "List the registered models and choose the champion by hand.",
     "services": "Start and stop the Prefect, MLflow and Ray servers of this machine.",
     "parity": "Compare our model with numbers measured on the published implementation.",
@@ -32,7 +33,7 @@ COMMANDS = {
     "export": "Write a model as a folder in the form that the Hugging Face hub expects.",
 }
 """Summary of each command. A command is a function in a module; both have the command's name."""
-GROUPS = {"data", "models", "services"}
+GROUPS = {"data", "models", "services", "size"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
 OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
 """Module and function of each command whose module has another name. Python could not import a

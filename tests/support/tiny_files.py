@@ -34,7 +34,9 @@ def save_tiny(
     return folder
 
 
-def save_images(folder: Path, *, size: int = 4, classes: int = 4, count: int = 11) -> Path:
+def save_images(
+    folder: Path, *, size: int = 4, classes: int = 4, count: int = 11, split: str = "validation"
+) -> Path:
     pixels = random_images(count, size=size).permute(0, 2, 3, 1).numpy()
     write_prepared(
         folder,
@@ -43,7 +45,7 @@ def save_images(folder: Path, *, size: int = 4, classes: int = 4, count: int = 1
         preprocessing="none",
         resolution=size,
         class_names=[f"kind {i}" for i in range(classes)],
-        splits={"validation": [(image, i % classes) for i, image in enumerate(pixels)]},
+        splits={split: [(image, i % classes) for i, image in enumerate(pixels)]},
     )
     return folder
 

@@ -1,0 +1,184 @@
+"""Propose all settings of a size from the facts of its data set, this machine and a time budget.
+
+Decided here: a model is as large as the number of images allows and as the budget can train. A
+training sees at least 0.03 images for each parameter, as the one of `digits` does (the published
+ones see 2.4). So a small budget gives a smaller model, not a large one that is hardly trained.
+"""
+
+from dataclasses import dataclass
+
+from fractal_model.common.plurals import count_of
+from fractal_model.config.architecture import Architecture
+from fractal_model.config.model import ModelConfig
+from fractal_model.config.params import Size
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.costs.flops import sampling_flops, training_flops
+from fractal_model.sizing.choices import Choice, Entry, ImageSet, Proposal, values
+from fractal_model.sizing.layers import LADDER, large_grid_note, propose_layers, reuse_layers
+from fractal_model.sizing.machine import Machine
+from fractal_model.sizing.protocols import propose_evaluation, propose_sampling
+from fractal_model.sizing.recipe import Plan, propose_recipe
+from fractal_model.sizing.resources import count_parameters, propose_resources, propose_upkeep
+
+CPU_BUDGET, GPU_BUDGET = 3600.0, 8 * 3600.0
+"""Seconds of training that are planned by default: an hour on a CPU, a night on GPUs."""
+_SEEN_PER_PARAMETER = 0.03
+_MOST_EPOCHS = ((10_000, 100), (200_000, 200), (float("inf"), 800))
+"""Largest number of epochs for data sets below a number of training images. 800 is published."""
+_START_SECONDS = 30.0
+_SAMPLING_SHARE = 0.5
+"""Speed of sampling, in operations per second, as a share of the speed of training."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a size is proposed for."""
+
+    images: ImageSet
+    machine: Machine
+    budget: float | None = None
+    """Seconds of training; None: by default an hour on a CPU and a night on GPUs, and with `like`
+    as many epochs as its recipe has."""
+    like: Size | None = None
+    """Size whose architecture and recipe are followed, ..."""
+    like_row: Architecture | None = None
+    """… and its row in the section `models`; None only without `like`."""
+    flip: bool = False
+    speed: float | None = None
+    """Operations per second that training reaches on the whole machine, as a trial step measured
+    it; None: the machine's estimate."""
+    most_width: int = LADDER[-1].width
+    """Largest width of level 0."""
+    most_at_a_time: int = 1 << 20
+    """Largest number of images that a worker may compute at a time."""
+
+    @property
+    def training_speed(self) -> float:
+        """Operations per second that training reaches on the whole machine."""
+        return self.speed or self.machine.training_speed
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget, or its default."""
+        return self.budget or (GPU_BUDGET if self.machine.gpus else CPU_BUDGET)
+
+
+def propose(request: Request) -> Proposal:
+    """Propose a size. FractalError: the size to follow is for another resolution, or a training
+    step does not fit the memory."""
+    images, machine, like = request.images, request.machine, request.like
+    layers = _choose_layers(request)
+    model = _model(layers)
+    per_image = _training_flops(model)
+    epochs = _choose_epochs(request, _affordable_images(request, model))
+    seconds = epochs.value * images.train * per_image / request.training_speed
+    plan = Plan(images, machine, model, epochs.value, seconds, request.most_at_a_time)
+    recipe = propose_recipe(plan, request.flip, like.training if like else None)
+    batch, averages = recipe["batch_size"].value, len(recipe["ema_decays"].value)
+    sampling = propose_sampling(model, like.sampling if like else None)
+    drawing = sum(sampling_flops(model, SamplingConfig.model_validate(values(sampling))))
+    sample_seconds = drawing / (_SAMPLING_SHARE * request.training_speed)
+    return Proposal(
+        models=layers,
+        training={
+            "dataset": Choice(images.name),
+            "epochs": epochs,
+            **recipe,
+            **propose_resources(plan, batch, averages),
+            **propose_upkeep(plan, max(1, plan.seen // batch), sample_seconds),
+        },
+        sampling=sampling,
+        evaluation=propose_evaluation(
+            images, machine, training_seconds=seconds, sample_seconds=sample_seconds
+        ),
+        notes=_notes(request, layers, plan.seen),
+    )
+
+
+def measured_speed(model: ModelConfig, seconds_per_image: float, workers: int) -> float:
+    """Operations per second of a training with `workers` workers, if one of them trains on an image
+    in `seconds_per_image` seconds."""
+    return workers * _training_flops(model) / seconds_per_image
+
+
+def training_seconds(size: Size, images: int, speed: float) -> float:
+    """Seconds of the size's training on `images` images at `speed` operations per second, the start
+    of the workers included."""
+    work = size.training.epochs * images * _training_flops(size.model)
+    return _START_SECONDS + work / speed
+
+
+def _choose_layers(request: Request) -> Entry:
+    images, like = request.images, request.like
+    if like is not None and request.like_row is not None:
+        return reuse_layers(like.name, request.like_row, images.resolution, images.classes)
+    allowed = next(i for i, rung in enumerate(LADDER) if images.train <= rung.most_images)
+    rungs = [rung for rung in LADDER[: allowed + 1] if rung.width <= request.most_width]
+    for rung in reversed(rungs):
+        layers = propose_layers(rung, images.resolution, images.classes)
+        model = _model(layers)
+        seen = min(_affordable_images(request, model), _most_epochs(images) * images.train)
+        parameters, _ = count_parameters(model)
+        if seen >= _SEEN_PER_PARAMETER * parameters:
+            break
+    reason = f"{in_millions(parameters)} parameters for {count_of(images.train, 'image')}"
+    return {**layers, "widths": Choice(layers["widths"].value, reason)}
+
+
+def _choose_epochs(request: Request, affordable: float) -> Choice:
+    train, like = request.images.train, request.like
+    if like is not None and request.budget is None:
+        return Choice(like.training.epochs, f"as {like.name}")
+    epochs, most = max(1, int(affordable / train)), _most_epochs(request.images)
+    if epochs <= most:
+        return Choice(epochs, f"what fits in {duration(request.budget_seconds)}")
+    return Choice(most, f"more would overfit {count_of(train, 'image')}")
+
+
+def _most_epochs(images: ImageSet) -> int:
+    return next(epochs for below, epochs in _MOST_EPOCHS if images.train < below)
+
+
+def _affordable_images(request: Request, model: ModelConfig) -> float:
+    """Number of images on which the budget can train the model."""
+    return request.budget_seconds * request.training_speed / _training_flops(model)
+
+
+def _training_flops(model: ModelConfig) -> float:
+    return sum(training_flops(model, activation_checkpointing=False))
+
+
+def _model(layers: Entry) -> ModelConfig:
+    return Architecture.model_validate(values(layers)).to_model()
+
+
+def _notes(request: Request, layers: Entry, seen: int) -> tuple[str, ...]:
+    parameters, _ = count_parameters(_model(layers))
+    notes = [large_grid_note(layers)]
+    if seen < _SEEN_PER_PARAMETER * parameters / 2:
+        notes.append(
+            f"the training sees {seen:,} images; a model with {in_millions(parameters)} "
+            f"parameters needs {_SEEN_PER_PARAMETER * parameters:,.0f} or more to draw well: give "
+            f"it more time, or register the images with a lower resolution"
+        )
+    if not request.images.held_out:
+        notes.append(
+            "without held-out images nobody sees when training overfits: register the images with "
+            "a holdout"
+        )
+    return tuple(note for note in notes if note is not None)
+
+
+def in_millions(number: float) -> str:
+    """A number of parameters, such as `6.5 M`."""
+    return f"{number / 1e6:.1f} M"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people, such as `25 minutes` or `3.5 hours`."""
+    for unit, length in (("day", 86_400.0), ("hour", 3_600.0), ("minute", 60.0)):
+        if seconds >= 1.5 * length or (unit == "minute" and seconds >= 60):
+            digits = 0 if unit == "minute" else 1
+            number = f"{seconds / length:.{digits}f}".removesuffix(".0")
+            return f"{number} {unit}" if number == "1" else f"{number} {unit}s"
+    return "less than a minute"
