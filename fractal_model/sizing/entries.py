@@ -8,6 +8,7 @@ alignment and the ends of lines.
 import math
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,9 @@ def add_entries(file: Path, name: str, proposal: Proposal) -> None:
     try:
         Params.model_validate(content)
     except ValidationError as error:
-        raise FractalError(f"the new entries do not fit {file}: {describe(error, Params)}") from error
+        raise FractalError(
+            f"the new entries do not fit {file}: {describe(error, Params)}"
+        ) from error
     assert _without(content, name, proposal) == parse_yaml(before), "another setting changed"
     with atomic_file(file, unique=True) as partial:
         partial.write_bytes(after.encode())
@@ -85,33 +88,36 @@ def _find_sections(text: str) -> dict[str, _Section]:
     lines = text.splitlines()
     found: dict[str, _Section] = {}
     section, depth, is_key, last_line = "", 0, True, 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    events: Iterator[Any] = yaml.parse(text, yaml.SafeLoader)
+    for event in events:
+        start, end, value = event.start_mark, event.end_mark, getattr(event, "value", None)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth == 2 and not event.flow_style:
-                first_line = event.start_mark.line
+                first_line = start.line
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
-            if event.end_mark.index > event.start_mark.index:  # a bracket; a block has no end
-                last_line = event.end_mark.line
+            if end.index > start.index:  # a bracket; a block has no end
+                last_line = end.line
             elif depth == 1:
                 found[section] = _describe(lines, first_line, last_line)
             is_key = depth == 1 or is_key
         elif isinstance(event, yaml.NodeEvent):
-            last_line = event.end_mark.line - (event.end_mark.column == 0)
+            last_line = end.line - (end.column == 0)
             if depth == 1:
-                section, is_key = (event.value, False) if is_key else (section, True)
+                section, is_key = (str(value), False) if is_key else (section, True)
     return found
 
 
 def _describe(lines: list[str], first_line: int, last_line: int) -> _Section:
-    indent = re.match(" *", lines[first_line]).group()
+    first = lines[first_line]
+    indent = first[: len(first) - len(first.lstrip())]
     rows = [line for line in lines[first_line : last_line + 1] if _begins_at(line, len(indent))]
     return _Section(last_line, rows[-1], indent)
 
 
 def _begins_at(line: str, column: int) -> bool:
-    return line[:column].isspace() and not line[column : column + 1].strip(" #") == ""
+    return line[:column].isspace() and line[column : column + 1].strip(" #") != ""
 
 
 def _format(section: str, name: str, entry: Entry, indent: str, row: str) -> list[str]:

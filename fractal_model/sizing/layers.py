@@ -6,6 +6,7 @@ measured size `digits` to the published sizes. Each level is half as wide as the
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 from fractal_model.common.errors import FractalError
@@ -69,14 +70,10 @@ def propose_layers(rung: Rung, side: int, classes: int) -> Entry:
     widths = [max(32, rung.width >> i) for i in range(levels)]
     blocks = [rung.blocks[min(i, 2)] for i in range(levels)]
     heads = [width // (32 if width < 256 else 64) for width in widths]
-    grids = " and ".join(f"{a // b} × {a // b}" for a, b in zip(patch_sizes, patch_sizes[1:]))
+    grids = " and ".join(f"{a // b} × {a // b}" for a, b in pairwise(patch_sizes))
     return {
-        "patch_sizes": Choice(
-            list(patch_sizes), f"{grids} sub-patches each"
-        ),
-        "widths": Choice(
-            [*widths, rung.pixel_width], "halved from level to level"
-        ),
+        "patch_sizes": Choice(list(patch_sizes), f"{grids} sub-patches each"),
+        "widths": Choice([*widths, rung.pixel_width], "halved from level to level"),
         "blocks": Choice([*blocks, rung.pixel_blocks], "most of them at the top, as published"),
         "heads": Choice([*heads, max(1, rung.pixel_width // 32)], "32 or 64 elements each"),
         "generators": Choice(["mar"] * levels, "drawn in fewer iterations than ar"),

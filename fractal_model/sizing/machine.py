@@ -50,10 +50,9 @@ def find_machine() -> Machine:
     """Return this machine. It takes seconds, because the speed of a CPU is measured."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device("cuda" if gpus else "cpu")
-    name, precision = "", "float32"
-    if gpus:
-        name = torch.cuda.get_device_name()
-        precision = "bfloat16" if torch.cuda.get_device_capability() >= (8, 0) else "float32"
+    name = torch.cuda.get_device_name() if gpus else ""
+    is_ampere = gpus > 0 and torch.cuda.get_device_capability() >= (8, 0)
+    precision: Precision = "bfloat16" if is_ampere else "float32"
     return Machine(
         cores=count_cores(),
         memory_bytes=available_memory(device),

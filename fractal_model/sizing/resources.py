@@ -1,7 +1,8 @@
 """Propose what a training runs on, how its state is kept, and how its progress is measured.
 
 Decided here: a training on a CPU has a worker for each core, as many as divide the batch; one on
-GPUs has a worker for each GPU; fewer if memory is short. A worker computes as many images at a time as its memory holds.
+GPUs has a worker for each GPU; fewer if memory is short. A worker computes as many images at a time
+as its memory holds.
 """
 
 import math

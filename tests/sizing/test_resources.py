@@ -35,7 +35,9 @@ def test_little_memory_takes_fewer_images_then_checkpointing_then_an_error():
     assert 8 <= plain["images_per_worker"] < 32 and not plain["activation_checkpointing"]
     small = resources(replace(NODE, memory_bytes=24e9))
     assert small["activation_checkpointing"] and small["images_per_worker"] >= 8
-    with pytest.raises(FractalError, match="one image does not fit the memory, .* lower resolution"):
+    with pytest.raises(
+        FractalError, match="one image does not fit the memory, .* lower resolution"
+    ):
         resources(replace(NODE, memory_bytes=4e9))
 
 
