@@ -30,11 +30,11 @@ Source = Path | Image.Image
 """A picture: a file, or a picture in memory."""
 
 
-def read_image(source: Source, side: int, *, fit: bool = False) -> Tensor:
+def read_image(source: Source, side: int, *, fit: bool = False, name: str = "image") -> Tensor:
     """Read a picture as (3, S, S) uint8, like the pictures of a data set; S is `side`. With
-    `fit` the middle square of the picture is scaled to S × S. FractalError: the picture cannot be
-    read, or without `fit` it is not S × S."""
-    picture = _to_side(_read(source, "image"), source, "image", side, fit, Image.Resampling.LANCZOS)
+    `fit` the middle square of the picture is scaled to S × S. Errors call the picture `name`.
+    FractalError: the picture cannot be read, or without `fit` it is not S × S."""
+    picture = _to_side(_read(source, name), source, name, side, fit, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 

@@ -252,9 +252,10 @@ class FractalPipeline:
         or an image has another size than the model.
         """
         side = self.model.config.image_size
+        named = ((f"image {i}", picture) for i, picture in enumerate(split_pictures(images)))
         pictures = [
-            editing.read_image(as_source(picture, f"image {number}"), side, fit=fit)
-            for number, picture in enumerate(split_pictures(images))
+            editing.read_image(as_source(picture, name), side, fit=fit, name=name)
+            for name, picture in named
         ]
         if not pictures:
             raise FractalError("there are no images: give one or more")

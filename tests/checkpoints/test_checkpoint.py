@@ -27,6 +27,8 @@ from fractal_model.checkpoints.checkpoint import (
     verify_checkpoint,
 )
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking.model_source import load_model
 from tests.support import tiny_model
 
@@ -294,6 +296,23 @@ def test_one_of_several_averages_is_chosen_by_its_decay(tmp_path):
         load_model(f"{tmp_path / 'c'}#ema", tmp_path)
     copy_for_sampling(tmp_path / "c", tmp_path / "copy")
     assert _is_equal(load_model(f"{tmp_path / 'copy'}#ema-0.9990", tmp_path), models["ema-0.999"])
+
+
+def test_sampling_settings_are_kept_and_checked(tmp_path):
+    folder = tmp_path / "c"
+    serving = ServingConfig(weights="model", sampling=SamplingConfig(guidance=3.0))
+    save_checkpoint(
+        folder, model=tiny_model("mar"), optimizer={}, progress=PROGRESS, serving=serving
+    )
+    assert load_checkpoint(folder).serving == serving
+    copy_for_sampling(folder, tmp_path / "copy")  # A registered version has settings of its own.
+    assert load_checkpoint(tmp_path / "copy").serving is None
+    shutil.copyfile(folder / "serving.json", tmp_path / "copy" / "serving.json")
+    with pytest.raises(FractalError, match=r"has no checksum of serving\.json"):
+        load_checkpoint(tmp_path / "copy")
+    (folder / "serving.json").write_text("{}")
+    with pytest.raises(FractalError, match=r"serving\.json .* does not match its checksum"):
+        load_checkpoint(folder)
 
 
 def test_an_average_without_a_checksum_or_with_a_strange_name_is_refused(saved):

@@ -23,6 +23,8 @@ from fractal_model.checkpoints.importing import IMAGENET_TRAINING_IMAGES, IMPORT
 from fractal_model.checkpoints.parity import Case
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.losses import published_evaluation_loss
 from fractal_model.sampling.sampler import Sampler
@@ -478,8 +480,11 @@ def test_an_exported_import_can_be_loaded(fractal, published, tmp_path):
     names = {path.name for path in exported.iterdir()}
     assert names == {"README.md", "config.json", "model.safetensors", "serving.json"}
     expected = load_model(str(imported), tmp_path)
+    sampling = SamplingConfig(guidance=2.0, iterations=(1, 1))
+    assert expected.serving == ServingConfig(weights="model", sampling=sampling)
     for model in (load_model(str(exported), tmp_path), FractalModel.from_pretrained(exported)):
         assert model.config == expected.config
+        assert model.serving == expected.serving
         weights = expected.state_dict()
         assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(FractalError, match="exists already"):

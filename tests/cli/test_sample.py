@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
+from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.sampling.sampler import Sampler
 from tests.support import tiny_model
 from tests.support.tiny_files import save_tiny
@@ -60,6 +66,32 @@ def test_a_model_of_no_size_needs_the_option_size(workplace, tmp_path):
         sample(workplace, "--model", model)
     images, _ = sample(workplace, "--model", model, "--size", "digits", "--n", 1)
     assert images.shape == (1, 4, 4, 3)
+
+
+def test_a_model_s_own_settings_come_before_those_of_its_size(workplace, tmp_path):
+    own = ServingConfig(weights="ema", sampling=SamplingConfig(guidance=4.0, iterations=(1, 3)))
+    model = save_tiny(tmp_path / "model", averages=["ema-0.9"], serving=own)
+    averaged = tiny_model("mar", sharpen=2.0)
+    size = load_params(workplace.params).size("digits").sampling
+    for network, source, options, settings in (
+        (averaged, f"{model}", (), own.sampling),
+        (tiny_model("mar"), f"{model}#model", (), own.sampling),
+        (averaged, f"{model}", ("--size", "digits"), size),
+    ):
+        images, _ = sample(workplace, "--model", source, "--classes", "1", "--n", 2, *options)
+        expected = Sampler(network, settings)(torch.tensor([1, 1]), range(2))
+        assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
+    workplace.run("sample", "--model", model, "--n", 1, "--out", tmp_path / "images")
+    request = json.loads((tmp_path / "images" / "request.json").read_text())
+    assert request["images"]["weights"] == "ema-0.9"
+
+
+def test_a_model_without_settings_needs_params_yaml(workplace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["sample", "--model", str(workplace.model), "--out", "x.png"]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, FractalError) and done.exception.setting == "params"
+    assert "has no sampling settings, and there is no params.yaml in" in str(done.exception)
 
 
 def test_the_order_can_be_given_as_numbers(workplace):

@@ -19,7 +19,8 @@ NO_FILES = (
     # deployments and a block of Prefect
     *("train-fractal/", "evaluate-fractal/", "sweep-guidance/", "nightly-evaluation/"),
     *("prepare-data/", "slack-webhook/"),
-    # folders of somebody's images, Kubernetes, networks
+    # repositories of the Hugging Face hub, folders of somebody's images, Kubernetes, networks
+    "USER/",
     *("train/", "validation/", "test/", "CLASS/", "deploy/", "deployment/", "NET/", "10.0.0.0/"),
 )
 SUFFIXES = (".cff", ".lock", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml")

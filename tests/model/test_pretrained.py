@@ -114,6 +114,8 @@ def _truncate(file, part):
         (lambda f: _change_json(f / "config.json", num_clases=4), "did you mean 'num_classes'"),
         (lambda f: _change_json(f / "config.json", num_classes=0), "num_classes: .* found 0"),
         (lambda f: _change_json(f / "config.json", num_classes=5), "class_embedding.weight"),
+        (lambda f: (f / "serving.json").write_text("{"), "serving.json is not the sampling sett"),
+        (lambda f: (f / "serving.json").write_text('{"guidance": 1}'), "unknown key 'guidance'"),
         (lambda f: _truncate(f / "model.safetensors", 0.5), "damaged or truncated"),
         (lambda f: _truncate(f / "model.safetensors", 0), "damaged or truncated"),
         (lambda f: _change_weights(f, lambda w: w.pop("null_embedding")), "1 missing"),

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.cli.app import app
+from fractal_model.config.serving import ServingConfig
 from fractal_model.data.writing import write_prepared
 from tests.support import random_images, tiny_model
 
@@ -17,7 +18,12 @@ TINY = {"widths": [16, 16, 8], "blocks": [1, 1, 1], "heads": [2, 2, 2]}
 
 
 def save_tiny(
-    folder: Path, kind: str = "mar", *, averages: Sequence[str] = (), **changes: object
+    folder: Path,
+    kind: str = "mar",
+    *,
+    averages: Sequence[str] = (),
+    serving: ServingConfig | None = None,
+    **changes: object,
 ) -> Path:
     """Save a checkpoint of a tiny model, with other weights for each of the `averages`."""
     progress = Progress(size="digits", fingerprint="0" * 64, position=1, steps=1)
@@ -30,12 +36,19 @@ def save_tiny(
             name: tiny_model(kind, sharpen=2.0 + number, **changes).state_dict()
             for number, name in enumerate(averages)
         },
+        serving=serving,
     )
     return folder
 
 
 def save_images(
-    folder: Path, *, size: int = 4, classes: int = 4, count: int = 11, split: str = "validation"
+    folder: Path,
+    *,
+    size: int = 4,
+    classes: int = 4,
+    count: int = 11,
+    split: str = "validation",
+    names: Sequence[str] = (),
 ) -> Path:
     pixels = random_images(count, size=size).permute(0, 2, 3, 1).numpy()
     write_prepared(
@@ -44,7 +57,7 @@ def save_images(
         source="random numbers",
         preprocessing="none",
         resolution=size,
-        class_names=[f"kind {i}" for i in range(classes)],
+        class_names=[*names] or [f"kind {i}" for i in range(classes)],
         splits={split: [(image, i % classes) for i, image in enumerate(pixels)]},
     )
     return folder

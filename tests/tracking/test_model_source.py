@@ -1,10 +1,14 @@
 """Models are loaded from folders and the registry, or refused with the reason."""
 
+import huggingface_hub.constants
 import pytest
 
 from fractal_model.common.errors import FractalError
+from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.serving import ServingConfig
 from fractal_model.tracking.model_source import load_model, select_weights, split_weights
 from tests.support import tiny_model
+from tests.support.tiny_files import save_tiny
 
 _CHAMPION = "models:/fractal-digits@champion"
 
@@ -36,12 +40,55 @@ def test_an_exported_model_has_no_moving_average(tmp_path):
         load_model(f"{tmp_path / 'model'}#ema-0.9", tmp_path)
 
 
+def test_a_model_is_loaded_with_the_weights_that_it_is_served_with(tmp_path):
+    serving = ServingConfig(weights="ema", sampling=SamplingConfig(guidance=2.0))
+    folder = save_tiny(tmp_path / "c", averages=["ema-0.9"], serving=serving)
+    for source, weights, sharpen in (
+        (f"{folder}", "ema-0.9", 2.0),
+        (f"{folder}#ema-0.9", "ema-0.9", 2.0),
+        (f"{folder}#model", "model", 8.0),
+    ):
+        model = load_model(source)
+        assert model.serving == ServingConfig(weights=weights, sampling=serving.sampling)
+        expected = tiny_model("mar", sharpen=sharpen).state_dict()
+        assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_exported_average_is_known_by_its_name(tmp_path):
+    model = tiny_model("ar")
+    model.serving = ServingConfig(weights="ema-0.9", sampling=SamplingConfig())
+    model.save_pretrained(tmp_path / "m")
+    assert load_model(f"{tmp_path / 'm'}#ema-0.9").serving == model.serving
+    with pytest.raises(FractalError, match="has the weights ema-0.9 alone: leave out #model"):
+        load_model(f"{tmp_path / 'm'}#model")
+
+
+@pytest.mark.parametrize("source", ["someone/model", "some-one/model-1.b"])
+def test_a_name_of_the_hub_is_looked_up_there(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FractalError, match=f"no folder {source}, and no model .* from the hub"):
+        load_model(source)
+    (tmp_path / source).parent.mkdir()  # Then the name is a mistyped path.
+    with pytest.raises(FractalError, match=f"no checkpoint folder {source}"):
+        load_model(source)
+
+
+def test_the_registry_must_be_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(FractalError, match="has no params.yaml: run in the project's folder, or"):
+        load_model("models:/fractal-digits@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
         ("run/best", ("run/best", None)),
         ("run/best#ema", ("run/best", "ema")),
         ("models:/fractal-digits@champion#ema-0.9990", (_CHAMPION, "ema-0.999")),
+        ("run/best#model", ("run/best", "model")),
         ("run#ema/best", ("run#ema/best", None)),
         ("run#2", ("run#2", None)),
         ("run#ema#ema-1e-3", ("run#ema", "ema-0.001")),
