@@ -1,7 +1,7 @@
 """`fractal data …`: register sources of images; build and check data sets from them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,13 +26,15 @@ DatasetArgument = Annotated[
 
 @app.command("register")
 def register_source(
-    folder: Annotated[
-        Path,
+    place: Annotated[
+        str,
         typer.Argument(
             metavar="DIR",
             help="Folder of ImageNet (archives, extracted tree or parquet files) or of other "
-            "images (CLASS/*, or train/CLASS/* and validation/CLASS/*, or parquet files of the "
-            "Hugging Face hub). The word openmoji stands for the pictures of the extra [emoji].",
+            "images (CLASS/*, train/CLASS/* and validation/CLASS/*, images of one class, or "
+            "parquet files of the Hugging Face hub); or a table of paths and labels (CSV or "
+            "parquet); or hub:NAME, a data set of the Hugging Face hub; or the word openmoji, for "
+            "the pictures of the extra [emoji].",
         ),
     ],
     name: Annotated[
@@ -49,24 +51,43 @@ def register_source(
         float,
         typer.Option(min=0, max=0.9, help="Share of validation images, if DIR has none."),
     ] = 0.0,
+    background: Annotated[
+        str,
+        typer.Option(help="Colour behind transparent pictures: white, black or #rrggbb."),
+    ] = "white",
+    fit: Annotated[
+        Literal["crop", "pad", "squash"],
+        typer.Option(
+            help="How pictures become squares: cut out the centre, add bars of the background "
+            "colour, or change the proportions."
+        ),
+    ] = "crop",
+    label: Annotated[
+        str | None,
+        typer.Option(help="Column of the classes in a table or a data set of the hub."),
+    ] = None,
     params: ParamsOption = DEFAULT_FILE,
 ) -> None:
-    """Register a folder of images. Nothing is copied: `dvc repro` prepares the images later."""
+    """Register images where they are; `dvc repro` prepares them later. Only those of the hub are
+    downloaded."""
     from fractal_model.data.sources.folders import ignored_folders
     from fractal_model.data.sources.openmoji import openmoji_folder
-    from fractal_model.data.sources.registered import (
-        find_renumbered_class,
-        read_registered,
-        register,
-    )
+    from fractal_model.data.sources.registered import read_registered, register
 
     data = load_params(params).paths.data
-    if folder == Path(OPENMOJI) and not folder.exists():
-        folder, name = openmoji_folder(), OPENMOJI
-    resolutions = tuple(dict.fromkeys(resolution or ()))
+    if place == OPENMOJI and not Path(place).exists():
+        place, name = str(openmoji_folder()), OPENMOJI
     with progress_bar(f"{name}: images listed", None) as update:
         source, listing = register(
-            folder, data, name=name, resolutions=resolutions, holdout=holdout, progress=update
+            place,
+            data,
+            name=name,
+            resolutions=tuple(dict.fromkeys(resolution or ())),
+            holdout=holdout,
+            label=label,
+            background=background,
+            fit=fit,
+            progress=update,
         )
     datasets = [dataset for dataset, entry in read_registered(data).items() if entry.source == name]
     table = FittedTable(f"{source.name}: {source.kind}", ["", "images"], headings=False)
@@ -77,18 +98,12 @@ def register_source(
     console.print(table)
     for part in source.missing:
         say(f"missing: {part}")
-    if source.kind == "folder" and (ignored := ignored_folders(folder)):
+    if source.kind == "folder" and (ignored := ignored_folders(Path(place))):
         say(f"ignored: {', '.join(ignored)}; only train and validation (or val) are read")
     for entry in listing.refused[:3]:
         say(f"refused: {entry.split}/{entry.file}: {entry.reason}")
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set lists all of them")
-    for dataset in datasets:
-        if change := find_renumbered_class(data, dataset, listing.class_names):
-            say(
-                f"{dataset}: the order of the classes changes, {change}, when `dvc repro` prepares "
-                f"it again; models that were trained on it keep the old order"
-            )
     say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
 
 

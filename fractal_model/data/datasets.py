@@ -1,5 +1,6 @@
 """Prepare the data sets of a project by name: digits, and the sets in `registered.yaml`."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from fractal_model.common.console import progress_bar, say
@@ -59,12 +60,15 @@ def prepare_dataset(params: Params, dataset: str, build_shards: BuildShards) -> 
 
 def _say_conversions(params: Params, dataset: str, manifest: Manifest) -> None:
     counts = read_raw_counts(params.paths.data / dataset).values()
-    enlarged = sum(split.count_enlarged(manifest.resolution) for split in counts)
+    laid_on = sum((split.laid_on for split in counts), Counter[str]())
     for images, description in (
-        (enlarged, f"smaller than {manifest.resolution} px, enlarged"),
+        (
+            sum(split.enlarged for split in counts),
+            f"smaller than {manifest.resolution} px, enlarged",
+        ),
         (sum(split.converted for split in counts), "with an ICC profile, converted to sRGB"),
         (sum(split.profile_unreadable for split in counts), "with an ICC profile that was ignored"),
-        (sum(split.composited for split in counts), "transparent in places, laid on white"),
+        *((images, f"transparent in places, laid on {name}") for name, images in laid_on.items()),
         (sum(split.several_frames for split in counts), "of several frames, the first was taken"),
     ):
         if images:

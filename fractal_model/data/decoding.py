@@ -1,14 +1,15 @@
 """Read a picture file as 8-bit RGB, or give the reason why it cannot be used.
 
 Decided here: a picture is read as a viewer shows it. It is turned as its EXIF data say, its
-colours are converted to sRGB by its ICC profile, transparent pixels are laid on white, 16-bit grey
-is scaled to 8 bits, and the first of several frames is taken.
+colours are converted to sRGB by its ICC profile, transparent pixels are laid on a background
+colour, 16-bit grey is scaled to 8 bits, and the first of several frames is taken.
 Formats that do not define which number is white, such as floating-point ones, are refused. Only
-ImageNet is read as ADM reads it: not turned, not converted and not laid on white. Any error of a
+ImageNet is read as ADM reads it: not turned, not converted and not laid on a colour. Any error of a
 decoder becomes the reason why the picture is left out. Metadata such as EXIF are never the reason,
 with one exception: a PNG whose text notes unpack to more than Pillow allows.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,15 +22,15 @@ from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from fractal_model.common.errors import one_line
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.srgb import Profile, to_srgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 """Formats that Pillow may open. Others are refused, because opening some of them is not safe: for
 PostScript, Pillow would start another program."""
-READING = "Pictures version 2: turned by EXIF, in sRGB, on white, 16-bit grey scaled"
-"""Description of `decode` that manifests store, to show how pictures were read. Raise its version
-when `decode` returns other pixels for the same file."""
+WHITE = "white"
+BACKGROUND = r"white|black|#[0-9a-f]{6}"
+"""Regular expression of the names of background colours, as `parse_background` returns them."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags and a value of TIFF
 _OPAQUE = 255
@@ -48,7 +49,25 @@ class Decoded(NamedTuple):
     profile: Profile = Profile.NONE
     """What was done with the ICC profile of the file."""
     composited: bool = False
-    """True if parts of the picture are transparent and were laid on white."""
+    """True if parts of the picture are transparent and were laid on the background colour."""
+
+
+def describe_reading(background: str) -> str:
+    """Return the description of `decode` that manifests store. Raise its version when `decode`
+    returns other pixels for the same file."""
+    return f"Pictures version 2: turned by EXIF, in sRGB, on {background}, 16-bit grey scaled"
+
+
+def parse_background(text: str) -> str:
+    """Return the name of the background colour `text`: white, black or #rrggbb in small letters.
+    FractalError: it is another text."""
+    name = text.strip().lower()
+    if not re.fullmatch(BACKGROUND, name):
+        raise FractalError(
+            f"the background is {text!r}, expected white, black or a colour such as #80ff00",
+            setting="background",
+        )
+    return {"#ffffff": WHITE, "#000000": "black"}.get(name, name)
 
 
 @contextmanager
@@ -77,16 +96,17 @@ def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator
         raise UnusableImage(f"damaged: {one_line(error)}") from None
 
 
-def decode(opened: ImageFile) -> Decoded:
-    """Decode the picture as a viewer shows it: turned by EXIF, in sRGB, on white. UnusableImage:
-    the file does not define which number is white, or its transparent pixels cannot be found."""
+def decode(opened: ImageFile, background: str = WHITE) -> Decoded:
+    """Decode the picture as a viewer shows it: turned by EXIF, in sRGB, transparent parts laid on
+    the colour `background`. UnusableImage: the file does not define which number is white, or its
+    transparent pixels cannot be found."""
     _scale_transparent_colour(opened)
     orientation = _orientation(opened)
     opened.load()
     with suppress(Exception):  # Pillow turns the pixels before it fails at corrupt EXIF.
         PIL.ImageOps.exif_transpose(opened, in_place=True)
     converted, profile = to_srgb(_scale_to_eight_bits(opened), opened.info.get("icc_profile"))
-    rgb, composited = _lay_on_white(converted)
+    rgb, composited = _lay_on(background, converted)
     return Decoded(rgb, orientation, profile, composited)
 
 
@@ -95,11 +115,11 @@ def decode_in_memory(picture: PIL.Image.Image) -> PIL.Image.Image:
     itself stays as it is. UnusableImage: see `decode`."""
     picture = PIL.ImageOps.exif_transpose(picture)
     converted, _ = to_srgb(_scale_to_eight_bits(picture), picture.info.get("icc_profile"))
-    return _lay_on_white(converted)[0]
+    return _lay_on(WHITE, converted)[0]
 
 
 def decode_as_adm(opened: ImageFile) -> Decoded:
-    """Decode the picture as ADM does: not turned, not converted to sRGB, not laid on white."""
+    """Decode the picture as ADM does: not turned, not converted to sRGB, not laid on a colour."""
     orientation = _orientation(opened)
     opened.load()
     return Decoded(_to_rgb(_scale_to_eight_bits(opened)), orientation)
@@ -116,15 +136,15 @@ def _orientation(opened: ImageFile) -> int | None:
         return None
 
 
-def _lay_on_white(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
-    """Return the picture as RGB with its transparent parts laid on white, and True if it has
-    transparent parts."""
+def _lay_on(background: str, image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
+    """Return the picture as RGB with its transparent parts laid on the colour `background`, and
+    True if it has transparent parts."""
     if not image.has_transparency_data:
         return _to_rgb(image), False
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     if rgba.getchannel("A").getextrema() == (_OPAQUE, _OPAQUE):
         return _to_rgb(rgba), False
-    canvas = PIL.Image.new("RGB", rgba.size, "white")
+    canvas = PIL.Image.new("RGB", rgba.size, background)
     canvas.paste(rgba, mask=rgba)
     return canvas, True
 

@@ -1,4 +1,4 @@
-"""Prepare a registered source: crop, encode and write its images on all cores.
+"""Prepare a registered source: fit, encode and write its images on all cores.
 
 Decided here: the listing is divided into shards, and a shard is the unit of work. A shard's
 bytes depend on the listing alone. A run that was killed leaves complete shards in a hidden folder
@@ -23,10 +23,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.files import remove_partial_files
 from fractal_model.common.locks import hold_lock
 from fractal_model.config.data import IMAGENET, OPENMOJI, PreparationConfig
-from fractal_model.data.adm_crop import PREPROCESSING
-from fractal_model.data.decoding import READING
 from fractal_model.data.manifest import Manifest, QuarantinedFile, write_manifest
-from fractal_model.data.raw_images import RawCounts
+from fractal_model.data.raw_images import RawCounts, Rendering
 from fractal_model.data.shard_job import DONE_FOLDER, PROGRESS_FILE, ShardJob, ShardResult
 from fractal_model.data.shards import complete_split, images_per_shard
 from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress
@@ -68,8 +66,8 @@ def prepare_source(
     with hold_lock(data / f".{dataset}.lock"):
         recover(folder)
         partial = _open_partial_folder(folder, description, resolution)
-        as_adm = _is_read_as_adm(description)
-        jobs = _plan_jobs(partial, listing_file(data, source), root, listing, resolution, as_adm)
+        rendering = _rendering(description)
+        jobs = _plan_jobs(partial, listing_file(data, source), root, listing, resolution, rendering)
         missing = [job for job in jobs if not job.done_file.is_file()]
         with _report_progress(partial, jobs, progress):
             if missing:
@@ -104,16 +102,15 @@ def _open_partial_folder(folder: Path, source: Source, resolution: int) -> Path:
     return partial
 
 
-def _is_read_as_adm(source: Source) -> bool:
-    """True for ImageNet, because published results on it use images as ADM reads them."""
-    return source.name == IMAGENET
+def _rendering(source: Source) -> Rendering:
+    """Return how the images of `source` are made. Published results on ImageNet use images as ADM
+    reads them."""
+    return Rendering(source.name == IMAGENET, source.background, source.fit)
 
 
 def _preprocessing(source: Source) -> str:
-    if _is_read_as_adm(source):
-        return PREPROCESSING
     drawing = f"drawn by {rasteriser()}; " if source.name == OPENMOJI else ""
-    return f"{drawing}{READING}; {PREPROCESSING}"
+    return f"{drawing}{_rendering(source).describe()}"
 
 
 def _describe_origin(source: Source) -> str:
@@ -127,7 +124,12 @@ def _remove_partial_files(partial: Path) -> None:
 
 
 def _plan_jobs(
-    partial: Path, listing_path: Path, root: Path, listing: Listing, resolution: int, as_adm: bool
+    partial: Path,
+    listing_path: Path,
+    root: Path,
+    listing: Listing,
+    resolution: int,
+    rendering: Rendering,
 ) -> list[ShardJob]:
     """Divide each split into shards of about equal size. A split has at least 16 shards, so that
     many cores have work. A split too small for 16 shards has one for every 128 images."""
@@ -148,7 +150,7 @@ def _plan_jobs(
                     start=start,
                     stop=stop,
                     resolution=resolution,
-                    as_adm=as_adm,
+                    rendering=rendering,
                     slot=len(jobs),
                 )
             )

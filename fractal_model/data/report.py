@@ -54,7 +54,7 @@ def write_report(dataset_folder: Path, folder: Path) -> dict[str, float]:
         tables = {
             "classes": _classes(manifest),
             "quarantined": pd.DataFrame(left_out, columns=["file", "reason"]),
-            **_raw_image_tables(dataset_folder, manifest.resolution),
+            **_raw_image_tables(dataset_folder),
         }
         for name, table in tables.items():
             table.to_csv(partial / f"{name}.csv", index=False)
@@ -117,14 +117,13 @@ def _classes(manifest: Manifest) -> pd.DataFrame:
     return wide.melt("class", var_name="split", value_name="images")
 
 
-def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.DataFrame]:
+def _raw_image_tables(dataset_folder: Path) -> dict[str, pd.DataFrame]:
     """Return the report's tables `short-sides` and `kinds`, by name. They are empty if the data set
     was not prepared from image files."""
     sides, kinds, notes = [], [], []
     for split, counts in read_raw_counts(dataset_folder).items():
         sides += [(int(side), split, images) for side, images in counts.short_sides.items()]
         kinds += [(split, "format", value, images) for value, images in counts.formats.items()]
-        enlarged = counts.count_enlarged(resolution)
         kinds += [(split, "mode", value, images) for value, images in counts.modes.items()]
         notes += [
             (split, "EXIF orientation", "rotated", counts.exif_rotated),
@@ -132,9 +131,10 @@ def _raw_image_tables(dataset_folder: Path, resolution: int) -> dict[str, pd.Dat
             (split, "name", "ends like another format", counts.misnamed),
             (split, "ICC profile", "converted to sRGB", counts.converted),
             (split, "ICC profile", "unreadable, ignored", counts.profile_unreadable),
-            (split, "transparency", "laid on white", counts.composited),
+            *((split, "transparency", f"laid on {k}", n) for k, n in counts.laid_on.items()),
             (split, "frames", "several, the first is taken", counts.several_frames),
-            (split, "short side", "below the resolution, enlarged", enlarged),
+            (split, "size", "smaller than the resolution, enlarged", counts.enlarged),
+            *((split, "fit", fit, images) for fit, images in counts.fits.items()),
         ]
     return {
         "short-sides": pd.DataFrame(sorted(sides), columns=["short_side", "split", "images"]),

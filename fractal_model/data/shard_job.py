@@ -1,4 +1,4 @@
-"""Build one shard: read, decode, crop and encode its images.
+"""Build one shard: read, decode, fit and encode its images.
 
 Decided here: on one machine a pool of processes builds the shards (`build_in_processes`), on a
 cluster `fractal_model.parallel.ray_shards`. A process starts in the platform's default way. On
@@ -23,7 +23,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import atomic_file
 from fractal_model.data.decoding import UnusableImage
 from fractal_model.data.manifest import QuarantinedFile, ShardRecord
-from fractal_model.data.raw_images import RawCounts, prepare_image
+from fractal_model.data.raw_images import RawCounts, Rendering, prepare_image
 from fractal_model.data.shards import shard_name, write_shard
 from fractal_model.data.sources.listing import ImageFile, Listing
 from fractal_model.data.sources.openmoji import rasterise
@@ -48,8 +48,7 @@ class ShardJob:
     start: int
     stop: int
     resolution: int
-    as_adm: bool
-    """True if the images are decoded as ADM decodes them, which is so for ImageNet."""
+    rendering: Rendering
     slot: int
     """Index of this job's count in the progress file."""
 
@@ -96,8 +95,8 @@ def build_shard(job: ShardJob) -> None:
             try:
                 if image.file.endswith(".svg"):
                     content = rasterise(content, job.resolution)
-                crop = prepare_image(content, image.key, job.resolution, raw, as_adm=job.as_adm)
-                shard.add(crop, image.label)
+                square = prepare_image(content, image.key, job.resolution, raw, job.rendering)
+                shard.add(square, image.label)
             except UnusableImage as error:
                 quarantined.append(
                     QuarantinedFile(file=f"{job.split}/{image.key}", reason=str(error))

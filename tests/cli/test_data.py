@@ -176,6 +176,11 @@ def test_preparation_reads_the_listing_once(project, fractal, monkeypatch):
         (["register", "nowhere"], "nowhere does not exist: give the folder"),
         (["register", "raw", "--resolution", "1"], "the resolution is 1, expected 2 to 4096"),
         (["register", "raw", "--name", "own"], "say at which resolution"),
+        (["register", "hub:a/b", "--resolution", "8"], "hub:a/b does not look like ImageNet"),
+        (
+            ["register", "raw", "--name", "own", "--resolution", "8", "--background", "red"],
+            r"the background is 'red', expected white, black .* \(--background\)",
+        ),
         (["prepare", "imagenet64"], "'imagenet64' is unknown: choose digits, or add one"),
         (["reference", "imagenet64"], "no prepared data set at .*fractal data register DIR"),
         (["report", "nothing"], "no prepared data set at .*dvc repro"),
@@ -189,29 +194,51 @@ def test_a_mistake_is_an_error_on_one_line(fractal, words, message):
     assert re.search(message, err), err
 
 
-def test_registering_says_if_classes_get_other_numbers(project, fractal, monkeypatch):
-    """The data set was prepared when class names such as 10 were still sorted as text."""
+def test_a_data_set_keeps_the_order_of_its_classes(project, fractal, monkeypatch):
+    """It was prepared when class names such as 10 were still sorted as text."""
     for number in range(11):
         for index in range(2):
             image = mini.encode(mini.photograph(number))
             mini.put(project / f"numerals/{number}/{index}.jpg", image)
     words = ["register", "numerals", "--name", "own", "--resolution", 8, "--holdout", 0.5]
     with monkeypatch.context() as earlier:
-        earlier.setattr("fractal_model.data.sources.listing._class_sort_key", lambda name: name)
-        assert "order of the classes" not in fractal("data", *words)[1]
+        earlier.setattr("fractal_model.data.sources.class_names._sort_key", lambda name: name)
+        assert fractal("data", *words)[0] == 0
     by_text = ("0", "1", "10", *map(str, range(2, 10)))
     for _ in range(2):
         assert fractal("data", "prepare", "own")[0] == 0
-        prepared = read_manifest(project / "data/own")
-        assert prepared.class_names == by_text, "as long as nobody registers it again"
-    change = (
-        "own: the order of the classes changes, '2' was number 3 and becomes 2, when `dvc repro`"
-    )
-    assert change in fractal("data", *words)[1]
-    assert read_manifest(project / "data/own") == prepared
-    assert fractal("data", "prepare", "own")[0] == 0
+        assert read_manifest(project / "data/own").class_names == by_text
+        assert fractal("data", *words)[0] == 0
+    (project / "data/sources/own.json").unlink()
+    assert fractal("data", *words)[0] == 0 and fractal("data", "prepare", "own")[0] == 0
     assert read_manifest(project / "data/own").class_names == tuple(map(str, range(11)))
-    assert "order of the classes" not in fractal("data", *words)[1]
+
+
+def test_pictures_without_classes_are_registered_with_their_options(project, fractal):
+    hidden = mini.encode(PIL.Image.new("RGBA", (8, 4), (255, 0, 0, 0)), "PNG")
+    for number in range(4):
+        mini.put(project / f"flat/{number}.PNG", hidden)
+    words = ["flat", "--name", "own", "--resolution", 8, "--holdout", 0.5]
+    options = ["--background", "#00FF00", "--fit", "pad"]
+    code, out, err = fractal("data", "register", *words, *options)
+    assert code == 0 and "own: folder" in out and re.search(r"classes\W+1 ", out), out + err
+    assert fractal("data", "prepare", "own")[0] == 0
+    manifest = read_manifest(project / "data/own")
+    assert manifest.class_names == ("own",)
+    assert "in sRGB, on #00ff00" in manifest.preprocessing and "; Pad" in manifest.preprocessing
+    assert fractal("data", "report", "own")[0] == 0
+    kinds = (project / "data/own-report/kinds.csv").read_text()
+    assert "train,transparency,laid on #00ff00,2" in kinds and "train,fit,pad,2" in kinds
+
+
+def test_a_table_of_pictures_is_registered(project, fractal):
+    for number in range(4):
+        mini.put(project / f"table/{number}.jpg", mini.encode(mini.photograph(number)))
+    rows = "".join(f"{number}.jpg,{'ab'[number % 2]}\n" for number in range(4))
+    mini.put(project / "table/labels.csv", f"path,label\n{rows}".encode())
+    words = ["table/labels.csv", "--name", "own", "--resolution", 8, "--holdout", 0.5]
+    code, out, _ = fractal("data", "register", *words)
+    assert code == 0 and "own: table" in out and "train images" in out
 
 
 def test_registering_names_the_folders_that_are_not_read(project, fractal):

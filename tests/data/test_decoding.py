@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from fractal_model.common.errors import FractalError
 from fractal_model.data.decoding import (
     FORMATS,
     Decoded,
@@ -20,6 +21,7 @@ from fractal_model.data.decoding import (
     decode,
     decode_as_adm,
     open_picture,
+    parse_background,
 )
 from fractal_model.data.srgb import Profile
 from tests.support.icc_profiles import CYAN_IS_BLACK, LINEAR_GREY, RED_IS_GREEN, SRGB
@@ -83,6 +85,45 @@ TRANSPARENT = {
 def test_transparent_pixels_are_laid_on_white(kind):
     content, expected = TRANSPARENT[kind]
     assert read(content).composited and pixels(content) == expected
+
+
+@pytest.mark.parametrize(
+    ("background", "expected"),
+    [
+        ("black", [(0, 0, 0), (128, 0, 0), RED]),
+        ("#0000ff", [(0, 0, 255), (128, 0, 127), RED]),
+    ],
+)
+def test_transparent_pixels_are_laid_on_the_chosen_colour(background, expected):
+    content = TRANSPARENT["PNG"][0]
+    assert pixels(content, lambda opened: decode(opened, background)) == expected
+
+
+def test_avif_is_read_with_its_transparent_parts():
+    content = encode(HIDDEN.resize((30, 10), PIL.Image.Resampling.NEAREST), "AVIF", quality=100)
+    assert read(content).composited
+    hidden, half, red = np.asarray(read(content).rgb)[5, [2, 15, 27]].astype(int)
+    assert (abs(hidden - WHITE) <= 1).all() and (abs(half - HALF) <= 3).all()
+    assert (abs(red - RED) <= 3).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("White", "white"), ("#FFFFFF", "white"), ("#000000", "black"), (" #A0b1C2", "#a0b1c2")],
+)
+def test_a_background_has_one_name(text, name):
+    assert parse_background(text) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["", "red", "#fff", "#gggggg", "#ffffff00", "rgb(0,0,0)", "white\nx"]
+)
+def test_an_unknown_background_is_an_error(text):
+    with pytest.raises(
+        FractalError, match="expected white, black or a colour such as #80ff00"
+    ) as e:
+        parse_background(text)
+    assert e.value.setting == "background" and "\n" not in str(e.value)
 
 
 def test_adm_reads_the_colours_of_transparent_pixels():

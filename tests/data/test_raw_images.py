@@ -59,16 +59,16 @@ def test_other_kinds_become_rgb(tmp_path, recwarn):
         assert (pixels == expected_crop(kinds[name])).all(), name
 
 
-def register_folder(tmp_path: Path, files: dict[str, bytes]) -> None:
+def register_folder(tmp_path: Path, files: dict[str, bytes], **options: str) -> None:
     for name, content in files.items():
         mini.put(tmp_path / "raw/train/one" / name, content)
         mini.put(tmp_path / "raw/validation/one" / name, content)
-    register(tmp_path / "raw", tmp_path / "data", name="kinds", resolutions=(SIDE,))
+    register(tmp_path / "raw", tmp_path / "data", name="kinds", resolutions=(SIDE,), **options)
 
 
-def prepare_folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
+def prepare_folder(tmp_path: Path, files: dict[str, bytes], **options: str) -> Path:
     """Prepare a folder with these files as a class in both splits, and return the data set."""
-    register_folder(tmp_path, files)
+    register_folder(tmp_path, files, **options)
     prepare(tmp_path / "data", source="kinds", share=0.9)
     return tmp_path / "data/imagenet16"
 
@@ -110,15 +110,70 @@ def test_conversions_are_in_the_report(tmp_path):
     rows = csv.DictReader((tmp_path / "report/kinds.csv").open())
     images = {(row["kind"], row["value"]): row["images"] for row in rows if row["split"] == "train"}
     assert images["transparency", "laid on white"] == "1"
-    assert images["short side", "below the resolution, enlarged"] == "1"
+    assert images["size", "smaller than the resolution, enlarged"] == "1"
+    assert images["fit", "crop"] == "7"
     assert images["ICC profile", "converted to sRGB"] == "1"
     assert images["ICC profile", "unreadable, ignored"] == "1"
     assert images["frames", "several, the first is taken"] == "1"
     assert images["mode", "I;16"] == "1"
 
 
+def test_transparent_parts_are_laid_on_the_chosen_colour(tmp_path):
+    checksums = {}
+    for background, rgb in {
+        "white": [255] * 3,
+        "black": [0] * 3,
+        "#10A0fF": [16, 160, 255],
+    }.items():
+        folder = prepare_folder(tmp_path / background, ODD, background=background)
+        hidden = [example.image for example in open_prepared(folder, "train").in_order()][1]
+        assert (hidden.permute(1, 2, 0) == torch.tensor(rgb)).all()
+        manifest, name = read_manifest(folder), background.lower()
+        assert f"in sRGB, on {name}, 16-bit grey scaled; ADM centre crop" in manifest.preprocessing
+        checksums[background] = manifest.checksum
+        write_report(folder, tmp_path / "report")
+        assert (
+            f"train,transparency,laid on {name},1\n" in (tmp_path / "report/kinds.csv").read_text()
+        )
+    assert len(set(checksums.values())) == 3
+    again = prepare_folder(tmp_path / "again", ODD, background="#FFFFFF")
+    assert read_manifest(again).checksum == checksums["white"]
+
+
+def test_white_and_the_crop_leave_manifest_and_description_as_they_were(tmp_path):
+    """Data sets that exist need no new preparation."""
+    folder = prepare_folder(tmp_path, ODD, background="white", fit="crop")
+    assert read_manifest(folder).preprocessing == (
+        "Pictures version 2: turned by EXIF, in sRGB, on white, 16-bit grey scaled; ADM centre "
+        "crop version 1: RGB, halved by box, bicubic to the short side, centre; 16 px"
+    )
+    description = json.loads((tmp_path / "data/sources/kinds.json").read_text())
+    assert not {"background", "fit", "label"} & description.keys()
+
+
+@pytest.mark.parametrize(
+    ("fit", "corner", "enlarged", "words"),
+    [
+        ("crop", (255, 0, 0), "1", "ADM centre crop version 1"),
+        ("pad", (0, 0, 0), "0", "Pad version 1: RGB, bicubic to the long side, centred on black"),
+        ("squash", (255, 0, 0), "1", "Squash version 1"),
+    ],
+)
+def test_a_long_picture_becomes_a_square_as_chosen(tmp_path, fit, corner, enlarged, words):
+    long = mini.encode(PIL.Image.new("RGB", (SIDE, SIDE // 2), (255, 0, 0)), "PNG")
+    folder = prepare_folder(tmp_path, {"1.png": long}, fit=fit, background="black")
+    (example,) = open_prepared(folder, "train").in_order()
+    assert tuple(example.image[:, 0, 0].tolist()) == corner
+    assert tuple(example.image[:, SIDE // 2, 0].tolist()) == (255, 0, 0)
+    assert f"; {words}" in read_manifest(folder).preprocessing
+    write_report(folder, tmp_path / "report")
+    kinds = (tmp_path / "report/kinds.csv").read_text()
+    assert f"train,fit,{fit},1\n" in kinds
+    assert f'train,size,"smaller than the resolution, enlarged",{enlarged}\n' in kinds
+
+
 def test_conversions_are_printed(tmp_path, capsys):
-    register_folder(tmp_path, ODD)
+    register_folder(tmp_path, ODD, background="black")
     params = load_params(REPOSITORY / "params.yaml")
     changed = {
         "paths": params.paths.model_copy(update={"data": tmp_path / "data"}),
@@ -128,7 +183,7 @@ def test_conversions_are_printed(tmp_path, capsys):
     printed = capsys.readouterr()
     lines = (printed.out + printed.err).splitlines()
     assert "kinds: 2 images smaller than 16 px, enlarged" in lines
-    assert "kinds: 2 images transparent in places, laid on white" in lines
+    assert "kinds: 2 images transparent in places, laid on black" in lines
 
 
 def test_imagenet_is_read_as_adm_reads_it(tmp_path):
@@ -248,7 +303,7 @@ def test_a_long_image_that_fits_is_used():
     assert (np.asarray(prepare_and_count(content)[0]) == expected_crop(content)).all()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM"])
 def test_random_bytes_give_a_reason_or_an_image(kind):
     """Any error of a decoder becomes UnusableImage."""
     random = np.random.default_rng(0)

@@ -30,7 +30,7 @@ _END_BLOCK = 2**20  # bytes read at a time
 def list_archives(root: Path, companions: Companions, progress: Progress) -> ListingBuilder:
     """List the images of ImageNet's archives in `root` from the tar headers alone. `companions` has
     the validation images' classes. FractalError: an archive is cut off, damaged or not a tar."""
-    builder = ListingBuilder()
+    builder = ListingBuilder(companions.names)
     if (root / TRAIN_ARCHIVE).is_file():
         _list_train(root / TRAIN_ARCHIVE, builder, progress)
     if (root / VALIDATION_ARCHIVE).is_file():

@@ -1,6 +1,7 @@
-"""List images in class folders: unpacked ImageNet or a user's own images."""
+"""List images in folders: unpacked ImageNet or a user's own images."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fractal_model.common.litter import is_litter
 from fractal_model.data.sources.imagenet import WNID, Companions, class_refusal, validation_class
 from fractal_model.data.sources.listing import (
     NO_TRUTH,
+    SPLIT_NAMES,
     TRAIN,
     VALIDATION,
     WHOLE_FILE,
@@ -20,8 +22,6 @@ from fractal_model.data.sources.listing import (
     size_refusal,
 )
 
-_SPLITS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
-"""Names of the folders of splits, in lower case, and the split that each name stands for."""
 _OTHER_SPLITS = {"training", "valid", "dev", "test", "testing"}
 """Names that folders of splits often have, in lower case, besides `train` and `validation`. If all
 folders have such names, none is read as a class."""
@@ -33,7 +33,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     matter. A split without a folder is left out. FractalError: a split has two folders."""
     base, folders = _base(root), dict[str, Path]()
     for entry in _entries(base):
-        split = _SPLITS.get(entry.name.casefold())
+        split = SPLIT_NAMES.get(entry.name.casefold())
         if split is None or not _is_folder(entry):
             continue
         if split in folders:
@@ -56,7 +56,7 @@ def ignored_folders(root: Path) -> list[str]:
     return [
         printable_name(entry.name)
         for entry in _entries(_base(root))
-        if _is_folder(entry) and entry.name.casefold() not in _SPLITS
+        if _is_folder(entry) and entry.name.casefold() not in SPLIT_NAMES
     ]
 
 
@@ -77,7 +77,7 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
     """List unpacked ImageNet: training images in `train/<wnid>/`, validation images in
     `val/<wnid>/` or directly in `val/`. For the images directly in `val/`, `companions` has the
     classes."""
-    builder = ListingBuilder()
+    builder = ListingBuilder(companions.names)
     for split, folder in split_folders(root).items():
         entries = _entries(folder)
         repeated = _repeated_folders(folder, entries)
@@ -87,7 +87,7 @@ def list_imagenet_tree(root: Path, companions: Companions, progress: Progress) -
             elif _is_folder(entry):
                 _list_class(root, split, Path(entry.path), builder, imagenet=True)
             elif split == VALIDATION and (class_id := validation_class(entry.name, companions)):
-                _list_file(root, split, class_id, entry.name, entry, builder)
+                add_file(builder, root, split, class_id, entry.name, entry.path)
             elif split == VALIDATION and _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, NO_TRUTH)
             else:
@@ -113,8 +113,9 @@ def require_no_validation_folder(root: Path, holdout: float) -> None:
     )
 
 
-def list_folder(root: Path, progress: Progress) -> ListingBuilder:
-    """List a user's images in `train/<class>/` and `validation/<class>/`, or in `<class>/`.
+def list_folder(root: Path, name: str, progress: Progress) -> ListingBuilder:
+    """List a user's images in `train/<class>/` and `validation/<class>/`, or in `<class>/`. Images
+    in `train/` and `validation/` or in `root` are one class, `name`, if there is no class folder.
     FractalError: there are validation images without training images, or splits of other names."""
     builder = ListingBuilder()
     folders = split_folders(root)
@@ -129,6 +130,7 @@ def list_folder(root: Path, progress: Progress) -> ListingBuilder:
     for split, folder in (folders or {TRAIN: root}).items():
         train_classes, entries = builder.classes(), _entries(folder)
         repeated = _repeated_folders(folder, entries)
+        is_flat = not any(map(_is_folder, entries)) and train_classes <= {name}
         for entry in entries:
             if entry.name in repeated:
                 builder.refuse(split, entry.name, _REPEATED)
@@ -136,6 +138,8 @@ def list_folder(root: Path, progress: Progress) -> ListingBuilder:
                 allowed = train_classes if split == VALIDATION else None
                 _list_class(root, split, Path(entry.path), builder, allowed=allowed)
                 progress(len(builder))
+            elif _has_image_ending(entry.name) and is_flat:
+                add_file(builder, root, split, name, entry.name, entry.path)
             elif _has_image_ending(entry.name):
                 builder.refuse(split, entry.name, "not in a class's folder")
     return builder
@@ -195,7 +199,7 @@ def _list_class(
         if reason:
             builder.refuse(split, f"{class_id}/{name}", reason)
         else:
-            _list_file(root, split, class_id, name, entry, builder)
+            add_file(builder, root, split, class_id, name, entry.path)
     if len(builder) == before:
         builder.note_unused(split, class_id)
 
@@ -212,24 +216,27 @@ def _iterate_files(folder: Path, above: str = "") -> Iterator[tuple[str, os.DirE
             yield name, entry
 
 
-def _list_file(
-    root: Path, split: str, class_id: str, name: str, entry: os.DirEntry, builder: ListingBuilder
+def add_file(
+    builder: ListingBuilder, root: Path, split: str, class_id: str, name: str, path: str | Path
 ) -> None:
+    """Add the file `path`, which is below `root`, to a listing as the image `name` of a class.
+    Refuse it if it cannot be read, has no usable size, or is not named like an image."""
+    size, reason = 0, None
     try:
-        size = entry.stat().st_size
+        found = os.stat(path)
+        size, reason = found.st_size, size_refusal(found.st_size)
+        if not stat.S_ISREG(found.st_mode):
+            reason = "not a regular file"
+        if not _has_image_ending(name):
+            reason = "its name does not end like an image's"
     except FileNotFoundError:
-        builder.refuse(split, f"{class_id}/{name}", "a link that leads nowhere")
-        return
+        reason = "a link that leads nowhere" if os.path.islink(path) else "there is no such file"
     except OSError as error:
-        builder.refuse(split, f"{class_id}/{name}", f"it cannot be read ({error.strerror})")
-        return
-    reason = size_refusal(size)
-    if not _has_image_ending(entry.name):
-        reason = "its name does not end like an image's"
+        reason = f"it cannot be read ({error.strerror})"
     if reason:
         builder.refuse(split, f"{class_id}/{name}", reason)
     else:
-        file = Path(entry.path).relative_to(root).as_posix()
+        file = Path(path).relative_to(root).as_posix()
         builder.add(split, class_id, name, file, WHOLE_FILE, size)
 
 

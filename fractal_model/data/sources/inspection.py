@@ -1,4 +1,4 @@
-"""Inspect a folder: how its images are stored, how many there are and what is missing.
+"""Inspect a place: how its images are stored, how many there are and what is missing.
 
 Decided here: class folders and parquet files are read as ImageNet, whose classes and counts are
 known, only if they are registered under the name `imagenet`. Under another name they are a user's
@@ -15,6 +15,8 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.plurals import count_of
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET, OPENMOJI
+from fractal_model.data.decoding import BACKGROUND, WHITE
+from fractal_model.data.fitting import CROP, Fit
 from fractal_model.data.sources import imagenet
 from fractal_model.data.sources.archives import TRAIN_ARCHIVE, VALIDATION_ARCHIVE, list_archives
 from fractal_model.data.sources.folders import (
@@ -23,15 +25,55 @@ from fractal_model.data.sources.folders import (
     list_imagenet_tree,
     require_no_validation_folder,
 )
-from fractal_model.data.sources.listing import TRAIN, VALIDATION, Listing, Progress, RefusedFile
+from fractal_model.data.sources.listing import (
+    TRAIN,
+    VALIDATION,
+    Listing,
+    ListingBuilder,
+    Progress,
+    RefusedFile,
+)
 from fractal_model.data.sources.openmoji import list_openmoji
 from fractal_model.data.sources.parquet import list_parquet, parquet_files
+from fractal_model.data.sources.picture_tables import find_tables, list_tables
+from fractal_model.data.sources.places import Place
 
 _NAMED = 3  # At most this many classes without images are named.
 
 Kind = Literal[
-    "ImageNet archives", "ImageNet tree", "ImageNet parquet", "parquet", "folder", "OpenMoji"
+    "ImageNet archives",
+    "ImageNet tree",
+    "ImageNet parquet",
+    "OpenMoji",
+    "parquet",
+    "table",
+    "hub",
+    "folder",
 ]
+
+# Fields that are not used are not written, so that a description without them stays what it was.
+Holdout = Annotated[float, Field(ge=0, lt=1)]
+Label = Annotated[str | None, Field(exclude_if=lambda value: value is None)]
+Background = Annotated[
+    str, Field(pattern=f"^({BACKGROUND})$", exclude_if=lambda value: value == WHITE)
+]
+SquareFit = Annotated[Fit, Field(exclude_if=lambda value: value == CROP)]
+ClassNames = Annotated[tuple[str, ...], Field(exclude_if=lambda value: not value)]
+
+
+class Options(StrictModel):
+    """What the user chose when a source was registered."""
+
+    holdout: Holdout = 0.0
+    """Share of the training images that becomes the validation split; 0 if the source has
+    validation images of its own."""
+    label: Label = None
+    """Column of a table, or feature of a data set of the hub, with the classes; None: the usual
+    one."""
+    background: Background = WHITE
+    """Colour on which transparent pixels are laid, and of the bars of `pad`."""
+    fit: SquareFit = CROP
+    """How pictures that are no squares become squares."""
 
 
 class Source(StrictModel):
@@ -47,38 +89,40 @@ class Source(StrictModel):
     """Number of files that the listing refused."""
     missing: tuple[str, ...]
     """What the source lacks, in words: parts of ImageNet, or usable images of a class."""
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the training images that became the validation split; 0 if the source has validation
-    images of its own."""
+    holdout: Holdout = 0.0
+    label: Label = None
+    background: Background = WHITE
+    fit: SquareFit = CROP
+    class_names: ClassNames = ()
+    """Class names in the order of their numbers; empty for ImageNet."""
     listing_checksum: str
 
+    @property
+    def options(self) -> Options:
+        """The options with which the source was registered."""
+        return Options(**{name: getattr(self, name) for name in Options.model_fields})
 
-def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[Source, Listing]:
-    """List the images in `root`. Return the description of the source `name` and the listing.
-    `holdout` is the share of a user's own images that becomes the validation split, or 0. Raises
-    FractalError when a split has no usable image, or when `holdout` is above 0 and the source has
-    validation images of its own."""
-    kind = _find_kind(root, name)
-    if holdout:
-        _require_no_validation(root, kind, holdout)
+
+def inspect(
+    place: Place, name: str, options: Options, earlier: tuple[str, ...], progress: Progress
+) -> tuple[Source, Listing]:
+    """List the images at `place`. Return the description of the source `name` and the listing.
+    `earlier` are the class names of an earlier registration, which keep their numbers. Raises
+    FractalError when a split has no usable image, or when a share is to be held out and the source
+    has validation images of its own."""
+    kind = _find_kind(place, name, options.label)
+    if options.holdout:
+        _require_no_validation(place.root, kind, options.holdout)
     has_companions = kind in ("ImageNet archives", "ImageNet tree")
-    companions = imagenet.find_companions(root) if has_companions else imagenet.Companions()
-    names, in_order = companions.names, kind in ("ImageNet parquet", "parquet")
-    if kind == "ImageNet archives":
-        builder = list_archives(root, companions, progress)
-    elif kind == "ImageNet tree":
-        builder = list_imagenet_tree(root, companions, progress)
-    elif in_order:
-        builder, names = list_parquet(root, progress, imagenet=name == IMAGENET)
-    elif kind == "OpenMoji":
-        builder = list_openmoji(root, progress)
-    else:
-        builder = list_folder(root, progress)
-    if holdout:
-        builder.hold_out(holdout)
-    listing = builder.build(names, in_order=in_order)
+    companions = imagenet.find_companions(place.root) if has_companions else imagenet.Companions()
+    builder = _list_images(place, kind, name, companions, options.label, progress)
+    if options.holdout:
+        if builder.has_validation():
+            raise _validation_exists_error(place, kind, options.holdout)
+        builder.hold_out(options.holdout)
+    listing = builder.build(earlier)
     images = {split: listing.count(split) for split in (TRAIN, VALIDATION)}
-    _require_both_splits(root, kind, images, companions, listing.refused)
+    _require_both_splits(place, kind, images, companions, listing.refused)
     source = Source(
         name=name,
         kind=kind,
@@ -86,44 +130,85 @@ def inspect(root: Path, name: str, holdout: float, progress: Progress) -> tuple[
         images=images,
         refused=len(listing.refused),
         missing=_describe_missing(name, kind, listing, images, companions),
-        holdout=holdout,
+        class_names=() if name == IMAGENET else listing.class_names,
         listing_checksum=listing.checksum,
+        **options.model_dump(),
     )
     return source, listing
 
 
-def _find_kind(root: Path, name: str) -> Kind:
+def _list_images(
+    place: Place,
+    kind: Kind,
+    name: str,
+    companions: imagenet.Companions,
+    label: str | None,
+    progress: Progress,
+) -> ListingBuilder:
+    match kind:
+        case "ImageNet archives":
+            return list_archives(place.root, companions, progress)
+        case "ImageNet tree":
+            return list_imagenet_tree(place.root, companions, progress)
+        case "ImageNet parquet" | "parquet":
+            return list_parquet(place.root, progress, imagenet=name == IMAGENET)
+        case "OpenMoji":
+            return list_openmoji(place.root, progress)
+        case "table":
+            return list_tables(place.root, _tables(place, label), label, progress)
+        case "hub":
+            from fractal_model.data.sources.hub import list_hub  # Its libraries load slowly.
+
+            return list_hub(place, name, label, progress)
+    return list_folder(place.root, name, progress)
+
+
+def _tables(place: Place, label: str | None) -> dict[str, Path]:
+    """Return the tables of pictures at `place` by split."""
+    return {TRAIN: place.table} if place.table else find_tables(place.root, label)
+
+
+def _find_kind(place: Place, name: str, label: str | None) -> Kind:
     if name == OPENMOJI:
         return "OpenMoji"
-    if (root / TRAIN_ARCHIVE).is_file() or (root / VALIDATION_ARCHIVE).is_file():
+    root, is_hub = place.root, place.hub_name is not None
+    if not is_hub and any((root / file).is_file() for file in (TRAIN_ARCHIVE, VALIDATION_ARCHIVE)):
         return "ImageNet archives"
-    if parquet_files(root):
-        return "ImageNet parquet" if name == IMAGENET else "parquet"
-    if name == IMAGENET:
-        if has_class_folders(root):
-            return "ImageNet tree"
-        raise FractalError(
-            f"{root} does not look like ImageNet: expected {TRAIN_ARCHIVE} and "
-            f"{VALIDATION_ARCHIVE}, or train/<wnid>/ and val/, or train-*.parquet and "
-            f"validation-*.parquet; to register other images, give a name and a resolution"
-        )
-    return "folder"
+    if name != IMAGENET:
+        if is_hub:
+            return "hub"
+        if _tables(place, label):
+            return "table"
+        return "parquet" if parquet_files(root) else "folder"
+    if not is_hub and parquet_files(root):
+        return "ImageNet parquet"
+    if not is_hub and has_class_folders(root):
+        return "ImageNet tree"
+    raise FractalError(
+        f"{place} does not look like ImageNet: expected {TRAIN_ARCHIVE} and {VALIDATION_ARCHIVE}, "
+        f"or train/<wnid>/ and val/, or train-*.parquet and validation-*.parquet; to register "
+        f"other images, give a name and a resolution"
+    )
 
 
 def _require_no_validation(root: Path, kind: Kind, holdout: float) -> None:
     """Raise FractalError if the source is ImageNet, or has a place for validation images."""
     if kind == "folder":
         require_no_validation_folder(root, holdout)
-    elif kind != "parquet" or VALIDATION in parquet_files(root):
-        raise FractalError(
-            f"{holdout} of the images are to be held out, but {root} is {kind}, which has "
-            f"validation images of its own: use no holdout",
-            setting="holdout",
-        )
+    elif kind.startswith("ImageNet") or (kind == "parquet" and VALIDATION in parquet_files(root)):
+        raise _validation_exists_error(root, kind, holdout)
+
+
+def _validation_exists_error(place: Path | Place, kind: Kind, holdout: float) -> FractalError:
+    return FractalError(
+        f"{holdout} of the images are to be held out, but {place} is {kind}, which has "
+        f"validation images of its own: use no holdout",
+        setting="holdout",
+    )
 
 
 def _require_both_splits(
-    root: Path,
+    place: Place,
     kind: Kind,
     images: dict[str, int],
     companions: imagenet.Companions,
@@ -138,8 +223,11 @@ def _require_both_splits(
         "ImageNet parquet": "put train-*.parquet and validation-*.parquet there",
         "parquet": "put train-*.parquet and validation-*.parquet there, or only the first with "
         "holdout 0.1",
-        "folder": "expected train/<class>/ and validation/<class>/, or <class>/ with holdout 0.1",
         "OpenMoji": "give the folder of all its pictures",
+        "table": "expected rows of both splits, or of train with holdout 0.1",
+        "hub": "expected both splits, or train with holdout 0.1",
+        "folder": "expected train/<class>/ and validation/<class>/, or <class>/ or images with "
+        "holdout 0.1",
     }[kind]
     no_truth = ""
     if kind in ("ImageNet archives", "ImageNet tree") and not companions.validation:
@@ -150,7 +238,7 @@ def _require_both_splits(
         entry = in_absent[0]
         example = f"{entry.split}/{entry.file}: {entry.reason}"
         refusals = f" ({len(in_absent):,} refused, first {example})"
-    raise FractalError(f"{root} has no {absent} images to use{refusals}{no_truth}: {way_out}")
+    raise FractalError(f"{place} has no {absent} images to use{refusals}{no_truth}: {way_out}")
 
 
 def _describe_missing(

@@ -1,8 +1,7 @@
 """The listing of a source: the class of every image, and the place of its bytes.
 
 Decided here: a listing is a table of columns, because ImageNet has 1.3 million images. The prepared
-data set has the listing's order: by class and name, or for parquet as in the files. Classes with
-the names 0 … n - 1 are sorted as numbers, so that these numbers become their labels.
+data set has the listing's order: by class and name, or for parquet and the hub as in the files.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import atomic_file
 from fractal_model.common.strict import StrictModel
-from fractal_model.config.model import UNCONDITIONAL
+from fractal_model.data.sources.class_names import number_classes
 
 WHOLE_FILE = -1  # `ImageFile.offset` of an image that is a whole file
 LARGEST_IMAGE = 256 * 2**20
@@ -34,6 +33,8 @@ NO_TRUTH = "the ground truth does not name its class"
 """Reason to refuse a validation image of unknown class."""
 
 TRAIN, VALIDATION = "train", "validation"
+SPLIT_NAMES = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
+"""Names that files, folders and columns use for the splits, in lower case."""
 Progress = Callable[[int], None]
 """Function that is called again and again with the number of images that are done."""
 
@@ -82,8 +83,8 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
     unused: tuple[str, ...]
     """Classes without a usable image, as `<split>/<class>`."""
     files: dict[str, str]
-    """Checksums of the parquet files, by path; empty for other sources. The listing's checksum
-    covers these instead of the images' sizes, which are not listed for parquet files."""
+    """Checksums of the files with the images, by path, for parquet and the hub; else empty. The
+    listing's checksum covers them, because the images' sizes are not listed for parquet files."""
 
     def splits(self) -> tuple[str, ...]:
         """Return the names of the splits that have images."""
@@ -142,7 +143,12 @@ class Listing(StrictModel, arbitrary_types_allowed=True):
 class ListingBuilder:
     """Collects the images of a source, and refused files with the reasons, into a `Listing`."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: dict[str, str] | None = None, *, in_order: bool = False) -> None:
+        """`names` has class names by class id; these classes count even without images. With
+        `in_order`, the images of a split keep the order in which they are added; else they are
+        sorted by class and key."""
+        self.names = names or {}
+        self._in_order = in_order
         self._columns: dict[str, list] = {name: [] for name in SCHEMA.names if name != "label"}
         self._classes: list[str] = []
         self._keys: set[tuple[str, str]] = set()
@@ -181,6 +187,9 @@ class ListingBuilder:
     def classes(self) -> set[str]:
         return set(self._classes)
 
+    def has_validation(self) -> bool:
+        return VALIDATION in self._columns["split"]
+
     def hold_out(self, share: float) -> None:
         """Move a share of each class's images, at least one, to the validation split: the images
         whose keys have the lowest hashes. A class with a single image keeps it for training."""
@@ -193,20 +202,15 @@ class ListingBuilder:
             for position in in_class[:count]:
                 self._columns["split"][position] = VALIDATION
 
-    def build(self, names: dict[str, str], *, in_order: bool = False) -> Listing:
-        """Return the listing. `names` has class names by class id. The classes are the ids in
-        `names` and those of the images. With `in_order`, the images of a split keep the order in
-        which they were added; else they are sorted by class and key. Raises FractalError when a
-        class's name is reserved or two names look the same."""
-        ids = sorted(self.classes() | set(names), key=_class_sort_key)
-        class_names = unique_names(ids, names)
-        _require_no_reserved_name(class_names)
-        _require_different_names(class_names)
-        label = {class_id: number for number, class_id in enumerate(ids)}
+    def build(self, earlier: tuple[str, ...] = ()) -> Listing:
+        """Return the listing. `earlier` are class names that keep their order (see
+        `number_classes`). FractalError: a class's name is reserved, or two look the same."""
+        numbered = number_classes(self.classes() | set(self.names), self.names, earlier)
+        label = {class_id: number for number, class_id in enumerate(numbered)}
         columns = {"label": [label[class_id] for class_id in self._classes], **self._columns}
         table = pa.table(columns, schema=SCHEMA)
         keys = [("split", "ascending")]
-        if not in_order:
+        if not self._in_order:
             keys += [("label", "ascending"), ("key", "ascending")]
         # `sort_by` is not stable. With the position as the last key it is.
         position = pa.array(range(len(self)), pa.int64())
@@ -215,40 +219,12 @@ class ListingBuilder:
         )
         return Listing(
             images=ordered.select(SCHEMA.names).combine_chunks(),
-            class_ids=tuple(ids),
-            class_names=class_names,
+            class_ids=tuple(numbered),
+            class_names=tuple(numbered.values()),
             refused=tuple(self.refused),
             unused=tuple(sorted(self.unused)),
             files=dict(sorted(self.files.items())),
         )
-
-
-def _require_no_reserved_name(class_names: tuple[str, ...]) -> None:
-    for name in class_names:
-        if name.strip().casefold() == UNCONDITIONAL:
-            raise FractalError(
-                f"a class is called {name!r}, the word that asks for a sample without a class: "
-                f"rename it, for example to 'nothing'"
-            )
-
-
-def _require_different_names(class_names: tuple[str, ...]) -> None:
-    """Raise FractalError if two names look the same, because they differ only in spaces at their
-    ends or in how Unicode writes a letter with an accent."""
-    by_look: dict[str, str] = {}
-    for name in class_names:
-        other = by_look.setdefault(unicodedata.normalize("NFC", name).strip(), name)
-        if other != name:
-            raise FractalError(
-                f"the classes {other!a} and {name!a} look the same: put their images "
-                f"into one class, or rename one"
-            )
-
-
-def _class_sort_key(class_id: str) -> tuple[bool, int, str]:
-    """Return a key that sorts classes: numerals first, by number, then other ids."""
-    is_numeral = class_id.isascii() and class_id.isdecimal()
-    return not is_numeral, int(class_id) if is_numeral else 0, class_id
 
 
 def printable_name(name: str) -> str:
@@ -269,14 +245,3 @@ def size_refusal(size: int) -> str | None:
     if size > LARGEST_IMAGE:
         return f"it has {size:,} bytes, at most {LARGEST_IMAGE:,} are read as an image"
     return None
-
-
-def unique_names(ids: list[str], names: dict[str, str]) -> tuple[str, ...]:
-    """Return a name for each class in `ids`: the first of the comma-separated names in `names`, or
-    the id if there is none. Where several classes would have the same name, each gets its id
-    added."""
-    first = [names.get(class_id, "").split(",")[0].strip() or class_id for class_id in ids]
-    return tuple(
-        f"{name} ({class_id})" if first.count(name) > 1 else name
-        for class_id, name in zip(ids, first, strict=True)
-    )

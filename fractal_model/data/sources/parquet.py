@@ -18,16 +18,13 @@ from fractal_model.common.litter import is_litter
 from fractal_model.data.sources.imagenet import WNID, class_refusal
 from fractal_model.data.sources.listing import (
     LARGEST_IMAGE,
-    TRAIN,
-    VALIDATION,
+    SPLIT_NAMES,
     ListingBuilder,
     Progress,
     size_refusal,
 )
 from fractal_model.data.sources.reading import image_batches, open_parquet
 
-_SPLITS = {"train": TRAIN, "validation": VALIDATION, "valid": VALIDATION, "val": VALIDATION}
-"""Words at the start of a file's name, or names of its folder, with the split they stand for."""
 _LARGEST_PAGE = 512 * 2**20
 """Largest allowed page of a parquet column, in bytes. A page is decoded as a whole, with its packed
 and its unpacked bytes in memory at the same time."""
@@ -72,33 +69,29 @@ def _files_by_split(*folders: Path) -> dict[str, list[Path]]:
     metadata.parquet, have no images and are left out."""
     files: dict[str, list[Path]] = {}
     for folder in folders:
-        for place in (folder, *(folder / name for name in _SPLITS)):
+        for place in (folder, *(folder / name for name in SPLIT_NAMES)):
             for file in sorted(place.glob("*.parquet")):
                 word = re.split("[-_.]", file.name, maxsplit=1)[0]
                 is_part = place != folder and (word.isdecimal() or word == "part")
-                if split := _SPLITS.get(place.name if is_part else word):
+                if split := SPLIT_NAMES.get(place.name if is_part else word):
                     files.setdefault(split, []).append(file)
     return files
 
 
-def list_parquet(
-    root: Path, progress: Progress, *, imagenet: bool
-) -> tuple[ListingBuilder, dict[str, str]]:
-    """List the image in every row, in the order of the files. Return the listing's builder, and the
-    class names by class id.
+def list_parquet(root: Path, progress: Progress, *, imagenet: bool) -> ListingBuilder:
+    """List the image in every row, in the order of the files.
 
     A class id is the label in four digits. With `imagenet`, an image is refused if its file name
     begins with another class than most file names of the same label. Raises FractalError for a file
     that cannot be read, needs too much memory, or lacks the column `label` or `image` (with bytes).
     """
-    builder = ListingBuilder()
-    names: dict[str, str] = {}
+    builder = ListingBuilder(in_order=True)
     files = parquet_files(root)
     usual = _usual_classes([file for split in files.values() for file in split]) if imagenet else {}
     for split, in_split in files.items():
         for file in in_split:
             opened = _open(file)
-            names |= _class_names(opened)
+            builder.names |= _class_names(opened)
             relative = file.relative_to(root).as_posix()
             builder.files[relative] = _checksum(file)
             too_large = _find_too_large(file, opened)
@@ -112,7 +105,7 @@ def list_parquet(
                     class_id = f"{row.label:04d}"
                     builder.add(split, class_id, name, relative, row.group, row.row)
             progress(len(builder))
-    return builder, names
+    return builder
 
 
 def _refusal(row: _Row, usual: dict[int, str]) -> str | None:

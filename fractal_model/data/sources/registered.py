@@ -2,7 +2,7 @@
 
     <data>/registered.yaml                data sets that `dvc repro` builds      in git
     <data>/sources/<name>.json            description of a source                in git
-    <data>/sources/<name>.location        its folder on this machine             not in git
+    <data>/sources/<name>.location        its place on this machine              not in git
     <data>/sources/<name>.listing.parquet listing of its images                  not in git
     <data>/sources/<data set>.statistics.location  file of its statistics        not in git
 
@@ -11,6 +11,7 @@ another folder, or with the prepared data set from `dvc pull`, therefore has not
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -23,9 +24,12 @@ from fractal_model.common.strict import StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
 from fractal_model.config.data import IMAGENET, IMAGENET_SIDES, OPENMOJI
-from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
-from fractal_model.data.sources.inspection import Source, inspect
-from fractal_model.data.sources.listing import Listing, Progress, printable_name
+from fractal_model.data.decoding import WHITE, parse_background
+from fractal_model.data.fitting import CROP, Fit
+from fractal_model.data.manifest import MANIFEST_NAME
+from fractal_model.data.sources.inspection import Options, Source, inspect
+from fractal_model.data.sources.listing import Listing, Progress
+from fractal_model.data.sources.places import Place, find_place
 
 REGISTERED_FILE = "registered.yaml"
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
@@ -62,27 +66,40 @@ class RegisteredFile(StrictModel):
 
 
 def register(
-    root: Path,
+    place: Path | str,
     data: Path,
     *,
     name: str = IMAGENET,
     resolutions: tuple[int, ...] = (),
     holdout: float = 0.0,
+    label: str | None = None,
+    background: str = WHITE,
+    fit: Fit = CROP,
     progress: Progress = lambda done: None,
 ) -> tuple[Source, Listing]:
-    """List the images in `root` and register them as the source `name`, in place of an older one.
+    """List the images at `place` and register them as the source `name`, in place of an older one.
 
-    `resolutions` are the sides of the data sets to build, in pixels. `holdout` is the share of a
-    user's own images that becomes the validation split. Raises FractalError when there is no usable
-    image, and for a bad name or resolution.
+    `place` is a folder, a table of pictures, or `hub:NAME` for the Hugging Face hub. `resolutions`
+    are the sides of the data sets to build, in pixels. The other arguments are fields of `Options`.
+    Classes of an older registration keep their numbers. Raises FractalError when there is no usable
+    image, when a class of the older registration has none, and for a bad name, resolution or
+    option.
     """
     datasets = _plan_datasets(data, name, resolutions)
-    root = _require_folder(root)
-    source, listing = inspect(root, name, holdout, progress)
+    background = parse_background(background)
+    if name == IMAGENET and (background, fit, label) != (WHITE, CROP, None):
+        raise FractalError(
+            "ImageNet is prepared as published, so it takes no background, fit or label: leave "
+            "them out, or register it under another name"
+        )
+    options = Options(holdout=holdout, label=label, background=background, fit=fit)
+    earlier, found = _earlier_class_names(data, name), find_place(place)
+    source, listing = inspect(found, name, options, earlier, progress)
+    _require_all_classes(data, name, earlier, listing.class_names)
     folder = data / "sources"
     folder.mkdir(parents=True, exist_ok=True)
     listing.write(listing_file(data, name))
-    _write(_location(data, name), f"{root}\n")
+    _write(_location(data, name), f"{found}\n")
     _write(folder / f"{name}.json", source.model_dump_json(indent=2) + "\n")
     before = read_registered(data)
     update_registered(
@@ -145,22 +162,26 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
     """Return the description, the folder and the listing of a registered source.
     Raises FractalError when it is not registered on this machine, or its images have changed."""
     source = load_description(data, name)
-    root = _read_location(data, name)
-    if root is None:
+    location = _read_location(data, name)
+    if location is None:
         raise _not_registered_error(name)
-    if not root.is_dir():
+    place = Place(location)
+    root = place.root
+    if not root.is_dir() and place.hub_name is None:
         raise FractalError(
             f"the images of {name!r} were registered in {root}, which is not there now: make it "
             f"available, or register their new folder under that name (`fractal data register`)"
         )
     file = listing_file(data, name)
-    listing = Listing.read(file) if file.is_file() else None
+    listing = Listing.read(file) if file.is_file() and root.is_dir() else None
     if listing is None or listing.checksum != source.listing_checksum:
-        # Git may have brought a newer description, which fits the images in the folder.
-        _, listing = inspect(root, name, source.holdout, lambda done: None)
+        # Git may have brought a newer description, which fits the images in the folder. Or the
+        # cache of a data set of the hub was emptied.
+        earlier = source.class_names
+        _, listing = inspect(place, name, source.options, earlier, lambda done: None)
         if listing.checksum != source.listing_checksum:
             raise FractalError(
-                f"{root} has other images than when {name!r} was registered, or an earlier "
+                f"{place} has other images than when {name!r} was registered, or an earlier "
                 f"version listed them differently: register it again under that name (`fractal "
                 f"data register`), or restore the images or {data / 'sources' / name}.json"
             )
@@ -168,17 +189,28 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
     return source, root, listing
 
 
-def find_renumbered_class(data: Path, dataset: str, names: tuple[str, ...]) -> str | None:
-    """Describe the first class whose number would change if the prepared data set were built again
-    with the class names `names`. Return None if no number changes, or no data set is prepared."""
-    try:
-        before = read_manifest(data / dataset).class_names
-    except FractalError:  # It is not prepared, or not readable.
-        return None
-    for number, name in enumerate(names):
-        if name in before and before.index(name) != number:
-            return f"{name!r} was number {before.index(name)} and becomes {number}"
-    return None
+def _earlier_class_names(data: Path, name: str) -> tuple[str, ...]:
+    """Return the class names of an earlier registration in the order of their numbers; none for
+    ImageNet, whose classes are numbered as published, and if there is no readable registration."""
+    if name == IMAGENET:
+        return ()
+    with suppress(FractalError, FileNotFoundError):
+        if names := load_description(data, name).class_names:
+            return names
+        return Listing.read(listing_file(data, name)).class_names  # of an earlier version
+    return ()
+
+
+def _require_all_classes(
+    data: Path, name: str, earlier: tuple[str, ...], class_names: tuple[str, ...]
+) -> None:
+    for number, class_name in enumerate(earlier):
+        if class_name not in class_names:
+            raise FractalError(
+                f"the class {class_name!r} of {name!r}, number {number}, has no image to use now, "
+                f"so the numbers of the classes would change: put its images back, or remove "
+                f"{data / 'sources' / name}.json and register again to number the classes anew"
+            )
 
 
 def _not_registered_error(name: str) -> FractalError:
@@ -204,16 +236,17 @@ def register_statistics(data: Path, dataset: str, file: Path | None, sha256: str
 def statistics_file(data: Path, dataset: str) -> Path | None:
     """Return the path of the statistics file that is registered for a data set. Return None if this
     machine has no path for it."""
-    return _read_location(data, f"{dataset}.statistics")
+    location = _read_location(data, f"{dataset}.statistics")
+    return Path(location) if location is not None else None
 
 
 def _location(data: Path, name: str) -> Path:
     return data / "sources" / f"{name}.location"
 
 
-def _read_location(data: Path, name: str) -> Path | None:
+def _read_location(data: Path, name: str) -> str | None:
     file = _location(data, name)
-    return Path(file.read_text().strip()) if file.is_file() else None
+    return file.read_text().removesuffix("\n") if file.is_file() else None
 
 
 def listing_file(data: Path, name: str) -> Path:
@@ -256,19 +289,6 @@ def _plan_datasets(data: Path, name: str, resolutions: tuple[int, ...]) -> dict[
                 f"choose another name, or move it away"
             )
     return names
-
-
-def _require_folder(root: Path) -> Path:
-    if not root.is_dir():
-        problem = "is a file" if root.is_file() else "does not exist"
-        raise FractalError(f"{root} {problem}: give the folder that has the images")
-    resolved = root.resolve()
-    if printable_name(str(resolved)) != str(resolved):
-        raise FractalError(
-            f"{printable_name(str(resolved))} is not UTF-8 or has control characters: "
-            f"rename the folder"
-        )
-    return resolved
 
 
 def _write(file: Path, text: str) -> None:

@@ -162,7 +162,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
     assert_refused(lambda: register(moved, tmp_path / "data", **OWN), r"/\\xe9 is not UTF-8 or has")
     own_folder(tmp_path / "held", "a")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/held/a/\xe9.jpg")).write_bytes(b"image")
-    assert register(tmp_path / "held", tmp_path / "data", **OWN, holdout=0.3)[0].refused == 1
+    assert register(tmp_path / "held", tmp_path / "new", **OWN, holdout=0.3)[0].refused == 1
 
 
 @pytest.mark.parametrize("name", ["plain.jpg", "straße 山　水.jpg", "a/b.jpg"])
@@ -217,7 +217,7 @@ def test_class_folders_with_numerals_as_names_are_sorted_by_number(tmp_path):
         assert [image.key.split("/")[0] for image in images] == names
         assert [image.label for image in images] == list(range(12))
     own_folder(root, "007", "cat", "-1", "3b", images=2)
-    _, listing = register(root, tmp_path / "data", **OWN, holdout=0.5)
+    _, listing = register(root, tmp_path / "new", **OWN, holdout=0.5)
     assert listing.class_names == (*names[:7], "007", *names[7:], "-1", "3b", "cat")
 
 
@@ -265,7 +265,7 @@ def test_valid_is_a_split_beside_train_and_else_a_class(tmp_path):
     root = own_folder(tmp_path / "raw", "train/a", "valid/a")
     assert register(root, tmp_path / "data", **OWN)[0].images == {"train": 6, "validation": 6}
     root = own_folder(tmp_path / "coins", "valid", "invalid")
-    listing = register(root, tmp_path / "data", **OWN, holdout=0.5)[1]
+    listing = register(root, tmp_path / "new", **OWN, holdout=0.5)[1]
     assert listing.class_names == ("invalid", "valid")
 
 
@@ -293,3 +293,51 @@ def test_the_error_says_why_a_split_has_no_images(tmp_path):
             file.unlink()
     message = r"no validation images.*\(6 refused, first validation/images/0.jpg: its folder's name"
     assert_refused(lambda: register(root, tmp_path / "data"), message)
+
+
+ENDINGS = {
+    "a.WEBP": "WEBP",
+    "b.avif": "AVIF",
+    "c.Bmp": "BMP",
+    "d.TIF": "TIFF",
+    "e.tiff": "TIFF",
+    "f.GIF": "GIF",
+    "g.JPEG": "JPEG",
+    "h.PNG": "PNG",
+}
+
+
+def test_images_without_class_folders_are_one_class(tmp_path):
+    """All usual endings are read, in capitals too. Other files and litter are ignored."""
+    for name, kind in ENDINGS.items():
+        mini.put(tmp_path / "raw" / name, mini.encode(mini.photograph(0), kind))
+    mini.put(tmp_path / "raw/README.md", b"about")
+    write_litter(tmp_path / "raw", mini.encode(mini.photograph(0)))
+    source, listing = register(tmp_path / "raw", tmp_path / "data", **OWN, holdout=0.25)
+    assert source.kind == "folder" and source.images == {"train": 6, "validation": 2}
+    assert listing.class_names == ("own",) and source.refused == 0
+    keys = {image.key for split in listing.splits() for image in listing.rows(split, 0, 8)}
+    assert keys == {f"own/{name}" for name in ENDINGS}
+
+
+def test_splits_without_class_folders_are_one_class(tmp_path):
+    root = own_folder(tmp_path / "raw", "train", "val")
+    source, listing = register(root, tmp_path / "data", **OWN)
+    assert source.images == {"train": 6, "validation": 6} and listing.class_names == ("own",)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "val")
+    mini.put(root / "train/0.jpg", mini.encode(mini.photograph(0)))
+    message = r"no validation images to use \(6 refused, first validation/0.jpg: not in a class's f"
+    assert_refused(lambda: register(root, tmp_path / "data", **OWN), message)
+    own_folder(root, "val/a")
+    _, listing = register(root, tmp_path / "data", **OWN)
+    assert reasons(listing).keys() == {f"validation/{i}.jpg" for i in range(6)} | {"train/0.jpg"}
+
+
+def test_a_file_that_is_not_regular_is_refused(tmp_path):
+    root = own_folder(tmp_path / "raw", "train/a", "validation/a")
+    os.mkfifo(root / "train/a/pipe.jpg")
+    _, listing = register(root, tmp_path / "data", **OWN)
+    assert reasons(listing) == {"train/a/pipe.jpg": "not a regular file"}

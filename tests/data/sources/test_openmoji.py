@@ -40,7 +40,7 @@ COUNTS = {  # class: training images, validation images
 
 @cache
 def listing() -> Listing:
-    return list_openmoji(openmoji_folder(), lambda done: None).build({})
+    return list_openmoji(openmoji_folder(), lambda done: None).build()
 
 
 def build(data: Path, processes: int) -> Manifest:

@@ -1,15 +1,18 @@
 """Registering every form of ImageNet and other folders, and what is refused."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from fractal_model.data.sources.listing import Listing, ListingBuilder, unique_names
+from fractal_model.data.sources.class_names import unique_names
+from fractal_model.data.sources.listing import Listing, ListingBuilder
 from fractal_model.data.sources.registered import load_source, read_registered, register
 from tests.support import mini_imagenet as mini
 from tests.support.listings import assert_refused, contents, expected
+from tests.support.preparing import prepare
 
 NAMES = ("tench", "crane (n02012849)", "crane (n03126707)")
 
@@ -98,10 +101,10 @@ def test_the_checksum_depends_on_every_column():
     rows = [("train", "a", "1.png", "a/1.png", -1, 5), ("train", "b", "2.png", "b/2.png", -1, 6)]
 
     def checksum(changed: dict[int, object]) -> str:
-        builder = ListingBuilder()
+        builder = ListingBuilder({"a": "a", "b": "b"})
         builder.add(*[changed.get(place, value) for place, value in enumerate(rows[0])])
         builder.add(*rows[1])
-        return builder.build({"a": "a", "b": "b"}).checksum
+        return builder.build().checksum
 
     changes = [{}, {0: "validation"}, {1: "b"}, {2: "3.png"}, {3: "a/3.png"}, {4: 0}, {5: 6}]
     checksums = [checksum(change) for change in changes]
@@ -260,6 +263,74 @@ def test_damaged_files_of_a_registration_are_named(tmp_path):
     for text in ("[", "other: 1", "registered: 5", "registered: {a: 1}"):
         (data / "registered.yaml").write_text(text)
         assert_refused(lambda: read_registered(data), "registered.yaml is damaged.*restore it")
+
+
+THREE = ("birch", "oak", "10")
+
+
+def trees(root: Path, *names: str) -> Path:
+    for name in names:
+        for index in range(4):
+            mini.put(root / name / f"{index}.png", mini.encode(mini.photograph(index), "PNG"))
+    return root
+
+
+TREES = {"name": "trees", "resolutions": (16,), "holdout": 0.25}
+
+
+def test_classes_keep_their_numbers_when_one_is_added(tmp_path):
+    root, data = trees(tmp_path / "raw", *THREE), tmp_path / "data"
+    source, listing = register(root, data, **TREES)
+    assert source.class_names == listing.class_names == ("10", "birch", "oak")
+    first = prepare(data, source="trees")
+    trees(root, "acacia", "2")
+    source, listing = register(root, data, **TREES)
+    assert source.class_names == listing.class_names == ("10", "birch", "oak", "2", "acacia")
+    labels = {image.key.split("/")[0]: image.label for image in listing.rows("train", 0, 15)}
+    assert labels == {"10": 0, "birch": 1, "oak": 2, "2": 3, "acacia": 4}
+    second = prepare(data, source="trees")
+    assert second.class_names == (*first.class_names, "2", "acacia")
+    assert register(root, data, **TREES)[0] == source, "the numbers do not change again"
+    (data / "sources/trees.listing.parquet").unlink()
+    assert load_source(data, "trees")[2].checksum == listing.checksum, "git has the numbers"
+    assert register(root, tmp_path / "new", **TREES)[0].class_names[:3] == ("2", "10", "acacia")
+
+
+def test_numbers_of_an_earlier_version_are_kept(tmp_path):
+    """It did not write the class names to the description."""
+    root, data = trees(tmp_path / "raw", *THREE), tmp_path / "data"
+    register(root, data, **TREES)
+    file = data / "sources/trees.json"
+    fields = json.loads(file.read_text())
+    assert fields.pop("class_names") and not {"background", "fit", "label"} & fields.keys()
+    file.write_text(json.dumps(fields))
+    assert load_source(data, "trees")[0].class_names == ()
+    trees(root, "acacia")
+    assert register(root, data, **TREES)[0].class_names == ("10", "birch", "oak", "acacia")
+
+
+def test_a_class_that_is_gone_is_an_error_until_the_classes_are_numbered_anew(tmp_path):
+    root, data = trees(tmp_path / "raw", *THREE), tmp_path / "data"
+    register(root, data, **TREES)
+    before = (data / "sources/trees.json").read_text()
+    shutil.rmtree(root / "birch")
+    message = (
+        "class 'birch' of 'trees', number 1, has no image .* remove .*/trees.json and register"
+    )
+    assert_refused(lambda: register(root, data, **TREES), message)
+    assert (data / "sources/trees.json").read_text() == before
+    (data / "sources/trees.json").unlink()
+    assert register(root, data, **TREES)[0].class_names == ("10", "oak")
+
+
+def test_imagenet_takes_no_options(tmp_path):
+    root = mini.write_tree(tmp_path / "raw")
+    for option in ({"background": "black"}, {"fit": "pad"}, {"label": "label"}):
+        assert_refused(
+            lambda o=option: register(root, tmp_path / "data", **o),
+            "ImageNet is prepared as published, .*register it under another name",
+        )
+    assert_refused(lambda: register("hub:imagenet", tmp_path / "data"), "hub:imagenet does not loo")
 
 
 def test_equal_class_names_get_their_ids():
