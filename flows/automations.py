@@ -29,16 +29,22 @@ WATCHES = ("Fractal: crash runs without a heartbeat", "Fractal: end cancelled ru
 MISSED_HEARTBEATS = 3
 """Number of heartbeats in a row that a run may miss. One may be late on a busy machine."""
 _SIZE = "fractal.size."
+_PAYLOAD_SET = {
+    "__prefect_kind": "json",
+    "value": {"__prefect_kind": "jinja", "template": "{{ event.payload.set | tojson }}"},
+}
+"""Parameter `set` of a triggered evaluation: a list, which Prefect passes on as JSON."""
 _HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
 def announce_version(size: str, model: str) -> None:
     """Tell Prefect that the current flow run has registered a version of a size, if a deployment
-    started the run. `model`: the version's address, as `models:/fractal-digits/3`. If Prefect does
-    not answer, nothing happens."""
+    started the run. `model`: the version's address, as `models:/fractal-digits/3`. The evaluation
+    gets the parameter `set` of the training, too. If Prefect does not answer, nothing happens."""
     if deployment.id is not None:
         resource = {"prefect.resource.id": f"{_SIZE}{size}", "prefect.resource.name": size}
-        emit_event(REGISTERED, resource, payload={"model": model})
+        payload = {"model": model, "set": flow_run.parameters.get("set")}
+        emit_event(REGISTERED, resource, payload=payload)
 
 
 def evaluation_trigger(size: str) -> DeploymentEventTrigger:
@@ -50,7 +56,7 @@ def evaluation_trigger(size: str) -> DeploymentEventTrigger:
         "evaluate_after_training to false in params.yaml and run `make up` again.",
         expect={REGISTERED},
         match={"prefect.resource.id": f"{_SIZE}{size}"},
-        parameters={"model": "{{ event.payload.model }}"},
+        parameters={"model": "{{ event.payload.model }}", "set": _PAYLOAD_SET},
     )
 
 

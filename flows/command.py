@@ -18,13 +18,24 @@ from prefect import Flow
 from prefect.utilities.callables import parameter_docstrings
 from pydantic import TypeAdapter, ValidationError
 
-from fractal_model.common.console import errors_on_one_line, exit_interrupted, run
+from fractal_model.common.console import errors_on_one_line, exit_interrupted, is_quiet, run
 from fractal_model.common.errors import FractalError
+from fractal_model.common.shared_options import with_shared_options
 from fractal_model.config.params import load_params
+from fractal_model.config.params_source import ParamsSource
 
 GRACE_SECONDS = 10.0
-PARAMS_FILE = "params_file"
-ParamsOption = Annotated[Path, typer.Option(help="Path of the settings file.")]
+PARAMS_FILE, SET = "params_file", "set"
+
+
+def _parse_params(value: str | ParamsSource) -> ParamsSource:
+    return value if isinstance(value, ParamsSource) else ParamsSource(Path(value))
+
+
+ParamsOption = Annotated[
+    ParamsSource,
+    typer.Option(parser=_parse_params, metavar="PATH", help="Path of the settings file."),
+]
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -38,25 +49,35 @@ def _interrupt(signal_number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def run_flow(flow: Flow, *, check: Callable[..., None] = lambda params: None) -> None:
-    """Run a flow as a command. Its options set the flow's parameters; --params sets `params_file`.
-    First, `check` is called with the settings of that file and the other parameters, before Prefect
-    and Ray start. It raises FractalError if a parameter or setting is wrong."""
+def flow_command(
+    flow: Flow, *, check: Callable[..., None] = lambda params: None, key: str = ""
+) -> Callable[..., Any]:
+    """Return a function that runs a flow as a command. Its options set the flow's parameters;
+    --params sets `params_file`. First, `check` is called with the settings and the other
+    parameters, before Prefect and Ray start. It raises FractalError if a parameter or setting is
+    wrong. The function returns the flow's result; if the result is no mapping, in a dict under
+    `key`."""
 
-    def command(**parameters: Any) -> None:
+    def command(**parameters: Any) -> dict[str, Any]:
+        signal.signal(signal.SIGINT, _interrupt)
+        # Prefect's log line about a failed run is left out: the command's last line has the reason.
+        logging.getLogger("prefect.flow_runs").addFilter(_is_no_failure)
+        if is_quiet():
+            logging.getLogger("prefect").setLevel(logging.WARNING)
         _require_valid(flow, parameters)
-        file = parameters.pop(PARAMS_FILE)
-        check(load_params(file), **parameters)
-        flow(**parameters, **{PARAMS_FILE: file.resolve()})
+        others = {k: v for k, v in parameters.items() if k not in (PARAMS_FILE, SET)}
+        check(load_params(parameters[PARAMS_FILE], parameters[SET]), **others)
+        result = flow(**parameters | {PARAMS_FILE: parameters[PARAMS_FILE].resolve()})
+        return {key: result} if key else result
 
     command.__signature__ = _options(flow)  # type: ignore[attr-defined]
     # The part after "Args:" is the help of the options.
     command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
-    # Prefect's log line about a failed run is left out: the command's last line has the reason.
-    logging.getLogger("prefect.flow_runs").addFilter(
-        lambda record: not record.getMessage().startswith("Finished in state Failed(")
-    )
-    run_command(command)
+    return command
+
+
+def _is_no_failure(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Finished in state Failed(")
 
 
 def _options(flow: Flow) -> inspect.Signature:
@@ -71,12 +92,14 @@ def _options(flow: Flow) -> inspect.Signature:
                     types[name],
                     typer.Option(
                         *(["--params"] if name == PARAMS_FILE else []),
+                        metavar="KEY=VALUE" if name == SET else None,
                         help=" ".join(help_texts[name].split()),
                     ),
                 ],
             )
             for name, parameter in inspect.signature(flow.fn).parameters.items()
-        ]
+        ],
+        return_annotation=types["return"],
     )
 
 
@@ -94,8 +117,7 @@ def _require_valid(flow: Flow, parameters: dict[str, Any]) -> None:
 def run_command(command: Callable[..., None]) -> None:
     """Run a function as a program. Its arguments become the options, and its docstring the help
     text."""
-    signal.signal(signal.SIGINT, _interrupt)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command()(with_shared_options(command))
     with errors_on_one_line():
         run(app)

@@ -13,9 +13,10 @@ another size than its deployment's.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -36,6 +37,7 @@ from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.plurals import count_of
 from fractal_model.config.data import DIGITS
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.datasets import dataset_names
 from fractal_model.services.configuration import WORK_POOL
@@ -155,14 +157,16 @@ def evaluation_resources(size: Size) -> str:
     return f"{workers or 'all'} {unit}s of the cluster, one worker each"
 
 
-def deploy(params_file: Path) -> tuple[list[str], list[str]]:
+def deploy(params_file: Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Make the work pool if it is missing, the automations that end silent runs, and all
-    deployments. Their runs work in the current folder. Return the names of the deployments that
-    were made and that were removed. FractalError: Prefect's server does not answer or refuses."""
-    params = load_params(params_file)
+    deployments. Their runs take the settings from the file, with `overrides`, and work in the
+    current folder. Return the names of the deployments that were made and that were removed.
+    FractalError: Prefect's server does not answer or refuses."""
+    params = load_params(params_file, overrides)
     storage = LocalStorage(str(Path.cwd()))
     file = params_file.resolve()
-    shared = {} if file == DEFAULT_FILE.resolve() else {"params_file": str(file)}
+    shared: dict[str, Any] = {} if file == DEFAULT_FILE.resolve() else {"params_file": str(file)}
+    shared |= {"set": list(overrides)} if overrides else {}
     try:
         with get_client(sync_client=True) as client:
             _make_work_pool(client)
@@ -185,7 +189,7 @@ def _make_work_pool(client: SyncPrefectClient) -> None:
 
 
 def _apply(
-    deployment: Deployment, storage: LocalStorage, parameters: dict[str, str], params: Params
+    deployment: Deployment, storage: LocalStorage, parameters: dict[str, Any], params: Params
 ) -> str:
     """Make or change a deployment on the server and return its name, `flow/deployment`. Its runs
     get `parameters` in addition to the deployment's own ones."""
@@ -226,9 +230,9 @@ def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalSt
 
 
 def main() -> None:
-    def command(params: ParamsOption = DEFAULT_FILE) -> None:
+    def command(params: ParamsOption = DEFAULT_SOURCE) -> None:
         """Make Prefect's deployments, and remove those of deleted sizes and data sets."""
-        deployed, removed = deploy(params)
+        deployed, removed = deploy(params.file, params.overrides)
         for name in deployed:
             say(f"{DEPLOYED}{name}")
         for name in removed:

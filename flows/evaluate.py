@@ -32,7 +32,7 @@ from fractal_model.tracking import champions, registration, registry, runs, stor
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered, split_weights
 
 from . import evaluation_tasks
-from .command import run_flow
+from .command import flow_command, run_command
 from .evaluation_tasks import PICTURE, publish_table
 from .failures import report_failure
 from .run_names import name_run
@@ -47,6 +47,7 @@ def evaluate_fractal(
     workers: NotNegativeInt | None = None,
     wait: bool = True,
     params_file: Path = DEFAULT_FILE,
+    set: list[str] | None = None,
 ) -> dict[str, float]:
     """Evaluate a model of a size; return the metrics.
 
@@ -64,9 +65,10 @@ def evaluate_fractal(
         wait: If another process evaluates the same model by the same protocol, wait for its
             result; if this is off, the run fails at once.
         params_file: Path of the settings file.
+        set: Settings that replace those of the file, such as training.digits.epochs=5.
     """
     source, weights = split_weights(model)
-    usual = load_params(params_file)
+    usual = load_params(params_file, set)
     params = usual.with_weights(size, weights)
     settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
@@ -192,8 +194,11 @@ def check(
         require_weights(checkpoint, settings.evaluation.weights)
 
 
+command = flow_command(evaluate_fractal, check=check, key="metrics")
+
+
 def main() -> None:
-    run_flow(evaluate_fractal, check=check)
+    run_command(command)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fractal_model.metrics.names import FID, NLL
 from fractal_model.tracking import champions, nights, registry, store
 
 from .automations import with_tags_of_parent
-from .command import run_flow
+from .command import flow_command, run_command
 from .evaluate import evaluate_fractal, protocol_of
 from .failures import report_failure
 from .run_names import name_run
@@ -72,7 +72,9 @@ class Due:
 
 @flow(name="nightly-evaluation", flow_run_name=name_run("nightly"))
 @report_failure
-def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, object]]:
+def nightly_evaluation(
+    params_file: Path = DEFAULT_FILE, set: list[str] | None = None
+) -> list[dict[str, object]]:
     """Evaluate every registered size whose candidate has no evaluation under the current protocol.
 
     Previews come first, then full evaluations, within the hours that params.yaml allows. A size
@@ -82,11 +84,12 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
     Args:
         params_file: Path of the settings file, relative to the project's folder; its section
             `nightly` has the budget of hours and the notification block.
+        set: Settings that replace those of the file, such as nightly.budget_hours=2.
     """
-    params = load_params(params_file)
+    params = load_params(params_file, set)
     store.connect(params.paths.outputs)
     with hold_lock(params.paths.outputs / "nightly.lock"):
-        rows = Night(params, params_file).run()
+        rows = Night(params, params_file, set).run()
     table = [asdict(row) for row in rows]
     create_table_artifact(key="nightly-evaluation", table=table, description=summary(rows))
     say(f"nightly evaluation: {summary(rows)}")
@@ -100,9 +103,9 @@ def nightly_evaluation(params_file: Path = DEFAULT_FILE) -> list[dict[str, objec
 class Night:
     """The evaluations of all sizes in one night, within the budget of hours."""
 
-    def __init__(self, params: Params, params_file: Path) -> None:
+    def __init__(self, params: Params, params_file: Path, overrides: list[str] | None) -> None:
         self._params = params
-        self._params_file = params_file
+        self._params_file, self._overrides = params_file, overrides
         self._deadline = time.monotonic() + params.nightly.budget_seconds
 
     def run(self) -> list[Row]:
@@ -159,6 +162,7 @@ class Night:
                 preview=is_preview,
                 wait=False,
                 params_file=self._params_file,
+                set=self._overrides,
             )
         if not is_preview:
             nights.end_waiting(due.size)
@@ -222,8 +226,11 @@ def send_message(block: str | None, rows: list[Row]) -> list[str]:
     return []
 
 
+command = flow_command(nightly_evaluation, key="evaluations")
+
+
 def main() -> None:
-    run_flow(nightly_evaluation)
+    run_command(command)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ source and the data folder at the same paths.
 import contextlib
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -30,7 +31,7 @@ from fractal_model.training.ray_jobs.jobs import follow_job
 from fractal_model.training.ray_jobs.log import JobLog
 from fractal_model.training.ray_jobs.server import JobsServer
 
-from .command import run_flow
+from .command import flow_command, run_command
 from .failures import report_failure
 from .run_names import name_run
 
@@ -43,18 +44,22 @@ write_report = task(name="report", cache_policy=NO_CACHE)(report_dataset)
 
 @flow(name="prepare-data", flow_run_name=name_run("prepare"))
 @report_failure
-def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> None:
+def prepare_data(
+    dataset: str = "digits", params_file: Path = DEFAULT_FILE, set: list[str] | None = None
+) -> None:
     """Prepare a data set: its images, the features that FID compares with, and its report.
 
     Args:
         dataset: Name of the data set: digits, or one that `fractal data register` has added.
         params_file: Path of the settings file.
+        set: Settings that replace those of the file, such as training.digits.epochs=5.
     """
-    params = load_params(params_file)
+    params = load_params(params_file, set)
     require_dataset(params, dataset)
     address = os.environ.get("RAY_ADDRESS", "")
+    overrides = [f"--set={text}" for text in set or ()]
     if dataset != DIGITS and address.startswith(("http://", "https://")):
-        prepare_on_cluster(address, dataset, params_file)
+        prepare_on_cluster(address, dataset, ["--params", str(params_file.resolve()), *overrides])
     else:
         prepare_images(params, dataset, build_shards)
         extract_features(params, dataset)
@@ -62,13 +67,14 @@ def prepare_data(dataset: str = "digits", params_file: Path = DEFAULT_FILE) -> N
 
 
 @task(name="ray-job", cache_policy=NO_CACHE)
-def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
-    """Prepare a data set as one Ray job of the cluster at `address`. Cancelling the flow stops the
+def prepare_on_cluster(address: str, dataset: str, options: Sequence[str]) -> None:
+    """Prepare a data set as one Ray job of the cluster at `address`. `options` follow each command
+    of the job. Cancelling the flow stops the
     job. FractalError: the job failed; the message ends with the last line of the job's log."""
     server = JobsServer(address)
     name = f"prepare-{dataset}-{uuid4().hex[:6]}"
-    options = f"{dataset} --params {shlex.quote(str(params_file.resolve()))}"
-    stages = (f"{server.interpreter()} -m fractal_model data {stage} {options}" for stage in STAGES)
+    words = shlex.join([dataset, *options])
+    stages = (f"{server.interpreter()} -m fractal_model data {stage} {words}" for stage in STAGES)
     server.submit(name, entrypoint=" && ".join(stages), metadata={"dataset": dataset})
     log = JobLog(on_report=lambda report: None, on_line=say)
     try:
@@ -89,8 +95,11 @@ def prepare_on_cluster(address: str, dataset: str, params_file: Path) -> None:
         )
 
 
+command = flow_command(prepare_data, check=require_dataset)
+
+
 def main() -> None:
-    run_flow(prepare_data, check=require_dataset)
+    run_command(command)
 
 
 if __name__ == "__main__":

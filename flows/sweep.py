@@ -36,7 +36,7 @@ from fractal_model.tracking import registry, runs, store
 from fractal_model.tracking.model_source import fetch_registered, split_weights
 
 from . import evaluate
-from .command import run_flow
+from .command import flow_command, run_command
 from .evaluation_tasks import publish_table
 from .failures import report_failure
 from .run_names import name_run
@@ -50,6 +50,7 @@ def sweep_guidance(
     samples: PositiveInt | None = None,
     workers: NotNegativeInt | None = None,
     params_file: Path = DEFAULT_FILE,
+    set: list[str] | None = None,
 ) -> dict[str, float]:
     """Find the guidance, logit scale, iterations and weights with the lowest FID. Return the
     guidance and logit scale that were found, and the metrics of a full evaluation with them.
@@ -67,9 +68,10 @@ def sweep_guidance(
         workers: Number of Ray workers that share the sampling, or 0 for as many as the cluster has
             room for; by default the number in params.yaml. It does not change the result.
         params_file: Path of the settings file, relative to the project's folder.
+        set: Settings that replace those of the file, such as training.digits.epochs=5.
     """
     source, weights = split_weights(model)
-    params = load_params(params_file).with_weights(size, weights)
+    params = load_params(params_file, set).with_weights(size, weights)
     settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
     version = fetch_registered(size, source)
@@ -204,8 +206,11 @@ def check(
     _plan(params.size(size), _sweep_config(params, size, samples))
 
 
+command = flow_command(sweep_guidance, check=check)
+
+
 def main() -> None:
-    run_flow(sweep_guidance, check=check)
+    run_command(command)
 
 
 if __name__ == "__main__":

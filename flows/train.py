@@ -35,7 +35,7 @@ from fractal_model.training.ray_jobs.owner import Owner
 from fractal_model.training.start import Start, read_start
 
 from .automations import announce_version
-from .command import run_flow
+from .command import flow_command, run_command
 from .failures import report_failure
 from .flow_owner import is_over, this_owner
 from .run_names import name_run
@@ -59,8 +59,9 @@ def train_fractal(
     start_from: Annotated[str, Field(pattern=r"\S")] | None = None,
     resume: bool = True,
     params_file: Path = DEFAULT_FILE,
+    set: list[str] | None = None,
 ) -> str:
-    """Train a size on its data set; return the version of `fractal-<size>` in the registry.
+    """Train a size on its data set and register the model. Return its version of `fractal-<size>`.
 
     A parameter that is set replaces the value of the recipe in params.yaml.
 
@@ -79,8 +80,9 @@ def train_fractal(
         resume: Continue from the last checkpoint of an equal run; if this is off, training starts
             from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
+        set: Settings that replace those of the file, such as training.digits.epochs=5.
     """
-    params = load_params(params_file)
+    params = load_params(params_file, set)
     settings, manifest = launch.load_size_and_manifest(
         params,
         size,
@@ -240,8 +242,11 @@ def check(params: Params, size: str, resume: bool, **changes: str | int | None) 
     read_start(settings, params.paths.outputs)
 
 
+command = flow_command(train_fractal, check=check, key="version")
+
+
 def main() -> None:
-    run_flow(train_fractal, check=check)
+    run_command(command)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def animate(
     frames: Annotated[int, typer.Option(help="Largest number of frames.")] = 120,
     *,
     options: SamplingOptions,
-) -> None:
+) -> dict[str, object]:
     """Draw images and write an animation of how they grow, patch by patch.
 
     The patches that are being generated are outlined: orange at level 0, blue and green at the
@@ -63,3 +63,4 @@ def animate(
         )
     for file in files:
         say(f"{file}: {file.stat().st_size / 1000:.0f} kB")
+    return {"files": files, "first_seed": seed, "last_seed": seeds[-1]}

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from fractal_model.common.console import errors_on_one_line, run
+from fractal_model.common.installation import import_flow
 
 COMMANDS = {
     "data": "Register images, prepare data sets from them, and check and describe the data sets.",
@@ -21,7 +22,13 @@ COMMANDS = {
     "services": "Start and stop the Prefect, MLflow and Ray servers of this machine.",
     "parity": "Compare our model with numbers measured on the published implementation.",
     "ui": "Serve MLflow's pages with the runs and models in this project's folder.",
+    "train": "Train a size on its data set and register the model.",
     "evaluate": "Measure a model, or existing samples, by the protocol in params.yaml.",
+    "sweep": "Find the guidance, logit scale, iterations and weights with the lowest FID.",
+    "nightly": "Evaluate every registered size whose candidate has no evaluation under the current "
+    "protocol.",
+    "prepare": "Prepare a data set: its images, the features that FID compares with, and its "
+    "report.",
     "likelihood": "Measure how well a model predicts images, in bits per dimension.",
     "sample": "Draw images from a model.",
     "edit": "Inpaint, outpaint, uncrop or change the class of an image.",
@@ -35,6 +42,9 @@ COMMANDS = {
 """Summary of each command. A command is a function in a module; both have the command's name."""
 GROUPS = {"data", "models", "services", "size"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
+FLOWS = {"train", "sweep", "nightly", "prepare"}
+"""Commands that run a Prefect flow. The flow's module of the same name has the function `command`,
+and importing it takes seconds."""
 OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
 """Module and function of each command whose module has another name. Python could not import a
 module named `import`, because this word is a keyword."""
@@ -52,13 +62,21 @@ class LazyGroup(TyperGroup):
         return name, load_command(str(name)), rest
 
 
-def load_command(name: str) -> Any:
-    """Import the module of a command and return the command as an object that Typer can run."""
+def _find_target(name: str) -> Any:
+    if name in FLOWS:
+        return import_flow(name).command
     place, _, function = OTHER_PLACES.get(name, f"{name}:{name}").partition(":")
     module = import_module(f"fractal_model.cli.{place}")
-    target = getattr(module, "app" if function in GROUPS else function)
+    return getattr(module, "app" if function in GROUPS else function)
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a command and return the command as an object that Typer can run."""
+    from fractal_model.cli.options import group  # It imports the settings, which take their time.
+
+    target = _find_target(name)
     if not isinstance(target, typer.Typer):
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single = group()
         single.command(name)(target)
         target = single
     command = typer.main.get_command(target)

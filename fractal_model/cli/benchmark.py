@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from pydantic import ValidationError
 
-from fractal_model.cli.options import JsonOption, ParamsOption, path_option
+from fractal_model.cli.options import ParamsOption, path_option
 from fractal_model.cli.sampling_options import parse_iterations
 from fractal_model.common.compiler import has_compiler
-from fractal_model.common.console import console, only_result_on_stdout, say
+from fractal_model.common.console import say, show
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable_file
 from fractal_model.common.plurals import count_of
@@ -22,7 +21,8 @@ from fractal_model.common.tables import FittedTable
 from fractal_model.common.validation import describe
 from fractal_model.config.architecture import Architecture
 from fractal_model.config.model import ModelConfig
-from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.params import Params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 from fractal_model.config.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -99,9 +99,8 @@ def benchmark(
         Path | None,
         path_option("A file for a trace of one more step, for chrome://tracing or Perfetto."),
     ] = None,
-    as_json: JsonOption = False,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Time sampling, a training step or a likelihood pass on this machine.
 
     The model has random weights. The result includes the utilisation: the measured speed divided by
@@ -113,47 +112,44 @@ def benchmark(
 
     if profile is not None:
         require_writable_file(profile)
-    settings = load_params(params)
+    settings = params.load()
     layers = {"levels": levels, "widths": widths, "blocks": blocks, "heads": heads}
     model, base = _model_and_sampling(settings, size, {**layers, "generators": generators})
     device = compute_device()
-    with only_result_on_stdout(as_json):
-        if mode == "sample":
-            sampling = change_sampling(
-                base, model, guidance=guidance, iterations=parse_iterations(iterations, model)
-            )
-            compiles = has_compiler() if compiled is None else compiled
-            sampling = sampling.model_copy(update={"compile": compiles})
-            network, work = benchmark.sampling_work(model, sampling, batch, device)
-        elif mode == "train":
-            recipe = settings.training[size or next(iter(settings.training))].model_copy(
-                update={
-                    "precision": dtype,
-                    "activation_checkpointing": activation_checkpointing,
-                    "compile": bool(compiled),
-                }
-            )
-            network, work = benchmark.training_work(model, recipe, batch, device)
-        else:
-            network, work = benchmark.likelihood_work(model, batch, device)
-        measurement = benchmark.measure(
-            mode,
-            network,
-            work,
-            batch=batch,
-            dtype=dtype,
-            repeats=repeats,
-            reference=reference,
-            by_level=by_level,
-            warm_up=warm_up,
-            trace=profile,
+    if mode == "sample":
+        sampling = change_sampling(
+            base, model, guidance=guidance, iterations=parse_iterations(iterations, model)
         )
-    if as_json:
-        print(json.dumps(measurement.as_json(), indent=1, allow_nan=False))
+        compiles = has_compiler() if compiled is None else compiled
+        sampling = sampling.model_copy(update={"compile": compiles})
+        network, work = benchmark.sampling_work(model, sampling, batch, device)
+    elif mode == "train":
+        recipe = settings.training[size or next(iter(settings.training))].model_copy(
+            update={
+                "precision": dtype,
+                "activation_checkpointing": activation_checkpointing,
+                "compile": bool(compiled),
+            }
+        )
+        network, work = benchmark.training_work(model, recipe, batch, device)
     else:
-        _print(measurement)
-        if profile is not None:
-            say(f"trace: {profile} (open it in chrome://tracing or https://ui.perfetto.dev)")
+        network, work = benchmark.likelihood_work(model, batch, device)
+    measurement = benchmark.measure(
+        mode,
+        network,
+        work,
+        batch=batch,
+        dtype=dtype,
+        repeats=repeats,
+        reference=reference,
+        by_level=by_level,
+        warm_up=warm_up,
+        trace=profile,
+    )
+    _print(measurement)
+    if profile is not None:
+        say(f"trace: {profile} (open it in chrome://tracing or https://ui.perfetto.dev)")
+    return measurement.as_json()
 
 
 def _model_and_sampling(
@@ -209,9 +205,9 @@ def _print(result: Measurement) -> None:
     for quantity, value in rows.items():
         if value is not None:
             table.add_row(quantity, value)
-    console.print(table)
+    show(table)
     if result.levels is not None:
-        console.print(_level_table(result, result.levels))
+        show(_level_table(result, result.levels))
     threads, runs = count_of(result.threads, "thread"), count_of(result.repeats, "run")
     say(f"{result.device}, {threads}, median of {runs}")
 

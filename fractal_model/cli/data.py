@@ -1,18 +1,23 @@
 """`fractal data …`: register sources of images; build and check data sets from them."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fractal_model.cli.options import ParamsOption, group
-from fractal_model.common.console import console, progress_bar, say
+from fractal_model.common.console import progress_bar, say, show
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import sha256
 from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
 from fractal_model.config.data import DIGITS, IMAGENET, OPENMOJI
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE
+
+if TYPE_CHECKING:
+    from fractal_model.data.manifest import Manifest
 
 app = group("Register images, prepare data sets from them, and check and describe the data sets.")
 HOW_TO_ADD_IMAGENET = (
@@ -66,15 +71,15 @@ def register_source(
         str | None,
         typer.Option(help="Column of the classes in a table or a data set of the hub."),
     ] = None,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Register images where they are; `dvc repro` prepares them later. Only those of the hub are
     downloaded."""
     from fractal_model.data.sources.folders import ignored_folders
     from fractal_model.data.sources.openmoji import openmoji_folder
     from fractal_model.data.sources.registered import read_registered, register
 
-    data = load_params(params).paths.data
+    data = params.load().paths.data
     if place == OPENMOJI and not Path(place).exists():
         place, name = str(openmoji_folder()), OPENMOJI
     with progress_bar(f"{name}: images listed", None) as update:
@@ -95,7 +100,7 @@ def register_source(
     for split, images in source.images.items():
         table.add_row(f"{split} images", f"{images:,}")
     table.add_row("refused", f"{source.refused:,}")
-    console.print(table)
+    show(table)
     for part in source.missing:
         say(f"missing: {part}")
     if source.kind == "folder" and (ignored := ignored_folders(Path(place))):
@@ -105,28 +110,33 @@ def register_source(
     if source.refused > 3:
         say(f"refused: {source.refused - 3:,} more; the report of the data set lists all of them")
     say(f"registered: `dvc repro` now builds {' and '.join(datasets)}")
+    counts = source.model_dump(include={"name", "kind", "classes", "images", "refused", "missing"})
+    return {**counts, "datasets": datasets}
 
 
 @app.command("prepare")
-def prepare(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
+def prepare(
+    dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_SOURCE
+) -> dict[str, object]:
     """Prepare a data set, or continue a stopped preparation; `dvc repro` calls this."""
     from fractal_model.data.datasets import prepare_dataset
     from fractal_model.data.sources.registered import read_registered
     from fractal_model.parallel.ray_shards import build_shards
 
-    settings = load_params(params)
-    prepare_dataset(settings, dataset, build_shards)
+    settings = params.load()
+    manifest = prepare_dataset(settings, dataset, build_shards)
     sources = {entry.source for entry in read_registered(settings.paths.data).values()}
     if dataset == DIGITS and IMAGENET not in sources:
         say(HOW_TO_ADD_IMAGENET)
+    return _counts(manifest)
 
 
 @app.command("reference")
-def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
+def reference(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_SOURCE) -> None:
     """Extract a data set's Inception features, with which FID compares; `dvc repro` calls this."""
     from fractal_model.metrics.dataset_reference import extract_reference
 
-    extract_reference(load_params(params), dataset)
+    extract_reference(params.load(), dataset)
 
 
 @app.command("register-reference")
@@ -136,13 +146,13 @@ def register_reference(
         Path | None, typer.Argument(help="ADM's file of statistics, such as adm_in64_stats.npz.")
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Use our own statistics again.")] = False,
-    params: ParamsOption = DEFAULT_FILE,
+    params: ParamsOption = DEFAULT_SOURCE,
 ) -> None:
     """Use ADM's published statistics of a data set as its reference, instead of our own ones."""
     from fractal_model.data.sources.registered import read_registered, register_statistics
     from fractal_model.metrics.adm_statistics import conflicting_resolution, load_published
 
-    data = load_params(params).paths.data
+    data = params.load().paths.data
     entries = read_registered(data)
     if dataset not in entries:
         raise FractalError(
@@ -170,21 +180,29 @@ def register_reference(
 
 
 @app.command("report")
-def report(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
+def report(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_SOURCE) -> None:
     """Describe a prepared data set in numbers, tables and a picture; `dvc repro` calls this."""
     from fractal_model.data.report import report_dataset
 
-    report_dataset(load_params(params), dataset)
+    report_dataset(params.load(), dataset)
 
 
 @app.command("verify")
-def verify(dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_FILE) -> None:
+def verify(
+    dataset: DatasetArgument = DIGITS, params: ParamsOption = DEFAULT_SOURCE
+) -> dict[str, object]:
     """Decode every image of a prepared data set and compare its checksum with the manifest."""
     from fractal_model.data.manifest import read_manifest
     from fractal_model.data.prepared import verify_prepared
 
-    folder = load_params(params).dataset_folder(dataset)
+    folder = params.load().dataset_folder(dataset)
     images = sum(record.images for record in read_manifest(folder).splits.values())
     with progress_bar(f"{dataset}: images verified", images, images=True) as update:
         manifest = verify_prepared(folder, update)
     say(f"{dataset}: checked {count_of(images, 'image')}, checksum {manifest.checksum[:16]}")
+    return _counts(manifest)
+
+
+def _counts(manifest: Manifest) -> dict[str, object]:
+    images = {split: record.images for split, record in manifest.splits.items()}
+    return {"dataset": manifest.dataset, "images": images, "checksum": manifest.checksum}

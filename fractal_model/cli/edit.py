@@ -45,7 +45,7 @@ def edit(
     batch_size: BatchSizeOption = None,
     *,
     options: SamplingOptions,
-) -> None:
+) -> dict[str, object]:
     """Inpaint, outpaint, uncrop or change the class of an image.
 
     Say what to generate with --mask, --box or --uncrop. All other pixels are known: they stay
@@ -110,6 +110,7 @@ def edit(
         say(f"image, mask and variants side by side: {grid}")
     share = 1 - known.float().mean().item()
     say(f"{share:.0%} of the pixels generated: {_names(files)}")
+    return {"files": files, "grid": grid, "generated_share": share, "seeds": seeds}
 
 
 def _require_one_mask(

@@ -1,19 +1,22 @@
 """`fractal evaluate`: measure all metrics of a model or of existing samples, and show the protocol.
 
-Decided here: only a registered model needs MLflow. With --json, stdout has only the result.
+Decided here: --dataset only measures, and then only a registered model needs MLflow. Without it the
+command runs the flow, whose results are recorded and may promote a version.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fractal_model.cli.options import JsonOption, ParamsOption, parse_text
-from fractal_model.common.console import only_result_on_stdout, print_results, progress_bar, say
-from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.cli.options import ParamsOption, parse_text
+from fractal_model.common.console import print_results, progress_bar, say
+from fractal_model.common.errors import FractalError
+from fractal_model.common.installation import import_flow
+from fractal_model.config.params import Params
+from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
 from fractal_model.config.weights import MODEL
 
 if TYPE_CHECKING:
@@ -23,20 +26,29 @@ if TYPE_CHECKING:
 
 def evaluate(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="FOLDER_OR_MODEL",
             parser=parse_text,
             help="Samples (a folder of `fractal sample` or ADM's .npz) or a model (a checkpoint or "
             "exported folder, or models:/fractal-digits@champion; with #ema or #ema-0.999 at its "
-            "end, the moving average of its weights).",
+            "end, the moving average of its weights). Default: the candidate of --size.",
         ),
-    ],
+    ] = None,
     dataset: Annotated[
-        str, typer.Option(parser=parse_text, metavar="NAME", help="The data set to compare with.")
-    ],
+        str | None,
+        typer.Option(
+            parser=parse_text,
+            metavar="NAME",
+            help="Only measure, and compare with this data set. Nothing is registered or promoted.",
+        ),
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(help="Use the settings of this size. Default: the model's size.")
+        str | None,
+        typer.Option(
+            help="With --dataset: use the settings of this size; default: the model's size. "
+            "Without: evaluate a model of this size."
+        ),
     ] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Use fewer samples, for metrics such as fid_5k.")
@@ -44,28 +56,64 @@ def evaluate(
     workers: Annotated[
         int | None, typer.Option(help="Number of workers; 0: as many as fit. Default: the size's.")
     ] = None,
-    as_json: JsonOption = False,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    wait: Annotated[
+        bool,
+        typer.Option(help="Wait if another process evaluates the same model; otherwise fail."),
+    ] = True,
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Measure a model, or existing samples, by the protocol in params.yaml.
 
-    For a model this measures the likelihood, draws samples and compares them with the data set.
-    Existing samples are only compared; their number and classes must be those of the protocol.
+    With --size alone this evaluates a model of the size, by default the registered candidate: it
+    logs metrics, pictures and a report to MLflow, and promotes a version that beats the champion.
+
+    With --dataset it only measures and prints. For a model this measures the likelihood, draws
+    samples and compares them with the data set. Existing samples are only compared; their number
+    and classes must be those of the protocol.
     """
-    settings = load_params(params)
-    with only_result_on_stdout(as_json):
-        if _is_model(source):
-            results, record = _evaluate_model(source, settings, dataset, size, preview, workers)
-        else:
-            results, record = _evaluate_samples(Path(source), settings, dataset, size, preview)
-    if as_json:
-        protocol = record.model_dump(mode="json")
-        result = {"metrics": results.values, "absent": results.absent, "protocol": protocol}
-        print(json.dumps(result, indent=1, allow_nan=False))
-        return
+    if dataset is None:
+        if size is None:
+            raise FractalError(
+                "neither --size nor --dataset is given: name the size whose model to evaluate, or "
+                "the data set to compare a model or samples with"
+            )
+        return _run_flow(params, size, source, preview, workers, wait)
+    if source is None:
+        raise FractalError(
+            f"--dataset {dataset} is given without a model or samples: name them first, or give "
+            f"--size alone to evaluate the size's candidate"
+        )
+    settings = params.load()
+    if _is_model(source):
+        results, record = _evaluate_model(source, settings, dataset, size, preview, workers, wait)
+    else:
+        results, record = _evaluate_samples(Path(source), settings, dataset, size, preview)
     title = f"{record.model} on {dataset}, {record.protocol.samples:,} samples"
     print_results(title, results.values, results.absent)
     say(f"protocol {record.checksum[:12]}, reference: {record.protocol.reference_source}")
+    protocol = record.model_dump(mode="json")
+    return {"metrics": results.values, "absent": results.absent, "protocol": protocol}
+
+
+def _run_flow(
+    params: ParamsSource,
+    size: str,
+    model: str | None,
+    preview: bool,
+    workers: int | None,
+    wait: bool,
+) -> dict[str, object]:
+    """Run the flow that `prefect deployment run evaluate-fractal/SIZE` runs, and return the
+    metrics."""
+    return import_flow("evaluate").command(
+        size=size,
+        model=model,
+        preview=preview,
+        workers=workers,
+        wait=wait,
+        params_file=params.file,
+        set=list(params.overrides) or None,
+    )
 
 
 def _is_model(source: str) -> bool:
@@ -80,7 +128,13 @@ def _is_model(source: str) -> bool:
 
 
 def _evaluate_model(
-    source: str, params: Params, dataset: str, size: str | None, preview: bool, workers: int | None
+    source: str,
+    params: Params,
+    dataset: str,
+    size: str | None,
+    preview: bool,
+    workers: int | None,
+    wait: bool,
 ) -> tuple[MetricResults, Record]:
     from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
     from fractal_model.tracking.model_source import (
@@ -106,7 +160,7 @@ def _evaluate_model(
         preview=preview,
         workers=workers,
     )
-    with evaluation.lock():
+    with evaluation.lock(wait=wait):
         held_out = evaluation.measure_likelihood()
         results = held_out.results | evaluation.measure_samples(evaluation.draw_samples())
     say(f"the samples stay in {evaluation.folder}: remove it when you no longer need them")

@@ -19,7 +19,8 @@ from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_new, sha256
 from fractal_model.common.fingerprint import fingerprint
-from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
+from fractal_model.config.params import Params, Size
+from fractal_model.config.params_source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from fractal_model.checkpoints.importing import Published
@@ -52,8 +53,8 @@ def import_checkpoint(
         bool,
         typer.Option("--register", help="Also register it as the candidate of fractal-SIZE."),
     ] = False,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Convert a published checkpoint into a checkpoint of this project.
 
     A published size is downloaded once and then taken from the cache; a broken download is
@@ -67,7 +68,7 @@ def import_checkpoint(
         with_imagenet_names,
     )
 
-    settings = load_params(params)
+    settings = params.load()
     if size is None and source.is_file():
         raise FractalError(f"{source} is a file: give its size, such as mar-b", setting="size")
     if size is not None and mirror is not None:
@@ -86,16 +87,16 @@ def import_checkpoint(
     import_published(file, published, named_size, settings, out)
     parameters = sum(tensor.numel() for tensor in published.weights.values())
     say(f"imported {file.name} as {named_size.name}: {parameters:,} parameters in {out}")
-    if register:
-        _register(file, named_size, settings, out)
+    version = _register(file, named_size, settings, out) if register else None
+    return {"out": out, "size": named_size.name, "parameters": parameters, "version": version}
 
 
 def export_model(
     model: ModelOption,
     out: Annotated[Path, path_option("The folder to write; must not exist.")],
     size: SizeOption = None,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Write a model as a folder in the form that the Hugging Face hub expects.
 
     The folder holds safetensors and JSON: weights, architecture, class names and sampling settings.
@@ -106,7 +107,9 @@ def export_model(
     require_new(out)
     network, network.serving = load_served(model, size, params)
     export_folder(network, out)
-    say(f"exported {model} to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    files = sorted(path.name for path in out.iterdir())
+    say(f"exported {model} to {out}: {', '.join(files)}")
+    return {"model": model, "out": out, "files": files}
 
 
 def _fetch(size: Size, mirror: str | None) -> Path:
@@ -134,9 +137,9 @@ def _read(file: Path, *, is_cached: bool) -> "Published":
         raise
 
 
-def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> None:
-    """Register the imported checkpoint as the candidate. If the same file was imported for the same
-    model before, make the version of that import the candidate again."""
+def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> str:
+    """Register the imported checkpoint as the candidate and return its version. If the same file
+    was imported for the same model before, make the version of that import the candidate again."""
     from fractal_model.tracking import registration, runs, tags
 
     with _bytes_bar(f"SHA-256 of {source.name}, MB", source.stat().st_size) as update:
@@ -145,7 +148,7 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
     candidate = registration.reuse(size.name, identity, size.serving)
     if candidate is not None:
         say(f"fractal-{size.name} version {candidate.version}, of the same file, is the candidate")
-        return
+        return candidate.version
     with runs.import_run(size, source, checksum, settings.paths.outputs) as run_id:
         own_tags = {
             tags.FINGERPRINT_TAG: identity,
@@ -155,6 +158,7 @@ def _register(source: Path, size: Size, settings: Params, checkpoint: Path) -> N
         }
         version = registration.register(size.name, checkpoint, serving=size.serving, tags=own_tags)
     say(f"registered fractal-{size.name} version {version} as candidate")
+    return version
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from fractal_model.cli.options import (
     parse_text,
     path_option,
 )
-from fractal_model.common.console import progress_bar, say
+from fractal_model.common.console import progress_bar, say, show
 from fractal_model.common.files import atomic_file, require_writable_file
 from fractal_model.common.plurals import count_of
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from fractal_model.model.likelihood import Likelihood
@@ -40,8 +40,8 @@ def likelihood(
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
     out: Annotated[Path | None, path_option("A CSV file for the bits of each image.")] = None,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Measure how well a model predicts images, in bits per dimension.
 
     Lower is better. The value is exact for AR models. For MAR models it is an upper bound that is
@@ -58,7 +58,7 @@ def likelihood(
     if out is not None:
         require_writable_file(out)
     is_folder = is_remote(data) or Path(data).is_dir()
-    folder = data if is_folder else load_params(params).dataset_folder(data)
+    folder = data if is_folder else params.load().dataset_folder(data)
     images = open_prepared(folder, split)
     network = load_model(model, find_outputs(params))
     with progress_bar("likelihood, images", len(images), images=True) as update:
@@ -73,7 +73,7 @@ def likelihood(
             map_parts=split_over_workers(workers, manifest_files(folder)),
         )
     kind = "conditional" if conditional else "unconditional"
-    say(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
+    show(f"{images.manifest.dataset} {split}, {kind}: {_summary(result, seed)}")
     if out is not None:
         import pandas as pd
 
@@ -81,6 +81,18 @@ def likelihood(
         with atomic_file(out) as partial:
             pd.DataFrame(values).to_csv(partial, index_label="index")
         say(f"value of each image: {out}")
+    return {
+        "dataset": images.manifest.dataset,
+        "split": split,
+        "conditional": conditional,
+        "bits_per_dim": result.mean,
+        "standard_error": result.standard_error if len(result.per_image) > 1 else None,
+        "monte_carlo_error": 0.0 if result.exact else result.monte_carlo_error,
+        "exact": result.exact,
+        "images": len(result.per_image),
+        "passes": result.passes,
+        "seed": seed,
+    }
 
 
 def _summary(result: Likelihood, seed: int) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fractal_model.cli.options import ParamsOption, group, parse_text
-from fractal_model.common.console import console, say
+from fractal_model.common.console import say, show
 from fractal_model.common.tables import FittedTable
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from fractal_model.tracking.registry_view import RegisteredModel
@@ -25,21 +24,18 @@ BecauseOption = Annotated[
 
 @app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every metric.")] = False,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> list[dict[str, object]]:
     """List all versions of all sizes: aliases, key metrics, and the decision about each version."""
     from fractal_model.tracking.registry_view import registered_models
 
     _connect(params)
     models = registered_models()
-    if as_json:
-        print(json.dumps([model.model_dump() for model in models], indent=1))
-        return
     if not models:
         say("no model is registered: train one with `python -m flows.train --size digits`")
     for model in models:
         _print(model)
+    return [model.model_dump() for model in models]
 
 
 @app.command()
@@ -47,8 +43,8 @@ def promote(
     size: SizeArgument,
     version: Annotated[int, typer.Argument(help="Number of the version.")],
     because: BecauseOption,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Make a version the champion, whatever its metrics are.
 
     Later evaluations do not undo this: only a person can promote the replaced version again.
@@ -59,14 +55,15 @@ def promote(
     replaced = champions.promote_by_hand(size, str(version), because)
     before = "there was none before" if replaced is None else f"it was version {replaced} before"
     say(f"fractal-{size} version {version} is the champion now, {before}")
+    return {"size": size, "champion": str(version), "before": replaced}
 
 
 @app.command()
 def rollback(
     size: SizeArgument,
     because: BecauseOption = "no reason given",
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Make the previous champion the champion again.
 
     Each further call goes back by one more champion. Later evaluations do not undo a rollback: only
@@ -77,12 +74,13 @@ def rollback(
     _connect(params)
     former, champion = champions.rollback(size, because)
     say(f"fractal-{size} version {champion} is the champion again, version {former} no longer")
+    return {"size": size, "champion": champion, "before": former}
 
 
 def _connect(params: ParamsOption) -> None:
     from fractal_model.tracking import store
 
-    store.connect(load_params(params).paths.outputs)
+    store.connect(params.load().paths.outputs)
 
 
 def _print(model: RegisteredModel) -> None:
@@ -97,7 +95,7 @@ def _print(model: RegisteredModel) -> None:
             version.format_metric("fid", 2),
             version.outcome,
         )
-    console.print(table)
+    show(table)
     for change in model.champions:
         reason = f"({change.how}: {change.because})"
-        say(f"champion from {change.when}: version {change.version} {reason}")
+        show(f"champion from {change.when}: version {change.version} {reason}")

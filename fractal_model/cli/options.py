@@ -1,16 +1,38 @@
 """Options that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.common.shared_options import with_shared_options
+from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def group(help: str) -> typer.Typer:
-    """Return a Typer app for a group of commands. Without a command, the app prints its help."""
-    return typer.Typer(help=help, no_args_is_help=True, add_completion=False)
+class _Group(typer.Typer):
+    """Typer app whose commands have the shared options."""
+
+    def command(self, *names: Any, **settings: Any) -> Callable[[Command], Command]:
+        register = super().command(*names, **settings)
+
+        def add(function: Command) -> Command:
+            register(with_shared_options(function))
+            return function
+
+        return add
+
+
+def group(help: str | None = None) -> typer.Typer:
+    """Return a Typer app for commands. Without a command, the app prints its help."""
+    return _Group(
+        help=help,
+        no_args_is_help=help is not None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
 
 
 def parse_path(text: str | Path) -> Path:
@@ -45,7 +67,18 @@ ModelOption = Annotated[
         "trained weights. Default: the weights that the model is served with.",
     ),
 ]
-ParamsOption = Annotated[Path, typer.Option("--params", help="The file with the settings.")]
+
+
+def _parse_params(value: str | ParamsSource) -> ParamsSource:
+    return value if isinstance(value, ParamsSource) else ParamsSource(parse_path(value))
+
+
+ParamsOption = Annotated[
+    ParamsSource,
+    typer.Option(
+        "--params", parser=_parse_params, metavar="PATH", help="The file with the settings."
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -55,7 +88,6 @@ WorkersOption = Annotated[
         "process alone.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
@@ -64,9 +96,9 @@ BatchSizeOption = Annotated[
 ]
 
 
-def find_outputs(params: Path) -> Path | None:
-    """Return the folder of results that the file `params` names; None if there is no such file in
+def find_outputs(params: ParamsSource) -> Path | None:
+    """Return the folder of results that `params` name; None if there is no such file in
     the current folder and none was asked for. FractalError: see `load_params`."""
-    if params == DEFAULT_FILE and not params.is_file():
+    if params == DEFAULT_SOURCE and not params.file.is_file():
         return None
-    return load_params(params).paths.outputs
+    return params.load().paths.outputs

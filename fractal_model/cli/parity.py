@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from fractal_model.common.console import console, say
+from fractal_model.common.console import say, show
 from fractal_model.common.errors import FractalError
 from fractal_model.common.tables import FittedTable
 
 
 def parity(
     folder: Annotated[Path, typer.Argument(help="A folder with numbers, as tests/parity/mar4.")],
-) -> None:
+) -> list[dict[str, object]]:
     """Compare our model with numbers measured on the published implementation.
 
     Prints the error and tolerance of each quantity. The exit code is 1 if an error is too large.
@@ -26,7 +26,7 @@ def parity(
     for c in comparisons:
         verdict = "ok" if c.is_within_tolerance else Text("missed", style="red")
         table.add_row(c.quantity, f"{c.error:.2e}", f"{c.tolerance:.0e}", verdict)
-    console.print(table)
+    show(table)
     missed = [c.quantity for c in comparisons if not c.is_within_tolerance]
     if missed:
         raise FractalError(
@@ -35,3 +35,6 @@ def parity(
             f"change in the code that causes this"
         )
     say(f"{folder.name}: all {len(comparisons)} quantities within tolerance")
+    return [
+        {"quantity": c.quantity, "error": c.error, "tolerance": c.tolerance} for c in comparisons
+    ]

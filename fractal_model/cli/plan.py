@@ -9,11 +9,11 @@ import typer
 from rich.text import Text
 
 from fractal_model.cli.options import ParamsOption
-from fractal_model.common.console import console
+from fractal_model.common.console import show
 from fractal_model.common.gpus import GPUS, find_gpu
 from fractal_model.common.plurals import count_of
 from fractal_model.common.tables import FittedTable
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from fractal_model.costs.plan import Plan
@@ -39,9 +39,8 @@ def plan(
     sampling_utilisation: Annotated[
         float | None, typer.Option(help="Share of peak speed in sampling. Default: the paper's.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Estimate what training and sampling cost: operations, memory, time, disk space.
 
     Nothing is run. The operations follow from the architecture, and the time from the operations
@@ -49,7 +48,7 @@ def plan(
     """
     from fractal_model.costs import plan as planning
 
-    settings = load_params(params)
+    settings = params.load()
     named_size = settings.size(size)
     shares = {"utilisation": utilisation, "sampling_utilisation": sampling_utilisation}
     costs = planning.plan(
@@ -60,14 +59,10 @@ def plan(
         batch_size=batch_size,
         **{name: value for name, value in shares.items() if value is not None},
     )
-    if json:
-        print(costs.model_dump_json(indent=2))
-        return
     for table in (_operations(costs), _paper(costs), _memory(costs), _totals(costs)):
-        console.print(table)
-        console.print()
-    for note in _notes(costs):
-        console.print(f"• {note}", markup=False)
+        show(table, "")
+    show(*(f"• {note}" for note in _notes(costs)))
+    return costs.model_dump(mode="json")
 
 
 def _operations(costs: Plan) -> FittedTable:

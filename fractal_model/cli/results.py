@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,10 +10,10 @@ import typer
 from rich.console import Console
 
 from fractal_model.cli.options import ParamsOption, path_option
-from fractal_model.common.console import console, say
+from fractal_model.common.console import say, show
 from fractal_model.common.files import atomic_file, require_writable_file
 from fractal_model.common.plurals import count_of
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +28,8 @@ def results(
         Format, typer.Option(metavar="FORMAT", help="table, markdown, latex, csv or json.")
     ] = "table",
     output: Annotated[Path | None, path_option("A file to write instead of printing.")] = None,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> list[dict[str, object]]:
     """Show the metrics of all evaluated models, beside the published numbers.
 
     A row is the newest evaluation of a version under one protocol. A row that must not be compared
@@ -40,7 +41,7 @@ def results(
 
     if output is not None:
         require_writable_file(output)
-    store.connect(load_params(params).paths.outputs)
+    store.connect(params.load().paths.outputs)
     frame = results_table(evaluations())
     if dataset is not None:
         frame = rows_of_dataset(frame, dataset)
@@ -51,10 +52,10 @@ def results(
     elif format == "table":
         from fractal_model.cli.fitted_tables import terminal_tables
 
-        for part in terminal_tables(frame):
-            console.print(part)
+        show(*terminal_tables(frame))
     else:
         print(_text(frame, format), end="")
+    return json.loads(_text(frame, "json"))
 
 
 def _text(frame: pd.DataFrame, format: Format) -> str:

@@ -29,7 +29,7 @@ def sample(
     batch_size: BatchSizeOption = None,
     *,
     options: SamplingOptions,
-) -> None:
+) -> dict[str, object]:
     """Draw images from a model.
 
     An image depends only on the model, its class, its seed and the sampling settings, not on the
@@ -84,3 +84,4 @@ def sample(
         raise
     seeds = f"seeds {seed} … {seed + done - 1}" if done > 1 else f"seed {seed}"
     say(f"{count_of(done, 'image')}, {seeds}: {out}")
+    return {"out": out, "images": done, "first_seed": seed, "last_seed": seed + done - 1}

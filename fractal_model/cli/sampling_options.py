@@ -15,7 +15,7 @@ from fractal_model.cli.options import ModelOption, ParamsOption, find_outputs
 from fractal_model.common.errors import FractalError
 from fractal_model.common.plurals import count_of
 from fractal_model.config.model import ModelConfig
-from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
 from fractal_model.config.sampling import OrderName
 from fractal_model.config.serving import ServingConfig
 from fractal_model.config.weights import MODEL
@@ -67,7 +67,7 @@ class SamplingOptions:
             "all sub-patch numbers, such as 3,1,0,2, or a file with them. Default: the model's."
         ),
     ] = None
-    params: ParamsOption = DEFAULT_FILE
+    params: ParamsOption = DEFAULT_SOURCE
 
     def load(self) -> tuple[FractalModel, ServingConfig]:
         """Return the model, with the name of its weights and its sampling settings, which have the
@@ -97,7 +97,9 @@ class SamplingOptions:
         return model, serving.model_copy(update={"sampling": sampling})
 
 
-def load_served(source: str, size: str | None, params: Path) -> tuple[FractalModel, ServingConfig]:
+def load_served(
+    source: str, size: str | None, params: ParamsSource
+) -> tuple[FractalModel, ServingConfig]:
     """Load a model, and return it with the name of its weights and its sampling settings: those of
     `size` in params.yaml or, if that is None, the model's own. A model that an earlier version
     wrote has none, and takes those of its size.
@@ -109,34 +111,41 @@ def load_served(source: str, size: str | None, params: Path) -> tuple[FractalMod
     model = load_model(source, find_outputs(params))
     own = model.serving
     if own is not None and size is None:
+        if any(text.startswith("sampling.") for text in params.overrides):
+            raise FractalError(
+                f"{source} has sampling settings of its own: name the size whose settings to "
+                f"change and use instead",
+                setting="size",
+            )
         return model, own
-    if own is None and not params.is_file():
+    if own is None and not params.file.is_file():
         raise FractalError(
             f"{source} has no sampling settings, and there is no {params} in {Path.cwd()} to take "
             f"those of its size from: give a file",
             setting="params",
         )
-    settings = load_params(params)
+    settings = params.load()
     row = settings.size(size) if size is not None else settings.find_size(model.config)
     weights = own.weights if own is not None else split_weights(source)[1] or MODEL
     return model, ServingConfig(weights=weights, sampling=row.sampling)
 
 
-def with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
+def with_sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Replace the parameter `options` of a command by one option for each field of
     `SamplingOptions`."""
-    own = inspect.signature(command, eval_str=True).parameters.values()
+    signature = inspect.signature(command, eval_str=True)
+    own = signature.parameters.values()
     shared = list(inspect.signature(SamplingOptions, eval_str=True).parameters.values())
 
-    def with_options(**values: Any) -> None:
+    def with_options(**values: Any) -> Any:
         options = {parameter.name: values.pop(parameter.name) for parameter in shared}
-        command(**values, options=SamplingOptions(**options))
+        return command(**values, options=SamplingOptions(**options))
 
     run: Any = wraps(command)(with_options)
     model, *others = shared
     parameters = [model, *(p for p in own if p.name != "options"), *others]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    run.__signature__ = inspect.Signature(parameters)
+    run.__signature__ = signature.replace(parameters=parameters)
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 

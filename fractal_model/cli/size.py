@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fractal_model.cli.options import ParamsOption, group, path_option
-from fractal_model.common.console import console, only_result_on_stdout, say
+from fractal_model.common.console import only_result_on_stdout, say, show
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_new, require_writable_file
 from fractal_model.common.tables import FittedTable
-from fractal_model.config.params import DEFAULT_FILE, Params, load_params
+from fractal_model.config.params import Params
+from fractal_model.config.params_source import DEFAULT_SOURCE
 
 if TYPE_CHECKING:
     from fractal_model.sizing.choices import Proposal
@@ -70,8 +71,8 @@ def new(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the entries and write nothing.")
     ] = False,
-    params: ParamsOption = DEFAULT_FILE,
-) -> None:
+    params: ParamsOption = DEFAULT_SOURCE,
+) -> dict[str, object]:
     """Propose all settings of a new size, with reasons, and add them to params.yaml.
 
     The proposal follows from the number, classes and resolution of the images, and from this
@@ -81,7 +82,7 @@ def new(
     from fractal_model.sizing.proposal import propose
     from fractal_model.sizing.trial_step import propose_and_try
 
-    settings = load_params(params)
+    settings = params.load()
     _require_new_name(settings, name)
     if out is not None:
         require_new(out)
@@ -94,14 +95,21 @@ def new(
         else:
             proposal, speed = propose(request), request.training_speed
         _print(name, request, proposal, speed, check)
-        if dry_run:
-            print(entries_text(name, proposal), end="")
-        elif out is not None:
-            out.write_text(entries_text(name, proposal))
-            say(f"the entries are in {out}: add them to {params}")
-        else:
-            add_entries(params, name, proposal)
-            say(f"added to {params}: `python -m flows.train --size {name}` trains it")
+    if dry_run:
+        print(entries_text(name, proposal), end="")
+    elif out is not None:
+        out.write_text(entries_text(name, proposal))
+        say(f"the entries are in {out}: add them to {params}")
+    else:
+        add_entries(params.file, name, proposal)
+        say(f"added to {params}: `fractal train --size {name}` trains it")
+    return {
+        "size": name,
+        "entries": {
+            section: {setting: choice.value for setting, choice in entry.items()}
+            for section, entry in proposal.sections.items()
+        },
+    }
 
 
 def _require_new_name(settings: Params, name: str) -> None:
@@ -152,7 +160,7 @@ def _print(name: str, request: Request, proposal: Proposal, speed: float, check:
             if choice.reason:
                 table.add_row(f"{setting}: {_words(choice.value)}", choice.reason)
         table.add_section()
-    console.print(table)
+    show(table)
     for note in proposal.notes:
         say(f"note: {note}")
     seconds = training_seconds(size, images.train, speed)

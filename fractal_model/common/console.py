@@ -5,12 +5,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,6 +34,39 @@ INTERRUPTED = 130
 _logs: list[Callable[[str], None]] = []
 
 
+@dataclass
+class _Mode:
+    quiet: bool = False
+    as_json: bool = False
+
+
+_mode = _Mode()
+
+
+def only_result_on_stdout(is_on: bool) -> AbstractContextManager[object]:
+    """If `is_on`, lead all output within the block to stderr, also that of libraries, so that
+    stdout is free for the command's result, which is printed after the block."""
+    return redirect_stdout(sys.stderr) if is_on else nullcontext()
+
+
+@contextmanager
+def output_mode(*, quiet: bool, as_json: bool) -> Iterator[None]:
+    """Within the block, `quiet` switches off messages and progress. `as_json` switches off results
+    for people, and leaves stdout free for JSON."""
+    global _mode
+    before, _mode = _mode, _Mode(quiet, as_json)
+    try:
+        with only_result_on_stdout(as_json):
+            yield
+    finally:
+        _mode = before
+
+
+def is_quiet() -> bool:
+    """True within a block of `output_mode` that switches off messages."""
+    return _mode.quiet
+
+
 @contextmanager
 def progress_bar(
     description: str, total: int | None, *, images: bool = False, lines: bool = True
@@ -42,6 +76,9 @@ def progress_bar(
     note="")`. It shows how many of `total` items are done, the note, the time left (unless `total`
     is None) and, if the items are images (`images`), the speed."""
     display = _bar if console.is_terminal or not lines else _log_lines
+    if _mode.quiet and not _logs:
+        yield lambda done, note="": None
+        return
     with display(safe_text(description, LONGEST_NAME), total, images) as show:
 
         def update(done: int, note: str = "") -> None:
@@ -78,16 +115,14 @@ class _SpeedColumn(ProgressColumn):
         return Text(speed_text(task.finished_speed or task.speed or 0.0))
 
 
-@contextmanager
-def only_result_on_stdout(is_on: bool) -> Iterator[None]:
-    """If `is_on`, print the block's messages to stderr, so that stdout has only the command's
-    result."""
-    before = console.stderr
-    console.stderr = before or is_on
-    try:
-        yield
-    finally:
-        console.stderr = before
+def show(*results: RenderableType) -> None:
+    """Print results of a command: tables, or texts without secrets. With --json they are not
+    printed, because the command prints its result as JSON."""
+    for result in results if not _mode.as_json else ():
+        if isinstance(result, str):
+            console.print(safe_text(result), soft_wrap=True, markup=False)
+        else:
+            console.print(result)
 
 
 def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, str]) -> None:
@@ -95,9 +130,7 @@ def print_results(title: str, values: Mapping[str, float], absent: Mapping[str, 
     table = FittedTable(title, ["metric", "value"])
     for metric, value in values.items():
         table.add_row(metric, f"{value:.4f}")
-    console.print(table)
-    for metric, reason in absent.items():
-        say(f"{metric} is absent: {reason}")
+    show(table, *(f"{metric} is absent: {reason}" for metric, reason in absent.items()))
 
 
 @contextmanager
@@ -110,17 +143,20 @@ def errors_on_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         exit_interrupted()
     except Exception as error:
-        line = explanation(error)
-        if isinstance(error, OSError) and (
-            error.errno == errno.ENOSPC or error.filename is not None
-        ):
-            line = _file_error_line(error)
+        line = user_error_line(error)
         if line is None:
             raise
         setting = error.setting if isinstance(error, FractalError) else ""
         flag = f" (--{setting.replace('_', '-')})" if setting else ""
         print(f"error: {line}{flag}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def user_error_line(error: BaseException) -> str | None:
+    """The line that explains an error to the person at the terminal; None if it is a bug."""
+    if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename is not None):
+        return _file_error_line(error)
+    return explanation(error)
 
 
 def run(app: typer.Typer) -> None:
@@ -183,11 +219,11 @@ class HideUserErrors(logging.Filter):
 
 
 def say(text: str) -> None:
-    """Print a message on one line, without secrets. Within a block of `redirect_messages` the
-    message goes to the log instead."""
+    """Print a message on one line, without secrets; with --quiet, nothing. Within a block of
+    `redirect_messages` the message goes to the log instead."""
     if _logs:
         _logs[-1](safe_text(text))
-    else:
+    elif not _mode.quiet:
         console.print(safe_text(text), soft_wrap=True, markup=False)
 
 

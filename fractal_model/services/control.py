@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,10 +49,17 @@ class ServiceStatus(Program):
 
 class Services:
     """The servers of one project. `params_file` is the project's settings file, `config` the file's
-    section `services`, and `outputs` the folder of results."""
+    section `services`, and `outputs` the folder of results. `overrides` replace settings of the
+    file in the runs of deployments."""
 
-    def __init__(self, params_file: Path, config: ServicesConfig, outputs: Path) -> None:
-        self.config = config
+    def __init__(
+        self,
+        params_file: Path,
+        config: ServicesConfig,
+        outputs: Path,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        self.config, self._overrides = config, overrides
         self.folder = ServicesFolder(params_file, outputs)
         self._checks = health_checks(self.config, self.folder)
 
@@ -85,7 +92,7 @@ class Services:
             server_environment(self.config, self.folder, run),
         )
         self._wait_for("prefect", supervisor, say)
-        names = deploy(self.config, self.folder)
+        names = deploy(self.config, self.folder, self._overrides)
         flows = Counter(name.partition("/")[0] for name in names)
         say(f"deployments: {', '.join(f'{flow} ({count})' for flow, count in flows.items())}")
         for flow_run in crash_dead_runs(self.config, self.folder, before=begin):

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -30,7 +31,7 @@ DEPLOYED = "deployed "
 HEADER = "# Written by `make up`, removed by `make down`.\n"
 
 
-def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
+def deploy(config: ServicesConfig, folder: ServicesFolder, overrides: Sequence[str]) -> list[str]:
     """Make the work pool and the deployments of all sizes, and return the deployments' names.
     FractalError: a deployment cannot be made, or Prefect does not resume the work pool."""
     environment = {
@@ -39,10 +40,11 @@ def deploy(config: ServicesConfig, folder: ServicesFolder) -> list[str]:
         # The user's own Prefect profile is neither read nor changed.
         "PREFECT_HOME": str(folder.state / "prefect"),
     }
+    options = ["--params", str(folder.params_file), *(f"--set={text}" for text in overrides)]
     log = folder.log("deploy")
     with log.open("w") as output:
         done = subprocess.run(
-            [sys.executable, "-m", f"{FLOWS}.deployments", "--params", str(folder.params_file)],
+            [sys.executable, "-m", f"{FLOWS}.deployments", *options],
             cwd=folder.project,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -66,7 +66,7 @@ def test_each_size_is_evaluated_once_after_its_training(project, client):
     (action,) = own.actions
     deployed = client.read_deployment_by_name("evaluate-fractal/own")
     assert action.deployment_id == deployed.id
-    assert action.parameters == {"model": "{{ event.payload.model }}"}
+    assert action.parameters.keys() == {"model", "set"}
 
 
 def test_the_evaluation_after_training_can_be_switched_off(project, client):

@@ -84,5 +84,5 @@ def test_cancelling_the_flow_stops_the_job(fresh, api, prefect, monkeypatch):
 
     monkeypatch.setattr(prepare, "follow_job", cancel)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare_on_cluster.fn(api.address, "imagenet16", fresh.params)
+        prepare.prepare_on_cluster.fn(api.address, "imagenet16", [])
     assert [job["status"] for job in api.jobs.values()] == ["STOPPED"]
