@@ -105,7 +105,8 @@ def export_model(
     from fractal_model.model.pretrained import export_folder
 
     require_new(out)
-    network, network.serving = load_served(model, size, params)
+    network, serving = load_served(model, size, params)
+    network.serving = serving
     export_folder(network, out)
     files = sorted(path.name for path in out.iterdir())
     say(f"exported {model} to {out}: {', '.join(files)}")

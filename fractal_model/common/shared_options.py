@@ -62,13 +62,13 @@ def with_shared_options(command: Callable[..., Any]) -> Callable[..., None]:
         if as_json:
             print(to_json(result, indent=1, inf_nan_mode="null").decode())
 
-    decorated: Any = wraps(command)(run)
+    decorated: Callable[..., None] = wraps(command)(run)
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [parameter.replace(kind=kind) for parameter in own] + [
         inspect.Parameter(name, kind, annotation=annotation, default=default)
         for name, (annotation, default) in shared.items()
     ]
-    decorated.__signature__ = inspect.Signature(parameters)
+    decorated.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     decorated.__annotations__ = {p.name: p.annotation for p in parameters}
     return decorated
 

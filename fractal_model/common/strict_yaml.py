@@ -57,7 +57,7 @@ def read_key_lines(file: Path) -> dict[tuple[str, ...], int]:
     the mappings around it. A key that comes from an anchor has the line where it is written."""
     loader = _StrictLoader(_read_text(file))
     lines: dict[tuple[str, ...], int] = {}
-    mappings = [((), loader.get_single_node())]  # type: ignore[no-untyped-call]
+    mappings: list[tuple[tuple[str, ...], Any]] = [((), loader.get_single_node())]
     while mappings:
         above, mapping = mappings.pop()
         if isinstance(mapping, yaml.MappingNode):
