@@ -256,12 +256,6 @@ def test_an_unknown_size_is_refused_with_the_known_ones():
         load_params(SHIPPED).size("mar-xl")
 
 
-def test_the_settings_of_the_photos_example_load():
-    params = load_params(SHIPPED.parent / "examples/photos64/params.yaml")
-    assert params.size("photos-64").model.image_size == 64
-    assert params.dataset_folder("photos64") == SHIPPED.parent / "data/photos64"
-
-
 def test_the_documented_rows_of_a_fine_tuning_load(tmp_path):
     """Each row is put under the heading of its section, so that it can use the file's anchors."""
     page = (REPOSITORY / "docs/training.md").read_text()

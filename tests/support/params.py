@@ -8,7 +8,7 @@ from tests.support import REPOSITORY
 
 SHIPPED = REPOSITORY / "params.yaml"
 SIZES = (
-    *("digits", "ar-64", "mar-64", "ar-64-two-level", "mar-64-two-level"),
+    *("digits", "emoji-64", "ar-64", "mar-64", "ar-64-two-level", "mar-64-two-level"),
     *("mar-b", "mar-l", "mar-h"),
 )
 """The shipped sizes. The user may have added others to params.yaml, which tests leave out."""
