@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 from fractal_model.common.errors import FractalError, explanation
+from fractal_model.common.extras import missing_extra
 from fractal_model.common.logs import keep_secrets_out_of_logs
 from fractal_model.common.progress import LogLines, speed_text
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
@@ -156,7 +157,7 @@ def user_error_line(error: BaseException) -> str | None:
     """The line that explains an error to the person at the terminal; None if it is a bug."""
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename is not None):
         return _file_error_line(error)
-    return explanation(error)
+    return explanation(error) or missing_extra(error)
 
 
 def run(app: typer.Typer) -> None:

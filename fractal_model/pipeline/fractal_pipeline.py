@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fractal_model.common.errors import FractalError
+from fractal_model.common.extras import explain_missing_extras
 from fractal_model.common.memory import compute_device
 from fractal_model.common.plurals import count_of
 from fractal_model.common.safe_text import shorten
@@ -69,8 +70,10 @@ class FractalPipeline:
         the Hugging Face hub, or a registered model such as `models:/fractal-digits@champion`.
         `#ema` at the end chooses the moving average of the weights, `#ema-0.999` the one with this
         decay. `device` is by default the GPU if there is one, else the CPU. FractalError: the model
-        is missing or damaged, or there is no such device."""
-        return cls(load_model(str(source))).to(device or compute_device())
+        is missing or damaged, its extra is not installed, or there is no such device."""
+        with explain_missing_extras():
+            model = load_model(str(source))
+        return cls(model).to(device or compute_device())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to a new folder, which `from_pretrained` and every `--model` option take.
