@@ -9,7 +9,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test coverage test-all test-faults test-services test-scale test-pages ui lint types clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel ui lint types clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -85,6 +85,12 @@ test-scale: $(INSTALLED) ## test 32 workers on 4 simulated machines, one of them
 
 test-pages: $(INSTALLED) ## test the pages of MLflow and Prefect in Chromium (about 9 minutes)
 	$(RUN) $(PYTEST) -m pages
+
+test-wheel: $(INSTALLED) ## install the wheel alone in a new environment and use it (5 minutes)
+	$(RUN) python -m tests.benchmarks.clean_install
+
+wheel: $(INSTALLED) ## build the wheel, in dist/
+	$(RUN) python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 ui: $(INSTALLED) ## serve MLflow's pages on 127.0.0.1:5000 (PORT=… for another)
 	$(RUN) python -m fractal_model ui --port $(PORT)

@@ -16,6 +16,7 @@ from fractal_model.common.console import errors_on_one_line, run
 from fractal_model.common.installation import import_flow
 
 COMMANDS = {
+    "init": "Write a project folder to work in without a clone: params.yaml, dvc.yaml and data/.",
     "data": "Register images, prepare data sets from them, and check and describe the data sets.",
     "size": "Propose a new size for a data set.",
     "models": "List the registered models and choose the champion by hand.",

@@ -6,7 +6,6 @@ import ast
 import re
 import sys
 import tomllib
-from functools import cache
 from importlib.metadata import packages_distributions
 
 import pytest
@@ -19,6 +18,8 @@ from tests.support.source_files import SOURCES
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+BROUGHT = {"aiohttp", "pydantic_core", "requests", "sqlalchemy", "starlette", "triton"}
+"""Modules that come with s3fs, pydantic, MLflow, FastAPI and torch, and are used beside them."""
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -27,9 +28,8 @@ def names(requirements: list[str]) -> set[str]:
     return {re.sub(r"[-_.]+", "-", name).lower() for name in found} - {"fractal-model"}
 
 
-@cache
-def distributions(module: str) -> set[str]:
-    return names(packages_distributions().get(module, []))
+DISTRIBUTIONS = {module: names(packages) for module, packages in packages_distributions().items()}
+"""Names of the installed distributions that have a module, by module."""
 
 
 def imported_modules() -> set[str]:
@@ -46,15 +46,14 @@ def imported_modules() -> set[str]:
 
 def test_every_imported_module_is_of_the_core_or_of_an_extra():
     core, listed = names(PROJECT["dependencies"]), {m for row in MODULES.values() for m in row}
-    others = {module for module in imported_modules() if not distributions(module) & core}
-    # These come with packages of the same extra: starlette with FastAPI, requests with MLflow.
-    assert others - listed <= {"starlette", "requests", "yaml", "triton"}
+    others = {module for module in imported_modules() if not DISTRIBUTIONS[module] & core}
+    assert others - listed == BROUGHT
 
 
 @pytest.mark.parametrize("extra", MODULES)
 def test_an_extra_installs_its_modules(extra):
     installed = names(EXTRAS[extra])
-    assert {module for module in MODULES[extra] if not distributions(module) & installed} == set()
+    assert {module for module in MODULES[extra] if not DISTRIBUTIONS[module] & installed} == set()
 
 
 def test_all_has_every_extra_of_users():
