@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 _PACKAGE = Path(__file__).parents[1]
-_IS_WHEEL = (_PACKAGE / "flows").is_dir()
-FLOWS = "fractal_model.flows" if _IS_WHEEL else "flows"
+IS_WHEEL = (_PACKAGE / "flows").is_dir()
+"""True if the package is an installed wheel, False if it is in a checkout."""
+FLOWS = "fractal_model.flows" if IS_WHEEL else "flows"
 """Name of the package with the flows."""
 
 
@@ -23,4 +24,4 @@ def import_flow(name: str) -> ModuleType:
 def shipped_file(name: str) -> Path:
     """Path of a file that stands at the top of the repository and is part of the wheel, such as
     params.yaml."""
-    return (_PACKAGE / "project" if _IS_WHEEL else _PACKAGE.parent) / name
+    return (_PACKAGE / "project" if IS_WHEEL else _PACKAGE.parent) / name

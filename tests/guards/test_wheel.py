@@ -99,14 +99,14 @@ def test_the_core_samples_the_pictures_of_the_checkout(core, exported, tmp_path)
     ("command", "extra"),
     [
         ("sample --model models:/fractal-digits@champion --out x.png", "track"),
-        ("likelihood --model {exported} --data {exported}", "data"),
+        ("data prepare digits", "data"),
         ("services status", "serve"),
     ],
 )
-def test_a_missing_extra_ends_in_one_line(core, exported, tmp_path, command, extra):
+def test_a_missing_extra_ends_in_one_line(core, tmp_path, command, extra):
     write_project(tmp_path / "project")
-    words = command.format(exported=exported).split()
-    done = run_python("-m", "fractal_model", *words, cwd=tmp_path / "project", path=core)
+    words = ("-m", "fractal_model", *command.split())
+    done = run_python(*words, cwd=tmp_path / "project", path=core)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.endswith(f'not installed: pip install "fractal-model[{extra}]"\n')
 

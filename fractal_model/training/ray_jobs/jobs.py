@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from ray.job_submission import JobDetails
 
 import fractal_model
 from fractal_model.common.errors import FractalError, last_line
+from fractal_model.common.installation import IS_WHEEL
 from fractal_model.tracking.tags import FINGERPRINT_TAG, OWNER_TAG, SIZE_TAG
 from fractal_model.training.job import Report, TrainingJob
 from fractal_model.training.ray_jobs.driver import JOB_VARIABLE
@@ -160,12 +162,17 @@ class TrainingJobs:
                 FINGERPRINT_TAG: job.fingerprint,
                 OWNER_TAG: self._owner.model_dump_json(),
             },
-            runtime_env={
-                "working_dir": str(Path(fractal_model.__file__).parents[1]),
-                "excludes": _EXCLUDED,
-                "env_vars": variables,
-            },
+            runtime_env={**_code_to_send(), "env_vars": variables},
         )
+
+
+def _code_to_send() -> dict[str, Any]:
+    """The part of a runtime environment with our code. The folder of a wheel also has all other
+    packages, so only the package itself is sent."""
+    package = Path(fractal_model.__file__).parent
+    if IS_WHEEL:
+        return {"py_modules": [str(package)]}
+    return {"working_dir": str(package.parent), "excludes": _EXCLUDED}
 
 
 def follow_job(server: JobsServer, name: str, log: JobLog) -> JobDetails:

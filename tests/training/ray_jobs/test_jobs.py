@@ -87,6 +87,15 @@ def test_the_package_contains_all_code_and_nothing_else(api, job):
     assert not tops & {".git", ".venv", ".dvc", "data", "docs", "outputs", "tests", "mlruns"}
 
 
+def test_a_wheel_sends_its_own_package_alone(api, job, monkeypatch):
+    monkeypatch.setattr("fractal_model.training.ray_jobs.jobs.IS_WHEEL", True)
+    Screen().train(api, job)
+    (package,) = api.packages.values()
+    names = zipfile.ZipFile(io.BytesIO(package)).namelist()
+    assert "fractal_model/training/ray_jobs/driver.py" in names
+    assert {name.split("/")[0] for name in names} == {"fractal_model"}
+
+
 @pytest.mark.parametrize("folder", [".git", ".venv", ".venv.other", "data", "outputs", "mlruns"])
 def test_folders_are_excluded_at_the_top_level_only(tmp_path, api, job, folder, monkeypatch):
     for place in (tmp_path / folder, tmp_path / "fractal_model" / "data"):
