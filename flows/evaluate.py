@@ -33,7 +33,7 @@ from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registere
 
 from . import evaluation_tasks
 from .command import flow_command, run_command
-from .evaluation_tasks import PICTURE, publish_table
+from .evaluation_tasks import publish_table
 from .failures import report_failure
 from .run_names import name_run
 
@@ -170,7 +170,7 @@ def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict
     rows, absent = results.set_index("metric"), results["value"].isna()
     print_results(model, rows["value"].dropna(), rows["reason"][absent.values])
     with runs.optional_step("picture of the samples"):
-        picture = runs.download(run_id, PICTURE, params.paths.outputs / size)
+        picture = runs.download(run_id, runs.SAMPLES_PICTURE, params.paths.outputs / size)
         say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
     return runs.read_metrics(run_id)

@@ -27,7 +27,6 @@ from fractal_model.reporting.evaluation_page import class_overview
 from fractal_model.tracking import cross_links, registration, registry, runs
 from fractal_model.tracking.reports import log_report
 
-PICTURE = "samples.png"
 measure_likelihood = task(name="likelihood", cache_policy=NO_CACHE)(
     PreparedEvaluation.measure_likelihood
 )
@@ -52,7 +51,7 @@ def evaluate_model(evaluation: PreparedEvaluation) -> str:
         if version:
             link_pages(evaluation, version, run_id, is_served_so=model_id is not None)
         with runs.optional_step("picture of the samples"):
-            runs.log_picture(class_overview(samples.images), PICTURE)
+            runs.log_picture(class_overview(samples.images), runs.SAMPLES_PICTURE)
         with runs.optional_step("animation"):
             draw_growth(size, evaluation.model)
         with runs.optional_step("report"):

@@ -37,8 +37,8 @@ COMMANDS = {
     "plan": "Estimate what training and sampling cost: operations, memory, time, disk space.",
     "results": "Show the metrics of all evaluated models, beside the published numbers.",
     "benchmark": "Time sampling, a training step or a likelihood pass on this machine.",
-    "import": "Convert a published checkpoint into a checkpoint of this project.",
-    "export": "Write a model as a folder in the form that the Hugging Face hub expects.",
+    "import": "Download a published checkpoint and convert it into one of this project.",
+    "export": "Write a model as a folder in the form of the Hugging Face hub, and push it there.",
 }
 """Summary of each command. A command is a function in a module; both have the command's name."""
 GROUPS = {"data", "models", "services", "size"}
@@ -46,7 +46,7 @@ GROUPS = {"data", "models", "services", "size"}
 FLOWS = {"train", "sweep", "nightly", "prepare"}
 """Commands that run a Prefect flow. The flow's module of the same name has the function `command`,
 and importing it takes seconds."""
-OTHER_PLACES = {"import": "import_export:import_checkpoint", "export": "import_export:export_model"}
+OTHER_PLACES = {"import": "import_checkpoint:import_checkpoint"}
 """Module and function of each command whose module has another name. Python could not import a
 module named `import`, because this word is a keyword."""
 

@@ -13,12 +13,20 @@ SPEED = ("seconds_per_image", "images_per_second")
 """Metrics of sampling speed. Lower seconds and higher images per second are better."""
 STANDARD_ERROR = "_stderr"
 """Suffix that turns the name of a metric into the name of its standard error."""
+_FIRST = (NLL, CONDITIONAL_NLL, FID, INCEPTION_SCORE, PRECISION, RECALL, KID)
 _THOUSAND = 1000
 
 
 def error_name(metric: str) -> str:
     """Return the name of a metric's standard error."""
     return f"{metric}{STANDARD_ERROR}"
+
+
+def metric_order(metric: str) -> tuple[int, str]:
+    """Return the sort key of a metric in tables: the most important metrics come first, the others
+    follow by name, and each metric comes directly before its standard error."""
+    base = metric.removesuffix(STANDARD_ERROR)
+    return (_FIRST.index(base) if base in _FIRST else len(_FIRST), metric)
 
 
 def preview_name(metric: str, samples: int) -> str:

@@ -17,16 +17,9 @@ from fractal_model.common.safe_text import safe_text
 from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.evaluation.protocol import PUBLISHED_SAMPLES, Protocol
 from fractal_model.metrics.names import (
-    CONDITIONAL_NLL,
     FD_DINOV2,
-    FID,
-    INCEPTION_SCORE,
-    KID,
-    NLL,
-    PRECISION,
-    RECALL,
     SPEED,
-    STANDARD_ERROR,
+    metric_order,
 )
 from fractal_model.reporting.published_results import CLASSES, PUBLISHED, PublishedResult
 
@@ -37,8 +30,6 @@ KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
 """Columns that hold no metrics."""
 OWN_SETTINGS = {"sampling", "seed"}
 """Fields of `Protocol.images` that may differ between comparable rows."""
-FIRST = (NLL, CONDITIONAL_NLL, FID, INCEPTION_SCORE, PRECISION, RECALL, KID)
-"""Metrics in the first columns. The other metrics follow, sorted by name."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def results_table(rows: Sequence[Row]) -> pd.DataFrame:
         dinov2 = next((p.dinov2_checksum for p in full if p.dinov2_checksum), None)
         records += [_evaluated_row(row, standard, dinov2) for row in evaluated]
     frame = pd.DataFrame(records)
-    metrics = sorted(set(frame.columns) - set(KNOWN), key=_column_order)
+    metrics = sorted(set(frame.columns) - set(KNOWN), key=metric_order)
     frame = frame.reindex(columns=[*IDENTITY, *SETTINGS, *metrics, *VERDICT])
     order = ["dataset", "published", "comparable"]
     return frame.sort_values(
@@ -169,10 +160,3 @@ def _evaluated_row(row: Row, standard: Protocol | None, dinov2: str | None) -> d
         "reason": reason,
         "run": row.run,
     }
-
-
-def _column_order(metric: str) -> tuple[int, str]:
-    """Return the sort key of a metric's column: the metrics of FIRST come first, in that order, and
-    each metric comes directly before its standard error."""
-    base = metric.removesuffix(STANDARD_ERROR)
-    return (FIRST.index(base) if base in FIRST else len(FIRST), metric)

@@ -1,4 +1,4 @@
-"""Reads evaluations from MLflow: the newest one of each version and protocol."""
+"""Reads evaluations from MLflow: the newest one of each version and protocol, or one version's."""
 
 from pathlib import Path
 
@@ -8,10 +8,18 @@ from mlflow.exceptions import MlflowException
 
 from fractal_model.common.errors import FractalError
 from fractal_model.evaluation.protocol import RECORD_FILE, Record, read_record
+from fractal_model.model.fractal import FractalModel
+from fractal_model.model.weights import weights_checksum
 from fractal_model.reporting.results_table import Row
-from fractal_model.tracking.registry import model_name
-from fractal_model.tracking.store import EXPERIMENT_PREFIX, find_runs, tracking_uri
-from fractal_model.tracking.tags import KIND_TAG, PROTOCOL_TAG, SIZE_TAG, VERSION_TAG
+from fractal_model.tracking.registry import NamedVersion, model_name, version_tags
+from fractal_model.tracking.store import EXPERIMENT_PREFIX, find_run, find_runs, tracking_uri
+from fractal_model.tracking.tags import (
+    EVALUATION_TAG,
+    KIND_TAG,
+    PROTOCOL_TAG,
+    SIZE_TAG,
+    VERSION_TAG,
+)
 
 
 def evaluations() -> list[Row]:
@@ -34,6 +42,29 @@ def evaluations() -> list[Row]:
             f"`python -m flows.evaluate`"
         )
     return [_row(run, *key[:3]) for key, run in newest.items()]
+
+
+def find_evaluation(version: NamedVersion, model: FractalModel) -> Row | None:
+    """Return the newest finished evaluation of a registered version that measured the weights of
+    `model`; None if there is none. One with the sampling settings of `model` goes before others,
+    and one of the full protocol before a preview."""
+    size, checksum = version.name.removeprefix(model_name("")), weights_checksum(model)
+    found: list[tuple[tuple[bool, bool, int], Row]] = []
+    for key, run_id in version_tags(size, version.number).items():
+        run = find_run(run_id) if key.startswith(f"{EVALUATION_TAG}.") else None
+        record = _record(run) if run is not None and run.info.status == "FINISHED" else None
+        if run is None or record is None or record.model_checksum != checksum:
+            continue
+        protocol = record.protocol
+        is_served_so = (
+            model.serving is not None
+            and protocol.images is not None
+            and protocol.images.sampling == model.serving.sampling
+        )
+        rank = (is_served_so, not protocol.is_preview, run.info.start_time)
+        row = Row(protocol.dataset, record.model, run.data.metrics, protocol, run.info.run_id)
+        found.append((rank, row))
+    return max(found, key=lambda entry: entry[0])[1] if found else None
 
 
 def _row(run: Run, dataset: str, size: str, version: str) -> Row:

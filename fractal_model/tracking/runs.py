@@ -30,6 +30,8 @@ from fractal_model.tracking.descriptions import describe_run, describe_start
 from fractal_model.tracking.store import find_runs, get_or_create_experiment
 
 RESULTS_FILE = "results.json"
+SAMPLES_PICTURE = "samples.png"
+"""Artifact of an evaluation: a grid of its samples."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`fractal import` and `fractal export`: read a published checkpoint, write a model folder."""
+"""`fractal import`: download a published checkpoint by its size, or read a file, and convert it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fractal_model.cli.options import (
-    ModelOption,
     ParamsOption,
     parse_path,
     parse_text,
     path_option,
 )
-from fractal_model.cli.sampling_options import SizeOption, load_served
 from fractal_model.common.console import progress_bar, say
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_new, sha256
@@ -89,28 +87,6 @@ def import_checkpoint(
     say(f"imported {file.name} as {named_size.name}: {parameters:,} parameters in {out}")
     version = _register(file, named_size, settings, out) if register else None
     return {"out": out, "size": named_size.name, "parameters": parameters, "version": version}
-
-
-def export_model(
-    model: ModelOption,
-    out: Annotated[Path, path_option("The folder to write; must not exist.")],
-    size: SizeOption = None,
-    params: ParamsOption = DEFAULT_SOURCE,
-) -> dict[str, object]:
-    """Write a model as a folder in the form that the Hugging Face hub expects.
-
-    The folder holds safetensors and JSON: weights, architecture, class names and sampling settings.
-    Load it with FractalPipeline.from_pretrained(FOLDER), or give it to any --model option.
-    """
-    from fractal_model.model.pretrained import export_folder
-
-    require_new(out)
-    network, serving = load_served(model, size, params)
-    network.serving = serving
-    export_folder(network, out)
-    files = sorted(path.name for path in out.iterdir())
-    say(f"exported {model} to {out}: {', '.join(files)}")
-    return {"model": model, "out": out, "files": files}
 
 
 def _fetch(size: Size, mirror: str | None) -> Path:

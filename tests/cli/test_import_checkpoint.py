@@ -1,4 +1,4 @@
-"""`fractal import` and `fractal export`, from a downloaded file to the registry and the hub."""
+"""`fractal import`, from a size or a downloaded file to the registry."""
 
 from __future__ import annotations
 
