@@ -21,6 +21,8 @@ COMMANDS = {
     "size": "Propose a new size for a data set.",
     "models": "List the registered models and choose the champion by hand.",
     "services": "Start and stop the Prefect, MLflow and Ray servers of this machine.",
+    "params": "Show the settings that are in force.",
+    "schema": "Write the JSON schema of params.yaml, by which editors complete and check it.",
     "parity": "Compare our model with numbers measured on the published implementation.",
     "ui": "Serve MLflow's pages with the runs and models in this project's folder.",
     "train": "Train a size on its data set and register the model.",
@@ -41,7 +43,7 @@ COMMANDS = {
     "export": "Write a model as a folder in the form of the Hugging Face hub, and push it there.",
 }
 """Summary of each command. A command is a function in a module; both have the command's name."""
-GROUPS = {"data", "models", "services", "size"}
+GROUPS = {"data", "models", "services", "size", "params"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
 FLOWS = {"train", "sweep", "nightly", "prepare"}
 """Commands that run a Prefect flow. The flow's module of the same name has the function `command`,
@@ -87,9 +89,7 @@ def load_command(name: str) -> Any:
     return command
 
 
-app = typer.Typer(
-    cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.callback()

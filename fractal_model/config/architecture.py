@@ -32,15 +32,25 @@ class Architecture(StrictModel):
     """The architecture of one size: one row of the table `models` in params.yaml."""
 
     patch_sizes: ByLevel[Side]
+    """Side in pixels of the patches of each level, from the whole image down to 1."""
     widths: ByLevel[Width]
+    """Width of each level's transformer, then of the pixel network."""
     blocks: ByLevel[Blocks]
+    """Number of transformer blocks of each level, then of the pixel network."""
     heads: ByLevel[Width]
+    """Number of attention heads of each level, then of the pixel network."""
     generators: ByLevel[Generator]
+    """Kind of each level: `ar` (autoregressive) or `mar` (masked autoregressive)."""
     conditions: Conditions = 1
+    """Number of conditions (1 or 5) that a MAR level below level 0 reads for each patch."""
     guiding_pixel: Flag = False
+    """If true, a MAR level below level 0 predicts the mean colour of its patch first."""
     num_classes: Classes
+    """Number of classes of the data set."""
     dropout: Dropout = 0.1
+    """Share of activations that training drops, in attention and in the blocks."""
     red_weight: RedWeight = 5.0
+    """Weight of the red channel in the training loss; green and blue weigh 1."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -42,6 +42,7 @@ class EvaluationConfig(StrictModel):
     kid_subset_size: TwoOrMore
     """Number of images in each random subset; KID is the mean over `kid_subsets` subsets."""
     kid_subsets: Annotated[int, Field(ge=1, le=100_000), NUMBER]
+    """Number of random subsets over which KID is averaged."""
     fid_resamples: TwoOrMore
     """Number of bootstrap resamples from which the standard error of the FID is computed."""
     workers: Annotated[int, Field(ge=0, le=MOST_WORKERS), NUMBER] = 1
@@ -109,7 +110,9 @@ class SweepConfig(StrictModel):
     """The values that the deployment `sweep-guidance/<size>` combines, and its budget of images."""
 
     guidance: Annotated[tuple[Guidance, ...], _VALUES] = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+    """Guidance scales to try."""
     logit_scale: Annotated[tuple[LogitScale, ...], _VALUES] = (1.0, 1.05, 1.1)
+    """Factors on the logits to try."""
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
     """Lists of iterations to try. Each has one number for each level. Empty: only the list in the
     size's sampling settings is used."""

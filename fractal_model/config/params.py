@@ -40,13 +40,16 @@ class DigitsConfig(StrictModel):
     """Settings of the data set `digits`, which comes with scikit-learn."""
 
     validation_images: Annotated[int, Field(ge=1, le=2**31), NUMBER]
+    """Number of images that are held out for validation."""
     seed: Seed
+    """Seed that chooses the validation images."""
 
 
 class DatasetsConfig(StrictModel):
     """The data sets that come with the package."""
 
     digits: DigitsConfig
+    """The handwritten digits of scikit-learn."""
 
 
 class Size(StrictModel):
@@ -81,16 +84,27 @@ class Params(StrictModel):
     """All settings of params.yaml."""
 
     paths: PathsConfig
+    """Folders of data and results."""
     datasets: DatasetsConfig
+    """Data sets that come with the package."""
     preparation: PreparationConfig
+    """Preparation of registered images."""
     metrics: MetricsConfig
+    """Real images and feature networks of the sample metrics."""
     promotion: Annotated[PromotionConfig, Field(default_factory=PromotionConfig)]
+    """Rule by which a candidate becomes champion."""
     services: Annotated[ServicesConfig, Field(default_factory=ServicesConfig)]
+    """Servers that `make up` starts on 127.0.0.1."""
     models: dict[SizeName, Architecture]
+    """Architecture of each size, by its name."""
     training: dict[str, TrainingConfig]
+    """Recipe and resources of each size."""
     sampling: dict[str, SamplingConfig]
+    """Sampling settings of each size."""
     evaluation: dict[str, EvaluationConfig]
+    """Evaluation settings of each size."""
     nightly: Annotated[NightlyConfig, Field(default_factory=NightlyConfig)]
+    """Schedule of the nightly evaluation."""
     sweep: Annotated[dict[str, SweepConfig], Field(default_factory=dict)]
     """Sweep settings by name of the size. A size without an entry has the defaults."""
 

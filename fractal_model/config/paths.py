@@ -26,7 +26,9 @@ class PathsConfig(StrictModel):
     """Folders of data and results. `load_params` makes relative paths and `~` absolute."""
 
     data: Folder
+    """Folder of prepared data sets, one folder each, relative to params.yaml."""
     outputs: Folder
+    """Folder of training runs, MLflow's default store and pictures, relative to params.yaml."""
     remote: Annotated[dict[str, str], Field(default_factory=dict)]
     """Addresses of data sets in an object store, such as {imagenet64: s3://bucket/imagenet64}."""
     training: NotEmpty | None = None

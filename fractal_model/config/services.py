@@ -15,7 +15,9 @@ class ServicesConfig(StrictModel):
     """Ports of the servers on 127.0.0.1, the CPUs that Ray may use, and what starts by itself."""
 
     prefect: Port = 4200
+    """Port of Prefect's server."""
     mlflow: Port = 5000
+    """Port of MLflow's server."""
     ray: Port = 6379
     """Port for Ray's nodes and for programs that join the cluster."""
     ray_client: Port = 10001

@@ -75,8 +75,11 @@ class TrainingConfig(StrictModel):
     """Recipe and resources of one size's training (paper, appendix "implementation details")."""
 
     dataset: DatasetName
+    """Name of the prepared data set, whose resolution is that of the size."""
     epochs: AtLeastOne
+    """Number of times that training sees every image."""
     warmup_epochs: Count
+    """Number of epochs in which the learning rate rises to its peak."""
     batch_size: AtLeastOne
     """Number of images of one step, over all workers."""
     base_learning_rate: Positive
@@ -84,13 +87,16 @@ class TrainingConfig(StrictModel):
     weight_decay: NotNegative
     """Weight decay of all parameters except biases and others with one dimension."""
     betas: tuple[Share, Share]
+    """Decay rates of AdamW's first and second moment."""
     clip_norm: Positive
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     ema_decays: Decays = ()
     """Decays of the exponential moving averages of the weights that training keeps. Empty: none, as
     in the paper. The earlier key `ema_decay` is read as one decay, and as none if it is 0."""
     label_drop: Share
     """Probability that a training image has the null embedding instead of its class's embedding."""
     flip: Flag
+    """If true, half of the images are mirrored, chosen at random in every epoch."""
     precision: Literal["float32", "bfloat16"]
     """Number format of matrix products. `bfloat16`: autocast, with TF32 for the products that
     autocast leaves in float32. `float32`: full precision, without TF32."""
@@ -116,6 +122,7 @@ class TrainingConfig(StrictModel):
     loader_processes: Annotated[int, Field(ge=0, le=1024), NUMBER]
     """Number of processes of each worker that read images; 0: the worker reads them itself."""
     checkpoint_every_epochs: AtLeastOne
+    """Number of epochs between two checkpoints."""
     checkpoint_every_minutes: Positive
     """After this many minutes without a checkpoint, the next step that logs metrics writes one."""
     keep_checkpoints: AtLeastOne
@@ -133,6 +140,7 @@ class TrainingConfig(StrictModel):
     max_non_finite: Count
     """Largest number of batches to skip as not finite; the next such batch ends the training."""
     seed: Seed
+    """Seed of the order of the images and of all other random numbers."""
     start_from: Annotated[ModelSource | None, Field(exclude_if=lambda value: value is None)] = None
     """Model whose weights training starts from: the folder of a checkpoint or of an exported model,
     relative to params.yaml, or a registered version (`models:/NAME/VERSION`, `models:/NAME@ALIAS`),
@@ -146,6 +154,7 @@ class TrainingConfig(StrictModel):
     validation: Annotated[
         ValidationConfig, Field(exclude_if=lambda value: value == ValidationConfig())
     ] = ValidationConfig()
+    """What a validation measures, and how long it may take."""
     register_checkpoint: Annotated[
         Literal["last", "best"],
         Field(
