@@ -1,6 +1,7 @@
 """Write a project folder: the settings and data stages to work with where there is no checkout.
 
     params.yaml, dvc.yaml        copies of those of this version
+    params.schema.json           by which an editor checks params.yaml
     .gitignore, .dvcignore       keep images and results out of git
     data/registered.yaml         no data set yet; `fractal data register` adds them
     .dvc/                        if DVC is installed
@@ -18,6 +19,7 @@ import yaml
 from fractal_model.common.errors import FractalError
 from fractal_model.common.files import require_writable
 from fractal_model.common.installation import shipped_file
+from fractal_model.config.json_schema import SCHEMA_FILE, schema_text
 
 _CODE = ("fractal_model/", "flows/")
 _STAGES = "dvc.yaml"
@@ -33,6 +35,7 @@ def write_project(folder: Path) -> bool:
     files = {name: shipped_file(name).read_text() for name in _COPIED}
     files[_STAGES] = stages_of_project(shipped_file(_STAGES).read_text())
     files[_REGISTERED] = _NOTHING_REGISTERED
+    files[SCHEMA_FILE] = schema_text()
     if existing := [name for name in files if (folder / name).exists()]:
         raise FractalError(
             f"{folder} has {existing[0]} already, which is not overwritten: choose another folder, "
