@@ -40,9 +40,9 @@ class Request:
     """Seconds of training; None: by default an hour on a CPU and a night on GPUs, and with `like`
     as many epochs as its recipe has."""
     like: Size | None = None
-    """Size whose architecture and recipe are followed, ..."""
+    """Size whose architecture and recipe are followed; None: a new architecture is proposed."""
     like_row: Architecture | None = None
-    """… and its row in the section `models`; None only without `like`."""
+    """Row of `like` in the section `models`; None if `like` is None."""
     flip: bool = False
     speed: float | None = None
     """Operations per second that training reaches on the whole machine, as a trial step measured

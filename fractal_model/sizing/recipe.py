@@ -23,7 +23,7 @@ _WARMUP_SHARE, _WARMUP_STEPS = 0.05, 140
 _LONGEST_WARMUP = 0.2
 _FEW_STEPS = 2_000
 """Below this number of steps AdamW's first moment averages over fewer steps, as in digits."""
-_KEPT = ("weight_decay", "clip_norm", "ema_decays", "label_drop", "flip")
+_KEPT = ("weight_decay", "clip_norm", "ema_decays", "label_drop")
 """Settings that are taken from the size that a proposal follows."""
 
 
@@ -71,6 +71,7 @@ def propose_recipe(plan: Plan, flip: bool, like: TrainingConfig | None = None) -
     if like is not None:
         rows = like.model_copy(update={"ema_decays": list(like.ema_decays)})
         entry |= {key: Choice(getattr(rows, key), "of the size to follow") for key in _KEPT}
+        entry["flip"] = Choice(flip or like.flip, "as asked" if flip else "of the size to follow")
     return entry
 
 
