@@ -26,6 +26,8 @@ _SEEN_PER_PARAMETER = 0.03
 _MOST_EPOCHS = ((10_000, 100), (200_000, 200), (float("inf"), 800))
 """Largest number of epochs for data sets below a number of training images. 800 is published."""
 _START_SECONDS = 30.0
+_FREE = 0.7
+"""With a smaller share of its CPU a trial step says little about a machine that is free."""
 _SAMPLING_SHARE = 0.5
 """Speed of sampling, in operations per second, as a share of the speed of training."""
 
@@ -47,6 +49,8 @@ class Request:
     speed: float | None = None
     """Operations per second that training reaches on the whole machine, as a trial step measured
     it; None: the machine's estimate."""
+    cpu_share: float = 1.0
+    """Share of a CPU that the trial step had; 1 if nothing kept it waiting."""
     most_width: int = LADDER[-1].width
     """Largest width of level 0."""
     most_at_a_time: int = 1 << 20
@@ -129,7 +133,9 @@ def _choose_epochs(request: Request, affordable: float) -> Choice:
     train, like = request.images.train, request.like
     if like is not None and request.budget is None:
         return Choice(like.training.epochs, f"as {like.name}")
-    epochs, most = max(1, int(affordable / train)), _most_epochs(request.images)
+    epochs, most = int(affordable / train), _most_epochs(request.images)
+    if epochs < 1:
+        return Choice(1, f"even one takes more than {duration(request.budget_seconds)}")
     if epochs <= most:
         return Choice(epochs, f"what fits in {duration(request.budget_seconds)}")
     return Choice(most, f"more would overfit {count_of(train, 'image')}")
@@ -160,6 +166,11 @@ def _notes(request: Request, layers: Entry, seen: int) -> tuple[str, ...]:
             f"the training sees {seen:,} images; a model with {in_millions(parameters)} "
             f"parameters needs {_SEEN_PER_PARAMETER * parameters:,.0f} or more to draw well: give "
             f"it more time, or register the images with a lower resolution"
+        )
+    if request.cpu_share < _FREE:
+        notes.append(
+            f"other programs kept the trial step waiting, it had {request.cpu_share:.0%} of its "
+            f"CPU: propose the size again when this machine is free"
         )
     if not request.images.held_out:
         notes.append(

@@ -4,10 +4,11 @@ Decided here: the step runs in a child process with as many threads as one worke
 runs out, the system ends the child first, and this process learns of it.
 """
 
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +29,16 @@ _LONG_STEP = 20.0
 because it allocates memory."""
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """The time of a training step of one worker."""
+
+    seconds_per_image: float
+    cpu_share: float
+    """Share of its only CPU that the worker had; less than 1 if other programs use it. 1 if the
+    worker has a GPU or several CPUs, which it never keeps busy all the time."""
+
+
 class OutOfMemory(FractalError):
     """The trial step needed more memory than there is."""
 
@@ -40,15 +51,16 @@ def propose_and_try(request: Request, name: str, place: Path | str) -> tuple[Pro
     while True:
         size = proposal.size(name)
         try:
-            seconds = time_step(size, place)
+            step = time_step(size, place)
         except OutOfMemory:
             if size.training.images_per_worker == 1:
                 raise
             request = replace(request, most_at_a_time=size.training.images_per_worker // 2)
             proposal = propose(request)
             continue
-        speed = measured_speed(size.model, seconds, size.training.workers)
-        request, tried = replace(request, speed=speed), proposal.models
+        speed = measured_speed(size.model, step.seconds_per_image, size.training.workers)
+        request = replace(request, speed=speed, cpu_share=step.cpu_share)
+        tried = proposal.models
         proposal = propose(request)
         if proposal.models == tried:
             return proposal, speed
@@ -57,9 +69,9 @@ def propose_and_try(request: Request, name: str, place: Path | str) -> tuple[Pro
         request = replace(request, most_width=width)
 
 
-def time_step(size: Size, place: Path | str) -> float:
-    """Train the size for one or two steps on images of the prepared data set at `place`, and return
-    the seconds per image of one worker. OutOfMemory: the images that a worker computes at a time do
+def time_step(size: Size, place: Path | str) -> StepTime:
+    """Train the size for a few steps on images of the prepared data set at `place`, and return the
+    time of one step of one worker. OutOfMemory: the images that a worker computes at a time do
     not fit the memory. FractalError: the data set or the loss of the step is damaged."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
@@ -72,7 +84,7 @@ def time_step(size: Size, place: Path | str) -> float:
             ) from error
 
 
-def _time_step(size: Size, place: Path | str) -> float:
+def _time_step(size: Size, place: Path | str) -> StepTime:
     with suppress(OSError):  # The largest value: the system ends this process before any other.
         Path("/proc/self/oom_score_adj").write_text("1000")
     recipe = size.training
@@ -92,7 +104,10 @@ def _time_step(size: Size, place: Path | str) -> float:
     def step() -> None:
         trainer.step(batch)
 
+    wall, processors = time.monotonic(), time.process_time()
     seconds = median_seconds(step, 1, trainer.device)
     if seconds < _LONG_STEP:
         seconds = median_seconds(step, 3, trainer.device)
-    return seconds / images
+    used = (time.process_time() - processors) / (time.monotonic() - wall)
+    has_one_cpu = not recipe.uses_gpu and torch.get_num_threads() == 1
+    return StepTime(seconds / images, min(1.0, used) if has_one_cpu else 1.0)

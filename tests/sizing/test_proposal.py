@@ -102,7 +102,9 @@ def test_the_recipe_of_digits_is_proposed_for_digits():
 
 def test_a_hopeless_budget_is_said():
     images = replace(FLOWERS, resolution=256)
-    (note,) = propose(request(images, budget=60.0)).notes
+    proposal = propose(request(images, budget=60.0))
+    assert proposal.training["epochs"] == (1, "even one takes more than 1 minute")
+    (note,) = proposal.notes
     assert "give it more time, or register the images with a lower resolution" in note
 
 

@@ -23,7 +23,7 @@ def data(tmp_path_factory) -> Path:
     return save_images(folder, size=8, count=40, split="train")
 
 
-def test_the_speed_of_a_step_decides_the_epochs(data, monkeypatch):
+def test_the_speed_of_a_step_decides_the_epochs(data):
     images = ImageSet.of(read_manifest(data))
     start = request(images, budget=60.0, speed=1e6)
     proposal, speed = trial_step.propose_and_try(start, "tiny", data)
@@ -35,20 +35,21 @@ def test_a_step_that_does_not_fit_is_tried_with_fewer_images(data, monkeypatch):
     images = ImageSet.of(read_manifest(data))
     tried = []
 
-    def measure(size: Size, place: Path) -> float:
+    def measure(size: Size, place: Path) -> trial_step.StepTime:
         tried.append(size.training.images_per_worker)
         if tried[-1] > 2:
             raise trial_step.OutOfMemory("too large")
-        return 0.01
+        return trial_step.StepTime(seconds_per_image=0.01, cpu_share=0.2)
 
     monkeypatch.setattr(trial_step, "time_step", measure)
     proposal, _ = trial_step.propose_and_try(request(images), "tiny", data)
+    assert any("it had 20% of its CPU" in note for note in proposal.notes)
     assert tried[:2] == [4, 2]
     assert proposal.training["images_per_worker"].value == 2
 
 
 def test_a_step_that_never_fits_is_an_error(data, monkeypatch):
-    def fail(size: Size, place: Path) -> float:
+    def fail(size: Size, place: Path) -> trial_step.StepTime:
         raise trial_step.OutOfMemory("too large")
 
     monkeypatch.setattr(trial_step, "time_step", fail)
@@ -56,7 +57,7 @@ def test_a_step_that_never_fits_is_an_error(data, monkeypatch):
         trial_step.propose_and_try(request(ImageSet.of(read_manifest(data))), "tiny", data)
 
 
-def end_process(size: Size, place: Path) -> float:
+def end_process(size: Size, place: Path) -> trial_step.StepTime:
     os._exit(137)  # as the system ends a process that takes too much memory
 
 
