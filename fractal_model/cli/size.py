@@ -96,7 +96,7 @@ def new(
             proposal, speed = propose(request), request.training_speed
         _print(name, request, proposal, speed, check)
     if dry_run:
-        print(entries_text(name, proposal), end="")
+        show(*entries_text(name, proposal).splitlines())
     elif out is not None:
         out.write_text(entries_text(name, proposal))
         say(f"the entries are in {out}: add them to {params}")
