@@ -6,6 +6,7 @@ there or a library of an extra is there.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -27,7 +28,8 @@ from importlib.util import find_spec
 from fractal_model import FractalPipeline
 pipe = FractalPipeline.from_pretrained("exported", device="cpu")
 assert len(pipe(classes=[1], seed=0)) == 1
-assert not [*filter(find_spec, {libraries})]
+others = [*filter(find_spec, {libraries})]
+assert not others, others
 """
 
 
@@ -52,7 +54,9 @@ def main() -> None:
 
 
 def run(*words: str | Path, cwd: Path = REPOSITORY) -> None:
-    subprocess.run([str(word) for word in words], cwd=cwd, check=True)
+    """Run a command where PYTHONPATH does not lead to another package."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([str(word) for word in words], cwd=cwd, env=environment, check=True)
 
 
 def sizes(packages: Path) -> Iterator[tuple[str, float]]:
