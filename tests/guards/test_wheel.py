@@ -7,7 +7,9 @@ from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fractal_model.cli.app import app
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.data.project_folder import write_project
@@ -88,11 +90,12 @@ def test_the_core_prints_help(core, tmp_path):
 
 
 def test_the_core_samples_the_pictures_of_the_checkout(core, exported, tmp_path):
-    words = ("-m", "fractal_model", "sample", "--model", exported, "--classes", "1,2", "--n", "2")
-    done = run_python(*words, "--out", "core.png", cwd=tmp_path, path=core)
+    words = ["sample", "--model", str(exported), "--classes", "1,2", "--n", "2", "--out"]
+    done = run_python("-m", "fractal_model", *words, "core.png", cwd=tmp_path, path=core)
     assert done.returncode == 0, done.stderr
-    run_python(*words, "--out", "all.png", cwd=tmp_path, path=(REPOSITORY,), isolated=False)
-    assert (tmp_path / "core.png").read_bytes() == (tmp_path / "all.png").read_bytes()
+    here = tmp_path / "checkout.png"
+    assert CliRunner().invoke(app, [*words, str(here)]).exit_code == 0
+    assert (tmp_path / "core.png").read_bytes() == here.read_bytes()
 
 
 @pytest.mark.parametrize(
