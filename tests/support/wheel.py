@@ -96,7 +96,9 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run Python in the folder `cwd` with the folders `path` in front of its modules. `isolated`:
     without the packages of this environment."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    modules = os.pathsep.join(map(str, path))
+    environment = os.environ | {"PYTHONPATH": modules, "PATH": programs}
     command = [sys.executable, *(["-S"] if isolated else []), *map(str, words)]
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
