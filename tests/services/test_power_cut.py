@@ -102,7 +102,7 @@ def test_services_continue_without_their_supervisord_and_can_be_stopped(project)
     status = project.fractal("services", "status")
     assert status.count("healthy") == 4
     assert "flow run" in status
-    assert "supervisord does not answer" in status
+    assert "supervisord is down" in status
     up = _run_services_command(project, "up")
     assert up.returncode == 1
     assert up.stderr.startswith("error: the servers run already (prefect healthy, mlflow healthy,")
