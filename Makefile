@@ -2,7 +2,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTHON ?= python3
-SIZE ?= digits
 PORT ?= 5000
 # A relative path, because the path of the folder may contain spaces.
 BIN := .venv/bin
@@ -26,9 +25,10 @@ $(INSTALLED): constraints.txt pyproject.toml setup.py
 	@touch $(INSTALLED)
 
 demo: $(INSTALLED) ## train and evaluate a small model (2 to 5 minutes)
-	$(RUN) dvc repro --quiet
-	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.train --size $(SIZE)
-	$(RUN) PREFECT_LOGGING_LEVEL=WARNING python -m flows.evaluate --size $(SIZE)
+	@# With nothing to do, DVC runs no flow: this one then prints the results that it finds.
+	$(RUN) PREFECT_LOGGING_LEVEL=WARNING sh -c 'if dvc status --quiet; \
+	  then python -m flows.evaluate --size digits --model outputs/digits/model.json; \
+	  else dvc repro --quiet; fi'
 
 up: $(INSTALLED) ## start the Prefect, MLflow and Ray servers on this machine
 	$(RUN) python -m fractal_model services up

@@ -30,6 +30,7 @@ from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
 from fractal_model.tracking import champions, registration, registry, runs, store
 from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered, split_weights
+from fractal_model.tracking.result_files import read_model_file, write_evaluation_file
 
 from . import evaluation_tasks
 from .command import flow_command, run_command
@@ -56,7 +57,8 @@ def evaluate_fractal(
     Args:
         size: Name under `models` in params.yaml, such as mar-l.
         model: Model to evaluate, as `models:/fractal-<size>@ALIAS`,
-            `models:/fractal-<size>/VERSION` or a checkpoint's folder; by default the candidate.
+            `models:/fractal-<size>/VERSION`, the file model.json that a training has written, or
+            a checkpoint's folder; by default the candidate.
             With #ema or #ema-0.999 at its end, this moving average is evaluated, and nothing is
             promoted unless params.yaml names the same weights.
         preview: Draw fewer samples, add their count to the metrics' names, and promote nothing.
@@ -72,6 +74,7 @@ def evaluate_fractal(
     params = usual.with_weights(size, weights)
     settings = params.size(size).with_workers(workers)
     store.connect(params.paths.outputs)
+    source = read_model_file(source)
     if source is not None and not source.startswith(REGISTRY_SCHEME):
         run_id = _evaluate(params, settings, Path(source), None, preview, wait)
         return _publish_results(params, size, source, run_id)
@@ -169,11 +172,14 @@ def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict
     publish_table(f"evaluation-{size}", results)
     rows, absent = results.set_index("metric"), results["value"].isna()
     print_results(model, rows["value"].dropna(), rows["reason"][absent.values])
+    metrics, folder = runs.read_metrics(run_id), params.paths.outputs / size
+    with runs.optional_step("file of the metrics"):
+        write_evaluation_file(metrics, folder)
     with runs.optional_step("picture of the samples"):
-        picture = runs.download(run_id, runs.SAMPLES_PICTURE, params.paths.outputs / size)
+        picture = runs.download(run_id, runs.SAMPLES_PICTURE, folder)
         say(f"samples: open {os.path.relpath(picture)}")
     say("curves, tables and the registered model: run `make ui`, open http://127.0.0.1:5000")
-    return runs.read_metrics(run_id)
+    return metrics
 
 
 def check(
@@ -188,6 +194,7 @@ def check(
     fit_size(settings, open_prepared(folder, "validation").manifest)
     protocol_of(params, size, preview)
     store.connect(params.paths.outputs)
+    source = read_model_file(source)
     if source is None or source.startswith(REGISTRY_SCHEME):
         checkpoint = fetch_registered(size, source).checkpoint
         verify_checkpoint(checkpoint)

@@ -1,7 +1,7 @@
 """Flow `prepare-data`: prepare a data set's images, its features for FID, and its report.
 
-As a command: `python -m flows.prepare --dataset digits`. It runs the stages of `dvc repro`, and
-continues where an earlier run stopped.
+As a command: `python -m flows.prepare --dataset digits`. It does what the data set's
+stages in dvc.yaml do, and continues where an earlier run stopped.
 
 With RAY_ADDRESS=http://… a Ray job of that cluster prepares a registered data set, and this process
 follows the job. With another address, this process spreads the work over that cluster. Without an

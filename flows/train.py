@@ -25,6 +25,7 @@ from fractal_model.costs.flops import training_flops
 from fractal_model.data.manifest import Manifest
 from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.tracking.reports import log_training_curves
+from fractal_model.tracking.result_files import write_training_files
 from fractal_model.tracking.tags import FINGERPRINT_TAG, SIZE_TAG, TRAINING_RUN_TAG
 from fractal_model.training import launch
 from fractal_model.training.find_reference import find_reference
@@ -100,8 +101,12 @@ def train_fractal(
     fingerprint = launch.run_fingerprint(settings, manifest, start)
     found = registration.reuse(size, fingerprint, settings.serving) if resume else None
     if found is not None:
-        return _report_reuse(size, found)
-    return _train_and_register(params, settings, manifest, fingerprint, start, resume=resume)
+        version = _report_reuse(size, found)
+    else:
+        version = _train_and_register(params, settings, manifest, fingerprint, start, resume=resume)
+    with runs.optional_step("files of the training"):
+        write_training_files(size, version, params.paths.outputs / size)
+    return version
 
 
 def _report_reuse(size: str, candidate: registration.Candidate) -> str:

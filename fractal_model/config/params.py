@@ -36,6 +36,14 @@ SizeName = Annotated[str, Field(pattern="^[a-z0-9-]+$", max_length=100)]
 """Name of a size, which is part of the names of experiments, artifacts and folders."""
 
 
+class PipelineConfig(StrictModel):
+    """What `dvc repro` does beside preparing data sets."""
+
+    sizes: Annotated[dict[SizeName, str], Field(default_factory=dict)]
+    """Sizes to train and evaluate, each with the data set of its recipe, which a stage of DVC
+    cannot look up by itself."""
+
+
 class DigitsConfig(StrictModel):
     """Settings of the data set `digits`, which comes with scikit-learn."""
 
@@ -85,6 +93,8 @@ class Params(StrictModel):
 
     paths: PathsConfig
     """Folders of data and results."""
+    pipeline: Annotated[PipelineConfig, Field(default_factory=PipelineConfig)]
+    """Sizes that `dvc repro` trains and evaluates."""
     datasets: DatasetsConfig
     """Data sets that come with the package."""
     preparation: PreparationConfig
@@ -128,6 +138,7 @@ class Params(StrictModel):
                 )
             self.sampling[name].level_iterations(model)
             self.training[name].checkpointing_by_level(len(model.levels))
+        self._require_pipeline_sizes()
         for name, sweep in self.sweep.items():
             if name not in self.models:
                 raise ValueError(
@@ -139,6 +150,19 @@ class Params(StrictModel):
             for setting in sweep.settings(size.serving):
                 setting.sampling.level_iterations(size.model)
         return self
+
+    def _require_pipeline_sizes(self) -> None:
+        for name, dataset in self.pipeline.sizes.items():
+            if name not in self.models:
+                raise ValueError(
+                    f"pipeline.sizes has the size {name!r}: remove it, or name one of "
+                    f"{sorted(self.models)}"
+                )
+            if dataset != self.training[name].dataset:
+                raise ValueError(
+                    f"pipeline.sizes.{name} is {dataset!r}, but training.{name}.dataset is "
+                    f"{self.training[name].dataset!r}: name the same data set in both"
+                )
 
     def _require_average(self, size: str, section: str, weights: str) -> None:
         """Check that the training of a size keeps the moving average that its `section` names."""

@@ -7,6 +7,8 @@ Decided here:
   database at once, and after a full disk it cannot complete an unfinished database.
 - MLflow stores absolute paths of artifacts in the database. After the folder was moved or copied,
   these paths are changed to the new folder, so that a copy never uses the original's files.
+- DVC runs queued experiments in copies of the project, which it deletes. A copy uses the project's
+  store, so that models and runs are kept.
 - An error of the database driver, such as a full disk, is no bug: it is reported on one line.
 """
 
@@ -42,6 +44,11 @@ _ADDRESSES = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
+_EXPERIMENT_COPY = re.compile(
+    r"(?P<project>.*?(?P<inner>(/[^/]+)*))/\.dvc/tmp/exps/(standalone/)?[^/]+(?P=inner)(?=/|$)"
+)
+"""The copy in which DVC runs an experiment. It is a copy of the git repository, so a project that
+is an `inner` folder of the repository is one in the copy, too."""
 _ROOT = re.compile(rf"(file://)?(/.*/{STORE}/{ARTIFACTS})(?=/|$)")
 _WAYS_OUT = {
     "full": "free some space",
@@ -61,12 +68,16 @@ database driver, also if a server sends it."""
 
 def local_database(outputs: Path) -> Path:
     """Path of the SQLite file that MLflow uses without a server."""
-    return outputs / STORE / "mlflow.db"
+    return _store_folder(outputs) / "mlflow.db"
 
 
 def local_artifacts(outputs: Path) -> Path:
     """Path of the folder with the artifacts of the local store."""
-    return outputs / STORE / ARTIFACTS
+    return _store_folder(outputs) / ARTIFACTS
+
+
+def _store_folder(outputs: Path) -> Path:
+    return Path(_EXPERIMENT_COPY.sub(r"\g<project>", str(outputs))) / STORE
 
 
 def prepare_local_store(outputs: Path) -> Path:

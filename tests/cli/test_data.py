@@ -1,7 +1,6 @@
 """`fractal data …`, and the stages that DVC runs."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from fractal_model.data.sources.registered import read_registered
 from fractal_model.metrics.reference import load_reference
 from tests.support import REPOSITORY
 from tests.support import mini_imagenet as mini
+from tests.support.dvc_project import dvc
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ def project(tmp_path) -> Path:
     settings = yaml.safe_load((tmp_path / "params.yaml").read_text())
     settings["metrics"]["statistics_images"] = {"digits": 8}
     settings["metrics"]["feature_sample"] = 5
+    settings["pipeline"]["sizes"] = {}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "data").mkdir()
     shutil.copy(REPOSITORY / "data/registered.yaml", tmp_path / "data")
@@ -246,16 +247,6 @@ def test_registering_names_the_folders_that_are_not_read(project, fractal):
         mini.put(project / "splits" / place / "1.jpg", mini.encode(mini.photograph(1)))
     output = fractal("data", "register", "splits", "--name", "own", "--resolution", 8)[1]
     assert "ignored: test; only train and validation (or val) are read" in output
-
-
-def dvc(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(REPOSITORY),
-        "DVC_NO_ANALYTICS": "1",
-    }
-    command = [sys.executable, "-m", "dvc", *words]
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

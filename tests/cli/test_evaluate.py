@@ -59,6 +59,7 @@ def base(workplace, tmp_path_factory):
         fid_resamples=3,
     )
     content["training"]["digits"]["dataset"] = "noise"
+    content["pipeline"] = {}
     content["metrics"]["statistics_images"] = {}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     pixels = random_images(20, size=4).permute(0, 2, 3, 1).numpy()

@@ -62,7 +62,7 @@ def params(tmp_path) -> Path:
     for section in ("training", "evaluation"):
         content[section] = dict.fromkeys(rows, content[section]["digits"])
     content["models"] = rows
-    content["sweep"] = {}
+    content["sweep"] = content["pipeline"] = {}
     content["sampling"] = {
         name: {"guidance": 2.0, "iterations": [1] * len(row["generators"])}
         for name, row in rows.items()

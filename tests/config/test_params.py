@@ -42,6 +42,11 @@ def _rename(*path, to):
 
 
 MISTAKES = [
+    (_set("pipeline", "sizes", "mar-xl", value="digits"), ["pipeline.sizes", "'mar-xl'", "mar-l"]),
+    (
+        _set("pipeline", "sizes", "digits", value="flowers"),
+        ["pipeline.sizes.digits is 'flowers'", "training.digits.dataset is 'digits'", "in both"],
+    ),
     (_rename("training", to="trainning"), ["'trainning'", "did you mean 'training'"]),
     (
         _rename("training", "digits", "batch_size", to="batchsize"),

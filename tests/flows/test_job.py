@@ -21,6 +21,7 @@ from flows import evaluate, train
 from fractal_model.checkpoints.checkpoint import load_checkpoint, verify_checkpoint
 from fractal_model.config.params import load_params
 from fractal_model.tracking import registry, store
+from tests.support import REPOSITORY
 from tests.support.params import small_params
 from tests.support.projects import make_project
 
@@ -116,6 +117,26 @@ def test_the_evaluation_logs_numbers_table_and_pictures(project, client):
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     expected = {"samples.png", "growth.gif", "growth.png", "protocol.json", "report.html"}
     assert expected <= artifacts
+
+
+def test_the_flows_write_the_files_that_dvc_tracks(project, capsys):
+    results = project.outputs / "digits"
+    project.run(train.main)  # as tests before this one may have trained and evaluated others
+    project.run(evaluate.main, "--model", str(results / "model.json"))
+    version = json.loads((results / "model.json").read_text())["model"].rpartition("/")[2]
+    reused = f"fractal-digits version {version} has this evaluation: it is reused"
+    assert reused in capsys.readouterr().out
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert set(metrics) == METRICS - {"seconds_per_image", "images_per_second"}
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    files = [
+        file
+        for stage in (stages["train"]["do"], stages["evaluate"]["do"])
+        for kind in ("outs", "metrics", "plots")
+        for file in stage.get(kind, [])
+    ]
+    names = {Path(next(iter(f)) if isinstance(f, dict) else f).name for f in files}
+    assert {file.name for file in results.iterdir()} == names
 
 
 def test_the_first_candidate_becomes_champion(project, client):

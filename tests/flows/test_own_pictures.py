@@ -48,7 +48,7 @@ def test_the_readme_has_five_commands():
     starts = [words[:3] for words in five_commands()]
     assert starts[:3] == [
         ["fractal", "data", "register"],
-        ["dvc", "repro"],
+        ["dvc", "repro", "reference"],
         ["fractal", "size", "new"],
     ]
     assert len(starts) == 5

@@ -88,6 +88,20 @@ def test_a_copy_uses_its_own_files(outputs, tmp_path):
     assert _read_registered(outputs, scratch) == _read_registered(copy, scratch) == TEXT
 
 
+@pytest.mark.parametrize(
+    ("folder", "project"),
+    [
+        ("/p/.dvc/tmp/exps/tmpx1y_2/outputs", "/p/outputs"),
+        ("/p/.dvc/tmp/exps/standalone/tmpx1y_2/outputs", "/p/outputs"),
+        ("/git/a/p/.dvc/tmp/exps/tmpx1y_2/a/p/outputs", "/git/a/p/outputs"),
+        ("/p/dvc/tmp/exps/tmpx1y_2/outputs", "/p/dvc/tmp/exps/tmpx1y_2/outputs"),
+    ],
+)
+def test_a_queued_experiment_uses_the_store_of_its_project(folder, project):
+    assert local_store.local_database(Path(folder)) == Path(project, "mlflow/mlflow.db")
+    assert local_store.local_artifacts(Path(folder)) == Path(project, "mlflow/artifacts")
+
+
 def test_only_addresses_of_a_moved_local_store_change(tmp_path):
     artifacts = tmp_path / "outputs/mlflow/artifacts"
     for address in (None, "", "s3://bucket/mlflow/artifacts/1", "mlflow-artifacts:/1", "models:/m"):
