@@ -221,6 +221,19 @@ def test_a_wrong_model_or_option_is_refused(place, source, words, message):
         evaluate(place, place / source, *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "neither --size nor --dataset is given"),
+        (("model",), "neither --size nor --dataset is given"),
+        (("--dataset", "noise"), "--dataset noise is given without a model or samples"),
+    ],
+)
+def test_what_to_evaluate_must_be_named(place, words, message):
+    with pytest.raises(FractalError, match=message):
+        run(place, "evaluate", *words)
+
+
 def test_a_reference_of_another_network_is_refused(place, tmp_path):
     file = place / "data" / "noise-reference.npz"
     whole = file.read_bytes()

@@ -14,6 +14,7 @@ from prefect.events.schemas.automations import Automation, Posture
 from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.utilities.schema_tools.hydration import HydrationContext, hydrate
 
 from flows import automations, deployments
 from flows.automations import REGISTERED, RUN_TAG, WATCHES
@@ -66,7 +67,12 @@ def test_each_size_is_evaluated_once_after_its_training(project, client):
     (action,) = own.actions
     deployed = client.read_deployment_by_name("evaluate-fractal/own")
     assert action.deployment_id == deployed.id
-    assert action.parameters.keys() == {"model", "set"}
+    assert action.parameters["model"] == "{{ event.payload.model }}"
+    for overrides in (["models.own.widths=[8, 8]"], None):
+        context = HydrationContext(
+            render_jinja=True, jinja_context={"event": {"payload": {"set": overrides}}}
+        )
+        assert hydrate({"set": action.parameters["set"]}, context) == {"set": overrides}
 
 
 def test_the_evaluation_after_training_can_be_switched_off(project, client):
@@ -113,7 +119,8 @@ def test_only_a_training_of_a_deployment_announces_its_version(monkeypatch, is_d
         monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(uuid4()))
     automations.announce_version("own", "models:/fractal-own/3")
     resource = {"prefect.resource.id": "fractal.size.own", "prefect.resource.name": "own"}
-    expected = ((REGISTERED, resource), {"payload": {"model": "models:/fractal-own/3"}})
+    payload = {"model": "models:/fractal-own/3", "set": None}
+    expected = ((REGISTERED, resource), {"payload": payload})
     assert sent == ([expected] if is_deployed else [])
 
 
