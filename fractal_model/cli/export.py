@@ -61,7 +61,7 @@ def export(
     has the licence and, for a registered model, the metrics and samples of the newest evaluation of
     the same weights.
     """
-    from fractal_model.checkpoints.hub import push_folder
+    from fractal_model.checkpoints.hub_upload import push_folder
     from fractal_model.reporting.model_card import complete_card
 
     _require_options(out, push, dry_run, license, samples)
@@ -99,7 +99,7 @@ def _require_options(
 ) -> None:
     """Check the options before any work. FractalError: one is missing or not valid, or there is no
     token to push with."""
-    from fractal_model.checkpoints.hub import require_login, require_repository_name
+    from fractal_model.checkpoints.hub_upload import require_login, require_repository_name
 
     if out is None and (push is None or dry_run):
         raise FractalError("no folder is named to write the model to: give one", setting="out")

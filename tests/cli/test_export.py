@@ -151,14 +151,14 @@ def test_a_push_sends_what_a_dry_run_writes(export, registered, hub, tmp_path):
 
 
 def test_a_dry_run_needs_no_token(export, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("fractal_model.checkpoints.hub.get_token", lambda: None)
+    monkeypatch.setattr("fractal_model.checkpoints.hub_upload.get_token", lambda: None)
     out = tmp_path / "exported"
     export("--model", model, "--push", "someone/tiny", "--dry-run", "--out", out)
     assert (out / "README.md").is_file()
 
 
 def test_a_push_without_a_token_ends_before_the_work(export, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("fractal_model.checkpoints.hub.get_token", lambda: None)
+    monkeypatch.setattr("fractal_model.checkpoints.hub_upload.get_token", lambda: None)
     with pytest.raises(FractalError, match="hf auth login"):
         export("--model", model, "--push", "someone/tiny", "--out", tmp_path / "exported")
     assert not (tmp_path / "exported").exists()

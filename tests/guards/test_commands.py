@@ -16,6 +16,8 @@ from tests.support.documents import DOCUMENTS, FENCE, SPAN
 
 Command = TyperCommand | TyperGroup
 OPTION = re.compile(r"--[a-z][\w-]*")
+ROOT_OPTIONS = {"X", "--help", "--install-completion"}
+"""What may follow `fractal` beside a command; documents name any command X."""
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 OPTIONS_OF_OTHER_PROGRAMS = {"--all", "--watch"}
 """Prefect's, where a document speaks of them without the command."""
@@ -70,7 +72,7 @@ def mistakes(words: list[str]) -> list[str]:
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         return [t for t in targets if not re.search(rf"^{re.escape(t)}:", MAKEFILE, re.MULTILINE)]
-    if words[0] != "fractal" or len(words) == 1 or words[1] in ("X", "--help"):
+    if words[0] != "fractal" or len(words) == 1 or words[1] in ROOT_OPTIONS:
         return []
     command, rest = find_command(words[1:])
     if command is None:

@@ -40,7 +40,7 @@ def test_deploy_returns_the_deployments_and_resumes_the_work_pool(folder, config
         client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"), overwrite=True)
         set_paused(config, folder, True)
         assert client.read_work_pool(WORK_POOL).is_paused
-        names = deploy(config, folder)
+        names = deploy(config, folder, ())
         flows = ("train-fractal", "evaluate-fractal", "sweep-guidance", "prepare-data")
         assert names == [*(f"{flow}/digits" for flow in flows), "nightly-evaluation/all"]
         assert not client.read_work_pool(WORK_POOL).is_paused

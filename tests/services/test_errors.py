@@ -259,7 +259,7 @@ def test_a_prefect_that_does_not_take_deployments_is_an_error(services):
     """Nothing listens at Prefect's address."""
     services.folder.state.mkdir(parents=True)
     with pytest.raises(FractalError) as raised:
-        control.deploy(services.config, services.folder)
+        control.deploy(services.config, services.folder, ())
     line = str(raised.value)
     assert line.startswith("the deployments could not be made: ")
     assert f"error: Prefect's server {services.config.prefect_api} does not accept" in line
@@ -271,7 +271,7 @@ def test_a_work_pool_that_cannot_be_resumed_is_an_error(services, monkeypatch):
     services.folder.state.mkdir(parents=True)
     monkeypatch.setattr(sys, "executable", "true")
     with pytest.raises(FractalError, match=r"^Prefect did not resume the work pool: .*again$"):
-        control.deploy(services.config, services.folder)
+        control.deploy(services.config, services.folder, ())
 
 
 def test_prefect_toml_turns_on_the_plugin_that_excludes_proxies(tmp_path):

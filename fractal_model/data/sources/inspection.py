@@ -157,7 +157,7 @@ def _list_images(
         case "table":
             return list_tables(place.root, _tables(place, label), label, progress)
         case "hub":
-            from fractal_model.data.sources.hub import list_hub  # Its libraries load slowly.
+            from fractal_model.data.sources.hub_images import list_hub  # Its libraries load slowly.
 
             return list_hub(place, name, label, progress)
     return list_folder(place.root, name, progress)

@@ -7,7 +7,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
-from fractal_model.checkpoints.hub import push_folder, require_login, require_repository_name
+from fractal_model.checkpoints.hub_upload import push_folder, require_login, require_repository_name
 from fractal_model.common.errors import FractalError
 from tests.support.fake_hub import TOKEN, running_hub
 
@@ -67,7 +67,7 @@ def test_a_wrong_repository_is_refused(name):
 
 
 def test_a_push_needs_a_token(monkeypatch):
-    monkeypatch.setattr("fractal_model.checkpoints.hub.get_token", lambda: None)
+    monkeypatch.setattr("fractal_model.checkpoints.hub_upload.get_token", lambda: None)
     with pytest.raises(FractalError, match="hf auth login"):
         require_login()
 
