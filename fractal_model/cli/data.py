@@ -39,7 +39,7 @@ def register_source(
             "images (CLASS/*, train/CLASS/* and validation/CLASS/*, images of one class, or "
             "parquet files of the Hugging Face hub); or a table of paths and labels (CSV or "
             "parquet); or hub:NAME, a data set of the Hugging Face hub; or the word openmoji, for "
-            "the pictures of the extra [emoji].",
+            "the pictures of the extra `emoji`.",
         ),
     ],
     name: Annotated[
