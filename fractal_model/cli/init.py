@@ -33,14 +33,7 @@ def init(
     target = folder or here
     has_dvc = write_project(target)
     say(f"wrote {target}: params.yaml, dvc.yaml, data/; next:")
-    prepare = (
-        ["dvc repro"] if has_dvc else ['pip install "fractal-model[all]"', "dvc init --no-scm"]
-    )
     enter = [] if folder is None else [f"cd {shlex.quote(str(target))}"]
-    for command in [
-        *enter,
-        *prepare,
-        "fractal train --size digits",
-        "fractal evaluate --size digits",
-    ][:3]:
+    add_dvc = [] if has_dvc else ['pip install "fractal-model[all]"', "dvc init --no-scm"]
+    for command in [*enter, *add_dvc, "dvc repro"]:
         say(f"  {command}")

@@ -19,7 +19,7 @@ def init(*words: str) -> list[str]:
 def test_a_named_folder_and_the_next_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, *commands = init("a project")
-    assert commands == ["cd 'a project'", "dvc repro", "fractal train --size digits"]
+    assert commands == ["cd 'a project'", "dvc repro"]
     assert (tmp_path / "a project" / "params.yaml").is_file()
 
 
