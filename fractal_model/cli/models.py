@@ -32,7 +32,7 @@ def list_models(
     _connect(params)
     models = registered_models()
     if not models:
-        say("no model is registered: train one with `python -m flows.train --size digits`")
+        say("no model is registered: train one with `fractal train --size digits`")
     for model in models:
         _print(model)
     return [model.model_dump() for model in models]

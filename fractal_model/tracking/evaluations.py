@@ -39,7 +39,7 @@ def evaluations() -> list[Row]:
     if not newest:
         raise FractalError(
             f"the MLflow store {tracking_uri()} has no evaluated model: evaluate one with "
-            f"`python -m flows.evaluate`"
+            f"`fractal evaluate`"
         )
     return [_row(run, *key[:3]) for key, run in newest.items()]
 

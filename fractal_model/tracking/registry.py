@@ -62,7 +62,7 @@ def versions(size: str) -> list[ModelVersion]:
         raise FractalError(
             f"no model {model_name(size)} is registered: choose a registered size "
             f"({', '.join(registered_sizes) or 'there is none'}), or train this size with "
-            f"`python -m flows.train`"
+            f"`fractal train`"
         )
     unsorted = mlflow.MlflowClient().search_model_versions(f"name = '{model_name(size)}'")
     return sorted(unsorted, key=lambda version: int(version.version), reverse=True)
@@ -96,7 +96,7 @@ def resolve(size: str, alias: str = CANDIDATE) -> RegisteredCheckpoint:
     if number is None:
         raise FractalError(
             f"no model models:/{model_name(size)}@{alias} is registered: check the alias, or train "
-            f"the size {size} with `python -m flows.train`"
+            f"the size {size} with `fractal train`"
         )
     return fetch(size, number)
 

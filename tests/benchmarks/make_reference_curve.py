@@ -1,6 +1,6 @@
 """Make the reference curve of a size again, from finished trainings with several seeds.
 
-    python -m flows.train --size digits --seed 1     # for each seed
+    fractal train --size digits --seed 1     # for each seed
     python -m tests.benchmarks.make_reference_curve --size digits --seeds 0,1,2
 
 The trainings are found in MLflow by their fingerprints: they must have the settings of params.yaml,
@@ -35,7 +35,7 @@ def find_training(experiment: str, fingerprint: str, size: str, seed: int) -> Ru
     if not finished:
         raise FractalError(
             f"no finished training has the settings of params.yaml and the seed {seed}: run "
-            f"`python -m flows.train --size {size} --seed {seed}` first"
+            f"`fractal train --size {size} --seed {seed}` first"
         )
     return finished[0]
 

@@ -49,7 +49,7 @@ def test_an_empty_registry_says_how_to_train(error_line, project, tmp_path):
     (other.folder / "data").symlink_to(project.folder / "data")
     line = error_line(other, evaluate.main)
     assert "fractal-digits@candidate" in line
-    assert "flows.train" in line
+    assert "fractal train" in line
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "no marker"])

@@ -129,9 +129,7 @@ def main() -> None:
     keep_secrets_out_of_logs()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     if JOB_VARIABLE not in os.environ:
-        raise FractalError(
-            f"{JOB_VARIABLE} is not set: start training with `python -m flows.train`"
-        )
+        raise FractalError(f"{JOB_VARIABLE} is not set: start training with `fractal train`")
     job = TrainingJob.model_validate_json(os.environ[JOB_VARIABLE])
     try:
         checkpoint = drive(
