@@ -53,7 +53,7 @@ def import_checkpoint(
     ] = False,
     params: ParamsOption = DEFAULT_SOURCE,
 ) -> dict[str, object]:
-    """Convert a published checkpoint into a checkpoint of this project.
+    """Download a published checkpoint and convert it into one of this project.
 
     A published size is downloaded once and then taken from the cache; a broken download is
     continued. The file is read without running any code in it. The name and shape of every weight

@@ -160,7 +160,7 @@ def test_make_refuses_an_old_python(tmp_path):
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.2" && exit 0\nexit 1\n')
     old.chmod(0o755)
     shutil.copy(REPOSITORY / "Makefile", tmp_path)
-    for name in ("constraints.txt", "pyproject.toml"):
+    for name in ("constraints.txt", "pyproject.toml", "setup.py"):
         (tmp_path / name).touch()
     done = subprocess.run(
         ["make", "demo", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True

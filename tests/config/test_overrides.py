@@ -69,7 +69,7 @@ def test_the_last_of_several_overrides_wins_and_a_section_may_be_new():
         (["training.digits.epochs"], ["'training.digits.epochs' sets nothing: give a key and"]),
         (["=5"], ["'=5' sets nothing"]),
         (["training..epochs=5"], ["sets nothing"]),
-        (["a" * 9999 + "=1"], ["aaa…aaa", "known are paths, datasets"]),
+        (["a" * 9999 + "=1"], ["aaa…aaa", "known are paths, pipeline"]),
         ([".".join("a" * 9999) + "=1"], ["sets nothing"]),
         (["paths.outputs=~nobody-here/x"], ["a path cannot be used"]),
         (

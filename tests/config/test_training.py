@@ -12,7 +12,7 @@ from fractal_model.config.evaluation import SweepConfig
 from fractal_model.config.params import load_params
 from fractal_model.config.training import TrainingConfig
 from fractal_model.config.validation import ValidationConfig
-from tests.support.params import SHIPPED
+from tests.support.params import IMAGENET_SIZES, SHIPPED
 from tests.support.recipes import RECIPE
 
 PARAMS = load_params(SHIPPED)
@@ -125,7 +125,7 @@ def test_a_sweep_of_the_evaluations_weights_keeps_its_fingerprint(monkeypatch):
     assert fingerprint(SweepConfig(weights=("model",))) != old
 
 
-@pytest.mark.parametrize("size", [name for name in PARAMS.models if name != "digits"])
+@pytest.mark.parametrize("size", IMAGENET_SIZES)
 def test_validation_is_on_for_published_sizes_and_changes_no_fingerprint(size):
     recipe = PARAMS.size(size).training
     assert (recipe.validate_every_epochs, recipe.register_checkpoint) == (10, "last")

@@ -73,7 +73,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     calls: list[tuple[str, bool]] = []
 
     def evaluation(
-        size: str, model: str, preview: bool, wait: bool, params_file: Path
+        size: str, model: str, preview: bool, wait: bool, params_file: Path, set: list[str] | None
     ) -> dict[str, float]:
         assert not wait, "the night has other work"
         calls.append((size, preview))
@@ -84,7 +84,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
 
 def night(params: Params) -> nightly.Night:
-    return nightly.Night(params, Path("params.yaml"))
+    return nightly.Night(params, Path("params.yaml"), None)
 
 
 def outcomes(params: Params) -> list[tuple[str, str, str]]:

@@ -116,7 +116,7 @@ def test_one_size_that_fails_does_not_stop_the_others(night, monkeypatch):
     started = []
 
     def evaluation(
-        size: str, model: str, preview: bool, wait: bool, params_file: Path
+        size: str, model: str, preview: bool, wait: bool, params_file: Path, set: list[str] | None
     ) -> dict[str, float]:
         assert not wait, "the night has other work"
         started.append((model, preview))

@@ -12,6 +12,7 @@ SIZES = (
     *("mar-b", "mar-l", "mar-h"),
 )
 """The shipped sizes. The user may have added others to params.yaml, which tests leave out."""
+IMAGENET_SIZES = SIZES[2:]
 
 
 def small_params() -> dict:
