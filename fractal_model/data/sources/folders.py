@@ -233,6 +233,8 @@ def add_file(
         reason = "a link that leads nowhere" if os.path.islink(path) else "there is no such file"
     except OSError as error:
         reason = f"it cannot be read ({error.strerror})"
+    except ValueError:  # A path of a table can have a null character.
+        reason = "its path has a null character"
     if reason:
         builder.refuse(split, f"{class_id}/{name}", reason)
     else:

@@ -1,20 +1,22 @@
 """List the images of a data set of the Hugging Face hub, in any of the forms that `datasets` loads.
 
 Decided here: `datasets` downloads the files to its own cache. The images are then written, as they
-are, to one uncompressed tar per split in our cache, so that they are read like ImageNet's. The
-listing has the checksum of each tar, which depends on the images and their order alone.
+are, to one uncompressed tar per split in our cache, so that they are read like ImageNet's. A tar
+also has the images without a label, so it depends on the images and their order alone, and sources
+with other labels can share it. The listing has its checksum.
 """
 
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import datasets
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import atomic_file, sha256
+from fractal_model.common.files import atomic_file, require_regular_file, sha256
 from fractal_model.data.sources.listing import (
     SPLIT_NAMES,
     TRAIN,
@@ -47,7 +49,7 @@ def list_hub(place: Place, name: str, label: str | None, progress: Progress) -> 
     for split, dataset in splits.items():
         file = place.root / f"{split}.tar"
         try:
-            with atomic_file(file) as partial, tarfile.open(partial, "w") as archive:
+            with atomic_file(file, unique=True) as partial, tarfile.open(partial, "w") as archive:
                 for number, row in enumerate(_iterate_rows(dataset, image, label)):
                     content, ending, value = row
                     class_id = name if label is None else _class_id(value)
@@ -121,8 +123,9 @@ def _class_id(value: object) -> str:
 
 def _iterate_rows(
     dataset: datasets.Dataset, image: str, label: str | None
-) -> Iterator[tuple[bytes, str, object]]:
-    """Yield each image's bytes, the ending of its name, and its label."""
+) -> Iterator[tuple[bytes | None, str, object]]:
+    """Yield each image's bytes (None: its file cannot be read), the ending of its name, and its
+    label."""
     columns = [image, *([label] if label is not None else [])]
     encoded = dataset.select_columns(columns).cast_column(image, datasets.Image(decode=False))
     for row in encoded:
@@ -130,9 +133,18 @@ def _iterate_rows(
         path = picture["path"] or ""
         content = picture["bytes"]
         if content is None:
-            content = Path(path).read_bytes() if path else b""
+            content = _read_file(Path(path))
         ending = PurePosixPath(path).suffix.lower()
         yield content, ending if _ENDING.fullmatch(ending) else "", row.get(label)
+
+
+def _read_file(file: Path) -> bytes | None:
+    """Return the content of an image's file; None if there is none that an image can have."""
+    with suppress(OSError, ValueError):  # ValueError: the path has a null character.
+        require_regular_file(file)
+        if size_refusal(file.stat().st_size) is None:
+            return file.read_bytes()
+    return None
 
 
 def _add(
@@ -141,15 +153,18 @@ def _add(
     split: str,
     class_id: str,
     name: str,
-    content: bytes,
+    content: bytes | None,
 ) -> None:
-    reason = size_refusal(len(content)) or (None if class_id else "it has no label")
-    if reason:
-        builder.refuse(split, f"{class_id}/{name}" if class_id else name, reason)
+    reason = "its file cannot be read" if content is None else size_refusal(len(content))
+    if content is None or reason:
+        builder.refuse(split, f"{class_id}/{name}" if class_id else name, str(reason))
         return
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, BytesIO(content))
+    if not class_id:
+        builder.refuse(split, name, "it has no label")
+        return
     blocks = -(-len(content) // tarfile.BLOCKSIZE)
     offset = archive.offset - blocks * tarfile.BLOCKSIZE
     builder.add(split, class_id, name, f"{split}.tar", offset, len(content))

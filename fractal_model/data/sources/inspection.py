@@ -108,9 +108,15 @@ def inspect(
 ) -> tuple[Source, Listing]:
     """List the images at `place`. Return the description of the source `name` and the listing.
     `earlier` are the class names of an earlier registration, which keep their numbers. Raises
-    FractalError when a split has no usable image, or when a share is to be held out and the source
-    has validation images of its own."""
+    FractalError when a split has no usable image, when a label is named and the source has no
+    columns, or when a share is to be held out and the source has validation images of its own."""
     kind = _find_kind(place, name, options.label)
+    if options.label is not None and kind not in ("table", "hub"):
+        raise FractalError(
+            f"{place} has no table of pictures with the column {options.label!r}: name a column "
+            f"that it has, or leave it out",
+            setting="label",
+        )
     if options.holdout:
         _require_no_validation(place.root, kind, options.holdout)
     has_companions = kind in ("ImageNet archives", "ImageNet tree")

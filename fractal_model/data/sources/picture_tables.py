@@ -173,14 +173,18 @@ def find_names(names: Iterable[str], usual: tuple[str, ...]) -> list[str]:
 
 
 def _header(table: Path) -> list[str]:
-    """Return the names of a table's columns of text or whole numbers."""
+    """Return the names of a table's columns of text or whole numbers; none for a parquet file with
+    the images themselves."""
     try:
         require_regular_file(table)
         if table.suffix.lower() == ".csv":
             with table.open(newline="", encoding="utf-8-sig") as opened:
                 reader = csv.reader(opened, delimiter=_delimiter(table), skipinitialspace=True)
                 return [name.strip() for name in next(reader, [])]
-        return [field.name for field in pq.read_schema(table) if _is_text_or_number(field.type)]
+        fields = list(pq.read_schema(table))
+        if any(_has_bytes(field.type) for field in fields):
+            return []
+        return [field.name for field in fields if _is_text_or_number(field.type)]
     except (csv.Error, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _unreadable_error(table, error) from error
 
@@ -195,6 +199,10 @@ def _is_text_or_number(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
 def _unreadable_error(table: Path, error: Exception) -> FractalError:

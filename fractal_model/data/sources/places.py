@@ -47,19 +47,22 @@ class Place(NamedTuple):
 
 def find_place(text: str | Path) -> Place:
     """Return the place that a user calls `text`. FractalError: it does not exist, is a file but no
-    table, or its path has control characters."""
+    table, names no data set of the hub, or its path has control characters."""
     name = str(text)
-    if name.startswith(HUB):
-        local = Path(name.removeprefix(HUB))
-        return Place(f"{HUB}{local.resolve()}" if local.is_dir() else name)
-    place = Path(name)
-    if not place.is_dir() and not (place.is_file() and place.suffix.lower() in TABLE_ENDINGS):
+    is_hub, place = name.startswith(HUB), Path(name.removeprefix(HUB))
+    is_table = place.is_file() and place.suffix.lower() in TABLE_ENDINGS
+    if name == HUB:
+        raise FractalError("hub: is followed by no name: give one, such as hub:owner/flowers")
+    if not (is_hub or is_table or place.is_dir()):
         problem = "is a file" if place.exists() else "does not exist"
         raise FractalError(
             f"{name} {problem}: give the folder that has the images, a table of pictures (.csv or "
             f".parquet), or hub:NAME"
         )
-    resolved = str(place.resolve())
+    if is_hub:
+        resolved = f"{HUB}{place.resolve()}" if place.is_dir() else name
+    else:
+        resolved = str(place.resolve())
     if printable_name(resolved) != resolved:
         raise FractalError(
             f"{printable_name(resolved)} is not UTF-8 or has control characters: rename the folder"

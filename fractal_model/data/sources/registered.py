@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.common.files import atomic_file
+from fractal_model.common.files import atomic_file, sha256
 from fractal_model.common.strict import StrictModel
 from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
@@ -174,9 +174,15 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
         )
     file = listing_file(data, name)
     listing = Listing.read(file) if file.is_file() and root.is_dir() else None
-    if listing is None or listing.checksum != source.listing_checksum:
+    is_hub = place.hub_name is not None
+    if (
+        listing is None
+        or listing.checksum != source.listing_checksum
+        or (is_hub and not _has_files(root, listing))
+    ):
         # Git may have brought a newer description, which fits the images in the folder. Or the
-        # cache of a data set of the hub was emptied.
+        # cache of a data set of the hub was emptied, or filled by another project with a newer
+        # revision of the data set.
         earlier = source.class_names
         _, listing = inspect(place, name, source.options, earlier, lambda done: None)
         if listing.checksum != source.listing_checksum:
@@ -187,6 +193,14 @@ def load_source(data: Path, name: str) -> tuple[Source, Path, Listing]:
             )
         listing.write(file)
     return source, root, listing
+
+
+def _has_files(root: Path, listing: Listing) -> bool:
+    """True if the files with checksums in the listing of a data set of the hub are unchanged."""
+    return all(
+        (root / file).is_file() and sha256(root / file) == checksum
+        for file, checksum in listing.files.items()
+    )
 
 
 def _earlier_class_names(data: Path, name: str) -> tuple[str, ...]:

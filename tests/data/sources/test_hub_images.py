@@ -3,11 +3,13 @@
 The loader is the real one. It loads data sets from folders, because tests reach no network.
 """
 
+import os
 import shutil
 from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
+import pyarrow.parquet as pq
 import pytest
 
 from fractal_model.data.prepared import open_prepared
@@ -124,9 +126,54 @@ def test_an_emptied_cache_is_filled_again(tmp_path):
     assert contents(root, again)["train", 1] == IMAGES[::2]
 
 
+def test_sources_of_one_data_set_share_its_images(tmp_path):
+    features = {"animal": ANIMALS, "colour": ANIMALS}
+    place = write(tmp_path / "raw", features, [-1, *LABELS[1:]], LABELS)
+    _, listing = register(place, tmp_path / "one", **OWN, label="colour")
+    register(place, tmp_path / "two", **OWN, label="animal")
+    root = load_source(tmp_path / "one", "own")[1]
+    assert contents(root, listing)["train", 1] == IMAGES[::2]
+
+
+def test_a_cache_of_other_images_is_not_used(tmp_path):
+    """Another project has registered a newer revision of the data set."""
+    place = write(tmp_path / "raw", {"animal": ANIMALS}, LABELS)
+    register(place, tmp_path / "data", **OWN)
+    root = load_source(tmp_path / "data", "own")[1]
+    content = (root / "train.tar").read_bytes()
+    (root / "train.tar").write_bytes(bytes(len(content)))
+    load_source(tmp_path / "data", "own")
+    assert (root / "train.tar").read_bytes() == content
+    write(tmp_path / "raw", {"animal": ANIMALS}, LABELS[::-1])
+    register(place, tmp_path / "other", **OWN)
+    load_source(tmp_path / "data", "own")
+    (root / "validation.tar").unlink()
+    message = "has other images than when 'own' was registered"
+    assert_refused(lambda: load_source(tmp_path / "data", "own"), message)
+
+
+def test_a_row_may_have_no_image(tmp_path):
+    """The pipe is a file that never ends to read; the data set has only its path."""
+    os.mkfifo(tmp_path / "pipe.png")
+    rows = [None, {"path": str(tmp_path / "pipe.png")}, {"path": "0.png"}, {"path": "a\0.png"}]
+    rows += [{"bytes": image} for image in IMAGES]
+    kinds = datasets.Features({"pixels": datasets.Image()})
+    (tmp_path / "raw").mkdir()
+    table = datasets.Dataset.from_dict({"pixels": rows}, features=kinds).data.table
+    pq.write_table(table, tmp_path / "raw/train.parquet")
+    source, listing = register(f"hub:{tmp_path / 'raw'}", tmp_path / "data", **HELD)
+    assert sum(source.images.values()) == len(IMAGES)
+    assert [entry.reason for entry in listing.refused] == [
+        "the file is empty",
+        *["its file cannot be read"] * 3,
+    ]
+
+
 def test_a_name_that_does_not_exist_is_an_error(tmp_path):
     message = "hub:no-one/no-such-pictures cannot be loaded .*: check its name and the network, or"
     assert_refused(lambda: register("hub:no-one/no-such-pictures", tmp_path, **OWN), message)
+    assert_refused(lambda: register("hub:", tmp_path, **OWN), "hub: is followed by no name")
+    assert_refused(lambda: register("hub:a\nb", tmp_path, **OWN), r"hub:a\\nb is not UTF-8 or has")
     assert not (tmp_path / "sources").exists()
 
 

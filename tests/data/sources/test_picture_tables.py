@@ -123,6 +123,7 @@ def test_rows_that_cannot_be_used_are_refused(tmp_path):
         ("notes.txt", "a"),
         ("folder.jpg", "a"),
         ("link.jpg", "a"),
+        ("null\0.jpg", "a"),
     ]
     table = write_csv(root / "labels.csv", "path,label", [*ROWS, *odd])
     source, listing = register(table, tmp_path / "data", **HELD)
@@ -139,6 +140,7 @@ def test_rows_that_cannot_be_used_are_refused(tmp_path):
         "train/a/notes.txt": "its name does not end like an image's",
         "train/a/folder.jpg": "not a regular file",
         "train/a/link.jpg": "a link that leads nowhere",
+        "train/a/null\\x00.jpg": "its path has a null character",
     }
 
 
@@ -183,6 +185,20 @@ def test_the_label_column_can_be_chosen(tmp_path):
     table = root / "labels.csv"
     message = "has the columns path, label, class, expected path .* and kind"
     assert_refused(lambda: register(table, tmp_path / "new", **HELD, label="kind"), message)
+
+
+def test_a_label_is_only_for_columns(tmp_path):
+    root = pictures(tmp_path / "raw")
+    message = "raw has no table of pictures with the column 'kind': name a column that it has, or"
+    assert_refused(lambda: register(root, tmp_path / "data", **HELD, label="kind"), message)
+
+
+def test_a_parquet_file_with_images_is_no_table_of_paths(tmp_path):
+    frame = pd.DataFrame({"image": [{"bytes": image} for image in IMAGES]})
+    frame["label"], frame["file_name"] = 0, [path for path, _ in ROWS]
+    (tmp_path / "raw").mkdir()
+    frame.to_parquet(tmp_path / "raw/train.parquet")
+    assert register(tmp_path / "raw", tmp_path / "data", **HELD)[0].kind == "parquet"
 
 
 def test_a_table_that_cannot_be_read_is_an_error(tmp_path):
