@@ -9,7 +9,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -62,18 +63,29 @@ def flow_command(
         signal.signal(signal.SIGINT, _interrupt)
         # Prefect's log line about a failed run is left out: the command's last line has the reason.
         logging.getLogger("prefect.flow_runs").addFilter(_is_no_failure)
-        if is_quiet():
-            logging.getLogger("prefect").setLevel(logging.WARNING)
         _require_valid(flow, parameters)
         others = {k: v for k, v in parameters.items() if k not in (PARAMS_FILE, SET)}
         check(load_params(parameters[PARAMS_FILE], parameters[SET]), **others)
-        result = flow(**parameters | {PARAMS_FILE: parameters[PARAMS_FILE].resolve()})
+        with _prefect_log(logging.WARNING if is_quiet() else logging.NOTSET):
+            result = flow(**parameters | {PARAMS_FILE: parameters[PARAMS_FILE].resolve()})
         return {key: result} if key else result
 
     command.__signature__ = _options(flow)  # type: ignore[attr-defined]
     # The part after "Args:" is the help of the options.
     command.__doc__ = (flow.description or "").partition("\n\nArgs:")[0]
     return command
+
+
+@contextmanager
+def _prefect_log(least: int) -> Iterator[None]:
+    """Within the block, Prefect logs nothing below the level `least`."""
+    log = logging.getLogger("prefect")
+    before = log.level
+    log.setLevel(max(before, least))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _is_no_failure(record: logging.LogRecord) -> bool:
