@@ -69,8 +69,8 @@ def prepare_data(
 @task(name="ray-job", cache_policy=NO_CACHE)
 def prepare_on_cluster(address: str, dataset: str, options: Sequence[str]) -> None:
     """Prepare a data set as one Ray job of the cluster at `address`. `options` follow each command
-    of the job. Cancelling the flow stops the
-    job. FractalError: the job failed; the message ends with the last line of the job's log."""
+    of the job. Cancelling the flow stops the job. FractalError: the job failed; the message ends
+    with the last line of the job's log."""
     server = JobsServer(address)
     name = f"prepare-{dataset}-{uuid4().hex[:6]}"
     words = shlex.join([dataset, *options])
