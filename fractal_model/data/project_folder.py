@@ -11,12 +11,13 @@ those of a checkout do. A file that exists is never overwritten.
 """
 
 import logging
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
-from fractal_model.common.errors import FractalError
+from fractal_model.common.errors import FractalError, one_line
 from fractal_model.common.files import require_writable
 from fractal_model.common.installation import shipped_file
 from fractal_model.config.json_schema import SCHEMA_FILE, schema_text
@@ -30,23 +31,22 @@ _NOTHING_REGISTERED = "# Data sets that `dvc repro` builds beside digits.\nregis
 
 def write_project(folder: Path) -> bool:
     """Write the files of a project into `folder`, which is made if it is missing. Return True if
-    DVC is installed and now ready in the folder. FractalError: one of the files exists, or the
-    folder cannot be written to."""
+    DVC is installed and now ready in the folder. FractalError: one of the files exists, the folder
+    cannot be written to, or git ignores it."""
     files = {name: shipped_file(name).read_text() for name in _COPIED}
     files[_STAGES] = stages_of_project(shipped_file(_STAGES).read_text())
     files[_REGISTERED] = _NOTHING_REGISTERED
     files[SCHEMA_FILE] = schema_text()
-    if existing := [name for name in files if (folder / name).exists()]:
+    if existing := [name for name in files if os.path.lexists(folder / name)]:
         raise FractalError(
             f"{folder} has {existing[0]} already, which is not overwritten: choose another folder, "
             f"or remove the file first"
         )
-    require_writable(folder)
+    require_writable((folder / _REGISTERED).parent)
+    has_dvc = _initialise_dvc(folder.resolve())
     for name, text in files.items():
-        file = folder / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-    return _initialise_dvc(folder.resolve())
+        (folder / name).write_text(text)
+    return has_dvc
 
 
 def stages_of_project(text: str) -> str:
@@ -63,19 +63,24 @@ def stages_of_project(text: str) -> str:
 
 def _initialise_dvc(folder: Path) -> bool:
     """Make `folder` a DVC repository, unless it is one; in a git repository DVC uses git. Return
-    False if DVC is not installed."""
+    False if DVC is not installed. FractalError: git ignores the folder."""
     if find_spec("dvc") is None:
         return False
     if not (folder / ".dvc").exists():
+        from dvc.exceptions import InitError
         from dvc.repo import Repo
 
         logging.getLogger("dvc").setLevel(logging.WARNING)
         has_git = [(place / ".git").exists() for place in (folder, *folder.parents)]
-        with (
-            Repo.init(
+        try:
+            repository = Repo.init(
                 str(folder), no_scm=not any(has_git), subdir=any(has_git) and not has_git[0]
-            ) as repository,
-            repository.config.edit("repo") as settings,
-        ):
+            )
+        except InitError as error:
+            raise FractalError(
+                f"DVC refuses {folder} ({one_line(error)}): choose a folder that git does not "
+                f"ignore"
+            ) from error
+        with repository, repository.config.edit("repo") as settings:
             settings["core"]["analytics"] = False
     return True

@@ -51,6 +51,28 @@ def test_an_existing_file_is_not_overwritten(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["dvc.yaml"]
 
 
+def test_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "params.yaml").symlink_to("elsewhere.yaml")
+    with pytest.raises(FractalError, match=r"has params\.yaml already"):
+        write_project(tmp_path)
+    assert not (tmp_path / "elsewhere.yaml").exists()
+
+
+def test_a_folder_that_cannot_be_written_stays_as_it_is(tmp_path):
+    (tmp_path / "data").touch()
+    with pytest.raises(FractalError, match=r"the folder .*/data cannot be made or written to"):
+        write_project(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_folder_that_git_ignores_is_refused(tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_text("/outputs/\n")
+    with pytest.raises(FractalError, match=r"outputs.*choose a folder that git does not ignore"):
+        write_project(tmp_path / "outputs")
+    assert not (tmp_path / "outputs/params.yaml").exists()
+
+
 def test_without_dvc_a_project_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("fractal_model.data.project_folder.find_spec", lambda name: None)
     assert not write_project(tmp_path / "project")
