@@ -81,6 +81,8 @@ def register_source(
 
     data = params.load().paths.data
     if place == OPENMOJI and not Path(place).exists():
+        if name not in (IMAGENET, OPENMOJI):
+            raise FractalError("OpenMoji's pictures keep their name: leave it out", setting="name")
         place, name = str(openmoji_folder()), OPENMOJI
     with progress_bar(f"{name}: images listed", None) as update:
         source, listing = register(

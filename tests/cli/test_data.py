@@ -74,6 +74,8 @@ def test_openmoji_is_registered_by_its_name_alone(project, fractal, monkeypatch)
     code, out, _ = fractal("data", "register", "openmoji")
     assert code == 0 and "train images │ 2,047" in out and "now builds openmoji64" in out
     assert read_registered(project / "data")["openmoji64"].resolution == 64
+    code, _, err = fractal("data", "register", "openmoji", "--name", "emoji")
+    assert code == 1 and "OpenMoji's pictures keep their name: leave it out (--name)" in err
     (project / "openmoji").mkdir()
     code, _, err = fractal("data", "register", "openmoji", "--resolution", 16)
     assert code == 1 and "openmoji does not look like ImageNet" in err, "a folder goes first"
