@@ -24,8 +24,7 @@ from fractal_model.metrics.image_metrics import MetricResults
 from fractal_model.metrics.inception import load_inception
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.weights import weights_checksum
-from fractal_model.parallel.ray_workers import hardware, worker_count
-from fractal_model.parallel.split import split_over_workers
+from fractal_model.parallel.split import hardware, split_over_workers, worker_count
 
 
 @dataclass(frozen=True)

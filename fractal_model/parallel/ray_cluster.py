@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from fractal_model.common.errors import FractalError, one_line
+from fractal_model.common.plurals import count_of
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -23,23 +24,34 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:
     """Connect to the Ray cluster in RAY_ADDRESS, or else to a new local one with `cpus` logical
-    CPUs, during the `with` block. FractalError: the cluster in RAY_ADDRESS does not answer, or
-    RAY_ADDRESS is an http address, which takes only jobs."""
+    CPUs, during the `with` block. FractalError: the cluster in RAY_ADDRESS does not answer,
+    RAY_ADDRESS is an http address, which takes only jobs, or the local cluster does not start."""
     if ray.is_initialized():
         yield
         return
     if address := os.environ.get("RAY_ADDRESS"):
         _connect(address)
     else:
-        # Without "local" Ray joins any cluster that runs on this machine. The interpreter is quoted
-        # because Ray starts some workers through a shell, where a space in the path is an error.
-        quoted = shlex.quote(sys.executable)
-        environment = {} if quoted == sys.executable else {"py_executable": quoted}
-        ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **_QUIET)
+        _start(cpus)
     try:
         yield
     finally:
         ray.shutdown()  # For a cluster that ran before, this only disconnects.
+
+
+def _start(cpus: int) -> None:
+    # Without "local" Ray joins any cluster that runs on this machine. The interpreter is quoted
+    # because Ray starts some workers through a shell, where a space in the path is an error.
+    quoted = shlex.quote(sys.executable)
+    environment = {} if quoted == sys.executable else {"py_executable": quoted}
+    try:
+        ray.init("local", num_cpus=cpus, include_dashboard=False, runtime_env=environment, **_QUIET)
+    except Exception as error:  # Ray has no narrower class for processes that start too slowly.
+        raise FractalError(
+            f"Ray did not start on this machine ({one_line(error)}): its load is "
+            f"{os.getloadavg()[0]:.0f} on {count_of(os.cpu_count() or 1, 'CPU')}; stop other "
+            f"programs, or free memory and space in /tmp, and run the same command again"
+        ) from error
 
 
 def _connect(address: str) -> None:

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import ActorPool
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -34,34 +33,22 @@ RESTARTS = 2
 """Number of times that Ray restarts a dead worker before the command fails."""
 
 
-def worker_count(workers: int) -> int:
-    """Return `workers`. If `workers` is 0, return how many the cluster in RAY_ADDRESS has room for;
-    without a cluster, return the number of local GPUs, at least 1. FractalError: `workers` is below
-    0, or the cluster does not answer."""
-    if workers < 0:
-        raise FractalError(
-            f"the number of workers is {workers}: give 1 or more, or 0 for as many as fit"
-        )
-    if workers > 0:
-        return workers
-    if not _has_cluster():
-        return max(1, torch.cuda.device_count())
+def room_for_workers() -> int:
+    """Number of workers that the Ray cluster has room for, at least 1. FractalError: it does not
+    answer."""
     with ray_cluster(cpus=os.cpu_count() or 1):
         return max(1, _workers_that_fit(*_cpus_and_gpus()))
 
 
-def hardware(workers: int) -> Hardware:
-    """Hardware on which `workers` workers compute: this machine, or for several workers the cluster
-    in RAY_ADDRESS if there is one. FractalError: the cluster does not answer."""
-    here = Hardware.here(workers)
-    if workers == 1 or not _has_cluster():
-        return here
+def cluster_hardware(workers: int) -> Hardware:
+    """Hardware of the Ray cluster, on which `workers` workers compute. FractalError: it does not
+    answer."""
     with ray_cluster(cpus=os.cpu_count() or 1):
         cpus, _ = _cpus_and_gpus()
         gpus = tuple(
             gpu for node in ray.nodes() if node["Alive"] for gpu in _gpu_types(node["Resources"])
         )
-    return here.model_copy(update={"cpus": max(1, cpus), "gpus": gpus})
+    return Hardware.here(workers).model_copy(update={"cpus": max(1, cpus), "gpus": gpus})
 
 
 def map_over_workers(
@@ -132,10 +119,6 @@ def _errors_on_one_line() -> Iterator[None]:
             f"a worker died {RESTARTS + 1} times, perhaps because memory ran out: give fewer "
             f"workers or a smaller batch size, or read the logs in /tmp/ray/session_latest/logs"
         ) from error
-
-
-def _has_cluster() -> bool:
-    return bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
 
 
 def _cpus_and_gpus() -> tuple[int, int]:

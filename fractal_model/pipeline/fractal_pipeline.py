@@ -10,7 +10,7 @@ Shapes: N images of side S.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -138,7 +138,8 @@ class FractalPipeline:
         _require_output_type(output_type)
         settings = self._settings(guidance, logit_scale, iterations, order)
         labels = self._labels(classes, num_images_per_class)
-        first = _first_seed(len(labels), seed, generator, batch_size)
+        largest = _largest_part(batch_size)
+        first = _first_seed(len(labels), seed, generator, largest)
         with self._progress("sampling", len(labels)) as update:
             images = collect_images(
                 self.model,
@@ -146,7 +147,7 @@ class FractalPipeline:
                 labels,
                 range(first, first + len(labels)),
                 update,
-                largest=batch_size or LARGEST_PART,
+                largest=largest,
                 map_parts=self._map_parts,
                 observe=watch_steps(callback_on_step_end, self, settings),
             )
@@ -183,7 +184,8 @@ class FractalPipeline:
         settings = self._settings(guidance, logit_scale, iterations, order)
         labels = self._labels(classes, num_images_per_class)
         editing.require_different(labels[::num_images_per_class].tolist())
-        first = _first_seed(len(labels), seed, generator, batch_size)
+        largest = _largest_part(batch_size)
+        first = _first_seed(len(labels), seed, generator, largest)
         side = self.model.config.image_size
         variants = range(first, first + num_images_per_class)
         with self._progress("generating", len(labels)) as update:
@@ -195,7 +197,7 @@ class FractalPipeline:
                 labels,
                 [*variants] * (len(labels) // num_images_per_class),
                 update,
-                largest=batch_size or LARGEST_PART,
+                largest=largest,
                 map_parts=self._map_parts,
                 observe=watch_steps(callback_on_step_end, self, settings),
             )
@@ -280,9 +282,9 @@ class FractalPipeline:
                 read,
                 len(pixels),
                 update,
-                passes=passes,
-                seed=seed,
-                largest=LARGEST_PART if batch_size is None else batch_size,
+                passes=_whole(passes, "passes"),
+                seed=_whole(seed, "seed"),
+                largest=_largest_part(batch_size),
                 map_parts=self._map_parts,
             )
 
@@ -308,7 +310,9 @@ class FractalPipeline:
 
     def _labels(self, classes: Class | Sequence[Class], per_class: int) -> Tensor:
         """Numbers of the classes, each `per_class` times, (N,) int64."""
-        listed = [classes] if classes is None or isinstance(classes, str | int) else [*classes]
+        # An array or tensor without dimensions is one number.
+        is_one = isinstance(classes, str) or getattr(classes, "ndim", 1) == 0
+        listed = [classes] if is_one or not isinstance(classes, Iterable) else [*classes]
         require_request(len(listed) * _whole(per_class, "num_images_per_class"), 0)
         numbers = [class_number(_class_text(part), self.model.config) for part in listed]
         return torch.tensor(numbers).repeat_interleave(per_class)
@@ -345,11 +349,13 @@ def _class_text(part: Class) -> str:
     return part.strip() if isinstance(part, str) else str(_whole(part, "a class"))
 
 
+def _largest_part(batch_size: int | None) -> int:
+    """Return the largest number of images at a time. FractalError: it is no whole number."""
+    return LARGEST_PART if batch_size is None else _whole(batch_size, "batch_size")
+
+
 def _first_seed(
-    images: int,
-    seed: int | None,
-    generator: torch.Generator | None,
-    batch_size: int | None = None,
+    images: int, seed: int | None, generator: torch.Generator | None, batch_size: int = LARGEST_PART
 ) -> int:
     """Return the seed of the first of `images` images. FractalError: seed and generator are both
     given, or the seed or the batch size is out of range."""

@@ -1,6 +1,6 @@
 """Files with the newest results of a size, in the folder `<outputs>/<size>`, which DVC tracks.
 
-model.json      the version that a training registered     python -m flows.evaluate --model FILE
+model.json      the version that a training registered     fractal evaluate FILE --size SIZE
 training.json   last loss and held-out likelihood          dvc metrics show
 loss.csv        loss by epoch                              dvc plots show
 held-out.csv    held-out bits per dimension by epoch       dvc plots show

@@ -45,6 +45,17 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch, address):
         pass
 
 
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch):
+    def time_out(*arguments, **options):
+        raise Exception("The current node timed out during startup.\nThe GCS is overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", time_out)
+    line = r"Ray did not start on this machine \(The current node .*\): its load is \d+ on \d+ CPU"
+    with pytest.raises(FractalError, match=line), ray_cluster(1):
+        pass
+
+
 def test_an_address_for_jobs_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     with (

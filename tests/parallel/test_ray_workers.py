@@ -19,8 +19,8 @@ from fractal_model.evaluation.measure_likelihood import measure_likelihood
 from fractal_model.generation.sample_images import sample_images
 from fractal_model.parallel.parts import map_in_this_process
 from fractal_model.parallel.ray_cluster import ray_cluster
-from fractal_model.parallel.ray_workers import hardware, map_over_workers
-from fractal_model.parallel.split import split_over_workers
+from fractal_model.parallel.ray_workers import map_over_workers
+from fractal_model.parallel.split import hardware, split_over_workers
 from tests.support import tiny_model
 from tests.support.tiny_files import save_images
 

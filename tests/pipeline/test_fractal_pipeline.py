@@ -90,6 +90,14 @@ def test_the_output_types_hold_the_same_pixels_for_any_batch_size(pipe):
     assert np.array_equal(array, images) and array.dtype == np.uint8
 
 
+def test_class_numbers_of_arrays_and_tensors_are_taken(pipe):
+    images = pipe([1, 3], output_type="pt")
+    for classes in (np.array([1, 3]), torch.tensor([1, 3])):
+        assert pipe(classes, output_type="pt").equal(images)
+    for number in (np.int64(1), torch.tensor(1)):
+        assert pipe(number, output_type="pt").equal(images[:1])
+
+
 def test_a_generator_decides_the_first_seed(pipe):
     first = pipe("cat", generator=torch.Generator().manual_seed(1), output_type="np")
     same = pipe("cat", generator=torch.Generator().manual_seed(1), output_type="np")
@@ -138,6 +146,7 @@ IMAGE, MASK = random_images(1, 4)[0], np.ones((4, 4), bool)
         (lambda p: p(4), r"class '4' is unknown: this model knows 0 … 3 and 'none'"),
         (lambda p: p([-1]), "class '-1' is unknown"),
         (lambda p: p([1.5]), "a class is 1.5: give a whole number"),
+        (lambda p: p(1.5), "a class is 1.5: give a whole number"),
         (lambda p: p([]), "0 images asked for"),
         (lambda p: p("cat", num_images_per_class=-2), "-2 images asked for: give 1 … 1,000,000"),
         (lambda p: p("cat", num_images_per_class=0.5), "num_images_per_class is 0.5: give a whole"),
@@ -146,6 +155,7 @@ IMAGE, MASK = random_images(1, 4)[0], np.ones((4, 4), bool)
         (lambda p: p("cat", seed="a"), "seed is 'a': give a whole number"),
         (lambda p: p("cat", seed=0, generator=torch.Generator()), "seed and generator are both"),
         (lambda p: p("cat", batch_size=0), "batch size 0 is out of range"),
+        (lambda p: p("cat", batch_size="a"), "batch_size is 'a': give a whole number"),
         (lambda p: p("cat", output_type="pdf"), "output_type is 'pdf': give pil or pt or np"),
         (lambda p: p("cat", guidance=-1), "guidance: .* found -1.*allowed: guidance 0 … 1000"),
         (lambda p: p("cat", logit_scale="x"), "logit_scale: "),
@@ -167,6 +177,8 @@ IMAGE, MASK = random_images(1, 4)[0], np.ones((4, 4), bool)
         (lambda p: p.likelihood(random_images(2, 8)), "the image 0 is 8 × 8 pixels"),
         (lambda p: p.likelihood(IMAGE, ["cat", "dog"]), "2 classes and 1 image given"),
         (lambda p: p.likelihood(IMAGE, passes=0), "passes 0, "),
+        (lambda p: p.likelihood(IMAGE, passes=1.5), "passes is 1.5: give a whole number"),
+        (lambda p: p.likelihood(IMAGE, seed="a"), "seed is 'a': give a whole number"),
         (lambda p: p.likelihood(IMAGE, batch_size=0), "batch size 0 "),
         (lambda p: p.to("gpu"), "the device 'gpu' cannot be used"),
         (lambda p: FractalPipeline.from_pretrained("/no/where"), "no checkpoint folder /no/where"),
