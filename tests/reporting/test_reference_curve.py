@@ -61,6 +61,12 @@ def test_values_between_two_points_are_interpolated():
     assert comparison is not None and comparison.excess == pytest.approx(0.0)
 
 
+def test_between_two_points_a_curve_may_bend():
+    comparison = reference().compare("loss", 1.5, 2.5)
+    assert (comparison.excess, comparison.normal) == pytest.approx((0.25, 0.05 + 1.5 / 4))
+    assert reference().compare("loss", 2.0, 2.5).normal == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize(("metric", "epoch"), [("loss", 0.5), ("loss", 5.0), ("other", 1.0)])
 def test_where_the_reference_has_no_value_there_is_no_comparison(metric, epoch):
     assert reference().compare(metric, epoch, 1.0) is None
