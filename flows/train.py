@@ -77,7 +77,7 @@ def train_fractal(
         precision: Number format of the computation: float32, or bfloat16 with autocast.
         seed: Number that decides the order of the images and all other random numbers.
         start_from: Model whose weights training starts from: a folder, models:/NAME/VERSION or
-            models:/NAME@ALIAS; with #ema at its end, the moving average of its weights.
+            models:/NAME@ALIAS; #ema, #ema-0.999 or #model at its end chooses the weights.
         resume: Continue from the last checkpoint of an equal run; if this is off, training starts
             from the beginning and the old run's folder is renamed.
         params_file: Path of the settings file.
