@@ -72,7 +72,7 @@ class NightlyConfig(StrictModel):
     budget_hours: Annotated[float, Field(gt=0, le=24, allow_inf_nan=False), NUMBER] = 6.0
     """Length of a night in hours; an evaluation that would end later is not started."""
     notification_block: str | None = None
-    """TYPE/NAME of the Prefect block that sends a message after each night; None: no message."""
+    """TYPE/NAME of the Prefect block that sends a message after each night; null: no message."""
 
     @field_validator("cron")
     @classmethod

@@ -22,4 +22,4 @@ class MetricsConfig(StrictModel):
     they are cached, else those of an installed package. The Inception Score needs torch-fidelity's
     weights."""
     dinov2_weights: NotEmpty | None = None
-    """Path of timm's DINOv2 weights, relative to params.yaml; None: no FD-DINOv2."""
+    """Path of timm's DINOv2 weights, relative to params.yaml; null: no FD-DINOv2."""

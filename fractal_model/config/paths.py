@@ -33,4 +33,4 @@ class PathsConfig(StrictModel):
     """Addresses of data sets in an object store, such as {imagenet64: s3://bucket/imagenet64}."""
     training: NotEmpty | None = None
     """Place where training stores checkpoints: a folder that all machines share, or an address such
-    as s3://bucket/training; None: a folder in `outputs`."""
+    as s3://bucket/training; null: a folder in `outputs`."""

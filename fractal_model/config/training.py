@@ -114,7 +114,7 @@ class TrainingConfig(StrictModel):
     resources_per_worker: dict[Annotated[str, AfterValidator(_require_ray_name)], Amount]
     """Resources of a worker by Ray's names: CPU, GPU, memory in bytes, or a custom resource."""
     accelerator_type: str | None
-    """Ray's name of the GPU type that a worker's machine must have, such as H100; None: any
+    """Ray's name of the GPU type that a worker's machine must have, such as H100; null: any
     machine."""
     images_per_worker: AtLeastOne
     """Number of images that a worker computes at once. It goes through its share of a batch in
@@ -144,7 +144,8 @@ class TrainingConfig(StrictModel):
     start_from: Annotated[ModelSource | None, Field(exclude_if=lambda value: value is None)] = None
     """Model whose weights training starts from: the folder of a checkpoint or of an exported model,
     relative to params.yaml, or a registered version (`models:/NAME/VERSION`, `models:/NAME@ALIAS`),
-    each with `#ema` for its moving average. None: training starts from random weights."""
+    each with `#ema`, `#ema-0.999` or `#model` for other weights than those that it is served with.
+    null: training starts from random weights."""
     validate_every_epochs: Annotated[
         Count, Field(exclude_if=lambda value: value == _VALIDATE_EVERY)
     ] = _VALIDATE_EVERY
