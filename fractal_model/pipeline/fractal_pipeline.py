@@ -312,7 +312,7 @@ class FractalPipeline:
         """Numbers of the classes, each `per_class` times, (N,) int64."""
         # An array or tensor without dimensions is one number.
         is_one = isinstance(classes, str) or getattr(classes, "ndim", 1) == 0
-        listed = [classes] if is_one or not isinstance(classes, Iterable) else [*classes]
+        listed: list[Any] = [classes] if is_one or not isinstance(classes, Iterable) else [*classes]
         require_request(len(listed) * _whole(per_class, "num_images_per_class"), 0)
         numbers = [class_number(_class_text(part), self.model.config) for part in listed]
         return torch.tensor(numbers).repeat_interleave(per_class)
