@@ -208,9 +208,9 @@ class TrainingConfig(StrictModel):
                 f"min_workers {self.min_workers} are more than workers {self.workers}: choose "
                 f"1 … {self.workers}"
             )
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup_epochs > self.epochs:
             raise ValueError(
-                f"warmup_epochs {self.warmup_epochs} must be fewer than epochs {self.epochs}: "
+                f"warmup_epochs {self.warmup_epochs} are more than epochs {self.epochs}: "
                 f"lower warmup_epochs or raise epochs"
             )
         if not self.validate_every_epochs and self.needs_validation:

@@ -69,6 +69,13 @@ def test_a_wrong_decay_is_refused_under_the_earlier_key_too(decay):
         TrainingConfig.model_validate(SETTINGS | {"ema_decay": decay})
 
 
+def test_a_training_may_be_all_warm_up():
+    """So a recipe can be cut to a few epochs by one setting."""
+    assert TrainingConfig.model_validate(SETTINGS | {"epochs": 3, "warmup_epochs": 3}).epochs == 3
+    with pytest.raises(ValidationError, match="warmup_epochs 4 are more than epochs 3: lower"):
+        TrainingConfig.model_validate(SETTINGS | {"epochs": 3, "warmup_epochs": 4})
+
+
 OLD_RECIPE = """
 dataset: imagenet256
 epochs: 800

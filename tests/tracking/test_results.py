@@ -74,7 +74,9 @@ def test_a_checkpoint_under_two_protocols_has_two_rows(experiment):
 def test_an_empty_store_says_what_to_do(tmp_path):
     (tmp_path / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     words = ["results", "--params", str(tmp_path / "params.yaml")]
-    with pytest.raises(FractalError, match=r"no evaluated model: evaluate one with `fractal evaluate"):
+    with pytest.raises(
+        FractalError, match=r"no evaluated model: evaluate one with `fractal evaluate"
+    ):
         CliRunner().invoke(app, words, catch_exceptions=False)
 
 
