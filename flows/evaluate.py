@@ -77,10 +77,11 @@ def evaluate_fractal(
     source = read_model_file(source)
     if source is not None and not source.startswith(REGISTRY_SCHEME):
         run_id = _evaluate(params, settings, Path(source), None, preview, wait)
-        return _publish_results(params, size, source, run_id)
+        return _publish_results(params, size, source, run_id, preview)
     version = fetch_registered(size, source)
     run_id = get_or_run_evaluation(params, settings, version, preview, wait)
-    metrics = _publish_results(params, size, f"fractal-{size} version {version.version}", run_id)
+    name = f"fractal-{size} version {version.version}"
+    metrics = _publish_results(params, size, name, run_id, preview)
     if not preview and weights in (None, usual.size(size).evaluation.weights):
         decision = compare_with_champion(params, settings, version, metrics)
         outcome = "promoted to champion" if decision.promote else "no promotion"
@@ -165,14 +166,18 @@ def compare_with_champion(
     return decision
 
 
-def _publish_results(params: Params, size: str, model: str, run_id: str) -> dict[str, float]:
+def _publish_results(
+    params: Params, size: str, model: str, run_id: str, preview: bool
+) -> dict[str, float]:
     """Print the results of the evaluation `run_id` under the heading `model`, show them on
     Prefect's pages, and return the metrics."""
     results = runs.read_results(run_id)
     publish_table(f"evaluation-{size}", results)
     rows, absent = results.set_index("metric"), results["value"].isna()
     print_results(model, rows["value"].dropna(), rows["reason"][absent.values])
-    metrics, folder = runs.read_metrics(run_id), params.paths.outputs / size
+    # A preview keeps its hands off the files that DVC tracks.
+    folder = params.paths.outputs / size / ("preview" if preview else "")
+    metrics = runs.read_metrics(run_id)
     with runs.optional_step("file of the metrics"):
         write_evaluation_file(metrics, folder)
     with runs.optional_step("picture of the samples"):

@@ -99,9 +99,9 @@ def train_fractal(
     store.connect(params.paths.outputs)
     start = read_start(settings, params.paths.outputs)
     fingerprint = launch.run_fingerprint(settings, manifest, start)
-    found = registration.reuse(size, fingerprint, settings.serving) if resume else None
-    if found is not None:
-        version = _report_reuse(size, found)
+    reused = registration.reuse(size, fingerprint, settings.serving) if resume else None
+    if reused is not None:
+        version = _report_reuse(size, reused)
     else:
         version = _train_and_register(params, settings, manifest, fingerprint, start, resume=resume)
     with runs.optional_step("files of the training"):

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -97,8 +98,10 @@ BatchSizeOption = Annotated[
 
 
 def find_outputs(params: ParamsSource) -> Path | None:
-    """Return the folder of results that `params` name; None if there is no such file in
-    the current folder and none was asked for. FractalError: see `load_params`."""
-    if params == DEFAULT_SOURCE and not params.file.is_file():
+    """Return the folder of results that `params` name; None if there is no params.yaml in the
+    current folder and neither an option nor FRACTAL_PARAMS names a file. FractalError: see
+    `load_params`."""
+    is_named = params != DEFAULT_SOURCE or bool(os.environ.get("FRACTAL_PARAMS"))
+    if not is_named and not params.file.is_file():
         return None
     return params.load().paths.outputs

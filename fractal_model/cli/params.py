@@ -50,7 +50,7 @@ def show_settings(
     else:
         show(*lines)
     return {
-        ".".join(setting.keys): {"value": setting.value, "from": _place(setting)}
+        ".".join(setting.keys): {"value": setting.value, "from": setting.origin}
         for setting in settings
     }
 
@@ -66,13 +66,9 @@ def _yaml_lines(settings: list[Setting]) -> Iterator[str]:
                 yield f"{'  ' * depth}{_inline(key)}:"
         above = tuple(sections)
         line = f"{'  ' * len(sections)}{_inline(name)}: {_inline(setting.value)}"
-        yield f"{line:<{COMMENT_COLUMN}} # {_place(setting)}"
+        yield f"{line:<{COMMENT_COLUMN}} # {setting.origin}"
 
 
 def _inline(value: object) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=2**31, allow_unicode=True)
     return safe_text(text.removesuffix("\n").removesuffix("\n..."))
-
-
-def _place(setting: Setting) -> str:
-    return "--set" if setting.origin == "set" else setting.origin

@@ -15,6 +15,7 @@ from fractal_model.cli.options import ModelOption, ParamsOption, find_outputs
 from fractal_model.common.errors import FractalError
 from fractal_model.common.plurals import count_of
 from fractal_model.config.model import ModelConfig
+from fractal_model.config.overrides import parse_override
 from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
 from fractal_model.config.sampling import OrderName
 from fractal_model.config.serving import ServingConfig
@@ -111,10 +112,12 @@ def load_served(
     model = load_model(source, find_outputs(params))
     own = model.serving
     if own is not None and size is None:
-        if any(text.startswith("sampling.") for text in params.overrides):
+        sections = {parse_override(text).keys[0] for text in params.overrides}
+        if ignored := sections & {"models", "sampling"}:
             raise FractalError(
-                f"{source} has sampling settings of its own: name the size whose settings to "
-                f"change and use instead",
+                f"{source} has its own architecture and sampling settings, so a value of "
+                f"{' and '.join(sorted(ignored))} has no effect: name the size whose sampling "
+                f"settings to use instead",
                 setting="size",
             )
         return model, own

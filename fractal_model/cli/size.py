@@ -11,7 +11,7 @@ import typer
 from fractal_model.cli.options import ParamsOption, group, path_option
 from fractal_model.common.console import only_result_on_stdout, say, show
 from fractal_model.common.errors import FractalError
-from fractal_model.common.files import require_new, require_writable_file
+from fractal_model.common.files import atomic_file, require_new, require_writable_file
 from fractal_model.common.tables import FittedTable
 from fractal_model.config.params import Params
 from fractal_model.config.params_source import DEFAULT_SOURCE
@@ -98,7 +98,8 @@ def new(
     if dry_run:
         show(*entries_text(name, proposal).splitlines())
     elif out is not None:
-        out.write_text(entries_text(name, proposal))
+        with atomic_file(out) as partial:
+            partial.write_text(entries_text(name, proposal), encoding="utf-8")
         say(f"the entries are in {out}: add them to {params}")
     else:
         add_entries(params.file, name, proposal)

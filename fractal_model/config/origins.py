@@ -17,7 +17,7 @@ from fractal_model.config.params_source import ParamsSource
 @dataclass(frozen=True)
 class Setting:
     """The value of one setting. `keys` lead to it, beginning with its section. `origin` is the file
-    and line of its value, `set` for a value that an override sets, or `default`."""
+    and line of its value, `--set` for a value that an override sets, or `default`."""
 
     keys: tuple[str, ...]
     value: Any
@@ -69,7 +69,7 @@ def _origin(
 ) -> str:
     above = [keys[:length] for length in range(len(keys), 0, -1)]
     if any(place in changed for place in above):
-        return "set"
+        return "--set"
     if keys in lines:
         return f"{file.name}:{lines[keys]}"
     # A setting can be in the file under an earlier key, such as `ema_decay`.

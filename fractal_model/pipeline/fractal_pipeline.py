@@ -9,16 +9,13 @@ Shapes: N images of side S.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,8 +24,6 @@ from fractal_model.common.extras import explain_missing_extras
 from fractal_model.common.memory import compute_device
 from fractal_model.common.plurals import count_of
 from fractal_model.common.safe_text import shorten
-from fractal_model.common.strict import LARGEST_SEED
-from fractal_model.config.model import UNCONDITIONAL
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.image_likelihood import image_likelihood
 from fractal_model.generation import animation, editing
@@ -38,14 +33,22 @@ from fractal_model.generation.sample_images import collect_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.likelihood import Likelihood
 from fractal_model.model.pretrained import export_folder
-from fractal_model.parallel.parts import LARGEST_PART, map_in_this_process
+from fractal_model.parallel.parts import map_in_this_process
+from fractal_model.pipeline.arguments import (
+    Class,
+    Images,
+    OutputType,
+    class_text,
+    convert_images,
+    first_seed,
+    largest_part,
+    require_output_type,
+    whole_number,
+)
 from fractal_model.pipeline.pictures_in import Picture, as_source, split_pictures
 from fractal_model.pipeline.step_callback import StepCallback, watch_steps
 from fractal_model.tracking.model_source import load_model
 
-Class = str | int | None
-OutputType = Literal["pil", "pt", "np"]
-Images = list[Image.Image] | Tensor | np.ndarray
 _LONGEST = 60
 
 
@@ -135,11 +138,11 @@ class FractalPipeline:
         what fits the memory. `callback_on_step_end` is called after each step of level 0, see
         `StepCallback`. FractalError: an argument is not allowed.
         """
-        _require_output_type(output_type)
+        require_output_type(output_type)
         settings = self._settings(guidance, logit_scale, iterations, order)
         labels = self._labels(classes, num_images_per_class)
-        largest = _largest_part(batch_size)
-        first = _first_seed(len(labels), seed, generator, largest)
+        largest = largest_part(batch_size)
+        first = first_seed(len(labels), seed, generator, largest)
         with self._progress("sampling", len(labels)) as update:
             images = collect_images(
                 self.model,
@@ -151,7 +154,7 @@ class FractalPipeline:
                 map_parts=self._map_parts,
                 observe=watch_steps(callback_on_step_end, self, settings),
             )
-        return _convert(images, output_type)
+        return convert_images(images, output_type)
 
     def edit(
         self,
@@ -180,12 +183,12 @@ class FractalPipeline:
         other arguments are those of a call of the pipeline. FractalError: an argument is not
         allowed, or the image or the mask has another size than the model.
         """
-        _require_output_type(output_type)
+        require_output_type(output_type)
         settings = self._settings(guidance, logit_scale, iterations, order)
         labels = self._labels(classes, num_images_per_class)
         editing.require_different(labels[::num_images_per_class].tolist())
-        largest = _largest_part(batch_size)
-        first = _first_seed(len(labels), seed, generator, largest)
+        largest = largest_part(batch_size)
+        first = first_seed(len(labels), seed, generator, largest)
         side = self.model.config.image_size
         variants = range(first, first + num_images_per_class)
         with self._progress("generating", len(labels)) as update:
@@ -201,7 +204,7 @@ class FractalPipeline:
                 map_parts=self._map_parts,
                 observe=watch_steps(callback_on_step_end, self, settings),
             )
-        return _convert(images, output_type)
+        return convert_images(images, output_type)
 
     def animate(
         self,
@@ -223,7 +226,7 @@ class FractalPipeline:
         allowed, or a file cannot be written."""
         settings = self._settings(guidance, logit_scale, iterations, order)
         labels = self._labels(classes, 1)
-        first = _first_seed(len(labels), seed, generator)
+        first = first_seed(len(labels), seed, generator)
         with self._progress("generating, %", 100) as update:
             return animation.animate(
                 self.model,
@@ -282,9 +285,9 @@ class FractalPipeline:
                 read,
                 len(pixels),
                 update,
-                passes=_whole(passes, "passes"),
-                seed=_whole(seed, "seed"),
-                largest=_largest_part(batch_size),
+                passes=whole_number(passes, "passes"),
+                seed=whole_number(seed, "seed"),
+                largest=largest_part(batch_size),
                 map_parts=self._map_parts,
             )
 
@@ -313,66 +316,11 @@ class FractalPipeline:
         # An array or tensor without dimensions is one number.
         is_one = isinstance(classes, str) or getattr(classes, "ndim", 1) == 0
         listed: list[Any] = [classes] if is_one or not isinstance(classes, Iterable) else [*classes]
-        require_request(len(listed) * _whole(per_class, "num_images_per_class"), 0)
-        numbers = [class_number(_class_text(part), self.model.config) for part in listed]
+        require_request(len(listed) * whole_number(per_class, "num_images_per_class"), 0)
+        numbers = [class_number(class_text(part), self.model.config) for part in listed]
         return torch.tensor(numbers).repeat_interleave(per_class)
 
     @contextmanager
     def _progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         with tqdm(**{"desc": description, "total": total, **self._bar}) as bar:
             yield lambda done: bar.update(done - bar.n)
-
-
-def _require_output_type(output_type: str) -> None:
-    if output_type not in get_args(OutputType):
-        raise FractalError(
-            f"output_type is {shorten(repr(output_type), _LONGEST)}: give "
-            f"{' or '.join(get_args(OutputType))}"
-        )
-
-
-def _whole(value: object, name: str) -> int:
-    """Return a whole number. FractalError: it is none."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]  # It raises TypeError otherwise.
-    except TypeError as error:
-        raise FractalError(
-            f"{name} is {shorten(repr(value), _LONGEST)}: give a whole number"
-        ) from error
-
-
-def _class_text(part: Class) -> str:
-    if part is None:
-        return UNCONDITIONAL
-    return part.strip() if isinstance(part, str) else str(_whole(part, "a class"))
-
-
-def _largest_part(batch_size: int | None) -> int:
-    """Return the largest number of images at a time. FractalError: it is no whole number."""
-    return LARGEST_PART if batch_size is None else _whole(batch_size, "batch_size")
-
-
-def _first_seed(
-    images: int, seed: int | None, generator: torch.Generator | None, batch_size: int = LARGEST_PART
-) -> int:
-    """Return the seed of the first of `images` images. FractalError: seed and generator are both
-    given, or the seed or the batch size is out of range."""
-    if seed is not None and generator is not None:
-        raise FractalError("seed and generator are both given: give one of them")
-    if generator is not None:
-        largest = LARGEST_SEED - images + 1
-        seed = int(
-            torch.randint(largest + 1, (), generator=generator, device=generator.device).item()
-        )
-    first = 0 if seed is None else _whole(seed, "seed")
-    require_request(images, first, batch_size)
-    return first
-
-
-def _convert(images: Tensor, output_type: OutputType) -> Images:
-    if output_type == "pt":
-        return images
-    arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-    return arrays if output_type == "np" else [Image.fromarray(array) for array in arrays]

@@ -32,10 +32,10 @@ def as_source(picture: Picture, kind: str) -> Source:
         array = np.asarray(picture)
     is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if not is_picture or not array.size or array.dtype not in (np.uint8, np.bool_):
-        given = picture if isinstance(picture, Tensor) else array
+        original = picture if isinstance(picture, Tensor) else array
         raise FractalError(
-            f"the {kind} is an array of shape {tuple(given.shape)} and type {given.dtype}: give "
-            f"uint8 of shape (H, W, 3), as a tensor (3, H, W), or (H, W) for grey and masks"
+            f"the {kind} is an array of shape {tuple(original.shape)} and type {original.dtype}: "
+            f"give uint8 of shape (H, W, 3), as a tensor (3, H, W), or (H, W) for grey and masks"
         )
     return Image.fromarray(
         np.where(array, 255, 0).astype(np.uint8) if array.dtype == bool else array

@@ -16,6 +16,7 @@ import torch
 
 from fractal_model.common.errors import FractalError
 from fractal_model.common.memory import compute_device
+from fractal_model.common.plurals import count_of
 from fractal_model.config.params import Size
 from fractal_model.data.loader import Batch
 from fractal_model.data.prepared import open_prepared
@@ -77,10 +78,10 @@ def time_step(size: Size, place: Path | str) -> StepTime:
         try:
             return pool.submit(_time_step, size, place).result()
         except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-            images = size.training.images_per_worker
+            images = count_of(size.training.images_per_worker, "image")
             raise OutOfMemory(
-                f"a training step of {images} images does not fit the memory: free memory, or set "
-                f"training.{size.name}.images_per_worker to less"
+                f"a training step of {images} does not fit the memory: free some, choose a smaller "
+                f"architecture, or register the data set with a lower resolution"
             ) from error
 
 

@@ -10,8 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
+from fractal_model.cli.options import find_outputs
+from fractal_model.cli.sampling_options import load_served
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
+from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.sampling.sampler import Sampler
@@ -84,6 +87,24 @@ def test_a_model_s_own_settings_come_before_those_of_its_size(workplace, tmp_pat
     workplace.run("sample", "--model", model, "--n", 1, "--out", tmp_path / "images")
     request = json.loads((tmp_path / "images" / "request.json").read_text())
     assert request["images"]["weights"] == "ema-0.9"
+
+
+@pytest.mark.parametrize("text", ["sampling.digits.guidance=3", "models.digits.dropout=0.2"])
+def test_a_set_value_that_a_model_with_own_settings_ignores_is_refused(workplace, tmp_path, text):
+    own = ServingConfig(weights="model", sampling=SamplingConfig(iterations=(1, 3)))
+    model = save_tiny(tmp_path / "model", serving=own)
+    message = f"a value of {text.split('.')[0]} has no effect: name the size"
+    with pytest.raises(FractalError, match=message) as raised:
+        load_served(str(model), None, ParamsSource(workplace.params, (text,)))
+    assert raised.value.setting == "size"
+
+
+def test_a_settings_file_that_the_environment_names_must_exist(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert find_outputs(DEFAULT_SOURCE) is None
+    monkeypatch.setenv("FRACTAL_PARAMS", "params.yaml")
+    with pytest.raises(FractalError, match=r"params\.yaml is missing"):
+        find_outputs(DEFAULT_SOURCE)
 
 
 def test_a_model_without_settings_needs_params_yaml(workplace, tmp_path, monkeypatch):

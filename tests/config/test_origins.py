@@ -19,13 +19,18 @@ def _line(start: str) -> int:
     ("key", "overrides", "value", "origin"),
     [
         ("training.digits.epochs", [], 22, f"params.yaml:{_line('epochs: 22')}"),
-        ("training.digits.epochs", ["training.digits.epochs=5"], 5, "set"),
+        ("training.digits.epochs", ["training.digits.epochs=5"], 5, "--set"),
         ("training.mar-64.epochs", ["training.ar-64.epochs=50"], 800, "epochs: 800"),
         ("training.mar-h.epochs", [], 600, "mar-h: {<<"),
         ("training.mar-h.batch_size", [], 1024, "mar-b: &recipe-256"),
         ("training.digits.validation.passes", [], 2, "validation: {passes: 2"),
         ("training.digits.validation.images", [], 1000, "default"),
-        ("training.digits.validation.passes", ["training.digits.validation={passes: 7}"], 7, "set"),
+        (
+            "training.digits.validation.passes",
+            ["training.digits.validation={passes: 7}"],
+            7,
+            "--set",
+        ),
         ("training.digits.register", [], "last", "register: last"),
         ("sweep.mar-b.keep", [], 3, "default"),
         ("nightly.timezone", [], "UTC", "timezone: UTC"),
@@ -34,7 +39,7 @@ def _line(start: str) -> int:
 def test_the_origin_of_a_setting(key, overrides, value, origin):
     (setting,) = list_settings(ParamsSource(SHIPPED, tuple(overrides)), key)
     assert setting.value == value
-    is_line = origin not in ("set", "default") and not origin.startswith("params.yaml:")
+    is_line = origin not in ("--set", "default") and not origin.startswith("params.yaml:")
     assert setting.origin == (f"params.yaml:{_line(origin)}" if is_line else origin)
 
 

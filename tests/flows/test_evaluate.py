@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -72,7 +73,10 @@ def test_mlflow_ranks_the_models_by_their_metrics(project, new_runs):
 
 def test_a_preview_has_its_count_in_its_names_and_promotes_nothing(project, new_runs):
     before = registry.version_tags("digits", "1")
+    tracked = (project.outputs / "digits/metrics.json").read_bytes()
     metrics = evaluate_fractal(preview=True, params_file=project.params)
+    assert (project.outputs / "digits/metrics.json").read_bytes() == tracked, "it belongs to DVC"
+    assert "fid_20" in json.loads((project.outputs / "digits/preview/metrics.json").read_text())
     assert {"fid_20", "fid_20_stderr", "precision_20", "nll_bits_per_dim"} <= set(metrics)
     assert "fid" not in metrics
     (run_id,) = new_runs()

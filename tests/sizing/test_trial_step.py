@@ -64,5 +64,5 @@ def end_process(size: Size, place: Path) -> trial_step.StepTime:
 def test_a_child_that_the_system_ends_is_out_of_memory(data, monkeypatch):
     monkeypatch.setattr(trial_step, "_time_step", end_process)
     size = propose(request(ImageSet.of(read_manifest(data)))).size("tiny")
-    with pytest.raises(FractalError, match="of 4 images does not fit the memory: free memory"):
+    with pytest.raises(FractalError, match="of 4 images does not fit the memory: free some"):
         trial_step.time_step(size, data)

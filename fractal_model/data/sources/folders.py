@@ -223,9 +223,9 @@ def add_file(
     Refuse it if it cannot be read, has no usable size, or is not named like an image."""
     size, reason = 0, None
     try:
-        found = os.stat(path)
-        size, reason = found.st_size, size_refusal(found.st_size)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        size, reason = status.st_size, size_refusal(status.st_size)
+        if not stat.S_ISREG(status.st_mode):
             reason = "not a regular file"
         if not _has_image_ending(name):
             reason = "its name does not end like an image's"
