@@ -113,6 +113,16 @@ def import_published(
     )
 
 
+def require_published_layers(size: Size) -> None:
+    """Raise FractalError if the size's levels have what no published checkpoint has, before
+    anything is downloaded."""
+    if any(part.qk_norm for part in (*size.model.levels, size.model.pixel)):
+        raise FractalError(
+            f"the size {size.name} normalises queries and keys, but no published checkpoint has "
+            f"scales for it: set models.{size.name}.qk_norm to false"
+        )
+
+
 def with_imagenet_names(size: Size) -> Size:
     """Return `size` with the class names of ImageNet-1k if it has 1000 classes, else unchanged."""
     if size.model.num_classes != IMAGENET_CLASSES:

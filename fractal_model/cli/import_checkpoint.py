@@ -63,6 +63,7 @@ def import_checkpoint(
     from fractal_model.checkpoints.importing import (
         import_published,
         require_archive,
+        require_published_layers,
         with_imagenet_names,
     )
 
@@ -72,6 +73,7 @@ def import_checkpoint(
     if size is not None and mirror is not None:
         raise FractalError("a file needs no mirror: leave out --size to download", setting="mirror")
     named_size = with_imagenet_names(settings.size(size or str(source)))
+    require_published_layers(named_size)
     out = out or Path(named_size.name)
     require_new(out)
     if size is not None:

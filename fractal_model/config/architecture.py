@@ -49,6 +49,9 @@ class Architecture(StrictModel):
     """Number of classes of the data set."""
     dropout: Dropout = 0.1
     """Share of activations that training drops, in attention and in the blocks."""
+    qk_norm: Flag = False
+    """If true, attention normalises queries and keys in each head (RMS norm with a learned scale),
+    in all levels, in the pixel network and in the networks of guiding pixels. Published: false."""
     red_weight: RedWeight = 5.0
     """Weight of the red channel in the training loss; green and blue weigh 1."""
 
@@ -87,6 +90,7 @@ class Architecture(StrictModel):
                 conditions=self.conditions if generator == "mar" else 1,
                 guiding_pixel=self.guiding_pixel and i > 0 and generator == "mar",
                 dropout=self.dropout,
+                qk_norm=self.qk_norm,
             )
             for i, generator in enumerate(self.generators)
         )
@@ -95,6 +99,7 @@ class Architecture(StrictModel):
             blocks=self.blocks[-1],
             heads=self.heads[-1],
             condition_width=self.widths[-2],
+            qk_norm=self.qk_norm,
         )
         return ModelConfig(
             num_classes=self.num_classes, levels=levels, pixel=pixel, red_weight=self.red_weight

@@ -21,6 +21,8 @@ Blocks = Annotated[int, Field(ge=1, le=1000), NUMBER]
 Classes = Annotated[int, Field(ge=1, le=1_000_000), NUMBER]
 Conditions = Annotated[int, Field(ge=1, le=5), NUMBER]
 Dropout = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
+QkNorm = Annotated[Flag, Field(exclude_if=lambda value: not value)]
+"""Written only if true, so that configurations and fingerprints from before it stay the same."""
 RedWeight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), NUMBER]
 UNCONDITIONAL = "none"
 """The word that asks for an image without a class; no class can have this name."""
@@ -35,6 +37,8 @@ class PixelConfig(StrictModel):
     blocks: Blocks
     heads: Width
     condition_width: Width
+    qk_norm: QkNorm = False
+    """True if attention normalises queries and keys, as in a level."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -60,6 +64,9 @@ class LevelConfig(StrictModel):
     guiding_pixel: Flag = False
     """True if a MAR level predicts the mean colour of its patch first."""
     dropout: Dropout = 0.1
+    qk_norm: QkNorm = False
+    """True if attention normalises queries and keys: an RMS norm in each head, with a learned scale
+    for each element of a head."""
 
     @property
     def grid(self) -> int:

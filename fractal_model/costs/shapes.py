@@ -33,6 +33,7 @@ class Transformer:
     gated: bool
     """True for SwiGLU and RMSNorm (AR levels), False for GELU and LayerNorm."""
     dropout: bool
+    qk_norm: bool
 
     @classmethod
     def of(cls, part: LevelConfig | PixelConfig) -> Self:
@@ -42,7 +43,7 @@ class Transformer:
             multiples = -(-(8 * part.width // 3) // SWIGLU_MULTIPLE)
             hidden = multiples * SWIGLU_MULTIPLE
         dropout = getattr(part, "dropout", 0.0) > 0
-        return cls(part.blocks, part.width, part.heads, hidden, gated, dropout)
+        return cls(part.blocks, part.width, part.heads, hidden, gated, dropout, part.qk_norm)
 
     @property
     def weights(self) -> int:
@@ -65,6 +66,7 @@ def guide_network(level: LevelConfig) -> PixelConfig:
         blocks=GUIDING_BLOCKS,
         heads=GUIDING_HEADS,
         condition_width=level.condition_width,
+        qk_norm=level.qk_norm,
     )
 
 

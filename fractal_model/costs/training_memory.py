@@ -201,6 +201,10 @@ def _block(stack: Transformer, itemsize: int) -> float:
         norms = 2 * (FLOAT32 * stack.width + 2 * FLOAT32)
         narrow = (1 + 3 + 1 + 1) * stack.width + 2 * stack.hidden
         masks = 2 * stack.width + stack.hidden
+    if stack.qk_norm:
+        # Normalised queries and keys in float32. Float32 also keeps what attention reads beside the
+        # projection's output; autocast keeps float32 copies of queries and keys in its place.
+        norms += FLOAT32 * ((5 if itemsize == FLOAT32 else 4) * stack.width + 2 * stack.heads)
     return norms + narrow * itemsize + FLOAT32 * stack.heads + (masks if stack.dropout else 0)
 
 

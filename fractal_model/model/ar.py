@@ -34,7 +34,10 @@ class ARLevel(nn.Module):
         self.condition = Linear(config.condition_width, width)
         self.positions = nn.Parameter(torch.zeros(1, config.tokens + 1, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        blocks = (ar_block(width, config.heads, config.dropout) for _ in range(config.blocks))
+        blocks = (
+            ar_block(width, config.heads, config.dropout, qk_norm=config.qk_norm)
+            for _ in range(config.blocks)
+        )
         self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
         factors = rotary_factors(config.grid, width // config.heads)

@@ -19,8 +19,20 @@ from fractal_model.model.kernels.linear import Linear
 from fractal_model.model.rotary import rotate
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of the d elements of each head, with a scale for each element that all heads share.
+    It computes in float32 and returns the type of its input."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__(head_width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 class Attention(nn.Module):
-    """Self-attention softmax(query · keyᵀ / √d) · value in each head, between two linear maps."""
+    """Self-attention softmax(query · keyᵀ / √d) · value in each head, between two linear maps. With
+    `qk_norm` queries and keys are normalised before they are rotated or cached."""
 
     def __init__(
         self,
@@ -29,6 +41,7 @@ class Attention(nn.Module):
         heads: int,
         bias: bool,
         causal: bool,
+        qk_norm: bool = False,
         weight_dropout: float = 0.0,
         output_dropout: float = 0.0,
     ) -> None:
@@ -40,6 +53,8 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width, bias=bias)
         self.projection = Linear(width, width, bias=bias)
         self.output_dropout = Dropout(output_dropout)
+        self.query_norm = HeadNorm(width // heads) if qk_norm else None
+        self.key_norm = HeadNorm(width // heads) if qk_norm else None
 
     def forward(
         self, x_BSD: Tensor, *, rotary: Tensor | None = None, cache: Cache | None = None
@@ -61,7 +76,7 @@ class Attention(nn.Module):
 
     def project_heads(self, x_BSD: Tensor) -> Tensor:
         """Compute stacked queries, keys and values (3, B, H, S, d) from the inputs (B, S, D)."""
-        return self._split_heads(self.qkv(x_BSD), 3)
+        return self._split_heads(self.qkv(x_BSD), self.query_norm, self.key_norm, None)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return the attention output (B, Q, D) from computed queries (B, H, Q, d), keys and values
@@ -75,14 +90,20 @@ class Attention(nn.Module):
         mode only, without causal mask."""
         query_BQD = self.qkv.part(queries_BQD, slice(self.width))
         key_value = self.qkv.part(x_BSD, slice(self.width, None))
-        (query,), (key, value) = self._split_heads(query_BQD, 1), self._split_heads(key_value, 2)
+        (query,) = self._split_heads(query_BQD, self.query_norm)
+        key, value = self._split_heads(key_value, self.key_norm, None)
         return self.mix(query, key, value)
 
-    def _split_heads(self, x: Tensor, kinds: int) -> Tensor:
-        """Split x (B, S, kinds · D) into heads, (kinds, B, H, S, d). `kinds` is 3 if x holds
-        queries, keys and values."""
+    def _split_heads(self, x: Tensor, *norms: HeadNorm | None) -> Tensor:
+        """Split x (B, S, n · D) into heads, (n, B, H, S, d). There is one entry of `norms` for each
+        of the n parts, such as queries, keys and values; None leaves its part as it is."""
         rows, length, _ = x.shape
-        return x.view(rows, length, kinds, self.heads, -1).permute(2, 0, 3, 1, 4)
+        x = x.view(rows, length, len(norms), self.heads, -1)
+        if any(norm is not None for norm in norms):
+            parts = zip(x.unbind(2), norms, strict=True)
+            # In the layout of the qkv product, so that the attention's output needs no copy.
+            x = torch.stack([part if norm is None else norm(part) for part, norm in parts], dim=2)
+        return x.permute(2, 0, 3, 1, 4)
 
     def _merge_heads(self, mixed_BHSd: Tensor) -> Tensor:
         return self._project(mixed_BHSd.transpose(1, 2).flatten(2))

@@ -97,9 +97,12 @@ class Block(nn.Module):
         return x_BSD + change
 
 
-def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
+def vit_block(
+    width: int, heads: int, *, causal: bool, dropout: float, qk_norm: bool = False
+) -> Block:
     """Build a vision transformer's block: LayerNorm, attention with biases, and an MLP with GELU
-    and a hidden width of 4 · `width`. `dropout` is the rate in the MLP and in the attention."""
+    and a hidden width of 4 · `width`. `dropout` is the rate in the MLP and in the attention.
+    `qk_norm`: see `Attention`."""
     return Block(
         nn.LayerNorm(width, eps=NORM_EPSILON),
         Attention(
@@ -107,6 +110,7 @@ def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
             heads=heads,
             bias=True,
             causal=causal,
+            qk_norm=qk_norm,
             weight_dropout=dropout,
             output_dropout=dropout,
         ),
@@ -115,12 +119,20 @@ def vit_block(width: int, heads: int, *, causal: bool, dropout: float) -> Block:
     )
 
 
-def ar_block(width: int, heads: int, dropout: float) -> Block:
-    """Build the block of an AR level: RMSNorm, causal attention without biases, SwiGLU."""
+def ar_block(width: int, heads: int, dropout: float, *, qk_norm: bool = False) -> Block:
+    """Build the block of an AR level: RMSNorm, causal attention without biases, SwiGLU. `qk_norm`:
+    see `Attention`."""
     hidden = math.ceil((8 * width // 3) / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
     return Block(
         nn.RMSNorm(width, eps=1e-5),
-        Attention(width=width, heads=heads, bias=False, causal=True, output_dropout=dropout),
+        Attention(
+            width=width,
+            heads=heads,
+            bias=False,
+            causal=True,
+            qk_norm=qk_norm,
+            output_dropout=dropout,
+        ),
         nn.RMSNorm(width, eps=1e-5),
         SwiGLU(width, hidden, dropout=dropout),
     )

@@ -33,14 +33,19 @@ class MARLevel(nn.Module):
     def __init__(self, config: LevelConfig) -> None:
         super().__init__()
         self.config = config
-        width, heads, drop = config.width, config.heads, config.dropout
+        width = config.width
         self.prefix_length = config.conditions + config.guiding_pixel
         self.patch = Linear(3 * config.sub_patch_size**2, width)
         self.condition = Linear(config.condition_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, self.prefix_length + config.tokens, width))
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        blocks = (vit_block(width, heads, causal=False, dropout=drop) for _ in range(config.blocks))
+        blocks = (
+            vit_block(
+                width, config.heads, causal=False, dropout=config.dropout, qk_norm=config.qk_norm
+            )
+            for _ in range(config.blocks)
+        )
         self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
         if config.guiding_pixel:
@@ -49,6 +54,7 @@ class MARLevel(nn.Module):
                 blocks=GUIDING_BLOCKS,
                 heads=GUIDING_HEADS,
                 condition_width=config.condition_width,
+                qk_norm=config.qk_norm,
             )
             self.guide_network = PixelNetwork(guide)
             self.guide = Linear(3, width)

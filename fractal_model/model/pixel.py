@@ -37,7 +37,10 @@ class PixelNetwork(nn.Module):
             nn.Parameter(torch.zeros(1, CHANNEL_VALUES)) for _ in range(CHANNELS)
         )
         self.norm_in = nn.LayerNorm(width, eps=NORM_EPSILON)
-        blocks = (vit_block(width, heads, causal=True, dropout=0.0) for _ in range(config.blocks))
+        blocks = (
+            vit_block(width, heads, causal=True, dropout=0.0, qk_norm=config.qk_norm)
+            for _ in range(config.blocks)
+        )
         self.add_module("blocks", nn.ModuleList(blocks))
         self.norm_out = nn.LayerNorm(width, eps=NORM_EPSILON)
 

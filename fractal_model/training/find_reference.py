@@ -53,8 +53,8 @@ def _champion_curve(run_id: str | None, settings: Mapping[str, str]) -> Referenc
 def _describe_differences(
     theirs: Mapping[str, str], settings: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Describe the settings that differ from `theirs`. A setting that is not in `theirs` is newer
-    and had no effect then."""
+    """Describe the settings that differ from `theirs`. A setting of the recipe that is not in
+    `theirs` is newer and had no effect then. One of the model is left out at its default."""
     theirs, settings = _RANDOM_START | {**theirs}, _RANDOM_START | {**settings}
     changed = [name for name, value in settings.items() if theirs.get(name, value) != value]
     texts = [
@@ -62,5 +62,9 @@ def _describe_differences(
         for name in changed
         if name.startswith(_RECIPE)
     ]
-    is_other_model = any(name.startswith(_MODEL) for name in changed)
+    is_other_model = _of_model(theirs) != _of_model(settings)
     return (*texts, *(["another architecture"] if is_other_model else []))
+
+
+def _of_model(settings: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in settings.items() if name.startswith(_MODEL)}

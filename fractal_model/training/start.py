@@ -168,13 +168,13 @@ def _layout(model: ModelConfig) -> dict[str, object]:
     layout: dict[str, object] = {"resolution": sides[0], "list of patch sizes": [*sides, 1]}
     without_weights = {"patch_size", "sub_patch_size", "dropout"}
     for number, level in enumerate(model.levels):
-        settings = level.model_dump(exclude=without_weights)
-        layout |= {_in_words(key, f"level {number}"): value for key, value in settings.items()}
-    pixel = model.pixel.model_dump()
-    return layout | {_in_words(key, "the pixel network"): value for key, value in pixel.items()}
+        # All settings, also those that are not written at their defaults.
+        settings = ((key, value) for key, value in level if key not in without_weights)
+        layout |= {_in_words(key, f"level {number}"): value for key, value in settings}
+    return layout | {_in_words(key, "the pixel network"): value for key, value in model.pixel}
 
 
 def _in_words(setting: str, part: str) -> str:
     names = {"blocks": "number of blocks", "heads": "number of heads"}
-    names["conditions"] = "number of conditions"
+    names |= {"conditions": "number of conditions", "qk_norm": "norm of queries and keys"}
     return f"{names.get(setting, setting.replace('_', ' '))} in {part}"

@@ -197,6 +197,13 @@ def test_the_error_names_the_size_that_fits(refused, published):
     assert "extra" in line
 
 
+def test_a_size_with_normalised_queries_and_keys_is_refused(fractal, published):
+    with pytest.raises(
+        FractalError, match=r"^the size mar3 normalises .* models.mar3.qk_norm to f"
+    ):
+        fractal("import", published(), "--size", "mar3", "--set", "models.mar3.qk_norm=true")
+
+
 def test_missing_extra_and_misshapen_weights_are_counted(refused, published):
     def change(content):
         weights = content["model"]

@@ -41,6 +41,18 @@ def test_parameters_are_the_published_numbers(size):
     assert levels + costs.embedding_parameters == costs.parameters
 
 
+def test_the_scales_of_normalised_queries_and_keys_are_counted():
+    row = PARAMS.models["mar-b"].model_copy(update={"qk_norm": True})
+    normed = PARAMS.size("mar-b").model_copy(update={"model": row.to_model()})
+    splits = dataset_splits(PARAMS, normed.training.dataset)
+    costs = plan(normed, gpu=find_gpu("h100"), gpus=32, splits=splits)
+    blocks = (24 + 6 + 3) * 64 + 1 * 16  # of 64 and of 16 elements a head
+    guides = 2 * 3 * 32  # two levels with guiding pixels
+    assert costs.parameters == PARAMETERS["mar-b"] + 2 * (blocks + guides)
+    plain = plan_for("mar-b").memory
+    assert costs.memory.activations.kept > 1.2 * plain.activations.kept
+
+
 @pytest.mark.parametrize("size", IMAGENET_SIZES)
 def test_the_held_out_likelihood_is_a_small_share_of_a_published_training(size):
     """On the workers' GPUs, in float32 at a third of the speed of training: a hundredth of the time

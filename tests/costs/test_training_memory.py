@@ -46,15 +46,22 @@ def kept_by_autograd(stepper: trainer.Trainer, batch: Batch) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize(
     ("precision", "checkpointing"),
     [("float32", False), ("bfloat16", False), ("bfloat16", True)],
 )
-def test_kept_activations_agree_with_a_real_step(kind, precision, checkpointing, monkeypatch):
+def test_kept_activations_agree_with_a_real_step(
+    kind, precision, checkpointing, qk_norm, monkeypatch
+):
     config = tiny_config(kind)
     levels = len(config.levels)
     config = tiny_config(
-        kind, widths=(64,) * levels + (32,), blocks=(2,) * (levels + 1), heads=(4,) * (levels + 1)
+        kind,
+        widths=(64,) * levels + (32,),
+        blocks=(2,) * (levels + 1),
+        heads=(4,) * (levels + 1),
+        qk_norm=qk_norm,
     )
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
     monkeypatch.setattr(attend, "_uses_products", lambda *_: False)  # Fused, as for long sequences.

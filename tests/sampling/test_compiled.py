@@ -27,9 +27,9 @@ def settings(**changes) -> SamplingConfig:
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", ["ar", "mar"])
-def test_compiled_gives_the_images_of_the_uncached_path(kind):
-    model = tiny_model(kind)
+@pytest.mark.parametrize(("kind", "qk_norm"), [("ar", False), ("mar", False), ("ar", True)])
+def test_compiled_gives_the_images_of_the_uncached_path(kind, qk_norm):
+    model = tiny_model(kind, qk_norm=qk_norm)
     fast = Sampler(model, settings(compile=True))
     slow = Sampler(model, settings(), cached=False)
     assert fast(LABELS, SEEDS).equal(slow(LABELS, SEEDS))

@@ -15,17 +15,20 @@ LABELS = torch.tensor([0, 1, 2, 3, 1])
 SEEDS = [11, 12, 13, 14, 15]
 
 
-def test_cached_gives_the_images_of_the_uncached_path(kind):
-    model, settings = tiny_model(kind).to("cuda"), SamplingConfig(guidance=3.0)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_cached_gives_the_images_of_the_uncached_path(kind, qk_norm):
+    model = tiny_model(kind, qk_norm=qk_norm).to("cuda")
+    settings = SamplingConfig(guidance=3.0)
     fast = Sampler(model, settings)(LABELS, SEEDS)
     slow = Sampler(model, settings, cached=False)(LABELS, SEEDS)
     assert fast.device.type == "cuda"
     assert fast.equal(slow)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("kind", ["ar", "mar above ar"])
-def test_a_captured_level_gives_the_images_of_the_plain_one(kind):
-    model = tiny_model(kind).to("cuda")
+def test_a_captured_level_gives_the_images_of_the_plain_one(kind, qk_norm):
+    model = tiny_model(kind, qk_norm=qk_norm).to("cuda")
     plain = Sampler(model, SamplingConfig(guidance=3.0))
     captured = Sampler(model, SamplingConfig(guidance=3.0, compile=True))
     for labels, seeds in ((LABELS, SEEDS), (LABELS.flip(0), SEEDS[::-1]), (LABELS[:2], [7, 8])):

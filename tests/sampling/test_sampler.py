@@ -26,15 +26,17 @@ def test_cached_equals_the_uncached_reference_path(kind, guidance):
     assert fast.equal(slow)
 
 
-def test_cached_equals_uncached_with_more_blocks_than_one(kind):
-    model = deeper_model(kind)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_cached_equals_uncached_with_more_blocks_than_one(kind, qk_norm):
+    model = deeper_model(kind, qk_norm=qk_norm)
     settings = SamplingConfig(guidance=3.0)
     fast = Sampler(model, settings)(LABELS, SEEDS)
     assert fast.equal(Sampler(model, settings, cached=False)(LABELS, SEEDS))
 
 
-def test_a_seed_gives_the_same_image_in_any_batch(kind):
-    sampler = Sampler(tiny_model(kind), SamplingConfig(guidance=2.0))
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_a_seed_gives_the_same_image_in_any_batch(kind, qk_norm):
+    sampler = Sampler(tiny_model(kind, qk_norm=qk_norm), SamplingConfig(guidance=2.0))
     together = sampler(LABELS, SEEDS)
     alone = torch.cat([sampler(LABELS[i : i + 1], SEEDS[i : i + 1]) for i in range(5)])
     backwards = sampler(LABELS.flip(0), SEEDS[::-1]).flip(0)

@@ -44,13 +44,15 @@ def tiny_model(kind: str, *, sharpen: float = 8.0, **changes: object) -> Fractal
         for name, parameter in model.named_parameters():
             if "codebooks" in name or name.endswith(("embedding", "embedding.weight")):
                 parameter *= sharpen
+            elif name.endswith(("query_norm.weight", "key_norm.weight")):
+                parameter.uniform_(0.5, 2.0, generator=generator)
     return model.eval()
 
 
-def deeper_model(kind: str) -> FractalModel:
+def deeper_model(kind: str, **changes: object) -> FractalModel:
     """A tiny model with three blocks in each level and two in the pixel network."""
     levels = len(KINDS[kind]["generators"])
-    return tiny_model(kind, blocks=(3,) * levels + (2,))
+    return tiny_model(kind, blocks=(3,) * levels + (2,), **changes)
 
 
 def images_for(model: FractalModel, count: int) -> torch.Tensor:

@@ -83,9 +83,11 @@ def test_a_run_with_another_recipe_is_compared_with_the_champion(champion):
 def test_without_a_champion_it_is_the_shipped_curve_with_the_differences():
     found = find_reference(changed(epochs=9), DATA, None)
     assert found == CURVE.model_copy(update={"differences": ("epochs 9 instead of 22",)})
-    model = SIZE.model.model_copy(update={"red_weight": 2.0})
-    found = find_reference(SIZE.model_copy(update={"model": model}), DATA, None)
-    assert found is not None and found.differences == ("another architecture",)
+    normed = SIZE.model.pixel.model_copy(update={"qk_norm": True})
+    for change in ({"red_weight": 2.0}, {"pixel": normed}):
+        model = SIZE.model.model_copy(update=change)
+        found = find_reference(SIZE.model_copy(update={"model": model}), DATA, None)
+        assert found is not None and found.differences == ("another architecture",)
 
 
 @pytest.mark.usefixtures("shipped", "champion")

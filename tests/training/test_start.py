@@ -126,6 +126,7 @@ def test_another_dropout_is_no_other_layout(parent, tmp_path):
         ("mar", {"heads": (4, 2, 2)}, "number of heads in level 0 is 2"),
         ("mar", {"conditions": 1}, "number of conditions in level 0 is 5"),
         ("guided", {"guiding_pixel": False}, "guiding pixel in level 1 is True"),
+        ("ar", {"qk_norm": True}, "norm of queries and keys in level 0 is False"),
     ],
 )  # fmt: skip
 def test_another_layout_is_refused_with_the_first_difference(tmp_path, kind, changes, words):

@@ -103,10 +103,11 @@ def test_a_batch_without_rows_gives_empty_results():
     assert output.shape == (0, 3, 32) and gradient.shape == (3, 0, 2, 3, 16)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("rotated", [False, True])
-def test_the_attention_module_gives_the_same_with_the_short_kernel(monkeypatch, rotated):
+def test_the_attention_module_gives_the_same_with_the_short_kernel(monkeypatch, rotated, qk_norm):
     torch.manual_seed(0)
-    module = Attention(width=64, heads=2, bias=True, causal=rotated).to(DEVICE)
+    module = Attention(width=64, heads=2, bias=True, causal=rotated, qk_norm=qk_norm).to(DEVICE)
     x = torch.randn(7, 5, 64, device=DEVICE)
     rotary = rotary_factors(2, 32).to(DEVICE) if rotated else None
     results = []
