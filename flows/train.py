@@ -28,8 +28,7 @@ from fractal_model.tracking.reports import log_training_curves
 from fractal_model.tracking.result_files import write_training_files
 from fractal_model.tracking.tags import FINGERPRINT_TAG, SIZE_TAG, TRAINING_RUN_TAG
 from fractal_model.training import launch
-from fractal_model.training.find_reference import find_reference
-from fractal_model.training.job import PreviewInputs, TrainingJob
+from fractal_model.training.job import TrainingJob
 from fractal_model.training.ray_jobs.driver import drive
 from fractal_model.training.ray_jobs.jobs import TrainingJobs
 from fractal_model.training.ray_jobs.owner import Owner
@@ -136,12 +135,14 @@ def _train_and_register(
         if not resume:
             _begin_anew(params, size, fingerprint)
         with runs.training_run(size, manifest, fingerprint, outputs, start_tags) as run_id:
-            job = _make_job(params, size, manifest, fingerprint, run_id)
+            gflop = sum(training_flops(size.model, activation_checkpointing=False)) / 1e9
+            job = launch.make_job(
+                params, size, manifest, fingerprint, run_id, gflop_per_image=gflop
+            )
             if start is not None and job.start is not None:
                 say(start.describe())
                 start.store(job.start, size=size.name, fingerprint=fingerprint)
-            images = size.training.epochs * manifest.splits["train"].images
-            checkpoint = train(job, images, outputs)
+            checkpoint = train(job, size.training.epochs * job.images, outputs)
             tags = {FINGERPRINT_TAG: fingerprint, SIZE_TAG: size.name, TRAINING_RUN_TAG: run_id}
             version = register(size, checkpoint, tags)
             with runs.optional_step("comparison of the training curves"):
@@ -176,40 +177,6 @@ def _cluster_jobs(outputs: Path, size: str, fingerprint: str) -> TrainingJobs | 
         return is_over(owner, lock)
 
     return TrainingJobs(address, this_owner(), is_owner_over)
-
-
-def _make_job(
-    params: Params, size: Size, manifest: Manifest, fingerprint: str, run_id: str
-) -> TrainingJob:
-    champion = registry.aliased_version(size.name, registry.CHAMPION)
-    champion_run = registry.training_run_id(size.name, champion)
-    return TrainingJob(
-        size=size.name,
-        model=size.model,
-        recipe=size.training,
-        data=params.dataset_folder(size.training.dataset),
-        storage=launch.storage(params, size.name),
-        local=launch.local_folder(params, size.name, fingerprint),
-        fingerprint=fingerprint,
-        tracking_uri=store.tracking_uri(),
-        run_id=run_id,
-        images=manifest.splits["train"].images,
-        gflop_per_image=sum(training_flops(size.model, activation_checkpointing=False)) / 1e9,
-        sampling=size.sampling,
-        scored_weights=size.evaluation.weights,
-        preview=_preview_inputs(params, size),
-        reference=find_reference(size, manifest, champion_run),
-    )
-
-
-def _preview_inputs(params: Params, size: Size) -> PreviewInputs | None:
-    if not size.training.validation.preview_every:
-        return None
-    return PreviewInputs(
-        evaluation=size.evaluation,
-        reference=params.reference_file(size.training.dataset).absolute(),
-        inception_weights=params.metrics.inception_weights,
-    )
 
 
 @task(name="train", cache_policy=NO_CACHE)

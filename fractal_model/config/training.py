@@ -95,6 +95,11 @@ class TrainingConfig(StrictModel):
     in the paper. The earlier key `ema_decay` is read as one decay, and as none if it is 0."""
     label_drop: Share
     """Probability that a training image has the null embedding instead of its class's embedding."""
+    holdout: Annotated[
+        float, Field(ge=0, le=0.5, allow_inf_nan=False, exclude_if=lambda value: value == 0), NUMBER
+    ] = 0.0
+    """Share of the training images that training leaves out, and on which validation measures in
+    place of the validation images: for tuning settings. 0: none."""
     flip: Flag
     """If true, half of the images are mirrored, chosen at random in every epoch."""
     precision: Literal["float32", "bfloat16"]

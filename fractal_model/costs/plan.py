@@ -26,6 +26,7 @@ from fractal_model.costs.training_memory import (
     TrainingMemory,
     training_memory,
 )
+from fractal_model.data.holdout import remaining_images
 from fractal_model.data.manifest import MANIFEST_NAME, read_manifest
 from fractal_model.data.object_store import is_remote
 from fractal_model.model.fractal import FractalModel
@@ -145,7 +146,8 @@ def plan(
         p.training_flops_checkpointed if on else p.training_flops
         for p, on in zip(parts, checkpointed, strict=True)
     )
-    images = recipe.epochs * splits["train"]
+    training_images = remaining_images(splits["train"], recipe.holdout)
+    images = recipe.epochs * training_images
     seconds = images * executed / (gpus * gpu.peak(recipe.precision) * utilisation)
     sample = sum(p.sampling_flops for p in parts) / (gpu.peak("bfloat16") * sampling_utilisation)
     return Plan(
@@ -153,7 +155,7 @@ def plan(
         gpu=gpu,
         gpus=gpus,
         dataset=recipe.dataset,
-        images=splits["train"],
+        images=training_images,
         epochs=recipe.epochs,
         batch_size=batch,
         images_per_gpu=at_a_time,

@@ -55,13 +55,17 @@ class Example(NamedTuple):
 
 
 class PreparedSplit(torch.utils.data.Dataset[Example]):
-    """One split of a prepared data set, opened with `open_prepared` and memory-mapped. It can be
-    pickled. `record` is the split's entry in `manifest`."""
+    """One split of a prepared data set, opened with `open_prepared` and memory-mapped, or a part of
+    it. It can be pickled. `record` is the whole split's entry in `manifest`; `rows` are the
+    positions of the part's images in the whole split, None for the whole split."""
 
-    def __init__(self, *, store: Store, name: str, manifest: Manifest) -> None:
+    def __init__(
+        self, *, store: Store, name: str, manifest: Manifest, rows: np.ndarray | None = None
+    ) -> None:
         self.store = store
         self.name = name
         self.manifest = manifest
+        self.rows = rows
         self.record = manifest.splits[name]
         self.class_names = manifest.class_names
         self._starts = np.cumsum([0, *(shard.images for shard in self.record.shards)])
@@ -70,10 +74,15 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         self._touched_bytes = 0
 
     def __len__(self) -> int:
-        return self.record.images
+        return self.record.images if self.rows is None else len(self.rows)
+
+    def select(self, rows: np.ndarray) -> PreparedSplit:
+        """Return the part of the whole split that has the images at the positions `rows`, in their
+        order, int64 (n,). Its images are counted from 0."""
+        return PreparedSplit(store=self.store, name=self.name, manifest=self.manifest, rows=rows)
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: getattr(self, name) for name in ("store", "name", "manifest")}
+        return {name: getattr(self, name) for name in ("store", "name", "manifest", "rows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         PreparedSplit.__init__(self, **state)
@@ -101,17 +110,19 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         shards = range(len(self.record.shards))
         # Each shard's labels are copied, because a view of a mapped file would keep it open.
         columns = [np.concatenate(self._shard(shard).labels) for shard in shards]
-        return np.concatenate([np.empty(0, np.int64), *columns])
+        labels = np.concatenate([np.empty(0, np.int64), *columns])
+        return labels if self.rows is None else labels[self.rows]
 
     def in_order(self) -> Iterator[Example]:
         """Iterate over all examples in order, with one in memory at a time."""
         return (self._example(index) for index in range(len(self)))
 
     def _example(self, index: int) -> Example:
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index if self.rows is None else int(self.rows[index])
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
         shard = self._shard(number)
-        encoded, label = shard.row(index - int(self._starts[number]))
-        image = self._decode(encoded, index)
+        encoded, label = shard.row(row - int(self._starts[number]))
+        image = self._decode(encoded, row)
         self._count_touched(shard, len(encoded))
         return Example(image, label, index)
 

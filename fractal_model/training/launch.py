@@ -1,4 +1,4 @@
-"""Preparation of a training: the size, manifest, fingerprint, folders and lock file of a run."""
+"""Preparation of a training: the size, manifest, fingerprint, job, folders and lock of a run."""
 
 import time
 from pathlib import Path
@@ -10,10 +10,14 @@ from fractal_model.common.fingerprint import fingerprint
 from fractal_model.common.validation import describe
 from fractal_model.config.params import Params, Size
 from fractal_model.config.training import TrainingConfig
+from fractal_model.data.holdout import count_training_images
 from fractal_model.data.manifest import Manifest, fit_size
 from fractal_model.data.object_store import is_remote
 from fractal_model.data.prepared import open_prepared
+from fractal_model.tracking import registry, store
 from fractal_model.tracking.spool import MetricSpool
+from fractal_model.training.find_reference import find_reference
+from fractal_model.training.job import PreviewInputs, TrainingJob
 from fractal_model.training.start import Start
 
 
@@ -28,7 +32,8 @@ def load_size_and_manifest(
     if changed:
         size = size.model_copy(update={"training": _change(size.training, name, changed)})
     manifest = open_prepared(params.dataset_folder(size.training.dataset), "train").manifest
-    if size.training.needs_validation and "validation" not in manifest.splits:
+    has_held_out_images = size.training.holdout or "validation" in manifest.splits
+    if size.training.needs_validation and not has_held_out_images:
         raise FractalError(
             f"training.{name} registers the best checkpoint or stops early, which needs held-out "
             f"images, but the data set {manifest.dataset} has none: register the data set with a "
@@ -67,6 +72,48 @@ def run_fingerprint(size: Size, manifest: Manifest, start: Start | None = None) 
     started = [f"start_from {start.checksum}"] if start is not None else []
     return fingerprint(
         size.model, recipe.without_operational_settings(), manifest.checksum, *scored, *started
+    )
+
+
+def make_job(
+    params: Params,
+    size: Size,
+    manifest: Manifest,
+    fingerprint: str,
+    run_id: str,
+    *,
+    gflop_per_image: float | None = None,
+) -> TrainingJob:
+    """Describe the training of `size` with this fingerprint, whose metrics go to the MLflow run
+    `run_id`. `gflop_per_image`: see `TrainingJob`."""
+    champion = registry.aliased_version(size.name, registry.CHAMPION)
+    champion_run = registry.training_run_id(size.name, champion)
+    return TrainingJob(
+        size=size.name,
+        model=size.model,
+        recipe=size.training,
+        data=params.dataset_folder(size.training.dataset),
+        storage=storage(params, size.name),
+        local=local_folder(params, size.name, fingerprint),
+        fingerprint=fingerprint,
+        tracking_uri=store.tracking_uri(),
+        run_id=run_id,
+        images=count_training_images(manifest, size.training.holdout),
+        gflop_per_image=gflop_per_image,
+        sampling=size.sampling,
+        scored_weights=size.evaluation.weights,
+        preview=_preview_inputs(params, size),
+        reference=find_reference(size, manifest, champion_run),
+    )
+
+
+def _preview_inputs(params: Params, size: Size) -> PreviewInputs | None:
+    if not size.training.validation.preview_every:
+        return None
+    return PreviewInputs(
+        evaluation=size.evaluation,
+        reference=params.reference_file(size.training.dataset).absolute(),
+        inception_weights=params.metrics.inception_weights,
     )
 
 

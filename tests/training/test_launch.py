@@ -86,6 +86,10 @@ def test_the_content_of_the_first_weights_decides_and_not_the_name_of_their_sour
     assert fingerprint_of(checksum="c" * 64, start_from="folder") in runs
 
 
+def test_a_holdout_is_another_run():
+    assert fingerprint_of(holdout=0) == fingerprint_of() != fingerprint_of(holdout=0.1)
+
+
 @pytest.mark.parametrize("source", ["", " ", "x" * 5000, 3])
 def test_a_source_that_is_no_text_is_refused(source):
     with pytest.raises(ValueError, match="start_from"):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fractal_model.common.errors import FractalError, one_line
-from fractal_model.data.prepared import PreparedSplit, open_prepared
+from fractal_model.data.holdout import open_held_out_images
+from fractal_model.data.prepared import PreparedSplit
 from fractal_model.evaluation.model_quality import draw_grid, measure_held_out
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.metrics.names import NLL, error_name
@@ -54,7 +55,7 @@ def measure(
     processes, scored = processes or Processes(), job.suffix(job.scored_weights)
     models = dict(sorted(models.items(), key=lambda item: job.suffix(item[0]) != scored))
     try:
-        held_out = processes.run(lambda: open_prepared(job.data, "validation"))
+        held_out = processes.run(lambda: open_held_out_images(job.data, job.recipe.holdout))
         for weights, build in models.items():
             name = f"{NLL}{job.suffix(weights)}"
             metrics |= _held_out_metrics(job, processes, build, held_out, name)

@@ -18,8 +18,8 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
 from fractal_model.common.errors import FractalError
 from fractal_model.common.logs import keep_secrets_out_of_logs
+from fractal_model.data.holdout import open_training_images
 from fractal_model.data.loader import train_loader
-from fractal_model.data.prepared import open_prepared
 from fractal_model.training.collectives import broadcast_from_rank_zero
 from fractal_model.training.efficiency import peak_gflops
 from fractal_model.training.job import START_FOLDER, Stopped, TrainingJob
@@ -62,7 +62,7 @@ class _Worker:
         context = ray.train.get_context()
         self._job = job
         self._rank, self._world_size = context.get_world_rank(), context.get_world_size()
-        self._split = open_prepared(job.data, "train")
+        self._split = open_training_images(job.data, job.recipe.holdout)
         self._trainer = Trainer(
             job.model,
             job.recipe,
@@ -168,8 +168,9 @@ class _Worker:
 
     def _is_validated(self, is_last: bool) -> bool:
         """True if the weights after the current step are to be measured on held-out images."""
-        has_held_out_images = "validation" in self._split.manifest.splits
-        if not self._job.recipe.validate_every_epochs or not has_held_out_images:
+        recipe = self._job.recipe
+        has_held_out_images = recipe.holdout or "validation" in self._split.manifest.splits
+        if not recipe.validate_every_epochs or not has_held_out_images:
             return False
         return is_last or self._trainer.steps % self._steps_per_validation == 0
 

@@ -9,6 +9,7 @@ import pytest
 
 from fractal_model.checkpoints.checkpoint import load_checkpoint
 from fractal_model.config.validation import ValidationConfig
+from fractal_model.data.holdout import open_held_out_images
 from fractal_model.data.prepared import open_prepared
 from fractal_model.evaluation.model_quality import measure_held_out
 from fractal_model.training.ray_train.measurement import measure
@@ -50,3 +51,18 @@ def test_each_average_has_metrics_and_a_grid_of_its_own(tmp_path: Path, decays, 
     assert point.metrics == expected and len(set(expected.values())) == 2 * len(suffixes)
     assert set(grids) == {f"samples{suffix}.png" for suffix in suffixes.values()}
     assert len(set(grids.values())) > 1 or len(grids) == 1
+
+
+def test_a_holdout_is_measured_in_place_of_the_validation_images(tmp_path: Path):
+    save_images(tmp_path / "data")
+    model = load_checkpoint(save_tiny(tmp_path / "c")).build_model()
+    recipe = RECIPE.model_copy(update={"holdout": 0.25, "validation": VALIDATION})
+    job = make_job(tmp_path / "data", recipe=recipe)
+    point, _ = measure(job, {"model": lambda: model}, job.place(64, 8), with_grids=False)
+    bits = {
+        holdout: measure_held_out(
+            model, open_held_out_images(tmp_path / "data", holdout), VALIDATION
+        ).mean
+        for holdout in (0, 0.25)
+    }
+    assert point.metrics["nll_bits_per_dim"] == bits[0.25] != bits[0]
