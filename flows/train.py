@@ -22,6 +22,7 @@ from fractal_model.common.locks import hold_lock
 from fractal_model.common.strict import NotNegativeInt, PositiveInt
 from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.costs.flops import training_flops
+from fractal_model.costs.shapes import training_shares
 from fractal_model.data.manifest import Manifest
 from fractal_model.tracking import registration, registry, runs, store
 from fractal_model.tracking.reports import log_training_curves
@@ -135,7 +136,8 @@ def _train_and_register(
         if not resume:
             _begin_anew(params, size, fingerprint)
         with runs.training_run(size, manifest, fingerprint, outputs, start_tags) as run_id:
-            gflop = sum(training_flops(size.model, activation_checkpointing=False)) / 1e9
+            shares = training_shares(size.model, size.training.mask_ratio)
+            gflop = sum(training_flops(size.model, shares, activation_checkpointing=False)) / 1e9
             job = launch.make_job(
                 params, size, manifest, fingerprint, run_id, gflop_per_image=gflop
             )

@@ -102,7 +102,7 @@ def _memory(costs: Plan) -> FittedTable:
         "parameters": "parameters",
         "gradients": "gradients",
         "buckets": "gradients in exchange",
-        "optimizer": "AdamW's moments, float32",
+        "optimizer": "optimiser's moments, float32",
         "average": "moving averages of the weights",
         "weight_copies": "weights in bfloat16",
         "logits": "logits, temporary",
@@ -180,6 +180,8 @@ def _training_note(costs: Plan) -> str:
     )
     if costs.utilisation != TRAINING_UTILISATION:
         source = "You gave this share."
+    if costs.optimizer_flops:
+        source += f" Muon adds {_giga(costs.optimizer_flops)} GFLOPs to a step, on each GPU."
     used = "with" if costs.activation_checkpointing else "without"
     return (
         f"Training at {costs.utilisation:g} of {costs.gpu.name}'s dense {costs.precision} "

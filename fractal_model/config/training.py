@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from fractal_model.common.strict import NUMBER, Flag, Seed, StrictModel
+from fractal_model.config.mask_ratio import MaskRatio
 from fractal_model.config.model import MOST_LEVELS
 from fractal_model.config.validation import ValidationConfig
 from fractal_model.config.weights import Decays, average_name
@@ -26,6 +27,8 @@ AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), NUMBER]
 Positive = Annotated[float, Field(gt=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=False), NUMBER]
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
+OptimizerName = Literal["adamw", "muon"]
 ModelSource = Annotated[str, Field(pattern=r"\S", max_length=4096)]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
@@ -69,6 +72,8 @@ _VALIDATE_EVERY = 0
 # These settings are newer than the first runs. At their defaults `exclude_if` leaves them out of
 # the fingerprint, so that the fingerprint of an earlier run stays the same.
 _VALIDATION = {"validate_every_epochs": _VALIDATE_EVERY, "validation": ValidationConfig()}
+_END = {"register_checkpoint", "stop_after_epochs_without_gain"}
+_NOT_IN_CURVES = {*_OPERATIONAL, *_VALIDATION, *_END, "seed", "ema_decays"} - {"start_from"}
 
 
 class TrainingConfig(StrictModel):
@@ -88,13 +93,28 @@ class TrainingConfig(StrictModel):
     """Weight decay of all parameters except biases and others with one dimension."""
     betas: tuple[Share, Share]
     """Decay rates of AdamW's first and second moment."""
+    optimizer: Annotated[OptimizerName, Field(exclude_if=lambda value: value == "adamw")] = "adamw"
+    """Optimiser. `adamw`: AdamW for all parameters, as published. `muon`: Muon (Jordan et al. 2024)
+    for the matrices of the transformer blocks at the same learning rate, AdamW for the others."""
     clip_norm: Positive
     """Largest norm of the gradient; a larger one is scaled down to it."""
     ema_decays: Decays = ()
     """Decays of the exponential moving averages of the weights that training keeps. Empty: none, as
     in the paper. The earlier key `ema_decay` is read as one decay, and as none if it is 0."""
-    label_drop: Share
-    """Probability that a training image has the null embedding instead of its class's embedding."""
+    label_drop: Probability
+    """Probability that a training image has the null embedding instead of its class's embedding.
+    With 1 the model learns no class: only its unconditional likelihood and samples mean
+    something."""
+    mask_ratio: Annotated[MaskRatio, Field(exclude_if=lambda value: value == "published")] = (
+        "published"
+    )
+    """Distribution of the share of sub-patches that a MAR level masks in training. `published`:
+    normal with mean 1 and standard deviation 0.25, truncated to 0 … 1. A number above 0 and below
+    1: the same, truncated to that number … 1 (MAR used 0.7). `uniform`: every number of sub-patches
+    from 1 to all is equally likely, as in the likelihood bound."""
+    context_noise: Annotated[Share, Field(exclude_if=lambda value: value == 0)] = 0.0
+    """Probability that training replaces a known sub-patch that a level reads by the one at the
+    same place of another random patch of the batch. Targets stay as they are."""
     holdout: Annotated[
         float, Field(ge=0, le=0.5, allow_inf_nan=False, exclude_if=lambda value: value == 0), NUMBER
     ] = 0.0
@@ -213,6 +233,13 @@ class TrainingConfig(StrictModel):
                 f"min_workers {self.min_workers} are more than workers {self.workers}: choose "
                 f"1 … {self.workers}"
             )
+        if self.context_noise and (least := self._images_at_a_time) < 2:
+            raise ValueError(
+                f"context_noise takes sub-patches of other images, but a worker computes {least} "
+                f"image at a time (images_per_worker {self.images_per_worker}, batch_size "
+                f"{self.batch_size} over {self.workers} workers): give each worker 2 or more, or "
+                f"set context_noise to 0"
+            )
         if self.warmup_epochs > self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs} are more than epochs {self.epochs}: "
@@ -224,6 +251,10 @@ class TrainingConfig(StrictModel):
                 "validate_every_epochs is 0: set validate_every_epochs to 1 or more"
             )
         return self
+
+    @property
+    def _images_at_a_time(self) -> int:
+        return min(self.images_per_worker, self.batch_size // self.workers)
 
     @property
     def needs_validation(self) -> bool:
@@ -246,8 +277,17 @@ class TrainingConfig(StrictModel):
 
     def curve_settings(self) -> dict[str, object]:
         """Settings that decide the curves of loss and held-out likelihood, apart from the seed."""
-        others = {"seed", "ema_decays", "register_checkpoint", "stop_after_epochs_without_gain"}
-        return self.model_dump(exclude={*_OPERATIONAL, *_VALIDATION, *others} - {"start_from"})
+        return self.model_dump(exclude=_NOT_IN_CURVES)
+
+    @classmethod
+    def curve_defaults(cls) -> dict[str, object]:
+        """Values of the settings that `curve_settings` leaves out at their defaults."""
+        fields = cls.model_fields.items()
+        return {
+            name: field.default
+            for name, field in fields
+            if field.exclude_if is not None and name not in _NOT_IN_CURVES
+        }
 
     def steps(self, epochs: int, images: int) -> int:
         """Number of steps in `epochs` epochs of `images` images, rounded, and 1 at least."""

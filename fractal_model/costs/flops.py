@@ -14,16 +14,20 @@ from operator import add
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.training import OptimizerName
 from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
     guide_network,
     positions,
     rows_per_image,
-    training_shares,
+    transformers,
 )
 from fractal_model.model.patches import CHANNEL_VALUES
 from fractal_model.sampling.schedules import masking_schedule
+
+_MUON_ITERATIONS = 5
+"""Iterations of Newton and Schulz with which torch's Muon orthogonalises a matrix."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,22 @@ def pass_products(
 
 
 def training_flops(
-    model: ModelConfig, *, activation_checkpointing: bool, shares: tuple[float, ...] | None = None
+    model: ModelConfig, shares: tuple[float, ...], *, activation_checkpointing: bool
 ) -> tuple[float, ...]:
     """Operations of forward and backward pass, by level. Each level passes the share of its
-    sub-patches in `shares` to the level below; by default the share that the masks of training give
-    on average."""
-    products = pass_products(model, shares or training_shares(model))
+    sub-patches in `shares` to the level below (see `training_shares`)."""
+    products = pass_products(model, shares)
     return tuple(p.training(activation_checkpointing=activation_checkpointing) for p in products)
+
+
+def optimizer_flops(model: ModelConfig, optimizer: OptimizerName) -> float:
+    """Operations of the matrix products in one update of all weights: none with AdamW. With Muon
+    each iteration for a matrix of the blocks, m × n with m ≤ n, has two products of 2 m² n
+    operations and one of 2 m³."""
+    if optimizer == "adamw":
+        return 0.0
+    per_block = ((t.blocks, m, n) for t in transformers(model) for m, n in t.matrices)
+    return float(sum(_MUON_ITERATIONS * b * (4 * m**2 * n + 2 * m**3) for b, m, n in per_block))
 
 
 def sampling_flops(

@@ -18,12 +18,17 @@ from fractal_model.config.data import IMAGENET_SIDES, digits_split_sizes
 from fractal_model.config.params import Params, Size
 from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
-from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
+from fractal_model.costs.flops import (
+    optimizer_flops,
+    pass_products,
+    sampling_flops,
+    training_flops,
+)
 from fractal_model.costs.shapes import rows_per_image, training_shares
 from fractal_model.costs.training_memory import (
-    ADAMW_BYTES,
     FLOAT32,
     TrainingMemory,
+    optimizer_bytes,
     training_memory,
 )
 from fractal_model.data.holdout import remaining_images
@@ -63,7 +68,8 @@ class Disk(StrictModel):
     """Upper limit for the prepared images: their size without compression. PNG needs less."""
     raw_archives: float
     checkpoint: float
-    """Bytes of one checkpoint: weights, their moving average, AdamW's moments, all in float32."""
+    """Bytes of one checkpoint: weights, their moving averages, the optimiser's moments, all in
+    float32."""
     checkpoints_kept: float
 
 
@@ -92,6 +98,9 @@ class Plan(StrictModel):
     published_full_sequence_gflops: float | None
     memory: TrainingMemory
     memory_checkpointed: TrainingMemory
+    optimizer_flops: float
+    """Operations of the optimiser's matrix products in one step, which each GPU computes in
+    bfloat16; 0 with AdamW."""
     training_days: float
     gpu_hours: float
     model_flops_utilisation: float
@@ -137,6 +146,8 @@ def plan(
             precision=recipe.precision,
             averages=len(recipe.ema_decays),
             activation_checkpointing=on,
+            optimizer=recipe.optimizer,
+            mask_ratio=recipe.mask_ratio,
         )
         for on in (False, True)
     )
@@ -148,7 +159,9 @@ def plan(
     )
     training_images = remaining_images(splits["train"], recipe.holdout)
     images = recipe.epochs * training_images
+    steps, update = math.ceil(images / batch), optimizer_flops(size.model, recipe.optimizer)
     seconds = images * executed / (gpus * gpu.peak(recipe.precision) * utilisation)
+    seconds += steps * update / (gpu.peak("bfloat16") * utilisation)
     sample = sum(p.sampling_flops for p in parts) / (gpu.peak("bfloat16") * sampling_utilisation)
     return Plan(
         size=size.name,
@@ -159,7 +172,7 @@ def plan(
         epochs=recipe.epochs,
         batch_size=batch,
         images_per_gpu=at_a_time,
-        steps=math.ceil(images / batch),
+        steps=steps,
         precision=recipe.precision,
         activation_checkpointing=any(checkpointed),
         utilisation=utilisation,
@@ -176,6 +189,7 @@ def plan(
         else None,
         memory=memory,
         memory_checkpointed=memory_checkpointed,
+        optimizer_flops=update,
         training_days=seconds / DAY,
         gpu_hours=seconds * gpus / HOUR,
         model_flops_utilisation=utilisation * plain / executed,
@@ -230,7 +244,7 @@ def _require_valid(gpus: int, batch: int, *utilisations: float) -> None:
 def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
     """Return three things: the costs of each level and of the pixel network, the number of
     parameters in class embeddings, and the number of weights in matrices of linear layers."""
-    model = size.model
+    model, shares = size.model, training_shares(size.model, size.training.mask_ratio)
     with torch.device("meta"):  # The real modules, without memory for their weights.
         network = FractalModel(model)
     counts = [_elements(part.parameters()) for part in (*network.levels, network.pixel)]
@@ -243,12 +257,12 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
     columns: dict[str, Sequence[object]] = {
         "name": (*names, "pixel network"),
         "parameters": counts,
-        "rows": rows_per_image(model, training_shares(model)),
+        "rows": rows_per_image(model, shares),
         "forward_flops": [products.forward for products in pass_products(model)],
         "paper_flops": published_costs.paper_flops(model),
         "published_gflops": published,
-        "training_flops": training_flops(model, activation_checkpointing=False),
-        "training_flops_checkpointed": training_flops(model, activation_checkpointing=True),
+        "training_flops": training_flops(model, shares, activation_checkpointing=False),
+        "training_flops_checkpointed": training_flops(model, shares, activation_checkpointing=True),
         "sampling_flops": sampling_flops(model, size.sampling),
     }
     parts = tuple(
@@ -265,7 +279,8 @@ def _elements(tensors: Iterable[torch.Tensor]) -> int:
 
 def _disk(size: Size, parameters: int, splits: dict[str, int]) -> Disk:
     sets = 1 + len(size.training.ema_decays)  # the weights and their moving averages
-    checkpoint = (sets * FLOAT32 + ADAMW_BYTES) * parameters
+    checkpoint = sets * FLOAT32 * parameters
+    checkpoint += optimizer_bytes(size.model, parameters, size.training.optimizer)
     return Disk(
         data_at_most=sum(splits.values()) * 3 * size.model.image_size**2,
         raw_archives=RAW_ARCHIVES_BYTES if size.training.dataset in IMAGENET_SIDES else 0,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Self
 
+from fractal_model.config.mask_ratio import MaskRatio, lower_bound
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.model.blocks import SWIGLU_MULTIPLE
 from fractal_model.model.mar import GUIDING_BLOCKS, GUIDING_HEADS, GUIDING_WIDTH
@@ -46,9 +47,23 @@ class Transformer:
         return cls(part.blocks, part.width, part.heads, hidden, gated, dropout, part.qk_norm)
 
     @property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of one block's weight matrices, the smaller number first. Queries, keys
+        and values are three matrices."""
+        feed_forward = (self.width, self.hidden)
+        return ((self.width, self.width),) * 4 + (feed_forward,) * (3 if self.gated else 2)
+
+    @property
     def weights(self) -> int:
         """Number of elements in the weight matrices of one block."""
-        return 4 * self.width**2 + (3 if self.gated else 2) * self.width * self.hidden
+        return sum(rows * columns for rows, columns in self.matrices)
+
+
+def transformers(model: ModelConfig) -> tuple[Transformer, ...]:
+    """All transformers of a model: levels, networks of guiding pixels, and the pixel network."""
+    guides = (guide_network(level) for level in model.levels if level.guiding_pixel)
+    parts: tuple[LevelConfig | PixelConfig, ...] = (*model.levels, *guides, model.pixel)
+    return tuple(map(Transformer.of, parts))
 
 
 def positions(level: LevelConfig) -> int:
@@ -70,25 +85,38 @@ def guide_network(level: LevelConfig) -> PixelConfig:
     )
 
 
-def expected_masked_share(tokens: int) -> float:
+def expected_masked_share(tokens: int, mask_ratio: MaskRatio) -> float:
     """Expected share of masked sub-patches in training, E⌈T·r⌉ / T for T = `tokens` sub-patches.
 
-    The mask ratio r has a normal distribution with mean 1 and standard deviation 0.25, truncated to
-    [0, 1]. The value is exact: E⌈T·r⌉ is the sum of P(r > k/T) over k = 0 … T − 1.
+    The mask ratio r has the distribution that `training.masks` describes. The value is exact:
+    E⌈T·r⌉ is the sum of P(r > k/T) over k = 0 … T − 1.
     """
-    normal = NormalDist(1.0, MASK_RATIO_SD)
-    below = normal.cdf(0.0)
+    if mask_ratio == "uniform":
+        return (tokens + 1) / (2 * tokens)
+    normal, low = NormalDist(1.0, MASK_RATIO_SD), lower_bound(mask_ratio)
+    below = normal.cdf(low)
     within = normal.cdf(1.0) - below
-    above = (1 - (normal.cdf(k / tokens) - below) / within for k in range(tokens))
+    points = (max(low, k / tokens) for k in range(tokens))
+    above = (1 - (normal.cdf(point) - below) / within for point in points)
     return sum(above) / tokens
 
 
-def training_shares(model: ModelConfig) -> tuple[float, ...]:
+def training_shares(model: ModelConfig, mask_ratio: MaskRatio) -> tuple[float, ...]:
     """Expected share of each level's sub-patches that training passes to the level below."""
     return tuple(
-        expected_masked_share(level.tokens) if level.generator == "mar" else 1.0
+        expected_masked_share(level.tokens, mask_ratio) if level.generator == "mar" else 1.0
         for level in model.levels
     )
+
+
+def peak_shares(model: ModelConfig, mask_ratio: MaskRatio, images: int) -> tuple[float, ...]:
+    """Shares for the memory of a step with `images` images: the expected ones, except at level 0 if
+    the number of masks is uniform. Few images can then have far more than the expected number, so
+    it is the upper limit, from numbers that are spread evenly over the images."""
+    shares = training_shares(model, mask_ratio)
+    if mask_ratio != "uniform" or model.levels[0].generator == "ar":
+        return shares
+    return (min(1.0, shares[0] + 1 / (2 * images)), *shares[1:])
 
 
 def rows_per_image(

@@ -6,7 +6,7 @@ short sequences do not keep that float32, so the estimate for them is a little t
 `precision: bfloat16` (autocast), weights, residual stream and norms are float32; inputs of matrix
 products, attention and the feed-forward network are bfloat16. Dropout keeps one byte per element,
 as on a GPU, except in attention, where it keeps nothing. RMSNorm keeps its normalised values. The
-number of rows is the expected one (see `shapes.py`).
+number of rows is that of `shapes.peak_shares`.
 
 Not counted: the CUDA context and the kernels (about 1 GB), fragmentation of the allocator, and
 temporary tensors except the logits.
@@ -15,20 +15,21 @@ temporary tensors except the logits.
 from dataclasses import dataclass
 
 from fractal_model.common.strict import StrictModel
+from fractal_model.config.mask_ratio import MaskRatio
 from fractal_model.config.model import MAX_CONDITIONS, LevelConfig, ModelConfig, PixelConfig
+from fractal_model.config.training import OptimizerName
 from fractal_model.costs.shapes import (
     PIXEL_POSITIONS,
     Transformer,
     guide_network,
+    peak_shares,
     positions,
     rows_per_image,
-    training_shares,
+    transformers,
 )
 from fractal_model.model.patches import CHANNEL_VALUES
 
 BFLOAT16, FLOAT32, INT64 = 2, 4, 8
-ADAMW_BYTES = 2 * FLOAT32
-"""Bytes per parameter of AdamW's two float32 moments."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class TrainingMemory(StrictModel):
     buckets: float
     """The copy of the gradients that DistributedDataParallel exchanges; 0 on one GPU."""
     optimizer: float
+    """The moments of AdamW and Muon in float32."""
     average: float
     """The moving averages of the weights; 0 if the recipe has none."""
     weight_copies: float
@@ -88,16 +90,19 @@ def training_memory(
     precision: str,
     averages: int,
     activation_checkpointing: bool,
+    optimizer: OptimizerName,
+    mask_ratio: MaskRatio,
 ) -> TrainingMemory:
     """Return the memory of each GPU, in bytes, in a training step with `images` images per GPU.
     `parameters` counts all parameters, `weights` those in matrices of linear layers, `averages` the
     moving averages of the weights."""
-    pixels = rows_per_image(model, training_shares(model))[-1] * images
+    shares = peak_shares(model, mask_ratio, images)
+    pixels = rows_per_image(model, shares)[-1] * images
     return TrainingMemory(
         parameters=FLOAT32 * parameters,
         gradients=FLOAT32 * parameters,
         buckets=FLOAT32 * parameters if gpus > 1 else 0,
-        optimizer=ADAMW_BYTES * parameters,
+        optimizer=optimizer_bytes(model, parameters, optimizer),
         average=averages * FLOAT32 * parameters,
         weight_copies=BFLOAT16 * weights if precision == "bfloat16" else 0,
         activations=activations(
@@ -105,9 +110,17 @@ def training_memory(
             images=images,
             precision=precision,
             activation_checkpointing=activation_checkpointing,
+            shares=shares,
         ),
         logits=2 * _logits(pixels),
     )
+
+
+def optimizer_bytes(model: ModelConfig, parameters: int, optimizer: OptimizerName) -> int:
+    """Bytes of the optimiser's state for a model with this number of parameters: two float32
+    moments for each parameter, or one if Muon updates it."""
+    hidden = sum(stack.blocks * stack.weights for stack in transformers(model))
+    return FLOAT32 * (2 * parameters - (hidden if optimizer == "muon" else 0))
 
 
 def activations(
@@ -116,14 +129,13 @@ def activations(
     images: int,
     precision: str,
     activation_checkpointing: bool,
-    shares: tuple[float, ...] | None = None,
+    shares: tuple[float, ...],
 ) -> Activations:
     """Estimate the activations of a training step with `images` images. `shares` has, for each
-    level, the share of its sub-patches that is passed to the level below; None means the shares
-    that the random masks of training give on average."""
+    level, the share of its sub-patches that is passed to the level below."""
     # Bytes per element of the tensors that autocast stores as bfloat16.
     itemsize = BFLOAT16 if precision == "bfloat16" else FLOAT32
-    rows = [images * r for r in rows_per_image(model, shares or training_shares(model))]
+    rows = [images * r for r in rows_per_image(model, shares)]
     parts, conditions = [], 1  # Level 0 repeats its one condition without copying it.
     for i, (level, count, below) in enumerate(zip(model.levels, rows, rows[1:], strict=False)):
         passed_down = _conditions_below(model, i)

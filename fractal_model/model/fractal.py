@@ -88,6 +88,9 @@ rows, and returns a mask (R, T) bool with at least one True in each row."""
 GuideSource = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Function that prepares guiding pixels. It gets mean colours (R, 3) in 0 … 255, and returns the
 8-bit targets, (R, 3) int64, and the colours that the level reads, (R, 3) float."""
+ContextSource = Callable[[Tensor], Tensor]
+"""Function that gets a level's sub-patches, (R, T, 3, p, p) uint8, and returns those that the level
+reads in their place, of the same shape."""
 
 
 def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,14 +119,21 @@ class FractalModel(PretrainedModule):
         self.pixel = PixelNetwork(config.pixel)
 
     def forward(
-        self, images: Tensor, labels: Tensor, *, masks: MaskSource, guides: GuideSource
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        masks: MaskSource,
+        guides: GuideSource,
+        context: ContextSource | None = None,
     ) -> Pass:
         """Return the negative log-probability of each predicted value, given the true values known
         before it (paper, section 4). `images` are (B, 3, S, S) uint8, `labels` (B,) classes or
         NO_CLASS. `masks` chooses the sub-patches that MAR levels predict, `guides` prepares guiding
-        pixels. Each level reads R patches (R, 3, P, P) with conditions (R, n, C), and gives
-        conditions (N, n, D) to the N sub-patches (N, 3, p, p) that it predicts. These are the next
-        level's patches, down to the pixels. FractalError: images or labels do not fit the model."""
+        pixels, `context` changes the sub-patches that levels read. Each level reads R patches (R,
+        3, P, P) with conditions (R, n, C), and gives conditions (N, n, D) to the N sub-patches (N,
+        3, p, p) that it predicts. These are the next level's patches, down to the pixels.
+        FractalError: images or labels do not fit the model."""
         self._require_size(images)
         patches, conditions = images, self.root(labels)
         rows = Rows.whole_images(len(images), images.device)
@@ -142,7 +152,8 @@ class FractalModel(PretrainedModule):
                 nats = channel_nats(level.guide_network, conditions, targets, padding)
                 share = 1 / level.config.patch_size**2
                 guide_nats.append(ValueNats(nats, rows.image, weight, share))
-            conditions = self._run_level(i, sub_patches, mask, conditions, colours, padding)
+            inputs = sub_patches if context is None else context(sub_patches)
+            conditions = self._run_level(i, inputs, mask, conditions, colours, padding)
             patches = sub_patches[mask]
             # A row's weight in its image is split evenly over the predicted sub-patches.
             weight = (weight / mask.sum(1))[:, None].expand_as(mask)[mask]

@@ -152,7 +152,7 @@ def _draw_masks(
     for level in config.levels:
         n = patches_per_image(config, level)
         if level.generator == "mar":
-            counts = torch.stack([_draw_counts(g, n, level.tokens, passes) for g in generators])
+            counts = torch.stack([draw_counts(g, n, level.tokens, passes) for g in generators])
             scores = torch.stack([torch.rand(n, level.tokens, generator=g) for g in generators])
             mask = _choose_masked(counts, scores, weight)
         else:
@@ -161,12 +161,12 @@ def _draw_masks(
         weight = _in_image_order(mask * (weight / mask.sum(-1))[..., None], level.grid)
 
 
-def _draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
-    """Draw the number of masked sub-patches, 1 … T, for each pass and each of an image's n patches,
-    (P, n). The range 1 … T is divided into P equal bands. In its P passes a patch has one number
-    from each band (Latin hypercube sampling), in a random order, so that its number does not depend
-    on that of the patch around it. In one pass, the n patches have evenly spaced places within
-    their bands. Level 0 has one patch, the whole image, which takes the bands from low to high."""
+def draw_counts(generator: torch.Generator, n: int, tokens: int, passes: int) -> Tensor:
+    """Draw the number of masked sub-patches, 1 … T, for each pass and each of n patches, (P, n).
+    The range 1 … T is divided into P equal bands. In its P passes a patch has one number from each
+    band (Latin hypercube sampling), in a random order, so that its number does not depend on that
+    of the patch around it. In one pass, the n patches have evenly spaced places within their bands.
+    A single patch, as at level 0 of an image, takes the bands from low to high."""
     visits = torch.rand(passes, n, generator=generator).argsort(dim=0)
     band = visits if n > 1 else torch.arange(passes)[:, None]
     slot = torch.rand(passes, n, generator=generator).argsort(dim=1)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from fractal_model.common.plurals import count_of
 from fractal_model.config.architecture import Architecture
+from fractal_model.config.mask_ratio import MaskRatio
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Size
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.costs.flops import sampling_flops, training_flops
+from fractal_model.costs.shapes import training_shares
 from fractal_model.sizing.choices import Choice, Entry, ImageSet, Proposal, values
 from fractal_model.sizing.layers import LADDER, large_grid_note, propose_layers, reuse_layers
 from fractal_model.sizing.machine import Machine
@@ -62,6 +64,11 @@ class Request:
         return self.speed or self.machine.training_speed
 
     @property
+    def mask_ratio(self) -> MaskRatio:
+        """The mask ratio of `like`, or the published one."""
+        return self.like.training.mask_ratio if self.like else "published"
+
+    @property
     def budget_seconds(self) -> float:
         """The budget, or its default."""
         return self.budget or (GPU_BUDGET if self.machine.gpus else CPU_BUDGET)
@@ -73,12 +80,24 @@ def propose(request: Request) -> Proposal:
     images, machine, like = request.images, request.machine, request.like
     layers = _choose_layers(request)
     model = _model(layers)
-    per_image = _training_flops(model)
+    per_image = _training_flops(model, request.mask_ratio)
     epochs = _choose_epochs(request, _affordable_images(request, model))
     seconds = epochs.value * images.train * per_image / request.training_speed
-    plan = Plan(images, machine, model, epochs.value, seconds, request.most_at_a_time)
+    plan = Plan(
+        images,
+        machine,
+        model,
+        epochs.value,
+        seconds,
+        request.most_at_a_time,
+        like.training.optimizer if like else "adamw",
+        request.mask_ratio,
+    )
     recipe = propose_recipe(plan, request.flip, like.training if like else None)
     batch, averages = recipe["batch_size"].value, len(recipe["ema_decays"].value)
+    resources = propose_resources(plan, batch, averages)
+    if resources["images_per_worker"].value < 2:  # There is no other image to take noise from.
+        recipe = {key: choice for key, choice in recipe.items() if key != "context_noise"}
     sampling = propose_sampling(model, like.sampling if like else None)
     drawing = sum(sampling_flops(model, SamplingConfig.model_validate(values(sampling))))
     sample_seconds = drawing / (_SAMPLING_SHARE * request.training_speed)
@@ -88,7 +107,7 @@ def propose(request: Request) -> Proposal:
             "dataset": Choice(images.name),
             "epochs": epochs,
             **recipe,
-            **propose_resources(plan, batch, averages),
+            **resources,
             **propose_upkeep(plan, max(1, plan.seen // batch), sample_seconds),
         },
         sampling=sampling,
@@ -99,16 +118,18 @@ def propose(request: Request) -> Proposal:
     )
 
 
-def measured_speed(model: ModelConfig, seconds_per_image: float, workers: int) -> float:
-    """Operations per second of a training with `workers` workers, if one of them trains on an image
-    in `seconds_per_image` seconds."""
-    return workers * _training_flops(model) / seconds_per_image
+def measured_speed(size: Size, seconds_per_image: float) -> float:
+    """Operations per second of the size's training on all workers, if one of them trains on an
+    image in `seconds_per_image` seconds."""
+    recipe = size.training
+    return recipe.workers * _training_flops(size.model, recipe.mask_ratio) / seconds_per_image
 
 
 def training_seconds(size: Size, images: int, speed: float) -> float:
     """Seconds of the size's training on `images` images at `speed` operations per second, the start
     of the workers included."""
-    work = size.training.epochs * images * _training_flops(size.model)
+    recipe = size.training
+    work = recipe.epochs * images * _training_flops(size.model, recipe.mask_ratio)
     return _START_SECONDS + work / speed
 
 
@@ -147,11 +168,13 @@ def _most_epochs(images: ImageSet) -> int:
 
 def _affordable_images(request: Request, model: ModelConfig) -> float:
     """Number of images on which the budget can train the model."""
-    return request.budget_seconds * request.training_speed / _training_flops(model)
+    work = _training_flops(model, request.mask_ratio)
+    return request.budget_seconds * request.training_speed / work
 
 
-def _training_flops(model: ModelConfig) -> float:
-    return sum(training_flops(model, activation_checkpointing=False))
+def _training_flops(model: ModelConfig, mask_ratio: MaskRatio) -> float:
+    shares = training_shares(model, mask_ratio)
+    return sum(training_flops(model, shares, activation_checkpointing=False))
 
 
 def _model(layers: Entry) -> ModelConfig:

@@ -9,8 +9,9 @@ own case.
 import math
 from dataclasses import dataclass
 
+from fractal_model.config.mask_ratio import MaskRatio
 from fractal_model.config.model import ModelConfig
-from fractal_model.config.training import TrainingConfig
+from fractal_model.config.training import OptimizerName, TrainingConfig
 from fractal_model.sizing.choices import Choice, Entry, ImageSet
 from fractal_model.sizing.machine import Machine
 
@@ -25,6 +26,8 @@ _FEW_STEPS = 2_000
 """Below this number of steps AdamW's first moment averages over fewer steps, as in digits."""
 _KEPT = ("weight_decay", "clip_norm", "ema_decays", "label_drop")
 """Settings that are taken from the size that a proposal follows."""
+_OPTIONS = ("optimizer", "mask_ratio", "context_noise")
+"""Settings that are taken from that size too, and left out at their published defaults."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Plan:
     """Seconds that the training takes, as far as is known."""
     most_at_a_time: int
     """Largest number of images that a worker may compute at a time."""
+    optimizer: OptimizerName = "adamw"
+    mask_ratio: MaskRatio = "published"
 
     @property
     def seen(self) -> int:
@@ -70,7 +75,9 @@ def propose_recipe(plan: Plan, flip: bool, like: TrainingConfig | None = None) -
     }
     if like is not None:
         rows = like.model_copy(update={"ema_decays": list(like.ema_decays)})
-        entry |= {key: Choice(getattr(rows, key), "of the size to follow") for key in _KEPT}
+        options = like.model_dump(include=set(_OPTIONS)).keys()
+        kept = (*_KEPT, *(key for key in _OPTIONS if key in options))
+        entry |= {key: Choice(getattr(rows, key), "of the size to follow") for key in kept}
         entry["flip"] = Choice(flip or like.flip, "as asked" if flip else "of the size to follow")
     return entry
 

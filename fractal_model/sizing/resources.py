@@ -118,6 +118,8 @@ def _fit_memory(plan: Plan, share: int, workers: int, averages: int) -> _Fit | N
                 precision=machine.precision,
                 averages=averages,
                 activation_checkpointing=checkpointing,
+                optimizer=plan.optimizer,
+                mask_ratio=plan.mask_ratio,
             ).total
             if needed < room:
                 return _Fit(images, checkpointing, needed / 1e9)

@@ -59,7 +59,7 @@ def propose_and_try(request: Request, name: str, place: Path | str) -> tuple[Pro
             request = replace(request, most_at_a_time=size.training.images_per_worker // 2)
             proposal = propose(request)
             continue
-        speed = measured_speed(size.model, step.seconds_per_image, size.training.workers)
+        speed = measured_speed(size, step.seconds_per_image)
         request = replace(request, speed=speed, cpu_share=step.cpu_share)
         tried = proposal.models
         proposal = propose(request)

@@ -8,6 +8,7 @@ the data is the same. The reference names the settings in which the run differs 
 from collections.abc import Mapping
 
 from fractal_model.config.params import Size
+from fractal_model.config.training import TrainingConfig
 from fractal_model.data.manifest import Manifest
 from fractal_model.reporting.reference_curve import LABELS, ReferenceCurve
 from fractal_model.reporting.shipped_curves import read_shipped_curve
@@ -15,7 +16,10 @@ from fractal_model.tracking import runs
 from fractal_model.tracking.training_history import curve
 
 _MODEL, _RECIPE = "model.", "training."
-_RANDOM_START = {"training.start_from": "random weights"}
+_DEFAULTS = {
+    **runs.flatten_settings(training=TrainingConfig.curve_defaults()),
+    "training.start_from": "random weights",
+}
 
 
 def curve_settings(size: Size) -> dict[str, str]:
@@ -53,14 +57,13 @@ def _champion_curve(run_id: str | None, settings: Mapping[str, str]) -> Referenc
 def _describe_differences(
     theirs: Mapping[str, str], settings: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Describe the settings that differ from `theirs`. A setting of the recipe that is not in
-    `theirs` is newer and had no effect then. One of the model is left out at its default."""
-    theirs, settings = _RANDOM_START | {**theirs}, _RANDOM_START | {**settings}
-    changed = [name for name, value in settings.items() if theirs.get(name, value) != value]
+    """Describe the settings that differ from `theirs`. A setting that is on one side alone has its
+    default on the other."""
+    theirs, settings = _DEFAULTS | {**theirs}, _DEFAULTS | {**settings}
     texts = [
-        f"{name.removeprefix(_RECIPE)} {settings[name]} instead of {theirs[name]}"
-        for name in changed
-        if name.startswith(_RECIPE)
+        f"{name.removeprefix(_RECIPE)} {value} instead of {theirs[name]}"
+        for name, value in settings.items()
+        if name.startswith(_RECIPE) and theirs.get(name, value) != value
     ]
     is_other_model = _of_model(theirs) != _of_model(settings)
     return (*texts, *(["another architecture"] if is_other_model else []))

@@ -1,10 +1,10 @@
 """One worker's training: forward, backward, clip, step. It does not depend on how it is launched.
 
-Decided here: every random number of a step (label drop, masks, guiding noise, dropout) is a pure
-function of (seed, step, rank). So a resumed run gives the same weights, bit for bit, as a run
-without interruption. A worker splits its share of a batch into parts that fit its memory. Workers
-exchange gradients once in a step, with the last part. Each part is weighted by its number of
-images, so all images count equally, however they are split over workers and parts.
+Decided here: every random number of a step (label drop, masks, noise, dropout) is a pure function
+of (seed, step, rank). So a resumed run gives the same weights, bit for bit, as a run without
+interruption. A worker splits its share of a batch into parts that fit its memory. Workers exchange
+gradients once in a step, with the last part. Each part is weighted by its number of images, so all
+images count equally, however they are split over workers and parts.
 """
 
 import math
@@ -32,7 +32,8 @@ from fractal_model.model.fractal import NO_CLASS, FractalModel, initialise
 from fractal_model.model.losses import training_loss
 from fractal_model.training.averages import MovingAverages
 from fractal_model.training.collectives import gather_from_ranks
-from fractal_model.training.masks import training_guides, training_masks
+from fractal_model.training.masks import noisy_context, training_guides, training_masks
+from fractal_model.training.optimizer import new_optimizer, require_state
 from fractal_model.training.schedule import learning_rate
 
 StartWeights = Callable[[], Mapping[str, Tensor]]
@@ -99,10 +100,10 @@ class Trainer:
             compile_blocks(self.model)
         if self._device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # TF32 where autocast keeps float32
-        self.optimizer = _adamw(self.model, recipe)
+        self.optimizer = new_optimizer(self.model, recipe)
         self.averages = MovingAverages(self.model, recipe.ema_decays)
         self._local_loss = torch.zeros(())
-        loss: nn.Module = _TrainingLoss(self.model)
+        loss: nn.Module = _TrainingLoss(self.model, recipe)
         self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
 
     @property
@@ -121,17 +122,13 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load weights, optimiser state, moving averages and position. FractalError, before
-        anything is loaded: the checkpoint has no optimiser state, or lacks a moving average that
-        the recipe keeps."""
-        if checkpoint.optimizer is None:
-            raise FractalError(
-                "training cannot continue from a checkpoint without optimiser state (it was "
-                "imported): resume one that training saved, or start from the beginning"
-            )
+        anything is loaded: the checkpoint has no state of the recipe's optimiser, or lacks a moving
+        average that the recipe keeps."""
+        state = require_state(checkpoint.optimizer, self.recipe)
         self.averages.require(checkpoint.averages)
         self.position = checkpoint.progress.position
         self.model.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.optimizer.load_state_dict(state)
         skipped = sum(start < self.position for start in checkpoint.progress.skipped)
         self.averages.load(checkpoint.averages, is_first=self.steps == skipped)
 
@@ -144,7 +141,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         dropped = torch.rand(batch.labels.shape, generator=generator) < self.recipe.label_drop
         labels = torch.where(dropped, NO_CLASS, batch.labels)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss = self._backward(batch.images, labels, generator)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         if not bool((norm + loss).isfinite()):  # All ranks have the same norm and loss.
@@ -159,7 +156,7 @@ class Trainer:
         self.position = 0
         first = _new_model(self.model.config, self.recipe.seed, self._start)
         self.model.load_state_dict(first.state_dict())
-        self.optimizer.state.clear()
+        self.optimizer = new_optimizer(self.model, self.recipe)
         self.averages.reset()
 
     def skip_batch(self) -> None:
@@ -212,17 +209,20 @@ class Trainer:
 class _TrainingLoss(nn.Module):
     """Runs the model on images and computes the training loss, as one module that DDP can wrap."""
 
-    def __init__(self, model: FractalModel) -> None:
+    def __init__(self, model: FractalModel, recipe: TrainingConfig) -> None:
         super().__init__()
         self.model = model
+        self._recipe = recipe
         self._tokens = [level.tokens for level in model.config.levels]
 
     def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        noise = self._recipe.context_noise
         outcome = self.model(
             images,
             labels,
-            masks=training_masks(self._tokens, generator),
+            masks=training_masks(self._tokens, generator, self._recipe.mask_ratio),
             guides=partial(training_guides, generator=generator),
+            context=noisy_context(noise, generator) if noise else None,
         )
         return training_loss(outcome, red_weight=self.model.config.red_weight)
 
@@ -240,13 +240,3 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of all random numbers of one step on one rank: at most 63 bits, as torch requires."""
     state = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
     return int(state) >> 1
-
-
-def _adamw(model: FractalModel, recipe: TrainingConfig) -> torch.optim.AdamW:
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for name, parameter in model.named_parameters():
-        is_bias = parameter.ndim <= 1 or ".biases." in name  # Pixel logits' biases are (1, V)
-        groups[is_bias].append(parameter)
-    decays = zip(groups, (recipe.weight_decay, 0.0), strict=True)
-    options = [{"params": group, "weight_decay": decay} for group, decay in decays]
-    return torch.optim.AdamW(options, lr=recipe.peak_learning_rate, betas=recipe.betas, fused=True)

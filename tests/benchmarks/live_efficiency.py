@@ -24,6 +24,7 @@ from fractal_model.common.console import console, errors_on_one_line
 from fractal_model.config.params import DEFAULT_FILE, Size, load_params
 from fractal_model.costs.benchmark import measure, training_work
 from fractal_model.costs.flops import training_flops
+from fractal_model.costs.shapes import training_shares
 from fractal_model.data.loader import train_loader
 from fractal_model.data.prepared import PreparedSplit, open_prepared
 from fractal_model.training.efficiency import peak_gflops
@@ -53,7 +54,8 @@ def measure_training(size: Size, split: PreparedSplit, batch: int, steps: int) -
     """Train as a worker does, with a report after each step; return the reports' medians."""
     recipe = size.training.model_copy(update={"batch_size": batch, "images_per_worker": batch})
     trainer = Trainer(size.model, recipe, images=len(split))
-    operations = sum(training_flops(size.model, activation_checkpointing=False)) / 1e9
+    shares = training_shares(size.model, recipe.mask_ratio)
+    operations = sum(training_flops(size.model, shares, activation_checkpointing=False)) / 1e9
     peak = peak_gflops(CPU, recipe.precision)
     meter = Meter(trainer, len(split), 1, gflop_per_image=operations, peak_gflops=peak)
     loader = train_loader(

@@ -132,6 +132,51 @@ def test_a_sweep_of_the_evaluations_weights_keeps_its_fingerprint(monkeypatch):
     assert fingerprint(SweepConfig(weights=("model",))) != old
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer", "muon"),
+        ("mask_ratio", "uniform"),
+        ("mask_ratio", 0.7),
+        ("context_noise", 0.1),
+    ],
+)
+def test_an_option_off_its_default_is_another_run(key, value):
+    recipe = TrainingConfig.model_validate(SETTINGS | {key: value})
+    assert TrainingConfig.model_validate_json(recipe.model_dump_json()) == recipe
+    assert recipe.curve_settings() == {**RECIPE.curve_settings(), key: value}
+    prints = {fingerprint(r.without_operational_settings()) for r in (recipe, RECIPE)}
+    assert len(prints) == 2
+    default = TrainingConfig.model_validate(SETTINGS | {key: getattr(RECIPE, key)})
+    assert key not in default.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"optimizer": "sgd"}, "Input should be 'adamw' or 'muon'"),
+        *(
+            ({"mask_ratio": ratio}, "give published, uniform, or a number above 0 and below 1")
+            for ratio in ("half", 0, 1, 1.5, -0.1, float("nan"), True, None, 10**400, [0.7])
+        ),
+        ({"context_noise": 1.0}, "context_noise\n.*should be less than 1"),
+        ({"context_noise": -0.1}, "context_noise\n.*should be greater than or equal to 0"),
+        ({"context_noise": True}, "should be a number, not true or false"),
+        ({"label_drop": 1.1}, "label_drop\n.*should be less than or equal to 1"),
+        ({"context_noise": 0.1, "images_per_worker": 1}, "a worker computes 1 image at a time"),
+        ({"context_noise": 0.1, "batch_size": 2, "workers": 2}, "batch_size 2 over 2 workers"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(setting, message):
+    with pytest.raises(ValidationError, match=message) as raised:
+        TrainingConfig.model_validate(SETTINGS | setting)
+    assert raised.value.error_count() == 1
+
+
+def test_all_labels_may_be_dropped():
+    assert TrainingConfig.model_validate(SETTINGS | {"label_drop": 1}).label_drop == 1.0
+
+
 @pytest.mark.parametrize("size", IMAGENET_SIZES)
 def test_validation_is_on_for_published_sizes_and_changes_no_fingerprint(size):
     recipe = PARAMS.size(size).training

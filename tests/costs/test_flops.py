@@ -15,8 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import load_params
 from fractal_model.config.sampling import SamplingConfig
-from fractal_model.costs.flops import pass_products, sampling_flops, training_flops
-from fractal_model.costs.shapes import expected_masked_share
+from fractal_model.costs.flops import (
+    optimizer_flops,
+    pass_products,
+    sampling_flops,
+    training_flops,
+)
+from fractal_model.costs.shapes import expected_masked_share, peak_shares, training_shares
 from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations
 from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
@@ -90,35 +95,36 @@ def test_every_size_agrees_with_the_counter(size):
     assert sum(p.forward for p in pass_products(config, shares(config))) == pytest.approx(
         forward, rel=TOLERANCE
     )
-    assert sum(
-        training_flops(config, activation_checkpointing=False, shares=shares(config))
-    ) == pytest.approx(both, rel=TOLERANCE)
+    ours = training_flops(config, shares(config), activation_checkpointing=False)
+    assert sum(ours) == pytest.approx(both, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("size", ["digits", "mar-b"])
 def test_activation_checkpointing_agrees_with_the_counter(size):
     config = PARAMS.size(size).model
     _, both = counted_on_meta(config, checkpointing=True)
-    assert sum(
-        training_flops(config, activation_checkpointing=True, shares=shares(config))
-    ) == pytest.approx(both, rel=TOLERANCE)
+    ours = training_flops(config, shares(config), activation_checkpointing=True)
+    assert sum(ours) == pytest.approx(both, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_formula_agrees_with_a_real_training_step(kind, checkpointing, monkeypatch):
+@pytest.mark.parametrize(
+    ("checkpointing", "optimizer"), [(False, "adamw"), (True, "adamw"), (False, "muon")]
+)
+def test_the_formula_agrees_with_a_real_training_step(kind, checkpointing, optimizer, monkeypatch):
     config = tiny_config(kind)
     monkeypatch.setattr(trainer, "training_masks", fixed_masks)
     # Recomputation also repeats the last of oneDNN's products, but not of torch's.
     monkeypatch.setattr("fractal_model.model.kernels.linear._HAS_ONEDNN", not checkpointing)
-    recipe = PARAMS.size("digits").training.model_copy(
-        update={"activation_checkpointing": checkpointing, "batch_size": 3}
-    )
+    changes = {"activation_checkpointing": checkpointing, "optimizer": optimizer}
+    recipe = PARAMS.size("digits").training.model_copy(update={**changes, "batch_size": 3})
     stepper = trainer.Trainer(config, recipe, images=3)
     batch = Batch(random_images(3, config.image_size), torch.arange(3), torch.arange(3))
     with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
         stepper.step(batch)
-    ours = training_flops(config, activation_checkpointing=checkpointing, shares=shares(config))
-    assert 3 * sum(ours) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
+    ours = training_flops(config, shares(config), activation_checkpointing=checkpointing)
+    update = optimizer_flops(config, optimizer)
+    assert (update > 0) == (optimizer == "muon")
+    assert 3 * sum(ours) + update == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -148,10 +154,23 @@ def shared_by_rows(config: ModelConfig, steps: tuple[int, ...]) -> int:
     return sum(n * 6 * v.tokens * v.width**2 for v, n in levels if v.generator == "mar")
 
 
+@pytest.mark.parametrize("mask_ratio", ["published", "uniform", 0.3, 0.7])
 @pytest.mark.parametrize("tokens", [4, 16, 256])
-def test_the_expected_share_is_that_of_the_masks_drawn(tokens):
+def test_the_expected_share_is_that_of_the_masks_drawn(tokens, mask_ratio):
     rows = Rows.whole_images(40_000 // tokens * 4, torch.device("cpu"))
-    drawn = training_masks([tokens], torch.Generator().manual_seed(0))(0, rows)
+    drawn = training_masks([tokens], torch.Generator().manual_seed(0), mask_ratio)(0, rows)
     per_row = drawn.double().mean(1)
     error = per_row.std() / len(per_row) ** 0.5
-    assert abs(per_row.mean() - expected_masked_share(tokens)) < 4 * error
+    assert abs(per_row.mean() - expected_masked_share(tokens, mask_ratio)) < 4 * error
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 8])
+def test_the_share_for_the_memory_is_the_largest_that_uniform_masks_reach(images):
+    config, rows = tiny_config("mar"), Rows.whole_images(images, torch.device("cpu"))
+    tokens = [level.tokens for level in config.levels]
+    draw = training_masks(tokens, torch.Generator().manual_seed(0), "uniform")
+    largest = max(draw(0, rows).double().mean().item() for _ in range(200))
+    limit, *below = peak_shares(config, "uniform", images)
+    assert limit - 1 / tokens[0] <= largest <= limit
+    assert below == [(tokens[1] + 1) / (2 * tokens[1])]
+    assert peak_shares(config, "published", images) == training_shares(config, "published")

@@ -8,6 +8,7 @@ from fractal_model.common.gpus import find_gpu
 from fractal_model.config.params import load_params
 from fractal_model.costs import published_costs
 from fractal_model.costs.flops import published_sampling_flops, training_flops
+from fractal_model.costs.shapes import training_shares
 from tests.support.params import SHIPPED
 
 PARAMS = load_params(SHIPPED)
@@ -41,7 +42,8 @@ def implied_utilisation(flops: float, *, seconds: float, peak: float) -> float:
 
 def training_utilisation(size: str, *, checkpointing: bool) -> float:
     model = PARAMS.size(size).model
-    flops = sum(training_flops(model, activation_checkpointing=checkpointing))
+    shares = training_shares(model, "published")
+    flops = sum(training_flops(model, shares, activation_checkpointing=checkpointing))
     return implied_utilisation(
         IMAGES_SEEN * flops,
         seconds=published_costs.TRAINING_DAYS[size] * 86_400,

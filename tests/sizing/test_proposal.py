@@ -70,7 +70,7 @@ def test_a_measured_speed_replaces_the_estimate():
 
 def test_the_speed_of_a_step_is_that_of_all_workers():
     size = propose(request()).size("x")
-    speed = measured_speed(size.model, seconds_per_image=0.5, workers=2)
+    speed = measured_speed(size, seconds_per_image=0.5)
     alone = training_seconds(size, FLOWERS.train, speed) - 30
     assert alone == pytest.approx(size.training.epochs * FLOWERS.train * 0.5 / 2)
 

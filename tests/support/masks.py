@@ -20,7 +20,7 @@ def shares(config: ModelConfig) -> tuple[float, ...]:
     return tuple(masked(v.tokens) / v.tokens if v.generator == "mar" else 1 for v in config.levels)
 
 
-def fixed_masks(tokens: list[int], generator: torch.Generator):
+def fixed_masks(tokens: list[int], generator: torch.Generator, mask_ratio: object = None):
     """A function like `training_masks` that masks the same number of sub-patches in each row."""
 
     def draw(level: int, rows: Rows) -> torch.Tensor:

@@ -97,6 +97,36 @@ def test_a_training_from_the_weights_of_a_model_is_not_called_normal():
     assert found.differences == ("start_from models:/fractal-digits/1 instead of random weights",)
 
 
+OPTIONS = {"mask_ratio": "uniform", "context_noise": 0.1, "optimizer": "muon"}
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_is_a_difference_though_recipes_at_the_default_do_not_have_it(name, monkeypatch):
+    default, value = str(getattr(SIZE.training, name)), str(OPTIONS[name])
+    assert f"training.{name}" not in curve_settings(SIZE)
+    found = find_reference(changed(**{name: OPTIONS[name]}), DATA, None)
+    assert found is not None
+    assert found.differences == (f"{name} {value} instead of {default}",)
+    theirs = curve_settings(changed(**{name: OPTIONS[name]}))
+    monkeypatch.setattr(module, "read_shipped_curve", lambda size: None)
+    monkeypatch.setattr(module, "curve", lambda run, metric: CHAMPION_LOSSES)
+    monkeypatch.setattr(module.runs, "read_params", lambda run: theirs)
+    found = find_reference(SIZE, DATA, "a")
+    assert found is not None
+    assert found.differences == (f"{name} {default} instead of {value}",)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_layer_setting_of_one_side_alone_is_another_architecture(monkeypatch):
+    theirs = {**curve_settings(SIZE), "model.levels.0.new": "True"}
+    monkeypatch.setattr(module, "read_shipped_curve", lambda size: None)
+    monkeypatch.setattr(module, "curve", lambda run, metric: CHAMPION_LOSSES)
+    monkeypatch.setattr(module.runs, "read_params", lambda run: theirs)
+    found = find_reference(SIZE, DATA, "a")
+    assert found is not None and found.differences == ("another architecture",)
+
+
 @pytest.mark.usefixtures("shipped")
 def test_the_shipped_curve_is_not_for_other_data(champion):
     found = find_reference(SIZE, OTHER_DATA, champion)

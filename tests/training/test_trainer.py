@@ -18,8 +18,12 @@ from tests.support import random_images, tiny_config
 from tests.support.recipes import BATCH, RECIPE, trainer, weights
 
 
-def test_the_loss_falls():
-    trained = trainer(base_learning_rate=0.3)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optimizer": "muon"}, {"mask_ratio": "uniform", "context_noise": 0.1}],
+)
+def test_the_loss_falls(options):
+    trained = trainer(base_learning_rate=0.3, **options)
     losses = [trained.step(BATCH).loss.item() for _ in range(19)]
     assert losses[-1] < losses[0] - 0.5
 
@@ -52,9 +56,15 @@ def test_activation_checkpointing_changes_no_gradient(kind, choice):
     assert all(a.equal(b) for a, b in zip(weights(plain), weights(checkpointed), strict=True))
 
 
-@pytest.mark.parametrize("decays", [(), (0.9,), (0.5, 0.9, 0.999)])
-def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, decays):
-    straight = trainer(ema_decays=decays)
+OPTIONS = {"optimizer": "muon", "mask_ratio": "uniform", "context_noise": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("decays", "options"),
+    [((), {}), ((0.9,), {}), ((0.5, 0.9, 0.999), {}), ((), OPTIONS)],
+)
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, decays, options):
+    straight = trainer(ema_decays=decays, **options)
     for _ in range(3):
         straight.step(BATCH)
     save_checkpoint(
@@ -67,7 +77,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, de
     for _ in range(3):
         straight.step(BATCH)
     torch.manual_seed(99)  # the global random state of another process
-    resumed, saved = trainer(ema_decays=decays), load_checkpoint(tmp_path / "c")
+    resumed, saved = trainer(ema_decays=decays, **options), load_checkpoint(tmp_path / "c")
     resumed.restore(saved)
     for _ in range(3):
         resumed.step(BATCH)
@@ -152,8 +162,9 @@ def test_a_loss_that_is_not_finite_changes_no_weight():
     assert trained.model.pixel.codebooks[0].weight.equal(before)
 
 
-def test_a_reset_trainer_equals_a_new_one():
-    trained, fresh = trainer(ema_decays=(0.9, 0.5)), trainer(ema_decays=(0.9, 0.5))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_reset_trainer_equals_a_new_one(optimizer):
+    trained, fresh = (trainer(ema_decays=(0.9, 0.5), optimizer=optimizer) for _ in "ab")
     for _ in range(2):
         trained.step(BATCH)
     trained.reset()
@@ -234,7 +245,7 @@ def test_biases_and_norms_do_not_decay():
 
 def test_label_drop_decides_which_embedding_learns():
     """If every label is dropped, the classes get no gradient; if none is, the null embedding."""
-    trained = trainer(label_drop=0.999999)
+    trained = trainer(label_drop=1.0)
     trained.step(BATCH)
     assert not trained.model.class_embedding.weight.grad.any()
     trained = trainer(label_drop=0.0)
