@@ -138,6 +138,7 @@ class Params(StrictModel):
                 )
             self.sampling[name].level_iterations(model)
             self.training[name].checkpointing_by_level(len(model.levels))
+            self._require_masks(name, model)
         self._require_pipeline_sizes()
         for name, sweep in self.sweep.items():
             if name not in self.models:
@@ -150,6 +151,15 @@ class Params(StrictModel):
             for setting in sweep.settings(size.serving):
                 setting.sampling.level_iterations(size.model)
         return self
+
+    def _require_masks(self, name: str, model: ModelConfig) -> None:
+        """Check that a size whose recipe chooses a mask ratio has a level with masks."""
+        ratio = self.training[name].mask_ratio
+        if ratio != "published" and all(level.generator == "ar" for level in model.levels):
+            raise ValueError(
+                f"training.{name}.mask_ratio is {ratio}, but models.{name}.generators are all ar, "
+                f"which have no masks: remove mask_ratio, or choose mar for a level"
+            )
 
     def _require_pipeline_sizes(self) -> None:
         for name, dataset in self.pipeline.sizes.items():

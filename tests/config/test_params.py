@@ -145,6 +145,10 @@ MISTAKES = [
         ["evaluation.digits count up to 4294967296", "4294967295"],
     ),
     (_set("preparation", "processes", value=10**6), ["preparation.processes", "1024"]),
+    (
+        _set("training", "emoji-64", "mask_ratio", value="uniform"),
+        ["training.emoji-64.mask_ratio is uniform", "all ar, which have no masks: remove"],
+    ),
 ]
 
 

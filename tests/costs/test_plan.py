@@ -6,6 +6,8 @@ import json
 import math
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from fractal_model.cli.app import app
@@ -14,6 +16,8 @@ from fractal_model.common.gpus import GPUS, find_gpu
 from fractal_model.config.params import load_params
 from fractal_model.costs.flops import published_sampling_flops, sampling_flops
 from fractal_model.costs.plan import Plan, dataset_splits, plan
+from fractal_model.model.blocks import Block
+from fractal_model.model.fractal import FractalModel
 from tests.support.params import IMAGENET_SIZES, SHIPPED
 from tests.support.tiny_files import save_images
 
@@ -109,6 +113,38 @@ def test_digits_has_its_own_number_of_images_and_float32_peak():
     executed = recipe.epochs * 1500 * sum(part.training_flops for part in costs.parts)
     reached = 2 * GPUS["h100"].float32_tflops * 1e12 * costs.utilisation
     assert costs.training_days * 86_400 == pytest.approx(executed / reached)
+
+
+def test_muon_takes_less_memory_and_disk_and_more_operations():
+    size = PARAMS.size("mar-b")
+    changed = size.model_copy(
+        update={"training": size.training.model_copy(update={"optimizer": "muon"})}
+    )
+    adamw, muon = (
+        plan(s, gpu=find_gpu("h100"), gpus=32, splits={"train": 102_400}) for s in (size, changed)
+    )
+    with torch.device("meta"):
+        blocks = [m for m in FractalModel(size.model).modules() if isinstance(m, Block)]
+    layers = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    saved = 4 * sum(layer.weight.numel() for layer in layers)
+    assert adamw.memory.total - muon.memory.total == pytest.approx(saved)
+    assert adamw.disk.checkpoint - muon.disk.checkpoint == pytest.approx(saved)
+    assert (adamw.optimizer_flops, muon.steps) == (0, 80_000)
+    added = muon.steps * muon.optimizer_flops / (muon.gpu.peak("bfloat16") * muon.utilisation)
+    assert (muon.training_days - adamw.training_days) * 86_400 == pytest.approx(added)
+
+
+def test_uniform_masks_have_fewer_rows():
+    size = PARAMS.size("mar-b")
+    recipe = size.training.model_copy(update={"mask_ratio": "uniform"})
+    changed = size.model_copy(update={"training": recipe})
+    published, uniform = (
+        plan(s, gpu=find_gpu("h100"), gpus=32, splits={"train": 1000}) for s in (size, changed)
+    )
+    rows = [part.rows for part in uniform.parts]
+    assert rows == pytest.approx([1, 257 / 2, 257 / 2 * 17 / 2, 257 / 2 * (17 / 2) ** 2])
+    assert uniform.training_days < 0.65 * published.training_days
+    assert uniform.memory.activations.kept < published.memory.activations.kept
 
 
 @pytest.mark.parametrize("decays", [(0.999,), (0.9, 0.999, 0.9999)])

@@ -87,6 +87,18 @@ def test_a_size_to_follow_keeps_its_architecture_and_epochs():
     assert shorter.training.epochs < 800
 
 
+def test_options_of_a_size_to_follow_are_kept_and_counted():
+    like = PARAMS.size("digits")
+    recipe = like.training.model_copy(update={"mask_ratio": "uniform", "context_noise": 0.1})
+    plain = following("digits", images=DIGITS, budget=60.0)
+    changed = replace(plain, like=like.model_copy(update={"training": recipe}))
+    ours, published = (propose(r).size("x").training for r in (changed, plain))
+    assert (ours.mask_ratio, ours.context_noise) == ("uniform", 0.1)
+    assert ours.epochs > published.epochs  # Fewer masks are fewer rows.
+    single = propose(replace(changed, most_at_a_time=1)).size("x").training
+    assert (single.images_per_worker, single.context_noise) == (1, 0.0)
+
+
 def test_a_size_to_follow_must_have_the_resolution():
     with pytest.raises(FractalError, match="mar-b is for images of 256 px"):
         propose(following("mar-b"))

@@ -41,6 +41,11 @@ def test_settings_of_a_size_to_follow_are_kept():
     like = PARAMS.training["mar-64"].model_copy(update={"clip_norm": 1.5, "ema_decays": (0.99,)})
     recipe = values(propose_recipe(plan_for("mar-64", DIGITS), flip=False, like=like))
     assert (recipe["clip_norm"], recipe["ema_decays"], recipe["flip"]) == (1.5, [0.99], True)
+    assert not {"optimizer", "mask_ratio", "context_noise"} & set(recipe)
+    options = {"optimizer": "muon", "mask_ratio": 0.7, "context_noise": 0.1}
+    like = like.model_copy(update=options)
+    recipe = values(propose_recipe(plan_for("mar-64", DIGITS), flip=False, like=like))
+    assert {key: recipe[key] for key in options} == options
 
 
 @pytest.mark.parametrize("train", [1, 3, 5, 40, 130])
