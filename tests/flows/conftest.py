@@ -10,6 +10,7 @@ import pytest
 from flows import evaluate, train
 from fractal_model.cli import app
 from tests.support.params import small_params
+from tests.support.pixel_features import use_pixels_as_features
 from tests.support.projects import Project, make_project
 
 
@@ -17,11 +18,19 @@ from tests.support.projects import Project, make_project
 def project(tmp_path_factory: pytest.TempPathFactory, prefect: None) -> Project:
     """A project with prepared data, a reference, and one trained and evaluated model."""
     project = make_project(tmp_path_factory.mktemp("flows") / "a project", small_params())
-    project.run(app.main, "data", "prepare", "digits")
-    project.run(app.main, "data", "reference", "digits")
-    project.run(train.main)
-    project.run(evaluate.main)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_pixels_as_features(monkeypatch)
+        project.run(app.main, "data", "prepare", "digits")
+        project.run(app.main, "data", "reference", "digits")
+        project.run(train.main)
+        project.run(evaluate.main)
     return project
+
+
+@pytest.fixture(autouse=True)
+def quick_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inception takes most of an evaluation's time; the tests of services and pages use it."""
+    use_pixels_as_features(monkeypatch)
 
 
 @pytest.fixture

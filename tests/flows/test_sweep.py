@@ -12,7 +12,6 @@ import yaml
 
 from flows import sweep
 from fractal_model.checkpoints.checkpoint import load_checkpoint
-from fractal_model.cli import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
 from fractal_model.config.serving import ServingConfig
@@ -21,7 +20,6 @@ from fractal_model.model.weights import weights_checksum
 from fractal_model.reporting.sweep import CURVES, HEAT_MAP
 from fractal_model.tracking import registry, store
 from tests.support.params import small_params
-from tests.support.pixel_features import use_pixels_as_features
 from tests.support.projects import Project, make_project
 
 
@@ -36,14 +34,11 @@ def _settings(**changes: object) -> dict:
 
 
 @pytest.fixture
-def swept(project: Project, tmp_path, monkeypatch) -> Iterator[Project]:
+def swept(project: Project, tmp_path) -> Iterator[Project]:
     """A project with these settings and the shared project's store, which is restored later."""
-    use_pixels_as_features(monkeypatch)
     mine = make_project(tmp_path / "a sweep", _settings())
     (mine.folder / "outputs").symlink_to(project.outputs)
-    (mine.folder / "data").mkdir()
-    (mine.folder / "data/digits").symlink_to(project.folder / "data/digits")
-    mine.run(app.main, "data", "reference", "digits")
+    (mine.folder / "data").symlink_to(project.folder / "data")
     store.connect(project.outputs)
     before = {run.info.run_id for run in _runs()}
     tags = mlflow.MlflowClient().get_model_version("fractal-digits", "1").tags
