@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help install demo up down status benchmark benchmark-data benchmark-page test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel ui lint types clean
+.PHONY: help install demo up down status benchmark benchmark-data benchmark-page speedrun test coverage test-all test-faults test-services test-scale test-pages test-wheel wheel ui lint types clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 23
@@ -56,6 +56,9 @@ benchmark-data: $(INSTALLED) ## time preparing and reading images, beside Pillow
 
 benchmark-page: $(INSTALLED) ## measure docs/speed.md again, but not its last sections
 	$(RUN) python -m tests.benchmarks.speed
+
+speedrun: $(INSTALLED) ## train the digits to a held-out likelihood, five times (docs/records.md)
+	$(RUN) python -m tests.benchmarks.speedrun
 
 PYTEST := python -m pytest
 # More processes than two cores, because many tests wait. Tests that share a server or a trained

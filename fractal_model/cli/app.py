@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "Train a size on its data set and register the model.",
     "evaluate": "Measure a model, or existing samples, by the protocol in params.yaml.",
     "sweep": "Find the guidance, logit scale, iterations and weights with the lowest FID.",
+    "study": "Compare variants of a recipe over several seeds, and write the table and the page.",
     "nightly": "Evaluate every registered size whose candidate has no evaluation under the current "
     "protocol.",
     "prepare": "Prepare a data set: its images, the features that FID compares with, and its "

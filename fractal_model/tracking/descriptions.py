@@ -35,11 +35,16 @@ _RUNS = {
         "Search for the best guidance of `fractal-{size}` on {dataset}. Each child run is one "
         "setting, with the metrics of its samples."
     ),
+    "study": (
+        "Study of recipes for `fractal-{size}` on {dataset}. Each child run is the training of one "
+        "variant with one seed; `final_` metrics are those of the trained model. The study's page "
+        "in the repository compares them."
+    ),
 }
 
 
 def describe_run(kind: str, size: str, dataset: str) -> str:
-    """Description of a run of this kind (train, evaluate, import or sweep), in Markdown."""
+    """Description of a run of this kind (train, evaluate, import, sweep or study), in Markdown."""
     return _RUNS[kind].format(size=size, dataset=dataset, tags=tags)
 
 

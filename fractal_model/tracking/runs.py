@@ -1,4 +1,4 @@
-"""Writes MLflow runs of training, evaluation, import and sweep, and reads their results."""
+"""Writes MLflow runs of training, evaluation, import, sweep and study; reads their results."""
 
 import os
 import subprocess
@@ -102,6 +102,15 @@ def sweep_run(size: Size, version: str, fingerprint: str, outputs: Path) -> Iter
     key = {tags.FINGERPRINT_TAG: fingerprint}
     with _run(size, "sweep", f"sweep-{size.name}-v{version}", outputs, key=key) as run:
         mlflow.set_tags({**key, tags.VERSION_TAG: version})
+        yield run.info.run_id
+
+
+@contextmanager
+def study_run(size: Size, name: str, outputs: Path) -> Iterator[str]:
+    """Continue or begin the parent run of the study `name`; yield the run's id."""
+    key = {tags.STUDY_TAG: name}
+    with _run(size, "study", f"study-{name}", outputs, key=key) as run:
+        mlflow.set_tags(key)
         yield run.info.run_id
 
 

@@ -2,7 +2,7 @@
 
 # Tags of a run. A version of a registered model has some of them too.
 KIND_TAG, SIZE_TAG = "fractal.kind", "fractal.size"
-"""Kind of a run (train, evaluate, import or sweep), and its size."""
+"""Kind of a run (train, evaluate, import, sweep or study), and its size."""
 PACKAGE_TAG, REVISION_TAG = "fractal.version", "fractal.git_revision"
 """Version of this package, and git commit of the working folder, when the run was written."""
 DATASET_TAG = "fractal.dataset_checksum"
@@ -22,6 +22,10 @@ PARENT_VERSION_TAG, PARENT_RUN_TAG = "fractal.parent_version", "fractal.parent_r
 id of the run that trained it."""
 SOURCE_TAG, SOURCE_CHECKSUM_TAG = "fractal.source", "fractal.source_sha256"
 """Tags of an import: name and SHA-256 of the published file."""
+STUDY_TAG = "fractal.study"
+"""Tag of a study's parent run: the name of the study."""
+CHECKPOINT_TAG = "fractal.checkpoint"
+"""Tag of a completed training of a study: the folder or address of its chosen checkpoint."""
 SETTING_TAG = "fractal.setting"
 """Tag of a sweep's child run: the fingerprint of its setting."""
 ABSENT_TAG = "fractal.absent"

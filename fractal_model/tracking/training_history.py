@@ -24,6 +24,22 @@ def last_position(run_id: str) -> int:
     return max((point.step for point in points), default=-1)
 
 
+def training_seconds(run_id: str) -> float:
+    """Seconds of all training steps of a run, from its reports: without the time for set-up,
+    checkpoints and validations."""
+    seconds, before = 0.0, 0
+    for position, speed in history(run_id, "images_per_second"):
+        seconds += (position - before) / speed if speed > 0 else 0.0
+        before = position
+    return seconds
+
+
+def history(run_id: str, metric: str) -> tuple[tuple[int, float], ...]:
+    """Points (number of images seen, value of the metric) of a training run, sorted."""
+    points = mlflow.MlflowClient().get_metric_history(run_id, metric)
+    return tuple(sorted((point.step, point.value) for point in points))
+
+
 def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:
     """Points (epoch, value of the metric) of a training run, sorted by epoch, without values that
     are not finite. Empty if `run_id` is None or the run was deleted."""

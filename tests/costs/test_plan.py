@@ -93,6 +93,17 @@ def test_sampling_takes_the_published_time_less_the_operations_that_are_saved():
     assert ours < 0.95 * published
 
 
+def test_held_out_training_images_cost_no_time():
+    size = PARAMS.size("mar-l")
+    recipe = size.training.model_copy(update={"holdout": 0.25})
+    less = size.model_copy(update={"training": recipe})
+    whole, part = (
+        plan(s, gpu=find_gpu("h100"), gpus=1, splits={"train": 1000}) for s in (size, less)
+    )
+    assert (whole.images, part.images) == (1000, 750)
+    assert part.gpu_hours == pytest.approx(0.75 * whole.gpu_hours)
+
+
 def test_time_falls_with_gpus_and_utilisation():
     days = plan_for().training_days
     assert plan_for(gpus=64).training_days == pytest.approx(days / 2)

@@ -6,7 +6,7 @@ from tests.support import REPOSITORY
 
 DOCUMENTS = [
     file
-    for pattern in ("*.md", "docs/*.md", "infra/*.md", "examples/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "infra/*.md", "examples/**/*.md")
     for file in sorted(REPOSITORY.glob(pattern))
 ]
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)

@@ -1,0 +1,1 @@
+"""Studies: variants of a recipe, trained over several seeds, measured and compared."""
