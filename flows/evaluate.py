@@ -28,8 +28,15 @@ from fractal_model.evaluation.inputs import EvaluationInputs
 from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
 from fractal_model.evaluation.promotion import Decision
 from fractal_model.evaluation.protocol import Protocol
+from fractal_model.sampling.guide import pin_guide
 from fractal_model.tracking import champions, registration, registry, runs, store
-from fractal_model.tracking.model_source import REGISTRY_SCHEME, fetch_registered, split_weights
+from fractal_model.tracking.model_source import (
+    REGISTRY_SCHEME,
+    attach_guide,
+    fetch_registered,
+    read_guide,
+    split_weights,
+)
 from fractal_model.tracking.result_files import read_model_file, write_evaluation_file
 
 from . import evaluation_tasks
@@ -91,10 +98,12 @@ def evaluate_fractal(
 
 def protocol_of(params: Params, size: str, preview: bool = False) -> Protocol:
     """Protocol by which a size is evaluated; only numbers of equal protocols are compared.
-    FractalError: the data set, reference or feature weights are missing or do not match."""
+    FractalError: the data set, reference, feature weights or guide are missing or do not match."""
     settings = params.size(size)
     inputs = EvaluationInputs(params, settings.training.dataset)
-    return inputs.protocol(settings.evaluation, sampling=settings.sampling, preview=preview)
+    guide = read_guide(settings.sampling.guide, settings.model, params.paths.outputs)
+    sampling = pin_guide(settings.sampling, guide)
+    return inputs.protocol(settings.evaluation, sampling=sampling, preview=preview)
 
 
 def get_or_run_evaluation(
@@ -121,6 +130,8 @@ def _evaluate(
     registry, or None. FractalError: the settings or the data set do not fit the checkpoint.
     LockHeldError: another process evaluates it, and `wait` is False."""
     model = load_checkpoint(checkpoint).build_model(size.evaluation.weights)
+    sampling = attach_guide(model, size.sampling, params.paths.outputs)
+    size = size.model_copy(update={"sampling": sampling})
     name = f"models:/{registry.model_name(size.name)}/{version}" if version else checkpoint.name
     evaluation = prepare_evaluation(
         params, size, model, name=name, version=version, preview=preview

@@ -30,10 +30,12 @@ from fractal_model.evaluation.inputs import EvaluationInputs, computation_finger
 from fractal_model.evaluation.sweep_previews import Previews
 from fractal_model.evaluation.sweep_settings import describe_setting
 from fractal_model.metrics.names import FID
+from fractal_model.model.fractal import FractalModel
 from fractal_model.parallel.split import split_over_workers
 from fractal_model.reporting.sweep import COLUMNS, sweep_figures, sweep_row
+from fractal_model.sampling.guide import pin_guide
 from fractal_model.tracking import registry, runs, store
-from fractal_model.tracking.model_source import fetch_registered, split_weights
+from fractal_model.tracking.model_source import fetch_registered, read_guide, split_weights
 
 from . import evaluate
 from .command import flow_command, run_command
@@ -84,10 +86,17 @@ class _Sweep:
     def __init__(
         self, params: Params, size: Size, version: registry.RegisteredCheckpoint, sweep: SweepConfig
     ) -> None:
+        guide = read_guide(size.sampling.guide, size.model, params.paths.outputs)
+        size = size.model_copy(update={"sampling": pin_guide(size.sampling, guide)})
         self._params, self._size, self._version = params, size, version
         self._settings = sweep.settings(size.serving)
-        # Settings with equal weights follow each other, so one model at a time is enough.
-        models = lru_cache(maxsize=1)(load_checkpoint(version.checkpoint).build_model)
+
+        @lru_cache(maxsize=1)  # Settings with equal weights follow each other.
+        def models(weights: str) -> FractalModel:
+            model = load_checkpoint(version.checkpoint).build_model(weights)
+            model.guide = guide
+            return model
+
         inputs = EvaluationInputs(params, size.training.dataset)
         protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
         self._rungs = _plan(size, sweep)
@@ -174,8 +183,11 @@ class _Sweep:
     def _evaluate(self, best: ServingConfig) -> str:
         """Evaluate the best setting by the full protocol; return the id of the evaluation's run."""
         name = self._size.name
-        sampling = {**self._params.sampling, name: best.sampling}
-        params = self._params.model_copy(update={"sampling": sampling})
+        guide = self._params.sampling[name].guide  # Its name, from which it is loaded again.
+        sampling = best.sampling.model_copy(update={"guide": guide})
+        params = self._params.model_copy(
+            update={"sampling": {**self._params.sampling, name: sampling}}
+        )
         params = params.with_weights(name, best.weights)
         size = params.size(name).with_workers(self._size.evaluation.workers)
         return evaluate.get_or_run_evaluation(params, size, self._version)

@@ -139,6 +139,7 @@ def _evaluate_model(
     from fractal_model.evaluation.prepare_evaluation import prepare_evaluation
     from fractal_model.tracking.model_source import (
         REGISTRY_SCHEME,
+        attach_guide,
         load_model,
         select_weights,
         split_weights,
@@ -151,6 +152,8 @@ def _evaluate_model(
     selected = settings.evaluation.weights
     if selected != (model.serving.weights if model.serving is not None else weights or MODEL):
         model = load_model(select_weights(place, selected), params.paths.outputs)
+    sampling = attach_guide(model, settings.sampling, params.paths.outputs)
+    settings = settings.model_copy(update={"sampling": sampling})
     evaluation = prepare_evaluation(
         params,
         settings,

@@ -69,6 +69,7 @@ def export(
         folder = out or Path(scratch) / "model"
         require_new(folder)
         network, serving = load_served(model, size, params)
+        serving.require_no_guide()
         network.serving = serving
         evaluation = _find_evaluation(model, network)
         if samples is None and evaluation is not None:

@@ -74,6 +74,7 @@ def import_checkpoint(
         raise FractalError("a file needs no mirror: leave out --size to download", setting="mirror")
     named_size = with_imagenet_names(settings.size(size or str(source)))
     require_published_layers(named_size)
+    named_size.serving.require_no_guide()
     out = out or Path(named_size.name)
     require_new(out)
     if size is not None:

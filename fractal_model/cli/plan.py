@@ -47,9 +47,11 @@ def plan(
     and the utilisation of the GPUs. All assumptions are printed below the tables.
     """
     from fractal_model.costs import plan as planning
+    from fractal_model.tracking.model_source import read_guide
 
     settings = params.load()
     named_size = settings.size(size)
+    guide = read_guide(named_size.sampling.guide, named_size.model, settings.paths.outputs)
     shares = {"utilisation": utilisation, "sampling_utilisation": sampling_utilisation}
     costs = planning.plan(
         named_size,
@@ -57,6 +59,7 @@ def plan(
         gpus=named_size.training.workers if gpus is None else gpus,
         splits=planning.dataset_splits(settings, named_size.training.dataset, images),
         batch_size=batch_size,
+        guide=guide and guide.model.config,
         **{name: value for name, value in shares.items() if value is not None},
     )
     for table in (_operations(costs), _paper(costs), _memory(costs), _totals(costs)):
@@ -165,8 +168,9 @@ def _notes(costs: Plan) -> list[str]:
     operations = (
         "Operations are those of matrix products, two per multiply-add, with attention in full. "
         f"Training has the expected number of masked rows: {rows} per image at each level. "
-        "Sampling uses the size's settings: guidance doubles the rows, a MAR level computes all "
-        "its positions in each iteration, AR levels and the pixel network keep keys and values."
+        "Sampling uses the size's settings: guidance doubles the rows in its interval, a MAR level "
+        "computes all its positions in each iteration, AR levels and the pixel network keep keys "
+        "and values."
     )
     return [_training_note(costs), _sampling_note(costs), operations, *_NOTES]
 

@@ -17,7 +17,7 @@ from fractal_model.common.plurals import count_of
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.overrides import parse_override
 from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
-from fractal_model.config.sampling import OrderName
+from fractal_model.config.sampling import GuidanceSchedule, OrderName
 from fractal_model.config.serving import ServingConfig
 from fractal_model.config.weights import MODEL
 
@@ -57,6 +57,24 @@ class SamplingOptions:
             "Default: the model's."
         ),
     ] = None
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(
+            help="Progress of level 0 between which guidance applies, such as 0.2,0.8. Default: "
+            "the model's."
+        ),
+    ] = None
+    guidance_schedule: Annotated[
+        GuidanceSchedule | None,
+        typer.Option(help="How guidance changes with the progress. Default: the model's."),
+    ] = None
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help="Weaker model that guides instead of the prediction without a class, written as "
+            "--model. Default: the sampling settings'."
+        ),
+    ] = None
     iterations: Annotated[
         str | None,
         typer.Option(help="Iterations of each level, such as 16,4. Default: the model's."),
@@ -65,19 +83,21 @@ class SamplingOptions:
         str | None,
         typer.Option(
             help="Order in which level 0 generates its sub-patches: random, raster, centre-out, "
-            "all sub-patch numbers, such as 3,1,0,2, or a file with them. Default: the model's."
+            "halton, all sub-patch numbers, such as 3,1,0,2, or a file with them. Default: the "
+            "model's."
         ),
     ] = None
     params: ParamsOption = DEFAULT_SOURCE
 
     def load(self) -> tuple[FractalModel, ServingConfig]:
-        """Return the model, with the name of its weights and its sampling settings, which have the
-        changes that the options make.
+        """Return the model and its guide, with the name of its weights and its sampling settings,
+        which have the changes that the options make.
 
         FractalError: the model does not exist, it has no sampling settings of its own and fits no
-        size, or a value is not allowed.
+        size, a value is not allowed, or the guide is missing or does not fit the model.
         """
         from fractal_model.generation.request import change_sampling
+        from fractal_model.tracking.model_source import attach_guide
 
         model, serving = load_served(self.model, self.size, self.params)
         if self.iterations is None:
@@ -91,10 +111,14 @@ class SamplingOptions:
             serving.sampling,
             model.config,
             guidance=self.guidance,
+            guidance_interval=parse_interval(self.guidance_interval),
+            guidance_schedule=self.guidance_schedule,
+            guide=self.guide,
             logit_scale=self.logit_scale,
             iterations=parse_iterations(self.iterations, model.config),
             order=None if self.order is None else _parse_order(self.order),
         )
+        sampling = attach_guide(model, sampling, find_outputs(self.params))
         return model, serving.model_copy(update={"sampling": sampling})
 
 
@@ -170,6 +194,19 @@ def parse_iterations(text: str | None, model: ModelConfig) -> tuple[int, ...] | 
     """Return the numbers of the option `--iterations`, one for each level; None if it is not given.
     FractalError: see `parse_numbers`."""
     return None if text is None else parse_numbers(text, "iterations", len(model.levels))
+
+
+def parse_interval(text: str | None) -> tuple[float, ...] | None:
+    """Return the numbers of the option `--guidance-interval`; None if it is not given.
+    FractalError: the text has something else than numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise FractalError(
+            f"guidance interval {text[:_LONGEST_TEXT]!r}: expected two numbers such as 0.2,0.8"
+        ) from error
 
 
 def _parse_order(text: str) -> str | tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The sections `evaluation`, `promotion`, `nightly` and `sweep` of params.yaml."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import product
 from math import prod
@@ -10,7 +11,13 @@ from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator, model_validator
 
 from fractal_model.common.strict import NUMBER, Seed, StrictModel
-from fractal_model.config.sampling import Guidance, Iterations, LogitScale
+from fractal_model.config.sampling import (
+    Guidance,
+    GuidanceInterval,
+    GuidanceSchedule,
+    Iterations,
+    LogitScale,
+)
 from fractal_model.config.serving import ServingConfig
 from fractal_model.config.training import MOST_WORKERS
 from fractal_model.config.validation import MOST_PASSES
@@ -113,6 +120,16 @@ class SweepConfig(StrictModel):
     """Guidance scales to try."""
     logit_scale: Annotated[tuple[LogitScale, ...], _VALUES] = (1.0, 1.05, 1.1)
     """Factors on the logits to try."""
+    guidance_interval: Annotated[
+        tuple[GuidanceInterval, ...],
+        Field(max_length=MOST_SETTINGS, exclude_if=lambda value: not value),
+    ] = ()
+    """Intervals of guidance to try. Empty: only that of the size's sampling settings."""
+    guidance_schedule: Annotated[
+        tuple[GuidanceSchedule, ...],
+        Field(max_length=MOST_SETTINGS, exclude_if=lambda value: not value),
+    ] = ()
+    """Schedules of guidance to try. Empty: only that of the size's sampling settings."""
     iterations: Annotated[tuple[Iterations, ...], Field(max_length=MOST_SETTINGS)] = ()
     """Lists of iterations to try. Each has one number for each level. Empty: only the list in the
     size's sampling settings is used."""
@@ -134,12 +151,14 @@ class SweepConfig(StrictModel):
         lists = (
             self.guidance,
             self.logit_scale,
+            self.guidance_interval or (None,),
+            self.guidance_schedule or (None,),
             self.iterations or (None,),
             self.weights or (None,),
         )
         if (combinations := prod(map(len, lists))) > MOST_SETTINGS:
             raise ValueError(
-                f"{combinations:,} combinations of guidance, logit_scale, iterations and weights: "
+                f"{combinations:,} combinations of guidance and the other lists: "
                 f"give fewer values, for at most {MOST_SETTINGS:,} combinations"
             )
         return self
@@ -147,10 +166,15 @@ class SweepConfig(StrictModel):
     def settings(self, served: ServingConfig) -> tuple[ServingConfig, ...]:
         """All combinations of the sweep's values, each once; those with equal weights follow each
         other. Settings that the sweep does not vary come from `served`."""
-        names = ("iterations", "logit_scale", "guidance")
-        iterations = self.iterations or (served.sampling.iterations,)
-        combinations = product(iterations, self.logit_scale, self.guidance)
-        updates = [dict(zip(names, values, strict=True)) for values in combinations]
-        samplings = dict.fromkeys(served.sampling.model_copy(update=update) for update in updates)
+        own = served.sampling
+        axes: dict[str, Sequence[object]] = {
+            "iterations": self.iterations or (own.iterations,),
+            "guidance_interval": self.guidance_interval or (own.guidance_interval,),
+            "guidance_schedule": self.guidance_schedule or (own.guidance_schedule,),
+            "logit_scale": self.logit_scale,
+            "guidance": self.guidance,
+        }
+        updates = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+        samplings = dict.fromkeys(own.model_copy(update=update) for update in updates)
         weights = dict.fromkeys(self.weights or (served.weights,))
         return tuple(ServingConfig(weights=w, sampling=s) for w, s in product(weights, samplings))

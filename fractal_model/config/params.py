@@ -338,4 +338,9 @@ def _with_absolute_paths(params: Params, base: Path) -> Params:
         name: recipe.model_copy(update={"start_from": _absolute(base, recipe.start_from)})
         for name, recipe in params.training.items()
     }
-    return params.model_copy(update={"paths": paths, "metrics": metrics, "training": training})
+    sampling = {
+        name: settings.model_copy(update={"guide": _absolute(base, settings.guide)})
+        for name, settings in params.sampling.items()
+    }
+    sections = {"paths": paths, "metrics": metrics, "training": training, "sampling": sampling}
+    return params.model_copy(update=sections)

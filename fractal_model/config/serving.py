@@ -6,6 +6,7 @@ promoted only if it was evaluated with the same settings.
 
 from __future__ import annotations
 
+from fractal_model.common.errors import FractalError
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.weights import Weights
@@ -18,6 +19,15 @@ class ServingConfig(StrictModel):
     """Which weights are served: `model`, `ema` or a moving average such as `ema-0.999`."""
     sampling: SamplingConfig
     """Sampling settings for requests that do not give their own."""
+
+    def require_no_guide(self) -> None:
+        """Raise FractalError if the sampling settings name a guide. A registered version, a
+        checkpoint and an exported folder hold one model, which must be enough to serve it."""
+        if self.sampling.guide is not None:
+            raise FractalError(
+                f"the sampling settings have the guide {self.sampling.guide}, which is not stored "
+                f"with a model: set guide to null, and give the guide where images are drawn"
+            )
 
     def differences(self, other: ServingConfig) -> str:
         """The settings that differ from those of `other`, with both values, on one line; "" if all

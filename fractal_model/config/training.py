@@ -16,7 +16,7 @@ from fractal_model.common.strict import NUMBER, Flag, Seed, StrictModel
 from fractal_model.config.mask_ratio import MaskRatio
 from fractal_model.config.model import MOST_LEVELS
 from fractal_model.config.validation import ValidationConfig
-from fractal_model.config.weights import Decays, average_name
+from fractal_model.config.weights import Decays, ModelSource, average_name
 
 MOST_WORKERS = 10_000
 LARGEST_NUMBER = 1_000_000
@@ -29,7 +29,6 @@ NotNegative = Annotated[float, Field(ge=0, le=LARGEST_NUMBER, allow_inf_nan=Fals
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), NUMBER]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NUMBER]
 OptimizerName = Literal["adamw", "muon"]
-ModelSource = Annotated[str, Field(pattern=r"\S", max_length=4096)]
 DatasetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
 Amount = Annotated[float, Field(gt=0, le=1e15, allow_inf_nan=False), NUMBER]
 """Amount of a Ray resource, such as CPUs or bytes of memory; the limit is a petabyte."""

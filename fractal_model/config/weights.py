@@ -19,6 +19,8 @@ from fractal_model.common.strict import NUMBER
 MODEL, EMA = "model", "ema"
 MOST_AVERAGES = 8
 Decay = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), NUMBER]
+ModelSource = Annotated[str, Field(pattern=r"\S", max_length=4096)]
+"""Place of a model, which may select weights with `#ema-0.999` at its end."""
 _LONGEST = 60
 
 

@@ -68,7 +68,7 @@ class _TimedDescent(Descent):
     stopwatch: Stopwatch
 
     def generate_patches(
-        self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
+        self, i: int, conditions: Sequence[Conditions], rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         with self.stopwatch.measure(i):
             return super().generate_patches(i, conditions, rows, guidance)

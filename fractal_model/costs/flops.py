@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from itertools import pairwise
-from operator import add
+from operator import add, mul
 
 from fractal_model.config.model import LevelConfig, ModelConfig, PixelConfig
 from fractal_model.config.sampling import SamplingConfig
@@ -24,7 +24,7 @@ from fractal_model.costs.shapes import (
     transformers,
 )
 from fractal_model.model.patches import CHANNEL_VALUES
-from fractal_model.sampling.schedules import masking_schedule
+from fractal_model.sampling.schedules import guidance_at, masking_schedule
 
 _MUON_ITERATIONS = 5
 """Iterations of Newton and Schulz with which torch's Muon orthogonalises a matrix."""
@@ -88,27 +88,85 @@ def optimizer_flops(model: ModelConfig, optimizer: OptimizerName) -> float:
 
 
 def sampling_flops(
-    model: ModelConfig, sampling: SamplingConfig, *, with_class: bool = True
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    *,
+    with_class: bool = True,
+    guide: ModelConfig | None = None,
 ) -> tuple[float, ...]:
-    """Operations for one sampled image, by level.
+    """Operations for one sampled image, by level, together with those of the `guide`, if there is
+    one.
 
     A MAR level computes its whole sequence in each iteration, with two exceptions: its first block
     computes queries, keys and values only for new positions, and its last block only the positions
     that are read. An AR level and a pixel network compute one position at a time and cache keys and
-    values. Guidance doubles the rows. Each sub-patch is sampled once. All masked sub-patches have
+    values. Guidance doubles the rows; outside its interval it doubles only those of an AR level 0,
+    up to the last step with guidance. Each sub-patch is sampled once. All masked sub-patches have
     the same input. The first block computes the products of this input once for all rows, so they
     are left out here.
 
     FractalError: the settings do not fit the model's levels.
     """
-    branches = 2 if with_class and sampling.guidance != 1 else 1
-    *rows, pixels = rows_per_image(model)
     iterations = sampling.level_iterations(model)
+    alone, share = (1.0,) * iterations[0], 0.0
+    other = (0.0,) * iterations[0]
+    is_guided = sampling.guidance != 1 and (with_class or guide is not None)
+    if is_guided:
+        other, share = _other_branch(model.levels[0], iterations[0], sampling)
+    if guide is None:
+        both = tuple(map(add, alone, other))
+        first = _Branches(both, 1.0 + is_guided)
+        return _network_flops(model, iterations, first, 1 + share)
+    own = _network_flops(model, iterations, _Branches(alone, 1.0), 1.0)
+    guiding = _network_flops(guide, iterations, _Branches(other, float(is_guided)), share)
+    return tuple(map(add, own, guiding))
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """Numbers of branches of a level: 1, 2 with null rows, or a mean over the level's rows."""
+
+    by_step: tuple[float, ...]
+    """Number of branches in each step."""
+    embedded: float
+    """Number of branches whose conditions are embedded."""
+
+    @property
+    def steps(self) -> int:
+        """Number of steps up to the last one that is computed."""
+        return max((step for step, n in enumerate(self.by_step, start=1) if n), default=0)
+
+
+def _network_flops(
+    model: ModelConfig, iterations: tuple[int, ...], first: _Branches, below: float
+) -> tuple[float, ...]:
+    """Operations of a network with the branches `first` at level 0, and with `below` branches, on
+    average over the rows, at all levels below."""
+    *rows, pixels = rows_per_image(model)
+    branches = first, *(_Branches((below,) * steps, below) for steps in iterations[1:])
     levels = (
-        _sampled_level(level, r, steps, branches, model.conditions_read(i))
-        for i, (level, r, steps) in enumerate(zip(model.levels, rows, iterations, strict=True))
+        _sampled_level(level, r, by_step, model.conditions_read(i))
+        for i, (level, r, by_step) in enumerate(zip(model.levels, rows, branches, strict=True))
     )
-    return (*levels, _sampled_pixel_network(model.pixel, branches * pixels))
+    return (*levels, _sampled_pixel_network(model.pixel, below * pixels))
+
+
+def _other_branch(
+    level: LevelConfig, steps: int, sampling: SamplingConfig
+) -> tuple[tuple[float, ...], float]:
+    """Return for each step of level 0 1.0 if guidance's second branch is computed, else 0.0, and
+    the share of sub-patches that are sampled with guidance."""
+    masked = tuple(range(level.tokens, -1, -1))
+    if level.generator == "mar":
+        masked = (level.tokens, *masking_schedule(level.tokens, steps))
+    drawn = [before - after for before, after in pairwise(masked)]
+    # The last iteration of a MAR level counts one sub-patch as still masked.
+    left = [max(n, level.generator == "mar") for n in masked[1:]]
+    is_guided = [guidance_at((level.tokens - n) / level.tokens, sampling) is not None for n in left]
+    share = sum(map(mul, drawn, is_guided)) / level.tokens
+    if level.generator == "ar":  # Its cache needs all steps before one with guidance.
+        return tuple(float(any(is_guided[t:])) for t in range(len(is_guided))), share
+    return tuple(map(float, is_guided)), share
 
 
 def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tuple[float, ...]:
@@ -121,7 +179,7 @@ def published_sampling_flops(model: ModelConfig, sampling: SamplingConfig) -> tu
         steps * _level_transformer(level, branches * r).forward
         + (_whole_pixel_network(guide_network(level), branches * r) if level.guiding_pixel else 0.0)
         if level.generator == "mar"
-        else _sampled_level(level, r, steps, branches, 1)
+        else _sampled_level(level, r, _Branches((branches,) * steps, branches), 1)
         for level, r, steps in zip(
             model.levels, rows, sampling.level_iterations(model), strict=True
         )
@@ -182,44 +240,51 @@ def _pixel_ends(pixel: PixelConfig, rows: float) -> float:
     return 2 * rows * pixel.width * (pixel.condition_width + PIXEL_POSITIONS * CHANNEL_VALUES)
 
 
-def _sampled_level(level: LevelConfig, rows: float, steps: int, branches: int, read: int) -> float:
+def _sampled_level(level: LevelConfig, rows: float, branches: _Branches, read: int) -> float:
+    stack, length = Transformer.of(level), positions(level)
     if level.generator == "ar":
-        stack = Transformer.of(level)
-        condition = 2 * branches * rows * level.condition_width * level.width
-        blocks = block_flops(stack, branches * rows, level.tokens, cached=True)
-        return blocks + condition + _embedding(level, rows)  # Both branches share the embedding.
+        condition = 2 * branches.embedded * rows * level.condition_width * level.width
+        by_step = (
+            n * (2 * stack.weights + 4 * (t + 1) * stack.width)
+            for t, n in enumerate(branches.by_step)
+        )
+        blocks = rows * stack.blocks * sum(by_step)
+        # Both branches share the embedding.
+        embedded = min(1.0, branches.embedded) * max(0, branches.steps - 1) / (level.tokens - 1)
+        return blocks + condition + embedded * _embedding(level, rows)
     guide = 0.0
     if level.guiding_pixel:
-        guide = _sampled_pixel_network(guide_network(level), branches * rows)
-    stack, length = Transformer.of(level), positions(level)
-    blocks = steps * block_flops(stack, branches * rows, length)
-    unread = branches * rows * _unread_flops(level, steps, read)
-    return blocks - unread + rows * _input_flops(level, steps, branches) + guide
+        guide = _sampled_pixel_network(guide_network(level), branches.embedded * rows)
+    blocks = sum(branches.by_step) * block_flops(stack, rows, length)
+    unread = rows * _unread_flops(level, branches, read)
+    return blocks - unread + rows * _input_flops(level, branches) + guide
 
 
-def _input_flops(level: LevelConfig, steps: int, branches: int) -> float:
+def _input_flops(level: LevelConfig, branches: _Branches) -> float:
     """Operations per row to add to those of `block_flops`; may be negative. They embed the first
     block's input, and replace the queries, keys and values of this block: a position has these
     computed once, not in each iteration. Sub-patches of the last iteration do not count, because no
     later iteration reads them."""
-    prefix = branches * (positions(level) - level.tokens)
-    inputs = level.tokens - masking_schedule(level.tokens, steps)[-2] if steps > 1 else 0
-    read = branches * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
+    prefix = branches.embedded * (positions(level) - level.tokens)
+    masked = (level.tokens, *masking_schedule(level.tokens, len(branches.by_step)))
+    inputs = min(1.0, branches.embedded) * (level.tokens - masked[max(0, branches.steps - 1)])
+    read = branches.embedded * (level.conditions * level.condition_width + 3 * level.guiding_pixel)
     embedded = 2 * level.width * (read + inputs * 3 * level.sub_patch_size**2)
     projected = 6 * level.width**2
-    return embedded + projected * (prefix + inputs - steps * branches * positions(level))
+    return embedded + projected * (prefix + inputs - sum(branches.by_step) * positions(level))
 
 
-def _unread_flops(level: LevelConfig, steps: int, read: int) -> float:
+def _unread_flops(level: LevelConfig, branches: _Branches, read: int) -> float:
     """Operations per row that the last block saves in all iterations together. For positions whose
     output nobody reads it computes no queries, attention or feed-forward network. In a level with
     only one block, `_input_flops` counts the queries, so they are not counted here."""
     stack, length = Transformer.of(level), positions(level)
     needed = (2 if stack.blocks > 1 else 3) * stack.width**2
     per_position = 2 * (stack.weights - needed) + 4 * length * stack.width
-    masked = (level.tokens, *masking_schedule(level.tokens, steps))
+    masked = (level.tokens, *masking_schedule(level.tokens, len(branches.by_step)))
     outputs = (read * (before - after) for before, after in pairwise(masked))
-    return sum(per_position * (length - n) for n in outputs if n < level.tokens)
+    pairs = zip(outputs, branches.by_step, strict=True)
+    return sum(b * per_position * (length - n) for n, b in pairs if n < level.tokens)
 
 
 def _sampled_pixel_network(pixel: PixelConfig, rows: float) -> float:

@@ -15,6 +15,7 @@ from fractal_model.common.errors import FractalError
 from fractal_model.common.gpus import Gpu
 from fractal_model.common.strict import StrictModel
 from fractal_model.config.data import IMAGENET_SIDES, digits_split_sizes
+from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Params, Size
 from fractal_model.config.training import LARGEST_NUMBER, MOST_WORKERS
 from fractal_model.costs import published_costs
@@ -124,17 +125,19 @@ def plan(
     batch_size: int | None = None,
     utilisation: float = published_costs.TRAINING_UTILISATION,
     sampling_utilisation: float = published_costs.SAMPLING_UTILISATION,
+    guide: ModelConfig | None = None,
 ) -> Plan:
     """Estimate the costs of a size's recipe and sampling settings on `gpus` GPUs of the kind `gpu`.
 
     `splits` has the number of images by split, always with `train`. `batch_size` replaces that of
-    the recipe. FractalError: a number is out of range, or the batch does not divide by `gpus`.
+    the recipe. `guide` is the model that guides the sampling, if there is one. FractalError: a
+    number is out of range, or the batch does not divide by `gpus`.
     """
     recipe = size.training
     batch = recipe.batch_size if batch_size is None else batch_size
     _require_valid(gpus, batch, utilisation, sampling_utilisation)
     at_a_time = min(batch // gpus, recipe.images_per_worker)
-    parts, embeddings, weights = _parts(size)
+    parts, embeddings, weights = _parts(size, guide)
     parameters = embeddings + sum(p.parameters for p in parts)
     memory, memory_checkpointed = (
         training_memory(
@@ -241,9 +244,10 @@ def _require_valid(gpus: int, batch: int, *utilisations: float) -> None:
             )
 
 
-def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
-    """Return three things: the costs of each level and of the pixel network, the number of
-    parameters in class embeddings, and the number of weights in matrices of linear layers."""
+def _parts(size: Size, guide: ModelConfig | None) -> tuple[tuple[PartCost, ...], int, int]:
+    """Return three things: the costs of each level and of the pixel network (those of sampling
+    include the guide's), the number of parameters in class embeddings, and the number of weights in
+    matrices of linear layers."""
     model, shares = size.model, training_shares(size.model, size.training.mask_ratio)
     with torch.device("meta"):  # The real modules, without memory for their weights.
         network = FractalModel(model)
@@ -263,7 +267,7 @@ def _parts(size: Size) -> tuple[tuple[PartCost, ...], int, int]:
         "published_gflops": published,
         "training_flops": training_flops(model, shares, activation_checkpointing=False),
         "training_flops_checkpointed": training_flops(model, shares, activation_checkpointing=True),
-        "sampling_flops": sampling_flops(model, size.sampling),
+        "sampling_flops": sampling_flops(model, size.sampling, guide=guide),
     }
     parts = tuple(
         PartCost.model_validate(dict(zip(columns, part, strict=True)))

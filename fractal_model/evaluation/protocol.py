@@ -19,7 +19,7 @@ from fractal_model.common.hardware import Hardware
 from fractal_model.common.strict import PositiveInt, StrictModel
 from fractal_model.config.data import IMAGENET_SIDES
 from fractal_model.config.evaluation import EvaluationConfig
-from fractal_model.config.sampling import SamplingConfig
+from fractal_model.config.sampling import GuidanceSchedule, SamplingConfig
 from fractal_model.config.weights import Weights
 from fractal_model.data.manifest import Manifest, Sha256
 from fractal_model.metrics.names import preview_name
@@ -37,8 +37,6 @@ LIBRARIES = ("torch", "torchvision", "torch-fidelity", "timm", "numpy", "scipy")
 class ImageSource(StrictModel):
     """How images were sampled from a model. Most images from files have no such description."""
 
-    guidance_schedule: Literal["linear"] = "linear"
-    """How guidance grows while an image is sampled."""
     mask_schedule: Literal["cosine"] = "cosine"
     """How the share of masked sub-patches of a MAR level falls over its iterations."""
     weights: Weights
@@ -46,6 +44,10 @@ class ImageSource(StrictModel):
     average with its decay, such as `ema-0.999`."""
     sampling: SamplingConfig
     """Sampling settings: guidance, logit scale, filter threshold, iterations, order."""
+    guidance_schedule: GuidanceSchedule = Field(
+        default_factory=lambda fields: fields["sampling"].guidance_schedule
+    )
+    """How guidance changes while an image is sampled, as `sampling` says."""
     seed: Annotated[int, Field(ge=0)]
     """Seed of image 0; image i is drawn with `seed + i`."""
     precision: Literal["float32"] = "float32"

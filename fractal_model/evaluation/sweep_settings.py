@@ -16,9 +16,15 @@ def setting_fingerprint(setting: ServingConfig, size: Size) -> str:
 
 
 def describe_setting(setting: ServingConfig, size: Size) -> str:
-    """Describe a setting on one line, such as `guidance 2, logit scale 1.1, weights ema-0.999`."""
-    text = f"guidance {setting.sampling.guidance:g}, logit scale {setting.sampling.logit_scale:g}"
-    return ", ".join([text, *(f"weights {name}" for name in _other_weights(setting, size))])
+    """Describe a setting on one line, such as `guidance 2, logit scale 1.1, weights ema-0.999`. An
+    interval or schedule of guidance is part of it if it is not the size's."""
+    sampling, own = setting.sampling, size.sampling
+    parts = [f"guidance {sampling.guidance:g}", f"logit scale {sampling.logit_scale:g}"]
+    if sampling.guidance_interval != own.guidance_interval:
+        parts.append("interval {:g} … {:g}".format(*sampling.guidance_interval))
+    if sampling.guidance_schedule != own.guidance_schedule:
+        parts.append(f"schedule {sampling.guidance_schedule}")
+    return ", ".join([*parts, *(f"weights {name}" for name in _other_weights(setting, size))])
 
 
 def _other_weights(setting: ServingConfig, size: Size) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Decided here: the command line and the Python library check a request in the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ LARGEST_REQUEST = 1_000_000
 """Largest number of images of one request."""
 _ALLOWED = {
     "guidance": "guidance 0 … 1000",
+    "guidance_interval": "two numbers from 0 to 1, the lower one first",
     "logit_scale": "logit scale above 0, at most 1000",
     "iterations": "iterations 1 or more for each level",
 }
@@ -43,25 +45,25 @@ def require_request(images: int, seed: int, batch_size: int | None = None) -> No
         raise FractalError(f"batch size {batch_size} is out of range: give 1 or more")
 
 
+class SamplingChanges(TypedDict, total=False):
+    """Sampling settings that replace those of a model, by name. None keeps the model's own."""
+
+    guidance: float | None
+    guidance_interval: Sequence[float] | None
+    guidance_schedule: str | None
+    guide: str | None
+    logit_scale: float | None
+    iterations: Sequence[int] | None
+    order: str | Sequence[int] | None
+
+
 def change_sampling(
-    base: SamplingConfig,
-    model: ModelConfig,
-    *,
-    guidance: float | None = None,
-    logit_scale: float | None = None,
-    iterations: Sequence[int] | None = None,
-    order: str | Sequence[int] | None = None,
+    base: SamplingConfig, model: ModelConfig, **changes: Unpack[SamplingChanges]
 ) -> SamplingConfig:
     """Return the settings `base` with the given values in place of its own. None keeps a value.
 
     FractalError: a value is not allowed or does not fit the model.
     """
-    changes = {
-        "guidance": guidance,
-        "logit_scale": logit_scale,
-        "iterations": iterations,
-        "order": order,
-    }
     values = {name: value for name, value in changes.items() if value is not None}
     try:
         settings = SamplingConfig.model_validate({**base.model_dump(), **values})

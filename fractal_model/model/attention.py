@@ -132,6 +132,10 @@ class KeyValueCache:
         self.length = end
         return attend(query, self.keys[:, :, :end], self.values[:, :, :end], causal=count > 1)
 
+    def keep_rows(self, count: int) -> KeyValueCache:
+        """Return a cache of the first `count` rows, which shares the memory of this one."""
+        return KeyValueCache(self.keys[:count], self.values[:count], self.length)
+
 
 @dataclass
 class FixedCache:

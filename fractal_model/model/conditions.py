@@ -21,3 +21,7 @@ class Conditions:
     def middle(self) -> Tensor:
         """Condition 0, (N, D): of the patch itself. AR levels and pixel networks read no other."""
         return self.values_NCD[:, 0]
+
+    def keep_rows(self, count: int) -> "Conditions":
+        """Return the conditions of the first `count` patches."""
+        return Conditions(self.values_NCD[:count])

@@ -101,8 +101,20 @@ def exact_guides(means: Tensor) -> tuple[Tensor, Tensor]:
     return targets, targets.float()
 
 
+@dataclass(frozen=True)
+class Guide:
+    """A model whose predictions guide the sampling of another one (autoguidance)."""
+
+    model: FractalModel
+    checksum: str
+    """Checksum of the guide's weights."""
+
+
 class FractalModel(PretrainedModule):
     """A fractal generative model. `initialise` or a checkpoint must set its weights before use."""
+
+    guide: Guide | None = None
+    """Guide for sampling settings that name one. It is no part of the model's weights."""
 
     __call__: Callable[..., Pass]
     levels: Sequence[ARLevel | MARLevel]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from fractal_model.config.sampling import SamplingConfig
 from fractal_model.evaluation.image_likelihood import image_likelihood
 from fractal_model.generation import animation, editing
 from fractal_model.generation.classes import class_number
-from fractal_model.generation.request import change_sampling, require_request
+from fractal_model.generation.request import SamplingChanges, change_sampling, require_request
 from fractal_model.generation.sample_images import collect_images
 from fractal_model.model.fractal import FractalModel
 from fractal_model.model.likelihood import Likelihood
@@ -47,7 +47,8 @@ from fractal_model.pipeline.arguments import (
 )
 from fractal_model.pipeline.pictures_in import Picture, as_source, split_pictures
 from fractal_model.pipeline.step_callback import StepCallback, watch_steps
-from fractal_model.tracking.model_source import load_model
+from fractal_model.sampling.guide import pin_guide
+from fractal_model.tracking.model_source import attach_guide, load_model
 
 _LONGEST = 60
 
@@ -55,15 +56,18 @@ _LONGEST = 60
 class FractalPipeline:
     """A trained model with its sampling settings. Make one with `from_pretrained`.
 
-    The settings `guidance`, `logit_scale`, `iterations` and `order` of its methods replace the
-    model's own; None keeps them. `classes` are class numbers or names as the command line takes
-    them, None for no class, or a list of these. `seed` is the seed of the first image and is 0 by
-    default. Instead of it, `generator` can be given, from which that seed is drawn.
+    The sampling settings `guidance`, `guidance_interval`, `guidance_schedule`, `guide`,
+    `logit_scale`, `iterations` and `order` of its methods replace the model's own; None keeps them.
+    `guide` is a source as `from_pretrained` takes it. `classes` are class numbers or names as the
+    command line takes them, None for no class, or a list of these. `seed` is the seed of the first
+    image and is 0 by default. Instead of it, `generator` can be given, from which that seed is
+    drawn.
     """
 
     def __init__(self, model: FractalModel) -> None:
         self.model = model
         self._bar: dict[str, Any] = {}
+        self._guide: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -119,16 +123,13 @@ class FractalPipeline:
         self,
         classes: Class | Sequence[Class] = None,
         *,
-        guidance: float | None = None,
-        logit_scale: float | None = None,
-        iterations: Sequence[int] | None = None,
-        order: str | Sequence[int] | None = None,
         num_images_per_class: int = 1,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
+        **changes: Unpack[SamplingChanges],
     ) -> Images:
         """Draw `num_images_per_class` images of each class; the seed rises by 1 from image to
         image.
@@ -139,7 +140,7 @@ class FractalPipeline:
         `StepCallback`. FractalError: an argument is not allowed.
         """
         require_output_type(output_type)
-        settings = self._settings(guidance, logit_scale, iterations, order)
+        settings = self._settings(changes)
         labels = self._labels(classes, num_images_per_class)
         largest = largest_part(batch_size)
         first = first_seed(len(labels), seed, generator, largest)
@@ -163,16 +164,13 @@ class FractalPipeline:
         classes: Class | Sequence[Class] = None,
         *,
         fit: bool = False,
-        guidance: float | None = None,
-        logit_scale: float | None = None,
-        iterations: Sequence[int] | None = None,
-        order: str | Sequence[int] | None = None,
         num_images_per_class: int = 1,
         seed: int | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
+        **changes: Unpack[SamplingChanges],
     ) -> Images:
         """Generate a part of an image anew, in `num_images_per_class` variants for each class.
 
@@ -184,7 +182,7 @@ class FractalPipeline:
         allowed, or the image or the mask has another size than the model.
         """
         require_output_type(output_type)
-        settings = self._settings(guidance, logit_scale, iterations, order)
+        settings = self._settings(changes)
         labels = self._labels(classes, num_images_per_class)
         editing.require_different(labels[::num_images_per_class].tolist())
         largest = largest_part(batch_size)
@@ -213,18 +211,15 @@ class FractalPipeline:
         *,
         sheet: str | Path | None = None,
         frames: int = 120,
-        guidance: float | None = None,
-        logit_scale: float | None = None,
-        iterations: Sequence[int] | None = None,
-        order: str | Sequence[int] | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
+        **changes: Unpack[SamplingChanges],
     ) -> tuple[Path, Path]:
         """Write an animation of how one image of each class grows to `out` (.gif or .webp), and a
         still picture of some moments to `sheet` (.png, by default beside `out`). Return both paths.
         The other arguments are those of a call of the pipeline. FractalError: an argument is not
         allowed, or a file cannot be written."""
-        settings = self._settings(guidance, logit_scale, iterations, order)
+        settings = self._settings(changes)
         labels = self._labels(classes, 1)
         first = first_seed(len(labels), seed, generator)
         with self._progress("generating, %", 100) as update:
@@ -295,21 +290,13 @@ class FractalPipeline:
     def _map_parts(self) -> Any:
         return partial(map_in_this_process, device=self.device)
 
-    def _settings(
-        self,
-        guidance: float | None,
-        logit_scale: float | None,
-        iterations: Sequence[int] | None,
-        order: str | Sequence[int] | None,
-    ) -> SamplingConfig:
-        return change_sampling(
-            self.sampling,
-            self.model.config,
-            guidance=guidance,
-            logit_scale=logit_scale,
-            iterations=iterations,
-            order=order,
-        )
+    def _settings(self, changes: SamplingChanges) -> SamplingConfig:
+        """Return the model's sampling settings with `changes`, and load their guide."""
+        settings = change_sampling(self.sampling, self.model.config, **changes)
+        if settings.guide != self._guide:
+            attach_guide(self.model, settings, None)
+            self._guide = settings.guide
+        return pin_guide(settings, self.model.guide)
 
     def _labels(self, classes: Class | Sequence[Class], per_class: int) -> Tensor:
         """Numbers of the classes, each `per_class` times, (N,) int64."""

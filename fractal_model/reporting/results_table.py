@@ -28,7 +28,7 @@ SETTINGS = ("guidance", "logit_scale", "iterations", "samples")
 VERDICT = ("comparable", "reason", "run")
 KNOWN = (*IDENTITY, *SETTINGS, *VERDICT)
 """Columns that hold no metrics."""
-OWN_SETTINGS = {"sampling", "seed"}
+OWN_SETTINGS = {"sampling", "guidance_schedule", "seed"}
 """Fields of `Protocol.images` that may differ between comparable rows."""
 
 

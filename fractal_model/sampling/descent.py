@@ -2,20 +2,24 @@
 
 Decided here: all patches of all images that are sampled in the same step run as one batch. Known
 pixels are context. A MAR level reads them on all sides. An AR level is causal, so a sub-patch
-depends only on the known pixels before it.
+depends only on the known pixels before it. Guidance combines the logits of two branches, which walk
+through the levels together. Outside the interval of guidance there is one: an AR level 0 computes
+the other one up to the last step that needs it, and all other levels leave it out.
 
-Shapes: B images, G branches (2 with guidance: conditional rows, then null rows), R rows of side P,
-T sub-patches of side p, N sub-patches sampled in one step, n conditions of each, D their width.
+Shapes: B images, G branches of a network (2 with null rows: conditional rows, then these), R rows
+of side P, T sub-patches of side p, N sub-patches sampled in one step, n conditions of each, D their
+width.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from fractal_model.config.model import LevelConfig
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
 from fractal_model.model.conditions import Conditions
@@ -42,7 +46,7 @@ class StepFunctions:
     """The functions that sample AR levels (`level`), MAR levels (`masked`) and pixels (`pixel`),
     and draw values from logits (`draw`). Either all of the first three use caches, or none does."""
 
-    level: Callable[[ARLevel, Conditions, int], LevelSteps]
+    level: Callable[[ARLevel, Conditions], LevelSteps]
     masked: Callable[[MaskedRows], MaskedIterations]
     pixel: Callable[[PixelNetwork, Tensor, int], PixelSteps]
     draw: Draw
@@ -61,18 +65,19 @@ class _Step(NamedTuple):
     """True for each sub-patch that this step samples, (R, T) bool."""
     hidden: Tensor
     """True for each sub-patch that is not sampled yet after this step, (R, T) bool."""
-    conditions: Conditions
-    """Conditions (G · N, n, D) of the N sub-patches that this step samples, in each branch."""
-    progress: Sequence[float]
-    """Progress of each image after this step, 0 … 1. At level 0 it sets the guidance; the levels
-    below do not use it."""
+    conditions: Sequence[Conditions]
+    """Conditions (G · N, n, D) of the N sub-patches that this step samples, of each network.
+    Without guidance there are those of the first network's first branch alone, (N, n, D)."""
+    guidance: Tensor | None
+    """Guidance of each row, (R,); None if the step has none."""
 
 
 @dataclass
 class Descent:
     """The sampling of one batch, level by level. Its fields are what all levels and rows share."""
 
-    model: FractalModel
+    networks: Sequence[FractalModel]
+    """The model and, with autoguidance, its guide, whose levels have the same patches."""
     settings: SamplingConfig
     iterations: tuple[int, ...]
     """Number of iterations of each MAR level, or of steps of each AR level."""
@@ -81,140 +86,207 @@ class Descent:
     known: Sequence[KnownPatches]
     """Known pixels, one entry per level; empty if no pixel is known."""
     observe: Observer | None
-    branches: int
-    """Number of branches: 2 with guidance, otherwise 1."""
+    branches: Sequence[int]
+    """Number of branches of each network: [2] with null rows, [1, 1] with a guide, [1] without
+    guidance."""
 
     def generate_patches(
-        self, i: int, conditions: Conditions, rows: Rows, guidance: Tensor | None
+        self, i: int, conditions: Sequence[Conditions], rows: Rows, guidance: Tensor | None
     ) -> Tensor:
         """Sample the patches of level i, (R, 3, P, P) uint8, or pixels if i follows the last level.
-        `guidance` (R,) is the guidance of each row, which level 0 has chosen. It is None at level 0
-        itself, and if there are no null rows."""
-        if i == len(self.model.levels):
+        `conditions` (G · R, n, C) are those of each network. `guidance` (R,) is the guidance of
+        each row, which level 0 has chosen. It is None at level 0 itself, and in steps without
+        guidance, where `conditions` has one branch."""
+        config = self.networks[0].config
+        if i == len(config.levels):
             return self._sample_pixels(conditions, rows, guidance)
-        level = self.model.levels[i]
+        level = config.levels[i]
         canvas, hidden = self._canvas(i, level, rows)
         if self.observe is not None:
             self.observe(i, rows, hidden, canvas)
-        is_last = i == len(self.model.levels) - 1
+        is_last = i == len(config.levels) - 1
         can_be_compiled = is_last and not self.known and self.observe is None
         if can_be_compiled and self.steps.innermost is not None:
             uniforms = self._pixel_noise(rows.sub_patches(hidden, 1)).view(*hidden.shape, -1)
             values = self.steps.innermost(conditions, uniforms, guidance)
             return unpatchify(values[..., None, None])
-        if isinstance(level, ARLevel):
-            steps = self._autoregressive_steps(level, canvas, hidden, conditions)
-        else:
-            steps = self._masked_steps(i, level, canvas, hidden, conditions, rows, guidance)
-        for step in steps:
-            scale = self._guidance(step.progress) if i == 0 else guidance
+        generate = self._autoregressive_steps if level.generator == "ar" else self._masked_steps
+        for step in generate(i, canvas, hidden, conditions, rows, guidance):
+            scale = step.guidance
             if scale is not None:
                 scale = scale[:, None].expand_as(step.drawn)[step.drawn]
-            inner = rows.sub_patches(step.drawn, level.config.sub_patch_size)
+            inner = rows.sub_patches(step.drawn, level.sub_patch_size)
             canvas[step.drawn] = self.generate_patches(i + 1, step.conditions, inner, scale)
             if self.observe is not None:
                 self.observe(i, rows, step.hidden, canvas)
         return unpatchify(canvas)
 
     def _autoregressive_steps(
-        self, level: ARLevel, canvas: Tensor, hidden: Tensor, conditions: Conditions
+        self,
+        i: int,
+        canvas: Tensor,
+        hidden: Tensor,
+        conditions: Sequence[Conditions],
+        rows: Rows,
+        guidance: Tensor | None,
     ) -> Iterator[_Step]:
-        """Yield the steps of an AR level in raster order, one for each sub-patch that is hidden in
+        """Yield the steps of AR level i in raster order, one for each sub-patch that is hidden in
         at least one row."""
-        compute = self.steps.level(level, conditions, self.branches)
-        tokens = hidden.any(0).nonzero().flatten().tolist()
+        levels = (cast(ARLevel, network.levels[i]) for network in self.networks)
+        computes = [self.steps.level(*pair) for pair in zip(levels, conditions, strict=False)]
+        tokens, count = hidden.any(0).nonzero().flatten().tolist(), hidden.shape[1]
+        scales = dict.fromkeys(tokens, guidance)
+        if i == 0:
+            scales = {t: self._guidance([(t + 1) / count] * len(canvas)) for t in tokens}
+        last_guided = max((t for t in tokens if scales[t] is not None), default=-1)
         for t in range(tokens[-1] + 1 if tokens else 0):
-            outputs = compute(canvas, t)
+            computed = self._branches(t <= last_guided)
+            outputs = [
+                compute(canvas, t, n) for compute, n in zip(computes, computed, strict=False)
+            ]
             if t not in tokens:
                 continue
             drawn = torch.zeros_like(hidden)
             drawn[:, t] = hidden[:, t]
-            outputs = Conditions(outputs.values_NCD[hidden[:, t].repeat(self.branches)])
+            selected = [
+                Conditions(output.keep_rows(n * len(canvas)).values_NCD[hidden[:, t].repeat(n)])
+                for output, n in zip(outputs, self._branches(scales[t] is not None), strict=False)
+            ]
             hidden = hidden & ~drawn
-            yield _Step(drawn, hidden, outputs, [(t + 1) / level.config.tokens] * len(canvas))
+            yield _Step(drawn, hidden, selected, scales[t])
 
     def _masked_steps(
         self,
         i: int,
-        level: MARLevel,
         canvas: Tensor,
         mask: Tensor,
-        conditions: Conditions,
+        conditions: Sequence[Conditions],
         rows: Rows,
         guidance: Tensor | None,
     ) -> Iterator[_Step]:
         """Yield the iterations of MAR level i. Each samples the hidden sub-patches with the highest
         scores in `noise.orders`."""
-        numbers, guides = self._patch_numbers(level, rows), None
-        if level.config.guiding_pixel:
-            uniforms = _noise_at(self.noise.guides[i], numbers)
-            values = self._draw_values(level.guide_network, conditions, uniforms, guidance)
-            guides = values.float().repeat(self.branches, 1)
-        count, even = self.model.config.conditions_read(i), not self.known
-        compute = self.steps.masked(
-            MaskedRows(level, conditions, guides, self.branches, count=count, even=even)
-        )
+        numbers = self._patch_numbers(i, rows)
+        colours = self._sample_colours(i, numbers, conditions, guidance)
+        branches = self.branches if i == 0 else self._branches(guidance is not None)
+        computes = [
+            self.steps.masked(self._masked_rows(i, *part, colours))
+            for part in zip(self.networks, conditions, branches, strict=False)
+        ]
         # Known sub-patches get the highest ranks, as if they had been sampled first.
         rank = ranks(torch.where(mask, _noise_at(self.noise.orders[i], numbers), math.inf))
         for remaining in masking_schedules(mask.sum(1), self.iterations[i]):
             hidden = rank < remaining[:, None]
-            drawn = mask & ~hidden
-            outputs = compute(canvas, mask, drawn)
-            mask, progress = hidden, []
+            drawn, scale = mask & ~hidden, guidance
             if i == 0:
                 # As published, the last iteration's guidance counts one sub-patch as still masked.
-                tokens = level.config.tokens
-                progress = [(tokens - n) / tokens for n in remaining.clamp(min=1).tolist()]
-            yield _Step(drawn, mask, outputs, progress)
+                count = mask.shape[1]
+                scale = self._guidance(
+                    [(count - n) / count for n in remaining.clamp(min=1).tolist()]
+                )
+            branches = self._branches(scale is not None)
+            pairs = zip(computes, branches, strict=False)
+            outputs = [compute(canvas, mask, drawn, n) for compute, n in pairs]
+            mask = hidden
+            yield _Step(drawn, mask, outputs, scale)
 
-    def _sample_pixels(self, conditions: Conditions, rows: Rows, guidance: Tensor | None) -> Tensor:
+    def _masked_rows(
+        self,
+        i: int,
+        network: FractalModel,
+        conditions: Conditions,
+        branches: int,
+        colours: Tensor | None,
+    ) -> MaskedRows:
+        """Return the rows of MAR level i that a network computes. `colours` are those of the
+        guiding pixels, (R, 3); None if the level has none."""
+        level = cast(MARLevel, network.levels[i])
+        if colours is not None:
+            colours = colours.repeat(branches, 1)
+        count = network.config.conditions_read(i)
+        return MaskedRows(level, conditions, colours, branches, count=count, even=not self.known)
+
+    def _sample_colours(
+        self,
+        i: int,
+        numbers: tuple[Tensor, Tensor],
+        conditions: Sequence[Conditions],
+        guidance: Tensor | None,
+    ) -> Tensor | None:
+        """Sample the guiding pixels of level i, (R, 3) in 0 … 255; None if the level has none."""
+        if not self.networks[0].config.levels[i].guiding_pixel:
+            return None
+        uniforms = _noise_at(self.noise.guides[i], numbers)
+        pixels = [cast(MARLevel, network.levels[i]).guide_network for network in self.networks]
+        return self._draw_values(pixels, conditions, uniforms, guidance).float()
+
+    def _sample_pixels(
+        self, conditions: Sequence[Conditions], rows: Rows, guidance: Tensor | None
+    ) -> Tensor:
         """Sample the values of R rows that are single pixels, (R, 3, 1, 1) uint8."""
         uniforms = self._pixel_noise(rows)
         if self.steps.channels is not None:
-            values = self.steps.channels(conditions.middle, uniforms, guidance)
+            values = self.steps.channels([c.middle for c in conditions], uniforms, guidance)
         else:
-            values = self._draw_values(self.model.pixel, conditions, uniforms, guidance)
+            pixels = [network.pixel for network in self.networks]
+            values = self._draw_values(pixels, conditions, uniforms, guidance)
         return values.to(torch.uint8)[..., None, None]
 
     def _draw_values(
-        self, network: PixelNetwork, conditions: Conditions, noise: Tensor, guidance: Tensor | None
+        self,
+        networks: Sequence[PixelNetwork],
+        conditions: Sequence[Conditions],
+        noise: Tensor,
+        guidance: Tensor | None,
     ) -> Tensor:
         """Draw the values of pixels or guiding pixels, (R, 3) int64. `noise` (R, 3) has the uniform
         random number for each draw."""
         values = torch.zeros(noise.shape, dtype=torch.long, device=noise.device)
-        compute = self.steps.pixel(network, conditions.middle, self.branches)
+        branches = self._branches(guidance is not None)
+        parts = zip(networks, conditions, branches, strict=False)
+        computes = [self.steps.pixel(network, c.middle, n) for network, c, n in parts]
         scale = None if guidance is None else guidance[:, None]
         for channel in range(values.shape[1]):
-            logits = guided_logits(compute(values, channel), scale, self.settings)
-            values[:, channel] = self.steps.draw(logits, noise[:, channel])
+            logits = [compute(values, channel) for compute in computes]
+            guided = guided_logits(logits, scale, self.settings)
+            values[:, channel] = self.steps.draw(guided, noise[:, channel])
         return values
 
-    def _canvas(self, i: int, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _canvas(self, i: int, level: LevelConfig, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return the canvas (R, T, 3, p, p) that level i fills, with the known pixels and 0
         elsewhere, and a mask (R, T), True where a sub-patch is hidden."""
         if self.known:
-            numbers = self._patch_numbers(level, rows)
+            numbers = self._patch_numbers(i, rows)
             return self.known[i].tokens[numbers], self.known[i].hidden[numbers]
-        size, shape = level.config.sub_patch_size, (len(rows.image), level.config.tokens)
+        size, shape = level.sub_patch_size, (len(rows.image), level.tokens)
         canvas = rows.image.new_zeros(*shape, 3, size, size, dtype=torch.uint8)
         return canvas, rows.image.new_ones(shape, dtype=torch.bool)
 
-    def _guidance(self, progress: Sequence[float]) -> Tensor | None:
-        """Return the guidance (B,) of a step at level 0 from each image's `progress`, or None if
-        there are no null rows. The levels below use the same guidance."""
-        if self.branches == 1:
-            return None
-        scales = [guidance_at(done, self.settings.guidance) for done in progress]
-        return torch.tensor(scales, device=self.noise.pixels.device)
+    def _branches(self, is_guided: bool) -> Sequence[int]:
+        """Return the number of branches of each network that a step computes: without guidance one
+        of the first network."""
+        return self.branches if is_guided else (1,)
 
-    def _patch_numbers(self, level: ARLevel | MARLevel, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _guidance(self, progress: Sequence[float]) -> Tensor | None:
+        """Return the guidance (B,) of a step at level 0 from each image's `progress` after it, or
+        None if no image has guidance then. Images without it get 1 beside others that have it."""
+        if sum(self.branches) == 1:
+            return None
+        scales = [guidance_at(done, self.settings) for done in progress]
+        if all(scale is None for scale in scales):
+            return None
+        values = [1.0 if scale is None else scale for scale in scales]
+        return torch.tensor(values, device=self.noise.pixels.device)
+
+    def _patch_numbers(self, i: int, rows: Rows) -> tuple[Tensor, Tensor]:
         """Return two tensors (R,): the number of each row's image in the batch, and the number of
-        the row's patch among all patches of `level` in its image."""
-        return rows.image, rows.index(self.model.config.image_size, level.config.patch_size)
+        the row's patch among all patches of level i in its image."""
+        config = self.networks[0].config
+        return rows.image, rows.index(config.image_size, config.levels[i].patch_size)
 
     def _pixel_noise(self, rows: Rows) -> Tensor:
         """Return the uniform random numbers (R, 3) for rows that are pixels."""
-        return self.noise.pixels[rows.image, rows.index(self.model.config.image_size, 1)]
+        return self.noise.pixels[rows.image, rows.index(self.networks[0].config.image_size, 1)]
 
 
 def _noise_at(noise: Tensor | None, numbers: tuple[Tensor, Tensor]) -> Tensor:

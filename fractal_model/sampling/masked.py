@@ -1,12 +1,12 @@
 """The iterations of a MAR level, in which the first block reuses what earlier iterations computed.
 
 Decided here: the first block's inputs, queries, keys and values stay in memory. When a sub-patch
-becomes known, these four are computed for it once, for both branches. The last block computes only
+becomes known, these four are computed for it once, for all branches. The last block computes only
 the outputs that the next level reads. `uncached.py` reuses nothing and gives the same results.
 
-Shapes: G branches (2 with guidance: conditional rows, then null rows), R rows, T sub-patches after
-P prefix positions, S = P + T, N sub-patches that an iteration samples (all rows together),
-n conditions of each sub-patch, D width, H heads of d elements.
+Shapes: G branches of a network (2 with null rows: conditional rows, then these), R rows,
+T sub-patches after P prefix positions, S = P + T, N sub-patches that an iteration samples (all rows
+together), n conditions of each sub-patch, D width, H heads of d elements.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,7 @@ class MaskedRows:
     guides: Tensor | None
     """Sampled guiding pixels of the rows, (G · R, 3) in 0 … 255; None if the level has none."""
     branches: int
+    """Number of branches that have conditions."""
     count: int
     """Number of conditions that the next level reads for each sub-patch."""
     even: bool
@@ -37,11 +38,12 @@ class MaskedRows:
     pixel was known before sampling."""
 
 
-MaskedIterations = Callable[[Tensor, Tensor, Tensor], Conditions]
+MaskedIterations = Callable[[Tensor, Tensor, Tensor, int], Conditions]
 """Function that computes one iteration per call. It gets the canvas (R, T, 3, p, p), the mask (R,
-T) of the sub-patches that are not on the canvas yet, and the mask (R, T) of those selected for this
-iteration. It returns the conditions of the selected sub-patches, (G · N, n, D). From call to call,
-masked sub-patches become known, never the reverse."""
+T) of the sub-patches that are not on the canvas yet, the mask (R, T) of those selected for this
+iteration, and the number G of branches to compute. It returns the conditions of the selected
+sub-patches, (G · N, n, D). From call to call, masked sub-patches become known, never the
+reverse."""
 
 
 class CachedMaskedIterations:
@@ -59,15 +61,15 @@ class CachedMaskedIterations:
         self._heads = torch.cat([self._project_heads(prefix), masked_heads], dim=3)
         self._mask: Tensor | None = None
 
-    def __call__(self, canvas: Tensor, mask: Tensor, selected: Tensor) -> Conditions:
+    def __call__(self, canvas: Tensor, mask: Tensor, selected: Tensor, branches: int) -> Conditions:
         self._add_known(canvas, mask)
-        level, branches, count = self._level, self._rows.branches, self._rows.count
+        level, rows, count = self._level, branches * len(canvas), self._rows.count
         token = self._selected_tokens(selected)
         if token is None:
-            x = level.norm_out(self._run_blocks(None))[:, level.prefix_length :]
+            x = level.norm_out(self._run_blocks(rows, None))[:, level.prefix_length :]
             return with_neighbours(x, selected.repeat(branches, 1), count)
         outputs, inside = neighbourhood(token.repeat(branches, 1), level.config.grid, count)
-        x = level.norm_out(self._run_blocks(level.prefix_length + outputs.flatten(1)))
+        x = level.norm_out(self._run_blocks(rows, level.prefix_length + outputs.flatten(1)))
         x = x.flatten(0, 1).unflatten(0, (-1, count))
         return Conditions(x.where(inside.flatten(0, 1)[..., None], 0.0))
 
@@ -100,13 +102,13 @@ class CachedMaskedIterations:
         first = self._level.blocks[0]
         return first.attention.project_heads(first.norm1(x_BSD))
 
-    def _run_blocks(self, at_BQ: Tensor | None) -> Tensor:
-        """Return the output of the last block, (G · R, S, D). With `at_BQ` return only the output
-        at the positions with these numbers, (G · R, Q, D)."""
-        query, key, value = self._heads.unbind(0)
+    def _run_blocks(self, rows: int, at_BQ: Tensor | None) -> Tensor:
+        """Return the output of the last block for the first `rows` rows, (G · R, S, D). With
+        `at_BQ` return only the output at the positions with these numbers, (G · R, Q, D)."""
+        inputs, (query, key, value) = self._inputs[:rows], self._heads[:, :rows].unbind(0)
         first, rest = self._level.blocks[0], self._level.blocks[1:]
         if len(rest) or at_BQ is None:
-            return run_blocks(rest, first.mix(self._inputs, query, key, value), at_BQ=at_BQ)
-        x = self._inputs.gather(1, at_BQ[..., None].expand(-1, -1, self._inputs.shape[-1]))
+            return run_blocks(rest, first.mix(inputs, query, key, value), at_BQ=at_BQ)
+        x = inputs.gather(1, at_BQ[..., None].expand(-1, -1, inputs.shape[-1]))
         index = at_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
         return first.mix(x, query.gather(2, index), key, value)

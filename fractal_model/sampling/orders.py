@@ -8,6 +8,8 @@ generated next.
 Shapes: B images, T patches on a square grid.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -42,17 +44,44 @@ def require_order(order: PatchOrder, model: ModelConfig) -> None:
 def order_scores(order: PatchOrder, random_scores: Tensor) -> Tensor:
     """Return scores (B, 1, T) for `order`; the patch with the highest score comes first.
     `random_scores` are uniform numbers of this shape. `centre-out` sorts by the distance of a
-    patch's centre from the image's centre, in random order at equal distance."""
+    patch's centre from the image's centre, in random order at equal distance. `halton` is the same
+    order in all images."""
     tokens, device = random_scores.shape[-1], random_scores.device
     if isinstance(order, tuple):
         rank = torch.tensor(order, device=device).argsort()
     elif order == "raster":
         rank = torch.arange(tokens, device=device)
+    elif order == "halton":
+        rank = torch.tensor(halton_order(round(tokens**0.5)), device=device).argsort()
     elif order == "centre-out":
         return random_scores - _squared_distance(round(tokens**0.5), device)
     else:
         return random_scores
     return -rank.expand_as(random_scores).to(random_scores.dtype)
+
+
+@lru_cache(maxsize=16)
+def halton_order(grid: int) -> tuple[int, ...]:
+    """Return the row-major numbers of the patches of a grid × grid image in the order in which the
+    points of the Halton sequence fall on them: its rows have base 2, its columns base 3 (Besnier et
+    al., 2025). Consecutive patches are far apart, and any first part of them is spread evenly."""
+    points = grid**2
+    patches: dict[int, None] = {}
+    while len(patches) < grid**2:  # Some patches get several points before the last one gets any.
+        points *= 2
+        number = torch.arange(1, points + 1)
+        patch = _radical_inverse(number, 2, grid) * grid + _radical_inverse(number, 3, grid)
+        patches = dict.fromkeys(patch.tolist())
+    return tuple(patches)
+
+
+def _radical_inverse(number: Tensor, base: int, cells: int) -> Tensor:
+    """Return in which of `cells` equal parts of [0, 1) each number's radical inverse lies: the
+    number's digits in `base`, mirrored at the point. Whole numbers make it exact."""
+    mirrored, scale = torch.zeros_like(number), 1
+    while number.any():
+        mirrored, number, scale = mirrored * base + number % base, number // base, scale * base
+    return mirrored * cells // scale
 
 
 def _squared_distance(grid: int, device: torch.device) -> Tensor:

@@ -1,11 +1,12 @@
 """The sampler, which generates images with a model from classes and seeds.
 
 Decided here: a sampler returns images and nothing else. Every random number of an image comes from
-the image's seed. With guidance each conditional row has a null row in the same batch. The recursion
-itself is in `descent.py`.
+the image's seed. With guidance each conditional row has a null row in the same batch, or a guide
+predicts it too. The recursion itself is in `descent.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +22,7 @@ from fractal_model.model.kernels.linear import reduced_weights
 from fractal_model.model.randomness import ImageNoise
 from fractal_model.sampling.compiled import CompiledChannels, CompiledPixels, CompiledSteps
 from fractal_model.sampling.descent import Descent, Observer, StepFunctions
+from fractal_model.sampling.guide import networks_of
 from fractal_model.sampling.known import KnownPatches, KnownPixels
 from fractal_model.sampling.masked import CachedMaskedIterations
 from fractal_model.sampling.orders import order_scores, require_order
@@ -49,6 +51,7 @@ class Sampler:
     ) -> None:
         keep_freed_memory(model.device)
         self._model = model
+        self._networks = networks_of(model, settings)
         self._settings = settings
         self._iterations = settings.level_iterations(model.config)
         require_order(settings.order, model.config)
@@ -57,7 +60,7 @@ class Sampler:
                 cached_level_steps, CachedMaskedIterations, cached_pixel_steps, draw
             )
             if settings.compile and draw is inverse_transform:
-                self._steps = _compile_steps(self._steps, model, settings)
+                self._steps = _compile_steps(self._steps, self._networks, settings)
         else:
             self._steps = StepFunctions(
                 uncached_level_steps, uncached_masked_iterations, uncached_pixel_steps, draw
@@ -105,33 +108,45 @@ class Sampler:
         if noise.orders[0] is not None:
             scores = order_scores(settings.order, noise.orders[0])
             noise = replace(noise, orders=(scores, *noise.orders[1:]))
-        # With guidance 1, or without any class, null rows would change nothing.
-        is_guided = settings.guidance != 1 and bool((labels != NO_CLASS).any())
         rows = Rows.whole_images(len(labels), device)
-        if is_guided:
-            labels = torch.cat([labels, torch.full_like(labels, NO_CLASS)])
-        shared = model, settings, self._iterations, self._steps, noise, known_patches, observe
-        descent = self.descent(*shared, 2 if is_guided else 1)
-        was_training = model.training
-        model.eval()
-        try:
-            with reduced_weights(model):
-                return descent.generate_patches(0, model.root(labels), rows, None)
-        finally:
-            model.train(was_training)
+        networks, branches = self._networks, [1] * len(self._networks)
+        # With guidance 1, or without any class, another branch would change nothing.
+        if settings.guidance == 1:
+            networks, branches = [model], [1]
+        elif len(networks) == 1 and bool((labels != NO_CLASS).any()):
+            labels, branches = torch.cat([labels, torch.full_like(labels, NO_CLASS)]), [2]
+        shared = networks, settings, self._iterations, self._steps, noise, known_patches, observe
+        descent = self.descent(*shared, branches)
+        with ExitStack() as stack:
+            for network in networks:
+                stack.enter_context(_in_evaluation_mode(network))
+                stack.enter_context(reduced_weights(network))
+            roots = [network.root(labels) for network in networks]
+            return descent.generate_patches(0, roots, rows, None)
+
+
+@contextmanager
+def _in_evaluation_mode(model: FractalModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _compile_steps(
-    steps: StepFunctions, model: FractalModel, settings: SamplingConfig
+    steps: StepFunctions, networks: Sequence[FractalModel], settings: SamplingConfig
 ) -> StepFunctions:
-    """Replace step functions by compiled ones where these are faster on the model's device."""
-    *levels, innermost = model.levels
-    if isinstance(innermost, ARLevel) and levels:
-        steps = replace(steps, innermost=CompiledPixels(innermost, model.pixel, settings))
+    """Replace step functions by compiled ones where these are faster on the models' device."""
+    levels = [level for network in networks for level in network.levels[:-1]]
+    innermost = [network.levels[-1] for network in networks]
+    if isinstance(innermost[0], ARLevel) and levels:
+        steps = replace(steps, innermost=CompiledPixels(networks, settings))
     else:
-        levels.append(innermost)
-    if model.device.type != "cpu":  # On a GPU, compiling the other parts was never measured.
+        levels += innermost
+    if networks[0].device.type != "cpu":  # On a GPU, compiling the other parts was never measured.
         return steps
     if steps.innermost is None:
-        steps = replace(steps, channels=CompiledChannels(model.pixel, settings))
+        steps = replace(steps, channels=CompiledChannels(networks, settings))
     return replace(steps, level=partial(cached_level_steps, compute=CompiledSteps(levels)))

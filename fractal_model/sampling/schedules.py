@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fractal_model.config.sampling import SamplingConfig
+
 
 @lru_cache(maxsize=4096)
 def masking_schedule(tokens: int, iterations: int) -> tuple[int, ...]:
@@ -31,7 +33,19 @@ def masking_schedules(hidden_R: Tensor, iterations: int) -> Tensor:
     return torch.tensor(padded, device=hidden_R.device, dtype=torch.long).T[:, row]
 
 
-def guidance_at(progress: float, guidance: float) -> float:
-    """Return the guidance of a step at level 0. It changes linearly with the step's `progress`,
-    from 1 at progress 0 to `guidance` at progress 1."""
-    return 1 + (guidance - 1) * progress
+_COSINE_POWER = 4
+"""Power of the power-cosine schedule, as in masked diffusion transformers (Gao et al., 2023)."""
+
+
+def guidance_at(progress: float, settings: SamplingConfig) -> float | None:
+    """Return the guidance g of a step at level 0 whose progress is p; None outside the interval of
+    guidance. With the scale s of the settings, the schedule `linear` is g = 1 + (s − 1) · p,
+    `constant` is g = s, and `cosine` is g = 1 + (s − 1) · (1 − cos(π · p⁴)) / 2."""
+    first, last = settings.guidance_interval
+    if not first <= progress <= last:
+        return None
+    if settings.guidance_schedule == "constant":
+        progress = 1.0
+    elif settings.guidance_schedule == "cosine":
+        progress = (1 - math.cos(math.pi * progress**_COSINE_POWER)) / 2
+    return 1 + (settings.guidance - 1) * progress

@@ -12,10 +12,10 @@ from fractal_model.sampling.masked import MaskedIterations, MaskedRows
 from fractal_model.sampling.steps import LevelSteps, PixelSteps
 
 
-def uncached_level_steps(level: ARLevel, conditions: Conditions, branches: int) -> LevelSteps:
-    def step(canvas: Tensor, t: int) -> Conditions:
+def uncached_level_steps(level: ARLevel, conditions: Conditions) -> LevelSteps:
+    def step(canvas: Tensor, t: int, branches: int) -> Conditions:
         tokens = canvas.repeat(branches, 1, 1, 1, 1)
-        outputs = level(tokens, conditions).values_NCD
+        outputs = level(tokens, conditions.keep_rows(len(tokens))).values_NCD
         return Conditions(outputs.unflatten(0, tokens.shape[:2])[:, t])
 
     return step
@@ -29,10 +29,11 @@ def uncached_pixel_steps(network: PixelNetwork, conditions: Tensor, branches: in
 
 
 def uncached_masked_iterations(rows: MaskedRows) -> MaskedIterations:
-    def iterate(canvas: Tensor, mask: Tensor, selected: Tensor) -> Conditions:
-        tokens = canvas.repeat(rows.branches, 1, 1, 1, 1)
-        masks = mask.repeat(rows.branches, 1)
-        outputs = rows.level(tokens, masks, rows.conditions, guides=rows.guides, count=rows.count)
-        return Conditions(outputs.values_NCD[selected.repeat(rows.branches, 1)[masks]])
+    def iterate(canvas: Tensor, mask: Tensor, selected: Tensor, branches: int) -> Conditions:
+        tokens, masks = canvas.repeat(branches, 1, 1, 1, 1), mask.repeat(branches, 1)
+        conditions = rows.conditions.keep_rows(len(tokens))
+        guides = None if rows.guides is None else rows.guides[: len(tokens)]
+        outputs = rows.level(tokens, masks, conditions, guides=guides, count=rows.count)
+        return Conditions(outputs.values_NCD[selected.repeat(branches, 1)[masks]])
 
     return iterate

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, overload
 
 from fractal_model.checkpoints.checkpoint import CHECKPOINT_ONLY, load_checkpoint
 from fractal_model.common.errors import FractalError
+from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import DEFAULT_FILE, load_params
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.weights import MODEL, parse_weights
-from fractal_model.model.fractal import FractalModel
+from fractal_model.model.fractal import FractalModel, Guide
 from fractal_model.model.pretrained import is_pretrained_folder, read_serving
+from fractal_model.model.weights import weights_checksum
+from fractal_model.sampling.guide import pin_guide, require_guide
 
 if TYPE_CHECKING:
     from fractal_model.tracking import registry
@@ -75,6 +79,29 @@ def load_model(source: str, outputs: Path | None = None) -> FractalModel:
             f"the folder {folder} holds neither a checkpoint nor an exported model: check the path"
         )
     return load_checkpoint(folder).build_model(weights, mark=_MARK)
+
+
+def read_guide(source: str | None, model: ModelConfig, outputs: Path | None) -> Guide | None:
+    """Load the guide of sampling settings, for a model with this configuration; None without a
+    guide. `source` and `outputs` are as in `load_model`. FractalError: the guide is missing or
+    damaged, or does not fit the model."""
+    if source is None:
+        return None
+    try:
+        guide = load_model(source, outputs)
+        require_guide(guide.config, model)
+    except FractalError as error:
+        raise FractalError(f"guide {source}: {error}") from error
+    return Guide(guide, weights_checksum(guide))
+
+
+def attach_guide(
+    model: FractalModel, settings: SamplingConfig, outputs: Path | None
+) -> SamplingConfig:
+    """Load the guide that the settings name, if any, and give it to the model. Return the settings
+    with the guide's checksum in place of its name. FractalError: see `read_guide`."""
+    model.guide = read_guide(settings.guide, model.config, outputs)
+    return pin_guide(settings, model.guide)
 
 
 def _load_registered(uri: str, weights: str | None, outputs: Path | None) -> FractalModel:

@@ -61,7 +61,8 @@ class _PyfuncWithoutTrial:
 def register(size: str, checkpoint: Path, *, serving: ServingConfig, tags: dict[str, str]) -> str:
     """Log the checkpoint as a model of the active run, register it with `tags`, and point the alias
     `candidate` to the new version; return the version's number. FractalError: the checkpoint is
-    damaged, or lacks the weights that `serving` asks for."""
+    damaged, or lacks the weights that `serving` asks for, or `serving` has a guide."""
+    serving.require_no_guide()
     try:
         require_weights(checkpoint, serving.weights)
     except FractalError as error:

@@ -26,8 +26,10 @@ def load_size_and_manifest(
 ) -> tuple[Size, Manifest]:
     """Return the size `name`, with `changes` applied to its recipe, and the manifest of its data
     set. A change to None is ignored. FractalError: the data set does not fit the size or lacks
-    held-out images that the recipe needs, or a change is not allowed."""
+    held-out images that the recipe needs, the sampling settings have a guide, or a change is not
+    allowed."""
     size = params.size(name)
+    size.serving.require_no_guide()
     changed = {key: value for key, value in changes.items() if value is not None}
     if changed:
         size = size.model_copy(update={"training": _change(size.training, name, changed)})

@@ -17,6 +17,7 @@ from fractal_model.config.params import load_params
 from fractal_model.config.params_source import DEFAULT_SOURCE, ParamsSource
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
+from fractal_model.model.fractal import Guide
 from fractal_model.sampling.sampler import Sampler
 from tests.support import tiny_model
 from tests.support.tiny_files import save_tiny
@@ -36,6 +37,41 @@ def test_every_image_has_its_seed_and_class(workplace):
     config = SamplingConfig(guidance=3, logit_scale=1.2, iterations=(3, 2))
     expected = Sampler(tiny_model("mar"), config)(torch.tensor(labels), range(7, 13))
     assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_guidance_options_replace_the_settings(workplace):
+    guide = tiny_model("mar", widths=(8, 8, 4))
+    guide.save_pretrained(workplace.folder / "guide")
+    options = ("--guidance-interval", "0.3,0.9", "--guidance-schedule", "constant")
+    others = ("--order", "halton", "--guide", workplace.folder / "guide")
+    images, labels = sample(workplace, "--classes", "1,2", "--n", 2, *options, *others)
+    model = tiny_model("mar")
+    model.guide = Guide(guide, "")
+    config = SamplingConfig(
+        guidance=2.0,
+        logit_scale=1.1,
+        iterations=(4, 4),
+        guidance_interval=(0.3, 0.9),
+        guidance_schedule="constant",
+        order="halton",
+        guide="guide",
+    )
+    expected = Sampler(model, config)(torch.tensor(labels), range(4))
+    assert np.array_equal(images, expected.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--guidance-interval", "0.3"), "guidance_interval"),
+        (("--guidance-interval", "0.9,0.3"), "two numbers from 0 to 1, the lower one first"),
+        (("--guidance-interval", "a,b"), "guidance interval 'a,b': expected two numbers"),
+        (("--guide", "nowhere"), "guide nowhere: "),
+    ],
+)
+def test_wrong_guidance_options_are_errors(workplace, option, named):
+    with pytest.raises(FractalError, match=named):
+        sample(workplace, *option)
 
 
 def test_the_images_do_not_depend_on_the_batch_size(workplace):

@@ -74,6 +74,15 @@ MISTAKES = [
     (_set("training", "digits", "base_learning_rate", value=float("nan")), ["learning_rate"]),
     (_set("sampling", "digits", "guidance", value=-1), ["sampling.digits.guidance", "-1"]),
     (_set("sampling", "digits", "iterations", value=[17, 4]), ["17", "1 … 16"]),
+    (
+        _set("sampling", "digits", "guidance_interval", value=[0.8, 0.2]),
+        ["sampling.digits.guidance_interval", "below the second one"],
+    ),
+    (
+        _set("sampling", "digits", "guidance_schedule", value="square"),
+        ["sampling.digits.guidance_schedule", "'linear', 'constant' or 'cosine'"],
+    ),
+    (_set("sampling", "digits", "guide", value=" "), ["sampling.digits.guide"]),
     (_set("sampling", "digits", "guidance", value=1001), ["sampling.digits.guidance", "1000"]),
     (_set("evaluation", "mar-l", value={}), ["evaluation.mar-l"]),
     (
@@ -213,13 +222,15 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         ("models:/fractal-digits@champion", "models:/fractal-digits@champion"),
     ],
 )
-def test_a_model_to_start_from_is_relative_to_the_file(tmp_path, source, absolute):
+def test_a_model_to_start_from_and_a_guide_are_relative_to_the_file(tmp_path, source, absolute):
     content = small_params()
     content["training"]["digits"]["start_from"] = source
+    content["sampling"]["digits"]["guide"] = source
     file = tmp_path / "params.yaml"
     file.write_text(yaml.safe_dump(content))
     params = load_params(file)
     assert params.training["digits"].start_from == absolute.format(folder=tmp_path)
+    assert params.sampling["digits"].guide == absolute.format(folder=tmp_path)
     assert params.training["mar-b"].start_from is None
 
 

@@ -24,7 +24,7 @@ from fractal_model.costs.flops import (
 from fractal_model.costs.shapes import expected_masked_share, peak_shares, training_shares
 from fractal_model.data.loader import Batch
 from fractal_model.model.blocks import checkpoint_activations
-from fractal_model.model.fractal import NO_CLASS, FractalModel, Rows
+from fractal_model.model.fractal import NO_CLASS, FractalModel, Guide, Rows
 from fractal_model.model.kernels.linear import FLOP_FORMULAS
 from fractal_model.model.losses import training_loss
 from fractal_model.sampling.sampler import Sampler
@@ -131,20 +131,44 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("guidance", "interval"),
+    [(1.0, (0.0, 1.0)), (3.0, (0.0, 1.0)), (3.0, (0.0, 0.6)), (3.0, (0.3, 0.7)), (3.0, (0.7, 1.0))],
+)
 @pytest.mark.parametrize("labels", [[0, 1, 2], [NO_CLASS] * 3])
-def test_the_formula_agrees_with_a_real_run_of_the_sampler(kind, guidance, labels, monkeypatch):
+def test_the_formula_agrees_with_a_real_run_of_the_sampler(
+    kind, guidance, interval, labels, monkeypatch
+):
     # Such small models are computed with spare rows, which exist only for the rounding.
     monkeypatch.setattr("fractal_model.model.kernels.linear._ONEDNN_FEWEST", 1)
     model = tiny_model(kind)
     steps = tuple(v.tokens if v.generator == "ar" else v.tokens // 2 for v in model.config.levels)
-    settings = SamplingConfig(guidance=guidance, iterations=steps)
+    settings = SamplingConfig(guidance=guidance, guidance_interval=interval, iterations=steps)
     # The counter does not know the CPU's fused attention.
     with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
         Sampler(model, settings)(torch.tensor(labels), [0, 1, 2])
     ours = sampling_flops(model.config, settings, with_class=labels[0] != NO_CLASS)
     counted = counter.get_total_flops() - shared_by_rows(model.config, steps)
     assert 3 * sum(ours) == pytest.approx(counted, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided"), [((0.0, 1.0), 4), ((0.3, 0.7), 1), ((0.7, 1.0), 2)]
+)
+def test_the_formula_agrees_with_a_run_that_has_a_guide(kind, interval, guided, monkeypatch):
+    """`guided`: number of level 0's four steps that have guidance."""
+    monkeypatch.setattr("fractal_model.model.kernels.linear._ONEDNN_FEWEST", 1)
+    model, count = tiny_model(kind), len(tiny_config(kind).levels)
+    guide = tiny_model(kind, widths=(8,) * count + (4,), heads=(2,) * count + (1,))
+    model.guide = Guide(guide, "")
+    settings = SamplingConfig(guidance=3.0, guidance_interval=interval, guide="guide")
+    with sdpa_kernel(SDPBackend.MATH), flop_counter() as counter:
+        Sampler(model, settings)(torch.arange(3), [0, 1, 2])
+    steps = settings.level_iterations(model.config)
+    shared = shared_by_rows(model.config, steps)
+    shared += shared_by_rows(guide.config, (guided, *steps[1:]))
+    ours = sampling_flops(model.config, settings, guide=guide.config)
+    assert 3 * sum(ours) == pytest.approx(counter.get_total_flops() - shared, rel=TOLERANCE)
 
 
 def shared_by_rows(config: ModelConfig, steps: tuple[int, ...]) -> int:

@@ -36,6 +36,30 @@ def test_a_sweep_without_iterations_uses_those_of_the_size():
     assert [(s.weights, s.sampling.iterations) for s in settings] == [("ema-0.9", (16, 4))]
 
 
+def test_a_sweep_tries_intervals_and_schedules_of_guidance():
+    intervals, schedules = ((0.0, 1.0), (0.2, 0.8)), ("linear", "constant")
+    sweep = SweepConfig(
+        guidance=(3,),
+        logit_scale=(1,),
+        guidance_interval=intervals,
+        guidance_schedule=schedules,
+    )
+    settings = [s.sampling for s in sweep.settings(SERVED)]
+    pairs = [(s.guidance_interval, s.guidance_schedule) for s in settings]
+    assert pairs == [(i, s) for i in intervals for s in schedules]
+
+
+def test_an_interval_and_a_schedule_are_named_if_they_are_not_the_size_s():
+    size = load_params(SHIPPED).size("digits")
+    changes = {"guidance_interval": (0.2, 0.8), "guidance_schedule": "constant"}
+    sampling = size.sampling.model_copy(update=changes)
+    setting = size.serving.model_copy(update={"sampling": sampling})
+    text = "guidance 2, logit scale 1.1, interval 0.2 … 0.8, schedule constant"
+    assert describe_setting(setting, size) == text
+    own = size.model_copy(update={"sampling": sampling})
+    assert describe_setting(setting, own) == "guidance 2, logit scale 1.1"
+
+
 def test_a_sweep_tries_each_of_its_weights_and_one_after_the_other():
     sweep = SweepConfig(guidance=(1, 2), logit_scale=(1,), weights=("ema-0.90", "model", "ema-0.9"))
     settings = [(s.weights, s.sampling.guidance) for s in sweep.settings(SERVED)]

@@ -21,6 +21,10 @@ def test_the_fingerprint_depends_on_what_decides_the_metrics_and_nothing_else():
     others = [
         protocol(preview=True),
         protocol(sampling=SamplingConfig(guidance=2.0)),
+        protocol(sampling=SamplingConfig(guidance_interval=(0.2, 0.8))),
+        protocol(sampling=SamplingConfig(guidance_schedule="constant")),
+        protocol(sampling=SamplingConfig(order="halton")),
+        protocol(sampling=SamplingConfig(guide="sha256:1")),
         protocol(sampling=None),
         protocol(dinov2_checksum="sha256:1"),
         protocol(source="ADM: x.npz", preview=True),
@@ -34,6 +38,15 @@ def test_the_fingerprint_depends_on_what_decides_the_metrics_and_nothing_else():
     }.items():
         others.append(protocol(SETTINGS.model_copy(update={name: value})))
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
+
+
+def test_published_settings_leave_no_trace_in_the_protocol():
+    """So protocols from before there were others stay the same."""
+    images = protocol(sampling=SamplingConfig()).images.model_dump(mode="json")
+    assert images["guidance_schedule"] == "linear"
+    assert not {"guidance_interval", "guidance_schedule", "guide"} & set(images["sampling"])
+    constant = SamplingConfig(guidance_schedule="constant")
+    assert protocol(sampling=constant).images.guidance_schedule == "constant"
 
 
 def test_metrics_of_a_preview_have_its_count_in_their_names():

@@ -18,7 +18,9 @@ from fractal_model.common.locks import LockHeldError
 from fractal_model.config.params import load_params
 from fractal_model.evaluation import prepare_evaluation
 from fractal_model.evaluation.protocol import Record
+from fractal_model.model.weights import weights_checksum
 from fractal_model.tracking import registry, store
+from fractal_model.tracking.model_source import load_model
 from tests.support.tiny_files import save_tiny
 
 
@@ -85,6 +87,20 @@ def test_a_preview_has_its_count_in_its_names_and_promotes_nothing(project, new_
     after = registry.version_tags("digits", "1")
     assert set(after) - set(before) == {f"fractal.evaluation.{protocol.fingerprint[:12]}"}
     assert evaluate_fractal(preview=True, params_file=project.params) == metrics
+    assert new_runs() == [run_id], "an evaluated version is not evaluated again"
+
+
+def test_a_guide_is_in_the_protocol_by_its_content(project, new_runs):
+    source = "models:/fractal-digits/1"
+    changes = [f"sampling.digits.guide={source}"]
+    evaluate_fractal(preview=True, params_file=project.params, set=changes)
+    (run_id,) = new_runs()
+    record = read_run_record(run_id)
+    guide = load_model(source, project.outputs)
+    assert record.protocol.images.sampling.guide == f"sha256:{weights_checksum(guide)}"
+    protocol = protocol_of(load_params(project.params, changes), "digits", preview=True)
+    assert protocol == record.protocol
+    evaluate_fractal(preview=True, params_file=project.params, set=changes)
     assert new_runs() == [run_id], "an evaluated version is not evaluated again"
 
 

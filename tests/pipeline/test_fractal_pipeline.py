@@ -33,6 +33,20 @@ def test_images_have_the_bytes_of_fractal_sample(pipe, fractal, elsewhere):
         assert np.array_equal(as_array(images), arrays["arr_0"])
 
 
+def test_a_guide_has_the_bytes_of_fractal_sample(pipe, fractal, elsewhere):
+    tiny_model("mar", widths=(8, 8, 4)).save_pretrained("guide")
+    options = ("--guide", "guide", "--guidance", 4, "--guidance-interval", "0.2,0.9")
+    fractal("sample", "--classes", "cat", "--n", 3, *options, "--out", "guided.npz")
+    settings = {"guidance": 4, "guidance_interval": (0.2, 0.9)}
+    images = pipe(classes=["cat"] * 3, guide="guide", **settings)
+    with np.load("guided.npz") as arrays:
+        assert np.array_equal(as_array(images), arrays["arr_0"])
+    plain = pipe(classes=["cat"] * 3, **settings)
+    assert not np.array_equal(as_array(images), as_array(plain))
+    with pytest.raises(FractalError, match="guide none: "):
+        pipe(guide="none")
+
+
 def test_an_edited_image_has_the_bytes_of_fractal_edit(pipe, fractal, elsewhere):
     image, mask = random_images(1, 4)[0], torch.zeros(4, 4, dtype=torch.bool)
     mask[1:3, 1:] = True

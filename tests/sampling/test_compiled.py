@@ -11,6 +11,7 @@ from fractal_model.common.compiler import has_compiler
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.ar import ARLevel
+from fractal_model.model.fractal import Guide
 from fractal_model.sampling import compiled
 from fractal_model.sampling.known import KnownPixels
 from fractal_model.sampling.sampler import Sampler
@@ -33,6 +34,18 @@ def test_compiled_gives_the_images_of_the_uncached_path(kind, qk_norm):
     fast = Sampler(model, settings(compile=True))
     slow = Sampler(model, settings(), cached=False)
     assert fast(LABELS, SEEDS).equal(slow(LABELS, SEEDS))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ar", "mar", "mar above ar", "ar above mar"])
+@pytest.mark.parametrize("guide", [None, "weaker"])
+def test_an_interval_of_guidance_and_a_guide_give_the_uncompiled_images(kind, guide):
+    model = tiny_model(kind)
+    model.guide = Guide(tiny_model(kind, widths=(8, 8, 4), heads=(2, 2, 1)), "")
+    changes = {"guidance_interval": (0.3, 0.7), "guide": guide}
+    images = Sampler(model, settings(compile=True, **changes))(LABELS, SEEDS)
+    assert images.equal(Sampler(model, settings(**changes), cached=False)(LABELS, SEEDS))
 
 
 @needs_compiler
@@ -71,10 +84,10 @@ def test_steps_are_compiled_except_the_last_wide_levels_and_bfloat16(
         return ARLevel.step(level, token, caches)
 
     monkeypatch.setattr(step, "_step", compiled_step)
-    steps = cached_level_steps(model.levels[0], model.root(LABELS), 1, step)
+    steps = cached_level_steps(model.levels[0], model.root(LABELS), step)
     with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         for t in range(4):
-            steps(torch.zeros(5, 4, 3, 2, 2, dtype=torch.uint8), t)
+            steps(torch.zeros(5, 4, 3, 2, 2, dtype=torch.uint8), t, 1)
     assert compiled_lengths == lengths
 
 
@@ -83,9 +96,9 @@ def test_a_level_that_is_not_listed_takes_uncompiled_steps(monkeypatch):
     model = tiny_model("ar")
     step = compiled.CompiledSteps(model.levels[:1])
     monkeypatch.setattr(step, "_step", lambda *_: pytest.fail("this level is not compiled"))
-    steps = cached_level_steps(model.levels[1], model.root(LABELS), 1, step)
+    steps = cached_level_steps(model.levels[1], model.root(LABELS), step)
     with torch.no_grad():
-        steps(torch.zeros(5, 4, 3, 1, 1, dtype=torch.uint8), 0)
+        steps(torch.zeros(5, 4, 3, 1, 1, dtype=torch.uint8), 0, 1)
 
 
 @needs_compiler

@@ -58,18 +58,23 @@ def test_without_a_known_pixel_sampling_is_unchanged(kind):
     assert sampler(LABELS, SEEDS, known=known).equal(sampler(LABELS, SEEDS))
 
 
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
 @pytest.mark.parametrize("make", [tiny_model, deeper_model])
-def test_cached_equals_uncached(kind, make):
-    model = make(kind)
+def test_cached_equals_uncached(kind, make, interval):
+    model, settings = make(kind), GUIDED.model_copy(update={"guidance_interval": interval})
     known = random_known(model)
-    fast = Sampler(model, GUIDED)(LABELS, SEEDS, known=known)
-    assert fast.equal(Sampler(model, GUIDED, cached=False)(LABELS, SEEDS, known=known))
+    fast = Sampler(model, settings)(LABELS, SEEDS, known=known)
+    assert fast.equal(Sampler(model, settings, cached=False)(LABELS, SEEDS, known=known))
 
 
-def test_the_same_image_in_any_batch(kind):
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.8)])
+def test_the_same_image_in_any_batch(kind, interval):
+    """Images of other known pixels have other progress, so one may have guidance before another."""
     model = tiny_model(kind)
     known = random_known(model)
-    settings = GUIDED.model_copy(update={"iterations": (3,) * len(model.levels)})
+    settings = GUIDED.model_copy(
+        update={"iterations": (3,) * len(model.levels), "guidance_interval": interval}
+    )
     sampler = Sampler(model, settings)
     together = sampler(LABELS, SEEDS, known=known)
     for i in range(5):

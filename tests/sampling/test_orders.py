@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.model.fractal import FractalModel
+from fractal_model.sampling.orders import halton_order
 from fractal_model.sampling.sampler import Sampler
 from tests.support import tiny_model
 
@@ -46,6 +47,24 @@ def test_centre_out_goes_by_rings_and_breaks_ties_by_seed(model):
     assert orders[0].equal(alone[0])
 
 
+def test_halton_order_is_that_of_the_sequence(model):
+    """The points (row, column) are (1/2, 1/3), (1/4, 2/3), (3/4, 1/9), (1/8, 4/9), (5/8, 7/9), …"""
+    orders = order_seen(model, SamplingConfig(order="halton")).tolist()
+    assert orders == [list(halton_order(4))] * 3
+    assert orders[0][:5] == [2 * 4 + 1, 1 * 4 + 2, 3 * 4 + 0, 0 * 4 + 1, 2 * 4 + 3]
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3, 16, 27])
+def test_halton_order_has_each_patch_once(grid):
+    assert sorted(halton_order(grid)) == list(range(grid**2))
+
+
+def test_the_first_patches_of_halton_order_are_spread_evenly():
+    """Of the first 16 patches of 256, each quarter of the image has about 4."""
+    quarters = [(number // 16 // 8, number % 16 // 8) for number in halton_order(16)[:16]]
+    assert all(3 <= quarters.count((row, column)) <= 5 for row in (0, 1) for column in (0, 1))
+
+
 def test_a_given_order_is_kept(model):
     order = tuple(torch.randperm(16, generator=torch.Generator().manual_seed(3)).tolist())
     assert order_seen(model, SamplingConfig(order=order)).tolist() == [list(order)] * 3
@@ -57,7 +76,7 @@ def test_each_seed_has_its_own_random_order(model):
 
 
 def test_the_same_image_in_any_batch_in_any_order(model):
-    for order in ("raster", "centre-out", tuple(reversed(range(16)))):
+    for order in ("raster", "centre-out", "halton", tuple(reversed(range(16)))):
         sampler = Sampler(model, SamplingConfig(guidance=2.0, iterations=(5, 3), order=order))
         together = sampler(LABELS, SEEDS)
         assert together[1:2].equal(sampler(LABELS[1:2], SEEDS[1:2]))
@@ -68,7 +87,7 @@ def test_an_ar_model_generates_in_raster_order_only():
     model = tiny_model("ar")
     plain = Sampler(model, SamplingConfig())(LABELS, SEEDS)
     assert plain.equal(Sampler(model, SamplingConfig(order="raster"))(LABELS, SEEDS))
-    for order in ("centre-out", (0, 1, 2, 3)):
+    for order in ("centre-out", "halton", (0, 1, 2, 3)):
         with pytest.raises(FractalError, match="raster"):
             Sampler(model, SamplingConfig(order=order))
 
@@ -93,5 +112,5 @@ def test_a_patch_number_below_0_is_an_error():
 
 
 def test_an_unknown_order_is_an_error():
-    with pytest.raises(ValidationError, match="'random', 'raster' or 'centre-out'"):
+    with pytest.raises(ValidationError, match="'random', 'raster', 'centre-out' or 'halton'"):
         SamplingConfig(order="spiral")

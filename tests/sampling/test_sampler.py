@@ -34,9 +34,78 @@ def test_cached_equals_uncached_with_more_blocks_than_one(kind, qk_norm):
     assert fast.equal(Sampler(model, settings, cached=False)(LABELS, SEEDS))
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_a_seed_gives_the_same_image_in_any_batch(kind, qk_norm):
-    sampler = Sampler(tiny_model(kind, qk_norm=qk_norm), SamplingConfig(guidance=2.0))
+@pytest.mark.parametrize("interval", [(0.3, 0.7), (0.4, 1.0)])
+def test_cached_equals_uncached_with_an_interval_of_guidance(kind, interval):
+    model = deeper_model(kind)
+    settings = SamplingConfig(guidance=3.0, guidance_interval=interval)
+    fast = Sampler(model, settings)(LABELS[:2], SEEDS[:2])
+    assert fast.equal(Sampler(model, settings, cached=False)(LABELS[:2], SEEDS[:2]))
+
+
+def test_outside_the_interval_guidance_changes_nothing(kind):
+    """The steps after the interval are those of a model without guidance."""
+    model, half = tiny_model(kind), (0.0, 0.5)
+    plain = first_step_images(model, SamplingConfig())
+    late = first_step_images(model, SamplingConfig(guidance=9.0, guidance_interval=(0.6, 1.0)))
+    early = first_step_images(model, SamplingConfig(guidance=9.0, guidance_interval=half))
+    assert late.equal(plain)
+    assert not early.equal(plain)
+    never = SamplingConfig(guidance=9.0, guidance_interval=(0.01, 0.02))
+    assert Sampler(model, never)(LABELS, SEEDS).equal(
+        Sampler(model, SamplingConfig())(LABELS, SEEDS)
+    )
+
+
+def first_step_images(model, settings) -> torch.Tensor:
+    """What is on level 0's canvas after its first step."""
+    seen = []
+    Sampler(model, settings)(
+        LABELS, SEEDS, observe=lambda level, *step: level or seen.append(step[2].clone())
+    )
+    return seen[1]
+
+
+def test_outside_the_interval_the_other_branch_is_not_computed(kind, monkeypatch):
+    """Only an AR level 0 computes it in the steps before the interval, for its cache."""
+    model, rows = tiny_model(kind), []
+    network = type(model.pixel)
+    first_token = network.first_token
+
+    def count(self, conditions):
+        if self is model.pixel:
+            rows.append(len(conditions))
+        return first_token(self, conditions)
+
+    monkeypatch.setattr(network, "first_token", count)
+    counts = {}
+    for interval in ((0.0, 1.0), (0.6, 1.0), (0.01, 0.02)):
+        rows.clear()
+        settings = SamplingConfig(guidance=3.0, guidance_interval=interval)
+        Sampler(model, settings)(LABELS, SEEDS)
+        counts[interval] = sum(rows)
+    pixels = len(LABELS) * model.config.image_size**2
+    assert counts[0.0, 1.0] == 2 * pixels
+    assert counts[0.01, 0.02] == pixels
+    # Level 0 has four sub-patches, the last two of which have guidance.
+    assert counts[0.6, 1.0] == 1.5 * pixels
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_schedules_change_the_images(schedule):
+    model = tiny_model("mar")
+    plain = Sampler(model, SamplingConfig(guidance=3.0))(LABELS, SEEDS)
+    settings = SamplingConfig(guidance=3.0, guidance_schedule=schedule)
+    images = Sampler(model, settings)(LABELS, SEEDS)
+    assert not images.equal(plain)
+    assert images.equal(Sampler(model, settings, cached=False)(LABELS, SEEDS))
+
+
+@pytest.mark.parametrize(
+    ("qk_norm", "interval"), [(False, (0.0, 1.0)), (True, (0.0, 1.0)), (False, (0.4, 0.8))]
+)
+def test_a_seed_gives_the_same_image_in_any_batch(kind, qk_norm, interval):
+    settings = SamplingConfig(guidance=2.0, guidance_interval=interval)
+    sampler = Sampler(tiny_model(kind, qk_norm=qk_norm), settings)
     together = sampler(LABELS, SEEDS)
     alone = torch.cat([sampler(LABELS[i : i + 1], SEEDS[i : i + 1]) for i in range(5)])
     backwards = sampler(LABELS.flip(0), SEEDS[::-1]).flip(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -37,7 +38,37 @@ def test_cosine_schedule_starts_slowly():
 
 
 def test_guidance_grows_linearly():
-    assert [guidance_at(p, 5.0) for p in (0.0, 0.25, 1.0)] == [1.0, 2.0, 5.0]
+    settings = SamplingConfig(guidance=5.0)
+    assert [guidance_at(p, settings) for p in (0.0, 0.25, 1.0)] == [1.0, 2.0, 5.0]
+
+
+def test_guidance_is_constant_or_follows_a_power_cosine():
+    constant = SamplingConfig(guidance=5.0, guidance_schedule="constant")
+    assert [guidance_at(p, constant) for p in (0.0, 0.25, 1.0)] == [5.0] * 3
+    cosine = SamplingConfig(guidance=5.0, guidance_schedule="cosine")
+    # The cosine is 0 where the fourth power of the progress is 1/2.
+    scales = [guidance_at(p, cosine) for p in (0.0, 0.5**0.25, 1.0)]
+    assert scales == pytest.approx([1.0, 3.0, 5.0])
+    assert guidance_at(0.5, cosine) == pytest.approx(1 + 2 * (1 - math.cos(math.pi / 16)))
+
+
+def test_outside_its_interval_there_is_no_guidance():
+    settings = SamplingConfig(guidance=5.0, guidance_interval=(0.25, 0.75))
+    assert [guidance_at(p, settings) for p in (0.2, 0.25, 0.75, 0.8)] == [None, 2.0, 4.0, None]
+
+
+@pytest.mark.parametrize(
+    ("interval", "named"),
+    [
+        ((0.8, 0.2), "the first number must be below the second one"),
+        ((0.5, 0.5), "the first number must be below the second one"),
+        ((0.0, 1.5), "less than or equal to 1"),
+        ((0.5,), "required"),
+    ],
+)
+def test_an_interval_that_is_none_is_an_error(interval, named):
+    with pytest.raises(ValidationError, match=named):
+        SamplingConfig(guidance_interval=interval)
 
 
 def test_inverse_transform_at_the_edges():
@@ -61,7 +92,7 @@ def test_inverse_transform_draws_with_the_frequencies_of_the_softmax():
 
 def test_guidance_moves_away_from_null():
     logits = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    guided = guided_logits(logits, 3.0, SamplingConfig(filter_threshold=0.0))
+    guided = guided_logits([logits], 3.0, SamplingConfig(filter_threshold=0.0))
     assert guided.tolist() == [[3.0, 0.0]]
     assert most_likely(guided, torch.zeros(1)).tolist() == [0]
 
@@ -70,15 +101,15 @@ def test_filter_keeps_guidance_from_raising_an_unlikely_value():
     conditional = torch.tensor([[10.0, -5.0, 9.0]])
     null = torch.tensor([[3.0, -40.0, 2.0]])
     both = torch.cat([conditional, null])
-    filtered = guided_logits(both, 10.0, SamplingConfig(filter_threshold=1e-4))
-    unfiltered = guided_logits(both, 10.0, SamplingConfig(filter_threshold=0.0))
+    filtered = guided_logits([both], 10.0, SamplingConfig(filter_threshold=1e-4))
+    unfiltered = guided_logits([both], 10.0, SamplingConfig(filter_threshold=0.0))
     assert unfiltered.argmax() == 1  # Without the filter the unlikely value would win.
     assert filtered.softmax(-1)[0, 1] < conditional.softmax(-1)[0, 1] + 1e-6
 
 
 def test_the_logit_scale_multiplies_the_logits():
     logits = torch.tensor([[1.0, 0.0]])
-    scaled = guided_logits(logits, None, SamplingConfig(logit_scale=2.0))
+    scaled = guided_logits([logits], None, SamplingConfig(logit_scale=2.0))
     assert scaled.tolist() == [[2.0, 0.0]]
 
 

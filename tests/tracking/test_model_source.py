@@ -6,7 +6,12 @@ import pytest
 from fractal_model.common.errors import FractalError
 from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
-from fractal_model.tracking.model_source import load_model, select_weights, split_weights
+from fractal_model.tracking.model_source import (
+    attach_guide,
+    load_model,
+    select_weights,
+    split_weights,
+)
 from tests.support import tiny_model
 from tests.support.tiny_files import save_tiny
 
@@ -52,6 +57,28 @@ def test_a_model_is_loaded_with_the_weights_that_it_is_served_with(tmp_path):
         assert model.serving == ServingConfig(weights=weights, sampling=serving.sampling)
         expected = tiny_model("mar", sharpen=sharpen).state_dict()
         assert all(tensor.equal(expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_guide_is_loaded_for_the_model_and_named_by_its_content(tmp_path):
+    tiny_model("mar", widths=(8, 8, 4)).save_pretrained(tmp_path / "guide")
+    model, settings = tiny_model("mar"), SamplingConfig(guidance=2, guide=str(tmp_path / "guide"))
+    pinned = attach_guide(model, settings, None)
+    assert model.guide.model.config.levels[0].width == 8
+    assert pinned.guide == f"sha256:{model.guide.checksum}"
+    (tmp_path / "guide").rename(tmp_path / "moved")
+    moved = settings.model_copy(update={"guide": str(tmp_path / "moved")})
+    assert attach_guide(tiny_model("mar"), moved, None) == pinned
+    assert attach_guide(model, SamplingConfig(), None) == SamplingConfig()
+    assert model.guide is None
+
+
+def test_a_guide_that_is_missing_or_does_not_fit_is_an_error(tmp_path):
+    tiny_model("ar").save_pretrained(tmp_path / "ar")
+    for name, reason in (("ar", "the guide's list of generators is"), ("none", "no checkpoint")):
+        place = tmp_path / name
+        with pytest.raises(FractalError, match=f"guide {place}: .*{reason}") as raised:
+            attach_guide(tiny_model("mar"), SamplingConfig(guide=str(place)), None)
+        assert "\n" not in str(raised.value)
 
 
 def test_an_exported_average_is_known_by_its_name(tmp_path):

@@ -26,6 +26,7 @@ from fractal_model.checkpoints.checkpoint import Progress, load_checkpoint, save
 from fractal_model.cli.app import app
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import load_params
+from fractal_model.config.sampling import SamplingConfig
 from fractal_model.config.serving import ServingConfig
 from fractal_model.generation.pictures import png_bytes
 from fractal_model.sampling.sampler import Sampler
@@ -51,6 +52,13 @@ class Registered:
     @property
     def files(self) -> Path:
         return registry.fetch("digits", "1").checkpoint.parents[1]
+
+
+def test_a_model_with_a_guide_is_not_registered(tmp_path):
+    sampling = SamplingConfig(guide="models:/fractal-digits/1")
+    serving = ServingConfig(weights="model", sampling=sampling)
+    with pytest.raises(FractalError, match="the guide models:/fractal-digits/1, which is not stor"):
+        registration.register("digits", tmp_path, serving=serving, tags=TAGS)
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 import fractal_model
+from fractal_model.common.errors import FractalError
 from fractal_model.config.params import Size, load_params
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.manifest import Manifest
-from fractal_model.training.launch import run_fingerprint
+from fractal_model.training.launch import load_size_and_manifest, run_fingerprint
 from fractal_model.training.start import Start
 from tests.support import tiny_config
 from tests.support.params import SHIPPED
@@ -94,3 +95,9 @@ def test_a_holdout_is_another_run():
 def test_a_source_that_is_no_text_is_refused(source):
     with pytest.raises(ValueError, match="start_from"):
         TrainingConfig.model_validate({**RECIPE, "start_from": source})
+
+
+def test_a_size_that_samples_with_a_guide_is_not_trained():
+    params = load_params(SHIPPED, ["sampling.digits.guide=models:/fractal-digits/1"])
+    with pytest.raises(FractalError, match="the guide models:/fractal-digits/1, which is not sto"):
+        load_size_and_manifest(params, "digits")
