@@ -35,9 +35,10 @@ def training_seconds(run_id: str) -> float:
 
 
 def history(run_id: str, metric: str) -> tuple[tuple[int, float], ...]:
-    """Points (number of images seen, value of the metric) of a training run, sorted."""
+    """Points (number of images seen, value of the metric) of a training run, sorted. Of a step that
+    was repeated, the last value counts."""
     points = mlflow.MlflowClient().get_metric_history(run_id, metric)
-    return tuple(sorted((point.step, point.value) for point in points))
+    return tuple(sorted({point.step: point.value for point in points}.items()))
 
 
 def curve(run_id: str | None, metric: str) -> tuple[tuple[float, float], ...]:

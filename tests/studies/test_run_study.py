@@ -125,8 +125,8 @@ def test_trials_are_measured_once_and_failures_leave_the_others_alone(source, tm
     (parent,) = store.find_runs([experiment], {"fractal.study": "mine"})
     children = store.find_runs([experiment], {"mlflow.parentRunId": parent.info.run_id})
     assert [run.data.tags["fractal.kind"] for run in children] == ["train"] * 3
-    final = {round(run.data.metrics["final_nll_bits_per_dim"], 4) for run in children}
-    assert final == {round(row.metrics["nll_bits_per_dim"], 4) for row in rows}
+    final = sorted(run.data.metrics["final_nll_bits_per_dim"] for run in children)
+    assert final == pytest.approx(sorted(r.metrics["nll_bits_per_dim"] for r in rows), abs=1e-4)
 
     shutil.rmtree(source.load().paths.outputs / "checkpoint-base-0")  # it is not needed any more
     assert run_study(STUDY, "mine", source, tmp_path, jobs=1) == comparison
