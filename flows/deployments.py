@@ -1,6 +1,7 @@
 """Makes Prefect's deployments from params.yaml; `make up` runs it as `python -m flows.deployments`.
 
     train-fractal/<size>  evaluate-fractal/<size>  sweep-guidance/<size>    for each size
+    tune-ddo/<size>                                        for each size with AR levels only
     prepare-data/<dataset>                                 for digits and each registered data set
     nightly-evaluation/all                                 every night
 
@@ -40,6 +41,7 @@ from fractal_model.config.params import DEFAULT_FILE, Params, Size, load_params
 from fractal_model.config.params_source import DEFAULT_SOURCE
 from fractal_model.config.training import TrainingConfig
 from fractal_model.data.datasets import dataset_names
+from fractal_model.model.likelihood import is_exact
 from fractal_model.services.configuration import WORK_POOL
 from fractal_model.services.deployments import DEPLOYED
 
@@ -47,12 +49,13 @@ from .automations import RUN_TAG, evaluation_trigger, watch_runs
 from .command import ParamsOption, run_command
 from .parameters import restrict_parameters
 
-TRAIN, EVALUATE, SWEEP, PREPARE, NIGHTLY = (
+TRAIN, EVALUATE, SWEEP, TUNE, PREPARE, NIGHTLY = (
     f"{__package__}.{place}"
     for place in (
         "train.train_fractal",
         "evaluate.evaluate_fractal",
         "sweep.sweep_guidance",
+        "tune_ddo.tune_ddo",
         "prepare.prepare_data",
         "nightly.nightly_evaluation",
     )
@@ -85,6 +88,11 @@ def deployments(params: Params) -> Iterator[Deployment]:
             SWEEP: f"Searches the best guidance, logit scale and iterations of {model}, within a "
             f"budget of images. Resources: {resources}.",
         }
+        if is_exact(size.model):
+            purposes[TUNE] = (
+                f"Fine-tunes {model} with its own samples and registers the result. Resources: "
+                f"this machine; for the sampling, {resources}."
+            )
         device = size.training.accelerator_type or ("gpu" if size.training.uses_gpu else "cpu")
         tags = (RUN_TAG, size.training.dataset, device.lower())
         is_triggered = params.services.evaluate_after_training
@@ -215,7 +223,8 @@ def _apply(
 def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalStorage) -> list[str]:
     """Remove the deployments that an earlier call made from this folder and that are not in
     `names`; return the names of the removed deployments."""
-    flow_names = sorted({name.partition("/")[0] for name in names})
+    # The last size with AR levels only may be gone, and with it the only tuning.
+    flow_names = sorted({"tune-ddo", *(name.partition("/")[0] for name in names)})
     flow_filter = FlowFilter(name=FlowFilterName(any_=flow_names))
     flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=flow_filter)}
     removed = []

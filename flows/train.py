@@ -101,7 +101,7 @@ def train_fractal(
     fingerprint = launch.run_fingerprint(settings, manifest, start)
     reused = registration.reuse(size, fingerprint, settings.serving) if resume else None
     if reused is not None:
-        version = _report_reuse(size, reused)
+        version = report_reuse(size, reused)
     else:
         version = _train_and_register(params, settings, manifest, fingerprint, start, resume=resume)
     with runs.optional_step("files of the training"):
@@ -109,7 +109,9 @@ def train_fractal(
     return version
 
 
-def _report_reuse(size: str, candidate: registration.Candidate) -> str:
+def report_reuse(size: str, candidate: registration.Candidate) -> str:
+    """Say that a version of an earlier run is the candidate, and announce it if it is registered
+    again; return its number."""
     version = candidate.version
     if candidate.is_new:
         announce_version(size, f"models:/{registry.model_name(size)}/{version}")

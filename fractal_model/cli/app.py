@@ -26,6 +26,7 @@ COMMANDS = {
     "parity": "Compare our model with numbers measured on the published implementation.",
     "ui": "Serve MLflow's pages with the runs and models in this project's folder.",
     "train": "Train a size on its data set and register the model.",
+    "tune-ddo": "Fine-tune an AR model with its own samples and register the result.",
     "evaluate": "Measure a model, or existing samples, by the protocol in params.yaml.",
     "sweep": "Find the guidance, logit scale, iterations and weights with the lowest FID.",
     "study": "Compare variants of a recipe over several seeds, and write the table and the page.",
@@ -46,9 +47,9 @@ COMMANDS = {
 """Summary of each command. A command is a function in a module; both have the command's name."""
 GROUPS = {"data", "models", "services", "size", "params"}
 """Commands with subcommands. The module of such a command has a Typer object named `app`."""
-FLOWS = {"train", "sweep", "nightly", "prepare"}
-"""Commands that run a Prefect flow. The flow's module of the same name has the function `command`,
-and importing it takes seconds."""
+FLOWS = {"train", "tune-ddo", "sweep", "nightly", "prepare"}
+"""Commands that run a Prefect flow. The flow's module of the same name, with `_` for `-`, has the
+function `command`, and importing it takes seconds."""
 OTHER_PLACES = {"import": "import_checkpoint:import_checkpoint"}
 """Module and function of each command whose module has another name. Python could not import a
 module named `import`, because this word is a keyword."""
@@ -68,7 +69,7 @@ class LazyGroup(TyperGroup):
 
 def _find_target(name: str) -> Any:
     if name in FLOWS:
-        return import_flow(name).command
+        return import_flow(name.replace("-", "_")).command
     place, _, function = OTHER_PLACES.get(name, f"{name}:{name}").partition(":")
     module = import_module(f"fractal_model.cli.{place}")
     return getattr(module, "app" if function in GROUPS else function)

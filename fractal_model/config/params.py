@@ -13,6 +13,7 @@ from fractal_model.common.strict_yaml import NotYAMLError, read_yaml
 from fractal_model.common.validation import describe
 from fractal_model.config.architecture import Architecture
 from fractal_model.config.data import PreparationConfig
+from fractal_model.config.ddo import DDOConfig
 from fractal_model.config.evaluation import (
     EvaluationConfig,
     NightlyConfig,
@@ -117,6 +118,9 @@ class Params(StrictModel):
     """Schedule of the nightly evaluation."""
     sweep: Annotated[dict[str, SweepConfig], Field(default_factory=dict)]
     """Sweep settings by name of the size. A size without an entry has the defaults."""
+    ddo: Annotated[dict[str, DDOConfig], Field(default_factory=dict)]
+    """Settings of `fractal tune-ddo` by name of the size. A size without an entry has the
+    defaults."""
 
     @model_validator(mode="after")
     def _require_consistency(self) -> Self:
@@ -140,11 +144,13 @@ class Params(StrictModel):
             self.training[name].checkpointing_by_level(len(model.levels))
             self._require_masks(name, model)
         self._require_pipeline_sizes()
-        for name, sweep in self.sweep.items():
-            if name not in self.models:
+        for section in ("sweep", "ddo"):
+            for name in getattr(self, section).keys() - self.models.keys():
                 raise ValueError(
-                    f"sweep has the size {name!r}: remove it, or name one of {sorted(self.models)}"
+                    f"{section} has the size {name!r}: remove it, or name one of "
+                    f"{sorted(self.models)}"
                 )
+        for name, sweep in self.sweep.items():
             for weights in sweep.weights:
                 self._require_average(name, "sweep", weights)
             size = self.size(name)

@@ -27,6 +27,12 @@ _RUNS = {
         "`protocol.json` (the settings behind the numbers), `samples.png`. Compare only runs with "
         "an equal `{tags.PROTOCOL_TAG}`."
     ),
+    "tune": (
+        "Fine-tuning of `fractal-{size}` on {dataset} by direct discriminative optimisation. "
+        "**Model metrics**, against the number of real images seen: `ddo_loss`, and the "
+        "log-likelihood ratio of the model to its frozen copy, in nats for an image, for real "
+        "images (`ddo_ratio_real`) and for samples of the copy (`ddo_ratio_samples`)."
+    ),
     "import": (
         "`fractal-{size}` ({dataset}) from a published file. Nothing was trained: the run holds "
         "the registered model and its architecture; the tag `{tags.SOURCE_TAG}` names the file."
@@ -44,7 +50,7 @@ _RUNS = {
 
 
 def describe_run(kind: str, size: str, dataset: str) -> str:
-    """Description of a run of this kind (train, evaluate, import, sweep or study), in Markdown."""
+    """Description of a run of this kind (a value of the kind's tag), in Markdown."""
     return _RUNS[kind].format(size=size, dataset=dataset, tags=tags)
 
 
@@ -70,7 +76,7 @@ def describe_experiment(dataset: str, experiment_id: str) -> str:
     return (
         f"[Evaluations, the lowest FID first](#/experiments/{experiment_id}/runs?{ranking}). All "
         f"runs on the data set {dataset}; the tag `{tags.KIND_TAG}` tells whether one is a "
-        f"training, an evaluation, an import or a sweep. Select evaluations with an equal "
+        f"training, tuning, evaluation, import or sweep. Select evaluations with an equal "
         f"`{tags.PROTOCOL_TAG}` and press Compare; the metrics have the same names in all of them. "
         f"`fractal results` prints the same numbers beside the published ones."
     )

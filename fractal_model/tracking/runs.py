@@ -19,6 +19,7 @@ import fractal_model
 from fractal_model.common.console import say
 from fractal_model.common.errors import one_line
 from fractal_model.common.safe_text import LONGEST_NAME, safe_text
+from fractal_model.config.ddo import DDOConfig
 from fractal_model.config.params import Size
 from fractal_model.config.serving import ServingConfig
 from fractal_model.data.manifest import Manifest
@@ -61,6 +62,37 @@ def training_run(
         # This tag comes last, so that a run that is found by its fingerprint has all of the above.
         mlflow.set_tags(key)
         yield run.info.run_id
+
+
+@contextmanager
+def tuning_run(
+    size: Size,
+    settings: DDOConfig,
+    manifest: Manifest,
+    fingerprint: str,
+    outputs: Path,
+    start_tags: Mapping[str, str],
+) -> Iterator[str]:
+    """Continue the tuning run with this fingerprint, or begin one; yield the run's id. `start_tags`
+    name the model that it starts from."""
+    name, key = f"tune-{size.name}-{fingerprint[:8]}", {tags.FINGERPRINT_TAG: fingerprint}
+    with _run(size, "tune", name, outputs, key=key) as run:
+        if tags.FINGERPRINT_TAG not in run.data.tags:
+            _log_params(
+                model=model_settings(size),
+                training=size.training.model_dump(),
+                ddo=settings.model_dump(),
+            )
+            _log_dataset(manifest, "training")
+            note = describe_run("tune", size.name, size.training.dataset)
+            mlflow.set_tags({**start_tags, tags.NOTE_TAG: note + describe_start(start_tags)})
+        mlflow.set_tags(key)
+        yield run.info.run_id
+
+
+def log_step(metrics: Mapping[str, float], step: int) -> None:
+    """Log the metrics of a step to the active run."""
+    mlflow.log_metrics(dict(metrics), step=step)
 
 
 def supersede_training(size: Size, fingerprint: str, outputs: Path) -> None:

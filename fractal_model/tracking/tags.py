@@ -2,7 +2,7 @@
 
 # Tags of a run. A version of a registered model has some of them too.
 KIND_TAG, SIZE_TAG = "fractal.kind", "fractal.size"
-"""Kind of a run (train, evaluate, import, sweep or study), and its size."""
+"""Kind of a run (train, tune, evaluate, import, sweep or study), and its size."""
 PACKAGE_TAG, REVISION_TAG = "fractal.version", "fractal.git_revision"
 """Version of this package, and git commit of the working folder, when the run was written."""
 DATASET_TAG = "fractal.dataset_checksum"

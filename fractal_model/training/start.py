@@ -119,7 +119,7 @@ def adapt_classes(parent: FractalModel, config: ModelConfig, seed: int) -> Fract
     """Return a model of `config` with the weights of `parent`, whose layout is the same. If their
     classes differ, the class table is new: a class that `parent` knows by name keeps its embedding,
     and the others are initialised with `seed`. Tensors other than the table are shared."""
-    model = FractalModel.without_memory(config)
+    model = FractalModel(config)  # Not without memory, as its rotation factors are no weights.
     table = _adapt_table(parent, config, seed)
     model.load_state_dict({**parent.state_dict(), _CLASS_TABLE: table}, assign=True)
     return model.eval()

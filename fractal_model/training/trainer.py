@@ -38,6 +38,9 @@ from fractal_model.training.schedule import learning_rate
 
 StartWeights = Callable[[], Mapping[str, Tensor]]
 """Function that reads the weights that a training starts from, by name, on the CPU."""
+Objective = Callable[[FractalModel], nn.Module]
+"""Function that makes the module of the loss for a model. The module gets a part of a batch, images
+and labels, and the step's random generator. It returns the mean loss of the part, a scalar."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class NotFiniteError(FractalError):
 class Trainer:
     """Model, optimiser and position (number of images seen) of one rank. `images`: number of
     training images. `start`: reads the weights to start from, by name; None: random weights, from
-    the recipe's seed. FractalError: the recipe compiles blocks, but this machine has no
-    compiler."""
+    the recipe's seed. `objective`: makes the loss; None: the training loss. FractalError: the
+    recipe compiles blocks, but this machine has no compiler."""
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Trainer:
         world_size: int = 1,
         device: torch.device | str = "cpu",
         start: StartWeights | None = None,
+        objective: Objective | None = None,
     ) -> None:
         self.recipe = recipe
         self._start = start
@@ -103,8 +107,11 @@ class Trainer:
         self.optimizer = new_optimizer(self.model, recipe)
         self.averages = MovingAverages(self.model, recipe.ema_decays)
         self._local_loss = torch.zeros(())
-        loss: nn.Module = _TrainingLoss(self.model, recipe)
-        self._loss = DistributedDataParallel(loss) if world_size > 1 else loss
+        self.objective = (
+            _TrainingLoss(self.model, recipe) if objective is None else objective(self.model)
+        )
+        is_alone = world_size == 1
+        self._loss = self.objective if is_alone else DistributedDataParallel(self.objective)
 
     @property
     def device(self) -> torch.device:

@@ -53,6 +53,8 @@ MISTAKES = [
         ["training.digits.batchsize", "did you mean 'batch_size'", "is missing"],
     ),
     (_set("sampling", "digits", "temperature", value=1.1), ["sampling.digits.temperature"]),
+    (_set("ddo", value={"mar-xl": {}}), ["ddo has the size 'mar-xl'", "mar-l"]),
+    (_set("ddo", value={"ar-64": {"share": 2}}), ["ddo.ar-64.share"]),
     (_set("models", "digits", "patch_sizes", value=[8, 3, 1]), ["8", "multiple", "3"]),
     (_set("models", "digits", "patch_sizes", value=[8, 2]), ["down to the pixel"]),
     (_set("models", "digits", "heads", value=[5, 2, 1]), ["heads 5", "width 128"]),

@@ -20,6 +20,7 @@ from flows.nightly import nightly_evaluation
 from flows.prepare import prepare_data
 from flows.sweep import sweep_guidance
 from flows.train import train_fractal
+from flows.tune_ddo import tune_ddo
 from fractal_model.common.errors import FractalError
 from fractal_model.config.params import Params, load_params
 from fractal_model.data.sources.registered import Registered, update_registered
@@ -63,7 +64,10 @@ def test_every_size_is_trained_evaluated_and_swept():
     by_name = _by_name(params)
     for name in params.models:
         recipe = params.training[name]
-        for entrypoint in (deployments.TRAIN, deployments.EVALUATE, deployments.SWEEP):
+        is_ar = set(params.models[name].generators) == {"ar"}
+        assert ((deployments.TUNE, name) in by_name) == is_ar
+        of_size = (deployments.TRAIN, deployments.EVALUATE, deployments.SWEEP)
+        for entrypoint in (*of_size, deployments.TUNE) if is_ar else of_size:
             deployment = by_name.pop((entrypoint, name))
             assert deployment.parameters == {"size": name}
             assert {"fractal", recipe.dataset} < set(deployment.tags)
@@ -144,7 +148,8 @@ def test_each_registered_data_set_has_a_deployment(project):
 
 
 def _parameters() -> Iterator[tuple[str, str, dict]]:
-    for flow in (train_fractal, evaluate_fractal, nightly_evaluation, sweep_guidance, prepare_data):
+    flows = (train_fractal, evaluate_fractal, nightly_evaluation, sweep_guidance, prepare_data)
+    for flow in (*flows, tune_ddo):
         for name, schema in parameter_schema(flow.fn).model_dump()["properties"].items():
             yield flow.name, name, schema
 

@@ -17,7 +17,7 @@ MADE_LATER = ("data/", "outputs/", "prefect.toml", "best/")
 """Results, and what servers and trainings write."""
 NO_FILES = (
     # deployments and a block of Prefect
-    *("train-fractal/", "evaluate-fractal/", "sweep-guidance/", "nightly-evaluation/"),
+    *("train-fractal/", "evaluate-fractal/", "sweep-guidance/", "tune-ddo/", "nightly-evaluation/"),
     *("prepare-data/", "slack-webhook/"),
     # repositories of the Hugging Face hub, folders of somebody's images, Kubernetes, networks
     "USER/",

@@ -12,9 +12,10 @@ from fractal_model.common.errors import FractalError
 from fractal_model.config.model import ModelConfig
 from fractal_model.config.params import Size, load_params
 from fractal_model.model.fractal import FractalModel
+from fractal_model.model.likelihood import pass_bits
 from fractal_model.model.weights import weights_checksum
 from fractal_model.training.start import Start, adapt_classes, read_start
-from tests.support import tiny_config, tiny_model
+from tests.support import random_images, tiny_config, tiny_model
 from tests.support.params import SHIPPED
 
 NAMES = ("cat", "dog", "hen", "owl")
@@ -85,6 +86,15 @@ def test_without_names_only_as_many_classes_keep_their_embeddings(tmp_path, coun
     assert (start.classes, start.new_classes) == (count, new)
     kept = start.model.class_embedding.weight.equal(parent.class_embedding.weight[:count])
     assert kept == (new == 0)
+
+
+@pytest.mark.parametrize("kind", ["ar", "mar"])
+def test_the_adapted_model_computes_as_its_parent(kind):
+    parent = tiny_model(kind)
+    adapted = adapt_classes(parent, parent.config, 0)
+    images, labels = random_images(3, 4), torch.tensor([0, 1, 2])
+    bits = [pass_bits(m, images, [0, 1, 2], passes=2, labels=labels) for m in (parent, adapted)]
+    assert bits[0].equal(bits[1])
 
 
 def test_random_weights_are_no_start(tmp_path, parent):
