@@ -65,12 +65,12 @@ class CompiledPixels:
         for each network: R for each branch. `uniforms` (R, T, 3) are random numbers. `guidance`
         (R,) is the guidance of each patch, None without guidance."""
         guides = None if guidance is None else guidance[:, None].contiguous()
-        inputs = uniforms, guides, *(c.values_NCD for c in conditions)
+        values = [c.values_NCD for c in conditions]
         if uniforms.device.type != "cuda":
-            return self._sample_pixels(*inputs)
+            return self._sample_pixels(uniforms, guides, *values)
         modules = [*self._levels, *(network.pixel for network in self._networks)]
         weights = chain.from_iterable(module.parameters() for module in modules)
-        return self._graphs(self._sample_pixels, *inputs, weights=weights)
+        return self._graphs(self._sample_pixels, uniforms, guides, *values, weights=weights)
 
     def _sample_pixels(
         self, uniforms: Tensor, guides: Tensor | None, *conditions: Tensor
