@@ -51,10 +51,11 @@ def run_study(
                     else:
                         failures.append(f"{trial.name}: {result}")
                         say(f"failed: {failures[-1]}")
-        comparison = compare_variants(rows, list(study.recipes))
         if rows:
             write_rows(table, rows)
+            rows = read_rows(table)  # The page must follow from the digits in the file.
             write_page(folder / f"{name}.md", name, study, rows)
+    comparison = compare_variants(rows, list(study.recipes))
     if failures:
         failed = count_of(len(failures), "trial")
         raise FractalError(f"{failed} of {name} failed, the first one is {failures[0]}")
