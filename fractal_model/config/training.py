@@ -157,7 +157,8 @@ class TrainingConfig(StrictModel):
     """Largest number of restarts from the last checkpoint after workers fail; −1: no limit."""
     stall_seconds: Positive
     """Seconds after which a worker is stopped because it does not answer, or because other workers
-    wait for its gradients. Give more than the first step takes, which includes compilation."""
+    wait for its gradients. A worker that hangs while none waits, as a single one may, is stopped
+    after half as long again. Give more than the first step takes, which includes compilation."""
     non_finite: Literal["skip", "roll-back", "stop"]
     """What happens after a batch with a loss or gradient that is not finite. `skip`: leave out the
     batch. `roll-back`: also return to the last checkpoint. `stop`: end the training."""

@@ -212,7 +212,7 @@ def test_a_worker_that_is_killed_while_it_measures_measures_again(
 def test_workers_that_hang_in_each_validation_train_on_without(
     new_run, undisturbed, by_workers, tmp_path
 ):
-    """A rank hangs twice; then the run is not validated any more and says so once."""
+    """All ranks hang twice; then the run is not validated any more and says so once."""
 
     def worker(config):
         def hang(*_):

@@ -75,6 +75,31 @@ def test_a_worker_that_hangs_is_replaced_after_stall_seconds(new_run, straight, 
 
 
 @pytest.mark.faults
+def test_a_single_worker_that_hangs_is_replaced_too(new_run, tmp_path):
+    """Nobody waits for it, so it has to notice this itself."""
+    hung = tmp_path / "hung"
+
+    def worker(config):
+        original = Trainer._backward
+
+        def backward(trainer, *arguments):
+            if trainer.position == IMAGES + BATCH and not hung.exists():
+                hung.touch()
+                time.sleep(600)
+            return original(trainer, *arguments)
+
+        Trainer._backward = backward
+        train_worker(config)
+
+    alone = {"workers": 1, "min_workers": 1, "max_failures": 1, "epochs": 2}
+    straight = new_run("straight", **alone).train()
+    started = time.monotonic()
+    assert_equal(new_run(**alone).train(worker=worker), straight)
+    assert hung.exists()
+    assert time.monotonic() - started < 300
+
+
+@pytest.mark.faults
 def test_the_last_checkpoints_are_kept_undamaged(straight_run):
     last = sorted(path for path in straight_run.folder.glob("checkpoint_*") if path.is_dir())
     assert len(last) == 2

@@ -25,6 +25,7 @@ from fractal_model.training.efficiency import peak_gflops
 from fractal_model.training.job import START_FOLDER, Stopped, TrainingJob
 from fractal_model.training.meter import Meter
 from fractal_model.training.ray_train.early_stop import EarlyStop
+from fractal_model.training.ray_train.own_deadline import OwnDeadline
 from fractal_model.training.ray_train.stored import (
     load_newest_undamaged,
     load_on_all_ranks,
@@ -82,6 +83,7 @@ class _Worker:
             peak_gflops=None if operations is None else peak_gflops(device, job.recipe.precision),
         )
         self._upload: Upload | None = None
+        self._deadline = OwnDeadline(job.recipe.stall_seconds)
         self._remove_leftovers()
         self._resume(ray.train.get_checkpoint())
         self._steps_per_checkpoint = self._steps_of(job.recipe.checkpoint_every_epochs)
@@ -123,7 +125,8 @@ class _Worker:
     def run(self) -> None:
         while self._trainer.position < self._trainer.end_position and not self._early_stop.is_due:
             try:
-                self._train()
+                with self._deadline.hold():
+                    self._train()
             except NotFiniteError as error:
                 self._recover(error)
 
@@ -142,6 +145,7 @@ class _Worker:
             end_position=trainer.end_position,
         )
         for batch in self._meter.time_loading(loader):
+            self._deadline.renew()
             if trainer.position in self._skipped:
                 trainer.skip_batch()
             else:
@@ -155,13 +159,16 @@ class _Worker:
                 with self._meter.pause():
                     order: Order = False
                     if validate:
+                        self._deadline.renew()
                         self._decide_early_stop()
                         order = self._validation.take(is_last=is_last or self._early_stop.is_due)
+                    self._deadline.lift()  # An earlier checkpoint's upload may take its time.
                     self._report_checkpoint(order)
                 if self._early_stop.is_due:
                     return
             elif is_log_step:
                 self._report_metrics()
+            self._deadline.renew()  # for the next batch
 
     def _steps_of(self, epochs: int) -> int:
         return self._job.recipe.steps(epochs, len(self._split))
