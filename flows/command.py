@@ -10,10 +10,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import psutil
 import typer
 from prefect import Flow
 from prefect.utilities.callables import parameter_docstrings
@@ -40,9 +41,14 @@ ParamsOption = Annotated[
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
-    """Stop the run at Ctrl-C. The signal also ends this run's own Prefect server. Prefect would try
-    to reach it for minutes, so the process ends after `GRACE_SECONDS` at the latest."""
+    """Stop the run at Ctrl-C, and its own Prefect server, which the signal does not reach if it was
+    sent to this process alone. Prefect would try to reach the server for minutes, so the process
+    ends after `GRACE_SECONDS` at the latest."""
     logging.disable(logging.CRITICAL)
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # It ended in the meantime.
+            if any("prefect.server" in word for word in child.cmdline()):
+                child.send_signal(signal.SIGINT)
     print(f"stopping, in at most {GRACE_SECONDS:.0f} s …", file=sys.stderr, flush=True)
     timer = threading.Timer(GRACE_SECONDS, exit_interrupted)
     timer.daemon = True

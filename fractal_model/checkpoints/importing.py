@@ -116,7 +116,7 @@ def import_published(
 def require_published_layers(size: Size) -> None:
     """Raise FractalError if the size's levels have what no published checkpoint has, before
     anything is downloaded."""
-    if any(part.qk_norm for part in (*size.model.levels, size.model.pixel)):
+    if size.model.pixel.qk_norm or any(level.qk_norm for level in size.model.levels):
         raise FractalError(
             f"the size {size.name} normalises queries and keys, but no published checkpoint has "
             f"scales for it: set models.{size.name}.qk_norm to false"

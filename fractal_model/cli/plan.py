@@ -59,7 +59,7 @@ def plan(
         gpus=named_size.training.workers if gpus is None else gpus,
         splits=planning.dataset_splits(settings, named_size.training.dataset, images),
         batch_size=batch_size,
-        guide=guide and guide.model.config,
+        guide=None if guide is None else guide.model.config,
         **{name: value for name, value in shares.items() if value is not None},
     )
     for table in (_operations(costs), _paper(costs), _memory(costs), _totals(costs)):

@@ -214,7 +214,7 @@ assert images[0] == images[2] != images[1]
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("how", ["killed, newest damaged", "killed", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["killed, newest damaged", "killed", "Ctrl-C", "SIGINT alone"])
 def test_a_stopped_training_continues_and_ends_with_the_same_weights(project, tmp_path, how):
     """It is stopped after its first checkpoints, then started again unchanged."""
     again = make_project(tmp_path / "killed", small_params())
@@ -231,20 +231,22 @@ def test_a_stopped_training_continues_and_ends_with_the_same_weights(project, tm
     while len(_checkpoints(again.outputs)) < needed and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
-    if how == "Ctrl-C":
+    family = psutil.Process(process.pid).children(recursive=True)
+    if how == "Ctrl-C":  # A terminal sends it to all processes of the command.
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+    elif how == "SIGINT alone":
+        process.send_signal(signal.SIGINT)
     else:
-        family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGKILL)  # The server that it started ends too.
         if how == "killed":  # as if the machine was lost; else workers run for some seconds
             for worker in family:
                 with suppress(psutil.NoSuchProcess):
                     worker.kill()
-        process.wait()
-        while any(map(_is_alive, family)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    status = process.wait(timeout=60)
+    assert status == (-signal.SIGKILL if "killed" in how else 130)
+    while any(map(_is_alive, family)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert _position(_checkpoints(again.outputs)[0]) < 3 * 1757
     if how == "killed, newest damaged":
         newest = _checkpoints(again.outputs)[-1] / "model.safetensors"
