@@ -39,11 +39,12 @@ def tune_ddo(
     params_file: Path = DEFAULT_FILE,
     set: list[str] | None = None,
 ) -> str:
-    """Fine-tune a model by direct discriminative optimisation and register the result. Return its
-    version of `fractal-<size>`.
+    """Fine-tune an AR model with its own samples and register the result. Return its version of
+    `fractal-<size>`.
 
-    In rounds, the model is trained to tell real images from samples of a frozen copy of itself, by
-    the likelihood ratio of the two. It needs exact likelihoods, so all levels have to be AR.
+    This is direct discriminative optimisation. In rounds, the model is trained to tell real images
+    from samples of a frozen copy of itself, by the likelihood ratio of the two. It needs exact
+    likelihoods.
 
     Args:
         size: Name of a size in params.yaml; its section `ddo` has the settings of the rounds.

@@ -119,7 +119,7 @@ BOX = ("--box", "0,0,2,2")
         ((*BOX, "--logit-scale", "0"), "logit_scale"),
         ((*BOX, "--iterations", "3"), "has 1 number, expected 2"),
         ((*BOX, "--iterations", "9,1"), "iterations is 9 for the level"),
-        ((*BOX, "--order", "spiral"), "neither random, raster, centre-out nor a file"),
+        ((*BOX, "--order", "spiral"), "neither random, raster, centre-out, halton nor a file"),
         ((*BOX, "--classes", "9"), "class '9' is unknown"),
         ((*BOX, "--seed", "4294967296"), "seed 4294967296 with 1 image .* 0 … 4294967295"),
         ((*BOX, "--seed", "-1"), "seed -1 with 1 image is"),
