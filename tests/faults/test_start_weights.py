@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from fractal_model.checkpoints.checkpoint import Progress, save_checkpoint
@@ -35,6 +37,16 @@ def started_run(new_run):
     return make
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in this process with one thread, as a worker with one CPU does: sums in another order
+    are not equal to the bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def train_here(run: Run, first: dict[str, Tensor], bad: int | None = None) -> dict[str, Tensor]:
     """Train in this process from the weights `first`, without the batch at the position `bad`."""
     recipe, split = run.job.recipe, open_prepared(run.job.data, "train")
@@ -55,7 +67,7 @@ def train_here(run: Run, first: dict[str, Tensor], bad: int | None = None) -> di
     return trainer.model.state_dict()
 
 
-def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(started_run, cluster):
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(started_run, cluster, one_thread):
     run, first = started_run(max_failures=3)
     killer = run.when(2 * IMAGES, lambda: training_workers()[0].send_signal(signal.SIGKILL))
     weights = run.train()
@@ -63,7 +75,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(started_run, c
     assert_equal(weights, train_here(run, first))
 
 
-def test_a_roll_back_to_the_beginning_returns_to_the_first_weights(started_run, cluster):
+def test_a_roll_back_to_the_beginning_returns_to_the_first_weights(
+    started_run, cluster, one_thread
+):
     def worker(config):
         original = Trainer._backward
 
