@@ -42,6 +42,7 @@ def make_job(folder: Path, epochs: int, validate_every: int, preview_every: int)
     validation = recipe.validation.model_copy(update={"preview_every": preview_every})
     changes = {
         "epochs": epochs,
+        "warmup_epochs": min(recipe.warmup_epochs, epochs),
         "validate_every_epochs": validate_every,
         "validation": validation,
     }
