@@ -84,7 +84,7 @@ test-services: $(INSTALLED) ## test with the real servers (5 to 30 minutes)
 	$(RUN) $(PYTEST) -m services
 
 test-scale: $(INSTALLED) ## test 32 workers on 4 simulated machines, one of them lost
-	$(RUN) $(PYTEST) -m scale
+	$(RUN) $(PYTEST) tests/scale -m scale
 
 test-pages: $(INSTALLED) ## test the pages of MLflow and Prefect in Chromium (about 9 minutes)
 	$(RUN) $(PYTEST) -m pages
