@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import DeploymentApplyError, RunnerDeployment
 from prefect.events import DeploymentEventTrigger
@@ -223,12 +223,10 @@ def _apply(
 def _remove_others(client: SyncPrefectClient, names: list[str], storage: LocalStorage) -> list[str]:
     """Remove the deployments that an earlier call made from this folder and that are not in
     `names`; return the names of the removed deployments."""
-    # The last size with AR levels only may be gone, and with it the only tuning.
-    flow_names = sorted({"tune-ddo", *(name.partition("/")[0] for name in names)})
-    flow_filter = FlowFilter(name=FlowFilterName(any_=flow_names))
-    flows = {flow.id: flow.name for flow in client.read_flows(flow_filter=flow_filter)}
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[WORK_POOL]))
+    flows = {flow.id: flow.name for flow in client.read_flows(work_pool_filter=pool)}
     removed = []
-    for stored in client.read_deployments(flow_filter=flow_filter):
+    for stored in client.read_deployments(work_pool_filter=pool):
         name = f"{flows[stored.flow_id]}/{stored.name}"
         # A deployment that a person added does not have the name of its size or data set.
         is_ours = stored.name in stored.parameters.values()

@@ -92,7 +92,7 @@ class _Sweep:
         self._settings = sweep.settings(size.serving)
 
         @lru_cache(maxsize=1)  # Settings with equal weights follow each other.
-        def models(weights: str) -> FractalModel:
+        def build_model(weights: str) -> FractalModel:
             model = load_checkpoint(version.checkpoint).build_model(weights)
             model.guide = guide
             return model
@@ -101,11 +101,11 @@ class _Sweep:
         protocol = inputs.protocol(size.evaluation, sampling=size.sampling)
         self._rungs = _plan(size, sweep)
         weights = dict.fromkeys(setting.weights for setting in self._settings)
-        checksums = [computation_fingerprint(models(name)) for name in weights]
+        checksums = [computation_fingerprint(build_model(name)) for name in weights]
         self._fingerprint = fingerprint(sweep, protocol, *checksums)
         folder = params.paths.outputs / "sweeps" / f"{size.name}-{self._fingerprint[:12]}"
         workers = split_over_workers(size.evaluation.workers, inputs.files)
-        self._previews = Previews(models, size, inputs, folder, workers)
+        self._previews = Previews(build_model, size, inputs, folder, workers)
 
     def run(self) -> dict[str, float]:
         """Search the best setting and evaluate it. Return its guidance and logit scale, and its

@@ -51,7 +51,7 @@ class Example(NamedTuple):
     """Pixels: uint8 (3, H, W)."""
     label: int
     index: int  # type: ignore[assignment]  # It hides a method of tuple.
-    """Position of the image in the split."""
+    """Position of the image in the whole split."""
 
 
 class PreparedSplit(torch.utils.data.Dataset[Example]):
@@ -78,7 +78,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
 
     def select(self, rows: np.ndarray) -> PreparedSplit:
         """Return the part of the whole split that has the images at the positions `rows`, in their
-        order, int64 (n,). Its images are counted from 0."""
+        order, int64 (n,)."""
         return PreparedSplit(store=self.store, name=self.name, manifest=self.manifest, rows=rows)
 
     def __getstate__(self) -> dict[str, object]:
@@ -124,7 +124,7 @@ class PreparedSplit(torch.utils.data.Dataset[Example]):
         encoded, label = shard.row(row - int(self._starts[number]))
         image = self._decode(encoded, row)
         self._count_touched(shard, len(encoded))
-        return Example(image, label, index)
+        return Example(image, label, row)
 
     def _count_touched(self, shard: _Shard, encoded_bytes: int) -> None:
         """Count the memory that reading an image of `shard` has mapped, because it stays in use. If

@@ -99,7 +99,7 @@ def _require_different(trials: Sequence[Trial]) -> None:
 def _known_rows(trials: Sequence[Trial], rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Return the rows that are results of the trials, in their order and under their present
     names."""
-    found = [(trial, _find(trial, rows)) for trial in trials]
+    results = [(trial, _find(trial, rows)) for trial in trials]
     return [
         row.model_copy(
             update={
@@ -107,7 +107,7 @@ def _known_rows(trials: Sequence[Trial], rows: Sequence[TrialRow]) -> list[Trial
                 "metrics": {name: row.metrics[name] for name in trial.metrics},
             }
         )
-        for trial, row in found
+        for trial, row in results
         if row is not None
     ]
 

@@ -60,7 +60,7 @@ def test_halton_order_has_each_patch_once(grid):
 
 
 def test_the_first_patches_of_halton_order_are_spread_evenly():
-    """Of the first 16 patches of 256, each quarter of the image has about 4."""
+    """Each quarter of the image has about 4 of the first 16 patches."""
     quarters = [(number // 16 // 8, number % 16 // 8) for number in halton_order(16)[:16]]
     assert all(3 <= quarters.count((row, column)) <= 5 for row in (0, 1) for column in (0, 1))
 
